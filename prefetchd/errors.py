@@ -1,0 +1,59 @@
+"""The exceptions that users can catch: one family under `PrefetchdError`.
+
+Every message is one line in the form *cannot X: Y (the numbers); do Z*. The classes cross the socket by name
+(`error_from_name`), never as pickled objects, so that a consumer raises what the daemon met.
+"""
+
+from __future__ import annotations
+
+
+class PrefetchdError(Exception):
+    """Base class of everything that prefetchd raises on purpose."""
+
+
+class ConfigError(PrefetchdError):
+    """An option is unknown, malformed, or contradicts another option or the daemon attached to."""
+
+
+class ManifestError(PrefetchdError):
+    """The manifest cannot be read, has a bad line, is empty, or changed on disk while it was served."""
+
+
+class SampleError(PrefetchdError):
+    """A sample cannot be read or decoded, and the policy (`on_error="raise"`) does not pass over it."""
+
+
+class BudgetError(PrefetchdError):
+    """The memory budget cannot hold the work; the message names the smallest budget that can."""
+
+
+class DaemonNotFound(PrefetchdError):  # noqa: N818 - the public name that users know from the documentation
+    """No daemon of that name answered within the time-out, or it is another user's."""
+
+
+class DaemonLost(PrefetchdError):  # noqa: N818
+    """The daemon that served this loader ended. Arrays already delivered stay valid."""
+
+
+class RingExhausted(PrefetchdError):  # noqa: N818
+    """The loop holds more batches than the ring can spare; the message says who holds what."""
+
+
+_BY_NAME: dict[str, type[PrefetchdError]] = {
+    cls.__name__: cls
+    for cls in (
+        PrefetchdError,
+        ConfigError,
+        ManifestError,
+        SampleError,
+        BudgetError,
+        DaemonNotFound,
+        DaemonLost,
+        RingExhausted,
+    )
+}
+
+
+def error_from_name(name: str, message: str) -> PrefetchdError:
+    """Return the exception of the class called `name` (or the base class if unknown) with `message`."""
+    return _BY_NAME.get(name, PrefetchdError)(message)
