@@ -1,0 +1,230 @@
+"""Turning a batch into tasks for readers, and their answers into a batch: chunks, retries, and the bad-sample policy.
+
+    Job (one slot, one batch) -> Chunk (some rows) -> reader -> Done(faults) -> retry | confirm | skip | substitute | fail
+
+A `Job` is done when no chunk is queued or out. What decides a batch's content is only which samples are bad:
+- a fault of the content that needs no fresh reader (a missing file) counts when it is seen twice;
+- one that does (a decoder's refusal) counts when it is seen again, alone, in a fresh reader;
+- a sample that takes its reader down while it is alone there, twice, is bad, if the decoder did it (SIGSEGV and the
+  like, an exit of its own); SIGKILL is the environment's doing;
+- what the environment does is tried again `ENVIRONMENT_TRIES` times and then fails the batch under any policy.
+Pure: it knows neither processes nor sockets.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from prefetchd.config import OnError
+from prefetchd.messages import Fault
+from prefetchd.slots import Slot
+
+ENVIRONMENT_TRIES = 4
+CRASH_TRIES = 2
+_MAX_SUBSTITUTES = 1000
+_DECODER_SIGNALS = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL})
+
+
+@dataclass(slots=True, eq=False)
+class Chunk:
+    """Some rows of a job for one reader.
+
+    Attributes:
+        job: the batch it belongs to.
+        rows: the rows to fill.
+        sample_id: the one sample to fill `rows[0]` with, or `None` to fill `rows` in the order's own sequence.
+        fresh: whether only a reader that has done nothing yet may take it.
+        compact: whether this is the closing task that moves the rows of `rows` together.
+    """
+
+    job: Job
+    rows: range | list[int]
+    sample_id: int | None = None
+    fresh: bool = False
+    compact: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """The making of one batch in one slot."""
+
+    slot: Slot
+    epoch: int
+    batch: int
+    n_rows: int
+    queued: deque[Chunk] = field(default_factory=deque)
+    out: int = 0
+    skipped: set[int] = field(default_factory=set)
+    substitutes: dict[int, int] = field(default_factory=dict)
+    failure: str | None = None
+    compacted: bool = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing of it is queued or out."""
+        return not self.queued and not self.out
+
+
+@dataclass(slots=True)
+class BadSample:
+    """A sample found bad: what the log and `status` say of it."""
+
+    sample_id: int
+    where: str
+    reason: str
+
+
+class Filler:
+    """Applies the policy to what the readers report; remembers which samples are bad."""
+
+    def __init__(
+        self,
+        policy: OnError,
+        n_samples: int,
+        sample_id_at: Callable[[Job, int], int],
+        on_bad: Callable[[BadSample], None],
+    ) -> None:
+        self._policy = policy
+        self._n_samples = n_samples
+        self._sample_id_at = sample_id_at
+        self._on_bad = on_bad
+        self.bad: dict[int, BadSample] = {}
+        self._seen: dict[int, int] = {}  # content faults of a sample not yet confirmed
+        self._environment: dict[tuple[int, int, int], int] = {}
+        self._crashes: dict[int, int] = {}
+
+    def start(self, slot: Slot, epoch: int, batch: int, n_rows: int, chunk_rows: int) -> Job:
+        """Return a job with its rows cut into chunks."""
+        job = Job(slot, epoch, batch, n_rows)
+        for first in range(0, n_rows, chunk_rows):
+            job.queued.append(Chunk(job, range(first, min(n_rows, first + chunk_rows))))
+        return job
+
+    def done(self, chunk: Chunk, faults: list[Fault]) -> None:
+        """A reader finished `chunk`, all rows but the faulty ones being right."""
+        chunk.job.out -= 1
+        if chunk.compact:
+            chunk.job.compacted = True
+        if chunk.sample_id is not None and not faults:
+            self._seen.pop(chunk.sample_id, None)
+            self._crashes.pop(chunk.sample_id, None)
+        for fault in faults:
+            self._fault(chunk, fault)
+        self._close(chunk.job)
+
+    def lost(self, chunk: Chunk, *, suspect: bool, exit_code: int) -> None:
+        """The reader that had `chunk` is gone; `suspect` if it was at work on it."""
+        job = chunk.job
+        job.out -= 1
+        if job.failure is not None:
+            return
+        if not suspect or chunk.compact:
+            job.queued.appendleft(chunk)
+        elif chunk.sample_id is None:
+            # Each row alone, so that a second crash names its sample.
+            for row in reversed(chunk.rows):
+                job.queued.appendleft(Chunk(job, [row], self._sample_id_at(job, row)))
+        else:
+            self._crashed_alone(chunk, chunk.sample_id, exit_code)
+        self._close(job)
+
+    # --- one fault
+
+    def _fault(self, chunk: Chunk, fault: Fault) -> None:
+        job = chunk.job
+        if job.failure is not None:
+            return
+        if not fault.content:
+            key = (job.epoch, job.batch, fault.row)
+            self._environment[key] = self._environment.get(key, 0) + 1
+            if self._environment[key] >= ENVIRONMENT_TRIES:
+                del self._environment[key]
+                self._fail(job, f"cannot read sample {fault.sample_id} ({fault.where}): {fault.reason}, "
+                                f"{ENVIRONMENT_TRIES} times; see to the machine, then start the epoch again")  # fmt: skip
+            else:
+                job.queued.append(Chunk(job, [fault.row], fault.sample_id))
+            return
+        seen = self._seen.get(fault.sample_id, 0) + 1
+        alone = chunk.sample_id is not None and (chunk.fresh or not fault.needs_fresh_reader)
+        if fault.sample_id in self.bad or (alone and seen > 1):
+            self._seen.pop(fault.sample_id, None)
+            self._bad(job, fault.row, BadSample(fault.sample_id, fault.where, fault.reason))
+        else:
+            self._seen[fault.sample_id] = seen
+            job.queued.append(Chunk(job, [fault.row], fault.sample_id, fresh=fault.needs_fresh_reader))
+
+    def _crashed_alone(self, chunk: Chunk, sample_id: int, exit_code: int) -> None:
+        job = chunk.job
+        crashes = self._crashes[sample_id] = self._crashes.get(sample_id, 0) + 1
+        decoder_did_it = exit_code >= 0 or -exit_code in _DECODER_SIGNALS
+        if decoder_did_it and crashes >= CRASH_TRIES:
+            del self._crashes[sample_id]
+            reason = f"it ends the reader that decodes it ({describe_exit(exit_code)}), {crashes} times alone"
+            self._bad(job, chunk.rows[0], BadSample(sample_id, "", reason))
+        elif crashes >= ENVIRONMENT_TRIES:
+            del self._crashes[sample_id]
+            self._fail(job, f"cannot read sample {sample_id}: its reader was ended {crashes} times "
+                            f"({describe_exit(exit_code)}); see what kills it (the kernel's log, memory), then start again")  # fmt: skip
+        else:
+            job.queued.appendleft(Chunk(job, chunk.rows, sample_id))
+
+    # --- the policy
+
+    def _bad(self, job: Job, row: int, sample: BadSample) -> None:
+        if sample.sample_id not in self.bad:
+            self.bad[sample.sample_id] = sample
+            self._on_bad(sample)
+        sample = self.bad[sample.sample_id]
+        where = f" ({sample.where})" if sample.where else ""
+        if self._policy == "raise":
+            self._fail(
+                job,
+                f"cannot use sample {sample.sample_id}{where}: {sample.reason}; "
+                "mend or remove it, or pass over bad samples with --on-error skip (or substitute)",
+            )
+        elif self._policy == "skip":
+            job.skipped.add(row)
+        else:
+            self._substitute(job, row, sample)
+
+    def _substitute(self, job: Job, row: int, sample: BadSample) -> None:
+        tried = job.substitutes[row] = job.substitutes.get(row, 0) + 1
+        candidate = (sample.sample_id + 1) % self._n_samples
+        while candidate in self.bad and tried < min(self._n_samples, _MAX_SUBSTITUTES):
+            candidate = (candidate + 1) % self._n_samples
+            tried = job.substitutes[row] = tried + 1
+        if tried >= min(self._n_samples, _MAX_SUBSTITUTES):
+            self._fail(
+                job,
+                f"cannot substitute sample {sample.sample_id}: the {tried} samples from there on are all bad; "
+                "check the manifest's paths and --root",
+            )
+        else:
+            job.queued.append(Chunk(job, [row], candidate))
+
+    def _fail(self, job: Job, text: str) -> None:
+        job.failure = text
+        job.queued.clear()
+
+    def _close(self, job: Job) -> None:
+        """When the last row is in and some were skipped, queue the task that closes the gaps."""
+        if not job.finished or job.failure is not None or not job.skipped or job.compacted:
+            return
+        kept = [row for row in range(job.n_rows) if row not in job.skipped]
+        if not kept or kept == list(range(len(kept))):
+            job.compacted = True
+        else:
+            job.queued.append(Chunk(job, kept, compact=True))
+
+
+def describe_exit(exit_code: int) -> str:
+    """Say how a process ended: `exit status 3`, `killed by SIGSEGV`."""
+    if exit_code >= 0:
+        return f"exit status {exit_code}"
+    try:
+        return f"killed by {signal.Signals(-exit_code).name}"
+    except ValueError:
+        return f"killed by signal {-exit_code}"

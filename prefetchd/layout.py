@@ -1,0 +1,122 @@
+"""The layout of one slot: where pixels, labels and sample ids of a batch lie. Pure.
+
+    | x: batch_size rows | y: batch_size labels | sample ids: batch_size int64 |
+    0                    ^ each part starts on a 64-byte boundary
+
+Readers write through `BatchLayout.views` of a writable mapping, consumers read through the same views of a read-only
+one. Both sides derive the layout from the same few numbers (`to_wire`), checked before any memory is taken for them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+ALIGNMENT_BYTES = 64
+PAGE_BYTES = 4096
+MAX_SLOT_BYTES = 1 << 40
+_SAMPLE_ID_BYTES = 8
+_ITEM_BYTES = {
+    "bool": 1, "uint8": 1, "int8": 1, "uint16": 2, "int16": 2, "float16": 2, "uint32": 4, "int32": 4,
+    "float32": 4, "uint64": 8, "int64": 8, "float64": 8, "complex64": 8, "complex128": 16,
+}  # fmt: skip
+
+
+def _aligned(n_bytes: int, to: int = ALIGNMENT_BYTES) -> int:
+    return -(-n_bytes // to) * to
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLayout:
+    """Shapes, dtypes and offsets of a batch of at most `batch_size` samples.
+
+    Attributes:
+        batch_size: rows in a full batch.
+        x_shape: shape of one sample, without the batch dimension.
+        x_dtype: numpy name of the samples' dtype.
+        y_shape: shape of one label; `()` for a scalar.
+        y_dtype: numpy name of the labels' dtype.
+    """
+
+    batch_size: int
+    x_shape: tuple[int, ...]
+    x_dtype: str
+    y_shape: tuple[int, ...]
+    y_dtype: str
+
+    def __post_init__(self) -> None:
+        for dtype in (self.x_dtype, self.y_dtype):
+            if dtype not in _ITEM_BYTES:
+                raise ValueError(f"unknown dtype {dtype!r}")
+        if self.batch_size < 1 or any(side < 0 for side in (*self.x_shape, *self.y_shape)):
+            raise ValueError(f"impossible shape {(self.batch_size, *self.x_shape)}, {self.y_shape}")
+        if self.slot_bytes > MAX_SLOT_BYTES:
+            raise ValueError(f"a slot of {self.slot_bytes} bytes is larger than {MAX_SLOT_BYTES}")
+
+    @property
+    def x_bytes(self) -> int:
+        """Bytes of the pixels of a full batch."""
+        return self.batch_size * math.prod(self.x_shape) * _ITEM_BYTES[self.x_dtype]
+
+    @property
+    def y_offset_bytes(self) -> int:
+        """Where the labels start."""
+        return _aligned(self.x_bytes)
+
+    @property
+    def ids_offset_bytes(self) -> int:
+        """Where the sample ids start."""
+        y_bytes = self.batch_size * math.prod(self.y_shape) * _ITEM_BYTES[self.y_dtype]
+        return _aligned(self.y_offset_bytes + y_bytes)
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of a whole slot, rounded up to pages."""
+        return _aligned(self.ids_offset_bytes + self.batch_size * _SAMPLE_ID_BYTES, PAGE_BYTES)
+
+    def views(
+        self, root: NDArray[np.uint8], rows: int
+    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
+        """Return x (rows, *x_shape), y (rows, *y_shape) and sample ids (rows,) int64 as views of `root`.
+
+        Args:
+            root: the slot's bytes, shape (slot_bytes,), uint8.
+            rows: how many samples the batch holds, 0 to `batch_size`.
+        """
+        x_row_bytes = self.x_bytes // self.batch_size
+        y_row_bytes = math.prod(self.y_shape) * _ITEM_BYTES[self.y_dtype]
+        x = root[: rows * x_row_bytes].view(self.x_dtype).reshape(rows, *self.x_shape)
+        y_start, ids_start = self.y_offset_bytes, self.ids_offset_bytes
+        y = root[y_start : y_start + rows * y_row_bytes].view(self.y_dtype).reshape(rows, *self.y_shape)
+        ids: NDArray[np.int64] = root[ids_start : ids_start + rows * _SAMPLE_ID_BYTES].view("int64")
+        return x, y, ids
+
+    def to_wire(self) -> dict[str, Any]:
+        """The layout as plain values; `layout_from_wire` is the inverse."""
+        return {
+            "batch_size": self.batch_size,
+            "x_shape": list(self.x_shape),
+            "x_dtype": self.x_dtype,
+            "y_shape": list(self.y_shape),
+            "y_dtype": self.y_dtype,
+        }
+
+
+def layout_from_wire(wire: dict[str, Any]) -> BatchLayout:
+    """Return the layout that `wire` describes.
+
+    Raises:
+        ValueError, KeyError or TypeError: if the values make no layout.
+    """
+    return BatchLayout(
+        batch_size=int(wire["batch_size"]),
+        x_shape=tuple(int(side) for side in wire["x_shape"]),
+        x_dtype=str(wire["x_dtype"]),
+        y_shape=tuple(int(side) for side in wire["y_shape"]),
+        y_dtype=str(wire["y_dtype"]),
+    )

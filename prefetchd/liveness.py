@@ -1,0 +1,81 @@
+"""Who is alive: the run lock of a named daemon, and processes by pidfd.
+
+A daemon is alive if and only if its lock file is locked (`flock`), whatever files lie about: a lock that can be taken
+belonged to a dead one. The kernel drops the lock with the process, so no clean-up can be forgotten.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+from pathlib import Path
+
+from prefetchd.names import DaemonPaths
+
+
+class RunLock:
+    """The right to be the daemon of a name; owns the lock file's descriptor."""
+
+    def __init__(self, fd: int, paths: DaemonPaths) -> None:
+        self._fd = fd
+        self._paths = paths
+
+    @classmethod
+    def acquire(cls, paths: DaemonPaths) -> RunLock | None:
+        """Take the lock, or return `None` if another process has it."""
+        while True:
+            fd = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(fd)
+                return None
+            # Between open and flock the last owner may have removed the file: then this lock guards nothing.
+            try:
+                if os.path.samestat(os.fstat(fd), os.stat(paths.lock)):
+                    break
+            except FileNotFoundError:
+                pass
+            os.close(fd)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        return cls(fd, paths)
+
+    def release(self) -> None:
+        """Remove the socket and the lock file, then give the lock up."""
+        self._paths.socket.unlink(missing_ok=True)
+        self._paths.lock.unlink(missing_ok=True)
+        os.close(self._fd)
+
+
+def lock_owner(lock: Path) -> int | None:
+    """Return the pid of the process that holds the lock at `lock`, or `None` if nobody does (0 if it is unknown)."""
+    try:
+        fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        text = os.pread(fd, 32, 0).strip()
+        return int(text) if text.isdigit() else 0
+    finally:
+        os.close(fd)
+    return None
+
+
+def process_state(pid: int) -> str:
+    """Return the kernel's one-letter state of a process (`T` is stopped), or `""` if there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b") ")[2][:1].decode()
+    except OSError:
+        return ""
+
+
+def is_over(pidfd: int) -> bool:
+    """Whether the process of `pidfd` has ended."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))

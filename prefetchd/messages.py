@@ -1,0 +1,300 @@
+"""The typed messages that cross processes, and their one codec: tagged MessagePack arrays, validated as they arrive.
+
+Nothing is pickled. Every message is one datagram of a `SOCK_SEQPACKET` socket, so there is no framing to get out of
+step; file descriptors travel beside the bytes (`control.send`, `control.receive`). There are three conversations, each
+with its own decoder, so that a consumer cannot speak a reader's lines: consumer and daemon, daemon and reader, daemon
+and zygote. `PROTOCOL` changes with any of the messages that a consumer sees.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+
+PROTOCOL = 1
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True):
+    """Base of every message."""
+
+
+# --- consumer to daemon
+
+
+class Attach(Message):
+    """The first line of a consumer: what it speaks, what it expects of the configuration, how many slots it needs."""
+
+    protocol: Count
+    version: str
+    options: dict[str, Any]
+    guaranteed_slots: Annotated[int, msgspec.Meta(ge=2, le=16)]
+
+
+class OpenCursor(Message):
+    """Serve from (epoch, step) as rank `rank` of `world_size`; replaces the connection's earlier cursor."""
+
+    serial: Count
+    epoch: Count
+    step: Count
+    rank: Count
+    world_size: Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+
+
+class CloseCursor(Message):
+    """The loop has ended; grants of this cursor that were not taken come back as `Release`."""
+
+    serial: Count
+
+
+class Want(Message):
+    """The loop waits for its next batch; `taken` is the last lease that it took (0 for none)."""
+
+    serial: Count
+    taken: Count
+
+
+class Release(Message):
+    """The last view of a lease died (it also tells the last lease taken, so that most loops need no `Want`)."""
+
+    lease: Count
+    taken: Count
+
+
+class AskStatus(Message):
+    """What `prefetchd status` sends instead of `Attach`."""
+
+    protocol: Count
+
+
+class AskStop(Message):
+    """What `prefetchd stop` sends instead of `Attach`."""
+
+    protocol: Count
+
+
+class Configure(Message):
+    """What the parent of a private daemon sends first: the whole configuration."""
+
+    options: dict[str, Any]
+
+
+# --- daemon to consumer
+
+
+class Attached(Message):
+    """The answer to `Attach`: everything a loader must know."""
+
+    version: str
+    pid: int
+    name: str
+    layout: dict[str, Any]
+    n_samples: Count
+    batches_per_epoch: Count
+    drop_last: bool
+    classes: list[str] | None
+    config: dict[str, Any]
+    config_digest: str
+    manifest_digest: str
+
+
+class SlotOpened(Message):
+    """A slot that grants may name from now on; its descriptor comes with the message."""
+
+    slot: Count
+    slot_bytes: Count
+
+
+class SlotClosed(Message):
+    """The daemon gave the slot up; the consumer drops its map once no view needs it."""
+
+    slot: Count
+
+
+class Granted(Message):
+    """A lease on a ready batch. `repeated` marks one that wrapped past the end of the epoch."""
+
+    serial: Count
+    lease: Count
+    slot: Count
+    epoch: Count
+    batch: Count
+    rows: Count
+    repeated: bool
+
+
+class Stalled(Message):
+    """No slot can be spared for this cursor's next batch; `holders` says who holds what."""
+
+    serial: Count
+    holders: str
+
+
+class Failed(Message):
+    """The cursor's next batch cannot be made, or the request cannot be met."""
+
+    serial: Count
+    error: str
+    text: str
+
+
+class Fatal(Message):
+    """The daemon refuses this consumer or is ending, and why."""
+
+    error: str
+    text: str
+
+
+class StatusReport(Message):
+    """The answer to `AskStatus`."""
+
+    report: dict[str, Any]
+
+
+class Stopping(Message):
+    """The answer to `AskStop`."""
+
+    pid: int
+
+
+# --- daemon to reader
+
+
+class Boot(Message):
+    """The first line to a reader: configuration, source handle and layout; the source's descriptors come along."""
+
+    config: dict[str, Any]
+    source: dict[str, Any]
+    layout: dict[str, Any]
+    allowance_bytes: Count
+
+
+class MapSlot(Message):
+    """A slot to write into; its descriptor comes with the message."""
+
+    slot: Count
+    slot_bytes: Count
+
+
+class UnmapSlot(Message):
+    """The slot is given up."""
+
+    slot: Count
+
+
+class Fill(Message):
+    """Fill rows `first_row` onwards of a batch, in the order's own sequence."""
+
+    task: Count
+    slot: Count
+    epoch: Count
+    batch: Count
+    first_row: Count
+    n_rows: Count
+
+
+class FillOne(Message):
+    """Fill one row with one named sample: a retry, a confirmation or a substitute."""
+
+    task: Count
+    slot: Count
+    epoch: Count
+    row: Count
+    sample_id: Count
+
+
+class Compact(Message):
+    """Close the gaps that skipped samples left: move the rows in `kept` to the front, in order."""
+
+    task: Count
+    slot: Count
+    kept: list[int]
+
+
+class MemoryGranted(Message):
+    """The answer to `NeedMemory`: go on."""
+
+
+class MemoryDenied(Message):
+    """The answer to `NeedMemory` where no budget can be made to fit: the reason."""
+
+    reason: str
+
+
+# --- reader to daemon
+
+
+class ReaderReady(Message):
+    """The reader has booted."""
+
+
+class Fault(msgspec.Struct, frozen=True, array_like=True):
+    """One row that could not be filled. `content` tells faults of the sample from those of the environment."""
+
+    row: int
+    sample_id: int
+    where: str
+    reason: str
+    content: bool
+    needs_fresh_reader: bool
+
+
+class Done(Message):
+    """A task's end, with the rows that failed and the processor time it took."""
+
+    task: Count
+    faults: list[Fault]
+
+
+class NeedMemory(Message):
+    """A decode needs more than the reader's allowance; it waits for the answer. 0 gives it back."""
+
+    n_bytes: Count
+
+
+class BootFailed(Message):
+    """The reader cannot work, and why."""
+
+    error: str
+    text: str
+
+
+# --- daemon and zygote
+
+
+class Spawn(Message):
+    """Fork a reader whose end of the socket comes with the message."""
+
+    reader: Count
+
+
+class Spawned(Message):
+    """The reader's pid; a pidfd comes with the message."""
+
+    reader: Count
+    pid: int
+
+
+class Exited(Message):
+    """A reader ended: its exit code, or minus the signal."""
+
+    reader: Count
+    exit_code: int
+
+
+ToDaemon = Attach | OpenCursor | CloseCursor | Want | Release | AskStatus | AskStop | Configure
+ToConsumer = Attached | SlotOpened | SlotClosed | Granted | Stalled | Failed | Fatal | StatusReport | Stopping
+ToReader = Boot | MapSlot | UnmapSlot | Fill | FillOne | Compact | MemoryGranted | MemoryDenied
+FromReader = ReaderReady | Done | NeedMemory | BootFailed
+FromZygote = Spawned | Exited
+
+_encoder = msgspec.msgpack.Encoder()
+encode = _encoder.encode
+decode_to_daemon = msgspec.msgpack.Decoder(ToDaemon).decode
+decode_to_consumer = msgspec.msgpack.Decoder(ToConsumer).decode
+decode_to_reader = msgspec.msgpack.Decoder(ToReader).decode
+decode_from_reader = msgspec.msgpack.Decoder(FromReader).decode
+decode_to_zygote = msgspec.msgpack.Decoder(Spawn).decode
+decode_from_zygote = msgspec.msgpack.Decoder(FromZygote).decode
+DecodeError = msgspec.MsgspecError

@@ -1,0 +1,60 @@
+"""Names in the file system: the run directory, socket and lock of a daemon. Built and parsed here only.
+
+The run directory is `$XDG_RUNTIME_DIR/prefetchd`, or `prefetchd-UID` in the temporary folder, mode 0700 and owned by
+the user; anything else there is refused, so that nobody can lay a socket in our way.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefetchd.errors import ConfigError
+
+_SUN_PATH_BYTES = 107
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonPaths:
+    """Where the daemon called `name` can be found."""
+
+    name: str
+    socket: Path
+    lock: Path
+
+
+def daemon_paths(name: str, *, create: bool = False) -> DaemonPaths:
+    """Return the paths of the daemon called `name`; with `create`, make the run directory.
+
+    Raises:
+        ConfigError: if the directory cannot be made, is not the user's alone, or its path is too long for a socket.
+    """
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if runtime and Path(runtime).is_dir() and os.access(runtime, os.W_OK):
+        directory = Path(runtime) / "prefetchd"
+    else:
+        directory = Path(tempfile.gettempdir()) / f"prefetchd-{os.getuid()}"
+    if create:
+        try:
+            directory.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot make the run directory {directory}: {error.strerror}; set XDG_RUNTIME_DIR to a writable folder"
+            ) from None
+    if directory.exists():
+        state = directory.lstat()
+        if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid() or state.st_mode & 0o077:
+            raise ConfigError(
+                f"cannot use the run directory {directory}: it must be a directory of yours with mode 0700; "
+                "remove it, or set XDG_RUNTIME_DIR"
+            )
+    paths = DaemonPaths(name, directory / f"{name}.sock", directory / f"{name}.lock")
+    if len(os.fsencode(paths.socket)) > _SUN_PATH_BYTES:
+        raise ConfigError(
+            f"cannot use the socket {paths.socket}: its path is longer than {_SUN_PATH_BYTES} bytes; "
+            "choose a shorter --name or set XDG_RUNTIME_DIR to a shorter folder"
+        )
+    return paths

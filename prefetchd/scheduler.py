@@ -1,0 +1,135 @@
+"""Which batch to fill next, into which slot, and who may have a lease. Pure, so that it can be tested by the million.
+
+The ring is a cache of the sequence of batches whose future is known, so the rule is Belady's (IBM Systems Journal 5,
+1966): what is needed soonest by any cursor is filled first, and what is needed last is given up first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from prefetchd.order import Shard
+from prefetchd.slots import Content, Key, Ring, Slot
+
+
+@dataclass(slots=True)
+class Cursor:
+    """Where one consumer is: the next batch that it has not been granted yet.
+
+    Attributes:
+        consumer: the consumer's number.
+        serial: the consumer's name for this cursor; a later `iter()` has another.
+        shard: which batches of an epoch it sees.
+        epoch: the epoch of the next batch.
+        step: the step, in its shard, of the next batch.
+        untaken: leases granted ahead that the loop has not asked for yet.
+        waiting: whether the loop is blocked, waiting for the next batch.
+        guaranteed_slots: how many slots it may hold whatever the others do.
+        open: whether the loop goes on; a closed cursor only shows where the next epoch would start.
+    """
+
+    consumer: int
+    serial: int
+    shard: Shard
+    epoch: int
+    step: int
+    guaranteed_slots: int = 2
+    untaken: int = 0
+    waiting: bool = False
+    open: bool = True
+
+    @property
+    def at_end(self) -> bool:
+        """Whether every batch of the epoch has been granted."""
+        return self.step >= self.shard.steps
+
+    def upcoming(self, horizon: int) -> Iterator[Key]:
+        """Yield the next `horizon` batches in the order of need, running on into the next epoch."""
+        epoch, step = self.epoch, self.step
+        if not self.shard.steps:
+            return
+        for _ in range(horizon):
+            if step >= self.shard.steps:
+                epoch, step = epoch + 1, 0
+            yield epoch, self.shard.batch(step)[0]
+            step += 1
+
+
+@dataclass(frozen=True, slots=True)
+class FillPlan:
+    """Fill `slot` with the batch `key`."""
+
+    slot: Slot
+    key: Key
+
+
+def next_fill(ring: Ring, cursors: Sequence[Cursor], unmakeable: Iterable[Key] = ()) -> FillPlan | None:
+    """Return the fill to begin next, or `None` if everything that fits is there or on its way.
+
+    Batches in `unmakeable` are known to fail and are passed over.
+    """
+    horizon = len(ring.slots)
+    need: dict[Key, int] = {}
+    for cursor in cursors:
+        for distance, key in enumerate(cursor.upcoming(horizon)):
+            if need.get(key, horizon) > distance:
+                need[key] = distance
+    skip = set(unmakeable)
+    wanted = min(
+        ((distance, key) for key, distance in need.items() if key not in skip and ring.find(key) is None),
+        default=None,
+    )
+    if wanted is None:
+        return None
+    distance, key = wanted
+    victim, victim_distance = None, distance
+    for slot in ring.slots.values():
+        if not slot.reusable:
+            continue
+        if slot.key is None:
+            return FillPlan(slot, key)
+        slot_distance = need.get(slot.key, horizon)
+        if slot_distance > victim_distance:
+            victim, victim_distance = slot, slot_distance
+    return FillPlan(victim, key) if victim is not None else None
+
+
+def may_grant(ring: Ring, cursor: Cursor, cursors: Sequence[Cursor], slot: Slot) -> bool:
+    """Whether `cursor` may be given a lease on the READY `slot` now.
+
+    A slot that somebody holds already costs nothing more. A new pin must leave the other cursors what they are
+    guaranteed; one beyond the cursor's own guarantee must besides leave a slot for the readers to fill.
+    """
+    if slot.leases:
+        return True
+    held = ring.held_by(cursor.consumer)
+    spare_after = len(ring.slots) - ring.leased_slots - 1
+    reserved = sum(
+        max(0, other.guaranteed_slots - ring.held_by(other.consumer))
+        for other in cursors
+        if other is not cursor and other.open
+    )
+    if held < cursor.guaranteed_slots and (cursor.waiting or spare_after >= 1):
+        return cursor.waiting or spare_after >= reserved
+    return spare_after >= reserved + 1
+
+
+def fits_another(n_slots: int, cursors: Sequence[Cursor], guaranteed_slots: int) -> bool:
+    """Whether a ring of `n_slots` can promise `guaranteed_slots` to one more cursor.
+
+    Cursors that are served from the same slots count as one window.
+    """
+    windows: list[tuple[Key, int]] = []
+    for cursor in cursors:
+        key = (cursor.epoch, cursor.step)
+        if not any(other[0] == key[0] and abs(other[1] - key[1]) < n_slots for other, _ in windows):
+            windows.append((key, cursor.guaranteed_slots))
+    return sum(guaranteed for _, guaranteed in windows) + guaranteed_slots + 1 <= n_slots
+
+
+def ready_for(ring: Ring, cursor: Cursor) -> Slot | None:
+    """Return the slot with the cursor's next batch if it is READY."""
+    key = next(cursor.upcoming(1), None)
+    slot = ring.find(key) if key is not None and not cursor.at_end else None
+    return slot if slot is not None and slot.content is Content.READY else None

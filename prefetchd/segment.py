@@ -1,0 +1,120 @@
+"""Shared memory: the only module that creates segments and maps them.
+
+The daemon creates a segment for each slot, reserves all its pages at once (a full `/dev/shm` is an error now, not a
+SIGBUS later), removes its name at once, and passes the descriptor on. From then on the kernel frees the memory when the
+last descriptor and map are gone: no kill of any party leaves anything behind, and no consumer's exit can unlink a ring
+that is in use. Consumers get a descriptor that was opened for reading only, so they cannot write, nor truncate.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import secrets
+import sys
+from multiprocessing import shared_memory
+
+from prefetchd.errors import BudgetError
+from prefetchd.units import format_bytes
+
+_SHM_FOLDER = "/dev/shm"
+
+
+class Segment:
+    """Owns the descriptor of an unnamed segment of `n_bytes`, all of whose pages are reserved."""
+
+    def __init__(self, fd: int, n_bytes: int) -> None:
+        self.fd = fd
+        self.n_bytes = n_bytes
+
+    @classmethod
+    def create(cls, n_bytes: int) -> Segment:
+        """Make and reserve a segment: POSIX shared memory, or a memfd where `/dev/shm` has no room for it.
+
+        Raises:
+            BudgetError: if the machine cannot give `n_bytes`.
+        """
+        try:
+            return cls(_posix_segment(n_bytes), n_bytes)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.ENOENT, errno.EACCES, errno.EROFS):
+                raise
+        fd = os.memfd_create("prefetchd-slot", os.MFD_CLOEXEC)
+        try:
+            os.posix_fallocate(fd, 0, n_bytes)
+        except OSError as error:
+            os.close(fd)
+            raise BudgetError(
+                f"cannot reserve a slot: the machine has no {format_bytes(n_bytes)} of memory left ({error.strerror}); "
+                "lower --batch-size, --image-size or --memory-budget, or free memory"
+            ) from None
+        return cls(fd, n_bytes)
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Bytes of the pages that the segment occupies now."""
+        return os.fstat(self.fd).st_blocks * 512
+
+    def read_only_fd(self) -> int:
+        """Return a new descriptor, the caller's own, through which nothing can be written."""
+        return os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        """Drop the daemon's hold; maps of other processes live on."""
+        os.close(self.fd)
+
+
+def _posix_segment(n_bytes: int) -> int:
+    name = f"prefetchd-{os.getpid()}-{secrets.token_hex(4)}"
+    if sys.version_info >= (3, 13):
+        memory = shared_memory.SharedMemory(name, create=True, size=n_bytes, track=False)
+    else:
+        memory = shared_memory.SharedMemory(name, create=True, size=n_bytes)
+    try:
+        fd = os.open(f"{_SHM_FOLDER}/{name}", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            os.posix_fallocate(fd, 0, n_bytes)
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
+    finally:
+        memory.unlink()
+        memory.close()
+
+
+def map_writable(fd: int, n_bytes: int) -> mmap.mmap:
+    """Return a shared map for readers to write through."""
+    return mmap.mmap(fd, n_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+
+
+def map_read_only(fd: int, n_bytes: int) -> mmap.mmap:
+    """Return a shared map with its page table filled, that cannot be written and that forked children do not get.
+
+    Raises:
+        ValueError: if the segment is not `n_bytes` long.
+    """
+    _check_length(fd, n_bytes)
+    memory = mmap.mmap(fd, n_bytes, mmap.MAP_SHARED | mmap.MAP_POPULATE, mmap.PROT_READ)
+    memory.madvise(mmap.MADV_DONTFORK)
+    return memory
+
+
+def map_copy_on_write(fd: int, n_bytes: int) -> mmap.mmap:
+    """Return a private map: what is written stays with this process, until `drop_private_pages`."""
+    _check_length(fd, n_bytes)
+    memory = mmap.mmap(fd, n_bytes, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
+    memory.madvise(mmap.MADV_DONTFORK)
+    return memory
+
+
+def drop_private_pages(memory: mmap.mmap) -> None:
+    """Forget what was written to a copy-on-write map, so that it shows the segment again."""
+    memory.madvise(mmap.MADV_DONTNEED)
+
+
+def _check_length(fd: int, n_bytes: int) -> None:
+    length = os.fstat(fd).st_size
+    if length < n_bytes:
+        raise ValueError(f"the segment has {length} bytes, {n_bytes} were announced")

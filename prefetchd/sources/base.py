@@ -1,0 +1,62 @@
+"""The protocol between readers and sources."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from prefetchd.messages import Fault
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+ReserveMemory = Callable[[int], None]
+
+
+class Source(Protocol):
+    """A data set by random access. Opened and checked by the daemon, attached to by each reader."""
+
+    @property
+    def n_samples(self) -> int:
+        """Samples in the data set."""
+
+    @property
+    def digest(self) -> str:
+        """A digest of which samples there are, in which order, with which labels."""
+
+    @property
+    def content_digest(self) -> str:
+        """A digest of how a sample becomes pixels: the content options and the decoder's version."""
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Class names in the order of their numbers, where labels were text."""
+
+    @property
+    def x(self) -> tuple[tuple[int, ...], str]:
+        """Shape and dtype of one delivered sample."""
+
+    @property
+    def y(self) -> tuple[tuple[int, ...], str]:
+        """Shape and dtype of one delivered label."""
+
+    def check_unchanged(self) -> None:
+        """Raise `ManifestError` if the data set is no longer what was opened."""
+
+    def handle(self) -> tuple[dict[str, Any], list[int]]:
+        """Plain values and descriptors from which a reader attaches."""
+
+    def fill(
+        self,
+        sample_ids: Sequence[int],
+        rows: Sequence[int],
+        x: NDArray[Any],
+        y: NDArray[Any],
+        reserve: ReserveMemory,
+    ) -> list[Fault]:
+        """Write samples into rows of `x` and `y`; return those that failed.
+
+        `reserve(n_bytes)` must be called before working memory beyond the reader's allowance is taken, and
+        `reserve(0)` after it was given back.
+        """
