@@ -28,6 +28,14 @@ _MAX_SUBSTITUTES = 1000
 _DECODER_SIGNALS = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL})
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a batch cannot be made: the name of the error that its consumers get, and its text."""
+
+    error: str
+    text: str
+
+
 @dataclass(slots=True, eq=False)
 class Chunk:
     """Some rows of a job for one reader.
@@ -59,7 +67,7 @@ class Job:
     out: int = 0
     skipped: set[int] = field(default_factory=set)
     substitutes: dict[int, int] = field(default_factory=dict)
-    failure: str | None = None
+    failure: Failure | None = None
     compacted: bool = False
 
     @property
@@ -85,11 +93,13 @@ class Filler:
         policy: OnError,
         n_samples: int,
         sample_id_at: Callable[[Job, int], int],
+        where: Callable[[int], str],
         on_bad: Callable[[BadSample], None],
     ) -> None:
         self._policy = policy
         self._n_samples = n_samples
         self._sample_id_at = sample_id_at
+        self._where = where
         self._on_bad = on_bad
         self.bad: dict[int, BadSample] = {}
         self._seen: dict[int, int] = {}  # content faults of a sample not yet confirmed
@@ -142,7 +152,7 @@ class Filler:
             self._environment[key] = self._environment.get(key, 0) + 1
             if self._environment[key] >= ENVIRONMENT_TRIES:
                 del self._environment[key]
-                self._fail(job, f"cannot read sample {fault.sample_id} ({fault.where}): {fault.reason}, "
+                self.fail(job, f"cannot read sample {fault.sample_id} ({fault.where}): {fault.reason}, "
                                 f"{ENVIRONMENT_TRIES} times; see to the machine, then start the epoch again")  # fmt: skip
             else:
                 job.queued.append(Chunk(job, [fault.row], fault.sample_id))
@@ -163,10 +173,10 @@ class Filler:
         if decoder_did_it and crashes >= CRASH_TRIES:
             del self._crashes[sample_id]
             reason = f"it ends the reader that decodes it ({describe_exit(exit_code)}), {crashes} times alone"
-            self._bad(job, chunk.rows[0], BadSample(sample_id, "", reason))
+            self._bad(job, chunk.rows[0], BadSample(sample_id, self._where(sample_id), reason))
         elif crashes >= ENVIRONMENT_TRIES:
             del self._crashes[sample_id]
-            self._fail(job, f"cannot read sample {sample_id}: its reader was ended {crashes} times "
+            self.fail(job, f"cannot read sample {sample_id} ({self._where(sample_id)}): its reader was ended {crashes} times "
                             f"({describe_exit(exit_code)}); see what kills it (the kernel's log, memory), then start again")  # fmt: skip
         else:
             job.queued.appendleft(Chunk(job, chunk.rows, sample_id))
@@ -178,11 +188,10 @@ class Filler:
             self.bad[sample.sample_id] = sample
             self._on_bad(sample)
         sample = self.bad[sample.sample_id]
-        where = f" ({sample.where})" if sample.where else ""
         if self._policy == "raise":
-            self._fail(
+            self.fail(
                 job,
-                f"cannot use sample {sample.sample_id}{where}: {sample.reason}; "
+                f"cannot use sample {sample.sample_id} ({sample.where}): {sample.reason}; "
                 "mend or remove it, or pass over bad samples with --on-error skip (or substitute)",
             )
         elif self._policy == "skip":
@@ -197,7 +206,7 @@ class Filler:
             candidate = (candidate + 1) % self._n_samples
             tried = job.substitutes[row] = tried + 1
         if tried >= min(self._n_samples, _MAX_SUBSTITUTES):
-            self._fail(
+            self.fail(
                 job,
                 f"cannot substitute sample {sample.sample_id}: the {tried} samples from there on are all bad; "
                 "check the manifest's paths and --root",
@@ -205,8 +214,9 @@ class Filler:
         else:
             job.queued.append(Chunk(job, [row], candidate))
 
-    def _fail(self, job: Job, text: str) -> None:
-        job.failure = text
+    def fail(self, job: Job, text: str, error: str = "SampleError") -> None:
+        """Give the batch up; its consumers get `error`."""
+        job.failure = Failure(error, text)
         job.queued.clear()
 
     def _close(self, job: Job) -> None:

@@ -43,9 +43,10 @@ class OpenCursor(Message):
 
 
 class CloseCursor(Message):
-    """The loop has ended; grants of this cursor that were not taken come back as `Release`."""
+    """The loop has ended; leases after `taken` were not taken and end with this."""
 
     serial: Count
+    taken: Count
 
 
 class Want(Message):
@@ -241,10 +242,11 @@ class Fault(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Done(Message):
-    """A task's end, with the rows that failed and the processor time it took."""
+    """A task's end, with the rows that failed and the seconds that it took."""
 
     task: Count
     faults: list[Fault]
+    took_s: float
 
 
 class NeedMemory(Message):

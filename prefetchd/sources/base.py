@@ -44,6 +44,9 @@ class Source(Protocol):
     def check_unchanged(self) -> None:
         """Raise `ManifestError` if the data set is no longer what was opened."""
 
+    def where(self, sample_id: int) -> str:
+        """Say where a sample is named and what it is: manifest, line and path."""
+
     def handle(self) -> tuple[dict[str, Any], list[int]]:
         """Plain values and descriptors from which a reader attaches."""
 

@@ -83,6 +83,10 @@ class ImageSource:
         """Raise `ManifestError` if the manifest's file is no longer what was opened."""
         self._manifest.check_unchanged()
 
+    def where(self, sample_id: int) -> str:
+        """Manifest, line and path of a sample."""
+        return self._where(self._manifest.sample(sample_id))
+
     def fill(
         self,
         sample_ids: Sequence[int],

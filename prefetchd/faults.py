@@ -1,0 +1,92 @@
+"""Why a sample could not be had: the exceptions inside readers, and whose fault each is.
+
+Owns the line between a fault of the *content*, which the policy `on_error` may pass over once a fresh reader
+has confirmed it, and one of the *environment*, which is tried again and then raised under any policy: it never
+silently drops a sample. Raised by `decode.py` and the sources; caught by `reader.py`, which reports them as
+messages. Users never see these classes; they see `SampleError`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from enum import Enum
+
+
+class FaultKind(Enum):
+    """Whose fault it is."""
+
+    CONTENT = "content"
+    ENVIRONMENT = "environment"
+
+
+class SampleFault(Exception):  # noqa: N818 - it is a verdict on a sample, not an error of the program
+    """A sample could not be had.
+
+    Attributes:
+        reason: why, in words that follow "cannot read the sample: ".
+        kind: fault of the content or of the environment.
+        needs_fresh_reader: the verdict holds only once a fresh reader has come to it too (what a decoder
+            says); False for what the file system itself says.
+    """
+
+    def __init__(self, reason: str, kind: FaultKind, *, needs_fresh_reader: bool) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.kind = kind
+        self.needs_fresh_reader = needs_fresh_reader
+
+
+class UnreadableFile(SampleFault):
+    """The file system has no such file to give: missing, forbidden, not a regular file, empty (content)."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, FaultKind.CONTENT, needs_fresh_reader=False)
+
+
+class UndecodableImage(SampleFault):
+    """The bytes are no image, an image cut short, or one that the decoder refuses (content)."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, FaultKind.CONTENT, needs_fresh_reader=True)
+
+
+class EnvironmentFault(SampleFault):
+    """The machine failed, not the sample: no memory, an I/O error, no descriptors, a lost mount."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, FaultKind.ENVIRONMENT, needs_fresh_reader=False)
+
+
+# What these say is true of the path, and will be true the next time. Every other number is the environment's.
+_CONTENT_ERRNOS = frozenset(
+    (
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EISDIR,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.ENXIO,  # open() of a socket
+        errno.ENODEV,
+    )
+)
+
+
+def fault_of(error: OSError | MemoryError | ValueError) -> SampleFault:
+    """Return the fault that `error`, raised while a sample's bytes were fetched or decoded, stands for.
+
+    A `ValueError` is what Python raises for a path that no file can have (a NUL byte, a surrogate).
+    """
+    if isinstance(error, MemoryError):
+        return EnvironmentFault("out of memory")
+    if isinstance(error, ValueError):
+        return UnreadableFile("not a possible path")
+    number = error.errno or 0
+    text = os.strerror(number) if number else str(error)
+    name = errno.errorcode.get(number, "")
+    reason = f"{text} ({name})" if name else text
+    if number in _CONTENT_ERRNOS:
+        return UnreadableFile(reason)
+    return EnvironmentFault(reason)

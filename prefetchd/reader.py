@@ -1,0 +1,138 @@
+"""A reader process: task -> read -> decode -> slot. Forked by the zygote, spoken to by the daemon over one socket.
+
+It owns nothing that matters: slots are the daemon's, and whatever it was doing when it dies is done again by another.
+When the daemon dies its socket ends, and so does the reader. It holds no lock that another process waits for.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import mmap
+import signal
+import socket
+import time
+from collections import deque
+
+import numpy as np
+
+from prefetchd import control, messages
+from prefetchd.config import make_config
+from prefetchd.errors import ManifestError, PrefetchdError
+from prefetchd.layout import BatchLayout, layout_from_wire
+from prefetchd.order import Order
+from prefetchd.segment import map_writable
+from prefetchd.sources import Source, attach_source
+
+
+class OutOfBudget(MemoryError):
+    """The daemon cannot ever give the memory that a sample needs."""
+
+
+class Reader:
+    """The loop of one reader process."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._early: deque[tuple[bytes, list[int]]] = deque()  # what arrived while waiting for memory
+        self._slots: dict[int, tuple[mmap.mmap, np.ndarray[tuple[int], np.dtype[np.uint8]]]] = {}
+        self._source: Source
+        self._layout: BatchLayout
+        self._order: Order
+        self._allowance_bytes = 0
+
+    def run(self) -> None:
+        """Serve tasks until the daemon closes the socket."""
+        while True:
+            data, fds = self._early.popleft() if self._early else control.receive(self._sock)
+            message = messages.decode_to_reader(data)
+            match message:
+                case messages.Fill():
+                    rows = range(message.first_row, message.first_row + message.n_rows)
+                    ids = self._order.sample_ids(message.epoch, message.batch, rows.start, len(rows)).tolist()
+                    self._fill(message.task, message.slot, ids, rows)
+                case messages.FillOne():
+                    self._fill(message.task, message.slot, [message.sample_id], range(message.row, message.row + 1))
+                case messages.MapSlot():
+                    memory = map_writable(fds[0], message.slot_bytes)
+                    control.close_all(fds)
+                    self._slots[message.slot] = memory, np.frombuffer(memory, np.uint8)
+                case messages.UnmapSlot():
+                    del self._slots[message.slot]
+                case messages.Compact():
+                    self._compact(message)
+                case messages.Boot():
+                    self._boot(message, fds)
+
+    def _boot(self, boot: messages.Boot, fds: list[int]) -> None:
+        config = make_config(**boot.config)
+        self._source = attach_source(config, boot.source, fds)
+        self._layout = layout_from_wire(boot.layout)
+        self._allowance_bytes = boot.allowance_bytes
+        self._order = Order(
+            self._source.n_samples, config.batch_size, config.drop_last, config.shuffle, config.seed
+        )
+        self._send(messages.ReaderReady())
+
+    def _fill(self, task: int, slot: int, ids: list[int], rows: range) -> None:
+        started_s = time.perf_counter()
+        x, y, sample_ids = self._layout.views(self._slots[slot][1], self._layout.batch_size)
+        sample_ids[rows.start : rows.stop] = ids
+        try:
+            faults = self._source.fill(ids, rows, x, y, self._reserve)
+        except MemoryError as error:
+            reason = str(error) or "the reader ran out of memory"
+            faults = [
+                messages.Fault(row, sample_id, "", reason, content=False, needs_fresh_reader=False)
+                for row, sample_id in zip(rows, ids, strict=True)
+            ]
+        self._send(messages.Done(task, faults, time.perf_counter() - started_s))
+
+    def _compact(self, message: messages.Compact) -> None:
+        for part in self._layout.views(self._slots[message.slot][1], self._layout.batch_size):
+            for to, row in enumerate(message.kept):
+                if to != row:
+                    part[to] = part[row]
+        self._send(messages.Done(message.task, [], 0.0))
+
+    def _reserve(self, n_bytes: int) -> None:
+        """Ask the daemon for working memory above the allowance and wait for it; 0 gives it back."""
+        if n_bytes == 0:
+            self._send(messages.NeedMemory(0))
+            return
+        if n_bytes <= self._allowance_bytes:
+            return
+        self._send(messages.NeedMemory(n_bytes))
+        while True:
+            data, fds = control.receive(self._sock)
+            match messages.decode_to_reader(data):
+                case messages.MemoryGranted():
+                    return
+                case messages.MemoryDenied(reason=reason):
+                    raise OutOfBudget(reason)
+                case _:
+                    self._early.append((data, fds))
+
+    def _send(self, message: messages.Message) -> None:
+        control.send(self._sock, messages.encode(message))
+
+
+def main(sock: socket.socket) -> None:
+    """Run a reader on its end of a socket pair; returns when the daemon is gone or done with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # the daemon asks a hung reader for its stack
+    try:
+        Reader(sock).run()
+    except control.ConnectionEnded:
+        return
+    except ManifestError as error:
+        _last_words(sock, error)
+    except PrefetchdError as error:
+        _last_words(sock, error)
+
+
+def _last_words(sock: socket.socket, error: PrefetchdError) -> None:
+    try:
+        control.send(sock, messages.encode(messages.BootFailed(type(error).__name__, str(error))))
+    except control.ConnectionEnded:
+        return

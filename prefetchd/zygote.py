@@ -1,0 +1,132 @@
+"""The zygote: a small process that has numpy and cv2 loaded, with one thread, and forks a reader whenever it is asked.
+
+    python -P -m prefetchd.zygote SOCKET_FD [SOCKET_PATH LOCK_PATH]
+
+A fork takes some milliseconds where a fresh interpreter takes a third of a second, and readers share the libraries'
+private pages. It is started before the daemon has any thread, and has none itself, so `fork` is sound. The standard
+library's forkserver does the same, but leaves its socket's folder behind when its parent is killed, tells nobody how
+a child ended but its creator, and hands out no pidfd.
+
+When the daemon dies, by whatever means, the zygote's socket ends: it kills the readers (a stopped one does not see its
+own socket end), removes the daemon's socket and lock files unless a successor has them, and exits.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import signal
+import socket
+import sys
+import traceback
+
+from prefetchd import control, messages
+
+# Read by the allocator and the libraries when the zygote starts: one thread, one arena, and big buffers go back to the
+# kernel when they are freed instead of staying in the heap.
+ENVIRONMENT = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(4 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(8 << 20),
+    "OPENCV_LOG_LEVEL": "OFF",
+    "OPENCV_FFMPEG_LOGLEVEL": "-8",
+}
+
+
+class Zygote:
+    """Forks readers for the daemon at the other end of `sock` and reports how they end."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+        self._children: dict[int, tuple[int, int]] = {}  # pidfd -> (reader, pid)
+
+    def run(self) -> None:
+        """Serve until the daemon is gone."""
+        try:
+            while True:
+                for fd, _ in self._poll.poll():
+                    if fd in self._children:
+                        self._reap(fd)
+                    else:
+                        data, fds = control.receive(self._sock)
+                        self._spawn(messages.decode_to_zygote(data).reader, fds[0])
+        except control.ConnectionEnded:
+            return
+        finally:
+            self._kill_all()
+
+    def _spawn(self, reader: int, fd: int) -> None:
+        pid = os.fork()
+        if pid == 0:
+            _run_reader(fd, [self._sock.fileno(), *self._children])
+        os.close(fd)
+        pidfd = os.pidfd_open(pid)
+        self._children[pidfd] = reader, pid
+        self._poll.register(pidfd, select.POLLIN)
+        control.send(self._sock, messages.encode(messages.Spawned(reader, pid)), [pidfd])
+
+    def _reap(self, pidfd: int) -> None:
+        reader, pid = self._children.pop(pidfd)
+        self._poll.unregister(pidfd)
+        os.close(pidfd)
+        exit_code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        control.send(self._sock, messages.encode(messages.Exited(reader, exit_code)))
+
+    def _kill_all(self) -> None:
+        for pidfd, (_, pid) in self._children.items():
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def _run_reader(fd: int, inherited: list[int]) -> None:
+    """Be the reader, in the forked child; never returns."""
+    status = 1
+    try:
+        control.close_all(inherited)
+        from prefetchd import reader
+
+        reader.main(socket.socket(fileno=fd))
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _remove_files(socket_path: str, lock_path: str) -> None:
+    """Remove what a killed daemon left, unless another has taken the name over."""
+    try:
+        lock = os.open(lock_path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for path in (socket_path, lock_path):
+            if os.path.exists(path):
+                os.unlink(path)
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(lock)
+
+
+def main(argv: list[str]) -> None:
+    """Run the zygote; see the module's docstring for `argv`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    import prefetchd.reader
+    import prefetchd.sources.image_files  # noqa: F401 - loaded here once, shared by every reader
+
+    Zygote(socket.socket(fileno=int(argv[0]))).run()
+    if len(argv) == 3:
+        _remove_files(argv[1], argv[2])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
