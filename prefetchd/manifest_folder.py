@@ -1,8 +1,8 @@
 """A directory as a manifest: a folder per class, listed into a `tree` manifest in a memfd.
 
-Called by `manifest` at open. Folders and files are taken in sorted order, one folder at a time, so that memory is
-bounded by the largest folder. Names that begin with a dot are left out. Links to folders are followed, but a folder
-is never entered from inside itself.
+Called by `manifest_open`. Folders and files are taken in sorted order, one folder at a time, so that
+memory is bounded by the largest folder. Names that begin with a dot are left out. Links to folders are
+followed, but a folder is never entered from inside itself.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def list_folder(folder: str, name: str, fd: int, *, labels: bool) -> tuple[str, 
     if not writer.lines:
         beside = f", and {len(files)} images beside them" if files and folders else ""
         raise ManifestError(
-            f"cannot serve the directory {name}: no images in it ({len(folders)} class folders{beside}; suffixes "
+            f"cannot serve the directory {name}: no images in it ({len(folders)} class "
+            f"folders{beside}; suffixes "
             f"{' '.join(IMAGE_SUFFIXES[:8])} ...); give a directory with a folder of images for each class"
         )
     return classes
@@ -83,7 +84,9 @@ def _entries(folder: str, name: str) -> tuple[list[str], list[str]]:
     return sorted(files), sorted(folders)
 
 
-def _walk(folder: str, inside: str, label: bytes, name: str, writer: _Writer, above: tuple[object, ...]) -> None:
+def _walk(
+    folder: str, inside: str, label: bytes, name: str, writer: _Writer, above: tuple[object, ...]
+) -> None:
     here = os.stat(folder)
     identity = (here.st_dev, here.st_ino)
     if identity in above:

@@ -1,15 +1,15 @@
 """How a manifest line is written: the `Dialect` of a file, and the parsing of one line of it. Pure.
 
-Called by `manifest_sniff` (which finds the dialect out), `manifest_scan` (which checks every line once at open)
-and `manifest` (which parses the line of a sample on demand). Lines are bytes here, without their line break, so that
-file names that are not UTF-8 pass through unharmed.
+Called by `manifest_sniff` (which finds the dialect out), `manifest_scan` (which checks every line once at
+open) and `manifest` (which parses the line of a sample on demand). Lines are bytes here, without their line
+break, so that file names that are not UTF-8 pass through unharmed.
 
 Three kinds of line:
 
-- `text`:  `path label`, fields separated by white space, labels last; the path may hold spaces. A path (or a label)
-  in double quotes is taken as it stands; `""` is a quote inside.
+- `text`: `path label`, fields separated by white space, labels last; the path may hold spaces. A path (or a
+  label) in double quotes is taken as it stands; `""` is a quote inside.
 - `table`: a constant number of columns separated by a tab, comma or semicolon, quoted as in CSV.
-- `tree`:  what `manifest_scan` writes for a directory: `class number <tab> escaped path`; never a user's file.
+- `tree`: what `manifest_folder` writes for a directory: `class number <tab> escaped path`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ LabelKind = Literal["none", "number", "class"]
 
 MAX_LINE_BYTES = 1 << 20
 FLOAT32_MAX = 3.4028234663852886e38
-IMAGE_SUFFIXES = tuple(
-    ".jpg .jpeg .jpe .jfif .jp2 .png .bmp .dib .gif .webp .avif .tif .tiff "
-    ".pbm .pgm .ppm .pnm .pxm .pfm .sr .ras .hdr .pic .exr".split()
-)
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".bmp", ".dib", ".gif", ".webp", ".avif", ".tif",
+    ".tiff", ".pbm", ".pgm", ".ppm", ".pnm", ".pxm", ".pfm", ".sr", ".ras", ".hdr", ".pic", ".exr",
+)  # fmt: skip
 _IMAGE_SUFFIXES = tuple(suffix.encode() for suffix in IMAGE_SUFFIXES)
 
 _NUMBER = re.compile(rb"[+-]?(?:(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?|nan|inf|infinity)", re.IGNORECASE)
@@ -200,10 +200,14 @@ def _check_count(dialect: Dialect, values: list[bytes]) -> None:
     settle = f"mend the line, or give label_columns={dialect.label_count} if it is right"
     if dialect.label_kind == "none":
         if len(values) > 1 and not is_image(values[-1]) and trailing_numbers(values):
-            raise BadLine(f"it ends in the number {show(values[-1], 40)} where the others have no label", settle)
+            raise BadLine(
+                f"it ends in the number {show(values[-1], 40)} where the others have no label", settle
+            )
         for value in values[:-1]:
             if is_image(value):
-                raise BadLine(f"more follows the image {show(value, 60)}, and other lines have no label", settle)
+                raise BadLine(
+                    f"more follows the image {show(value, 60)}, and other lines have no label", settle
+                )
     elif dialect.label_kind == "number":
         count = trailing_numbers(values)
         if count == 0 and (len(values) == 1 or is_image(values[-1])):

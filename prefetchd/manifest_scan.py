@@ -1,78 +1,42 @@
 """The one full pass over a manifest at open: every line is checked, and the sparse index of lines is written.
 
-Called by `manifest` in the daemon. Streams the file in blocks, so that memory does not grow with its length: the
-index goes into a memfd as it is made (16 bytes for every `LINES_PER_ENTRY` samples). Also writes the manifest of a
-directory of class folders, into another memfd.
+Called by `manifest_open`. Streams the file in blocks, so that memory does not grow with its length. The index
+goes into a memfd as it is made: for every `LINES_PER_ENTRY` samples the offset and the number of a line
+(int64 each), and once more for the end.
 
-Speed is in the checks by block: numpy finds the line breaks, and whole lists of fields are checked at once. A block
-that does not pass is gone through again line by line, which decides; so the quick checks may refuse too much, and
-must never accept too much.
+Speed is in the checks by block: numpy finds the line breaks, and whole lists of fields are checked at once. A
+block that does not pass is gone through again line by line, which decides; so the quick checks may refuse too
+much, and must never accept too much.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
-import stat
-from collections.abc import Iterator
 from itertools import chain, compress
 from typing import TYPE_CHECKING
 
 from prefetchd.errors import ManifestError
 from prefetchd.manifest_format import (
     FLOAT32_MAX,
-    IMAGE_SUFFIXES,
     MAX_LINE_BYTES,
     BadLine,
     Dialect,
     check_number,
-    escape_path,
     is_image,
     is_number,
     is_sample,
     parse_line,
     show,
 )
+from prefetchd.manifest_lines import LINES_PER_ENTRY, looks_binary, read_exactly, refuse_long_line
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-LINES_PER_ENTRY = 64
 MAX_CLASSES = 1_000_000
 _BLOCK_BYTES = 1 << 20
-
-
-def read_exactly(fd: int, offset: int, n_bytes: int, name: str) -> bytes:
-    """Return `n_bytes` of the manifest at `offset`.
-
-    Raises:
-        ManifestError: if the file ends before, or cannot be read.
-    """
-    parts: list[bytes] = []
-    while n_bytes > 0:
-        try:
-            part = os.pread(fd, n_bytes, offset)
-        except OSError as error:
-            raise ManifestError(
-                f"cannot read the manifest {name}: {error.strerror} (at byte {offset}); check the disk"
-            ) from None
-        if not part:
-            raise ManifestError(
-                f"cannot read the manifest {name}: it became shorter while in use (ends at byte {offset}); start again"
-            )
-        parts.append(part)
-        offset += len(part)
-        n_bytes -= len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def refuse_long_line(name: str, number: int) -> ManifestError:
-    """Return the error for a line over the limit."""
-    return ManifestError(
-        f"cannot use line {number} of {name}: it is longer than {MAX_LINE_BYTES} bytes; is this a manifest?"
-    )
 
 
 class Scan:
@@ -99,7 +63,7 @@ class Scan:
         self._remedy = ""
 
     def run(self, fd: int, size_bytes: int, start: int, first_line: int, index_fd: int) -> None:
-        """Check the lines from byte `start` on, which begins line `first_line`; write the index to `index_fd`.
+        """Check the lines from byte `start` on, where line `first_line` begins; index them in `index_fd`.
 
         Raises:
             ManifestError: for a bad line (the first, and how many more there are), or a file that is no text.
@@ -123,7 +87,7 @@ class Scan:
                 raise refuse_long_line(self._name, self.lines + block.count(b"\n") + 1)
             rest, block = block[cut:], block[:cut]
             if block:
-                self._block(block if block.endswith(b"\n") else block + b"\n", block_start, index_fd, np)
+                self._block(block if block.endswith(b"\n") else block + b"\n", block_start, index_fd)
         end = np.array([size_bytes, self.lines + 1], np.int64)
         os.write(index_fd, end.tobytes())
         if self._bad_lines:
@@ -131,8 +95,8 @@ class Scan:
             tail = f" ({more} more bad line{'s' * (more != 1)} after it)" if more else ""
             raise ManifestError(f"cannot use {self._first_bad}{tail}; {self._remedy}")
 
-    def _block(self, block: bytes, block_start: int, index_fd: int, np: object) -> None:
-        import numpy as np  # noqa: F811 - for the type checker; cached by the interpreter
+    def _block(self, block: bytes, block_start: int, index_fd: int) -> None:
+        import numpy as np
 
         codes = np.frombuffer(block, np.uint8)
         breaks = np.flatnonzero(codes == 10)
@@ -161,9 +125,11 @@ class Scan:
         if lines:
             self._check(lines, numbers, carriage_return=b"\r" in block, quote=b'"' in block)
 
-    def _check(self, lines: list[bytes], numbers: NDArray[np.int64], carriage_return: bool, quote: bool) -> None:
+    def _check(
+        self, lines: list[bytes], numbers: NDArray[np.int64], carriage_return: bool, quote: bool
+    ) -> None:
         if self._dialect.kind == "tree":
-            return
+            return None
         plain = lines
         if carriage_return:
             plain = [line.rstrip(b"\r") for line in lines]
@@ -197,7 +163,8 @@ class Scan:
                     self._remedy = bad.remedy
 
     def _check_all(self, lines: list[bytes]) -> bool:
-        """Whether all `lines` (no quotes, no carriage returns) are surely good; takes their labels in if so."""
+        """Whether all `lines` (no quotes, no carriage returns) are surely good; takes their labels "
+        "in if so."""
         if not lines:
             return True
         dialect = self._dialect
@@ -257,24 +224,7 @@ class Scan:
         self.labels |= found
         if len(self.labels) > MAX_CLASSES:
             raise ManifestError(
-                f"cannot use {self._name}: its string labels name more than {MAX_CLASSES} classes; if the lines hold "
+                f"cannot use {self._name}: its string labels name more than {MAX_CLASSES} classes; if "
+                "the lines hold "
                 "only paths, give label_columns=0"
             )
-
-
-def looks_binary(name: str, offset: int) -> ManifestError:
-    """Return the error for a file with NUL bytes."""
-    return ManifestError(
-        f"cannot read the manifest {name}: it has a NUL byte (at byte {offset}) and looks binary; "
-        "is this a manifest? give a text, CSV or TSV file, saved as UTF-8"
-    )
-
-
-def memfd(label: str) -> int:
-    """Return a new anonymous file in memory; the caller owns it."""
-    return os.memfd_create(label, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-
-
-def seal(fd: int) -> None:
-    """Make the memfd `fd` immutable for everyone who holds it."""
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)

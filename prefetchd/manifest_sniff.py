@@ -1,11 +1,12 @@
 """Finding out how a manifest is written, from its first lines, its suffix and the options.
 
-Called once at open, by `manifest`. Whatever is found out here is held against every line in the full pass
+Called once at open, by `manifest_open`. What is found out here is held against every line in the full pass
 afterwards: a line that does not fit is refused there with its number, never read in another way.
 
-The rules for text are decided by the majority of the first `SNIFFED_LINES` samples (the earlier kind in a tie), so
-that one odd line among them is the one that is refused. They look at the end of the line: one field, or an image's
-suffix at the end, means no label; trailing numbers are labels, all of them; anything else is the name of a class.
+The rules for text are decided by the majority of the first `SNIFFED_LINES` samples (the earlier kind in a
+tie), so that one odd line among them is the one that is refused. They look at the end of the line: one field,
+or an image's suffix at the end, means no label; trailing numbers are labels, all of them; anything else is
+the name of a class.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ SNIFFED_LINES = 256
 _ASKED_OF_DISK = 8
 _SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon"}
 _PATH_HEADERS = frozenset(
-    b"path paths image images img file files filename file_name filepath file_path image_path img_path".split()
+    b"path paths image images img file files filename file_name filepath file_path image_path".split()
 )
 
 
@@ -84,7 +85,8 @@ def _table_separator(config: Config, name: str, lines: list[bytes]) -> str:
             if separator.encode() in first:
                 return separator
         raise ManifestError(
-            f"cannot use x_column or y_column with {name}: its first line ({show(first)}) has no tab or comma; "
+            f"cannot use x_column or y_column with {name}: its first line ({show(first)}) has no tab "
+            "or comma; "
             "separate the columns, or leave the options out"
         )
     rows = [line.split(b"\t") for line in lines]
@@ -142,7 +144,11 @@ def _sniff_table(config: Config, name: str, lines: list[Line], separator: str) -
     columns = _Columns(name, separator, [field.strip() for field in rows[0]], header)
     data = [row for row in rows[header:] if len(row) == columns.count]
     first = data[0] if data else rows[0]
-    x = columns.find("x_column", config.x_column) if config.x_column is not None else columns.path_column(first)
+    x = (
+        columns.find("x_column", config.x_column)
+        if config.x_column is not None
+        else columns.path_column(first)
+    )
     y = columns.label_columns(config, x, first)
     kind: LabelKind = "none" if not y else "number"
     if len(y) == 1:
@@ -155,7 +161,7 @@ def _header(config: Config, rows: list[list[bytes]]) -> bool:
     """Whether the first row names the columns."""
     first = rows[0]
     asked = [part for value in (config.x_column, config.y_column) if value for part in value.split(",")]
-    if any(not part.strip().isdecimal() or part.strip().encode() in first for part in asked):
+    if any(not part.strip().isdecimal() for part in asked):
         return True
     if any(map(is_image, first)):
         return False
@@ -181,7 +187,8 @@ class _Columns:
         if self._header and encoded in self._first:
             if self._first.count(encoded) > 1:
                 raise ManifestError(
-                    f"cannot use {option}={key!r} with {self._name}: {self._first.count(encoded)} columns are called "
+                    f"cannot use {option}={key!r} with {self._name}: {self._first.count(encoded)} "
+                    "columns are called "
                     "that; give the column's number, from 0"
                 )
             return self._first.index(encoded)
@@ -193,7 +200,8 @@ class _Columns:
         )
 
     def path_column(self, first: list[bytes]) -> int:
-        """Return the column with the path where none was named: the first that holds an image, else the first."""
+        """Return the column with the path where none was named: the first that holds an image, else "
+        "the first."""
         for column, field in enumerate(first):
             if is_image(field):
                 return column
@@ -204,34 +212,42 @@ class _Columns:
         return 0
 
     def label_columns(self, config: Config, x: int, first: list[bytes]) -> tuple[int, ...]:
-        """Return the label columns: those named, or the last `label_columns`, or all others if that is clear."""
+        """Return the label columns: those named, or the last `label_columns`, or all others if that "
+        "is clear."""
         wanted = config.label_columns
         if config.y_column is not None:
             named = tuple(self.find("y_column", part) for part in config.y_column.split(",") if part.strip())
             if wanted is not None and wanted != len(named):
                 raise ManifestError(
-                    f"cannot use label_columns={wanted} with {self._name}: y_column names {len(named)}; give one of them"
+                    f"cannot use label_columns={wanted} with {self._name}: y_column names "
+                    f"{len(named)}; give one of them"
                 )
             return named
         unnamed_index = self._header and self._first[0] == b"" and x != 0
-        others = [column for column in range(self.count) if column != x and not (unnamed_index and column == 0)]
+        others = [
+            column for column in range(self.count) if column != x and not (unnamed_index and column == 0)
+        ]
         if wanted is not None:
             if wanted > len(others):
                 raise ManifestError(
-                    f"cannot take label_columns={wanted} from {self._name}: beside the path there are {len(others)} "
+                    f"cannot take label_columns={wanted} from {self._name}: beside the path there are "
+                    f"{len(others)} "
                     f"({self._listing()}); give a smaller number"
                 )
             return tuple(others[len(others) - wanted :])
         if len(others) < 2 or all(is_number(first[column]) for column in others):
             return tuple(others)
         raise ManifestError(
-            f"cannot tell which columns of {self._name} are labels: {self._listing()}, not all numbers; "
+            f"cannot tell which columns of {self._name} are labels, as they are not all numbers: "
+            f"{self._listing()}; "
             "give y_column (names or numbers, separated by commas), or label_columns=0 for none"
         )
 
     def _listing(self) -> str:
         shown = [f"{column} {show(field, 40)}" for column, field in enumerate(self._first[:20])]
         more = f" and {self.count - 20} more" if self.count > 20 else ""
-        kind = "it has the columns" if self._header else "it has no header, and its first line has the columns"
+        kind = (
+            "it has the columns" if self._header else "it has no header, and its first line has the columns"
+        )
         plural = kind.replace("columns", "column") if self.count == 1 else kind
         return f"{plural} {', '.join(shown)}{more} (separated by {_SEPARATORS[self._separator]}s)"

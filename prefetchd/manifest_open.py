@@ -1,0 +1,181 @@
+"""Opening a manifest: is it one, how is it written, are all its lines good, where are they.
+
+Called once, by `Manifest.open` in the daemon; readers never import it. What it finds out is a dictionary of
+plain values, the *facts*, which `Manifest` works from wherever it is attached.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from dataclasses import asdict
+from hashlib import blake2b
+from itertools import islice
+from typing import Any
+
+from prefetchd.config import Config
+from prefetchd.errors import ManifestError
+from prefetchd.manifest_folder import list_folder
+from prefetchd.manifest_format import IMAGE_SUFFIXES, Dialect
+from prefetchd.manifest_lines import identity, memfd, read_exactly, sample_lines, seal
+from prefetchd.manifest_scan import Scan
+from prefetchd.manifest_sniff import SNIFFED_LINES, Line, sniff
+
+_OTHER_SUFFIXES = {
+    ".npy": "a NumPy array", ".npz": "NumPy arrays", ".jsonl": "JSON lines", ".json": "JSON",
+    ".tar": "a tar archive", ".parquet": "a Parquet file", ".zip": "a zip archive", ".gz": "compressed",
+    ".bz2": "compressed", ".xz": "compressed", ".zst": "compressed", ".pkl": "a pickle", ".h5": "an "
+    "HDF5 file",
+    ".tfrecord": "TFRecords", ".xlsx": "a spreadsheet",
+}  # fmt: skip
+
+
+def open_manifest(config: Config) -> tuple[dict[str, Any], int, int]:
+    """Return the facts, the index's descriptor and the manifest's descriptor; the caller owns both.
+
+    Raises:
+        ManifestError: if the manifest cannot be read, is empty, or has a bad line.
+    """
+    source = os.path.expanduser(config.source)
+    name = config.source.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n")
+    try:
+        found = os.stat(source)
+    except (OSError, ValueError) as error:
+        raise _cannot_open(name, error) from None
+    index_fd = memfd("prefetchd-manifest-index")
+    fd = -1
+    try:
+        if stat.S_ISDIR(found.st_mode):
+            fd = memfd("prefetchd-manifest")
+            return _open_folder(config, source, name, index_fd, fd), index_fd, fd
+        fd = _open_file(source, name, found.st_mode)
+        return _scan_file(config, source, name, index_fd, fd), index_fd, fd
+    except BaseException:
+        os.close(index_fd)
+        if fd >= 0:
+            os.close(fd)
+        raise
+
+
+def _cannot_open(name: str, error: OSError | ValueError) -> ManifestError:
+    what = f"{error.strerror} (errno {error.errno})" if isinstance(error, OSError) else str(error)
+    return ManifestError(f"cannot open the manifest {name}: {what}; check the path and its permissions")
+
+
+def _open_file(source: str, name: str, mode: int) -> int:
+    if not stat.S_ISREG(mode):
+        kind = "a FIFO" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+        raise ManifestError(
+            f"cannot open the manifest {name}: it is {kind}, and lines are read by position; write it "
+            "to a file first"
+        )
+    suffix = os.path.splitext(source)[1].lower()
+    if suffix in _OTHER_SUFFIXES:
+        raise ManifestError(
+            f"cannot read {name} as an image manifest: {suffix} is {_OTHER_SUFFIXES[suffix]}; "
+            "give a text, CSV or TSV file of paths and labels, or a directory of class folders"
+        )
+    if suffix in IMAGE_SUFFIXES:
+        raise ManifestError(
+            f"cannot read {name} as a manifest: {suffix} is an image; give a list of images, or their "
+            "directory"
+        )
+    try:
+        return os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise _cannot_open(name, error) from None
+
+
+def _scan_file(config: Config, source: str, name: str, index_fd: int, fd: int) -> dict[str, Any]:
+    """Find out the dialect, check all lines, write the index; return the facts for `handle()`."""
+    before = identity(os.fstat(fd))
+    size = before[2]
+    head = read_exactly(fd, 0, min(4, size), name)
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ManifestError(f"cannot read the manifest {name}: it is UTF-16; save it as UTF-8")
+    start = 3 if head.startswith(b"\xef\xbb\xbf") else 0
+    rows = sample_lines(fd, start, size, 1, name)
+    first = [Line(*row) for row in islice(rows, SNIFFED_LINES)]
+    if not first:
+        what = "it has 0 bytes" if not size else f"its {size} bytes are all blank lines and comments"
+        raise ManifestError(
+            f"cannot serve {name}: it has no samples ({what}); write a line `path label` for each"
+        )
+    root = os.path.abspath(
+        os.path.expanduser(config.root) if config.root is not None else os.path.dirname(source)
+    )
+    encoded_root = os.fsencode(root)
+    dialect, skip_header = sniff(
+        config, name, first, lambda path: os.path.isfile(os.path.join(encoded_root, path))
+    )
+    first_line = 1
+    if skip_header:
+        start, first_line = first[0].end, first[0].number + 1
+    scan = Scan(dialect, name)
+    scan.run(fd, size, start, first_line, index_fd)
+    if identity(os.fstat(fd)) != before:
+        raise ManifestError(
+            f"cannot use {name}: it was written to while it was read; start again when it is complete"
+        )
+    if not scan.samples:
+        raise ManifestError(
+            f"cannot serve {name}: it has no samples below its header; write a line for each sample"
+        )
+    classes = None
+    if dialect.label_kind == "class":
+        classes = tuple(sorted(label.decode("utf-8", "surrogateescape") for label in scan.labels))
+    return _facts(scan, dialect, classes, name, os.path.abspath(source), root, before, index_fd)
+
+
+def _open_folder(config: Config, source: str, name: str, index_fd: int, fd: int) -> dict[str, Any]:
+    """List a directory of class folders into `fd` and index that; return the facts for `handle()`."""
+    for option in ("x_column", "y_column"):
+        if getattr(config, option) is not None:
+            raise ManifestError(f"cannot use {option} with {name}: it is a directory; leave the option out")
+    if config.label_columns not in (None, 0, 1):
+        raise ManifestError(
+            f"cannot take label_columns={config.label_columns} from {name}: a directory gives one "
+            "label, the class "
+            "folder; leave the option out, or give 0 for no labels"
+        )
+    root = os.path.abspath(source)
+    classes = list_folder(root, name, fd, labels=config.label_columns != 0)
+    seal(fd)
+    dialect = Dialect("tree", "none" if classes is None else "number", 0 if classes is None else 1)
+    scan = Scan(dialect, name)
+    scan.run(fd, os.fstat(fd).st_size, 0, 1, index_fd)
+    return _facts(scan, dialect, classes, name, root, root, None, index_fd)
+
+
+def _facts(
+    scan: Scan,
+    dialect: Dialect,
+    classes: tuple[str, ...] | None,
+    name: str,
+    path: str,
+    root: str,
+    identity: list[int] | None,
+    index_fd: int,
+) -> dict[str, Any]:
+    classes_at = os.fstat(index_fd).st_size
+    text = b"" if classes is None else json.dumps(classes).encode()
+    written = 0
+    while written < len(text):
+        written += os.write(index_fd, text[written:])
+    seal(index_fd)
+    meaning = {**asdict(dialect), "y": list(dialect.y)}
+    scan.digest.update(json.dumps([meaning, classes], sort_keys=True).encode())
+    return {
+        "samples": scan.samples,
+        "identity": identity,
+        "path": os.fsencode(path),
+        "root": os.fsencode(root),
+        "dialect": meaning,
+        "label_dtype": "float32" if scan.any_fraction else "int64",
+        "label_shape": [dialect.label_count] if dialect.label_count > 1 else [],
+        "digest": blake2b(scan.digest.digest(), digest_size=8).hexdigest(),
+        "name": name,
+        "classes_at": classes_at,
+        "classes_bytes": len(text),
+    }
