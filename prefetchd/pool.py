@@ -152,6 +152,15 @@ class Pool:
         if self._boot is not None:
             self._brief(reader)
 
+    def resize(self, n_readers: int) -> None:
+        """Have `n_readers` readers; those beyond finish what they have and go."""
+        self.n_readers = n_readers
+        staying = [reader for reader in self.readers.values() if not reader.retiring]
+        for reader in staying[n_readers:]:
+            self.retire(reader)
+        for _ in range(n_readers - len(staying)):
+            self._spawn()
+
     def boot(self, boot: Boot, fds: list[int]) -> None:
         """Tell every reader, those to come included, what to serve; `fds` are borrowed."""
         self._boot = boot, fds
@@ -310,7 +319,8 @@ class Pool:
                 f"cannot start readers: {self._boot_failures} in a row ended before they were ready "
                 f"({describe_exit(exit_code)}); see the lines above, or the kernel's log if they were killed"
             )
-        self._spawn()
+        if len(self.readers) < self.n_readers:
+            self._spawn()
         self._events.idle()
 
     def _close(self, reader: ReaderState) -> None:

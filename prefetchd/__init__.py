@@ -1,0 +1,49 @@
+"""prefetchd: a shared-memory prefetching loader daemon for training data that does not fit in RAM.
+
+    for x, y in prefetchd.batches():                              # from the daemon that `prefetchd serve` started
+    for x, y in prefetchd.batches("train.txt", batch_size=64):    # from a private one
+
+Importing this module loads neither numpy nor OpenCV; the first `batches` does what it needs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from prefetchd.errors import (
+    BudgetError,
+    ConfigError,
+    DaemonLost,
+    DaemonNotFound,
+    ManifestError,
+    PrefetchdError,
+    RingExhausted,
+    SampleError,
+)
+
+if TYPE_CHECKING:
+    from prefetchd.loader import Batch, Loader, batches
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Batch",
+    "BudgetError",
+    "ConfigError",
+    "DaemonLost",
+    "DaemonNotFound",
+    "Loader",
+    "ManifestError",
+    "PrefetchdError",
+    "RingExhausted",
+    "SampleError",
+    "batches",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Batch", "Loader", "batches"):
+        from prefetchd import loader
+
+        return getattr(loader, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,296 @@
+"""The consumer's side of a connection: attach, cursor, lease -> views -> release.
+
+A lease lives as long as any view of its root array, and a root array is one `np.frombuffer` of the slot's map: every
+slice, reshape, tensor or memoryview keeps it alive. When it dies the release goes out at once, from whatever thread and
+inside whatever garbage collection that happens: so it takes no lock and never blocks.
+
+When the daemon dies the maps stay valid: the memory is freed with the last of them. A forked child gets no maps, sends
+no releases, and is told so when it asks for a batch.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import mmap
+import os
+import select
+import socket
+import time
+import warnings
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from prefetchd import control, messages, segment
+from prefetchd.errors import DaemonLost, PrefetchdError, RingExhausted, error_from_name
+from prefetchd.layout import BatchLayout, layout_from_wire
+from prefetchd.liveness import process_state
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+log = logging.getLogger("prefetchd")
+
+_WARN_STALL_S = 1.0
+_REPORT_WAIT_S = 30.0
+
+
+class Connection:
+    """One attached consumer. Owns its socket and maps; lives until it is closed and no view of it is left."""
+
+    def __init__(self, sock: socket.socket, *, writable: bool, hold_timeout_s: float) -> None:
+        self._sock = sock
+        # The finalizers' own object: nothing that the loop does to its socket reaches it.
+        self._release_sock = sock.dup()
+        self._pid = os.getpid()
+        self._writable = writable
+        self._hold_timeout_s = hold_timeout_s
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+        self._maps: dict[int, mmap.mmap] = {}
+        self._live: set[int] = set()
+        self._unsent: deque[int] = deque()
+        self._taken = 0
+        self._closing = False
+        self.info: messages.Attached
+        self.layout: BatchLayout
+
+    def attach(self, options: dict[str, Any], guaranteed_slots: int, timeout_s: float | None) -> None:
+        """Introduce this consumer.
+
+        Args:
+            options: what the caller expects of the daemon's configuration, by option name.
+            guaranteed_slots: how many slots the loop must be able to hold whatever others do.
+            timeout_s: how long to wait for the answer; `None` for as long as the daemon lives.
+
+        Raises:
+            PrefetchdError: what the daemon refuses it with.
+            DaemonLost: if the daemon ends, or does not answer in time.
+        """
+        hello = messages.Attach(messages.PROTOCOL, _version(), options, guaranteed_slots)
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        try:
+            control.send(self._sock, messages.encode(hello))
+            while True:
+                if deadline_s is not None and not self._poll.poll(max(0.0, deadline_s - time.monotonic()) * 1000):
+                    raise DaemonLost(
+                        f"cannot attach: the daemon has not answered for {timeout_s:g} s; "
+                        "see its log, and whether it is stopped"
+                    )
+                message = self._receive(wait=True)
+                if isinstance(message, messages.Attached):
+                    break
+        except control.ConnectionEnded:
+            raise DaemonLost("cannot attach: the daemon ended while it was starting; see its log") from None
+        self.info = message
+        try:
+            self.layout = layout_from_wire(message.layout)
+        except (ValueError, KeyError, TypeError) as error:
+            raise PrefetchdError(f"cannot attach: the daemon's layout makes no sense ({error})") from None
+
+    # --- the cursor
+
+    def open_cursor(self, serial: int, epoch: int, step: int, rank: int, world_size: int) -> None:
+        """Begin at (epoch, step); an earlier cursor of this connection ends."""
+        self._check_process()
+        self._say(messages.OpenCursor(serial, epoch, step, rank, world_size))
+
+    def close_cursor(self, serial: int) -> None:
+        """End the cursor; what was granted ahead goes back."""
+        if self._closing or os.getpid() != self._pid:
+            return
+        try:
+            control.send(self._sock, messages.encode(messages.CloseCursor(serial, self._taken)))
+        except control.ConnectionEnded:
+            pass  # nothing is left to close
+
+    def next_grant(self, serial: int) -> messages.Granted:
+        """Return the cursor's next grant, waiting for it as long as the daemon works on it.
+
+        Raises:
+            SampleError or another PrefetchdError: if the batch cannot be made.
+            RingExhausted: if no slot can be spared for it within the hold time-out.
+            DaemonLost: if the daemon ends.
+        """
+        self._check_process()
+        self._flush()
+        try:
+            grant = self._try_grant(serial)
+            if grant is None:
+                control.send(self._sock, messages.encode(messages.Want(serial, self._taken)))
+                grant = self._wait_for_grant(serial)
+        except control.ConnectionEnded:
+            self._raise_lost()
+        self._taken = grant.lease
+        return grant
+
+    def _try_grant(self, serial: int) -> messages.Granted | None:
+        while True:
+            try:
+                message = self._receive(wait=False)
+            except BlockingIOError:
+                return None
+            if isinstance(message, messages.Granted) and message.serial == serial:
+                return message
+            if isinstance(message, messages.Failed) and message.serial == serial:
+                raise error_from_name(message.error, message.text)
+
+    def _wait_for_grant(self, serial: int) -> messages.Granted:
+        started_s = time.monotonic()
+        stalled: messages.Stalled | None = None
+        stalled_s = 0.0
+        warned = False
+        while True:
+            if stalled is None:
+                timeout_s = _REPORT_WAIT_S
+            else:
+                held_up_s = time.monotonic() - stalled_s
+                if held_up_s >= self._hold_timeout_s:
+                    raise RingExhausted(
+                        f"cannot get the next batch: {stalled.holders}, and none came back in "
+                        f"{self._hold_timeout_s:g} s; copy what you keep (x.copy()), pass on_hold='copy', or give the "
+                        "daemon a larger memory_budget"
+                    )
+                if held_up_s >= _WARN_STALL_S and not warned:
+                    warned = True
+                    _warn_user(
+                        f"waiting for a slot: {stalled.holders}; drop batches that you are done with, or pass "
+                        f"on_hold='copy' (RingExhausted in {self._hold_timeout_s - held_up_s:.0f} s)"
+                    )
+                timeout_s = min(_WARN_STALL_S, self._hold_timeout_s - held_up_s)
+            if not self._poll.poll(timeout_s * 1000 + 1):
+                if stalled is None:
+                    log.warning(
+                        "has waited %.0f s for a batch from the daemon (pid %d, state %s)",
+                        time.monotonic() - started_s, self.info.pid, process_state(self.info.pid) or "gone",
+                    )  # fmt: skip
+                continue
+            message = self._receive(wait=True)
+            match message:
+                case messages.Granted() if message.serial == serial:
+                    return message
+                case messages.Failed() if message.serial == serial:
+                    raise error_from_name(message.error, message.text)
+                case messages.Stalled() if message.serial == serial and stalled is None:
+                    stalled, stalled_s = message, time.monotonic()
+                    gc.collect()  # a reference cycle may be all that holds a batch
+                    self._flush()
+
+    # --- leases
+
+    def views(self, grant: messages.Granted) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
+        """Return x, y and sample ids of a grant; the lease ends when the last view of any of them dies."""
+        memory = self._maps.get(grant.slot)
+        if memory is None or grant.rows > self.layout.batch_size:
+            raise PrefetchdError(f"cannot read the batch: the daemon granted slot {grant.slot}, which it never opened")
+        if self._writable:
+            segment.drop_private_pages(memory)
+        root = np.frombuffer(memory, np.uint8)
+        self._live.add(grant.lease)
+        weakref.finalize(root, self._release, grant.lease).atexit = False
+        return self.layout.views(root, grant.rows)
+
+    @property
+    def held(self) -> int:
+        """How many leases have a live view."""
+        return len(self._live)
+
+    def _release(self, lease: int) -> None:
+        """The last view of `lease` died. May run in any thread, at any moment: no lock, no blocking."""
+        self._live.discard(lease)
+        if os.getpid() != self._pid or self._release_sock.fileno() < 0:
+            return
+        try:
+            release = messages.encode(messages.Release(lease, self._taken))
+            control.send(self._release_sock, release, wait=False)
+        except BlockingIOError:
+            self._unsent.append(lease)
+        except (control.ConnectionEnded, OSError):
+            return  # the daemon is gone, and the lease with it
+        if self._closing and not self._live:
+            self._shut()
+
+    def _flush(self) -> None:
+        while self._unsent:
+            lease = self._unsent.popleft()
+            control.send(self._sock, messages.encode(messages.Release(lease, self._taken)))
+
+    # --- the end
+
+    def close(self, *, at_once: bool) -> None:
+        """Close the connection: now, or when the last view is gone. What is held stays readable either way."""
+        self._closing = True
+        self._maps.clear()
+        if at_once or not self._live:
+            self._shut()
+
+    def _shut(self) -> None:
+        self._sock.close()
+        self._release_sock.close()
+
+    # --- the wire
+
+    def _receive(self, *, wait: bool) -> Any:
+        data, fds = control.receive(self._sock, wait=wait)
+        try:
+            message = messages.decode_to_consumer(data)
+            match message:
+                case messages.SlotOpened():
+                    make_map = segment.map_copy_on_write if self._writable else segment.map_read_only
+                    if message.slot_bytes != self.layout.slot_bytes or len(fds) != 1:
+                        raise PrefetchdError(f"cannot map slot {message.slot}: it is not as large as was agreed")
+                    self._maps[message.slot] = make_map(fds[0], message.slot_bytes)
+                case messages.SlotClosed():
+                    self._maps.pop(message.slot, None)
+                case messages.Fatal():
+                    raise error_from_name(message.error, message.text)
+        finally:
+            control.close_all(fds)
+        return message
+
+    def _say(self, message: messages.Message) -> None:
+        try:
+            control.send(self._sock, messages.encode(message))
+        except control.ConnectionEnded:
+            self._raise_lost()
+
+    def _raise_lost(self) -> NoReturn:
+        # Its last words may still be in the socket.
+        try:
+            while True:
+                self._receive(wait=False)
+        except (control.ConnectionEnded, BlockingIOError):
+            pass
+        raise DaemonLost(
+            f"cannot get the next batch: the daemon {self.info.name!r} (pid {self.info.pid}) ended; what you hold stays "
+            "valid; see its log, then start it again"
+        )
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise PrefetchdError(
+                f"cannot use this loader: it belongs to process {self._pid} and this is a forked child "
+                f"({os.getpid()}); call prefetchd.batches() here"
+            )
+        if self._closing:
+            raise PrefetchdError("cannot use this loader: it was closed; make another with prefetchd.batches()")
+
+
+def _version() -> str:
+    from prefetchd import __version__
+
+    return __version__
+
+
+def _warn_user(text: str) -> None:
+    """Warn at the line of the user's loop: the first frame outside this package."""
+    import sys
+
+    level = 1
+    frame = sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("prefetchd."):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, RuntimeWarning, stacklevel=level)

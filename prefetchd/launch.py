@@ -1,0 +1,85 @@
+"""Starting a private daemon and finding a named one: how a consumer comes by its socket. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+
+from prefetchd import control, messages
+from prefetchd.config import Config
+from prefetchd.errors import DaemonNotFound, PrefetchdError
+from prefetchd.liveness import lock_owner
+from prefetchd.names import daemon_paths
+
+log = logging.getLogger("prefetchd")
+
+_SAY_AFTER_S = 1.0
+_RETRY_S = 0.05
+
+
+def start_private(config: Config) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+    """Start a daemon of this process's own; return its socket and process, both the caller's.
+
+    The daemon gets an inherited socket and this process's pidfd: nothing in the file system, and it ends when this
+    process does, however that happens. It runs in a session of its own, so that Ctrl-C in a terminal or notebook
+    reaches the user's code only.
+    """
+    ours, theirs = control.socket_pair()
+    pidfd = os.pidfd_open(os.getpid())
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "prefetchd", "_private", str(theirs.fileno()), str(pidfd)],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno(), pidfd],
+            start_new_session=True,
+        )
+    except OSError as error:
+        ours.close()
+        raise PrefetchdError(
+            f"cannot start a private daemon with {sys.executable}: {error.strerror}; check the interpreter"
+        ) from None
+    finally:
+        theirs.close()
+        os.close(pidfd)
+    control.send(ours, messages.encode(messages.Configure(config.to_wire())))
+    return ours, process
+
+
+def connect(name: str, timeout_s: float) -> socket.socket:
+    """Return a socket to the daemon called `name`, waiting up to `timeout_s` seconds for it to come up.
+
+    Raises:
+        DaemonNotFound: if none answers in time.
+    """
+    paths = daemon_paths(name)
+    started_s = time.monotonic()
+    said = False
+    while True:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            sock.connect(os.fspath(paths.socket))
+        except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):
+            sock.close()
+        except OSError as error:
+            sock.close()
+            raise DaemonNotFound(
+                f"cannot attach to the daemon {name!r} at {paths.socket}: {error.strerror}; is it another user's?"
+            ) from None
+        else:
+            return sock
+        waited_s = time.monotonic() - started_s
+        owner = lock_owner(paths.lock)
+        what = "it is starting" if owner is not None else "none is running"
+        if waited_s >= timeout_s:
+            raise DaemonNotFound(
+                f"cannot attach to the daemon {name!r}: {what} after {timeout_s:g} s (socket {paths.socket}); "
+                f"start it with: prefetchd serve MANIFEST --name {name}, or pass a manifest to batches()"
+            )
+        if waited_s >= _SAY_AFTER_S and not said:
+            said = True
+            log.warning("waiting for the daemon %r: %s (up to %g s)", name, what, timeout_s)
+        time.sleep(_RETRY_S)

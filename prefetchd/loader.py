@@ -1,0 +1,313 @@
+"""`prefetchd.batches`: the loader that users iterate over. Ties a connection, its epochs and its life together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import weakref
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from prefetchd import launch
+from prefetchd.config import (
+    Color,
+    Dtype,
+    Interpolation,
+    Layout,
+    OnError,
+    Resize,
+    make_config,
+)
+from prefetchd.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from prefetchd.client import Connection
+
+_END_S = 5.0
+
+
+class Batch(tuple[Any, Any]):
+    """One batch: unpacks as `x, y`, and tells where it stands in the epoch.
+
+    Attributes:
+        epoch: number of the epoch, from 0.
+        index: number of the batch in the epoch, from 0, over all shards.
+        sample_ids: (rows,) int64, the number of each sample in the manifest.
+        repeated: whether the batch was wrapped round past the end of the epoch, for even shards.
+    """
+
+    epoch: int
+    index: int
+    sample_ids: NDArray[np.int64]
+    repeated: bool
+
+    @property
+    def x(self) -> NDArray[Any]:
+        """The samples: (rows, height, width, channels), or as the `layout` option says."""
+        return self[0]  # type: ignore[no-any-return]
+
+    @property
+    def y(self) -> NDArray[Any]:
+        """The labels: (rows,) or (rows, k); int64 or float32."""
+        return self[1]  # type: ignore[no-any-return]
+
+
+class Loader:
+    """A re-iterable source of batches; made by `batches`. Close it with `close()`, `with`, or by dropping it.
+
+    Arrays that it delivered stay valid after it was closed, after the daemon ended, and for as long as they are held.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        process: subprocess.Popen[bytes] | None,
+        *,
+        epochs: int | None,
+        on_hold: str,
+    ) -> None:
+        self._connection = connection
+        self._epochs = epochs
+        self._copy_when_held = on_hold == "copy"
+        self._next_epoch = 0
+        self._serial = 0
+        self._current: weakref.ref[Generator[Batch, None, None]] | None = None
+        self._end = weakref.finalize(self, _end, connection, process, os.getpid())
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return self._connection.info.batches_per_epoch
+
+    def __repr__(self) -> str:
+        info, state = self._connection.info, "open" if self._end.alive else "closed"
+        return (
+            f"<prefetchd.Loader of {info.n_samples} samples, {len(self)} batches an epoch, "
+            f"daemon {info.name!r} pid {info.pid}, next epoch {self._next_epoch}, {state}>"
+        )
+
+    @property
+    def n_samples(self) -> int:
+        """Samples in the data set."""
+        return self._connection.info.n_samples
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of the classes by number, where the manifest's labels were text; else `None`."""
+        classes = self._connection.info.classes
+        return tuple(classes) if classes is not None else None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration of the daemon that serves this loader, by option name."""
+        return dict(self._connection.info.config)
+
+    def __iter__(self) -> Generator[Batch, None, None]:
+        """Return a generator over the next `epochs` epochs; an earlier one of this loader ends."""
+        self._end_current()
+        self._serial += 1
+        epoch = self._next_epoch
+        self._next_epoch = epoch + 1
+        generator = self._run(self._serial, epoch)
+        self._current = weakref.ref(generator)
+        return generator
+
+    def _run(self, serial: int, first_epoch: int) -> Generator[Batch, None, None]:
+        connection = self._connection
+        steps = len(self)
+        epoch = first_epoch
+        try:
+            while self._epochs is None or epoch < first_epoch + self._epochs:
+                self._next_epoch = max(self._next_epoch, epoch + 1)
+                connection.open_cursor(serial, epoch, step=0, rank=0, world_size=1)
+                for _ in range(steps):
+                    yield self._batch(connection.next_grant(serial))
+                epoch += 1
+        finally:
+            connection.close_cursor(serial)
+
+    def _batch(self, grant: Any) -> Batch:
+        connection = self._connection
+        copy = self._copy_when_held and connection.held >= 2
+        x, y, sample_ids = connection.views(grant)
+        if copy:
+            x, y, sample_ids = x.copy(), y.copy(), sample_ids.copy()
+        batch = Batch((x, y))
+        batch.epoch, batch.index, batch.repeated = grant.epoch, grant.batch, grant.repeated
+        batch.sample_ids = sample_ids
+        return batch
+
+    def _end_current(self) -> None:
+        generator = self._current() if self._current is not None else None
+        if generator is not None:
+            with contextlib.suppress(ValueError):  # it is running in another thread
+                generator.close()
+
+    def close(self) -> None:
+        """End the loader, and with it a private daemon. What was delivered stays valid."""
+        self._end_current()
+        self._end()
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _end(connection: Connection, process: subprocess.Popen[bytes] | None, pid: int) -> None:
+    """End a loader's connection and private daemon; nothing in a forked child, which owns neither."""
+    if os.getpid() != pid:
+        if process is not None:
+            process.returncode = 0  # not ours to wait for: silences the warning of a copy being dropped
+        return
+    connection.close(at_once=process is not None)
+    if process is not None:
+        try:
+            process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def batches(
+    source: str | os.PathLike[str] | None = None,
+    *,
+    daemon: str | None = None,
+    epochs: int | None = 1,
+    timeout: float = 30.0,
+    on_hold: Literal["wait", "copy"] = "wait",
+    hold_timeout: float = 10.0,
+    writable: bool = False,
+    config: str | os.PathLike[str] | None = None,
+    root: str | os.PathLike[str] | None = None,
+    label_columns: int | None = None,
+    x_column: str | int | None = None,
+    y_column: str | int | Sequence[str | int] | None = None,
+    batch_size: int | None = None,
+    image_size: int | str | tuple[int, int] | None = None,
+    color: Color | None = None,
+    dtype: Dtype | None = None,
+    scale: float | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    layout: Layout | None = None,
+    resize: Resize | None = None,
+    interpolation: Interpolation | None = None,
+    shrink_on_load: bool | None = None,
+    shuffle: bool | None = None,
+    seed: int | None = None,
+    drop_last: bool | None = None,
+    on_error: OnError | None = None,
+    max_image_pixels: int | None = None,
+    num_workers: int | None = None,
+    memory_budget: str | int | None = None,
+    reader_timeout: float | None = None,
+) -> Loader:
+    """Return a loader of batches `x, y`, zero-copy views of memory that a daemon fills ahead of the loop.
+
+    With a `source`, a private daemon is started, which ends with the loader or with this process. Without one the
+    loader attaches to the daemon called `daemon`, whose configuration decides the pixels: an option given here that
+    contradicts it is refused.
+
+    Each `x` has shape (rows, height, width, channels) (or as `layout` says) and the configured dtype, each `y` shape
+    (rows,) or (rows, k), int64 or float32. Both are read-only. The loop may keep what it likes for as long as it
+    likes, as far as the ring's slots go: an array never changes while it is held.
+
+    Args:
+        source: a list file (`path label` a line; `.csv`, `.tsv`) or a directory with a folder per class.
+        daemon: name of the daemon to attach to; `PREFETCHD_NAME` or `default` if not given.
+        epochs: epochs that one `for` loop runs over; `None` for ever. Every `iter()` goes on with the next epoch.
+        timeout: seconds to wait for a daemon that is still starting.
+        on_hold: what happens when the loop holds more batches than the ring can spare: `wait` up to `hold_timeout`
+            seconds and raise `RingExhausted`, or deliver private copies (`copy`).
+        hold_timeout: seconds.
+        writable: deliver arrays that may be written; what is written stays private.
+        config: a TOML file with options; those given here win.
+        root: folder that relative paths start from; the manifest's own by default.
+        label_columns: how many trailing fields of a text line are labels; found out by default.
+        x_column: name or number (from 0) of the path's column, for CSV and TSV.
+        y_column: names or numbers of the label columns, for CSV and TSV.
+        batch_size: samples in a batch (32).
+        image_size: pixels of the delivered images: a number or (height, width) (224).
+        color: `rgb` (default), `bgr` or `gray`.
+        dtype: `uint8` (default), `float32` or `float16`.
+        scale: what a pixel from 0 to 255 is multiplied by, such as 1/255.
+        mean: what is subtracted after scaling, one number or one a channel.
+        std: what is divided by after that, one number or one a channel.
+        layout: `nhwc` (default) or `nchw`.
+        resize: `stretch` (default), `crop` the centre, or `pad` with black.
+        interpolation: `nearest`, `linear` (default), `cubic`, `area` or `lanczos`.
+        shrink_on_load: let JPEG decode at 1/2, 1/4 or 1/8 where that is at least the target (true).
+        shuffle: a new order each epoch (false).
+        seed: decides the orders (0).
+        drop_last: leave out a shorter last batch (false).
+        on_error: what a bad sample does: `raise` (default), `skip` or `substitute`.
+        max_image_pixels: larger images are bad samples (250 million).
+        num_workers: reader processes; 0 (default) takes the usable cores.
+        memory_budget: `auto` (default), or bytes such as `512MiB` or `25%`.
+        reader_timeout: seconds without progress after which a reader is replaced (60).
+
+    Raises:
+        ConfigError: for an option that is wrong, or contradicts the daemon's.
+        ManifestError: if the source cannot be served.
+        BudgetError: if the memory budget cannot work, or has no slots for another loader.
+        DaemonNotFound: if no daemon answers within `timeout`.
+
+    Example:
+        >>> for x, y in prefetchd.batches("train.txt", batch_size=64, shuffle=True):  # doctest: +SKIP
+        ...     train(x, y)
+    """
+    given = locals()
+    options = {name: given[name] for name in _CONFIG_OPTIONS if given[name] is not None}
+    for name in ("source", "root", "memory_budget"):
+        if name in options:
+            options[name] = os.fspath(options[name]) if name != "memory_budget" else str(options[name])
+    if config is not None:
+        from prefetchd.config import read_config_file
+
+        options = {**read_config_file(os.fspath(config)), **options}
+    if on_hold not in ("wait", "copy"):
+        raise ConfigError(f"cannot use on_hold={on_hold!r}: it must be 'wait' or 'copy'")
+    if epochs is not None and epochs < 1:
+        raise ConfigError(f"cannot use epochs={epochs!r}: it must be 1 or more, or None for ever")
+    if "source" in options and daemon is not None:
+        raise ConfigError(
+            f"cannot serve {options['source']!r} from the daemon {daemon!r}: a source starts a private daemon; "
+            "give one or the other"
+        )
+    process = None
+    attach_options: dict[str, Any] = {}
+    timeout_s: float | None = None
+    if "source" in options:
+        sock, process = launch.start_private(make_config(**options))
+    else:
+        name = daemon or os.environ.get("PREFETCHD_NAME") or "default"
+        attach_options = _expected(options)
+        sock = launch.connect(name, timeout)
+        timeout_s = timeout
+    from prefetchd.client import Connection  # numpy is imported here, while a private daemon starts
+
+    connection = Connection(sock, writable=writable, hold_timeout_s=hold_timeout)
+    try:
+        connection.attach(attach_options, 3 if on_hold == "copy" else 2, timeout_s)
+    except BaseException:
+        _end(connection, process, os.getpid())
+        raise
+    return Loader(connection, process, epochs=epochs, on_hold=on_hold)
+
+
+_CONFIG_OPTIONS = (
+    "source", "root", "label_columns", "x_column", "y_column", "batch_size", "image_size", "color", "dtype", "scale",
+    "mean", "std", "layout", "resize", "interpolation", "shrink_on_load", "shuffle", "seed", "drop_last", "on_error",
+    "max_image_pixels", "num_workers", "memory_budget", "reader_timeout",
+)  # fmt: skip
+
+
+def _expected(options: dict[str, Any]) -> dict[str, Any]:
+    """Return `options` checked and in the form in which the daemon compares them with its own."""
+    wire = make_config(source="-", **options).to_wire()
+    return {name: list(wire[name]) if isinstance(wire[name], tuple) else wire[name] for name in options}
