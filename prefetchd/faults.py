@@ -1,7 +1,7 @@
 """Why a sample could not be had: the exceptions inside readers, and whose fault each is.
 
 Owns the line between a fault of the *content*, which the policy `on_error` may pass over once a fresh reader
-has confirmed it, and one of the *environment*, which is tried again and then raised under any policy: it never
+has confirmed it, and one of the *environment*, which is tried again and raised under any policy: it never
 silently drops a sample. Raised by `decode.py` and the sources; caught by `reader.py`, which reports them as
 messages. Users never see these classes; they see `SampleError`.
 """
@@ -80,7 +80,7 @@ def fault_of(error: OSError | MemoryError | ValueError) -> SampleFault:
     A `ValueError` is what Python raises for a path that no file can have (a NUL byte, a surrogate).
     """
     if isinstance(error, MemoryError):
-        return EnvironmentFault("out of memory")
+        return EnvironmentFault(str(error) or "out of memory")
     if isinstance(error, ValueError):
         return UnreadableFile("not a possible path")
     number = error.errno or 0

@@ -49,6 +49,7 @@ class ImageHeader:
         orientation: EXIF orientation, 1 to 8; 1 is as stored. From 5 the sides are swapped when shown.
         samples_per_px: stored samples a pixel, less than `channels` where a JPEG's colour is subsampled.
         animated: it has, or may have, more than one frame; the first is the image.
+        scan_at: offset of a JPEG's first scan, behind its thumbnails.
     """
 
     format: Format
@@ -60,6 +61,7 @@ class ImageHeader:
     orientation: int = 1
     samples_per_px: float = 3.0
     animated: bool = False
+    scan_at: int = 0
 
     @property
     def pixels(self) -> int:
@@ -138,7 +140,9 @@ def _jpeg(data: memoryview) -> ImageHeader | None:
             if not samples:
                 return None
             several = kind in _JPEG_PROGRESSIVE or data[body] < channels
-            return ImageHeader("jpeg", width, height, channels, bits, several, orientation or 1, samples)
+            return ImageHeader(
+                "jpeg", width, height, channels, bits, several, orientation or 1, samples, scan_at=position
+            )
         position += 2 + length
     return None
 

@@ -269,9 +269,8 @@ class Pool:
                     reader.samples += len(chunk.rows)
                     self._events.done(reader.number, chunk, done)
                 case messages.NeedMemory() as need:
-                    reader.needs_bytes = need.n_bytes
-                    if not need.n_bytes:
-                        reader.has_bytes = 0
+                    # A second wish of the same decode replaces the first, so that two readers cannot wait in a ring.
+                    reader.needs_bytes, reader.has_bytes = need.n_bytes, 0
                     self._events.memory(reader)
                 case messages.ReaderReady():
                     reader.ready = True

@@ -39,6 +39,7 @@ class Reader:
         self._layout: BatchLayout
         self._order: Order
         self._allowance_bytes = 0
+        self._has_reserved = False
 
     def run(self) -> None:
         """Serve tasks until the daemon closes the socket."""
@@ -97,7 +98,9 @@ class Reader:
     def _reserve(self, n_bytes: int) -> None:
         """Ask the daemon for working memory above the allowance and wait for it; 0 gives it back."""
         if n_bytes == 0:
-            self._send(messages.NeedMemory(0))
+            if self._has_reserved:
+                self._has_reserved = False
+                self._send(messages.NeedMemory(0))
             return
         if n_bytes <= self._allowance_bytes:
             return
@@ -106,6 +109,7 @@ class Reader:
             data, fds = control.receive(self._sock)
             match messages.decode_to_reader(data):
                 case messages.MemoryGranted():
+                    self._has_reserved = True
                     return
                 case messages.MemoryDenied(reason=reason):
                     raise OutOfBudget(reason)

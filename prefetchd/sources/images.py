@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from prefetchd.config import Config
+from prefetchd.faults import FaultKind
 from prefetchd.manifest import Manifest, Sample
 from prefetchd.messages import Fault
 from prefetchd.sources.base import ReserveMemory
@@ -107,7 +108,7 @@ class ImageSource:
                         sample_id=int(sample_id),
                         where=self._where(sample),
                         reason=fault.reason,
-                        content=fault.is_content,
+                        content=fault.kind is FaultKind.CONTENT,
                         needs_fresh_reader=fault.needs_fresh_reader,
                     )
                 )

@@ -1,0 +1,296 @@
+"""The command line: `prefetchd serve | status | stop`. Parses, calls, and turns every failure into one clear line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, get_args
+
+from prefetchd import __version__
+from prefetchd import config as configuration
+from prefetchd.errors import DaemonNotFound, PrefetchdError
+
+log = logging.getLogger("prefetchd")
+
+_STOP_S = 10.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit status: 0, 1 for a failure, 2 for words that make no sense."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="prefetchd: %(message)s")
+    try:
+        status: int = arguments.run(arguments)
+    except PrefetchdError as error:
+        if getattr(arguments, "debug", False):
+            raise
+        print(f"prefetchd: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has had enough
+        return 1
+    return status
+
+
+# --- the parser
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="prefetchd", description="A shared-memory prefetching loader daemon for training data."
+    )
+    parser.add_argument("--version", action="version", version=f"prefetchd {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    serve = commands.add_parser(
+        "serve",
+        help="decode a data set ahead of the trainers that attach",
+        description="Serve the samples of a manifest to every trainer of this user that calls prefetchd.batches().",
+        epilog="Sizes are written 512MiB, 1.5GB or 25%% (of the machine's memory).",
+    )
+    _add_serve_options(serve)
+    serve.set_defaults(run=_serve)
+    status = commands.add_parser("status", help="show what a daemon does")
+    _add_name(status)
+    status.add_argument("--json", action="store_true", help="print everything, as JSON")
+    status.set_defaults(run=_status)
+    stop = commands.add_parser("stop", help="end a daemon")
+    _add_name(stop)
+    stop.set_defaults(run=_stop)
+    private = commands.add_parser("_private")
+    private.add_argument("socket_fd", type=int)
+    private.add_argument("parent_pidfd", type=int)
+    private.set_defaults(run=_private)
+    commands._choices_actions = [  # type: ignore[attr-defined]
+        action for action in commands._choices_actions if not action.dest.startswith("_")  # type: ignore[attr-defined]
+    ]
+    return parser
+
+
+def _add_name(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("positional_name", nargs="?", metavar="NAME", help="the daemon's name (default)")
+    parser.add_argument("--name", help="the same, as an option")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+
+
+def _add_serve_options(parser: argparse.ArgumentParser) -> None:
+    def add(*flags: str, help: str, **more: Any) -> None:
+        parser.add_argument(*flags, default=argparse.SUPPRESS, help=help, **more)
+
+    def choose(flag: str, kind: Any, help: str) -> None:
+        add(flag, choices=get_args(kind), help=help)
+
+    parser.add_argument(
+        "source",
+        nargs="?",
+        default=argparse.SUPPRESS,
+        metavar="MANIFEST",
+        help="a list file (`path label` a line, .csv, .tsv) or a directory with a folder per class",
+    )
+    add("--config", metavar="FILE", help="TOML file with these options (batch-size = 64); the command line wins")
+    add("--name", help="name that consumers attach to (default, or PREFETCHD_NAME)")
+    add("--batch-size", metavar="N", help="samples in a batch (32)")
+    add("--image-size", metavar="PX|HxW", help="size of the delivered images (224)")
+    choose("--color", configuration.Color, "channel order (rgb)")
+    choose("--dtype", configuration.Dtype, "type of the delivered pixels (uint8)")
+    add("--scale", metavar="X", help="multiply pixels (0 to 255) by X, for float types")
+    add("--mean", metavar="X[,X,X]", help="subtract after scaling; one number or one a channel")
+    add("--std", metavar="X[,X,X]", help="divide by after that; one number or one a channel")
+    choose("--layout", configuration.Layout, "order of the dimensions (nhwc)")
+    choose("--resize", configuration.Resize, "how an image of another aspect comes to the size (stretch)")
+    choose("--interpolation", configuration.Interpolation, "how pixels are interpolated (linear)")
+    add(
+        "--shrink-on-load",
+        action=argparse.BooleanOptionalAction,
+        help="decode large JPEGs at 1/2, 1/4 or 1/8 (yes); --no-shrink-on-load is pixel-exact",
+    )
+    add("--shuffle", action=argparse.BooleanOptionalAction, help="a new order each epoch (no)")
+    add("--seed", metavar="N", help="decides the shuffled orders (0)")
+    add("--drop-last", action=argparse.BooleanOptionalAction, help="leave out a shorter last batch (no)")
+    choose("--on-error", configuration.OnError, "what a bad sample does (raise)")
+    add("--max-image-pixels", metavar="N", help="larger images are bad samples (250 million)")
+    add("--num-workers", metavar="N", help="reader processes; 0 takes the usable cores (0)")
+    add("--memory-budget", metavar="SIZE", help="most memory for daemon, readers and ring together (auto)")
+    add("--reader-timeout", metavar="S", help="seconds without progress after which a reader is replaced (60)")
+    add("--root", metavar="DIR", help="folder that relative paths start from (the manifest's)")
+    add("--label-columns", metavar="N", help="how many trailing fields of a text line are labels (found out)")
+    add("--x-column", metavar="COLUMN", help="name or number (from 0) of the path's column, for CSV and TSV")
+    add("--y-column", metavar="COLUMN[,...]", help="names or numbers of the label columns, for CSV and TSV")
+    parser.add_argument("--debug", action="store_true", help="log more, and show the traceback of a failure")
+
+
+# --- the commands
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    import os
+
+    options = {key: value for key, value in vars(arguments).items() if key in configuration.OPTION_NAMES}
+    if "config" in arguments:
+        options = {**configuration.read_config_file(arguments.config), **options}
+    options.setdefault("name", os.environ.get("PREFETCHD_NAME") or "default")
+    config = configuration.make_config(**options)
+    log.setLevel(logging.DEBUG if arguments.debug else logging.INFO)
+
+    from prefetchd.liveness import RunLock, lock_owner
+    from prefetchd.names import daemon_paths
+
+    paths = daemon_paths(config.name, create=True)
+    lock = RunLock.acquire(paths)
+    if lock is None:
+        owner = lock_owner(paths.lock)
+        raise DaemonNotFound(
+            f"cannot serve as {config.name!r}: a daemon of that name is running (pid {owner}); "
+            f"stop it with: prefetchd stop {config.name}, or choose another --name"
+        )
+    try:
+        from prefetchd.daemon import Daemon
+        from prefetchd.loop import EventLoop
+
+        loop = EventLoop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.on_signal(number, loop.stop)
+        attach = "attach with prefetchd.batches(" + (f"daemon={config.name!r})" if config.name != "default" else ")")
+        files = (os.fspath(paths.socket), os.fspath(paths.lock))
+        daemon = Daemon(config, loop, files_to_remove=files, listening=attach)
+        paths.socket.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        listener.bind(os.fspath(paths.socket))
+        listener.listen(128)
+        listener.setblocking(False)
+        daemon.listen(listener)
+        daemon.run()
+        log.info("stopped")
+    finally:
+        lock.release()
+    return 0
+
+
+def _private(arguments: argparse.Namespace) -> int:
+    """Be the private daemon of the process that holds the other end of `socket_fd`."""
+    from prefetchd import control, messages
+    from prefetchd.loop import EventLoop
+
+    sock = socket.socket(fileno=arguments.socket_fd)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        data, fds = control.receive(sock)
+        control.close_all(fds)
+        configure = messages.decode_to_daemon(data)
+        assert isinstance(configure, messages.Configure)
+        config = configuration.make_config(**configure.options)
+        from prefetchd.daemon import Daemon
+
+        loop = EventLoop()
+        loop.on_signal(signal.SIGTERM, loop.stop)
+        daemon = Daemon(config, loop)
+        daemon.serve_parent(sock, arguments.parent_pidfd)
+    except control.ConnectionEnded:
+        return 1
+    except PrefetchdError as error:
+        try:
+            control.send(sock, messages.encode(messages.Fatal(type(error).__name__, str(error))))
+        except control.ConnectionEnded:
+            pass
+        return 1
+    try:
+        daemon.run()
+    except PrefetchdError:
+        return 1  # the consumer was told
+    return 0
+
+
+def _ask(arguments: argparse.Namespace, question: Any) -> tuple[str, Any]:
+    """Send one question to the daemon that the arguments name; return its name and the answer."""
+    import os
+
+    from prefetchd import control, launch, messages
+    from prefetchd.errors import error_from_name
+
+    name = arguments.positional_name or arguments.name or os.environ.get("PREFETCHD_NAME") or "default"
+    sock = launch.connect(name, timeout_s=0)
+    sock.settimeout(_STOP_S)
+    try:
+        control.send(sock, messages.encode(question))
+        data, fds = control.receive(sock)
+        control.close_all(fds)
+        answer = messages.decode_to_consumer(data)
+    except (TimeoutError, BlockingIOError):
+        raise PrefetchdError(
+            f"cannot reach the daemon {name!r}: it has not answered for {_STOP_S:g} s; is it stopped?"
+        ) from None
+    except control.ConnectionEnded:
+        raise DaemonNotFound(f"cannot reach the daemon {name!r}: it ended just now; see its log") from None
+    finally:
+        sock.close()
+    if isinstance(answer, messages.Fatal):
+        raise error_from_name(answer.error, answer.text)
+    return name, answer
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from prefetchd import messages
+
+    _, answer = _ask(arguments, messages.AskStatus(messages.PROTOCOL))
+    report = answer.report
+    if arguments.json:
+        print(json.dumps(report, indent=2))
+    else:
+        print(_describe(report))
+    return 0
+
+
+def _describe(report: dict[str, Any]) -> str:
+    from prefetchd.units import format_bytes
+
+    ring, memory = report["ring"], report["memory"]
+    lines = [
+        f"daemon {report['name']!r}, pid {report['pid']}, up {report['uptime_s']:.0f} s, serves {report['source']}",
+        f"  data      {report['n_samples']} samples, {report['batches_per_epoch']} batches an epoch of "
+        f"{'x'.join(map(str, report['batch_shape']))} {report['batch_dtype']}; {report['batches_made']} made so far",
+        f"  ring      {ring['slots']} slots of {format_bytes(ring['slot_bytes'])}: {ring['free']} free, "
+        f"{ring['filling']} filling, {ring['ready']} ready, {ring['leased']} leased",
+        f"  memory    {format_bytes(memory['footprint_bytes'])} of {format_bytes(memory['budget_bytes'])} "
+        f"(budget from {memory['limited_by']}; most so far {format_bytes(memory['max_footprint_bytes'])})",
+        f"  readers   {len(report['readers'])} ("
+        + ", ".join(f"pid {reader['pid']}: {reader['samples']} samples" for reader in report["readers"])
+        + f"), {report['reader_crashes']} replaced after a crash",
+        f"  consumers {len(report['consumers'])}",
+    ]
+    for consumer in report["consumers"]:
+        where = f"epoch {consumer['epoch']} step {consumer['step']}" if consumer["epoch"] is not None else "idle"
+        waiting = ", waiting for a batch" if consumer["waiting"] else ""
+        lines.append(
+            f"            pid {consumer['pid']}: {where}, {consumer['batches']} batches, "
+            f"holds {consumer['held_slots']} slots{waiting}"
+        )
+    lines.append(f"  bad       {report['bad_samples']} samples")
+    lines += [f"            {bad['sample_id']}: {bad['where']}: {bad['reason']}" for bad in report["bad"]]
+    return "\n".join(lines)
+
+
+def _stop(arguments: argparse.Namespace) -> int:
+    from prefetchd import messages
+    from prefetchd.liveness import lock_owner
+    from prefetchd.names import daemon_paths
+
+    name, answer = _ask(arguments, messages.AskStop(messages.PROTOCOL))
+    lock = daemon_paths(name).lock
+    deadline_s = time.monotonic() + _STOP_S
+    while lock_owner(lock) == answer.pid:
+        if time.monotonic() > deadline_s:
+            raise PrefetchdError(
+                f"cannot stop the daemon {name!r}: pid {answer.pid} has not ended for {_STOP_S:g} s; "
+                f"see its log, then: kill -9 {answer.pid}"
+            )
+        time.sleep(0.02)
+    print(f"stopped the daemon {name!r} (pid {answer.pid})")
+    return 0

@@ -1,0 +1,338 @@
+"""From a path to pixels: reads a file into a kept buffer, and decodes an image with OpenCV.
+
+Owns the choice of the JPEG reduction, the estimate of what a decode takes, and the verdict on bytes that do
+not decode. `reader.py` calls it, in this order, so that each step is settled before it costs anything:
+`read_file`, `identify`, the limits and the budget from `decode_working_bytes`, then `decode_image`. One
+thread only: the caller sets `cv2.setNumThreads(0)`. When a decoder crashes the process, the pool's
+supervision sees it; nothing here outlives the process.
+
+Pixels are those of `cv2.imread(path, IMREAD_COLOR)`: EXIF orientation applied, alpha dropped, 16 bits cut to
+8, grey and palettes made colour. What differs: an image that is cut short is an error here and never grey
+below.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import stat
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from prefetchd.faults import UndecodableImage, UnreadableFile, fault_of
+from prefetchd.image_header import ImageHeader, read_header
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from prefetchd.config import Color, Resize
+
+REDUCTIONS = (1, 2, 4, 8)
+
+_OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+_COLOR_BITS = {"rgb": cv2.IMREAD_COLOR_RGB, "bgr": cv2.IMREAD_COLOR, "gray": cv2.IMREAD_GRAYSCALE}
+_REDUCED_BITS = {
+    1: 0,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}
+_NO_MEMORY_WORDS = ("insufficient memory", "failed to allocate", "bad_alloc", "out of memory")
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+_CONSTANT_BYTES = 1 << 20
+_AVIF_CONSTANT_BYTES = 8 << 20
+_SEARCH_BYTES = 1 << 16
+
+
+def decoder_version() -> str:
+    """What decodes, and in which version: part of the configuration's digest, since it decides the pixels."""
+    return f"opencv {cv2.__version__}"
+
+
+def silence_decoders() -> None:
+    """Stop OpenCV from logging about each bad image. Call once in a reader.
+
+    Its codecs (libpng, libjpeg) write to descriptor 2 themselves, and no option stops them: see
+    `detach_native_stderr`.
+    """
+    with contextlib.suppress(AttributeError):
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+def detach_native_stderr() -> int:
+    """Send what C libraries write to descriptor 2 to /dev/null and return a new descriptor of the real one.
+
+    Call once in a reader, and give the result to `sys.stderr` and `faulthandler`. (Swapping the descriptor
+    around each decode would cost four system calls an image and lose a crash's trace.)
+    """
+    real = os.dup(2)
+    null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    os.dup2(null, 2)
+    os.close(null)
+    return real
+
+
+class FileBuffer:
+    """Memory kept from file to file; grows to the largest file read, never shrinks by itself.
+
+    Views handed out stay valid when it grows: growing takes new memory and leaves the old to its views.
+    """
+
+    def __init__(self, capacity_bytes: int = 1 << 18) -> None:
+        self._memory: NDArray[np.uint8] = np.empty(capacity_bytes, np.uint8)
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Bytes that it holds on to."""
+        return self._memory.nbytes
+
+    def view(self, n_bytes: int) -> memoryview:
+        """The first `n_bytes`, writable; grows to hold them."""
+        if n_bytes > self._memory.nbytes:
+            self._memory = np.empty(0, np.uint8)  # drop the old before taking the new
+            self._memory = np.empty((n_bytes + 0xFFFF) & ~0xFFFF, np.uint8)
+        return memoryview(self._memory)[:n_bytes]  # type: ignore[arg-type, unused-ignore]
+
+    def trim(self, capacity_bytes: int) -> None:
+        """Give memory above `capacity_bytes` back, once the budget wants it."""
+        if self._memory.nbytes > capacity_bytes:
+            self._memory = np.empty(0, np.uint8)
+            self._memory = np.empty(capacity_bytes, np.uint8)
+
+
+def read_file(
+    path: str | bytes | os.PathLike[str],
+    buffer: FileBuffer,
+    *,
+    reserve: Callable[[int], None] | None = None,
+) -> memoryview:
+    """Return the bytes of the regular file at `path`, in `buffer` until the next read.
+
+    Never blocks on a FIFO or a device. A file that grows while it is read gives the bytes it had at first.
+
+    Args:
+        path: the file; a symbolic link is followed.
+        buffer: where the bytes go.
+        reserve: called with the file's size in bytes before `buffer` grows to it; may raise to refuse.
+
+    Raises:
+        UnreadableFile: it is missing, forbidden, a directory, FIFO, socket or device, or empty.
+        EnvironmentFault: an I/O error, no memory, no descriptors, and whatever else is not the file's own
+            fault.
+    """
+    try:
+        descriptor = os.open(path, _OPEN_FLAGS)
+    except (OSError, ValueError) as error:
+        raise fault_of(error) from None
+    try:
+        n_bytes = _regular_size(descriptor)
+        if reserve is not None and n_bytes > buffer.capacity_bytes:
+            reserve(n_bytes)
+        view = _read_all(descriptor, buffer, n_bytes)
+    finally:
+        os.close(descriptor)
+    if not view:
+        raise UnreadableFile("the file is empty (0 bytes)")
+    return view
+
+
+def _regular_size(descriptor: int) -> int:
+    try:
+        status = os.fstat(descriptor)
+    except OSError as error:
+        raise fault_of(error) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise UnreadableFile(f"not a regular file but a {_kind_of(status.st_mode)}")
+    return status.st_size
+
+
+def _read_all(descriptor: int, buffer: FileBuffer, n_bytes: int) -> memoryview:
+    """Read `n_bytes`, or less where the file has become shorter."""
+    n_read = 0
+    try:
+        view = buffer.view(n_bytes)
+        while n_read < n_bytes:
+            n_new = os.readv(descriptor, [view[n_read:]])
+            if n_new == 0:
+                break
+            n_read += n_new
+    except (OSError, MemoryError) as error:
+        raise fault_of(error) from None
+    return view[:n_read]
+
+
+def _kind_of(mode: int) -> str:
+    kinds = {
+        stat.S_IFDIR: "directory",
+        stat.S_IFIFO: "FIFO",
+        stat.S_IFSOCK: "socket",
+        stat.S_IFCHR: "character device",
+        stat.S_IFBLK: "block device",
+    }
+    return kinds.get(stat.S_IFMT(mode), "special file")
+
+
+def identify(data: memoryview | NDArray[np.uint8] | bytes) -> ImageHeader:
+    """Return the header of the image in `data`.
+
+    Raises:
+        UndecodableImage: if it is no image of a known format, or ends within its header.
+    """
+    header = read_header(data)
+    if header is None:
+        start = bytes(data[:8])
+        raise UndecodableImage(f"not an image of a known format (it starts with {start!r})")
+    return header
+
+
+def choose_reduction(header: ImageHeader, target_h: int, target_w: int, resize: Resize) -> int:
+    """Return the largest JPEG reduction (1, 2, 4 or 8) after which the resize still has nothing to enlarge.
+
+    With `stretch` and `crop` both sides of the reduced image stay at least the target's: the crop of an image
+    that covers the target covers it too. With `pad` one side is enough: the image is fitted into the target,
+    and that side decides by how much. Other formats have no cheaper way to decode: 1.
+    """
+    if header.format != "jpeg":
+        return 1
+    height, width = header.oriented_size
+    for reduction in (8, 4, 2):
+        # libjpeg rounds up: 401 rows become 201
+        tall = -(-height // reduction) >= target_h
+        wide = -(-width // reduction) >= target_w
+        if (tall or wide) if resize == "pad" else (tall and wide):
+            return reduction
+    return 1
+
+
+def decode_working_bytes(header: ImageHeader, n_encoded_bytes: int, *, color: Color, reduced: int) -> int:
+    """Return an upper estimate of the private memory at the peak of decoding, the pixels returned included.
+
+    `n_encoded_bytes`, the file in its buffer, is part of it. The factors were measured with OpenCV 5.0, each kind
+    in a process of its own. Every decode ends with two copies of the pixels: OpenCV's matrix (rotated or not) is
+    copied into numpy's memory. Tight (1.02 to 1.6 of the peak) for large images, except for TIFF in small strips
+    (up to 9 times): only the directory's strip sizes would tell.
+    """
+    n_out_channels = 1 if color == "gray" else 3
+    n_pixels = header.pixels
+    n_delivered = -(-header.width_px // reduced) * -(-header.height_px // reduced) * n_out_channels
+    inner = 0.0  # bytes besides the delivered pixels while the codec works
+    match header.format:
+        case "jpeg":
+            if header.progressive:  # all coefficients, 16 bits each, in blocks of up to 4 x 8 pixels a side
+                padded = (header.width_px + 32) * (header.height_px + 32)
+                inner = 2 * header.samples_per_px * padded
+        case "png":
+            if header.progressive:  # interlaced: libpng keeps all rows, as stored
+                inner = n_pixels * header.channels * header.bits / 8
+            if header.animated:
+                inner = n_pixels * 16 * header.bits / 8
+        case "webp":
+            lossless_or_alpha = header.channels == 4 or header.samples_per_px == 4.0
+            inner = n_pixels * (header.channels + 4 * lossless_or_alpha + 4 * header.animated)
+        case "gif":
+            inner = n_pixels * 6
+        case "tiff":  # libtiff holds a strip or tile as stored, and as RGBA: either can be the whole image
+            stored = max(header.channels * header.bits / 8, 1)
+            widened = max(header.channels - n_out_channels, 0)
+            inner = n_pixels * (stored + widened + 4 * max(1, header.bits // 8))
+            inner += min(n_encoded_bytes, 2 * n_pixels * stored)  # a compressed strip is copied
+        case "avif":
+            planes = 20 + 16 * (header.channels == 4)
+            inner = n_pixels * planes * (1.25 if header.bits > 8 else 1) + _AVIF_CONSTANT_BYTES
+        case "bmp":
+            pass
+    return int(n_encoded_bytes + n_delivered + max(n_delivered, inner) + _CONSTANT_BYTES)
+
+
+def decode_image(
+    data: memoryview | NDArray[np.uint8] | bytes, header: ImageHeader, *, color: Color, reduction: int
+) -> NDArray[np.uint8]:
+    """Return the pixels of the encoded image in `data`: uint8, (H, W, 3), or (H, W) for `gray`.
+
+    Args:
+        data: the whole file.
+        header: what `identify(data)` returned.
+        color: the order of the channels.
+        reduction: 1, or what `choose_reduction` chose: H and W are the stored sides over it, rounded up.
+
+    Raises:
+        UndecodableImage: the image is cut short, or OpenCV refuses it.
+        MemoryError: the memory for it could not be had, which says nothing of the image.
+    """
+    if _is_cut_short(data, header):
+        raise UndecodableImage(
+            f"the {header.format.upper()} file is cut short ({len(data)} bytes, no end marker)"
+        )
+    encoded = data if isinstance(data, np.ndarray) else np.frombuffer(data, np.uint8)
+    # The reduction's bits go with the colour's: IMREAD_REDUCED_COLOR_2 has IMREAD_COLOR's, which OpenCV
+    # refuses together with IMREAD_COLOR_RGB.
+    flags = _COLOR_BITS[color] | _REDUCED_BITS[reduction]
+    reason = "the decoder refuses it"
+    image: Any = None
+    try:
+        image = cv2.imdecode(encoded, flags)
+    except cv2.error as error:
+        reason = " ".join(str(error.err or error).split()) or reason
+        if error.code == cv2.Error.StsNoMem or any(words in str(error).lower() for words in _NO_MEMORY_WORDS):
+            raise MemoryError(f"no memory to decode {header.pixels} pixels") from None
+    except MemoryError:
+        raise MemoryError(f"no memory to decode {header.pixels} pixels") from None
+    if image is not None and image.size:
+        pixels: NDArray[np.uint8] = image
+        return pixels
+    # OpenCV also returns None for a good image when memory runs out: look there first, then blame the file.
+    _check_memory(decode_working_bytes(header, 0, color=color, reduced=reduction))
+    shape = f"{header.width_px} x {header.height_px} px"
+    raise UndecodableImage(f"the {header.format.upper()} data ({shape}) does not decode: {reason}")
+
+
+def _check_memory(n_bytes: int) -> None:
+    """Raise `MemoryError` if `n_bytes` of private memory cannot be had now (RLIMIT_DATA, overcommit)."""
+    try:
+        # Private, since only private pages count under RLIMIT_DATA; never touched, so it costs nothing.
+        mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+    except OSError:
+        raise MemoryError(f"no memory for a decode that takes up to {n_bytes} bytes") from None
+
+
+def _is_cut_short(data: memoryview | NDArray[np.uint8] | bytes, header: ImageHeader) -> bool:
+    """Whether the end of the image is missing, for the formats that mark it. Bytes after the end are common.
+
+    Decoders differ, also between versions of OpenCV, in whether they make up the missing rows in grey.
+    """
+    if header.format == "jpeg":
+        # No scan or table can hold FF D9, but a thumbnail before the first scan ends with it.
+        return (data[-2] != 0xFF or data[-1] != 0xD9) and not _has_end_of_image(data, header.scan_at)
+    if header.format == "png":
+        return bytes(data[-12:]) != _PNG_END and not _has_end_chunk(data)
+    if header.format == "webp":
+        return (
+            int.from_bytes(bytes(data[4:8]), "little") + 8 > len(data) + 1
+        )  # the last pad byte may be missing
+    return False
+
+
+def _has_end_of_image(data: memoryview | NDArray[np.uint8] | bytes, start: int) -> bool:
+    """Whether FF D9 occurs at or after `start`, searched from the end, in pieces that overlap by a byte."""
+    stop = len(data)
+    while stop > start:
+        at = max(start, stop - _SEARCH_BYTES)
+        if b"\xff\xd9" in bytes(data[at : stop + 1]):
+            return True
+        stop = at
+    return False
+
+
+def _has_end_chunk(data: memoryview | NDArray[np.uint8] | bytes) -> bool:
+    """Whether the chain of PNG chunks arrives at a whole IEND."""
+    position = 8
+    while position + 12 <= len(data):
+        if bytes(data[position + 4 : position + 8]) == b"IEND":
+            return True
+        position += 12 + int.from_bytes(bytes(data[position : position + 4]), "big")
+    return False

@@ -1,0 +1,165 @@
+"""Images for tests, made in code: photographs, odd kinds, and what cannot be read."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, features
+
+Pixels = NDArray[np.uint8]
+
+
+def photograph(height: int, width: int, seed: int = 0) -> Pixels:
+    """Return (height, width, 3) uint8 pixels (BGR) with a photograph's 1/f spectrum, the same for the same seed."""
+    rng = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
+    frequency[0, 0] = 1
+    channels = []
+    for _ in range(3):
+        spectrum = np.fft.rfft2(rng.standard_normal((height, width))) / frequency
+        plane = np.fft.irfft2(spectrum, s=(height, width))
+        plane = (plane - plane.mean()) / (plane.std() or 1)
+        channels.append(np.clip(plane * 55 + 120, 0, 255))
+    return np.dstack(channels).astype(np.uint8)
+
+
+def write_jpeg(path: Path, size: tuple[int, int] = (96, 128), seed: int = 0, quality: int = 92) -> Path:
+    """Write a baseline JPEG of `size` (height, width) and return its path."""
+    ok, encoded = cv2.imencode(".jpg", photograph(*size, seed), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    assert ok
+    path.write_bytes(encoded.tobytes())
+    return path
+
+
+def exif(orientation: int) -> Image.Exif:
+    tags = Image.Exif()
+    tags[0x112] = orientation
+    return tags
+
+
+def interlaced_png(pixels: Pixels) -> bytes:
+    """Encode (H, W, 3) RGB pixels with Adam7 interlacing, which neither Pillow nor OpenCV writes."""
+    passes = (
+        (0, 0, 8, 8),
+        (4, 0, 8, 8),
+        (0, 4, 4, 8),
+        (2, 0, 4, 4),
+        (0, 2, 2, 4),
+        (1, 0, 2, 2),
+        (0, 1, 1, 2),
+    )
+    raw = b""
+    for left, top, across, down in passes:
+        part = pixels[top::down, left::across]
+        if part.size:
+            raw += b"".join(b"\0" + row.tobytes() for row in part)
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    height, width = pixels.shape[:2]
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 1)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+    )
+
+
+def write_kinds(folder: Path, size: tuple[int, int] = (60, 83)) -> dict[str, Path]:
+    """Write one good image of each kind that people have, all of `size` (height, width), and return name -> path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    bgr = photograph(*size, 7)
+    rgb = np.ascontiguousarray(bgr[..., ::-1])
+    image = Image.fromarray(rgb)
+    alpha = Image.fromarray(np.dstack([rgb, bgr[..., 0]]))
+    paths: dict[str, Path] = {}
+
+    def put(name: str, picture: Image.Image, **options: Any) -> None:
+        paths[name] = folder / name
+        picture.save(paths[name], **options)
+
+    put("baseline.jpg", image, quality=90)
+    put("progressive.jpg", image, progressive=True)
+    put("full_chroma.jpg", image, subsampling=0)
+    put("grey.jpg", image.convert("L"))
+    put("cmyk.jpg", image.convert("CMYK"))
+    for orientation in range(1, 9):
+        put(f"exif{orientation}.jpg", image, exif=exif(orientation))
+    paths["trailing.jpg"] = folder / "trailing.jpg"
+    paths["trailing.jpg"].write_bytes(paths["baseline.jpg"].read_bytes() + bytes(range(256)) * 400)
+    put("rgb.png", image)
+    put("grey.png", image.convert("L"))
+    put("one_bit.png", image.convert("1"))
+    put("palette.png", image.quantize(16))
+    put("alpha.png", alpha)
+    put("grey_alpha.png", alpha.convert("LA"))
+    put("exif6.png", image, exif=exif(6))
+    paths["interlaced.png"] = folder / "interlaced.png"
+    paths["interlaced.png"].write_bytes(interlaced_png(rgb))
+    for name, pixels in (("deep.png", bgr), ("deep_grey.png", bgr[..., 0]), ("deep.tiff", bgr)):
+        paths[name] = folder / name
+        assert cv2.imwrite(str(paths[name]), pixels.astype(np.uint16) * 257)
+    put("rgb.bmp", image)
+    put("palette.bmp", image.quantize(16))
+    put("rgb.gif", image)
+    put("animated.gif", image, save_all=True, append_images=[image.rotate(90)])
+    put("rgb.tiff", image)
+    put("lzw.tiff", image, compression="tiff_lzw")
+    put("exif6.tiff", image, exif=exif(6))
+    if features.check("webp"):
+        put("lossy.webp", image)
+        put("lossless.webp", image, lossless=True)
+        put("alpha.webp", alpha)
+        put("exif6.webp", image, exif=exif(6))
+    if features.check("avif"):
+        put("rgb.avif", image)
+        put("alpha.avif", alpha)
+    return paths
+
+
+def write_bad(folder: Path) -> dict[str, Path]:
+    """Write what cannot be had as an image, and return name -> path. Root can read `no_permission` all the same."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = (
+        "missing.jpg",
+        "empty.jpg",
+        "truncated.jpg",
+        "truncated_progressive.jpg",
+        "truncated.png",
+        "header_only.jpg",
+        "text.jpg",
+        "zeros.jpg",
+        "directory.jpg",
+        "fifo.jpg",
+        "no_permission.jpg",
+    )
+    paths = {
+        name.rpartition(".")[0] if name != "truncated.png" else "truncated_png": folder / name
+        for name in names
+    }
+    paths["empty"].write_bytes(b"")
+    whole = write_jpeg(folder / "whole.jpg", (120, 160), 3).read_bytes()
+    paths["truncated"].write_bytes(whole[: len(whole) * 2 // 3])
+    paths["header_only"].write_bytes(whole[:40])
+    Image.fromarray(photograph(120, 160, 4)).save(folder / "whole.png")
+    png = (folder / "whole.png").read_bytes()
+    paths["truncated_png"].write_bytes(png[: len(png) * 2 // 3])
+    Image.fromarray(photograph(120, 160, 5)).save(folder / "progressive.jpg", progressive=True)
+    progressive = (folder / "progressive.jpg").read_bytes()
+    paths["truncated_progressive"].write_bytes(progressive[: len(progressive) * 4 // 5])
+    for left_over in ("whole.jpg", "whole.png", "progressive.jpg"):
+        (folder / left_over).unlink()
+    paths["text"].write_text("this is not an image, whatever its name says\n")
+    paths["zeros"].write_bytes(bytes(5000))
+    paths["directory"].mkdir(exist_ok=True)
+    if not paths["fifo"].exists():
+        os.mkfifo(paths["fifo"])
+    paths["no_permission"].write_bytes(whole)
+    paths["no_permission"].chmod(0)
+    return paths
