@@ -1,0 +1,163 @@
+"""Fixtures for all tests: a run directory of their own, small data sets, daemons, and the promise to leave nothing."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from prefetchd.liveness import lock_owner
+from prefetchd.names import daemon_paths
+
+DEADLINE_S = 30.0
+
+
+def wait_until(condition: Callable[[], object], what: str, deadline_s: float = DEADLINE_S) -> None:
+    """Wait for `condition` itself; fail naming `what` if it does not come in time."""
+    end_s = time.monotonic() + deadline_s
+    while not condition():
+        if time.monotonic() > end_s:
+            pytest.fail(f"not within {deadline_s:g} s: {what}")
+        time.sleep(0.01)
+
+
+def _shm_names() -> set[str]:
+    return {name for name in os.listdir("/dev/shm") if name.startswith(("prefetchd", "psm_"))}
+
+
+def _own_processes() -> set[int]:
+    """All descendants of this process, and any process of ours elsewhere that carries its mark."""
+    mark = os.environ["PREFETCHD_TEST_MARK"]
+    found = set()
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+                if process.environ().get("PREFETCHD_TEST_MARK") == mark:
+                    found.add(process.pid)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def _descriptors() -> set[str]:
+    """What this process has open, as far as a leak would show: sockets, memfds, segments, pidfds."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue
+        if any(kind in target for kind in ("socket:", "memfd:", "/dev/shm", "pidfd")):
+            found.add(f"{name} {target}")
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """After every test with processes: no child, no `/dev/shm` name, no file in the run directory, no descriptor."""
+    if "unit" in request.path.parts:
+        yield
+        return
+    run_directory = tmp_path / "run"
+    run_directory.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(run_directory))
+    monkeypatch.setenv("PREFETCHD_TEST_MARK", f"{os.getpid()}-{request.node.nodeid}")
+    monkeypatch.delenv("PREFETCHD_NAME", raising=False)
+    names, descriptors = _shm_names(), _descriptors()
+    yield
+    gc.collect()
+    try:
+        wait_until(lambda: not _own_processes(), "every process of the test has ended", 5)
+    except BaseException:
+        for pid in _own_processes():
+            psutil.Process(pid).kill()
+        raise
+    assert _shm_names() <= names
+    assert not list(run_directory.rglob("*.*"))
+    assert _descriptors() <= descriptors
+
+
+class DaemonProcess:
+    """A `prefetchd serve` started for a test."""
+
+    def __init__(self, folder: Path, arguments: list[str], name: str) -> None:
+        self.name = name
+        self.log_path = folder / f"{name}.log"
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "prefetchd", "serve", *arguments, "--name", name],
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text()
+
+    def wait_ready(self) -> DaemonProcess:
+        wait_until(lambda: "ready:" in self.log or self.process.poll() is not None, "the daemon's ready line")
+        assert self.process.poll() is None, self.log
+        return self
+
+    def descendants(self) -> list[psutil.Process]:
+        return psutil.Process(self.pid).children(recursive=True)
+
+    def status(self) -> dict:
+        import json
+
+        command = [sys.executable, "-m", "prefetchd", "status", "--json", self.name]
+        return json.loads(subprocess.run(command, check=True, capture_output=True, timeout=30).stdout)
+
+    def reader_pids(self) -> list[int]:
+        return [reader["pid"] for reader in self.status()["readers"] if reader["ready"]]
+
+    def stop(self) -> int:
+        if self.process.poll() is None:
+            self.process.terminate()
+        return self.process.wait(20)
+
+
+@pytest.fixture
+def serve(tmp_path: Path, nothing_left: None) -> Iterator[Callable[..., DaemonProcess]]:
+    """Start a daemon: `serve("manifest.txt", "--batch-size", "4", name="x")`; it is stopped after the test."""
+    started: list[DaemonProcess] = []
+
+    def start(*arguments: object, name: str = "default", ready: bool = True) -> DaemonProcess:
+        daemon = DaemonProcess(tmp_path, [str(argument) for argument in arguments], name)
+        started.append(daemon)
+        return daemon.wait_ready() if ready else daemon
+
+    yield start
+    for daemon in started:
+        daemon.stop()
+        assert lock_owner(daemon_paths(daemon.name).lock) is None
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest of 50 small JPEG photographs, `path label` a line, labels 0 to 49."""
+    import cv2
+
+    from tests.images import photograph
+
+    folder = tmp_path_factory.mktemp("photographs")
+    lines = []
+    for number in range(50):
+        image = photograph(90 + number % 7, 120 + number % 5, seed=number)
+        path = folder / f"photo {number:02d}.jpg"
+        assert cv2.imwrite(str(path), image)
+        lines.append(f"{path.name} {number}\n")
+    manifest = folder / "manifest.txt"
+    manifest.write_text("".join(lines))
+    return manifest
