@@ -69,9 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     private.add_argument("socket_fd", type=int)
     private.add_argument("parent_pidfd", type=int)
     private.set_defaults(run=_private)
-    commands._choices_actions = [  # type: ignore[attr-defined]
-        action for action in commands._choices_actions if not action.dest.startswith("_")  # type: ignore[attr-defined]
-    ]
+    commands._choices_actions = [action for action in commands._choices_actions if not action.dest.startswith("_")]
     return parser
 
 
@@ -95,7 +93,11 @@ def _add_serve_options(parser: argparse.ArgumentParser) -> None:
         metavar="MANIFEST",
         help="a list file (`path label` a line, .csv, .tsv) or a directory with a folder per class",
     )
-    add("--config", metavar="FILE", help="TOML file with these options (batch-size = 64); the command line wins")
+    add(
+        "--config",
+        metavar="FILE",
+        help="TOML file with these options (batch-size = 64); the command line wins",
+    )
     add("--name", help="name that consumers attach to (default, or PREFETCHD_NAME)")
     add("--batch-size", metavar="N", help="samples in a batch (32)")
     add("--image-size", metavar="PX|HxW", help="size of the delivered images (224)")

@@ -14,7 +14,6 @@ import json
 import math
 import tomllib
 import typing
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal

@@ -18,7 +18,7 @@ _ANCILLARY_BYTES = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
 _SO_PEERPIDFD = 77  # Linux 6.5; not named by the socket module yet
 
 
-class ConnectionEnded(Exception):  # noqa: N818 - an event, not an error
+class ConnectionEnded(Exception):
     """The peer has closed its end, or is gone."""
 
 

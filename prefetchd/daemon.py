@@ -18,7 +18,6 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -149,9 +148,7 @@ class Daemon:
 
     def _boot_readers(self) -> None:
         handle, fds = self._source.handle()
-        boot = messages.Boot(
-            self._config.to_wire(), handle, self._layout.to_wire(), budget.ALLOWANCE_BYTES
-        )
+        boot = messages.Boot(self._config.to_wire(), handle, self._layout.to_wire(), budget.ALLOWANCE_BYTES)
         self._pool.boot(boot, fds)
 
     # --- the journey of a batch
@@ -299,7 +296,7 @@ class Daemon:
 
     def _own_pids(self) -> list[int]:
         pids = [os.getpid(), *self._pool.pids]
-        tracker: int | None = getattr(resource_tracker._resource_tracker, "_pid", None)  # type: ignore[attr-defined]
+        tracker: int | None = getattr(resource_tracker._resource_tracker, "_pid", None)
         return [*pids, tracker] if tracker else pids
 
     def _footprint(self) -> budget.Footprint:
@@ -381,7 +378,11 @@ class Daemon:
                 message = messages.decode_to_daemon(data)
                 self._handle(consumer, message)
             except messages.DecodeError:
-                log.warning("consumer %d (pid %d) sent no message of ours; ending its connection", consumer.number, consumer.pid)
+                log.warning(
+                    "consumer %d (pid %d) sent no message of ours; ending its connection",
+                    consumer.number,
+                    consumer.pid,
+                )
                 self._hang_up(consumer)
                 return
             if consumer.number not in self._consumers:
@@ -505,9 +506,7 @@ class Daemon:
                 return
             lease = self._ring.grant(slot, consumer.number)
             repeated = cursor.shard.batch(cursor.step)[1]
-            granted = messages.Granted(
-                cursor.serial, lease, slot.number, cursor.epoch, key[1], slot.rows, repeated
-            )
+            granted = messages.Granted(cursor.serial, lease, slot.number, cursor.epoch, key[1], slot.rows, repeated)
             if not consumer.send(granted):
                 self._ring.release(lease, consumer.number)
                 return
@@ -558,7 +557,12 @@ class Daemon:
         os.close(consumer.pidfd)
         returned = self._ring.release_all(consumer.number)
         if returned:
-            log.info("consumer %d (pid %d) ended holding %d slots; they are back", consumer.number, consumer.pid, returned)
+            log.info(
+                "consumer %d (pid %d) ended holding %d slots; they are back",
+                consumer.number,
+                consumer.pid,
+                returned,
+            )
 
     # --- what it says of itself
 
@@ -614,7 +618,12 @@ class Daemon:
                 "process_bytes": {str(pid): n for pid, n in footprint.processes.items()},
             },
             "readers": [
-                {"pid": reader.pid, "ready": reader.ready, "samples": reader.samples, "tasks": len(reader.chunks)}
+                {
+                    "pid": reader.pid,
+                    "ready": reader.ready,
+                    "samples": reader.samples,
+                    "tasks": len(reader.chunks),
+                }
                 for reader in self._pool.readers.values()
             ],
             "reader_crashes": self._pool.crashes,

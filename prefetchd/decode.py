@@ -265,9 +265,7 @@ def decode_image(
         MemoryError: the memory for it could not be had, which says nothing of the image.
     """
     if _is_cut_short(data, header):
-        raise UndecodableImage(
-            f"the {header.format.upper()} file is cut short ({len(data)} bytes, no end marker)"
-        )
+        raise UndecodableImage(f"the {header.format.upper()} file is cut short ({len(data)} bytes, no end marker)")
     encoded = data if isinstance(data, np.ndarray) else np.frombuffer(data, np.uint8)
     # The reduction's bits go with the colour's: IMREAD_REDUCED_COLOR_2 has IMREAD_COLOR's, which OpenCV
     # refuses together with IMREAD_COLOR_RGB.
@@ -311,9 +309,7 @@ def _is_cut_short(data: memoryview | NDArray[np.uint8] | bytes, header: ImageHea
     if header.format == "png":
         return bytes(data[-12:]) != _PNG_END and not _has_end_chunk(data)
     if header.format == "webp":
-        return (
-            int.from_bytes(bytes(data[4:8]), "little") + 8 > len(data) + 1
-        )  # the last pad byte may be missing
+        return int.from_bytes(bytes(data[4:8]), "little") + 8 > len(data) + 1  # the last pad byte may be missing
     return False
 
 

@@ -27,15 +27,15 @@ class BudgetError(PrefetchdError):
     """The memory budget cannot hold the work; the message names the smallest budget that can."""
 
 
-class DaemonNotFound(PrefetchdError):  # noqa: N818 - the public name that users know from the documentation
+class DaemonNotFound(PrefetchdError):
     """No daemon of that name answered within the time-out, or it is another user's."""
 
 
-class DaemonLost(PrefetchdError):  # noqa: N818
+class DaemonLost(PrefetchdError):
     """The daemon that served this loader ended. Arrays already delivered stay valid."""
 
 
-class RingExhausted(PrefetchdError):  # noqa: N818
+class RingExhausted(PrefetchdError):
     """The loop holds more batches than the ring can spare; the message says who holds what."""
 
 

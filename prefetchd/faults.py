@@ -20,7 +20,7 @@ class FaultKind(Enum):
     ENVIRONMENT = "environment"
 
 
-class SampleFault(Exception):  # noqa: N818 - it is a verdict on a sample, not an error of the program
+class SampleFault(Exception):
     """A sample could not be had.
 
     Attributes:

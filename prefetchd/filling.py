@@ -152,8 +152,11 @@ class Filler:
             self._environment[key] = self._environment.get(key, 0) + 1
             if self._environment[key] >= ENVIRONMENT_TRIES:
                 del self._environment[key]
-                self.fail(job, f"cannot read sample {fault.sample_id} ({fault.where}): {fault.reason}, "
-                                f"{ENVIRONMENT_TRIES} times; see to the machine, then start the epoch again")  # fmt: skip
+                self.fail(
+                    job,
+                    f"cannot read sample {fault.sample_id} ({fault.where}): {fault.reason}, {ENVIRONMENT_TRIES} times; "
+                    "see to the machine, then start the epoch again",
+                )
             else:
                 job.queued.append(Chunk(job, [fault.row], fault.sample_id))
             return
@@ -176,8 +179,11 @@ class Filler:
             self._bad(job, chunk.rows[0], BadSample(sample_id, self._where(sample_id), reason))
         elif crashes >= ENVIRONMENT_TRIES:
             del self._crashes[sample_id]
-            self.fail(job, f"cannot read sample {sample_id} ({self._where(sample_id)}): its reader was ended {crashes} times "
-                            f"({describe_exit(exit_code)}); see what kills it (the kernel's log, memory), then start again")  # fmt: skip
+            self.fail(
+                job,
+                f"cannot read sample {sample_id} ({self._where(sample_id)}): its reader was ended {crashes} times "
+                f"({describe_exit(exit_code)}); see what kills it (the kernel's log, memory), then start again",
+            )
         else:
             job.queued.appendleft(Chunk(job, chunk.rows, sample_id))
 

@@ -258,9 +258,7 @@ def _webp(data: memoryview) -> ImageHeader | None:
             return None
         (word,) = _u32le(data, 21)
         channels = 4 if word >> 28 & 1 else 3
-        return ImageHeader(
-            "webp", (word & 0x3FFF) + 1, (word >> 14 & 0x3FFF) + 1, channels, samples_per_px=4.0
-        )
+        return ImageHeader("webp", (word & 0x3FFF) + 1, (word >> 14 & 0x3FFF) + 1, channels, samples_per_px=4.0)
     if kind != b"VP8X":
         return None
     flags = data[20]
@@ -280,9 +278,7 @@ def _webp(data: memoryview) -> ImageHeader | None:
             samples = 4.0
         position += 8 + length + (length & 1)
     channels = 4 if flags & 0x10 else 3
-    return ImageHeader(
-        "webp", width, height, channels, 8, False, orientation, samples, animated=bool(flags & 0x02)
-    )
+    return ImageHeader("webp", width, height, channels, 8, False, orientation, samples, animated=bool(flags & 0x02))
 
 
 def _gif(data: memoryview) -> ImageHeader:

@@ -79,9 +79,7 @@ class BatchLayout:
         """Bytes of a whole slot, rounded up to pages."""
         return _aligned(self.ids_offset_bytes + self.batch_size * _SAMPLE_ID_BYTES, PAGE_BYTES)
 
-    def views(
-        self, root: NDArray[np.uint8], rows: int
-    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
+    def views(self, root: NDArray[np.uint8], rows: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
         """Return x (rows, *x_shape), y (rows, *y_shape) and sample ids (rows,) int64 as views of `root`.
 
         Args:

@@ -41,7 +41,7 @@ class Batch(tuple[Any, Any]):
     """
 
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, on purpose
     sample_ids: NDArray[np.int64]
     repeated: bool
 

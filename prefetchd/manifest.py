@@ -133,9 +133,7 @@ class Manifest:
         self.close()
 
     def __repr__(self) -> str:
-        return (
-            f"<Manifest {self.name}: {self._samples} samples, {self.label_dtype} labels {self.label_shape}>"
-        )
+        return f"<Manifest {self.name}: {self._samples} samples, {self.label_dtype} labels {self.label_shape}>"
 
     def __len__(self) -> int:
         return self._samples
@@ -168,9 +166,7 @@ class Manifest:
                 before, what = self._facts["identity"], "it was written to, or replaced"
                 if before[2] != now[2]:
                     what += f" (from {before[2]} to {now[2]} bytes)"
-            raise ManifestError(
-                f"cannot go on with {self.name}: {what} while in use; start again to serve it as it is"
-            )
+            raise ManifestError(f"cannot go on with {self.name}: {what} while in use; start again to serve it as it is")
 
     def _line(self, sample_id: int) -> tuple[int, bytes]:
         """Return the line number and the bytes of a sample's line."""

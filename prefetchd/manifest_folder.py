@@ -84,9 +84,7 @@ def _entries(folder: str, name: str) -> tuple[list[str], list[str]]:
     return sorted(files), sorted(folders)
 
 
-def _walk(
-    folder: str, inside: str, label: bytes, name: str, writer: _Writer, above: tuple[object, ...]
-) -> None:
+def _walk(folder: str, inside: str, label: bytes, name: str, writer: _Writer, above: tuple[object, ...]) -> None:
     here = os.stat(folder)
     identity = (here.st_dev, here.st_ino)
     if identity in above:

@@ -37,7 +37,7 @@ _TREE_ESCAPE = {b"\\": b"\\\\", b"\n": b"\\n", b"\r": b"\\r"}
 _UNCLOSED = 'a quote is not closed (or holds a quote that is not doubled, "")'
 
 
-class BadLine(Exception):  # noqa: N818 - not an error of its own: `manifest` turns it into a ManifestError
+class BadLine(Exception):
     """What is wrong with a line (`what`), and what to do about it (`remedy`)."""
 
     def __init__(self, what: str, remedy: str = "mend the line, or put # before it to leave it out") -> None:
@@ -200,14 +200,10 @@ def _check_count(dialect: Dialect, values: list[bytes]) -> None:
     settle = f"mend the line, or give label_columns={dialect.label_count} if it is right"
     if dialect.label_kind == "none":
         if len(values) > 1 and not is_image(values[-1]) and trailing_numbers(values):
-            raise BadLine(
-                f"it ends in the number {show(values[-1], 40)} where the others have no label", settle
-            )
+            raise BadLine(f"it ends in the number {show(values[-1], 40)} where the others have no label", settle)
         for value in values[:-1]:
             if is_image(value):
-                raise BadLine(
-                    f"more follows the image {show(value, 60)}, and other lines have no label", settle
-                )
+                raise BadLine(f"more follows the image {show(value, 60)}, and other lines have no label", settle)
     elif dialect.label_kind == "number":
         count = trailing_numbers(values)
         if count == 0 and (len(values) == 1 or is_image(values[-1])):

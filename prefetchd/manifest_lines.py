@@ -37,8 +37,7 @@ def read_exactly(fd: int, offset: int, n_bytes: int, name: str) -> bytes:
             ) from None
         if not part:
             raise ManifestError(
-                f"cannot read the manifest {name}: it became shorter while in use (ends at byte "
-                f"{offset}); start again"
+                f"cannot read the manifest {name}: it became shorter while in use (ends at byte {offset}); start again"
             )
         parts.append(part)
         offset += len(part)
@@ -53,9 +52,7 @@ def refuse_long_line(name: str, number: int) -> ManifestError:
     )
 
 
-def sample_lines(
-    fd: int, start: int, end: int, number: int, name: str
-) -> Iterator[tuple[int, bytes, int, int]]:
+def sample_lines(fd: int, start: int, end: int, number: int, name: str) -> Iterator[tuple[int, bytes, int, int]]:
     """Yield (line number, line, its offset, the offset after it) for sample lines in bytes `start` to `end`.
 
     Raises:

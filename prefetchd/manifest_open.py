@@ -67,8 +67,7 @@ def _open_file(source: str, name: str, mode: int) -> int:
     if not stat.S_ISREG(mode):
         kind = "a FIFO" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
         raise ManifestError(
-            f"cannot open the manifest {name}: it is {kind}, and lines are read by position; write it "
-            "to a file first"
+            f"cannot open the manifest {name}: it is {kind}, and lines are read by position; write it to a file first"
         )
     suffix = os.path.splitext(source)[1].lower()
     if suffix in _OTHER_SUFFIXES:
@@ -78,8 +77,7 @@ def _open_file(source: str, name: str, mode: int) -> int:
         )
     if suffix in IMAGE_SUFFIXES:
         raise ManifestError(
-            f"cannot read {name} as a manifest: {suffix} is an image; give a list of images, or their "
-            "directory"
+            f"cannot read {name} as a manifest: {suffix} is an image; give a list of images, or their directory"
         )
     try:
         return os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -99,29 +97,19 @@ def _scan_file(config: Config, source: str, name: str, index_fd: int, fd: int) -
     first = [Line(*row) for row in islice(rows, SNIFFED_LINES)]
     if not first:
         what = "it has 0 bytes" if not size else f"its {size} bytes are all blank lines and comments"
-        raise ManifestError(
-            f"cannot serve {name}: it has no samples ({what}); write a line `path label` for each"
-        )
-    root = os.path.abspath(
-        os.path.expanduser(config.root) if config.root is not None else os.path.dirname(source)
-    )
+        raise ManifestError(f"cannot serve {name}: it has no samples ({what}); write a line `path label` for each")
+    root = os.path.abspath(os.path.expanduser(config.root) if config.root is not None else os.path.dirname(source))
     encoded_root = os.fsencode(root)
-    dialect, skip_header = sniff(
-        config, name, first, lambda path: os.path.isfile(os.path.join(encoded_root, path))
-    )
+    dialect, skip_header = sniff(config, name, first, lambda path: os.path.isfile(os.path.join(encoded_root, path)))
     first_line = 1
     if skip_header:
         start, first_line = first[0].end, first[0].number + 1
     scan = Scan(dialect, name)
     scan.run(fd, size, start, first_line, index_fd)
     if identity(os.fstat(fd)) != before:
-        raise ManifestError(
-            f"cannot use {name}: it was written to while it was read; start again when it is complete"
-        )
+        raise ManifestError(f"cannot use {name}: it was written to while it was read; start again when it is complete")
     if not scan.samples:
-        raise ManifestError(
-            f"cannot serve {name}: it has no samples below its header; write a line for each sample"
-        )
+        raise ManifestError(f"cannot serve {name}: it has no samples below its header; write a line for each sample")
     classes = None
     if dialect.label_kind == "class":
         classes = tuple(sorted(label.decode("utf-8", "surrogateescape") for label in scan.labels))

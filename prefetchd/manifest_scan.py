@@ -125,9 +125,7 @@ class Scan:
         if lines:
             self._check(lines, numbers, carriage_return=b"\r" in block, quote=b'"' in block)
 
-    def _check(
-        self, lines: list[bytes], numbers: NDArray[np.int64], carriage_return: bool, quote: bool
-    ) -> None:
+    def _check(self, lines: list[bytes], numbers: NDArray[np.int64], carriage_return: bool, quote: bool) -> None:
         if self._dialect.kind == "tree":
             return None
         plain = lines

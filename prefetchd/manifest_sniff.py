@@ -144,11 +144,7 @@ def _sniff_table(config: Config, name: str, lines: list[Line], separator: str) -
     columns = _Columns(name, separator, [field.strip() for field in rows[0]], header)
     data = [row for row in rows[header:] if len(row) == columns.count]
     first = data[0] if data else rows[0]
-    x = (
-        columns.find("x_column", config.x_column)
-        if config.x_column is not None
-        else columns.path_column(first)
-    )
+    x = columns.find("x_column", config.x_column) if config.x_column is not None else columns.path_column(first)
     y = columns.label_columns(config, x, first)
     kind: LabelKind = "none" if not y else "number"
     if len(y) == 1:
@@ -224,9 +220,7 @@ class _Columns:
                 )
             return named
         unnamed_index = self._header and self._first[0] == b"" and x != 0
-        others = [
-            column for column in range(self.count) if column != x and not (unnamed_index and column == 0)
-        ]
+        others = [column for column in range(self.count) if column != x and not (unnamed_index and column == 0)]
         if wanted is not None:
             if wanted > len(others):
                 raise ManifestError(
@@ -246,8 +240,6 @@ class _Columns:
     def _listing(self) -> str:
         shown = [f"{column} {show(field, 40)}" for column, field in enumerate(self._first[:20])]
         more = f" and {self.count - 20} more" if self.count > 20 else ""
-        kind = (
-            "it has the columns" if self._header else "it has no header, and its first line has the columns"
-        )
+        kind = "it has the columns" if self._header else "it has no header, and its first line has the columns"
         plural = kind.replace("columns", "column") if self.count == 1 else kind
         return f"{plural} {', '.join(shown)}{more} (separated by {_SEPARATORS[self._separator]}s)"

@@ -23,7 +23,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unk
 # --- consumer to daemon
 
 
-class Attach(Message):
+class Attach(Message, frozen=True):
     """The first line of a consumer: what it speaks, what it expects of the configuration, how many slots it needs."""
 
     protocol: Count
@@ -32,7 +32,7 @@ class Attach(Message):
     guaranteed_slots: Annotated[int, msgspec.Meta(ge=2, le=16)]
 
 
-class OpenCursor(Message):
+class OpenCursor(Message, frozen=True):
     """Serve from (epoch, step) as rank `rank` of `world_size`; replaces the connection's earlier cursor."""
 
     serial: Count
@@ -42,40 +42,40 @@ class OpenCursor(Message):
     world_size: Annotated[int, msgspec.Meta(ge=1, le=2**31)]
 
 
-class CloseCursor(Message):
+class CloseCursor(Message, frozen=True):
     """The loop has ended; leases after `taken` were not taken and end with this."""
 
     serial: Count
     taken: Count
 
 
-class Want(Message):
+class Want(Message, frozen=True):
     """The loop waits for its next batch; `taken` is the last lease that it took (0 for none)."""
 
     serial: Count
     taken: Count
 
 
-class Release(Message):
+class Release(Message, frozen=True):
     """The last view of a lease died (it also tells the last lease taken, so that most loops need no `Want`)."""
 
     lease: Count
     taken: Count
 
 
-class AskStatus(Message):
+class AskStatus(Message, frozen=True):
     """What `prefetchd status` sends instead of `Attach`."""
 
     protocol: Count
 
 
-class AskStop(Message):
+class AskStop(Message, frozen=True):
     """What `prefetchd stop` sends instead of `Attach`."""
 
     protocol: Count
 
 
-class Configure(Message):
+class Configure(Message, frozen=True):
     """What the parent of a private daemon sends first: the whole configuration."""
 
     options: dict[str, Any]
@@ -84,7 +84,7 @@ class Configure(Message):
 # --- daemon to consumer
 
 
-class Attached(Message):
+class Attached(Message, frozen=True):
     """The answer to `Attach`: everything a loader must know."""
 
     version: str
@@ -100,20 +100,20 @@ class Attached(Message):
     manifest_digest: str
 
 
-class SlotOpened(Message):
+class SlotOpened(Message, frozen=True):
     """A slot that grants may name from now on; its descriptor comes with the message."""
 
     slot: Count
     slot_bytes: Count
 
 
-class SlotClosed(Message):
+class SlotClosed(Message, frozen=True):
     """The daemon gave the slot up; the consumer drops its map once no view needs it."""
 
     slot: Count
 
 
-class Granted(Message):
+class Granted(Message, frozen=True):
     """A lease on a ready batch. `repeated` marks one that wrapped past the end of the epoch."""
 
     serial: Count
@@ -125,14 +125,14 @@ class Granted(Message):
     repeated: bool
 
 
-class Stalled(Message):
+class Stalled(Message, frozen=True):
     """No slot can be spared for this cursor's next batch; `holders` says who holds what."""
 
     serial: Count
     holders: str
 
 
-class Failed(Message):
+class Failed(Message, frozen=True):
     """The cursor's next batch cannot be made, or the request cannot be met."""
 
     serial: Count
@@ -140,20 +140,20 @@ class Failed(Message):
     text: str
 
 
-class Fatal(Message):
+class Fatal(Message, frozen=True):
     """The daemon refuses this consumer or is ending, and why."""
 
     error: str
     text: str
 
 
-class StatusReport(Message):
+class StatusReport(Message, frozen=True):
     """The answer to `AskStatus`."""
 
     report: dict[str, Any]
 
 
-class Stopping(Message):
+class Stopping(Message, frozen=True):
     """The answer to `AskStop`."""
 
     pid: int
@@ -162,7 +162,7 @@ class Stopping(Message):
 # --- daemon to reader
 
 
-class Boot(Message):
+class Boot(Message, frozen=True):
     """The first line to a reader: configuration, source handle and layout; the source's descriptors come along."""
 
     config: dict[str, Any]
@@ -171,20 +171,20 @@ class Boot(Message):
     allowance_bytes: Count
 
 
-class MapSlot(Message):
+class MapSlot(Message, frozen=True):
     """A slot to write into; its descriptor comes with the message."""
 
     slot: Count
     slot_bytes: Count
 
 
-class UnmapSlot(Message):
+class UnmapSlot(Message, frozen=True):
     """The slot is given up."""
 
     slot: Count
 
 
-class Fill(Message):
+class Fill(Message, frozen=True):
     """Fill rows `first_row` onwards of a batch, in the order's own sequence."""
 
     task: Count
@@ -195,7 +195,7 @@ class Fill(Message):
     n_rows: Count
 
 
-class FillOne(Message):
+class FillOne(Message, frozen=True):
     """Fill one row with one named sample: a retry, a confirmation or a substitute."""
 
     task: Count
@@ -205,7 +205,7 @@ class FillOne(Message):
     sample_id: Count
 
 
-class Compact(Message):
+class Compact(Message, frozen=True):
     """Close the gaps that skipped samples left: move the rows in `kept` to the front, in order."""
 
     task: Count
@@ -213,11 +213,11 @@ class Compact(Message):
     kept: list[int]
 
 
-class MemoryGranted(Message):
+class MemoryGranted(Message, frozen=True):
     """The answer to `NeedMemory`: go on."""
 
 
-class MemoryDenied(Message):
+class MemoryDenied(Message, frozen=True):
     """The answer to `NeedMemory` where no budget can be made to fit: the reason."""
 
     reason: str
@@ -226,7 +226,7 @@ class MemoryDenied(Message):
 # --- reader to daemon
 
 
-class ReaderReady(Message):
+class ReaderReady(Message, frozen=True):
     """The reader has booted."""
 
 
@@ -241,7 +241,7 @@ class Fault(msgspec.Struct, frozen=True, array_like=True):
     needs_fresh_reader: bool
 
 
-class Done(Message):
+class Done(Message, frozen=True):
     """A task's end, with the rows that failed and the seconds that it took."""
 
     task: Count
@@ -249,13 +249,13 @@ class Done(Message):
     took_s: float
 
 
-class NeedMemory(Message):
+class NeedMemory(Message, frozen=True):
     """A decode needs more than the reader's allowance; it waits for the answer. 0 gives it back."""
 
     n_bytes: Count
 
 
-class BootFailed(Message):
+class BootFailed(Message, frozen=True):
     """The reader cannot work, and why."""
 
     error: str
@@ -265,20 +265,20 @@ class BootFailed(Message):
 # --- daemon and zygote
 
 
-class Spawn(Message):
+class Spawn(Message, frozen=True):
     """Fork a reader whose end of the socket comes with the message."""
 
     reader: Count
 
 
-class Spawned(Message):
+class Spawned(Message, frozen=True):
     """The reader's pid; a pidfd comes with the message."""
 
     reader: Count
     pid: int
 
 
-class Exited(Message):
+class Exited(Message, frozen=True):
     """A reader ended: its exit code, or minus the signal."""
 
     reader: Count

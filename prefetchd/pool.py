@@ -123,7 +123,14 @@ class Pool:
 
     def _start_zygote(self) -> None:
         self._zygote_sock, theirs = control.socket_pair()
-        command = [sys.executable, "-P", "-m", "prefetchd.zygote", str(theirs.fileno()), *self._files_to_remove]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "prefetchd.zygote",
+            str(theirs.fileno()),
+            *self._files_to_remove,
+        ]
         self.zygote = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -143,9 +150,7 @@ class Pool:
         self.readers[reader.number] = reader
         self._watch(ours.fileno(), lambda: self._on_reader(reader))
         try:
-            control.send(
-                self._zygote_sock, messages.encode(messages.Spawn(reader.number)), [theirs.fileno()]
-            )
+            control.send(self._zygote_sock, messages.encode(messages.Spawn(reader.number)), [theirs.fileno()])
         except control.ConnectionEnded:
             pass  # the loop is about to hear of it and starts another zygote
         theirs.close()
@@ -416,4 +421,3 @@ def _wait_for_exit(reader: ReaderState) -> None:
         poll = select.poll()
         poll.register(reader.pidfd, select.POLLIN)
         poll.poll(2000)
-

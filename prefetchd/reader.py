@@ -69,9 +69,7 @@ class Reader:
         self._source = attach_source(config, boot.source, fds)
         self._layout = layout_from_wire(boot.layout)
         self._allowance_bytes = boot.allowance_bytes
-        self._order = Order(
-            self._source.n_samples, config.batch_size, config.drop_last, config.shuffle, config.seed
-        )
+        self._order = Order(self._source.n_samples, config.batch_size, config.drop_last, config.shuffle, config.seed)
         self._send(messages.ReaderReady())
 
     def _fill(self, task: int, slot: int, ids: list[int], rows: range) -> None:

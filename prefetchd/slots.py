@@ -159,12 +159,7 @@ class Ring:
 
     def release_all(self, consumer: int) -> int:
         """End every lease of a consumer that is gone; return how many there were."""
-        gone = [
-            lease
-            for slot in self.slots.values()
-            for lease, holder in slot.leases.items()
-            if holder == consumer
-        ]
+        gone = [lease for slot in self.slots.values() for lease, holder in slot.leases.items() if holder == consumer]
         for lease in gone:
             self.release(lease, consumer)
         return len(gone)

@@ -162,9 +162,7 @@ class PixelPipeline:
         # OpenCV looks up any type by its size: float16 goes as the int16 with the same bits.
         table = value_table(config)
         table = table.view(np.int16) if config.dtype == "float16" else table
-        columns = [
-            np.ascontiguousarray(table[:, channel]).reshape(1, 256) for channel in range(self._channels)
-        ]
+        columns = [np.ascontiguousarray(table[:, channel]).reshape(1, 256) for channel in range(self._channels)]
         same = all(np.array_equal(column, columns[0]) for column in columns)
         if self._planar:
             self._tables = columns

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from prefetchd.messages import Fault
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 ReserveMemory = Callable[[int], None]
