@@ -54,7 +54,8 @@ class EventLoop:
         while not self._stopped:
             timeout = max(0.0, self._timers[0][0] - self.clock()) if self._timers else None
             for key, _ in self._selector.select(timeout):
-                if key.fd in self._selector.get_map():  # an earlier callback may have dropped it
+                # An earlier callback may have dropped it, and its number may be another's by now.
+                if self._selector.get_map().get(key.fd) is key:
                     key.data()
             while self._timers and self._timers[0][0] <= self.clock():
                 heapq.heappop(self._timers)[2]()
