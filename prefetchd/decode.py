@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 REDUCTIONS = (1, 2, 4, 8)
 
 _OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-_COLOR_BITS = {"rgb": cv2.IMREAD_COLOR_RGB, "bgr": cv2.IMREAD_COLOR, "gray": cv2.IMREAD_GRAYSCALE}
+# Formats that OpenCV decodes in RGB order itself, from 4.11 on. Not AVIF: with alpha, OpenCV 5.0 leaves it in BGR.
+_RGB_FORMATS = frozenset(("jpeg", "png", "webp")) if hasattr(cv2, "IMREAD_COLOR_RGB") else frozenset()
 _REDUCED_BITS = {
     1: 0,
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
@@ -212,10 +213,10 @@ def choose_reduction(header: ImageHeader, target_h: int, target_w: int, resize: 
 def decode_working_bytes(header: ImageHeader, n_encoded_bytes: int, *, color: Color, reduced: int) -> int:
     """Return an upper estimate of the private memory at the peak of decoding, the pixels returned included.
 
-    `n_encoded_bytes`, the file in its buffer, is part of it. The factors were measured with OpenCV 5.0, each kind
-    in a process of its own. Every decode ends with two copies of the pixels: OpenCV's matrix (rotated or not) is
-    copied into numpy's memory. Tight (1.02 to 1.6 of the peak) for large images, except for TIFF in small strips
-    (up to 9 times): only the directory's strip sizes would tell.
+    `n_encoded_bytes`, the file in its buffer, is part of it. The factors were measured with OpenCV 5.0, each
+    kind in a process of its own. Every decode ends with two copies of the pixels: OpenCV's matrix (rotated or
+    not) is copied into numpy's memory. For large images it is 1.01 to 1.7 times the peak, except for TIFF in
+    small strips (up to 9 times): only the directory's strip sizes would tell.
     """
     n_out_channels = 1 if color == "gray" else 3
     n_pixels = header.pixels
@@ -267,9 +268,15 @@ def decode_image(
     if _is_cut_short(data, header):
         raise UndecodableImage(f"the {header.format.upper()} file is cut short ({len(data)} bytes, no end marker)")
     encoded = data if isinstance(data, np.ndarray) else np.frombuffer(data, np.uint8)
-    # The reduction's bits go with the colour's: IMREAD_REDUCED_COLOR_2 has IMREAD_COLOR's, which OpenCV
-    # refuses together with IMREAD_COLOR_RGB.
-    flags = _COLOR_BITS[color] | _REDUCED_BITS[reduction]
+    swap = color == "rgb" and header.format not in _RGB_FORMATS
+    if color == "gray":
+        flags = cv2.IMREAD_GRAYSCALE
+    elif color == "bgr" or swap:
+        flags = cv2.IMREAD_COLOR
+    else:
+        flags = cv2.IMREAD_COLOR_RGB
+    # The reduction's bits alone: IMREAD_REDUCED_COLOR_2 holds IMREAD_COLOR, which may not go with IMREAD_COLOR_RGB.
+    flags |= _REDUCED_BITS[reduction]
     reason = "the decoder refuses it"
     image: Any = None
     try:
@@ -281,7 +288,7 @@ def decode_image(
     except MemoryError:
         raise MemoryError(f"no memory to decode {header.pixels} pixels") from None
     if image is not None and image.size:
-        pixels: NDArray[np.uint8] = image
+        pixels: NDArray[np.uint8] = cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image) if swap else image
         return pixels
     # OpenCV also returns None for a good image when memory runs out: look there first, then blame the file.
     _check_memory(decode_working_bytes(header, 0, color=color, reduced=reduction))

@@ -156,7 +156,7 @@ class PixelPipeline:
         if config.dtype == "float32" and config.mean is None and config.std is None:
             if config.scale is None:
                 return
-            if abs(config.scale) * 255 <= np.finfo(np.float32).max:  # else 0 * inf would be NaN
+            if abs(config.scale) * 255 <= float(np.finfo(np.float32).max):  # else 0 * inf would be NaN
                 self._multiplier = np.float32(config.scale)
                 return
         # OpenCV looks up any type by its size: float16 goes as the int16 with the same bits.

@@ -17,7 +17,7 @@ Pixels = NDArray[np.uint8]
 
 
 def photograph(height: int, width: int, seed: int = 0) -> Pixels:
-    """Return (height, width, 3) uint8 pixels (BGR) with a photograph's 1/f spectrum, the same for the same seed."""
+    """Return (height, width, 3) uint8 pixels (BGR) with a photograph's 1/f spectrum."""
     rng = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
     frequency[0, 0] = 1
@@ -66,13 +66,11 @@ def interlaced_png(pixels: Pixels) -> bytes:
 
     height, width = pixels.shape[:2]
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 1)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
 
 
 def write_kinds(folder: Path, size: tuple[int, int] = (60, 83)) -> dict[str, Path]:
-    """Write one good image of each kind that people have, all of `size` (height, width), and return name -> path."""
+    """Write one good image of each kind, all of `size` (height, width), and return name -> path."""
     folder.mkdir(parents=True, exist_ok=True)
     bgr = photograph(*size, 7)
     rgb = np.ascontiguousarray(bgr[..., ::-1])
@@ -124,25 +122,22 @@ def write_kinds(folder: Path, size: tuple[int, int] = (60, 83)) -> dict[str, Pat
 
 
 def write_bad(folder: Path) -> dict[str, Path]:
-    """Write what cannot be had as an image, and return name -> path. Root can read `no_permission` all the same."""
+    """Write what cannot be had as an image, and return name -> path. Root can read `no_permission`."""
     folder.mkdir(parents=True, exist_ok=True)
     names = (
-        "missing.jpg",
-        "empty.jpg",
-        "truncated.jpg",
-        "truncated_progressive.jpg",
-        "truncated.png",
-        "header_only.jpg",
-        "text.jpg",
-        "zeros.jpg",
-        "directory.jpg",
-        "fifo.jpg",
-        "no_permission.jpg",
+        "missing",
+        "empty",
+        "truncated",
+        "truncated_progressive",
+        "header_only",
+        "text",
+        "zeros",
+        "directory",
+        "fifo",
+        "no_permission",
     )
-    paths = {
-        name.rpartition(".")[0] if name != "truncated.png" else "truncated_png": folder / name
-        for name in names
-    }
+    paths = {name: folder / f"{name}.jpg" for name in names}
+    paths["truncated_png"] = folder / "truncated.png"
     paths["empty"].write_bytes(b"")
     whole = write_jpeg(folder / "whole.jpg", (120, 160), 3).read_bytes()
     paths["truncated"].write_bytes(whole[: len(whole) * 2 // 3])

@@ -1,0 +1,345 @@
+"""Decoding: cv2.imread's pixels, a verdict on what does not decode, and no surprise in memory."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from prefetchd.config import Color, Resize
+from prefetchd.decode import (
+    FileBuffer,
+    choose_reduction,
+    decode_image,
+    decode_working_bytes,
+    decoder_version,
+    identify,
+    read_file,
+    silence_decoders,
+)
+from prefetchd.faults import (
+    EnvironmentFault,
+    FaultKind,
+    SampleFault,
+    UndecodableImage,
+    UnreadableFile,
+    fault_of,
+)
+from prefetchd.image_header import ImageHeader
+from tests.images import write_bad, write_jpeg, write_kinds
+
+# cv2.imread refuses a TIFF that its own orientation turns on its side; cv2.imdecode, which we use, does not.
+IMREAD_REFUSES = {"exif6.tiff"}
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return write_kinds(tmp_path_factory.mktemp("kinds"))
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return write_bad(tmp_path_factory.mktemp("bad"))
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> None:
+    silence_decoders()
+
+
+def load(path: Path, color: Color = "bgr", reduction: int = 1) -> np.ndarray:
+    data = read_file(path, FileBuffer())
+    return decode_image(data, identify(data), color=color, reduction=reduction)
+
+
+def test_every_kind_decodes_as_cv2_imread_does(kinds: dict[str, Path]) -> None:
+    for name, path in kinds.items():
+        pixels = load(path)
+        assert pixels.dtype == np.uint8, name
+        assert np.array_equal(load(path, "rgb"), pixels[..., ::-1]), name
+        assert load(path, "gray").shape == pixels.shape[:2], name
+        if name not in IMREAD_REFUSES:
+            assert np.array_equal(pixels, cv2.imread(str(path))), name
+            assert np.array_equal(load(path, "gray"), cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)), name
+
+
+def test_colours_are_in_the_order_asked_for(kinds: dict[str, Path]) -> None:
+    # Pillow as the witness: OpenCV has delivered BGR where RGB was asked for (AVIF with alpha).
+    for name in ("baseline.jpg", "alpha.png", "lossless.webp", "rgb.tiff", "rgb.bmp", "rgb.avif", "alpha.avif"):
+        if name in kinds:
+            expected = np.asarray(Image.open(kinds[name]).convert("RGB"), np.int16)
+            assert np.abs(load(kinds[name], "rgb") - expected).mean() < 6, name
+
+
+@pytest.mark.parametrize("color", ["rgb", "bgr", "gray"])
+def test_a_reduced_jpeg_has_the_sides_divided_and_rounded_up(tmp_path: Path, color: Color) -> None:
+    path = write_jpeg(tmp_path / "a.jpg", (401, 643))
+    for reduction in (2, 4, 8):
+        shape = load(path, color, reduction).shape
+        assert shape[:2] == (-(-401 // reduction), -(-643 // reduction))
+        assert shape[2:] == (() if color == "gray" else (3,))
+    assert np.array_equal(load(path, "rgb", 4), load(path, "bgr", 4)[..., ::-1])
+
+
+@pytest.mark.parametrize(
+    ("size", "orientation", "target", "resize", "expected"),
+    [
+        ((375, 500), 1, (224, 224), "stretch", 1),
+        ((448, 448), 1, (224, 224), "stretch", 2),
+        ((447, 448), 1, (224, 224), "stretch", 2),  # 447 / 2 rounds up to 224
+        ((446, 448), 1, (224, 224), "stretch", 1),
+        ((3000, 4000), 1, (224, 224), "stretch", 8),
+        ((3000, 4000), 1, (500, 600), "crop", 4),
+        ((200, 4000), 1, (100, 100), "stretch", 2),
+        ((200, 4000), 1, (100, 100), "crop", 2),
+        ((200, 4000), 1, (100, 100), "pad", 8),
+        ((100, 400), 6, (400, 100), "stretch", 1),
+        ((200, 800), 6, (400, 100), "stretch", 2),
+        ((200, 800), 1, (400, 100), "stretch", 1),
+        ((10, 10), 1, (224, 224), "pad", 1),
+    ],
+)
+def test_the_reduction_leaves_nothing_to_enlarge(
+    size: tuple[int, int], orientation: int, target: tuple[int, int], resize: Resize, expected: int
+) -> None:
+    header = ImageHeader("jpeg", size[1], size[0], 3, orientation=orientation)
+    assert choose_reduction(header, *target, resize) == expected
+    assert choose_reduction(ImageHeader("png", size[1], size[0], 3), *target, resize) == 1
+
+
+def test_bad_files_are_faults_of_the_content_that_say_why(bad: dict[str, Path]) -> None:
+    by_stat = {"missing": "No such file", "empty": "empty", "directory": "a directory", "fifo": "a FIFO"}
+    by_decoder = {
+        "truncated": "cut short",
+        "truncated_progressive": "cut short",
+        "truncated_png": "cut short",
+        "header_only": "not an image",
+        "text": "not an image",
+        "zeros": "not an image",
+    }
+    for names, fresh in ((by_stat, False), (by_decoder, True)):
+        for name, words in names.items():
+            with pytest.raises(SampleFault, match=words) as caught:
+                load(bad[name])
+            assert caught.value.kind is FaultKind.CONTENT, name
+            assert caught.value.needs_fresh_reader is fresh, name
+            assert "\n" not in caught.value.reason, name
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_forbidden_file_is_a_fault_of_the_content(bad: dict[str, Path]) -> None:
+    with pytest.raises(UnreadableFile, match="Permission denied"):
+        load(bad["no_permission"])
+
+
+def test_sockets_devices_loops_and_impossible_paths_are_refused(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket.jpg"))
+        with pytest.raises(UnreadableFile):
+            load(tmp_path / "socket.jpg")
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    for path in (Path("/dev/zero"), tmp_path / "loop.jpg", Path("nul\0byte.jpg"), Path("a" * 300)):
+        with pytest.raises(UnreadableFile):
+            load(path)
+
+
+def test_every_cut_of_every_kind_with_an_end_marker_is_found(kinds: dict[str, Path]) -> None:
+    for name in ("baseline.jpg", "progressive.jpg", "cmyk.jpg", "exif6.jpg", "rgb.png", "deep.png", "lossy.webp"):
+        if name not in kinds:
+            continue
+        data = kinds[name].read_bytes()
+        step = max(1, len(data) // 97)
+        for length in (len(data) - 1, len(data) - 2, *range(len(data) - 3, 0, -step)):
+            if name.endswith("webp") and length == len(data) - 1:
+                continue  # may be the pad byte
+            cut = data[:length]
+            with pytest.raises(UndecodableImage):
+                decode_image(cut, identify(cut), color="rgb", reduction=1)
+
+
+def test_a_jpeg_cut_short_and_filled_up_with_zeros_is_found(kinds: dict[str, Path]) -> None:
+    data = kinds["baseline.jpg"].read_bytes()
+    hollow = data[: len(data) // 2] + bytes(len(data) - len(data) // 2)
+    with pytest.raises(UndecodableImage, match="cut short"):
+        decode_image(hollow, identify(hollow), color="rgb", reduction=1)
+
+
+def test_bytes_after_the_end_are_fine(kinds: dict[str, Path]) -> None:
+    for name in ("baseline.jpg", "progressive.jpg", "rgb.png"):
+        data = kinds[name].read_bytes()
+        for tail in (b"\0", b"\xff", bytes(200_000), b"maker's notes"):
+            longer = data + tail
+            pixels = decode_image(longer, identify(longer), color="bgr", reduction=1)
+            assert np.array_equal(pixels, cv2.imread(str(kinds[name])))
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ESTALE, errno.ETIMEDOUT, errno.ENFILE])
+def test_what_the_machine_does_is_never_the_samples_fault(number: int) -> None:
+    fault = fault_of(OSError(number, os.strerror(number)))
+    assert isinstance(fault, EnvironmentFault)
+    assert fault.kind is FaultKind.ENVIRONMENT
+    assert errno.errorcode[number] in fault.reason
+    assert fault_of(MemoryError()).kind is FaultKind.ENVIRONMENT
+
+
+def test_no_descriptors_is_a_fault_of_the_environment_and_none_is_left_open(bad: dict[str, Path]) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for name in ("missing", "empty", "directory", "fifo"):
+        with pytest.raises(UnreadableFile):
+            read_file(bad[name], FileBuffer())
+    assert len(os.listdir("/proc/self/fd")) == before
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(EnvironmentFault, match="EMFILE"):
+            read_file(bad["text"], FileBuffer())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_the_buffer_is_kept_and_grows_and_is_asked_for_first(tmp_path: Path) -> None:
+    (tmp_path / "small").write_bytes(b"s" * 10)
+    (tmp_path / "large").write_bytes(b"l" * 100_000)
+    buffer = FileBuffer(1000)
+    asked: list[int] = []
+    small = read_file(tmp_path / "small", buffer, reserve=asked.append)
+    assert bytes(small) == b"s" * 10
+    assert asked == []
+    assert bytes(read_file(tmp_path / "large", buffer, reserve=asked.append)) == b"l" * 100_000
+    assert asked == [100_000]
+    assert bytes(small) == b"s" * 10  # an old view is not pulled away
+    capacity = buffer.capacity_bytes
+    read_file(tmp_path / "small", buffer)
+    assert buffer.capacity_bytes == capacity
+    buffer.trim(1000)
+    assert buffer.capacity_bytes == 1000
+
+    def refuse(n_bytes: int) -> None:
+        raise MemoryError(f"no {n_bytes} bytes")
+
+    with pytest.raises(MemoryError, match="no 100000 bytes"):
+        read_file(tmp_path / "large", buffer, reserve=refuse)
+
+
+def test_too_little_memory_is_a_memory_error_and_not_a_bad_image(tmp_path: Path) -> None:
+    path = write_jpeg(tmp_path / "large.jpg", (3000, 3000))
+    script = textwrap.dedent("""
+        import resource, sys
+        from prefetchd.decode import *
+        data = bytes(read_file(sys.argv[1], FileBuffer()))
+        header = identify(data)
+        used = next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith("VmData"))
+        limit = used + int(sys.argv[2]) * (1 << 20)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        try:
+            print(decode_image(data, header, color="rgb", reduction=1).shape)
+        except MemoryError as error:
+            print("MemoryError", error)
+    """)
+
+    def run(spare_mib: int) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(path), str(spare_mib)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OPENBLAS_NUM_THREADS": "1"},
+        )
+        return done.stdout
+
+    for spare_mib in (1, 10, 30, 45):
+        assert run(spare_mib).startswith("MemoryError"), spare_mib
+    assert run(80).startswith("(3000, 3000, 3)")
+
+
+def test_the_estimate_is_above_the_peak_and_within_reason(tmp_path: Path) -> None:
+    folder = tmp_path / "large"
+    kinds = write_kinds(folder, (700, 900))
+    script = textwrap.dedent("""
+        import sys, cv2, numpy
+        from prefetchd.decode import *
+        cv2.setNumThreads(0)
+        silence_decoders()
+        def status(key):
+            return next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith(key))
+        for path in sys.argv[1:]:
+            data = bytes(read_file(path, FileBuffer()))
+            header = identify(data)
+            small = cv2.imencode("." + path.rpartition(".")[2], numpy.zeros((40, 40, 3), "uint8"))[1]
+            cv2.imdecode(small, 1)  # what the codec takes once is not the image's
+            for color in ("rgb", "gray"):
+                open("/proc/self/clear_refs", "w").write("5")
+                before = status("VmRSS")
+                decode_image(data, header, color=color, reduction=1)
+                peak = status("VmHWM") - before
+                print(path, color, peak, decode_working_bytes(header, len(data), color=color, reduced=1))
+    """)
+    names = ("baseline.jpg", "progressive.jpg", "cmyk.jpg", "exif6.jpg", "rgb.png", "alpha.png", "exif6.png")
+    names += ("interlaced.png", "rgb.bmp", "rgb.gif", "rgb.tiff", "lzw.tiff", "deep.tiff")
+    names += tuple(name for name in kinds if name.endswith(("webp", "avif")))
+    for name in names:
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(kinds[name])],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        )
+        for line in done.stdout.splitlines():
+            peak, estimate = map(int, line.split()[2:])
+            assert estimate >= peak, line
+            if not name.endswith("tiff"):
+                assert estimate <= 2.5 * peak + (10 << 20), line
+
+
+def test_the_estimate_counts_what_costs() -> None:
+    def of(header: ImageHeader, reduced: int = 1, color: Color = "rgb") -> int:
+        return decode_working_bytes(header, 0, color=color, reduced=reduced)
+
+    plain = ImageHeader("jpeg", 4000, 3000, 3)
+    progressive = ImageHeader("jpeg", 4000, 3000, 3, progressive=True)
+    assert of(plain) >= 2 * plain.pixels * 3
+    assert of(plain, 8) < of(plain, 2) < of(plain)
+    assert of(plain, color="gray") < of(plain)
+    assert of(progressive, 8) >= 2 * 3 * plain.pixels  # a reduction spares no coefficient
+    assert decode_working_bytes(plain, 5_000_000, color="rgb", reduced=1) - of(plain) == 5_000_000
+
+
+def test_the_decoder_names_its_version() -> None:
+    assert cv2.__version__ in decoder_version()
+
+
+def test_detached_native_stderr_keeps_the_codecs_quiet_and_the_real_one_open(kinds: dict[str, Path]) -> None:
+    data = bytearray(kinds["baseline.jpg"].read_bytes())
+    script = textwrap.dedent("""
+        import os, sys
+        from prefetchd.decode import *
+        silence_decoders()
+        real = detach_native_stderr()
+        data = sys.stdin.buffer.read()
+        decode_image(data, identify(data), color="rgb", reduction=1)
+        os.write(2, b"a codec's chatter")
+        os.write(real, b"a traceback")
+    """)
+    data[-2:-2] = b"\xff\x00" * 40  # extraneous bytes before the end: libjpeg decodes, and warns on descriptor 2
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        input=bytes(data),
+        capture_output=True,
+        timeout=60,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert done.stderr == b"a traceback"
