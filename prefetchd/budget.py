@@ -189,9 +189,5 @@ class Budget:
         return self.plan.budget_bytes - self._fixed_bytes - MIN_SLOTS * self.plan.slot_bytes
 
     def budget_for(self, decode_bytes: int) -> int:
-        """Return the smallest budget, in whole MiB, in which a decode of `decode_bytes` fits."""
+        """Return the smallest budget, in MiB, in which a decode of `decode_bytes` fits."""
         return -(-(self._fixed_bytes + MIN_SLOTS * self.plan.slot_bytes + decode_bytes) // MIB)
-
-    def has_slot(self) -> bool:
-        """Whether one more slot fits."""
-        return self.spare_bytes >= self.plan.slot_bytes

@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
 from prefetchd import __version__
 from prefetchd import config as configuration
@@ -44,10 +44,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 # --- the parser
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as every other failure does; the usage is for `--help`."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="prefetchd", description="A shared-memory prefetching loader daemon for training data."
-    )
+    parser = _Parser(prog="prefetchd", description="A shared-memory prefetching loader daemon for training data.")
     parser.add_argument("--version", action="version", version=f"prefetchd {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     serve = commands.add_parser(
@@ -143,9 +148,13 @@ def _serve(arguments: argparse.Namespace) -> int:
     log.setLevel(logging.DEBUG if arguments.debug else logging.INFO)
 
     from prefetchd.liveness import RunLock, lock_owner
+    from prefetchd.loop import EventLoop
     from prefetchd.names import daemon_paths
 
     paths = daemon_paths(config.name, create=True)
+    loop = EventLoop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # before the lock: it is never left behind
+        loop.on_signal(number, loop.stop)
     lock = RunLock.acquire(paths)
     if lock is None:
         owner = lock_owner(paths.lock)
@@ -155,14 +164,10 @@ def _serve(arguments: argparse.Namespace) -> int:
         )
     try:
         from prefetchd.daemon import Daemon
-        from prefetchd.loop import EventLoop
 
-        loop = EventLoop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.on_signal(number, loop.stop)
         attach = "attach with prefetchd.batches(" + (f"daemon={config.name!r})" if config.name != "default" else ")")
         files = (os.fspath(paths.socket), os.fspath(paths.lock))
-        daemon = Daemon(config, loop, files_to_remove=files, listening=attach)
+        daemon = Daemon(config, loop, files_to_remove=files, attach_hint=attach)
         paths.socket.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         listener.bind(os.fspath(paths.socket))
@@ -246,37 +251,10 @@ def _status(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(report, indent=2))
     else:
-        print(_describe(report))
+        from prefetchd.report import describe
+
+        print(describe(report))
     return 0
-
-
-def _describe(report: dict[str, Any]) -> str:
-    from prefetchd.units import format_bytes
-
-    ring, memory = report["ring"], report["memory"]
-    lines = [
-        f"daemon {report['name']!r}, pid {report['pid']}, up {report['uptime_s']:.0f} s, serves {report['source']}",
-        f"  data      {report['n_samples']} samples, {report['batches_per_epoch']} batches an epoch of "
-        f"{'x'.join(map(str, report['batch_shape']))} {report['batch_dtype']}; {report['batches_made']} made so far",
-        f"  ring      {ring['slots']} slots of {format_bytes(ring['slot_bytes'])}: {ring['free']} free, "
-        f"{ring['filling']} filling, {ring['ready']} ready, {ring['leased']} leased",
-        f"  memory    {format_bytes(memory['footprint_bytes'])} of {format_bytes(memory['budget_bytes'])} "
-        f"(budget from {memory['limited_by']}; most so far {format_bytes(memory['max_footprint_bytes'])})",
-        f"  readers   {len(report['readers'])} ("
-        + ", ".join(f"pid {reader['pid']}: {reader['samples']} samples" for reader in report["readers"])
-        + f"), {report['reader_crashes']} replaced after a crash",
-        f"  consumers {len(report['consumers'])}",
-    ]
-    for consumer in report["consumers"]:
-        where = f"epoch {consumer['epoch']} step {consumer['step']}" if consumer["epoch"] is not None else "idle"
-        waiting = ", waiting for a batch" if consumer["waiting"] else ""
-        lines.append(
-            f"            pid {consumer['pid']}: {where}, {consumer['batches']} batches, "
-            f"holds {consumer['held_slots']} slots{waiting}"
-        )
-    lines.append(f"  bad       {report['bad_samples']} samples")
-    lines += [f"            {bad['sample_id']}: {bad['where']}: {bad['reason']}" for bad in report["bad"]]
-    return "\n".join(lines)
 
 
 def _stop(arguments: argparse.Namespace) -> int:

@@ -96,7 +96,7 @@ class Connection:
     def open_cursor(self, serial: int, epoch: int, step: int, rank: int, world_size: int) -> None:
         """Begin at (epoch, step); an earlier cursor of this connection ends."""
         self._check_process()
-        self._say(messages.OpenCursor(serial, epoch, step, rank, world_size))
+        self._say(messages.OpenCursor(serial, self._taken, epoch, step, rank, world_size))
 
     def close_cursor(self, serial: int) -> None:
         """End the cursor; what was granted ahead goes back."""
@@ -265,8 +265,8 @@ class Connection:
         except (control.ConnectionEnded, BlockingIOError):
             pass
         raise DaemonLost(
-            f"cannot get the next batch: the daemon {self.info.name!r} (pid {self.info.pid}) ended; what you hold stays "
-            "valid; see its log, then start it again"
+            f"cannot get the next batch: the daemon {self.info.name!r} (pid {self.info.pid}) ended; what you hold "
+            "stays valid; see its log, then start it again"
         )
 
     def _check_process(self) -> None:

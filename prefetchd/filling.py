@@ -1,6 +1,6 @@
 """Turning a batch into tasks for readers, and their answers into a batch: chunks, retries, and the bad-sample policy.
 
-    Job (one slot, one batch) -> Chunk (some rows) -> reader -> Done(faults) -> retry | confirm | skip | substitute | fail
+    Job (a slot, a batch) -> Chunk (some rows) -> reader -> Done(faults) -> retry | confirm | skip | substitute | fail
 
 A `Job` is done when no chunk is queued or out. What decides a batch's content is only which samples are bad:
 - a fault of the content that needs no fresh reader (a missing file) counts when it is seen twice;

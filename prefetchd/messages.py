@@ -33,9 +33,13 @@ class Attach(Message, frozen=True):
 
 
 class OpenCursor(Message, frozen=True):
-    """Serve from (epoch, step) as rank `rank` of `world_size`; replaces the connection's earlier cursor."""
+    """Serve from (epoch, step) as rank `rank` of `world_size`; replaces the connection's earlier cursor.
+
+    Leases after `taken` were granted to the earlier cursor and not taken; they end with this.
+    """
 
     serial: Count
+    taken: Count
     epoch: Count
     step: Count
     rank: Count

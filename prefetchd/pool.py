@@ -76,14 +76,12 @@ class PoolEvents:
         lost: the reader of a chunk is gone; (reader, chunk, suspect, exit code).
         gone: a reader has exited and writes nowhere any more.
         memory: a reader's wish for working memory changed.
-        idle: some reader can take more work.
     """
 
     done: Callable[[int, Chunk, Done], None]
     lost: Callable[[int, Chunk, bool, int], None]
     gone: Callable[[int], None]
-    memory: Callable[[ReaderState], None]
-    idle: Callable[[], None]
+    memory: Callable[[], None]
 
 
 class Pool:
@@ -240,6 +238,11 @@ class Pool:
         self._send(reader, message)
 
     @property
+    def any_ready(self) -> bool:
+        """Whether some reader has booted."""
+        return any(reader.ready for reader in self.readers.values())
+
+    @property
     def busy(self) -> bool:
         """Whether any reader has work or is still to boot."""
         return any(reader.chunks or not reader.ready for reader in self.readers.values())
@@ -276,11 +279,10 @@ class Pool:
                 case messages.NeedMemory() as need:
                     # A second wish of the same decode replaces the first, so that two readers cannot wait in a ring.
                     reader.needs_bytes, reader.has_bytes = need.n_bytes, 0
-                    self._events.memory(reader)
+                    self._events.memory()
                 case messages.ReaderReady():
                     reader.ready = True
                     self._boot_failures = 0
-                    self._events.idle()
                 case messages.BootFailed() as failed:
                     raise error_from_name(failed.error, failed.text)
 
@@ -325,7 +327,6 @@ class Pool:
             )
         if len(self.readers) < self.n_readers:
             self._spawn()
-        self._events.idle()
 
     def _close(self, reader: ReaderState) -> None:
         del self.readers[reader.number]

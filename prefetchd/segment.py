@@ -60,6 +60,13 @@ class Segment:
         """Return a new descriptor, the caller's own, through which nothing can be written."""
         return os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
 
+    def discard(self) -> None:
+        """Give the pages back now, also those that consumers still map (nobody may hold a view), and close."""
+        memory = map_writable(self.fd, self.n_bytes)
+        memory.madvise(mmap.MADV_REMOVE)
+        memory.close()
+        self.close()
+
     def close(self) -> None:
         """Drop the daemon's hold; maps of other processes live on."""
         os.close(self.fd)

@@ -79,7 +79,13 @@ class Ring:
         assert slot.reusable
         self._forget_key(slot)
         del self.slots[slot.number]
-        slot.segment.close()
+        slot.segment.discard()
+
+    def close(self) -> None:
+        """Give every segment up, at the daemon's end; maps of consumers live on."""
+        for slot in self.slots.values():
+            slot.segment.close()
+        self.slots.clear()
 
     def find(self, key: Key) -> Slot | None:
         """Return the slot that holds the batch, or is being filled with it."""

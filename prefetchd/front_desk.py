@@ -1,0 +1,341 @@
+"""The front desk: admits consumers, hears what they say, grants them their batches, and notices when they are gone.
+
+    connect -> admitted -> Attach -> attached -> OpenCursor -> served (Granted ... Release) -> CloseCursor ... -> buried
+
+Owned by the daemon's loop. A consumer is a party of its own: whatever it sends that makes no sense ends its connection
+and touches nobody else. It lives until its process ends (by pidfd: a forked child may keep its socket open), or its
+socket ends with no lease out; its leases end with it.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from prefetchd import __version__, control, messages
+from prefetchd.config import Config
+from prefetchd.consumers import Consumer
+from prefetchd.foreman import Foreman
+from prefetchd.guard import Guard
+from prefetchd.layout import BatchLayout
+from prefetchd.loop import EventLoop
+from prefetchd.order import Order, Shard
+from prefetchd.scheduler import Cursor, fits_another, may_grant, ready_for
+from prefetchd.slots import Content, Key, Ring, Slot
+from prefetchd.sources import Source
+
+log = logging.getLogger("prefetchd")
+
+_MAX_CONSUMERS = 1024
+
+
+class FrontDesk:
+    """All consumers of one daemon.
+
+    Args:
+        private: whether the only consumer is the parent, with whose connection the daemon ends.
+        status: makes the answer to `prefetchd status`.
+        stop: ends the daemon.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        source: Source,
+        layout: BatchLayout,
+        order: Order,
+        ring: Ring,
+        foreman: Foreman,
+        guard: Guard,
+        loop: EventLoop,
+        *,
+        status: Callable[[], dict[str, Any]],
+        stop: Callable[[], None],
+    ) -> None:
+        self.consumers: dict[int, Consumer] = {}
+        self._config = config
+        self._source = source
+        self._layout = layout
+        self._order = order
+        self._ring = ring
+        self._foreman = foreman
+        self._guard = guard
+        self._loop = loop
+        self._status = status
+        self._stop = stop
+        self._next_consumer = 1
+        self._listener: socket.socket | None = None
+        self._private = False
+
+    def listen(self, listener: socket.socket) -> None:
+        """Admit whoever connects to `listener`, which the desk then owns."""
+        self._listener = listener
+        self._loop.watch(listener.fileno(), self._accept)
+
+    def serve_only(self, sock: socket.socket) -> None:
+        """Serve one connection, and end the daemon with it."""
+        self._private = True
+        self.admit(sock)
+
+    @property
+    def cursors(self) -> list[Cursor]:
+        """Where all loops are; the start of the first epoch if there is none, so that its batches stand ready."""
+        cursors = [consumer.cursor for consumer in self.consumers.values() if consumer.cursor is not None]
+        return cursors or [Cursor(0, 0, Shard(self._order.batches_per_epoch), epoch=0, step=0, open=False)]
+
+    def serve_all(self) -> None:
+        """Grant every consumer what is ready for it."""
+        for consumer in list(self.consumers.values()):
+            self._grant(consumer)
+
+    def slot_removed(self, slot: Slot) -> None:
+        """Tell whoever knows the slot that it is gone."""
+        for consumer in self.consumers.values():
+            if slot.number in consumer.slots:
+                consumer.slots.discard(slot.number)
+                consumer.send(messages.SlotClosed(slot.number))
+
+    def tell_all(self, message: messages.Message) -> None:
+        """Send a message to every consumer."""
+        for consumer in self.consumers.values():
+            consumer.send(message)
+
+    def close(self) -> None:
+        """End every connection; what consumers hold stays valid in their maps."""
+        if self._listener is not None:
+            self._loop.unwatch(self._listener.fileno())
+            self._listener.close()
+        for consumer in list(self.consumers.values()):
+            self._bury(consumer)
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        try:
+            sock, _ = self._listener.accept()
+        except OSError:
+            return
+        self.admit(sock)
+
+    def admit(self, sock: socket.socket) -> None:
+        """Take a connection in, if it is this user's."""
+        try:
+            pid, uid, pidfd = control.peer(sock)
+        except OSError:
+            sock.close()
+            return
+        consumer = Consumer(self._next_consumer, sock, pid, pidfd)
+        if uid != os.getuid() or len(self.consumers) >= _MAX_CONSUMERS:
+            why = "another user's process" if uid != os.getuid() else f"{_MAX_CONSUMERS} are connected already"
+            consumer.send(messages.Fatal("DaemonNotFound", f"cannot attach: {why}; run a daemon of your own"))
+            sock.close()
+            os.close(pidfd)
+            return
+        self._next_consumer += 1
+        self.consumers[consumer.number] = consumer
+        self._loop.watch(sock.fileno(), functools.partial(self._hear, consumer))
+        self._loop.watch(pidfd, functools.partial(self._bury, consumer))
+
+    def _hear(self, consumer: Consumer) -> None:
+        """Take in what a consumer has sent; whatever makes no sense ends its connection."""
+        for _ in range(64):
+            try:
+                data, fds = control.receive(consumer.sock, wait=False)
+            except BlockingIOError:
+                return
+            except (control.ConnectionEnded, OSError):
+                self._hang_up(consumer)
+                return
+            control.close_all(fds)
+            try:
+                message = messages.decode_to_daemon(data)
+                self._handle(consumer, message)
+            except messages.DecodeError:
+                log.warning(
+                    "consumer %d (pid %d) sent no message of ours; ending its connection",
+                    consumer.number,
+                    consumer.pid,
+                )
+                self._hang_up(consumer)
+                return
+            if consumer.number not in self.consumers:
+                return
+
+    def _handle(self, consumer: Consumer, message: messages.ToDaemon) -> None:
+        match message:
+            case messages.Release():
+                self._ring.release(message.lease, consumer.number)
+                consumer.took(message.taken)
+                consumer.stalled = False
+            case messages.Want():
+                consumer.took(message.taken)
+                if consumer.cursor is not None and consumer.cursor.serial == message.serial:
+                    # A grant may have crossed this on its way: then the loop has what it wants.
+                    consumer.cursor.waiting = not consumer.untaken
+            case messages.OpenCursor():
+                self._open_cursor(consumer, message)
+            case messages.CloseCursor():
+                if consumer.cursor is not None and consumer.cursor.serial == message.serial:
+                    self._drop_untaken(consumer, message.taken)
+                    cursor = consumer.cursor
+                    cursor.open, cursor.waiting, cursor.epoch, cursor.step = False, False, cursor.epoch + 1, 0
+            case messages.Attach():
+                self._attach(consumer, message)
+            case messages.AskStatus():
+                consumer.send(messages.StatusReport(self._status()))
+            case messages.AskStop():
+                consumer.send(messages.Stopping(os.getpid()))
+                log.info("asked to stop by pid %d", consumer.pid)
+                self._stop()
+            case messages.Configure():
+                consumer.send(messages.Fatal("ConfigError", "cannot configure a daemon that is running"))
+
+    def _attach(self, consumer: Consumer, attach: messages.Attach) -> None:
+        def refuse(error: str, text: str) -> None:
+            consumer.send(messages.Fatal(error, text))
+
+        if attach.protocol != messages.PROTOCOL:
+            refuse(
+                "DaemonNotFound",
+                f"cannot attach: this daemon is prefetchd {__version__} (protocol {messages.PROTOCOL}), the consumer "
+                f"{attach.version} (protocol {attach.protocol}); restart the daemon with the consumer's version",
+            )
+            return
+        wire = self._config.to_wire()
+        for name, value in attach.options.items():
+            mine = wire.get(name)
+            if (list(mine) if isinstance(mine, tuple) else mine) != value:
+                refuse(
+                    "ConfigError",
+                    f"cannot attach with {name}={value!r}: the daemon {self._config.name!r} serves {name}={mine!r}, "
+                    "and its configuration decides; leave the option out, or start a daemon with it",
+                )
+                return
+        others = [other.cursor for other in self.consumers.values() if other.cursor is not None]
+        n_slots = self._guard.budget.plan.n_slots
+        if not fits_another(n_slots, others, attach.guaranteed_slots):
+            refuse(
+                "BudgetError",
+                f"cannot attach: the ring of {n_slots} slots serves {len(others)} loops and cannot promise "
+                f"{attach.guaranteed_slots} slots to another; give the daemon a larger --memory-budget",
+            )
+            return
+        consumer.guaranteed_slots = attach.guaranteed_slots
+        consumer.attached = True
+        consumer.send(
+            messages.Attached(
+                version=__version__,
+                pid=os.getpid(),
+                name=self._config.name,
+                layout=self._layout.to_wire(),
+                n_samples=self._source.n_samples,
+                batches_per_epoch=self._order.batches_per_epoch,
+                drop_last=self._config.drop_last,
+                classes=list(self._source.classes) if self._source.classes is not None else None,
+                config=wire,
+                config_digest=self._source.content_digest,
+                manifest_digest=self._source.digest,
+            )
+        )
+
+    def _open_cursor(self, consumer: Consumer, message: messages.OpenCursor) -> None:
+        if not consumer.attached or message.rank >= message.world_size:
+            self._hang_up(consumer)
+            return
+        self._drop_untaken(consumer, message.taken)
+        shard = Shard(self._order.batches_per_epoch, message.rank, message.world_size, self._config.drop_last)
+        consumer.stalled = False
+        consumer.cursor = Cursor(
+            consumer.number,
+            message.serial,
+            shard,
+            message.epoch,
+            message.step,
+            guaranteed_slots=consumer.guaranteed_slots,
+        )
+
+    def _drop_untaken(self, consumer: Consumer, taken: int) -> None:
+        consumer.took(taken)
+        for lease in consumer.untaken:
+            self._ring.release(lease, consumer.number)
+        consumer.untaken.clear()
+
+    def _grant(self, consumer: Consumer) -> None:
+        """Grant the consumer's next batch if it is ready and can be spared; else say why it has to wait."""
+        cursor = consumer.cursor
+        while cursor is not None and consumer.wants_more:
+            key = next(cursor.upcoming(1))
+            if key in self._foreman.failed:
+                if cursor.waiting:
+                    failure = self._foreman.failed.pop(key)
+                    consumer.send(messages.Failed(cursor.serial, failure.error, failure.text))
+                    cursor.open = False
+                return
+            slot = ready_for(self._ring, cursor)
+            if slot is None or not may_grant(self._ring, cursor, self.cursors, slot):
+                self._explain_stall(consumer, cursor, key, slot)
+                return
+            if not consumer.open_slot(slot):
+                return
+            lease = self._ring.grant(slot, consumer.number)
+            repeated = cursor.shard.batch(cursor.step)[1]
+            granted = messages.Granted(cursor.serial, lease, slot.number, cursor.epoch, key[1], slot.rows, repeated)
+            if not consumer.send(granted):
+                self._ring.release(lease, consumer.number)
+                return
+            consumer.batches += 1
+            cursor.step += 1
+            if cursor.waiting:
+                cursor.waiting = consumer.stalled = False
+            consumer.untaken.append(lease)
+
+    def _explain_stall(self, consumer: Consumer, cursor: Cursor, key: Key, ready: Slot | None) -> None:
+        """Tell a waiting consumer if it waits for others' (or its own) leases, not for a reader."""
+        if not cursor.waiting or consumer.stalled:
+            return
+        if ready is None:
+            coming = not self._guard.starved and (self._ring.find(key) is not None or self._guard.may_grow())
+            if coming or any(slot.reusable or slot.content is Content.FILLING for slot in self._ring.slots.values()):
+                return
+        consumer.stalled = True
+        holders = []
+        for other in self.consumers.values():
+            held = self._ring.held_by(other.number)
+            if held:
+                who = "this loader" if other is consumer else f"the loader of pid {other.pid}"
+                holders.append(f"{who} holds {held}")
+        text = f"of {len(self._ring.slots)} slots " + ", ".join(holders)
+        consumer.send(messages.Stalled(cursor.serial, text))
+
+    def _hang_up(self, consumer: Consumer) -> None:
+        """The consumer's socket has ended. What it holds stays until its process ends."""
+        if consumer.sock.fileno() >= 0:
+            self._loop.unwatch(consumer.sock.fileno())
+            consumer.sock.close()
+        self._drop_untaken(consumer, 0)
+        consumer.cursor = None
+        if self._private:
+            self._stop()  # the loader was closed; views outlive the daemon
+        elif not self._ring.held_by(consumer.number):
+            self._bury(consumer)
+
+    def _bury(self, consumer: Consumer) -> None:
+        """The consumer's process has ended, or nothing of it is left."""
+        if self.consumers.pop(consumer.number, None) is None:
+            return
+        if consumer.sock.fileno() >= 0:
+            self._loop.unwatch(consumer.sock.fileno())
+            consumer.sock.close()
+        self._loop.unwatch(consumer.pidfd)
+        os.close(consumer.pidfd)
+        returned = self._ring.release_all(consumer.number)
+        if returned:
+            log.info(
+                "consumer %d (pid %d) ended holding %d slots; they are back",
+                consumer.number,
+                consumer.pid,
+                returned,
+            )

@@ -1,0 +1,148 @@
+"""The guard of the memory budget: the ring's growth, the readers' wishes, and the check that the promise holds.
+
+Everything that takes memory asks here first (`add_slot`, `serve_wishes`); `verify` measures what is really in use and
+gives back if it is too much. Owned by the daemon's loop; `budget` has the arithmetic.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from multiprocessing import resource_tracker
+
+from prefetchd.budget import ALLOWANCE_BYTES, MIN_SLOTS, READER_BYTES, Budget, Footprint, measure
+from prefetchd.filling import Job
+from prefetchd.pool import Pool, ReaderState
+from prefetchd.segment import Segment
+from prefetchd.slots import Ring, Slot
+from prefetchd.units import format_bytes
+
+log = logging.getLogger("prefetchd")
+
+_FORGET_WISH_TICKS = 20  # a ring that grows between any two large decodes would only be shrunk again
+
+
+class Guard:
+    """Holds the daemon to its budget.
+
+    Args:
+        budget: what may be taken and what has been.
+        ring: the ring, which it grows and shrinks.
+        pool: the readers, whose wishes it grants.
+        fail: called with (job, text, error name) for a decode that no part of the budget can hold.
+        on_removed: called with each slot that is given up.
+    """
+
+    def __init__(
+        self,
+        budget: Budget,
+        ring: Ring,
+        pool: Pool,
+        *,
+        fail: Callable[[Job, str, str], None],
+        on_removed: Callable[[Slot], None],
+    ) -> None:
+        self.budget = budget
+        self.max_footprint_bytes = 0
+        self._ring = ring
+        self._pool = pool
+        self._fail = fail
+        self._on_removed = on_removed
+        self._warned = False
+        self._lately_wished_bytes = 0
+        self._ticks_since_wish = 0
+
+    def may_grow(self) -> bool:
+        """Whether the plan and the budget hold one more slot, besides the large decodes seen lately."""
+        room = self.budget.spare_bytes - self._lately_wished_bytes
+        return len(self._ring.slots) < self.budget.plan.n_slots and room >= self.budget.plan.slot_bytes
+
+    @property
+    def starved(self) -> bool:
+        """Whether a reader waits for memory that no other decode will give back: only leased slots are left."""
+        return self.budget.large_bytes == 0 and any(reader.needs_bytes for reader in self._pool.readers.values())
+
+    def add_slot(self) -> None:
+        """Reserve one more slot, and let every reader write to it."""
+        slot = self._ring.add(Segment.create(self.budget.plan.slot_bytes))
+        self.budget.ring_bytes += slot.segment.n_bytes
+        self._pool.add_slot(slot)
+
+    def remove_slot(self, slot: Slot) -> None:
+        """Give a reusable slot back to the machine."""
+        self._pool.remove_slot(slot)
+        self._on_removed(slot)
+        self.budget.ring_bytes -= slot.segment.n_bytes
+        self._ring.remove(slot)
+
+    def serve_wishes(self) -> None:
+        """Grant the readers that wait for working memory what fits, making room in the ring if need be."""
+        readers = sorted(self._pool.readers.values(), key=lambda reader: reader.number)
+        self.budget.large_bytes = sum(reader.has_bytes for reader in readers)
+        for reader in readers:
+            need = reader.needs_bytes
+            if not need:
+                continue
+            if need > self.budget.largest_decode_bytes:
+                self._refuse_memory(reader, need)
+                continue
+            while self.budget.spare_bytes < need and len(self._ring.slots) > MIN_SLOTS:
+                slot = next((slot for slot in self._ring.slots.values() if slot.reusable), None)
+                if slot is None:
+                    break
+                self.remove_slot(slot)
+            self._lately_wished_bytes = max(self._lately_wished_bytes, need)
+            self._ticks_since_wish = 0
+            if self.budget.spare_bytes >= need:
+                self.budget.large_bytes += need
+                self._pool.grant_memory(reader, need)
+
+    def _refuse_memory(self, reader: ReaderState, need: int) -> None:
+        chunk = next(iter(reader.chunks.values()))
+        text = (
+            f"cannot decode a sample of epoch {chunk.job.epoch} batch {chunk.job.batch}: it takes "
+            f"{format_bytes(need)} of working memory and the budget of {format_bytes(self.budget.plan.budget_bytes)} "
+            f"can give one decode {format_bytes(self.budget.largest_decode_bytes)}; "
+            f"give --memory-budget {self.budget.budget_for(need)}MiB, or lower --max-image-pixels"
+        )
+        self._fail(chunk.job, text, "BudgetError")
+        self._pool.deny_memory(reader, text)
+
+    def measure(self) -> Footprint:
+        """Measure the footprint now: every process of the daemon, and the ring's allocated blocks."""
+        ring_bytes = sum(slot.segment.allocated_bytes for slot in self._ring.slots.values())
+        footprint = measure([*_daemon_pids(), *self._pool.pids], ring_bytes)
+        self.max_footprint_bytes = max(self.max_footprint_bytes, footprint.total_bytes)
+        return footprint
+
+    def verify(self) -> None:
+        """Measure, and give memory back if the footprint is over the budget: a grown reader first, then a slot."""
+        self._ticks_since_wish += 1
+        if self._ticks_since_wish > _FORGET_WISH_TICKS:
+            self._lately_wished_bytes = 0
+        footprint = self.measure()
+        if footprint.total_bytes <= self.budget.plan.budget_bytes:
+            self._warned = False
+            return
+        readers = [reader for reader in self._pool.readers.values() if reader.ready and not reader.retiring]
+        largest = max(readers, key=lambda reader: footprint.processes.get(reader.pid, 0), default=None)
+        share = READER_BYTES + ALLOWANCE_BYTES
+        if not self._warned:
+            self._warned = True
+            log.warning(
+                "footprint %s is over the budget of %s; giving memory back",
+                format_bytes(footprint.total_bytes),
+                format_bytes(self.budget.plan.budget_bytes),
+            )
+        spare = next((slot for slot in self._ring.slots.values() if slot.reusable), None)
+        if largest is not None and footprint.processes.get(largest.pid, 0) > share + largest.has_bytes:
+            self._pool.retire(largest)
+        elif spare is not None and len(self._ring.slots) > MIN_SLOTS:
+            self.remove_slot(spare)
+
+
+def _daemon_pids() -> list[int]:
+    """This process, and the resource tracker that Python starts beside it."""
+    tracker: int | None = getattr(resource_tracker._resource_tracker, "_pid", None)
+    return [os.getpid(), tracker] if tracker else [os.getpid()]
