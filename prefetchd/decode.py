@@ -215,8 +215,8 @@ def decode_working_bytes(header: ImageHeader, n_encoded_bytes: int, *, color: Co
 
     `n_encoded_bytes`, the file in its buffer, is part of it. The factors were measured with OpenCV 5.0, each
     kind in a process of its own. Every decode ends with two copies of the pixels: OpenCV's matrix (rotated or
-    not) is copied into numpy's memory. For large images it is 1.01 to 1.7 times the peak, except for TIFF in
-    small strips (up to 9 times): only the directory's strip sizes would tell.
+    not) is copied into numpy's memory. For large images it is 1.01 to 1.75 times the peak, except for TIFF in
+    small strips (up to 11 times): only the directory's strip sizes would tell.
     """
     n_out_channels = 1 if color == "gray" else 3
     n_pixels = header.pixels
