@@ -1,0 +1,78 @@
+"""Running commands and scripts as users do: in processes of their own, with their output looked at."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+from prefetchd import budget
+from prefetchd.layout import BatchLayout
+
+Result = subprocess.CompletedProcess[str]
+
+# Batches whose slot is a little over 1 MiB, so that a budget in MiB decides the number of slots exactly.
+LARGE = ("--batch-size", "4", "--image-size", "300", "--num-workers", "1")
+LARGE_SLOT_BYTES = BatchLayout(4, (300, 300, 3), "uint8", (), "int64").slot_bytes
+
+
+def run_command(*arguments: object, cwd: Path | None = None) -> Result:
+    """Run `prefetchd ARGUMENTS` to its end."""
+    command = [sys.executable, "-m", "prefetchd", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=cwd)
+
+
+def refused(*arguments: object) -> str:
+    """Run a command that must fail; return the one line, in our words, that it says about that."""
+    result = run_command(*arguments)
+    assert result.returncode in (1, 2), result
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("prefetchd")
+    return lines[0]
+
+
+def start_script(path: Path, code: str, *options: str, session: bool = False) -> subprocess.Popen[str]:
+    """Start `code` as a script file with pipes to it."""
+    path.write_text(code)
+    return subprocess.Popen(
+        [sys.executable, *options, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=session,
+    )
+
+
+def finish(process: subprocess.Popen[str], deadline_s: float = 60) -> Result:
+    """Close a script's input and wait for its end."""
+    try:
+        out, err = process.communicate("", timeout=deadline_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+        raise AssertionError(f"the script did not end: {out} {err}") from None
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def run_script(path: Path, code: str, *options: str) -> Result:
+    """Run `code` as a script file to its end."""
+    return finish(start_script(path, code, *options))
+
+
+def large_ring(n_slots: int) -> tuple[str, ...]:
+    """Options for a daemon with `LARGE` batches and exactly `n_slots` slots."""
+    mib = 1 << 20
+    least = budget.smallest_budget(1, LARGE_SLOT_BYTES) // mib
+    more = -(-(n_slots - budget.MIN_SLOTS) * LARGE_SLOT_BYTES // mib)
+    return (*LARGE, "--memory-budget", f"{least + more}MiB")
+
+
+def tree(pid: int) -> list[psutil.Process]:
+    """The process and all its descendants."""
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]
