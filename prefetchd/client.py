@@ -84,6 +84,7 @@ class Connection:
                 if isinstance(message, messages.Attached):
                     break
         except control.ConnectionEnded:
+            self._hear_last_words()
             raise DaemonLost("cannot attach: the daemon ended while it was starting; see its log") from None
         self.info = message
         try:
@@ -257,13 +258,16 @@ class Connection:
         except control.ConnectionEnded:
             self._raise_lost()
 
-    def _raise_lost(self) -> NoReturn:
-        # Its last words may still be in the socket.
+    def _hear_last_words(self) -> None:
+        """Raise what the daemon said before it ended: it is still in the socket, behind the error that ended it."""
         try:
             while True:
                 self._receive(wait=False)
         except (control.ConnectionEnded, BlockingIOError):
             pass
+
+    def _raise_lost(self) -> NoReturn:
+        self._hear_last_words()
         raise DaemonLost(
             f"cannot get the next batch: the daemon {self.info.name!r} (pid {self.info.pid}) ended; what you hold "
             "stays valid; see its log, then start it again"

@@ -6,10 +6,13 @@ When the daemon dies its socket ends, and so does the reader. It holds no lock t
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import mmap
+import os
 import signal
 import socket
+import sys
 import time
 from collections import deque
 
@@ -17,7 +20,8 @@ import numpy as np
 
 from prefetchd import control, messages
 from prefetchd.config import make_config
-from prefetchd.errors import ManifestError, PrefetchdError
+from prefetchd.decode import detach_native_stderr
+from prefetchd.errors import PrefetchdError
 from prefetchd.layout import BatchLayout, layout_from_wire
 from prefetchd.order import Order
 from prefetchd.segment import map_writable
@@ -122,19 +126,15 @@ def main(sock: socket.socket) -> None:
     """Run a reader on its end of a socket pair; returns when the daemon is gone or done with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    faulthandler.register(signal.SIGUSR1, all_threads=True)  # the daemon asks a hung reader for its stack
+    # The decoders' C libraries write about every bad file to descriptor 2; the daemon reports those once, and better.
+    sys.stderr = os.fdopen(detach_native_stderr(), "w", buffering=1)
+    faulthandler.enable(sys.stderr)
+    faulthandler.register(signal.SIGUSR1, sys.stderr, all_threads=True)  # the daemon asks a hung reader for its stack
     try:
         Reader(sock).run()
     except control.ConnectionEnded:
         return
-    except ManifestError as error:
-        _last_words(sock, error)
-    except PrefetchdError as error:
-        _last_words(sock, error)
-
-
-def _last_words(sock: socket.socket, error: PrefetchdError) -> None:
-    try:
-        control.send(sock, messages.encode(messages.BootFailed(type(error).__name__, str(error))))
-    except control.ConnectionEnded:
-        return
+    except PrefetchdError as error:  # such as a manifest that changed: the daemon's to say
+        last_words = messages.BootFailed(type(error).__name__, str(error))
+        with contextlib.suppress(control.ConnectionEnded):
+            control.send(sock, messages.encode(last_words))
