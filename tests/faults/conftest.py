@@ -9,12 +9,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
 import prefetchd
+from prefetchd import control, launch, messages
 from tests.conftest import wait_until
 from tests.images import write_jpeg
 
@@ -165,3 +167,15 @@ def script(nothing_left: None) -> Iterator[Callable[[str], Script]]:
 
 def kill(pid: int, number: int = signal.SIGKILL) -> None:
     os.kill(pid, number)
+
+
+def ask_status(name: str = "default") -> dict[str, Any]:
+    """What `prefetchd status --json` prints, without the time that an interpreter takes to start."""
+    sock = launch.connect(name, timeout_s=0)
+    try:
+        control.send(sock, messages.encode(messages.AskStatus(messages.PROTOCOL)))
+        data, _ = control.receive(sock)
+    finally:
+        sock.close()
+    report: dict[str, Any] = messages.decode_to_consumer(data).report
+    return report

@@ -1,7 +1,7 @@
 """Put into the daemon's interpreter as `sitecustomize` by the `sabotage` fixture: makes decoding go wrong on purpose.
 
-Works in the zygote, and so in the readers that it forks, and nowhere else. A file whose last bytes are `\\nSABOTAGE word`
-(padded to 32 bytes) does what the word says when it is decoded:
+Works in the zygote, and so in the readers that it forks, and nowhere else. A file whose last bytes are
+`\\nSABOTAGE word` (padded to 32 bytes) does what the word says when it is decoded:
 
 - `segv`: the decoder crashes; `exit`: it ends the process with status 0; `kill`: SIGKILL, as the kernel's killer does;
 - `once-X`, `leave-X`: SIGSEGV, or an exit with status 0, the first time only;
