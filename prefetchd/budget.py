@@ -130,7 +130,7 @@ def make_plan(config: Config, slot_bytes: int, limit: Limit) -> Plan:
     if least > budget:
         raise BudgetError(
             f"cannot work within a memory budget of {format_bytes(budget)} (from {limited_by}): the daemon takes "
-            f"{format_bytes(DAEMON_BYTES)}, {n_readers} reader{'s' * (n_readers > 1)} {format_bytes(n_readers * per_reader)}, and "
+            f"{format_bytes(DAEMON_BYTES)}, {n_readers} reader(s) {format_bytes(n_readers * per_reader)}, and "
             f"{MIN_SLOTS} slots of {format_bytes(slot_bytes)} {format_bytes(MIN_SLOTS * slot_bytes)}; "
             f"give --memory-budget {least // MIB}MiB or more, or a smaller --batch-size, --image-size or --num-workers"
         )

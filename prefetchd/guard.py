@@ -13,7 +13,8 @@ from multiprocessing import resource_tracker
 
 from prefetchd.budget import ALLOWANCE_BYTES, MIN_SLOTS, READER_BYTES, Budget, Footprint, measure
 from prefetchd.filling import Job
-from prefetchd.pool import Pool, ReaderState
+from prefetchd.pool import Pool
+from prefetchd.reader_handle import ReaderHandle
 from prefetchd.segment import Segment
 from prefetchd.slots import Ring, Slot
 from prefetchd.units import format_bytes
@@ -98,7 +99,7 @@ class Guard:
                 self.budget.large_bytes += need
                 self._pool.grant_memory(reader, need)
 
-    def _refuse_memory(self, reader: ReaderState, need: int) -> None:
+    def _refuse_memory(self, reader: ReaderHandle, need: int) -> None:
         chunk = next(iter(reader.chunks.values()))
         text = (
             f"cannot decode a sample of epoch {chunk.job.epoch} batch {chunk.job.batch}: it takes "
@@ -137,7 +138,7 @@ class Guard:
             )
         spare = next((slot for slot in self._ring.slots.values() if slot.reusable), None)
         if largest is not None and footprint.processes.get(largest.pid, 0) > share + largest.has_bytes:
-            self._pool.retire(largest)
+            largest.retire()
         elif spare is not None and len(self._ring.slots) > MIN_SLOTS:
             self.remove_slot(spare)
 

@@ -11,60 +11,25 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from prefetchd import control, messages
 from prefetchd.errors import PrefetchdError, error_from_name
 from prefetchd.filling import Chunk, describe_exit
-from prefetchd.liveness import process_state
-from prefetchd.messages import Boot, Done, Message
+from prefetchd.messages import Boot, Done
+from prefetchd.reader_handle import ReaderHandle
 from prefetchd.slots import Slot
 from prefetchd.zygote import ENVIRONMENT
 
 CHUNKS_IN_FLIGHT = 2
 MAX_BOOT_FAILURES = 3
-_STOPPED_S = 1.0
-_STACK_S = 0.5
 
 log = logging.getLogger("prefetchd")
-
-
-@dataclass(slots=True, eq=False)
-class ReaderState:
-    """What the daemon knows of one reader.
-
-    Attributes:
-        number: its name on the zygote's socket.
-        sock: the daemon's end of its socket, owned.
-        pid, pidfd: known once the zygote has forked it; the pidfd is owned.
-        ready: whether it has booted.
-        fresh: whether it has been given no work yet.
-        retiring: whether it was told to go, so that its end is no crash.
-        chunks: what it was given and has not answered, in order, by task.
-        since: when it last made progress, by the monotonic clock, in seconds.
-        needs_bytes: the working memory that it waits for.
-        has_bytes: the working memory that it was granted.
-    """
-
-    number: int
-    sock: socket.socket
-    pid: int = 0
-    pidfd: int = -1
-    ready: bool = False
-    fresh: bool = True
-    retiring: bool = False
-    chunks: dict[int, Chunk] = field(default_factory=dict)
-    since: float = 0.0
-    asked_for_stack: float = 0.0
-    needs_bytes: int = 0
-    has_bytes: int = 0
-    samples: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +71,7 @@ class Pool:
         self._unwatch = unwatch
         self._clock = clock
         self._files_to_remove = files_to_remove
-        self.readers: dict[int, ReaderState] = {}
+        self.readers: dict[int, ReaderHandle] = {}
         self._next_reader = 1
         self._next_task = 1
         self._boot: tuple[Boot, list[int]] | None = None
@@ -143,7 +108,7 @@ class Pool:
 
     def _spawn(self) -> None:
         ours, theirs = control.socket_pair()
-        reader = ReaderState(self._next_reader, ours, since=self._clock())
+        reader = ReaderHandle(self._next_reader, ours, since=self._clock())
         self._next_reader += 1
         self.readers[reader.number] = reader
         self._watch(ours.fileno(), lambda: self._on_reader(reader))
@@ -160,7 +125,7 @@ class Pool:
         self.n_readers = n_readers
         staying = [reader for reader in self.readers.values() if not reader.retiring]
         for reader in staying[n_readers:]:
-            self.retire(reader)
+            reader.retire()
         for _ in range(n_readers - len(staying)):
             self._spawn()
 
@@ -170,9 +135,9 @@ class Pool:
         for reader in self.readers.values():
             self._brief(reader)
 
-    def _brief(self, reader: ReaderState) -> None:
+    def _brief(self, reader: ReaderHandle) -> None:
         assert self._boot is not None
-        self._send(reader, self._boot[0], self._boot[1])
+        reader.send(self._boot[0], self._boot[1])
         for slot in self._slots.values():
             self._send_slot(reader, slot)
 
@@ -186,22 +151,14 @@ class Pool:
         """Take a slot away from every reader."""
         del self._slots[slot.number]
         for reader in self.readers.values():
-            self._send(reader, messages.UnmapSlot(slot.number))
+            reader.send(messages.UnmapSlot(slot.number))
 
-    def _send_slot(self, reader: ReaderState, slot: Slot) -> None:
-        self._send(reader, messages.MapSlot(slot.number, slot.segment.n_bytes), [slot.segment.fd])
-
-    def _send(self, reader: ReaderState, message: Message, fds: list[int] | None = None) -> None:
-        try:
-            control.send(reader.sock, messages.encode(message), fds or (), wait=False)
-        except control.ConnectionEnded:
-            pass  # its exit is about to be reported
-        except BlockingIOError:
-            self._kill(reader, "it does not read its socket")
+    def _send_slot(self, reader: ReaderHandle, slot: Slot) -> None:
+        reader.send(messages.MapSlot(slot.number, slot.segment.n_bytes), [slot.segment.fd])
 
     # --- work
 
-    def take_idle(self, chunk: Chunk | None = None) -> ReaderState | None:
+    def take_idle(self, chunk: Chunk | None = None) -> ReaderHandle | None:
         """Return the least busy reader that can take `chunk` (any chunk by default), or `None`."""
         fresh_only = chunk is not None and chunk.fresh
         able = [
@@ -215,27 +172,13 @@ class Pool:
         if able:
             return min(able, key=lambda reader: len(reader.chunks))
         if fresh_only and not any(reader.retiring or not reader.ready for reader in self.readers.values()):
-            self.retire(min(self.readers.values(), key=lambda reader: len(reader.chunks)))
+            min(self.readers.values(), key=lambda reader: len(reader.chunks)).retire()
         return None
 
-    def give(self, reader: ReaderState, chunk: Chunk) -> None:
+    def give(self, reader: ReaderHandle, chunk: Chunk) -> None:
         """Send a chunk to a reader that `take_idle` returned."""
-        task = self._next_task
+        reader.assign(self._next_task, chunk, self._clock())
         self._next_task += 1
-        if not reader.chunks:
-            reader.since = self._clock()
-        reader.chunks[task] = chunk
-        reader.fresh = False
-        job = chunk.job
-        message: Message
-        if chunk.compact:
-            message = messages.Compact(task, job.slot.number, list(chunk.rows))
-        elif chunk.sample_id is not None:
-            message = messages.FillOne(task, job.slot.number, job.epoch, chunk.rows[0], chunk.sample_id)
-        else:
-            first = chunk.rows[0]
-            message = messages.Fill(task, job.slot.number, job.epoch, job.batch, first, len(chunk.rows))
-        self._send(reader, message)
 
     @property
     def any_ready(self) -> bool:
@@ -247,20 +190,20 @@ class Pool:
         """Whether any reader has work or is still to boot."""
         return any(reader.chunks or not reader.ready for reader in self.readers.values())
 
-    def grant_memory(self, reader: ReaderState, n_bytes: int) -> None:
+    def grant_memory(self, reader: ReaderHandle, n_bytes: int) -> None:
         """Let a waiting reader go on with `n_bytes` of working memory."""
         reader.needs_bytes, reader.has_bytes = 0, n_bytes
         reader.since = self._clock()
-        self._send(reader, messages.MemoryGranted())
+        reader.send(messages.MemoryGranted())
 
-    def deny_memory(self, reader: ReaderState, reason: str) -> None:
+    def deny_memory(self, reader: ReaderHandle, reason: str) -> None:
         """Tell a waiting reader that it can never have what it needs."""
         reader.needs_bytes = 0
-        self._send(reader, messages.MemoryDenied(reason))
+        reader.send(messages.MemoryDenied(reason))
 
     # --- what readers say
 
-    def _on_reader(self, reader: ReaderState) -> None:
+    def _on_reader(self, reader: ReaderHandle) -> None:
         for _ in range(64):
             try:
                 data, fds = control.receive(reader.sock, wait=False)
@@ -301,7 +244,7 @@ class Pool:
             case messages.Exited() as exited:
                 self._exited(self.readers[exited.reader], exited.exit_code)
 
-    def _exited(self, reader: ReaderState, exit_code: int) -> None:
+    def _exited(self, reader: ReaderHandle, exit_code: int) -> None:
         # What it acknowledged before it died is in its socket still.
         if reader.sock.fileno() >= 0:
             self._on_reader(reader)
@@ -328,12 +271,10 @@ class Pool:
         if len(self.readers) < self.n_readers:
             self._spawn()
 
-    def _close(self, reader: ReaderState) -> None:
+    def _close(self, reader: ReaderHandle) -> None:
         del self.readers[reader.number]
         self._unwatch(reader.sock.fileno())
-        reader.sock.close()
-        if reader.pidfd >= 0:
-            os.close(reader.pidfd)
+        reader.close()
 
     def _zygote_died(self) -> None:
         self._unwatch(self._zygote_sock.fileno())
@@ -350,8 +291,8 @@ class Pool:
             )
         orphans = list(self.readers.values())
         for reader in orphans:
-            self._kill(reader, "its zygote is gone", quiet=True)
-            _wait_for_exit(reader)
+            reader.kill()
+            reader.wait_for_exit()
             self._close(reader)
             self._events.gone(reader.number)
         self._start_zygote()
@@ -363,36 +304,8 @@ class Pool:
 
     def tick(self) -> None:
         """Look for readers that make no progress; call about once a second while `busy`."""
-        now = self._clock()
         for reader in list(self.readers.values()):
-            idle_s = now - reader.since
-            if not reader.chunks or reader.needs_bytes or idle_s < _STOPPED_S:
-                continue
-            if process_state(reader.pid) in ("T", "t"):
-                self._kill(reader, f"it is stopped, for {idle_s:.1f} s at least")
-            elif idle_s > self._hang_s and not reader.asked_for_stack:
-                log.warning(
-                    "reader %d (pid %d) has made no progress for %.0f s (state %s); its stack follows",
-                    reader.number, reader.pid, idle_s, process_state(reader.pid),
-                )  # fmt: skip
-                reader.asked_for_stack = now
-                signal.pidfd_send_signal(reader.pidfd, signal.SIGUSR1)
-            elif reader.asked_for_stack and now - reader.asked_for_stack > _STACK_S:
-                self._kill(reader, f"it made no progress for {idle_s:.0f} s")
-
-    def _kill(self, reader: ReaderState, why: str, *, quiet: bool = False) -> None:
-        if not quiet:
-            log.warning("killing reader %d (pid %d): %s", reader.number, reader.pid, why)
-        if reader.pidfd >= 0:
-            try:
-                signal.pidfd_send_signal(reader.pidfd, signal.SIGKILL)
-            except ProcessLookupError:
-                return
-
-    def retire(self, reader: ReaderState) -> None:
-        """Let a reader finish what it has, end, and be replaced by a fresh one."""
-        reader.retiring = True
-        reader.sock.shutdown(socket.SHUT_WR)
+            reader.check_progress(self._clock(), self._hang_s)
 
     # --- the end
 
@@ -408,17 +321,10 @@ class Pool:
             self._unwatch(self._zygote_sock.fileno())
             self._zygote_sock.close()  # the zygote kills its children and exits
         for reader in list(self.readers.values()):
-            self._kill(reader, "the daemon ends", quiet=True)
+            reader.kill()
             self._close(reader)
         try:
             self.zygote.wait(2)
         except subprocess.TimeoutExpired:
             self.zygote.kill()
             self.zygote.wait()
-
-
-def _wait_for_exit(reader: ReaderState) -> None:
-    if reader.pidfd >= 0:
-        poll = select.poll()
-        poll.register(reader.pidfd, select.POLLIN)
-        poll.poll(2000)

@@ -1,0 +1,136 @@
+"""The daemon's handle on one reader: its socket and pidfd, what it has in hand, and whether it makes progress.
+
+Owned by the pool. A reader that is stopped, or hangs, is killed by its pidfd, never by its bare pid; what becomes of
+its chunks is decided when its exit is observed, not before.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import socket
+from dataclasses import dataclass, field
+
+from prefetchd import control, messages
+from prefetchd.filling import Chunk
+from prefetchd.liveness import process_state
+from prefetchd.messages import Message
+
+log = logging.getLogger("prefetchd")
+
+_STOPPED_S = 1.0
+_STACK_S = 0.5
+_EXIT_S = 2.0
+
+
+@dataclass(slots=True, eq=False)
+class ReaderHandle:
+    """One reader, as the daemon sees it.
+
+    Attributes:
+        number: its name on the zygote's socket.
+        sock: the daemon's end of its socket, owned.
+        pid, pidfd: known once the zygote has forked it; the pidfd is owned.
+        ready: whether it has booted.
+        fresh: whether it has been given no work yet.
+        retiring: whether it was told to go, so that its end is no crash.
+        chunks: what it was given and has not answered, in order, by task.
+        since: when it last made progress, by the monotonic clock, in seconds.
+        asked_for_stack: when it was asked for its stack, being hung; 0 if it was not.
+        needs_bytes: the working memory that it waits for.
+        has_bytes: the working memory that it was granted.
+        samples: samples that it has finished.
+    """
+
+    number: int
+    sock: socket.socket
+    pid: int = 0
+    pidfd: int = -1
+    ready: bool = False
+    fresh: bool = True
+    retiring: bool = False
+    chunks: dict[int, Chunk] = field(default_factory=dict)
+    since: float = 0.0
+    asked_for_stack: float = 0.0
+    needs_bytes: int = 0
+    has_bytes: int = 0
+    samples: int = 0
+
+    def send(self, message: Message, fds: list[int] | None = None) -> None:
+        """Send a message; a reader that does not read its socket is killed, one that is gone is not told."""
+        try:
+            control.send(self.sock, messages.encode(message), fds or (), wait=False)
+        except control.ConnectionEnded:
+            pass  # its exit is about to be reported
+        except BlockingIOError:
+            self.kill("it does not read its socket")
+
+    def assign(self, task: int, chunk: Chunk, now_s: float) -> None:
+        """Give it a chunk under the task number `task`."""
+        if not self.chunks:
+            self.since = now_s
+        self.chunks[task] = chunk
+        self.fresh = False
+        job, first = chunk.job, chunk.rows[0]
+        message: Message
+        if chunk.compact:
+            message = messages.Compact(task, job.slot.number, list(chunk.rows))
+        elif chunk.sample_id is not None:
+            message = messages.FillOne(task, job.slot.number, job.epoch, first, chunk.sample_id)
+        else:
+            message = messages.Fill(task, job.slot.number, job.epoch, job.batch, first, len(chunk.rows))
+        self.send(message)
+
+    def check_progress(self, now_s: float, hang_s: float) -> None:
+        """Kill it if it is stopped, or has made no progress for `hang_s` seconds; ask a hung one for its stack first."""
+        idle_s = now_s - self.since
+        if not self.chunks or self.needs_bytes or idle_s < _STOPPED_S:
+            return
+        state = process_state(self.pid)
+        if state in ("T", "t"):
+            self.kill(f"it is stopped, for {idle_s:.1f} s at least")
+        elif self.asked_for_stack and now_s - self.asked_for_stack > _STACK_S:
+            self.kill(f"it made no progress for {idle_s:.0f} s")
+        elif idle_s > hang_s and not self.asked_for_stack:
+            log.warning(
+                "reader %d (pid %d) has made no progress for %.0f s (state %s); its stack follows",
+                self.number,
+                self.pid,
+                idle_s,
+                state,
+            )
+            self.asked_for_stack = now_s
+            self._signal(signal.SIGUSR1)
+
+    def kill(self, why: str = "") -> None:
+        """Kill it; `why` is logged unless it is empty."""
+        if why:
+            log.warning("killing reader %d (pid %d): %s", self.number, self.pid, why)
+        self._signal(signal.SIGKILL)
+
+    def retire(self) -> None:
+        """Let it finish what it has, end, and be replaced by a fresh one."""
+        self.retiring = True
+        self.sock.shutdown(socket.SHUT_WR)
+
+    def wait_for_exit(self) -> None:
+        """Wait, for a short while, until a killed reader is gone."""
+        if self.pidfd >= 0:
+            poll = select.poll()
+            poll.register(self.pidfd, select.POLLIN)
+            poll.poll(_EXIT_S * 1000)
+
+    def close(self) -> None:
+        """Give its socket and pidfd back."""
+        self.sock.close()
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.pidfd >= 0:
+            try:
+                signal.pidfd_send_signal(self.pidfd, number)
+            except ProcessLookupError:
+                return
