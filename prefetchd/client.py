@@ -50,7 +50,8 @@ class Connection:
         self._hold_timeout_s = hold_timeout_s
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
-        self._maps: dict[int, mmap.mmap] = {}
+        self._maps: dict[int, mmap.mmap] = {}  # read-only, one a slot
+        self._fds: dict[int, int] = {}  # writable: every lease has a copy-on-write map of its own
         self._live: set[int] = set()
         self._unsent: deque[int] = deque()
         self._taken = 0
@@ -184,11 +185,14 @@ class Connection:
 
     def views(self, grant: messages.Granted) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
         """Return x, y and sample ids of a grant; the lease ends when the last view of any of them dies."""
-        memory = self._maps.get(grant.slot)
-        if memory is None or grant.rows > self.layout.batch_size:
+        if grant.slot in self._fds:
+            memory = segment.map_copy_on_write(self._fds[grant.slot], self.layout.slot_bytes)
+        elif grant.slot in self._maps:
+            memory = self._maps[grant.slot]
+        else:
             raise PrefetchdError(f"cannot read the batch: the daemon granted slot {grant.slot}, which it never opened")
-        if self._writable:
-            segment.drop_private_pages(memory)
+        if grant.rows > self.layout.batch_size:
+            raise PrefetchdError(f"cannot read the batch: {grant.rows} rows were granted of {self.layout.batch_size}")
         root = np.frombuffer(memory, np.uint8)
         self._live.add(grant.lease)
         weakref.finalize(root, self._release, grant.lease).atexit = False
@@ -225,6 +229,8 @@ class Connection:
         """Close the connection: now, or when the last view is gone. What is held stays readable either way."""
         self._closing = True
         self._maps.clear()
+        control.close_all(list(self._fds.values()))
+        self._fds.clear()
         if at_once or not self._live:
             self._shut()
 
@@ -240,12 +246,16 @@ class Connection:
             message = messages.decode_to_consumer(data)
             match message:
                 case messages.SlotOpened():
-                    make_map = segment.map_copy_on_write if self._writable else segment.map_read_only
                     if message.slot_bytes != self.layout.slot_bytes or len(fds) != 1:
                         raise PrefetchdError(f"cannot map slot {message.slot}: it is not as large as was agreed")
-                    self._maps[message.slot] = make_map(fds[0], message.slot_bytes)
+                    if self._writable:
+                        self._fds[message.slot] = fds.pop()
+                    else:
+                        self._maps[message.slot] = segment.map_read_only(fds[0], message.slot_bytes)
                 case messages.SlotClosed():
                     self._maps.pop(message.slot, None)
+                    if message.slot in self._fds:
+                        os.close(self._fds.pop(message.slot))
                 case messages.Fatal():
                     raise error_from_name(message.error, message.text)
         finally:

@@ -84,9 +84,10 @@ class ReaderHandle:
         self.send(message)
 
     def check_progress(self, now_s: float, hang_s: float) -> None:
-        """Kill it if it is stopped, or has made no progress for `hang_s` seconds; ask a hung one for its stack first."""
+        """Kill it if it is stopped, or made no progress for `hang_s` seconds; ask a hung one for its stack first."""
         idle_s = now_s - self.since
-        if not self.chunks or self.needs_bytes or idle_s < _STOPPED_S:
+        waits = self.needs_bytes or (self.ready and not self.chunks)
+        if waits or not self.pid or idle_s < _STOPPED_S:
             return
         state = process_state(self.pid)
         if state in ("T", "t"):

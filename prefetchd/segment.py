@@ -109,16 +109,15 @@ def map_read_only(fd: int, n_bytes: int) -> mmap.mmap:
 
 
 def map_copy_on_write(fd: int, n_bytes: int) -> mmap.mmap:
-    """Return a private map: what is written stays with this process, until `drop_private_pages`."""
+    """Return a private map: what is written stays with this map; forked children do not get it.
+
+    Raises:
+        ValueError: if the segment is not `n_bytes` long.
+    """
     _check_length(fd, n_bytes)
     memory = mmap.mmap(fd, n_bytes, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
     memory.madvise(mmap.MADV_DONTFORK)
     return memory
-
-
-def drop_private_pages(memory: mmap.mmap) -> None:
-    """Forget what was written to a copy-on-write map, so that it shows the segment again."""
-    memory.madvise(mmap.MADV_DONTNEED)
 
 
 def _check_length(fd: int, n_bytes: int) -> None:
