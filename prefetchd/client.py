@@ -214,7 +214,7 @@ class Connection:
         except BlockingIOError:
             self._unsent.append(lease)
         except (control.ConnectionEnded, OSError):
-            return  # the daemon is gone, and the lease with it
+            pass  # the daemon is gone, and the lease with it
         if self._closing and not self._live:
             self._shut()
 
