@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -76,3 +77,14 @@ def tree(pid: int) -> list[psutil.Process]:
     """The process and all its descendants."""
     process = psutil.Process(pid)
     return [process, *process.children(recursive=True)]
+
+
+def ended(processes: Iterable[psutil.Process]) -> bool:
+    """Whether all of them are over (one that only waits to be reaped is)."""
+    for process in processes:
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE:
+                return False
+        except psutil.NoSuchProcess:
+            continue
+    return True
