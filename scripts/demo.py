@@ -7,6 +7,7 @@ daemon is a child of this process and is stopped however this process ends, shor
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import cv2
 import numpy as np
@@ -29,6 +30,12 @@ PREFETCHD = [sys.executable, "-P", "-m", "prefetchd"]
 READY_S = 60.0
 STOP_S = 15.0
 MIB = 1 << 20
+
+
+def say(text: str, end: str = "\n", stream: TextIO | None = None) -> None:
+    """Print, also where nobody listens any more: the clean-up must not fail for that."""
+    with contextlib.suppress(OSError):
+        print(text, end=end, file=stream or sys.stdout, flush=True)
 
 
 class Progress:
@@ -49,13 +56,13 @@ class Progress:
         self._shown_s = now_s
         if self._is_terminal:
             bar = "#" * round(self._WIDTH * min(fraction, 1.0))
-            print(f"\r{self._what} [{bar:<{self._WIDTH}}] {text}\033[K", end="", file=sys.stderr, flush=True)
+            say(f"\r{self._what} [{bar:<{self._WIDTH}}] {text}\033[K", end="", stream=sys.stderr)
         else:
-            print(f"{self._what}: {text}", file=sys.stderr, flush=True)
+            say(f"{self._what}: {text}", stream=sys.stderr)
 
     def end(self) -> None:
         if self._is_terminal:
-            print(file=sys.stderr)
+            say("", stream=sys.stderr)
 
 
 class Serving:
@@ -65,7 +72,7 @@ class Serving:
         self.name = name
         self.started_s = time.perf_counter()
         command = [*PREFETCHD, "serve", str(manifest), "--name", name, *options]
-        print(f"$ prefetchd {' '.join(command[len(PREFETCHD) :])}", flush=True)
+        say(f"$ prefetchd {' '.join(command[len(PREFETCHD) :])}")
         # A process group of its own: Ctrl-C reaches this process, which then stops the daemon in good order.
         self.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, process_group=0
@@ -77,7 +84,7 @@ class Serving:
     def _pass_log_on(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
-            print(line, end="", file=sys.stderr, flush=True)
+            say(line, end="", stream=sys.stderr)
             if "ready:" in line:
                 self._ready.set()
         self._ready.set()
@@ -100,14 +107,14 @@ class Serving:
 
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None and self._ready.is_set():
-            print(f"$ prefetchd stop {self.name}", flush=True)
+            say(f"$ prefetchd stop {self.name}")
             subprocess.run([*PREFETCHD, "stop", self.name], check=False, timeout=30)
         elif self.process.poll() is None:
             self.process.terminate()
         try:
             self.process.wait(STOP_S)
         except subprocess.TimeoutExpired:
-            print("demo: the daemon does not stop; killing it", file=sys.stderr)
+            say("demo: the daemon does not stop; killing it", stream=sys.stderr)
             self.process.kill()
             self.process.wait()
         self._log.join(STOP_S)
@@ -198,7 +205,7 @@ def main() -> int:
     with Serving(manifest, f"demo-{os.getpid()}", options) as serving:
         serving.wait_ready()
         report = consume(serving, arguments.seconds, arguments.sheet)
-    print("\n" + "\n".join(report))
+    say("\n" + "\n".join(report))
     return 0
 
 
@@ -206,7 +213,7 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        print("\ndemo: interrupted; nothing is left running", file=sys.stderr)
+        say("\ndemo: interrupted; nothing is left running", stream=sys.stderr)
         sys.exit(130)
     except prefetchd.PrefetchdError as error:
         sys.exit(f"demo: {error}")

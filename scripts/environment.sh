@@ -73,6 +73,6 @@ prepare_environment() {
     local -a what=(.)
     if [[ $level != demo ]]; then what=(--editable ".[$level]"); fi
     say "installing prefetchd and what it needs ..."
-    "$python" -m pip install --quiet --disable-pip-version-check "${what[@]}" </dev/null >&2
+    "$python" -m pip install -qq --disable-pip-version-check "${what[@]}" </dev/null >&2
     echo "$level $(_stamp_now "$level")" >"$stamp"
 }
