@@ -25,6 +25,7 @@ from prefetchd.slots import Slot
 ENVIRONMENT_TRIES = 4
 CRASH_TRIES = 2
 _MAX_SUBSTITUTES = 1000
+_REMEMBERED_BAD = 100
 _DECODER_SIGNALS = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL})
 
 
@@ -101,7 +102,9 @@ class Filler:
         self._sample_id_at = sample_id_at
         self._where = where
         self._on_bad = on_bad
-        self.bad: dict[int, BadSample] = {}
+        self.first_bad: list[BadSample] = []
+        self.n_bad = 0
+        self._known_bad = bytearray(-(-n_samples // 8))  # a bit a sample: a data set of bad ones takes no memory
         self._seen: dict[int, int] = {}  # content faults of a sample not yet confirmed
         self._environment: dict[tuple[int, int, int], int] = {}
         self._crashes: dict[int, int] = {}
@@ -121,6 +124,7 @@ class Filler:
         if chunk.sample_id is not None and not faults:
             self._seen.pop(chunk.sample_id, None)
             self._crashes.pop(chunk.sample_id, None)
+            self._environment.pop((chunk.job.epoch, chunk.job.batch, chunk.rows[0]), None)
         for fault in faults:
             self._fault(chunk, fault)
         self._close(chunk.job)
@@ -162,7 +166,7 @@ class Filler:
             return
         seen = self._seen.get(fault.sample_id, 0) + 1
         alone = chunk.sample_id is not None and (chunk.fresh or not fault.needs_fresh_reader)
-        if fault.sample_id in self.bad or (alone and seen > 1):
+        if self._is_bad(fault.sample_id) or (alone and seen > 1):
             self._seen.pop(fault.sample_id, None)
             self._bad(job, fault.row, BadSample(fault.sample_id, fault.where, fault.reason))
         else:
@@ -190,10 +194,12 @@ class Filler:
     # --- the policy
 
     def _bad(self, job: Job, row: int, sample: BadSample) -> None:
-        if sample.sample_id not in self.bad:
-            self.bad[sample.sample_id] = sample
+        if not self._is_bad(sample.sample_id):
+            self._known_bad[sample.sample_id // 8] |= 1 << sample.sample_id % 8
+            self.n_bad += 1
+            if len(self.first_bad) < _REMEMBERED_BAD:
+                self.first_bad.append(sample)
             self._on_bad(sample)
-        sample = self.bad[sample.sample_id]
         if self._policy == "raise":
             self.fail(
                 job,
@@ -205,10 +211,13 @@ class Filler:
         else:
             self._substitute(job, row, sample)
 
+    def _is_bad(self, sample_id: int) -> bool:
+        return bool(self._known_bad[sample_id // 8] >> sample_id % 8 & 1)
+
     def _substitute(self, job: Job, row: int, sample: BadSample) -> None:
         tried = job.substitutes[row] = job.substitutes.get(row, 0) + 1
         candidate = (sample.sample_id + 1) % self._n_samples
-        while candidate in self.bad and tried < min(self._n_samples, _MAX_SUBSTITUTES):
+        while self._is_bad(candidate) and tried < min(self._n_samples, _MAX_SUBSTITUTES):
             candidate = (candidate + 1) % self._n_samples
             tried = job.substitutes[row] = tried + 1
         if tried >= min(self._n_samples, _MAX_SUBSTITUTES):

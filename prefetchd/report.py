@@ -85,10 +85,10 @@ def status(
             for consumer in consumers
             if consumer.attached
         ],
-        "bad_samples": len(foreman.filler.bad),
+        "bad_samples": foreman.filler.n_bad,
         "bad": [
             {"sample_id": bad.sample_id, "where": bad.where, "reason": bad.reason}
-            for bad in list(foreman.filler.bad.values())[:_LISTED_BAD]
+            for bad in foreman.filler.first_bad[:_LISTED_BAD]
         ],
     }
 
