@@ -9,9 +9,14 @@ from __future__ import annotations
 import fcntl
 import os
 import select
+import time
 from pathlib import Path
 
 from prefetchd.names import DaemonPaths
+
+
+# Who asks whether a daemon is alive, or clears up after a dead one, has the lock for some microseconds too.
+_GLANCE_S = 0.2
 
 
 class RunLock:
@@ -24,13 +29,17 @@ class RunLock:
     @classmethod
     def acquire(cls, paths: DaemonPaths) -> RunLock | None:
         """Take the lock, or return `None` if another process has it."""
+        deadline_s = time.monotonic() + _GLANCE_S
         while True:
             fd = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 os.close(fd)
-                return None
+                if time.monotonic() > deadline_s:
+                    return None
+                time.sleep(0.01)
+                continue
             # Between open and flock the last owner may have removed the file: then this lock guards nothing.
             try:
                 if os.path.samestat(os.fstat(fd), os.stat(paths.lock)):
