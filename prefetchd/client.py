@@ -42,7 +42,7 @@ class Connection:
     """One attached consumer. Owns its socket and maps; lives until it is closed and no view of it is left."""
 
     def __init__(self, sock: socket.socket, *, writable: bool, hold_timeout_s: float) -> None:
-        self._sock = sock
+        self._sock = sock = control.OwnedSocket(fileno=sock.detach())
         # The finalizers' own object: nothing that the loop does to its socket reaches it.
         self._release_sock = sock.dup()
         self._pid = os.getpid()

@@ -22,6 +22,13 @@ class ConnectionEnded(Exception):
     """The peer has closed its end, or is gone."""
 
 
+class OwnedSocket(socket.socket):
+    """A socket that ends with its last user, without Python's warning: how long that is, is for held views to say."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 def socket_pair() -> tuple[socket.socket, socket.socket]:
     """Return two connected sockets."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

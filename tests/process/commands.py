@@ -68,9 +68,8 @@ def run_script(path: Path, code: str, *options: str) -> Result:
 def large_ring(n_slots: int) -> tuple[str, ...]:
     """Options for a daemon with `LARGE` batches and exactly `n_slots` slots."""
     mib = 1 << 20
-    least = budget.smallest_budget(1, LARGE_SLOT_BYTES) // mib
-    more = -(-(n_slots - budget.MIN_SLOTS) * LARGE_SLOT_BYTES // mib)
-    return (*LARGE, "--memory-budget", f"{least + more}MiB")
+    budget_bytes = budget.smallest_budget(1, -(-n_slots * LARGE_SLOT_BYTES // budget.MIN_SLOTS))
+    return (*LARGE, "--memory-budget", f"{budget_bytes // mib}MiB")
 
 
 def tree(pid: int) -> list[psutil.Process]:
