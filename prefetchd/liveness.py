@@ -14,7 +14,6 @@ from pathlib import Path
 
 from prefetchd.names import DaemonPaths
 
-
 # Who asks whether a daemon is alive, or clears up after a dead one, has the lock for some microseconds too.
 _GLANCE_S = 0.2
 

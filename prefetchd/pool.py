@@ -92,6 +92,7 @@ class Pool:
             "-m",
             "prefetchd.zygote",
             str(theirs.fileno()),
+            str(os.getpid()),
             *self._files_to_remove,
         ]
         self.zygote = subprocess.Popen(

@@ -80,15 +80,16 @@ def _posix_segment(n_bytes: int) -> int:
         memory = shared_memory.SharedMemory(name, create=True, size=n_bytes)
     try:
         fd = os.open(f"{_SHM_FOLDER}/{name}", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            os.posix_fallocate(fd, 0, n_bytes)
-        except OSError:
-            os.close(fd)
-            raise
-        return fd
     finally:
+        # Before its pages are reserved, which takes a while: whatever kills us then leaves no name behind.
         memory.unlink()
         memory.close()
+    try:
+        os.posix_fallocate(fd, 0, n_bytes)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 def map_writable(fd: int, n_bytes: int) -> mmap.mmap:

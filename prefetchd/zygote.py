@@ -1,6 +1,6 @@
 """The zygote: a small process that has numpy and cv2 loaded, with one thread, and forks a reader whenever it is asked.
 
-    python -P -m prefetchd.zygote SOCKET_FD [SOCKET_PATH LOCK_PATH]
+    python -P -m prefetchd.zygote SOCKET_FD DAEMON_PID [SOCKET_PATH LOCK_PATH]
 
 A fork takes some milliseconds where a fresh interpreter takes a third of a second, and readers share the libraries'
 private pages. It is started before the daemon has any thread, and has none itself, so `fork` is sound. The standard
@@ -13,12 +13,14 @@ own socket end), removes the daemon's socket and lock files unless a successor h
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import select
 import signal
 import socket
 import sys
+import time
 import traceback
 
 from prefetchd import control, messages
@@ -34,6 +36,8 @@ ENVIRONMENT = {
     "OPENCV_LOG_LEVEL": "OFF",
     "OPENCV_FFMPEG_LOGLEVEL": "-8",
 }
+
+_UNLOCK_S = 1.0
 
 
 class Zygote:
@@ -105,15 +109,31 @@ def _remove_files(socket_path: str, lock_path: str) -> None:
         lock = os.open(lock_path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return
+    deadline_s = time.monotonic() + _UNLOCK_S
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for path in (socket_path, lock_path):
-            if os.path.exists(path):
-                os.unlink(path)
-    except BlockingIOError:
-        pass
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                # The kernel may close the dying daemon's sockets before its lock; a successor's stays.
+                if time.monotonic() > deadline_s:
+                    return
+                time.sleep(0.01)
+        if os.path.exists(lock_path) and os.path.samestat(os.fstat(lock), os.stat(lock_path)):
+            for path in (socket_path, lock_path):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
     finally:
         os.close(lock)
+
+
+def _remove_half_made_segments(daemon_pid: str) -> None:
+    """Remove the name of a segment that the daemon was killed in the midst of making; it has no memory yet."""
+    for name in os.listdir("/dev/shm"):
+        if name.startswith(f"prefetchd-{daemon_pid}-"):
+            with contextlib.suppress(OSError):
+                os.unlink(f"/dev/shm/{name}")
 
 
 def main(argv: list[str]) -> None:
@@ -124,8 +144,10 @@ def main(argv: list[str]) -> None:
     import prefetchd.sources.image_files  # noqa: F401 - loaded here once, shared by every reader
 
     Zygote(socket.socket(fileno=int(argv[0]))).run()
-    if len(argv) == 3:
-        _remove_files(argv[1], argv[2])
+    with contextlib.suppress(OSError):
+        _remove_half_made_segments(argv[1])
+    if len(argv) == 4:
+        _remove_files(argv[2], argv[3])
 
 
 if __name__ == "__main__":
