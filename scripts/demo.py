@@ -77,7 +77,8 @@ class Serving:
         self.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, process_group=0
         )
-        self._ready = threading.Event()
+        self._is_ready = False
+        self._decided = threading.Event()  # it is ready, or its log has ended
         self._log = threading.Thread(target=self._pass_log_on, daemon=True)
         self._log.start()
 
@@ -86,13 +87,14 @@ class Serving:
         for line in self.process.stderr:
             say(line, end="", stream=sys.stderr)
             if "ready:" in line:
-                self._ready.set()
-        self._ready.set()
+                self._is_ready = True
+                self._decided.set()
+        self._decided.set()
 
     def wait_ready(self) -> None:
-        if not self._ready.wait(READY_S):
+        if not self._decided.wait(READY_S):
             raise SystemExit(f"demo: the daemon was not ready within {READY_S:g} s")
-        if self.process.poll() is not None:
+        if not self._is_ready:
             raise SystemExit("demo: the daemon ended before it was ready; see its log above")
 
     def status(self) -> dict[str, Any]:
@@ -106,7 +108,7 @@ class Serving:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None and self._ready.is_set():
+        if self.process.poll() is None and self._is_ready:
             say(f"$ prefetchd stop {self.name}")
             subprocess.run([*PREFETCHD, "stop", self.name], check=False, timeout=30)
         elif self.process.poll() is None:
