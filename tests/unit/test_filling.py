@@ -1,0 +1,284 @@
+"""The bad-sample policy as a table: reports of readers in, what becomes of the batch out. No process, no socket."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass, field
+from itertools import permutations
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prefetchd.filling import CRASH_TRIES, ENVIRONMENT_TRIES, BadSample, Chunk, Filler, Job, describe_exit
+from prefetchd.messages import Fault
+from prefetchd.slots import Slot
+
+N_SAMPLES = 20
+SEGV = -signal.SIGSEGV
+
+
+@dataclass
+class Readers:
+    """Fake readers: each kind of sample answers in its own way; `order` decides which queued chunk goes next.
+
+    Attributes:
+        missing: the file system says no.
+        undecodable: the decoder says no, in every reader.
+        shaky: the decoder says no in a used reader, and decodes it in a fresh one.
+        sick: sample id -> how often the environment fails it.
+        deadly: sample id -> the exit code of each reader that decodes it.
+        deadly_times: how often they do so before they are well (for ever by default).
+    """
+
+    missing: set[int] = field(default_factory=set)
+    undecodable: set[int] = field(default_factory=set)
+    shaky: set[int] = field(default_factory=set)
+    sick: dict[int, int] = field(default_factory=dict)
+    deadly: dict[int, int] = field(default_factory=dict)
+    deadly_times: int = 10**9
+    last_first: bool = False
+    delivered: dict[int, int] = field(default_factory=dict)
+    tasks: int = 0
+
+    def run(self, filler: Filler, job: Job) -> None:
+        """Work until the job is finished."""
+        while not job.finished:
+            self.tasks += 1
+            assert self.tasks < 5000, "it never ends"
+            assert not job.out
+            chunk = job.queued.pop() if self.last_first else job.queued.popleft()
+            job.out += 1
+            self._answer(filler, chunk)
+
+    def _answer(self, filler: Filler, chunk: Chunk) -> None:
+        job = chunk.job
+        if chunk.compact:
+            kept = list(chunk.rows)
+            moved = {to: self.delivered[row] for to, row in enumerate(kept)}
+            self.delivered = moved
+            filler.done(chunk, [])
+            return
+        faults = []
+        for row in chunk.rows:
+            sample = chunk.sample_id if chunk.sample_id is not None else job.batch * job.n_rows + row
+            if sample in self.deadly and self.deadly_times > 0:
+                self.deadly_times -= 1
+                filler.lost(chunk, suspect=True, exit_code=self.deadly[sample])
+                return
+            if sample in self.missing:
+                faults.append(self._fault(row, sample, content=True, fresh=False))
+            elif sample in self.undecodable or (sample in self.shaky and not chunk.fresh):
+                faults.append(self._fault(row, sample, content=True, fresh=True))
+            elif self.sick.get(sample, 0) > 0:
+                self.sick[sample] -= 1
+                faults.append(self._fault(row, sample, content=False, fresh=False))
+            else:
+                self.delivered[row] = sample
+        filler.done(chunk, faults)
+
+    @staticmethod
+    def _fault(row: int, sample: int, *, content: bool, fresh: bool) -> Fault:
+        return Fault(row, sample, f"list.txt line {sample + 1}: {sample}.jpg", "why", content, fresh)
+
+
+class Bench:
+    """A filler of `N_SAMPLES` in order, and what it reported."""
+
+    def __init__(self, policy: Any) -> None:
+        self.reported: list[BadSample] = []
+        self.filler = Filler(
+            policy,
+            N_SAMPLES,
+            lambda job, row: job.batch * job.n_rows + row,
+            lambda sample: f"list.txt line {sample + 1}: {sample}.jpg",
+            self.reported.append,
+        )
+
+    def fill(self, readers: Readers, *, batch: int = 0, rows: int = 5, chunk_rows: int = 2, epoch: int = 0) -> Job:
+        readers.delivered = {}
+        job = self.filler.start(Slot(1, None), epoch, batch, rows, chunk_rows)  # type: ignore[arg-type]
+        readers.run(self.filler, job)
+        return job
+
+    @property
+    def bad(self) -> list[int]:
+        return [sample.sample_id for sample in self.reported]
+
+
+def rows_of(readers: Readers, job: Job) -> list[int]:
+    n_rows = job.n_rows - len(job.skipped)
+    return [readers.delivered[row] for row in range(n_rows)]
+
+
+@pytest.mark.parametrize("policy", ["raise", "skip", "substitute"])
+@pytest.mark.parametrize("chunk_rows", [1, 2, 5, 9])
+def test_good_batch(policy: str, chunk_rows: int) -> None:
+    bench, readers = Bench(policy), Readers()
+    job = bench.fill(readers, chunk_rows=chunk_rows)
+    assert rows_of(readers, job) == [0, 1, 2, 3, 4]
+    assert job.failure is None
+    assert not bench.bad
+    assert readers.tasks == -(-5 // chunk_rows)
+
+
+CONTENT = [
+    {"missing": {1, 4}},
+    {"undecodable": {1, 4}},
+    {"missing": {1}, "undecodable": {4}},
+    {"deadly": {1: SEGV}, "missing": {4}},
+    {"deadly": {1: 0, 4: -signal.SIGABRT}},
+    {"deadly": {1: 3}, "undecodable": {4}},
+]
+
+
+@pytest.mark.parametrize("last_first", [False, True])
+@pytest.mark.parametrize("kinds", CONTENT)
+def test_policies_on_faults_of_the_content(kinds: dict[str, Any], last_first: bool) -> None:
+    """Whatever is wrong with samples 1 and 4, each policy makes the same of it, in any order of the answers."""
+    bench, readers = Bench("skip"), Readers(**kinds, last_first=last_first)
+    job = bench.fill(readers)
+    assert rows_of(readers, job) == [0, 2, 3]
+    assert sorted(bench.bad) == [1, 4]
+    assert job.skipped == {1, 4}
+
+    bench, readers = Bench("substitute"), Readers(**kinds, last_first=last_first)
+    job = bench.fill(readers)
+    assert rows_of(readers, job) == [0, 2, 2, 3, 5]
+    assert sorted(bench.bad) == [1, 4]
+
+    bench, readers = Bench("raise"), Readers(**kinds, last_first=last_first)
+    job = bench.fill(readers)
+    assert job.failure is not None
+    assert job.failure.error == "SampleError"
+    assert "--on-error skip" in job.failure.text
+    assert bench.bad[0] in (1, 4)
+    assert f"list.txt line {bench.bad[0] + 1}: {bench.bad[0]}.jpg" in job.failure.text
+
+
+def test_one_fault_alone_is_no_verdict() -> None:
+    """A fault is confirmed, by a fresh reader if the decoder said it; one that goes away leaves the sample good."""
+    bench, readers = Bench("skip"), Readers(shaky={0, 3})
+    job = bench.fill(readers)
+    assert rows_of(readers, job) == [0, 1, 2, 3, 4]
+    assert not bench.bad
+
+
+@pytest.mark.parametrize("exit_code", [SEGV, 0, 1, -signal.SIGKILL])
+def test_a_crash_in_a_group_or_once_alone_is_no_verdict(exit_code: int) -> None:
+    for times in range(1, CRASH_TRIES + 1):  # the first is in a group, the others alone
+        bench, readers = Bench("skip"), Readers(deadly={2: exit_code}, deadly_times=times)
+        assert rows_of(readers, bench.fill(readers)) == [0, 1, 2, 3, 4]
+        assert not bench.bad
+
+
+@pytest.mark.parametrize("policy", ["raise", "skip", "substitute"])
+@pytest.mark.parametrize("exit_code", [-signal.SIGKILL, -signal.SIGTERM])
+def test_kills_from_outside_fail_the_batch_under_any_policy(policy: str, exit_code: int) -> None:
+    bench, readers = Bench(policy), Readers(deadly={2: exit_code})
+    job = bench.fill(readers)
+    assert job.failure is not None
+    assert "list.txt line 3" in job.failure.text
+    assert describe_exit(exit_code) in job.failure.text
+    assert not bench.bad
+    assert not job.skipped
+
+
+@pytest.mark.parametrize("policy", ["raise", "skip", "substitute"])
+def test_environment_is_tried_again_and_then_raised(policy: str) -> None:
+    bench, readers = Bench(policy), Readers(sick={2: ENVIRONMENT_TRIES - 1})
+    assert rows_of(readers, bench.fill(readers)) == [0, 1, 2, 3, 4]
+    bench, readers = Bench(policy), Readers(sick={2: 10**6})
+    job = bench.fill(readers)
+    assert job.failure is not None
+    assert f"{ENVIRONMENT_TRIES} times" in job.failure.text
+    assert not bench.bad
+
+
+def test_unsuspected_chunks_are_done_again_as_they_are() -> None:
+    """The second chunk in the hands of a reader that died was not what it worked on."""
+    bench = Bench("skip")
+    job = bench.filler.start(Slot(1, None), 0, 0, 4, 2)  # type: ignore[arg-type]
+    chunk = job.queued.pop()
+    job.out += 1
+    bench.filler.lost(chunk, suspect=False, exit_code=SEGV)
+    assert job.queued[0] is chunk
+    assert not job.out
+    assert chunk.sample_id is None
+
+
+def test_all_bad_is_an_empty_batch() -> None:
+    bench, readers = Bench("skip"), Readers(missing={0, 1, 2, 3, 4})
+    job = bench.fill(readers)
+    assert job.failure is None
+    assert rows_of(readers, job) == []
+    assert sorted(bench.bad) == [0, 1, 2, 3, 4]
+
+
+def test_bad_at_the_end_needs_no_closing_task() -> None:
+    bench, readers = Bench("skip"), Readers(missing={4})
+    job = bench.fill(readers)
+    assert rows_of(readers, job) == [0, 1, 2, 3]
+    assert readers.tasks == 4
+
+
+def test_each_bad_sample_is_reported_once_over_epochs() -> None:
+    bench, readers = Bench("skip"), Readers(missing={1}, undecodable={3}, deadly={4: SEGV})
+    for epoch in range(4):
+        assert rows_of(readers, bench.fill(readers, epoch=epoch)) == [0, 2]
+    assert sorted(bench.bad) == [1, 3, 4]
+
+
+def test_substitutes_wrap_round_and_pass_over_bad_ones() -> None:
+    bench, readers = Bench("substitute"), Readers(missing={18, 19, 0, 1}, undecodable={2})
+    job = bench.fill(readers, batch=3)
+    assert rows_of(readers, job) == [15, 16, 17, 3, 3]
+
+
+def test_substitutes_end_where_all_are_bad() -> None:
+    bench, readers = Bench("substitute"), Readers(missing=set(range(N_SAMPLES)))
+    job = bench.fill(readers)
+    assert job.failure is not None
+    assert "all bad" in job.failure.text
+    assert "--root" in job.failure.text
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    missing=st.sets(st.integers(0, N_SAMPLES - 1), max_size=8),
+    undecodable=st.sets(st.integers(0, N_SAMPLES - 1), max_size=6),
+    deadly=st.dictionaries(st.integers(0, N_SAMPLES - 1), st.sampled_from([SEGV, 0, 1]), max_size=4),
+    order=st.sampled_from(list(permutations(range(4)))),
+    chunk_rows=st.integers(1, 5),
+    last_first=st.booleans(),
+)
+def test_content_is_a_function_of_the_bad_samples_alone(
+    missing: set[int],
+    undecodable: set[int],
+    deadly: dict[int, int],
+    order: tuple[int, ...],
+    chunk_rows: int,
+    last_first: bool,
+) -> None:
+    """In whatever order batches are made, chunks answered and samples found bad (contract 6)."""
+    bad = missing | undecodable | set(deadly)
+    for policy in ("skip", "substitute"):
+        bench = Bench(policy)
+        for batch in order:
+            readers = Readers(missing, undecodable, deadly=deadly, last_first=last_first)
+            job = bench.fill(readers, batch=batch, chunk_rows=chunk_rows)
+            ids = range(5 * batch, 5 * batch + 5)
+            if policy == "skip":
+                assert rows_of(readers, job) == [sample for sample in ids if sample not in bad]
+            else:
+                round_ = [sample % N_SAMPLES for sample in range(2 * N_SAMPLES)]
+                wanted = [next(sample for sample in round_[first:] if sample not in bad) for first in ids]
+                assert rows_of(readers, job) == wanted
+
+
+def test_describe_exit() -> None:
+    assert describe_exit(0) == "exit status 0"
+    assert describe_exit(3) == "exit status 3"
+    assert describe_exit(SEGV) == "killed by SIGSEGV"
+    assert describe_exit(-200) == "killed by signal 200"
