@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from prefetchd.segment import Segment
+if TYPE_CHECKING:
+    from prefetchd.segment import Segment
 
 Key = tuple[int, int]  # (epoch, batch)
 
