@@ -1,0 +1,106 @@
+"""Imports point one way: cli -> daemon -> pool -> reader -> leaves; the client never sees the daemon."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import prefetchd
+
+ROOT = Path(prefetchd.__file__).parent
+DAEMON_SIDE = frozenset({"daemon", "foreman", "front_desk", "guard", "pool", "reader", "zygote", "budget", "sources"})
+MACHINERY = frozenset(
+    {"socket", "subprocess", "multiprocessing", "threading", "selectors", "select", "asyncio", "mmap", "os", "time"}
+)
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def imported(path: Path) -> set[str]:
+    """Return every module that a file imports when it runs, inside functions too, as written."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if is_type_checking(node):
+            for child in node.orelse:  # type: ignore[attr-defined]
+                visit(child)
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: a relative import"
+            module = node.module or ""
+            found.add(module)
+            found.update(f"{module}.{alias.name}" for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text()))
+    return found
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {name_of(path): path for path in ROOT.rglob("*.py")}
+GRAPH = {
+    name: {other for other in FILES if other and other != name and f"prefetchd.{other}" in imported(path)}
+    for name, path in FILES.items()
+}
+
+
+def reached_from(start: str) -> set[str]:
+    found: set[str] = set()
+    new = {start}
+    while new:
+        found |= new
+        new = {other for name in new for other in GRAPH[name]} - found
+    return found - {start}
+
+
+def test_no_module_imports_itself_by_a_circle():
+    packages = {name for name, path in FILES.items() if path.name == "__init__.py"}
+    circles = [name for name in FILES if name and name not in packages and name in reached_from_others(name)]
+    assert circles == []
+
+
+def reached_from_others(name: str) -> set[str]:
+    return {other for first in GRAPH[name] for other in {first} | reached_from(first)}
+
+
+@pytest.mark.parametrize("name", ["client", "loader", "launch", "control", "messages", "segment"])
+def test_consumers_side_never_imports_the_daemons(name):
+    reached = {module.partition(".")[0] for module in reached_from(name)}
+    assert not reached & (DAEMON_SIDE | {"cli", "consumers", "scheduler", "slots"})
+
+
+@pytest.mark.parametrize("name", ["reader", "zygote", "sources.images"])
+def test_readers_know_nothing_of_the_daemon(name):
+    assert not reached_from(name) & {"cli", "daemon", "pool", "budget", "consumers", "scheduler", "client", "loader"}
+
+
+@pytest.mark.parametrize("name", sorted(set(FILES) - {"cli", "__main__", "daemon"}))
+def test_only_the_command_line_imports_the_daemon(name):
+    assert not GRAPH[name] & {"daemon", "cli"}
+
+
+@pytest.mark.parametrize("name", ["slots", "scheduler", "order", "layout", "filling"])
+def test_pure_modules_reach_no_sockets_processes_or_clocks(name):
+    for module in {name} | reached_from(name):
+        top = {other.partition(".")[0] for other in imported(FILES[module])}
+        assert not top & MACHINERY, module
+
+
+@pytest.mark.parametrize("module", ["prefetchd", "prefetchd.loader", "prefetchd.launch", "prefetchd.cli"])
+def test_import_loads_neither_numpy_nor_opencv(module):
+    code = f"import sys, {module}; print(sorted({{'numpy', 'cv2', 'torch', 'psutil'}} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"

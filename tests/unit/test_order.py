@@ -1,0 +1,108 @@
+"""The order of samples: a bijection for every epoch, the same for the same seed, and shards that cover an epoch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prefetchd.order import Order, Permutation, Shard
+
+SEEDS = st.integers(0, 2**63 - 1)
+
+
+def whole_epoch(order: Order, epoch: int) -> list[int]:
+    batches = range(order.batches_per_epoch)
+    return [i for batch in batches for i in order.sample_ids(epoch, batch, 0, order.rows(batch)).tolist()]
+
+
+@given(n=st.integers(1, 3000), seed=SEEDS, epoch=st.integers(0, 10**9))
+def test_permutation_is_a_bijection(n, seed, epoch):
+    ids = Permutation(n, seed, epoch)(np.arange(n))
+    assert ids.dtype == np.int64
+    np.testing.assert_array_equal(np.sort(ids), np.arange(n))
+
+
+@given(
+    n=st.integers(1, 2**62), seed=SEEDS, positions=st.lists(st.integers(0, 2**62), min_size=1, max_size=20, unique=True)
+)
+@settings(max_examples=50)
+def test_permutation_of_a_huge_set_stays_inside_and_never_collides(n, seed, positions):
+    inside = sorted({position % n for position in positions})
+    ids = Permutation(n, seed, 0)(np.array(inside)).tolist()
+    assert len(set(ids)) == len(inside)
+    assert all(0 <= i < n for i in ids)
+
+
+@pytest.mark.parametrize("n", [0, 2**62 + 1])
+def test_permutation_refuses_sizes_that_it_cannot_do(n):
+    with pytest.raises(ValueError, match="n="):
+        Permutation(n, 0, 0)
+
+
+def test_permutation_never_changes_between_versions():
+    assert Permutation(10, 0, 0)(np.arange(10)).tolist() == [2, 6, 8, 9, 7, 3, 4, 1, 5, 0]
+
+
+def test_every_epoch_and_seed_has_an_order_of_its_own():
+    order = Order(100, 8, drop_last=False, shuffle=True, seed=1)
+    orders = [tuple(whole_epoch(order, epoch)) for epoch in range(50)]
+    other = Order(100, 8, drop_last=False, shuffle=True, seed=2)
+    orders += [tuple(whole_epoch(other, epoch)) for epoch in range(50)]
+    assert len(set(orders)) == 100
+    assert tuple(whole_epoch(order, 7)) == orders[7]
+
+
+def test_shuffling_leaves_no_sample_near_its_place_more_often_than_chance():
+    n, epochs = 200, 300
+    first = np.array([Permutation(n, 0, epoch)(np.arange(1))[0] for epoch in range(epochs)])
+    assert len(set(first.tolist())) > 0.6 * n  # 155 expected of 200
+    fixed = sum(int((Permutation(n, 0, epoch)(np.arange(n)) == np.arange(n)).sum()) for epoch in range(epochs))
+    assert 0.6 * epochs < fixed < 1.5 * epochs  # one an epoch expected
+
+
+@given(
+    n=st.integers(1, 500),
+    batch_size=st.integers(1, 64),
+    shuffle=st.booleans(),
+    drop_last=st.booleans(),
+    seed=SEEDS,
+    epoch=st.integers(0, 1000),
+)
+def test_an_epoch_has_each_sample_once_less_what_drop_last_leaves_out(n, batch_size, shuffle, drop_last, seed, epoch):
+    order = Order(n, batch_size, drop_last, shuffle, seed)
+    ids = whole_epoch(order, epoch)
+    assert len(set(ids)) == len(ids) == (n // batch_size * batch_size if drop_last else n)
+    assert all(0 <= i < n for i in ids)
+    if not shuffle:
+        assert ids == list(range(len(ids)))
+    for batch in range(order.batches_per_epoch):
+        assert 1 <= order.rows(batch) <= batch_size
+
+
+@given(n=st.integers(1, 300), first=st.integers(0, 15), count=st.integers(0, 16))
+def test_part_of_a_batch_is_that_part_of_the_whole(n, first, count):
+    order = Order(n, 16, drop_last=False, shuffle=True, seed=9)
+    rows = order.rows(0)
+    first, count = min(first, rows), min(count, max(0, rows - first))
+    whole = order.sample_ids(3, 0, 0, rows)
+    np.testing.assert_array_equal(order.sample_ids(3, 0, first, count), whole[first : first + count])
+
+
+@given(n_batches=st.integers(1, 200), world_size=st.integers(1, 17))
+def test_shards_take_even_steps_and_cover_the_epoch(n_batches, world_size):
+    shards = [Shard(n_batches, rank, world_size) for rank in range(world_size)]
+    assert {shard.steps for shard in shards} == {-(-n_batches // world_size)}
+    seen = [shard.batch(step) for step in range(shards[0].steps) for shard in shards]
+    assert [batch for batch, repeated in seen if not repeated] == list(range(n_batches))
+    wrapped = [batch for batch, repeated in seen if repeated]
+    assert wrapped == [step % n_batches for step in range(len(wrapped))]
+
+
+@given(n_batches=st.integers(1, 200), world_size=st.integers(1, 17))
+def test_shards_with_drop_last_repeat_nothing_and_leave_ragged_steps_out(n_batches, world_size):
+    shards = [Shard(n_batches, rank, world_size, drop_last=True) for rank in range(world_size)]
+    seen = [shard.batch(step) for shard in shards for step in range(shard.steps)]
+    assert not any(repeated for _, repeated in seen)
+    assert sorted(batch for batch, _ in seen) == list(range(n_batches // world_size * world_size))

@@ -1,0 +1,194 @@
+"""The scheduler: what is needed soonest is made first, nobody starves, and every cursor sees its epoch in order."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prefetchd.order import Shard
+from prefetchd.scheduler import Cursor, fits_another, may_grant, next_fill, ready_for
+from prefetchd.slots import Content, Ring
+from tests.unit.test_slots import ready, ring_of
+
+
+def cursor(step: int = 0, *, consumer: int = 1, epoch: int = 0, n_batches: int = 10, **more) -> Cursor:
+    return Cursor(consumer, 1, Shard(n_batches), epoch, step, **more)
+
+
+def fill_all(ring: Ring, cursors: list[Cursor]) -> list[tuple[int, int]]:
+    made = []
+    while (plan := next_fill(ring, cursors)) is not None:
+        ring.start_fill(plan.slot, plan.key)
+        ring.finish_fill(plan.slot, 1)
+        made.append(plan.key)
+    return made
+
+
+def test_ring_is_filled_from_the_cursor_onwards_and_then_it_rests():
+    ring = ring_of(4)
+    assert fill_all(ring, [cursor(3)]) == [(0, 3), (0, 4), (0, 5), (0, 6)]
+    assert next_fill(ring, [cursor(3)]) is None
+
+
+def test_end_of_an_epoch_runs_on_into_the_next():
+    assert fill_all(ring_of(4), [cursor(8)]) == [(0, 8), (0, 9), (1, 0), (1, 1)]
+
+
+def test_two_cursors_in_one_window_share_what_is_made():
+    made = fill_all(ring_of(6), [cursor(0, consumer=1), cursor(2, consumer=2)])
+    assert len(made) == len(set(made)) == 6
+    assert set(made) >= {(0, 0), (0, 1), (0, 2), (0, 3)}
+
+
+def test_two_cursors_far_apart_are_filled_in_turn():
+    made = fill_all(ring_of(4), [cursor(0, consumer=1, n_batches=100), cursor(50, consumer=2, n_batches=100)])
+    assert sorted(made) == [(0, 0), (0, 1), (0, 50), (0, 51)]
+
+
+def test_what_is_needed_last_is_given_up_first():
+    ring = ring_of(3)
+    for number, key in ((1, (0, 2)), (2, (0, 9)), (3, (0, 1))):
+        ready(ring, number, key)
+    plan = next_fill(ring, [cursor(0)])
+    assert plan is not None
+    assert (plan.key, plan.slot.number) == ((0, 0), 2)
+
+
+def test_held_and_written_slots_are_never_given_up():
+    ring = ring_of(3)
+    ring.grant(ready(ring, 1, (5, 0)), consumer=9)
+    ring.start_fill(ring.slots[2], (5, 1))
+    ring.add_writer(ring.slots[3], reader=1)
+    assert next_fill(ring, [cursor(0)]) is None
+
+
+def test_batch_that_cannot_be_made_is_passed_over():
+    plan = next_fill(ring_of(3), [cursor(0)], unmakeable=[(0, 0)])
+    assert plan is not None
+    assert plan.key == (0, 1)
+
+
+def test_sharded_cursor_is_filled_with_its_own_batches_only():
+    mine = Cursor(1, 1, Shard(10, rank=1, world_size=4), 0, 0)
+    assert fill_all(ring_of(3), [mine]) == [(0, 1), (0, 5), (0, 9)]
+
+
+def test_only_the_ready_batch_of_the_cursor_itself_is_ready_for_it():
+    ring = ring_of(3)
+    ready(ring, 1, (0, 4))
+    ring.start_fill(ring.slots[2], (0, 5))
+    assert ready_for(ring, cursor(4)) is ring.slots[1]
+    assert ready_for(ring, cursor(5)) is None
+    assert ready_for(ring, cursor(6)) is None
+    ready(ring, 3, (1, 0))
+    assert ready_for(ring, cursor(10)) is None  # the next epoch has a cursor of its own
+
+
+def test_waiting_cursor_gets_what_it_is_guaranteed_and_surplus_leaves_a_slot_to_fill():
+    ring = ring_of(4)
+    slots = [ready(ring, number, (0, number - 1)) for number in (1, 2, 3, 4)]
+    mine = cursor(0, waiting=True)
+    for granted in range(3):
+        assert may_grant(ring, mine, [mine], slots[granted])
+        ring.grant(slots[granted], consumer=1)
+    assert not may_grant(ring, mine, [mine], slots[3])
+
+
+def test_surplus_never_takes_what_another_is_guaranteed():
+    ring = ring_of(5)
+    slots = [ready(ring, number, (0, number - 1)) for number in (1, 2, 3, 4, 5)]
+    mine, other = cursor(0, consumer=1, waiting=True), cursor(0, consumer=2)
+    for slot in slots[:2]:
+        assert may_grant(ring, mine, [mine, other], slot)
+        ring.grant(slot, consumer=1)
+    assert not may_grant(ring, mine, [mine, other], slots[2])
+    other.open = False
+    assert may_grant(ring, mine, [mine, other], slots[2])
+
+
+def test_slot_that_somebody_holds_already_costs_nothing():
+    ring = ring_of(3)
+    slot = ready(ring, 1, (0, 0))
+    for number in (2, 3):
+        ring.grant(ready(ring, number, (0, number)), consumer=2)
+    ring.grant(slot, consumer=2)
+    assert may_grant(ring, cursor(0, consumer=1), [], slot)
+
+
+def test_another_loop_fits_if_the_ring_can_promise_it_two_slots():
+    assert fits_another(3, [], 2)
+    assert not fits_another(2, [], 2)
+    assert fits_another(5, [cursor(0)], 2)
+    assert not fits_another(4, [cursor(0)], 2)
+    together = [cursor(step, consumer=step) for step in range(4)]
+    assert fits_another(5, together, 2)  # one window
+    apart = [cursor(50 * number, consumer=number, n_batches=1000) for number in range(3)]
+    assert not fits_another(8, apart, 2)
+    assert fits_another(9, apart, 2)
+
+
+@given(
+    n_consumers=st.integers(1, 4),
+    surplus=st.integers(0, 5),
+    n_batches=st.integers(1, 12),
+    n_epochs=st.integers(1, 3),
+    fill_limit=st.integers(1, 3),
+    starts=st.lists(st.integers(0, 2), min_size=4, max_size=4),
+    seed=st.integers(0, 2**32),
+)
+@settings(max_examples=150, deadline=None)
+def test_every_loop_that_holds_two_batches_sees_every_epoch_in_order_and_never_stands_still(
+    n_consumers, surplus, n_batches, n_epochs, fill_limit, starts, seed
+):
+    rng = random.Random(seed)
+    ring = ring_of(2 * n_consumers + 1 + surplus)
+    cursors = [cursor(0, consumer=i, epoch=starts[i], n_batches=n_batches) for i in range(n_consumers)]
+    ends = {one.consumer: one.epoch + n_epochs for one in cursors}
+    held: dict[int, list[int]] = {one.consumer: [] for one in cursors}
+    seen: dict[int, list[tuple[int, int]]] = {one.consumer: [] for one in cursors}
+
+    def fill() -> bool:
+        filling = ring.count(Content.FILLING)
+        plan = next_fill(ring, cursors) if filling < fill_limit else None
+        if plan is not None:
+            ring.start_fill(plan.slot, plan.key)
+        return plan is not None
+
+    def finish() -> bool:
+        filling = [slot for slot in ring.slots.values() if slot.content is Content.FILLING]
+        if filling:
+            ring.finish_fill(rng.choice(filling), 1)
+        return bool(filling)
+
+    def take(one: Cursor) -> bool:
+        """The loop drops the batch before the one at hand, keeps that, and asks for the next."""
+        if one.epoch == ends[one.consumer]:
+            one.open = False
+            for lease in held[one.consumer]:
+                ring.release(lease, one.consumer)
+            held[one.consumer].clear()
+            return False
+        while len(held[one.consumer]) > 1:
+            ring.release(held[one.consumer].pop(0), one.consumer)
+        one.waiting = True
+        slot = ready_for(ring, one)
+        if slot is None or not may_grant(ring, one, cursors, slot):
+            return False
+        held[one.consumer].append(ring.grant(slot, one.consumer))
+        seen[one.consumer].append(slot.key)
+        one.waiting = False
+        one.step += 1
+        if one.at_end:
+            one.epoch, one.step = one.epoch + 1, 0
+        return True
+
+    while any(one.epoch < ends[one.consumer] for one in cursors):
+        actions = [fill, finish, *[lambda one=one: take(one) for one in cursors]]
+        rng.shuffle(actions)
+        went_on = [action() for action in actions]
+        assert any(went_on), "nothing can go on"
+    for number, one in enumerate(cursors):
+        epochs = range(starts[number], starts[number] + n_epochs)
+        assert seen[one.consumer] == [(epoch, batch) for epoch in epochs for batch in range(n_batches)]
