@@ -16,7 +16,7 @@ import psutil
 
 from prefetchd.config import Config
 from prefetchd.errors import BudgetError
-from prefetchd.units import format_bytes, parse_bytes
+from prefetchd.units import format_bytes, format_count, parse_bytes
 
 MIB = 1 << 20
 # Measured with scripts/bench/footprint.py on Python 3.11, numpy 2.4, OpenCV 5.0, rounded up.
@@ -128,9 +128,10 @@ def make_plan(config: Config, slot_bytes: int, limit: Limit) -> Plan:
         n_readers -= 1
     least = smallest_budget(n_readers, slot_bytes)
     if least > budget:
+        readers = format_count(n_readers, "reader")
         raise BudgetError(
             f"cannot work within a memory budget of {format_bytes(budget)} (from {limited_by}): the daemon takes "
-            f"{format_bytes(DAEMON_BYTES)}, {n_readers} reader(s) {format_bytes(n_readers * per_reader)}, and "
+            f"{format_bytes(DAEMON_BYTES)}, {readers} {format_bytes(n_readers * per_reader)}, and "
             f"{MIN_SLOTS} slots of {format_bytes(slot_bytes)} {format_bytes(MIN_SLOTS * slot_bytes)}; "
             f"give --memory-budget {least // MIB}MiB or more, or a smaller --batch-size, --image-size or --num-workers"
         )
@@ -187,6 +188,10 @@ class Budget:
     def largest_decode_bytes(self) -> int:
         """The most working memory that one decode can ever be given."""
         return self.plan.budget_bytes - self._fixed_bytes - MIN_SLOTS * self.plan.slot_bytes
+
+    def budget_for_slots(self, n_slots: int) -> int:
+        """Return the smallest budget, in MiB, that holds `n_slots` slots."""
+        return -(-(self._fixed_bytes + n_slots * self.plan.slot_bytes) // MIB)
 
     def budget_for(self, decode_bytes: int) -> int:
         """Return the smallest budget, in MiB, in which a decode of `decode_bytes` fits."""

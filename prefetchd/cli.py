@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
+import select
 import signal
 import socket
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any, NoReturn, get_args
 
@@ -59,15 +60,15 @@ def _parser() -> argparse.ArgumentParser:
         "serve",
         help="decode a data set ahead of the trainers that attach",
         description="Serve the samples of a manifest to every trainer of this user that calls prefetchd.batches().",
-        epilog="Sizes are written 512MiB, 1.5GB or 25%% (of the machine's memory).",
+        epilog="Sizes are written 512MiB, 1.5GB or 25% (of the machine's memory).",
     )
     _add_serve_options(serve)
     serve.set_defaults(run=_serve)
-    status = commands.add_parser("status", help="show what a daemon does")
+    status = commands.add_parser("status", help="show what a daemon does", description="Show what a daemon does.")
     _add_name(status)
     status.add_argument("--json", action="store_true", help="print everything, as JSON")
     status.set_defaults(run=_status)
-    stop = commands.add_parser("stop", help="end a daemon")
+    stop = commands.add_parser("stop", help="end a daemon", description="End a daemon and wait until it is gone.")
     _add_name(stop)
     stop.set_defaults(run=_stop)
     private = commands.add_parser("_private")
@@ -79,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_name(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("positional_name", nargs="?", metavar="NAME", help="the daemon's name (default)")
+    parser.add_argument("positional_name", nargs="?", metavar="NAME", help="the daemon (default, or PREFETCHD_NAME)")
     parser.add_argument("--name", help="the same, as an option")
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
 
@@ -101,18 +102,18 @@ def _add_serve_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--config",
         metavar="FILE",
-        help="TOML file with these options (batch-size = 64); the command line wins",
+        help="TOML file with these options (source = 'train.txt', batch-size = 64); the command line wins",
     )
     add("--name", help="name that consumers attach to (default, or PREFETCHD_NAME)")
     add("--batch-size", metavar="N", help="samples in a batch (32)")
     add("--image-size", metavar="PX|HxW", help="size of the delivered images (224)")
     choose("--color", configuration.Color, "channel order (rgb)")
     choose("--dtype", configuration.Dtype, "type of the delivered pixels (uint8)")
-    add("--scale", metavar="X", help="multiply pixels (0 to 255) by X, for float types")
-    add("--mean", metavar="X[,X,X]", help="subtract after scaling; one number or one a channel")
-    add("--std", metavar="X[,X,X]", help="divide by after that; one number or one a channel")
+    add("--scale", metavar="X", help="float types: values are (pixel * scale - mean) / std, pixels being 0 to 255")
+    add("--mean", metavar="X[,X,X]", help="see --scale; one number, or one a channel")
+    add("--std", metavar="X[,X,X]", help="see --scale; one number, or one a channel")
     choose("--layout", configuration.Layout, "order of the dimensions (nhwc)")
-    choose("--resize", configuration.Resize, "how an image of another aspect comes to the size (stretch)")
+    choose("--resize", configuration.Resize, "stretch (default), crop the centre at the aspect, or pad with black")
     choose("--interpolation", configuration.Interpolation, "how pixels are interpolated (linear)")
     add(
         "--shrink-on-load",
@@ -122,7 +123,11 @@ def _add_serve_options(parser: argparse.ArgumentParser) -> None:
     add("--shuffle", action=argparse.BooleanOptionalAction, help="a new order each epoch (no)")
     add("--seed", metavar="N", help="decides the shuffled orders (0)")
     add("--drop-last", action=argparse.BooleanOptionalAction, help="leave out a shorter last batch (no)")
-    choose("--on-error", configuration.OnError, "what a bad sample does (raise)")
+    choose(
+        "--on-error",
+        configuration.OnError,
+        "bad samples: raise (default), skip (shorter batch) or substitute (the next good one)",
+    )
     add("--max-image-pixels", metavar="N", help="larger images are bad samples (250 million)")
     add("--num-workers", metavar="N", help="reader processes; 0 takes the usable cores (0)")
     add("--memory-budget", metavar="SIZE", help="most memory for daemon, readers and ring together (auto)")
@@ -131,21 +136,19 @@ def _add_serve_options(parser: argparse.ArgumentParser) -> None:
     add("--label-columns", metavar="N", help="how many trailing fields of a text line are labels (found out)")
     add("--x-column", metavar="COLUMN", help="name or number (from 0) of the path's column, for CSV and TSV")
     add("--y-column", metavar="COLUMN[,...]", help="names or numbers of the label columns, for CSV and TSV")
-    parser.add_argument("--debug", action="store_true", help="log more, and show the traceback of a failure")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
 
 
 # --- the commands
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    import os
-
     options = {key: value for key, value in vars(arguments).items() if key in configuration.OPTION_NAMES}
     if "config" in arguments:
         options = {**configuration.read_config_file(arguments.config), **options}
     options.setdefault("name", os.environ.get("PREFETCHD_NAME") or "default")
     config = configuration.make_config(**options)
-    log.setLevel(logging.DEBUG if arguments.debug else logging.INFO)
+    log.setLevel(logging.INFO)
 
     from prefetchd.liveness import RunLock, lock_owner
     from prefetchd.loop import EventLoop
@@ -217,8 +220,6 @@ def _private(arguments: argparse.Namespace) -> int:
 
 def _ask(arguments: argparse.Namespace, question: Any) -> tuple[str, Any]:
     """Send one question to the daemon that the arguments name; return its name and the answer."""
-    import os
-
     from prefetchd import control, launch, messages
     from prefetchd.errors import error_from_name
 
@@ -259,18 +260,16 @@ def _status(arguments: argparse.Namespace) -> int:
 
 def _stop(arguments: argparse.Namespace) -> int:
     from prefetchd import messages
-    from prefetchd.liveness import lock_owner
-    from prefetchd.names import daemon_paths
 
     name, answer = _ask(arguments, messages.AskStop(messages.PROTOCOL))
-    lock = daemon_paths(name).lock
-    deadline_s = time.monotonic() + _STOP_S
-    while lock_owner(lock) == answer.pid:
-        if time.monotonic() > deadline_s:
-            raise PrefetchdError(
-                f"cannot stop the daemon {name!r}: pid {answer.pid} has not ended for {_STOP_S:g} s; "
-                f"see its log, then: kill -9 {answer.pid}"
-            )
-        time.sleep(0.02)
+    try:
+        pidfd = os.pidfd_open(answer.pid)
+    except ProcessLookupError:
+        pidfd = -1  # gone already
+    if pidfd >= 0 and not select.select([pidfd], [], [], _STOP_S)[0]:
+        raise PrefetchdError(
+            f"cannot stop the daemon {name!r}: pid {answer.pid} has not ended for {_STOP_S:g} s; "
+            f"see its log, then: kill -9 {answer.pid}"
+        )
     print(f"stopped the daemon {name!r} (pid {answer.pid})")
     return 0

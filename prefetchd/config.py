@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefetchd.errors import ConfigError
+from prefetchd.names import check_name
 
 Color = Literal["rgb", "bgr", "gray"]
 Dtype = Literal["uint8", "float32", "float16"]
@@ -275,7 +276,4 @@ def _check(config: Config) -> None:
         raise ConfigError(
             "cannot scale uint8 pixels: scale, mean and std give fractions; use dtype=float32 or float16 with them"
         )
-    if not config.name or len(config.name) > 64 or not all(c.isalnum() or c in "-_." for c in config.name):
-        raise _fail("name", config.name, "1 to 64 letters, digits, '-', '_' or '.'")
-    if config.name.startswith("."):
-        raise _fail("name", config.name, "a name that does not start with '.'")
+    check_name(config.name)

@@ -187,6 +187,8 @@ def identify(data: memoryview | NDArray[np.uint8] | bytes) -> ImageHeader:
     header = read_header(data)
     if header is None:
         start = bytes(data[:8])
+        if start.startswith((b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"II*", b"MM\0*")):
+            raise UndecodableImage(f"the image is cut short, or its header damaged ({len(data)} bytes)")
         raise UndecodableImage(f"not an image of a known format (it starts with {start!r})")
     return header
 

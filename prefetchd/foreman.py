@@ -39,6 +39,7 @@ class Foreman:
         self.batches_made = 0
         self._jobs: list[Job] = []
         self._seconds_per_sample = 0.0
+        self._logged: Failure | None = None
 
     def give_work(self, cursors: list[Cursor]) -> None:
         """Give queued chunks to readers that can take one, and begin new batches while some still can."""
@@ -112,7 +113,9 @@ class Foreman:
             del self.failed[next(iter(self.failed))]
         self.failed[job.slot.key] = job.failure
         self._ring.abandon(job.slot)
-        log.error("epoch %d batch %d: %s", job.epoch, job.batch, job.failure.text)
+        if self._logged != job.failure:  # epochs made ahead meet the same sample again
+            self._logged = job.failure
+            log.error("epoch %d batch %d: %s", job.epoch, job.batch, job.failure.text)
 
     def _report_bad(self, sample: BadSample) -> None:
         log.warning("bad sample %d: %s: %s", sample.sample_id, sample.where, sample.reason)

@@ -24,9 +24,10 @@ from prefetchd.guard import Guard
 from prefetchd.layout import BatchLayout
 from prefetchd.loop import EventLoop
 from prefetchd.order import Order, Shard
-from prefetchd.scheduler import Cursor, fits_another, may_grant, ready_for
-from prefetchd.slots import Content, Key, Ring, Slot
+from prefetchd.scheduler import Cursor, may_grant, ready_for, slots_promised
+from prefetchd.slots import Key, Ring, Slot
 from prefetchd.sources import Source
+from prefetchd.units import format_count
 
 log = logging.getLogger("prefetchd")
 
@@ -214,16 +215,17 @@ class FrontDesk:
                     "and its configuration decides; leave the option out, or start a daemon with it",
                 )
                 return
-        others = [other.cursor for other in self.consumers.values() if other.cursor is not None]
+        consumer.guaranteed_slots = attach.guaranteed_slots
         n_slots = self._guard.budget.plan.n_slots
-        if not fits_another(n_slots, others, attach.guaranteed_slots):
+        attached = [other for other in self.consumers.values() if other.attached and other.sock.fileno() >= 0]
+        needed = slots_promised(n_slots, [self._cursor_of(other) for other in (*attached, consumer)])
+        if needed > n_slots:
             refuse(
                 "BudgetError",
-                f"cannot attach: the ring of {n_slots} slots serves {len(others)} loops and cannot promise "
-                f"{attach.guaranteed_slots} slots to another; give the daemon a larger --memory-budget",
+                f"cannot attach: with {format_count(len(attached), 'other loop')} the ring needs {needed} slots and "
+                f"has {n_slots}; give the daemon --memory-budget {self._guard.budget.budget_for_slots(needed)}MiB",
             )
             return
-        consumer.guaranteed_slots = attach.guaranteed_slots
         consumer.attached = True
         consumer.send(
             messages.Attached(
@@ -241,11 +243,17 @@ class FrontDesk:
             )
         )
 
+    def _cursor_of(self, consumer: Consumer) -> Cursor:
+        """Where a consumer is, or will start if it has not said."""
+        whole = Shard(self._order.batches_per_epoch)
+        return consumer.cursor or Cursor(consumer.number, 0, whole, 0, 0, consumer.guaranteed_slots)
+
     def _open_cursor(self, consumer: Consumer, message: messages.OpenCursor) -> None:
         if not consumer.attached or message.rank >= message.world_size:
             self._hang_up(consumer)
             return
         self._drop_untaken(consumer, message.taken)
+        self._foreman.failed.clear()  # a new loop tries again: the file may have been mended
         shard = Shard(self._order.batches_per_epoch, message.rank, message.world_size, self._config.drop_last)
         consumer.stalled = False
         consumer.cursor = Cursor(
@@ -270,7 +278,7 @@ class FrontDesk:
             key = next(cursor.upcoming(1))
             if key in self._foreman.failed:
                 if cursor.waiting:
-                    failure = self._foreman.failed.pop(key)
+                    failure = self._foreman.failed[key]
                     consumer.send(messages.Failed(cursor.serial, failure.error, failure.text))
                     cursor.open = False
                 return
@@ -298,7 +306,7 @@ class FrontDesk:
             return
         if ready is None:
             coming = not self._guard.starved and (self._ring.find(key) is not None or self._guard.may_grow())
-            if coming or any(slot.reusable or slot.content is Content.FILLING for slot in self._ring.slots.values()):
+            if coming or any(slot.reusable for slot in self._ring.slots.values()):
                 return
         consumer.stalled = True
         holders = []
@@ -307,15 +315,14 @@ class FrontDesk:
             if held:
                 who = "this loader" if other is consumer else f"the loader of pid {other.pid}"
                 holders.append(f"{who} holds {held}")
-        text = f"of {len(self._ring.slots)} slots " + ", ".join(holders)
+        text = f"of {len(self._ring.slots)} slots " + (", ".join(holders) or "none is free")
         consumer.send(messages.Stalled(cursor.serial, text))
 
     def _hang_up(self, consumer: Consumer) -> None:
-        """The consumer's socket has ended. What it holds stays until its process ends."""
+        """The consumer's socket has ended. What it holds, or may have taken, stays until its process ends."""
         if consumer.sock.fileno() >= 0:
             self._loop.unwatch(consumer.sock.fileno())
             consumer.sock.close()
-        self._drop_untaken(consumer, 0)
         consumer.cursor = None
         if self._private:
             self._stop()  # the loader was closed; views outlive the daemon

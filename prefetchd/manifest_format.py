@@ -25,8 +25,7 @@ LabelKind = Literal["none", "number", "class"]
 MAX_LINE_BYTES = 1 << 20
 FLOAT32_MAX = 3.4028234663852886e38
 IMAGE_SUFFIXES = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".bmp", ".dib", ".gif", ".webp", ".avif", ".tif",
-    ".tiff", ".pbm", ".pgm", ".ppm", ".pnm", ".pxm", ".pfm", ".sr", ".ras", ".hdr", ".pic", ".exr",
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp", ".avif", ".tif", ".tiff",
 )  # fmt: skip
 _IMAGE_SUFFIXES = tuple(suffix.encode() for suffix in IMAGE_SUFFIXES)
 

@@ -17,6 +17,14 @@ from prefetchd.errors import ConfigError
 _SUN_PATH_BYTES = 107
 
 
+def check_name(name: str) -> None:
+    """Raise `ConfigError` unless `name` can be a daemon's: a file name of harmless characters."""
+    if not 1 <= len(name) <= 64 or name.startswith(".") or not all(c.isalnum() or c in "-_." for c in name):
+        raise ConfigError(
+            f"cannot use name={name!r}: it must be 1 to 64 letters, digits, '-', '_' or '.', and not start with '.'"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class DaemonPaths:
     """Where the daemon called `name` can be found."""
@@ -30,8 +38,10 @@ def daemon_paths(name: str, *, create: bool = False) -> DaemonPaths:
     """Return the paths of the daemon called `name`; with `create`, make the run directory.
 
     Raises:
-        ConfigError: if the directory cannot be made, is not the user's alone, or its path is too long for a socket.
+        ConfigError: if the name cannot be one, or the directory cannot be made, is not the user's alone, or has too
+            long a path for a socket.
     """
+    check_name(name)
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     if runtime and Path(runtime).is_dir() and os.access(runtime, os.W_OK):
         directory = Path(runtime) / "prefetchd"

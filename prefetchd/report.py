@@ -15,7 +15,7 @@ from prefetchd.order import Order
 from prefetchd.pool import Pool
 from prefetchd.slots import Content, Ring
 from prefetchd.sources import Source
-from prefetchd.units import format_bytes
+from prefetchd.units import format_bytes, format_count
 
 _LISTED_BAD = 20
 
@@ -97,9 +97,10 @@ def ready_line(report: dict[str, Any], attach_hint: str) -> str:
     """Return the line that says that the daemon serves: samples, batch, ring, readers, budget, how to attach."""
     ring, memory = report["ring"], report["memory"]
     shape = "x".join(map(str, report["batch_shape"]))
+    readers = format_count(len(report["readers"]), "reader")
     return (
         f"ready: {report['n_samples']} samples, batches of {shape} {report['batch_dtype']}, {ring['slots']} slots of "
-        f"{format_bytes(ring['slot_bytes'])}, {len(report['readers'])} readers, memory budget "
+        f"{format_bytes(ring['slot_bytes'])}, {readers}, memory budget "
         f"{format_bytes(memory['budget_bytes'])} ({memory['limited_by']}); {attach_hint}"
     )
 

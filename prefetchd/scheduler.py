@@ -70,62 +70,63 @@ def next_fill(ring: Ring, cursors: Sequence[Cursor], unmakeable: Iterable[Key] =
     Batches in `unmakeable` are known to fail and are passed over.
     """
     horizon = len(ring.slots)
-    need: dict[Key, int] = {}
+    never = (horizon, True)
+    need: dict[Key, tuple[int, bool]] = {}
     for cursor in cursors:
+        # Of two batches that are needed next, the one whose loop stands still for it comes first.
+        in_no_hurry = not cursor.waiting or ring.held_by(cursor.consumer) >= cursor.guaranteed_slots
         for distance, key in enumerate(cursor.upcoming(horizon)):
-            if need.get(key, horizon) > distance:
-                need[key] = distance
+            need[key] = min(need.get(key, never), (distance, in_no_hurry))
     skip = set(unmakeable)
     wanted = min(
-        ((distance, key) for key, distance in need.items() if key not in skip and ring.find(key) is None),
-        default=None,
+        ((urgency, key) for key, urgency in need.items() if key not in skip and ring.find(key) is None), default=None
     )
     if wanted is None:
         return None
-    distance, key = wanted
-    victim, victim_distance = None, distance
+    urgency, key = wanted
+    victim, victim_urgency = None, urgency
     for slot in ring.slots.values():
         if not slot.reusable:
             continue
         if slot.key is None:
             return FillPlan(slot, key)
-        slot_distance = need.get(slot.key, horizon)
-        if slot_distance > victim_distance:
-            victim, victim_distance = slot, slot_distance
+        slot_urgency = need.get(slot.key, never)
+        if slot_urgency > victim_urgency:
+            victim, victim_urgency = slot, slot_urgency
     return FillPlan(victim, key) if victim is not None else None
 
 
 def may_grant(ring: Ring, cursor: Cursor, cursors: Sequence[Cursor], slot: Slot) -> bool:
     """Whether `cursor` may be given a lease on the READY `slot` now.
 
-    A slot that somebody holds already costs nothing more. A new pin must leave the other cursors what they are
-    guaranteed; one beyond the cursor's own guarantee must besides leave a slot for the readers to fill.
+    A slot that somebody holds already costs nothing more. A loop that stands still within its guarantee gets its batch.
+    Whatever is granted ahead must leave the other cursors what they are guaranteed, and what goes beyond the cursor's
+    own guarantee must besides leave a slot for the readers to fill.
     """
     if slot.leases:
         return True
-    held = ring.held_by(cursor.consumer)
+    within_guarantee = ring.held_by(cursor.consumer) < cursor.guaranteed_slots
+    if within_guarantee and cursor.waiting:
+        return True
     spare_after = len(ring.slots) - ring.leased_slots - 1
     reserved = sum(
         max(0, other.guaranteed_slots - ring.held_by(other.consumer))
         for other in cursors
         if other is not cursor and other.open
     )
-    if held < cursor.guaranteed_slots and (cursor.waiting or spare_after >= 1):
-        return cursor.waiting or spare_after >= reserved
-    return spare_after >= reserved + 1
+    return spare_after >= reserved + (0 if within_guarantee else 1)
 
 
-def fits_another(n_slots: int, cursors: Sequence[Cursor], guaranteed_slots: int) -> bool:
-    """Whether a ring of `n_slots` can promise `guaranteed_slots` to one more cursor.
+def slots_promised(n_slots: int, cursors: Sequence[Cursor]) -> int:
+    """Return how many slots a ring of `n_slots` must have for `cursors`: each window's guarantee, and one to fill.
 
     Cursors that are served from the same slots count as one window.
     """
-    windows: list[tuple[Key, int]] = []
-    for cursor in cursors:
-        key = (cursor.epoch, cursor.step)
-        if not any(other[0] == key[0] and abs(other[1] - key[1]) < n_slots for other, _ in windows):
-            windows.append((key, cursor.guaranteed_slots))
-    return sum(guaranteed for _, guaranteed in windows) + guaranteed_slots + 1 <= n_slots
+    windows: list[Cursor] = []
+    for cursor in sorted(cursors, key=lambda cursor: -cursor.guaranteed_slots):
+        if not any(other.epoch == cursor.epoch and abs(other.step - cursor.step) < n_slots for other in windows):
+            windows.append(cursor)
+    return sum(window.guaranteed_slots for window in windows) + 1
 
 
 def ready_for(ring: Ring, cursor: Cursor) -> Slot | None:

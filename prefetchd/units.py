@@ -50,3 +50,8 @@ def format_bytes(n_bytes: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
+
+
+def format_count(n: int, noun: str) -> str:
+    """Return `1 reader`, `2 readers`."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
