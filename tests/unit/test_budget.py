@@ -1,0 +1,230 @@
+"""The memory budget's arithmetic: limits, plans, reservations, and the sizes that people write."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefetchd import budget
+from prefetchd.budget import (
+    ALLOWANCE_BYTES,
+    DAEMON_BYTES,
+    MIB,
+    MIN_SLOTS,
+    READER_BYTES,
+    Budget,
+    Footprint,
+    Limit,
+    make_plan,
+    smallest_budget,
+)
+from prefetchd.config import make_config
+from prefetchd.errors import BudgetError, ConfigError
+from prefetchd.units import format_bytes, parse_bytes
+
+SLOT = 32 * 224 * 224 * 3
+PLENTY = Limit(1 << 40, "available memory")
+
+
+def plan_of(*, limit: Limit = PLENTY, slot_bytes: int = SLOT, **options: object) -> budget.Plan:
+    return make_plan(make_config(source="-", **options), slot_bytes, limit)
+
+
+# --- sizes
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"),
+    [
+        ("512MiB", 512 << 20),
+        ("512 mib", 512 << 20),
+        ("1.5GB", 1_500_000_000),
+        ("1.5GiB", 3 << 29),
+        ("2K", 2048),
+        ("2kb", 2000),
+        (" 7 ", 7),
+        ("10b", 10),
+        (".5G", 1 << 29),
+        ("25%", 250),
+        ("100%", 1000),
+        ("0.1%", 1),
+    ],
+)
+def test_parse_bytes(text: str, n_bytes: int) -> None:
+    assert parse_bytes(text, whole_bytes=1000) == n_bytes
+
+
+@pytest.mark.parametrize("text", ["", "MiB", "-1MiB", "1 2", "1e9", "12XB", "0%", "101%", "nan", "inf", "1,5GB", "%"])
+def test_parse_bytes_refuses(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"512MiB, 1.5GB or 25%"):
+        parse_bytes(text, whole_bytes=1000)
+
+
+def test_percentage_needs_a_whole() -> None:
+    with pytest.raises(ConfigError):
+        parse_bytes("25%")
+
+
+@given(st.integers(0, 1 << 50))
+def test_format_bytes_is_read_back_within_its_precision(n_bytes: int) -> None:
+    assert math.isclose(parse_bytes(format_bytes(n_bytes)), n_bytes, rel_tol=0.051, abs_tol=1)
+
+
+# --- plans
+
+
+@given(
+    readers=st.integers(1, 64),
+    slot_bytes=st.integers(1, 1 << 32),
+    above_mib=st.integers(0, 10_000),
+)
+def test_plan_never_exceeds_its_budget(readers: int, slot_bytes: int, above_mib: int) -> None:
+    """Whatever is asked: everything planned fits in the budget, and there is what the loop cannot do without."""
+    given_mib = smallest_budget(readers, slot_bytes) // MIB + above_mib
+    plan = plan_of(num_workers=readers, memory_budget=f"{given_mib}MiB", slot_bytes=slot_bytes)
+    assert plan.n_readers == readers
+    assert plan.n_slots >= MIN_SLOTS
+    used = DAEMON_BYTES + readers * (READER_BYTES + ALLOWANCE_BYTES) + plan.n_slots * slot_bytes
+    assert used <= plan.budget_bytes == given_mib * MIB
+
+
+@given(readers=st.integers(1, 64), slot_bytes=st.integers(1, 1 << 32))
+def test_refusal_names_the_smallest_budget_that_works(readers: int, slot_bytes: int) -> None:
+    least = smallest_budget(readers, slot_bytes) // MIB
+    with pytest.raises(BudgetError) as caught:
+        plan_of(num_workers=readers, memory_budget=f"{least - 1}MiB", slot_bytes=slot_bytes)
+    named = re.search(r"--memory-budget (\d+)MiB or more", str(caught.value))
+    assert named is not None
+    assert int(named[1]) == least
+    assert plan_of(num_workers=readers, memory_budget=f"{least}MiB", slot_bytes=slot_bytes).n_slots >= MIN_SLOTS
+
+
+def test_readers_that_were_not_asked_for_are_given_up_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "usable_cores", lambda: 8)
+    three = smallest_budget(3, SLOT) // MIB
+    assert plan_of(memory_budget=f"{three}MiB").n_readers == 3
+    assert plan_of(memory_budget=f"{smallest_budget(8, SLOT) // MIB}MiB").n_readers == 8
+    with pytest.raises(BudgetError, match="8 reader"):
+        plan_of(memory_budget=f"{three}MiB", num_workers=8)
+    with pytest.raises(BudgetError, match=f"give --memory-budget {smallest_budget(1, SLOT) // MIB}MiB"):
+        plan_of(memory_budget="20MiB")
+
+
+def test_auto_is_comfortable_and_heeds_the_machine() -> None:
+    plan = plan_of(num_workers=2)
+    assert plan.limited_by == "auto"
+    assert plan.n_slots >= 8
+    room = plan.budget_bytes - DAEMON_BYTES - 2 * (READER_BYTES + ALLOWANCE_BYTES) - plan.n_slots * SLOT
+    assert room >= 32 * MIB, "an ordinary large image fits beside the ring"
+    tight = plan_of(num_workers=2, limit=Limit(250 * MIB, "cgroup /x"))
+    assert tight.limited_by == "cgroup /x"
+    assert tight.budget_bytes <= 250 * MIB
+    assert tight.n_slots >= MIN_SLOTS
+
+
+def test_the_machine_bounds_what_was_asked_for() -> None:
+    plan = plan_of(num_workers=1, memory_budget="10GiB", limit=Limit(300 * MIB, "cgroup /x"))
+    assert plan.budget_bytes == 300 * MIB
+    assert plan.limited_by == "cgroup /x"
+    assert plan_of(num_workers=1, memory_budget="200MiB").limited_by == "memory-budget"
+
+
+# --- limits
+
+
+def fake_cgroup(monkeypatch: pytest.MonkeyPatch, folder: Path, entries: str, files: dict[str, str]) -> None:
+    """Have `/proc/self/cgroup` and `/sys/fs/cgroup` read as given."""
+    (folder / "proc-self-cgroup").write_text(entries)
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+    def redirected(path: str) -> Path:
+        if path == "/proc/self/cgroup":
+            return folder / "proc-self-cgroup"
+        assert path.startswith("/sys/fs/cgroup")
+        return folder / path.removeprefix("/")
+
+    monkeypatch.setattr(budget, "Path", redirected)
+
+
+def test_cgroup_v2_limits_of_all_ancestors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    files = {
+        "sys/fs/cgroup/user/job/memory.max": "max\n",
+        "sys/fs/cgroup/user/memory.max": f"{300 * MIB}\n",
+        "sys/fs/cgroup/memory.max": f"{900 * MIB}\n",
+    }
+    fake_cgroup(monkeypatch, tmp_path, "0::/user/job\n", files)
+    assert sorted(limit.n_bytes for limit in budget._cgroup_limits()) == [300 * MIB, 900 * MIB]
+    limit = budget.machine_limit()
+    assert limit.n_bytes == 300 * MIB
+    assert "user" in limit.source
+
+
+def test_cgroup_v1_limit_and_its_way_of_saying_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    files = {
+        "sys/fs/cgroup/memory/docker/abc/memory.limit_in_bytes": f"{200 * MIB}\n",
+        "sys/fs/cgroup/memory/docker/memory.limit_in_bytes": "9223372036854771712\n",
+    }
+    entries = "11:cpu,cpuacct:/docker/abc\n5:memory:/docker/abc\n0::/docker/abc\n"
+    fake_cgroup(monkeypatch, tmp_path, entries, files)
+    assert [limit.n_bytes for limit in budget._cgroup_limits()] == [200 * MIB]
+
+
+def test_path_of_another_namespace_still_finds_the_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In a container the path is often the host's, and only the mounted root is there."""
+    fake_cgroup(monkeypatch, tmp_path, "0::/host/only\n", {"sys/fs/cgroup/memory.max": f"{100 * MIB}\n"})
+    assert [limit.n_bytes for limit in budget._cgroup_limits()] == [100 * MIB]
+
+
+def test_no_cgroup_is_no_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(budget, "Path", lambda path: tmp_path / "nowhere")
+    assert budget._cgroup_limits() == []
+    assert budget.machine_limit().source == "available memory"
+
+
+# --- reservations
+
+
+def test_reservations() -> None:
+    plan = plan_of(num_workers=1, memory_budget=f"{smallest_budget(1, SLOT) // MIB + 20}MiB")
+    held = Budget(plan)
+    for _ in range(plan.n_slots):
+        assert held.spare_bytes >= SLOT
+        held.ring_bytes += SLOT
+    assert 0 <= held.spare_bytes < SLOT
+    held.large_bytes = held.spare_bytes
+    assert held.spare_bytes == 0
+
+
+@given(decode_bytes=st.integers(1, 1 << 34), slot_bytes=st.integers(1, 1 << 28), readers=st.integers(1, 16))
+def test_budget_named_for_a_decode_is_the_smallest(decode_bytes: int, slot_bytes: int, readers: int) -> None:
+    least = smallest_budget(readers, slot_bytes) // MIB
+    held = Budget(plan_of(num_workers=readers, memory_budget=f"{least}MiB", slot_bytes=slot_bytes))
+    named = held.budget_for(decode_bytes)
+    enough = plan_of(num_workers=readers, memory_budget=f"{named}MiB", slot_bytes=slot_bytes)
+    assert Budget(enough).largest_decode_bytes >= decode_bytes
+    if named > least:
+        short = plan_of(num_workers=readers, memory_budget=f"{named - 1}MiB", slot_bytes=slot_bytes)
+        assert Budget(short).largest_decode_bytes < decode_bytes
+
+
+# --- measuring
+
+
+def test_measuring_this_process() -> None:
+    before = budget.process_bytes(os.getpid())
+    block = bytearray(os.urandom(1 << 20) * 32)
+    after = budget.process_bytes(os.getpid())
+    assert 31 * MIB < after - before < 40 * MIB
+    assert len(block) == 32 * MIB
+    assert budget.process_bytes(2**22 + 1) == 0
+    footprint = budget.measure([os.getpid(), 2**22 + 1], 5)
+    assert footprint.total_bytes == footprint.processes[os.getpid()] + 5
+    assert Footprint({1: 2, 3: 4}, 5).total_bytes == 11
