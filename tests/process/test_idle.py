@@ -8,7 +8,7 @@ import prefetchd
 from tests.conftest import DaemonProcess, wait_until
 from tests.process.commands import large_ring, tree
 
-REST_S = 1.2  # longer than the last timer of a daemon that has finished its work
+REST_S = 0.8  # longer than the last timer of a daemon that has finished its work
 WINDOW_S = 1.5
 
 

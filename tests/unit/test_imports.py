@@ -14,7 +14,7 @@ import prefetchd
 ROOT = Path(prefetchd.__file__).parent
 DAEMON_SIDE = frozenset({"daemon", "foreman", "front_desk", "guard", "pool", "reader", "zygote", "budget", "sources"})
 MACHINERY = frozenset(
-    {"socket", "subprocess", "multiprocessing", "threading", "selectors", "select", "asyncio", "mmap", "os", "time"}
+    {"socket", "subprocess", "multiprocessing", "threading", "selectors", "select", "asyncio", "mmap"}
 )
 
 
@@ -93,7 +93,8 @@ def test_only_the_command_line_imports_the_daemon(name):
 
 
 @pytest.mark.parametrize("name", ["slots", "scheduler", "order", "layout", "filling"])
-def test_pure_modules_reach_no_sockets_processes_or_clocks(name):
+def test_pure_modules_reach_no_sockets_or_processes_and_use_no_clock(name):
+    assert not imported(FILES[name]) & {"os", "time"}
     for module in {name} | reached_from(name):
         top = {other.partition(".")[0] for other in imported(FILES[module])}
         assert not top & MACHINERY, module

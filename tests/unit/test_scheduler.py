@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefetchd.order import Shard
-from prefetchd.scheduler import Cursor, fits_another, may_grant, next_fill, ready_for
+from prefetchd.scheduler import Cursor, may_grant, next_fill, ready_for, slots_promised
 from prefetchd.slots import Content, Ring
 from tests.unit.test_slots import ready, ring_of
 
@@ -117,16 +117,15 @@ def test_slot_that_somebody_holds_already_costs_nothing():
     assert may_grant(ring, cursor(0, consumer=1), [], slot)
 
 
-def test_another_loop_fits_if_the_ring_can_promise_it_two_slots():
-    assert fits_another(3, [], 2)
-    assert not fits_another(2, [], 2)
-    assert fits_another(5, [cursor(0)], 2)
-    assert not fits_another(4, [cursor(0)], 2)
+def test_each_window_of_loops_is_promised_its_slots_and_one_to_fill():
+    assert slots_promised(8, []) == 1
+    assert slots_promised(8, [cursor(0)]) == 3
     together = [cursor(step, consumer=step) for step in range(4)]
-    assert fits_another(5, together, 2)  # one window
+    assert slots_promised(5, together) == 3
+    assert slots_promised(5, [*together, cursor(0, consumer=9, guaranteed_slots=3)]) == 4
     apart = [cursor(50 * number, consumer=number, n_batches=1000) for number in range(3)]
-    assert not fits_another(8, apart, 2)
-    assert fits_another(9, apart, 2)
+    assert slots_promised(8, apart) == 7
+    assert slots_promised(8, [cursor(0), cursor(0, consumer=2, epoch=1)]) == 5
 
 
 @given(
