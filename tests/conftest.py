@@ -38,9 +38,9 @@ def _own_processes() -> set[int]:
     found = set()
     for process in psutil.process_iter():
         try:
-            if process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
-                if process.environ().get("PREFETCHD_TEST_MARK") == mark:
-                    found.add(process.pid)
+            ours = process.pid != os.getpid() and process.environ().get("PREFETCHD_TEST_MARK") == mark
+            if ours and process.status() != psutil.STATUS_ZOMBIE:
+                found.add(process.pid)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
     return found

@@ -186,9 +186,7 @@ def test_line_numbers_count_every_line(tmp_path: Path) -> None:
         ("a.jpg 1\rb.jpg 2\nc.jpg 1\n", 1, "carriage return"),
     ],
 )
-def test_a_bad_line_is_told_with_its_number_text_and_fault(
-    tmp_path: Path, text: str, number: int, what: str
-) -> None:
+def test_a_bad_line_is_told_with_its_number_text_and_fault(tmp_path: Path, text: str, number: int, what: str) -> None:
     """The first bad line is named, shown, explained."""
     message = refusal(write(tmp_path, text))
     assert f"line {number} of " in message
@@ -212,9 +210,7 @@ def test_a_bad_line_is_told_with_its_number_text_and_fault(
         ("path,a,a\nx.jpg,1,2\n", {"y_column": "a"}, "2 columns are called that"),
     ],
 )
-def test_a_table_that_does_not_fit_is_refused(
-    tmp_path: Path, text: str, options: dict[str, object], what: str
-) -> None:
+def test_a_table_that_does_not_fit_is_refused(tmp_path: Path, text: str, options: dict[str, object], what: str) -> None:
     """Missing columns, fields and labels are told, with the columns that there are."""
     assert what in refusal(write(tmp_path, text, "l.csv"), **options)
 

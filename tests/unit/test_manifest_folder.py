@@ -30,9 +30,7 @@ def test_folders_are_classes_and_images_are_sorted_by_path(tmp_path: Path) -> No
     (tmp_path / "empty").mkdir()
     with Manifest.open(make_config(source=source)) as manifest:
         assert manifest.classes == ("cat", "cat-big", "dog", "empty")
-        found = [
-            (os.path.relpath(s.path, source), s.label, s.line) for s in manifest.samples(range(len(manifest)))
-        ]
+        found = [(os.path.relpath(s.path, source), s.label, s.line) for s in manifest.samples(range(len(manifest)))]
     assert found == [
         ("cat/a.webp", 0, 0),
         ("cat/b/x.jpeg", 0, 0),
