@@ -175,19 +175,19 @@ GARBAGE = {
 }
 
 
-@pytest.mark.parametrize("what", GARBAGE)
-def test_garbage_ends_that_connection_only(serve: Serve, forty: Path, forty_content: Content, what: str) -> None:
+def test_garbage_ends_that_connection_only(serve: Serve, forty: Path, forty_content: Content) -> None:
     daemon = serve(forty, *exact("--num-workers", 1))
-    with prefetchd.batches() as loader:
-        batches = iter(loader)
-        seen = content_of([next(batches)])
-        sock = raw_connection()
-        for data in GARBAGE[what]:
-            sock.send(data)
-        assert ends(sock)
-        sock.close()
-        seen += content_of(batches)
-    assert seen == forty_content
+    for what, words in GARBAGE.items():
+        with prefetchd.batches() as loader:
+            batches = iter(loader)
+            seen = content_of([next(batches)])
+            sock = raw_connection()
+            for data in words:
+                sock.send(data)
+            assert ends(sock), what
+            sock.close()
+            seen += content_of(batches)
+        assert seen == forty_content, what
     assert daemon.process.poll() is None
 
 
