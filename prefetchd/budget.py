@@ -21,7 +21,7 @@ from prefetchd.units import format_bytes, format_count, parse_bytes
 MIB = 1 << 20
 # Measured with scripts/bench/footprint.py on Python 3.11, numpy 2.4, OpenCV 5.0, rounded up.
 DAEMON_BYTES = 48 * MIB  # the daemon, the zygote and Python's resource tracker
-READER_BYTES = 10 * MIB  # a reader's own pages, before it decodes anything
+READER_BYTES = 12 * MIB  # a reader's own pages, before it decodes anything
 # Decoding up to this much working memory needs no leave; it is part of each reader's share.
 ALLOWANCE_BYTES = 12 * MIB
 MIN_SLOTS = 3  # one the loop holds, one granted next, one to fill

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from prefetchd import control, messages, segment
+from prefetchd.class_names import read_classes
 from prefetchd.errors import DaemonLost, PrefetchdError, RingExhausted, error_from_name
 from prefetchd.layout import BatchLayout, layout_from_wire
 from prefetchd.liveness import process_state
@@ -34,8 +35,28 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("prefetchd")
 
-_WARN_STALL_S = 1.0
+_WARN_STALL_S = 1.0  # or half the hold time-out, if that is less
 _REPORT_WAIT_S = 30.0
+
+
+class _LeaseRef(weakref.ref["np.ndarray[Any, Any]"]):
+    """A weak reference to a lease's root array. It keeps the connection: views may outlive all else of it.
+
+    Lighter than `weakref.finalize`, which costs as much as all the rest of a ready batch, and never called at exit.
+    """
+
+    __slots__ = ("connection", "lease")
+    connection: Connection
+    lease: int
+
+
+# What keeps the references themselves, by their id, until their arrays die.
+_live_leases: dict[int, _LeaseRef] = {}
+
+
+def _root_died(ref: _LeaseRef) -> None:
+    del _live_leases[id(ref)]
+    ref.connection.release(ref.lease)
 
 
 class Connection:
@@ -52,10 +73,12 @@ class Connection:
         self._poll.register(sock, select.POLLIN)
         self._maps: dict[int, mmap.mmap] = {}  # read-only, one a slot
         self._fds: dict[int, int] = {}  # writable: every lease has a copy-on-write map of its own
+        self._buffer = bytearray(control.MAX_MESSAGE_BYTES)
         self._live: set[int] = set()
         self._unsent: deque[int] = deque()
         self._taken = 0
         self._closing = False
+        self.classes: tuple[str, ...] | None = None
         self.info: messages.Attached
         self.layout: BatchLayout
 
@@ -118,7 +141,8 @@ class Connection:
             DaemonLost: if the daemon ends.
         """
         self._check_process()
-        self._flush()
+        if self._unsent:
+            self._flush()
         try:
             grant = self._try_grant(serial)
             if grant is None:
@@ -142,6 +166,7 @@ class Connection:
 
     def _wait_for_grant(self, serial: int) -> messages.Granted:
         started_s = time.monotonic()
+        warn_after_s = min(_WARN_STALL_S, self._hold_timeout_s / 2)
         stalled: messages.Stalled | None = None
         stalled_s = 0.0
         warned = False
@@ -150,19 +175,19 @@ class Connection:
                 timeout_s = _REPORT_WAIT_S
             else:
                 held_up_s = time.monotonic() - stalled_s
+                if held_up_s >= warn_after_s and not warned:
+                    warned = True
+                    _warn_user(
+                        f"waiting for a slot: {stalled.holders}; drop batches that you are done with, or pass "
+                        f"on_hold='copy' (RingExhausted in {self._hold_timeout_s - held_up_s:.0f} s)"
+                    )
                 if held_up_s >= self._hold_timeout_s:
                     raise RingExhausted(
                         f"cannot get the next batch: {stalled.holders}, and none came back in "
                         f"{self._hold_timeout_s:g} s; copy what you keep (x.copy()), pass on_hold='copy', or give the "
                         "daemon a larger memory_budget"
                     )
-                if held_up_s >= _WARN_STALL_S and not warned:
-                    warned = True
-                    _warn_user(
-                        f"waiting for a slot: {stalled.holders}; drop batches that you are done with, or pass "
-                        f"on_hold='copy' (RingExhausted in {self._hold_timeout_s - held_up_s:.0f} s)"
-                    )
-                timeout_s = min(_WARN_STALL_S, self._hold_timeout_s - held_up_s)
+                timeout_s = min(warn_after_s, self._hold_timeout_s - held_up_s)
             if not self._poll.poll(timeout_s * 1000 + 1):
                 if stalled is None:
                     log.warning(
@@ -183,8 +208,8 @@ class Connection:
 
     # --- leases
 
-    def views(self, grant: messages.Granted) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
-        """Return x, y and sample ids of a grant; the lease ends when the last view of any of them dies."""
+    def views(self, grant: messages.Granted) -> tuple[NDArray[np.uint8], NDArray[Any], NDArray[Any]]:
+        """Return the root array, x and y of a grant; the lease ends when the last of them and of their views dies."""
         if grant.slot in self._fds:
             memory = segment.map_copy_on_write(self._fds[grant.slot], self.layout.slot_bytes)
         elif grant.slot in self._maps:
@@ -195,15 +220,17 @@ class Connection:
             raise PrefetchdError(f"cannot read the batch: {grant.rows} rows were granted of {self.layout.batch_size}")
         root = np.frombuffer(memory, np.uint8)
         self._live.add(grant.lease)
-        weakref.finalize(root, self._release, grant.lease).atexit = False
-        return self.layout.views(root, grant.rows)
+        ref = _LeaseRef(root, _root_died)
+        ref.connection, ref.lease = self, grant.lease
+        _live_leases[id(ref)] = ref
+        return root, *self.layout.xy(root, grant.rows)
 
     @property
     def held(self) -> int:
         """How many leases have a live view."""
         return len(self._live)
 
-    def _release(self, lease: int) -> None:
+    def release(self, lease: int) -> None:
         """The last view of `lease` died. May run in any thread, at any moment: no lock, no blocking."""
         self._live.discard(lease)
         if os.getpid() != self._pid or self._release_sock.fileno() < 0:
@@ -241,10 +268,14 @@ class Connection:
     # --- the wire
 
     def _receive(self, *, wait: bool) -> Any:
-        data, fds = control.receive(self._sock, wait=wait)
+        data, fds = control.receive(self._sock, wait=wait, buffer=self._buffer)
         try:
             message = messages.decode_to_consumer(data)
+            if type(message) is messages.Granted:  # the common case, on the way of every batch
+                return message
             match message:
+                case messages.Attached() if fds:
+                    self.classes = read_classes(fds[0])
                 case messages.SlotOpened():
                     if message.slot_bytes != self.layout.slot_bytes or len(fds) != 1:
                         raise PrefetchdError(f"cannot map slot {message.slot}: it is not as large as was agreed")

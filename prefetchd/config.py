@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefetchd.errors import ConfigError
-from prefetchd.names import check_name
 
 Color = Literal["rgb", "bgr", "gray"]
 Dtype = Literal["uint8", "float32", "float16"]
@@ -250,7 +249,7 @@ _SPECIAL = {
 def _check(config: Config) -> None:
     """Raise `ConfigError` for values out of range and for options that contradict each other."""
     ranges: list[tuple[str, float, float]] = [
-        ("batch_size", 1, 1 << 20),
+        ("batch_size", 1, 1 << 18),
         ("num_workers", 0, 1024),
         ("max_image_pixels", 1, 1 << 34),
         ("reader_timeout", 0.5, 86400),
@@ -277,3 +276,11 @@ def _check(config: Config) -> None:
             "cannot scale uint8 pixels: scale, mean and std give fractions; use dtype=float32 or float16 with them"
         )
     check_name(config.name)
+
+
+def check_name(name: str) -> None:
+    """Raise `ConfigError` unless `name` can be a daemon's: a file name of harmless characters."""
+    if not 1 <= len(name) <= 64 or name.startswith(".") or not all(c.isalnum() or c in "-_." for c in name):
+        raise ConfigError(
+            f"cannot use name={name!r}: it must be 1 to 64 letters, digits, '-', '_' or '.', and not start with '.'"
+        )

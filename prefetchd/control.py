@@ -12,9 +12,14 @@ import socket
 import struct
 from collections.abc import Sequence
 
-MAX_MESSAGE_BYTES = 128 * 1024
+# Below the size from which malloc takes fresh pages for the buffer of every receive.
+MAX_MESSAGE_BYTES = 96 * 1024
 _MAX_FDS = 8
 _ANCILLARY_BYTES = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
+_RECEIVE = int(socket.MSG_CMSG_CLOEXEC)
+_RECEIVE_NOW = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
+_SEND = int(socket.MSG_NOSIGNAL)
+_SEND_NOW = int(socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 _SO_PEERPIDFD = 77  # Linux 6.5; not named by the socket module yet
 
 
@@ -41,7 +46,7 @@ def send(sock: socket.socket, data: bytes, fds: Sequence[int] = (), *, wait: boo
         BlockingIOError: with `wait=False`, if the peer's buffer is full; nothing was sent.
         ConnectionEnded: if the peer is gone.
     """
-    flags = socket.MSG_NOSIGNAL | (0 if wait else socket.MSG_DONTWAIT)
+    flags = _SEND if wait else _SEND_NOW
     try:
         if fds:
             ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
@@ -52,28 +57,42 @@ def send(sock: socket.socket, data: bytes, fds: Sequence[int] = (), *, wait: boo
         raise ConnectionEnded from error
 
 
-def receive(sock: socket.socket, *, wait: bool = True) -> tuple[bytes, list[int]]:
+def receive(
+    sock: socket.socket, *, wait: bool = True, buffer: bytearray | None = None
+) -> tuple[bytes | memoryview, list[int]]:
     """Return the next message and the descriptors that came with it, which the caller then owns.
+
+    With a `buffer` of `MAX_MESSAGE_BYTES` the message stays there, until the next one: no memory is taken for it.
 
     Raises:
         BlockingIOError: with `wait=False`, if there is none.
         ConnectionEnded: at the end of the peer.
     """
-    flags = socket.MSG_CMSG_CLOEXEC | (0 if wait else socket.MSG_DONTWAIT)
+    flags = _RECEIVE if wait else _RECEIVE_NOW
+    data: bytes | memoryview
     try:
-        data, ancillary, _, _ = sock.recvmsg(MAX_MESSAGE_BYTES, _ANCILLARY_BYTES, flags)
+        if buffer is None:
+            data, ancillary, _, _ = sock.recvmsg(MAX_MESSAGE_BYTES, _ANCILLARY_BYTES, flags)
+        else:
+            n_bytes, ancillary, _, _ = sock.recvmsg_into([buffer], _ANCILLARY_BYTES, flags)
+            data = memoryview(buffer)[:n_bytes]
     except ConnectionError as error:
         raise ConnectionEnded from error
+    fds = _descriptors(ancillary) if ancillary else []
+    if not data:
+        close_all(fds)
+        raise ConnectionEnded
+    return data, fds
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     fds: list[int] = []
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             numbers = array.array("i")
             numbers.frombytes(payload[: len(payload) - len(payload) % numbers.itemsize])
             fds.extend(numbers)
-    if not data:
-        close_all(fds)
-        raise ConnectionEnded
-    return data, fds
+    return fds
 
 
 def close_all(fds: Sequence[int]) -> None:

@@ -71,6 +71,13 @@ class Job:
     failure: Failure | None = None
     compacted: bool = False
 
+    def skipped_bits(self) -> bytes:
+        """A bit a row, set where the row is skipped; the first row is the lowest bit of the first byte."""
+        bits = bytearray(-(-self.n_rows // 8))
+        for row in self.skipped:
+            bits[row // 8] |= 1 << row % 8
+        return bytes(bits)
+
     @property
     def finished(self) -> bool:
         """Whether nothing of it is queued or out."""

@@ -23,6 +23,7 @@ from prefetchd.sources import Source
 log = logging.getLogger("prefetchd")
 
 _CHUNK_S = 0.008
+_CHUNK_ROWS = 64  # so that a report of faults in every row fits in a message
 _MAX_FAILED = 256
 
 
@@ -72,7 +73,7 @@ class Foreman:
     def _chunk_rows(self, batch: int) -> int:
         """Some milliseconds of work, and at most an even share for each reader."""
         rows = self._order.rows(batch)
-        share = -(-rows // (2 * self._pool.n_readers))
+        share = min(_CHUNK_ROWS, -(-rows // (2 * self._pool.n_readers)))
         if not self._seconds_per_sample:
             return share
         return max(1, min(share, round(_CHUNK_S / self._seconds_per_sample)))

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from prefetchd import __version__, control, messages
+from prefetchd.class_names import write_classes
 from prefetchd.config import Config
 from prefetchd.consumers import Consumer
 from prefetchd.foreman import Foreman
@@ -227,6 +228,7 @@ class FrontDesk:
             )
             return
         consumer.attached = True
+        fds = [] if self._source.classes is None else [write_classes(self._source.classes)]
         consumer.send(
             messages.Attached(
                 version=__version__,
@@ -236,12 +238,13 @@ class FrontDesk:
                 n_samples=self._source.n_samples,
                 batches_per_epoch=self._order.batches_per_epoch,
                 drop_last=self._config.drop_last,
-                classes=list(self._source.classes) if self._source.classes is not None else None,
                 config=wire,
                 config_digest=self._source.content_digest,
                 manifest_digest=self._source.digest,
-            )
+            ),
+            fds,
         )
+        control.close_all(fds)
 
     def _cursor_of(self, consumer: Consumer) -> Cursor:
         """Where a consumer is, or will start if it has not said."""

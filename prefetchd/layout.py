@@ -3,14 +3,14 @@
     | x: batch_size rows | y: batch_size labels | sample ids: batch_size int64 |
     0                    ^ each part starts on a 64-byte boundary
 
-Readers write through `BatchLayout.views` of a writable mapping, consumers read through the same views of a read-only
-one. Both sides derive the layout from the same few numbers (`to_wire`), checked before any memory is taken for them.
+Readers write through `BatchLayout.xy` and `sample_ids` of a writable mapping, consumers read through the same views of
+a read-only one. Both sides derive the layout from the same few numbers (`to_wire`), checked before any memory is taken for them.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -41,6 +41,10 @@ class BatchLayout:
         x_dtype: numpy name of the samples' dtype.
         y_shape: shape of one label; `()` for a scalar.
         y_dtype: numpy name of the labels' dtype.
+        x_bytes: bytes of the pixels of a full batch.
+        y_offset_bytes: where the labels start.
+        ids_offset_bytes: where the sample ids start.
+        slot_bytes: bytes of a whole slot, rounded up to pages.
     """
 
     batch_size: int
@@ -48,6 +52,11 @@ class BatchLayout:
     x_dtype: str
     y_shape: tuple[int, ...]
     y_dtype: str
+    # Worked out once: `xy` is on the way of every batch.
+    x_bytes: int = field(init=False)
+    y_offset_bytes: int = field(init=False)
+    ids_offset_bytes: int = field(init=False)
+    slot_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
         for dtype in (self.x_dtype, self.y_dtype):
@@ -55,44 +64,39 @@ class BatchLayout:
                 raise ValueError(f"unknown dtype {dtype!r}")
         if self.batch_size < 1 or any(side < 0 for side in (*self.x_shape, *self.y_shape)):
             raise ValueError(f"impossible shape {(self.batch_size, *self.x_shape)}, {self.y_shape}")
-        if self.slot_bytes > MAX_SLOT_BYTES:
-            raise ValueError(f"a slot of {self.slot_bytes} bytes is larger than {MAX_SLOT_BYTES}")
-
-    @property
-    def x_bytes(self) -> int:
-        """Bytes of the pixels of a full batch."""
-        return self.batch_size * math.prod(self.x_shape) * _ITEM_BYTES[self.x_dtype]
-
-    @property
-    def y_offset_bytes(self) -> int:
-        """Where the labels start."""
-        return _aligned(self.x_bytes)
-
-    @property
-    def ids_offset_bytes(self) -> int:
-        """Where the sample ids start."""
+        x_bytes = self.batch_size * math.prod(self.x_shape) * _ITEM_BYTES[self.x_dtype]
         y_bytes = self.batch_size * math.prod(self.y_shape) * _ITEM_BYTES[self.y_dtype]
-        return _aligned(self.y_offset_bytes + y_bytes)
+        y_offset_bytes = _aligned(x_bytes)
+        ids_offset_bytes = _aligned(y_offset_bytes + y_bytes)
+        slot_bytes = _aligned(ids_offset_bytes + self.batch_size * _SAMPLE_ID_BYTES, PAGE_BYTES)
+        if slot_bytes > MAX_SLOT_BYTES:
+            raise ValueError(f"a slot of {slot_bytes} bytes is larger than {MAX_SLOT_BYTES}")
+        for name, value in (
+            ("x_bytes", x_bytes),
+            ("y_offset_bytes", y_offset_bytes),
+            ("ids_offset_bytes", ids_offset_bytes),
+            ("slot_bytes", slot_bytes),
+        ):
+            object.__setattr__(self, name, value)
 
-    @property
-    def slot_bytes(self) -> int:
-        """Bytes of a whole slot, rounded up to pages."""
-        return _aligned(self.ids_offset_bytes + self.batch_size * _SAMPLE_ID_BYTES, PAGE_BYTES)
-
-    def views(self, root: NDArray[np.uint8], rows: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
-        """Return x (rows, *x_shape), y (rows, *y_shape) and sample ids (rows,) int64 as views of `root`.
+    def xy(self, root: NDArray[np.uint8], rows: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return x (rows, *x_shape) and y (rows, *y_shape), views of `root`.
 
         Args:
-            root: the slot's bytes, shape (slot_bytes,), uint8.
+            root: the slot's bytes, shape (slot_bytes,), uint8; it lives as long as any of its views.
             rows: how many samples the batch holds, 0 to `batch_size`.
         """
-        x_row_bytes = self.x_bytes // self.batch_size
-        y_row_bytes = math.prod(self.y_shape) * _ITEM_BYTES[self.y_dtype]
-        x = root[: rows * x_row_bytes].view(self.x_dtype).reshape(rows, *self.x_shape)
-        y_start, ids_start = self.y_offset_bytes, self.ids_offset_bytes
-        y = root[y_start : y_start + rows * y_row_bytes].view(self.y_dtype).reshape(rows, *self.y_shape)
-        ids: NDArray[np.int64] = root[ids_start : ids_start + rows * _SAMPLE_ID_BYTES].view("int64")
-        return x, y, ids
+        array: Any = type(root)  # numpy's ndarray, without importing it here
+        return (
+            array((rows, *self.x_shape), self.x_dtype, root),
+            array((rows, *self.y_shape), self.y_dtype, root, self.y_offset_bytes),
+        )
+
+    def sample_ids(self, root: NDArray[np.uint8], rows: int) -> NDArray[np.int64]:
+        """Return the sample ids, (rows,) int64, a view of `root`; see `xy`."""
+        array: Any = type(root)
+        ids: NDArray[np.int64] = array((rows,), "int64", root, self.ids_offset_bytes)
+        return ids
 
     def to_wire(self) -> dict[str, Any]:
         """The layout as plain values; `layout_from_wire` is the inverse."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from prefetchd.client import Connection
+    from prefetchd.layout import BatchLayout
 
 _END_S = 5.0
 
@@ -42,8 +43,17 @@ class Batch(tuple[Any, Any]):
 
     epoch: int
     index: int  # type: ignore[assignment]  # hides tuple.index, on purpose
-    sample_ids: NDArray[np.int64]
     repeated: bool
+    _root: NDArray[np.uint8] | None
+    _layout: BatchLayout
+    _sample_ids: NDArray[np.int64]
+
+    @property
+    def sample_ids(self) -> NDArray[np.int64]:
+        """(rows,) int64: the number of each sample in the manifest, from 0."""
+        if self._root is not None:
+            return self._layout.sample_ids(self._root, len(self[1]))
+        return self._sample_ids
 
     @property
     def x(self) -> NDArray[Any]:
@@ -97,8 +107,7 @@ class Loader:
     @property
     def classes(self) -> tuple[str, ...] | None:
         """Names of the classes by number, where the manifest's labels were text; else `None`."""
-        classes = self._connection.info.classes
-        return tuple(classes) if classes is not None else None
+        return self._connection.classes
 
     @property
     def config(self) -> dict[str, Any]:
@@ -132,12 +141,13 @@ class Loader:
     def _batch(self, grant: Any) -> Batch:
         connection = self._connection
         copy = self._copy_when_held and connection.held >= 2
-        x, y, sample_ids = connection.views(grant)
-        if copy:
-            x, y, sample_ids = x.copy(), y.copy(), sample_ids.copy()
-        batch = Batch((x, y))
+        root, x, y = connection.views(grant)
+        batch = Batch((x.copy(), y.copy()) if copy else (x, y))
         batch.epoch, batch.index, batch.repeated = grant.epoch, grant.batch, grant.repeated
-        batch.sample_ids = sample_ids
+        if copy:
+            batch._root, batch._sample_ids = None, connection.layout.sample_ids(root, grant.rows).copy()
+        else:
+            batch._root, batch._layout = root, connection.layout
         return batch
 
     def _end_current(self) -> None:

@@ -14,6 +14,7 @@ import msgspec
 
 PROTOCOL = 1
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+Position = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True):
@@ -40,8 +41,8 @@ class OpenCursor(Message, frozen=True):
 
     serial: Count
     taken: Count
-    epoch: Count
-    step: Count
+    epoch: Position
+    step: Position
     rank: Count
     world_size: Annotated[int, msgspec.Meta(ge=1, le=2**31)]
 
@@ -89,7 +90,7 @@ class Configure(Message, frozen=True):
 
 
 class Attached(Message, frozen=True):
-    """The answer to `Attach`: everything a loader must know."""
+    """The answer to `Attach`: everything a loader must know. Class names, if there are any, come as a descriptor."""
 
     version: str
     pid: int
@@ -98,7 +99,6 @@ class Attached(Message, frozen=True):
     n_samples: Count
     batches_per_epoch: Count
     drop_last: bool
-    classes: list[str] | None
     config: dict[str, Any]
     config_digest: str
     manifest_digest: str
@@ -210,11 +210,15 @@ class FillOne(Message, frozen=True):
 
 
 class Compact(Message, frozen=True):
-    """Close the gaps that skipped samples left: move the rows in `kept` to the front, in order."""
+    """Close the gaps that skipped samples left: move the rows that are kept to the front, in order.
+
+    `skipped` has a bit a row, the first row in the lowest bit of the first byte.
+    """
 
     task: Count
     slot: Count
-    kept: list[int]
+    n_rows: Count
+    skipped: bytes
 
 
 class MemoryGranted(Message, frozen=True):

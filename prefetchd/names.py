@@ -12,17 +12,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from prefetchd.config import check_name
 from prefetchd.errors import ConfigError
 
 _SUN_PATH_BYTES = 107
-
-
-def check_name(name: str) -> None:
-    """Raise `ConfigError` unless `name` can be a daemon's: a file name of harmless characters."""
-    if not 1 <= len(name) <= 64 or name.startswith(".") or not all(c.isalnum() or c in "-_." for c in name):
-        raise ConfigError(
-            f"cannot use name={name!r}: it must be 1 to 64 letters, digits, '-', '_' or '.', and not start with '.'"
-        )
 
 
 @dataclass(frozen=True, slots=True)

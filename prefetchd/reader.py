@@ -37,7 +37,7 @@ class Reader:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._early: deque[tuple[bytes, list[int]]] = deque()  # what arrived while waiting for memory
+        self._early: deque[tuple[bytes | memoryview, list[int]]] = deque()  # what arrived while waiting for memory
         self._slots: dict[int, tuple[mmap.mmap, np.ndarray[tuple[int], np.dtype[np.uint8]]]] = {}
         self._source: Source
         self._layout: BatchLayout
@@ -78,8 +78,9 @@ class Reader:
 
     def _fill(self, task: int, slot: int, ids: list[int], rows: range) -> None:
         started_s = time.perf_counter()
-        x, y, sample_ids = self._layout.views(self._slots[slot][1], self._layout.batch_size)
-        sample_ids[rows.start : rows.stop] = ids
+        root, batch_size = self._slots[slot][1], self._layout.batch_size
+        x, y = self._layout.xy(root, batch_size)
+        self._layout.sample_ids(root, batch_size)[rows.start : rows.stop] = ids
         try:
             faults = self._source.fill(ids, rows, x, y, self._reserve)
         except MemoryError as error:
@@ -91,8 +92,10 @@ class Reader:
         self._send(messages.Done(task, faults, time.perf_counter() - started_s))
 
     def _compact(self, message: messages.Compact) -> None:
-        for part in self._layout.views(self._slots[message.slot][1], self._layout.batch_size):
-            for to, row in enumerate(message.kept):
+        kept = [row for row in range(message.n_rows) if not message.skipped[row // 8] >> row % 8 & 1]
+        root, batch_size = self._slots[message.slot][1], self._layout.batch_size
+        for part in (*self._layout.xy(root, batch_size), self._layout.sample_ids(root, batch_size)):
+            for to, row in enumerate(kept):
                 if to != row:
                     part[to] = part[row]
         self._send(messages.Done(message.task, [], 0.0))
@@ -126,6 +129,8 @@ def main(sock: socket.socket) -> None:
     """Run a reader on its end of a socket pair; returns when the daemon is gone or done with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Decoding is throughput work: it must not take the processor from a trainer that has just been woken.
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     # The decoders' C libraries write about every bad file to descriptor 2; the daemon reports those once, and better.
     sys.stderr = os.fdopen(detach_native_stderr(), "w", buffering=1)
     faulthandler.enable(sys.stderr)

@@ -76,7 +76,7 @@ class ReaderHandle:
         job, first = chunk.job, chunk.rows[0]
         message: Message
         if chunk.compact:
-            message = messages.Compact(task, job.slot.number, list(chunk.rows))
+            message = messages.Compact(task, job.slot.number, job.n_rows, job.skipped_bits())
         elif chunk.sample_id is not None:
             message = messages.FillOne(task, job.slot.number, job.epoch, first, chunk.sample_id)
         else:

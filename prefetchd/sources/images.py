@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from prefetchd.sources.image_files import ImageReader
 
 
+_SAID_CHARACTERS = 400  # of a path or a reason, in a report of faults
+
+
 class ImageSource:
     """Photographs in files. The daemon needs its manifest only; the decoder is loaded in readers."""
 
@@ -107,7 +110,7 @@ class ImageSource:
                         row=row,
                         sample_id=int(sample_id),
                         where=self._where(sample),
-                        reason=fault.reason,
+                        reason=fault.reason[:_SAID_CHARACTERS],
                         content=fault.kind is FaultKind.CONTENT,
                         needs_fresh_reader=fault.needs_fresh_reader,
                     )
@@ -117,4 +120,6 @@ class ImageSource:
 
     def _where(self, sample: Sample) -> str:
         path = sample.path.encode("utf-8", "backslashreplace").decode()
+        if len(path) > _SAID_CHARACTERS:
+            path = "..." + path[-_SAID_CHARACTERS:]
         return f"{self._manifest.name} line {sample.line}: {path}" if sample.line else path
