@@ -118,10 +118,10 @@ class Connection:
 
     # --- the cursor
 
-    def open_cursor(self, serial: int, epoch: int, step: int, rank: int, world_size: int) -> None:
-        """Begin at (epoch, step); an earlier cursor of this connection ends."""
+    def open_cursor(self, serial: int, epoch: int, stop_epoch: int | None) -> None:
+        """Begin at the start of `epoch`, to go on until `stop_epoch`; an earlier cursor of this connection ends."""
         self._check_process()
-        self._say(messages.OpenCursor(serial, self._taken, epoch, step, rank, world_size))
+        self._say(messages.OpenCursor(serial, self._taken, epoch, 0, stop_epoch, rank=0, world_size=1))
 
     def close_cursor(self, serial: int) -> None:
         """End the cursor; what was granted ahead goes back."""
@@ -140,7 +140,8 @@ class Connection:
             RingExhausted: if no slot can be spared for it within the hold time-out.
             DaemonLost: if the daemon ends.
         """
-        self._check_process()
+        if self._closing or os.getpid() != self._pid:
+            self._check_process()
         if self._unsent:
             self._flush()
         try:

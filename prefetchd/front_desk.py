@@ -183,7 +183,9 @@ class FrontDesk:
                 if consumer.cursor is not None and consumer.cursor.serial == message.serial:
                     self._drop_untaken(consumer, message.taken)
                     cursor = consumer.cursor
-                    cursor.open, cursor.waiting, cursor.epoch, cursor.step = False, False, cursor.epoch + 1, 0
+                    cursor.open = cursor.waiting = False
+                    if cursor.step:  # the next loop begins a new epoch
+                        cursor.epoch, cursor.step = cursor.epoch + 1, 0
             case messages.Attach():
                 self._attach(consumer, message)
             case messages.AskStatus():
@@ -266,6 +268,7 @@ class FrontDesk:
             message.epoch,
             message.step,
             guaranteed_slots=consumer.guaranteed_slots,
+            stop_epoch=message.stop_epoch,
         )
 
     def _drop_untaken(self, consumer: Consumer, taken: int) -> None:
@@ -298,7 +301,7 @@ class FrontDesk:
                 self._ring.release(lease, consumer.number)
                 return
             consumer.batches += 1
-            cursor.step += 1
+            cursor.advance()
             if cursor.waiting:
                 cursor.waiting = consumer.stalled = False
             consumer.untaken.append(lease)

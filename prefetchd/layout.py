@@ -4,7 +4,8 @@
     0                    ^ each part starts on a 64-byte boundary
 
 Readers write through `BatchLayout.xy` and `sample_ids` of a writable mapping, consumers read through the same views of
-a read-only one. Both sides derive the layout from the same few numbers (`to_wire`), checked before any memory is taken for them.
+a read-only one. Both sides derive the layout from the same few numbers (`to_wire`), checked before any memory is taken
+for them.
 """
 
 from __future__ import annotations

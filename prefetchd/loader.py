@@ -127,11 +127,12 @@ class Loader:
     def _run(self, serial: int, first_epoch: int) -> Generator[Batch, None, None]:
         connection = self._connection
         steps = len(self)
+        stop_epoch = None if self._epochs is None else first_epoch + self._epochs
         epoch = first_epoch
         try:
-            while self._epochs is None or epoch < first_epoch + self._epochs:
+            connection.open_cursor(serial, first_epoch, stop_epoch)
+            while epoch != stop_epoch:
                 self._next_epoch = max(self._next_epoch, epoch + 1)
-                connection.open_cursor(serial, epoch, step=0, rank=0, world_size=1)
                 for _ in range(steps):
                     yield self._batch(connection.next_grant(serial))
                 epoch += 1

@@ -36,6 +36,7 @@ class Attach(Message, frozen=True):
 class OpenCursor(Message, frozen=True):
     """Serve from (epoch, step) as rank `rank` of `world_size`; replaces the connection's earlier cursor.
 
+    It runs on from epoch to epoch, up to and without `stop_epoch` (`None`: for ever).
     Leases after `taken` were granted to the earlier cursor and not taken; they end with this.
     """
 
@@ -43,6 +44,7 @@ class OpenCursor(Message, frozen=True):
     taken: Count
     epoch: Position
     step: Position
+    stop_epoch: Position | None
     rank: Count
     world_size: Annotated[int, msgspec.Meta(ge=1, le=2**31)]
 

@@ -23,6 +23,7 @@ class Cursor:
         shard: which batches of an epoch it sees.
         epoch: the epoch of the next batch.
         step: the step, in its shard, of the next batch.
+        stop_epoch: the epoch before which it ends; `None` for never.
         untaken: leases granted ahead that the loop has not asked for yet.
         waiting: whether the loop is blocked, waiting for the next batch.
         guaranteed_slots: how many slots it may hold whatever the others do.
@@ -35,14 +36,21 @@ class Cursor:
     epoch: int
     step: int
     guaranteed_slots: int = 2
+    stop_epoch: int | None = None
     untaken: int = 0
     waiting: bool = False
     open: bool = True
 
     @property
     def at_end(self) -> bool:
-        """Whether every batch of the epoch has been granted."""
-        return self.step >= self.shard.steps
+        """Whether every batch of the last epoch has been granted."""
+        return self.stop_epoch is not None and self.epoch >= self.stop_epoch
+
+    def advance(self) -> None:
+        """Go on to the next batch, of the next epoch after the last of one."""
+        self.step += 1
+        if self.step >= self.shard.steps:
+            self.epoch, self.step = self.epoch + 1, 0
 
     def upcoming(self, horizon: int) -> Iterator[Key]:
         """Yield the next `horizon` batches in the order of need, running on into the next epoch."""

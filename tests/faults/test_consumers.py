@@ -168,9 +168,9 @@ GARBAGE = {
     "a huge datagram": [b"\x93" * 100_000],
     "a reader's line": [messages.encode(messages.ReaderReady())],
     "negative lease": [HELLO, messages.encode(messages.Release(-1, 0))],
-    "too large a number": [HELLO, messages.encode(messages.OpenCursor(1, 0, 2**63, 0, 0, 1))],
-    "rank beyond the world": [HELLO, messages.encode(messages.OpenCursor(1, 0, 0, 0, 5, 2))],
-    "a cursor before the hello": [messages.encode(messages.OpenCursor(1, 0, 0, 0, 0, 1))],
+    "too large a number": [HELLO, messages.encode(messages.OpenCursor(1, 0, 2**63, 0, None, 0, 1))],
+    "rank beyond the world": [HELLO, messages.encode(messages.OpenCursor(1, 0, 0, 0, None, 5, 2))],
+    "a cursor before the hello": [messages.encode(messages.OpenCursor(1, 0, 0, 0, None, 0, 1))],
     "deep nesting": [b"\x91" * 3000 + b"\x01"],
 }
 
@@ -207,7 +207,7 @@ def test_odd_but_lawful_words_harm_nobody(serve: Serve, forty: Path, forty_conte
         control.send(sock, messages.encode(messages.Want(7, 7)), [pipe[0]] * 4)
         control.close_all(pipe)
         for epoch, step, rank, size in ((2**61, 0, 0, 1), (0, 2**62, 0, 1), (0, 0, 2**31 - 1, 2**31), (5, 3, 1, 2)):
-            control.send(sock, messages.encode(messages.OpenCursor(1, 0, epoch, step, rank, size)))
+            control.send(sock, messages.encode(messages.OpenCursor(1, 0, epoch, step, None, rank, size)))
             control.send(sock, messages.encode(messages.Want(1, 0)))
         control.send(sock, messages.encode(messages.CloseCursor(1, 0)))
         assert ask_status()["pid"] == daemon.pid
