@@ -185,7 +185,8 @@ class Manifest:
             raw = read_exactly(self._fd, offset, end - offset, self.name)
             rows = raw.split(b"\n")
             self._cached = list(enumerate(rows, number))
-            if next_number - number != LINES_PER_ENTRY:
+            # As many lines as samples: there is nothing to filter out.
+            if next_number - number != min(LINES_PER_ENTRY, self._samples - entry * LINES_PER_ENTRY):
                 self._cached = [row for row in self._cached if is_sample(row[1])]
             self._cached_entry = entry
         if place >= len(self._cached):

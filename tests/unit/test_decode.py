@@ -123,7 +123,7 @@ def test_bad_files_are_faults_of_the_content_that_say_why(bad: dict[str, Path]) 
         "truncated": "cut short",
         "truncated_progressive": "cut short",
         "truncated_png": "cut short",
-        "header_only": "not an image",
+        "header_only": "header damaged",
         "text": "not an image",
         "zeros": "not an image",
     }

@@ -355,3 +355,10 @@ def test_any_line_is_found_as_by_reading_all(tmp_path: Path, rows: list, ending:
         assert got == [manifest.sample(number) for number in order]
         wanted = [(os.path.join("/", expected[n][0]), *expected[n][1:]) for n in order]
         assert [tuple(sample) for sample in got] == wanted
+
+
+def test_a_last_block_of_64_lines_with_blank_ones_is_filtered(tmp_path: Path) -> None:
+    """As many lines as an index entry covers, but fewer samples: blank lines are no samples."""
+    source = write(tmp_path, "\n".join(["", "0.jpg 0"] * 32 + [""]))
+    with Manifest.open(make_config(source=source)) as manifest:
+        assert [sample.line for sample in manifest.samples(range(32))] == list(range(2, 65, 2))
