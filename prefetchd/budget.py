@@ -83,6 +83,7 @@ class Plan:
         n_readers: reader processes.
         n_slots: batch buffers.
         slot_bytes: bytes of each.
+        source_bytes: what the source itself holds in memory segments, such as the manifest's index.
         limited_by: what kept the budget from being larger.
     """
 
@@ -91,6 +92,7 @@ class Plan:
     n_slots: int
     slot_bytes: int
     limited_by: str
+    source_bytes: int = 0
 
 
 def usable_cores() -> int:
@@ -98,13 +100,13 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def smallest_budget(n_readers: int, slot_bytes: int) -> int:
+def smallest_budget(n_readers: int, slot_bytes: int, source_bytes: int = 0) -> int:
     """Return the smallest budget, in bytes, that `n_readers` readers can work in, up to the next MiB."""
-    need = DAEMON_BYTES + n_readers * (READER_BYTES + ALLOWANCE_BYTES) + MIN_SLOTS * slot_bytes
+    need = DAEMON_BYTES + source_bytes + n_readers * (READER_BYTES + ALLOWANCE_BYTES) + MIN_SLOTS * slot_bytes
     return -(-need // MIB) * MIB
 
 
-def make_plan(config: Config, slot_bytes: int, limit: Limit) -> Plan:
+def make_plan(config: Config, slot_bytes: int, limit: Limit, source_bytes: int = 0) -> Plan:
     """Decide the budget, the readers and the slots.
 
     A given `num_workers` is kept; where it is 0, fewer readers than cores are taken if the budget holds no more.
@@ -115,8 +117,9 @@ def make_plan(config: Config, slot_bytes: int, limit: Limit) -> Plan:
     wanted_readers = config.num_workers or usable_cores()
     wanted_slots = max(_AUTO_SLOTS, min(_AUTO_MAX_SLOTS, _AUTO_RING_BYTES // slot_bytes))
     per_reader = READER_BYTES + ALLOWANCE_BYTES
+    base_bytes = DAEMON_BYTES + source_bytes
     if config.memory_budget == "auto":
-        comfortable = DAEMON_BYTES + wanted_readers * per_reader + wanted_slots * slot_bytes + _AUTO_LARGE_BYTES
+        comfortable = base_bytes + wanted_readers * per_reader + wanted_slots * slot_bytes + _AUTO_LARGE_BYTES
         budget = min(comfortable, int(limit.n_bytes * _MACHINE_SHARE))
         limited_by = limit.source if budget < comfortable else "auto"
     else:
@@ -124,35 +127,36 @@ def make_plan(config: Config, slot_bytes: int, limit: Limit) -> Plan:
         limited_by = "memory-budget" if budget <= limit.n_bytes else limit.source
         budget = min(budget, limit.n_bytes)
     n_readers = wanted_readers
-    while n_readers > 1 and not config.num_workers and smallest_budget(n_readers, slot_bytes) > budget:
+    while n_readers > 1 and not config.num_workers and smallest_budget(n_readers, slot_bytes, source_bytes) > budget:
         n_readers -= 1
-    least = smallest_budget(n_readers, slot_bytes)
+    least = smallest_budget(n_readers, slot_bytes, source_bytes)
     if least > budget:
         readers = format_count(n_readers, "reader")
         raise BudgetError(
             f"cannot work within a memory budget of {format_bytes(budget)} (from {limited_by}): the daemon takes "
-            f"{format_bytes(DAEMON_BYTES)}, {readers} {format_bytes(n_readers * per_reader)}, and "
+            f"{format_bytes(base_bytes)}, {readers} {format_bytes(n_readers * per_reader)}, and "
             f"{MIN_SLOTS} slots of {format_bytes(slot_bytes)} {format_bytes(MIN_SLOTS * slot_bytes)}; "
             f"give --memory-budget {least // MIB}MiB or more, or a smaller --batch-size, --image-size or --num-workers"
         )
-    room = budget - DAEMON_BYTES - n_readers * per_reader
+    room = budget - base_bytes - n_readers * per_reader
     if config.memory_budget == "auto":
         room = max(MIN_SLOTS * slot_bytes, room - _AUTO_LARGE_BYTES)
     n_slots = min(room // slot_bytes, 4 * _AUTO_MAX_SLOTS)
-    return Plan(budget, n_readers, int(n_slots), slot_bytes, limited_by)
+    return Plan(budget, n_readers, int(n_slots), slot_bytes, limited_by, source_bytes)
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What is in use, in bytes: private memory of each process, and the ring."""
+    """What is in use, in bytes: private memory of each process, the ring, and the source's own segments."""
 
     processes: dict[int, int]
     ring_bytes: int
+    source_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
         """The footprint that the budget bounds."""
-        return sum(self.processes.values()) + self.ring_bytes
+        return sum(self.processes.values()) + self.ring_bytes + self.source_bytes
 
 
 def process_bytes(pid: int) -> int:
@@ -165,9 +169,9 @@ def process_bytes(pid: int) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith((b"Pss_Anon:", b"SwapPss:")))
 
 
-def measure(pids: Iterable[int], ring_bytes: int) -> Footprint:
-    """Measure the processes `pids` and add the ring."""
-    return Footprint({pid: process_bytes(pid) for pid in pids}, ring_bytes)
+def measure(pids: Iterable[int], ring_bytes: int, source_bytes: int = 0) -> Footprint:
+    """Measure the processes `pids` and add the segments."""
+    return Footprint({pid: process_bytes(pid) for pid in pids}, ring_bytes, source_bytes)
 
 
 class Budget:
@@ -175,7 +179,7 @@ class Budget:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self._fixed_bytes = DAEMON_BYTES + plan.n_readers * (READER_BYTES + ALLOWANCE_BYTES)
+        self._fixed_bytes = DAEMON_BYTES + plan.source_bytes + plan.n_readers * (READER_BYTES + ALLOWANCE_BYTES)
         self.ring_bytes = 0
         self.large_bytes = 0
 

@@ -113,7 +113,7 @@ class Guard:
     def measure(self) -> Footprint:
         """Measure the footprint now: every process of the daemon, and the ring's allocated blocks."""
         ring_bytes = sum(slot.segment.allocated_bytes for slot in self._ring.slots.values())
-        footprint = measure([*_daemon_pids(), *self._pool.pids], ring_bytes)
+        footprint = measure([*_daemon_pids(), *self._pool.pids], ring_bytes, self.budget.plan.source_bytes)
         self.max_footprint_bytes = max(self.max_footprint_bytes, footprint.total_bytes)
         return footprint
 

@@ -61,6 +61,7 @@ def status(
             "footprint_bytes": footprint.total_bytes,
             "max_footprint_bytes": guard.max_footprint_bytes,
             "ring_bytes": footprint.ring_bytes,
+            "source_bytes": footprint.source_bytes,
             "process_bytes": {str(pid): n for pid, n in footprint.processes.items()},
         },
         "readers": [

@@ -40,6 +40,10 @@ class Source(Protocol):
     def y(self) -> tuple[tuple[int, ...], str]:
         """Shape and dtype of one delivered label."""
 
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes of memory segments that the source itself holds for all its readers, such as an index."""
+
     def check_unchanged(self) -> None:
         """Raise `ManifestError` if the data set is no longer what was opened."""
 
