@@ -50,6 +50,7 @@ def _open_standard_descriptors() -> None:
             os.fstat(fd)
         except OSError:
             os.dup2(os.open(os.devnull, os.O_RDWR), fd)
+            os.set_inheritable(fd, True)
     if sys.stderr is None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - for the life of the process
 

@@ -215,7 +215,12 @@ class Pool:
                 return
             control.close_all(fds)
             reader.since = self._clock()
-            match messages.decode_from_reader(data):
+            try:
+                message = messages.decode_from_reader(data)
+            except messages.DecodeError:
+                reader.kill("it sent no message of ours")
+                return
+            match message:
                 case messages.Done() as done:
                     chunk = reader.chunks.pop(done.task)
                     reader.samples += len(chunk.rows)
