@@ -225,7 +225,10 @@ input()
     assert other.stdout.readline() == "on\n"
     with prefetchd.batches(hold_timeout=0.3) as loader:
         items = iter(loader)
-        with pytest.raises(prefetchd.RingExhausted, match=f"pid {other.pid} holds [123]"):
+        with (
+            pytest.warns(RuntimeWarning, match=f"pid {other.pid} holds [123]"),
+            pytest.raises(prefetchd.RingExhausted, match=f"pid {other.pid} holds [123]"),
+        ):
             list(items)
     other.kill()
     finish(other)
