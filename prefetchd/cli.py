@@ -122,8 +122,12 @@ def _add_serve_options(parser: argparse.ArgumentParser) -> None:
     add("--image-size", metavar="PX|HxW", help="size of the delivered images (224)")
     choose("--color", configuration.Color, "channel order (rgb)")
     choose("--dtype", configuration.Dtype, "type of the delivered pixels (uint8)")
-    add("--scale", metavar="X", help="float types: values are (pixel * scale - mean) / std, pixels being 0 to 255")
-    add("--mean", metavar="X[,X,X]", help="see --scale; one number, or one a channel")
+    add(
+        "--scale",
+        metavar="X",
+        help="(pixel * scale - mean) / std, pixels being 0 to 255; such as 1/255",
+    )
+    add("--mean", metavar="X[,X,X]", help="see --scale; one number, or one a channel; --mean=-1,0,1 if negative")
     add("--std", metavar="X[,X,X]", help="see --scale; one number, or one a channel")
     choose("--layout", configuration.Layout, "order of the dimensions (nhwc)")
     choose("--resize", configuration.Resize, "stretch (default), crop the centre at the aspect, or pad with black")

@@ -202,7 +202,8 @@ class Connection:
                     return message
                 case messages.Failed() if message.serial == serial:
                     raise error_from_name(message.error, message.text)
-                case messages.Stalled() if message.serial == serial and stalled is None:
+                case messages.Stalled() if message.serial == serial:
+                    # Said again after a slot came back, to somebody: the time runs from then.
                     stalled, stalled_s = message, time.monotonic()
                     gc.collect()  # a reference cycle may be all that holds a batch
                     self._flush()

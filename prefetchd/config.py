@@ -12,6 +12,7 @@ import difflib
 import hashlib
 import json
 import math
+import os
 import tomllib
 import typing
 from dataclasses import dataclass
@@ -108,8 +109,15 @@ class Config:
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def to_wire(self) -> dict[str, Any]:
-        """Every option as plain JSON values; `make_config(**wire)` is the inverse."""
-        return dataclasses.asdict(self)
+        """Every option as plain JSON values; `make_config(**wire)` is the inverse.
+
+        A path that is not UTF-8 goes as NUL and hexadecimal digits: no path has a NUL of its own.
+        """
+        wire = dataclasses.asdict(self)
+        for name in ("source", "root"):
+            if wire[name] is not None and not _is_unicode(wire[name]):
+                wire[name] = "\0" + os.fsencode(wire[name]).hex()
+        return wire
 
 
 OPTION_NAMES = tuple(field.name for field in dataclasses.fields(Config))
@@ -198,11 +206,41 @@ def _coerce(name: str, value: object, hint: Any) -> Any:
     return number
 
 
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _path(value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str | bytes | os.PathLike) or not value:
+        raise ConfigError(f"cannot use the path {value!r}: it must be text")
+    path = os.fsdecode(value)
+    return os.fsdecode(bytes.fromhex(path[1:])) if path.startswith("\0") else path
+
+
+def _fraction(value: object) -> float:
+    """A number, or text such as `1/255`."""
+    if isinstance(value, str) and value.count("/") == 1:
+        above, below = value.split("/")
+        return float(above) / float(below)
+    if isinstance(value, bool):
+        raise ValueError
+    return float(value)  # type: ignore[arg-type]
+
+
+def _scale(value: object) -> float | None:
+    try:
+        return None if value is None else _fraction(value)
+    except (TypeError, ValueError, ZeroDivisionError):
+        raise _fail("scale", value, "a number, such as 0.5 or 1/255") from None
+
+
 def _image_size(value: object) -> tuple[int, int]:
     """`224`, `"224"`, `"256x320"` or `(256, 320)`, always height before width."""
     parts = value.lower().split("x") if isinstance(value, str) else value
     try:
-        if isinstance(parts, int) and not isinstance(parts, bool):
+        if hasattr(parts, "__index__") and not isinstance(parts, bool):
             parts = (parts,)
         sizes = [int(part) for part in parts]  # type: ignore[attr-defined]
         height, width = sizes if len(sizes) == 2 else (sizes[0], sizes[0])
@@ -219,11 +257,11 @@ def _channel_numbers(name: str) -> Any:
             return None
         try:
             if isinstance(value, str):
-                return tuple(float(part) for part in value.split(","))
+                return tuple(_fraction(part) for part in value.split(","))
             if isinstance(value, int | float):
                 return (float(value),)
             return tuple(float(part) for part in value)  # type: ignore[attr-defined]
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, ZeroDivisionError):
             raise _fail(name, value, "one number, or one a channel, such as 0.485,0.456,0.406") from None
 
     return convert
@@ -238,7 +276,10 @@ def _columns(value: object) -> str | None:
 
 
 _SPECIAL = {
+    "source": _path,
+    "root": _path,
     "image_size": _image_size,
+    "scale": _scale,
     "mean": _channel_numbers("mean"),
     "std": _channel_numbers("std"),
     "x_column": _columns,

@@ -171,7 +171,8 @@ class FrontDesk:
             case messages.Release():
                 self._ring.release(message.lease, consumer.number)
                 consumer.took(message.taken)
-                consumer.stalled = False
+                for other in self.consumers.values():
+                    other.stalled = False  # who waits still is told again
             case messages.Want():
                 consumer.took(message.taken)
                 if consumer.cursor is not None and consumer.cursor.serial == message.serial:

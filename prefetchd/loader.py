@@ -237,7 +237,7 @@ def batches(
             seconds and raise `RingExhausted`, or deliver private copies (`copy`).
         hold_timeout: seconds.
         writable: deliver arrays that may be written; what is written stays private.
-        config: a TOML file with options; those given here win.
+        config: a TOML file with options; those given here win. With `daemon`, the file's `source` is the daemon's.
         root: folder that relative paths start from; the manifest's own by default.
         label_columns: how many trailing fields of a text line are labels; found out by default.
         x_column: name or number (from 0) of the path's column, for CSV and TSV.
@@ -276,15 +276,22 @@ def batches(
     options = {name: given[name] for name in _CONFIG_OPTIONS if given[name] is not None}
     for name in ("source", "root", "memory_budget"):
         if name in options:
-            options[name] = os.fspath(options[name]) if name != "memory_budget" else str(options[name])
+            options[name] = os.fsdecode(options[name]) if name != "memory_budget" else str(options[name])
     if config is not None:
         from prefetchd.config import read_config_file
 
-        options = {**read_config_file(os.fspath(config)), **options}
+        from_file = read_config_file(os.fspath(config))
+        daemon = daemon or (from_file.pop("name", None) if "source" not in from_file else None)
+        if daemon is not None:
+            from_file.pop("source", None)  # the file is the daemon's own: attach to what it serves
+        options = {**from_file, **options}
     if on_hold not in ("wait", "copy"):
         raise ConfigError(f"cannot use on_hold={on_hold!r}: it must be 'wait' or 'copy'")
-    if epochs is not None and epochs < 1:
-        raise ConfigError(f"cannot use epochs={epochs!r}: it must be 1 or more, or None for ever")
+    if epochs is not None and (not isinstance(epochs, int) or epochs < 1):
+        raise ConfigError(f"cannot use epochs={epochs!r}: it must be a whole number from 1, or None for ever")
+    for name, seconds in (("timeout", timeout), ("hold_timeout", hold_timeout)):
+        if not isinstance(seconds, int | float) or not 0 <= seconds < 1e9:
+            raise ConfigError(f"cannot use {name}={seconds!r}: it must be a number of seconds, 0 or more")
     if "source" in options and daemon is not None:
         raise ConfigError(
             f"cannot serve {options['source']!r} from the daemon {daemon!r}: a source starts a private daemon; "

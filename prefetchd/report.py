@@ -41,7 +41,7 @@ def status(
         "name": config.name,
         "pid": os.getpid(),
         "uptime_s": round(uptime_s, 3),
-        "source": config.source,
+        "source": config.source.encode("utf-8", "backslashreplace").decode(),
         "n_samples": source.n_samples,
         "batches_per_epoch": order.batches_per_epoch,
         "batch_shape": [config.batch_size, *shape],

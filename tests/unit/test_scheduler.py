@@ -83,7 +83,11 @@ def test_only_the_ready_batch_of_the_cursor_itself_is_ready_for_it():
     assert ready_for(ring, cursor(5)) is None
     assert ready_for(ring, cursor(6)) is None
     ready(ring, 3, (1, 0))
-    assert ready_for(ring, cursor(10)) is None  # the next epoch has a cursor of its own
+    ended = cursor(10)
+    ended.epoch, ended.step, ended.stop_epoch = 1, 0, 1
+    assert ready_for(ring, ended) is None  # the loop ends before the next epoch
+    ended.stop_epoch = 2
+    assert ready_for(ring, ended) is ring.slots[3]
 
 
 def test_waiting_cursor_gets_what_it_is_guaranteed_and_surplus_leaves_a_slot_to_fill():
