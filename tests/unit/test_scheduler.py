@@ -149,6 +149,8 @@ def test_every_loop_that_holds_two_batches_sees_every_epoch_in_order_and_never_s
     ring = ring_of(2 * n_consumers + 1 + surplus)
     cursors = [cursor(0, consumer=i, epoch=starts[i], n_batches=n_batches) for i in range(n_consumers)]
     ends = {one.consumer: one.epoch + n_epochs for one in cursors}
+    for one in cursors:
+        one.stop_epoch = ends[one.consumer]
     held: dict[int, list[int]] = {one.consumer: [] for one in cursors}
     seen: dict[int, list[tuple[int, int]]] = {one.consumer: [] for one in cursors}
 
@@ -182,9 +184,7 @@ def test_every_loop_that_holds_two_batches_sees_every_epoch_in_order_and_never_s
         held[one.consumer].append(ring.grant(slot, one.consumer))
         seen[one.consumer].append(slot.key)
         one.waiting = False
-        one.step += 1
-        if one.at_end:
-            one.epoch, one.step = one.epoch + 1, 0
+        one.advance()
         return True
 
     while any(one.epoch < ends[one.consumer] for one in cursors):
