@@ -1,0 +1,65 @@
+"""Options: one form whatever they came as, and one line for what is wrong."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from prefetchd.config import make_config, read_config_file
+from prefetchd.errors import ConfigError
+
+
+def test_text_and_values_give_the_same_configuration():
+    """A command line's text and Python's values are the same options."""
+    text = make_config(source="m", image_size="32x64", dtype="float32", scale="1/255", mean="0.5,0.25,0", shuffle="yes")
+    values = make_config(
+        source="m", image_size=(32, 64), dtype="float32", scale=1 / 255, mean=[0.5, 0.25, 0], shuffle=True
+    )
+    assert text == values
+
+
+def test_only_content_options_enter_the_digest():
+    """How fast a batch comes does not change what it is."""
+    base = make_config(source="m")
+    assert make_config(source="m", num_workers=7, memory_budget="1GiB", name="other").digest() == base.digest()
+    assert make_config(source="m", seed=1).digest() != base.digest()
+
+
+def test_path_that_is_not_utf8_survives_the_wire():
+    """The wire holds text only, the file system bytes."""
+    config = make_config(source=b"dir\xff/m.txt", root=os.fsdecode(b"\xfe"))
+    wire = config.to_wire()
+    wire["source"].encode()
+    wire["root"].encode()
+    assert make_config(**wire) == config
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batchsize": 3}, "did you mean 'batch_size'"),
+        ({"batch_size": 0}, "from 1 to"),
+        ({"batch_size": 1.5}, "a whole number"),
+        ({"image_size": "0"}, "pixels from 1"),
+        ({"scale": "1/0"}, "a number"),
+        ({"scale": 2.0}, "uint8"),
+        ({"dtype": "float32", "std": "0"}, "other than 0"),
+        ({"dtype": "float32", "mean": "1,2"}, "one a channel"),
+        ({"color": "cmyk"}, "one of rgb, bgr, gray"),
+        ({"name": "../x"}, "letters"),
+        ({"shuffle": "perhaps"}, "true or false"),
+    ],
+)
+def test_wrong_option_is_refused_in_one_line(options: dict, words: str):
+    """The line names the option, what is wrong, and what would do."""
+    with pytest.raises(ConfigError, match=words) as caught:
+        make_config(source="m", **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_file_options_are_relative_to_the_file(tmp_path):
+    """A configuration file can be used from anywhere."""
+    path = tmp_path / "serve.toml"
+    path.write_text('source = "train.txt"\nbatch-size = 64\n')
+    assert read_config_file(str(path)) == {"source": str(tmp_path / "train.txt"), "batch_size": 64}
