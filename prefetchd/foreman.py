@@ -2,8 +2,9 @@
 
     scheduler.next_fill -> Job -> chunks in `queue` -> pool -> Done -> filler (policy) -> READY, or `failed`
 
-Owned by the daemon's loop. A batch that cannot be made is kept in `failed` until a consumer was told, and its slot goes
-back to the ring. It borrows ring and pool; nothing of it outlives the daemon.
+Owned by the daemon's loop. A batch that cannot be made is kept in `failed`, for every loop that asks for it, until a
+new loop begins (the file may have been mended by then); its slot goes back to the ring. It borrows ring and pool;
+nothing of it outlives the daemon.
 """
 
 from __future__ import annotations

@@ -39,7 +39,9 @@ class FrontDesk:
     """All consumers of one daemon.
 
     Args:
-        private: whether the only consumer is the parent, with whose connection the daemon ends.
+        config, source, layout, order: what is served; told to whoever attaches.
+        ring, foreman, guard: borrowed; leases come from the ring, failures from the foreman.
+        loop: where its sockets and pidfds are watched.
         status: makes the answer to `prefetchd status`.
         stop: ends the daemon.
     """
@@ -348,8 +350,8 @@ class FrontDesk:
         returned = self._ring.release_all(consumer.number)
         if returned:
             log.info(
-                "consumer %d (pid %d) ended holding %d slots; they are back",
+                "consumer %d (pid %d) ended holding %s, free again",
                 consumer.number,
                 consumer.pid,
-                returned,
+                format_count(returned, "slot"),
             )

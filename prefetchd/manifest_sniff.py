@@ -89,13 +89,22 @@ def _table_separator(config: Config, name: str, lines: list[bytes]) -> str:
             "or comma; "
             "separate the columns, or leave the options out"
         )
-    rows = [line.split(b"\t") for line in lines]
-    if len(rows[0]) < 2 or {len(row) for row in rows} != {len(rows[0])}:
-        return ""
-    if not all(field.strip() for row in rows for field in row):
-        return ""
-    last = rows[0][-1].split()
-    return "" if len(last) > 1 and all(map(is_number, last)) else "\t"
+    if (rows := _columns_by(b"\t", lines)) is not None:
+        last = rows[0][-1].split()
+        return "" if len(last) > 1 and all(map(is_number, last)) else "\t"
+    # A comma may be part of a file's name; after the suffix of an image, in every line, it separates.
+    if (rows := _columns_by(b",", lines)) is not None:
+        below = rows[1:] or rows
+        if all(is_image(row[0].strip()) and not is_image(row[-1].strip()) for row in below):
+            return ","
+    return ""
+
+
+def _columns_by(separator: bytes, lines: list[bytes]) -> list[list[bytes]] | None:
+    """Return the fields of `lines` if each has the same number of them, two at least, and none is empty."""
+    rows = [line.split(separator) for line in lines]
+    even = len(rows[0]) > 1 and {len(row) for row in rows} == {len(rows[0])}
+    return rows if even and all(field.strip() for row in rows for field in row) else None
 
 
 def _sniff_text(config: Config, lines: list[bytes], exists: Callable[[bytes], bool]) -> Dialect:

@@ -362,3 +362,17 @@ def test_a_last_block_of_64_lines_with_blank_ones_is_filtered(tmp_path: Path) ->
     source = write(tmp_path, "\n".join(["", "0.jpg 0"] * 32 + [""]))
     with Manifest.open(make_config(source=source)) as manifest:
         assert [sample.line for sample in manifest.samples(range(32))] == list(range(2, 65, 2))
+
+
+def test_commas_after_image_suffixes_separate_columns_in_any_file(tmp_path: Path) -> None:
+    """A list that was saved as CSV under another name is read as what it is."""
+    source = write(tmp_path, "d/im 0.jpg,1\nd/im 1.jpg,2\n")
+    with Manifest.open(make_config(source=source, root="/")) as manifest:
+        assert [tuple(sample) for sample in manifest.samples([0, 1])] == [("/d/im 0.jpg", 1, 1), ("/d/im 1.jpg", 2, 2)]
+
+
+def test_commas_within_names_are_part_of_them(tmp_path: Path) -> None:
+    """A comma alone makes no table."""
+    source = write(tmp_path, "a,b.jpg 1\nc,d.jpg 2\n")
+    with Manifest.open(make_config(source=source, root="/")) as manifest:
+        assert [sample.path for sample in manifest.samples([0, 1])] == ["/a,b.jpg", "/c,d.jpg"]
