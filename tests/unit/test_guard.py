@@ -1,0 +1,185 @@
+"""The guard: what it grants, refuses and takes back. Pool and readers are stand-ins; ring, slots and sums are real."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from prefetchd import guard as guard_module
+from prefetchd.budget import ALLOWANCE_BYTES, DAEMON_BYTES, MIB, MIN_SLOTS, READER_BYTES, Budget, Footprint, Plan
+from prefetchd.filling import Chunk, Job
+from prefetchd.guard import Guard
+from prefetchd.slots import Ring, Slot
+
+SLOT_BYTES = MIB
+
+
+@dataclass(eq=False)
+class FakeReader:
+    number: int
+    pid: int
+    needs_bytes: int = 0
+    has_bytes: int = 0
+    ready: bool = True
+    retiring: bool = False
+    chunks: dict[int, Chunk] = field(default_factory=dict)
+
+    def retire(self) -> None:
+        self.retiring = True
+
+
+class FakePool:
+    def __init__(self, n_readers: int) -> None:
+        self.readers = {number: FakeReader(number, 1000 + number) for number in range(n_readers)}
+        self.pids = [reader.pid for reader in self.readers.values()]
+        self.slots: set[int] = set()
+        self.denied: list[str] = []
+
+    def add_slot(self, slot: Slot) -> None:
+        self.slots.add(slot.number)
+
+    def remove_slot(self, slot: Slot) -> None:
+        self.slots.discard(slot.number)
+
+    def grant_memory(self, reader: FakeReader, n_bytes: int) -> None:
+        reader.needs_bytes, reader.has_bytes = 0, n_bytes
+
+    def deny_memory(self, reader: FakeReader, reason: str) -> None:
+        reader.needs_bytes = 0
+        self.denied.append(reason)
+
+
+class Rig:
+    """A guard with room for `n_slots` slots and no more, and every part that it touches."""
+
+    def __init__(self, n_slots: int, n_readers: int = 2) -> None:
+        fixed = DAEMON_BYTES + n_readers * (READER_BYTES + ALLOWANCE_BYTES)
+        self.plan = Plan(fixed + n_slots * SLOT_BYTES, n_readers, n_slots, SLOT_BYTES, "test")
+        self.ring, self.pool = Ring(), FakePool(n_readers)
+        self.failures: list[tuple[str, str]] = []
+        self.removed: list[int] = []
+        self.guard = Guard(
+            Budget(self.plan),
+            self.ring,
+            self.pool,
+            fail=lambda job, text, error: self.failures.append((error, text)),
+            on_removed=lambda slot: self.removed.append(slot.number),
+        )
+        while self.guard.may_grow():
+            self.guard.add_slot()
+
+    def hold(self, slot: Slot) -> None:
+        self.ring.start_fill(slot, (0, slot.number))
+        self.ring.finish_fill(slot, 1)
+        self.ring.grant(slot, consumer=1)
+
+
+@pytest.fixture
+def rig():
+    made: list[Rig] = []
+
+    def make(n_slots: int, n_readers: int = 2) -> Rig:
+        made.append(Rig(n_slots, n_readers))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.ring.close()
+
+
+def test_ring_grows_to_the_plan_and_no_further(rig):
+    """Every slot is taken from the budget before it is made."""
+    one = rig(6)
+    assert len(one.ring.slots) == 6
+    assert one.pool.slots == set(one.ring.slots)
+    assert one.guard.budget.spare_bytes == 0
+
+
+def test_large_decode_gets_its_memory_from_the_ring(rig):
+    """Slots that nobody holds make room; the ring does not grow again between two large decodes."""
+    one = rig(6)
+    reader = one.pool.readers[0]
+    reader.needs_bytes = 2 * SLOT_BYTES
+    one.guard.serve_wishes()
+    assert reader.has_bytes == 2 * SLOT_BYTES
+    assert len(one.ring.slots) == 4
+    assert len(one.removed) == 2
+    reader.has_bytes = 0
+    one.guard.serve_wishes()
+    assert one.guard.budget.spare_bytes == 2 * SLOT_BYTES
+    assert not one.guard.may_grow()
+
+
+def test_large_decodes_take_turns(rig):
+    """What does not fit beside another decode waits for it, and then has its turn."""
+    one = rig(6)
+    first, second = one.pool.readers.values()
+    first.needs_bytes = second.needs_bytes = 2 * SLOT_BYTES
+    one.guard.serve_wishes()
+    assert (first.has_bytes, second.has_bytes) == (2 * SLOT_BYTES, 0)
+    assert len(one.ring.slots) == MIN_SLOTS
+    assert not one.guard.starved
+    first.has_bytes = 0
+    one.guard.serve_wishes()
+    assert second.has_bytes == 2 * SLOT_BYTES
+
+
+def test_held_slots_are_never_taken_and_the_wait_for_them_is_known(rig):
+    """When only leases stand in the way, that is told, so that their holders can be named."""
+    one = rig(6)
+    for slot in one.ring.slots.values():
+        one.hold(slot)
+    one.pool.readers[0].needs_bytes = SLOT_BYTES
+    one.guard.serve_wishes()
+    assert len(one.ring.slots) == 6
+    assert one.guard.starved
+
+
+def test_decode_that_no_part_of_the_budget_can_hold_names_the_budget_that_would(rig):
+    """It is refused at once, with a number that works."""
+    one = rig(6)
+    reader = one.pool.readers[0]
+    ring_slot = one.ring.slots[1]
+    reader.chunks[1] = Chunk(Job(ring_slot, 0, 7, 1), [0])
+    reader.needs_bytes = 100 * MIB
+    one.guard.serve_wishes()
+    ((error, text),) = one.failures
+    assert error == "BudgetError"
+    enough = one.plan.budget_bytes - 3 * SLOT_BYTES + 100 * MIB
+    assert f"--memory-budget {enough // MIB}MiB" in text
+    assert one.pool.denied == [text]
+    assert len(one.ring.slots) == 6
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, one: Rig, process_bytes: dict[int, int]) -> None:
+    monkeypatch.setattr(
+        guard_module, "measure", lambda pids, ring_bytes, source_bytes: Footprint(process_bytes, ring_bytes)
+    )
+
+
+def test_reader_that_outgrew_its_share_is_retired_first(rig, monkeypatch):
+    """A leak costs its reader, not the ring."""
+    one = rig(6)
+    measured(monkeypatch, one, {1000: 10 * MIB, 1001: one.plan.budget_bytes})
+    one.guard.verify()
+    assert [reader.retiring for reader in one.pool.readers.values()] == [False, True]
+    assert len(one.ring.slots) == 6
+
+
+def test_without_a_culprit_slots_go_down_to_the_least(rig, monkeypatch):
+    """Over the budget, one slot goes at each look, never below what delivers batches."""
+    one = rig(6)
+    measured(monkeypatch, one, {1: one.plan.budget_bytes})
+    for _ in range(10):
+        one.guard.verify()
+    assert len(one.ring.slots) == MIN_SLOTS
+
+
+def test_within_the_budget_nothing_is_taken(rig, monkeypatch):
+    """The check alone changes nothing."""
+    one = rig(6)
+    measured(monkeypatch, one, {1000: MIB})
+    one.guard.verify()
+    assert len(one.ring.slots) == 6
+    assert one.guard.max_footprint_bytes == MIB + 6 * SLOT_BYTES

@@ -1,0 +1,81 @@
+"""Where a slot's memory comes from when `/dev/shm` or the machine is full."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from prefetchd import segment
+from prefetchd.errors import BudgetError
+from prefetchd.segment import Segment
+
+N_BYTES = 3 * 4096
+
+
+def full_for(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """Let the next `times` reservations of pages fail as on a full file system."""
+    real, failed = os.posix_fallocate, []
+
+    def fallocate(fd: int, offset: int, n_bytes: int) -> None:
+        if len(failed) < times:
+            failed.append(fd)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(fd, offset, n_bytes)
+
+    monkeypatch.setattr(segment.os, "posix_fallocate", fallocate)
+
+
+def names() -> set[str]:
+    return {path.name for path in Path("/dev/shm").glob(f"prefetchd-{os.getpid()}-*")}
+
+
+@pytest.mark.parametrize("failures", [0, 1])
+def test_all_pages_are_reserved_and_no_name_is_left(monkeypatch, failures):
+    """A slot is whole at once, in POSIX shared memory or, where that is full, in a memfd."""
+    full_for(monkeypatch, failures)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    made = Segment.create(N_BYTES)
+    assert made.allocated_bytes == N_BYTES
+    assert ("memfd:" in os.readlink(f"/proc/self/fd/{made.fd}")) is bool(failures)
+    assert not names()
+    made.close()
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_full_machine_is_a_budget_error_that_leaves_nothing(monkeypatch):
+    """A slot that the machine cannot give is refused now, and is no SIGBUS later."""
+    full_for(monkeypatch, 2)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(BudgetError, match=r"12\.0 KiB"):
+        Segment.create(N_BYTES)
+    assert not names()
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_discarded_pages_are_free_while_others_still_map_them():
+    """What a consumer still maps, but holds no batch of, takes no memory."""
+    made = Segment.create(N_BYTES)
+    fd = made.read_only_fd()
+    mapped = segment.map_read_only(fd, N_BYTES)
+    made.discard()
+    assert os.fstat(fd).st_blocks == 0
+    assert mapped[:] == bytes(N_BYTES)
+    mapped.close()
+    os.close(fd)
+
+
+def test_consumer_can_neither_write_nor_truncate():
+    """The descriptor that consumers get is for reading only, not just their map of it."""
+    made = Segment.create(N_BYTES)
+    fd = made.read_only_fd()
+    with pytest.raises(OSError, match=r"Invalid|Bad"):
+        os.ftruncate(fd, 0)
+    with pytest.raises(PermissionError):
+        segment.map_writable(fd, N_BYTES)
+    with pytest.raises(ValueError, match="announced"):
+        segment.map_read_only(fd, N_BYTES + 1)
+    made.close()
+    os.close(fd)
