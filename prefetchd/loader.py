@@ -185,7 +185,7 @@ def _end(connection: Connection, process: subprocess.Popen[bytes] | None, pid: i
 
 
 def batches(
-    source: str | os.PathLike[str] | None = None,
+    source: str | bytes | os.PathLike[str] | None = None,
     *,
     daemon: str | None = None,
     epochs: int | None = 1,

@@ -324,3 +324,42 @@ def test_error_of_a_private_daemon_reaches_the_caller(tmp_path):
 def test_budget_too_small_for_a_private_daemon_raises_with_the_smallest(photographs):
     with pytest.raises(prefetchd.BudgetError, match=r"memory.budget \d+MiB"):
         prefetchd.batches(photographs, memory_budget="8MiB")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"epochs": 0}, "epochs"),
+        ({"epochs": 1.5}, "epochs"),
+        ({"timeout": None}, "timeout"),
+        ({"hold_timeout": -1}, "hold_timeout"),
+        ({"on_hold": "keep"}, "on_hold"),
+    ],
+)
+def test_wrong_argument_of_the_loader_is_refused_before_anything_starts(photographs, options, words):
+    """A wrong argument is a line about it, not a lost daemon."""
+    with pytest.raises(prefetchd.ConfigError, match=words):
+        prefetchd.batches(photographs, **options)
+
+
+def test_configuration_file_of_a_named_daemon_also_attaches_to_it(serve, photographs, tmp_path):
+    """One file serves both sides: the daemon reads its source from it, the loader what to expect."""
+    path = tmp_path / "val.toml"
+    path.write_text(f'source = "{photographs}"\nbatch-size = 5\nimage-size = 16\n')
+    serve("--config", path, name="val")
+    with prefetchd.batches(config=path, daemon="val") as loader:
+        assert next(iter(loader)).x.shape == (5, 16, 16, 3)
+    path.write_text('name = "val"\nbatch-size = 5\n')
+    with prefetchd.batches(config=path) as loader:
+        assert loader.config["name"] == "val"
+
+
+def test_manifest_in_a_folder_whose_name_is_not_utf8_is_served(photographs, tmp_path):
+    """Paths are bytes to the file system, and to us."""
+    import os
+    import shutil
+
+    folder = os.fsencode(tmp_path) + b"/\xff"
+    shutil.copytree(os.fsencode(photographs.parent), folder)
+    with prefetchd.batches(folder + b"/manifest.txt", batch_size=50, image_size=16) as loader:
+        assert sorted(next(iter(loader)).y.tolist()) == list(range(50))
