@@ -210,8 +210,8 @@ class Connection:
 
     # --- leases
 
-    def views(self, grant: messages.Granted) -> tuple[NDArray[np.uint8], NDArray[Any], NDArray[Any]]:
-        """Return the root array, x and y of a grant; the lease ends when the last of them and of their views dies."""
+    def root(self, grant: messages.Granted) -> NDArray[np.uint8]:
+        """Return the root array of a grant, the slot's bytes; the lease ends when it and the last of its views die."""
         if grant.slot in self._fds:
             memory = segment.map_copy_on_write(self._fds[grant.slot], self.layout.slot_bytes)
         elif grant.slot in self._maps:
@@ -225,7 +225,7 @@ class Connection:
         ref = _LeaseRef(root, _root_died)
         ref.connection, ref.lease = self, grant.lease
         _live_leases[id(ref)] = ref
-        return root, *self.layout.xy(root, grant.rows)
+        return root
 
     @property
     def held(self) -> int:
@@ -292,7 +292,8 @@ class Connection:
                 case messages.Fatal():
                     raise error_from_name(message.error, message.text)
         finally:
-            control.close_all(fds)
+            if fds:
+                control.close_all(fds)
         return message
 
     def _say(self, message: messages.Message) -> None:

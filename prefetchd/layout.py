@@ -14,8 +14,9 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 ALIGNMENT_BYTES = 64
@@ -58,6 +59,8 @@ class BatchLayout:
     y_offset_bytes: int = field(init=False)
     ids_offset_bytes: int = field(init=False)
     slot_bytes: int = field(init=False)
+    _x: np.dtype[Any] = field(init=False, repr=False)
+    _y: np.dtype[Any] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         for dtype in (self.x_dtype, self.y_dtype):
@@ -77,6 +80,8 @@ class BatchLayout:
             ("y_offset_bytes", y_offset_bytes),
             ("ids_offset_bytes", ids_offset_bytes),
             ("slot_bytes", slot_bytes),
+            ("_x", np.dtype(self.x_dtype)),
+            ("_y", np.dtype(self.y_dtype)),
         ):
             object.__setattr__(self, name, value)
 
@@ -87,17 +92,14 @@ class BatchLayout:
             root: the slot's bytes, shape (slot_bytes,), uint8; it lives as long as any of its views.
             rows: how many samples the batch holds, 0 to `batch_size`.
         """
-        array: Any = type(root)  # numpy's ndarray, without importing it here
         return (
-            array((rows, *self.x_shape), self.x_dtype, root),
-            array((rows, *self.y_shape), self.y_dtype, root, self.y_offset_bytes),
+            np.ndarray((rows, *self.x_shape), self._x, root),
+            np.ndarray((rows, *self.y_shape), self._y, root, self.y_offset_bytes),
         )
 
     def sample_ids(self, root: NDArray[np.uint8], rows: int) -> NDArray[np.int64]:
         """Return the sample ids, (rows,) int64, a view of `root`; see `xy`."""
-        array: Any = type(root)
-        ids: NDArray[np.int64] = array((rows,), "int64", root, self.ids_offset_bytes)
-        return ids
+        return np.ndarray((rows,), np.int64, root, self.ids_offset_bytes)
 
     def to_wire(self) -> dict[str, Any]:
         """The layout as plain values; `layout_from_wire` is the inverse."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from prefetchd.client import Connection
     from prefetchd.layout import BatchLayout
+    from prefetchd.messages import Granted
 
 _END_S = 5.0
 
@@ -34,26 +35,43 @@ _END_S = 5.0
 class Batch(tuple[Any, Any]):
     """One batch: unpacks as `x, y`, and tells where it stands in the epoch.
 
-    Attributes:
-        epoch: number of the epoch, from 0.
-        index: number of the batch in the epoch, from 0, over all shards.
-        sample_ids: (rows,) int64, the number of each sample in the manifest.
-        repeated: whether the batch was wrapped round past the end of the epoch, for even shards.
+    It is made on the way of every batch, so it only keeps what it came with and looks things up when asked.
     """
 
-    epoch: int
-    index: int  # type: ignore[assignment]  # hides tuple.index, on purpose
-    repeated: bool
-    _root: NDArray[np.uint8] | None
+    _grant: Granted
+    _root: NDArray[np.uint8]
     _layout: BatchLayout
-    _sample_ids: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, grant: Granted, root: NDArray[np.uint8], layout: BatchLayout) -> Batch:
+        """Return the batch of `grant` over `root`, the bytes of its slot or a copy of them."""
+        batch = cls(layout.xy(root, grant.rows))
+        batch._grant, batch._root, batch._layout = grant, root, layout
+        return batch
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as the slot's bytes, once, with everything that the batch tells."""
+        return Batch.of, (self._grant, self._root, self._layout)
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch, from 0."""
+        return self._grant.epoch
+
+    @property
+    def index(self) -> int:  # type: ignore[override]  # hides tuple.index, on purpose
+        """Number of the batch in the epoch, from 0, over all shards."""
+        return self._grant.batch
+
+    @property
+    def repeated(self) -> bool:
+        """Whether the batch was wrapped round past the end of the epoch, for even shards."""
+        return self._grant.repeated
 
     @property
     def sample_ids(self) -> NDArray[np.int64]:
         """(rows,) int64: the number of each sample in the manifest, from 0."""
-        if self._root is not None:
-            return self._layout.sample_ids(self._root, len(self[1]))
-        return self._sample_ids
+        return self._layout.sample_ids(self._root, self._grant.rows)
 
     @property
     def x(self) -> NDArray[Any]:
@@ -139,17 +157,11 @@ class Loader:
         finally:
             connection.close_cursor(serial)
 
-    def _batch(self, grant: Any) -> Batch:
+    def _batch(self, grant: Granted) -> Batch:
         connection = self._connection
         copy = self._copy_when_held and connection.held >= 2
-        root, x, y = connection.views(grant)
-        batch = Batch((x.copy(), y.copy()) if copy else (x, y))
-        batch.epoch, batch.index, batch.repeated = grant.epoch, grant.batch, grant.repeated
-        if copy:
-            batch._root, batch._sample_ids = None, connection.layout.sample_ids(root, grant.rows).copy()
-        else:
-            batch._root, batch._layout = root, connection.layout
-        return batch
+        root = connection.root(grant)
+        return Batch.of(grant, root.copy() if copy else root, connection.layout)
 
     def _end_current(self) -> None:
         generator = self._current() if self._current is not None else None

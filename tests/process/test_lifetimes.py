@@ -392,3 +392,15 @@ def test_consumer_that_exits_leaves_the_ring_to_the_others(serve, photographs, t
         assert crc(first.x) == before
         assert sum(len(y) for _, y in loader) == 50
     assert not list(Path("/dev/shm").glob(f"*{daemon.pid}*"))
+
+
+def test_batch_pickles_with_all_that_it_tells(photographs):
+    """A batch that is sent to another process is a copy that needs no daemon."""
+    import pickle
+
+    with prefetchd.batches(photographs, batch_size=8, image_size=16, shuffle=True) as loader:
+        *_, batch = loader
+        copy = pickle.loads(pickle.dumps(batch))
+        assert (copy.epoch, copy.index, copy.repeated) == (batch.epoch, batch.index, batch.repeated)
+        for mine, theirs in zip((*copy, copy.sample_ids), (*batch, batch.sample_ids), strict=True):
+            assert np.array_equal(mine, theirs)
