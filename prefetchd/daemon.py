@@ -143,6 +143,8 @@ class Daemon:
         Raises:
             PrefetchdError: if the daemon cannot go on, after telling every consumer.
         """
+        # A message wakes the daemon on the sender's processor: it must not take that from a trainer in mid-step.
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         try:
             self._loop.run(self._pump)
         except PrefetchdError as error:

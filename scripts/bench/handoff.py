@@ -4,35 +4,64 @@
 
 Runs a private daemon on the given photographs, or on some made in code, and times `next()`:
 
-  ready, after a sleep   the loop sleeps until the next batch stands ready, as a loop that trains does; the batch is
-                         dropped before `next()` (dropped) or, as `for x, y in loader` does, while it runs (replaced)
-  tight loop             no sleep: what it takes to make a batch, as long as making them is the bottleneck
+  ready, after ...       the loop pauses until the next batch stands ready, sleeping (a trainer that waits for an
+                         accelerator) or computing; the batch at hand is dropped before `next()` or, as
+                         `for x, y in loader` does, replaced by it
+  a bare recv            what the kernel alone takes to hand a waiting message over, after the same pause
+  tight loop             no pause: what it takes to make a batch, as long as making them is the bottleneck
 
-The sleep is `--sleep` times what making a batch took in the tight loop. The first `--warm-up` batches of each are not
+The pause is `--pause` times what making a batch took in the tight loop. The first `--warm-up` batches of each are not
 counted: a slot is mapped the first time that the loop sees it.
 """
 
 from __future__ import annotations
 
 import argparse
+import socket
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from measure import manifest_or_photographs, percentile, setting, table
 
 import prefetchd
 
 
-def time_next(batches: Any, n: int, sleep_s: float, *, drop: bool) -> list[float]:
+def pause(seconds: float, *, compute: bool) -> None:
+    """Let `seconds` pass, asleep or with one core at work on a small product, as a loop that trains."""
+    if not compute:
+        time.sleep(seconds)
+        return
+    matrix = np.ones((64, 64), np.float32)
+    end_s = time.perf_counter() + seconds
+    while time.perf_counter() < end_s:
+        matrix @ matrix
+
+
+def bare_receives(n: int, pause_s: float, *, compute: bool) -> list[float]:
+    """Return what `recv` of a waiting message of 40 bytes takes after a pause, in seconds: the floor of any handoff."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    taken_s = []
+    with ours, theirs:
+        for _ in range(n):
+            theirs.send(bytes(40))
+            pause(pause_s, compute=compute)
+            start_s = time.perf_counter()
+            ours.recv(4096)
+            taken_s.append(time.perf_counter() - start_s)
+    return taken_s
+
+
+def time_next(batches: Any, n: int, pause_s: float, *, compute: bool, drop: bool) -> list[float]:
     """Return what each of `n` calls of `next` took, in seconds."""
     taken_s = []
     batch = None
     for _ in range(n):
         if drop:
             batch = None
-        if sleep_s:
-            time.sleep(sleep_s)
+        if pause_s:
+            pause(pause_s, compute=compute)
         start_s = time.perf_counter()
         batch = next(batches)
         taken_s.append(time.perf_counter() - start_s)
@@ -43,15 +72,15 @@ def time_next(batches: Any, n: int, sleep_s: float, *, drop: bool) -> list[float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("manifest", nargs="?", type=Path, help="photographs; made in code if not given")
-    parser.add_argument("--batches", type=int, default=200, help="batches timed in each case (200)")
+    parser.add_argument("--batches", type=int, default=60, help="batches timed in each case (60)")
     parser.add_argument("--warm-up", type=int, default=20, help="batches before that (20)")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--sleep", type=float, default=2.0, help="sleep so many times what making a batch takes (2)")
+    parser.add_argument("--pause", type=float, default=4.0, help="pause so many times what making a batch takes (4)")
     options = parser.parse_args()
 
     print(setting("prefetchd", "numpy", "opencv-python-headless"), flush=True)
-    rows = [["next()", "batches", "p50 ms", "p90 ms", "p99 ms", "max ms"]]
+    rows = [["next()", "batches", "p50 us", "p90 us", "p99 us", "max us"]]
     with (
         manifest_or_photographs(options.manifest) as manifest,
         prefetchd.batches(
@@ -61,17 +90,21 @@ def main() -> None:
         batches = iter(loader)
         next(batches)
 
-        def case(name: str, sleep_s: float, *, drop: bool) -> float:
-            time_next(batches, options.warm_up, sleep_s, drop=drop)
-            taken_ms = [1e3 * s for s in time_next(batches, options.batches, sleep_s, drop=drop)]
-            figures = [percentile(taken_ms, 50), percentile(taken_ms, 90), percentile(taken_ms, 99), max(taken_ms)]
-            rows.append([name, str(len(taken_ms)), *(f"{figure:.3f}" for figure in figures)])
-            return sum(taken_ms) / len(taken_ms) / 1e3
+        def add(name: str, taken_s: list[float]) -> None:
+            taken_us = [1e6 * seconds for seconds in taken_s]
+            figures = [percentile(taken_us, 50), percentile(taken_us, 90), percentile(taken_us, 99), max(taken_us)]
+            rows.append([name, str(len(taken_us)), *(f"{figure:.0f}" for figure in figures)])
 
-        sleep_s = options.sleep * case("tight loop", 0.0, drop=True)
-        case("ready, after a sleep, dropped", sleep_s, drop=True)
-        case("ready, after a sleep, replaced", sleep_s, drop=False)
-    print(f"batches of {options.batch_size}, {options.workers} workers, slept {sleep_s * 1e3:.0f} ms\n")
+        tight_s = time_next(batches, options.warm_up + options.batches, 0.0, compute=False, drop=True)
+        add("tight loop", tight_s[options.warm_up :])
+        pause_s = options.pause * sum(tight_s[options.warm_up :]) / options.batches
+        for compute, what in ((False, "sleeping"), (True, "computing")):
+            for drop, how in ((True, "dropped"), (False, "replaced")):
+                time_next(batches, options.warm_up, pause_s, compute=compute, drop=drop)
+                taken_s = time_next(batches, options.batches, pause_s, compute=compute, drop=drop)
+                add(f"ready, after {what}, {how}", taken_s)
+            add(f"a bare recv, after {what}", bare_receives(options.batches, pause_s, compute=compute))
+    print(f"batches of {options.batch_size}, {options.workers} workers, paused {pause_s * 1e3:.0f} ms\n")
     print(table(rows))
 
 
