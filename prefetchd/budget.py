@@ -43,11 +43,12 @@ class Limit:
 def machine_limit() -> Limit:
     """Return the tightest of the machine's available memory and the cgroup's limits over all its ancestors."""
     limits = [Limit(int(psutil.virtual_memory().available), "available memory")]
-    limits += _cgroup_limits()
+    limits += cgroup_limits()
     return min(limits, key=lambda limit: limit.n_bytes)
 
 
-def _cgroup_limits() -> list[Limit]:
+def cgroup_limits() -> list[Limit]:
+    """Return the memory limits of this process's control groups (v1 and v2) and of all their ancestors."""
     limits = []
     try:
         entries = Path("/proc/self/cgroup").read_text().splitlines()

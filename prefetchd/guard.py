@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from multiprocessing import resource_tracker
 
-from prefetchd.budget import ALLOWANCE_BYTES, MIN_SLOTS, READER_BYTES, Budget, Footprint, measure
+from prefetchd.budget import ALLOWANCE_BYTES, MIN_SLOTS, READER_BYTES, Budget, Footprint, Limit, cgroup_limits, measure
 from prefetchd.filling import Job
 from prefetchd.pool import Pool
 from prefetchd.reader_handle import ReaderHandle
@@ -118,12 +118,18 @@ class Guard:
         return footprint
 
     def verify(self) -> None:
-        """Measure, and give memory back if the footprint is over the budget: a grown reader first, then a slot."""
+        """Measure, and give memory back if it is too much: a reader that has grown first, then a slot.
+
+        Too much is more than the budget, or than a control group's limit that was lowered while the daemon runs.
+        """
         self._ticks_since_wish += 1
         if self._ticks_since_wish > _FORGET_WISH_TICKS:
             self._lately_wished_bytes = 0
         footprint = self.measure()
-        if footprint.total_bytes <= self.budget.plan.budget_bytes:
+        in_force = min(
+            [Limit(self.budget.plan.budget_bytes, "budget"), *cgroup_limits()], key=lambda limit: limit.n_bytes
+        )
+        if footprint.total_bytes <= in_force.n_bytes:
             self._warned = False
             return
         readers = [reader for reader in self._pool.readers.values() if reader.ready and not reader.retiring]
@@ -132,9 +138,10 @@ class Guard:
         if not self._warned:
             self._warned = True
             log.warning(
-                "footprint %s is over the budget of %s; giving memory back",
+                "footprint %s is over the limit of %s (%s); giving memory back",
                 format_bytes(footprint.total_bytes),
-                format_bytes(self.budget.plan.budget_bytes),
+                format_bytes(in_force.n_bytes),
+                in_force.source,
             )
         spare = next((slot for slot in self._ring.slots.values() if slot.reusable), None)
         if largest is not None and footprint.processes.get(largest.pid, 0) > share + largest.has_bytes:

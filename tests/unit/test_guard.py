@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from prefetchd import guard as guard_module
-from prefetchd.budget import ALLOWANCE_BYTES, DAEMON_BYTES, MIB, MIN_SLOTS, READER_BYTES, Budget, Footprint, Plan
+from prefetchd.budget import ALLOWANCE_BYTES, DAEMON_BYTES, MIB, MIN_SLOTS, READER_BYTES, Budget, Footprint, Limit, Plan
 from prefetchd.filling import Chunk, Job
 from prefetchd.guard import Guard
 from prefetchd.slots import Ring, Slot
@@ -174,6 +174,15 @@ def test_without_a_culprit_slots_go_down_to_the_least(rig, monkeypatch):
     for _ in range(10):
         one.guard.verify()
     assert len(one.ring.slots) == MIN_SLOTS
+
+
+def test_limit_of_the_control_group_that_was_lowered_counts(rig, monkeypatch):
+    """What the kernel would kill for is as hard as the budget."""
+    one = rig(6)
+    measured(monkeypatch, one, {1000: MIB})
+    monkeypatch.setattr(guard_module, "cgroup_limits", lambda: [Limit(2 * MIB, "cgroup")])
+    one.guard.verify()
+    assert len(one.ring.slots) == 5
 
 
 def test_within_the_budget_nothing_is_taken(rig, monkeypatch):
