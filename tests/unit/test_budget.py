@@ -161,7 +161,7 @@ def test_cgroup_v2_limits_of_all_ancestors(monkeypatch: pytest.MonkeyPatch, tmp_
         "sys/fs/cgroup/memory.max": f"{900 * MIB}\n",
     }
     fake_cgroup(monkeypatch, tmp_path, "0::/user/job\n", files)
-    assert sorted(limit.n_bytes for limit in budget._cgroup_limits()) == [300 * MIB, 900 * MIB]
+    assert sorted(limit.n_bytes for limit in budget.cgroup_limits()) == [300 * MIB, 900 * MIB]
     limit = budget.machine_limit()
     assert limit.n_bytes == 300 * MIB
     assert "user" in limit.source
@@ -174,18 +174,18 @@ def test_cgroup_v1_limit_and_its_way_of_saying_none(monkeypatch: pytest.MonkeyPa
     }
     entries = "11:cpu,cpuacct:/docker/abc\n5:memory:/docker/abc\n0::/docker/abc\n"
     fake_cgroup(monkeypatch, tmp_path, entries, files)
-    assert [limit.n_bytes for limit in budget._cgroup_limits()] == [200 * MIB]
+    assert [limit.n_bytes for limit in budget.cgroup_limits()] == [200 * MIB]
 
 
 def test_path_of_another_namespace_still_finds_the_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """In a container the path is often the host's, and only the mounted root is there."""
     fake_cgroup(monkeypatch, tmp_path, "0::/host/only\n", {"sys/fs/cgroup/memory.max": f"{100 * MIB}\n"})
-    assert [limit.n_bytes for limit in budget._cgroup_limits()] == [100 * MIB]
+    assert [limit.n_bytes for limit in budget.cgroup_limits()] == [100 * MIB]
 
 
 def test_no_cgroup_is_no_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(budget, "Path", lambda path: tmp_path / "nowhere")
-    assert budget._cgroup_limits() == []
+    assert budget.cgroup_limits() == []
     assert budget.machine_limit().source == "available memory"
 
 
