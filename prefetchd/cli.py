@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn, get_args
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from prefetchd import __version__
 from prefetchd import config as configuration
@@ -99,12 +99,6 @@ def _add_name(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_serve_options(parser: argparse.ArgumentParser) -> None:
-    def add(*flags: str, help: str, **more: Any) -> None:
-        parser.add_argument(*flags, default=argparse.SUPPRESS, help=help, **more)
-
-    def choose(flag: str, kind: Any, help: str) -> None:
-        add(flag, choices=get_args(kind), help=help)
-
     parser.add_argument(
         "source",
         nargs="?",
@@ -112,55 +106,35 @@ def _add_serve_options(parser: argparse.ArgumentParser) -> None:
         metavar="MANIFEST",
         help="a list file (`path label` a line, .csv, .tsv) or a directory with a folder per class",
     )
-    add(
+    parser.add_argument(
         "--config",
+        default=argparse.SUPPRESS,
         metavar="FILE",
         help="TOML file with these options (source = 'train.txt', batch-size = 64); the command line wins",
     )
-    add("--name", help="name that consumers attach to (default, or PREFETCHD_NAME)")
-    add("--batch-size", metavar="N", help="samples in a batch (32)")
-    add("--image-size", metavar="PX|HxW", help="size of the delivered images (224)")
-    choose("--color", configuration.Color, "channel order (rgb)")
-    choose("--dtype", configuration.Dtype, "type of the delivered pixels (uint8)")
-    add(
-        "--scale",
-        metavar="X",
-        help="(pixel * scale - mean) / std, pixels being 0 to 255; such as 1/255",
-    )
-    add("--mean", metavar="X[,X,X]", help="see --scale; one number, or one a channel; --mean=-1,0,1 if negative")
-    add("--std", metavar="X[,X,X]", help="see --scale; one number, or one a channel")
-    choose("--layout", configuration.Layout, "order of the dimensions (nhwc)")
-    choose("--resize", configuration.Resize, "stretch (default), crop the centre at the aspect, or pad with black")
-    choose("--interpolation", configuration.Interpolation, "how pixels are interpolated (linear)")
-    add(
-        "--shrink-on-load",
-        action=argparse.BooleanOptionalAction,
-        help="decode large JPEGs at 1/2, 1/4 or 1/8 (yes); --no-shrink-on-load is pixel-exact",
-    )
-    add("--shuffle", action=argparse.BooleanOptionalAction, help="a new order each epoch (no)")
-    add("--seed", metavar="N", help="decides the shuffled orders (0)")
-    add("--drop-last", action=argparse.BooleanOptionalAction, help="leave out a shorter last batch (no)")
-    choose(
-        "--on-error",
-        configuration.OnError,
-        "bad samples: raise (default), skip (shorter batch) or substitute (the next good one)",
-    )
-    add("--max-image-pixels", metavar="N", help="larger images are bad samples (250 million)")
-    add("--num-workers", metavar="N", help="reader processes; 0 takes the usable cores (0)")
-    add("--memory-budget", metavar="SIZE", help="most memory for daemon, readers and ring together (auto)")
-    add("--reader-timeout", metavar="S", help="seconds without progress after which a reader is replaced (60)")
-    add("--root", metavar="DIR", help="folder that relative paths start from (the manifest's)")
-    add("--label-columns", metavar="N", help="how many trailing fields of a text line are labels (found out)")
-    add("--x-column", metavar="COLUMN", help="name or number (from 0) of the path's column, for CSV and TSV")
-    add("--y-column", metavar="COLUMN[,...]", help="names or numbers of the label columns, for CSV and TSV")
+    for name in configuration.OPTIONS:
+        if name != "source":
+            _add_option(parser, name)
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+
+
+def _add_option(parser: argparse.ArgumentParser, name: str) -> None:
+    """Add the configuration's option `name`, as its field describes it; values stay text, for `make_config`."""
+    field, kind = configuration.OPTIONS[name], configuration.OPTION_TYPES[name]
+    more: dict[str, Any] = {"metavar": field.metadata["metavar"]}
+    if kind is bool:
+        more = {"action": argparse.BooleanOptionalAction}
+    elif get_origin(kind) is Literal:
+        more = {"choices": get_args(kind)}
+    flag = "--" + name.replace("_", "-")
+    parser.add_argument(flag, dest=name, default=argparse.SUPPRESS, help=field.metadata["help"], **more)
 
 
 # --- the commands
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    options = {key: value for key, value in vars(arguments).items() if key in configuration.OPTION_NAMES}
+    options = {key: value for key, value in vars(arguments).items() if key in configuration.OPTIONS}
     if "config" in arguments:
         options = {**configuration.read_config_file(arguments.config), **options}
     options.setdefault("name", os.environ.get("PREFETCHD_NAME") or "default")

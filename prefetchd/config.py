@@ -1,8 +1,9 @@
 """One validated, frozen configuration, whatever it came from (command line, TOML file, Python keywords).
 
-`Config` holds the options that decide what a daemon serves and how. Options that change the bytes of a batch are
-*content* options and enter `Config.content()`, from which the configuration's digest is made; the others
-(`num_workers`, `memory_budget`, ...) never change what a consumer sees. Pure: nothing is opened here.
+`Config` holds the options that decide what is served and how; each field carries its own help text, from which the
+command line is made. Options that change the bytes of a batch are *content* options and enter `Config.content()`, from
+which the configuration's digest is made; the others (`num_workers`, `memory_budget`, ...) never change what a consumer
+sees. Pure, but for `read_config_file`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from prefetchd import option_values as values
 from prefetchd.errors import ConfigError
 
 Color = Literal["rgb", "bgr", "gray"]
@@ -28,67 +30,77 @@ Resize = Literal["stretch", "crop", "pad"]
 Interpolation = Literal["nearest", "linear", "cubic", "area", "lanczos"]
 OnError = Literal["raise", "skip", "substitute"]
 
-# Options that decide only how fast, in what memory or under what name the same bytes are served.
-_NOT_CONTENT = frozenset({"source", "root", "name", "num_workers", "memory_budget", "reader_timeout"})
+
+def _option(default: Any, help: str, *, metavar: str | None = None, content: bool = True) -> Any:
+    """A field that is an option.
+
+    Args:
+        default: its value where it is not given.
+        help: what it does, in a line or two, for `--help` and for readers of this file.
+        metavar: the placeholder of its value in `--help`; choices and switches have none.
+        content: whether it decides the bytes of a batch; the others decide how fast, in what memory or under what
+            name the same bytes are served.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "metavar": metavar, "content": content})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """The options of one daemon. Every field is an option of the same name in Python, TOML and on the command line.
+    """The options of one data set and its daemon. Every field is an option of the same name in Python and TOML.
 
-    Attributes:
-        source: the manifest: a text, CSV or TSV file, or a directory with a folder per class.
-        root: the folder that relative paths start from; the manifest's own folder by default.
-        label_columns: how many trailing fields of a text line are labels; found out by default.
-        x_column: name or number (from 0) of the column with the path, for CSV and TSV.
-        y_column: names or numbers of the label columns, separated by commas, for CSV and TSV.
-        batch_size: samples in a batch.
-        image_size: (height, width) of the delivered images, in pixels.
-        color: channel order; `gray` gives one channel.
-        dtype: type of the delivered pixels.
-        scale: what a pixel (0 to 255) is multiplied by, before `mean` and `std`.
-        mean: what is subtracted from each channel after scaling, in the order of `color`.
-        std: what each channel is divided by after that.
-        layout: `nhwc` or `nchw`.
-        resize: `stretch` to the size, `crop` the centre at the right aspect, or `pad` with black.
-        interpolation: how pixels are interpolated when resizing.
-        shrink_on_load: decode JPEG at 1/2, 1/4 or 1/8 when that is still at least the target; `False` is exact.
-        shuffle: a new order each epoch; `False` keeps the manifest's order.
-        seed: decides the shuffled orders.
-        drop_last: leave out the last batch of an epoch if it is shorter than `batch_size`.
-        on_error: what a bad sample does: `raise`, `skip` (a shorter batch) or `substitute` (the next good one).
-        max_image_pixels: images with more pixels in their header are bad samples.
-        num_workers: reader processes; 0 takes the number of usable cores.
-        memory_budget: the most memory that the daemon, its readers and the ring may take; `auto`, `512MiB`, `25%`.
-        reader_timeout: seconds without progress after which a reader is taken for hung and replaced.
-        name: the daemon's name.
+    On the command line `batch_size` is `--batch-size`. `image_size` is (height, width) in pixels, whatever it was
+    given as.
     """
 
-    source: str
-    root: str | None = None
-    label_columns: int | None = None
-    x_column: str | None = None
-    y_column: str | None = None
-    batch_size: int = 32
-    image_size: tuple[int, int] = (224, 224)
-    color: Color = "rgb"
-    dtype: Dtype = "uint8"
-    scale: float | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    layout: Layout = "nhwc"
-    resize: Resize = "stretch"
-    interpolation: Interpolation = "linear"
-    shrink_on_load: bool = True
-    shuffle: bool = False
-    seed: int = 0
-    drop_last: bool = False
-    on_error: OnError = "raise"
-    max_image_pixels: int = 250_000_000
-    num_workers: int = 0
-    memory_budget: str = "auto"
-    reader_timeout: float = 60.0
-    name: str = "default"
+    source: str = dataclasses.field(metadata={"content": False})
+
+    batch_size: int = _option(32, "samples in a batch (32)", metavar="N")
+    image_size: tuple[int, int] = _option((224, 224), "size of the delivered images (224)", metavar="PX|HxW")
+    color: Color = _option("rgb", "channel order; gray has one channel (rgb)")
+    dtype: Dtype = _option("uint8", "type of the delivered pixels (uint8)")
+    scale: float | None = _option(
+        None, "(pixel * scale - mean) / std, pixels being 0 to 255; such as 1/255", metavar="X"
+    )
+    mean: tuple[float, ...] | None = _option(
+        None, "see --scale; one number, or one a channel; --mean=-1,0,1 if negative", metavar="X[,X,X]"
+    )
+    std: tuple[float, ...] | None = _option(
+        None, "see --scale; one number, or one a channel, in the order of --color", metavar="X[,X,X]"
+    )
+    layout: Layout = _option("nhwc", "order of the dimensions (nhwc)")
+    resize: Resize = _option("stretch", "stretch (default), crop the centre at the aspect, or pad with black")
+    interpolation: Interpolation = _option("linear", "how pixels are interpolated (linear)")
+    shrink_on_load: bool = _option(
+        True, "decode large JPEGs at 1/2, 1/4 or 1/8 (yes); --no-shrink-on-load is pixel-exact"
+    )
+    shuffle: bool = _option(False, "a new order each epoch (no)")
+    seed: int = _option(0, "decides the shuffled orders (0)", metavar="N")
+    drop_last: bool = _option(False, "leave out a shorter last batch (no)")
+    on_error: OnError = _option(
+        "raise", "bad samples: raise (default), skip (shorter batch) or substitute (the next good one)"
+    )
+    max_image_pixels: int = _option(250_000_000, "larger images are bad samples (250 million)", metavar="N")
+    root: str | None = _option(
+        None, "folder that relative paths start from (the manifest's)", metavar="DIR", content=False
+    )
+    label_columns: int | None = _option(
+        None, "how many trailing fields of a text line are labels (found out)", metavar="N"
+    )
+    x_column: str | None = _option(
+        None, "name or number (from 0) of the path's column, for CSV and TSV", metavar="COLUMN"
+    )
+    y_column: str | None = _option(
+        None, "names or numbers of the label columns, for CSV and TSV", metavar="COLUMN[,...]"
+    )
+
+    num_workers: int = _option(0, "reader processes; 0 takes the usable cores (0)", metavar="N", content=False)
+    memory_budget: str = _option(
+        "auto", "most memory for daemon, readers and ring together (auto)", metavar="SIZE", content=False
+    )
+    reader_timeout: float = _option(
+        60.0, "seconds without progress after which a reader is replaced (60)", metavar="S", content=False
+    )
+    name: str = _option("default", "name that consumers attach to (default, or PREFETCHD_NAME)", content=False)
 
     @property
     def channels(self) -> int:
@@ -97,11 +109,7 @@ class Config:
 
     def content(self) -> dict[str, Any]:
         """The options that decide the bytes of a batch, by name, as plain JSON values."""
-        return {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name not in _NOT_CONTENT
-        }
+        return {field.name: getattr(self, field.name) for field in OPTIONS.values() if field.metadata["content"]}
 
     def digest(self, **also: str) -> str:
         """A short hexadecimal digest of the content options and of `also` (decoder versions and the like)."""
@@ -114,13 +122,15 @@ class Config:
         A path that is not UTF-8 goes as NUL and hexadecimal digits: no path has a NUL of its own.
         """
         wire = dataclasses.asdict(self)
-        for name in ("source", "root"):
-            if wire[name] is not None and not _is_unicode(wire[name]):
+        for name in PATH_OPTIONS:
+            if wire[name] is not None and not values.is_unicode(wire[name]):
                 wire[name] = "\0" + os.fsencode(wire[name]).hex()
         return wire
 
 
-OPTION_NAMES = tuple(field.name for field in dataclasses.fields(Config))
+OPTIONS = {field.name: field for field in dataclasses.fields(Config)}
+OPTION_TYPES: dict[str, Any] = typing.get_type_hints(Config)
+PATH_OPTIONS = ("source", "root")
 
 
 def make_config(**options: Any) -> Config:
@@ -129,17 +139,17 @@ def make_config(**options: Any) -> Config:
     Raises:
         ConfigError: for an unknown name, a value of the wrong kind or out of range, or a contradiction.
     """
-    hints = typing.get_type_hints(Config)
-    values: dict[str, Any] = {}
+    checked: dict[str, Any] = {}
     for name, value in options.items():
-        if name not in hints:
-            near = difflib.get_close_matches(name, OPTION_NAMES, 1)
+        if name not in OPTIONS:
+            near = difflib.get_close_matches(name, OPTIONS, 1)
             meant = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(f"cannot use the option {name!r}: there is no such option{meant}")
-        values[name] = _SPECIAL[name](value) if name in _SPECIAL else _coerce(name, value, hints[name])
-    if "source" not in values:
+        convert = _CONVERTERS.get(name)
+        checked[name] = convert(value) if convert else values.coerce(name, value, OPTION_TYPES[name])
+    if "source" not in checked:
         raise ConfigError("cannot serve: no manifest was given; name a list file or a directory of class folders")
-    config = Config(**values)
+    config = Config(**checked)
     _check(config)
     return config
 
@@ -147,7 +157,7 @@ def make_config(**options: Any) -> Config:
 def read_config_file(path: str) -> dict[str, Any]:
     """Return the options in the TOML file at `path`, keys written `batch-size` or `batch_size`.
 
-    A relative `source` or `root` starts from the file's own folder.
+    A relative path (`source`, `root`) starts from the file's own folder.
 
     Raises:
         ConfigError: if the file cannot be read or is not TOML.
@@ -160,130 +170,21 @@ def read_config_file(path: str) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}; mend the TOML") from None
     options = {key.replace("-", "_"): value for key, value in table.items()}
-    for key in ("source", "root"):
+    for key in PATH_OPTIONS:
         if isinstance(options.get(key), str):
             options[key] = str(Path(path).parent / Path(options[key]).expanduser())
     return options
 
 
-def _fail(name: str, value: object, wanted: str) -> ConfigError:
-    return ConfigError(f"cannot use {name.replace('_', '-')}={value!r}: it must be {wanted}")
-
-
-def _coerce(name: str, value: object, hint: Any) -> Any:
-    """Return `value` as the field's type; numbers may come as text, and `None` only where the field allows it."""
-    kinds = typing.get_args(hint) if type(None) in typing.get_args(hint) else (hint,)
-    if value is None and type(None) in kinds:
-        return None
-    kind = kinds[0]
-    if typing.get_origin(kind) is Literal:
-        choices = typing.get_args(kind)
-        if value not in choices:
-            raise _fail(name, value, "one of " + ", ".join(choices))
-        return value
-    if kind is str:
-        if not isinstance(value, str | Path | int):
-            raise _fail(name, value, "text")
-        return str(value)
-    if kind is bool:
-        words = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
-        if isinstance(value, bool):
-            return value
-        if isinstance(value, str) and value.lower() in words:
-            return words[value.lower()]
-        raise _fail(name, value, "true or false")
-    try:
-        if isinstance(value, bool):
-            raise ValueError
-        number = float(value)  # type: ignore[arg-type]
-        if kind is int:
-            whole = int(value)  # type: ignore[call-overload]
-            if whole != number:
-                raise ValueError
-            return whole
-    except (TypeError, ValueError, OverflowError):
-        raise _fail(name, value, "a whole number" if kind is int else "a number") from None
-    return number
-
-
-def _is_unicode(text: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def _path(value: object) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, str | bytes | os.PathLike) or not value:
-        raise ConfigError(f"cannot use the path {value!r}: it must be text")
-    path = os.fsdecode(value)
-    return os.fsdecode(bytes.fromhex(path[1:])) if path.startswith("\0") else path
-
-
-def _fraction(value: object) -> float:
-    """A number, or text such as `1/255`."""
-    if isinstance(value, str) and value.count("/") == 1:
-        above, below = value.split("/")
-        return float(above) / float(below)
-    if isinstance(value, bool):
-        raise ValueError
-    return float(value)  # type: ignore[arg-type]
-
-
-def _scale(value: object) -> float | None:
-    try:
-        return None if value is None else _fraction(value)
-    except (TypeError, ValueError, ZeroDivisionError):
-        raise _fail("scale", value, "a number, such as 0.5 or 1/255") from None
-
-
-def _image_size(value: object) -> tuple[int, int]:
-    """`224`, `"224"`, `"256x320"` or `(256, 320)`, always height before width."""
-    parts = value.lower().split("x") if isinstance(value, str) else value
-    try:
-        if hasattr(parts, "__index__") and not isinstance(parts, bool):
-            parts = (parts,)
-        sizes = [int(part) for part in parts]  # type: ignore[attr-defined]
-        height, width = sizes if len(sizes) == 2 else (sizes[0], sizes[0])
-        if len(sizes) > 2 or not (0 < height <= 32768 and 0 < width <= 32768):
-            raise ValueError
-    except (TypeError, ValueError, IndexError):
-        raise _fail("image_size", value, "pixels from 1 to 32768, such as 224 or 256x320 (height x width)") from None
-    return height, width
-
-
-def _channel_numbers(name: str) -> Any:
-    def convert(value: object) -> tuple[float, ...] | None:
-        if value is None:
-            return None
-        try:
-            if isinstance(value, str):
-                return tuple(_fraction(part) for part in value.split(","))
-            if isinstance(value, int | float):
-                return (float(value),)
-            return tuple(float(part) for part in value)  # type: ignore[attr-defined]
-        except (TypeError, ValueError, ZeroDivisionError):
-            raise _fail(name, value, "one number, or one a channel, such as 0.485,0.456,0.406") from None
-
-    return convert
-
-
-def _columns(value: object) -> str | None:
-    if value is None:
-        return None
-    if isinstance(value, list | tuple):
-        return ",".join(str(part) for part in value)
-    return str(value)
-
-
-_SPECIAL = {
-    "source": _path,
-    "root": _path,
-    "image_size": _image_size,
-    "scale": _scale,
-    "mean": _channel_numbers("mean"),
-    "std": _channel_numbers("std"),
-    "x_column": _columns,
-    "y_column": _columns,
+_CONVERTERS = {
+    "source": values.path,
+    "root": values.path,
+    "image_size": values.image_size,
+    "scale": values.scale,
+    "mean": values.channel_numbers("mean"),
+    "std": values.channel_numbers("std"),
+    "x_column": values.columns,
+    "y_column": values.columns,
 }
 
 
@@ -299,19 +200,19 @@ def _check(config: Config) -> None:
     for name, low, high in ranges:
         value = getattr(config, name)
         if not low <= value <= high:
-            raise _fail(name, value, f"from {low:g} to {high:g}")
+            raise values.wrong(name, value, f"from {low:g} to {high:g}")
     if config.label_columns is not None and config.label_columns < 0:
-        raise _fail("label_columns", config.label_columns, "0 or more")
+        raise values.wrong("label_columns", config.label_columns, "0 or more")
     for name in ("mean", "std"):
         numbers = getattr(config, name)
         if numbers is not None and len(numbers) not in (1, config.channels):
-            raise _fail(name, numbers, f"one number or {config.channels}, one a channel of color={config.color}")
+            raise values.wrong(name, numbers, f"one number or {config.channels}, one a channel of color={config.color}")
         if numbers is not None and not all(map(math.isfinite, numbers)):
-            raise _fail(name, numbers, "finite")
+            raise values.wrong(name, numbers, "finite")
     if config.scale is not None and not math.isfinite(config.scale):
-        raise _fail("scale", config.scale, "finite")
+        raise values.wrong("scale", config.scale, "finite")
     if config.std is not None and 0 in config.std:
-        raise _fail("std", config.std, "other than 0")
+        raise values.wrong("std", config.std, "other than 0")
     if config.dtype == "uint8" and any(x is not None for x in (config.scale, config.mean, config.std)):
         raise ConfigError(
             "cannot scale uint8 pixels: scale, mean and std give fractions; use dtype=float32 or float16 with them"

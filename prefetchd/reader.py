@@ -54,9 +54,9 @@ class Reader:
                 case messages.Fill():
                     rows = range(message.first_row, message.first_row + message.n_rows)
                     ids = self._order.sample_ids(message.epoch, message.batch, rows.start, len(rows)).tolist()
-                    self._fill(message.task, message.slot, ids, rows)
+                    self._fill(message, ids, rows)
                 case messages.FillOne():
-                    self._fill(message.task, message.slot, [message.sample_id], range(message.row, message.row + 1))
+                    self._fill(message, [message.sample_id], range(message.row, message.row + 1))
                 case messages.MapSlot():
                     memory = map_writable(fds[0], message.slot_bytes)
                     control.close_all(fds)
@@ -76,20 +76,20 @@ class Reader:
         self._order = Order(self._source.n_samples, config.batch_size, config.drop_last, config.shuffle, config.seed)
         self._send(messages.ReaderReady())
 
-    def _fill(self, task: int, slot: int, ids: list[int], rows: range) -> None:
+    def _fill(self, task: messages.Fill | messages.FillOne, ids: list[int], rows: range) -> None:
         started_s = time.perf_counter()
-        root, batch_size = self._slots[slot][1], self._layout.batch_size
+        root, batch_size = self._slots[task.slot][1], self._layout.batch_size
         x, y = self._layout.xy(root, batch_size)
         self._layout.sample_ids(root, batch_size)[rows.start : rows.stop] = ids
         try:
-            faults = self._source.fill(ids, rows, x, y, self._reserve)
+            faults = self._source.fill(task.epoch, ids, rows, x, y, self._reserve)
         except MemoryError as error:
             reason = str(error) or "the reader ran out of memory"
             faults = [
                 messages.Fault(row, sample_id, "", reason, content=False, needs_fresh_reader=False)
                 for row, sample_id in zip(rows, ids, strict=True)
             ]
-        self._send(messages.Done(task, faults, time.perf_counter() - started_s))
+        self._send(messages.Done(task.task, faults, time.perf_counter() - started_s))
 
     def _compact(self, message: messages.Compact) -> None:
         kept = [row for row in range(message.n_rows) if not message.skipped[row // 8] >> row % 8 & 1]

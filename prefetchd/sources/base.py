@@ -55,13 +55,14 @@ class Source(Protocol):
 
     def fill(
         self,
+        epoch: int,
         sample_ids: Sequence[int],
         rows: Sequence[int],
         x: NDArray[Any],
         y: NDArray[Any],
         reserve: ReserveMemory,
     ) -> list[Fault]:
-        """Write samples into rows of `x` and `y`; return those that failed.
+        """Write samples, as they are in `epoch`, into rows of `x` and `y`; return those that failed.
 
         `reserve(n_bytes)` must be called before working memory beyond the reader's allowance is taken, and
         `reserve(0)` after it was given back.

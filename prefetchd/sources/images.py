@@ -99,6 +99,7 @@ class ImageSource:
 
     def fill(
         self,
+        epoch: int,
         sample_ids: Sequence[int],
         rows: Sequence[int],
         x: NDArray[Any],
