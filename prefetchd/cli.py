@@ -195,13 +195,13 @@ def _serve(arguments: argparse.Namespace) -> int:
 def _serve_configs(arguments: argparse.Namespace) -> dict[str, Config]:
     """Return what to serve, by the names of the data sets: the command line's options over the file's."""
     common: dict[str, Any] = {}
-    by_dataset: dict[str, dict[str, Any]] = {}
+    by_dataset: dict[str, dict[str, Any]] = {
+        name: {"source": source} for name, source in split_sources(arguments.sources).items()
+    }
     for key, value in vars(arguments).items():
         dataset, _, option = key.rpartition(".")
         if option in configuration.OPTIONS:
             (by_dataset.setdefault(dataset, {}) if dataset else common)[option] = value
-    for name, source in split_sources(arguments.sources).items():
-        by_dataset.setdefault(name, {})["source"] = source
     file_common, file_tables = configuration.read_config_file(arguments.config) if "config" in arguments else ({}, {})
     file_common.setdefault("name", os.environ.get("PREFETCHD_NAME") or "default")
     return make_configs(common, by_dataset, file_common=file_common, file_by_dataset=file_tables)
