@@ -174,7 +174,8 @@ class Loader:
 
     def _open_cursor(self, serial: int, stop_epoch: int | None) -> None:
         position = self._position
-        self._session.connection.open_cursor(serial, self._shard, position.epoch, position.batch, stop_epoch)
+        with contextlib.suppress(DaemonLost):  # whoever asks for the first batch hears of it
+            self._session.connection.open_cursor(serial, self._shard, position.epoch, position.batch, stop_epoch)
 
     def _next_grant(self, serial: int, stop_epoch: int | None) -> Granted:
         while True:
@@ -184,16 +185,16 @@ class Loader:
                 if not self._reconnect:
                     raise
                 self._open_session_again(lost)
-            with contextlib.suppress(DaemonLost):  # the next turn hears of it
-                self._open_cursor(serial, stop_epoch)
+            self._open_cursor(serial, stop_epoch)
 
     def _open_session_again(self, lost: DaemonLost) -> None:
         """Replace the session, whose daemon is gone; the loop goes on from `_position`, where it is."""
         log.warning("the daemon is gone; waiting for it to come back for up to %g s (%s)", self._target.timeout_s, lost)
         before = make_state(self._info, self._position)
+        session = self._target.open_again()
         self._end.detach()
         self._session.close()
-        self._session = self._target.open_again()
+        self._session = session
         self._end = weakref.finalize(self, self._session.close)
         check_same(before, self._info)
 
