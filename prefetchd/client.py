@@ -79,6 +79,7 @@ class Connection:
         self._live: set[int] = set()
         self._unsent: deque[int] = deque()
         self._taken = 0
+        self._granted: deque[messages.Granted] = deque()  # not asked for yet
         self._closing = False
         self.classes: tuple[str, ...] | None = None
         self.info: messages.Attached
@@ -126,6 +127,7 @@ class Connection:
     def open_cursor(self, serial: int, shard: Shard, epoch: int, batch: int, stop_epoch: int | None) -> None:
         """Begin at `batch` of `epoch`, to go on until `stop_epoch`; an earlier cursor of this connection ends."""
         self._check_process()
+        self._granted.clear()
         opened = messages.OpenCursor(serial, self._taken, epoch, batch, stop_epoch, shard.rank, shard.world_size)
         self._say(opened)
 
@@ -133,6 +135,7 @@ class Connection:
         """End the cursor; what was granted ahead goes back."""
         if self._closing or os.getpid() != self._pid:
             return
+        self._granted.clear()
         try:
             control.send(self._sock, messages.encode(messages.CloseCursor(serial, self._taken)))
         except control.ConnectionEnded:
@@ -150,28 +153,32 @@ class Connection:
             self._check_process()
         if self._unsent:
             self._flush()
-        try:
-            grant = self._try_grant(serial)
-            if grant is None:
-                control.send(self._sock, messages.encode(messages.Want(serial, self._taken)))
-                grant = self._wait_for_grant(serial)
-        except control.ConnectionEnded:
-            self._raise_lost()
+        if not self._granted:
+            try:
+                if not self._take_ready(serial):
+                    control.send(self._sock, messages.encode(messages.Want(serial, self._taken)))
+                    self._wait_for_grants(serial)
+            except control.ConnectionEnded:
+                self._raise_lost()
+        grant = self._granted.popleft()
         self._taken = grant.lease
         return grant
 
-    def _try_grant(self, serial: int) -> messages.Granted | None:
+    def _take_ready(self, serial: int) -> bool:
+        """Take in the grants that are in the socket; whether there were any."""
         while True:
             try:
                 message = self._receive(wait=False)
             except BlockingIOError:
-                return None
-            if isinstance(message, messages.Granted) and message.serial == serial:
-                return message
+                return False
+            if isinstance(message, messages.Grants) and message.serial == serial and message.granted:
+                self._granted.extend(message.granted)
+                return True
             if isinstance(message, messages.Failed) and message.serial == serial:
                 raise error_from_name(message.error, message.text)
 
-    def _wait_for_grant(self, serial: int) -> messages.Granted:
+    def _wait_for_grants(self, serial: int) -> None:
+        """Wait for grants and take them in."""
         started_s = time.monotonic()
         warn_after_s = min(_WARN_STALL_S, self._hold_timeout_s / 2)
         stalled: messages.Stalled | None = None
@@ -204,8 +211,9 @@ class Connection:
                 continue
             message = self._receive(wait=True)
             match message:
-                case messages.Granted() if message.serial == serial:
-                    return message
+                case messages.Grants() if message.serial == serial and message.granted:
+                    self._granted.extend(message.granted)
+                    return
                 case messages.Failed() if message.serial == serial:
                     raise error_from_name(message.error, message.text)
                 case messages.Stalled() if message.serial == serial:
@@ -279,7 +287,7 @@ class Connection:
         data, fds = control.receive(self._sock, wait=wait, buffer=self._buffer)
         try:
             message = messages.decode_to_consumer(data)
-            if type(message) is messages.Granted:  # the common case, on the way of every batch
+            if type(message) is messages.Grants:  # the common case, on the way of every batch
                 return message
             match message:
                 case messages.Attached() if fds:

@@ -8,6 +8,7 @@ its connection and touches nobody else.
 from __future__ import annotations
 
 import socket
+from collections import deque
 from dataclasses import dataclass, field
 
 from prefetchd import control, messages
@@ -42,7 +43,7 @@ class Consumer:
     dataset: Dataset | None = None
     attached: bool = False
     cursor: Cursor | None = None
-    untaken: list[int] = field(default_factory=list)
+    untaken: deque[int] = field(default_factory=deque)
     stalled: bool = False
     slots: set[int] = field(default_factory=set)
     batches: int = 0
@@ -71,9 +72,4 @@ class Consumer:
     def took(self, lease: int) -> None:
         """The loop has taken every lease up to `lease`."""
         while self.untaken and self.untaken[0] <= lease:
-            self.untaken.pop(0)
-
-    @property
-    def wants_more(self) -> bool:
-        """Whether a batch should be granted: the loop waits, or has nothing granted ahead."""
-        return self.cursor is not None and self.cursor.open and not self.untaken and not self.cursor.at_end
+            self.untaken.popleft()

@@ -13,6 +13,7 @@ Pure: it knows neither processes nor sockets.
 
 from __future__ import annotations
 
+import math
 import signal
 from collections import deque
 from collections.abc import Callable
@@ -47,6 +48,7 @@ class Chunk:
         sample_id: the one sample to fill `rows[0]` with, or `None` to fill `rows` in the order's own sequence.
         fresh: whether only a reader that has done nothing yet may take it.
         compact: whether this is the closing task that moves the rows of `rows` together.
+        expected_s: how long it will take, in seconds, as far as is known.
     """
 
     job: Job
@@ -54,6 +56,7 @@ class Chunk:
     sample_id: int | None = None
     fresh: bool = False
     compact: bool = False
+    expected_s: float = math.inf
 
 
 @dataclass(slots=True, eq=False)
@@ -122,11 +125,12 @@ class Filler:
         self._environment: dict[tuple[int, int, int], int] = {}
         self._crashes: dict[int, int] = {}
 
-    def start(self, slot: Slot, key: Key, n_rows: int, chunk_rows: int) -> Job:
-        """Return a job with its rows cut into chunks."""
+    def start(self, slot: Slot, key: Key, n_rows: int, chunk_rows: int, row_s: float = math.inf) -> Job:
+        """Return a job with its rows, each of which takes about `row_s` seconds, cut into chunks."""
         job = Job(slot, *key, n_rows)
         for first in range(0, n_rows, chunk_rows):
-            job.queued.append(Chunk(job, range(first, min(n_rows, first + chunk_rows))))
+            rows = range(first, min(n_rows, first + chunk_rows))
+            job.queued.append(Chunk(job, rows, expected_s=row_s * len(rows)))
         return job
 
     def done(self, chunk: Chunk, faults: list[Fault]) -> None:

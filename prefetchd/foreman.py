@@ -1,6 +1,6 @@
 """The foreman: keeps the readers busy with what the cursors need next, and sees each batch through.
 
-    scheduler.next_fill -> Job -> chunks in `queue` -> pool -> Done -> filler (policy) -> READY, or `failed`
+    scheduler.next_fills -> Job -> chunks in `queue` -> pool -> Done -> filler (policy) -> READY, or `failed`
 
 Owned by the daemon's loop. A batch that cannot be made is kept in `failed`, for every loop that asks for it, until a
 new loop begins (the file may have been mended by then); its slot goes back to the ring. It borrows ring and pool;
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections import deque
 from collections.abc import Sequence
 
@@ -18,13 +19,14 @@ from prefetchd import messages
 from prefetchd.datasets import Dataset
 from prefetchd.filling import BadSample, Chunk, Failure, Filler, Job
 from prefetchd.pool import Pool
-from prefetchd.scheduler import Cursor, next_fill
+from prefetchd.scheduler import Cursor, next_fills
 from prefetchd.slots import Key, Ring
 
 log = logging.getLogger("prefetchd")
 
 _CHUNK_S = 0.008
-_CHUNK_ROWS = 64  # so that a report of faults in every row fits in a message
+_CHEAP_BATCH_S = 0.001
+_CHEAP_AT_ONCE = 8
 _MAX_FAILED = 256
 
 
@@ -54,38 +56,59 @@ class Foreman:
 
     def give_work(self, cursors: list[Cursor]) -> None:
         """Give queued chunks to readers that can take one, and begin new batches while some still can."""
-        while True:
-            for chunk in list(self.queue):
-                if chunk.job.failure is not None:
-                    self.queue.remove(chunk)
+        while self._give_queued() and self._begin_batches(cursors):
+            pass
+        self._pool.flush()
+
+    def _give_queued(self) -> bool:
+        """Give queued chunks to readers; return whether some reader can take more than there are."""
+        waiting: list[Chunk] = []  # for a reader that has done nothing yet
+        while self.queue:
+            chunk = self.queue.popleft()
+            if chunk.job.failure is not None:
+                continue
+            reader = self._pool.take_idle(chunk)
+            if reader is None:
+                waiting.append(chunk)
+                if chunk.fresh:
                     continue
-                reader = self._pool.take_idle(chunk)
-                if reader is None:
-                    if chunk.fresh:
-                        continue
-                    return
-                self.queue.remove(chunk)
-                chunk.job.queued.remove(chunk)
-                chunk.job.out += 1
-                self._ring.add_writer(chunk.job.slot, reader.number)
-                self._pool.give(reader, chunk)
-            if self._pool.take_idle() is None:
-                return
-            plan = next_fill(self._ring, cursors, self.failed)
-            if plan is None:
-                return
+                break
+            chunk.job.queued.remove(chunk)
+            chunk.job.out += 1
+            self._ring.add_writer(chunk.job.slot, reader.number)
+            self._pool.give(reader, chunk)
+        self.queue.extendleft(reversed(waiting))
+        return self._pool.take_idle() is not None
+
+    def _begin_batches(self, cursors: list[Cursor]) -> bool:
+        """Queue the chunks of the batches that are needed next, as many as readers can take; whether there were any."""
+        plans = next_fills(self._ring, cursors, self.failed, limit=self._batches_at_once())
+        for plan in plans:
             self._ring.start_fill(plan.slot, plan.key)
             number, _, batch = plan.key
             n_rows = self._datasets[number].order.rows(batch)
-            job = self.fillers[number].start(plan.slot, plan.key, n_rows, self._chunk_rows(number, n_rows))
+            row_s = self._seconds_per_sample[number] or math.inf
+            job = self.fillers[number].start(plan.slot, plan.key, n_rows, self._chunk_rows(number, n_rows), row_s)
             self._jobs.append(job)
             self.queue.extend(job.queued)
+        return bool(plans)
+
+    def _batches_at_once(self) -> int:
+        """One, unless every batch is a single cheap chunk."""
+        cheap = all(
+            self._chunk_rows(dataset.number, dataset.config.batch_size) >= dataset.config.batch_size
+            for dataset in self._datasets
+        )
+        return self._pool.n_readers * _CHEAP_AT_ONCE if cheap else 1
 
     def _chunk_rows(self, dataset: int, n_rows: int) -> int:
-        """Some milliseconds of work, and at most an even share for each reader."""
-        share = min(_CHUNK_ROWS, -(-n_rows // (2 * self._pool.n_readers)))
-        seconds_per_sample = self._seconds_per_sample[dataset]
-        return max(1, min(share, round(_CHUNK_S / seconds_per_sample))) if seconds_per_sample else share
+        """Some milliseconds of work, and at most half of an even share for each reader; a cheap batch is not cut."""
+        row_s = self._seconds_per_sample[dataset]
+        most = min(n_rows, self._datasets[dataset].source.max_task_rows)
+        if row_s and row_s * n_rows < _CHEAP_BATCH_S:
+            return most
+        share = min(most, -(-n_rows // (2 * self._pool.n_readers)))
+        return max(1, min(share, round(_CHUNK_S / row_s))) if row_s else share
 
     def _sample_id_at(self, job: Job, row: int) -> int:
         order = self._datasets[job.dataset].order
@@ -111,8 +134,9 @@ class Foreman:
 
     def _after(self, job: Job) -> None:
         """Queue what a job needs done again; finish or abandon it when nothing is left."""
-        known = set(map(id, self.queue))
-        self.queue.extendleft(chunk for chunk in reversed(job.queued) if id(chunk) not in known)
+        if job.queued:
+            known = set(map(id, self.queue))
+            self.queue.extendleft(chunk for chunk in reversed(job.queued) if id(chunk) not in known)
         if not job.finished:
             return
         self._jobs.remove(job)

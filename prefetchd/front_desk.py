@@ -1,6 +1,6 @@
 """The front desk: admits consumers, hears what they say, grants them their batches, and notices when they are gone.
 
-    connect -> admitted -> Attach -> attached -> OpenCursor -> served (Granted ... Release) -> CloseCursor ... -> buried
+    connect -> admitted -> Attach -> attached -> OpenCursor -> served (Grants ... Release) -> CloseCursor ... -> buried
 
 Owned by the daemon's loop. A consumer is a party of its own: whatever it sends that makes no sense ends its connection
 and touches nobody else. It lives until its process ends (by pidfd: a forked child may keep its socket open), or its
@@ -9,6 +9,7 @@ socket ends with no lease out; its leases end with it.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import os
@@ -32,6 +33,8 @@ from prefetchd.units import format_count
 log = logging.getLogger("prefetchd")
 
 _MAX_CONSUMERS = 1024
+_MAX_GRANTS_AHEAD = 16
+_SLOTS_PER_GRANT = 8
 
 
 class FrontDesk:
@@ -64,6 +67,7 @@ class FrontDesk:
         self._loop = loop
         self._status = status
         self._stop = stop
+        self._buffer = bytearray(control.MAX_MESSAGE_BYTES)
         self._next_consumer = 1
         self._listener: socket.socket | None = None
         self._private = False
@@ -143,7 +147,7 @@ class FrontDesk:
         """Take in what a consumer has sent; whatever makes no sense ends its connection."""
         for _ in range(64):
             try:
-                data, fds = control.receive(consumer.sock, wait=False)
+                data, fds = control.receive(consumer.sock, wait=False, buffer=self._buffer)
             except BlockingIOError:
                 return
             except (control.ConnectionEnded, OSError):
@@ -302,35 +306,48 @@ class FrontDesk:
         consumer.untaken.clear()
 
     def _grant(self, consumer: Consumer) -> None:
-        """Grant the consumer's next batch if it is ready and can be spared; else say why it has to wait."""
+        """Grant the consumer its next batches as far as they are ready and can be spared; else say why it waits."""
         cursor = consumer.cursor
-        while cursor is not None and consumer.wants_more:
+        before = dataclasses.replace(cursor) if cursor is not None else None
+        granted: list[messages.Granted] = []
+        while cursor is not None and cursor.open and not cursor.at_end and len(consumer.untaken) < self._grants_ahead:
             key = next(cursor.upcoming(1), None)
             if key is None:
-                return
-            if key in self._foreman.failed:
-                if cursor.waiting:
-                    failure = self._foreman.failed[key]
-                    consumer.send(messages.Failed(cursor.serial, failure.error, failure.text))
-                    cursor.open = False
-                return
+                break
             slot = ready_for(self._ring, cursor)
-            if slot is None or not may_grant(self._ring, cursor, self.cursors, slot):
-                self._explain_stall(consumer, cursor, key, slot)
-                return
-            if not consumer.open_slot(slot):
-                return
+            if slot is None or not may_grant(self._ring, cursor, self.cursors, slot) or not consumer.open_slot(slot):
+                self._explain_wait(consumer, cursor, key, slot)
+                break
             lease = self._ring.grant(slot, consumer.number)
             batch, repeated = cursor.shard.batch(cursor.step, cursor.start)
-            granted = messages.Granted(cursor.serial, lease, slot.number, cursor.epoch, batch, slot.rows, repeated)
-            if not consumer.send(granted):
-                self._ring.release(lease, consumer.number)
-                return
-            consumer.batches += 1
+            granted.append(messages.Granted(lease, slot.number, cursor.epoch, batch, slot.rows, repeated))
+            consumer.untaken.append(lease)
             cursor.advance()
             if cursor.waiting:
                 cursor.waiting = consumer.stalled = False
-            consumer.untaken.append(lease)
+        if cursor is None or not granted:
+            return
+        if consumer.send(messages.Grants(cursor.serial, granted)):
+            consumer.batches += len(granted)
+            return
+        consumer.cursor = before  # it is gone, or does not read: its process ending, or its next message, will tell
+        for grant in granted:
+            consumer.untaken.remove(grant.lease)
+            self._ring.release(grant.lease, consumer.number)
+
+    @property
+    def _grants_ahead(self) -> int:
+        """One; more in a ring of many slots: its batches are cheap, and a message for each would cost as much."""
+        return max(1, min(_MAX_GRANTS_AHEAD, len(self._ring.slots) // _SLOTS_PER_GRANT))
+
+    def _explain_wait(self, consumer: Consumer, cursor: Cursor, key: Key, slot: Slot | None) -> None:
+        """Tell a waiting consumer that its batch cannot be made, or that no slot can be spared for it."""
+        failure = self._foreman.failed.get(key)
+        if failure is None or slot is not None:
+            self._explain_stall(consumer, cursor, key, slot)
+        elif cursor.waiting:
+            consumer.send(messages.Failed(cursor.serial, failure.error, failure.text))
+            cursor.open = False
 
     def _explain_stall(self, consumer: Consumer, cursor: Cursor, key: Key, ready: Slot | None) -> None:
         """Tell a waiting consumer if it waits for others' (or its own) leases, not for a reader."""

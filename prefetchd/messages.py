@@ -126,16 +126,22 @@ class SlotClosed(Message, frozen=True):
     slot: Count
 
 
-class Granted(Message, frozen=True):
+class Granted(msgspec.Struct, frozen=True, array_like=True):
     """A lease on a ready batch. `repeated` marks one that wrapped past the end of the epoch."""
 
-    serial: Count
     lease: Count
     slot: Count
     epoch: Count
     batch: Count
     rows: Count
     repeated: bool
+
+
+class Grants(Message, frozen=True):
+    """Leases on the cursor's next batches, in their order."""
+
+    serial: Count
+    granted: list[Granted]
 
 
 class Stalled(Message, frozen=True):
@@ -203,7 +209,7 @@ class UnmapSlot(Message, frozen=True):
     slot: Count
 
 
-class Fill(Message, frozen=True):
+class Fill(msgspec.Struct, frozen=True, array_like=True):
     """Fill rows `first_row` onwards of a batch, in the order's own sequence."""
 
     task: Count
@@ -213,6 +219,12 @@ class Fill(Message, frozen=True):
     batch: Count
     first_row: Count
     n_rows: Count
+
+
+class Fills(Message, frozen=True):
+    """Several fills in one message, to be done in this order: a message costs as much as filling some cheap rows."""
+
+    fills: list[Fill]
 
 
 class FillOne(Message, frozen=True):
@@ -267,12 +279,18 @@ class Fault(msgspec.Struct, frozen=True, array_like=True):
     needs_fresh_reader: bool
 
 
-class Done(Message, frozen=True):
+class Done(msgspec.Struct, frozen=True, array_like=True):
     """A task's end, with the rows that failed and the seconds that it took."""
 
     task: Count
     faults: list[Fault]
     took_s: float
+
+
+class AllDone(Message, frozen=True):
+    """The ends of tasks, in their order; those of cheap ones travel together."""
+
+    done: list[Done]
 
 
 class NeedMemory(Message, frozen=True):
@@ -312,9 +330,9 @@ class Exited(Message, frozen=True):
 
 
 ToDaemon = Attach | OpenCursor | CloseCursor | Want | Release | AskStatus | AskStop | Configure
-ToConsumer = Attached | SlotOpened | SlotClosed | Granted | Stalled | Failed | Fatal | StatusReport | Stopping
-ToReader = OpenDataset | Boot | MapSlot | UnmapSlot | Fill | FillOne | Compact | MemoryGranted | MemoryDenied
-FromReader = ReaderReady | Done | NeedMemory | BootFailed
+ToConsumer = Attached | SlotOpened | SlotClosed | Grants | Stalled | Failed | Fatal | StatusReport | Stopping
+ToReader = OpenDataset | Boot | MapSlot | UnmapSlot | Fills | FillOne | Compact | MemoryGranted | MemoryDenied
+FromReader = ReaderReady | AllDone | NeedMemory | BootFailed
 FromZygote = Spawned | Exited
 
 _encoder = msgspec.msgpack.Encoder()

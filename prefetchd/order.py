@@ -96,7 +96,10 @@ class Order:
     def sample_ids(self, epoch: int, batch: int, first_row: int, n_rows: int) -> NDArray[np.int64]:
         """Return the ids, shape (n_rows,), int64, of rows `first_row` onwards of a batch."""
         start = batch * self.batch_size + first_row
-        positions = np.arange(start, start + n_rows, dtype=np.int64)
+        return self.at(epoch, np.arange(start, start + n_rows, dtype=np.int64))
+
+    def at(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the ids, shape as `positions`, int64, of the samples at `positions` of an epoch (from 0 to n - 1)."""
         if not self.shuffle:
             return positions
         return Permutation(self.n_samples, self.seed, epoch)(positions)

@@ -1,6 +1,6 @@
 """The pool: starts readers through the zygote, gives them chunks, watches them, replaces them.
 
-    start -> BOOTING -> READY <-> at work (up to CHUNKS_IN_FLIGHT chunks) -> gone (crash, hang, recycled) -> start
+    start -> BOOTING -> READY <-> at work (some chunks in hand) -> gone (crash, hang, recycled) -> start
 
 Owned by the daemon's loop, which calls `on_readable` for the sockets that `watch` names and `tick` now and then. Every
 reader has a socket of its own; nothing is shared between readers, so a killed one blocks nobody. A reader that ends
@@ -26,7 +26,6 @@ from prefetchd.reader_handle import ReaderHandle
 from prefetchd.slots import Slot
 from prefetchd.zygote import ENVIRONMENT
 
-CHUNKS_IN_FLIGHT = 2
 MAX_BOOT_FAILURES = 3
 
 log = logging.getLogger("prefetchd")
@@ -78,6 +77,7 @@ class Pool:
         self._slots: dict[int, Slot] = {}
         self._boot_failures = 0
         self._stopping = False
+        self._buffer = bytearray(control.MAX_MESSAGE_BYTES)
         self._zygote_sock: socket.socket
         self.zygote: subprocess.Popen[bytes]
         self._start_zygote()
@@ -164,10 +164,7 @@ class Pool:
         able = [
             reader
             for reader in self.readers.values()
-            if reader.ready
-            and not reader.retiring
-            and len(reader.chunks) < CHUNKS_IN_FLIGHT
-            and (reader.fresh or not fresh_only)
+            if reader.ready and not reader.retiring and reader.has_room and (reader.fresh or not fresh_only)
         ]
         if able:
             return min(able, key=lambda reader: len(reader.chunks))
@@ -176,9 +173,14 @@ class Pool:
         return None
 
     def give(self, reader: ReaderHandle, chunk: Chunk) -> None:
-        """Send a chunk to a reader that `take_idle` returned."""
+        """Give a chunk to a reader that `take_idle` returned; it may go out with the next `flush` only."""
         reader.assign(self._next_task, chunk, self._clock())
         self._next_task += 1
+
+    def flush(self) -> None:
+        """Send what readers were given."""
+        for reader in self.readers.values():
+            reader.flush()
 
     @property
     def any_ready(self) -> bool:
@@ -206,7 +208,7 @@ class Pool:
     def _on_reader(self, reader: ReaderHandle) -> None:
         for _ in range(64):
             try:
-                data, fds = control.receive(reader.sock, wait=False)
+                data, fds = control.receive(reader.sock, wait=False, buffer=self._buffer)
             except BlockingIOError:
                 return
             except control.ConnectionEnded:
@@ -220,10 +222,9 @@ class Pool:
                 reader.kill("it sent no message of ours")
                 return
             match message:
-                case messages.Done() as done:
-                    chunk = reader.chunks.pop(done.task)
-                    reader.samples += len(chunk.rows)
-                    self._events.done(reader.number, chunk, done)
+                case messages.AllDone():
+                    for done in message.done:
+                        self._events.done(reader.number, reader.finished(done.task), done)
                 case messages.NeedMemory() as need:
                     # A second wish of the same decode replaces the first, so that two readers cannot wait in a ring.
                     reader.needs_bytes, reader.has_bytes = need.n_bytes, 0

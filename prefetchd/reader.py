@@ -16,6 +16,7 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +28,13 @@ from prefetchd.layout import BatchLayout, layout_from_wire
 from prefetchd.order import Order
 from prefetchd.segment import map_writable
 from prefetchd.sources import Source, attach_source
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+_ANSWER_S = 0.001
+_MAX_FAULTS = 64
 
 
 class OutOfBudget(MemoryError):
@@ -56,6 +64,7 @@ class Reader:
         self._sock = sock
         self._early: deque[tuple[bytes | memoryview, list[int]]] = deque()  # what arrived while waiting for memory
         self._slots: dict[int, tuple[mmap.mmap, np.ndarray[tuple[int], np.dtype[np.uint8]]]] = {}
+        self._views: dict[tuple[int, int], tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]] = {}
         self._datasets: dict[int, _Dataset] = {}
         self._allowance_bytes = 0
         self._has_reserved = False
@@ -66,19 +75,18 @@ class Reader:
             data, fds = self._early.popleft() if self._early else control.receive(self._sock)
             message = messages.decode_to_reader(data)
             match message:
-                case messages.Fill():
-                    rows = range(message.first_row, message.first_row + message.n_rows)
-                    order = self._datasets[message.dataset].order
-                    ids = order.sample_ids(message.epoch, message.batch, rows.start, len(rows)).tolist()
-                    self._fill(message, ids, rows)
+                case messages.Fills():
+                    self._fill_all(message.fills)
                 case messages.FillOne():
-                    self._fill(message, [message.sample_id], range(message.row, message.row + 1))
+                    ids = np.array([message.sample_id])
+                    self._answer([self._fill(message, ids, range(message.row, message.row + 1))])
                 case messages.MapSlot():
                     memory = map_writable(fds[0], message.slot_bytes)
                     control.close_all(fds)
                     self._slots[message.slot] = memory, np.frombuffer(memory, np.uint8)
                 case messages.UnmapSlot():
                     del self._slots[message.slot]
+                    self._views = {key: views for key, views in self._views.items() if key[1] != message.slot}
                 case messages.Compact():
                     self._compact(message)
                 case messages.OpenDataset():
@@ -87,30 +95,66 @@ class Reader:
                     self._allowance_bytes = message.allowance_bytes
                     self._send(messages.ReaderReady())
 
-    def _fill(self, task: messages.Fill | messages.FillOne, ids: list[int], rows: range) -> None:
+    def _fill_all(self, fills: list[messages.Fill]) -> None:
+        """Do the fills in turn; the answers to those that take next to no time go together."""
+        done: list[messages.Done] = []
+        answered_s = time.perf_counter()
+        for fill, ids in zip(fills, self._sample_ids(fills), strict=True):
+            done.append(self._fill(fill, ids, range(fill.first_row, fill.first_row + fill.n_rows)))
+            if time.perf_counter() - answered_s > _ANSWER_S:
+                self._answer(done)
+                done, answered_s = [], time.perf_counter()
+        if done:
+            self._answer(done)
+
+    def _sample_ids(self, fills: list[messages.Fill]) -> list[NDArray[np.int64]]:
+        """Return the sample ids of each fill; those of one epoch are worked out at once, which costs less."""
+        first = fills[0]
+        order = self._datasets[first.dataset].order
+        if any((fill.dataset, fill.epoch) != (first.dataset, first.epoch) for fill in fills):
+            return [self._sample_ids([fill])[0] for fill in fills]
+        starts = [fill.batch * order.batch_size + fill.first_row for fill in fills]
+        positions = [
+            np.arange(start, start + fill.n_rows, dtype=np.int64) for start, fill in zip(starts, fills, strict=True)
+        ]
+        ids = order.at(first.epoch, np.concatenate(positions))
+        return np.split(ids, np.cumsum([fill.n_rows for fill in fills])[:-1])
+
+    def _fill(self, task: messages.Fill | messages.FillOne, ids: NDArray[np.int64], rows: range) -> messages.Done:
         started_s = time.perf_counter()
-        dataset, root = self._datasets[task.dataset], self._slots[task.slot][1]
-        layout = dataset.layout
-        x, y = layout.xy(root, layout.batch_size)
-        layout.sample_ids(root, layout.batch_size)[rows.start : rows.stop] = ids
+        x, y, all_ids = self._views_of(task.dataset, task.slot)
+        all_ids[rows.start : rows.stop] = ids
         try:
-            faults = dataset.source.fill(task.epoch, ids, rows, x, y, self._reserve)
+            faults = self._datasets[task.dataset].source.fill(task.epoch, ids, rows, x, y, self._reserve)
         except MemoryError as error:
+            if len(rows) > _MAX_FAULTS:
+                raise
             reason = str(error) or "the reader ran out of memory"
             faults = [
                 messages.Fault(row, sample_id, "", reason, content=False, needs_fresh_reader=False)
-                for row, sample_id in zip(rows, ids, strict=True)
+                for row, sample_id in zip(rows, ids.tolist(), strict=True)
             ]
-        self._send(messages.Done(task.task, faults, time.perf_counter() - started_s))
+        return messages.Done(task.task, faults, time.perf_counter() - started_s)
+
+    def _views_of(self, dataset: int, slot: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
+        """Return x, y and the sample ids of a slot, as a data set lays them out, at full length."""
+        views = self._views.get((dataset, slot))
+        if views is None:
+            layout, root = self._datasets[dataset].layout, self._slots[slot][1]
+            x, y = layout.xy(root, layout.batch_size)
+            views = self._views[dataset, slot] = x, y, layout.sample_ids(root, layout.batch_size)
+        return views
 
     def _compact(self, message: messages.Compact) -> None:
         kept = [row for row in range(message.n_rows) if not message.skipped[row // 8] >> row % 8 & 1]
-        layout, root = self._datasets[message.dataset].layout, self._slots[message.slot][1]
-        for part in (*layout.xy(root, layout.batch_size), layout.sample_ids(root, layout.batch_size)):
+        for part in self._views_of(message.dataset, message.slot):
             for to, row in enumerate(kept):
                 if to != row:
                     part[to] = part[row]
-        self._send(messages.Done(message.task, [], 0.0))
+        self._answer([messages.Done(message.task, [], 0.0)])
+
+    def _answer(self, done: list[messages.Done]) -> None:
+        self._send(messages.AllDone(done))
 
     def _reserve(self, n_bytes: int) -> None:
         """Ask the daemon for working memory above the allowance and wait for it; 0 gives it back."""

@@ -20,6 +20,9 @@ from prefetchd.messages import Message
 
 log = logging.getLogger("prefetchd")
 
+CHUNKS_IN_HAND = 2
+MAX_CHUNKS_IN_HAND = 16
+_IN_HAND_S = 0.004
 _STOPPED_S = 1.0
 _STACK_S = 0.5
 _EXIT_S = 2.0
@@ -37,6 +40,8 @@ class ReaderHandle:
         fresh: whether it has been given no work yet.
         retiring: whether it was told to go, so that its end is no crash.
         chunks: what it was given and has not answered, in order, by task.
+        in_hand_s: how long that will take, in seconds, as far as is known.
+        outbox: fills that it was given and that are still to be sent, together.
         since: when it last made progress, by the monotonic clock, in seconds.
         asked_for_stack: when it was asked for its stack, being hung; 0 if it was not.
         needs_bytes: the working memory that it waits for.
@@ -52,6 +57,8 @@ class ReaderHandle:
     fresh: bool = True
     retiring: bool = False
     chunks: dict[int, Chunk] = field(default_factory=dict)
+    in_hand_s: float = 0.0
+    outbox: list[messages.Fill] = field(default_factory=list)
     since: float = 0.0
     asked_for_stack: float = 0.0
     needs_bytes: int = 0
@@ -60,6 +67,16 @@ class ReaderHandle:
 
     def send(self, message: Message, fds: list[int] | None = None) -> None:
         """Send a message; a reader that does not read its socket is killed, one that is gone is not told."""
+        self.flush()
+        self._send(message, fds)
+
+    def flush(self) -> None:
+        """Send the fills that it was given."""
+        if self.outbox:
+            fills, self.outbox = self.outbox, []
+            self._send(messages.Fills(fills))
+
+    def _send(self, message: Message, fds: list[int] | None = None) -> None:
         try:
             control.send(self.sock, messages.encode(message), fds or (), wait=False)
         except control.ConnectionEnded:
@@ -67,21 +84,34 @@ class ReaderHandle:
         except BlockingIOError:
             self.kill("it does not read its socket")
 
+    @property
+    def has_room(self) -> bool:
+        """Whether it can take another chunk: it has one to do next, and more of them where they are cheap."""
+        in_hand = len(self.chunks)
+        return in_hand < CHUNKS_IN_HAND or (in_hand < MAX_CHUNKS_IN_HAND and self.in_hand_s < _IN_HAND_S)
+
+    def finished(self, task: int) -> Chunk:
+        """It has answered `task`: return what that was."""
+        chunk = self.chunks.pop(task)
+        self.samples += len(chunk.rows)
+        self.in_hand_s = self.in_hand_s - chunk.expected_s if self.chunks else 0.0
+        return chunk
+
     def assign(self, task: int, chunk: Chunk, now_s: float) -> None:
-        """Give it a chunk under the task number `task`."""
+        """Give it a chunk under the task number `task`; a fill goes out with the next `flush`."""
         if not self.chunks:
             self.since = now_s
         self.chunks[task] = chunk
+        self.in_hand_s += chunk.expected_s
         self.fresh = False
         job, first = chunk.job, chunk.rows[0]
-        message: Message
         if chunk.compact:
-            message = messages.Compact(task, job.slot.number, job.dataset, job.n_rows, job.skipped_bits())
+            self.send(messages.Compact(task, job.slot.number, job.dataset, job.n_rows, job.skipped_bits()))
         elif chunk.sample_id is not None:
-            message = messages.FillOne(task, job.slot.number, job.dataset, job.epoch, first, chunk.sample_id)
+            self.send(messages.FillOne(task, job.slot.number, job.dataset, job.epoch, first, chunk.sample_id))
         else:
-            message = messages.Fill(task, job.slot.number, job.dataset, job.epoch, job.batch, first, len(chunk.rows))
-        self.send(message)
+            n_rows = len(chunk.rows)
+            self.outbox.append(messages.Fill(task, job.slot.number, job.dataset, job.epoch, job.batch, first, n_rows))
 
     def check_progress(self, now_s: float, hang_s: float) -> None:
         """Kill it if it is stopped, or made no progress for `hang_s` seconds; ask a hung one for its stack first."""

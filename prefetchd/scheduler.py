@@ -6,11 +6,13 @@ The ring is a cache of the sequence of batches whose future is known, so the rul
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
 from prefetchd.shard import Shard
 from prefetchd.slots import Content, Key, Ring, Slot
+
+Urgency = tuple[int, bool]  # batches until it is needed, and whether nobody stands still for it
 
 
 @dataclass(slots=True)
@@ -94,15 +96,17 @@ class FillPlan:
     key: Key
 
 
-def next_fill(ring: Ring, cursors: Sequence[Cursor], unmakeable: Iterable[Key] = ()) -> FillPlan | None:
-    """Return the fill to begin next, or `None` if everything that fits is there or on its way.
+def next_fills(
+    ring: Ring, cursors: Sequence[Cursor], unmakeable: Container[Key] = (), *, limit: int = 1
+) -> list[FillPlan]:
+    """Return the fills to begin next, `limit` at most, soonest needed first; none if all that fits is there or coming.
 
     Batches in `unmakeable` are known to fail and are passed over.
     """
     horizon = len(ring.slots)
     never = (horizon, True)
     any_open = any(cursor.open for cursor in cursors)
-    need: dict[Key, tuple[int, bool]] = {}
+    need: dict[Key, Urgency] = {}
     for cursor in cursors:
         # Of two batches that are needed next, the one whose loop stands still for it comes first.
         in_no_hurry = not cursor.waiting or ring.held_by(cursor.consumer) >= cursor.guaranteed_slots
@@ -110,23 +114,22 @@ def next_fill(ring: Ring, cursors: Sequence[Cursor], unmakeable: Iterable[Key] =
         resting = any_open and not cursor.open
         for distance, key in enumerate(cursor.upcoming(cursor.guaranteed_slots if resting else horizon)):
             need[key] = min(need.get(key, never), (distance, in_no_hurry))
-    skip = set(unmakeable)
-    wanted = min(
-        ((urgency, key) for key, urgency in need.items() if key not in skip and ring.find(key) is None), default=None
-    )
-    if wanted is None:
-        return None
-    urgency, key = wanted
-    victim, victim_urgency = None, urgency
-    for slot in ring.slots.values():
-        if not slot.reusable:
-            continue
-        if slot.key is None:
-            return FillPlan(slot, key)
-        slot_urgency = need.get(slot.key, never)
-        if slot_urgency > victim_urgency:
-            victim, victim_urgency = slot, slot_urgency
-    return FillPlan(victim, key) if victim is not None else None
+    wanted = sorted((urgency, key) for key, urgency in need.items() if ring.find(key) is None and key not in unmakeable)
+    if not wanted:
+        return []
+    # What is needed last is given up first; an empty slot costs nothing.
+    empty = [slot for slot in ring.slots.values() if slot.key is None and slot.reusable]
+    full = [(need.get(slot.key, never), slot) for slot in ring.slots.values() if slot.key is not None and slot.reusable]
+    full.sort(key=lambda victim: victim[0])
+    plans: list[FillPlan] = []
+    for urgency, key in wanted[:limit]:
+        if empty:
+            plans.append(FillPlan(empty.pop(0), key))
+        elif full and full[-1][0] > urgency:
+            plans.append(FillPlan(full.pop()[1], key))
+        else:
+            break
+    return plans
 
 
 def may_grant(ring: Ring, cursor: Cursor, cursors: Sequence[Cursor], slot: Slot) -> bool:

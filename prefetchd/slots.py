@@ -12,6 +12,7 @@ acknowledgement or its observed exit alone. Pure bookkeeping: no clock, no socke
 from __future__ import annotations
 
 import enum
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,8 @@ class Ring:
         self.slots: dict[int, Slot] = {}
         self._by_key: dict[Key, Slot] = {}
         self._lease_slots: dict[int, Slot] = {}
+        self._held: dict[int, Counter[int]] = {}  # by consumer: its leases on each slot
+        self.leased_slots = 0  # how many slots have a holder
         self._next_lease = 1
         self._next_number = 1
 
@@ -96,11 +99,6 @@ class Ring:
     def count(self, content: Content) -> int:
         """How many slots are in that state."""
         return sum(slot.content is content for slot in self.slots.values())
-
-    @property
-    def leased_slots(self) -> int:
-        """How many slots have a holder."""
-        return sum(bool(slot.leases) for slot in self.slots.values())
 
     # --- content
 
@@ -153,7 +151,9 @@ class Ring:
         assert slot.content is Content.READY
         lease = self._next_lease
         self._next_lease += 1
+        self.leased_slots += not slot.leases
         slot.leases[lease] = consumer
+        self._held.setdefault(consumer, Counter())[slot.number] += 1
         self._lease_slots[lease] = slot
         return lease
 
@@ -163,15 +163,23 @@ class Ring:
         if slot is None or slot.leases.get(lease) != consumer:
             return False
         del slot.leases[lease], self._lease_slots[lease]
+        self.leased_slots -= not slot.leases
+        held = self._held[consumer]
+        held[slot.number] -= 1
+        if not held[slot.number]:
+            del held[slot.number]
+            if not held:
+                del self._held[consumer]
         return True
 
     def release_all(self, consumer: int) -> int:
         """End every lease of a consumer that is gone; return how many there were."""
-        gone = [lease for slot in self.slots.values() for lease, holder in slot.leases.items() if holder == consumer]
+        slots = [self.slots[number] for number in self._held.get(consumer, ())]
+        gone = [lease for slot in slots for lease, holder in slot.leases.items() if holder == consumer]
         for lease in gone:
             self.release(lease, consumer)
         return len(gone)
 
     def held_by(self, consumer: int) -> int:
         """How many slots a consumer holds."""
-        return sum(consumer in slot.leases.values() for slot in self.slots.values())
+        return len(self._held.get(consumer, ()))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from prefetchd.messages import Fault
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
 ReserveMemory = Callable[[int], None]
@@ -44,6 +45,10 @@ class Source(Protocol):
     def shared_bytes(self) -> int:
         """Bytes of memory segments that the source itself holds for all its readers, such as an index."""
 
+    @property
+    def max_task_rows(self) -> int:
+        """Rows that a reader may fill in one task at most; a report of faults in each of them must fit in a message."""
+
     def check_unchanged(self) -> None:
         """Raise `ManifestError` if the data set is no longer what was opened."""
 
@@ -56,7 +61,7 @@ class Source(Protocol):
     def fill(
         self,
         epoch: int,
-        sample_ids: Sequence[int],
+        sample_ids: NDArray[np.int64],
         rows: Sequence[int],
         x: NDArray[Any],
         y: NDArray[Any],

@@ -13,11 +13,13 @@ from prefetchd.messages import Fault
 from prefetchd.sources.base import ReserveMemory
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from prefetchd.sources.image_files import ImageReader
 
 
+_MAX_TASK_ROWS = 64
 _SAID_CHARACTERS = 400  # of a path or a reason, in a report of faults
 
 
@@ -89,6 +91,11 @@ class ImageSource:
         """The manifest's index, and the listing of a directory: memfds."""
         return sum(os.fstat(fd).st_blocks * 512 for fd in self._manifest.handle()[1] if _is_memfd(fd))
 
+    @property
+    def max_task_rows(self) -> int:
+        """As many faults, each told in some hundred characters, fit in a message."""
+        return _MAX_TASK_ROWS
+
     def check_unchanged(self) -> None:
         """Raise `ManifestError` if the manifest's file is no longer what was opened."""
         self._manifest.check_unchanged()
@@ -100,7 +107,7 @@ class ImageSource:
     def fill(
         self,
         epoch: int,
-        sample_ids: Sequence[int],
+        sample_ids: NDArray[np.int64],
         rows: Sequence[int],
         x: NDArray[Any],
         y: NDArray[Any],

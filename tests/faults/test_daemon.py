@@ -91,7 +91,7 @@ def test_busy_consumers_hear_at_their_next_batch(
     daemon = serve(forty, *exact("--num-workers", 2))
     other = script(
         "import sys, prefetchd\n"
-        "batches = iter(prefetchd.batches())\n"
+        "batches = iter(prefetchd.batches(epochs=None))\n"
         "held = next(batches)\n"
         "total = int(held.x.sum())\n"
         "print('holding', flush=True); sys.stdin.readline()\n"
@@ -100,7 +100,7 @@ def test_busy_consumers_hear_at_their_next_batch(
         "except prefetchd.DaemonLost: print('lost', int(held.x.sum()) == total, flush=True)\n"
     )
     other.line()
-    with prefetchd.batches() as loader:
+    with prefetchd.batches(epochs=None) as loader:
         batches = iter(loader)
         held = [next(batches), next(batches)]
         family = daemon.descendants()

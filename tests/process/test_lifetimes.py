@@ -349,9 +349,10 @@ def test_forked_child_is_refused_and_its_end_releases_nothing(serve, photographs
     parent = start_script(tmp_path / "fork.py", FORK.format(arguments=""), *STRICT)
     assert parent.stdout is not None
     assert [parent.stdout.readline() for _ in range(3)] == ["refused\n", "refused\n", "child over\n"]
-    held = [consumer["held_slots"] for consumer in daemon.status()["consumers"] if consumer["pid"] == parent.pid]
+    status = daemon.status()
+    held = [consumer["held_slots"] for consumer in status["consumers"] if consumer["pid"] == parent.pid]
     assert held
-    assert 2 <= held[0] <= 3
+    assert 2 <= held[0] <= 2 + status["ring"]["slots"] // 8  # what was granted ahead is held too
     result = finish(parent)
     assert (result.returncode, result.stdout) == (0, "42\n"), result.stderr
 

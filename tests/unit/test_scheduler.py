@@ -7,7 +7,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefetchd.scheduler import Cursor, may_grant, next_fill, ready_for, slots_promised
+from prefetchd.scheduler import Cursor, FillPlan, may_grant, next_fills, ready_for, slots_promised
 from prefetchd.shard import Shard
 from prefetchd.slots import Content, Key, Ring
 from tests.unit.test_slots import ready, ring_of
@@ -15,6 +15,11 @@ from tests.unit.test_slots import ready, ring_of
 
 def cursor(step: int = 0, *, consumer: int = 1, epoch: int = 0, n_batches: int = 10, **more) -> Cursor:
     return Cursor(consumer, 1, 0, Shard(n_batches), epoch, 0, step, **more)
+
+
+def next_fill(ring: Ring, cursors: list[Cursor], unmakeable: tuple[Key, ...] = ()) -> FillPlan | None:
+    """Return the one fill to begin next."""
+    return next(iter(next_fills(ring, cursors, unmakeable)), None)
 
 
 def keys(*pairs: tuple[int, int]) -> list[Key]:
@@ -35,6 +40,30 @@ def test_ring_is_filled_from_the_cursor_onwards_and_then_it_rests():
     ring = ring_of(4)
     assert fill_all(ring, [cursor(3)]) == keys((0, 3), (0, 4), (0, 5), (0, 6))
     assert next_fill(ring, [cursor(3)]) is None
+
+
+@given(
+    positions=st.lists(st.integers(0, 20), min_size=1, max_size=4),
+    held=st.sets(st.integers(1, 8), max_size=5),
+    limit=st.integers(1, 9),
+)
+def test_several_fills_at_once_are_those_that_would_be_begun_one_by_one(positions, held, limit):
+    def one_ring() -> tuple[Ring, list[Cursor]]:
+        ring = ring_of(8)
+        for number in held:
+            ready(ring, number, (0, 0, number * 2))
+        ring.grant(ring.slots[1], 7) if 1 in held else None
+        return ring, [cursor(at, consumer=number, n_batches=30) for number, at in enumerate(positions)]
+
+    ring, cursors = one_ring()
+    at_once = [(plan.key, plan.slot.number) for plan in next_fills(ring, cursors, limit=limit)]
+    ring, cursors = one_ring()
+    one_by_one = []
+    while len(one_by_one) < limit and (plan := next_fill(ring, cursors)) is not None:
+        ring.start_fill(plan.slot, plan.key)
+        one_by_one.append((plan.key, plan.slot.number))
+    assert [key for key, _ in at_once] == [key for key, _ in one_by_one]
+    assert sorted(slot for _, slot in at_once) == sorted(slot for _, slot in one_by_one)
 
 
 def test_end_of_an_epoch_runs_on_into_the_next():
@@ -70,7 +99,7 @@ def test_held_and_written_slots_are_never_given_up():
 
 
 def test_batch_that_cannot_be_made_is_passed_over():
-    plan = next_fill(ring_of(3), [cursor(0)], unmakeable=[(0, 0, 0)])
+    plan = next_fill(ring_of(3), [cursor(0)], unmakeable=((0, 0, 0),))
     assert plan is not None
     assert plan.key == (0, 0, 1)
 
