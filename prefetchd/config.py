@@ -29,6 +29,8 @@ Layout = Literal["nhwc", "nchw"]
 Resize = Literal["stretch", "crop", "pad"]
 Interpolation = Literal["nearest", "linear", "cubic", "area", "lanczos"]
 OnError = Literal["raise", "skip", "substitute"]
+End = Literal["pre", "post"]
+Lengths = Literal["none", "x", "y"]
 
 
 def _option(default: Any, help: str, *, metavar: str | None = None, content: bool = True) -> Any:
@@ -87,10 +89,31 @@ class Config:
         None, "how many trailing fields of a text line are labels (found out)", metavar="N"
     )
     x_column: str | None = _option(
-        None, "name or number (from 0) of the path's column, for CSV and TSV", metavar="COLUMN"
+        None, "name or number (from 0) of the path's column, for CSV and TSV; in an .npz, x's name", metavar="COLUMN"
     )
     y_column: str | None = _option(
-        None, "names or numbers of the label columns, for CSV and TSV", metavar="COLUMN[,...]"
+        None, "names or numbers of the label columns, for CSV and TSV; in an .npz, y's name", metavar="COLUMN[,...]"
+    )
+    labels: str | None = _option(
+        None,
+        "arrays: .npy file of y, a row for each of x, or a directory of such shards",
+        metavar="Y.npy",
+        content=False,
+    )
+    offsets: str | None = _option(
+        None,
+        "ragged sequences: .npy file of n + 1 positions; sequence i is MANIFEST[offsets[i]:offsets[i + 1]]",
+        metavar="OFFSETS.npy",
+        content=False,
+    )
+    max_length: int | None = _option(
+        None, "sequences: length that they are padded or truncated to (the longest one's)", metavar="N"
+    )
+    padding: End = _option("pre", "sequences: the end at which a shorter one is padded (pre)")
+    truncating: End = _option("pre", "sequences: the end at which a longer one is cut (pre)")
+    pad_value: float = _option(0.0, "sequences: what is padded with (0)", metavar="X")
+    lengths: Lengths = _option(
+        "none", "sequences: put each one's length in x as its first column, or in y as its last (none)"
     )
 
     num_workers: int = _option(0, "reader processes; 0 takes the usable cores (0)", metavar="N", content=False)
@@ -130,7 +153,7 @@ class Config:
 
 OPTIONS = {field.name: field for field in dataclasses.fields(Config)}
 OPTION_TYPES: dict[str, Any] = typing.get_type_hints(Config)
-PATH_OPTIONS = ("source", "root")
+PATH_OPTIONS = ("source", "root", "labels", "offsets")
 
 
 def make_config(**options: Any) -> Config:
@@ -157,7 +180,7 @@ def make_config(**options: Any) -> Config:
 def read_config_file(path: str) -> dict[str, Any]:
     """Return the options in the TOML file at `path`, keys written `batch-size` or `batch_size`.
 
-    A relative path (`source`, `root`) starts from the file's own folder.
+    A relative path (`source`, `root`, `labels`, `offsets`) starts from the file's own folder.
 
     Raises:
         ConfigError: if the file cannot be read or is not TOML.
@@ -179,6 +202,8 @@ def read_config_file(path: str) -> dict[str, Any]:
 _CONVERTERS = {
     "source": values.path,
     "root": values.path,
+    "labels": values.path,
+    "offsets": values.path,
     "image_size": values.image_size,
     "scale": values.scale,
     "mean": values.channel_numbers("mean"),
@@ -201,6 +226,8 @@ def _check(config: Config) -> None:
         value = getattr(config, name)
         if not low <= value <= high:
             raise values.wrong(name, value, f"from {low:g} to {high:g}")
+    if config.max_length is not None and not 1 <= config.max_length <= 1 << 40:
+        raise values.wrong("max_length", config.max_length, "1 or more, in tokens")
     if config.label_columns is not None and config.label_columns < 0:
         raise values.wrong("label_columns", config.label_columns, "0 or more")
     for name in ("mean", "std"):

@@ -10,6 +10,7 @@ from prefetchd.config import Config
 from prefetchd.faults import FaultKind
 from prefetchd.manifest import Manifest, Sample
 from prefetchd.messages import Fault
+from prefetchd.sources import applicable
 from prefetchd.sources.base import ReserveMemory
 
 if TYPE_CHECKING:
@@ -31,10 +32,17 @@ class ImageSource:
         self._reader: ImageReader | None = None
 
     @classmethod
+    def recognises(cls, config: Config) -> bool:
+        """Whether it is a manifest: what nothing else recognises is, or is refused as one."""
+        return True
+
+    @classmethod
     def open(cls, config: Config) -> ImageSource:
         """Open the manifest and check every line."""
         from importlib.metadata import version
 
+        applicable.refuse_given(config, applicable.ARRAY_OPTIONS, "arrays")
+        applicable.refuse_given(config, applicable.SEQUENCE_OPTIONS, "ragged sequences")
         return cls(config, Manifest.open(config), f"opencv {version('opencv-python-headless')}")
 
     @classmethod
@@ -49,7 +57,7 @@ class ImageSource:
     def handle(self) -> tuple[dict[str, Any], list[int]]:
         """Plain values and descriptors from which a reader attaches."""
         manifest, fds = self._manifest.handle()
-        return {"manifest": manifest, "decoder": self._decoder}, fds
+        return {"kind": "images", "manifest": manifest, "decoder": self._decoder}, fds
 
     @property
     def n_samples(self) -> int:
