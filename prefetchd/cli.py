@@ -104,7 +104,8 @@ def _add_serve_options(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         default=argparse.SUPPRESS,
         metavar="MANIFEST",
-        help="a list file (`path label` a line, .csv, .tsv) or a directory with a folder per class",
+        help="a list file (`path label` a line, .csv, .tsv), a directory with a folder per class, or arrays: "
+        "a .npy or .npz file, or a directory of .npy shards",
     )
     parser.add_argument(
         "--config",

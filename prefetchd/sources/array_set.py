@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _DIGEST_BLOCKS = 1024  # over all shards
 _CHECKED_AT_ONCE = 256
 _SPARE_DESCRIPTORS = 64
-_TEMPORARY_BYTES = 1 << 20
+_COPY_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,19 +219,34 @@ class MappedSet:
         if not self._row.itemsize:
             return
         raw = out.reshape(-1).view(self._row)
-        if len(self._parts) == 1:
-            _gather(self._parts[0], ids, raw)
+        number_of = self._starts.searchsorted(ids, "right") - 1 if len(self._parts) > 1 else None
+        if number_of is None or (number_of == number_of[0]).all():
+            number = 0 if number_of is None else int(number_of[0])
+            _gather(self._parts[number], ids - self._starts[number], raw)
         else:
-            number_of = self._starts.searchsorted(ids, "right") - 1
-            for number in np.unique(number_of).tolist():
-                (places,) = (number_of == number).nonzero()
-                local = ids[places] - self._starts[number]
-                if len(places) == len(ids):
-                    _gather(self._parts[number], local, raw)
-                else:
-                    _scatter(self._parts[number], local, raw, places)
+            self._gather_from_several(number_of, ids, raw)
         if self._swap:
             out.byteswap(inplace=True)
+
+    def _gather_from_several(self, number_of: NDArray[np.int64], ids: NDArray[np.int64], out: NDArray[np.void]) -> None:
+        """Write rows from several files into `out`: file by file into a copy of it, or one by one if that is large."""
+        order = number_of.argsort(kind="stable")
+        numbers, local = number_of[order], (ids - self._starts[number_of])[order]
+        ends = [*(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(ids)]
+        copy = np.empty_like(out) if out.nbytes <= _COPY_BYTES else None
+        start = 0
+        for end in ends:
+            part = self._parts[int(numbers[start])]
+            if copy is not None:
+                _gather(part, local[start:end], copy[start:end])
+            else:
+                part.prepare(local[start:end])
+                for place, row in zip(order[start:end].tolist(), local[start:end].tolist(), strict=True):
+                    out[place] = part.rows[row]
+                part.verify()
+            start = end
+        if copy is not None:
+            out[order] = copy
 
     def read(self, row: int, out: NDArray[Any]) -> None:
         """Write one row into `out`, (*row shape), without touching a map; raises as `MappedRows.read` does."""
@@ -245,15 +260,4 @@ def _gather(part: MappedRows, ids: NDArray[np.int64], out: NDArray[np.void]) -> 
     part.prepare(ids)
     # "clip" writes into `out` directly, where "raise" would go through a copy of it; the ids are in range.
     np.take(part.rows, ids, out=out, mode="clip")
-    part.verify()
-
-
-def _scatter(part: MappedRows, ids: NDArray[np.int64], out: NDArray[np.void], places: NDArray[np.int64]) -> None:
-    """Write rows into `places` of `out`; through a copy where that is small, else one by one."""
-    part.prepare(ids)
-    if len(ids) * out.itemsize <= _TEMPORARY_BYTES:
-        out[places] = part.rows.take(ids, mode="clip")
-    else:
-        for place, row in zip(places.tolist(), ids.tolist(), strict=True):
-            out[place] = part.rows[row]
     part.verify()

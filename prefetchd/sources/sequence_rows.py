@@ -55,11 +55,12 @@ class SequenceRows:
             beside = columns < column[:, None] if self._pad_front else columns >= kept[:, None]
             np.copyto(out, self._pad_value, where=beside.reshape(*beside.shape, *[1] * (out.ndim - 2)))
         else:
-            for row, raw, start, n, to in zip(
-                out, self._raw(out), first.tolist(), kept.tolist(), column.tolist(), strict=True
-            ):
+            out[...] = self._pad_value
+            places = zip(out, self._raw(out), first.tolist(), kept.tolist(), column.tolist(), strict=True)
+            for row, raw, start, n, to in places:
                 raw[to : to + n] = self._tokens.rows[start : start + n]
-                self._finish_one(row, n, to)
+                if self._swap:
+                    row[to : to + n].byteswap(inplace=True)
         self._tokens.verify()
         return kept
 
@@ -75,8 +76,10 @@ class SequenceRows:
             self._offsets.read(sample_id + place, bounds[place])
         first, kept, column = self._places(bounds[0].astype(np.int64), bounds[1].astype(np.int64))
         n, to = int(kept[0]), int(column[0])
+        out[...] = self._pad_value
         self._tokens.read(int(first[0]), out[to : to + n])
-        self._finish_one(out, n, to)
+        if self._swap:
+            out[to : to + n].byteswap(inplace=True)
         return n
 
     def _places(self, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
@@ -91,10 +94,3 @@ class SequenceRows:
         if out.ndim == 2:
             return out.view(self._token)
         return out.reshape(-1).view(self._token).reshape(out.shape[:2])
-
-    def _finish_one(self, out: NDArray[Any], n: int, to: int) -> None:
-        """Put the `n` tokens from `to` on in the machine's byte order, and the padding beside them."""
-        if self._swap:
-            out[to : to + n].byteswap(inplace=True)
-        out[:to] = self._pad_value
-        out[to + n :] = self._pad_value
