@@ -16,7 +16,13 @@ from prefetchd.config import Config
 from prefetchd.errors import ConfigError, ManifestError
 from prefetchd.faults import fault_of
 from prefetchd.messages import Fault
-from prefetchd.sources import applicable
+from prefetchd.sources.applicable import (
+    COLUMN_OPTIONS,
+    IMAGE_OPTIONS,
+    LIST_OPTIONS,
+    SEQUENCE_OPTIONS,
+    refuse_given,
+)
 from prefetchd.sources.array_set import (
     ArraySet,
     MappedSet,
@@ -58,16 +64,16 @@ class ArraySource:
     @classmethod
     def open(cls, config: Config) -> ArraySource:
         """Check headers, shapes and sizes of what the configuration names."""
-        applicable.refuse_given(config, applicable.IMAGE_OPTIONS, "images")
-        applicable.refuse_given(config, applicable.LIST_OPTIONS, "lists of images")
-        applicable.refuse_given(config, applicable.SEQUENCE_OPTIONS, "ragged sequences (with offsets)")
+        refuse_given(config, IMAGE_OPTIONS, "images")
+        refuse_given(config, LIST_OPTIONS, "lists of images")
+        refuse_given(config, SEQUENCE_OPTIONS, "ragged sequences (with offsets)")
         y: ArraySet | None = None
         if is_npz(config.source):
             x, y = open_npz(config.source, config.x_column, config.y_column)
             if config.labels is not None and config.y_column is not None:
                 raise ConfigError(f"cannot take y from labels={config.labels!r} and from y-column: give one of them")
         else:
-            applicable.refuse_given(config, applicable.COLUMN_OPTIONS, "tables and .npz files")
+            refuse_given(config, COLUMN_OPTIONS, "tables and .npz files")
             x = open_array_set(config.source)
         if config.labels is not None:
             y = open_array_set(config.labels)

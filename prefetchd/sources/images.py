@@ -10,7 +10,11 @@ from prefetchd.config import Config
 from prefetchd.faults import FaultKind
 from prefetchd.manifest import Manifest, Sample
 from prefetchd.messages import Fault
-from prefetchd.sources import applicable
+from prefetchd.sources.applicable import (
+    ARRAY_OPTIONS,
+    SEQUENCE_OPTIONS,
+    refuse_given,
+)
 from prefetchd.sources.base import ReserveMemory
 
 if TYPE_CHECKING:
@@ -41,8 +45,8 @@ class ImageSource:
         """Open the manifest and check every line."""
         from importlib.metadata import version
 
-        applicable.refuse_given(config, applicable.ARRAY_OPTIONS, "arrays")
-        applicable.refuse_given(config, applicable.SEQUENCE_OPTIONS, "ragged sequences")
+        refuse_given(config, ARRAY_OPTIONS, "arrays")
+        refuse_given(config, SEQUENCE_OPTIONS, "ragged sequences")
         return cls(config, Manifest.open(config), f"opencv {version('opencv-python-headless')}")
 
     @classmethod

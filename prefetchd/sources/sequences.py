@@ -16,7 +16,12 @@ import numpy as np
 from prefetchd.config import Config
 from prefetchd.errors import ConfigError, ManifestError
 from prefetchd.messages import Fault
-from prefetchd.sources import applicable
+from prefetchd.sources.applicable import (
+    COLUMN_OPTIONS,
+    IMAGE_OPTIONS,
+    LIST_OPTIONS,
+    refuse_given,
+)
 from prefetchd.sources.array_set import (
     ArraySet,
     MappedSet,
@@ -69,9 +74,9 @@ class SequenceSource:
     def open(cls, config: Config) -> SequenceSource:
         """Check headers, sizes and all offsets of what the configuration names."""
         assert config.offsets is not None
-        applicable.refuse_given(config, applicable.IMAGE_OPTIONS, "images")
-        applicable.refuse_given(config, applicable.LIST_OPTIONS, "lists of images")
-        applicable.refuse_given(config, applicable.COLUMN_OPTIONS, "tables and .npz files")
+        refuse_given(config, IMAGE_OPTIONS, "images")
+        refuse_given(config, LIST_OPTIONS, "lists of images")
+        refuse_given(config, COLUMN_OPTIONS, "tables and .npz files")
         tokens, offsets = _single(config.source, "tokens"), _single(config.offsets, "offsets")
         longest = check_offsets(offsets.files[0], tokens.files[0])
         max_length = config.max_length or max(1, longest)
