@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import os
 import struct
-import zipfile
+from typing import TYPE_CHECKING
 
 from prefetchd.errors import ManifestError
 from prefetchd.manifest_lines import identity
 from prefetchd.sources.npy_file import ArrayFile, opened, printable, read_at, read_header
 
+if TYPE_CHECKING:
+    import zipfile
+
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # the signature; the lengths of the name and of the extra field
 _SIGNATURE = b"PK\x03\x04"
+_STORED = 0
 _ENCRYPTED = 1
 
 
@@ -30,6 +34,8 @@ def open_npz_members(path: str, x_name: str | None, y_name: str | None) -> tuple
     Raises:
         ManifestError: if it cannot be read, a member is missing or compressed, or it cannot be told which is meant.
     """
+    import zipfile  # here, since few data sets need it and every reader would carry it
+
     name = printable(path)
     path = os.path.abspath(os.path.expanduser(path))
     with opened(path, name) as fd:
@@ -78,7 +84,7 @@ def _member(
             "name the arrays with --x-column and --y-column"
         )
     info, title = members[wanted], f"{name}[{printable(wanted)}]"
-    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & _ENCRYPTED:
+    if info.compress_type != _STORED or info.flag_bits & _ENCRYPTED:
         raise ManifestError(
             f"cannot serve {title}: it is compressed, so that no row can be read by itself; convert it: "
             "np.savez(new_path, **np.load(path))"
