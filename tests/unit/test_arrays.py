@@ -12,10 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prefetchd.config import make_config
+from prefetchd.config import OPTIONS, make_config
 from prefetchd.errors import ConfigError, ManifestError
 from prefetchd.layout import DTYPES, BatchLayout
 from prefetchd.sources import Source, attach_source, mapped_rows, open_source
+from prefetchd.sources.applicable import (
+    ARRAY_OPTIONS,
+    COLUMN_OPTIONS,
+    IMAGE_OPTIONS,
+    LIST_OPTIONS,
+    SEQUENCE_OPTIONS,
+)
 
 RNG = np.random.default_rng(7)
 
@@ -417,3 +424,8 @@ def test_rows_that_come_slowly_are_asked_for_beforehand(tmp_path, monkeypatch):
         reader.fill(0, [98, 3], range(2), x, y, lambda _: None)
     assert asked == [(128 + 98 * 20, 20), (128 + 3 * 20, 20)]
     assert same(x, array[[98, 3]])
+
+
+def test_every_option_that_a_source_refuses_exists():
+    for names in (IMAGE_OPTIONS, LIST_OPTIONS, COLUMN_OPTIONS, ARRAY_OPTIONS, SEQUENCE_OPTIONS):
+        assert set(names) <= set(OPTIONS)
