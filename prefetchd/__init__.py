@@ -8,6 +8,7 @@ Importing this module loads neither numpy nor OpenCV; the first `batches` does w
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from prefetchd.errors import (
@@ -22,7 +23,9 @@ from prefetchd.errors import (
 )
 
 if TYPE_CHECKING:
-    from prefetchd.loader import Batch, Loader, batches
+    from prefetchd.api import batches
+    from prefetchd.batch import Batch
+    from prefetchd.loader import Loader
 
 __version__ = "0.1.0"
 
@@ -42,8 +45,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Batch", "Loader", "batches"):
-        from prefetchd import loader
-
-        return getattr(loader, name)
+    home = {"Batch": "batch", "Loader": "loader", "batches": "api"}.get(name)
+    if home is not None:
+        return getattr(importlib.import_module(f"prefetchd.{home}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

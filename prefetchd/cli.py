@@ -6,27 +6,32 @@ import argparse
 import json
 import logging
 import os
+import re
 import select
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from prefetchd import __version__
 from prefetchd import config as configuration
+from prefetchd.config import Config
+from prefetchd.dataset_options import make_configs, split_sources
 from prefetchd.errors import DaemonNotFound, PrefetchdError
 
 log = logging.getLogger("prefetchd")
 
 _STOP_S = 10.0
+_DATASET_OPTION = re.compile(r"--(?:no-)?([\w-]+)\.[a-z]")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status: 0, 1 for a failure, 2 for words that make no sense."""
     _open_standard_descriptors()
-    parser = _parser()
-    arguments = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    parser = _parser(sorted({match[1] for match in map(_DATASET_OPTION.match, words) if match}))
+    arguments = parser.parse_args(words)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="prefetchd: %(message)s")
     try:
         status: int = arguments.run(arguments)
@@ -65,7 +70,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(datasets: Iterable[str]) -> argparse.ArgumentParser:
     parser = _Parser(prog="prefetchd", description="A shared-memory prefetching loader daemon for training data.")
     parser.add_argument("--version", action="version", version=f"prefetchd {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -73,9 +78,10 @@ def _parser() -> argparse.ArgumentParser:
         "serve",
         help="decode a data set ahead of the trainers that attach",
         description="Serve the samples of a manifest to every trainer of this user that calls prefetchd.batches().",
-        epilog="Sizes are written 512MiB, 1.5GB or 25% (of the machine's memory).",
+        epilog="Sizes are written 512MiB, 1.5GB or 25% (of the machine's memory). With several data sets an option "
+        "holds for all of them; --NAME.OPTION is for one: --val.batch-size 256 --no-val.shuffle.",
     )
-    _add_serve_options(serve)
+    _add_serve_options(serve, datasets)
     serve.set_defaults(run=_serve)
     status = commands.add_parser("status", help="show what a daemon does", description="Show what a daemon does.")
     _add_name(status)
@@ -98,14 +104,14 @@ def _add_name(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
 
 
-def _add_serve_options(parser: argparse.ArgumentParser) -> None:
+def _add_serve_options(parser: argparse.ArgumentParser, datasets: Iterable[str]) -> None:
     parser.add_argument(
-        "source",
-        nargs="?",
-        default=argparse.SUPPRESS,
-        metavar="MANIFEST",
-        help="a list file (`path label` a line, .csv, .tsv), a directory with a folder per class, or arrays: "
-        "a .npy or .npz file, or a directory of .npy shards",
+        "sources",
+        nargs="*",
+        metavar="[NAME=]MANIFEST",
+        help="a list file (`path label` a line, .csv, .tsv), a directory with a folder per class, or arrays: a .npy or "
+        ".npz file, or a directory of .npy shards; several, each with a name, share the readers, the ring and the "
+        "budget: train=train.txt val=val.txt",
     )
     parser.add_argument(
         "--config",
@@ -116,37 +122,47 @@ def _add_serve_options(parser: argparse.ArgumentParser) -> None:
     for name in configuration.OPTIONS:
         if name != "source":
             _add_option(parser, name)
+    for dataset in datasets:
+        for name in configuration.OPTIONS:
+            if name not in (*configuration.DAEMON_OPTIONS, "source"):
+                _add_option(parser, name, dataset)
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
 
 
-def _add_option(parser: argparse.ArgumentParser, name: str) -> None:
-    """Add the configuration's option `name`, as its field describes it; values stay text, for `make_config`."""
+def _add_option(parser: argparse.ArgumentParser, name: str, dataset: str = "") -> None:
+    """Add the configuration's option `name`, as its field describes it; values stay text, for `make_config`.
+
+    For one data set of several it is `--DATASET.OPTION`, which `--help` explains and does not list.
+    """
     field, kind = configuration.OPTIONS[name], configuration.OPTION_TYPES[name]
     more: dict[str, Any] = {"metavar": field.metadata["metavar"]}
     if kind is bool:
         more = {"action": argparse.BooleanOptionalAction}
     elif get_origin(kind) is Literal:
         more = {"choices": get_args(kind)}
-    flag = "--" + name.replace("_", "-")
-    parser.add_argument(flag, dest=name, default=argparse.SUPPRESS, help=field.metadata["help"], **more)
+    prefix = f"{dataset}." if dataset else ""
+    parser.add_argument(
+        f"--{prefix}{name.replace('_', '-')}",
+        dest=prefix + name,
+        default=argparse.SUPPRESS,
+        help=argparse.SUPPRESS if dataset else field.metadata["help"],
+        **more,
+    )
 
 
 # --- the commands
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    options = {key: value for key, value in vars(arguments).items() if key in configuration.OPTIONS}
-    if "config" in arguments:
-        options = {**configuration.read_config_file(arguments.config), **options}
-    options.setdefault("name", os.environ.get("PREFETCHD_NAME") or "default")
-    config = configuration.make_config(**options)
+    configs = _serve_configs(arguments)
+    name = next(iter(configs.values())).name
     log.setLevel(logging.INFO)
 
     from prefetchd.liveness import RunLock, lock_owner
     from prefetchd.loop import EventLoop
     from prefetchd.names import daemon_paths
 
-    paths = daemon_paths(config.name, create=True)
+    paths = daemon_paths(name, create=True)
     loop = EventLoop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # before the lock: it is never left behind
         loop.on_signal(number, loop.stop)
@@ -154,15 +170,16 @@ def _serve(arguments: argparse.Namespace) -> int:
     if lock is None:
         owner = lock_owner(paths.lock)
         raise DaemonNotFound(
-            f"cannot serve as {config.name!r}: a daemon of that name is running (pid {owner}); "
-            f"stop it with: prefetchd stop {config.name}, or choose another --name"
+            f"cannot serve as {name!r}: a daemon of that name is running (pid {owner}); "
+            f"stop it with: prefetchd stop {name}, or choose another --name"
         )
     try:
         from prefetchd.daemon import Daemon
 
-        attach = "attach with prefetchd.batches(" + (f"daemon={config.name!r})" if config.name != "default" else ")")
+        named = [f"daemon={name!r}"] if name != "default" else []
+        attach = f"attach with prefetchd.batches({', '.join(named + ['dataset=...'] * (len(configs) > 1))})"
         files = (os.fspath(paths.socket), os.fspath(paths.lock))
-        daemon = Daemon(config, loop, files_to_remove=files, attach_hint=attach)
+        daemon = Daemon(configs, loop, files_to_remove=files, attach_hint=attach)
         paths.socket.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         listener.bind(os.fspath(paths.socket))
@@ -174,6 +191,21 @@ def _serve(arguments: argparse.Namespace) -> int:
     finally:
         lock.release()
     return 0
+
+
+def _serve_configs(arguments: argparse.Namespace) -> dict[str, Config]:
+    """Return what to serve, by the names of the data sets: the command line's options over the file's."""
+    common: dict[str, Any] = {}
+    by_dataset: dict[str, dict[str, Any]] = {
+        name: {"source": source} for name, source in split_sources(arguments.sources).items()
+    }
+    for key, value in vars(arguments).items():
+        dataset, _, option = key.rpartition(".")
+        if option in configuration.OPTIONS:
+            (by_dataset.setdefault(dataset, {}) if dataset else common)[option] = value
+    file_common, file_tables = configuration.read_config_file(arguments.config) if "config" in arguments else ({}, {})
+    file_common.setdefault("name", os.environ.get("PREFETCHD_NAME") or "default")
+    return make_configs(common, by_dataset, file_common=file_common, file_by_dataset=file_tables)
 
 
 def _private(arguments: argparse.Namespace) -> int:
@@ -188,12 +220,12 @@ def _private(arguments: argparse.Namespace) -> int:
         control.close_all(fds)
         configure = messages.decode_to_daemon(data)
         assert isinstance(configure, messages.Configure)
-        config = configuration.make_config(**configure.options)
+        configs = {name: configuration.make_config(**options) for name, options in configure.datasets.items()}
         from prefetchd.daemon import Daemon
 
         loop = EventLoop()
         loop.on_signal(signal.SIGTERM, loop.stop)
-        daemon = Daemon(config, loop)
+        daemon = Daemon(configs, loop)
         daemon.serve_parent(sock, arguments.parent_pidfd)
     except control.ConnectionEnded:
         return 1

@@ -17,7 +17,6 @@ import os
 import select
 import socket
 import time
-import warnings
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -29,9 +28,12 @@ from prefetchd.class_names import read_classes
 from prefetchd.errors import DaemonLost, PrefetchdError, RingExhausted, error_from_name
 from prefetchd.layout import BatchLayout, layout_from_wire
 from prefetchd.liveness import process_state
+from prefetchd.user_warnings import warn_user
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from prefetchd.shard import Shard
 
 log = logging.getLogger("prefetchd")
 
@@ -82,10 +84,13 @@ class Connection:
         self.info: messages.Attached
         self.layout: BatchLayout
 
-    def attach(self, options: dict[str, Any], guaranteed_slots: int, timeout_s: float | None) -> None:
+    def attach(
+        self, dataset: str | None, options: dict[str, Any], guaranteed_slots: int, timeout_s: float | None
+    ) -> None:
         """Introduce this consumer.
 
         Args:
+            dataset: which of the daemon's data sets; `None` where it serves just one.
             options: what the caller expects of the daemon's configuration, by option name.
             guaranteed_slots: how many slots the loop must be able to hold whatever others do.
             timeout_s: how long to wait for the answer; `None` for as long as the daemon lives.
@@ -94,7 +99,7 @@ class Connection:
             PrefetchdError: what the daemon refuses it with.
             DaemonLost: if the daemon ends, or does not answer in time.
         """
-        hello = messages.Attach(messages.PROTOCOL, _version(), options, guaranteed_slots)
+        hello = messages.Attach(messages.PROTOCOL, _version(), dataset, options, guaranteed_slots)
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         try:
             control.send(self._sock, messages.encode(hello))
@@ -118,10 +123,11 @@ class Connection:
 
     # --- the cursor
 
-    def open_cursor(self, serial: int, epoch: int, stop_epoch: int | None) -> None:
-        """Begin at the start of `epoch`, to go on until `stop_epoch`; an earlier cursor of this connection ends."""
+    def open_cursor(self, serial: int, shard: Shard, epoch: int, batch: int, stop_epoch: int | None) -> None:
+        """Begin at `batch` of `epoch`, to go on until `stop_epoch`; an earlier cursor of this connection ends."""
         self._check_process()
-        self._say(messages.OpenCursor(serial, self._taken, epoch, 0, stop_epoch, rank=0, world_size=1))
+        opened = messages.OpenCursor(serial, self._taken, epoch, batch, stop_epoch, shard.rank, shard.world_size)
+        self._say(opened)
 
     def close_cursor(self, serial: int) -> None:
         """End the cursor; what was granted ahead goes back."""
@@ -178,7 +184,7 @@ class Connection:
                 held_up_s = time.monotonic() - stalled_s
                 if held_up_s >= warn_after_s and not warned:
                     warned = True
-                    _warn_user(
+                    warn_user(
                         f"waiting for a slot: {stalled.holders}; drop batches that you are done with, or pass "
                         f"on_hold='copy' (RingExhausted in {self._hold_timeout_s - held_up_s:.0f} s)"
                     )
@@ -220,7 +226,7 @@ class Connection:
             raise PrefetchdError(f"cannot read the batch: the daemon granted slot {grant.slot}, which it never opened")
         if grant.rows > self.layout.batch_size:
             raise PrefetchdError(f"cannot read the batch: {grant.rows} rows were granted of {self.layout.batch_size}")
-        root = np.frombuffer(memory, np.uint8)
+        root = np.frombuffer(memory, np.uint8, self.layout.slot_bytes)
         self._live.add(grant.lease)
         ref = _LeaseRef(root, _root_died)
         ref.connection, ref.lease = self, grant.lease
@@ -279,12 +285,12 @@ class Connection:
                 case messages.Attached() if fds:
                     self.classes = read_classes(fds[0])
                 case messages.SlotOpened():
-                    if message.slot_bytes != self.layout.slot_bytes or len(fds) != 1:
-                        raise PrefetchdError(f"cannot map slot {message.slot}: it is not as large as was agreed")
+                    if message.slot_bytes < self.layout.slot_bytes or len(fds) != 1:
+                        raise PrefetchdError(f"cannot map slot {message.slot}: it is smaller than was agreed")
                     if self._writable:
                         self._fds[message.slot] = fds.pop()
                     else:
-                        self._maps[message.slot] = segment.map_read_only(fds[0], message.slot_bytes)
+                        self._maps[message.slot] = segment.map_read_only(fds[0], self.layout.slot_bytes)
                 case messages.SlotClosed():
                     self._maps.pop(message.slot, None)
                     if message.slot in self._fds:
@@ -331,14 +337,3 @@ def _version() -> str:
     from prefetchd import __version__
 
     return __version__
-
-
-def _warn_user(text: str) -> None:
-    """Warn at the line of the user's loop: the first frame outside this package."""
-    import sys
-
-    level = 1
-    frame = sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("prefetchd."):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(text, RuntimeWarning, stacklevel=level)

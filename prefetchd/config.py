@@ -8,6 +8,7 @@ sees. Pure, but for `read_config_file`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -16,12 +17,14 @@ import math
 import os
 import tomllib
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from prefetchd import option_values as values
 from prefetchd.errors import ConfigError
+from prefetchd.units import parse_bytes
 
 Color = Literal["rgb", "bgr", "gray"]
 Dtype = Literal["uint8", "float32", "float16"]
@@ -139,21 +142,26 @@ class Config:
         text = json.dumps({**self.content(), **also}, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
-    def to_wire(self) -> dict[str, Any]:
-        """Every option as plain JSON values; `make_config(**wire)` is the inverse.
+    def check_agrees(self, options: Mapping[str, Any]) -> None:
+        """Raise `ConfigError` where one of `options`, as a consumer sent them, contradicts this configuration."""
+        for name, wanted in check_options(options).items():
+            mine = getattr(self, name)
+            if _comparable(name, mine) != _comparable(name, wanted):
+                raise ConfigError(
+                    f"cannot attach with {name}={wanted!r}: the daemon {self.name!r} serves {name}={mine!r}, "
+                    "and its configuration decides; leave the option out, or start a daemon with it"
+                )
 
-        A path that is not UTF-8 goes as NUL and hexadecimal digits: no path has a NUL of its own.
-        """
-        wire = dataclasses.asdict(self)
-        for name in PATH_OPTIONS:
-            if wire[name] is not None and not values.is_unicode(wire[name]):
-                wire[name] = "\0" + os.fsencode(wire[name]).hex()
-        return wire
+    def to_wire(self) -> dict[str, Any]:
+        """Every option as plain JSON values; `make_config(**wire)` is the inverse."""
+        return wire_options(dataclasses.asdict(self))
 
 
 OPTIONS = {field.name: field for field in dataclasses.fields(Config)}
 OPTION_TYPES: dict[str, Any] = typing.get_type_hints(Config)
 PATH_OPTIONS = ("source", "root", "labels", "offsets")
+# Where one daemon serves several data sets, these are the daemon's own, and the same for all of them.
+DAEMON_OPTIONS = ("num_workers", "memory_budget", "reader_timeout", "name")
 
 
 def make_config(**options: Any) -> Config:
@@ -161,6 +169,20 @@ def make_config(**options: Any) -> Config:
 
     Raises:
         ConfigError: for an unknown name, a value of the wrong kind or out of range, or a contradiction.
+    """
+    checked = check_options(options)
+    if "source" not in checked:
+        raise ConfigError("cannot serve: no manifest was given; name a list file or a directory of class folders")
+    config = Config(**checked)
+    _check(config)
+    return config
+
+
+def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `options`, each as its one checked value, without looking at how they go together.
+
+    Raises:
+        ConfigError: for an unknown name or a value of the wrong kind.
     """
     checked: dict[str, Any] = {}
     for name, value in options.items():
@@ -170,17 +192,26 @@ def make_config(**options: Any) -> Config:
             raise ConfigError(f"cannot use the option {name!r}: there is no such option{meant}")
         convert = _CONVERTERS.get(name)
         checked[name] = convert(value) if convert else values.coerce(name, value, OPTION_TYPES[name])
-    if "source" not in checked:
-        raise ConfigError("cannot serve: no manifest was given; name a list file or a directory of class folders")
-    config = Config(**checked)
-    _check(config)
-    return config
+    return checked
 
 
-def read_config_file(path: str) -> dict[str, Any]:
-    """Return the options in the TOML file at `path`, keys written `batch-size` or `batch_size`.
+def wire_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return checked options as plain JSON values; `check_options` is the inverse.
 
-    A relative path (`source`, `root`, `labels`, `offsets`) starts from the file's own folder.
+    A path that is not UTF-8 goes as NUL and hexadecimal digits: no path has a NUL of its own.
+    """
+    wire = dict(options)
+    for name in PATH_OPTIONS:
+        if wire.get(name) is not None and not values.is_unicode(wire[name]):
+            wire[name] = "\0" + os.fsencode(wire[name]).hex()
+    return wire
+
+
+def read_config_file(path: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return the options in the TOML file at `path`, and those of each data set that has a table there, by its name.
+
+    Keys are written `batch-size` or `batch_size`. A relative path (`source`, `root`, `labels`, `offsets`) starts from
+    the file's own folder.
 
     Raises:
         ConfigError: if the file cannot be read or is not TOML.
@@ -192,11 +223,28 @@ def read_config_file(path: str) -> dict[str, Any]:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}; check --config") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}; mend the TOML") from None
+    tables = {key: _from_toml(path, value) for key, value in table.items() if isinstance(value, dict)}
+    return _from_toml(path, {key: value for key, value in table.items() if key not in tables}), tables
+
+
+def _from_toml(path: str, table: dict[str, Any]) -> dict[str, Any]:
     options = {key.replace("-", "_"): value for key, value in table.items()}
     for key in PATH_OPTIONS:
         if isinstance(options.get(key), str):
             options[key] = str(Path(path).parent / Path(options[key]).expanduser())
     return options
+
+
+def _comparable(name: str, value: Any) -> Any:
+    """Return an option's value so that equal ones compare equal, however they were written."""
+    if name == "memory_budget":
+        with contextlib.suppress(ConfigError):
+            return parse_bytes(value)
+    if name in ("root", "labels", "offsets") and value is not None:
+        return os.path.abspath(os.path.expanduser(value))
+    if name in ("mean", "std") and value is not None:
+        return value[0] if len(set(value)) == 1 else value
+    return value
 
 
 _CONVERTERS = {

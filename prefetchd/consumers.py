@@ -11,6 +11,7 @@ import socket
 from dataclasses import dataclass, field
 
 from prefetchd import control, messages
+from prefetchd.datasets import Dataset
 from prefetchd.scheduler import Cursor
 from prefetchd.slots import Slot
 
@@ -25,6 +26,7 @@ class Consumer:
         pid: its process.
         pidfd: owned.
         guaranteed_slots: how many slots each of its cursors may hold whatever the others do.
+        dataset: what it asked for.
         attached: whether it has said what it wants and was let in.
         cursor: where its loop is.
         untaken: leases granted ahead that its loop has not taken yet, oldest first.
@@ -37,6 +39,7 @@ class Consumer:
     pid: int
     pidfd: int
     guaranteed_slots: int = 2
+    dataset: Dataset | None = None
     attached: bool = False
     cursor: Cursor | None = None
     untaken: list[int] = field(default_factory=list)

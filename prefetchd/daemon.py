@@ -17,20 +17,19 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from prefetchd import budget, messages, report
 from prefetchd.config import Config
-from prefetchd.errors import ConfigError, PrefetchdError
+from prefetchd.datasets import open_datasets
+from prefetchd.errors import PrefetchdError
 from prefetchd.foreman import Foreman
 from prefetchd.front_desk import FrontDesk
 from prefetchd.guard import Guard
-from prefetchd.layout import BatchLayout
 from prefetchd.loop import EventLoop
-from prefetchd.order import Order
 from prefetchd.pool import Pool, PoolEvents
 from prefetchd.slots import Ring
-from prefetchd.sources import Source, open_source
 
 log = logging.getLogger("prefetchd")
 
@@ -42,7 +41,7 @@ class Daemon:
     """One daemon; `run` returns when it was asked to stop.
 
     Args:
-        config: what to serve.
+        configs: what to serve, by the data sets' names; the options of `DAEMON_OPTIONS` are the first's.
         loop: the loop to run in, borrowed.
         files_to_remove: socket and lock, for the zygote to remove should this process be killed.
         attach_hint: how consumers attach, for the ready line.
@@ -53,12 +52,13 @@ class Daemon:
 
     def __init__(
         self,
-        config: Config,
+        configs: Mapping[str, Config],
         loop: EventLoop,
         *,
         files_to_remove: tuple[str, ...] = (),
         attach_hint: str = "private",
     ) -> None:
+        config = next(iter(configs.values()))
         self._config = config
         self._loop = loop
         self._attach_hint = attach_hint
@@ -85,36 +85,27 @@ class Daemon:
             files_to_remove=files_to_remove,
         )
         try:
-            self._build(config, limit)
+            self._build(configs, limit)
         except BaseException:
             self._pool.stop()
             raise
 
-    def _build(self, config: Config, limit: budget.Limit) -> None:
-        self._source: Source = open_source(config)
-        layout = BatchLayout(config.batch_size, *self._source.x, *self._source.y)
-        self._order = Order(self._source.n_samples, config.batch_size, config.drop_last, config.shuffle, config.seed)
-        if not self._order.batches_per_epoch:
-            raise ConfigError(
-                f"cannot serve: {self._source.n_samples} samples make no batch of {config.batch_size} with "
-                "--drop-last; lower --batch-size or leave --drop-last out"
-            )
-        plan = budget.make_plan(config, layout.slot_bytes, limit, self._source.shared_bytes)
+    def _build(self, configs: Mapping[str, Config], limit: budget.Limit) -> None:
+        self._datasets = open_datasets(configs)
+        slot_bytes = max(dataset.layout.slot_bytes for dataset in self._datasets)
+        source_bytes = sum(dataset.source.shared_bytes for dataset in self._datasets)
+        plan = budget.make_plan(self._config, slot_bytes, limit, source_bytes)
         self._pool.resize(plan.n_readers)
         self._ring = Ring()
-        self._foreman = Foreman(config, self._source, self._order, self._ring, self._pool)
+        self._foreman = Foreman(self._datasets, self._ring, self._pool)
         self._guard = Guard(
             budget.Budget(plan),
             self._ring,
             self._pool,
-            fail=self._foreman.filler.fail,
             on_removed=lambda slot: self._desk.slot_removed(slot),
         )
         self._desk = FrontDesk(
-            config,
-            self._source,
-            layout,
-            self._order,
+            self._datasets,
             self._ring,
             self._foreman,
             self._guard,
@@ -124,8 +115,8 @@ class Daemon:
         )
         for _ in range(_FIRST_SLOTS):
             self._guard.add_slot()
-        handle, fds = self._source.handle()
-        self._pool.boot(messages.Boot(config.to_wire(), handle, layout.to_wire(), budget.ALLOWANCE_BYTES), fds)
+        briefing: list[tuple[messages.Message, list[int]]] = [dataset.for_readers() for dataset in self._datasets]
+        self._pool.boot([*briefing, (messages.Boot(budget.ALLOWANCE_BYTES), [])])
 
     def listen(self, listener: socket.socket) -> None:
         """Serve whoever connects to `listener`, which the daemon then owns."""
@@ -176,7 +167,8 @@ class Daemon:
     def _tick(self) -> None:
         """While there is work: verify the footprint, look for hung readers, look after the manifest."""
         self._ticking = False
-        self._source.check_unchanged()
+        for dataset in self._datasets:
+            dataset.source.check_unchanged()
         self._pool.tick()
         self._guard.serve_wishes()
         self._guard.verify()
@@ -184,9 +176,8 @@ class Daemon:
     def status(self) -> dict[str, Any]:
         """Return everything that `prefetchd status --json` prints; see `report.status`."""
         return report.status(
-            self._config,
-            self._source,
-            self._order,
+            self._config.name,
+            self._datasets,
             self._ring,
             self._pool,
             self._guard,

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from prefetchd.config import OnError
 from prefetchd.messages import Fault
-from prefetchd.slots import Slot
+from prefetchd.slots import Key, Slot
 
 ENVIRONMENT_TRIES = 4
 CRASH_TRIES = 2
@@ -61,6 +61,7 @@ class Job:
     """The making of one batch in one slot."""
 
     slot: Slot
+    dataset: int
     epoch: int
     batch: int
     n_rows: int
@@ -70,6 +71,11 @@ class Job:
     substitutes: dict[int, int] = field(default_factory=dict)
     failure: Failure | None = None
     compacted: bool = False
+
+    def fail(self, text: str, error: str = "SampleError") -> None:
+        """Give the batch up; its consumers get `error`."""
+        self.failure = Failure(error, text)
+        self.queued.clear()
 
     def skipped_bits(self) -> bytes:
         """A bit a row, set where the row is skipped; the first row is the lowest bit of the first byte."""
@@ -116,9 +122,9 @@ class Filler:
         self._environment: dict[tuple[int, int, int], int] = {}
         self._crashes: dict[int, int] = {}
 
-    def start(self, slot: Slot, epoch: int, batch: int, n_rows: int, chunk_rows: int) -> Job:
+    def start(self, slot: Slot, key: Key, n_rows: int, chunk_rows: int) -> Job:
         """Return a job with its rows cut into chunks."""
-        job = Job(slot, epoch, batch, n_rows)
+        job = Job(slot, *key, n_rows)
         for first in range(0, n_rows, chunk_rows):
             job.queued.append(Chunk(job, range(first, min(n_rows, first + chunk_rows))))
         return job
@@ -163,8 +169,7 @@ class Filler:
             self._environment[key] = self._environment.get(key, 0) + 1
             if self._environment[key] >= ENVIRONMENT_TRIES:
                 del self._environment[key]
-                self.fail(
-                    job,
+                job.fail(
                     f"cannot read sample {fault.sample_id} ({fault.where}): {fault.reason}, {ENVIRONMENT_TRIES} times; "
                     "see to the machine, then start the epoch again",
                 )
@@ -190,8 +195,7 @@ class Filler:
             self._bad(job, chunk.rows[0], BadSample(sample_id, self._where(sample_id), reason))
         elif crashes >= ENVIRONMENT_TRIES:
             del self._crashes[sample_id]
-            self.fail(
-                job,
+            job.fail(
                 f"cannot read sample {sample_id} ({self._where(sample_id)}): its reader was ended {crashes} times "
                 f"({describe_exit(exit_code)}); see what kills it (the kernel's log, memory), then start again",
             )
@@ -208,8 +212,7 @@ class Filler:
                 self.first_bad.append(sample)
             self._on_bad(sample)
         if self._policy == "raise":
-            self.fail(
-                job,
+            job.fail(
                 f"cannot use sample {sample.sample_id} ({sample.where}): {sample.reason}; "
                 "mend or remove it, or pass over bad samples with --on-error skip (or substitute)",
             )
@@ -228,18 +231,12 @@ class Filler:
             candidate = (candidate + 1) % self._n_samples
             tried = job.substitutes[row] = tried + 1
         if tried >= min(self._n_samples, _MAX_SUBSTITUTES):
-            self.fail(
-                job,
+            job.fail(
                 f"cannot substitute sample {sample.sample_id}: the {tried} samples from there on are all bad; "
                 "check the manifest's paths and --root",
             )
         else:
             job.queued.append(Chunk(job, [row], candidate))
-
-    def fail(self, job: Job, text: str, error: str = "SampleError") -> None:
-        """Give the batch up; its consumers get `error`."""
-        job.failure = Failure(error, text)
-        job.queued.clear()
 
     def _close(self, job: Job) -> None:
         """When the last row is in and some were skipped, queue the task that closes the gaps."""

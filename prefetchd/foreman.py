@@ -9,17 +9,17 @@ nothing of it outlives the daemon.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import deque
+from collections.abc import Sequence
 
 from prefetchd import messages
-from prefetchd.config import Config
+from prefetchd.datasets import Dataset
 from prefetchd.filling import BadSample, Chunk, Failure, Filler, Job
-from prefetchd.order import Order
 from prefetchd.pool import Pool
 from prefetchd.scheduler import Cursor, next_fill
 from prefetchd.slots import Key, Ring
-from prefetchd.sources import Source
 
 log = logging.getLogger("prefetchd")
 
@@ -31,16 +31,25 @@ _MAX_FAILED = 256
 class Foreman:
     """Work in hand: jobs, their chunks, and the batches that failed."""
 
-    def __init__(self, config: Config, source: Source, order: Order, ring: Ring, pool: Pool) -> None:
-        self._order = order
+    def __init__(self, datasets: Sequence[Dataset], ring: Ring, pool: Pool) -> None:
+        self._datasets = datasets
         self._ring = ring
         self._pool = pool
-        self.filler = Filler(config.on_error, source.n_samples, self._sample_id_at, source.where, self._report_bad)
+        self.fillers = [
+            Filler(
+                dataset.config.on_error,
+                dataset.source.n_samples,
+                self._sample_id_at,
+                dataset.source.where,
+                functools.partial(_report_bad, dataset),
+            )
+            for dataset in datasets
+        ]
         self.queue: deque[Chunk] = deque()
         self.failed: dict[Key, Failure] = {}
         self.batches_made = 0
         self._jobs: list[Job] = []
-        self._seconds_per_sample = 0.0
+        self._seconds_per_sample = [0.0 for _ in datasets]
         self._logged: Failure | None = None
 
     def give_work(self, cursors: list[Cursor]) -> None:
@@ -66,33 +75,34 @@ class Foreman:
             if plan is None:
                 return
             self._ring.start_fill(plan.slot, plan.key)
-            epoch, batch = plan.key
-            job = self.filler.start(plan.slot, epoch, batch, self._order.rows(batch), self._chunk_rows(batch))
+            number, _, batch = plan.key
+            n_rows = self._datasets[number].order.rows(batch)
+            job = self.fillers[number].start(plan.slot, plan.key, n_rows, self._chunk_rows(number, n_rows))
             self._jobs.append(job)
             self.queue.extend(job.queued)
 
-    def _chunk_rows(self, batch: int) -> int:
+    def _chunk_rows(self, dataset: int, n_rows: int) -> int:
         """Some milliseconds of work, and at most an even share for each reader."""
-        rows = self._order.rows(batch)
-        share = min(_CHUNK_ROWS, -(-rows // (2 * self._pool.n_readers)))
-        if not self._seconds_per_sample:
-            return share
-        return max(1, min(share, round(_CHUNK_S / self._seconds_per_sample)))
+        share = min(_CHUNK_ROWS, -(-n_rows // (2 * self._pool.n_readers)))
+        seconds_per_sample = self._seconds_per_sample[dataset]
+        return max(1, min(share, round(_CHUNK_S / seconds_per_sample))) if seconds_per_sample else share
 
     def _sample_id_at(self, job: Job, row: int) -> int:
-        return int(self._order.sample_ids(job.epoch, job.batch, row, 1)[0])
+        order = self._datasets[job.dataset].order
+        return int(order.sample_ids(job.epoch, job.batch, row, 1)[0])
 
     def done(self, reader: int, chunk: Chunk, done: messages.Done) -> None:
         """A reader has finished `chunk`."""
         self._ring.drop_writer(chunk.job.slot, reader)
-        cost = done.took_s / len(chunk.rows)
-        self._seconds_per_sample += (cost - self._seconds_per_sample) * (0.2 if self._seconds_per_sample else 1)
-        self.filler.done(chunk, done.faults)
+        number = chunk.job.dataset
+        cost, so_far = done.took_s / len(chunk.rows), self._seconds_per_sample[number]
+        self._seconds_per_sample[number] += (cost - so_far) * (0.2 if so_far else 1)
+        self.fillers[number].done(chunk, done.faults)
         self._after(chunk.job)
 
     def lost(self, reader: int, chunk: Chunk, suspect: bool, exit_code: int) -> None:
         """The reader that had `chunk` is gone; `suspect` if it was at work on it."""
-        self.filler.lost(chunk, suspect=suspect, exit_code=exit_code)
+        self.fillers[chunk.job.dataset].lost(chunk, suspect=suspect, exit_code=exit_code)
         self._after(chunk.job)
 
     def gone(self, reader: int) -> None:
@@ -117,7 +127,10 @@ class Foreman:
         self._ring.abandon(job.slot)
         if self._logged != job.failure:  # epochs made ahead meet the same sample again
             self._logged = job.failure
-            log.error("epoch %d batch %d: %s", job.epoch, job.batch, job.failure.text)
+            name = self._datasets[job.dataset].name
+            log.error("%sepoch %d batch %d: %s", name and f"{name}: ", job.epoch, job.batch, job.failure.text)
 
-    def _report_bad(self, sample: BadSample) -> None:
-        log.warning("bad sample %d: %s: %s", sample.sample_id, sample.where, sample.reason)
+
+def _report_bad(dataset: Dataset, sample: BadSample) -> None:
+    name = dataset.name and f" of {dataset.name}"
+    log.warning("bad sample %d%s: %s: %s", sample.sample_id, name, sample.where, sample.reason)

@@ -13,21 +13,20 @@ import functools
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from prefetchd import __version__, control, messages
 from prefetchd.class_names import write_classes
-from prefetchd.config import Config
 from prefetchd.consumers import Consumer
+from prefetchd.datasets import Dataset
+from prefetchd.errors import ConfigError, PrefetchdError
 from prefetchd.foreman import Foreman
 from prefetchd.guard import Guard
-from prefetchd.layout import BatchLayout
 from prefetchd.loop import EventLoop
-from prefetchd.order import Order, Shard
 from prefetchd.scheduler import Cursor, may_grant, ready_for, slots_promised
+from prefetchd.shard import Shard
 from prefetchd.slots import Key, Ring, Slot
-from prefetchd.sources import Source
 from prefetchd.units import format_count
 
 log = logging.getLogger("prefetchd")
@@ -39,7 +38,7 @@ class FrontDesk:
     """All consumers of one daemon.
 
     Args:
-        config, source, layout, order: what is served; told to whoever attaches.
+        datasets: what is served; told to whoever attaches.
         ring, foreman, guard: borrowed; leases come from the ring, failures from the foreman.
         loop: where its sockets and pidfds are watched.
         status: makes the answer to `prefetchd status`.
@@ -48,10 +47,7 @@ class FrontDesk:
 
     def __init__(
         self,
-        config: Config,
-        source: Source,
-        layout: BatchLayout,
-        order: Order,
+        datasets: Sequence[Dataset],
         ring: Ring,
         foreman: Foreman,
         guard: Guard,
@@ -61,10 +57,7 @@ class FrontDesk:
         stop: Callable[[], None],
     ) -> None:
         self.consumers: dict[int, Consumer] = {}
-        self._config = config
-        self._source = source
-        self._layout = layout
-        self._order = order
+        self._datasets = datasets
         self._ring = ring
         self._foreman = foreman
         self._guard = guard
@@ -89,7 +82,10 @@ class FrontDesk:
     def cursors(self) -> list[Cursor]:
         """Where all loops are; the start of the first epoch if there is none, so that its batches stand ready."""
         cursors = [consumer.cursor for consumer in self.consumers.values() if consumer.cursor is not None]
-        return cursors or [Cursor(0, 0, Shard(self._order.batches_per_epoch), epoch=0, step=0, open=False)]
+        return cursors or [
+            Cursor(0, 0, dataset.number, Shard(dataset.order.batches_per_epoch), open=False)
+            for dataset in self._datasets
+        ]
 
     def serve_all(self) -> None:
         """Grant every consumer what is ready for it."""
@@ -188,7 +184,7 @@ class FrontDesk:
                     cursor = consumer.cursor
                     cursor.open = cursor.waiting = False
                     if cursor.step:  # the next loop begins a new epoch
-                        cursor.epoch, cursor.step = cursor.epoch + 1, 0
+                        cursor.begin_epoch(cursor.epoch + 1)
             case messages.Attach():
                 self._attach(consumer, message)
             case messages.AskStatus():
@@ -211,16 +207,13 @@ class FrontDesk:
                 f"{attach.version} (protocol {attach.protocol}); restart the daemon with the consumer's version",
             )
             return
-        wire = self._config.to_wire()
-        for name, value in attach.options.items():
-            mine = wire.get(name)
-            if (list(mine) if isinstance(mine, tuple) else mine) != value:
-                refuse(
-                    "ConfigError",
-                    f"cannot attach with {name}={value!r}: the daemon {self._config.name!r} serves {name}={mine!r}, "
-                    "and its configuration decides; leave the option out, or start a daemon with it",
-                )
-                return
+        try:
+            dataset = self._choose(attach.dataset)
+            dataset.config.check_agrees(attach.options)
+        except PrefetchdError as error:
+            refuse(type(error).__name__, str(error))
+            return
+        consumer.dataset = dataset
         consumer.guaranteed_slots = attach.guaranteed_slots
         n_slots = self._guard.budget.plan.n_slots
         attached = [other for other in self.consumers.values() if other.attached and other.sock.fileno() >= 0]
@@ -233,43 +226,71 @@ class FrontDesk:
             )
             return
         consumer.attached = True
-        fds = [] if self._source.classes is None else [write_classes(self._source.classes)]
+        classes = dataset.source.classes
+        fds = [] if classes is None else [write_classes(classes)]
         consumer.send(
             messages.Attached(
                 version=__version__,
                 pid=os.getpid(),
-                name=self._config.name,
-                layout=self._layout.to_wire(),
-                n_samples=self._source.n_samples,
-                batches_per_epoch=self._order.batches_per_epoch,
-                drop_last=self._config.drop_last,
-                config=wire,
-                config_digest=self._source.content_digest,
-                manifest_digest=self._source.digest,
+                name=dataset.config.name,
+                dataset=dataset.name,
+                layout=dataset.layout.to_wire(),
+                n_samples=dataset.source.n_samples,
+                batches_per_epoch=dataset.order.batches_per_epoch,
+                drop_last=dataset.config.drop_last,
+                config=dataset.config.to_wire(),
+                config_digest=dataset.config.digest(**dataset.source.versions),
+                manifest_digest=dataset.source.digest,
+                versions=dataset.source.versions,
             ),
             fds,
         )
         control.close_all(fds)
 
+    def _choose(self, name: str | None) -> Dataset:
+        """Return the data set that a consumer asks for.
+
+        Raises:
+            ConfigError: if there is none of that name, or several to choose from.
+        """
+        known = ", ".join(repr(dataset.name) for dataset in self._datasets if dataset.name)
+        for dataset in self._datasets:
+            if dataset.name == name or (name is None and len(self._datasets) == 1):
+                return dataset
+        daemon = self._datasets[0].config.name
+        if name is None:
+            raise ConfigError(f"cannot attach: the daemon {daemon!r} serves {known}; say which with dataset=...")
+        serves = known or "one data set that has no name; leave dataset out"
+        raise ConfigError(f"cannot attach to the data set {name!r}: the daemon {daemon!r} serves {serves}")
+
     def _cursor_of(self, consumer: Consumer) -> Cursor:
-        """Where a consumer is, or will start if it has not said."""
-        whole = Shard(self._order.batches_per_epoch)
-        return consumer.cursor or Cursor(consumer.number, 0, whole, 0, 0, consumer.guaranteed_slots)
+        """Where an attached consumer is, or will start if it has not said."""
+        assert consumer.dataset is not None
+        if consumer.cursor is not None:
+            return consumer.cursor
+        dataset = consumer.dataset
+        whole = Shard(dataset.order.batches_per_epoch)
+        return Cursor(consumer.number, 0, dataset.number, whole, guaranteed_slots=consumer.guaranteed_slots)
 
     def _open_cursor(self, consumer: Consumer, message: messages.OpenCursor) -> None:
-        if not consumer.attached or message.rank >= message.world_size:
+        dataset = consumer.dataset
+        if not consumer.attached or dataset is None or message.rank >= message.world_size:
             self._hang_up(consumer)
             return
         self._drop_untaken(consumer, message.taken)
         self._foreman.failed.clear()  # a new loop tries again: the file may have been mended
-        shard = Shard(self._order.batches_per_epoch, message.rank, message.world_size, self._config.drop_last)
+        shard = Shard(dataset.order.batches_per_epoch, message.rank, message.world_size, dataset.config.drop_last)
+        if message.batch and not shard.steps(message.batch):
+            self._hang_up(consumer)
+            return
         consumer.stalled = False
         consumer.cursor = Cursor(
             consumer.number,
             message.serial,
+            dataset.number,
             shard,
             message.epoch,
-            message.step,
+            message.batch,
             guaranteed_slots=consumer.guaranteed_slots,
             stop_epoch=message.stop_epoch,
         )
@@ -284,7 +305,9 @@ class FrontDesk:
         """Grant the consumer's next batch if it is ready and can be spared; else say why it has to wait."""
         cursor = consumer.cursor
         while cursor is not None and consumer.wants_more:
-            key = next(cursor.upcoming(1))
+            key = next(cursor.upcoming(1), None)
+            if key is None:
+                return
             if key in self._foreman.failed:
                 if cursor.waiting:
                     failure = self._foreman.failed[key]
@@ -298,8 +321,8 @@ class FrontDesk:
             if not consumer.open_slot(slot):
                 return
             lease = self._ring.grant(slot, consumer.number)
-            repeated = cursor.shard.batch(cursor.step)[1]
-            granted = messages.Granted(cursor.serial, lease, slot.number, cursor.epoch, key[1], slot.rows, repeated)
+            batch, repeated = cursor.shard.batch(cursor.step, cursor.start)
+            granted = messages.Granted(cursor.serial, lease, slot.number, cursor.epoch, batch, slot.rows, repeated)
             if not consumer.send(granted):
                 self._ring.release(lease, consumer.number)
                 return

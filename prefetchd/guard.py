@@ -12,7 +12,6 @@ from collections.abc import Callable
 from multiprocessing import resource_tracker
 
 from prefetchd.budget import ALLOWANCE_BYTES, MIN_SLOTS, READER_BYTES, Budget, Footprint, Limit, cgroup_limits, measure
-from prefetchd.filling import Job
 from prefetchd.pool import Pool
 from prefetchd.reader_handle import ReaderHandle
 from prefetchd.segment import Segment
@@ -31,7 +30,6 @@ class Guard:
         budget: what may be taken and what has been.
         ring: the ring, which it grows and shrinks.
         pool: the readers, whose wishes it grants.
-        fail: called with (job, text, error name) for a decode that no part of the budget can hold.
         on_removed: called with each slot that is given up.
     """
 
@@ -41,14 +39,12 @@ class Guard:
         ring: Ring,
         pool: Pool,
         *,
-        fail: Callable[[Job, str, str], None],
         on_removed: Callable[[Slot], None],
     ) -> None:
         self.budget = budget
         self.max_footprint_bytes = 0
         self._ring = ring
         self._pool = pool
-        self._fail = fail
         self._on_removed = on_removed
         self._warned = False
         self._lately_wished_bytes = 0
@@ -107,7 +103,7 @@ class Guard:
             f"can give one decode {format_bytes(self.budget.largest_decode_bytes)}; "
             f"give --memory-budget {self.budget.budget_for(need)}MiB, or lower --max-image-pixels"
         )
-        self._fail(chunk.job, text, "BudgetError")
+        chunk.job.fail(text, "BudgetError")
         self._pool.deny_memory(reader, text)
 
     def measure(self) -> Footprint:

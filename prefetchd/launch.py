@@ -45,7 +45,7 @@ def start_private(config: Config) -> tuple[socket.socket, subprocess.Popen[bytes
     finally:
         theirs.close()
         os.close(pidfd)
-    control.send(ours, messages.encode(messages.Configure(config.to_wire())))
+    control.send(ours, messages.encode(messages.Configure({"": config.to_wire()})))
     return ours, process
 
 

@@ -1,90 +1,30 @@
-"""`prefetchd.batches`: the loader that users iterate over. Ties a connection, its epochs and its life together."""
+"""The loader that users iterate over: a position in the sequence of batches, and a session with a daemon to read it by.
+
+Made by `prefetchd.batches` (`api`). When the daemon dies the loop gets `DaemonLost`, or goes on with the next batch of
+another daemon if it was told to (`reconnect`). When the loader is dropped, a private daemon ends with it.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import subprocess
+import dataclasses
+import logging
+import operator
 import weakref
-from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Generator, Mapping
+from typing import TYPE_CHECKING, Any
 
-from prefetchd import launch
-from prefetchd.config import (
-    PATH_OPTIONS,
-    Color,
-    Dtype,
-    End,
-    Interpolation,
-    Layout,
-    Lengths,
-    OnError,
-    Resize,
-    make_config,
-)
-from prefetchd.errors import ConfigError
+from prefetchd.batch import Batch
+from prefetchd.errors import ConfigError, DaemonLost
+from prefetchd.resume import Position, check_same, make_state, read_state
+from prefetchd.session import Target
+from prefetchd.shard import Shard
+from prefetchd.user_warnings import warn_user
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from prefetchd.messages import Attached, Granted
 
-    from prefetchd.client import Connection
-    from prefetchd.layout import BatchLayout
-    from prefetchd.messages import Granted
-
-_END_S = 5.0
-
-
-class Batch(tuple[Any, Any]):
-    """One batch: unpacks as `x, y`, and tells where it stands in the epoch.
-
-    It is made on the way of every batch, so it only keeps what it came with and looks things up when asked.
-    """
-
-    _grant: Granted
-    _root: NDArray[np.uint8]
-    _layout: BatchLayout
-
-    @classmethod
-    def of(cls, grant: Granted, root: NDArray[np.uint8], layout: BatchLayout) -> Batch:
-        """Return the batch of `grant` over `root`, the bytes of its slot or a copy of them."""
-        batch = cls(layout.xy(root, grant.rows))
-        batch._grant, batch._root, batch._layout = grant, root, layout
-        return batch
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as the slot's bytes, once, with everything that the batch tells."""
-        return Batch.of, (self._grant, self._root, self._layout)
-
-    @property
-    def epoch(self) -> int:
-        """Number of the epoch, from 0."""
-        return self._grant.epoch
-
-    @property
-    def index(self) -> int:  # type: ignore[override]  # hides tuple.index, on purpose
-        """Number of the batch in the epoch, from 0, over all shards."""
-        return self._grant.batch
-
-    @property
-    def repeated(self) -> bool:
-        """Whether the batch was wrapped round past the end of the epoch, for even shards."""
-        return self._grant.repeated
-
-    @property
-    def sample_ids(self) -> NDArray[np.int64]:
-        """(rows,) int64: the number of each sample in the manifest, from 0."""
-        return self._layout.sample_ids(self._root, self._grant.rows)
-
-    @property
-    def x(self) -> NDArray[Any]:
-        """The samples: (rows, height, width, channels), or as the `layout` option says."""
-        return self[0]  # type: ignore[no-any-return]
-
-    @property
-    def y(self) -> NDArray[Any]:
-        """The labels: (rows,) or (rows, k); int64 or float32."""
-        return self[1]  # type: ignore[no-any-return]
+log = logging.getLogger("prefetchd")
 
 
 class Loader:
@@ -95,73 +35,171 @@ class Loader:
 
     def __init__(
         self,
-        connection: Connection,
-        process: subprocess.Popen[bytes] | None,
+        target: Target,
         *,
+        rank: int,
+        world_size: int,
         epochs: int | None,
-        on_hold: str,
+        copy_when_held: bool,
+        reconnect: bool,
     ) -> None:
-        self._connection = connection
+        self._target = target
         self._epochs = epochs
-        self._copy_when_held = on_hold == "copy"
-        self._next_epoch = 0
+        self._copy_when_held = copy_when_held
+        self._reconnect = reconnect
+        self._session = target.open()
+        self._end = weakref.finalize(self, self._session.close)
+        info = self._info
+        self._shard = Shard(info.batches_per_epoch, rank, world_size, info.drop_last)
+        if not self._shard.steps():
+            self._end()
+            raise ConfigError(
+                f"cannot share {info.batches_per_epoch} batches among {world_size} ranks with drop_last: none has a "
+                "step; lower batch_size, or leave drop_last out"
+            )
+        if world_size > 1 and info.config["on_error"] == "skip":
+            warn_user(
+                "on_error='skip' makes the batches of some ranks shorter than those of others, which can stop a "
+                "collective step; use on_error='substitute'"
+            )
         self._serial = 0
         self._current: weakref.ref[Generator[Batch, None, None]] | None = None
-        self._end = weakref.finalize(self, _end, connection, process, os.getpid())
+        # Where the loop is (its next batch), and the epoch that the next iteration begins with.
+        self._position = Position(0, 0, 0)
+        self._next_epoch = 0
+        self._resumed = False
+
+    @property
+    def _info(self) -> Attached:
+        return self._session.connection.info
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
-        return self._connection.info.batches_per_epoch
+        """Batches in an epoch, as this rank sees it."""
+        return self._shard.steps()
 
     def __repr__(self) -> str:
-        info, state = self._connection.info, "open" if self._end.alive else "closed"
+        info, state = self._info, "open" if self._end.alive else "closed"
+        rank = f" of rank {self._shard.rank} of {self._shard.world_size}" if self._shard.world_size > 1 else ""
         return (
-            f"<prefetchd.Loader of {info.n_samples} samples, {len(self)} batches an epoch, "
+            f"<prefetchd.Loader of {info.n_samples} samples, {len(self)} batches an epoch{rank}, "
             f"daemon {info.name!r} pid {info.pid}, next epoch {self._next_epoch}, {state}>"
         )
 
     @property
     def n_samples(self) -> int:
         """Samples in the data set."""
-        return self._connection.info.n_samples
+        return self._info.n_samples
 
     @property
     def classes(self) -> tuple[str, ...] | None:
         """Names of the classes by number, where the manifest's labels were text; else `None`."""
-        return self._connection.classes
+        return self._session.connection.classes
 
     @property
     def config(self) -> dict[str, Any]:
         """The configuration of the daemon that serves this loader, by option name."""
-        return dict(self._connection.info.config)
+        return dict(self._info.config)
+
+    # --- where it is
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next iteration begin with `epoch`; the one that runs now is not touched.
+
+        Raises:
+            ConfigError: if it is no epoch's number.
+        """
+        if not hasattr(epoch, "__index__") or not 0 <= operator.index(epoch) < 1 << 53:
+            raise ConfigError(f"cannot use epoch={epoch!r}: it must be a whole number from 0")
+        self._next_epoch = operator.index(epoch)
+        self._resumed = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the loop is, as plain JSON values, to be given to `load_state_dict` of a loader like this.
+
+        It counts the batches that the loop was given, the one that it is at work on included, and no others. All ranks
+        have the same state at the same step.
+        """
+        return make_state(self._info, self._position)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the next iteration go on from `state`; an iteration that runs ends.
+
+        It first finishes the iteration that was interrupted. The number of readers, the daemon and the world size may
+        be others than those that the state was saved with.
+
+        Raises:
+            ConfigError: if it is no state, or one of other options.
+            ManifestError: if it is of other data.
+        """
+        position = read_state(state, self._info)
+        if position.batch and not self._shard.steps(position.batch):
+            position = Position(position.epoch + 1, 0, position.first_epoch)  # what is left gives no rank a step
+        self._end_current()
+        self._position = position
+        self._resumed = True
+
+    # --- the loop
 
     def __iter__(self) -> Generator[Batch, None, None]:
-        """Return a generator over the next `epochs` epochs; an earlier one of this loader ends."""
+        """Return a generator over the next `epochs` epochs; an earlier one of this loader ends.
+
+        After `load_state_dict` it is the rest of the iteration that the state was saved in.
+        """
         self._end_current()
+        if not self._resumed:
+            self._position = Position(self._next_epoch, 0, self._next_epoch)
+        self._resumed = False
+        first_epoch, stop_epoch = self._position.iteration(self._epochs)
+        self._position = dataclasses.replace(self._position, first_epoch=first_epoch)
+        self._next_epoch = self._position.epoch + 1
         self._serial += 1
-        epoch = self._next_epoch
-        self._next_epoch = epoch + 1
-        generator = self._run(self._serial, epoch)
+        generator = self._run(self._serial, stop_epoch)
         self._current = weakref.ref(generator)
         return generator
 
-    def _run(self, serial: int, first_epoch: int) -> Generator[Batch, None, None]:
-        connection = self._connection
-        steps = len(self)
-        stop_epoch = None if self._epochs is None else first_epoch + self._epochs
-        epoch = first_epoch
+    def _run(self, serial: int, stop_epoch: int | None) -> Generator[Batch, None, None]:
+        first_epoch, shard = self._position.first_epoch, self._shard
+        epoch, start = self._position.epoch, self._position.batch
         try:
-            connection.open_cursor(serial, first_epoch, stop_epoch)
+            self._open_cursor(serial, stop_epoch)
             while epoch != stop_epoch:
                 self._next_epoch = max(self._next_epoch, epoch + 1)
-                for _ in range(steps):
-                    yield self._batch(connection.next_grant(serial))
-                epoch += 1
+                for step in range(1, shard.steps(start) + 1):
+                    grant = self._next_grant(serial, stop_epoch)
+                    self._position = Position(*shard.after(epoch, step, start), first_epoch)
+                    yield self._batch(grant)
+                epoch, start = epoch + 1, 0
         finally:
-            connection.close_cursor(serial)
+            self._session.connection.close_cursor(serial)
+
+    def _open_cursor(self, serial: int, stop_epoch: int | None) -> None:
+        position = self._position
+        with contextlib.suppress(DaemonLost):  # whoever asks for the first batch hears of it
+            self._session.connection.open_cursor(serial, self._shard, position.epoch, position.batch, stop_epoch)
+
+    def _next_grant(self, serial: int, stop_epoch: int | None) -> Granted:
+        while True:
+            try:
+                return self._session.connection.next_grant(serial)
+            except DaemonLost as lost:
+                if not self._reconnect:
+                    raise
+                self._open_session_again(lost)
+            self._open_cursor(serial, stop_epoch)
+
+    def _open_session_again(self, lost: DaemonLost) -> None:
+        """Replace the session, whose daemon is gone; the loop goes on from `_position`, where it is."""
+        log.warning("the daemon is gone; waiting for it to come back for up to %g s (%s)", self._target.timeout_s, lost)
+        before = make_state(self._info, self._position)
+        session = self._target.open_again()
+        self._end.detach()
+        self._session.close()
+        self._session = session
+        self._end = weakref.finalize(self, self._session.close)
+        check_same(before, self._info)
 
     def _batch(self, grant: Granted) -> Batch:
-        connection = self._connection
+        connection = self._session.connection
         copy = self._copy_when_held and connection.held >= 2
         root = connection.root(grant)
         return Batch.of(grant, root.copy() if copy else root, connection.layout)
@@ -182,184 +220,3 @@ class Loader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _end(connection: Connection, process: subprocess.Popen[bytes] | None, pid: int) -> None:
-    """End a loader's connection and private daemon; nothing in a forked child, which owns neither."""
-    if os.getpid() != pid:
-        if process is not None:
-            process.returncode = 0  # not ours to wait for: silences the warning of a copy being dropped
-        return
-    connection.close(at_once=process is not None)
-    if process is not None:
-        try:
-            process.wait(_END_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def batches(
-    source: str | bytes | os.PathLike[str] | None = None,
-    *,
-    daemon: str | None = None,
-    epochs: int | None = 1,
-    timeout: float = 30.0,
-    on_hold: Literal["wait", "copy"] = "wait",
-    hold_timeout: float = 10.0,
-    writable: bool = False,
-    config: str | os.PathLike[str] | None = None,
-    root: str | os.PathLike[str] | None = None,
-    label_columns: int | None = None,
-    x_column: str | int | None = None,
-    y_column: str | int | Sequence[str | int] | None = None,
-    labels: str | bytes | os.PathLike[str] | None = None,
-    offsets: str | bytes | os.PathLike[str] | None = None,
-    max_length: int | None = None,
-    padding: End | None = None,
-    truncating: End | None = None,
-    pad_value: float | None = None,
-    lengths: Lengths | None = None,
-    batch_size: int | None = None,
-    image_size: int | str | tuple[int, int] | None = None,
-    color: Color | None = None,
-    dtype: Dtype | None = None,
-    scale: float | None = None,
-    mean: float | Sequence[float] | None = None,
-    std: float | Sequence[float] | None = None,
-    layout: Layout | None = None,
-    resize: Resize | None = None,
-    interpolation: Interpolation | None = None,
-    shrink_on_load: bool | None = None,
-    shuffle: bool | None = None,
-    seed: int | None = None,
-    drop_last: bool | None = None,
-    on_error: OnError | None = None,
-    max_image_pixels: int | None = None,
-    num_workers: int | None = None,
-    memory_budget: str | int | None = None,
-    reader_timeout: float | None = None,
-) -> Loader:
-    """Return a loader of batches `x, y`, zero-copy views of memory that a daemon fills ahead of the loop.
-
-    With a `source`, a private daemon is started, which ends with the loader or with this process. Without one the
-    loader attaches to the daemon called `daemon`, whose configuration decides the pixels: an option given here that
-    contradicts it is refused.
-
-    Each `x` has shape (rows, height, width, channels) (or as `layout` says) and the configured dtype, each `y` shape
-    (rows,) or (rows, k), int64 or float32; from arrays, both have the row shape and dtype of their array. Both are
-    read-only. The loop may keep what it likes for as long as it
-    likes, as far as the ring's slots go: an array never changes while it is held.
-
-    Args:
-        source: a list file (`path label` a line; `.csv`, `.tsv`), a directory with a folder per class, or arrays: a
-            `.npy` or `.npz` file, or a directory of `.npy` shards.
-        daemon: name of the daemon to attach to; `PREFETCHD_NAME` or `default` if not given.
-        epochs: epochs that one `for` loop runs over; `None` for ever. Every `iter()` goes on with the next epoch.
-        timeout: seconds to wait for a daemon that is still starting.
-        on_hold: what happens when the loop holds more batches than the ring can spare: `wait` up to `hold_timeout`
-            seconds and raise `RingExhausted`, or deliver private copies (`copy`).
-        hold_timeout: seconds.
-        writable: deliver arrays that may be written; what is written stays private.
-        config: a TOML file with options; those given here win. With `daemon`, the file's `source` is the daemon's.
-        root: folder that relative paths start from; the manifest's own by default.
-        label_columns: how many trailing fields of a text line are labels; found out by default.
-        x_column: name or number (from 0) of the path's column, for CSV and TSV; in an `.npz`, the name of x.
-        y_column: names or numbers of the label columns, for CSV and TSV; in an `.npz`, the name of y.
-        labels: for arrays, a `.npy` file with a row of y for each row of x, or a directory of such shards.
-        offsets: for ragged sequences, a `.npy` file of n + 1 positions; number i is `source[offsets[i]:offsets[i+1]]`.
-        max_length: length that sequences are padded or truncated to; the longest one's by default.
-        padding: `pre` (default) or `post`, the end at which a shorter sequence is padded.
-        truncating: `pre` (default) or `post`, the end at which a longer sequence is cut.
-        pad_value: what is padded with (0).
-        lengths: `x` puts each sequence's length before it, `y` behind its label; `none` (default) leaves it out.
-        batch_size: samples in a batch (32).
-        image_size: pixels of the delivered images: a number or (height, width) (224).
-        color: `rgb` (default), `bgr` or `gray`.
-        dtype: `uint8` (default), `float32` or `float16`.
-        scale: what a pixel from 0 to 255 is multiplied by, such as 1/255.
-        mean: what is subtracted after scaling, one number or one a channel.
-        std: what is divided by after that, one number or one a channel.
-        layout: `nhwc` (default) or `nchw`.
-        resize: `stretch` (default), `crop` the centre, or `pad` with black.
-        interpolation: `nearest`, `linear` (default), `cubic`, `area` or `lanczos`.
-        shrink_on_load: let JPEG decode at 1/2, 1/4 or 1/8 where that is at least the target (true).
-        shuffle: a new order each epoch (false).
-        seed: decides the orders (0).
-        drop_last: leave out a shorter last batch (false).
-        on_error: what a bad sample does: `raise` (default), `skip` or `substitute`.
-        max_image_pixels: larger images are bad samples (250 million).
-        num_workers: reader processes; 0 (default) takes the usable cores.
-        memory_budget: `auto` (default), or bytes such as `512MiB` or `25%`.
-        reader_timeout: seconds without progress after which a reader is replaced (60).
-
-    Raises:
-        ConfigError: for an option that is wrong, or contradicts the daemon's.
-        ManifestError: if the source cannot be served.
-        BudgetError: if the memory budget cannot work, or has no slots for another loader.
-        DaemonNotFound: if no daemon answers within `timeout`.
-
-    Example:
-        >>> for x, y in prefetchd.batches("train.txt", batch_size=64, shuffle=True):  # doctest: +SKIP
-        ...     train(x, y)
-    """
-    given = locals()
-    options = {name: given[name] for name in _CONFIG_OPTIONS if given[name] is not None}
-    for name in PATH_OPTIONS:
-        if name in options:
-            options[name] = os.fsdecode(options[name])
-    if "memory_budget" in options:
-        options["memory_budget"] = str(options["memory_budget"])
-    if config is not None:
-        from prefetchd.config import read_config_file
-
-        from_file = read_config_file(os.fspath(config))
-        daemon = daemon or (from_file.pop("name", None) if "source" not in from_file else None)
-        if daemon is not None:
-            from_file.pop("source", None)  # the file is the daemon's own: attach to what it serves
-        options = {**from_file, **options}
-    if on_hold not in ("wait", "copy"):
-        raise ConfigError(f"cannot use on_hold={on_hold!r}: it must be 'wait' or 'copy'")
-    if epochs is not None and (not isinstance(epochs, int) or epochs < 1):
-        raise ConfigError(f"cannot use epochs={epochs!r}: it must be a whole number from 1, or None for ever")
-    for name, seconds in (("timeout", timeout), ("hold_timeout", hold_timeout)):
-        if not isinstance(seconds, int | float) or not 0 <= seconds < 1e9:
-            raise ConfigError(f"cannot use {name}={seconds!r}: it must be a number of seconds, 0 or more")
-    if "source" in options and daemon is not None:
-        raise ConfigError(
-            f"cannot serve {options['source']!r} from the daemon {daemon!r}: a source starts a private daemon; "
-            "give one or the other"
-        )
-    process = None
-    attach_options: dict[str, Any] = {}
-    timeout_s: float | None = None
-    if "source" in options:
-        sock, process = launch.start_private(make_config(**options))
-    else:
-        name = daemon or os.environ.get("PREFETCHD_NAME") or "default"
-        attach_options = _expected(options)
-        sock = launch.connect(name, timeout)
-        timeout_s = timeout
-    from prefetchd.client import Connection  # numpy is imported here, while a private daemon starts
-
-    connection = Connection(sock, writable=writable, hold_timeout_s=hold_timeout)
-    try:
-        connection.attach(attach_options, 3 if on_hold == "copy" else 2, timeout_s)
-    except BaseException:
-        _end(connection, process, os.getpid())
-        raise
-    return Loader(connection, process, epochs=epochs, on_hold=on_hold)
-
-
-_CONFIG_OPTIONS = (
-    "source", "root", "label_columns", "x_column", "y_column", "labels", "offsets", "max_length", "padding",
-    "truncating", "pad_value", "lengths", "batch_size", "image_size", "color", "dtype", "scale", "mean", "std",
-    "layout", "resize", "interpolation", "shrink_on_load", "shuffle", "seed", "drop_last", "on_error",
-    "max_image_pixels", "num_workers", "memory_budget", "reader_timeout",
-)  # fmt: skip
-
-
-def _expected(options: dict[str, Any]) -> dict[str, Any]:
-    """Return `options` checked and in the form in which the daemon compares them with its own."""
-    wire = make_config(source="-", **options).to_wire()
-    return {name: list(wire[name]) if isinstance(wire[name], tuple) else wire[name] for name in options}

@@ -25,25 +25,30 @@ class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unk
 
 
 class Attach(Message, frozen=True):
-    """The first line of a consumer: what it speaks, what it expects of the configuration, how many slots it needs."""
+    """The first line of a consumer: what it speaks, which data set it wants, what it expects of its configuration.
+
+    `dataset` is `None` where the daemon is expected to serve just one.
+    """
 
     protocol: Count
     version: str
+    dataset: str | None
     options: dict[str, Any]
     guaranteed_slots: Annotated[int, msgspec.Meta(ge=2, le=16)]
 
 
 class OpenCursor(Message, frozen=True):
-    """Serve from (epoch, step) as rank `rank` of `world_size`; replaces the connection's earlier cursor.
+    """Serve from (epoch, batch) as rank `rank` of `world_size`; replaces the connection's earlier cursor.
 
-    It runs on from epoch to epoch, up to and without `stop_epoch` (`None`: for ever).
+    The first batch is `batch + rank`: all ranks resume from the same `batch`, however many they were before. It runs
+    on from epoch to epoch, up to and without `stop_epoch` (`None`: for ever).
     Leases after `taken` were granted to the earlier cursor and not taken; they end with this.
     """
 
     serial: Count
     taken: Count
     epoch: Position
-    step: Position
+    batch: Position
     stop_epoch: Position | None
     rank: Count
     world_size: Annotated[int, msgspec.Meta(ge=1, le=2**31)]
@@ -83,9 +88,9 @@ class AskStop(Message, frozen=True):
 
 
 class Configure(Message, frozen=True):
-    """What the parent of a private daemon sends first: the whole configuration."""
+    """What the parent of a private daemon sends first: the whole configuration, by data set."""
 
-    options: dict[str, Any]
+    datasets: dict[str, dict[str, Any]]
 
 
 # --- daemon to consumer
@@ -97,6 +102,7 @@ class Attached(Message, frozen=True):
     version: str
     pid: int
     name: str
+    dataset: str
     layout: dict[str, Any]
     n_samples: Count
     batches_per_epoch: Count
@@ -104,6 +110,7 @@ class Attached(Message, frozen=True):
     config: dict[str, Any]
     config_digest: str
     manifest_digest: str
+    versions: dict[str, str]
 
 
 class SlotOpened(Message, frozen=True):
@@ -168,12 +175,18 @@ class Stopping(Message, frozen=True):
 # --- daemon to reader
 
 
-class Boot(Message, frozen=True):
-    """The first line to a reader: configuration, source handle and layout; the source's descriptors come along."""
+class OpenDataset(Message, frozen=True):
+    """The first lines to a reader: a data set's configuration, source handle and layout; its descriptors come along."""
 
+    dataset: Count
     config: dict[str, Any]
     source: dict[str, Any]
     layout: dict[str, Any]
+
+
+class Boot(Message, frozen=True):
+    """All data sets were told; a decode may take `allowance_bytes` of working memory without asking."""
+
     allowance_bytes: Count
 
 
@@ -195,6 +208,7 @@ class Fill(Message, frozen=True):
 
     task: Count
     slot: Count
+    dataset: Count
     epoch: Count
     batch: Count
     first_row: Count
@@ -206,6 +220,7 @@ class FillOne(Message, frozen=True):
 
     task: Count
     slot: Count
+    dataset: Count
     epoch: Count
     row: Count
     sample_id: Count
@@ -219,6 +234,7 @@ class Compact(Message, frozen=True):
 
     task: Count
     slot: Count
+    dataset: Count
     n_rows: Count
     skipped: bytes
 
@@ -297,7 +313,7 @@ class Exited(Message, frozen=True):
 
 ToDaemon = Attach | OpenCursor | CloseCursor | Want | Release | AskStatus | AskStop | Configure
 ToConsumer = Attached | SlotOpened | SlotClosed | Granted | Stalled | Failed | Fatal | StatusReport | Stopping
-ToReader = Boot | MapSlot | UnmapSlot | Fill | FillOne | Compact | MemoryGranted | MemoryDenied
+ToReader = OpenDataset | Boot | MapSlot | UnmapSlot | Fill | FillOne | Compact | MemoryGranted | MemoryDenied
 FromReader = ReaderReady | Done | NeedMemory | BootFailed
 FromZygote = Spawned | Exited
 

@@ -1,4 +1,4 @@
-"""The order of samples: a pure function from (seed, epoch, position) to sample id, and from step to batch.
+"""The order of samples: a pure function from (seed, epoch, position) to sample id.
 
 Shuffling is a keyed pseudo-random permutation computed per position: a balanced Feistel network over the smallest
 even number of bits that holds n, with cycle walking for the positions that fall outside (Black and Rogaway, "Ciphers
@@ -117,29 +117,3 @@ class Order:
             block, first = _shuffled_block(self.n_samples, self.seed, epoch, number), number * _BLOCK_POSITIONS
             parts.append(block[max(0, start - first) : start + n_rows - first])
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """What rank `rank` of `world_size` sees of an epoch of `n_batches`: batches rank, rank + W, rank + 2W, ...
-
-    Every rank takes the same number of steps. Without `drop_last` batches past the end wrap round to the front and
-    are flagged as repeated; with it the steps that not every rank can take are left out.
-    """
-
-    n_batches: int
-    rank: int = 0
-    world_size: int = 1
-    drop_last: bool = False
-
-    @property
-    def steps(self) -> int:
-        """Batches that this rank sees in an epoch."""
-        if self.drop_last:
-            return self.n_batches // self.world_size
-        return -(-self.n_batches // self.world_size)
-
-    def batch(self, step: int) -> tuple[int, bool]:
-        """Return the number of the batch at `step` and whether it is a repeated one."""
-        index = step * self.world_size + self.rank
-        return index % self.n_batches, index >= self.n_batches

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from prefetchd import control, messages
 from prefetchd.errors import PrefetchdError, error_from_name
 from prefetchd.filling import Chunk, describe_exit
-from prefetchd.messages import Boot, Done
+from prefetchd.messages import Done, Message
 from prefetchd.reader_handle import ReaderHandle
 from prefetchd.slots import Slot
 from prefetchd.zygote import ENVIRONMENT
@@ -74,7 +74,7 @@ class Pool:
         self.readers: dict[int, ReaderHandle] = {}
         self._next_reader = 1
         self._next_task = 1
-        self._boot: tuple[Boot, list[int]] | None = None
+        self._briefing: list[tuple[Message, list[int]]] = []
         self._slots: dict[int, Slot] = {}
         self._boot_failures = 0
         self._stopping = False
@@ -118,8 +118,7 @@ class Pool:
         except control.ConnectionEnded:
             pass  # the loop is about to hear of it and starts another zygote
         theirs.close()
-        if self._boot is not None:
-            self._brief(reader)
+        self._brief(reader)
 
     def resize(self, n_readers: int) -> None:
         """Have `n_readers` readers; those beyond finish what they have and go."""
@@ -130,15 +129,15 @@ class Pool:
         for _ in range(n_readers - len(staying)):
             self._spawn()
 
-    def boot(self, boot: Boot, fds: list[int]) -> None:
-        """Tell every reader, those to come included, what to serve; `fds` are borrowed."""
-        self._boot = boot, fds
+    def boot(self, briefing: list[tuple[Message, list[int]]]) -> None:
+        """Tell every reader, those to come included, what to serve: messages and their descriptors, borrowed."""
+        self._briefing = briefing
         for reader in self.readers.values():
             self._brief(reader)
 
     def _brief(self, reader: ReaderHandle) -> None:
-        assert self._boot is not None
-        reader.send(self._boot[0], self._boot[1])
+        for message, fds in self._briefing:
+            reader.send(message, fds)
         for slot in self._slots.values():
             self._send_slot(reader, slot)
 

@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 from collections import deque
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -32,6 +33,22 @@ class OutOfBudget(MemoryError):
     """The daemon cannot ever give the memory that a sample needs."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Dataset:
+    """A data set as a reader knows it."""
+
+    source: Source
+    order: Order
+    layout: BatchLayout
+
+
+def _open_dataset(message: messages.OpenDataset, fds: list[int]) -> _Dataset:
+    config = make_config(**message.config)
+    source = attach_source(config, message.source, fds)
+    order = Order(source.n_samples, config.batch_size, config.drop_last, config.shuffle, config.seed)
+    return _Dataset(source, order, layout_from_wire(message.layout))
+
+
 class Reader:
     """The loop of one reader process."""
 
@@ -39,9 +56,7 @@ class Reader:
         self._sock = sock
         self._early: deque[tuple[bytes | memoryview, list[int]]] = deque()  # what arrived while waiting for memory
         self._slots: dict[int, tuple[mmap.mmap, np.ndarray[tuple[int], np.dtype[np.uint8]]]] = {}
-        self._source: Source
-        self._layout: BatchLayout
-        self._order: Order
+        self._datasets: dict[int, _Dataset] = {}
         self._allowance_bytes = 0
         self._has_reserved = False
 
@@ -53,7 +68,8 @@ class Reader:
             match message:
                 case messages.Fill():
                     rows = range(message.first_row, message.first_row + message.n_rows)
-                    ids = self._order.sample_ids(message.epoch, message.batch, rows.start, len(rows)).tolist()
+                    order = self._datasets[message.dataset].order
+                    ids = order.sample_ids(message.epoch, message.batch, rows.start, len(rows)).tolist()
                     self._fill(message, ids, rows)
                 case messages.FillOne():
                     self._fill(message, [message.sample_id], range(message.row, message.row + 1))
@@ -65,24 +81,20 @@ class Reader:
                     del self._slots[message.slot]
                 case messages.Compact():
                     self._compact(message)
+                case messages.OpenDataset():
+                    self._datasets[message.dataset] = _open_dataset(message, fds)
                 case messages.Boot():
-                    self._boot(message, fds)
-
-    def _boot(self, boot: messages.Boot, fds: list[int]) -> None:
-        config = make_config(**boot.config)
-        self._source = attach_source(config, boot.source, fds)
-        self._layout = layout_from_wire(boot.layout)
-        self._allowance_bytes = boot.allowance_bytes
-        self._order = Order(self._source.n_samples, config.batch_size, config.drop_last, config.shuffle, config.seed)
-        self._send(messages.ReaderReady())
+                    self._allowance_bytes = message.allowance_bytes
+                    self._send(messages.ReaderReady())
 
     def _fill(self, task: messages.Fill | messages.FillOne, ids: list[int], rows: range) -> None:
         started_s = time.perf_counter()
-        root, batch_size = self._slots[task.slot][1], self._layout.batch_size
-        x, y = self._layout.xy(root, batch_size)
-        self._layout.sample_ids(root, batch_size)[rows.start : rows.stop] = ids
+        dataset, root = self._datasets[task.dataset], self._slots[task.slot][1]
+        layout = dataset.layout
+        x, y = layout.xy(root, layout.batch_size)
+        layout.sample_ids(root, layout.batch_size)[rows.start : rows.stop] = ids
         try:
-            faults = self._source.fill(task.epoch, ids, rows, x, y, self._reserve)
+            faults = dataset.source.fill(task.epoch, ids, rows, x, y, self._reserve)
         except MemoryError as error:
             reason = str(error) or "the reader ran out of memory"
             faults = [
@@ -93,8 +105,8 @@ class Reader:
 
     def _compact(self, message: messages.Compact) -> None:
         kept = [row for row in range(message.n_rows) if not message.skipped[row // 8] >> row % 8 & 1]
-        root, batch_size = self._slots[message.slot][1], self._layout.batch_size
-        for part in (*self._layout.xy(root, batch_size), self._layout.sample_ids(root, batch_size)):
+        layout, root = self._datasets[message.dataset].layout, self._slots[message.slot][1]
+        for part in (*layout.xy(root, layout.batch_size), layout.sample_ids(root, layout.batch_size)):
             for to, row in enumerate(kept):
                 if to != row:
                     part[to] = part[row]

@@ -76,11 +76,11 @@ class ReaderHandle:
         job, first = chunk.job, chunk.rows[0]
         message: Message
         if chunk.compact:
-            message = messages.Compact(task, job.slot.number, job.n_rows, job.skipped_bits())
+            message = messages.Compact(task, job.slot.number, job.dataset, job.n_rows, job.skipped_bits())
         elif chunk.sample_id is not None:
-            message = messages.FillOne(task, job.slot.number, job.epoch, first, chunk.sample_id)
+            message = messages.FillOne(task, job.slot.number, job.dataset, job.epoch, first, chunk.sample_id)
         else:
-            message = messages.Fill(task, job.slot.number, job.epoch, job.batch, first, len(chunk.rows))
+            message = messages.Fill(task, job.slot.number, job.dataset, job.epoch, job.batch, first, len(chunk.rows))
         self.send(message)
 
     def check_progress(self, now_s: float, hang_s: float) -> None:

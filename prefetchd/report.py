@@ -7,23 +7,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from prefetchd import __version__
-from prefetchd.config import Config
 from prefetchd.consumers import Consumer
+from prefetchd.datasets import Dataset
 from prefetchd.foreman import Foreman
 from prefetchd.guard import Guard
-from prefetchd.order import Order
 from prefetchd.pool import Pool
 from prefetchd.slots import Content, Ring
-from prefetchd.sources import Source
 from prefetchd.units import format_bytes, format_count
 
 _LISTED_BAD = 20
 
 
 def status(
-    config: Config,
-    source: Source,
-    order: Order,
+    name: str,
+    datasets: Sequence[Dataset],
     ring: Ring,
     pool: Pool,
     guard: Guard,
@@ -35,17 +32,12 @@ def status(
     """Return the report that `prefetchd status --json` prints: plain values, bytes and seconds named as such."""
     plan = guard.budget.plan
     footprint = guard.measure()
-    shape, dtype = source.x
     return {
         "version": __version__,
-        "name": config.name,
+        "name": name,
         "pid": os.getpid(),
         "uptime_s": round(uptime_s, 3),
-        "source": config.source.encode("utf-8", "backslashreplace").decode(),
-        "n_samples": source.n_samples,
-        "batches_per_epoch": order.batches_per_epoch,
-        "batch_shape": [config.batch_size, *shape],
-        "batch_dtype": dtype,
+        "datasets": [_dataset(dataset) for dataset in datasets],
         "batches_made": foreman.batches_made,
         "ring": {
             "slots": len(ring.slots),
@@ -77,8 +69,11 @@ def status(
         "consumers": [
             {
                 "pid": consumer.pid,
+                "dataset": consumer.dataset.name if consumer.dataset else None,
                 "epoch": consumer.cursor.epoch if consumer.cursor else None,
                 "step": consumer.cursor.step if consumer.cursor else None,
+                "rank": consumer.cursor.shard.rank if consumer.cursor else None,
+                "world_size": consumer.cursor.shard.world_size if consumer.cursor else None,
                 "held_slots": ring.held_by(consumer.number),
                 "batches": consumer.batches,
                 "waiting": bool(consumer.cursor and consumer.cursor.waiting),
@@ -86,21 +81,38 @@ def status(
             for consumer in consumers
             if consumer.attached
         ],
-        "bad_samples": foreman.filler.n_bad,
+        "bad_samples": sum(filler.n_bad for filler in foreman.fillers),
         "bad": [
-            {"sample_id": bad.sample_id, "where": bad.where, "reason": bad.reason}
-            for bad in foreman.filler.first_bad[:_LISTED_BAD]
+            {"dataset": dataset.name, "sample_id": bad.sample_id, "where": bad.where, "reason": bad.reason}
+            for dataset in datasets
+            for bad in foreman.fillers[dataset.number].first_bad[:_LISTED_BAD]
         ],
+    }
+
+
+def _dataset(dataset: Dataset) -> dict[str, Any]:
+    shape, dtype = dataset.source.x
+    return {
+        "name": dataset.name,
+        "source": dataset.config.source.encode("utf-8", "backslashreplace").decode(),
+        "n_samples": dataset.source.n_samples,
+        "batches_per_epoch": dataset.order.batches_per_epoch,
+        "batch_shape": [dataset.config.batch_size, *shape],
+        "batch_dtype": dtype,
     }
 
 
 def ready_line(report: dict[str, Any], attach_hint: str) -> str:
     """Return the line that says that the daemon serves: samples, batch, ring, readers, budget, how to attach."""
     ring, memory = report["ring"], report["memory"]
-    shape = "x".join(map(str, report["batch_shape"]))
+    served = ", ".join(
+        f"{data['name'] and data['name'] + ': '}{data['n_samples']} samples, batches of "
+        f"{'x'.join(map(str, data['batch_shape']))} {data['batch_dtype']}"
+        for data in report["datasets"]
+    )
     readers = format_count(len(report["readers"]), "reader")
     return (
-        f"ready: {report['n_samples']} samples, batches of {shape} {report['batch_dtype']}, {ring['slots']} slots of "
+        f"ready: {served}, {ring['slots']} slots of "
         f"{format_bytes(ring['slot_bytes'])}, {readers}, memory budget "
         f"{format_bytes(memory['budget_bytes'])} ({memory['limited_by']}); {attach_hint}"
     )
@@ -110,9 +122,9 @@ def describe(report: dict[str, Any]) -> str:
     """Return the report as the lines that `prefetchd status` prints."""
     ring, memory = report["ring"], report["memory"]
     lines = [
-        f"daemon {report['name']!r}, pid {report['pid']}, up {report['uptime_s']:.0f} s, serves {report['source']}",
-        f"  data      {report['n_samples']} samples, {report['batches_per_epoch']} batches an epoch of "
-        f"{'x'.join(map(str, report['batch_shape']))} {report['batch_dtype']}; {report['batches_made']} made so far",
+        f"daemon {report['name']!r}, pid {report['pid']}, up {report['uptime_s']:.0f} s, "
+        f"{report['batches_made']} batches made so far",
+        *map(_describe_data, report["datasets"]),
         f"  ring      {ring['slots']} slots of {format_bytes(ring['slot_bytes'])}: {ring['free']} free, "
         f"{ring['filling']} filling, {ring['ready']} ready, {ring['leased']} leased",
         f"  memory    {format_bytes(memory['footprint_bytes'])} of {format_bytes(memory['budget_bytes'])} "
@@ -124,11 +136,26 @@ def describe(report: dict[str, Any]) -> str:
     ]
     for consumer in report["consumers"]:
         where = f"epoch {consumer['epoch']} step {consumer['step']}" if consumer["epoch"] is not None else "idle"
+        if consumer["dataset"]:
+            where = f"{consumer['dataset']} {where}"
+        if consumer["world_size"] not in (None, 1):
+            where += f" as rank {consumer['rank']} of {consumer['world_size']}"
         waiting = ", waiting for a batch" if consumer["waiting"] else ""
         lines.append(
             f"            pid {consumer['pid']}: {where}, {consumer['batches']} batches, "
             f"holds {consumer['held_slots']} slots{waiting}"
         )
     lines.append(f"  bad       {report['bad_samples']} samples")
-    lines += [f"            {bad['sample_id']}: {bad['where']}: {bad['reason']}" for bad in report["bad"]]
+    for bad in report["bad"]:
+        lines.append(
+            f"            {bad['dataset'] and bad['dataset'] + ' '}{bad['sample_id']}: {bad['where']}: {bad['reason']}"
+        )
     return "\n".join(lines)
+
+
+def _describe_data(data: dict[str, Any]) -> str:
+    return (
+        f"  data      {data['name'] and data['name'] + ': '}{data['source']}, {data['n_samples']} samples, "
+        f"{data['batches_per_epoch']} batches an epoch of {'x'.join(map(str, data['batch_shape']))} "
+        f"{data['batch_dtype']}"
+    )

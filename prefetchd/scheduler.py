@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from prefetchd.order import Shard
+from prefetchd.shard import Shard
 from prefetchd.slots import Content, Key, Ring, Slot
 
 
@@ -20,11 +20,12 @@ class Cursor:
     Attributes:
         consumer: the consumer's number.
         serial: the consumer's name for this cursor; a later `iter()` has another.
+        dataset: the data set that it reads.
         shard: which batches of an epoch it sees.
         epoch: the epoch of the next batch.
-        step: the step, in its shard, of the next batch.
+        start: the batch from which its shard is counted in this epoch: 0, but where an epoch is resumed.
+        step: the step, from `start` on, of the next batch.
         stop_epoch: the epoch before which it ends; `None` for never.
-        untaken: leases granted ahead that the loop has not asked for yet.
         waiting: whether the loop is blocked, waiting for the next batch.
         guaranteed_slots: how many slots it may hold whatever the others do.
         open: whether the loop goes on; a closed cursor only shows where the next epoch would start.
@@ -32,12 +33,13 @@ class Cursor:
 
     consumer: int
     serial: int
+    dataset: int
     shard: Shard
-    epoch: int
-    step: int
+    epoch: int = 0
+    start: int = 0
+    step: int = 0
     guaranteed_slots: int = 2
     stop_epoch: int | None = None
-    untaken: int = 0
     waiting: bool = False
     open: bool = True
 
@@ -49,19 +51,39 @@ class Cursor:
     def advance(self) -> None:
         """Go on to the next batch, of the next epoch after the last of one."""
         self.step += 1
-        if self.step >= self.shard.steps:
-            self.epoch, self.step = self.epoch + 1, 0
+        if self.step >= self.shard.steps(self.start):
+            self.begin_epoch(self.epoch + 1)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Go to the start of `epoch`."""
+        self.epoch, self.start, self.step = epoch, 0, 0
 
     def upcoming(self, horizon: int) -> Iterator[Key]:
         """Yield the next `horizon` batches in the order of need, running on into the next epoch."""
-        epoch, step = self.epoch, self.step
-        if not self.shard.steps:
+        epoch, start, step = self.epoch, self.start, self.step
+        steps = self.shard.steps(start)
+        if not self.shard.steps():
             return
         for _ in range(horizon):
-            if step >= self.shard.steps:
-                epoch, step = epoch + 1, 0
-            yield epoch, self.shard.batch(step)[0]
+            if step >= steps:
+                epoch, start, step = epoch + 1, 0, 0
+                steps = self.shard.steps()
+            yield self.dataset, epoch, self.shard.batch(step, start)[0]
             step += 1
+
+    def shares_with(self, other: Cursor, n_slots: int) -> bool:
+        """Whether both go on through the same batches within a ring of `n_slots` slots of each other."""
+        stride = self.shard.world_size
+        apart = abs(self._position - other._position)
+        return (
+            (self.dataset, self.epoch, stride) == (other.dataset, other.epoch, other.shard.world_size)
+            and apart % stride == 0
+            and apart < n_slots * stride
+        )
+
+    @property
+    def _position(self) -> int:
+        return self.start + self.step * self.shard.world_size + self.shard.rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +101,14 @@ def next_fill(ring: Ring, cursors: Sequence[Cursor], unmakeable: Iterable[Key] =
     """
     horizon = len(ring.slots)
     never = (horizon, True)
+    any_open = any(cursor.open for cursor in cursors)
     need: dict[Key, tuple[int, bool]] = {}
     for cursor in cursors:
         # Of two batches that are needed next, the one whose loop stands still for it comes first.
         in_no_hurry = not cursor.waiting or ring.held_by(cursor.consumer) >= cursor.guaranteed_slots
-        for distance, key in enumerate(cursor.upcoming(horizon)):
+        # A loop that rests finds its first batches when it begins; it takes no more from those that run.
+        resting = any_open and not cursor.open
+        for distance, key in enumerate(cursor.upcoming(cursor.guaranteed_slots if resting else horizon)):
             need[key] = min(need.get(key, never), (distance, in_no_hurry))
     skip = set(unmakeable)
     wanted = min(
@@ -132,7 +157,7 @@ def slots_promised(n_slots: int, cursors: Sequence[Cursor]) -> int:
     """
     windows: list[Cursor] = []
     for cursor in sorted(cursors, key=lambda cursor: -cursor.guaranteed_slots):
-        if not any(other.epoch == cursor.epoch and abs(other.step - cursor.step) < n_slots for other in windows):
+        if not any(cursor.shares_with(other, n_slots) for other in windows):
             windows.append(cursor)
     return sum(window.guaranteed_slots for window in windows) + 1
 

@@ -4,9 +4,9 @@
                             |                       |
                             +------abandon----------+--> FREE once no writer and no holder is left
 
-The ring is a window over the sequence of batches, keyed by (epoch, batch). A slot may be reused only if nobody holds it
-(`holders`, by lease) and nobody may still write into it (`writers`, by reader): a writer leaves by its acknowledgement
-or its observed exit alone. Pure bookkeeping: no clock, no socket, no map.
+The ring is a window over the sequence of batches, keyed by (data set, epoch, batch). A slot may be reused only if
+nobody holds it (`holders`, by lease) and nobody may still write into it (`writers`, by reader): a writer leaves by its
+acknowledgement or its observed exit alone. Pure bookkeeping: no clock, no socket, no map.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from prefetchd.segment import Segment
 
-Key = tuple[int, int]  # (epoch, batch)
+Key = tuple[int, int, int]  # (data set, epoch, batch)
 
 
 class Content(enum.Enum):

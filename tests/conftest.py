@@ -141,6 +141,7 @@ def serve(tmp_path: Path, nothing_left: None) -> Iterator[Callable[..., DaemonPr
     yield start
     for daemon in started:
         daemon.stop()
+    for daemon in started:
         assert lock_owner(daemon_paths(daemon.name).lock) is None
 
 

@@ -45,9 +45,8 @@ if TYPE_CHECKING:
 class ArraySource:
     """Rows of x, and of y where there are labels; else y is the row's number."""
 
-    def __init__(self, config: Config, x: ArraySet, y: ArraySet | None, table_fd: int) -> None:
+    def __init__(self, x: ArraySet, y: ArraySet | None, table_fd: int) -> None:
         """Take over `table_fd`, which has `x` and `y` for the readers. Use `open` or `attach`."""
-        self._config = config
         self._x = x
         self._y = y
         self._table_fd = table_fd
@@ -81,7 +80,7 @@ class ArraySource:
         x.check_batch(config.batch_size)
         if y is not None:
             y.check_batch(config.batch_size)
-        source = cls(config, x, y, write_table([x.to_wire(), None if y is None else y.to_wire()]))
+        source = cls(x, y, write_table([x.to_wire(), None if y is None else y.to_wire()]))
         source._digest = combined_digest("arrays", x, y)
         return source
 
@@ -90,7 +89,7 @@ class ArraySource:
         """Map the files, in a reader."""
         x, y = (None if wire is None else array_set_from_wire(wire) for wire in read_table(fds[0]))
         assert x is not None
-        source = cls(config, x, y, fds[0])
+        source = cls(x, y, fds[0])
         source._digest = handle["digest"]
         source._x_rows = MappedSet(x, shuffled=config.shuffle)
         source._y_rows = None if y is None else MappedSet(y, shuffled=config.shuffle)
@@ -111,9 +110,9 @@ class ArraySource:
         return self._digest
 
     @property
-    def content_digest(self) -> str:
-        """Digest of the content options."""
-        return self._config.digest(decoder="arrays 1")
+    def versions(self) -> dict[str, str]:
+        """The version of what is made of the files' bytes."""
+        return {"arrays": "1"}
 
     @property
     def classes(self) -> tuple[str, ...] | None:

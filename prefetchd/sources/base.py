@@ -25,8 +25,8 @@ class Source(Protocol):
         """A digest of which samples there are, in which order, with which labels."""
 
     @property
-    def content_digest(self) -> str:
-        """A digest of how a sample becomes pixels: the content options and the decoder's version."""
+    def versions(self) -> dict[str, str]:
+        """What besides the content options decides how a sample becomes a row: the decoder's version and the like."""
 
     @property
     def classes(self) -> tuple[str, ...] | None:

@@ -74,9 +74,9 @@ class ImageSource:
         return self._manifest.digest
 
     @property
-    def content_digest(self) -> str:
-        """Digest of the content options and the decoder's version."""
-        return self._config.digest(decoder=self._decoder)
+    def versions(self) -> dict[str, str]:
+        """The decoder's name and version."""
+        return {"decoder": self._decoder}
 
     @property
     def classes(self) -> tuple[str, ...] | None:

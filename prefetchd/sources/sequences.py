@@ -119,9 +119,9 @@ class SequenceSource:
         return self._digest
 
     @property
-    def content_digest(self) -> str:
-        """Digest of the content options."""
-        return self._config.digest(decoder="sequences 1")
+    def versions(self) -> dict[str, str]:
+        """The version of what is made of the files' bytes."""
+        return {"sequences": "1"}
 
     @property
     def classes(self) -> tuple[str, ...] | None:

@@ -160,7 +160,7 @@ def ends(sock: socket.socket) -> bool:
     return True
 
 
-HELLO = messages.encode(messages.Attach(messages.PROTOCOL, "0.1.0", {}, 2))
+HELLO = messages.encode(messages.Attach(messages.PROTOCOL, "0.1.0", None, {}, 2))
 GARBAGE = {
     "one byte": [b"\0"],
     "text": [b"GET / HTTP/1.1\r\n\r\n"],

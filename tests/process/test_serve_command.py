@@ -42,8 +42,8 @@ def test_options_come_from_the_toml_file_and_the_command_line_wins(serve, photog
     config.write_text(f'source = "{source}"\nbatch-size = 4\nimage_size = "16x24"\nlayout = "nchw"\nnum-workers = 1\n')
     daemon = serve("--config", config, "--batch-size", "5")
     status = daemon.status()
-    assert status["batch_shape"] == [5, 3, 16, 24]
-    assert Path(status["source"]).resolve() == folder.resolve() / photographs.name
+    assert status["datasets"][0]["batch_shape"] == [5, 3, 16, 24]
+    assert Path(status["datasets"][0]["source"]).resolve() == folder.resolve() / photographs.name
     assert len(status["readers"]) == 1
 
 
@@ -88,7 +88,8 @@ def test_status_tells_of_ring_memory_readers_and_consumers(serve, photographs):
         words = run_command("status", "shown").stdout
     assert len(first.x) == 4
     assert status["pid"] == daemon.pid
-    assert (status["n_samples"], status["batches_per_epoch"]) == (50, 13)
+    (data,) = status["datasets"]
+    assert (data["n_samples"], data["batches_per_epoch"]) == (50, 13)
     ring = status["ring"]
     assert ring["free"] + ring["filling"] + ring["ready"] == ring["slots"]
     assert ring["leased"] >= 1

@@ -62,4 +62,30 @@ def test_file_options_are_relative_to_the_file(tmp_path):
     """A configuration file can be used from anywhere."""
     path = tmp_path / "serve.toml"
     path.write_text('source = "train.txt"\nbatch-size = 64\n')
-    assert read_config_file(str(path)) == {"source": str(tmp_path / "train.txt"), "batch_size": 64}
+    assert read_config_file(str(path)) == ({"source": str(tmp_path / "train.txt"), "batch_size": 64}, {})
+
+
+def test_table_of_the_file_is_a_data_set(tmp_path):
+    """Its paths are relative to the file too."""
+    path = tmp_path / "serve.toml"
+    path.write_text('batch-size = 64\n[val]\nsource = "val.txt"\ndrop-last = true\n')
+    assert read_config_file(str(path)) == (
+        {"batch_size": 64},
+        {"val": {"source": str(tmp_path / "val.txt"), "drop_last": True}},
+    )
+
+
+def test_equal_options_agree_however_they_are_written():
+    """What a consumer expects is compared by meaning."""
+    config = make_config(
+        source="m", memory_budget="256MiB", dtype="float32", mean=0.5, std=(0.2, 0.2, 0.2), root="here/../there"
+    )
+    config.check_agrees(
+        {"memory_budget": "0.25GiB", "mean": [0.5, 0.5, 0.5], "std": "1/5", "root": os.path.abspath("there")}
+    )
+    config.check_agrees({"scale": None, "image_size": "224x224", "shuffle": "no"})
+    for options in ({"memory_budget": "1GiB"}, {"mean": 0.4}, {"root": "there"}, {"seed": 1}, {"image_size": 225}):
+        with pytest.raises(ConfigError, match="its configuration decides"):
+            make_config(source="m").check_agrees(options)
+    with pytest.raises(ConfigError, match="no such option"):
+        config.check_agrees({"to_wire": 1})

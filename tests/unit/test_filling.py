@@ -98,7 +98,7 @@ class Bench:
 
     def fill(self, readers: Readers, *, batch: int = 0, rows: int = 5, chunk_rows: int = 2, epoch: int = 0) -> Job:
         readers.delivered = {}
-        job = self.filler.start(Slot(1, None), epoch, batch, rows, chunk_rows)  # type: ignore[arg-type]
+        job = self.filler.start(Slot(1, None), (0, epoch, batch), rows, chunk_rows)  # type: ignore[arg-type]
         readers.run(self.filler, job)
         return job
 
@@ -199,7 +199,7 @@ def test_environment_is_tried_again_and_then_raised(policy: str) -> None:
 def test_unsuspected_chunks_are_done_again_as_they_are() -> None:
     """The second chunk in the hands of a reader that died was not what it worked on."""
     bench = Bench("skip")
-    job = bench.filler.start(Slot(1, None), 0, 0, 4, 2)  # type: ignore[arg-type]
+    job = bench.filler.start(Slot(1, None), (0, 0, 0), 4, 2)  # type: ignore[arg-type]
     chunk = job.queued.pop()
     job.out += 1
     bench.filler.lost(chunk, suspect=False, exit_code=SEGV)

@@ -57,20 +57,18 @@ class Rig:
         fixed = DAEMON_BYTES + n_readers * (READER_BYTES + ALLOWANCE_BYTES)
         self.plan = Plan(fixed + n_slots * SLOT_BYTES, n_readers, n_slots, SLOT_BYTES, "test")
         self.ring, self.pool = Ring(), FakePool(n_readers)
-        self.failures: list[tuple[str, str]] = []
         self.removed: list[int] = []
         self.guard = Guard(
             Budget(self.plan),
             self.ring,
             self.pool,
-            fail=lambda job, text, error: self.failures.append((error, text)),
             on_removed=lambda slot: self.removed.append(slot.number),
         )
         while self.guard.may_grow():
             self.guard.add_slot()
 
     def hold(self, slot: Slot) -> None:
-        self.ring.start_fill(slot, (0, slot.number))
+        self.ring.start_fill(slot, (0, 0, slot.number))
         self.ring.finish_fill(slot, 1)
         self.ring.grant(slot, consumer=1)
 
@@ -141,11 +139,12 @@ def test_decode_that_no_part_of_the_budget_can_hold_names_the_budget_that_would(
     one = rig(6)
     reader = one.pool.readers[0]
     ring_slot = one.ring.slots[1]
-    reader.chunks[1] = Chunk(Job(ring_slot, 0, 7, 1), [0])
+    reader.chunks[1] = chunk = Chunk(Job(ring_slot, 0, 0, 7, 1), [0])
     reader.needs_bytes = 100 * MIB
     one.guard.serve_wishes()
-    ((error, text),) = one.failures
-    assert error == "BudgetError"
+    assert chunk.job.failure is not None
+    text = chunk.job.failure.text
+    assert chunk.job.failure.error == "BudgetError"
     enough = one.plan.budget_bytes - 3 * SLOT_BYTES + 100 * MIB
     assert f"--memory-budget {enough // MIB}MiB" in text
     assert one.pool.denied == [text]

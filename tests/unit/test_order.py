@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefetchd.order import Order, Permutation, Shard
+from prefetchd.order import Order, Permutation
 
 SEEDS = st.integers(0, 2**63 - 1)
 
@@ -88,21 +88,3 @@ def test_part_of_a_batch_is_that_part_of_the_whole(n, first, count):
     first, count = min(first, rows), min(count, max(0, rows - first))
     whole = order.sample_ids(3, 0, 0, rows)
     np.testing.assert_array_equal(order.sample_ids(3, 0, first, count), whole[first : first + count])
-
-
-@given(n_batches=st.integers(1, 200), world_size=st.integers(1, 17))
-def test_shards_take_even_steps_and_cover_the_epoch(n_batches, world_size):
-    shards = [Shard(n_batches, rank, world_size) for rank in range(world_size)]
-    assert {shard.steps for shard in shards} == {-(-n_batches // world_size)}
-    seen = [shard.batch(step) for step in range(shards[0].steps) for shard in shards]
-    assert [batch for batch, repeated in seen if not repeated] == list(range(n_batches))
-    wrapped = [batch for batch, repeated in seen if repeated]
-    assert wrapped == [step % n_batches for step in range(len(wrapped))]
-
-
-@given(n_batches=st.integers(1, 200), world_size=st.integers(1, 17))
-def test_shards_with_drop_last_repeat_nothing_and_leave_ragged_steps_out(n_batches, world_size):
-    shards = [Shard(n_batches, rank, world_size, drop_last=True) for rank in range(world_size)]
-    seen = [shard.batch(step) for shard in shards for step in range(shard.steps)]
-    assert not any(repeated for _, repeated in seen)
-    assert sorted(batch for batch, _ in seen) == list(range(n_batches // world_size * world_size))

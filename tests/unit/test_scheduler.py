@@ -7,17 +7,22 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefetchd.order import Shard
 from prefetchd.scheduler import Cursor, may_grant, next_fill, ready_for, slots_promised
-from prefetchd.slots import Content, Ring
+from prefetchd.shard import Shard
+from prefetchd.slots import Content, Key, Ring
 from tests.unit.test_slots import ready, ring_of
 
 
 def cursor(step: int = 0, *, consumer: int = 1, epoch: int = 0, n_batches: int = 10, **more) -> Cursor:
-    return Cursor(consumer, 1, Shard(n_batches), epoch, step, **more)
+    return Cursor(consumer, 1, 0, Shard(n_batches), epoch, 0, step, **more)
 
 
-def fill_all(ring: Ring, cursors: list[Cursor]) -> list[tuple[int, int]]:
+def keys(*pairs: tuple[int, int]) -> list[Key]:
+    """Return (epoch, batch) pairs as keys of the data set 0."""
+    return [(0, *pair) for pair in pairs]
+
+
+def fill_all(ring: Ring, cursors: list[Cursor]) -> list[Key]:
     made = []
     while (plan := next_fill(ring, cursors)) is not None:
         ring.start_fill(plan.slot, plan.key)
@@ -28,61 +33,61 @@ def fill_all(ring: Ring, cursors: list[Cursor]) -> list[tuple[int, int]]:
 
 def test_ring_is_filled_from_the_cursor_onwards_and_then_it_rests():
     ring = ring_of(4)
-    assert fill_all(ring, [cursor(3)]) == [(0, 3), (0, 4), (0, 5), (0, 6)]
+    assert fill_all(ring, [cursor(3)]) == keys((0, 3), (0, 4), (0, 5), (0, 6))
     assert next_fill(ring, [cursor(3)]) is None
 
 
 def test_end_of_an_epoch_runs_on_into_the_next():
-    assert fill_all(ring_of(4), [cursor(8)]) == [(0, 8), (0, 9), (1, 0), (1, 1)]
+    assert fill_all(ring_of(4), [cursor(8)]) == keys((0, 8), (0, 9), (1, 0), (1, 1))
 
 
 def test_two_cursors_in_one_window_share_what_is_made():
     made = fill_all(ring_of(6), [cursor(0, consumer=1), cursor(2, consumer=2)])
     assert len(made) == len(set(made)) == 6
-    assert set(made) >= {(0, 0), (0, 1), (0, 2), (0, 3)}
+    assert set(made) >= set(keys((0, 0), (0, 1), (0, 2), (0, 3)))
 
 
 def test_two_cursors_far_apart_are_filled_in_turn():
     made = fill_all(ring_of(4), [cursor(0, consumer=1, n_batches=100), cursor(50, consumer=2, n_batches=100)])
-    assert sorted(made) == [(0, 0), (0, 1), (0, 50), (0, 51)]
+    assert sorted(made) == keys((0, 0), (0, 1), (0, 50), (0, 51))
 
 
 def test_what_is_needed_last_is_given_up_first():
     ring = ring_of(3)
-    for number, key in ((1, (0, 2)), (2, (0, 9)), (3, (0, 1))):
+    for number, key in ((1, (0, 0, 2)), (2, (0, 0, 9)), (3, (0, 0, 1))):
         ready(ring, number, key)
     plan = next_fill(ring, [cursor(0)])
     assert plan is not None
-    assert (plan.key, plan.slot.number) == ((0, 0), 2)
+    assert (plan.key, plan.slot.number) == ((0, 0, 0), 2)
 
 
 def test_held_and_written_slots_are_never_given_up():
     ring = ring_of(3)
-    ring.grant(ready(ring, 1, (5, 0)), consumer=9)
-    ring.start_fill(ring.slots[2], (5, 1))
+    ring.grant(ready(ring, 1, (0, 5, 0)), consumer=9)
+    ring.start_fill(ring.slots[2], (0, 5, 1))
     ring.add_writer(ring.slots[3], reader=1)
     assert next_fill(ring, [cursor(0)]) is None
 
 
 def test_batch_that_cannot_be_made_is_passed_over():
-    plan = next_fill(ring_of(3), [cursor(0)], unmakeable=[(0, 0)])
+    plan = next_fill(ring_of(3), [cursor(0)], unmakeable=[(0, 0, 0)])
     assert plan is not None
-    assert plan.key == (0, 1)
+    assert plan.key == (0, 0, 1)
 
 
 def test_sharded_cursor_is_filled_with_its_own_batches_only():
-    mine = Cursor(1, 1, Shard(10, rank=1, world_size=4), 0, 0)
-    assert fill_all(ring_of(3), [mine]) == [(0, 1), (0, 5), (0, 9)]
+    mine = Cursor(1, 1, 0, Shard(10, rank=1, world_size=4))
+    assert fill_all(ring_of(3), [mine]) == keys((0, 1), (0, 5), (0, 9))
 
 
 def test_only_the_ready_batch_of_the_cursor_itself_is_ready_for_it():
     ring = ring_of(3)
-    ready(ring, 1, (0, 4))
-    ring.start_fill(ring.slots[2], (0, 5))
+    ready(ring, 1, (0, 0, 4))
+    ring.start_fill(ring.slots[2], (0, 0, 5))
     assert ready_for(ring, cursor(4)) is ring.slots[1]
     assert ready_for(ring, cursor(5)) is None
     assert ready_for(ring, cursor(6)) is None
-    ready(ring, 3, (1, 0))
+    ready(ring, 3, (0, 1, 0))
     ended = cursor(10)
     ended.epoch, ended.step, ended.stop_epoch = 1, 0, 1
     assert ready_for(ring, ended) is None  # the loop ends before the next epoch
@@ -92,7 +97,7 @@ def test_only_the_ready_batch_of_the_cursor_itself_is_ready_for_it():
 
 def test_waiting_cursor_gets_what_it_is_guaranteed_and_surplus_leaves_a_slot_to_fill():
     ring = ring_of(4)
-    slots = [ready(ring, number, (0, number - 1)) for number in (1, 2, 3, 4)]
+    slots = [ready(ring, number, (0, 0, number - 1)) for number in (1, 2, 3, 4)]
     mine = cursor(0, waiting=True)
     for granted in range(3):
         assert may_grant(ring, mine, [mine], slots[granted])
@@ -102,7 +107,7 @@ def test_waiting_cursor_gets_what_it_is_guaranteed_and_surplus_leaves_a_slot_to_
 
 def test_surplus_never_takes_what_another_is_guaranteed():
     ring = ring_of(5)
-    slots = [ready(ring, number, (0, number - 1)) for number in (1, 2, 3, 4, 5)]
+    slots = [ready(ring, number, (0, 0, number - 1)) for number in (1, 2, 3, 4, 5)]
     mine, other = cursor(0, consumer=1, waiting=True), cursor(0, consumer=2)
     for slot in slots[:2]:
         assert may_grant(ring, mine, [mine, other], slot)
@@ -114,9 +119,9 @@ def test_surplus_never_takes_what_another_is_guaranteed():
 
 def test_slot_that_somebody_holds_already_costs_nothing():
     ring = ring_of(3)
-    slot = ready(ring, 1, (0, 0))
+    slot = ready(ring, 1, (0, 0, 0))
     for number in (2, 3):
-        ring.grant(ready(ring, number, (0, number)), consumer=2)
+        ring.grant(ready(ring, number, (0, 0, number)), consumer=2)
     ring.grant(slot, consumer=2)
     assert may_grant(ring, cursor(0, consumer=1), [], slot)
 
@@ -152,7 +157,7 @@ def test_every_loop_that_holds_two_batches_sees_every_epoch_in_order_and_never_s
     for one in cursors:
         one.stop_epoch = ends[one.consumer]
     held: dict[int, list[int]] = {one.consumer: [] for one in cursors}
-    seen: dict[int, list[tuple[int, int]]] = {one.consumer: [] for one in cursors}
+    seen: dict[int, list[Key]] = {one.consumer: [] for one in cursors}
 
     def fill() -> bool:
         filling = ring.count(Content.FILLING)
@@ -194,4 +199,4 @@ def test_every_loop_that_holds_two_batches_sees_every_epoch_in_order_and_never_s
         assert any(went_on), "nothing can go on"
     for number, one in enumerate(cursors):
         epochs = range(starts[number], starts[number] + n_epochs)
-        assert seen[one.consumer] == [(epoch, batch) for epoch in epochs for batch in range(n_batches)]
+        assert seen[one.consumer] == [(0, epoch, batch) for epoch in epochs for batch in range(n_batches)]

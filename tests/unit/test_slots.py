@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from prefetchd.slots import Content, Ring
+from prefetchd.slots import Content, Key, Ring
 
 
 class FakeSegment:
@@ -26,7 +26,7 @@ def ring_of(n_slots: int) -> Ring:
     return ring
 
 
-def ready(ring: Ring, number: int, key: tuple[int, int]):
+def ready(ring: Ring, number: int, key: Key):
     slot = ring.slots[number]
     ring.start_fill(slot, key)
     ring.finish_fill(slot, rows=3)
@@ -37,9 +37,9 @@ def test_slot_goes_from_free_over_filling_to_ready_and_is_found_by_its_batch():
     ring = ring_of(2)
     slot = ring.slots[1]
     assert slot.content is Content.FREE
-    ring.start_fill(slot, (0, 5))
+    ring.start_fill(slot, (0, 0, 5))
     assert slot.content is Content.FILLING
-    assert ring.find((0, 5)) is slot
+    assert ring.find((0, 0, 5)) is slot
     assert not slot.reusable
     ring.finish_fill(slot, 3)
     assert (slot.content, slot.rows) == (Content.READY, 3)
@@ -49,15 +49,15 @@ def test_slot_goes_from_free_over_filling_to_ready_and_is_found_by_its_batch():
 
 def test_new_batch_in_a_ready_slot_forgets_the_old_one():
     ring = ring_of(1)
-    slot = ready(ring, 1, (0, 0))
-    ring.start_fill(slot, (0, 1))
-    assert ring.find((0, 0)) is None
-    assert ring.find((0, 1)) is slot
+    slot = ready(ring, 1, (0, 0, 0))
+    ring.start_fill(slot, (0, 0, 1))
+    assert ring.find((0, 0, 0)) is None
+    assert ring.find((0, 0, 1)) is slot
 
 
 def test_leased_slot_is_not_reused_until_its_last_lease_ends():
     ring = ring_of(1)
-    slot = ready(ring, 1, (0, 0))
+    slot = ready(ring, 1, (0, 0, 0))
     one, other = ring.grant(slot, consumer=7), ring.grant(slot, consumer=8)
     assert one != other
     assert ring.leased_slots == 1
@@ -69,7 +69,7 @@ def test_leased_slot_is_not_reused_until_its_last_lease_ends():
 
 def test_stale_doubled_and_foreign_releases_end_nothing():
     ring = ring_of(1)
-    slot = ready(ring, 1, (0, 0))
+    slot = ready(ring, 1, (0, 0, 0))
     old = ring.grant(slot, consumer=7)
     assert ring.release(old, 7)
     new = ring.grant(slot, consumer=7)
@@ -81,7 +81,7 @@ def test_stale_doubled_and_foreign_releases_end_nothing():
 
 def test_all_leases_of_a_consumer_that_is_gone_end_and_no_other():
     ring = ring_of(3)
-    slots = [ready(ring, number, (0, number)) for number in (1, 2, 3)]
+    slots = [ready(ring, number, (0, 0, number)) for number in (1, 2, 3)]
     for slot in slots:
         ring.grant(slot, consumer=1)
     ring.grant(slots[0], consumer=1)
@@ -94,12 +94,12 @@ def test_all_leases_of_a_consumer_that_is_gone_end_and_no_other():
 def test_abandoned_slot_is_quarantined_until_its_writer_has_left():
     ring = ring_of(1)
     slot = ring.slots[1]
-    ring.start_fill(slot, (0, 0))
+    ring.start_fill(slot, (0, 0, 0))
     ring.add_writer(slot, reader=4)
     ring.add_writer(slot, reader=4)
     ring.add_writer(slot, reader=5)
     ring.abandon(slot)
-    assert ring.find((0, 0)) is None
+    assert ring.find((0, 0, 0)) is None
     assert not slot.reusable
     ring.drop_writer(slot, 4)
     ring.reader_exited(5)
@@ -110,7 +110,7 @@ def test_abandoned_slot_is_quarantined_until_its_writer_has_left():
 
 def test_batch_is_not_ready_while_somebody_writes_into_it():
     ring = ring_of(1)
-    ring.start_fill(ring.slots[1], (0, 0))
+    ring.start_fill(ring.slots[1], (0, 0, 0))
     ring.add_writer(ring.slots[1], reader=4)
     with pytest.raises(AssertionError):
         ring.finish_fill(ring.slots[1], 3)
@@ -118,10 +118,10 @@ def test_batch_is_not_ready_while_somebody_writes_into_it():
 
 def test_removed_slot_gives_its_memory_back_and_its_number_is_never_used_again():
     ring = ring_of(2)
-    slot = ready(ring, 2, (0, 0))
+    slot = ready(ring, 2, (0, 0, 0))
     ring.remove(slot)
     assert slot.segment.discarded  # type: ignore[attr-defined]
-    assert ring.find((0, 0)) is None
+    assert ring.find((0, 0, 0)) is None
     assert ring.add(FakeSegment()).number == 3  # type: ignore[arg-type]
 
 
@@ -141,7 +141,7 @@ class RingMachine(RuleBasedStateMachine):
     def start(self, data):
         slot = self.pick(data, [slot for slot in self.ring.slots.values() if slot.reusable])
         if slot is not None:
-            self.ring.start_fill(slot, (0, self.next_batch))
+            self.ring.start_fill(slot, (0, 0, self.next_batch))
             self.next_batch += 1
 
     @rule(data=st.data(), reader=st.integers(1, 2))

@@ -1,0 +1,129 @@
+"""The state of a loader: what `state_dict` gives, and whether a state fits what is served now. Pure.
+
+A state names a position in the sequence of batches that all ranks see together, so it fits any number of readers, any
+daemon and any world size; and it names what that sequence is made from, by digests, so that it fits nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prefetchd.config import OPTIONS
+from prefetchd.errors import ConfigError, ManifestError
+from prefetchd.messages import Attached
+
+STATE_VERSION = 1
+_COUNTS = ("epoch", "next_batch", "first_epoch")
+_TEXTS = ("config_digest", "manifest_digest")
+_MAX_COUNT = 1 << 53
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a loader goes on.
+
+    Attributes:
+        epoch: the epoch of the next batch.
+        batch: the next batch of that epoch over all ranks: step x world size, as the steps were counted from 0.
+        first_epoch: the first epoch of the iteration that it is in the midst of.
+    """
+
+    epoch: int
+    batch: int
+    first_epoch: int
+
+    def iteration(self, epochs: int | None) -> tuple[int, int | None]:
+        """Return (first epoch, stop epoch) of the iteration that goes on here, `epochs` long.
+
+        It is the rest of the one that was interrupted, or a new one if that was at its end.
+        """
+        if epochs is None:
+            return self.first_epoch, None
+        stop_epoch = self.first_epoch + epochs
+        if self.epoch < stop_epoch:
+            return self.first_epoch, stop_epoch
+        return (self.epoch, self.epoch + 1) if self.batch else (self.epoch, self.epoch + epochs)
+
+
+def make_state(info: Attached, position: Position) -> dict[str, Any]:
+    """Return the state of a loader that is at `position` of what `info` describes: small, and plain JSON values."""
+    return {
+        "version": STATE_VERSION,
+        "epoch": position.epoch,
+        "next_batch": position.batch,
+        "first_epoch": position.first_epoch,
+        "seed": info.config["seed"],
+        "n_samples": info.n_samples,
+        "config_digest": info.config_digest,
+        "manifest_digest": info.manifest_digest,
+        "config": _content(info),
+    }
+
+
+def read_state(state: Mapping[str, Any], info: Attached) -> Position:
+    """Return the position in `state`, which must fit what `info` describes.
+
+    Raises:
+        ConfigError: if it is no state, or is of other options; the message says which.
+        ManifestError: if it is of other data.
+    """
+    if not isinstance(state, Mapping) or not isinstance(state.get("version"), int):
+        raise ConfigError("cannot resume: this is no state of a loader; give what state_dict() returned")
+    if state["version"] != STATE_VERSION:
+        raise ConfigError(
+            f"cannot resume: the state has version {state['version']}, and this prefetchd reads {STATE_VERSION}; "
+            "resume with the prefetchd that saved it"
+        )
+    for name in _COUNTS:
+        value = state.get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_COUNT:
+            raise ConfigError(f"cannot resume: {name} is {value!r} in the state; give what state_dict() returned")
+    for name in _TEXTS:
+        if not isinstance(state.get(name), str):
+            raise ConfigError(
+                f"cannot resume: {name} is {state.get(name)!r} in the state; give what state_dict() returned"
+            )
+    check_same(state, info)
+    position = Position(state["epoch"], state["next_batch"], state["first_epoch"])
+    if position.batch >= info.batches_per_epoch or position.first_epoch > position.epoch:
+        raise ConfigError(
+            f"cannot resume: the state goes on at batch {position.batch} of epoch {position.epoch}, and an epoch has "
+            f"{info.batches_per_epoch} batches; give what state_dict() returned"
+        )
+    return position
+
+
+def check_same(state: Mapping[str, Any], info: Attached) -> None:
+    """Raise unless `info` describes the same sequence of batches as `state` was saved from."""
+    if state["config_digest"] != info.config_digest:
+        now, then = _content(info), state.get("config")
+        then = then if isinstance(then, dict) else {}
+        differs = [
+            f"{name} was {then.get(name, 'the default')!r} and is {now.get(name, 'the default')!r}"
+            for name in (*OPTIONS, *sorted((now.keys() | then.keys()) - OPTIONS.keys()))
+            if then.get(name) != now.get(name)
+        ]
+        raise ConfigError(
+            f"cannot go on from the state: its batches were made otherwise ({', '.join(differs) or 'other digests'}); "
+            "use the options it was saved with, or begin anew"
+        )
+    if state["manifest_digest"] != info.manifest_digest:
+        raise ManifestError(
+            f"cannot go on from the state: it is of other data (digest {state['manifest_digest']}, "
+            f"{state.get('n_samples')} samples; now {info.manifest_digest}, {info.n_samples} samples); "
+            "serve the data it was saved with, or begin anew"
+        )
+
+
+def _content(info: Attached) -> dict[str, Any]:
+    """What decides the bytes of a batch, where it is not the default."""
+    content = {
+        name: info.config[name]
+        for name, field in OPTIONS.items()
+        if field.metadata["content"] and info.config[name] != field.default
+    }
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in (content | info.versions).items()
+    }

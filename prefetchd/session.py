@@ -1,0 +1,115 @@
+"""How a loader comes by a daemon, and by another one when that is gone.
+
+A `Target` is fixed when the loader is made: a private daemon's configuration, or the name of a daemon, and what is
+expected of it. `open` gives a `Session`: an attached connection and, where the daemon is private, its process. A
+session belongs to the process that opened it; in a forked child closing it does nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from prefetchd import launch
+from prefetchd.config import Config
+from prefetchd.errors import DaemonLost, DaemonNotFound
+
+if TYPE_CHECKING:
+    from prefetchd.client import Connection
+
+_END_S = 5.0
+_RETRY_S = 0.05
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Session:
+    """One attached connection. Owned by a loader.
+
+    Attributes:
+        connection: to the daemon, owned.
+        process: the private daemon, owned; `None` where the daemon has a name.
+        pid: of the process that opened it.
+    """
+
+    connection: Connection
+    process: subprocess.Popen[bytes] | None
+    pid: int
+
+    def close(self) -> None:
+        """End the connection and the private daemon; nothing in a forked child, which owns neither."""
+        if os.getpid() != self.pid:
+            if self.process is not None:
+                self.process.returncode = 0  # not ours to wait for: silences the warning of a copy being dropped
+            return
+        self.connection.close(at_once=self.process is not None)
+        if self.process is not None:
+            try:
+                self.process.wait(_END_S)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Which daemon to use.
+
+    Attributes:
+        config: what a private daemon serves; `None` for the daemon called `daemon`.
+        daemon: the name of the daemon to attach to.
+        dataset: which of its data sets; `None` where it serves just one.
+        expected: options that the daemon's configuration must not contradict, as plain values.
+        timeout_s: how long to wait for a daemon that is starting.
+        guaranteed_slots: how many slots the loop must be able to hold.
+        writable: whether views may be written.
+        hold_timeout_s: how long to wait for a slot.
+    """
+
+    config: Config | None
+    daemon: str
+    dataset: str | None
+    expected: dict[str, Any]
+    timeout_s: float
+    guaranteed_slots: int
+    writable: bool
+    hold_timeout_s: float
+
+    def open(self) -> Session:
+        """Start or find the daemon and attach to it.
+
+        Raises:
+            PrefetchdError: if that cannot be.
+        """
+        process, timeout_s = None, None
+        if self.config is not None:
+            sock, process = launch.start_private(self.config)
+        else:
+            sock, timeout_s = launch.connect(self.daemon, self.timeout_s), self.timeout_s
+        from prefetchd.client import Connection  # numpy is imported here, while a private daemon starts
+
+        connection = Connection(sock, writable=self.writable, hold_timeout_s=self.hold_timeout_s)
+        session = Session(connection, process, os.getpid())
+        try:
+            connection.attach(self.dataset, self.expected, self.guaranteed_slots, timeout_s)
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    def open_again(self) -> Session:
+        """As `open`, for a daemon that was lost: it may still be ending, or be lost again, for `timeout_s` seconds.
+
+        Raises:
+            PrefetchdError: if it did not come back in time, or refuses us.
+        """
+        deadline_s = time.monotonic() + self.timeout_s
+        while True:
+            try:
+                return self.open()
+            except (DaemonLost, DaemonNotFound):
+                if time.monotonic() >= deadline_s:
+                    raise
+                time.sleep(_RETRY_S)

@@ -1,0 +1,126 @@
+"""A daemon killed and started again: the loop goes on with the exact next batch, nothing twice, nothing missing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import prefetchd
+from tests.conftest import DaemonProcess
+from tests.faults.conftest import content_of, exact, expected_content, write_manifest
+
+Serve = Callable[..., DaemonProcess]
+
+
+def kill(daemon: DaemonProcess, number: int = signal.SIGKILL) -> None:
+    os.kill(daemon.pid, number)
+    daemon.process.wait(20)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_loop_goes_on_with_the_exact_next_batch(serve: Serve, tmp_path: Path, number: int) -> None:
+    """The next daemon has other readers and another budget; what was held stays valid."""
+    manifest = write_manifest(tmp_path, 40)
+    daemon = serve(manifest, *exact("--num-workers", 1))
+    with prefetchd.batches(reconnect=True) as loader:
+        loop = iter(loader)
+        held = [next(loop), next(loop)]
+        seen = content_of(held)
+        kill(daemon, number)
+        serve(manifest, *exact("--num-workers", 2, "--memory-budget", "200MiB"), ready=False)
+        seen += content_of(loop)
+        assert seen == expected_content(manifest)
+        assert content_of(held) == seen[:2]
+        assert [epoch for epoch, *_ in content_of(loader)] == [1] * 8
+
+
+def test_loop_that_waits_while_nothing_runs_goes_on_when_it_is_back(serve: Serve, tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path, 40)
+    daemon = serve(manifest, *exact())
+    with prefetchd.batches(reconnect=True) as loader:
+        loop = iter(loader)
+        seen = content_of([next(loop) for _ in range(3)])
+        kill(daemon)
+        rest: list = []
+        thread = threading.Thread(target=lambda: rest.extend(content_of(loop)))
+        thread.start()
+        serve(manifest, *exact(), ready=False)
+        thread.join(30)
+        assert seen + rest == expected_content(manifest)
+
+
+def test_private_daemon_is_started_again(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path, 40)
+    options = {"batch_size": 5, "image_size": 32, "color": "bgr", "shrink_on_load": False, "num_workers": 1}
+    with prefetchd.batches(manifest, **options, reconnect=True, epochs=2) as loader:
+        loop = iter(loader)
+        seen = content_of([next(loop) for _ in range(10)])
+        first = loader._info.pid
+        os.kill(first, signal.SIGKILL)
+        seen += content_of(loop)
+        assert loader._info.pid != first
+    whole = expected_content(manifest)
+    assert seen == whole + [(1, *rest) for _, *rest in whole]
+
+
+def test_two_ranks_and_a_resumed_loop_go_on_each_where_it_was(serve: Serve, tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path, 40)
+    daemon = serve(manifest, *exact("--num-workers", 1))
+    with (
+        prefetchd.batches(reconnect=True, rank=0, world_size=2) as even,
+        prefetchd.batches(reconnect=True, rank=1, world_size=2) as odd,
+    ):
+        loops = iter(even), iter(odd)
+        seen = content_of(batch for loop in loops for batch in (next(loop), next(loop)))
+        state = even.state_dict()
+        assert state["next_batch"] == 4
+        kill(daemon)
+        serve(manifest, *exact("--num-workers", 1))
+        for loop in loops:
+            seen += content_of(loop)
+        assert sorted(seen) == expected_content(manifest)
+        even.load_state_dict(state)
+        assert [batch.index for batch in even] == [4, 6]
+
+
+def test_another_manifest_under_the_same_name_is_refused(serve: Serve, tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path, 40)
+    daemon = serve(manifest, *exact())
+    with prefetchd.batches(reconnect=True) as loader:
+        loop = iter(loader)
+        next(loop)
+        kill(daemon)
+        other = tmp_path / "other.txt"
+        other.write_text("".join(manifest.read_text().splitlines(keepends=True)[:-1]))
+        serve(other, *exact(), ready=False)
+        with pytest.raises(prefetchd.ManifestError, match="other data"):
+            content_of(loop)
+
+
+def test_daemon_that_does_not_come_back_in_time_is_given_up(serve: Serve, tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path, 40)
+    daemon = serve(manifest, *exact())
+    with prefetchd.batches(reconnect=True, timeout=0.3) as loader:
+        loop = iter(loader)
+        held = next(loop)
+        kill(daemon)
+        with pytest.raises(prefetchd.DaemonNotFound, match="none is running"):
+            content_of(loop)
+        assert held.x.any()
+        serve(manifest, *exact())
+        assert [epoch for epoch, *_ in content_of(loader)] == [1] * 8  # the loader can still be used
+
+
+def test_without_reconnection_the_loss_is_the_loops(serve: Serve, tmp_path: Path) -> None:
+    daemon = serve(write_manifest(tmp_path, 40), *exact())
+    with prefetchd.batches() as loader:
+        loop = iter(loader)
+        next(loop)
+        kill(daemon)
+        with pytest.raises(prefetchd.DaemonLost):
+            content_of(loop)

@@ -1,0 +1,137 @@
+"""A run that is cut anywhere and resumed sees what one that was not cut sees: the same bytes, nothing twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import prefetchd
+from tests.faults.conftest import Content, content_of
+
+OPTIONS = {"batch_size": 4, "image_size": 16, "shuffle": True, "seed": 3}
+
+
+def load(manifest: Path, **more: object) -> prefetchd.Loader:
+    return prefetchd.batches(manifest, **{**OPTIONS, "num_workers": 1, **more})
+
+
+def cut(loader: prefetchd.Loader, n_batches: int) -> tuple[Content, dict]:
+    """Take `n_batches`, then the state, through JSON."""
+    loop = iter(loader)
+    seen = [content_of([next(loop)])[0] for _ in range(n_batches)]
+    return seen, json.loads(json.dumps(loader.state_dict()))
+
+
+@pytest.fixture(scope="module")
+def whole(photographs):
+    """Three epochs that nothing disturbed."""
+    with load(photographs, epochs=3) as loader:
+        return content_of(loader)
+
+
+@pytest.mark.parametrize("n_batches", [0, 1, 6, 12, 13, 14, 26, 38])
+def test_run_cut_anywhere_goes_on_with_exactly_the_next_batch(photographs, whole, n_batches):
+    """Also with other readers; 13 batches are an epoch."""
+    with load(photographs, epochs=3) as loader:
+        before, state = cut(loader, n_batches)
+    with load(photographs, epochs=3, num_workers=2) as loader:
+        loader.load_state_dict(state)
+        assert loader.state_dict() == state
+        assert before + content_of(loader) == whole
+        assert {epoch for epoch, *_ in content_of(iter(loader))} == {3, 4, 5}  # then the next iteration
+
+
+def test_second_of_two_epochs_is_finished_and_no_more(photographs, whole):
+    with load(photographs, epochs=2) as loader:
+        _, state = cut(loader, 20)
+    assert (state["epoch"], state["next_batch"]) == (1, 7)
+    with load(photographs, epochs=2) as loader:
+        loader.load_state_dict(state)
+        assert content_of(loader) == whole[20:26]
+        assert loader.state_dict()["epoch"] == 2
+
+
+def test_state_at_the_end_of_an_epoch_is_the_start_of_the_next(photographs, whole):
+    with load(photographs) as loader:
+        assert content_of(loader) == whole[:13]
+        state = loader.state_dict()
+    assert (state["epoch"], state["next_batch"]) == (1, 0)
+    with load(photographs) as loader:
+        loader.load_state_dict(state)
+        assert content_of(loader) == whole[13:26]
+
+
+@pytest.mark.parametrize(("first", "second"), [(2, 3), (3, 1), (1, 4), (4, 2)])
+def test_another_world_size_goes_on_in_the_same_global_order(photographs, whole, first, second):
+    steps = 2
+    states = []
+    seen: Content = []
+    for rank in range(first):
+        with load(photographs, rank=rank, world_size=first) as loader:
+            part, state = cut(loader, steps)
+            seen += part
+            states.append(state)
+    assert states == states[:1] * first
+    for rank in range(second):
+        with load(photographs, rank=rank, world_size=second) as loader:
+            loader.load_state_dict(states[0])
+            seen += [
+                (epoch, batch.index, *content_of([batch])[0][2:])
+                for batch in loader
+                if not batch.repeated
+                for epoch in [batch.epoch]
+            ]
+    assert sorted(seen) == sorted(whole[:13])
+
+
+def test_named_daemon_goes_on_where_a_private_one_was(serve, photographs, whole):
+    with load(photographs, epochs=None) as loader:
+        before, state = cut(loader, 17)
+    serve(photographs, "--batch-size", 4, "--image-size", 16, "--shuffle", "--seed", 3, "--num-workers", 1)
+    with prefetchd.batches(epochs=2) as loader:
+        loader.load_state_dict(state)
+        assert before + content_of(loader) == whole[:26]
+
+
+def test_position_a_million_batches_in_is_reached_at_once(photographs, whole):
+    with load(photographs) as loader:
+        state = {**loader.state_dict(), "epoch": 1_000_000, "first_epoch": 1_000_000, "next_batch": 11}
+        loader.load_state_dict(state)
+        assert [(batch.epoch, batch.index) for batch in loader] == [(1_000_000, 11), (1_000_000, 12)]
+
+
+def test_state_counts_what_the_loop_was_given_and_not_what_was_prefetched(photographs):
+    with load(photographs) as loader:
+        loop = iter(loader)
+        for number in range(3):
+            next(loop)
+            assert loader.state_dict()["next_batch"] == number + 1
+        loader.load_state_dict(loader.state_dict())
+        assert next(iter(loader)).index == 3
+
+
+def test_set_epoch_chooses_the_next_iterations_epoch(photographs, whole):
+    with load(photographs) as loader:
+        loader.set_epoch(2)
+        assert content_of(loader) == whole[26:]
+        assert next(iter(loader)).epoch == 3
+        for wrong in (-1, "1", 1.5):
+            with pytest.raises(prefetchd.ConfigError, match="whole number"):
+                loader.set_epoch(wrong)  # type: ignore[arg-type]
+
+
+def test_state_of_other_data_or_options_is_refused_and_the_loader_stays_as_it_was(photographs, tmp_path, whole):
+    with load(photographs) as loader:
+        _, state = cut(loader, 5)
+    other = tmp_path / "manifest.txt"
+    lines = photographs.read_text().splitlines(keepends=True)
+    other.write_text("".join(f"{photographs.parent}/{line}" for line in lines[1:]))
+    with load(other) as loader, pytest.raises(prefetchd.ManifestError, match="other data"):
+        loader.load_state_dict(state)
+    with load(photographs, seed=4) as loader:
+        with pytest.raises(prefetchd.ConfigError, match="seed was 3 and is 4"):
+            loader.load_state_dict(state)
+        assert loader.state_dict()["next_batch"] == 0
+        assert len(content_of(loader)) == 13

@@ -1,0 +1,84 @@
+"""The state of a loader: small, plain, and refused with what differs where it does not fit."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from prefetchd.config import make_config
+from prefetchd.errors import ConfigError, ManifestError
+from prefetchd.messages import Attached
+from prefetchd.resume import Position, make_state, read_state
+
+
+def info(*, manifest: str = "m" * 16, decoder: str = "opencv 5", n_batches: int = 10, **options: Any) -> Attached:
+    config = make_config(source="train.txt", **options)
+    versions = {"decoder": decoder}
+    return Attached(
+        version="0", pid=1, name="default", dataset="", layout={}, n_samples=100, batches_per_epoch=n_batches,
+        drop_last=False, config=config.to_wire(), config_digest=config.digest(**versions), manifest_digest=manifest,
+        versions=versions,
+    )  # fmt: skip
+
+
+def test_state_is_small_plain_json_and_read_back_as_the_same_position():
+    position = Position(epoch=3, batch=7, first_epoch=2)
+    state = make_state(info(seed=5, shuffle=True, image_size="32x48", dtype="float32", mean="0.5,0.5,0.4"), position)
+    text = json.dumps(state)
+    assert len(text) < 1000
+    again = info(seed=5, shuffle=True, image_size="32x48", dtype="float32", mean="0.5,0.5,0.4", num_workers=3)
+    assert read_state(json.loads(text), again) == position
+
+
+@pytest.mark.parametrize(
+    ("now", "error", "words"),
+    [
+        ({"seed": 6}, ConfigError, "seed was 5 and is 6"),
+        ({"seed": 5, "batch_size": 8}, ConfigError, "batch_size was 'the default' and is 8"),
+        ({"seed": 5, "decoder": "opencv 4"}, ConfigError, "decoder was 'opencv 5' and is 'opencv 4'"),
+        ({"seed": 5, "manifest": "other"}, ManifestError, "other data"),
+        ({"seed": 5, "n_batches": 7}, ConfigError, "7 batches"),
+    ],
+)
+def test_state_that_does_not_fit_is_refused_with_what_differs(now, error, words):
+    state = make_state(info(seed=5), Position(0, 8, 0))
+    with pytest.raises(error, match=words):
+        read_state(state, info(**now))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": 2}, {"version": None}, {"epoch": -1}, {"epoch": "1"}, {"next_batch": True}, {"next_batch": 2**60},
+        {"first_epoch": 9}, {"config_digest": None}, {"manifest_digest": 3},
+    ],
+)  # fmt: skip
+def test_what_is_no_state_is_refused(change):
+    state = {**make_state(info(), Position(1, 2, 0)), **change}
+    with pytest.raises(ConfigError, match="cannot resume"):
+        read_state(state, info())
+
+
+@pytest.mark.parametrize("nothing", [{}, None, [], "state", {"epoch": 1}])
+def test_what_is_not_even_like_a_state_is_refused(nothing):
+    with pytest.raises(ConfigError, match="no state"):
+        read_state(nothing, info())
+
+
+@pytest.mark.parametrize(
+    ("position", "epochs", "iteration"),
+    [
+        (Position(0, 0, 0), 1, (0, 1)),  # nothing was seen yet
+        (Position(0, 5, 0), 1, (0, 1)),
+        (Position(1, 0, 0), 1, (1, 2)),  # the end of the only epoch: the next one
+        (Position(1, 5, 0), 2, (0, 2)),  # the second of two epochs: its rest
+        (Position(1, 0, 0), 2, (0, 2)),  # between the two
+        (Position(2, 0, 0), 2, (2, 4)),
+        (Position(5, 3, 4), 1, (5, 6)),  # saved with more epochs than now: the rest of the one it is in
+        (Position(7, 3, 0), None, (0, None)),
+    ],
+)
+def test_iteration_that_was_interrupted_is_finished_first(position, epochs, iteration):
+    assert position.iteration(epochs) == iteration
