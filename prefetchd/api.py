@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from prefetchd.config import (
+    PATH_OPTIONS,
     Color,
     Dtype,
+    End,
     Interpolation,
     Layout,
+    Lengths,
     OnError,
     Resize,
     check_options,
@@ -42,6 +45,13 @@ def batches(
     label_columns: int | None = None,
     x_column: str | int | None = None,
     y_column: str | int | Sequence[str | int] | None = None,
+    labels: str | bytes | os.PathLike[str] | None = None,
+    offsets: str | bytes | os.PathLike[str] | None = None,
+    max_length: int | None = None,
+    padding: End | None = None,
+    truncating: End | None = None,
+    pad_value: float | None = None,
+    lengths: Lengths | None = None,
     batch_size: int | None = None,
     image_size: int | str | tuple[int, int] | None = None,
     color: Color | None = None,
@@ -69,11 +79,13 @@ def batches(
     contradicts it is refused.
 
     Each `x` has shape (rows, height, width, channels) (or as `layout` says) and the configured dtype, each `y` shape
-    (rows,) or (rows, k), int64 or float32. Both are read-only. The loop may keep what it likes for as long as it
-    likes, as far as the ring's slots go: an array never changes while it is held.
+    (rows,) or (rows, k), int64 or float32; from arrays, both have their array's row shape and dtype. Both are
+    read-only. The loop may keep what it likes for as long as it likes, as far as the ring's slots go: an array never
+    changes while it is held.
 
     Args:
-        source: a list file (`path label` a line; `.csv`, `.tsv`) or a directory with a folder per class.
+        source: a list file (`path label` a line; `.csv`, `.tsv`), a directory with a folder per class, or arrays: a
+            `.npy` or `.npz` file, or a directory of `.npy` shards.
         daemon: name of the daemon to attach to; `PREFETCHD_NAME` or `default` if not given.
         dataset: which of the daemon's data sets, where it serves several (`serve train=train.txt val=val.txt`).
         epochs: epochs that one `for` loop runs over; `None` for ever. Every `iter()` goes on with the next epoch.
@@ -91,8 +103,15 @@ def batches(
         config: a TOML file with options; those given here win. With `daemon`, the file's `source` is the daemon's.
         root: folder that relative paths start from; the manifest's own by default.
         label_columns: how many trailing fields of a text line are labels; found out by default.
-        x_column: name or number (from 0) of the path's column, for CSV and TSV.
-        y_column: names or numbers of the label columns, for CSV and TSV.
+        x_column: name or number (from 0) of the path's column, for CSV and TSV; in an `.npz`, the name of x.
+        y_column: names or numbers of the label columns, for CSV and TSV; in an `.npz`, the name of y.
+        labels: for arrays, a `.npy` file with a row of y for each row of x, or a directory of such shards.
+        offsets: for ragged sequences, a `.npy` file of n + 1 positions; number i is `source[offsets[i]:offsets[i+1]]`.
+        max_length: length that sequences are padded or truncated to; the longest one's by default.
+        padding: `pre` (default) or `post`, the end at which a shorter sequence is padded.
+        truncating: `pre` (default) or `post`, the end at which a longer sequence is cut.
+        pad_value: what is padded with (0).
+        lengths: `x` puts each sequence's length before it, `y` behind its label; `none` (default) leaves it out.
         batch_size: samples in a batch (32).
         image_size: pixels of the delivered images: a number or (height, width) (224).
         color: `rgb` (default), `bgr` or `gray`.
@@ -125,9 +144,11 @@ def batches(
     """
     given = locals()
     options = {name: given[name] for name in _CONFIG_OPTIONS if given[name] is not None}
-    for name in ("source", "root", "memory_budget"):
+    for name in PATH_OPTIONS:
         if name in options:
-            options[name] = os.fsdecode(options[name]) if name != "memory_budget" else str(options[name])
+            options[name] = os.fsdecode(options[name])
+    if "memory_budget" in options:
+        options["memory_budget"] = str(options["memory_budget"])
     if config is not None:
         from_file, tables = read_config_file(os.fspath(config))
         if tables:
@@ -168,8 +189,9 @@ def batches(
 
 
 _CONFIG_OPTIONS = (
-    "source", "root", "label_columns", "x_column", "y_column", "batch_size", "image_size", "color", "dtype", "scale",
-    "mean", "std", "layout", "resize", "interpolation", "shrink_on_load", "shuffle", "seed", "drop_last", "on_error",
+    "source", "root", "label_columns", "x_column", "y_column", "labels", "offsets", "max_length", "padding",
+    "truncating", "pad_value", "lengths", "batch_size", "image_size", "color", "dtype", "scale", "mean", "std",
+    "layout", "resize", "interpolation", "shrink_on_load", "shuffle", "seed", "drop_last", "on_error",
     "max_image_pixels", "num_workers", "memory_budget", "reader_timeout",
 )  # fmt: skip
 
@@ -195,6 +217,7 @@ def _table(path: str, tables: dict[str, dict[str, Any]], dataset: str | None) ->
 def _expected(options: dict[str, Any]) -> dict[str, Any]:
     """Return `options` checked and in the form in which the daemon compares them with its own."""
     checked = check_options(options)
-    if checked.get("root") is not None:
-        checked["root"] = os.path.abspath(os.path.expanduser(checked["root"]))
+    for name in PATH_OPTIONS:
+        if name != "source" and checked.get(name) is not None:
+            checked[name] = os.path.abspath(os.path.expanduser(checked[name]))
     return wire_options(checked)

@@ -109,8 +109,9 @@ def _add_serve_options(parser: argparse.ArgumentParser, datasets: Iterable[str])
         "sources",
         nargs="*",
         metavar="[NAME=]MANIFEST",
-        help="a list file (`path label` a line, .csv, .tsv) or a directory with a folder per class; several, each with "
-        "a name, share the readers, the ring and the budget: train=train.txt val=val.txt",
+        help="a list file (`path label` a line, .csv, .tsv), a directory with a folder per class, or arrays: a .npy or "
+        ".npz file, or a directory of .npy shards; several, each with a name, share the readers, the ring and the "
+        "budget: train=train.txt val=val.txt",
     )
     parser.add_argument(
         "--config",

@@ -26,12 +26,16 @@ from prefetchd import option_values as values
 from prefetchd.errors import ConfigError
 from prefetchd.units import parse_bytes
 
+MAX_BATCH_SIZE = 1 << 18
+
 Color = Literal["rgb", "bgr", "gray"]
 Dtype = Literal["uint8", "float32", "float16"]
 Layout = Literal["nhwc", "nchw"]
 Resize = Literal["stretch", "crop", "pad"]
 Interpolation = Literal["nearest", "linear", "cubic", "area", "lanczos"]
 OnError = Literal["raise", "skip", "substitute"]
+End = Literal["pre", "post"]
+Lengths = Literal["none", "x", "y"]
 
 
 def _option(default: Any, help: str, *, metavar: str | None = None, content: bool = True) -> Any:
@@ -90,10 +94,31 @@ class Config:
         None, "how many trailing fields of a text line are labels (found out)", metavar="N"
     )
     x_column: str | None = _option(
-        None, "name or number (from 0) of the path's column, for CSV and TSV", metavar="COLUMN"
+        None, "name or number (from 0) of the path's column, for CSV and TSV; in an .npz, x's name", metavar="COLUMN"
     )
     y_column: str | None = _option(
-        None, "names or numbers of the label columns, for CSV and TSV", metavar="COLUMN[,...]"
+        None, "names or numbers of the label columns, for CSV and TSV; in an .npz, y's name", metavar="COLUMN[,...]"
+    )
+    labels: str | None = _option(
+        None,
+        "arrays: .npy file of y, a row for each of x, or a directory of such shards",
+        metavar="Y.npy",
+        content=False,
+    )
+    offsets: str | None = _option(
+        None,
+        "ragged sequences: .npy file of n + 1 positions; sequence i is MANIFEST[offsets[i]:offsets[i + 1]]",
+        metavar="OFFSETS.npy",
+        content=False,
+    )
+    max_length: int | None = _option(
+        None, "sequences: length that they are padded or truncated to (the longest one's)", metavar="N"
+    )
+    padding: End = _option("pre", "sequences: the end at which a shorter one is padded (pre)")
+    truncating: End = _option("pre", "sequences: the end at which a longer one is cut (pre)")
+    pad_value: float = _option(0.0, "sequences: what is padded with (0)", metavar="X")
+    lengths: Lengths = _option(
+        "none", "sequences: put each one's length in x as its first column, or in y as its last (none)"
     )
 
     num_workers: int = _option(0, "reader processes; 0 takes the usable cores (0)", metavar="N", content=False)
@@ -136,7 +161,7 @@ class Config:
 
 OPTIONS = {field.name: field for field in dataclasses.fields(Config)}
 OPTION_TYPES: dict[str, Any] = typing.get_type_hints(Config)
-PATH_OPTIONS = ("source", "root")
+PATH_OPTIONS = ("source", "root", "labels", "offsets")
 # Where one daemon serves several data sets, these are the daemon's own, and the same for all of them.
 DAEMON_OPTIONS = ("num_workers", "memory_budget", "reader_timeout", "name")
 
@@ -187,7 +212,8 @@ def wire_options(options: Mapping[str, Any]) -> dict[str, Any]:
 def read_config_file(path: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Return the options in the TOML file at `path`, and those of each data set that has a table there, by its name.
 
-    Keys are written `batch-size` or `batch_size`. A relative path (`source`, `root`) starts from the file's own folder.
+    Keys are written `batch-size` or `batch_size`. A relative path (`source`, `root`, `labels`, `offsets`) starts from
+    the file's own folder.
 
     Raises:
         ConfigError: if the file cannot be read or is not TOML.
@@ -216,7 +242,7 @@ def _comparable(name: str, value: Any) -> Any:
     if name == "memory_budget":
         with contextlib.suppress(ConfigError):
             return parse_bytes(value)
-    if name == "root" and value is not None:
+    if name in ("root", "labels", "offsets") and value is not None:
         return os.path.abspath(os.path.expanduser(value))
     if name in ("mean", "std") and value is not None:
         return value[0] if len(set(value)) == 1 else value
@@ -226,6 +252,8 @@ def _comparable(name: str, value: Any) -> Any:
 _CONVERTERS = {
     "source": values.path,
     "root": values.path,
+    "labels": values.path,
+    "offsets": values.path,
     "image_size": values.image_size,
     "scale": values.scale,
     "mean": values.channel_numbers("mean"),
@@ -238,7 +266,7 @@ _CONVERTERS = {
 def _check(config: Config) -> None:
     """Raise `ConfigError` for values out of range and for options that contradict each other."""
     ranges: list[tuple[str, float, float]] = [
-        ("batch_size", 1, 1 << 18),
+        ("batch_size", 1, MAX_BATCH_SIZE),
         ("num_workers", 0, 1024),
         ("max_image_pixels", 1, 1 << 34),
         ("reader_timeout", 0.5, 86400),
@@ -248,6 +276,8 @@ def _check(config: Config) -> None:
         value = getattr(config, name)
         if not low <= value <= high:
             raise values.wrong(name, value, f"from {low:g} to {high:g}")
+    if config.max_length is not None and not 1 <= config.max_length <= 1 << 40:
+        raise values.wrong("max_length", config.max_length, "1 or more, in tokens")
     if config.label_columns is not None and config.label_columns < 0:
         raise values.wrong("label_columns", config.label_columns, "0 or more")
     for name in ("mean", "std"):

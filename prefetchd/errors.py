@@ -16,7 +16,7 @@ class ConfigError(PrefetchdError):
 
 
 class ManifestError(PrefetchdError):
-    """The manifest cannot be read, has a bad line, is empty, or changed on disk while it was served."""
+    """The manifest or array cannot be read, is malformed or empty, or changed on disk while it was served."""
 
 
 class SampleError(PrefetchdError):

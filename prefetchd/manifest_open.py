@@ -23,7 +23,7 @@ from prefetchd.manifest_scan import Scan
 from prefetchd.manifest_sniff import SNIFFED_LINES, Line, sniff
 
 _OTHER_SUFFIXES = {
-    ".npy": "a NumPy array", ".npz": "NumPy arrays", ".jsonl": "JSON lines", ".json": "JSON",
+    ".jsonl": "JSON lines", ".json": "JSON",
     ".tar": "a tar archive", ".parquet": "a Parquet file", ".zip": "a zip archive", ".gz": "compressed",
     ".bz2": "compressed", ".xz": "compressed", ".zst": "compressed", ".pkl": "a pickle", ".h5": "an "
     "HDF5 file",

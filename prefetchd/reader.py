@@ -99,26 +99,15 @@ class Reader:
         """Do the fills in turn; the answers to those that take next to no time go together."""
         done: list[messages.Done] = []
         answered_s = time.perf_counter()
-        for fill, ids in zip(fills, self._sample_ids(fills), strict=True):
+        for fill in fills:
+            order = self._datasets[fill.dataset].order
+            ids = order.sample_ids(fill.epoch, fill.batch, fill.first_row, fill.n_rows)
             done.append(self._fill(fill, ids, range(fill.first_row, fill.first_row + fill.n_rows)))
             if time.perf_counter() - answered_s > _ANSWER_S:
                 self._answer(done)
                 done, answered_s = [], time.perf_counter()
         if done:
             self._answer(done)
-
-    def _sample_ids(self, fills: list[messages.Fill]) -> list[NDArray[np.int64]]:
-        """Return the sample ids of each fill; those of one epoch are worked out at once, which costs less."""
-        first = fills[0]
-        order = self._datasets[first.dataset].order
-        if any((fill.dataset, fill.epoch) != (first.dataset, first.epoch) for fill in fills):
-            return [self._sample_ids([fill])[0] for fill in fills]
-        starts = [fill.batch * order.batch_size + fill.first_row for fill in fills]
-        positions = [
-            np.arange(start, start + fill.n_rows, dtype=np.int64) for start, fill in zip(starts, fills, strict=True)
-        ]
-        ids = order.at(first.epoch, np.concatenate(positions))
-        return np.split(ids, np.cumsum([fill.n_rows for fill in fills])[:-1])
 
     def _fill(self, task: messages.Fill | messages.FillOne, ids: NDArray[np.int64], rows: range) -> messages.Done:
         started_s = time.perf_counter()

@@ -69,6 +69,8 @@ class Source(Protocol):
     ) -> list[Fault]:
         """Write samples, as they are in `epoch`, into rows of `x` and `y`; return those that failed.
 
+        `rows` follow one another. A sample whose reader has died is asked for again, alone.
+
         `reserve(n_bytes)` must be called before working memory beyond the reader's allowance is taken, and
         `reserve(0)` after it was given back.
         """

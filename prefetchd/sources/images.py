@@ -10,6 +10,11 @@ from prefetchd.config import Config
 from prefetchd.faults import FaultKind
 from prefetchd.manifest import Manifest, Sample
 from prefetchd.messages import Fault
+from prefetchd.sources.applicable import (
+    ARRAY_OPTIONS,
+    SEQUENCE_OPTIONS,
+    refuse_given,
+)
 from prefetchd.sources.base import ReserveMemory
 
 if TYPE_CHECKING:
@@ -33,10 +38,17 @@ class ImageSource:
         self._reader: ImageReader | None = None
 
     @classmethod
+    def recognises(cls, config: Config) -> bool:
+        """Whether it is a manifest: what nothing else recognises is, or is refused as one."""
+        return True
+
+    @classmethod
     def open(cls, config: Config) -> ImageSource:
         """Open the manifest and check every line."""
         from importlib.metadata import version
 
+        refuse_given(config, ARRAY_OPTIONS, "arrays")
+        refuse_given(config, SEQUENCE_OPTIONS, "ragged sequences")
         return cls(config, Manifest.open(config), f"opencv {version('opencv-python-headless')}")
 
     @classmethod
@@ -51,7 +63,7 @@ class ImageSource:
     def handle(self) -> tuple[dict[str, Any], list[int]]:
         """Plain values and descriptors from which a reader attaches."""
         manifest, fds = self._manifest.handle()
-        return {"manifest": manifest, "decoder": self._decoder}, fds
+        return {"kind": "images", "manifest": manifest, "decoder": self._decoder}, fds
 
     @property
     def n_samples(self) -> int:

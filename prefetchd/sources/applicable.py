@@ -1,0 +1,30 @@
+"""Which options concern which kind of source: one that means nothing for a source is refused, never ignored.
+
+Called when a source is opened. Whether an option was given is told by its value: one that is the default changes
+nothing.
+"""
+
+from __future__ import annotations
+
+from prefetchd.config import OPTIONS, Config
+from prefetchd.errors import ConfigError
+from prefetchd.sources.npy_file import printable
+
+IMAGE_OPTIONS = (
+    "image_size", "color", "dtype", "scale", "mean", "std", "layout", "resize", "interpolation", "shrink_on_load",
+    "max_image_pixels",
+)  # fmt: skip
+LIST_OPTIONS = ("root", "label_columns")
+COLUMN_OPTIONS = ("x_column", "y_column")
+ARRAY_OPTIONS = ("labels",)
+SEQUENCE_OPTIONS = ("offsets", "max_length", "padding", "truncating", "pad_value", "lengths")
+
+
+def refuse_given(config: Config, names: tuple[str, ...], concern: str) -> None:
+    """Raise `ConfigError` if one of the options `names` was given; `concern` says what they are for."""
+    for name in names:
+        if getattr(config, name) != OPTIONS[name].default:
+            raise ConfigError(
+                f"cannot use {name.replace('_', '-')} with {printable(config.source)}: it concerns {concern} only; "
+                "leave it out"
+            )
