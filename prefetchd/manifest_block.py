@@ -162,9 +162,17 @@ class BlockCheck:
     def _string_labels(self, block: bytes, codes: Bytes, starts: Places, ends: Places, sure: NDArray[np.bool_]) -> None:
         """Take in the labels from `starts` to `ends`, less the white space around them."""
         for _ in range(_MAX_PADDING):
-            starts = starts + (_IS_WHITE[codes.take(starts)] & (starts < ends))
-            ends = ends - (_IS_WHITE[codes.take(ends - 1)] & (starts < ends))
-        sure &= (starts < ends) & ~_IS_WHITE[codes.take(starts)] & ~_IS_WHITE[codes.take(ends - 1)]
+            padded = _IS_WHITE.take(codes.take(starts)) & (starts < ends)
+            if not padded.any():
+                break
+            starts = starts + padded
+        for _ in range(_MAX_PADDING):
+            padded = _IS_WHITE.take(codes.take(ends - 1)) & (starts < ends)
+            if not padded.any():
+                break
+            ends = ends - padded
+        sure &= starts < ends
+        sure &= ~(_IS_WHITE.take(codes.take(starts)) | _IS_WHITE.take(codes.take(ends - 1)))
         rows = np.flatnonzero(sure)
         self._labels, refused = self._known_labels.learn(block, starts[rows], ends[rows])
         sure[rows[refused]] = False

@@ -32,6 +32,7 @@ class KnownLabels:
 
     def __init__(self) -> None:
         self._table = np.zeros((_WORDS, 1 << _PLACE_BITS), np.uint64)
+        self._used_words = 0  # all words of the table from here on are zero
 
     def learn(self, block: bytes, starts: Places, ends: Places) -> tuple[set[bytes], Places]:
         """Take in the labels of a block that are from `starts` to `ends`, none of which is empty.
@@ -47,7 +48,7 @@ class KnownLabels:
         for word, column in zip(words, self._table, strict=False):
             known &= word == column.take(places)
         # Words that are not looked at must be zero, as no label has zeros in it: then the label ends before them.
-        for column in self._table[n_words:]:
+        for column in self._table[n_words : self._used_words]:
             known &= column.take(places) == 0
         known &= (lengths <= 8 * _WORDS) & (ends >= 8 * n_words)
         rows = np.flatnonzero(~known)
@@ -57,6 +58,7 @@ class KnownLabels:
         refused = rows[:0]
         if images:
             refused = np.array([row for row in rows.tolist() if block[starts[row] : ends[row]] in images], np.int64)
+        self._used_words = max(self._used_words, n_words)
         fresh = np.array([row for label, row in found.items() if label not in images], np.int64)
         fresh = fresh[(lengths[fresh] <= 8 * _WORDS) & (ends[fresh] >= 8 * n_words)]
         _, first = np.unique(places[fresh], return_index=True)  # one label a place, whole
@@ -70,7 +72,7 @@ class KnownLabels:
         every_word = np.ndarray((max(1, len(block) - 7),), np.uint64, buffer=block.ljust(8), strides=(1,))
         words = np.empty((n_words, len(ends)), np.uint64)
         for number in range(n_words):
-            kept = np.clip(lengths - 8 * number, 0, 8)
+            kept = np.minimum(np.maximum(lengths - 8 * number, 0), 8)
             # Indexing, as take() would make a copy of all words.
             words[number] = every_word[np.maximum(ends - 8 * (number + 1), 0)] & _KEPT.take(kept)
         return words
