@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from prefetchd.config import make_config
 from prefetchd.errors import ManifestError
 from prefetchd.manifest import Manifest, Sample
+from prefetchd.manifest_scan import Scan
 
 
 @pytest.fixture(autouse=True)
@@ -293,6 +295,55 @@ def test_a_change_on_disk_is_an_error_not_other_data(tmp_path: Path, change: str
             manifest.sample(0)
         with pytest.raises(ManifestError, match="while in use"):
             manifest.check_unchanged()
+
+
+def change_on_disk(path: Path, how: str) -> None:
+    """Change a manifest in one of five ways, some of which keep its size or even its content."""
+    if how == "append":
+        with path.open("ab") as file:
+            file.write(b"x.jpg 9\n")
+    elif how == "edit":
+        with path.open("r+b") as file:
+            file.write(b"z")
+    elif how == "replace":
+        os.replace(shutil.copy(path, f"{path}.new"), path)
+    elif how == "truncate":
+        os.truncate(path, 64)
+    else:
+        path.write_bytes(path.read_bytes())
+
+
+HOW = ["append", "edit", "replace", "truncate", "rewrite"]
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("n_lines", [100, 400_000])
+def test_a_change_while_it_is_opened_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, n_lines: int
+) -> None:
+    """After the first block was taken in; for one block and for many."""
+    source = Path(write(tmp_path, "a.jpg 1\n" * n_lines))
+    take, todo = Scan._take, [how]
+
+    def take_and_change(self: Scan, *args: object) -> None:
+        take(self, *args)  # type: ignore[arg-type]
+        if todo:
+            change_on_disk(source, todo.pop())
+
+    monkeypatch.setattr(Scan, "_take", take_and_change)
+    with pytest.raises(ManifestError, match=r"written to while it was read|became shorter while in use"):
+        Manifest.open(make_config(source=str(source)))
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_change_right_after_it_was_written_and_opened_is_noticed(tmp_path: Path, how: str) -> None:
+    """Also within one step of the clock that files' times are taken from."""
+    for number in range(5):
+        source = Path(write(tmp_path, "a.jpg 1\n" * 100, f"{number}.txt"))
+        with Manifest.open(make_config(source=str(source))) as manifest:
+            change_on_disk(source, how)
+            with pytest.raises(ManifestError, match="while in use"):
+                manifest.samples([0, 99])
 
 
 def test_a_reader_attaches_without_a_second_pass(tmp_path: Path) -> None:
