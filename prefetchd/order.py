@@ -5,8 +5,8 @@ below a, the second below b, with a * b barely over n, and cycle walking for the
 "generalized Feistel" of Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002). It takes O(1) memory
 and any position at once, for ten thousand samples as for a billion.
 
-A network on a small square is not a fair shuffle: on two by two it reaches some orders more often than others, whatever
-the round function. So up to `SORTED_UP_TO` samples are sorted by a keyed hash of their numbers, once an epoch.
+A few rounds on a small square are not a fair shuffle: on two by two they reach some orders more often than others,
+whatever the round function. So up to `SORTED_UP_TO` samples are sorted by a keyed hash of their numbers, once an epoch.
 
 The hash, and the model of the round function, is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
 """

@@ -63,8 +63,8 @@ def test_a_changed_manifest_ends_a_daemon_that_is_at_work_for_all_its_consumers(
     manifest = tmp_path / "list.txt"
     manifest.write_bytes(text(photographs, OLD))
     options = ("--batch-size", "8", "--image-size", "16", "--num-workers", "1", "--memory-budget", "128MiB")
-    first = serve(manifest, *options)
-    loops = [iter(prefetchd.batches()) for _ in range(2)]
+    first = serve(manifest, *options, name="first")
+    loops = [iter(prefetchd.batches(daemon="first")) for _ in range(2)]
     for loop in loops:
         next(loop)
     change(manifest, text(photographs, NEW), "replace")
@@ -73,6 +73,6 @@ def test_a_changed_manifest_ends_a_daemon_that_is_at_work_for_all_its_consumers(
             check_all_old(loop)
     wait_until(lambda: first.process.poll() is not None, "the end of the daemon")
     assert "while in use" in first.log
-    serve(manifest, *options)
-    with prefetchd.batches() as loader:
+    serve(manifest, *options, name="second")
+    with prefetchd.batches(daemon="second") as loader:
         assert next(iter(loader)).y[0] == NEW
