@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -80,7 +80,8 @@ class Manifest:
         self._dialect = Dialect(**{**facts["dialect"], "y": tuple(facts["dialect"]["y"]), "exact": False})
         self._any_fraction: bool = facts["label_dtype"] == "float32"
         self._cached_entry = -1
-        self._cached: list[tuple[int, bytes]] = []
+        self._cached_lines: list[bytes] = []
+        self._cached_numbers: Sequence[int] = ()
         self.label_dtype = facts["label_dtype"]
         self.label_shape = tuple(facts["label_shape"])
         self.digest = facts["digest"]
@@ -183,15 +184,15 @@ class Manifest:
                     raise self._changed()
                 return found[0], found[1]
             raw = read_exactly(self._fd, offset, end - offset, self.name)
-            rows = raw.split(b"\n")
-            self._cached = list(enumerate(rows, number))
+            self._cached_lines, self._cached_numbers = raw.split(b"\n"), range(number, next_number)
             # As many lines as samples: there is nothing to filter out.
             if next_number - number != min(LINES_PER_ENTRY, self._samples - entry * LINES_PER_ENTRY):
-                self._cached = [row for row in self._cached if is_sample(row[1])]
+                rows = [row for row in enumerate(self._cached_lines, number) if is_sample(row[1])]
+                self._cached_lines, self._cached_numbers = [row[1] for row in rows], [row[0] for row in rows]
             self._cached_entry = entry
-        if place >= len(self._cached):
+        if place >= min(len(self._cached_lines), len(self._cached_numbers)):
             raise self._changed()
-        return self._cached[place]
+        return self._cached_numbers[place], self._cached_lines[place]
 
     def _changed(self) -> ManifestError:
         self._cached_entry = -1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from prefetchd.config import make_config
 from prefetchd.errors import ManifestError
 from prefetchd.manifest import Manifest, Sample
+from prefetchd.manifest_scan import Scan
 
 
 @pytest.fixture(autouse=True)
@@ -215,12 +218,40 @@ def test_a_table_that_does_not_fit_is_refused(tmp_path: Path, text: str, options
     assert what in refusal(write(tmp_path, text, "l.csv"), **options)
 
 
-def test_further_bad_lines_are_counted(tmp_path: Path) -> None:
-    """One line is shown, also when thousands are bad, in any block."""
+def test_the_first_bad_lines_are_told_and_further_ones_counted(tmp_path: Path) -> None:
+    """Three lines are shown with their numbers and faults, in any block; of thousands, that there are thousands."""
     text = "".join(f"a{i}.jpg {i}\n" if i % 1000 else "b.jpg\n" for i in range(1, 200_000))
     message = refusal(write(tmp_path, text))
     assert "line 1000 of" in message
-    assert "(198 more bad lines after it)" in message
+    shown = "line 2000: there is no label: 'b.jpg'; line 3000: there is no label: 'b.jpg'; and 196 more bad lines; "
+    assert shown in message
+    message = refusal(write(tmp_path, "a.jpg 1\nb.jpg\nc.jpg 2\nd.jpg x\ne.jpg 3\n" + "f.jpg 4\n" * 100_000))
+    assert "line 2 of" in message
+    assert "no label: 'b.jpg'; line 4: the label 'x' is not a number, as the others are: 'd.jpg x'; mend" in message
+    message = refusal(write(tmp_path, "a.jpg 1\n" * 2000 + "b.jpg\n" * 100_000))
+    assert re.search(r"line 2003: [^;]*; and at least \d+ more bad lines; ", message)
+
+
+@pytest.mark.parametrize("n_lines", [100, 100_000])
+def test_a_line_that_is_too_long_is_told_with_its_number(tmp_path: Path, n_lines: int) -> None:
+    """Also when it is longer than a block, in the middle of the file, or at its end."""
+    for after in ("\n", "\n" + "a.jpg 1\n" * n_lines, ""):
+        message = refusal(write(tmp_path, "a.jpg 1\n" * n_lines + "b" * (3 << 20) + ".jpg 2" + after))
+        assert f"line {n_lines + 1} of" in message
+        assert "longer than 1048576 bytes" in message
+
+
+def test_a_line_as_long_as_allowed_is_read(tmp_path: Path) -> None:
+    """A block grows as far as a line needs, and the line's sample is found again."""
+    long = "b" * ((1 << 20) - 6) + ".jpg 2"
+    source = write(tmp_path, "a.jpg 1\n" * 70_000 + long + "\n" + "c.jpg 3\n" * 70_000)
+    with Manifest.open(make_config(source=source, root="/")) as manifest:
+        assert len(manifest) == 140_001
+        assert manifest.samples([70_001, 70_000, 0]) == [
+            Sample("/c.jpg", 3, 70_002),
+            Sample("/" + long[:-2], 2, 70_001),
+            Sample("/a.jpg", 1, 1),
+        ]
 
 
 def test_what_is_no_manifest_is_refused_with_the_reason(tmp_path: Path) -> None:
@@ -264,6 +295,55 @@ def test_a_change_on_disk_is_an_error_not_other_data(tmp_path: Path, change: str
             manifest.sample(0)
         with pytest.raises(ManifestError, match="while in use"):
             manifest.check_unchanged()
+
+
+def change_on_disk(path: Path, how: str) -> None:
+    """Change a manifest in one of five ways, some of which keep its size or even its content."""
+    if how == "append":
+        with path.open("ab") as file:
+            file.write(b"x.jpg 9\n")
+    elif how == "edit":
+        with path.open("r+b") as file:
+            file.write(b"z")
+    elif how == "replace":
+        os.replace(shutil.copy(path, f"{path}.new"), path)
+    elif how == "truncate":
+        os.truncate(path, 64)
+    else:
+        path.write_bytes(path.read_bytes())
+
+
+HOW = ["append", "edit", "replace", "truncate", "rewrite"]
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("n_lines", [100, 400_000])
+def test_a_change_while_it_is_opened_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, n_lines: int
+) -> None:
+    """After the first block was taken in; for one block and for many."""
+    source = Path(write(tmp_path, "a.jpg 1\n" * n_lines))
+    take, todo = Scan._take, [how]
+
+    def take_and_change(self: Scan, *args: object) -> None:
+        take(self, *args)  # type: ignore[arg-type]
+        if todo:
+            change_on_disk(source, todo.pop())
+
+    monkeypatch.setattr(Scan, "_take", take_and_change)
+    with pytest.raises(ManifestError, match=r"written to while it was read|became shorter while in use"):
+        Manifest.open(make_config(source=str(source)))
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_change_right_after_it_was_written_and_opened_is_noticed(tmp_path: Path, how: str) -> None:
+    """Also within one step of the clock that files' times are taken from."""
+    for number in range(5):
+        source = Path(write(tmp_path, "a.jpg 1\n" * 100, f"{number}.txt"))
+        with Manifest.open(make_config(source=str(source))) as manifest:
+            change_on_disk(source, how)
+            with pytest.raises(ManifestError, match="while in use"):
+                manifest.samples([0, 99])
 
 
 def test_a_reader_attaches_without_a_second_pass(tmp_path: Path) -> None:
