@@ -44,6 +44,10 @@ class Source(Protocol):
     def shared_bytes(self) -> int:
         """Bytes of memory segments that the source itself holds for all its readers, such as an index."""
 
+    @property
+    def reader_bytes(self) -> int:
+        """Private memory that it takes in each reader, beyond what every reader has (`budget.READER_BYTES`)."""
+
     def check_unchanged(self) -> None:
         """Raise `ManifestError` if the data set is no longer what was opened."""
 
