@@ -68,7 +68,8 @@ class Manifest:
         self._path: bytes = facts["path"]
         self._root = os.fsdecode(facts["root"])
         # All lines were checked at open: what the labels are is not found out again.
-        self._dialect = Dialect(**{**facts["dialect"], "y": tuple(facts["dialect"]["y"]), "exact": False})
+        dialect = facts["dialect"]
+        self._dialect = Dialect(**{**dialect, "y": tuple(dialect["y"]), "keys": tuple(dialect["keys"]), "exact": False})
         self._any_fraction: bool = facts["label_dtype"] == "float32"
         self._cached_entry = -1
         self._cached: list[tuple[int, bytes]] = []

@@ -23,7 +23,7 @@ from prefetchd.manifest_scan import Scan
 from prefetchd.manifest_sniff import SNIFFED_LINES, Line, sniff
 
 _OTHER_SUFFIXES = {
-    ".npy": "a NumPy array", ".npz": "NumPy arrays", ".jsonl": "JSON lines", ".json": "JSON",
+    ".npy": "a NumPy array", ".npz": "NumPy arrays", ".json": "JSON in one piece",
     ".tar": "a tar archive", ".parquet": "a Parquet file", ".zip": "a zip archive", ".gz": "compressed",
     ".bz2": "compressed", ".xz": "compressed", ".zst": "compressed", ".pkl": "a pickle", ".h5": "an "
     "HDF5 file",
@@ -73,7 +73,7 @@ def _open_file(source: str, name: str, mode: int) -> int:
     if suffix in _OTHER_SUFFIXES:
         raise ManifestError(
             f"cannot read {name} as an image manifest: {suffix} is {_OTHER_SUFFIXES[suffix]}; "
-            "give a text, CSV or TSV file of paths and labels, or a directory of class folders"
+            "give a text, CSV, TSV or JSONL file of paths and labels, or a directory of class folders"
         )
     if suffix in IMAGE_SUFFIXES:
         raise ManifestError(

@@ -128,6 +128,8 @@ class Scan:
     def _check(self, lines: list[bytes], numbers: NDArray[np.int64], carriage_return: bool, quote: bool) -> None:
         if self._dialect.kind == "tree":
             return None
+        if self._dialect.kind == "json":
+            return self._check_each(lines, numbers)
         plain = lines
         if carriage_return:
             plain = [line.rstrip(b"\r") for line in lines]
