@@ -24,7 +24,7 @@ from prefetchd.manifest_sniff import SNIFFED_LINES, Line, sniff
 
 _OTHER_SUFFIXES = {
     ".npy": "a NumPy array", ".npz": "NumPy arrays", ".json": "JSON in one piece",
-    ".tar": "a tar archive", ".parquet": "a Parquet file", ".zip": "a zip archive", ".gz": "compressed",
+    ".zip": "a zip archive", ".gz": "compressed",
     ".bz2": "compressed", ".xz": "compressed", ".zst": "compressed", ".pkl": "a pickle", ".h5": "an "
     "HDF5 file",
     ".tfrecord": "TFRecords", ".xlsx": "a spreadsheet",

@@ -26,32 +26,33 @@ class ImageSource:
     Owns the records.
     """
 
-    def __init__(self, config: Config, records: Records, decoder: str) -> None:
+    def __init__(self, config: Config, kind: str, records: Records, decoder: str) -> None:
         self._config = config
+        self._kind = kind
         self._records = records
         self._decoder = decoder
         self._reader: ImageReader | None = None
 
     @classmethod
-    def open(cls, config: Config, records: Records) -> ImageSource:
-        """Return the source of the images that `records` name, in the daemon."""
+    def open(cls, config: Config, kind: str, records: Records) -> ImageSource:
+        """Return the source of the images that `records`, of this kind, name; in the daemon."""
         from importlib.metadata import version
 
-        return cls(config, records, f"opencv {version('opencv-python-headless')}")
+        return cls(config, kind, records, f"opencv {version('opencv-python-headless')}")
 
     @classmethod
     def attach(cls, config: Config, handle: dict[str, Any], records: Records) -> ImageSource:
         """Return, in a reader, the source whose `handle()` this is, with the records attached."""
         from prefetchd.sources.image_files import ImageReader
 
-        source = cls(config, records, handle["decoder"])
+        source = cls(config, handle["kind"], records, handle["decoder"])
         source._reader = ImageReader(config, records)
         return source
 
     def handle(self) -> tuple[dict[str, Any], list[int]]:
         """Plain values and descriptors from which a reader attaches."""
         records, fds = self._records.handle()
-        return {"records": records, "decoder": self._decoder}, fds
+        return {"kind": self._kind, "records": records, "decoder": self._decoder}, fds
 
     @property
     def n_samples(self) -> int:
