@@ -234,8 +234,8 @@ def json_kind(value: Any) -> str:
     if value is None or value in ("", [], {}):
         return "null" if value is None else "empty"
     kinds = {bool: "a truth value", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
-    text = repr(value)
-    return f"{kinds[type(value)]} ({text if len(text) <= 60 else text[:57] + '...'})"
+    kind, text = kinds.get(type(value), f"of the type {type(value).__name__}"), repr(value)
+    return f"{kind} ({text if len(text) <= 60 else text[:57] + '...'})"
 
 
 def _parse_text(dialect: Dialect, bare: bytes) -> tuple[bytes, list[bytes]]:

@@ -42,4 +42,8 @@ def _records(kind: Kind) -> Any:
         from prefetchd.sources.tar_shards import TarShards
 
         return TarShards
+    if kind == "parquet":
+        from prefetchd.sources.parquet import ParquetRecords
+
+        return ParquetRecords
     return Manifest

@@ -37,7 +37,7 @@ class IndexWriter:
     def __init__(self, n_numbers: int, labels: Labels) -> None:
         self.samples = 0
         self.fd = memfd("prefetchd-record-index")
-        self._n_numbers = n_numbers
+        self.n_numbers = n_numbers
         self._labels = labels
         self._as_fractions = False
 
@@ -55,12 +55,12 @@ class IndexWriter:
         if self._labels.any_fraction and not self._as_fractions:
             self._as_fractions = True
             self._change_labels(lambda found: found.astype(np.float64).view(np.int64))
-        rows = np.empty((n_rows, self._n_numbers + self._labels.count), np.int64)
-        rows[:, : self._n_numbers] = numbers
+        rows = np.empty((n_rows, self.n_numbers + self._labels.count), np.int64)
+        rows[:, : self.n_numbers] = numbers
         if self._labels.count:
             dtype = np.float64 if self._as_fractions else np.int64
-            rows[:, self._n_numbers :] = np.array(labels, dtype).reshape(n_rows, -1).view(np.int64)
-        _write(self.fd, rows)
+            rows[:, self.n_numbers :] = np.array(labels, dtype).reshape(n_rows, -1).view(np.int64)
+        write_all(self.fd, rows)
         self.samples += n_rows
 
     def finish(self, classes: Sequence[str] | None = None) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class IndexWriter:
         self.append(b"" if classes is None else json.dumps(classes).encode())
         return {
             "samples": self.samples,
-            "numbers": self._n_numbers,
+            "numbers": self.n_numbers,
             "labels": labels.count,
             "label_dtype": "float32" if labels.any_fraction else "int64",
             "label_shape": [labels.count] if labels.count > 1 else [],
@@ -92,7 +92,7 @@ class IndexWriter:
     def append(self, content: bytes) -> int:
         """Write `content` behind what is there and return where it starts."""
         start = os.lseek(self.fd, 0, os.SEEK_END)
-        _write(self.fd, content)
+        write_all(self.fd, content)
         return start
 
     def seal(self) -> int:
@@ -104,18 +104,19 @@ class IndexWriter:
         """Replace the labels of all rows written so far, in blocks."""
         import numpy as np
 
-        width = self._n_numbers + self._labels.count
+        width = self.n_numbers + self._labels.count
         for first in range(0, self.samples, _BLOCK_ROWS):
             n_rows = min(_BLOCK_ROWS, self.samples - first)
             raw = read_exactly(self.fd, first * width * 8, n_rows * width * 8, "the index")
             rows = np.frombuffer(raw, np.int64).reshape(n_rows, width).copy()
-            rows[:, self._n_numbers :] = change(rows[:, self._n_numbers :])
+            rows[:, self.n_numbers :] = change(rows[:, self.n_numbers :])
             os.lseek(self.fd, first * width * 8, os.SEEK_SET)
-            _write(self.fd, rows)
+            write_all(self.fd, rows)
         os.lseek(self.fd, 0, os.SEEK_END)
 
 
-def _write(fd: int, content: Any) -> None:
+def write_all(fd: int, content: Any) -> None:
+    """Write all of `content`, bytes or an array, to `fd`."""
     view = memoryview(content).cast("B") if len(content) else memoryview(b"")
     while view:
         view = view[os.write(fd, view) :]

@@ -98,3 +98,61 @@ def test_a_shard_that_is_appended_to_while_it_is_served_ends_the_daemon(tmp_path
         with pytest.raises(prefetchd.ManifestError, match=r"s\.tar.*start again"):
             for _ in running:
                 pass
+
+
+def write_parquet(folder: Path, images: list[bytes], labels: list[str], **options: object) -> Path:
+    pytest.importorskip("pyarrow")
+    from prefetchd.sources.parquet_library import load_pyarrow
+
+    pa, pq = load_pyarrow()
+    folder.mkdir()
+    structs = [{"bytes": image, "path": f"{number}.jpg"} for number, image in enumerate(images)]
+    for part in range(2):
+        rows = slice(part * 9, part * 9 + 9)
+        table = pa.table({"image": structs[rows], "label": labels[rows]})
+        pq.write_table(table, folder / f"train-{part:05d}-of-00002.parquet", row_group_size=4, **options)
+    return folder
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_parquet_gives_the_batches_that_files_give(tmp_path: Path, images, shuffle: bool) -> None:
+    """Images in a column, in row groups and files that fit no batch."""
+    labels = [("cat", "dog", "ant")[number % 3] for number in range(18)]
+    expected = batches(write_files(tmp_path / "files", images, labels) / "list.txt", shuffle=shuffle)
+    assert_same(batches(write_parquet(tmp_path / "parquet", images, labels), shuffle=shuffle), expected)
+
+
+def test_bad_images_in_parquet_follow_the_policy(tmp_path: Path, images) -> None:
+    """Null, and what is no image; the report names file, row group and row."""
+    pytest.importorskip("pyarrow")
+    content: list[bytes] = [b"no image" if number == 5 else image for number, image in enumerate(images)]
+    folder = write_parquet(tmp_path / "parquet", content, [str(number) for number in range(18)])
+    with pytest.raises(prefetchd.SampleError, match=r"train-00000-of-00002\.parquet row group 1 row 1"):
+        batches(folder)
+    assert [ids for _, _, ids in batches(folder, on_error="skip")][:2] == [[0, 1, 2, 3], [4, 6, 7]]
+
+
+def test_readers_of_parquet_stay_within_what_is_planned_for_them(serve, tmp_path: Path) -> None:
+    """pyarrow and a row group are part of a reader's share of the budget, and the footprint is under it."""
+    pytest.importorskip("pyarrow")
+    big = [jpeg(seed, (600, 800)) for seed in range(3)]
+    folder = write_parquet(tmp_path / "parquet", [big[number % 3] for number in range(18)], ["x"] * 18)
+    daemon = serve(folder, "--batch-size", 4, "--image-size", 64, "--num-workers", 2)
+    with prefetchd.batches(epochs=3) as loader:
+        assert sum(len(y) for _, y in loader) == 54
+    memory = daemon.status()["memory"]
+    assert memory["max_footprint_bytes"] <= memory["budget_bytes"]
+
+
+def test_parquet_without_pyarrow_says_how_to_get_it(tmp_path: Path) -> None:
+    """In one line, before anything else."""
+    from tests.process.commands import finish, start_script
+
+    code = (
+        "import sys; sys.modules['pyarrow'] = None\n"
+        "from prefetchd import cli\n"
+        f"sys.exit(cli.main(['serve', {str(tmp_path / 'a.parquet')!r}]))\n"
+    )
+    result = finish(start_script(tmp_path / "script.py", code))
+    assert result.returncode == 2 or result.returncode == 1
+    assert "pip install 'prefetchd[parquet]'" in result.stderr
