@@ -34,7 +34,7 @@ log = logging.getLogger("prefetchd")
 
 KEPT_BYTES = 64 << 20
 _SLOW_SHUFFLE_BYTES = 8 << 20
-_BATCH_ROWS = 8
+_BATCH_BYTES = 1 << 20  # taken out at a time: more would be memory beyond what is planned
 
 
 class ParquetRecords:
@@ -220,6 +220,7 @@ class ParquetRecords:
                 if found.path_in_schema == self._facts["column"]
             )
             data = np.empty(column.total_uncompressed_size, np.uint8)
+            n_rows = max(1, _BATCH_BYTES * described.num_rows // max(1, data.nbytes))
             ends: list[int] = []
             nulls: set[int] = set()
             at, most = 0, max(2 * data.nbytes, 2 * KEPT_BYTES)
@@ -227,7 +228,7 @@ class ParquetRecords:
                 f"/proc/self/fd/{fd}", metadata=metadata, pre_buffer=False, buffer_size=1 << 16
             ) as opened:
                 batches = opened.iter_batches(
-                    _BATCH_ROWS, row_groups=[group], columns=[self._facts["column"]], use_threads=False
+                    n_rows, row_groups=[group], columns=[self._facts["column"]], use_threads=False
                 )
                 batch = value = image = None
                 for batch in batches:
