@@ -84,13 +84,15 @@ class Config:
         None, "folder that relative paths start from (the manifest's)", metavar="DIR", content=False
     )
     label_columns: int | None = _option(
-        None, "how many trailing fields of a text line are labels (found out)", metavar="N"
+        None, "how many trailing fields of a text line are labels (found out); 0 for no labels", metavar="N"
     )
     x_column: str | None = _option(
-        None, "name or number (from 0) of the path's column, for CSV and TSV", metavar="COLUMN"
+        None,
+        "the path's column (name, or number from 0), key (JSONL), or the image's extension (tar)",
+        metavar="COLUMN",
     )
     y_column: str | None = _option(
-        None, "names or numbers of the label columns, for CSV and TSV", metavar="COLUMN[,...]"
+        None, "the labels' columns or keys; in tar shards cls, txt or json:KEY", metavar="COLUMN[,...]"
     )
 
     num_workers: int = _option(0, "reader processes; 0 takes the usable cores (0)", metavar="N", content=False)
