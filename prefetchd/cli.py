@@ -104,8 +104,8 @@ def _add_serve_options(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         default=argparse.SUPPRESS,
         metavar="MANIFEST",
-        help="a list file (`path label` a line, .csv, .tsv, .jsonl), a directory with a folder per class, or tar shards "
-        "or Parquet files: one, a directory of them, or a quoted pattern such as 's-{000..099}.tar'",
+        help="a list file (`path label` a line, .csv, .tsv, .jsonl), a directory with a folder per class, or tar "
+        "shards or Parquet files: one, a directory of them, or a quoted pattern such as 's-{000..099}.tar'",
     )
     parser.add_argument(
         "--config",

@@ -14,10 +14,11 @@ from typing import Any
 from prefetchd.config import Config
 from prefetchd.errors import ManifestError
 from prefetchd.manifest_json import LABEL_KEYS, PATH_KEYS
-from prefetchd.manifest_lines import identity, memfd
+from prefetchd.manifest_lines import memfd
 from prefetchd.sources.labels import BadLabel, Labels, Numbers
 from prefetchd.sources.parquet_library import load_pyarrow, refusal
 from prefetchd.sources.record_index import IndexWriter, write_all
+from prefetchd.sources.shard_files import identity_of
 
 _IMAGE_COLUMNS = (
     "image",
@@ -90,7 +91,7 @@ class ParquetIndexer:
                         self._type_of(file.schema_arrow, column, "column", path)
                 self._file(number, path, file)
             self.identities.append(before)
-            if identity(os.stat(path)) != before:
+            if identity_of(path) != before:
                 raise ManifestError(
                     f"cannot use {path}: it was written to while it was read; start again when it is complete"
                 )
@@ -251,8 +252,8 @@ class open_file:  # noqa: N801 - used like a function, in `with`
         self._parquet, self._path = parquet, path
 
     def __enter__(self) -> tuple[Any, list[int]]:
+        before = identity_of(self._path)
         try:
-            before = identity(os.stat(self._path))
             self._file = self._parquet.ParquetFile(self._path, pre_buffer=False, buffer_size=1 << 16)
         except (OSError, ValueError) as error:  # pyarrow's errors are among them
             raise refusal(self._path, " ".join(str(error).split())[:300], "write the file again") from None

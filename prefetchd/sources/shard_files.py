@@ -8,6 +8,7 @@ mapped file that someone truncates is a SIGBUS.
 from __future__ import annotations
 
 import os
+import stat
 import struct
 from collections import OrderedDict
 from typing import Any
@@ -20,6 +21,26 @@ from prefetchd.sources.record_index import IndexWriter, RecordIndex
 _ENTRY = struct.Struct("=2q2Q3q")  # where the path is and its length; device, inode, size, times of change
 _MAX_OPEN = 16
 _CHECKED_AT_ONCE = 256
+
+
+def identity_of(path: str) -> list[int]:
+    """Return the identity of a file that is to be indexed; it must be a regular one.
+
+    Raises:
+        ManifestError: if it cannot be looked at, or is a directory, FIFO or device.
+    """
+    shown = path.encode("utf-8", "backslashreplace").decode()
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise ManifestError(
+            f"cannot open {shown}: {error.strerror} (errno {error.errno}); check the path and its permissions"
+        ) from None
+    if not stat.S_ISREG(found.st_mode):
+        raise ManifestError(
+            f"cannot open {shown}: it is no regular file, and samples are read by position; write them to files first"
+        )
+    return identity(found)
 
 
 def write_table(writer: IndexWriter, paths: list[str], identities: list[list[int]]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from prefetchd.manifest_json import LABEL_KEYS
 from prefetchd.manifest_lines import identity
 from prefetchd.sources.labels import BadLabel, Labels, Numbers
 from prefetchd.sources.record_index import IndexWriter
+from prefetchd.sources.shard_files import identity_of
 from prefetchd.sources.tar_headers import BLOCK_BYTES, BLOCKS_BITS, Member, TarHeaders
 
 _IMAGES = frozenset(suffix[1:].encode() for suffix in IMAGE_SUFFIXES)
@@ -99,6 +100,7 @@ class TarIndexer:
 
     def _shard(self, number: int, path: str) -> None:
         name = show(os.fsencode(os.path.basename(path)), 200)[1:-1]
+        before = identity_of(path)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
@@ -106,7 +108,6 @@ class TarIndexer:
                 f"cannot open the shard {path}: {error.strerror} (errno {error.errno}); check path and permissions"
             ) from None
         try:
-            before = identity(os.fstat(fd))
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # reading ahead would read the images
             self._samples(number, name, TarHeaders(fd, before[2], name))
             if identity(os.fstat(fd)) != before:

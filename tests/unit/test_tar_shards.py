@@ -185,7 +185,9 @@ def test_no_samples_and_compressed_shards_are_refused(tmp_path: Path) -> None:
     (tmp_path / "b.tar.gz").write_bytes(b"x")
     assert "gzip -d" in refusal(tmp_path / "b.tar.gz")
     assert "gzip -d" in refusal(tmp_path)
-    assert "cannot open the shard" in refusal(tmp_path / "none.tar")
+    assert "No such file" in refusal(tmp_path / "none.tar")
+    os.mkfifo(tmp_path / "fifo.tar")
+    assert "no regular file" in refusal(tmp_path / "fifo.tar")
 
 
 def test_a_reader_attaches_and_reads_any_sample(tmp_path: Path) -> None:
