@@ -61,7 +61,7 @@ class TarIndexer:
         self.digest = hashlib.blake2b(digest_size=8)
         self.identities: list[list[int]] = []
         self._name = name
-        self._image_extensions = [part.encode() for part in _parts(config.x_column)]
+        self._image_extensions = [part.lower().encode() for part in _parts(config.x_column)]
         self._parts: list[LabelPart] | None = None
         if config.label_columns == 0:
             self._parts = []
@@ -72,7 +72,7 @@ class TarIndexer:
             )
         elif config.y_column is not None:
             parts = [part.partition(":") for part in _parts(config.y_column)]
-            self._parts = [(extension.encode(), key or None) for extension, _, key in parts]
+            self._parts = [(extension.lower().encode(), key or None) for extension, _, key in parts]
         self._found_out = self._parts is None
         self._bad = 0
         self._first_bad = ""

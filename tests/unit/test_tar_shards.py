@@ -78,7 +78,7 @@ def one(folder: Path, *members: tuple[str, Content], name: str = "a.tar") -> str
         ([("a.jpg", b"A"), ("b.png", b"B")], {"x_column": "jpg;png"}, [(b"A", None), (b"B", None)]),
         ([("a.input.jpg", b"A"), ("a.seg.png", b"B")], {"x_column": "input.jpg"}, [(b"A", None)]),
         ([("a.input.jpg", b"A"), ("a.cls", "1")], {}, [(b"A", 1)]),
-        ([("a.raw", b"A")], {"x_column": "raw"}, [(b"A", None)]),
+        ([("a.raw", b"A")], {"x_column": ".RAW"}, [(b"A", None)]),
         ([("a.jpg", b"A"), ("a.cls", "1"), ("b.jpg", b"B"), ("b.cls", "2.5")], {}, [(b"A", 1.0), (b"B", 2.5)]),
         ([("a.jpg", b"A"), ("a.cls", "1 2"), ("b.jpg", b"B"), ("b.cls", "2 -3")], {},
          [(b"A", (1, 2)), (b"B", (2, -3))]),
