@@ -109,9 +109,10 @@ def _add_serve_options(parser: argparse.ArgumentParser, datasets: Iterable[str])
         "sources",
         nargs="*",
         metavar="[NAME=]MANIFEST",
-        help="a list file (`path label` a line, .csv, .tsv), a directory with a folder per class, or arrays: a .npy or "
-        ".npz file, or a directory of .npy shards; several, each with a name, share the readers, the ring and the "
-        "budget: train=train.txt val=val.txt",
+        help="a list file (`path label` a line, .csv, .tsv, .jsonl), a directory with a folder per class, tar shards "
+        "or Parquet files (one, a directory of them, or a quoted pattern such as 's-{000..099}.tar'), or arrays (.npy, "
+        ".npz, a directory of .npy shards); several, each with a name, share the readers, the ring and the budget: "
+        "train=train.txt val=val.txt",
     )
     parser.add_argument(
         "--config",

@@ -91,13 +91,17 @@ class Config:
         None, "folder that relative paths start from (the manifest's)", metavar="DIR", content=False
     )
     label_columns: int | None = _option(
-        None, "how many trailing fields of a text line are labels (found out)", metavar="N"
+        None, "how many trailing fields of a text line are labels (found out); 0 for no labels", metavar="N"
     )
     x_column: str | None = _option(
-        None, "name or number (from 0) of the path's column, for CSV and TSV; in an .npz, x's name", metavar="COLUMN"
+        None,
+        "the path's column (name, or number from 0), key (JSONL), the image's extension (tar), or x's name (.npz)",
+        metavar="COLUMN",
     )
     y_column: str | None = _option(
-        None, "names or numbers of the label columns, for CSV and TSV; in an .npz, y's name", metavar="COLUMN[,...]"
+        None,
+        "the labels' columns or keys; in tar shards cls, txt or json:KEY; y's name in an .npz",
+        metavar="COLUMN[,...]",
     )
     labels: str | None = _option(
         None,

@@ -1,8 +1,8 @@
-"""From a path to pixels: reads a file into a kept buffer, and decodes an image with OpenCV.
+"""From encoded bytes to pixels, with OpenCV.
 
 Owns the choice of the JPEG reduction, the estimate of what a decode takes, and the verdict on bytes that do
-not decode. `reader.py` calls it, in this order, so that each step is settled before it costs anything:
-`read_file`, `identify`, the limits and the budget from `decode_working_bytes`, then `decode_image`. One
+not decode. `sources/image_files.py` calls it, in this order, so that each step is settled before it costs anything:
+`identify`, the limits and the budget from `decode_working_bytes`, then `decode_image`. One
 thread only: the caller sets `cv2.setNumThreads(0)`. When a decoder crashes the process, the pool's
 supervision sees it; nothing here outlives the process.
 
@@ -16,25 +16,21 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import stat
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
-from prefetchd.faults import UndecodableImage, UnreadableFile, fault_of
+from prefetchd.faults import UndecodableImage
 from prefetchd.image_header import ImageHeader, read_header
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
 
     from prefetchd.config import Color, Resize
 
 REDUCTIONS = (1, 2, 4, 8)
 
-_OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 # Formats that OpenCV decodes in RGB order itself, from 4.11 on. Not AVIF: with alpha, OpenCV 5.0 leaves it in BGR.
 _RGB_FORMATS = frozenset(("jpeg", "png", "webp")) if hasattr(cv2, "IMREAD_COLOR_RGB") else frozenset()
 _REDUCED_BITS = {
@@ -76,106 +72,6 @@ def detach_native_stderr() -> int:
     os.dup2(null, 2)
     os.close(null)
     return real
-
-
-class FileBuffer:
-    """Memory kept from file to file; grows to the largest file read, never shrinks by itself.
-
-    Views handed out stay valid when it grows: growing takes new memory and leaves the old to its views.
-    """
-
-    def __init__(self, capacity_bytes: int = 1 << 18) -> None:
-        self._memory: NDArray[np.uint8] = np.empty(capacity_bytes, np.uint8)
-
-    @property
-    def capacity_bytes(self) -> int:
-        """Bytes that it holds on to."""
-        return self._memory.nbytes
-
-    def view(self, n_bytes: int) -> memoryview:
-        """The first `n_bytes`, writable; grows to hold them."""
-        if n_bytes > self._memory.nbytes:
-            self._memory = np.empty(0, np.uint8)  # drop the old before taking the new
-            self._memory = np.empty((n_bytes + 0xFFFF) & ~0xFFFF, np.uint8)
-        return memoryview(self._memory)[:n_bytes]  # type: ignore[arg-type, unused-ignore]
-
-    def trim(self, capacity_bytes: int) -> None:
-        """Give memory above `capacity_bytes` back, once the budget wants it."""
-        if self._memory.nbytes > capacity_bytes:
-            self._memory = np.empty(0, np.uint8)
-            self._memory = np.empty(capacity_bytes, np.uint8)
-
-
-def read_file(
-    path: str | bytes | os.PathLike[str],
-    buffer: FileBuffer,
-    *,
-    reserve: Callable[[int], None] | None = None,
-) -> memoryview:
-    """Return the bytes of the regular file at `path`, in `buffer` until the next read.
-
-    Never blocks on a FIFO or a device. A file that grows while it is read gives the bytes it had at first.
-
-    Args:
-        path: the file; a symbolic link is followed.
-        buffer: where the bytes go.
-        reserve: called with the file's size in bytes before `buffer` grows to it; may raise to refuse.
-
-    Raises:
-        UnreadableFile: it is missing, forbidden, a directory, FIFO, socket or device, or empty.
-        EnvironmentFault: an I/O error, no memory, no descriptors, and whatever else is not the file's own
-            fault.
-    """
-    try:
-        descriptor = os.open(path, _OPEN_FLAGS)
-    except (OSError, ValueError) as error:
-        raise fault_of(error) from None
-    try:
-        n_bytes = _regular_size(descriptor)
-        if reserve is not None and n_bytes > buffer.capacity_bytes:
-            reserve(n_bytes)
-        view = _read_all(descriptor, buffer, n_bytes)
-    finally:
-        os.close(descriptor)
-    if not view:
-        raise UnreadableFile("the file is empty (0 bytes)")
-    return view
-
-
-def _regular_size(descriptor: int) -> int:
-    try:
-        status = os.fstat(descriptor)
-    except OSError as error:
-        raise fault_of(error) from None
-    if not stat.S_ISREG(status.st_mode):
-        raise UnreadableFile(f"not a regular file but a {_kind_of(status.st_mode)}")
-    return status.st_size
-
-
-def _read_all(descriptor: int, buffer: FileBuffer, n_bytes: int) -> memoryview:
-    """Read `n_bytes`, or less where the file has become shorter."""
-    n_read = 0
-    try:
-        view = buffer.view(n_bytes)
-        while n_read < n_bytes:
-            n_new = os.readv(descriptor, [view[n_read:]])
-            if n_new == 0:
-                break
-            n_read += n_new
-    except (OSError, MemoryError) as error:
-        raise fault_of(error) from None
-    return view[:n_read]
-
-
-def _kind_of(mode: int) -> str:
-    kinds = {
-        stat.S_IFDIR: "directory",
-        stat.S_IFIFO: "FIFO",
-        stat.S_IFSOCK: "socket",
-        stat.S_IFCHR: "character device",
-        stat.S_IFBLK: "block device",
-    }
-    return kinds.get(stat.S_IFMT(mode), "special file")
 
 
 def identify(data: memoryview | NDArray[np.uint8] | bytes) -> ImageHeader:

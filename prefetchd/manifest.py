@@ -17,7 +17,7 @@ import os
 import struct
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from prefetchd.config import Config
 from prefetchd.errors import ManifestError
@@ -27,25 +27,16 @@ from prefetchd.manifest_format import (
     is_sample,
     parse_line,
 )
-from prefetchd.manifest_lines import LINES_PER_ENTRY, identity, read_exactly, sample_lines
+from prefetchd.manifest_lines import LINES_PER_ENTRY, identity, memfd_bytes, read_exactly, sample_lines
+from prefetchd.sample import Label, Sample
+
+if TYPE_CHECKING:
+    from prefetchd.file_bytes import FileBuffer
+    from prefetchd.sources.base import ReserveMemory
 
 _CACHED_BYTES = 1 << 20
 _ENTRY = struct.Struct("=4q")
-Label = int | float | tuple[int | float, ...] | None
-
-
-class Sample(NamedTuple):
-    """One sample of the manifest.
-
-    Attributes:
-        path: the file, absolute; bytes that are not UTF-8 are surrogate escapes, as `os.fsdecode` makes.
-        label: a number, a tuple of them, the class's number for string labels, or `None` without labels.
-        line: its line in the manifest, from 1; 0 for a directory.
-    """
-
-    path: str
-    label: Label
-    line: int
+_SAID_CHARACTERS = 400  # of a path, in a report of faults
 
 
 class Manifest:
@@ -77,7 +68,8 @@ class Manifest:
         self._path: bytes = facts["path"]
         self._root = os.fsdecode(facts["root"])
         # All lines were checked at open: what the labels are is not found out again.
-        self._dialect = Dialect(**{**facts["dialect"], "y": tuple(facts["dialect"]["y"]), "exact": False})
+        dialect = facts["dialect"]
+        self._dialect = Dialect(**{**dialect, "y": tuple(dialect["y"]), "keys": tuple(dialect["keys"]), "exact": False})
         self._any_fraction: bool = facts["label_dtype"] == "float32"
         self._cached_entry = -1
         self._cached_lines: list[bytes] = []
@@ -168,6 +160,29 @@ class Manifest:
                 if before[2] != now[2]:
                     what += f" (from {before[2]} to {now[2]} bytes)"
             raise ManifestError(f"cannot go on with {self.name}: {what} while in use; start again to serve it as it is")
+
+    @property
+    def shared_bytes(self) -> int:
+        """The index, and the listing of a directory: memfds."""
+        return memfd_bytes(self._index_fd) + (memfd_bytes(self._fd) if self._is_folder else 0)
+
+    @property
+    def reader_bytes(self) -> int:
+        """Nothing to speak of: readers share the index."""
+        return 0
+
+    def read(self, sample: Sample, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
+        """Return the bytes of the sample's file; see `Records.read`."""
+        from prefetchd.file_bytes import read_file
+
+        return read_file(sample.path, buffer, reserve=reserve)
+
+    def where(self, sample: Sample) -> str:
+        """Manifest, line and path of a sample; the path alone in a directory."""
+        path = sample.path.encode("utf-8", "backslashreplace").decode()
+        if len(path) > _SAID_CHARACTERS:
+            path = "..." + path[-_SAID_CHARACTERS:]
+        return f"{self.name} line {sample.line}: {path}" if sample.line else path
 
     def _line(self, sample_id: int) -> tuple[int, bytes]:
         """Return the line number and the bytes of a sample's line."""

@@ -4,11 +4,12 @@ Called by `manifest_sniff` (which finds the dialect out), `manifest_scan` (which
 open) and `manifest` (which parses the line of a sample on demand). Lines are bytes here, without their line
 break, so that file names that are not UTF-8 pass through unharmed.
 
-Three kinds of line:
+Four kinds of line:
 
 - `text`: `path label`, fields separated by white space, labels last; the path may hold spaces. A path (or a
   label) in double quotes is taken as it stands; `""` is a quote inside.
 - `table`: a constant number of columns separated by a tab, comma or semicolon, quoted as in CSV.
+- `json`: an object, with the path and the labels under keys.
 - `tree`: what `manifest_folder` writes for a directory: `class number <tab> escaped path`.
 """
 
@@ -18,7 +19,9 @@ import math
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
+
+import msgspec
 
 LabelKind = Literal["none", "number", "class"]
 
@@ -50,7 +53,7 @@ class Dialect:
     """How the lines of one manifest are read; plain values, so that it can be sent to readers.
 
     Attributes:
-        kind: `text`, `table` or `tree`.
+        kind: `text`, `table`, `json` or `tree`.
         label_kind: no labels, numbers, or one string that names a class.
         label_count: how many label fields a line has.
         exact: a text line must end in exactly `label_count` numbers (it was found out, not given).
@@ -58,9 +61,10 @@ class Dialect:
         columns: how many columns every line of a table has.
         x: the table's column with the path.
         y: the table's label columns.
+        keys: of a `json` object: the path's, then the labels'; dots lead into nested objects.
     """
 
-    kind: Literal["text", "table", "tree"]
+    kind: Literal["text", "table", "json", "tree"]
     label_kind: LabelKind
     label_count: int
     exact: bool = False
@@ -68,6 +72,7 @@ class Dialect:
     columns: int = 0
     x: int = 0
     y: tuple[int, ...] = ()
+    keys: tuple[str, ...] = ()
 
 
 def is_number(field: bytes) -> bool:
@@ -151,6 +156,8 @@ def parse_line(dialect: Dialect, line: bytes) -> tuple[bytes, list[bytes]]:
         label, _, path = line.partition(b"\t")
         return unescape_path(path), [label] if dialect.label_count else []
     bare = line.strip()
+    if dialect.kind == "json":
+        return _parse_json(dialect, bare)
     if b"\r" in bare:
         raise BadLine("there is a carriage return in it", "end lines with LF or CR LF")
     if dialect.kind == "table":
@@ -168,6 +175,67 @@ def parse_line(dialect: Dialect, line: bytes) -> tuple[bytes, list[bytes]]:
     if dialect.label_kind == "class" and is_image(labels[0]):
         raise BadLine(f"there is no label: {show(labels[0], 60)} is an image")
     return path, labels
+
+
+def json_object(line: bytes) -> dict[str, Any]:
+    """Return the JSON object that `line` is; of a key that is there twice, the last.
+
+    Raises:
+        BadLine: if it is none.
+    """
+    try:
+        found = msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadLine(f"it is not JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise BadLine("it is JSON but no object")
+    return found
+
+
+def json_value(found: dict[str, Any], key: str) -> Any:
+    """Return what is under `key`, whole or as a way by dots through nested objects.
+
+    Raises:
+        BadLine: if nothing is.
+    """
+    if key in found:
+        return found[key]
+    value: Any = found
+    for part in key.split("."):
+        if not isinstance(value, dict) or part not in value:
+            raise BadLine(f"there is no key {key!r}")
+        value = value[part]
+    return value
+
+
+def _parse_json(dialect: Dialect, line: bytes) -> tuple[bytes, list[bytes]]:
+    found = json_object(line)
+    path = json_value(found, dialect.keys[0])
+    if not isinstance(path, str) or not path:
+        raise BadLine(f"the path under {dialect.keys[0]!r} is {json_kind(path)}")
+    labels: list[bytes] = []
+    for key in dialect.keys[1:]:
+        value = json_value(found, key)
+        if dialect.label_kind == "class":
+            if not isinstance(value, str) or not value:
+                raise BadLine(f"the label under {key!r} is {json_kind(value)}, and not a name, as the others are")
+            return path.encode(), [value.encode()]
+        for number in value if isinstance(value, list) else [value]:
+            if not isinstance(number, int | float):
+                raise BadLine(f"the label under {key!r} is {json_kind(number)}, and not a number, as the others are")
+            labels.append(repr(number).encode() if isinstance(number, float) else b"%d" % number)
+    if len(labels) != dialect.label_count:
+        raise BadLine(f"it has {len(labels)} label numbers where the others have {dialect.label_count}")
+    return path.encode(), labels
+
+
+def json_kind(value: Any) -> str:
+    """Say what a JSON value is, for errors."""
+    if value is None or value in ("", [], {}):
+        return "null" if value is None else "empty"
+    kinds = {bool: "a truth value", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+    kind, text = kinds.get(type(value), f"of the type {type(value).__name__}"), repr(value)
+    return f"{kind} ({text if len(text) <= 60 else text[:57] + '...'})"
 
 
 def _parse_text(dialect: Dialect, bare: bytes) -> tuple[bytes, list[bytes]]:

@@ -93,6 +93,11 @@ def memfd(label: str) -> int:
     return os.memfd_create(label, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
 
 
+def memfd_bytes(fd: int) -> int:
+    """Return the memory that the memfd `fd` takes."""
+    return os.fstat(fd).st_blocks * 512
+
+
 def seal(fd: int) -> None:
     """Make the memfd `fd` immutable for everyone who holds it."""
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)

@@ -25,8 +25,7 @@ from prefetchd.manifest_sniff import SNIFFED_LINES, Line, sniff
 
 _CLOCK_STEP_NS = 20_000_000
 _OTHER_SUFFIXES = {
-    ".jsonl": "JSON lines", ".json": "JSON",
-    ".tar": "a tar archive", ".parquet": "a Parquet file", ".zip": "a zip archive", ".gz": "compressed",
+    ".json": "JSON in one piece", ".zip": "a zip archive", ".gz": "compressed",
     ".bz2": "compressed", ".xz": "compressed", ".zst": "compressed", ".pkl": "a pickle", ".h5": "an "
     "HDF5 file",
     ".tfrecord": "TFRecords", ".xlsx": "a spreadsheet",
@@ -75,7 +74,7 @@ def _open_file(source: str, name: str, mode: int) -> int:
     if suffix in _OTHER_SUFFIXES:
         raise ManifestError(
             f"cannot read {name} as an image manifest: {suffix} is {_OTHER_SUFFIXES[suffix]}; "
-            "give a text, CSV or TSV file of paths and labels, or a directory of class folders"
+            "give a text, CSV, TSV or JSONL file of paths and labels, or a directory of class folders"
         )
     if suffix in IMAGE_SUFFIXES:
         raise ManifestError(

@@ -29,6 +29,7 @@ from prefetchd.manifest_format import (
     tokens,
     trailing_numbers,
 )
+from prefetchd.manifest_json import JSON_SUFFIXES, sniff_json
 
 SNIFFED_LINES = 256
 _ASKED_OF_DISK = 8
@@ -66,6 +67,8 @@ def sniff(config: Config, name: str, lines: list[Line], exists: Callable[[bytes]
     Raises:
         ManifestError: if an option names a column that is not there, or the columns are ambiguous.
     """
+    if os.path.splitext(config.source)[1].lower() in JSON_SUFFIXES:
+        return Sniffed(sniff_json(config, name, [line.raw for line in lines]), False)
     separator = _table_separator(config, name, [line.raw for line in lines])
     if separator:
         return _sniff_table(config, name, lines, separator)

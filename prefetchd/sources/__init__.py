@@ -1,39 +1,31 @@
-"""What samples come from. A source fills rows of a batch; `KINDS` is the only place that knows which there are.
+"""What samples come from. A source fills rows of a batch; this is the only place that knows which kinds there are.
 
-To add one: a module here with a class that fulfils `Source` and `SourceKind`, and a line in `KINDS`.
+To add one: a kind for it in `patterns.kind_of`; then for another way to list encoded images a class that fulfils
+`Records` and a line in `_IMAGES`, and for anything else a class that fulfils `Source` and a line in `_SOURCES`. Modules
+are imported when they are needed.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import importlib
+from typing import Any
 
 from prefetchd.config import Config
-from prefetchd.sources.arrays import ArraySource
+from prefetchd.sources.applicable import ARRAY_OPTIONS, SEQUENCE_OPTIONS, refuse_given
 from prefetchd.sources.base import Source
-from prefetchd.sources.images import ImageSource
-from prefetchd.sources.sequences import SequenceSource
+from prefetchd.sources.patterns import kind_of
 
-__all__ = ["KINDS", "Source", "SourceKind", "attach_source", "open_source"]
+__all__ = ["Source", "attach_source", "open_source"]
 
-
-class SourceKind(Protocol):
-    """What the class of a source offers beside its instances."""
-
-    def recognises(self, config: Config) -> bool:
-        """Whether it is what `config.source` names, by name, or by a look at a directory."""
-
-    def open(self, config: Config) -> Source:
-        """Open and check it, in the daemon."""
-
-    def attach(self, config: Config, handle: dict[str, Any], fds: list[int]) -> Source:
-        """Return, in a reader, what the daemon opened; owns `fds`."""
-
-
-# The first that recognises the source opens it. `handle()` of a source gives its key here as "kind".
-KINDS: dict[str, SourceKind] = {
-    "sequences": SequenceSource,
-    "arrays": ArraySource,
-    "images": ImageSource,
+# Module and class of each kind: of what lists encoded images, and of sources of their own.
+_IMAGES = {
+    "manifest": ("prefetchd.manifest", "Manifest"),
+    "tar": ("prefetchd.sources.tar_shards", "TarShards"),
+    "parquet": ("prefetchd.sources.parquet", "ParquetRecords"),
+}
+_SOURCES = {
+    "arrays": ("prefetchd.sources.arrays", "ArraySource"),
+    "sequences": ("prefetchd.sources.sequences", "SequenceSource"),
 }
 
 
@@ -41,13 +33,31 @@ def open_source(config: Config) -> Source:
     """Open and check what `config.source` names, in the daemon.
 
     Raises:
-        ConfigError: if an option means nothing for it.
         ManifestError: if it cannot be served, with the reason.
+        ConfigError: if an option means nothing for it, or it takes a library that is not installed.
     """
-    kind = next(kind for kind in KINDS.values() if kind.recognises(config))
-    return kind.open(config)
+    kind = "sequences" if config.offsets is not None else kind_of(config.source)
+    if kind in _SOURCES:
+        source: Source = _class(_SOURCES[kind]).open(config)
+        return source
+    from prefetchd.sources.images import ImageSource
+
+    refuse_given(config, ARRAY_OPTIONS, "arrays")
+    refuse_given(config, SEQUENCE_OPTIONS, "ragged sequences")
+    return ImageSource.open(config, kind, _class(_IMAGES[kind]).open(config))
 
 
 def attach_source(config: Config, handle: dict[str, Any], fds: list[int]) -> Source:
     """Return, in a reader, the source that the daemon opened; owns `fds`."""
-    return KINDS[handle["kind"]].attach(config, handle, fds)
+    kind = handle["kind"]
+    if kind in _SOURCES:
+        source: Source = _class(_SOURCES[kind]).attach(config, handle, fds)
+        return source
+    from prefetchd.sources.images import ImageSource
+
+    return ImageSource.attach(config, handle, _class(_IMAGES[kind]).attach(handle["records"], fds))
+
+
+def _class(home: tuple[str, str]) -> Any:
+    module, name = home
+    return getattr(importlib.import_module(module), name)

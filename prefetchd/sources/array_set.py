@@ -18,7 +18,6 @@ import numpy as np
 
 from prefetchd.errors import ConfigError, ManifestError
 from prefetchd.layout import MAX_SLOT_BYTES
-from prefetchd.manifest_format import IMAGE_SUFFIXES
 from prefetchd.manifest_lines import memfd, seal
 from prefetchd.sources.mapped_rows import MappedRows
 from prefetchd.sources.npy_file import ArrayFile, array_file_from_wire, open_npy, printable
@@ -105,31 +104,6 @@ def array_set_from_wire(wire: list[Any]) -> ArraySet:
 def is_npz(path: str) -> bool:
     """Whether `path` is named as an `.npz` file."""
     return path.lower().endswith(".npz")
-
-
-def is_array(path: str) -> bool:
-    """Whether `path` is a `.npy` or `.npz` file by its name, or a directory of shards."""
-    folder = os.path.expanduser(path)
-    if os.path.isdir(folder):
-        return holds_shards(folder)
-    return is_npz(path) or path.lower().endswith(".npy")
-
-
-def holds_shards(path: str) -> bool:
-    """Whether the directory `path` has `.npy` files, and neither images nor folders beside them."""
-    found = False
-    try:
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                suffix = os.path.splitext(entry.name)[1].lower()
-                if suffix in IMAGE_SUFFIXES or entry.is_dir():
-                    return False
-                found = found or suffix == ".npy"
-    except OSError:
-        return False
-    return found
 
 
 def open_array_set(path: str) -> ArraySet:

@@ -28,7 +28,6 @@ from prefetchd.sources.array_set import (
     MappedSet,
     array_set_from_wire,
     combined_digest,
-    is_array,
     is_npz,
     open_array_set,
     open_npz,
@@ -54,11 +53,6 @@ class ArraySource:
         self._turn = 0
         self._x_rows: MappedSet
         self._y_rows: MappedSet | None = None
-
-    @classmethod
-    def recognises(cls, config: Config) -> bool:
-        """Whether `config.source` is a `.npy` or `.npz` file, or a directory of `.npy` shards."""
-        return is_array(config.source)
 
     @classmethod
     def open(cls, config: Config) -> ArraySource:
@@ -133,6 +127,11 @@ class ArraySource:
     def shared_bytes(self) -> int:
         """The table of files, a memfd."""
         return os.fstat(self._table_fd).st_blocks * 512
+
+    @property
+    def reader_bytes(self) -> int:
+        """Nothing of note: files are mapped."""
+        return 0
 
     @property
     def max_task_rows(self) -> int:

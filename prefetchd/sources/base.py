@@ -49,6 +49,10 @@ class Source(Protocol):
     def max_task_rows(self) -> int:
         """Rows that a reader may fill in one task at most; a report of faults in each of them must fit in a message."""
 
+    @property
+    def reader_bytes(self) -> int:
+        """Private memory that it takes in each reader, beyond what every reader has (`budget.READER_BYTES`)."""
+
     def check_unchanged(self) -> None:
         """Raise `ManifestError` if the data set is no longer what was opened."""
 

@@ -1,4 +1,4 @@
-"""One image file into one row of a batch: read -> header -> limits -> decode -> resize and normalise.
+"""One encoded image into one row of a batch: read -> header -> limits -> decode -> resize and normalise.
 
 Loaded in readers only (it imports cv2). Each step is settled before it costs anything: a header that claims too many
 pixels is refused before they are decoded, and working memory beyond the allowance is reserved before it is taken.
@@ -13,7 +13,10 @@ import cv2
 from prefetchd import decode
 from prefetchd.config import Config
 from prefetchd.faults import SampleFault, UndecodableImage
+from prefetchd.file_bytes import FileBuffer
+from prefetchd.sample import Sample
 from prefetchd.sources.base import ReserveMemory
+from prefetchd.sources.records import Records
 from prefetchd.transforms import PixelPipeline
 
 if TYPE_CHECKING:
@@ -24,23 +27,25 @@ _KEPT_FILE_BYTES = 4 << 20
 
 
 class ImageReader:
-    """Loads image files as the configuration says; one a reader process."""
+    """Loads images as the configuration says; one a reader process."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, records: Records) -> None:
         cv2.setNumThreads(0)
         decode.silence_decoders()
         self._config = config
-        self._buffer = decode.FileBuffer()
+        self._records = records
+        self._buffer = FileBuffer()
         self._pipeline = PixelPipeline(config)
 
-    def load(self, path: str, row: NDArray[Any], reserve: ReserveMemory) -> SampleFault | None:
-        """Write the image at `path` into `row`; return what was wrong with it, if anything was.
+    def load(self, sample: Sample, row: NDArray[Any], reserve: ReserveMemory) -> SampleFault | None:
+        """Write the image of `sample` into `row`; return what was wrong with it, if anything was.
 
         Raises:
             MemoryError: if `reserve` does.
+            ManifestError: if the records have changed.
         """
         try:
-            self._load(path, row, reserve)
+            self._load(sample, row, reserve)
         except SampleFault as fault:
             return fault
         finally:
@@ -48,9 +53,9 @@ class ImageReader:
             reserve(0)
         return None
 
-    def _load(self, path: str, row: NDArray[Any], reserve: ReserveMemory) -> None:
+    def _load(self, sample: Sample, row: NDArray[Any], reserve: ReserveMemory) -> None:
         config = self._config
-        data = decode.read_file(path, self._buffer, reserve=reserve)
+        data = self._records.read(sample, self._buffer, reserve)
         header = decode.identify(data)
         if header.pixels > config.max_image_pixels:
             raise UndecodableImage(

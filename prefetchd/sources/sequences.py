@@ -66,11 +66,6 @@ class SequenceSource:
         self._label_rows: MappedSet | None = None
 
     @classmethod
-    def recognises(cls, config: Config) -> bool:
-        """Whether there are offsets."""
-        return config.offsets is not None
-
-    @classmethod
     def open(cls, config: Config) -> SequenceSource:
         """Check headers, sizes and all offsets of what the configuration names."""
         assert config.offsets is not None
@@ -146,6 +141,11 @@ class SequenceSource:
     def shared_bytes(self) -> int:
         """The table of files, a memfd."""
         return os.fstat(self._fd).st_blocks * 512
+
+    @property
+    def reader_bytes(self) -> int:
+        """Nothing of note: files are mapped."""
+        return 0
 
     @property
     def max_task_rows(self) -> int:

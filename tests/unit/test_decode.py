@@ -18,13 +18,11 @@ from PIL import Image
 
 from prefetchd.config import Color, Resize
 from prefetchd.decode import (
-    FileBuffer,
     choose_reduction,
     decode_image,
     decode_working_bytes,
     decoder_version,
     identify,
-    read_file,
     silence_decoders,
 )
 from prefetchd.faults import (
@@ -35,6 +33,7 @@ from prefetchd.faults import (
     UnreadableFile,
     fault_of,
 )
+from prefetchd.file_bytes import FileBuffer, read_file
 from prefetchd.image_header import ImageHeader
 from tests.images import write_bad, write_jpeg, write_kinds
 
@@ -236,6 +235,7 @@ def test_too_little_memory_is_a_memory_error_and_not_a_bad_image(tmp_path: Path)
     script = textwrap.dedent("""
         import resource, sys
         from prefetchd.decode import *
+        from prefetchd.file_bytes import FileBuffer, read_file
         data = bytes(read_file(sys.argv[1], FileBuffer()))
         header = identify(data)
         used = next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith("VmData"))
@@ -269,6 +269,7 @@ def test_the_estimate_is_above_the_peak_and_within_reason(tmp_path: Path) -> Non
     script = textwrap.dedent("""
         import sys, cv2, numpy
         from prefetchd.decode import *
+        from prefetchd.file_bytes import FileBuffer, read_file
         cv2.setNumThreads(0)
         silence_decoders()
         def status(key):

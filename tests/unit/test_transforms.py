@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from prefetchd.config import make_config
-from prefetchd.decode import FileBuffer, decode_image, identify, read_file
+from prefetchd.decode import decode_image, identify
+from prefetchd.file_bytes import FileBuffer, read_file
 from prefetchd.transforms import PixelPipeline, crop_box, fit_box, value_table
 from tests.images import photograph, write_kinds
 

@@ -1,0 +1,112 @@
+"""Finding out under which keys a JSONL manifest has its paths and labels, from its first lines and the options.
+
+Called once at open, by `manifest_sniff`. Every line is held against what is found out here in the full pass.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from prefetchd.config import Config
+from prefetchd.errors import ManifestError
+from prefetchd.manifest_format import BadLine, Dialect, LabelKind, is_image, json_object, json_value, show
+
+JSON_SUFFIXES = (".jsonl", ".ndjson")
+PATH_KEYS = (
+    "path", "image", "file", "filename", "file_name", "filepath", "file_path", "image_path", "image_file", "img",
+    "img_path", "image_name",
+)  # fmt: skip
+LABEL_KEYS = (
+    "label", "labels", "class", "target", "targets", "category", "class_id", "class_name", "label_id", "label_name",
+    "category_id",
+)  # fmt: skip
+
+
+def sniff_json(config: Config, name: str, lines: list[bytes]) -> Dialect:
+    """Return the dialect of the manifest whose first samples are `lines` (at least one).
+
+    Raises:
+        ManifestError: if no line is an object, or no key of theirs is the path's.
+    """
+    objects = []
+    for line in lines:
+        try:
+            objects.append(json_object(line.strip()))
+        except BadLine as bad:
+            if len(objects) == 0 and line is lines[-1]:
+                raise ManifestError(
+                    f"cannot use {name}: none of its first lines is a JSON object (the last: {bad.what}: "
+                    f"{show(line.strip())}); write an object with path and label on each line"
+                ) from None
+    path_key = _path_key(config, name, objects)
+    label_keys = _label_keys(config, name, objects)
+    kind, count = _labels(objects, label_keys)
+    if kind == "class" and len(label_keys) > 1:
+        raise ManifestError(
+            f"cannot take the labels {', '.join(label_keys)} from {name}: they are not all numbers; "
+            "give one key with text, or several with numbers, as y_column"
+        )
+    return Dialect("json", kind, count, keys=(path_key, *label_keys))
+
+
+def _path_key(config: Config, name: str, objects: list[dict[str, Any]]) -> str:
+    if config.x_column is not None:
+        return config.x_column
+    common = _common(objects)
+    for key in PATH_KEYS:
+        if isinstance(common.get(key), str):
+            return key
+    for key, value in common.items():
+        if isinstance(value, str) and is_image(value.encode("utf-8", "replace")):
+            return key
+    raise ManifestError(
+        f"cannot tell which key of {name} has the path: its objects have {_listing(common)}; give x_column"
+    )
+
+
+def _label_keys(config: Config, name: str, objects: list[dict[str, Any]]) -> tuple[str, ...]:
+    if config.label_columns not in (None, 0):
+        raise ManifestError(
+            f"cannot take label_columns={config.label_columns} from {name}: keys have no order; "
+            "name the labels' keys with y_column, or give 0 for none"
+        )
+    if config.label_columns == 0:
+        return ()
+    if config.y_column is not None:
+        return tuple(part.strip() for part in config.y_column.split(",") if part.strip())
+    common = _common(objects)
+    return tuple([key for key in LABEL_KEYS if key in common][:1])
+
+
+def _common(objects: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the keys that at least half of the objects have, each with the first value that is not null."""
+    counts = Counter(key for found in objects for key in found)
+    values: dict[str, Any] = {}
+    for found in objects:
+        for key, value in found.items():
+            if 2 * counts[key] >= len(objects) and values.get(key) is None:
+                values[key] = value
+    return values
+
+
+def _labels(objects: list[dict[str, Any]], keys: tuple[str, ...]) -> tuple[LabelKind, int]:
+    """Return what labels the majority of the objects have, the earlier in a tie, and how many numbers."""
+    if not keys:
+        return "none", 0
+    found: Counter[tuple[LabelKind, int]] = Counter()
+    for each in objects:
+        try:
+            values = [json_value(each, key) for key in keys]
+        except BadLine:
+            continue
+        if any(isinstance(value, str) for value in values):
+            found["class", 1] += 1
+        else:
+            found["number", sum(len(value) if isinstance(value, list) else 1 for value in values)] += 1
+    return found.most_common(1)[0][0] if found else ("number", len(keys))
+
+
+def _listing(common: dict[str, Any]) -> str:
+    keys = [repr(key) for key in common]
+    return "no keys" if not keys else ", ".join(keys[:20]) + (f" and {len(keys) - 20} more" if len(keys) > 20 else "")

@@ -1,0 +1,108 @@
+"""JSONL manifests: objects in, samples or clear errors out."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from prefetchd.config import make_config
+from prefetchd.manifest import Manifest
+from tests.unit.test_manifest import no_descriptor_is_left, pairs, refusal, write  # noqa: F401
+
+
+def lines(*objects: object) -> str:
+    return "".join(f"{json.dumps(each)}\n" for each in objects)
+
+
+def jsonl(folder: Path, *objects: object) -> str:
+    return write(folder, lines(*objects), "list.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("objects", "options", "expected"),
+    [
+        ([{"path": "a.jpg", "label": 3}, {"label": -1, "path": "b c.jpg"}], {}, [("a.jpg", 3), ("b c.jpg", -1)]),
+        ([{"image": "a", "class": "cat"}, {"image": "b", "class": "ant"}], {}, [("a", 1), ("b", 0)]),
+        ([{"x": "a.jpg", "y": 1.5}], {"y_column": "y"}, [("a.jpg", 1.5)]),
+        ([{"id": 7, "where": "a.JPG", "target": [1, 2.5]}], {}, [("a.JPG", (1.0, 2.5))]),
+        ([{"path": "a", "label": True}, {"path": "b", "label": False}], {}, [("a", 1), ("b", 0)]),
+        ([{"path": "a", "label": 2**63 - 1}], {}, [("a", 2**63 - 1)]),
+        ([{"path": "a", "label": 1}, {"path": "b", "label": 2.5}], {}, [("a", 1.0), ("b", 2.5)]),
+        ([{"path": "a"}, {"path": "b"}], {}, [("a", None), ("b", None)]),
+        ([{"path": "a", "label": 1}], {"label_columns": 0}, [("a", None)]),
+        ([{"a": {"b": "p"}, "y": {"z": [1]}}], {"x_column": "a.b", "y_column": "y.z"}, [("p", 1)]),
+        ([{"a.b": "p", "l": 1, "m": 2}], {"x_column": "a.b", "y_column": "l,m"}, [("p", (1, 2))]),
+        ([{"path": "grün #1 \u732b.jpg", "label": "größe"}], {}, [("grün #1 \u732b.jpg", 0)]),
+        ([{"path": 'a "b"\\.jpg', "label": "#c"}], {}, [('a "b"\\.jpg', 0)]),
+    ],
+)
+def test_objects_are_read_as_a_person_reads_them(tmp_path: Path, objects, options, expected) -> None:
+    """Keys named or found out, numbers, vectors, truth values, names, nested keys, escapes."""
+    assert pairs(jsonl(tmp_path, *objects), **options) == expected
+
+
+def test_bom_crlf_blank_lines_and_a_key_given_twice(tmp_path: Path) -> None:
+    """What editors add changes nothing; of a key that is there twice the last one counts."""
+    text = '\ufeff{"path": "a", "label": 1}\r\n\r\n  {"path": "x", "label": 2, "path": "b"}  \r\n'
+    assert pairs(write(tmp_path, text, "list.ndjson")) == [("a", 1), ("b", 2)]
+
+
+@pytest.mark.parametrize(
+    ("bad", "what"),
+    [
+        ('{"path": "a", "label": 1', r"line 3 .*it is not JSON \("),
+        ('[1, "a"]', "line 3 .*no object"),
+        ('{"label": 1}', "line 3 .*there is no key 'path'"),
+        ('{"path": 7, "label": 1}', r"line 3 .*the path under 'path' is a number \(7\)"),
+        ('{"path": "", "label": 1}', "line 3 .*the path under 'path' is empty"),
+        ('{"path": "a"}', "line 3 .*there is no key 'label'"),
+        ('{"path": "a", "label": null}', "line 3 .*is null"),
+        ('{"path": "a", "label": "cat"}', r"line 3 .*is text \('cat'\), and not a number"),
+        ('{"path": "a", "label": [1, 2]}', "line 3 .*2 label numbers where the others have 1"),
+        ('{"path": "a", "label": {"b": 1}}', "line 3 .*an object"),
+        ('{"path": "a", "label": 1e39}', "line 3 .*float32"),
+        ('{"path": "a", "label": 9223372036854775808}', "line 3 .*64 bits"),
+        ('{"path": "\\udc80", "label": 1}', "line 3 .*not JSON"),
+    ],
+)
+def test_a_line_that_does_not_fit_is_refused_with_its_number(tmp_path: Path, bad: str, what: str) -> None:
+    """Each kind of fault; the lines around it are good."""
+    good = lines({"path": "a", "label": 1}, {"path": "b", "label": 2})
+    message = refusal(write(tmp_path, f"{good}{bad}\n{good}", "list.jsonl"))
+    import re
+
+    assert re.search(what, message), message
+
+
+def test_names_do_not_mix_with_numbers(tmp_path: Path) -> None:
+    """The majority decides, and the odd one is named."""
+    names = [{"path": "a", "label": "cat"}] * 3
+    assert "line 4" in refusal(jsonl(tmp_path, *names, {"path": "b", "label": 7}))
+    assert "line 1" in refusal(jsonl(tmp_path, {"path": "b", "label": 7}, *names))
+
+
+def test_keys_that_cannot_be_found_out_have_to_be_named(tmp_path: Path) -> None:
+    """The error lists what is there."""
+    assert "'a', 'b'" in refusal(jsonl(tmp_path, {"a": "x", "b": 2}))
+    assert "no key 'c'" in refusal(jsonl(tmp_path, {"a": "x", "b": 2}), x_column="c")
+    assert "label_columns=2" in refusal(jsonl(tmp_path, {"path": "x", "label": 2}), label_columns=2)
+    assert "none of its first lines" in refusal(write(tmp_path, "a.jpg 1\n", "list.jsonl"))
+    assert "y_column" in refusal(jsonl(tmp_path, {"path": "x", "l": "cat", "m": 2}), y_column="l,m")
+
+
+def test_a_reader_attaches_and_finds_any_line(tmp_path: Path) -> None:
+    """As for other manifests: no second pass, the same samples, by their line."""
+    source = jsonl(tmp_path, *({"path": f"{i}.jpg", "label": i % 7} for i in range(1000)))
+    with Manifest.open(make_config(source=source)) as manifest:
+        facts, fds = manifest.handle()
+        import msgspec
+
+        facts = msgspec.msgpack.decode(msgspec.msgpack.encode(facts))
+        attached = Manifest.attach(facts, [os.dup(fd) for fd in fds])
+        assert attached.samples([999, 3, 500]) == manifest.samples([999, 3, 500])
+        assert attached.sample(999).line == 1000
+        assert attached.where(attached.sample(3)).endswith("list.jsonl line 4: " + str(tmp_path / "3.jpg"))
+        attached.close()
