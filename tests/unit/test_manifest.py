@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,9 +20,10 @@ from prefetchd.manifest_scan import Scan
 
 
 @pytest.fixture(autouse=True)
-def no_descriptor_is_left() -> Iterator[None]:
-    before = sorted(os.listdir("/proc/self/fd"))
+def no_descriptor_and_no_thread_is_left() -> Iterator[None]:
+    before, threads = sorted(os.listdir("/proc/self/fd")), threading.active_count()
     yield
+    assert threading.active_count() == threads
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 
