@@ -14,9 +14,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
 from prefetchd.errors import ManifestError
@@ -67,10 +67,11 @@ class Scan:
 
         self.digest.update(read_exactly(fd, 0, start, self._name))
         self.lines = first_line - 1
-        for block, block_start, checked in self._checked_blocks(fd, size_bytes, start):
-            self._take(block, block_start, checked, index_fd)
-            if self._bad_lines >= _MAX_BAD_LINES:
-                break
+        with closing(self._checked_blocks(fd, size_bytes, start)) as blocks:  # so that its threads end on an error too
+            for block, block_start, checked in blocks:
+                self._take(block, block_start, checked, index_fd)
+                if self._bad_lines >= _MAX_BAD_LINES:
+                    break
         if self._bad_lines:
             raise self._refusal()
         os.write(index_fd, np.array([size_bytes, self.lines + 1], np.int64).tobytes())
@@ -98,7 +99,9 @@ class Scan:
                 yield rest + b"\n", offset - len(rest)
                 return
 
-    def _checked_blocks(self, fd: int, size_bytes: int, start: int) -> Iterator[tuple[bytes, int, Checked]]:
+    def _checked_blocks(
+        self, fd: int, size_bytes: int, start: int
+    ) -> Generator[tuple[bytes, int, Checked], None, None]:
         """Yield each block, its offset and what `BlockCheck` found, in the order of the file."""
         from prefetchd.manifest_block import BlockCheck
 
