@@ -85,6 +85,7 @@ class Plan:
         n_slots: batch buffers.
         slot_bytes: bytes of each.
         source_bytes: what the source itself holds in memory segments, such as the manifest's index.
+        user_bytes: what users' functions take in each reader.
         limited_by: what kept the budget from being larger.
     """
 
@@ -94,6 +95,12 @@ class Plan:
     slot_bytes: int
     limited_by: str
     source_bytes: int = 0
+    user_bytes: int = 0
+
+    @property
+    def reader_share_bytes(self) -> int:
+        """What one reader may take without leave."""
+        return READER_BYTES + ALLOWANCE_BYTES + self.user_bytes
 
 
 def usable_cores() -> int:
@@ -101,13 +108,14 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def smallest_budget(n_readers: int, slot_bytes: int, source_bytes: int = 0) -> int:
+def smallest_budget(n_readers: int, slot_bytes: int, source_bytes: int = 0, user_bytes: int = 0) -> int:
     """Return the smallest budget, in bytes, that `n_readers` readers can work in, up to the next MiB."""
-    need = DAEMON_BYTES + source_bytes + n_readers * (READER_BYTES + ALLOWANCE_BYTES) + MIN_SLOTS * slot_bytes
+    per_reader = READER_BYTES + ALLOWANCE_BYTES + user_bytes
+    need = DAEMON_BYTES + source_bytes + n_readers * per_reader + MIN_SLOTS * slot_bytes
     return -(-need // MIB) * MIB
 
 
-def make_plan(config: Config, slot_bytes: int, limit: Limit, source_bytes: int = 0) -> Plan:
+def make_plan(config: Config, slot_bytes: int, limit: Limit, source_bytes: int = 0, user_bytes: int = 0) -> Plan:
     """Decide the budget, the readers and the slots.
 
     A given `num_workers` is kept; where it is 0, fewer readers than cores are taken if the budget holds no more.
@@ -117,7 +125,7 @@ def make_plan(config: Config, slot_bytes: int, limit: Limit, source_bytes: int =
     """
     wanted_readers = config.num_workers or usable_cores()
     wanted_slots = max(_AUTO_SLOTS, min(_AUTO_MAX_SLOTS, _AUTO_RING_BYTES // slot_bytes))
-    per_reader = READER_BYTES + ALLOWANCE_BYTES
+    per_reader = READER_BYTES + ALLOWANCE_BYTES + user_bytes
     base_bytes = DAEMON_BYTES + source_bytes
     if config.memory_budget == "auto":
         comfortable = base_bytes + wanted_readers * per_reader + wanted_slots * slot_bytes + _AUTO_LARGE_BYTES
@@ -128,9 +136,10 @@ def make_plan(config: Config, slot_bytes: int, limit: Limit, source_bytes: int =
         limited_by = "memory-budget" if budget <= limit.n_bytes else limit.source
         budget = min(budget, limit.n_bytes)
     n_readers = wanted_readers
-    while n_readers > 1 and not config.num_workers and smallest_budget(n_readers, slot_bytes, source_bytes) > budget:
-        n_readers -= 1
-    least = smallest_budget(n_readers, slot_bytes, source_bytes)
+    if not config.num_workers:
+        while n_readers > 1 and smallest_budget(n_readers, slot_bytes, source_bytes, user_bytes) > budget:
+            n_readers -= 1
+    least = smallest_budget(n_readers, slot_bytes, source_bytes, user_bytes)
     if least > budget:
         readers = format_count(n_readers, "reader")
         raise BudgetError(
@@ -143,7 +152,7 @@ def make_plan(config: Config, slot_bytes: int, limit: Limit, source_bytes: int =
     if config.memory_budget == "auto":
         room = max(MIN_SLOTS * slot_bytes, room - _AUTO_LARGE_BYTES)
     n_slots = min(room // slot_bytes, 4 * _AUTO_MAX_SLOTS)
-    return Plan(budget, n_readers, int(n_slots), slot_bytes, limited_by, source_bytes)
+    return Plan(budget, n_readers, int(n_slots), slot_bytes, limited_by, source_bytes, user_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +189,7 @@ class Budget:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self._fixed_bytes = DAEMON_BYTES + plan.source_bytes + plan.n_readers * (READER_BYTES + ALLOWANCE_BYTES)
+        self._fixed_bytes = DAEMON_BYTES + plan.source_bytes + plan.n_readers * plan.reader_share_bytes
         self.ring_bytes = 0
         self.large_bytes = 0
 

@@ -138,6 +138,8 @@ def _serve(arguments: argparse.Namespace) -> int:
     if "config" in arguments:
         options = {**configuration.read_config_file(arguments.config), **options}
     options.setdefault("name", os.environ.get("PREFETCHD_NAME") or "default")
+    if options.get("transform") or options.get("target_transform"):
+        options.setdefault("python_path", [os.getcwd()])
     config = configuration.make_config(**options)
     log.setLevel(logging.INFO)
 

@@ -99,7 +99,7 @@ class Daemon:
                 f"cannot serve: {self._source.n_samples} samples make no batch of {config.batch_size} with "
                 "--drop-last; lower --batch-size or leave --drop-last out"
             )
-        plan = budget.make_plan(config, layout.slot_bytes, limit, self._source.shared_bytes)
+        plan = budget.make_plan(config, layout.slot_bytes, limit, self._source.shared_bytes, self._source.reader_bytes)
         self._pool.resize(plan.n_readers)
         self._ring = Ring()
         self._foreman = Foreman(config, self._source, self._order, self._ring, self._pool)

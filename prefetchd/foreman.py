@@ -120,4 +120,5 @@ class Foreman:
             log.error("epoch %d batch %d: %s", job.epoch, job.batch, job.failure.text)
 
     def _report_bad(self, sample: BadSample) -> None:
-        log.warning("bad sample %d: %s: %s", sample.sample_id, sample.where, sample.reason)
+        detail = "\n" + sample.detail.rstrip() if sample.detail else ""
+        log.warning("bad sample %d: %s: %s%s", sample.sample_id, sample.where, sample.reason, detail)

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from multiprocessing import resource_tracker
 
-from prefetchd.budget import ALLOWANCE_BYTES, MIN_SLOTS, READER_BYTES, Budget, Footprint, Limit, cgroup_limits, measure
+from prefetchd.budget import MIN_SLOTS, Budget, Footprint, Limit, cgroup_limits, measure
 from prefetchd.filling import Job
 from prefetchd.pool import Pool
 from prefetchd.reader_handle import ReaderHandle
@@ -134,7 +134,7 @@ class Guard:
             return
         readers = [reader for reader in self._pool.readers.values() if reader.ready and not reader.retiring]
         largest = max(readers, key=lambda reader: footprint.processes.get(reader.pid, 0), default=None)
-        share = READER_BYTES + ALLOWANCE_BYTES
+        share = self.budget.plan.reader_share_bytes
         if not self._warned:
             self._warned = True
             log.warning(

@@ -27,6 +27,7 @@ _ITEM_BYTES = {
     "bool": 1, "uint8": 1, "int8": 1, "uint16": 2, "int16": 2, "float16": 2, "uint32": 4, "int32": 4,
     "float32": 4, "uint64": 8, "int64": 8, "float64": 8, "complex64": 8, "complex128": 16,
 }  # fmt: skip
+DTYPES = frozenset(_ITEM_BYTES)
 
 
 def _aligned(n_bytes: int, to: int = ALIGNMENT_BYTES) -> int:

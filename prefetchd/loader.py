@@ -6,7 +6,7 @@ import contextlib
 import os
 import subprocess
 import weakref
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefetchd import launch
@@ -17,6 +17,7 @@ from prefetchd.config import (
     Layout,
     OnError,
     Resize,
+    Target,
     make_config,
 )
 from prefetchd.errors import ConfigError
@@ -80,7 +81,7 @@ class Batch(tuple[Any, Any]):
 
     @property
     def y(self) -> NDArray[Any]:
-        """The labels: (rows,) or (rows, k); int64 or float32."""
+        """The labels: (rows,) or (rows, k), int64 or float32; masks; or what `target_transform` makes."""
         return self[1]  # type: ignore[no-any-return]
 
 
@@ -221,6 +222,12 @@ def batches(
     resize: Resize | None = None,
     interpolation: Interpolation | None = None,
     shrink_on_load: bool | None = None,
+    augment: str | Sequence[str] | None = None,
+    transform: str | Callable[..., Any] | None = None,
+    target_transform: str | Callable[..., Any] | None = None,
+    target: Target | None = None,
+    mask_border: int | None = None,
+    python_path: str | Sequence[str] | None = None,
     shuffle: bool | None = None,
     seed: int | None = None,
     drop_last: bool | None = None,
@@ -237,8 +244,9 @@ def batches(
     contradicts it is refused.
 
     Each `x` has shape (rows, height, width, channels) (or as `layout` says) and the configured dtype, each `y` shape
-    (rows,) or (rows, k), int64 or float32. Both are read-only. The loop may keep what it likes for as long as it
-    likes, as far as the ring's slots go: an array never changes while it is held.
+    (rows,) or (rows, k), int64 or float32; masks are (rows, height, width), uint8 or uint16. Both are read-only.
+    The loop may keep what it likes for as long as it likes, as far as the ring's slots go: an array never changes while
+    it is held.
 
     Args:
         source: a list file (`path label` a line; `.csv`, `.tsv`) or a directory with a folder per class.
@@ -265,8 +273,16 @@ def batches(
         resize: `stretch` (default), `crop` the centre, or `pad` with black.
         interpolation: `nearest`, `linear` (default), `cubic`, `area` or `lanczos`.
         shrink_on_load: let JPEG decode at 1/2, 1/4 or 1/8 where that is at least the target (true).
+        augment: `random_resized_crop`, `hflip`, `vflip`, `rotate`, `affine`, `color_jitter`, in a list or separated by
+            commas, with parameters as in `"rotate(degrees=10)"`; other pixels each epoch (none).
+        transform: a function `(image, rng) -> image` that a module has, or its name `"package.module:name"`, or the
+            name of an Albumentations pipeline; it runs in the readers, after `augment`.
+        target_transform: a function `(label, rng) -> label`, likewise; what it returns decides `y`'s shape and dtype.
+        target: what labels are: `label` (default), numbers or classes; `mask`, the paths of mask images.
+        mask_border: what a mask holds where `pad`, `rotate` or `affine` leave it empty (0).
+        python_path: folders in which the readers find the modules of the functions; this process's `sys.path`.
         shuffle: a new order each epoch (false).
-        seed: decides the orders (0).
+        seed: decides the orders and the augmentation (0).
         drop_last: leave out a shorter last batch (false).
         on_error: what a bad sample does: `raise` (default), `skip` or `substitute`.
         max_image_pixels: larger images are bad samples (250 million).
@@ -332,8 +348,9 @@ def batches(
 
 _CONFIG_OPTIONS = (
     "source", "root", "label_columns", "x_column", "y_column", "batch_size", "image_size", "color", "dtype", "scale",
-    "mean", "std", "layout", "resize", "interpolation", "shrink_on_load", "shuffle", "seed", "drop_last", "on_error",
-    "max_image_pixels", "num_workers", "memory_budget", "reader_timeout",
+    "mean", "std", "layout", "resize", "interpolation", "shrink_on_load", "augment", "transform", "target_transform",
+    "target", "mask_border", "python_path", "shuffle", "seed", "drop_last", "on_error", "max_image_pixels",
+    "num_workers", "memory_budget", "reader_timeout",
 )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ from prefetchd.manifest_lines import LINES_PER_ENTRY, identity, read_exactly, sa
 
 _CACHED_BYTES = 1 << 20
 _ENTRY = struct.Struct("=4q")
-Label = int | float | tuple[int | float, ...] | None
+Label = int | float | tuple[int | float, ...] | str | None
 
 
 class Sample(NamedTuple):
@@ -39,7 +39,8 @@ class Sample(NamedTuple):
 
     Attributes:
         path: the file, absolute; bytes that are not UTF-8 are surrogate escapes, as `os.fsdecode` makes.
-        label: a number, a tuple of them, the class's number for string labels, or `None` without labels.
+        label: a number, a tuple of them, the class's number for string labels, the absolute path of a mask, or `None`
+            without labels.
         line: its line in the manifest, from 1; 0 for a directory.
     """
 
@@ -203,6 +204,8 @@ class Manifest:
             label: Label = None
             if self._dialect.label_kind == "class":
                 label = self._class_numbers[fields[0]]
+            elif self._dialect.label_kind == "path":
+                label = os.path.join(self._root, fields[0].decode("utf-8", "surrogateescape"))
             elif fields:
                 convert = float if self._any_fraction else int
                 numbers = tuple(convert(field) for field in fields)

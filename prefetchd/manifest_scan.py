@@ -195,6 +195,8 @@ class Scan:
     def _good_labels(self, fields: list[bytes]) -> bool:
         if self._dialect.label_kind == "none":
             return True
+        if self._dialect.label_kind == "path":
+            return all(map(is_image, fields))
         if self._dialect.label_kind == "class":
             found = set(fields)
             if b"" in found or any(is_image(label) for label in found - self.labels):

@@ -44,6 +44,10 @@ class Source(Protocol):
     def shared_bytes(self) -> int:
         """Bytes of memory segments that the source itself holds for all its readers, such as an index."""
 
+    @property
+    def reader_bytes(self) -> int:
+        """Memory that each reader takes for what users gave it to run."""
+
     def check_unchanged(self) -> None:
         """Raise `ManifestError` if the data set is no longer what was opened."""
 
