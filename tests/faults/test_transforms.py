@@ -1,4 +1,4 @@
-"""Users' functions that go wrong while they serve: what each policy delivers, what is logged, and that it never varies."""
+"""Functions of users that go wrong while they serve: what each policy delivers, what is logged, and that it repeats."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_function_that_hangs_is_the_environments_fault(serve: Serve, users: Call
     with prefetchd.batches() as loader:
         batches = iter(loader)
         assert next(batches).sample_ids.tolist() == [*range(5)]
-        with pytest.raises(prefetchd.SampleError, match="line 8: .*SIGKILL"):
+        with pytest.raises(prefetchd.SampleError, match=r"line 8: .*SIGKILL"):
             next(batches)
     assert 'wrong.py", line' in daemon.log
     assert ask_status()["bad_samples"] == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import re
 import subprocess
@@ -370,3 +371,24 @@ def test_manifest_line_without_a_mask_is_refused_with_its_number(masks: Path):
     three = folder / "three.csv"
     three.write_text("image,mask,split\n0.png,mask 0.png,train\n1.png,mask 1.png,val\n")
     assert "y_column" in refused("serve", three, "--target", "mask")
+
+
+@pytest.mark.timeout(400)  # importing the library takes seconds, in the trial and in each reader
+def test_albumentations_pipeline_runs_the_same_whoever_reads(masks: Path, users: Path, monkeypatch: pytest.MonkeyPatch):
+    """The real library, where it is installed: by name, seeded a sample, with the mask turned as its image."""
+    if importlib.util.find_spec("albumentations") is None:
+        pytest.skip("albumentations is not installed")
+    monkeypatch.setenv("NO_ALBUMENTATIONS_UPDATE", "1")
+    (users / "pipelines.py").write_text(
+        "import albumentations as A\nturn = A.Compose([A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)])\n"
+    )
+    options = {"batch_size": 4, "image_size": (75, 90), "target": "mask", "transform": "pipelines:turn"}
+    seen = []
+    for readers in (1, 2):
+        with prefetchd.batches(masks, epochs=2, num_workers=readers, python_path=[users], **options) as loader:
+            for x, y in loader:
+                assert np.array_equal(x[..., 0], y * 50)
+                seen.append(x.tobytes())
+                del x, y
+    assert seen[:6] == seen[6:]
+    assert seen[:3] != seen[3:6]
