@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from prefetchd import control, messages
 from prefetchd.config import Config, make_config
@@ -26,6 +27,9 @@ from prefetchd.faults import SampleFault, TransformFault, WrongResult
 from prefetchd.sources.images import ImageSource
 from prefetchd.trial_parent import subject
 from prefetchd.user_code import code_digest
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _TRIED_SAMPLES = 8
 _ALARM_AFTER_S = 10  # behind the daemon's own time-out
@@ -51,7 +55,7 @@ def run(boot: messages.Boot, fds: list[int]) -> messages.TrialDone:
     return messages.TrialDone(list(y.shape), y.dtype.name, code, int(grown_bytes * _MARGIN))
 
 
-def _first_good(config: Config, source: ImageSource):  # type: ignore[no-untyped-def]
+def _first_good(config: Config, source: ImageSource) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return x and y of the first sample that can be had."""
     count = min(_TRIED_SAMPLES, source.n_samples)
     transform_fault: TransformFault | None = None
