@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from prefetchd.config import (
+    OPTIONS,
     PATH_OPTIONS,
     Color,
     Dtype,
@@ -16,6 +17,7 @@ from prefetchd.config import (
     Lengths,
     OnError,
     Resize,
+    Target,
     check_options,
     make_config,
     read_config_file,
@@ -24,7 +26,7 @@ from prefetchd.config import (
 from prefetchd.errors import ConfigError
 from prefetchd.loader import Loader
 from prefetchd.ranks import choose_rank
-from prefetchd.session import Target
+from prefetchd.session import Endpoint
 
 
 def batches(
@@ -63,6 +65,12 @@ def batches(
     resize: Resize | None = None,
     interpolation: Interpolation | None = None,
     shrink_on_load: bool | None = None,
+    augment: str | Sequence[str] | None = None,
+    transform: str | Callable[..., Any] | None = None,
+    target_transform: str | Callable[..., Any] | None = None,
+    target: Target | None = None,
+    mask_border: int | None = None,
+    python_path: str | Sequence[str] | None = None,
     shuffle: bool | None = None,
     seed: int | None = None,
     drop_last: bool | None = None,
@@ -123,8 +131,16 @@ def batches(
         resize: `stretch` (default), `crop` the centre, or `pad` with black.
         interpolation: `nearest`, `linear` (default), `cubic`, `area` or `lanczos`.
         shrink_on_load: let JPEG decode at 1/2, 1/4 or 1/8 where that is at least the target (true).
+        augment: `random_resized_crop`, `hflip`, `vflip`, `rotate`, `affine`, `color_jitter`, in a list or separated by
+            commas, with parameters as in `"rotate(degrees=10)"`; other pixels each epoch (none).
+        transform: a function `(image, rng) -> image` that a module has, or its name `"package.module:name"`, or the
+            name of an Albumentations pipeline; it runs in the readers, after `augment`.
+        target_transform: a function `(label, rng) -> label`, likewise; what it returns decides `y`'s shape and dtype.
+        target: what labels are: `label` (default), numbers or classes; `mask`, the paths of mask images.
+        mask_border: what a mask holds where `pad`, `rotate` or `affine` leave it empty (0).
+        python_path: folders in which the readers find the modules of the functions; this process's `sys.path`.
         shuffle: a new order each epoch (false).
-        seed: decides the orders (0).
+        seed: decides the orders and the augmentation (0).
         drop_last: leave out a shorter last batch (false).
         on_error: what a bad sample does: `raise` (default), `skip` or `substitute`.
         max_image_pixels: larger images are bad samples (250 million).
@@ -168,7 +184,7 @@ def batches(
                     "give one or the other"
                 )
     private = "source" in options
-    target = Target(
+    endpoint = Endpoint(
         config=make_config(**options) if private else None,
         daemon=daemon or os.environ.get("PREFETCHD_NAME") or "default",
         dataset=dataset,
@@ -179,7 +195,7 @@ def batches(
         hold_timeout_s=hold_timeout,
     )
     return Loader(
-        target,
+        endpoint,
         rank=shard[0],
         world_size=shard[1],
         epochs=epochs,
@@ -188,12 +204,8 @@ def batches(
     )
 
 
-_CONFIG_OPTIONS = (
-    "source", "root", "label_columns", "x_column", "y_column", "labels", "offsets", "max_length", "padding",
-    "truncating", "pad_value", "lengths", "batch_size", "image_size", "color", "dtype", "scale", "mean", "std",
-    "layout", "resize", "interpolation", "shrink_on_load", "shuffle", "seed", "drop_last", "on_error",
-    "max_image_pixels", "num_workers", "memory_budget", "reader_timeout",
-)  # fmt: skip
+# The daemon's name is `daemon` here.
+_CONFIG_OPTIONS = tuple(name for name in OPTIONS if name != "name")
 
 
 def _check_arguments(epochs: object, *, on_hold: object, **seconds: object) -> None:

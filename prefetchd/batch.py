@@ -60,5 +60,5 @@ class Batch(tuple[Any, Any]):
 
     @property
     def y(self) -> NDArray[Any]:
-        """The labels: (rows,) or (rows, k); int64 or float32."""
+        """The labels: (rows,) or (rows, k), int64 or float32; masks; or what `target_transform` makes."""
         return self[1]  # type: ignore[no-any-return]

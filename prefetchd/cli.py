@@ -206,6 +206,9 @@ def _serve_configs(arguments: argparse.Namespace) -> dict[str, Config]:
             (by_dataset.setdefault(dataset, {}) if dataset else common)[option] = value
     file_common, file_tables = configuration.read_config_file(arguments.config) if "config" in arguments else ({}, {})
     file_common.setdefault("name", os.environ.get("PREFETCHD_NAME") or "default")
+    every = (common, file_common, *by_dataset.values(), *file_tables.values())
+    if any(options.get("transform") or options.get("target_transform") for options in every):
+        file_common.setdefault("python_path", [os.getcwd()])
     return make_configs(common, by_dataset, file_common=file_common, file_by_dataset=file_tables)
 
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from prefetchd import augment_spec
 from prefetchd import option_values as values
 from prefetchd.errors import ConfigError
 from prefetchd.units import parse_bytes
@@ -36,6 +37,7 @@ Interpolation = Literal["nearest", "linear", "cubic", "area", "lanczos"]
 OnError = Literal["raise", "skip", "substitute"]
 End = Literal["pre", "post"]
 Lengths = Literal["none", "x", "y"]
+Target = Literal["label", "mask"]
 
 
 def _option(default: Any, help: str, *, metavar: str | None = None, content: bool = True) -> Any:
@@ -80,8 +82,21 @@ class Config:
     shrink_on_load: bool = _option(
         True, "decode large JPEGs at 1/2, 1/4 or 1/8 (yes); --no-shrink-on-load is pixel-exact"
     )
+    augment: tuple[str, ...] = _option(
+        (),
+        "random_resized_crop, hflip, vflip, rotate, affine, color_jitter; parameters as in 'rotate(degrees=10), hflip'",
+        metavar="NAMES",
+    )
+    transform: str | None = _option(
+        None, "function (image, rng) -> image, or Albumentations pipeline, run in the readers", metavar="MODULE:NAME"
+    )
+    target_transform: str | None = _option(
+        None, "function (label, rng) -> label, run in the readers", metavar="MODULE:NAME"
+    )
+    target: Target = _option("label", "what labels are: numbers and classes, or paths of mask images (label)")
+    mask_border: int = _option(0, "what a mask holds where pad, rotate or affine leave it empty (0)", metavar="N")
     shuffle: bool = _option(False, "a new order each epoch (no)")
-    seed: int = _option(0, "decides the shuffled orders (0)", metavar="N")
+    seed: int = _option(0, "decides the shuffled orders and the augmentation (0)", metavar="N")
     drop_last: bool = _option(False, "leave out a shorter last batch (no)")
     on_error: OnError = _option(
         "raise", "bad samples: raise (default), skip (shorter batch) or substitute (the next good one)"
@@ -125,6 +140,12 @@ class Config:
         "none", "sequences: put each one's length in x as its first column, or in y as its last (none)"
     )
 
+    python_path: tuple[str, ...] = _option(
+        (),
+        "folders to find the modules of transforms in (the working directory)",
+        metavar=f"DIR[{os.pathsep}DIR]",
+        content=False,
+    )
     num_workers: int = _option(0, "reader processes; 0 takes the usable cores (0)", metavar="N", content=False)
     memory_budget: str = _option(
         "auto", "most memory for daemon, readers and ring together (auto)", metavar="SIZE", content=False
@@ -208,8 +229,10 @@ def wire_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """
     wire = dict(options)
     for name in PATH_OPTIONS:
-        if wire.get(name) is not None and not values.is_unicode(wire[name]):
-            wire[name] = "\0" + os.fsencode(wire[name]).hex()
+        if wire.get(name) is not None:
+            wire[name] = values.wire_path(wire[name])
+    if "python_path" in wire:
+        wire["python_path"] = [values.wire_path(folder) for folder in wire["python_path"]]
     return wire
 
 
@@ -262,6 +285,10 @@ _CONVERTERS = {
     "scale": values.scale,
     "mean": values.channel_numbers("mean"),
     "std": values.channel_numbers("std"),
+    "augment": augment_spec.canonical,
+    "transform": values.function("transform"),
+    "target_transform": values.function("target_transform"),
+    "python_path": values.folders,
     "x_column": values.columns,
     "y_column": values.columns,
 }
@@ -275,6 +302,7 @@ def _check(config: Config) -> None:
         ("max_image_pixels", 1, 1 << 34),
         ("reader_timeout", 0.5, 86400),
         ("seed", 0, 2**63 - 1),
+        ("mask_border", 0, 65535),
     ]
     for name, low, high in ranges:
         value = getattr(config, name)
@@ -298,6 +326,8 @@ def _check(config: Config) -> None:
         raise ConfigError(
             "cannot scale uint8 pixels: scale, mean and std give fractions; use dtype=float32 or float16 with them"
         )
+    if config.target == "mask" and config.label_columns not in (None, 1):
+        raise values.wrong("label_columns", config.label_columns, "1, or not given, with target=mask: one path a line")
     check_name(config.name)
 
 

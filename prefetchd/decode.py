@@ -89,15 +89,22 @@ def identify(data: memoryview | NDArray[np.uint8] | bytes) -> ImageHeader:
     return header
 
 
-def choose_reduction(header: ImageHeader, target_h: int, target_w: int, resize: Resize) -> int:
+def choose_reduction(
+    header: ImageHeader, target_h: int, target_w: int, resize: Resize, crop: tuple[int, int] | None = None
+) -> int:
     """Return the largest JPEG reduction (1, 2, 4 or 8) after which the resize still has nothing to enlarge.
 
     With `stretch` and `crop` both sides of the reduced image stay at least the target's: the crop of an image
     that covers the target covers it too. With `pad` one side is enough: the image is fitted into the target,
     and that side decides by how much. Other formats have no cheaper way to decode: 1.
+
+    With `crop`, the (height, width) of a box in the full image that is taken in place of `resize`, it is the box that
+    stays at least the target, wherever it lies: so its sides over the reduction are rounded down.
     """
     if header.format != "jpeg":
         return 1
+    if crop is not None:
+        return next((r for r in (8, 4, 2) if crop[0] // r >= target_h and crop[1] // r >= target_w), 1)
     height, width = header.oriented_size
     for reduction in (8, 4, 2):
         # libjpeg rounds up: 401 rows become 201

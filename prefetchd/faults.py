@@ -28,7 +28,12 @@ class SampleFault(Exception):
         kind: fault of the content or of the environment.
         needs_fresh_reader: the verdict holds only once a fresh reader has come to it too (what a decoder
             says); False for what the file system itself says.
+        detail: more lines for the log, such as a traceback; empty for none.
+        this_epoch: the verdict holds for this epoch only, as what was tried is random.
     """
+
+    detail = ""
+    this_epoch = False
 
     def __init__(self, reason: str, kind: FaultKind, *, needs_fresh_reader: bool) -> None:
         super().__init__(reason)
@@ -49,6 +54,25 @@ class UndecodableImage(SampleFault):
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason, FaultKind.CONTENT, needs_fresh_reader=True)
+
+
+class TransformFault(SampleFault):
+    """The user's function raised an exception for this sample, or returned what does not fit (content).
+
+    It holds for the epoch alone: in another one the function draws other numbers. `what` follows "it" in a sentence
+    about the option `option`, which names the function `spec`.
+    """
+
+    this_epoch = True
+
+    def __init__(self, option: str, spec: str | None, what: str, detail: str = "") -> None:
+        super().__init__(f"{option} {spec} {what}", FaultKind.CONTENT, needs_fresh_reader=True)
+        self.option, self.spec, self.what = option, spec, what
+        self.detail = detail
+
+
+class WrongResult(TransformFault):
+    """The user's function returned something of another type, shape or dtype than can be delivered."""
 
 
 class EnvironmentFault(SampleFault):

@@ -5,6 +5,7 @@
 A `Job` is done when no chunk is queued or out. What decides a batch's content is only which samples are bad:
 - a fault of the content that needs no fresh reader (a missing file) counts when it is seen twice;
 - one that does (a decoder's refusal) counts when it is seen again, alone, in a fresh reader;
+- what a user's function raises holds for that epoch alone: it draws other numbers in the next, and is asked again;
 - a sample that takes its reader down while it is alone there, twice, is bad, if the decoder did it (SIGSEGV and the
   like, an exit of its own); SIGKILL is the environment's doing;
 - what the environment does is tried again `ENVIRONMENT_TRIES` times and then fails the batch under any policy.
@@ -27,6 +28,7 @@ ENVIRONMENT_TRIES = 4
 CRASH_TRIES = 2
 _MAX_SUBSTITUTES = 1000
 _REMEMBERED_BAD = 100
+_TOLD_BAD = 100_000
 _DECODER_SIGNALS = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL})
 
 
@@ -100,6 +102,7 @@ class BadSample:
     sample_id: int
     where: str
     reason: str
+    detail: str = ""
 
 
 class Filler:
@@ -121,6 +124,7 @@ class Filler:
         self.first_bad: list[BadSample] = []
         self.n_bad = 0
         self._known_bad = bytearray(-(-n_samples // 8))  # a bit a sample: a data set of bad ones takes no memory
+        self._bad_in_some_epoch: set[int] = set()  # by functions that draw other numbers in each; told of already
         self._seen: dict[int, int] = {}  # content faults of a sample not yet confirmed
         self._environment: dict[tuple[int, int, int], int] = {}
         self._crashes: dict[int, int] = {}
@@ -184,7 +188,8 @@ class Filler:
         alone = chunk.sample_id is not None and (chunk.fresh or not fault.needs_fresh_reader)
         if self._is_bad(fault.sample_id) or (alone and seen > 1):
             self._seen.pop(fault.sample_id, None)
-            self._bad(job, fault.row, BadSample(fault.sample_id, fault.where, fault.reason))
+            sample = BadSample(fault.sample_id, fault.where, fault.reason, fault.detail)
+            self._bad(job, fault.row, sample, lasting=not fault.this_epoch)
         else:
             self._seen[fault.sample_id] = seen
             job.queued.append(Chunk(job, [fault.row], fault.sample_id, fresh=fault.needs_fresh_reader))
@@ -208,13 +213,19 @@ class Filler:
 
     # --- the policy
 
-    def _bad(self, job: Job, row: int, sample: BadSample) -> None:
+    def _bad(self, job: Job, row: int, sample: BadSample, lasting: bool = True) -> None:
+        """Apply the policy to a bad sample; a verdict that is not `lasting` is found again in every epoch."""
         if not self._is_bad(sample.sample_id):
-            self._known_bad[sample.sample_id // 8] |= 1 << sample.sample_id % 8
-            self.n_bad += 1
-            if len(self.first_bad) < _REMEMBERED_BAD:
-                self.first_bad.append(sample)
-            self._on_bad(sample)
+            is_new = sample.sample_id not in self._bad_in_some_epoch
+            if lasting:
+                self._known_bad[sample.sample_id // 8] |= 1 << sample.sample_id % 8
+            elif len(self._bad_in_some_epoch) < _TOLD_BAD:
+                self._bad_in_some_epoch.add(sample.sample_id)
+            if is_new:
+                self.n_bad += 1
+                if len(self.first_bad) < _REMEMBERED_BAD:
+                    self.first_bad.append(sample)
+                self._on_bad(sample)
         if self._policy == "raise":
             job.fail(
                 f"cannot use sample {sample.sample_id} ({sample.where}): {sample.reason}; "

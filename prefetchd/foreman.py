@@ -157,4 +157,5 @@ class Foreman:
 
 def _report_bad(dataset: Dataset, sample: BadSample) -> None:
     name = dataset.name and f" of {dataset.name}"
-    log.warning("bad sample %d%s: %s: %s", sample.sample_id, name, sample.where, sample.reason)
+    detail = "\n" + sample.detail.rstrip() if sample.detail else ""
+    log.warning("bad sample %d%s: %s: %s%s", sample.sample_id, name, sample.where, sample.reason, detail)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import socket
@@ -28,6 +29,9 @@ def start_private(config: Config) -> tuple[socket.socket, subprocess.Popen[bytes
     process does, however that happens. It runs in a session of its own, so that Ctrl-C in a terminal or notebook
     reaches the user's code only.
     """
+    if (config.transform or config.target_transform) and not config.python_path:
+        here = tuple(dict.fromkeys(os.path.abspath(folder) for folder in sys.path))
+        config = dataclasses.replace(config, python_path=here)
     ours, theirs = control.socket_pair()
     pidfd = os.pidfd_open(os.getpid())
     try:

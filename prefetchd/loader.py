@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from prefetchd.batch import Batch
 from prefetchd.errors import ConfigError, DaemonLost
 from prefetchd.resume import Position, check_same, make_state, read_state
-from prefetchd.session import Target
+from prefetchd.session import Endpoint
 from prefetchd.shard import Shard
 from prefetchd.user_warnings import warn_user
 
@@ -35,7 +35,7 @@ class Loader:
 
     def __init__(
         self,
-        target: Target,
+        endpoint: Endpoint,
         *,
         rank: int,
         world_size: int,
@@ -43,11 +43,11 @@ class Loader:
         copy_when_held: bool,
         reconnect: bool,
     ) -> None:
-        self._target = target
+        self._endpoint = endpoint
         self._epochs = epochs
         self._copy_when_held = copy_when_held
         self._reconnect = reconnect
-        self._session = target.open()
+        self._session = endpoint.open()
         self._end = weakref.finalize(self, self._session.close)
         info = self._info
         self._shard = Shard(info.batches_per_epoch, rank, world_size, info.drop_last)
@@ -189,9 +189,11 @@ class Loader:
 
     def _open_session_again(self, lost: DaemonLost) -> None:
         """Replace the session, whose daemon is gone; the loop goes on from `_position`, where it is."""
-        log.warning("the daemon is gone; waiting for it to come back for up to %g s (%s)", self._target.timeout_s, lost)
+        log.warning(
+            "the daemon is gone; waiting for it to come back for up to %g s (%s)", self._endpoint.timeout_s, lost
+        )
         before = make_state(self._info, self._position)
-        session = self._target.open_again()
+        session = self._endpoint.open_again()
         self._end.detach()
         self._session.close()
         self._session = session

@@ -219,6 +219,8 @@ class Manifest:
             label: Label = None
             if self._dialect.label_kind == "class":
                 label = self._class_numbers[fields[0]]
+            elif self._dialect.label_kind == "path":
+                label = os.path.join(self._root, fields[0].decode("utf-8", "surrogateescape"))
             elif fields:
                 convert = float if self._any_fraction else int
                 numbers = tuple(convert(field) for field in fields)

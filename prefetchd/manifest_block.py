@@ -105,7 +105,7 @@ class BlockCheck:
         kind = self._dialect.kind
         if kind == "tree" or not len(starts):
             return np.ones(len(starts), bool)
-        if kind == "json":
+        if kind == "json" or self._dialect.label_kind == "path":
             return np.zeros(len(starts), bool)
         sure = first > 32
         if b'"' in block:

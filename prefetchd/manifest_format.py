@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import msgspec
 
-LabelKind = Literal["none", "number", "class"]
+LabelKind = Literal["none", "number", "class", "path"]
 
 MAX_LINE_BYTES = 1 << 20
 FLOAT32_MAX = 3.4028234663852886e38
@@ -54,7 +54,7 @@ class Dialect:
 
     Attributes:
         kind: `text`, `table`, `json` or `tree`.
-        label_kind: no labels, numbers, or one string that names a class.
+        label_kind: no labels, numbers, one string that names a class, or one path of a mask.
         label_count: how many label fields a line has.
         exact: a text line must end in exactly `label_count` numbers (it was found out, not given).
         separator: between the columns of a table.
@@ -174,6 +174,8 @@ def parse_line(dialect: Dialect, line: bytes) -> tuple[bytes, list[bytes]]:
         path, labels = _parse_text(dialect, bare)
     if dialect.label_kind == "class" and is_image(labels[0]):
         raise BadLine(f"there is no label: {show(labels[0], 60)} is an image")
+    if dialect.label_kind == "path" and not is_image(labels[0]):
+        raise BadLine(f"there is no mask: {show(labels[0], 60)} is not named as an image")
     return path, labels
 
 

@@ -22,6 +22,8 @@ LABEL_KEYS = (
     "category_id",
 )  # fmt: skip
 
+MASK_KEYS = ("mask", "mask_path", "segmentation", "annotation", "label", "target")
+
 
 def sniff_json(config: Config, name: str, lines: list[bytes]) -> Dialect:
     """Return the dialect of the manifest whose first samples are `lines` (at least one).
@@ -41,6 +43,13 @@ def sniff_json(config: Config, name: str, lines: list[bytes]) -> Dialect:
                 ) from None
     path_key = _path_key(config, name, objects)
     label_keys = _label_keys(config, name, objects)
+    if config.target == "mask":
+        if len(label_keys) != 1:
+            raise ManifestError(
+                f"cannot tell which key of {name} has the mask: its objects have {_listing(_common(objects))}; "
+                "give y_column"
+            )
+        return Dialect("json", "path", 1, keys=(path_key, *label_keys))
     kind, count = _labels(objects, label_keys)
     if kind == "class" and len(label_keys) > 1:
         raise ManifestError(
@@ -66,7 +75,7 @@ def _path_key(config: Config, name: str, objects: list[dict[str, Any]]) -> str:
 
 
 def _label_keys(config: Config, name: str, objects: list[dict[str, Any]]) -> tuple[str, ...]:
-    if config.label_columns not in (None, 0):
+    if config.label_columns not in (None, 0) and config.target != "mask":
         raise ManifestError(
             f"cannot take label_columns={config.label_columns} from {name}: keys have no order; "
             "name the labels' keys with y_column, or give 0 for none"
@@ -76,7 +85,8 @@ def _label_keys(config: Config, name: str, objects: list[dict[str, Any]]) -> tup
     if config.y_column is not None:
         return tuple(part.strip() for part in config.y_column.split(",") if part.strip())
     common = _common(objects)
-    return tuple([key for key in LABEL_KEYS if key in common][:1])
+    known = MASK_KEYS if config.target == "mask" else LABEL_KEYS
+    return tuple([key for key in known if key in common][:1])
 
 
 def _common(objects: list[dict[str, Any]]) -> dict[str, Any]:

@@ -134,6 +134,10 @@ def _open_folder(config: Config, source: str, name: str, index_fd: int, fd: int)
     for option in ("x_column", "y_column"):
         if getattr(config, option) is not None:
             raise ManifestError(f"cannot use {option} with {name}: it is a directory; leave the option out")
+    if config.target == "mask":
+        raise ManifestError(
+            f"cannot take masks from {name}: a directory names classes; give a list with a line `image mask` for each"
+        )
     if config.label_columns not in (None, 0, 1):
         raise ManifestError(
             f"cannot take label_columns={config.label_columns} from {name}: a directory gives one "

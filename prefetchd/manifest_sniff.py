@@ -98,7 +98,8 @@ def _table_separator(config: Config, name: str, lines: list[bytes]) -> str:
     # A comma may be part of a file's name; after the suffix of an image, in every line, it separates.
     if (rows := _columns_by(b",", lines)) is not None:
         below = rows[1:] or rows
-        if all(is_image(row[0].strip()) and not is_image(row[-1].strip()) for row in below):
+        masks = config.target == "mask"
+        if all(is_image(row[0].strip()) and is_image(row[-1].strip()) == masks for row in below):
             return ","
     return ""
 
@@ -112,6 +113,8 @@ def _columns_by(separator: bytes, lines: list[bytes]) -> list[list[bytes]] | Non
 
 def _sniff_text(config: Config, lines: list[bytes], exists: Callable[[bytes], bool]) -> Dialect:
     wanted = config.label_columns
+    if config.target == "mask":
+        return Dialect("text", "path", 1)
     if wanted is not None:
         kind: LabelKind = "none" if wanted == 0 else "number"
         if wanted == 1:
@@ -159,7 +162,14 @@ def _sniff_table(config: Config, name: str, lines: list[Line], separator: str) -
     x = columns.find("x_column", config.x_column) if config.x_column is not None else columns.path_column(first)
     y = columns.label_columns(config, x, first)
     kind: LabelKind = "none" if not y else "number"
-    if len(y) == 1:
+    if config.target == "mask":
+        if len(y) != 1:
+            raise ManifestError(
+                f"cannot take masks from {name}: beside the path it has {len(y)} columns to choose from; "
+                "give the one with the masks as y_column"
+            )
+        kind = "path"
+    elif len(y) == 1:
         kind = _number_or_class([row[y[0]] for row in data])
     dialect = Dialect("table", kind, len(y), separator=separator, columns=columns.count, x=x, y=y)
     return Sniffed(dialect, header)

@@ -277,6 +277,8 @@ class Fault(msgspec.Struct, frozen=True, array_like=True):
     reason: str
     content: bool
     needs_fresh_reader: bool
+    this_epoch: bool = False  # the verdict holds for this epoch only: what failed is random
+    detail: str = ""  # for the log, such as a traceback; only where one row was asked for
 
 
 class Done(msgspec.Struct, frozen=True, array_like=True):
@@ -329,11 +331,30 @@ class Exited(Message, frozen=True):
     exit_code: int
 
 
+# --- daemon and trial
+
+
+class TrialDone(Message, frozen=True):
+    """What the users' functions give: y's shape and dtype, a digest of each one's code, bytes they take in a reader."""
+
+    y_shape: list[Count]
+    y_dtype: str
+    code: dict[str, str]
+    reader_bytes: Count
+
+
+class TrialFailed(Message, frozen=True):
+    """The functions cannot be used, and why."""
+
+    text: str
+
+
 ToDaemon = Attach | OpenCursor | CloseCursor | Want | Release | AskStatus | AskStop | Configure
 ToConsumer = Attached | SlotOpened | SlotClosed | Grants | Stalled | Failed | Fatal | StatusReport | Stopping
 ToReader = OpenDataset | Boot | MapSlot | UnmapSlot | Fills | FillOne | Compact | MemoryGranted | MemoryDenied
 FromReader = ReaderReady | AllDone | NeedMemory | BootFailed
 FromZygote = Spawned | Exited
+FromTrial = TrialDone | TrialFailed
 
 _encoder = msgspec.msgpack.Encoder()
 encode = _encoder.encode
@@ -343,4 +364,5 @@ decode_to_reader = msgspec.msgpack.Decoder(ToReader).decode
 decode_from_reader = msgspec.msgpack.Decoder(FromReader).decode
 decode_to_zygote = msgspec.msgpack.Decoder(Spawn).decode
 decode_from_zygote = msgspec.msgpack.Decoder(FromZygote).decode
+decode_from_trial = msgspec.msgpack.Decoder(FromTrial).decode
 DecodeError = msgspec.MsgspecError

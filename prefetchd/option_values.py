@@ -6,6 +6,7 @@ Called by `config`, one converter an option: a wrong value is a `ConfigError` th
 from __future__ import annotations
 
 import os
+import re
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +59,14 @@ def coerce(name: str, value: object, hint: Any) -> Any:
 def is_unicode(text: str) -> bool:
     """Whether `text` is what UTF-8 can hold: no surrogate escapes of other bytes in it."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def wire_path(path: str) -> str:
+    """Return a path as text that any message can hold; `path` is the inverse.
+
+    One that is not UTF-8 goes as NUL and hexadecimal digits: no path has a NUL of its own.
+    """
+    return path if is_unicode(path) else "\0" + os.fsencode(path).hex()
 
 
 def path(value: object) -> str | None:
@@ -128,3 +137,43 @@ def columns(value: object) -> str | None:
     if isinstance(value, list | tuple):
         return ",".join(str(part) for part in value)
     return str(value)
+
+
+def function(name: str) -> Callable[[object], str | None]:
+    """Return the converter of the option `name`: a function that can be imported by name, or `module:name`."""
+
+    def convert(value: object) -> str | None:
+        if value is None or value == "":
+            return None
+        if isinstance(value, str):
+            if not _FUNCTION.fullmatch(value):
+                raise wrong(name, value, "written package.module:name, such as my_transforms:augment")
+            return value
+        module, qualname = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+        if not callable(value) or not isinstance(module, str) or not isinstance(qualname, str):
+            raise ConfigError(
+                f"cannot use {name.replace('_', '-')}={type(value).__name__} object: it has no name to import it by; "
+                "give it a name in a module and pass 'module:name'"
+            )
+        if module == "__main__" or "<" in qualname:
+            where = "this script or notebook" if module == "__main__" else f"a function of {module}, or is a lambda"
+            raise ConfigError(
+                f"cannot use {name.replace('_', '-')}={qualname}: it is defined in {where}, and the readers, processes "
+                f"of their own, cannot import it from there; put it at the top level of a module and pass "
+                f"'module:{qualname.rpartition('.')[2].strip('<>')}'"
+            )
+        return convert(f"{module}:{qualname}")
+
+    return convert
+
+
+_FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+
+def folders(value: object) -> tuple[str, ...]:
+    """Folders in a list, or in one text as in PATH."""
+    if value is None:
+        return ()
+    if isinstance(value, list | tuple):
+        return tuple(folder for part in value if (folder := path(part)) is not None)
+    return tuple(part for part in (path(value) or "").split(os.pathsep) if part)

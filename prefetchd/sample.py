@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-Label = int | float | tuple[int | float, ...] | None
+Label = int | float | tuple[int | float, ...] | str | None
 
 
 class Sample(NamedTuple):
@@ -13,7 +13,8 @@ class Sample(NamedTuple):
     Attributes:
         path: the file that its bytes are in, absolute; bytes that are not UTF-8 are surrogate escapes, as
             `os.fsdecode` makes.
-        label: a number, a tuple of them, the class's number for string labels, or `None` without labels.
+        label: a number, a tuple of them, the class's number for string labels, the absolute path of a
+            mask, or `None` without labels.
         line: its line in the manifest, from 1; 0 where there is none, as for a directory.
         place: where in the file, in numbers that only its own records read; empty if the file is the sample.
     """

@@ -1,6 +1,6 @@
 """How a loader comes by a daemon, and by another one when that is gone.
 
-A `Target` is fixed when the loader is made: a private daemon's configuration, or the name of a daemon, and what is
+An `Endpoint` is fixed when the loader is made: a private daemon's configuration, or the name of a daemon, and what is
 expected of it. `open` gives a `Session`: an attached connection and, where the daemon is private, its process. A
 session belongs to the process that opened it; in a forked child closing it does nothing.
 """
@@ -54,7 +54,7 @@ class Session:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Endpoint:
     """Which daemon to use.
 
     Attributes:

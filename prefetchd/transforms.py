@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from prefetchd.config import Config
 
-_INTERPOLATIONS = {
+INTERPOLATIONS = {
     "nearest": cv2.INTER_NEAREST,
     "linear": cv2.INTER_LINEAR,
     "cubic": cv2.INTER_CUBIC,
@@ -75,7 +75,7 @@ class PixelPipeline:
         self._height, self._width = config.image_size
         self._channels = config.channels
         self._resize = config.resize
-        self._interpolation = _INTERPOLATIONS[config.interpolation]
+        self._interpolation = INTERPOLATIONS[config.interpolation]
         self._planar = config.layout == "nchw" and self._channels > 1
         self._row_shape = (
             (self._channels, self._height, self._width)
@@ -83,6 +83,13 @@ class PixelPipeline:
             else (self._height, self._width, self._channels)
         )
         self._dtype = np.dtype(config.dtype)
+        self._layout = config.layout
+        given = (config.scale, config.mean, config.std)
+        self._factors: tuple[NDArray[Any], ...] | None = None
+        if any(factor is not None for factor in given):
+            self._factors = tuple(
+                np.array(f if f is not None else n, np.float64) for f, n in zip(given, (1, 0, 1), strict=True)
+            )
         self._multiplier: np.float32 | None = None
         self._tables: list[NDArray[Any]] = []
         self._prepare_values(config)
@@ -112,25 +119,45 @@ class PixelPipeline:
         Raises:
             ValueError: if `image` or `row` is not of that shape, dtype or layout.
         """
+        if image.ndim != (2 if self._channels == 1 else 3):
+            raise ValueError(f"cannot write a sample: the image has shape {image.shape}")
+        pixels = self.canvas(row)
+        self._place(image, pixels)
+        self.deliver(pixels, row)
+
+    def canvas(self, row: NDArray[Any]) -> NDArray[np.uint8]:
+        """Return where the finished pixels of `row` go: (H, W, 3) or (H, W), uint8, the row itself where it can be.
+
+        Raises:
+            ValueError: if `row` is not of the delivered shape, dtype or layout.
+        """
         if row.shape != self._row_shape or row.dtype != self._dtype or not row.flags.c_contiguous:
             raise ValueError(
                 f"cannot write a sample: the row is {row.dtype} {row.shape}, "
                 f"not C-contiguous {self._dtype} {self._row_shape}"
             )
-        if image.ndim != (2 if self._channels == 1 else 3):
-            raise ValueError(f"cannot write a sample: the image has shape {image.shape}")
-        pixels = self._scratch
-        if pixels is None:
-            self._place(image, row.reshape(self._image_shape))
-            return
-        self._place(image, pixels)
-        if not self._planar:
+        return row.reshape(self._image_shape) if self._scratch is None else self._scratch
+
+    def deliver(self, pixels: NDArray[np.uint8], row: NDArray[Any]) -> None:
+        """Turn finished `pixels`, usually those of `canvas(row)`, into the values of `row`."""
+        if self._scratch is None:
+            target = row.reshape(self._image_shape)
+            if not np.may_share_memory(pixels, target):
+                target[...] = pixels
+        elif not self._planar:
             self._deliver(pixels, row.reshape(self._image_shape))
         elif self._planes is None:
             _split(pixels, row)
         else:
             _split(pixels, self._planes)
             self._deliver_planes(self._planes, row)
+
+    def deliver_floats(self, values: NDArray[Any], row: NDArray[Any]) -> None:
+        """Write (value * scale - mean) / std of floating `values`, (H, W, C), into `row`, which is floating too."""
+        if self._factors is not None:
+            scale, mean, std = (factor.astype(values.dtype) for factor in self._factors)
+            values = (values * scale - mean) / std
+        row[...] = values.transpose(2, 0, 1) if self._layout == "nchw" else values
 
     def _place(self, image: NDArray[np.uint8], target: NDArray[np.uint8]) -> None:
         """Resize, crop or pad `image` into `target`, uint8 with as many dimensions."""

@@ -11,7 +11,7 @@ import importlib
 from typing import Any
 
 from prefetchd.config import Config
-from prefetchd.sources.applicable import ARRAY_OPTIONS, SEQUENCE_OPTIONS, refuse_given
+from prefetchd.sources.applicable import ARRAY_OPTIONS, MASK_OPTIONS, SEQUENCE_OPTIONS, refuse_given
 from prefetchd.sources.base import Source
 from prefetchd.sources.patterns import kind_of
 
@@ -42,6 +42,8 @@ def open_source(config: Config) -> Source:
         return source
     from prefetchd.sources.images import ImageSource
 
+    if kind != "manifest":
+        refuse_given(config, MASK_OPTIONS, "lists of images")
     refuse_given(config, ARRAY_OPTIONS, "arrays")
     refuse_given(config, SEQUENCE_OPTIONS, "ragged sequences")
     return ImageSource.open(config, kind, _class(_IMAGES[kind]).open(config))

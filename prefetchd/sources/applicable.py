@@ -12,8 +12,9 @@ from prefetchd.sources.npy_file import printable
 
 IMAGE_OPTIONS = (
     "image_size", "color", "dtype", "scale", "mean", "std", "layout", "resize", "interpolation", "shrink_on_load",
-    "max_image_pixels",
+    "max_image_pixels", "augment", "transform", "target_transform", "target", "mask_border",
 )  # fmt: skip
+MASK_OPTIONS = ("target", "mask_border")
 LIST_OPTIONS = ("root", "label_columns")
 COLUMN_OPTIONS = ("x_column", "y_column")
 ARRAY_OPTIONS = ("labels",)

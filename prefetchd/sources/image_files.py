@@ -1,7 +1,8 @@
-"""One encoded image into one row of a batch: read -> header -> limits -> decode -> resize and normalise.
+"""One sample into its row: read -> header -> limits -> decode -> place -> jitter -> user's functions -> values.
 
 Loaded in readers only (it imports cv2). Each step is settled before it costs anything: a header that claims too many
 pixels is refused before they are decoded, and working memory beyond the allowance is reserved before it is taken.
+Without augmentation and functions an image takes the short way, straight into its row.
 """
 
 from __future__ import annotations
@@ -9,25 +10,45 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import cv2
+import numpy as np
 
 from prefetchd import decode
+from prefetchd.augment_spec import parameters
 from prefetchd.config import Config
 from prefetchd.faults import SampleFault, UndecodableImage
-from prefetchd.file_bytes import FileBuffer
-from prefetchd.sample import Sample
+from prefetchd.file_bytes import FileBuffer, read_file
+from prefetchd.geometry import FIRST_WORD, Box, Geometry, GeometryDraws, same_aspect
+from prefetchd.image_header import ImageHeader
+from prefetchd.jitter import ColorJitter
+from prefetchd.masks import decode_mask
+from prefetchd.placing import Placer
+from prefetchd.randomness import BLOCK_WORDS, SampleRandomness
 from prefetchd.sources.base import ReserveMemory
 from prefetchd.sources.records import Records
 from prefetchd.transforms import PixelPipeline
+from prefetchd.user_code import UserFunctions
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
+
+    from prefetchd.sample import Sample
 
 # A file buffer larger than this is given back after the image that needed it.
 _KEPT_FILE_BYTES = 4 << 20
 
 
 class ImageReader:
-    """Loads images as the configuration says; one a reader process."""
+    """Loads samples as the configuration says; one a reader process.
+
+    Args:
+        config: the options.
+        records: what lists the samples and fetches their bytes; borrowed.
+
+    Raises:
+        ConfigError: if the user's functions cannot be imported.
+    """
 
     def __init__(self, config: Config, records: Records) -> None:
         cv2.setNumThreads(0)
@@ -36,34 +57,130 @@ class ImageReader:
         self._records = records
         self._buffer = FileBuffer()
         self._pipeline = PixelPipeline(config)
+        self._rng = SampleRandomness(config.seed)
+        self._functions = UserFunctions(config, self._rng)
+        self._draws = GeometryDraws(config.augment, config.image_size)
+        given = parameters(config.augment)
+        self._n_words = max((FIRST_WORD[name] + BLOCK_WORDS for name in given), default=0)
+        self._jitter = ColorJitter(given["color_jitter"], config.color) if "color_jitter" in given else None
+        self._placer = Placer(config.image_size, config.resize, config.interpolation)
+        self._mask_placer = Placer.for_masks(config.image_size, config.resize, config.mask_border)
+        self._takes_masks = config.target == "mask"
+        self._is_plain = not self._n_words and not self._functions.has_transform and not self._takes_masks
 
-    def load(self, sample: Sample, row: NDArray[Any], reserve: ReserveMemory) -> SampleFault | None:
-        """Write the image of `sample` into `row`; return what was wrong with it, if anything was.
+    def load(
+        self, sample: Sample, sample_id: int, epoch: int, x: NDArray[Any], y: NDArray[Any], reserve: ReserveMemory
+    ) -> SampleFault | None:
+        """Write a sample, as it is in `epoch`, into the rows `x` and `y`; return what was wrong with it, if anything.
+
+        `y` is an array even where a label is a number, then of shape ().
 
         Raises:
             MemoryError: if `reserve` does.
             ManifestError: if the records have changed.
         """
         try:
-            self._load(sample, row, reserve)
+            target = self._load(sample, sample_id, epoch, x, reserve)
+            if self._config.target_transform is not None:
+                made = self._functions.target(target, epoch, sample_id)
+                target = self._functions.as_wanted(made, y.shape, y.dtype)
+            elif self._takes_masks and not np.can_cast(target.dtype, y.dtype):
+                raise UndecodableImage(
+                    f"the mask {sample.label} has 16 bits, and the first mask had 8; write all as one"
+                )
         except SampleFault as fault:
             return fault
         finally:
             self._buffer.trim(_KEPT_FILE_BYTES)
             reserve(0)
+        y[...] = target
         return None
 
-    def _load(self, sample: Sample, row: NDArray[Any], reserve: ReserveMemory) -> None:
+    def try_out(self, sample: Sample, sample_id: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return the sample's x and y as they are in epoch 0, y in the shape and dtype that come of themselves.
+
+        Raises:
+            SampleFault: what was wrong with it.
+            MemoryError: if there is not enough.
+        """
+        config = self._config
+        shape = (*config.image_size, config.channels)
+        x = np.empty(shape if config.layout == "nhwc" else (shape[2], *shape[:2]), config.dtype)
+        target = self._load(sample, sample_id, 0, x, lambda _: None)
+        return x, self._functions.target(target, 0, sample_id)
+
+    def _load(self, sample: Sample, sample_id: int, epoch: int, x: NDArray[Any], reserve: ReserveMemory) -> Any:
+        """Write the pixels into `x`; return the label, as a numpy scalar or vector, or the mask."""
+        if self._is_plain:
+            image, _, _ = self._read(sample, (), reserve)
+            self._pipeline.write(image, x)
+            return self._label(sample, sample_id)
+        units = self._rng.units(epoch, sample_id, self._n_words) if self._n_words else ()
+        image, geometry, crop = self._read(sample, units, reserve)
+        pixels = self._pipeline.canvas(x)
+        self._placer.place(image, geometry, crop, pixels)
+        del image  # before a mask takes the reservation over
+        if self._jitter is not None:
+            self._jitter.apply(pixels, units)
+        mask = self._mask(str(sample.label), geometry, reserve) if self._takes_masks else None
+        if not self._functions.has_transform:
+            self._pipeline.deliver(pixels, x)
+        else:
+            values, turned = self._functions.transform(
+                pixels, epoch, sample_id, mask if self._functions.takes_masks else None
+            )
+            mask = mask if turned is None else turned
+            if values.dtype == np.uint8:
+                self._pipeline.deliver(values.reshape(pixels.shape), x)
+            else:
+                self._pipeline.deliver_floats(values, x)
+        return self._label(sample, sample_id) if mask is None else mask
+
+    def _read(
+        self, sample: Sample, units: Sequence[float], reserve: ReserveMemory
+    ) -> tuple[NDArray[np.uint8], Geometry, Box | None]:
+        """Return the decoded image, the geometry that `units` give it, and its crop in what was decoded."""
         config = self._config
         data = self._records.read(sample, self._buffer, reserve)
-        header = decode.identify(data)
-        if header.pixels > config.max_image_pixels:
-            raise UndecodableImage(
-                f"{header.width_px}x{header.height_px} has more pixels than max_image_pixels={config.max_image_pixels}"
-            )
+        header = self._header(data)
+        geometry = self._draws.draw(units, header.oriented_size)
+        size = geometry.crop[2:] if geometry.crop is not None else None
         reduction = 1
         if config.shrink_on_load:
-            reduction = decode.choose_reduction(header, *config.image_size, config.resize)
+            reduction = decode.choose_reduction(header, *config.image_size, config.resize, size)
         reserve(decode.decode_working_bytes(header, len(data), color=config.color, reduced=reduction))
         image = decode.decode_image(data, header, color=config.color, reduction=reduction)
-        self._pipeline.write(image, row)
+        return image, geometry, geometry.reduced_crop(reduction, image.shape[0], image.shape[1])
+
+    def _mask(self, path: str, geometry: Geometry, reserve: ReserveMemory) -> NDArray[Any]:
+        """Return the mask at `path`, placed as its image was."""
+        try:
+            data = read_file(path, self._buffer, reserve=reserve)
+            header = self._header(data)
+            height, width = header.oriented_size
+            if not same_aspect((height, width), geometry.full_size):
+                raise UndecodableImage(
+                    f"it is {width}x{height} and the image {geometry.full_size[1]}x{geometry.full_size[0]} (upright), "
+                    "which is another aspect"
+                )
+            # As colour, for 16 bits are more than a byte, and a colour image is looked at before it is refused.
+            reserve(decode.decode_working_bytes(header, len(data), color="rgb", reduced=1))
+            mask = decode_mask(data, header)
+        except SampleFault as fault:
+            fault.reason = f"its mask {path.encode('utf-8', 'backslashreplace').decode()[-200:]}: {fault.reason}"
+            raise
+        target = np.empty(self._config.image_size, mask.dtype)
+        self._mask_placer.place(mask, geometry, geometry.crop_in(height, width), target)
+        return target
+
+    def _header(self, data: memoryview) -> ImageHeader:
+        """Return the header of an encoded image that is not too large."""
+        header = decode.identify(data)
+        most = self._config.max_image_pixels
+        if header.pixels > most:
+            raise UndecodableImage(f"{header.width_px}x{header.height_px} has more pixels than max_image_pixels={most}")
+        return header
+
+    def _label(self, sample: Sample, sample_id: int) -> Any:
+        label = sample_id if sample.label is None else sample.label
+        return label if self._config.target_transform is None else np.asarray(label, self._records.label_dtype)[()]

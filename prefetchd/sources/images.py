@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefetchd.config import Config
 from prefetchd.faults import FaultKind
-from prefetchd.messages import Fault
+from prefetchd.messages import Fault, TrialDone
 from prefetchd.sources.base import ReserveMemory
 from prefetchd.sources.records import Records
 
@@ -34,13 +34,22 @@ class ImageSource:
         self._records = records
         self._decoder = decoder
         self._reader: ImageReader | None = None
+        self._trial: TrialDone | None = None
 
     @classmethod
     def open(cls, config: Config, kind: str, records: Records) -> ImageSource:
-        """Return the source of the images that `records`, of this kind, name; in the daemon."""
+        """Return the source of the images that `records`, of this kind, name; in the daemon.
+
+        With users' functions or masks, they are tried on a sample.
+        """
         from importlib.metadata import version
 
-        return cls(config, kind, records, f"opencv {version('opencv-python-headless')}")
+        source = cls(config, kind, records, f"opencv {version('opencv-python-headless')}")
+        if config.transform is not None or config.target_transform is not None or config.target == "mask":
+            from prefetchd.trial_parent import run_trial
+
+            source._trial = run_trial(config, *source.handle())
+        return source
 
     @classmethod
     def attach(cls, config: Config, handle: dict[str, Any], records: Records) -> ImageSource:
@@ -50,6 +59,11 @@ class ImageSource:
         source = cls(config, handle["kind"], records, handle["decoder"])
         source._reader = ImageReader(config, records)
         return source
+
+    def try_out(self, sample_id: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return x and y of one sample, as they come, in the trial process; raises as `ImageReader.try_out` does."""
+        assert self._reader is not None, "only a reader tries"
+        return self._reader.try_out(self._records.samples([sample_id])[0], sample_id)
 
     def handle(self) -> tuple[dict[str, Any], list[int]]:
         """Plain values and descriptors from which a reader attaches."""
@@ -68,8 +82,8 @@ class ImageSource:
 
     @property
     def versions(self) -> dict[str, str]:
-        """The decoder's name and version."""
-        return {"decoder": self._decoder}
+        """The decoder's name and version, and digests of the code of users' functions."""
+        return {"decoder": self._decoder, **({} if self._trial is None else self._trial.code)}
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -86,7 +100,9 @@ class ImageSource:
 
     @property
     def y(self) -> tuple[tuple[int, ...], str]:
-        """() or (k,), and int64 or float32."""
+        """() or (k,), and int64 or float32; of masks and `target_transform`, what the trial found."""
+        if self._trial is not None:
+            return tuple(self._trial.y_shape), self._trial.y_dtype
         return self._records.label_shape, self._records.label_dtype
 
     @property
@@ -96,8 +112,8 @@ class ImageSource:
 
     @property
     def reader_bytes(self) -> int:
-        """What the records take in each reader."""
-        return self._records.reader_bytes
+        """What the records take in each reader, and users' functions, as the trial found."""
+        return self._records.reader_bytes + (0 if self._trial is None else self._trial.reader_bytes)
 
     @property
     def max_task_rows(self) -> int:
@@ -125,7 +141,7 @@ class ImageSource:
         assert self._reader is not None, "only a reader fills"
         faults = []
         for sample_id, row, sample in zip(sample_ids, rows, self._records.samples(sample_ids), strict=True):
-            fault = self._reader.load(sample, x[row], reserve)
+            fault = self._reader.load(sample, int(sample_id), epoch, x[row], y[row, ...], reserve)
             if fault is not None:
                 faults.append(
                     Fault(
@@ -135,7 +151,8 @@ class ImageSource:
                         reason=fault.reason[:_SAID_CHARACTERS],
                         content=fault.kind is FaultKind.CONTENT,
                         needs_fresh_reader=fault.needs_fresh_reader,
+                        this_epoch=fault.this_epoch,
+                        detail=fault.detail if len(rows) == 1 else "",
                     )
                 )
-            y[row] = sample_id if sample.label is None else sample.label
         return faults

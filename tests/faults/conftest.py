@@ -104,7 +104,8 @@ def sabotage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sabotage:
     folder.mkdir()
     source = Path(__file__).with_name("sitecustomize_source.py").read_text()
     (folder / "sitecustomize.py").write_text(source)
-    monkeypatch.setenv("PYTHONPATH", str(folder))
+    elsewhere = os.environ.get("PYTHONPATH")  # such as a checkout that is tested without being installed
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(folder), elsewhere))))
     monkeypatch.setenv("SABOTAGE_FOLDER", str(folder))
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     return Sabotage(folder)

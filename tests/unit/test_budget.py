@@ -228,3 +228,16 @@ def test_measuring_this_process() -> None:
     footprint = budget.measure([os.getpid(), 2**22 + 1], 5)
     assert footprint.total_bytes == footprint.processes[os.getpid()] + 5
     assert Footprint({1: 2, 3: 4}, 5).total_bytes == 11
+
+
+def test_what_users_functions_take_is_part_of_every_readers_share():
+    plain = smallest_budget(2, MIB)
+    assert smallest_budget(2, MIB, 0, 30 * MIB) == plain + 2 * 30 * MIB
+    config = make_config(source="-", num_workers=2, memory_budget=f"{plain // MIB}MiB")
+    limit = Limit(1 << 40, "test")
+    assert make_plan(config, MIB, limit).n_slots >= 3
+    with pytest.raises(BudgetError, match=f"give --memory-budget {(plain + 60 * MIB) // MIB}MiB"):
+        make_plan(config, MIB, limit, 0, 30 * MIB)
+    roomy = make_config(source="-", num_workers=2, memory_budget="1GiB")
+    plan = make_plan(roomy, MIB, limit, 0, 30 * MIB)
+    assert plan.reader_share_bytes == make_plan(roomy, MIB, limit).reader_share_bytes + 30 * MIB

@@ -282,3 +282,27 @@ def test_describe_exit() -> None:
     assert describe_exit(3) == "exit status 3"
     assert describe_exit(SEGV) == "killed by SIGSEGV"
     assert describe_exit(-200) == "killed by signal 200"
+
+
+def test_verdict_on_a_users_function_holds_for_its_epoch_only():
+    """What one epoch found does not shorten another's judgement, so it cannot change what that one delivers."""
+    told: list[BadSample] = []
+    filler = Filler("substitute", 4, lambda job, row: row, lambda sample: "w", told.append)
+    for epoch in range(3):
+        job = filler.start(Slot(0, None), epoch, 0, 4, 4)  # type: ignore[arg-type]
+        asked = []
+        while not job.finished:
+            chunk = job.queued.popleft()
+            job.out += 1
+            ids = [chunk.sample_id] if chunk.sample_id is not None else list(chunk.rows)
+            asked.append((ids, chunk.fresh))
+            faults = [
+                Fault(chunk.rows[place], 1, "w", "raised", True, True, this_epoch=True, detail="Traceback")
+                for place, sample in enumerate(ids)
+                if sample == 1 and epoch != 1
+            ]
+            filler.done(chunk, faults)
+        looks = [([0, 1, 2, 3], False)]
+        assert asked == (looks if epoch == 1 else [*looks, ([1], True), ([2], False)])
+    assert filler.n_bad == 1
+    assert [(sample.sample_id, sample.detail) for sample in told] == [(1, "Traceback")]

@@ -10,7 +10,7 @@ import pytest
 
 from prefetchd.config import make_config
 from prefetchd.manifest import Manifest
-from tests.unit.test_manifest import no_descriptor_is_left, pairs, refusal, write  # noqa: F401
+from tests.unit.test_manifest import no_descriptor_and_no_thread_is_left, pairs, refusal, write  # noqa: F401
 
 
 def lines(*objects: object) -> str:

@@ -1,0 +1,49 @@
+"""What augmentation costs a sample: CPU time of a reader's work on each, all kinds in turn, round after round.
+
+    python scripts/bench/augment.py MANIFEST [ROUNDS]
+
+One process, no daemon: read, header, decode, augment, write to the row, 224 x 224. Prints the median over rounds.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+
+import numpy as np
+
+from prefetchd.config import make_config
+from prefetchd.manifest import Manifest
+from prefetchd.sources.image_files import ImageReader
+
+KINDS = {
+    "none": "",
+    "hflip": "hflip",
+    "random_resized_crop, hflip": "random_resized_crop, hflip",
+    "  + color_jitter": "random_resized_crop, hflip, color_jitter",
+    "  + affine": "random_resized_crop, hflip, affine",
+    "  + color_jitter, affine": "random_resized_crop, hflip, color_jitter, affine",
+}
+
+
+def main(source: str, rounds: int) -> None:
+    manifest = Manifest.open(make_config(source=source))
+    samples = manifest.samples(range(min(250, len(manifest))))
+    readers = {name: ImageReader(make_config(source=source, augment=kind), "int64") for name, kind in KINDS.items()}
+    x, y = np.empty((224, 224, 3), np.uint8), np.empty((), np.int64)
+    took: dict[str, list[float]] = {name: [] for name in KINDS}
+    for epoch in range(rounds):
+        for name, reader in readers.items():
+            started_s = time.process_time()
+            for number, sample in enumerate(samples):
+                assert reader.load(sample, number, epoch, x, y, lambda _: None) is None
+            took[name].append((time.process_time() - started_s) / len(samples) * 1e3)
+    base = statistics.median(took["none"])
+    for name, ms in took.items():
+        extra = statistics.median(a - b for a, b in zip(ms, took["none"], strict=True))
+        print(f"{name:28} {statistics.median(ms):6.2f} ms  ({extra:+.2f}, {extra / base:+.0%}; least {min(ms):.2f})")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 8)

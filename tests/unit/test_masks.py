@@ -1,0 +1,85 @@
+"""Masks give class numbers, whatever kind of file they are in; what has none is refused."""
+
+from __future__ import annotations
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from prefetchd import decode
+from prefetchd.faults import UndecodableImage
+from prefetchd.masks import decode_mask
+
+RNG = np.random.default_rng(0)
+SIZE = (37, 53)
+
+
+def decoded(data: bytes) -> np.ndarray:
+    view = memoryview(data)
+    return decode_mask(view, decode.identify(view))
+
+
+def saved(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, form, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("options", [{}, {"transparency": 1}])
+def test_palette_png_gives_its_indices(bits: int, options: dict[str, int]):
+    indices = RNG.integers(0, 2**bits, SIZE).astype(np.uint8)
+    image = Image.new("P", SIZE[::-1])
+    image.putdata(indices.reshape(-1).tolist())
+    image.putpalette(RNG.integers(0, 256, 768).tolist())
+    data = saved(image, bits=bits, **options)
+    assert (data[24], data[25]) == (bits, 3)
+    mask = decoded(data)
+    assert mask.dtype == np.uint8
+    assert np.array_equal(mask, indices)
+
+
+def test_gray_of_8_and_16_bits_is_as_stored():
+    pixels = RNG.integers(0, 256, SIZE).astype(np.uint8)
+    for form in ("PNG", "BMP", "TIFF"):
+        assert np.array_equal(decoded(saved(Image.fromarray(pixels), form)), pixels), form
+    deep = pixels.astype(np.uint16) * 257
+    for form in (".png", ".tiff"):
+        mask = decoded(cv2.imencode(form, deep)[1].tobytes())
+        assert mask.dtype == np.uint16
+        assert np.array_equal(mask, deep), form
+
+
+def test_one_bit_is_0_and_255_as_opencv_reads_it():
+    bits = RNG.integers(0, 2, SIZE).astype(bool)
+    assert np.array_equal(decoded(saved(Image.fromarray(bits))), bits * np.uint8(255))
+
+
+def test_gray_with_alpha_and_gray_written_as_colour_are_taken():
+    pixels = RNG.integers(0, 256, SIZE).astype(np.uint8)
+    assert np.array_equal(decoded(saved(Image.fromarray(np.dstack([pixels] * 3)))), pixels)
+    assert np.array_equal(decoded(saved(Image.fromarray(np.dstack([pixels] * 2)))), pixels)
+
+
+def test_colour_is_refused():
+    colour = RNG.integers(0, 256, (*SIZE, 3)).astype(np.uint8)
+    with pytest.raises(UndecodableImage, match="in colour"):
+        decoded(saved(Image.fromarray(colour)))
+
+
+def test_jpeg_is_gray():
+    pixels = np.full(SIZE, 90, np.uint8)
+    assert np.abs(decoded(saved(Image.fromarray(pixels), "JPEG")).astype(int) - 90).max() <= 1
+
+
+def test_palette_png_that_is_cut_short_is_refused():
+    image = Image.new("P", (200, 200))
+    image.putdata(RNG.integers(0, 256, 40000).tolist())
+    image.putpalette(list(range(256)) * 3)
+    data = saved(image)
+    for cut in (len(data) // 2, len(data) - 5):
+        with pytest.raises(UndecodableImage):
+            decoded(data[:cut])
