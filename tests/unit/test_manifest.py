@@ -230,7 +230,7 @@ def test_what_is_no_manifest_is_refused_with_the_reason(tmp_path: Path) -> None:
     assert "looks binary" in refusal(write(tmp_path, b"a.jpg 1\nb\0.jpg 2\n"))
     assert "looks binary" in refusal(write(tmp_path, b"a.jpg 1\n" * 300_000 + b"\0"))
     assert "UTF-16" in refusal(write(tmp_path, "a.jpg 1\n".encode("utf-16")))
-    assert "NumPy" in refusal(write(tmp_path, b"x", "x.npy"))
+    assert "HDF5" in refusal(write(tmp_path, b"x", "x.h5"))
     assert "is an image" in refusal(write(tmp_path, b"x", "x.JPG"))
     assert "No such file" in refusal(str(tmp_path / "none.txt"))
     assert "longer than" in refusal(write(tmp_path, "a.jpg 1\n" + "b" * (1 << 20) + ".jpg 2\n"))
