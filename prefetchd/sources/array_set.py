@@ -184,6 +184,11 @@ class MappedSet:
         self._row = np.dtype((np.void, files.files[0].row_bytes))
         self._swap = not dtype.isnative
 
+    def close(self) -> None:
+        """Give descriptors and maps back."""
+        for part in self._parts:
+            part.close()
+
     def gather(self, ids: NDArray[np.int64], out: NDArray[Any]) -> None:
         """Write the rows numbered `ids` into `out`, (len(ids), *row shape), C-contiguous, of the native dtype.
 

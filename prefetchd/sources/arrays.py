@@ -53,6 +53,7 @@ class ArraySource:
         self._turn = 0
         self._x_rows: MappedSet
         self._y_rows: MappedSet | None = None
+        self._maps: list[MappedSet] = []
 
     @classmethod
     def open(cls, config: Config) -> ArraySource:
@@ -74,8 +75,9 @@ class ArraySource:
         x.check_batch(config.batch_size)
         if y is not None:
             y.check_batch(config.batch_size)
+        digest = combined_digest("arrays", x, y)
         source = cls(x, y, write_table([x.to_wire(), None if y is None else y.to_wire()]))
-        source._digest = combined_digest("arrays", x, y)
+        source._digest = digest
         return source
 
     @classmethod
@@ -86,8 +88,17 @@ class ArraySource:
         source = cls(x, y, fds[0])
         source._digest = handle["digest"]
         source._x_rows = MappedSet(x, shuffled=config.shuffle)
-        source._y_rows = None if y is None else MappedSet(y, shuffled=config.shuffle)
+        source._maps.append(source._x_rows)
+        if y is not None:
+            source._y_rows = MappedSet(y, shuffled=config.shuffle)
+            source._maps.append(source._y_rows)
         return source
+
+    def close(self) -> None:
+        """Give all descriptors back, and a reader's maps."""
+        os.close(self._table_fd)
+        while self._maps:
+            self._maps.pop().close()
 
     def handle(self) -> tuple[dict[str, Any], list[int]]:
         """Plain values and descriptors from which a reader attaches."""

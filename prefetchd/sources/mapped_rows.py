@@ -51,6 +51,14 @@ class MappedRows:
     def __init__(self, file: ArrayFile, *, shuffled: bool) -> None:
         self.file = file
         self._fd = open_file(file.path, file.name)
+        try:
+            self._map(shuffled)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def _map(self, shuffled: bool) -> None:
+        file = self.file
         self._check()
         self._row_bytes = file.row_bytes
         self._advise_chunks = 0
@@ -69,6 +77,13 @@ class MappedRows:
         if shuffled:
             memory.madvise(mmap.MADV_RANDOM)
         self.rows = np.frombuffer(memory, row, file.n_rows, file.offset_bytes)
+
+    def close(self) -> None:
+        """Give the descriptor and the map back; may be called twice."""
+        self.rows = self.rows[:0].copy()
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
 
     def prepare(self, firsts: NDArray[np.int64], counts: NDArray[np.int64] | None = None) -> None:
         """Make sure that the file is as it was, before rows are read: `counts` from each of `firsts` on (one each).

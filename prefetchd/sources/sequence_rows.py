@@ -36,6 +36,11 @@ class SequenceRows:
         self._token = np.dtype((np.void, tokens.row_bytes))
         self._swap = not np.dtype(tokens.dtype).isnative
 
+    def close(self) -> None:
+        """Give descriptors and maps back."""
+        self._tokens.close()
+        self._offsets.close()
+
     def gather(self, ids: NDArray[np.int64], out: NDArray[Any]) -> NDArray[np.int64]:
         """Write the sequences numbered `ids` into `out`, (len(ids), max_length, ...); return their lengths there.
 

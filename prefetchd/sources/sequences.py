@@ -64,6 +64,7 @@ class SequenceSource:
         self._turn = 0
         self._rows: SequenceRows
         self._label_rows: MappedSet | None = None
+        self._maps: list[SequenceRows | MappedSet] = []
 
     @classmethod
     def open(cls, config: Config) -> SequenceSource:
@@ -79,12 +80,13 @@ class SequenceSource:
         check_counts(tokens, max(0, offsets.n_rows - 1), labels)
         _check_pad_value(config, tokens)
         table = [tokens.to_wire(), offsets.to_wire(), None if labels is None else labels.to_wire()]
-        source = cls(config, tokens, offsets, labels, max_length, write_table(table))
+        source = cls(config, tokens, offsets, labels, max_length, -1)
         source._check_lengths()
         tokens.check_batch(config.batch_size * max_length)
         if labels is not None:
             labels.check_batch(config.batch_size)
         source._digest = combined_digest("sequences", tokens, offsets, labels)
+        source._fd = write_table(table)
         return source
 
     @classmethod
@@ -96,8 +98,17 @@ class SequenceSource:
         source = cls(config, tokens, offsets, labels, handle["max_length"], fds[0])
         source._digest = handle["digest"]
         source._rows = SequenceRows(config, tokens.files[0], offsets.files[0], source._max_length)
-        source._label_rows = None if labels is None else MappedSet(labels, shuffled=config.shuffle)
+        source._maps.append(source._rows)
+        if labels is not None:
+            source._label_rows = MappedSet(labels, shuffled=config.shuffle)
+            source._maps.append(source._label_rows)
         return source
+
+    def close(self) -> None:
+        """Give all descriptors back, and a reader's maps."""
+        os.close(self._fd)
+        while self._maps:
+            self._maps.pop().close()
 
     def handle(self) -> tuple[dict[str, Any], list[int]]:
         """Plain values and descriptors from which a reader attaches."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import signal
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +26,37 @@ from prefetchd.sources.applicable import (
     SEQUENCE_OPTIONS,
 )
 
+_open_sources: list[Any] = []
+
+
+@pytest.fixture(autouse=True)
+def no_descriptor_is_left() -> Iterator[None]:
+    """Whatever was refused or has failed: `close` gives all back."""
+    before = sorted(os.listdir("/proc/self/fd"))
+    yield
+    while _open_sources:
+        _open_sources.pop().close()
+    gc.collect()
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
 RNG = np.random.default_rng(7)
 
 
 def attached(config: Any) -> tuple[Source, Source]:
     """Return the source as the daemon has it and as a reader has it."""
-    opened = open_source(config)
+    opened = opens(config)
     handle, fds = opened.handle()
-    return opened, attach_source(config, handle, [os.dup(fd) for fd in fds])
+    reader = attach_source(config, handle, [os.dup(fd) for fd in fds])
+    _open_sources.append(reader)
+    return opened, reader
+
+
+def opens(config: Any) -> Source:
+    """Open a source, to be closed after the test."""
+    source = open_source(config)
+    _open_sources.append(source)
+    return source
 
 
 def served(source: object, ids: list[int] | None = None, **options: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -167,7 +192,7 @@ def test_shards_are_one_array_end_to_end(tmp_path, row_items):
         found = served(x, ids, labels=y)
         assert same(found[0], whole[ids])
         assert same(found[1], np.array(ids))
-    assert open_source(make_config(source=x)).where(5) == f"{x}/003.npy row 0"
+    assert opens(make_config(source=x)).where(5) == f"{x}/003.npy row 0"
 
 
 def test_directory_with_images_or_folders_is_no_array(tmp_path):
@@ -318,10 +343,10 @@ def test_digest_follows_the_content_and_not_the_place(tmp_path):
     other = array.copy()
     other[-1, -1] += 1
     paths = [saved(tmp_path / f"{n}.npy", a) for n, a in enumerate((array, array, other, array[:-1]))]
-    digests = [open_source(make_config(source=path)).digest for path in paths]
+    digests = [opens(make_config(source=path)).digest for path in paths]
     assert digests[0] == digests[1]
     assert len(set(digests)) == 3
-    labelled = [open_source(make_config(source=paths[0], labels=path)).digest for path in paths[:3]]
+    labelled = [opens(make_config(source=paths[0], labels=path)).digest for path in paths[:3]]
     assert labelled[0] == labelled[1] != labelled[2]
     assert labelled[0] not in digests
 
@@ -361,7 +386,7 @@ def test_change_of_the_file_ends_the_reading(tmp_path, how, ids):
         reader.fill(0, ids, rows, x, y, lambda _: None)
     handle, fds = opened.handle()
     with pytest.raises(ManifestError, match="cannot"):
-        attach_source(config, handle, fds)
+        attach_source(config, handle, fds)  # which fails before it owns them
 
 
 def test_truncation_within_a_gather_kills_the_reader_and_a_row_alone_is_an_error(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from prefetchd.config import make_config
 from prefetchd.errors import ConfigError, ManifestError
 from prefetchd.layout import BatchLayout
 from prefetchd.sources import open_source
-from tests.unit.test_arrays import attached, same, saved, served
+from tests.unit.test_arrays import attached, no_descriptor_is_left, same, saved, served  # noqa: F401
 
 ENDS = ("pre", "post")
 
