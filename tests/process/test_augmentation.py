@@ -217,7 +217,7 @@ def test_edited_transform_is_another_content(photographs: Path, users: Path, ser
         arguments = ("--batch-size", 8, "--image-size", 32, "--transform", "users_functions:shade")
         serve(photographs, *arguments, name=name)
         with prefetchd.batches(daemon=name) as loader:
-            digests.append(loader._connection.info.config_digest)
+            digests.append(loader.state_dict()["config_digest"])
     assert digests[0] == digests[1] != digests[2]
 
 

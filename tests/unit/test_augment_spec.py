@@ -111,5 +111,5 @@ def test_toml_takes_a_text_or_a_list(tmp_path):
     forms = []
     for value in ('"rotate(degrees=10), hflip"', '["rotate(degrees=10)", "hflip"]'):
         path.write_text(f"augment = {value}\n")
-        forms.append(make_config(source="m", **read_config_file(str(path))).augment)
+        forms.append(make_config(source="m", **read_config_file(str(path))[0]).augment)
     assert forms[0] == forms[1] == ("hflip(p=0.5)", "rotate(degrees=(-10.0, 10.0))")

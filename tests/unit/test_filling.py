@@ -289,7 +289,7 @@ def test_verdict_on_a_users_function_holds_for_its_epoch_only():
     told: list[BadSample] = []
     filler = Filler("substitute", 4, lambda job, row: row, lambda sample: "w", told.append)
     for epoch in range(3):
-        job = filler.start(Slot(0, None), epoch, 0, 4, 4)  # type: ignore[arg-type]
+        job = filler.start(Slot(0, None), (0, epoch, 0), 4, 4)  # type: ignore[arg-type]
         asked = []
         while not job.finished:
             chunk = job.queued.popleft()
