@@ -117,7 +117,9 @@ class DaemonProcess:
         import json
 
         command = [sys.executable, "-m", "prefetchd", "status", "--json", self.name]
-        return json.loads(subprocess.run(command, check=True, capture_output=True, timeout=30).stdout)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout)
 
     def reader_pids(self) -> list[int]:
         return [reader["pid"] for reader in self.status()["readers"] if reader["ready"]]

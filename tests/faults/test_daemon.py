@@ -198,7 +198,9 @@ def private_daemon() -> psutil.Process:
 
 
 def test_private_daemon_killed(forty: Path, forty_content: Content) -> None:
-    loader = prefetchd.batches(forty, batch_size=5, image_size=32, color="bgr", shrink_on_load=False, num_workers=1)
+    loader = prefetchd.batches(
+        forty, batch_size=5, image_size=32, color="bgr", shrink_on_load=False, num_workers=1, epochs=None
+    )
     batches = iter(loader)
     held = [next(batches), next(batches)]
     daemon = private_daemon()
