@@ -100,10 +100,10 @@ class Reader:
         done: list[messages.Done] = []
         answered_s = time.perf_counter()
         for fill in fills:
-            order = self._datasets[fill.dataset].order
-            ids = order.sample_ids(fill.epoch, fill.batch, fill.first_row, fill.n_rows)
+            dataset = self._datasets[fill.dataset]
+            ids = dataset.order.sample_ids(fill.epoch, fill.batch, fill.first_row, fill.n_rows)
             done.append(self._fill(fill, ids, range(fill.first_row, fill.first_row + fill.n_rows)))
-            if time.perf_counter() - answered_s > _ANSWER_S:
+            if not dataset.source.answers_together or time.perf_counter() - answered_s > _ANSWER_S:
                 self._answer(done)
                 done, answered_s = [], time.perf_counter()
         if done:

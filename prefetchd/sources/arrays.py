@@ -140,6 +140,11 @@ class ArraySource:
         return os.fstat(self._table_fd).st_blocks * 512
 
     @property
+    def answers_together(self) -> bool:
+        """Yes: a batch of rows costs as much as a message."""
+        return True
+
+    @property
     def reader_bytes(self) -> int:
         """Nothing of note: files are mapped."""
         return 0

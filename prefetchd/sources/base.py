@@ -50,6 +50,10 @@ class Source(Protocol):
         """Rows that a reader may fill in one task at most; a report of faults in each of them must fit in a message."""
 
     @property
+    def answers_together(self) -> bool:
+        """Whether tasks take so little that the answer to one may wait until the next ones are done."""
+
+    @property
     def reader_bytes(self) -> int:
         """Private memory that it takes in each reader, beyond what every reader has (`budget.READER_BYTES`)."""
 

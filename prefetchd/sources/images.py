@@ -111,6 +111,11 @@ class ImageSource:
         return self._records.shared_bytes
 
     @property
+    def answers_together(self) -> bool:
+        """No: behind an image that is done quickly may come one that takes long, or a function that hangs."""
+        return False
+
+    @property
     def reader_bytes(self) -> int:
         """What the records take in each reader, and users' functions, as the trial found."""
         return self._records.reader_bytes + (0 if self._trial is None else self._trial.reader_bytes)
