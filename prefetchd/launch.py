@@ -81,7 +81,7 @@ def connect(name: str, timeout_s: float) -> socket.socket:
         what = "it is starting" if owner is not None else "none is running"
         if waited_s >= timeout_s:
             raise DaemonNotFound(
-                f"cannot attach to the daemon {name!r}: {what} after {timeout_s:g} s (socket {paths.socket}: {reason}); "
+                f"cannot attach to the daemon {name!r}: {what} after {timeout_s:g} s ({paths.socket}: {reason}); "
                 f"start it with: prefetchd serve MANIFEST --name {name}, or pass a manifest to batches()"
             )
         if waited_s >= _SAY_AFTER_S and not said:
