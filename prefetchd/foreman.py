@@ -61,7 +61,7 @@ class Foreman:
         self._pool.flush()
 
     def _give_queued(self) -> bool:
-        """Give queued chunks to readers; return whether some reader can take more than there are."""
+        """Give queued chunks to readers; return whether some reader wants more than there are."""
         waiting: list[Chunk] = []  # for a reader that has done nothing yet
         while self.queue:
             chunk = self.queue.popleft()
@@ -78,7 +78,7 @@ class Foreman:
             self._ring.add_writer(chunk.job.slot, reader.number)
             self._pool.give(reader, chunk)
         self.queue.extendleft(reversed(waiting))
-        return self._pool.take_idle() is not None
+        return self._pool.wants_more
 
     def _begin_batches(self, cursors: list[Cursor]) -> bool:
         """Queue the chunks of the batches that are needed next, as many as readers can take; whether there were any."""

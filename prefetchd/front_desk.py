@@ -310,12 +310,13 @@ class FrontDesk:
         cursor = consumer.cursor
         before = dataclasses.replace(cursor) if cursor is not None else None
         granted: list[messages.Granted] = []
+        cursors = self.cursors
         while cursor is not None and cursor.open and not cursor.at_end and len(consumer.untaken) < self._grants_ahead:
             key = next(cursor.upcoming(1), None)
             if key is None:
                 break
             slot = ready_for(self._ring, cursor)
-            if slot is None or not may_grant(self._ring, cursor, self.cursors, slot) or not consumer.open_slot(slot):
+            if slot is None or not may_grant(self._ring, cursor, cursors, slot) or not consumer.open_slot(slot):
                 self._explain_wait(consumer, cursor, key, slot)
                 break
             lease = self._ring.grant(slot, consumer.number)

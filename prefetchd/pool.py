@@ -172,6 +172,11 @@ class Pool:
             min(self.readers.values(), key=lambda reader: len(reader.chunks)).retire()
         return None
 
+    @property
+    def wants_more(self) -> bool:
+        """Whether some reader is about to run out of work."""
+        return any(reader.ready and not reader.retiring and reader.wants_more for reader in self.readers.values())
+
     def give(self, reader: ReaderHandle, chunk: Chunk) -> None:
         """Give a chunk to a reader that `take_idle` returned; it may go out with the next `flush` only."""
         reader.assign(self._next_task, chunk, self._clock())

@@ -106,8 +106,7 @@ class Reader:
             if not dataset.source.answers_together or time.perf_counter() - answered_s > _ANSWER_S:
                 self._answer(done)
                 done, answered_s = [], time.perf_counter()
-        if done:
-            self._answer(done)
+        self._answer(done)
 
     def _fill(self, task: messages.Fill | messages.FillOne, ids: NDArray[np.int64], rows: range) -> messages.Done:
         started_s = time.perf_counter()
@@ -143,7 +142,10 @@ class Reader:
         self._answer([messages.Done(message.task, [], 0.0)])
 
     def _answer(self, done: list[messages.Done]) -> None:
-        self._send(messages.AllDone(done))
+        for dataset in self._datasets.values():
+            dataset.source.confirm()
+        if done:
+            self._send(messages.AllDone(done))
 
     def _reserve(self, n_bytes: int) -> None:
         """Ask the daemon for working memory above the allowance and wait for it; 0 gives it back."""

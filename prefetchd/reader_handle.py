@@ -90,6 +90,12 @@ class ReaderHandle:
         in_hand = len(self.chunks)
         return in_hand < CHUNKS_IN_HAND or (in_hand < MAX_CHUNKS_IN_HAND and self.in_hand_s < _IN_HAND_S)
 
+    @property
+    def wants_more(self) -> bool:
+        """Whether more batches should be begun for it: of cheap ones many at a time, as planning costs too."""
+        in_hand = len(self.chunks)
+        return in_hand < CHUNKS_IN_HAND or (in_hand <= MAX_CHUNKS_IN_HAND // 2 and self.in_hand_s < _IN_HAND_S / 2)
+
     def finished(self, task: int) -> Chunk:
         """It has answered `task`: return what that was."""
         chunk = self.chunks.pop(task)

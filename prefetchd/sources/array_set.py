@@ -189,6 +189,11 @@ class MappedSet:
         for part in self._parts:
             part.close()
 
+    def confirm(self) -> None:
+        """Raise `ManifestError` if a file that was read since the last call is not as it was."""
+        for part in self._parts:
+            part.confirm()
+
     def gather(self, ids: NDArray[np.int64], out: NDArray[Any]) -> None:
         """Write the rows numbered `ids` into `out`, (len(ids), *row shape), C-contiguous, of the native dtype.
 
@@ -222,7 +227,7 @@ class MappedSet:
                 part.prepare(local[start:end])
                 for place, row in zip(order[start:end].tolist(), local[start:end].tolist(), strict=True):
                     out[place] = part.rows[row]
-                part.verify()
+                part.finish()
             start = end
         if copy is not None:
             out[order] = copy
@@ -239,4 +244,4 @@ def _gather(part: MappedRows, ids: NDArray[np.int64], out: NDArray[np.void]) -> 
     part.prepare(ids)
     # "clip" writes into `out` directly, where "raise" would go through a copy of it; the ids are in range.
     np.take(part.rows, ids, out=out, mode="clip")
-    part.verify()
+    part.finish()

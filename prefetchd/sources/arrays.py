@@ -165,6 +165,11 @@ class ArraySource:
         """File and row of a sample."""
         return self._x.where(sample_id)
 
+    def confirm(self) -> None:
+        """Raise `ManifestError` if a file that rows were taken from since the last call is not as it was."""
+        for maps in self._maps:
+            maps.confirm()
+
     def fill(
         self,
         epoch: int,

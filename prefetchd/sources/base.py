@@ -77,8 +77,12 @@ class Source(Protocol):
     ) -> list[Fault]:
         """Write samples, as they are in `epoch`, into rows of `x` and `y`; return those that failed.
 
-        `rows` follow one another. A sample whose reader has died is asked for again, alone.
+        `rows` follow one another. A sample whose reader has died is asked for again, alone. The answer goes out after
+        `confirm` only.
 
         `reserve(n_bytes)` must be called before working memory beyond the reader's allowance is taken, and
         `reserve(0)` after it was given back.
         """
+
+    def confirm(self) -> None:
+        """Raise `ManifestError` if what was filled since the last call may not be what was opened."""

@@ -133,6 +133,9 @@ class ImageSource:
         """Where a sample is named, and what it is."""
         return self._records.where(self._records.samples([sample_id])[0])
 
+    def confirm(self) -> None:
+        """Nothing: the records are looked at as each sample's line is read."""
+
     def fill(
         self,
         epoch: int,

@@ -4,8 +4,9 @@ A map is what makes small rows cheap: 320 rows of 320 bytes take 25 to 45 micros
 calls of `pread`. Its price is that a page which cannot be had (the file was truncated, the disk failed) is a SIGBUS,
 which ends the reader. So:
 
-- `prepare` looks at the file's size and times before the map is touched, `verify` after: what was read meanwhile is
-  right, or a `ManifestError`, never half of one file and half of another;
+- `prepare` looks at the file's size and times before the map is touched, `confirm` after, once for several batches and
+  before any of them is delivered: what was read meanwhile is right, or a `ManifestError`, never half of one file and
+  half of another;
 - a reader that dies in the instant between is a crash like any other, and its rows are done again, each alone, in
   another reader, through `read`, which makes no use of the map. It meets the error as such, and says so.
 
@@ -39,7 +40,7 @@ class MappedRows:
     """The rows of `file`; owns a descriptor and a map of it.
 
     Attributes:
-        rows: (n_rows,) of void items, a row each, as the bytes that are in the file; between `prepare` and `verify`
+        rows: (n_rows,) of void items, a row each, as the bytes that are in the file; between `prepare` and `finish`
             only. Void, since the data of an `.npz` starts at any byte, and numpy would copy all of an unaligned array.
 
     Raises:
@@ -61,6 +62,7 @@ class MappedRows:
         file = self.file
         self._check()
         self._row_bytes = file.row_bytes
+        self._trusted = False
         self._advise_chunks = 0
         self._n_rows_prepared = 0
         self._started_s = 0.0
@@ -85,13 +87,27 @@ class MappedRows:
             os.close(self._fd)
         self._fd = -1
 
+    def confirm(self) -> None:
+        """Make sure that all that was read since the last `confirm` is right.
+
+        Raises:
+            ManifestError: if the file was written to, truncated or removed meanwhile.
+        """
+        if self._trusted:
+            self._trusted = False
+            self._check()
+
     def prepare(self, firsts: NDArray[np.int64], counts: NDArray[np.int64] | None = None) -> None:
-        """Make sure that the file is as it was, before rows are read: `counts` from each of `firsts` on (one each).
+        """Get ready to read rows: `counts` from each of `firsts` on (one each).
+
+        The first time since `confirm`, make sure that the file is as it was: looking costs as much as some rows.
 
         Raises:
             ManifestError: if it was written to, truncated or removed.
         """
-        self._check()
+        if not self._trusted:
+            self._check()
+            self._trusted = True
         if self._advise_chunks:
             self._advise_chunks -= 1
             n_bytes = [self._row_bytes] * len(firsts) if counts is None else (counts * self._row_bytes).tolist()
@@ -102,9 +118,8 @@ class MappedRows:
         self._n_rows_prepared = len(firsts)
         self._started_s = time.perf_counter()
 
-    def verify(self) -> None:
-        """Make sure that what was read since `prepare` is right; raises as it does."""
-        self._check()
+    def finish(self) -> None:
+        """The rows were read: see how long that took."""
         took_s = time.perf_counter() - self._started_s
         if took_s > self._n_rows_prepared * (_SLOW_ROW_S + self._row_bytes * _SLOW_BYTE_S):
             self._advise_chunks = _ADVISED_CHUNKS

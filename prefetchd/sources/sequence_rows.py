@@ -41,6 +41,11 @@ class SequenceRows:
         self._tokens.close()
         self._offsets.close()
 
+    def confirm(self) -> None:
+        """Raise `ManifestError` if a file that was read since the last call is not as it was."""
+        self._tokens.confirm()
+        self._offsets.confirm()
+
     def gather(self, ids: NDArray[np.int64], out: NDArray[Any]) -> NDArray[np.int64]:
         """Write the sequences numbered `ids` into `out`, (len(ids), max_length, ...); return their lengths there.
 
@@ -66,7 +71,7 @@ class SequenceRows:
                 raw[to : to + n] = self._tokens.rows[start : start + n]
                 if self._swap:
                     row[to : to + n].byteswap(inplace=True)
-        self._tokens.verify()
+        self._tokens.finish()
         return kept
 
     def read(self, sample_id: int, out: NDArray[Any]) -> int:

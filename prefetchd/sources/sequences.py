@@ -179,6 +179,11 @@ class SequenceSource:
         """File and number of a sequence."""
         return f"{self._tokens.name} sequence {sample_id}"
 
+    def confirm(self) -> None:
+        """Raise `ManifestError` if a file that rows were taken from since the last call is not as it was."""
+        for maps in self._maps:
+            maps.confirm()
+
     def fill(
         self,
         epoch: int,

@@ -431,8 +431,9 @@ def test_data_read_while_the_file_shrinks_is_not_delivered(tmp_path, monkeypatch
         os.truncate(path, 200)
 
     monkeypatch.setattr(mapped_rows.MappedRows, "prepare", truncate_after)
+    reader.fill(0, [98, 99], range(2), x, y, lambda _: None)
     with pytest.raises(ManifestError, match="from 328 to 200 bytes"):
-        reader.fill(0, [98, 99], range(2), x, y, lambda _: None)
+        reader.confirm()
 
 
 def test_rows_that_come_slowly_are_asked_for_beforehand(tmp_path, monkeypatch):
