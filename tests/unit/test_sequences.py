@@ -195,6 +195,7 @@ def test_change_of_any_of_the_files_ends_the_reading(tmp_path, which, ids):
     layout = BatchLayout(2, *opened.x, *opened.y)
     x, y = layout.xy(np.zeros(layout.slot_bytes, np.uint8), 2)
     assert reader.fill(0, ids, range(len(ids)), x, y, lambda _: None) == []
+    reader.confirm()
     path = tmp_path / which
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(ManifestError, match=which):
