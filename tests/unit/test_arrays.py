@@ -378,6 +378,7 @@ def test_change_of_the_file_ends_the_reading(tmp_path, how, ids):
     x, y = layout.xy(np.zeros(layout.slot_bytes, np.uint8), 3)
     rows = range(len(ids))
     assert reader.fill(0, ids, rows, x, y, lambda _: None) == []
+    reader.confirm()
     opened.check_unchanged()
     change(path, how)
     with pytest.raises(ManifestError, match="cannot go on with"):
