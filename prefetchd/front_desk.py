@@ -9,7 +9,6 @@ socket ends with no lease out; its leases end with it.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 import os
@@ -23,18 +22,17 @@ from prefetchd.consumers import Consumer
 from prefetchd.datasets import Dataset
 from prefetchd.errors import ConfigError, PrefetchdError
 from prefetchd.foreman import Foreman
+from prefetchd.granting import Granter
 from prefetchd.guard import Guard
 from prefetchd.loop import EventLoop
-from prefetchd.scheduler import Cursor, may_grant, ready_for, slots_promised
+from prefetchd.scheduler import Cursor, slots_promised
 from prefetchd.shard import Shard
-from prefetchd.slots import Key, Ring, Slot
+from prefetchd.slots import Ring, Slot
 from prefetchd.units import format_count
 
 log = logging.getLogger("prefetchd")
 
 _MAX_CONSUMERS = 1024
-_MAX_GRANTS_AHEAD = 16
-_SLOTS_PER_GRANT = 8
 
 
 class FrontDesk:
@@ -60,6 +58,7 @@ class FrontDesk:
         stop: Callable[[], None],
     ) -> None:
         self.consumers: dict[int, Consumer] = {}
+        self._granter = Granter(ring, foreman, guard, self.consumers)
         self._datasets = datasets
         self._ring = ring
         self._foreman = foreman
@@ -93,8 +92,9 @@ class FrontDesk:
 
     def serve_all(self) -> None:
         """Grant every consumer what is ready for it."""
+        cursors = self.cursors
         for consumer in list(self.consumers.values()):
-            self._grant(consumer)
+            self._granter.grant(consumer, cursors)
 
     def slot_removed(self, slot: Slot) -> None:
         """Tell whoever knows the slot that it is gone."""
@@ -304,69 +304,6 @@ class FrontDesk:
         for lease in consumer.untaken:
             self._ring.release(lease, consumer.number)
         consumer.untaken.clear()
-
-    def _grant(self, consumer: Consumer) -> None:
-        """Grant the consumer its next batches as far as they are ready and can be spared; else say why it waits."""
-        cursor = consumer.cursor
-        before = dataclasses.replace(cursor) if cursor is not None else None
-        granted: list[messages.Granted] = []
-        cursors = self.cursors
-        while cursor is not None and cursor.open and not cursor.at_end and len(consumer.untaken) < self._grants_ahead:
-            key = next(cursor.upcoming(1), None)
-            if key is None:
-                break
-            slot = ready_for(self._ring, cursor)
-            if slot is None or not may_grant(self._ring, cursor, cursors, slot) or not consumer.open_slot(slot):
-                self._explain_wait(consumer, cursor, key, slot)
-                break
-            lease = self._ring.grant(slot, consumer.number)
-            batch, repeated = cursor.shard.batch(cursor.step, cursor.start)
-            granted.append(messages.Granted(lease, slot.number, cursor.epoch, batch, slot.rows, repeated))
-            consumer.untaken.append(lease)
-            cursor.advance()
-            if cursor.waiting:
-                cursor.waiting = consumer.stalled = False
-        if cursor is None or not granted:
-            return
-        if consumer.send(messages.Grants(cursor.serial, granted)):
-            consumer.batches += len(granted)
-            return
-        consumer.cursor = before  # it is gone, or does not read: its process ending, or its next message, will tell
-        for grant in granted:
-            consumer.untaken.remove(grant.lease)
-            self._ring.release(grant.lease, consumer.number)
-
-    @property
-    def _grants_ahead(self) -> int:
-        """One; more in a ring of many slots: its batches are cheap, and a message for each would cost as much."""
-        return max(1, min(_MAX_GRANTS_AHEAD, len(self._ring.slots) // _SLOTS_PER_GRANT))
-
-    def _explain_wait(self, consumer: Consumer, cursor: Cursor, key: Key, slot: Slot | None) -> None:
-        """Tell a waiting consumer that its batch cannot be made, or that no slot can be spared for it."""
-        failure = self._foreman.failed.get(key)
-        if failure is None or slot is not None:
-            self._explain_stall(consumer, cursor, key, slot)
-        elif cursor.waiting:
-            consumer.send(messages.Failed(cursor.serial, failure.error, failure.text))
-            cursor.open = False
-
-    def _explain_stall(self, consumer: Consumer, cursor: Cursor, key: Key, ready: Slot | None) -> None:
-        """Tell a waiting consumer if it waits for others' (or its own) leases, not for a reader."""
-        if not cursor.waiting or consumer.stalled:
-            return
-        if ready is None:
-            coming = not self._guard.starved and (self._ring.find(key) is not None or self._guard.may_grow())
-            if coming or any(slot.reusable for slot in self._ring.slots.values()):
-                return
-        consumer.stalled = True
-        holders = []
-        for other in self.consumers.values():
-            held = self._ring.held_by(other.number)
-            if held:
-                who = "this loader" if other is consumer else f"the loader of pid {other.pid}"
-                holders.append(f"{who} holds {held}")
-        text = f"of {len(self._ring.slots)} slots " + (", ".join(holders) or "none is free")
-        consumer.send(messages.Stalled(cursor.serial, text))
 
     def _hang_up(self, consumer: Consumer) -> None:
         """The consumer's socket has ended. What it holds, or may have taken, stays until its process ends."""

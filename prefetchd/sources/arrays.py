@@ -6,13 +6,12 @@ or the file is not what it was (`ManifestError`), or the machine failed.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefetchd.config import MAX_BATCH_SIZE, Config
+from prefetchd.config import Config
 from prefetchd.errors import ConfigError, ManifestError
 from prefetchd.faults import fault_of
 from prefetchd.messages import Fault
@@ -35,25 +34,23 @@ from prefetchd.sources.array_set import (
     write_table,
 )
 from prefetchd.sources.base import ReserveMemory
+from prefetchd.sources.mapped_source import MappedSource
 from prefetchd.units import format_count
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class ArraySource:
+class ArraySource(MappedSource):
     """Rows of x, and of y where there are labels; else y is the row's number."""
 
     def __init__(self, x: ArraySet, y: ArraySet | None, table_fd: int) -> None:
         """Take over `table_fd`, which has `x` and `y` for the readers. Use `open` or `attach`."""
+        super().__init__((x, y), table_fd)
         self._x = x
         self._y = y
-        self._table_fd = table_fd
-        self._digest = ""
-        self._turn = 0
         self._x_rows: MappedSet
         self._y_rows: MappedSet | None = None
-        self._maps: list[MappedSet] = []
 
     @classmethod
     def open(cls, config: Config) -> ArraySource:
@@ -94,12 +91,6 @@ class ArraySource:
             source._maps.append(source._y_rows)
         return source
 
-    def close(self) -> None:
-        """Give all descriptors back, and a reader's maps."""
-        os.close(self._table_fd)
-        while self._maps:
-            self._maps.pop().close()
-
     def handle(self) -> tuple[dict[str, Any], list[int]]:
         """Plain values and descriptors from which a reader attaches."""
         return {"kind": "arrays", "digest": self._digest}, [self._table_fd]
@@ -110,19 +101,9 @@ class ArraySource:
         return self._x.n_rows
 
     @property
-    def digest(self) -> str:
-        """Digest of headers, sizes and sampled data of x and y; see `ArrayFile.digest`."""
-        return self._digest
-
-    @property
     def versions(self) -> dict[str, str]:
         """The version of what is made of the files' bytes."""
         return {"arrays": "1"}
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        """None: labels are numbers."""
-        return None
 
     @property
     def x(self) -> tuple[tuple[int, ...], str]:
@@ -134,41 +115,9 @@ class ArraySource:
         """The labels' own row shape and dtype; () and int64 without labels."""
         return ((), "int64") if self._y is None else (self._y.row_shape, self._y.dtype_name)
 
-    @property
-    def shared_bytes(self) -> int:
-        """The table of files, a memfd."""
-        return os.fstat(self._table_fd).st_blocks * 512
-
-    @property
-    def answers_together(self) -> bool:
-        """Yes: a batch of rows costs as much as a message."""
-        return True
-
-    @property
-    def reader_bytes(self) -> int:
-        """Nothing of note: files are mapped."""
-        return 0
-
-    @property
-    def max_task_rows(self) -> int:
-        """Any number: there are no bad rows to report."""
-        return MAX_BATCH_SIZE
-
-    def check_unchanged(self) -> None:
-        """Raise `ManifestError` if a file was written to, replaced or removed."""
-        self._turn += 1
-        self._x.check_unchanged(self._turn)
-        if self._y is not None:
-            self._y.check_unchanged(self._turn)
-
     def where(self, sample_id: int) -> str:
         """File and row of a sample."""
         return self._x.where(sample_id)
-
-    def confirm(self) -> None:
-        """Raise `ManifestError` if a file that rows were taken from since the last call is not as it was."""
-        for maps in self._maps:
-            maps.confirm()
 
     def fill(
         self,

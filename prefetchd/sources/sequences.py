@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefetchd.config import MAX_BATCH_SIZE, Config
+from prefetchd.config import Config
 from prefetchd.errors import ConfigError, ManifestError
 from prefetchd.messages import Fault
 from prefetchd.sources.applicable import (
@@ -33,6 +33,7 @@ from prefetchd.sources.array_set import (
 )
 from prefetchd.sources.arrays import check_counts, unreadable
 from prefetchd.sources.base import ReserveMemory
+from prefetchd.sources.mapped_source import MappedSource
 from prefetchd.sources.npy_file import ArrayFile, open_npy, opened, printable, read_at
 from prefetchd.sources.sequence_rows import SequenceRows
 
@@ -47,24 +48,21 @@ _WITH_LENGTH = {
 }  # fmt: skip
 
 
-class SequenceSource:
+class SequenceSource(MappedSource):
     """Sequences of tokens, padded or truncated, with labels or their own numbers as y."""
 
     def __init__(
         self, config: Config, tokens: ArraySet, offsets: ArraySet, labels: ArraySet | None, max_length: int, fd: int
     ) -> None:
         """Take over `fd`, which has the three for the readers. Use `open` or `attach`."""
+        super().__init__((tokens, offsets, labels), fd)
         self._config = config
         self._tokens = tokens
         self._offsets = offsets
         self._labels = labels
         self._max_length = max_length
-        self._fd = fd
-        self._digest = ""
-        self._turn = 0
         self._rows: SequenceRows
         self._label_rows: MappedSet | None = None
-        self._maps: list[SequenceRows | MappedSet] = []
 
     @classmethod
     def open(cls, config: Config) -> SequenceSource:
@@ -86,7 +84,7 @@ class SequenceSource:
         if labels is not None:
             labels.check_batch(config.batch_size)
         source._digest = combined_digest("sequences", tokens, offsets, labels)
-        source._fd = write_table(table)
+        source._table_fd = write_table(table)
         return source
 
     @classmethod
@@ -104,15 +102,9 @@ class SequenceSource:
             source._maps.append(source._label_rows)
         return source
 
-    def close(self) -> None:
-        """Give all descriptors back, and a reader's maps."""
-        os.close(self._fd)
-        while self._maps:
-            self._maps.pop().close()
-
     def handle(self) -> tuple[dict[str, Any], list[int]]:
         """Plain values and descriptors from which a reader attaches."""
-        return {"kind": "sequences", "digest": self._digest, "max_length": self._max_length}, [self._fd]
+        return {"kind": "sequences", "digest": self._digest, "max_length": self._max_length}, [self._table_fd]
 
     @property
     def n_samples(self) -> int:
@@ -120,19 +112,9 @@ class SequenceSource:
         return self._offsets.n_rows - 1
 
     @property
-    def digest(self) -> str:
-        """Digest of headers, sizes and sampled data of tokens, offsets and labels; see `ArrayFile.digest`."""
-        return self._digest
-
-    @property
     def versions(self) -> dict[str, str]:
         """The version of what is made of the files' bytes."""
         return {"sequences": "1"}
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        """None: labels are numbers."""
-        return None
 
     @property
     def x(self) -> tuple[tuple[int, ...], str]:
@@ -148,41 +130,9 @@ class SequenceSource:
             return shape, dtype
         return (math.prod(shape) + 1,), _WITH_LENGTH[dtype]
 
-    @property
-    def shared_bytes(self) -> int:
-        """The table of files, a memfd."""
-        return os.fstat(self._fd).st_blocks * 512
-
-    @property
-    def answers_together(self) -> bool:
-        """Yes: a batch of rows costs as much as a message."""
-        return True
-
-    @property
-    def reader_bytes(self) -> int:
-        """Nothing of note: files are mapped."""
-        return 0
-
-    @property
-    def max_task_rows(self) -> int:
-        """Any number: there are no bad rows to report."""
-        return MAX_BATCH_SIZE
-
-    def check_unchanged(self) -> None:
-        """Raise `ManifestError` if a file was written to, replaced or removed."""
-        self._turn += 1
-        for each in (self._tokens, self._offsets, self._labels):
-            if each is not None:
-                each.check_unchanged(self._turn)
-
     def where(self, sample_id: int) -> str:
         """File and number of a sequence."""
         return f"{self._tokens.name} sequence {sample_id}"
-
-    def confirm(self) -> None:
-        """Raise `ManifestError` if a file that rows were taken from since the last call is not as it was."""
-        for maps in self._maps:
-            maps.confirm()
 
     def fill(
         self,

@@ -12,7 +12,9 @@ import pytest
 import prefetchd
 
 ROOT = Path(prefetchd.__file__).parent
-DAEMON_SIDE = frozenset({"daemon", "foreman", "front_desk", "guard", "pool", "reader", "zygote", "budget", "sources"})
+DAEMON_SIDE = frozenset(
+    {"daemon", "foreman", "front_desk", "guard", "pool", "reader", "zygote", "budget", "sources", "datasets"}
+)
 MACHINERY = frozenset(
     {"socket", "subprocess", "multiprocessing", "threading", "selectors", "select", "asyncio", "mmap"}
 )
@@ -76,7 +78,7 @@ def reached_from_others(name: str) -> set[str]:
     return {other for first in GRAPH[name] for other in {first} | reached_from(first)}
 
 
-@pytest.mark.parametrize("name", ["client", "loader", "launch", "control", "messages", "segment"])
+@pytest.mark.parametrize("name", ["api", "loader", "session", "client", "launch", "control", "messages", "segment"])
 def test_consumers_side_never_imports_the_daemons(name):
     reached = {module.partition(".")[0] for module in reached_from(name)}
     assert not reached & (DAEMON_SIDE | {"cli", "consumers", "scheduler", "slots"})
@@ -92,7 +94,7 @@ def test_only_the_command_line_imports_the_daemon(name):
     assert not GRAPH[name] & {"daemon", "cli"}
 
 
-@pytest.mark.parametrize("name", ["slots", "scheduler", "order", "layout", "filling"])
+@pytest.mark.parametrize("name", ["slots", "scheduler", "order", "shard", "layout", "filling"])
 def test_pure_modules_reach_no_sockets_or_processes_and_use_no_clock(name):
     assert not imported(FILES[name]) & {"os", "time"}
     for module in {name} | reached_from(name):
@@ -100,7 +102,7 @@ def test_pure_modules_reach_no_sockets_or_processes_and_use_no_clock(name):
         assert not top & MACHINERY, module
 
 
-@pytest.mark.parametrize("module", ["prefetchd", "prefetchd.loader", "prefetchd.launch", "prefetchd.cli"])
+@pytest.mark.parametrize("module", ["prefetchd", "prefetchd.api", "prefetchd.launch", "prefetchd.cli"])
 def test_import_loads_neither_numpy_nor_opencv(module):
     code = f"import sys, {module}; print(sorted({{'numpy', 'cv2', 'torch', 'psutil'}} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
