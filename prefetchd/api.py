@@ -211,8 +211,8 @@ _CONFIG_OPTIONS = tuple(name for name in OPTIONS if name != "name")
 def _check_arguments(epochs: object, *, on_hold: object, **seconds: object) -> None:
     if on_hold not in ("wait", "copy"):
         raise ConfigError(f"cannot use on_hold={on_hold!r}: it must be 'wait' or 'copy'")
-    if epochs is not None and (not isinstance(epochs, int) or epochs < 1):
-        raise ConfigError(f"cannot use epochs={epochs!r}: it must be a whole number from 1, or None for ever")
+    if epochs is not None and (not isinstance(epochs, int) or not 1 <= epochs < 1 << 31):
+        raise ConfigError(f"cannot use epochs={epochs!r}: it must be a whole number from 1 to 2**31, or None for ever")
     for name, value in seconds.items():
         if not isinstance(value, int | float) or not 0 <= value < 1e9:
             raise ConfigError(f"cannot use {name}={value!r}: it must be a number of seconds, 0 or more")

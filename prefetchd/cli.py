@@ -125,7 +125,7 @@ def _add_serve_options(parser: argparse.ArgumentParser, datasets: Iterable[str])
             _add_option(parser, name)
     for dataset in datasets:
         for name in configuration.OPTIONS:
-            if name not in (*configuration.DAEMON_OPTIONS, "source"):
+            if name != "source":
                 _add_option(parser, name, dataset)
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
 

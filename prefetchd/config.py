@@ -252,6 +252,8 @@ def read_config_file(path: str) -> tuple[dict[str, Any], dict[str, dict[str, Any
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}; check --config") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}; mend the TOML") from None
+    except RecursionError:
+        raise ConfigError(f"cannot read the configuration {path}: it is nested too deeply; mend the TOML") from None
     tables = {key: _from_toml(path, value) for key, value in table.items() if isinstance(value, dict)}
     return _from_toml(path, {key: value for key, value in table.items() if key not in tables}), tables
 

@@ -59,14 +59,15 @@ class UndecodableImage(SampleFault):
 class TransformFault(SampleFault):
     """The user's function raised an exception for this sample, or returned what does not fit (content).
 
-    It holds for the epoch alone: in another one the function draws other numbers. `what` follows "it" in a sentence
+    It holds for the epoch alone: in another one the function draws other numbers. An exception leaves the reader as it
+    was, so no fresh one, which would import the function's module again, is asked. `what` follows "it" in a sentence
     about the option `option`, which names the function `spec`.
     """
 
     this_epoch = True
 
     def __init__(self, option: str, spec: str | None, what: str, detail: str = "") -> None:
-        super().__init__(f"{option} {spec} {what}", FaultKind.CONTENT, needs_fresh_reader=True)
+        super().__init__(f"{option} {spec} {what}", FaultKind.CONTENT, needs_fresh_reader=False)
         self.option, self.spec, self.what = option, spec, what
         self.detail = detail
 

@@ -52,7 +52,7 @@ class Foreman:
         self.batches_made = 0
         self._jobs: list[Job] = []
         self._seconds_per_sample = [0.0 for _ in datasets]
-        self._logged: Failure | None = None
+        self._logged: set[str] = set()
 
     def give_work(self, cursors: list[Cursor]) -> None:
         """Give queued chunks to readers that can take one, and begin new batches while some still can."""
@@ -149,8 +149,9 @@ class Foreman:
             del self.failed[next(iter(self.failed))]
         self.failed[job.slot.key] = job.failure
         self._ring.abandon(job.slot)
-        if self._logged != job.failure:  # epochs made ahead meet the same sample again
-            self._logged = job.failure
+        # Epochs made ahead meet the same samples again.
+        if job.failure.text not in self._logged and len(self._logged) < _MAX_FAILED:
+            self._logged.add(job.failure.text)
             name = self._datasets[job.dataset].name
             log.error("%sepoch %d batch %d: %s", name and f"{name}: ", job.epoch, job.batch, job.failure.text)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
+import itertools
 import logging
 import operator
 import weakref
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefetchd.batch import Batch
 from prefetchd.errors import ConfigError, DaemonLost
-from prefetchd.resume import Position, check_same, make_state, read_state
+from prefetchd.resume import MAX_EPOCH, Position, check_same, make_state, read_state
 from prefetchd.session import Endpoint
 from prefetchd.shard import Shard
 from prefetchd.user_warnings import warn_user
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from prefetchd.messages import Attached, Granted
 
 log = logging.getLogger("prefetchd")
+
+_MAX_LOST_IN_A_ROW = 5  # daemons that end before they deliver the next batch: it is the batch that ends them
 
 
 class Loader:
@@ -47,7 +51,7 @@ class Loader:
         self._epochs = epochs
         self._copy_when_held = copy_when_held
         self._reconnect = reconnect
-        self._session = endpoint.open()
+        self._session = endpoint.open_again() if reconnect else endpoint.open()
         self._end = weakref.finalize(self, self._session.close)
         info = self._info
         self._shard = Shard(info.batches_per_epoch, rank, world_size, info.drop_last)
@@ -103,15 +107,18 @@ class Loader:
     # --- where it is
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next iteration begin with `epoch`; the one that runs now is not touched.
+        """Let the next iteration begin with `epoch`; one that runs now is not touched, and neither is its state.
 
         Raises:
             ConfigError: if it is no epoch's number.
         """
-        if not hasattr(epoch, "__index__") or not 0 <= operator.index(epoch) < 1 << 53:
+        if not hasattr(epoch, "__index__") or not 0 <= operator.index(epoch) <= MAX_EPOCH:
             raise ConfigError(f"cannot use epoch={epoch!r}: it must be a whole number from 0")
         self._next_epoch = operator.index(epoch)
         self._resumed = False
+        running = self._current() if self._current is not None else None
+        if running is None or inspect.getgeneratorstate(running) == inspect.GEN_CLOSED:
+            self._position = Position(self._next_epoch, 0, self._next_epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the loop is, as plain JSON values, to be given to `load_state_dict` of a loader like this.
@@ -178,14 +185,15 @@ class Loader:
             self._session.connection.open_cursor(serial, self._shard, position.epoch, position.batch, stop_epoch)
 
     def _next_grant(self, serial: int, stop_epoch: int | None) -> Granted:
-        while True:
+        for attempt in itertools.count(1):
             try:
                 return self._session.connection.next_grant(serial)
             except DaemonLost as lost:
-                if not self._reconnect:
+                if not self._reconnect or attempt > _MAX_LOST_IN_A_ROW:
                     raise
                 self._open_session_again(lost)
             self._open_cursor(serial, stop_epoch)
+        raise AssertionError("counting does not end")
 
     def _open_session_again(self, lost: DaemonLost) -> None:
         """Replace the session, whose daemon is gone; the loop goes on from `_position`, where it is."""
@@ -198,7 +206,7 @@ class Loader:
         self._session.close()
         self._session = session
         self._end = weakref.finalize(self, self._session.close)
-        check_same(before, self._info)
+        check_same(before, self._info, "the daemon that came back serves other batches")
 
     def _batch(self, grant: Granted) -> Batch:
         connection = self._session.connection

@@ -189,6 +189,8 @@ def json_object(line: bytes) -> dict[str, Any]:
         found = msgspec.json.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadLine(f"it is not JSON ({error})") from None
+    except RecursionError:
+        raise BadLine("it is nested too deeply") from None
     if not isinstance(found, dict):
         raise BadLine("it is JSON but no object")
     return found

@@ -220,7 +220,7 @@ class Pool:
                 self._unwatch(reader.sock.fileno())  # the zygote reports the exit itself
                 return
             control.close_all(fds)
-            reader.since = self._clock()
+            reader.since, reader.asked_for_stack = self._clock(), 0.0
             try:
                 message = messages.decode_from_reader(data)
             except messages.DecodeError:
@@ -228,6 +228,9 @@ class Pool:
                 return
             match message:
                 case messages.AllDone():
+                    if not all(done.task in reader.chunks for done in message.done):
+                        reader.kill("it answered what it was not given")
+                        return
                     for done in message.done:
                         self._events.done(reader.number, reader.finished(done.task), done)
                 case messages.NeedMemory() as need:

@@ -35,6 +35,8 @@ def choose_rank(rank: int | Literal["env"] | None, world_size: int | None) -> tu
                 "rank='env' for a share of them, or rank=0, world_size=1 if that is meant"
             )
         return 0, 1
+    if isinstance(rank, bool) or isinstance(world_size, bool):
+        rank = None  # a truth value is no rank, though Python counts with it
     try:
         numbers = operator.index(rank), operator.index(world_size)  # type: ignore[arg-type]
     except TypeError:

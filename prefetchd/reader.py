@@ -82,6 +82,7 @@ class Reader:
                     self._answer([self._fill(message, ids, range(message.row, message.row + 1))])
                 case messages.MapSlot():
                     memory = map_writable(fds[0], message.slot_bytes)
+                    memory.madvise(mmap.MADV_DONTFORK)  # a child of a user's function writes nowhere
                     control.close_all(fds)
                     self._slots[message.slot] = memory, np.frombuffer(memory, np.uint8)
                 case messages.UnmapSlot():
@@ -182,6 +183,7 @@ def main(sock: socket.socket) -> None:
     sys.stderr = os.fdopen(detach_native_stderr(), "w", buffering=1)
     faulthandler.enable(sys.stderr)
     faulthandler.register(signal.SIGUSR1, sys.stderr, all_threads=True)  # the daemon asks a hung reader for its stack
+    os.register_at_fork(after_in_child=sock.close)  # a user's function may fork: the child must not answer for us
     try:
         Reader(sock).run()
     except control.ConnectionEnded:

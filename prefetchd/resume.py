@@ -6,6 +6,7 @@ daemon and any world size; and it names what that sequence is made from, by dige
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,8 @@ from prefetchd.messages import Attached
 STATE_VERSION = 1
 _COUNTS = ("epoch", "next_batch", "first_epoch")
 _TEXTS = ("config_digest", "manifest_digest")
-_MAX_COUNT = 1 << 53
+MAX_EPOCH = 1 << 52
+_MAX_SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,18 +75,16 @@ def read_state(state: Mapping[str, Any], info: Attached) -> Position:
         raise ConfigError("cannot resume: this is no state of a loader; give what state_dict() returned")
     if state["version"] != STATE_VERSION:
         raise ConfigError(
-            f"cannot resume: the state has version {state['version']}, and this prefetchd reads {STATE_VERSION}; "
-            "resume with the prefetchd that saved it"
+            f"cannot resume: the state has version {_shown(state['version'] % 10**6)}, and this prefetchd reads "
+            f"{STATE_VERSION}; resume with the prefetchd that saved it"
         )
     for name in _COUNTS:
         value = state.get(name)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_COUNT:
-            raise ConfigError(f"cannot resume: {name} is {value!r} in the state; give what state_dict() returned")
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_EPOCH:
+            raise ConfigError(f"cannot resume: {name} is no count in the state; give what state_dict() returned")
     for name in _TEXTS:
         if not isinstance(state.get(name), str):
-            raise ConfigError(
-                f"cannot resume: {name} is {state.get(name)!r} in the state; give what state_dict() returned"
-            )
+            raise ConfigError(f"cannot resume: {name} is no digest in the state; give what state_dict() returned")
     check_same(state, info)
     position = Position(state["epoch"], state["next_batch"], state["first_epoch"])
     if position.batch >= info.batches_per_epoch or position.first_epoch > position.epoch:
@@ -95,26 +95,35 @@ def read_state(state: Mapping[str, Any], info: Attached) -> Position:
     return position
 
 
-def check_same(state: Mapping[str, Any], info: Attached) -> None:
-    """Raise unless `info` describes the same sequence of batches as `state` was saved from."""
+def check_same(state: Mapping[str, Any], info: Attached, why: str = "the state is of other batches") -> None:
+    """Raise unless `info` describes the same sequence of batches as `state`; `why` begins what is said then."""
     if state["config_digest"] != info.config_digest:
         now, then = _content(info), state.get("config")
-        then = then if isinstance(then, dict) else {}
+        then = {key: value for key, value in then.items() if isinstance(key, str)} if isinstance(then, dict) else {}
         differs = [
-            f"{name} was {then.get(name, 'the default')!r} and is {now.get(name, 'the default')!r}"
+            f"{_shown(name)} was {_shown(_value(then, name))} and is {_shown(_value(now, name))}"
             for name in (*OPTIONS, *sorted((now.keys() | then.keys()) - OPTIONS.keys()))
             if then.get(name) != now.get(name)
         ]
         raise ConfigError(
-            f"cannot go on from the state: its batches were made otherwise ({', '.join(differs) or 'other digests'}); "
-            "use the options it was saved with, or begin anew"
+            f"cannot go on: {why} ({', '.join(differs[:_MAX_SHOWN]) or 'other digests'}); "
+            "serve with the options that it began with, or begin anew"
         )
     if state["manifest_digest"] != info.manifest_digest:
         raise ManifestError(
-            f"cannot go on from the state: it is of other data (digest {state['manifest_digest']}, "
+            f"cannot go on: {why}, from other data (digest {state['manifest_digest']}, "
             f"{state.get('n_samples')} samples; now {info.manifest_digest}, {info.n_samples} samples); "
-            "serve the data it was saved with, or begin anew"
+            "serve the data that it began with, or begin anew"
         )
+
+
+def _shown(value: Any) -> str:
+    """Return an option's name, or its value, on one line and not too long."""
+    return value if isinstance(value, str) and value.isidentifier() else reprlib.repr(value)
+
+
+def _value(content: Mapping[str, Any], name: str) -> Any:
+    return content.get(name, OPTIONS[name].default if name in OPTIONS else None)
 
 
 def _content(info: Attached) -> dict[str, Any]:

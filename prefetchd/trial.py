@@ -19,6 +19,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from prefetchd import control, messages
 from prefetchd.config import Config, make_config
 from prefetchd.decode import detach_native_stderr
@@ -115,6 +117,9 @@ def main(argv: list[str]) -> None:
     with contextlib.suppress(control.ConnectionEnded):
         control.send(sock, messages.encode(answer))
     sys.stdout.flush()
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
     os._exit(0)  # whatever threads the functions have started
 
 

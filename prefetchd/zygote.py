@@ -14,6 +14,7 @@ own socket end), removes the daemon's socket and lock files unless a successor h
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import select
@@ -37,6 +38,7 @@ ENVIRONMENT = {
     "OPENCV_FFMPEG_LOGLEVEL": "-8",
 }
 
+_PR_SET_CHILD_SUBREAPER = 36
 _UNLOCK_S = 1.0
 
 
@@ -82,8 +84,14 @@ class Zygote:
         control.send(self._sock, messages.encode(messages.Exited(reader, exit_code)))
 
     def _kill_all(self) -> None:
+        import psutil
+
+        for descendant in psutil.Process().children(recursive=True):  # users' functions may have started some
+            with contextlib.suppress(psutil.NoSuchProcess):
+                descendant.kill()
         for pidfd, (_, pid) in self._children.items():
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             os.waitpid(pid, 0)
 
 
@@ -140,6 +148,7 @@ def main(argv: list[str]) -> None:
     """Run the zygote; see the module's docstring for `argv`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what a reader leaves behind is ours to end
     import prefetchd.reader
     import prefetchd.sources.image_files  # noqa: F401 - loaded here once, shared by every reader
 

@@ -115,6 +115,7 @@ def test_state_counts_what_the_loop_was_given_and_not_what_was_prefetched(photog
 def test_set_epoch_chooses_the_next_iterations_epoch(photographs, whole):
     with load(photographs) as loader:
         loader.set_epoch(2)
+        assert loader.state_dict()["epoch"] == 2
         assert content_of(loader) == whole[26:]
         assert next(iter(loader)).epoch == 3
         for wrong in (-1, "1", 1.5):

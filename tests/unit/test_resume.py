@@ -36,7 +36,7 @@ def test_state_is_small_plain_json_and_read_back_as_the_same_position():
     ("now", "error", "words"),
     [
         ({"seed": 6}, ConfigError, "seed was 5 and is 6"),
-        ({"seed": 5, "batch_size": 8}, ConfigError, "batch_size was 'the default' and is 8"),
+        ({"seed": 5, "batch_size": 8}, ConfigError, "batch_size was 32 and is 8"),
         ({"seed": 5, "decoder": "opencv 4"}, ConfigError, "decoder was 'opencv 5' and is 'opencv 4'"),
         ({"seed": 5, "manifest": "other"}, ManifestError, "other data"),
         ({"seed": 5, "n_batches": 7}, ConfigError, "7 batches"),
