@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import io
 import mmap
 import os
 import signal
@@ -181,6 +182,8 @@ def main(sock: socket.socket) -> None:
     os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     # The decoders' C libraries write about every bad file to descriptor 2; the daemon reports those once, and better.
     sys.stderr = os.fdopen(detach_native_stderr(), "w", buffering=1)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # what users' functions print is not lost with the process
     faulthandler.enable(sys.stderr)
     faulthandler.register(signal.SIGUSR1, sys.stderr, all_threads=True)  # the daemon asks a hung reader for its stack
     os.register_at_fork(after_in_child=sock.close)  # a user's function may fork: the child must not answer for us

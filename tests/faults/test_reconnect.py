@@ -91,7 +91,7 @@ def test_two_ranks_and_a_resumed_loop_go_on_each_where_it_was(serve: Serve, tmp_
 def test_another_manifest_under_the_same_name_is_refused(serve: Serve, tmp_path: Path) -> None:
     manifest = write_manifest(tmp_path, 40)
     daemon = serve(manifest, *exact())
-    with prefetchd.batches(reconnect=True) as loader:
+    with prefetchd.batches(reconnect=True, epochs=None) as loader:
         loop = iter(loader)
         next(loop)
         kill(daemon)
@@ -105,7 +105,7 @@ def test_another_manifest_under_the_same_name_is_refused(serve: Serve, tmp_path:
 def test_daemon_that_does_not_come_back_in_time_is_given_up(serve: Serve, tmp_path: Path) -> None:
     manifest = write_manifest(tmp_path, 40)
     daemon = serve(manifest, *exact())
-    with prefetchd.batches(reconnect=True, timeout=0.3) as loader:
+    with prefetchd.batches(reconnect=True, timeout=0.3, epochs=None) as loader:
         loop = iter(loader)
         held = next(loop)
         kill(daemon)
@@ -113,12 +113,12 @@ def test_daemon_that_does_not_come_back_in_time_is_given_up(serve: Serve, tmp_pa
             content_of(loop)
         assert held.x.any()
         serve(manifest, *exact())
-        assert [epoch for epoch, *_ in content_of(loader)] == [1] * 8  # the loader can still be used
+        assert next(iter(loader)).epoch >= 1  # the loader can still be used
 
 
 def test_without_reconnection_the_loss_is_the_loops(serve: Serve, tmp_path: Path) -> None:
     daemon = serve(write_manifest(tmp_path, 40), *exact())
-    with prefetchd.batches() as loader:
+    with prefetchd.batches(epochs=None) as loader:
         loop = iter(loader)
         next(loop)
         kill(daemon)
