@@ -120,16 +120,23 @@ def smallest_budget(n_readers: int, slot_bytes: int, source_bytes: int = 0, sour
 
 
 def make_plan(
-    config: Config, slot_bytes: int, limit: Limit, source_bytes: int = 0, source_reader_bytes: int = 0
+    config: Config,
+    slot_bytes: int,
+    limit: Limit,
+    source_bytes: int = 0,
+    source_reader_bytes: int = 0,
+    *,
+    is_cheap: bool = False,
 ) -> Plan:
     """Decide the budget, the readers and the slots.
 
-    A given `num_workers` is kept; where it is 0, fewer readers than cores are taken if the budget holds no more.
+    A given `num_workers` is kept; where it is 0, fewer readers than cores are taken if the budget holds no more. Where
+    making a batch `is_cheap`, half as many are taken: more would only keep the daemon and the trainer from the cores.
 
     Raises:
         BudgetError: if the budget cannot work; the message names the smallest that can.
     """
-    wanted_readers = config.num_workers or usable_cores()
+    wanted_readers = config.num_workers or (max(1, usable_cores() // 2) if is_cheap else usable_cores())
     wanted_slots = max(_AUTO_SLOTS, min(_AUTO_MAX_SLOTS, _AUTO_RING_BYTES // slot_bytes))
     per_reader = reader_share(source_reader_bytes)
     base_bytes = DAEMON_BYTES + source_bytes

@@ -146,7 +146,9 @@ class Config:
         metavar=f"DIR[{os.pathsep}DIR]",
         content=False,
     )
-    num_workers: int = _option(0, "reader processes; 0 takes the usable cores (0)", metavar="N", content=False)
+    num_workers: int = _option(
+        0, "reader processes; 0 takes the usable cores, half of them for arrays (0)", metavar="N", content=False
+    )
     memory_budget: str = _option(
         "auto", "most memory for daemon, readers and ring together (auto)", metavar="SIZE", content=False
     )

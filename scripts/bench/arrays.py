@@ -150,7 +150,7 @@ def tensorflow_loader(folder: Path, options: argparse.Namespace) -> Iterator[Bat
         .shuffle(len(data))
         .repeat()
         .batch(options.batch_size)
-        .map(lambda ids: tf.numpy_function(data.__getitem__, [ids], (tf.int32, tf.int64)), options.workers)
+        .map(lambda ids: tf.numpy_function(data.__getitem__, [ids], (tf.int32, tf.int64)), options.workers or 2)
         .prefetch(8)
     )
     yield rows.as_numpy_iterator()
@@ -162,7 +162,7 @@ def grain_loader(folder: Path, options: argparse.Namespace) -> Iterator[Batches]
     rows = (
         grain.MapDataset.range(len(data)).shuffle(seed=1).repeat().batch(options.batch_size).map(lambda ids: data[ids])
     )
-    yield iter(rows.to_iter_dataset(grain.ReadOptions(num_threads=options.workers, prefetch_buffer_size=16)))
+    yield iter(rows.to_iter_dataset(grain.ReadOptions(num_threads=options.workers or 2, prefetch_buffer_size=16)))
 
 
 # --- measuring
@@ -220,7 +220,9 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=3000, help="timed in a round (3000)")
     parser.add_argument("--warm-up", type=int, default=300, help="batches before that (300)")
     parser.add_argument("--rounds", type=int, default=4, help="how often each loader has its turn (4)")
-    parser.add_argument("--workers", type=int, default=2, help="readers of prefetchd; threads of tf.data, Grain (2)")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="readers of prefetchd (its own choice); threads of tf.data, Grain (2)"
+    )
     options = parser.parse_args()
 
     print(setting("prefetchd", "numpy", "torch", "tensorflow-cpu", "tensorflow", "grain"), flush=True)
