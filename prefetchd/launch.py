@@ -36,7 +36,7 @@ def start_private(config: Config) -> tuple[socket.socket, subprocess.Popen[bytes
     pidfd = os.pidfd_open(os.getpid())
     try:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "prefetchd", "_private", str(theirs.fileno()), str(pidfd)],
+            [sys.executable, "-P", "-m", "prefetchd.private_daemon", str(theirs.fileno()), str(pidfd)],
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno(), pidfd],
             start_new_session=True,

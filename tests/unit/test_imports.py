@@ -81,17 +81,32 @@ def reached_from_others(name: str) -> set[str]:
 @pytest.mark.parametrize("name", ["api", "loader", "session", "client", "launch", "control", "messages", "segment"])
 def test_consumers_side_never_imports_the_daemons(name):
     reached = {module.partition(".")[0] for module in reached_from(name)}
-    assert not reached & (DAEMON_SIDE | {"cli", "consumers", "scheduler", "slots"})
+    assert not reached & (DAEMON_SIDE | {"cli", "commands", "consumers", "scheduler", "slots"})
 
 
 @pytest.mark.parametrize("name", ["reader", "zygote", "sources.images"])
 def test_readers_know_nothing_of_the_daemon(name):
-    assert not reached_from(name) & {"cli", "daemon", "pool", "budget", "consumers", "scheduler", "client", "loader"}
+    assert not reached_from(name) & {
+        "cli",
+        "commands",
+        "daemon",
+        "pool",
+        "budget",
+        "consumers",
+        "scheduler",
+        "client",
+        "loader",
+    }
 
 
-@pytest.mark.parametrize("name", sorted(set(FILES) - {"cli", "__main__", "daemon"}))
-def test_only_the_command_line_imports_the_daemon(name):
-    assert not GRAPH[name] & {"daemon", "cli"}
+@pytest.mark.parametrize("name", sorted(set(FILES) - {"commands.serve", "private_daemon"}))
+def test_only_the_commands_that_are_a_daemon_import_it(name):
+    assert not GRAPH[name] & {"daemon", "private_daemon"}
+
+
+@pytest.mark.parametrize("name", sorted(set(FILES) - {"__main__"}))
+def test_nothing_imports_the_command_line(name):
+    assert "cli" not in GRAPH[name]
 
 
 @pytest.mark.parametrize("name", ["slots", "scheduler", "order", "shard", "layout", "filling"])

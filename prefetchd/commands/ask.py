@@ -1,0 +1,44 @@
+"""One question to a running daemon and its answer: what `status`, `stop` and their like have in common."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+from prefetchd.errors import DaemonNotFound, PrefetchdError
+
+ANSWER_S = 10.0
+
+
+def add_name(parser: argparse.ArgumentParser) -> None:
+    """Add the words that name a daemon, and `--debug`."""
+    parser.add_argument("positional_name", nargs="?", metavar="NAME", help="the daemon (default, or PREFETCHD_NAME)")
+    parser.add_argument("--name", help="the same, as an option")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+
+
+def ask(arguments: argparse.Namespace, question: Any) -> tuple[str, Any]:
+    """Send one question to the daemon that the arguments name; return its name and the answer."""
+    from prefetchd import control, launch, messages
+    from prefetchd.errors import error_from_name
+
+    name = arguments.positional_name or arguments.name or os.environ.get("PREFETCHD_NAME") or "default"
+    sock = launch.connect(name, timeout_s=0)
+    sock.settimeout(ANSWER_S)
+    try:
+        control.send(sock, messages.encode(question))
+        data, fds = control.receive(sock)
+        control.close_all(fds)
+        answer = messages.decode_to_consumer(data)
+    except (TimeoutError, BlockingIOError):
+        raise PrefetchdError(
+            f"cannot reach the daemon {name!r}: it has not answered for {ANSWER_S:g} s; is it stopped?"
+        ) from None
+    except control.ConnectionEnded:
+        raise DaemonNotFound(f"cannot reach the daemon {name!r}: it ended just now; see its log") from None
+    finally:
+        sock.close()
+    if isinstance(answer, messages.Fatal):
+        raise error_from_name(answer.error, answer.text)
+    return name, answer

@@ -1,0 +1,80 @@
+"""The options of `config.Config` as words of a command: for every command that is given a source."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterable
+from typing import Any, Literal, get_args, get_origin
+
+from prefetchd import config as configuration
+from prefetchd.config import Config
+from prefetchd.dataset_options import make_configs, split_sources
+
+EPILOG = "Sizes are written 512MiB, 1.5GB or 25% (of the machine's memory)."
+
+
+def add_source_options(parser: argparse.ArgumentParser, datasets: Iterable[str] = ()) -> None:
+    """Add the sources, `--config`, every option of `Config`, and those of each of `datasets`, and `--debug`."""
+    parser.add_argument(
+        "sources",
+        nargs="*",
+        metavar="[NAME=]MANIFEST",
+        help="a list file (`path label` a line, .csv, .tsv, .jsonl), a directory with a folder per class, tar shards "
+        "or Parquet files (one, a directory of them, or a quoted pattern such as 's-{000..099}.tar'), or arrays (.npy, "
+        ".npz, a directory of .npy shards); several, each with a name, share the readers, the ring and the budget: "
+        "train=train.txt val=val.txt",
+    )
+    parser.add_argument(
+        "--config",
+        default=argparse.SUPPRESS,
+        metavar="FILE",
+        help="TOML file with these options (source = 'train.txt', batch-size = 64); the command line wins",
+    )
+    for name in configuration.OPTIONS:
+        if name != "source":
+            _add_option(parser, name)
+    for dataset in datasets:
+        for name in configuration.OPTIONS:
+            if name != "source":
+                _add_option(parser, name, dataset)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+
+
+def _add_option(parser: argparse.ArgumentParser, name: str, dataset: str = "") -> None:
+    """Add the configuration's option `name`, as its field describes it; values stay text, for `make_config`.
+
+    For one data set of several it is `--DATASET.OPTION`, which `--help` explains and does not list.
+    """
+    field, kind = configuration.OPTIONS[name], configuration.OPTION_TYPES[name]
+    more: dict[str, Any] = {"metavar": field.metadata["metavar"]}
+    if kind is bool:
+        more = {"action": argparse.BooleanOptionalAction}
+    elif get_origin(kind) is Literal:
+        more = {"choices": get_args(kind)}
+    prefix = f"{dataset}." if dataset else ""
+    parser.add_argument(
+        f"--{prefix}{name.replace('_', '-')}",
+        dest=prefix + name,
+        default=argparse.SUPPRESS,
+        help=argparse.SUPPRESS if dataset else field.metadata["help"],
+        **more,
+    )
+
+
+def configs_of(arguments: argparse.Namespace) -> dict[str, Config]:
+    """Return what to serve, by the names of the data sets: the command line's options over the file's."""
+    common: dict[str, Any] = {}
+    by_dataset: dict[str, dict[str, Any]] = {
+        name: {"source": source} for name, source in split_sources(arguments.sources).items()
+    }
+    for key, value in vars(arguments).items():
+        dataset, _, option = key.rpartition(".")
+        if option in configuration.OPTIONS:
+            (by_dataset.setdefault(dataset, {}) if dataset else common)[option] = value
+    file_common, file_tables = configuration.read_config_file(arguments.config) if "config" in arguments else ({}, {})
+    file_common.setdefault("name", os.environ.get("PREFETCHD_NAME") or "default")
+    every = (common, file_common, *by_dataset.values(), *file_tables.values())
+    if any(options.get("transform") or options.get("target_transform") for options in every):
+        file_common.setdefault("python_path", [os.getcwd()])
+    return make_configs(common, by_dataset, file_common=file_common, file_by_dataset=file_tables)

@@ -1,0 +1,57 @@
+"""Being the private daemon of one process: what `launch.start_private` starts.
+
+    python -P -m prefetchd.private_daemon SOCKET_FD PARENT_PIDFD
+
+Its own entry, without the command line: its start is part of the wait for the first batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import sys
+
+from prefetchd import config as configuration
+from prefetchd import control, messages
+from prefetchd.errors import PrefetchdError
+from prefetchd.loop import EventLoop
+from prefetchd.standard_descriptors import open_standard_descriptors
+
+
+def main(argv: list[str]) -> int:
+    """Be the daemon of the process at the other end of SOCKET_FD; return the exit status."""
+    open_standard_descriptors()
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="prefetchd: %(message)s")
+    socket_fd, parent_pidfd = map(int, argv)
+    sock = socket.socket(fileno=socket_fd)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        data, fds = control.receive(sock)
+        control.close_all(fds)
+        configure = messages.decode_to_daemon(data)
+        assert isinstance(configure, messages.Configure)
+        configs = {name: configuration.make_config(**options) for name, options in configure.datasets.items()}
+        from prefetchd.daemon import Daemon
+
+        loop = EventLoop()
+        loop.on_signal(signal.SIGTERM, loop.stop)
+        daemon = Daemon(configs, loop)
+        daemon.serve_parent(sock, parent_pidfd)
+    except control.ConnectionEnded:
+        return 1
+    except PrefetchdError as error:
+        try:
+            control.send(sock, messages.encode(messages.Fatal(type(error).__name__, str(error))))
+        except control.ConnectionEnded:
+            pass
+        return 1
+    try:
+        daemon.run()
+    except PrefetchdError:
+        return 1  # the consumer was told
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
