@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from multiprocessing import resource_tracker
 
 from prefetchd.budget import MIN_SLOTS, Budget, Footprint, Limit, cgroup_limits, measure
 from prefetchd.pool import Pool
@@ -109,7 +108,7 @@ class Guard:
     def measure(self) -> Footprint:
         """Measure the footprint now: every process of the daemon, and the ring's allocated blocks."""
         ring_bytes = sum(slot.segment.allocated_bytes for slot in self._ring.slots.values())
-        footprint = measure([*_daemon_pids(), *self._pool.pids], ring_bytes, self.budget.plan.source_bytes)
+        footprint = measure([os.getpid(), *self._pool.pids], ring_bytes, self.budget.plan.source_bytes)
         self.max_footprint_bytes = max(self.max_footprint_bytes, footprint.total_bytes)
         return footprint
 
@@ -144,9 +143,3 @@ class Guard:
             largest.retire()
         elif spare is not None and len(self._ring.slots) > MIN_SLOTS:
             self.remove_slot(spare)
-
-
-def _daemon_pids() -> list[int]:
-    """This process, and the resource tracker that Python starts beside it."""
-    tracker: int | None = getattr(resource_tracker._resource_tracker, "_pid", None)
-    return [os.getpid(), tracker] if tracker else [os.getpid()]
