@@ -101,6 +101,12 @@ def close_all(fds: Sequence[int]) -> None:
         os.close(fd)
 
 
+def peer_pid(sock: socket.socket) -> int:
+    """Return the pid of the process that made the peer's end, or listened for it."""
+    pid: int = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+    return pid
+
+
 def peer(sock: socket.socket) -> tuple[int, int, int]:
     """Return the peer's pid, user id and a pidfd that the caller owns.
 

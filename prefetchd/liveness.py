@@ -79,3 +79,15 @@ def process_state(pid: int) -> str:
             return file.read().rpartition(b") ")[2][:1].decode()
     except OSError:
         return ""
+
+
+def describe_process(pid: int) -> str:
+    """Say what a process that does not answer is at, and what helps: `pid 7 is stopped; continue it with ...`."""
+    state = process_state(pid)
+    if state in ("T", "t"):
+        return f"pid {pid} is stopped (SIGSTOP, or a debugger); continue it with: kill -CONT {pid}"
+    if state in ("", "Z", "X"):
+        return f"pid {pid} has ended"
+    if state == "D":
+        return f"pid {pid} waits in the kernel (state D), such as for a disk or for memory"
+    return f"pid {pid} is alive (state {state}); see its log"
