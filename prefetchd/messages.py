@@ -254,6 +254,10 @@ class Compact(Message, frozen=True):
     skipped: bytes
 
 
+class Retire(Message, frozen=True):
+    """Do what was said before this, then end: another takes your place."""
+
+
 class MemoryGranted(Message, frozen=True):
     """The answer to `NeedMemory`: go on."""
 
@@ -354,7 +358,7 @@ class TrialFailed(Message, frozen=True):
 
 ToDaemon = Attach | OpenCursor | CloseCursor | Want | Release | AskStatus | AskStop | Configure
 ToConsumer = Attached | SlotOpened | SlotClosed | Grants | Stalled | Failed | Fatal | StatusReport | Stopping
-ToReader = OpenDataset | Boot | MapSlot | UnmapSlot | Fills | FillOne | Compact | MemoryGranted | MemoryDenied
+ToReader = OpenDataset | Boot | MapSlot | UnmapSlot | Fills | FillOne | Compact | Retire | MemoryGranted | MemoryDenied
 FromReader = ReaderReady | AllDone | NeedMemory | BootFailed
 FromZygote = Spawned | Exited
 FromTrial = TrialDone | TrialFailed

@@ -329,8 +329,9 @@ class Pool:
             self._close(reader)
         self._start_zygote()
         for reader in orphans:
-            for chunk in reader.chunks.values():
-                self._events.lost(reader.number, chunk, False, -signal.SIGKILL)
+            for position, chunk in enumerate(reader.chunks.values()):
+                # Suspect too: what takes so much memory that the kernel kills may do that again and again.
+                self._events.lost(reader.number, chunk, position == 0, -signal.SIGKILL)
 
     def _quarantine(self, reader: ReaderHandle) -> None:
         """Nobody reports this reader's end any more, and it may still write: what is its own stays so until then."""

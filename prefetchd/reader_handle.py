@@ -188,9 +188,11 @@ class ReaderHandle:
 
     def retire(self) -> None:
         """Let it finish what it has, end, and be replaced by a fresh one."""
-        self.retiring = True
-        self.since = time.monotonic()
-        self.sock.shutdown(socket.SHUT_WR)
+        if not self.retiring:
+            self.retiring = True
+            self.since = time.monotonic()
+            # In its turn: what it has in hand may ask for memory yet, and must have the answer.
+            self.send(messages.Retire())
 
     def wait_for_exit(self) -> bool:
         """Wait, for a short while, until a killed reader is gone; return whether it is."""
