@@ -83,7 +83,11 @@ class Consumer:
         """Make sure that the consumer has the slot's descriptor."""
         if slot.number in self.slots:
             return True
-        fd = slot.segment.read_only_fd()
+        try:
+            fd = slot.segment.read_only_fd()
+        except OSError:  # no descriptor is left: tried again, as with a full socket
+            self.blocked = True
+            return False
         try:
             sent = self.send(messages.SlotOpened(slot.number, slot.segment.n_bytes), [fd])
         finally:

@@ -157,7 +157,7 @@ class Daemon:
     def _pump(self) -> None:
         self._foreman.give_work(self._desk.cursors)
         if self._guard.may_grow():
-            self._guard.add_slot()
+            self._guard.grow()
             self._foreman.give_work(self._desk.cursors)
             if self._guard.may_grow():
                 self._loop.call_later(0, lambda: None)  # come round again without waiting
