@@ -13,6 +13,7 @@ believed: sizes are checked against the segments, and what makes no sense is a `
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import gc
 import logging
 import mmap
@@ -59,6 +60,17 @@ class _LeaseRef(weakref.ref["np.ndarray[Any, Any]"]):
 _live_leases: dict[int, _LeaseRef] = {}
 
 
+_connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for connection in list(_connections):
+        connection._in_forked_child()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 def _root_died(ref: _LeaseRef) -> None:
     del _live_leases[id(ref)]
     ref.connection.release(ref.lease)
@@ -85,6 +97,7 @@ class Connection:
         self._granted: deque[messages.Granted] = deque()  # not asked for yet
         self._closing = False
         self._attached = False
+        _connections.add(self)
         self._daemon_pid = daemon_pid
         self.classes: tuple[str, ...] | None = None
         self.info: messages.Attached
@@ -284,6 +297,12 @@ class Connection:
             self._send(messages.Release(lease, self._taken))
 
     # --- the end
+
+    def _in_forked_child(self) -> None:
+        """Have a child that touches an array which it did not inherit killed with its traceback, not without a word."""
+        if self._live and not faulthandler.is_enabled():
+            with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):  # no such stderr
+                faulthandler.enable()
 
     def close(self, *, at_once: bool) -> None:
         """Close the connection: now, or when the last view is gone. What is held stays readable either way."""

@@ -432,7 +432,7 @@ def _no_tracker(world: World) -> None:
         assert content_of(loader) == world.expected
         family = [one for pid in _own_processes() for one in psutil.Process(pid).cmdline()]
         assert family
-        assert not [one for one in family if "resource_tracker" in one]
+        assert not [one for one in family if "multiprocessing.resource_tracker" in one]
 
 
 def _full(world: World, cell: Cell) -> None:

@@ -57,7 +57,7 @@ def run_round(seed: int, folder: Path, done: list[str], n_faults: int = 12) -> N
 
 def _befall(party: str, fault: str, daemon: int, trainers: list[Trainer], rng: random.Random) -> None:
     """Do `fault` to one of `party`; what is stopped is continued soon after. Trainers are only stopped."""
-    with contextlib.suppress(psutil.Error, IndexError, ProcessLookupError):
+    with contextlib.suppress(psutil.Error, IndexError, ProcessLookupError, StopIteration):
         if party == "consumer":
             pid, fault = rng.choice(trainers).pid, "stop"
         elif party == "daemon":

@@ -73,6 +73,9 @@ if os.environ.get("SABOTAGE_UNKILLABLE") and "serve" in sys.orig_argv:
     # Stands in for a process that the kernel does not let go: it is not killed while the file `stuck` exists.
     import signal
 
+    from prefetchd import reader_handle
+
+    reader_handle._STUCK_S = 0.3
     _send = signal.pidfd_send_signal
 
     def _send_unless_stuck(pidfd, number):
