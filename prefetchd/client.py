@@ -376,13 +376,14 @@ class Connection:
     def _send(self, message: messages.Message) -> None:
         """Send a message to a daemon that may be stopped, with its socket full: say so, and give it up in the end."""
         data = messages.encode(message)
-        silence = Silence(self.info.name, self._daemon_pid)
-        writable = select.poll()
-        writable.register(self._sock, select.POLLOUT)
+        silence: Silence | None = None
         while True:
             try:
                 control.send(self._sock, data, wait=False)
             except BlockingIOError:
+                silence = silence or Silence(self.info.name, self._daemon_pid)
+                writable = select.poll()
+                writable.register(self._sock, select.POLLOUT)
                 if not writable.poll(LOOK_S * 1000):
                     silence.look()
             else:
