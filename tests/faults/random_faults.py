@@ -17,7 +17,10 @@ from pathlib import Path
 
 import psutil
 
+from prefetchd.pool import MAX_BOOT_FAILURES
+from tests.conftest import wait_until
 from tests.faults.campaign import Trainer, World, as_content
+from tests.faults.conftest import ask_status
 
 N_EPOCHS = 6
 N_TRAINERS = 2
@@ -33,10 +36,15 @@ def run_round(seed: int, folder: Path, done: list[str], n_faults: int = 12) -> N
         for trainer in trainers:
             assert trainer.line() == "attached"
             trainer.tell("rest")
+        in_a_row = 0  # of readers and zygotes; a daemon whose readers never get ready gives up after three, rightly
         for _ in range(n_faults):
             time.sleep(rng.uniform(0, 0.08))  # no synchronisation: at any moment is the point
             party = rng.choice(("daemon", "zygote", "reader", "reader", "consumer", "newcomer"))
             fault = rng.choice(("kill", "segv", "stop"))
+            in_a_row += party in ("zygote", "reader") and fault != "stop"
+            if in_a_row == MAX_BOOT_FAILURES:
+                wait_until(lambda: any(one["ready"] for one in ask_status()["readers"]), "a reader is ready")
+                in_a_row = 0
             if party == "daemon" and fault != "stop":
                 os.kill(daemon.pid, signal.SIGKILL if fault == "kill" else signal.SIGSEGV)
                 daemon.process.wait(10)
