@@ -29,6 +29,7 @@ from prefetchd.front_desk import FrontDesk
 from prefetchd.guard import Guard
 from prefetchd.loop import EventLoop
 from prefetchd.pool import Pool, PoolEvents
+from prefetchd.segment import remove_stale_names
 from prefetchd.slots import Ring
 
 log = logging.getLogger("prefetchd")
@@ -63,6 +64,7 @@ class Daemon:
         self._loop = loop
         self._attach_hint = attach_hint
         self._started_s = time.monotonic()
+        remove_stale_names()
         limit = budget.machine_limit()
         self._parent_pidfd = -1
         self._ticking = False
@@ -76,6 +78,7 @@ class Daemon:
                 lost=lambda reader, chunk, suspect, code: self._foreman.lost(
                     reader, chunk, suspect=suspect, exit_code=code
                 ),
+                stuck=lambda pid, reader, chunk: self._foreman.stuck(pid, reader, chunk),
                 gone=lambda reader: self._foreman.gone(reader),
                 memory=lambda: self._guard.serve_wishes(),
             ),
@@ -154,7 +157,7 @@ class Daemon:
     def _pump(self) -> None:
         self._foreman.give_work(self._desk.cursors)
         if self._guard.may_grow():
-            self._guard.add_slot()
+            self._guard.grow()
             self._foreman.give_work(self._desk.cursors)
             if self._guard.may_grow():
                 self._loop.call_later(0, lambda: None)  # come round again without waiting

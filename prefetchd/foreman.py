@@ -128,6 +128,20 @@ class Foreman:
         self.fillers[chunk.job.dataset].lost(chunk, suspect=suspect, exit_code=exit_code)
         self._after(chunk.job)
 
+    def stuck(self, pid: int, reader: int, chunk: Chunk) -> None:
+        """The reader that had `chunk` cannot be ended: the batch fails; its slot is the reader's until it is gone."""
+        job = chunk.job
+        first = chunk.rows[0]
+        sample_id = self._sample_id_at(job, first) if chunk.sample_id is None else chunk.sample_id
+        where = self._datasets[job.dataset].source.where(sample_id)
+        if job.failure is None:
+            job.fail(
+                f"cannot make epoch {job.epoch} batch {job.batch}: its reader (pid {pid}) hangs in the kernel and "
+                f"cannot be ended, at one of {len(chunk.rows)} samples from {sample_id} ({where}) on; "
+                "see to the file system, then start the epoch again"
+            )
+        self.lost(reader, chunk, suspect=False, exit_code=0)
+
     def gone(self, reader: int) -> None:
         """A reader has exited: it writes nowhere any more."""
         self._ring.reader_exited(reader)

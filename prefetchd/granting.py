@@ -34,6 +34,8 @@ class Granter:
 
         `cursors` are all that there are: what they are guaranteed is kept for them.
         """
+        if consumer.blocked:
+            return  # it does not read: the desk hears when it does
         cursor = consumer.cursor
         outbox = consumer.outbox
         if cursor is None or outbox is None:
@@ -54,7 +56,7 @@ class Granter:
             cursor.advance()
             if cursor.waiting:
                 cursor.waiting = consumer.stalled = False
-                consumer.send(messages.Mail(cursor.serial))  # whatever else is in its socket would wake it as well
+                consumer.send_sooner_or_later(messages.Mail(cursor.serial))
 
     @property
     def _grants_ahead(self) -> int:
@@ -66,8 +68,7 @@ class Granter:
         failure = self._foreman.failed.get(key)
         if failure is None or slot is not None:
             self._explain_stall(consumer, cursor, key, slot)
-        elif cursor.waiting:
-            consumer.send(messages.Failed(cursor.serial, failure.error, failure.text))
+        elif cursor.waiting and consumer.send(messages.Failed(cursor.serial, failure.error, failure.text)):
             cursor.open = False
 
     def _explain_stall(self, consumer: Consumer, cursor: Cursor, key: Key, ready: Slot | None) -> None:
@@ -78,7 +79,6 @@ class Granter:
             coming = not self._guard.starved and (self._ring.find(key) is not None or self._guard.may_grow())
             if coming or any(slot.reusable for slot in self._ring.slots.values()):
                 return
-        consumer.stalled = True
         holders = []
         for other in self._consumers.values():
             held = self._ring.held_by(other.number)
@@ -86,4 +86,4 @@ class Granter:
                 who = "this loader" if other is consumer else f"the loader of pid {other.pid}"
                 holders.append(f"{who} holds {held}")
         text = f"of {len(self._ring.slots)} slots " + (", ".join(holders) or "none is free")
-        consumer.send(messages.Stalled(cursor.serial, text))
+        consumer.stalled = consumer.send(messages.Stalled(cursor.serial, text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from prefetchd.consumers import Consumer
 from prefetchd.datasets import Dataset
 from prefetchd.foreman import Foreman
 from prefetchd.guard import Guard
+from prefetchd.liveness import process_state
 from prefetchd.pool import Pool
 from prefetchd.slots import Content, Ring
 from prefetchd.units import format_bytes, format_count
@@ -62,6 +64,7 @@ def status(
                 "ready": reader.ready,
                 "samples": reader.samples,
                 "tasks": len(reader.chunks),
+                "does": reader.describe(time.monotonic()),
             }
             for reader in pool.readers.values()
         ],
@@ -77,6 +80,8 @@ def status(
                 "held_slots": ring.held_by(consumer.number),
                 "batches": consumer.batches,
                 "waiting": bool(consumer.cursor and consumer.cursor.waiting),
+                "reads": not consumer.blocked,
+                "state": process_state(consumer.pid),
             }
             for consumer in consumers
             if consumer.attached
@@ -130,7 +135,7 @@ def describe(report: dict[str, Any]) -> str:
         f"  memory    {format_bytes(memory['footprint_bytes'])} of {format_bytes(memory['budget_bytes'])} "
         f"(budget from {memory['limited_by']}; most so far {format_bytes(memory['max_footprint_bytes'])})",
         f"  readers   {len(report['readers'])} ("
-        + ", ".join(f"pid {reader['pid']}: {reader['samples']} samples" for reader in report["readers"])
+        + "; ".join(f"pid {one['pid']}: {one['samples']} samples, {one['does']}" for one in report["readers"])
         + f"), {report['reader_crashes']} replaced after a crash",
         f"  consumers {len(report['consumers'])}",
     ]
@@ -141,6 +146,10 @@ def describe(report: dict[str, Any]) -> str:
         if consumer["world_size"] not in (None, 1):
             where += f" as rank {consumer['rank']} of {consumer['world_size']}"
         waiting = ", waiting for a batch" if consumer["waiting"] else ""
+        if consumer["state"] in ("T", "t"):
+            waiting += ", STOPPED"
+        elif not consumer["reads"]:
+            waiting += ", does not read its socket"
         lines.append(
             f"            pid {consumer['pid']}: {where}, {consumer['batches']} batches, "
             f"holds {consumer['held_slots']} slots{waiting}"

@@ -20,8 +20,9 @@ def add_name(parser: argparse.ArgumentParser) -> None:
 
 def ask(arguments: argparse.Namespace, question: Any) -> tuple[str, Any]:
     """Send one question to the daemon that the arguments name; return its name and the answer."""
-    from prefetchd import control, launch, messages
+    from prefetchd import __version__, control, launch, messages
     from prefetchd.errors import error_from_name
+    from prefetchd.liveness import describe_process
 
     name = arguments.positional_name or arguments.name or os.environ.get("PREFETCHD_NAME") or "default"
     sock = launch.connect(name, timeout_s=0)
@@ -33,7 +34,13 @@ def ask(arguments: argparse.Namespace, question: Any) -> tuple[str, Any]:
         answer = messages.decode_to_consumer(data)
     except (TimeoutError, BlockingIOError):
         raise PrefetchdError(
-            f"cannot reach the daemon {name!r}: it has not answered for {ANSWER_S:g} s; is it stopped?"
+            f"cannot reach the daemon {name!r}: it has not answered for {ANSWER_S:g} s: "
+            f"{describe_process(control.peer_pid(sock))}"
+        ) from None
+    except messages.DecodeError:
+        raise PrefetchdError(
+            f"cannot understand the daemon {name!r}: it is of another version than this prefetchd {__version__} "
+            f"(protocol {messages.PROTOCOL}); stop it (kill {control.peer_pid(sock)}) and start this one"
         ) from None
     except control.ConnectionEnded:
         raise DaemonNotFound(f"cannot reach the daemon {name!r}: it ended just now; see its log") from None

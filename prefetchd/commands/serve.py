@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from prefetchd.commands.parsers import Subparsers
 from prefetchd.commands.source_options import EPILOG, add_source_options, configs_of
-from prefetchd.errors import DaemonNotFound
+from prefetchd.errors import ConfigError, DaemonNotFound
 
 log = logging.getLogger("prefetchd")
 
@@ -59,7 +59,14 @@ def run(arguments: argparse.Namespace) -> int:
         daemon = Daemon(configs, loop, files_to_remove=files, attach_hint=attach)
         paths.socket.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        listener.bind(os.fspath(paths.socket))
+        try:
+            listener.bind(os.fspath(paths.socket))
+        except OSError as error:
+            listener.close()
+            raise ConfigError(
+                f"cannot make the socket {paths.socket}: {error.strerror}; make room there, or set XDG_RUNTIME_DIR to "
+                "another folder"
+            ) from None
         listener.listen(128)
         listener.setblocking(False)
         daemon.listen(listener)

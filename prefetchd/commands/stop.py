@@ -24,6 +24,7 @@ def add(commands: Subparsers, datasets: Iterable[str]) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Stop the daemon and wait for its end."""
     from prefetchd import messages
+    from prefetchd.liveness import describe_process
 
     name, answer = ask(arguments, messages.AskStop(messages.PROTOCOL))
     try:
@@ -32,8 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
         pidfd = -1  # gone already
     if pidfd >= 0 and not select.select([pidfd], [], [], _STOP_S)[0]:
         raise PrefetchdError(
-            f"cannot stop the daemon {name!r}: pid {answer.pid} has not ended for {_STOP_S:g} s; "
-            f"see its log, then: kill -9 {answer.pid}"
+            f"cannot stop the daemon {name!r}: it has not ended for {_STOP_S:g} s: {describe_process(answer.pid)}, "
+            f"then: kill -9 {answer.pid}"
         )
     print(f"stopped the daemon {name!r} (pid {answer.pid})")
     return 0
