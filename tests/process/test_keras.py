@@ -16,7 +16,7 @@ from tests.process.commands import finish, start_script
 
 pytestmark = pytest.mark.skipif(
     not (importlib.util.find_spec("keras") and importlib.util.find_spec("torch")),
-    reason="needs keras and torch, which no extra installs: pip install keras torch",
+    reason="needs prefetchd[keras,torch]",
 )
 
 _HEAD = """
