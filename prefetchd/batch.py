@@ -26,7 +26,8 @@ class InEpoch:
     _grant: Granted | None = None
 
     @property
-    def _place(self) -> Granted:
+    def place(self) -> Granted:
+        """All that it tells of its place."""
         if self._grant is None:
             raise AttributeError(
                 "cannot tell the batch's place in the epoch: it was made from another batch; ask the one that the "
@@ -37,17 +38,17 @@ class InEpoch:
     @property
     def epoch(self) -> int:
         """Number of the epoch, from 0."""
-        return self._place.epoch
+        return self.place.epoch
 
     @property
     def index(self) -> int:
         """Number of the batch in the epoch, from 0, over all shards."""
-        return self._place.batch
+        return self.place.batch
 
     @property
     def repeated(self) -> bool:
         """Whether the batch was wrapped round past the end of the epoch, for even shards."""
-        return self._place.repeated
+        return self.place.repeated
 
 
 class _Arrays(NamedTuple):
@@ -63,25 +64,26 @@ class Batch(InEpoch, _Arrays):  # type: ignore[misc]  # index hides tuple.index,
     Attributes:
         x: the samples: (rows, height, width, channels), or as the `layout` option says.
         y: the labels: (rows,) or (rows, k), int64 or float32; masks; or what `target_transform` makes.
+        root: (bytes,) uint8, all the bytes of the batch, which the others are views of.
     """
 
-    _root: NDArray[np.uint8]
+    root: NDArray[np.uint8]
     _layout: BatchLayout
 
     @classmethod
     def of(cls, grant: Granted, root: NDArray[np.uint8], layout: BatchLayout) -> Batch:
         """Return the batch of `grant` over `root`, the bytes of its slot or a copy of them."""
         batch = tuple.__new__(cls, layout.xy(root, grant.rows))
-        batch._grant, batch._root, batch._layout = grant, root, layout
+        batch._grant, batch.root, batch._layout = grant, root, layout
         return batch
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as the slot's bytes, once, with everything that the batch tells."""
         if self._grant is None:
             return Batch, tuple(self)
-        return Batch.of, (self._grant, self._root, self._layout)
+        return Batch.of, (self._grant, self.root, self._layout)
 
     @property
     def sample_ids(self) -> NDArray[np.int64]:
         """(rows,) int64: the number of each sample in the manifest, from 0."""
-        return self._layout.sample_ids(self._root, self._place.rows)
+        return self._layout.sample_ids(self.root, self.place.rows)

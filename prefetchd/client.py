@@ -19,6 +19,7 @@ import socket
 import time
 import weakref
 from collections import deque
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -164,6 +165,11 @@ class Connection:
         self._taken = grant.lease
         return grant
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether something was granted, or lies in the socket: most likely a grant."""
+        return bool(self._granted or (not self._closing and self._poll.poll(0)))
+
     def _take_ready(self, serial: int) -> bool:
         """Take in the grants that are in the socket; whether there were any."""
         while True:
@@ -240,6 +246,11 @@ class Connection:
         ref.connection, ref.lease = self, grant.lease
         _live_leases[id(ref)] = ref
         return root
+
+    @property
+    def maps(self) -> Collection[mmap.mmap]:
+        """The read-only maps of the slots that the daemon has opened and not closed again."""
+        return self._maps.values()
 
     @property
     def held(self) -> int:
