@@ -98,6 +98,11 @@ class Loader:
         return self._info.n_samples
 
     @property
+    def epochs(self) -> int | None:
+        """Epochs that one iteration runs over; `None` for ever."""
+        return self._epochs
+
+    @property
     def classes(self) -> tuple[str, ...] | None:
         """Names of the classes by number, where the manifest's labels were text; else `None`."""
         return self._session.connection.classes
