@@ -59,7 +59,7 @@ def test_fit_on_endless_random_rows_of_tokens(tmp_path):
             folder + "/tokens.npy", offsets=folder + "/offsets.npy", labels=folder + "/y.npy", max_length=80,
             batch_size=64, shuffle=True, epochs=None, on_hold="copy", num_workers=1,
         )
-        history = model.fit((tuple(b) for b in loader), steps_per_epoch=40, epochs=3, verbose=0)
+        history = model.fit(iter(loader), steps_per_epoch=40, epochs=3, shuffle=False, verbose=0)
         losses = history.history["loss"]
         assert losses[0] > losses[1] > losses[2], losses
         loader.close()
@@ -93,10 +93,40 @@ def test_fit_on_images(tmp_path):
             {str(tmp_path / "train.txt")!r}, batch_size=16, image_size=16, dtype="float32", scale=1 / 255, shuffle=True,
             epochs=None, on_hold="copy", num_workers=1,
         )
-        history = model.fit((tuple(b) for b in loader), steps_per_epoch=len(loader), epochs=5, verbose=0)
+        history = model.fit(
+            iter(loader), steps_per_epoch=len(loader), epochs=5, shuffle=False, verbose=0
+        )
         losses = history.history["loss"]
         assert losses[-1] < 0.9 * losses[0], losses
         loader.close()
+
+        # As a dataset: Keras shuffles its numbers of batches, and sees each sample once an epoch all the same.
+        import prefetchd.keras
+
+        class Recorded(prefetchd.keras.Dataset):
+            seen, passes = [], []
+
+            def __getitem__(self, index):
+                x, y = super().__getitem__(index)
+                self.seen.extend(np.ravel(x[:, 0, 0, 0]).tolist())
+                return x, y
+
+            def on_epoch_end(self):
+                super().on_epoch_end()
+                self.passes.append(sorted(self.seen))
+                self.seen.clear()
+
+        options = dict(batch_size=16, image_size=16, dtype="float32", scale=1 / 255, num_workers=1)
+        with prefetchd.batches({str(tmp_path / "train.txt")!r}, **options) as loader:
+            everything = sorted(value for x, _ in loader for value in np.ravel(x[:, 0, 0, 0]).tolist())
+        train = Recorded(prefetchd.batches({str(tmp_path / "train.txt")!r}, shuffle=True, on_hold="copy", **options))
+        validation = prefetchd.keras.dataset({str(tmp_path / "train.txt")!r}, **options)
+        history = model.fit(train, epochs=3, verbose=0, validation_data=validation)
+        assert [len(values) for values in Recorded.passes] == [0, 96, 96, 96], Recorded.passes
+        assert all(values == everything for values in Recorded.passes[1:])
+        assert history.history["val_loss"][-1] == model.evaluate(validation, verbose=0)
+        train.close()
+        validation.close()
         """,
     )
 
