@@ -79,8 +79,7 @@ def test_rows_of_arrays_keep_their_shape(tmp_path):
             prefetchd.torch.batches(tmp_path / "x.npy", batch_size=8, dtype="float32", normalize="device")
 
 
-@pytest.mark.parametrize("layout", [None, "nchw", "nhwc"])
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize(("layout", "dtype"), [(None, "float32"), ("nchw", "float16"), ("nhwc", "float32")])
 def test_device_normalizes_as_readers_do(photographs, layout, dtype):
     values = {"dtype": dtype, "scale": 1 / 255, "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.25), "layout": layout}
     with (
