@@ -10,6 +10,7 @@ no releases, and is told so when it asks for a batch.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import mmap
@@ -289,6 +290,8 @@ class Connection:
             self._shut()
 
     def _shut(self) -> None:
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)  # a forked child may have the socket too, and keep it open
         self._sock.close()
         self._release_sock.close()
 
