@@ -74,7 +74,7 @@ class Cuda:
 
     def mark(self) -> Any:
         """Return an event that comes when all that was started so far on the copies' stream is done."""
-        event = torch.cuda.Event()
+        event = torch.cuda.Event(blocking=True)  # whoever waits for it leaves the processor to others
         event.record(self._stream)
         return event
 
