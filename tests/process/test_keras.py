@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 
 _HEAD = """
 import os
-os.environ["KERAS_BACKEND"] = "BACKEND"
+os.environ["KERAS_BACKEND"] = "<backend>"
 import keras, numpy as np, prefetchd
 keras.utils.set_random_seed(1)
 """
@@ -29,7 +29,7 @@ _DEADLINE_S = 110
 
 
 def run_with_keras(folder: Path, code: str, backend: str = "torch") -> str:
-    head = _HEAD.replace("BACKEND", backend)
+    head = _HEAD.replace("<backend>", backend)
     result = finish(start_script(folder / "script.py", head + textwrap.dedent(code)), _DEADLINE_S)
     assert result.returncode == 0, result.stderr
     return result.stdout
