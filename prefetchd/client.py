@@ -23,6 +23,7 @@ import socket
 import time
 import weakref
 from collections import deque
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -228,6 +229,11 @@ class Connection:
             self._raise_lost()
         return grant
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the next batch was granted, or something lies in the socket: most likely word of it."""
+        return not self._closing and (self._mailbox.has_next or bool(self._poll.poll(0)))
+
     def _ask_for_grant(self, serial: int) -> Granted:
         """Ask for the next grant and wait until it is in the mailbox."""
         self._send(messages.Want(serial, self._taken))
@@ -292,6 +298,11 @@ class Connection:
         ref.connection, ref.slot, ref.lease = self, slot, 0
         return ref, Batch.over(root, rows, self.layout)
 
+    @property
+    def maps(self) -> Collection[mmap.mmap]:
+        """The read-only maps of the slots that the daemon has opened and not closed again."""
+        return self._maps.values()
+
     def release(self, lease: int, slot: int) -> None:
         """The last view of `lease` died. May run in any thread, at any moment: no lock, no blocking."""
         self._live.discard(lease)
@@ -335,6 +346,8 @@ class Connection:
             self._shut()
 
     def _shut(self) -> None:
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)  # a forked child may have the socket too, and keep it open
         self._sock.close()
         self._release_sock.close()
 

@@ -128,6 +128,13 @@ class Mailbox:
         """Wait for the grants of another cursor."""
         self._serial, self._number = serial, 1
 
+    @property
+    def has_next(self) -> bool:
+        """Whether the cursor's next grant is there, or being written."""
+        at = self._number % _N_RECORDS * _STRIDE_BYTES
+        fields = _unpack(self._memory[at : at + _RECORD_BYTES])
+        return bool(fields[0] == self._number and fields[1] == self._serial)
+
     def take(self) -> Granted | None:
         """Return the cursor's next grant; `None` if it is not there yet."""
         number = self._number
