@@ -30,21 +30,22 @@ def check_config(config: Config) -> None:
     for name, low, high in ranges:
         value = getattr(config, name)
         if not low <= value <= high:
-            raise wrong(name, value, f"from {low:g} to {high:g}")
+            do = "raise it" if value < low else "lower it"
+            raise wrong(name, value, f"from {low} to {high}; {do}")
     if config.max_length is not None and not 1 <= config.max_length <= 1 << 40:
-        raise wrong("max_length", config.max_length, "1 or more, in tokens")
+        raise wrong("max_length", config.max_length, "from 1 to 2**40, in tokens; leave it out for the longest one's")
     if config.label_columns is not None and config.label_columns < 0:
-        raise wrong("label_columns", config.label_columns, "0 or more")
+        raise wrong("label_columns", config.label_columns, "0 or more; 0 is for no labels")
     for name in ("mean", "std"):
         numbers = getattr(config, name)
         if numbers is not None and len(numbers) not in (1, config.channels):
             raise wrong(name, numbers, f"one number or {config.channels}, one a channel of color={config.color}")
         if numbers is not None and not all(map(math.isfinite, numbers)):
-            raise wrong(name, numbers, "finite")
+            raise wrong(name, numbers, "finite; give numbers as in 0.485,0.456,0.406")
     if config.scale is not None and not math.isfinite(config.scale):
-        raise wrong("scale", config.scale, "finite")
+        raise wrong("scale", config.scale, "finite; give a number as in 1/255")
     if config.std is not None and 0 in config.std:
-        raise wrong("std", config.std, "other than 0")
+        raise wrong("std", config.std, "other than 0; give the deviation of the pixels, or leave it out")
     if config.dtype == "uint8" and any(x is not None for x in (config.scale, config.mean, config.std)):
         raise ConfigError(
             "cannot scale uint8 pixels: scale, mean and std give fractions; use dtype=float32 or float16 with them"

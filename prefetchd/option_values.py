@@ -185,7 +185,7 @@ def comparable(name: str, value: Any) -> Any:
     """Return an option's value so that equal ones compare equal, however they were written."""
     if name == "memory_budget":
         with contextlib.suppress(ConfigError):
-            return parse_bytes(value)
+            return "%" in value, parse_bytes(value, whole_bytes=1 << 50)
     if name in ("root", "labels", "offsets") and value is not None:
         return os.path.abspath(os.path.expanduser(value))
     if name in ("mean", "std") and value is not None:

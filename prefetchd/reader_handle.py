@@ -119,6 +119,10 @@ class ReaderHandle:
             n_rows = len(chunk.rows)
             self.outbox.append(messages.Fill(task, job.slot.number, job.dataset, job.epoch, job.batch, first, n_rows))
 
+    def progressed(self, now_s: float) -> None:
+        """It has said something: whatever it was asked because it seemed hung, it is not."""
+        self.since, self.asked_for_stack = now_s, 0.0
+
     def check_progress(self, now_s: float, hang_s: float) -> None:
         """Kill it if it is stopped, or made no progress for `hang_s` seconds; ask a hung one for its stack first."""
         idle_s = now_s - self.since
