@@ -31,6 +31,7 @@ class Consumer:
         attached: whether it has said what it wants and was let in.
         cursor: where its loop is.
         untaken: leases granted ahead that its loop has not taken yet, oldest first.
+        wanted_s: when its loop began to wait, by the monotonic clock.
         stalled: whether it was told that no slot can be spared.
         slots: slots that it has a descriptor of.
     """
@@ -44,6 +45,7 @@ class Consumer:
     attached: bool = False
     cursor: Cursor | None = None
     untaken: deque[int] = field(default_factory=deque)
+    wanted_s: float = 0.0
     stalled: bool = False
     slots: set[int] = field(default_factory=set)
     batches: int = 0

@@ -13,6 +13,7 @@ import functools
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -58,7 +59,7 @@ class FrontDesk:
         stop: Callable[[], None],
     ) -> None:
         self.consumers: dict[int, Consumer] = {}
-        self._granter = Granter(ring, foreman, guard, self.consumers)
+        self.granter = Granter(ring, foreman, guard, self.consumers)
         self._datasets = datasets
         self._ring = ring
         self._foreman = foreman
@@ -94,7 +95,7 @@ class FrontDesk:
         """Grant every consumer what is ready for it."""
         cursors = self.cursors
         for consumer in list(self.consumers.values()):
-            self._granter.grant(consumer, cursors)
+            self.granter.grant(consumer, cursors)
 
     def slot_removed(self, slot: Slot) -> None:
         """Tell whoever knows the slot that it is gone."""
@@ -180,6 +181,7 @@ class FrontDesk:
                 if consumer.cursor is not None and consumer.cursor.serial == message.serial:
                     # A grant may have crossed this on its way: then the loop has what it wants.
                     consumer.cursor.waiting = not consumer.untaken
+                    consumer.wanted_s = time.monotonic()
             case messages.OpenCursor():
                 self._open_cursor(consumer, message)
             case messages.CloseCursor():

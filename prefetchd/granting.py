@@ -8,12 +8,14 @@ The front desk calls `grant` for every consumer after each round of events. Borr
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Mapping, Sequence
 
 from prefetchd import messages
 from prefetchd.consumers import Consumer
 from prefetchd.foreman import Foreman
 from prefetchd.guard import Guard
+from prefetchd.histogram import Histogram
 from prefetchd.scheduler import Cursor, may_grant, ready_for
 from prefetchd.slots import Key, Ring, Slot
 
@@ -29,6 +31,8 @@ class Granter:
         self._foreman = foreman
         self._guard = guard
         self._consumers = consumers
+        self.delivered = 0
+        self.wait_seconds = Histogram()
 
     def grant(self, consumer: Consumer, cursors: Sequence[Cursor]) -> None:
         """Grant the consumer its next batches as far as they are ready and can be spared; else say why it waits.
@@ -53,10 +57,12 @@ class Granter:
             cursor.advance()
             if cursor.waiting:
                 cursor.waiting = consumer.stalled = False
+                self.wait_seconds.observe(time.monotonic() - consumer.wanted_s)
         if cursor is None or not granted:
             return
         if consumer.send(messages.Grants(cursor.serial, granted)):
             consumer.batches += len(granted)
+            self.delivered += len(granted)
             return
         consumer.cursor = before  # it is gone, or does not read: its process ending, or its next message, will tell
         for grant in granted:

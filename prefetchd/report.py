@@ -10,6 +10,7 @@ from prefetchd import __version__
 from prefetchd.consumers import Consumer
 from prefetchd.datasets import Dataset
 from prefetchd.foreman import Foreman
+from prefetchd.granting import Granter
 from prefetchd.guard import Guard
 from prefetchd.pool import Pool
 from prefetchd.slots import Content, Ring
@@ -25,6 +26,7 @@ def status(
     pool: Pool,
     guard: Guard,
     foreman: Foreman,
+    granter: Granter,
     consumers: Sequence[Consumer],
     *,
     uptime_s: float,
@@ -39,6 +41,9 @@ def status(
         "uptime_s": round(uptime_s, 3),
         "datasets": [_dataset(dataset) for dataset in datasets],
         "batches_made": foreman.batches_made,
+        "delivered": granter.delivered,
+        "sample_seconds": foreman.sample_seconds.report(),
+        "wait_seconds": granter.wait_seconds.report(),
         "ring": {
             "slots": len(ring.slots),
             "slot_bytes": plan.slot_bytes,

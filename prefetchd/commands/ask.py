@@ -20,10 +20,15 @@ def add_name(parser: argparse.ArgumentParser) -> None:
 
 def ask(arguments: argparse.Namespace, question: Any) -> tuple[str, Any]:
     """Send one question to the daemon that the arguments name; return its name and the answer."""
+    name = arguments.positional_name or arguments.name or os.environ.get("PREFETCHD_NAME") or "default"
+    return name, ask_daemon(name, question)
+
+
+def ask_daemon(name: str, question: Any) -> Any:
+    """Send one question to the daemon `name`; return its answer."""
     from prefetchd import control, launch, messages
     from prefetchd.errors import error_from_name
 
-    name = arguments.positional_name or arguments.name or os.environ.get("PREFETCHD_NAME") or "default"
     sock = launch.connect(name, timeout_s=0)
     sock.settimeout(ANSWER_S)
     try:
@@ -41,4 +46,4 @@ def ask(arguments: argparse.Namespace, question: Any) -> tuple[str, Any]:
         sock.close()
     if isinstance(answer, messages.Fatal):
         raise error_from_name(answer.error, answer.text)
-    return name, answer
+    return answer
