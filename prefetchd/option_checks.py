@@ -33,7 +33,7 @@ def check_config(config: Config) -> None:
             do = "raise it" if value < low else "lower it"
             raise wrong(name, value, f"from {low} to {high}; {do}")
     if config.max_length is not None and not 1 <= config.max_length <= 1 << 40:
-        raise wrong("max_length", config.max_length, "from 1 to 2**40, in tokens; leave it out for the longest one's")
+        raise wrong("max_length", config.max_length, "1 or more, in tokens; leave it out for the longest one's")
     if config.label_columns is not None and config.label_columns < 0:
         raise wrong("label_columns", config.label_columns, "0 or more; 0 is for no labels")
     for name in ("mean", "std"):
