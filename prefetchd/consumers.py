@@ -34,6 +34,7 @@ class Consumer:
         blocked: whether its socket was full when something was last sent: nothing more is until it reads.
         unsent: what must not be lost for that; sent as soon as it reads.
         untaken: leases granted ahead that its loop has not taken yet, oldest first.
+        wanted_s: when its loop began to wait, by the monotonic clock.
         stalled: whether it was told that no slot can be spared.
         slots: slots that it has a descriptor of.
         outbox: where its grants are left, owned; made when it attaches.
@@ -51,6 +52,7 @@ class Consumer:
     attached: bool = False
     cursor: Cursor | None = None
     untaken: deque[int] = field(default_factory=deque)
+    wanted_s: float = 0.0
     stalled: bool = False
     slots: set[int] = field(default_factory=set)
     outbox: Outbox | None = None

@@ -187,6 +187,7 @@ class Daemon:
             self._pool,
             self._guard,
             self._foreman,
+            self._desk.granter,
             list(self._desk.consumers.values()),
             uptime_s=time.monotonic() - self._started_s,
         )

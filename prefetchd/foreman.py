@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from prefetchd import messages
 from prefetchd.datasets import Dataset
 from prefetchd.filling import BadSample, Chunk, Failure, Filler, Job
+from prefetchd.histogram import Histogram
 from prefetchd.pool import Pool
 from prefetchd.scheduler import Cursor, next_fills
 from prefetchd.slots import Key, Ring
@@ -50,6 +51,7 @@ class Foreman:
         self.queue: deque[Chunk] = deque()
         self.failed: dict[Key, Failure] = {}
         self.batches_made = 0
+        self.sample_seconds = Histogram()
         self._jobs: list[Job] = []
         self._seconds_per_sample = [0.0 for _ in datasets]
         self._logged: set[str] = set()
@@ -120,6 +122,7 @@ class Foreman:
         number = chunk.job.dataset
         cost, so_far = done.took_s / len(chunk.rows), self._seconds_per_sample[number]
         self._seconds_per_sample[number] += (cost - so_far) * (0.2 if so_far else 1)
+        self.sample_seconds.observe(cost, len(chunk.rows))
         self.fillers[number].done(chunk, done.faults)
         self._after(chunk.job)
 

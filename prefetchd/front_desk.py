@@ -13,6 +13,7 @@ import functools
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -64,7 +65,7 @@ class FrontDesk:
         stop: Callable[[], None],
     ) -> None:
         self.consumers: dict[int, Consumer] = {}
-        self._granter = Granter(ring, foreman, guard, self.consumers)
+        self.granter = Granter(ring, foreman, guard, self.consumers)
         self._datasets = datasets
         self._ring = ring
         self._foreman = foreman
@@ -104,7 +105,7 @@ class FrontDesk:
         """Grant every consumer what is ready for it."""
         cursors = self.cursors
         for consumer in list(self.consumers.values()):
-            self._granter.grant(consumer, cursors)
+            self.granter.grant(consumer, cursors)
         if not self._retrying and any(consumer.blocked for consumer in self.consumers.values()):
             self._retrying = True
             self._loop.call_later(_RETRY_S, self._unblock)
@@ -241,6 +242,7 @@ class FrontDesk:
                 if consumer.cursor is not None and consumer.cursor.serial == message.serial:
                     # A grant may have crossed this on its way: then the loop has what it wants.
                     consumer.cursor.waiting = not consumer.untaken
+                    consumer.wanted_s = time.monotonic()
                     if consumer.untaken:
                         consumer.send_sooner_or_later(messages.Mail(message.serial))
             case messages.OpenCursor():

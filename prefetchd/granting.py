@@ -7,12 +7,14 @@ The front desk calls `grant` for every consumer after each round of events. Borr
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 
 from prefetchd import messages
 from prefetchd.consumers import Consumer
 from prefetchd.foreman import Foreman
 from prefetchd.guard import Guard
+from prefetchd.histogram import Histogram
 from prefetchd.mailbox import MAX_GRANTS_AHEAD
 from prefetchd.scheduler import Cursor, may_grant, ready_for
 from prefetchd.slots import Key, Ring, Slot
@@ -28,6 +30,8 @@ class Granter:
         self._foreman = foreman
         self._guard = guard
         self._consumers = consumers
+        self.delivered = 0
+        self.wait_seconds = Histogram()
 
     def grant(self, consumer: Consumer, cursors: Sequence[Cursor]) -> None:
         """Grant the consumer its next batches as far as they are ready and can be spared; else say why it waits.
@@ -53,9 +57,11 @@ class Granter:
             outbox.put(lease, slot.number, cursor.epoch, batch, slot.rows, repeated=repeated, told=consumer.told)
             consumer.untaken.append(lease)
             consumer.batches += 1
+            self.delivered += 1
             cursor.advance()
             if cursor.waiting:
                 cursor.waiting = consumer.stalled = False
+                self.wait_seconds.observe(time.monotonic() - consumer.wanted_s)
                 consumer.send_sooner_or_later(messages.Mail(cursor.serial))
 
     @property

@@ -230,7 +230,7 @@ class Pool:
                 self._unwatch(reader.sock.fileno())  # the zygote reports the exit itself
                 return
             control.close_all(fds)
-            reader.since, reader.asked_for_stack = self._clock(), 0.0
+            reader.progressed(self._clock())
             try:
                 message = messages.decode_from_reader(data)
             except messages.DecodeError:

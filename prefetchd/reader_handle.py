@@ -143,6 +143,10 @@ class ReaderHandle:
         what = "waiting for memory" if self.needs_bytes else "at work"
         return f"{what} for {now_s - self.since:.0f} s on epoch {chunk.job.epoch} batch {chunk.job.batch}"
 
+    def progressed(self, now_s: float) -> None:
+        """It has said something: whatever it was asked because it seemed hung, it is not."""
+        self.since, self.asked_for_stack = now_s, 0.0
+
     def check_progress(self, now_s: float, hang_s: float) -> None:
         """Kill it if it is stopped, or made no progress for `hang_s` seconds; ask a hung one for its stack first.
 

@@ -11,6 +11,7 @@ from prefetchd import __version__
 from prefetchd.consumers import Consumer
 from prefetchd.datasets import Dataset
 from prefetchd.foreman import Foreman
+from prefetchd.granting import Granter
 from prefetchd.guard import Guard
 from prefetchd.liveness import process_state
 from prefetchd.pool import Pool
@@ -27,6 +28,7 @@ def status(
     pool: Pool,
     guard: Guard,
     foreman: Foreman,
+    granter: Granter,
     consumers: Sequence[Consumer],
     *,
     uptime_s: float,
@@ -41,6 +43,9 @@ def status(
         "uptime_s": round(uptime_s, 3),
         "datasets": [_dataset(dataset) for dataset in datasets],
         "batches_made": foreman.batches_made,
+        "delivered": granter.delivered,
+        "sample_seconds": foreman.sample_seconds.report(),
+        "wait_seconds": granter.wait_seconds.report(),
         "ring": {
             "slots": len(ring.slots),
             "slot_bytes": plan.slot_bytes,
