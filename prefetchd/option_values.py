@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefetchd.errors import ConfigError
+from prefetchd.units import parse_bytes
 
 
 def wrong(name: str, value: object, wanted: str) -> ConfigError:
@@ -110,6 +111,22 @@ def image_size(value: object) -> tuple[int, int]:
     except (TypeError, ValueError, IndexError):
         raise wrong("image_size", value, "pixels from 1 to 32768, such as 224 or 256x320 (height x width)") from None
     return height, width
+
+
+def optional_image_size(value: object) -> tuple[int, int] | None:
+    """As `image_size`, or `None`."""
+    try:
+        return None if value is None else image_size(value)
+    except ConfigError:
+        raise wrong("cache_image_size", value, "pixels from 1 to 32768, such as 256 or 256x320") from None
+
+
+def size(value: object) -> str:
+    """`auto`, or bytes as a number or as `50GiB`, kept as text."""
+    text = str(value)
+    if text != "auto" and parse_bytes(text) < 1:
+        raise wrong("cache_size", value, "auto, or a size such as 50GiB")
+    return text
 
 
 def channel_numbers(name: str) -> Callable[[object], tuple[float, ...] | None]:
