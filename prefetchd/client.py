@@ -222,6 +222,17 @@ class Connection:
                     gc.collect()  # a reference cycle may be all that holds a batch
                     self._flush()
 
+    def status(self) -> dict[str, Any]:
+        """Return the daemon's report; while no cursor is open, as grants that arrive meanwhile are not kept."""
+        self._say(messages.AskStatus(messages.PROTOCOL))
+        while True:
+            try:
+                message = self._receive(wait=True)
+            except control.ConnectionEnded:
+                self._raise_lost()
+            if isinstance(message, messages.StatusReport):
+                return message.report
+
     # --- leases
 
     def root(self, grant: messages.Granted) -> NDArray[np.uint8]:

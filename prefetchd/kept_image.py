@@ -30,9 +30,15 @@ class KeptImages:
     def __init__(self, config: Config) -> None:
         self._fitted = config.cache_image_size is not None
         self.size = config.cache_image_size or config.image_size
+        self._channels = config.channels
         self._resize = config.resize
         self._interpolation = INTERPOLATIONS[config.interpolation]
         self._placer = Placer(self.size, config.resize, config.interpolation)
+
+    @property
+    def n_bytes(self) -> int:
+        """Of the largest kept image."""
+        return self.size[0] * self.size[1] * self._channels
 
     def reduction(self, header: ImageHeader) -> int:
         """The largest JPEG reduction that leaves enough pixels."""

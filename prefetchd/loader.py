@@ -104,6 +104,15 @@ class Loader:
         """The configuration of the daemon that serves this loader, by option name."""
         return dict(self._info.config)
 
+    def status(self) -> dict[str, Any]:
+        """Return what the daemon says of itself, as `prefetchd status --json` prints it; an iteration that runs ends.
+
+        Raises:
+            DaemonLost: if it is gone.
+        """
+        self._end_current()
+        return self._session.connection.status()
+
     # --- where it is
 
     def set_epoch(self, epoch: int) -> None:

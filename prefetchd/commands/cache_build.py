@@ -72,11 +72,13 @@ def build(name: str, config: Config) -> int:
             if time.monotonic() - looked_s > _LOOK_S:
                 looked_s = time.monotonic()
                 if not _has_room(ahead):
-                    progress.end("stopped: there is no room for more; raise --cache-size, or make room on its disk")
-                    return 1
+                    break
+        cache = loader.status()["datasets"][0]["cache"]
         bad = loader.n_samples - good
-        progress.end(f"done; {bad} bad samples were left out" if bad else "done")
-    return 0
+        left = f"; {bad} bad samples were left out" if bad and progress.is_done else ""
+        done = "done" if progress.is_done and not cache["stopped"] else "there is no room for more"
+        progress.end(f"{cache['rows_written']} rows written: {done}{left}")
+        return 0 if done == "done" else 1
 
 
 def _has_room(config: Config) -> bool:
@@ -101,6 +103,11 @@ class Progress:
         self._begun_s = self._told_s = time.monotonic()
         self._done = 0
         self._on_terminal = sys.stderr.isatty()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all are done."""
+        return self._done == self._total
 
     def tell(self, done: int) -> None:
         """Show that `done` samples are done, if it is time to."""

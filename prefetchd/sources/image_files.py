@@ -167,6 +167,7 @@ class ImageReader:
     ) -> NDArray[np.uint8]:
         """Return what is the same of a sample in every epoch, from the cache or decoded for it."""
         if self._cache is not None:
+            reserve(kept.n_bytes)
             found = self._cache.row(sample_id)
             if found is None:
                 if not sample.path:  # it was known, and its row is gone
@@ -177,7 +178,8 @@ class ImageReader:
         data = self._records.read(sample, self._buffer, reserve)
         header = self._header(data)
         reduction = kept.reduction(header) if self._config.shrink_on_load else 1
-        reserve(decode.decode_working_bytes(header, len(data), color=self._config.color, reduced=reduction))
+        working = decode.decode_working_bytes(header, len(data), color=self._config.color, reduced=reduction)
+        reserve(working + (0 if kept.n_bytes < _KEPT_FILE_BYTES else kept.n_bytes))
         image = kept.make(decode.decode_image(data, header, color=self._config.color, reduction=reduction))
         if self._cache is not None:
             self._cache.store(sample, sample_id, image)
