@@ -8,8 +8,8 @@ Interleaved rounds; medians. Two readers, shuffled, uint8. The loop reads a byte
   filling         the same with an empty cache, which it fills
   checking        an epoch of a new run from a full cache: files are examined, rows are checked
   cached          the epochs after that
-  bare copy       two processes that only pread such rows, in random order, into a ring of shared memory with semaphores:
-                  no daemon, no labels, no order that anyone could resume
+  bare copy       two processes that only pread such rows, in random order, into a ring of shared memory with
+                  semaphores: no daemon, no labels, no order that anyone could resume
   DataLoader      PyTorch's with two workers: decoding with cv2, and from rows decoded ahead in one mapped .npy file
   FFCV            from a raw .beton file, if it is installed
 """
@@ -118,16 +118,16 @@ class Bench:
         workers = [context.Process(target=self._copy, args=(memory, free, full, n)) for n in range(2)]
         for worker in workers:
             worker.start()
-        ring = np.frombuffer(memory.buf, np.uint8).reshape(RING, batch, row)
 
         def batches() -> Iterable[tuple[Any]]:
             for number in itertools.count():
                 full[number % RING].acquire()
-                yield (ring[number % RING],)
+                yield (
+                    np.frombuffer(memory.buf, np.uint8, batch * row, number % RING * batch * row).reshape(batch, row),
+                )
                 free[number % RING].release()
 
         try:
-            rate(batches(), 0)
             endless = iter(batches())
             rate(endless, 4 * RING)
             return rate(endless, self.options.batches)
@@ -135,7 +135,6 @@ class Bench:
             for worker in workers:
                 worker.kill()
                 worker.join()
-            del ring
             with contextlib.suppress(BufferError):
                 memory.close()
             memory.unlink()
