@@ -47,7 +47,8 @@ class CacheInDaemon:
         pipeline = keys.pipeline_of(config, decoder)
         self._folder, self._folder_fd = open_folder(self._cache, keys.pipeline_digest(pipeline), pipeline)
         self._shape = StateShape(n_samples, config.cache_image_size is not None, label_shape, label_dtype)
-        self._table_fd, self._n_slots = lookup.build(self._folder, segment_names(self._folder)[: lookup.MAX_SEGMENTS])
+        names = segment_names(self._folder)[: lookup.MAX_SEGMENTS]
+        self._table_fd, self._n_slots = lookup.build(self._folder, names, n_samples)
         self._state_fd = make_state(self._folder, self._shape)
         self._state = RunState(os.dup(self._state_fd), self._shape)
         self._run = os.urandom(8).hex()

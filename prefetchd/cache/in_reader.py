@@ -1,7 +1,8 @@
 """A cache as a reader has it. A row goes one of three ways:
 
 - known in this run (`fill_rows`, `row`): one `preadv`, straight into its place;
-- not known, but there for the file as it is now (`find`): its checksum is computed, then it is known;
+- not known, but there for the file as it is now, from an earlier run or for another sample (`find`): its checksum is
+  computed, then it is known;
 - not there: the sample is decoded, and `store` writes it.
 
 Whatever is wrong with a row or with its file (cut short, damaged, cleared away, an I/O error) makes the sample one that
@@ -131,7 +132,7 @@ class CacheInReader:
     # --- rows that are not known
 
     def find(self, sample: Sample, sample_id: int) -> NDArray[np.uint8] | None:
-        """Return the kept image of a sample from an earlier run, checked, and make it known; `None` if there is none.
+        """Return the kept image of a sample's file if there is one, checked, and make it known.
 
         What it learns of the file is remembered for `store`.
         """
@@ -178,10 +179,11 @@ class CacheInReader:
             if self._writer is None:
                 self._begin_segment()
             assert self._writer is not None
-            offset = self._writer.append(key, pixels)
+            offset, number = self._writer.append(key, pixels)
         except OSError as error:
             self._state.stop_filling(error.errno or errno.EIO)
             return
+        self._lookup.add(key, self._writer_segment, number)
         self._state.count(rows=1, n_bytes=pixels.nbytes)
         self._know(sample, sample_id, pixels, self._writer_segment, offset)
 

@@ -1,11 +1,14 @@
-"""key -> where its row is, for every record that was in the cache when the daemon started.
+"""key -> where its row is, for every record that was in the cache when the daemon started, or was written in this run.
 
     memory   | slots: a power of two of uint64, 0 for empty | names of the segments, 24 bytes each |
 
 A hash table with linear probing. The daemon builds it, block by block, from the indexes' keys alone; readers map it and
-read the one record that they look for from its index. So a cache of ten million rows costs 8 to 16 bytes a row, in a
+read the one record that they look for from its index. So a cache of ten million rows costs 16 to 32 bytes a row, in a
 file that no one else can reach (`scratch_file`), and a second at start; nothing of it is private memory.
-A slot holds (segment + 1) << 48 | number of the record.
+
+A slot holds (segment + 1) << 48 | number of the record. Readers add what they write, so that a file that a manifest
+names twice is kept once. They do so without a lock: a slot is one word, and where two write to one at a time, one of
+the two is not found, which costs a row's decoding. What is found is only ever a hint: the record has the whole key.
 """
 
 from __future__ import annotations
@@ -27,12 +30,19 @@ NUMBER_BITS = 48
 NUMBER_MASK = (1 << NUMBER_BITS) - 1
 _NAME_BYTES = 24
 _BLOCK_RECORDS = 1 << 14
+_MAX_PROBES = 32
 
 
-def build(folder: Path, names: list[str]) -> tuple[int, int]:
-    """Return a descriptor of the table over these segments, the caller's, and how many slots it has."""
+def build(folder: Path, names: list[str], n_more: int = 0) -> tuple[int, int]:
+    """Return a descriptor of the table over these segments, the caller's, and how many slots it has.
+
+    Args:
+        folder: of the pipeline.
+        names: of the segments.
+        n_more: how many records are to be added.
+    """
     sizes = [_n_records(folder / f"{name}.index") for name in names]
-    n_slots = 1 << max(6, (2 * sum(sizes)).bit_length())
+    n_slots = 1 << max(6, (2 * (sum(sizes) + n_more)).bit_length())
     fd = make_scratch(folder, n_slots * 8 + len(names) * _NAME_BYTES)
     with mmap.mmap(fd, 0) as memory:
         table = np.frombuffer(memory, np.uint64, n_slots)
@@ -85,7 +95,8 @@ class Lookup:
     """
 
     def __init__(self, fd: int, n_slots: int) -> None:
-        self._memory = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
+        self._memory = mmap.mmap(fd, 0)
+        self._memory.madvise(mmap.MADV_DONTFORK)
         os.close(fd)
         self._n_slots = n_slots
         self._table = memoryview(self._memory)[: n_slots * 8].cast("Q")
@@ -99,10 +110,20 @@ class Lookup:
     def places(self, key: bytes) -> Iterator[tuple[int, int]]:
         """Yield (segment, number of the record) of the records that may be of `key`, the latest first or not."""
         assert len(key) == KEY_BYTES
-        slot = int.from_bytes(key[:8], "little") & self._n_slots - 1
-        while value := self._table[slot]:
+        first = int.from_bytes(key[:8], "little")
+        for slot in range(first, first + self._n_slots):
+            value = self._table[slot & self._n_slots - 1]
+            if not value:
+                return
             yield (value >> NUMBER_BITS) - 1, value & NUMBER_MASK
-            slot = (slot + 1) & self._n_slots - 1
+
+    def add(self, key: bytes, segment: int, number: int) -> None:
+        """Have `places` find a record; where the table is crowded, it is found from the next run on only."""
+        first = int.from_bytes(key[:8], "little")
+        for slot in range(first, first + _MAX_PROBES):
+            if not self._table[slot & self._n_slots - 1]:
+                self._table[slot & self._n_slots - 1] = (segment + 1) << NUMBER_BITS | number
+                return
 
     def close(self) -> None:
         """Give the map back."""

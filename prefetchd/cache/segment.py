@@ -119,8 +119,8 @@ class SegmentWriter:
         self._end = 0
         self._index_end = 0
 
-    def append(self, key: bytes, pixels: NDArray[Any]) -> int:
-        """Write a row and then its record; return where the row starts.
+    def append(self, key: bytes, pixels: NDArray[Any]) -> tuple[int, int]:
+        """Write a row and then its record; return where the row starts, and the record's number.
 
         Raises:
             OSError: if it cannot be written whole; nothing of it is left then.
@@ -138,7 +138,7 @@ class SegmentWriter:
             raise
         self._end += pixels.nbytes
         self._index_end += RECORD_BYTES
-        return offset
+        return offset, self._index_end // RECORD_BYTES - 1
 
     def close(self) -> None:
         """Give the descriptors back; the files stay."""

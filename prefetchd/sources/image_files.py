@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 # A file buffer larger than this is given back after the image that needed it.
 _KEPT_FILE_BYTES = 4 << 20
+# Up to this size the image that a cache keeps is part of every reader's share, as the delivered one is.
+_SMALL_IMAGE_BYTES = 1 << 20
 
 
 class ImageReader:
@@ -167,7 +169,7 @@ class ImageReader:
     ) -> NDArray[np.uint8]:
         """Return what is the same of a sample in every epoch, from the cache or decoded for it."""
         if self._cache is not None:
-            reserve(kept.n_bytes)
+            reserve(kept.n_bytes)  # of a row that is read
             found = self._cache.row(sample_id)
             if found is None:
                 if not sample.path:  # it was known, and its row is gone
@@ -179,7 +181,7 @@ class ImageReader:
         header = self._header(data)
         reduction = kept.reduction(header) if self._config.shrink_on_load else 1
         working = decode.decode_working_bytes(header, len(data), color=self._config.color, reduced=reduction)
-        reserve(working + (0 if kept.n_bytes < _KEPT_FILE_BYTES else kept.n_bytes))
+        reserve(working + (kept.n_bytes if kept.n_bytes > _SMALL_IMAGE_BYTES else 0))
         image = kept.make(decode.decode_image(data, header, color=self._config.color, reduction=reduction))
         if self._cache is not None:
             self._cache.store(sample, sample_id, image)

@@ -66,9 +66,6 @@ def test_batches_are_the_same_without_a_cache_while_it_fills_and_from_it(
     assert content(photographs, cache=tmp_path / "cache", **options) == expected
     assert rows_of(tmp_path / "cache") >= N
     assert content(photographs, cache=tmp_path / "cache", **options) == expected
-    assert content(photographs, cache=tmp_path / "cache", cache_size="1KiB", seed=1, epochs=1, **options) == content(
-        photographs, seed=1, epochs=1, **options
-    )
 
 
 def test_status_counts_and_a_second_run_decodes_nothing(serve: Serve, photographs: Path, tmp_path: Path) -> None:

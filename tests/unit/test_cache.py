@@ -51,7 +51,9 @@ def test_a_record_is_what_was_packed_and_any_flipped_bit_is_found() -> None:
 def test_rows_are_read_as_written_and_damaged_or_cut_ones_are_not(tmp_path: Path) -> None:
     writer = segment.SegmentWriter(tmp_path, "0-0")
     rows = [pixels(seed, 4 + seed, 5) for seed in range(3)]
-    offsets = [writer.append(key(seed), row) for seed, row in enumerate(rows)]
+    places = [writer.append(key(seed), row) for seed, row in enumerate(rows)]
+    offsets = [offset for offset, _ in places]
+    assert [number for _, number in places] == [0, 1, 2]
     raw = (tmp_path / "0-0.index").read_bytes()
     records = [segment.unpack(raw[at : at + segment.RECORD_BYTES]) for at in range(0, len(raw), segment.RECORD_BYTES)]
     assert [record.offset for record in records if record] == offsets
@@ -96,6 +98,18 @@ def test_the_table_leads_to_every_record_of_every_segment(tmp_path: Path) -> Non
     assert sum(1 for _ in table.places(key(n_slots - 1))) < n_slots
     table.close()
     assert sorted(os.listdir(tmp_path)) == [f"{name}.index" for name in names]
+
+
+def test_what_a_reader_adds_others_find_until_the_table_is_crowded(tmp_path: Path) -> None:
+    fd, n_slots = lookup.build(tmp_path, [], 10)
+    one, other = lookup.Lookup(os.dup(fd), n_slots), lookup.Lookup(fd, n_slots)
+    for number in range(2 * n_slots):
+        one.add(key(5), 3, number)
+    found = list(other.places(key(5)))
+    assert found == [(3, number) for number in range(32)]
+    assert list(other.places(key(4))) == []
+    one.close()
+    other.close()
 
 
 def test_the_table_of_nothing_finds_nothing(tmp_path: Path) -> None:
@@ -336,6 +350,17 @@ def test_rows_go_from_run_to_run(tmp_path: Path, samples: list[Sample]) -> None:
     np.testing.assert_array_equal(reader.row(3), pixels(3))
     report = daemon.report()
     assert (report["hits"], report["misses"], report["rows"], report["stopped"]) == (5, 0, 4, None)
+    reader.close()
+    daemon.close()
+
+
+def test_a_file_that_is_named_twice_is_kept_once(tmp_path: Path, samples: list[Sample]) -> None:
+    daemon, reader = open_both(tmp_path / "cache")
+    store_all(reader, samples[:2])
+    again = Sample(samples[1].path, 77)
+    np.testing.assert_array_equal(reader.find(again, 3), pixels(1))
+    assert (int(reader.label(1)), int(reader.label(3))) == (11, 77)
+    assert daemon.report()["rows"] == 2
     reader.close()
     daemon.close()
 
