@@ -64,9 +64,12 @@ class Bench:
     def __init__(self, manifest: Path, folder: Path, options: argparse.Namespace) -> None:
         lines = [line.rsplit(" ", 1) for line in manifest.read_text().splitlines()]
         self.samples = [
-            (os.path.join(manifest.parent, path), int(float(label)))
+            (os.path.join(manifest.parent.absolute(), path), int(float(label)))
             for path, label in itertools.islice(itertools.cycle(lines), options.images)
         ]
+        for number, (path, label) in enumerate(self.samples):  # a path of its own: a file is kept once
+            (folder / f"{number}.jpg").symlink_to(path)
+            self.samples[number] = str(folder / f"{number}.jpg"), label
         self.options = options
         self.folder = folder
         self.manifest = folder / "list.txt"
