@@ -71,6 +71,11 @@ class MappedSource:
         """Yes: a batch of rows costs as much as a message."""
         return True
 
+    @property
+    def cache(self) -> None:
+        """None: nothing is decoded."""
+        return
+
     def check_unchanged(self) -> None:
         """Raise `ManifestError` if a file was written to, replaced or removed."""
         self._turn += 1
