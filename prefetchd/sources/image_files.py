@@ -148,9 +148,17 @@ class ImageReader:
         reduction = 1
         if config.shrink_on_load:
             reduction = decode.choose_reduction(header, *config.image_size, config.resize, size)
+        n_rows = header.height_px
+        if geometry.crop is not None:
+            top, _, tall, _ = geometry.crop
+            bottom = -(-(top + tall) // reduction)  # the crop in what is decoded ends there or above
+            n_rows = decode.rows_to_decode(header, reduction, bottom)
         reserve(decode.decode_working_bytes(header, len(data), color=config.color, reduced=reduction))
-        image = decode.decode_image(data, header, color=config.color, reduction=reduction)
-        return image, geometry, geometry.reduced_crop(reduction, image.shape[0], image.shape[1])
+        image = decode.decode_image(data, header, color=config.color, reduction=reduction, n_rows=n_rows)
+        height, width = image.shape[:2]
+        if height == -(-n_rows // reduction):
+            height = -(-header.height_px // reduction)  # as if no rows had been left out
+        return image, geometry, geometry.reduced_crop(reduction, height, width)
 
     def _mask(self, path: str, geometry: Geometry, reserve: ReserveMemory) -> NDArray[Any]:
         """Return the mask at `path`, placed as its image was."""
