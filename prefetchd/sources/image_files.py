@@ -24,6 +24,7 @@ from prefetchd.masks import decode_mask
 from prefetchd.placing import Placer
 from prefetchd.randomness import BLOCK_WORDS, SampleRandomness
 from prefetchd.sources.base import ReserveMemory
+from prefetchd.sources.read_ahead import ReadAhead
 from prefetchd.sources.records import Records
 from prefetchd.transforms import PixelPipeline
 from prefetchd.user_code import UserFunctions
@@ -45,16 +46,18 @@ class ImageReader:
     Args:
         config: the options.
         records: what lists the samples and fetches their bytes; borrowed.
+        ahead: what reads them ahead; borrowed.
 
     Raises:
         ConfigError: if the user's functions cannot be imported.
     """
 
-    def __init__(self, config: Config, records: Records) -> None:
+    def __init__(self, config: Config, records: Records, ahead: ReadAhead | None = None) -> None:
         cv2.setNumThreads(0)
         decode.silence_decoders()
         self._config = config
         self._records = records
+        self._ahead = ahead or ReadAhead(records)
         self._buffer = FileBuffer()
         self._pipeline = PixelPipeline(config)
         self._rng = SampleRandomness(config.seed)
@@ -112,11 +115,11 @@ class ImageReader:
     def _load(self, sample: Sample, sample_id: int, epoch: int, x: NDArray[Any], reserve: ReserveMemory) -> Any:
         """Write the pixels into `x`; return the label, as a numpy scalar or vector, or the mask."""
         if self._is_plain:
-            image, _, _ = self._read(sample, (), reserve)
+            image, _, _ = self._read(sample, sample_id, (), reserve)
             self._pipeline.write(image, x)
             return self._label(sample, sample_id)
         units = self._rng.units(epoch, sample_id, self._n_words) if self._n_words else ()
-        image, geometry, crop = self._read(sample, units, reserve)
+        image, geometry, crop = self._read(sample, sample_id, units, reserve)
         pixels = self._pipeline.canvas(x)
         self._placer.place(image, geometry, crop, pixels)
         del image  # before a mask takes the reservation over
@@ -137,11 +140,11 @@ class ImageReader:
         return self._label(sample, sample_id) if mask is None else mask
 
     def _read(
-        self, sample: Sample, units: Sequence[float], reserve: ReserveMemory
+        self, sample: Sample, sample_id: int, units: Sequence[float], reserve: ReserveMemory
     ) -> tuple[NDArray[np.uint8], Geometry, Box | None]:
         """Return the decoded image, the geometry that `units` give it, and its crop in what was decoded."""
         config = self._config
-        data = self._records.read(sample, self._buffer, reserve)
+        data = self._ahead.read(sample_id, sample, self._buffer, reserve)
         header = self._header(data)
         geometry = self._draws.draw(units, header.oriented_size)
         size = geometry.crop[2:] if geometry.crop is not None else None
@@ -153,7 +156,8 @@ class ImageReader:
             top, _, tall, _ = geometry.crop
             bottom = -(-(top + tall) // reduction)  # the crop in what is decoded ends there or above
             n_rows = decode.rows_to_decode(header, reduction, bottom)
-        reserve(decode.decode_working_bytes(header, len(data), color=config.color, reduced=reduction))
+        working_bytes = decode.decode_working_bytes(header, len(data), color=config.color, reduced=reduction)
+        reserve(working_bytes + self._ahead.held_bytes)
         image = decode.decode_image(data, header, color=config.color, reduction=reduction, n_rows=n_rows)
         height, width = image.shape[:2]
         if height == -(-n_rows // reduction):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prefetchd.config import Config
 from prefetchd.faults import FaultKind
 from prefetchd.messages import Fault, TrialDone
 from prefetchd.sources.base import ReserveMemory
+from prefetchd.sources.read_ahead import ReadAhead
 from prefetchd.sources.records import Records
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class ImageSource:
         self._records = records
         self._decoder = decoder
         self._reader: ImageReader | None = None
+        self._ahead = ReadAhead(records)
         self._trial: TrialDone | None = None
 
     @classmethod
@@ -57,7 +59,7 @@ class ImageSource:
         from prefetchd.sources.image_files import ImageReader
 
         source = cls(config, handle["kind"], records, handle["decoder"])
-        source._reader = ImageReader(config, records)
+        source._reader = ImageReader(config, records, source._ahead)
         return source
 
     def try_out(self, sample_id: int) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -109,6 +111,15 @@ class ImageSource:
     def shared_bytes(self) -> int:
         """What the records hold in memory segments."""
         return self._records.shared_bytes
+
+    @property
+    def read_s(self) -> float:
+        """How long a read takes, where reads are slow."""
+        return self._ahead.read_s
+
+    def expect(self, sample_ids: Iterable[int]) -> None:
+        """Read these samples' bytes ahead, if reads are slow."""
+        self._ahead.expect(sample_ids)
 
     @property
     def answers_together(self) -> bool:
