@@ -11,6 +11,7 @@ threads die with the process. What they hold is bounded, and counts as the reade
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -24,8 +25,9 @@ from prefetchd.sample import Sample
 from prefetchd.sources.base import ReserveMemory
 from prefetchd.sources.records import Records
 
-N_THREADS = 32
-MAX_BYTES = 8 << 20  # within a reader's allowance
+N_THREADS = 24  # and so many samples are on their way, or wait for the reader, at most
+MAX_BYTES = 6 << 20  # within a reader's allowance
+_BUFFER_BYTES = 192 << 10  # at first: buffers that grow one by one leave holes behind
 SLOW_S, FAST_S = 0.002, 0.001
 _WEIGHT = 0.1  # of the last read in the average
 _STACK_BYTES = 256 << 10
@@ -50,6 +52,8 @@ class ReadAhead:
         self._is_on = False
         self._wanted: queue.SimpleQueue[tuple[Sample, Fetched]] = queue.SimpleQueue()
         self._coming: dict[int, deque[Fetched]] = {}
+        self._later: deque[tuple[Sample, Fetched]] = deque()
+        self._n_begun = 0
         self._threads: list[threading.Thread] = []
         self._free: deque[FileBuffer] = deque()
         self._lock = threading.Lock()  # of this process alone
@@ -75,17 +79,16 @@ class ReadAhead:
         for number, sample in zip(numbers, self._records.samples(numbers), strict=True):
             future: Fetched = Future()
             self._coming.setdefault(number, deque()).append(future)
-            self._wanted.put((sample, future))
+            self._later.append((sample, future))
+        self._begin()
 
     def read(self, sample_id: int, sample: Sample, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
         """Return a sample's bytes as `Records.read` does, in `buffer` or in one of its own, until the next read."""
         if self._lent is not None:
-            self._free.append(self._lent)
+            self._give_back(self._lent)
             self._lent = None
-        if self._coming and (futures := self._coming.get(sample_id)):
-            future = futures.popleft()
-            if not futures:
-                del self._coming[sample_id]
+        future = self._take(sample_id) if self._coming else None
+        if future is not None:
             try:
                 self._lent, data, took_s = future.result()
             except (_NoRoomError, MemoryError):
@@ -97,6 +100,30 @@ class ReadAhead:
         data = self._records.read(sample, buffer, reserve)
         self._learn(time.perf_counter() - started_s)
         return data
+
+    def _take(self, sample_id: int) -> Fetched | None:
+        """Return the read of a sample that has begun, if there is one; forget one that has not."""
+        futures = self._coming.get(sample_id)
+        if futures is None:
+            return None
+        future = futures.popleft()
+        if not futures:
+            del self._coming[sample_id]
+        if future.running() or future.done():
+            self._n_begun -= 1
+            self._begin()
+            return future
+        # Asked for out of its turn, as a sample that is tried again: it might wait for others that wait for the reader.
+        self._later = deque(each for each in self._later if each[1] is not future)
+        return None
+
+    def _begin(self) -> None:
+        """Let threads begin as many as there may be at once."""
+        while self._later and self._n_begun < N_THREADS:
+            sample, future = self._later.popleft()
+            future.set_running_or_notify_cancel()
+            self._wanted.put((sample, future))
+            self._n_begun += 1
 
     def _learn(self, took_s: float) -> None:
         self._average_s += _WEIGHT * (took_s - self._average_s)
@@ -119,15 +146,27 @@ class ReadAhead:
         try:
             buffer = self._free.popleft()
         except IndexError:
-            buffer = FileBuffer(0)
+            buffer = FileBuffer(0)  # empty, and at once as large as most files need, if there is room
+            with contextlib.suppress(_NoRoomError):
+                self._admit(buffer, _BUFFER_BYTES)
+                buffer.view(_BUFFER_BYTES)
         started_s = time.perf_counter()
         try:
             data = self._records.read(sample, buffer, partial(self._admit, buffer))
         except BaseException as error:
-            self._free.append(buffer)
-            future.set_exception(error)
+            self._give_back(buffer)
+            # Without the traceback, whose frames would keep buffers alive in a ring of references.
+            future.set_exception(error.with_traceback(None))
         else:
             future.set_result((buffer, data, time.perf_counter() - started_s))
+
+    def _give_back(self, buffer: FileBuffer) -> None:
+        """Keep a buffer for another file, unless a large one made it grow."""
+        if buffer.capacity_bytes <= FileBuffer.rounded(_BUFFER_BYTES):
+            self._free.append(buffer)
+            return
+        with self._lock:
+            self.held_bytes -= buffer.capacity_bytes
 
     def _admit(self, buffer: FileBuffer, n_bytes: int) -> None:
         """Let `buffer` grow to `n_bytes`, rounded up as it rounds, if what is held stays within bounds."""
