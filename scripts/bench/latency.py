@@ -12,7 +12,6 @@ import argparse
 import os
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -69,7 +68,7 @@ def main() -> None:
     given = parser.parse_args()
     print(setting("prefetchd", "numpy", "opencv-python-headless"))
     os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent)
-    with manifest_or_photographs(given.manifest) as manifest, tempfile.TemporaryDirectory():
+    with manifest_or_photographs(given.manifest) as manifest:
         rates: dict[float, list[float]] = {0.0: [], given.delay_ms: []}
         for _ in range(given.rounds):
             for delay_ms, seen in rates.items():
