@@ -16,6 +16,7 @@ import psutil
 
 from prefetchd.config import Config
 from prefetchd.errors import BudgetError
+from prefetchd.messages import Boot
 from prefetchd.units import format_bytes, format_count, parse_bytes
 
 MIB = 1 << 20
@@ -30,6 +31,8 @@ _AUTO_RING_BYTES = 16 * MIB
 _AUTO_MAX_SLOTS = 64
 _AUTO_LARGE_BYTES = 32 * MIB
 _MACHINE_SHARE = 0.6
+_READER_SLACK_BYTES = 16 * MIB
+_THREAD_BYTES = 8 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,16 @@ class Plan:
 def reader_share(source_reader_bytes: int = 0) -> int:
     """Return the private memory planned for one reader, with a source that takes so much in each."""
     return READER_BYTES + ALLOWANCE_BYTES + source_reader_bytes
+
+
+def reader_limits(plan: Plan) -> Boot:
+    """Return what each reader is told of its share.
+
+    Libraries that users' functions and Parquet bring may start a thread for each core, whose stacks are mapped whole
+    and hardly touched: the kernel's limit leaves room for them.
+    """
+    stacks = usable_cores() * _THREAD_BYTES if plan.source_reader_bytes else 0
+    return Boot(ALLOWANCE_BYTES, plan.reader_share_bytes, _READER_SLACK_BYTES + stacks)
 
 
 def usable_cores() -> int:

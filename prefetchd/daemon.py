@@ -78,6 +78,7 @@ class Daemon:
                 ),
                 gone=lambda reader: self._foreman.gone(reader),
                 memory=lambda: self._guard.serve_wishes(),
+                outgrown=lambda reader, n_bytes: self._guard.outgrown(reader, n_bytes),
             ),
             watch=loop.watch,
             unwatch=loop.unwatch,
@@ -118,7 +119,7 @@ class Daemon:
         for _ in range(_FIRST_SLOTS):
             self._guard.add_slot()
         briefing: list[tuple[messages.Message, list[int]]] = [dataset.for_readers() for dataset in self._datasets]
-        self._pool.boot([*briefing, (messages.Boot(budget.ALLOWANCE_BYTES), [])])
+        self._pool.boot([*briefing, (budget.reader_limits(plan), [])])
 
     def listen(self, listener: socket.socket) -> None:
         """Serve whoever connects to `listener`, which the daemon then owns."""

@@ -118,9 +118,11 @@ class Foreman:
         """A reader has finished `chunk`."""
         self._ring.drop_writer(chunk.job.slot, reader)
         number = chunk.job.dataset
-        cost, so_far = done.took_s / len(chunk.rows), self._seconds_per_sample[number]
-        self._seconds_per_sample[number] += (cost - so_far) * (0.2 if so_far else 1)
-        self.fillers[number].done(chunk, done.faults)
+        n_done = len(chunk.rows) - done.rows_left
+        if n_done > 0:
+            cost, so_far = done.took_s / n_done, self._seconds_per_sample[number]
+            self._seconds_per_sample[number] += (cost - so_far) * (0.2 if so_far else 1)
+        self.fillers[number].done(chunk, done.faults, done.rows_left)
         self._after(chunk.job)
 
     def lost(self, reader: int, chunk: Chunk, suspect: bool, exit_code: int) -> None:

@@ -43,6 +43,7 @@ class Guard:
     ) -> None:
         self.budget = budget
         self.max_footprint_bytes = 0
+        self.outgrown_readers = 0
         self._ring = ring
         self._pool = pool
         self._on_removed = on_removed
@@ -105,6 +106,18 @@ class Guard:
         )
         chunk.job.fail(text, "BudgetError")
         self._pool.deny_memory(reader, text)
+
+    def outgrown(self, reader: ReaderHandle, n_bytes: int) -> None:
+        """A reader has found that it takes more than its share: have a fresh one in its place."""
+        self.outgrown_readers += 1
+        if self.outgrown_readers == 1:
+            log.warning(
+                "reader %d (pid %d) has grown to %s and a reader's share is %s: replacing it by a fresh one, and every "
+                "other that grows (said once; does a transform keep what it has seen?)",
+                reader.number, reader.pid, format_bytes(n_bytes), format_bytes(self.budget.plan.reader_share_bytes),
+            )  # fmt: skip
+        if not reader.retiring:
+            reader.retire()
 
     def measure(self) -> Footprint:
         """Measure the footprint now: every process of the daemon, and the ring's allocated blocks."""

@@ -191,9 +191,14 @@ class OpenDataset(Message, frozen=True):
 
 
 class Boot(Message, frozen=True):
-    """All data sets were told; a decode may take `allowance_bytes` of working memory without asking."""
+    """All data sets were told; a decode may take `allowance_bytes` of working memory without asking.
+
+    The whole process may take `share_bytes`, and map `slack_bytes` more that it does not touch.
+    """
 
     allowance_bytes: Count
+    share_bytes: Count
+    slack_bytes: Count
 
 
 class MapSlot(Message, frozen=True):
@@ -282,11 +287,15 @@ class Fault(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Done(msgspec.Struct, frozen=True, array_like=True):
-    """A task's end, with the rows that failed and the seconds that it took."""
+    """A task's end, with the rows that failed and the seconds that it took.
+
+    The last `rows_left` rows were not begun: the reader has grown beyond its share, and another is to do them.
+    """
 
     task: Count
     faults: list[Fault]
     took_s: float
+    rows_left: Count = 0
 
 
 class AllDone(Message, frozen=True):
@@ -297,6 +306,12 @@ class AllDone(Message, frozen=True):
 
 class NeedMemory(Message, frozen=True):
     """A decode needs more than the reader's allowance; it waits for the answer. 0 gives it back."""
+
+    n_bytes: Count
+
+
+class Outgrown(Message, frozen=True):
+    """The reader takes `n_bytes`, which is more than its share, though it decodes nothing: it is to be replaced."""
 
     n_bytes: Count
 
@@ -352,7 +367,7 @@ class TrialFailed(Message, frozen=True):
 ToDaemon = Attach | OpenCursor | CloseCursor | Want | Release | AskStatus | AskStop | Configure
 ToConsumer = Attached | SlotOpened | SlotClosed | Grants | Stalled | Failed | Fatal | StatusReport | Stopping
 ToReader = OpenDataset | Boot | MapSlot | UnmapSlot | Fills | FillOne | Compact | MemoryGranted | MemoryDenied
-FromReader = ReaderReady | AllDone | NeedMemory | BootFailed
+FromReader = ReaderReady | AllDone | NeedMemory | Outgrown | BootFailed
 FromZygote = Spawned | Exited
 FromTrial = TrialDone | TrialFailed
 

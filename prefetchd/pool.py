@@ -40,12 +40,14 @@ class PoolEvents:
         lost: the reader of a chunk is gone; (reader, chunk, suspect, exit code).
         gone: a reader has exited and writes nowhere any more.
         memory: a reader's wish for working memory changed.
+        outgrown: a reader has found that it takes more than its share; (reader, bytes).
     """
 
     done: Callable[[int, Chunk, Done], None]
     lost: Callable[[int, Chunk, bool, int], None]
     gone: Callable[[int], None]
     memory: Callable[[], None]
+    outgrown: Callable[[ReaderHandle, int], None]
 
 
 class Pool:
@@ -237,6 +239,8 @@ class Pool:
                     # A second wish of the same decode replaces the first, so that two readers cannot wait in a ring.
                     reader.needs_bytes, reader.has_bytes = need.n_bytes, 0
                     self._events.memory()
+                case messages.Outgrown(n_bytes=n_bytes):
+                    self._events.outgrown(reader, n_bytes)
                 case messages.ReaderReady():
                     reader.ready = True
                     self._boot_failures = 0
