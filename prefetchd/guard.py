@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing import resource_tracker
 
-from prefetchd.budget import MIN_SLOTS, Budget, Footprint, Limit, cgroup_limits, measure
+from prefetchd.budget import MIN_SLOTS, Budget, Footprint, Plan, measure
+from prefetchd.limits import Limit, cgroup_limits
 from prefetchd.pool import Pool
 from prefetchd.reader_handle import ReaderHandle
-from prefetchd.segment import Segment
+from prefetchd.scheduler import Cursor, needed_last
+from prefetchd.segment import SHM_FOLDER, Segment, shm_free_bytes
 from prefetchd.slots import Ring, Slot
 from prefetchd.units import format_bytes
 
 log = logging.getLogger("prefetchd")
 
+_NO_GROWTH_TICKS = 20  # after the budget was exceeded
 _FORGET_WISH_TICKS = 20  # a ring that grows between any two large decodes would only be shrunk again
 
 
@@ -44,6 +47,8 @@ class Guard:
         self.budget = budget
         self.max_footprint_bytes = 0
         self.outgrown_readers = 0
+        self.slots_wanted = budget.plan.n_slots
+        self._no_growth_ticks = 0
         self._ring = ring
         self._pool = pool
         self._on_removed = on_removed
@@ -53,13 +58,36 @@ class Guard:
 
     def may_grow(self) -> bool:
         """Whether the plan and the budget hold one more slot, besides the large decodes seen lately."""
-        room = self.budget.spare_bytes - self._lately_wished_bytes
-        return len(self._ring.slots) < self.budget.plan.n_slots and room >= self.budget.plan.slot_bytes
+        if self._no_growth_ticks or len(self._ring.slots) >= self.slots_wanted:
+            return False
+        return self.budget.spare_bytes - self._lately_wished_bytes >= self.budget.plan.slot_bytes
+
+    def replan(self, plan: Plan) -> None:
+        """Let another plan be in force; ring and readers follow as they can."""
+        self.budget.plan = plan
+        self.slots_wanted = plan.n_slots
+
+    def shrink(self, cursors: Sequence[Cursor]) -> None:
+        """Give back slots beyond what is wanted, those that are needed last first; held ones when they come back."""
+        while len(self._ring.slots) > self.slots_wanted:
+            slot = needed_last(self._ring, cursors)
+            if slot is None:
+                return
+            self.remove_slot(slot)
 
     @property
     def starved(self) -> bool:
         """Whether a reader waits for memory that no other decode will give back: only leased slots are left."""
         return self.budget.large_bytes == 0 and any(reader.needs_bytes for reader in self._pool.readers.values())
+
+    @property
+    def segments(self) -> str:
+        """What to say of where the slots are, if they are not in `/dev/shm`."""
+        n_memfds = sum(slot.segment.is_memfd for slot in self._ring.slots.values())
+        if not n_memfds:
+            return ""
+        free = format_bytes(shm_free_bytes() or 0)
+        return f" ({n_memfds} of them memfds, as {SHM_FOLDER} has {free} free, which does not bound them)"
 
     def add_slot(self) -> None:
         """Reserve one more slot, and let every reader write to it."""
@@ -132,12 +160,11 @@ class Guard:
         Too much is more than the budget, or than a control group's limit that was lowered while the daemon runs.
         """
         self._ticks_since_wish += 1
+        self._no_growth_ticks = max(0, self._no_growth_ticks - 1)
         if self._ticks_since_wish > _FORGET_WISH_TICKS:
             self._lately_wished_bytes = 0
         footprint = self.measure()
-        in_force = min(
-            [Limit(self.budget.plan.budget_bytes, "budget"), *cgroup_limits()], key=lambda limit: limit.n_bytes
-        )
+        in_force = min([Limit(self.budget.in_force_bytes, "budget"), *cgroup_limits()], key=lambda limit: limit.n_bytes)
         if footprint.total_bytes <= in_force.n_bytes:
             self._warned = False
             return
@@ -157,6 +184,7 @@ class Guard:
             largest.retire()
         elif spare is not None and len(self._ring.slots) > MIN_SLOTS:
             self.remove_slot(spare)
+            self._no_growth_ticks = _NO_GROWTH_TICKS
 
 
 def _daemon_pids() -> list[int]:

@@ -87,6 +87,13 @@ class AskStop(Message, frozen=True):
     protocol: Count
 
 
+class ChangeOptions(Message, frozen=True):
+    """What `prefetchd set` sends instead of `Attach`: options to change, and their values as text."""
+
+    protocol: Count
+    options: dict[str, str]
+
+
 class Configure(Message, frozen=True):
     """What the parent of a private daemon sends first: the whole configuration, by data set."""
 
@@ -170,6 +177,12 @@ class StatusReport(Message, frozen=True):
     """The answer to `AskStatus`."""
 
     report: dict[str, Any]
+
+
+class OptionsChanged(Message, frozen=True):
+    """The answer to `ChangeOptions`: the plan that is in force from now on, in words."""
+
+    text: str
 
 
 class Stopping(Message, frozen=True):
@@ -364,8 +377,10 @@ class TrialFailed(Message, frozen=True):
     text: str
 
 
-ToDaemon = Attach | OpenCursor | CloseCursor | Want | Release | AskStatus | AskStop | Configure
-ToConsumer = Attached | SlotOpened | SlotClosed | Grants | Stalled | Failed | Fatal | StatusReport | Stopping
+ToDaemon = Attach | OpenCursor | CloseCursor | Want | Release | AskStatus | AskStop | ChangeOptions | Configure
+ToConsumer = (
+    Attached | SlotOpened | SlotClosed | Grants | Stalled | Failed | Fatal | StatusReport | OptionsChanged | Stopping
+)
 ToReader = OpenDataset | Boot | MapSlot | UnmapSlot | Fills | FillOne | Compact | MemoryGranted | MemoryDenied
 FromReader = ReaderReady | AllDone | NeedMemory | Outgrown | BootFailed
 FromZygote = Spawned | Exited

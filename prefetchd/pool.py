@@ -123,12 +123,12 @@ class Pool:
         self._brief(reader)
 
     def resize(self, n_readers: int) -> None:
-        """Have `n_readers` readers; those beyond finish what they have and go."""
+        """Have `n_readers` readers; those beyond finish what they have and go, and only then others come."""
         self.n_readers = n_readers
         staying = [reader for reader in self.readers.values() if not reader.retiring]
         for reader in staying[n_readers:]:
             reader.retire()
-        for _ in range(n_readers - len(staying)):
+        for _ in range(n_readers - len(self.readers)):
             self._spawn()
 
     def boot(self, briefing: list[tuple[Message, list[int]]]) -> None:
@@ -268,7 +268,8 @@ class Pool:
             self._on_reader(reader)
         self._close(reader)
         self._events.gone(reader.number)
-        expected = reader.retiring and not reader.chunks
+        # One that waits for memory when it is told to go, goes at once: what it had is done by another.
+        expected = reader.retiring and (not reader.chunks or exit_code == 0)
         if not expected and not self._stopping:
             self.crashes += 1
             log.warning(
@@ -278,7 +279,7 @@ class Pool:
             if not reader.ready:
                 self._boot_failures += 1
         for position, chunk in enumerate(reader.chunks.values()):
-            self._events.lost(reader.number, chunk, position == 0, exit_code)
+            self._events.lost(reader.number, chunk, position == 0 and not expected, exit_code)
         if self._stopping:
             return
         if self._boot_failures >= MAX_BOOT_FAILURES:
@@ -286,7 +287,7 @@ class Pool:
                 f"cannot start readers: {self._boot_failures} in a row ended before they were ready "
                 f"({describe_exit(exit_code)}); see the lines above, or the kernel's log if they were killed"
             )
-        if len(self.readers) < self.n_readers:
+        while len(self.readers) < self.n_readers:
             self._spawn()
 
     def _close(self, reader: ReaderHandle) -> None:

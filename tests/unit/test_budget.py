@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefetchd import budget
+from prefetchd import budget, limits
 from prefetchd.budget import (
     ALLOWANCE_BYTES,
     DAEMON_BYTES,
@@ -151,7 +151,7 @@ def fake_cgroup(monkeypatch: pytest.MonkeyPatch, folder: Path, entries: str, fil
         assert path.startswith("/sys/fs/cgroup")
         return folder / path.removeprefix("/")
 
-    monkeypatch.setattr(budget, "Path", redirected)
+    monkeypatch.setattr(limits, "Path", redirected)
 
 
 def test_cgroup_v2_limits_of_all_ancestors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -161,8 +161,8 @@ def test_cgroup_v2_limits_of_all_ancestors(monkeypatch: pytest.MonkeyPatch, tmp_
         "sys/fs/cgroup/memory.max": f"{900 * MIB}\n",
     }
     fake_cgroup(monkeypatch, tmp_path, "0::/user/job\n", files)
-    assert sorted(limit.n_bytes for limit in budget.cgroup_limits()) == [300 * MIB, 900 * MIB]
-    limit = budget.machine_limit()
+    assert sorted(limit.n_bytes for limit in limits.cgroup_limits()) == [300 * MIB, 900 * MIB]
+    limit = limits.machine_limits()[0]
     assert limit.n_bytes == 300 * MIB
     assert "user" in limit.source
 
@@ -174,19 +174,19 @@ def test_cgroup_v1_limit_and_its_way_of_saying_none(monkeypatch: pytest.MonkeyPa
     }
     entries = "11:cpu,cpuacct:/docker/abc\n5:memory:/docker/abc\n0::/docker/abc\n"
     fake_cgroup(monkeypatch, tmp_path, entries, files)
-    assert [limit.n_bytes for limit in budget.cgroup_limits()] == [200 * MIB]
+    assert [limit.n_bytes for limit in limits.cgroup_limits()] == [200 * MIB]
 
 
 def test_path_of_another_namespace_still_finds_the_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """In a container the path is often the host's, and only the mounted root is there."""
     fake_cgroup(monkeypatch, tmp_path, "0::/host/only\n", {"sys/fs/cgroup/memory.max": f"{100 * MIB}\n"})
-    assert [limit.n_bytes for limit in budget.cgroup_limits()] == [100 * MIB]
+    assert [limit.n_bytes for limit in limits.cgroup_limits()] == [100 * MIB]
 
 
 def test_no_cgroup_is_no_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(budget, "Path", lambda path: tmp_path / "nowhere")
-    assert budget.cgroup_limits() == []
-    assert budget.machine_limit().source == "available memory"
+    monkeypatch.setattr(limits, "Path", lambda path: tmp_path / "nowhere")
+    assert limits.cgroup_limits() == []
+    assert limits.machine_limits()[0].source == "available memory"
 
 
 # --- reservations

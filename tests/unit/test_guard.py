@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from prefetchd import guard as guard_module
-from prefetchd.budget import ALLOWANCE_BYTES, DAEMON_BYTES, MIB, MIN_SLOTS, READER_BYTES, Budget, Footprint, Limit, Plan
+from prefetchd.budget import ALLOWANCE_BYTES, DAEMON_BYTES, MIB, MIN_SLOTS, READER_BYTES, Budget, Footprint, Plan
 from prefetchd.filling import Chunk, Job
 from prefetchd.guard import Guard
+from prefetchd.limits import Limit
 from prefetchd.slots import Ring, Slot
 
 SLOT_BYTES = MIB
