@@ -32,11 +32,13 @@ class Shortage:
     Attributes:
         headroom_bytes: what can be taken before the machine or a control group has to reclaim what is in use.
         source: where it is that little.
+        limit_bytes: all that there is there.
         stalled_percent: the part of the last ten seconds in which some task stood still for memory (PSI).
     """
 
     headroom_bytes: int
     source: str
+    limit_bytes: int = _NO_LIMIT_BYTES
     stalled_percent: float = 0.0
 
 
@@ -92,8 +94,12 @@ def machine_limits(own_bytes: int = 0) -> list[Limit]:
 
 def read_shortage() -> Shortage:
     """Return how short of memory this process is now."""
-    tightest = machine_limits()[0]
-    return Shortage(tightest.n_bytes, tightest.source, _stalled_percent())
+    memory = psutil.virtual_memory()
+    places = [(int(memory.available), int(memory.total), "available memory")]
+    for group in cgroups():
+        places.append((max(0, group.limit_bytes - group.used_bytes), group.limit_bytes, f"cgroup {group.folder}"))
+    headroom_bytes, limit_bytes, source = min(places)
+    return Shortage(headroom_bytes, source, limit_bytes, _stalled_percent())
 
 
 def _stalled_percent() -> float:

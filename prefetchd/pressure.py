@@ -43,6 +43,16 @@ class Costs:
     least_slots: int
 
 
+def short_bytes(shortage: Shortage) -> int:
+    """How little is short: 64 MiB, or less of a small control group."""
+    return min(SHORT_BYTES, shortage.limit_bytes // 16)
+
+
+def ample_bytes(shortage: Shortage) -> int:
+    """How much is ample."""
+    return short_bytes(shortage) * AMPLE_BYTES // SHORT_BYTES
+
+
 class PressurePolicy:
     """Remembers what was given back, and for how long it has been calm."""
 
@@ -61,7 +71,7 @@ class PressurePolicy:
     def step(self, shortage: Shortage, now: Stance, full: Stance, costs: Costs) -> Stance:
         """Return the stance after a reading; `now` is what is in use (never more than allowed), `full` the plan."""
         self._since_recovery += 1
-        is_short = shortage.headroom_bytes < SHORT_BYTES or shortage.stalled_percent >= SHORT_STALLED_PERCENT
+        is_short = shortage.headroom_bytes < short_bytes(shortage) or shortage.stalled_percent >= SHORT_STALLED_PERCENT
         if is_short:
             return self._give_back(now, full, costs)
         if not self._given_back:
@@ -69,7 +79,7 @@ class PressurePolicy:
         back = self._capped(self._given_back[-1], full)
         more = max(0, back.n_slots - now.n_slots) * costs.slot_bytes
         more += max(0, back.n_readers - now.n_readers) * costs.reader_bytes
-        is_ample = shortage.headroom_bytes >= AMPLE_BYTES + more
+        is_ample = shortage.headroom_bytes >= ample_bytes(shortage) + more
         if not is_ample or shortage.stalled_percent > AMPLE_STALLED_PERCENT:
             self._calm_ticks = 0
         else:
