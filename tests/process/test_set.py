@@ -39,7 +39,8 @@ def test_a_shrink_takes_free_slots_at_once_and_held_ones_as_they_come_back(serve
     changed = set_options(f"memory-budget={least}MiB")
     assert changed.returncode == 0, changed.stderr
     assert f"budget of {least}.0 MiB" in changed.stdout or f"budget of {least} MiB" in changed.stdout
-    wait_until(lambda n=len(held): ring(daemon) <= n + 1, "the free slots are given back")
+    n_held = len(held)
+    wait_until(lambda: ring(daemon) <= n_held + 1, "the free slots are given back")
     memory = daemon.status()["memory"]
     assert memory["budget_bytes"] == least * MIB
     assert memory["in_force_bytes"] > memory["budget_bytes"]
