@@ -29,6 +29,7 @@ import numpy as np
 from measure import MIB, Sampler, family, private_bytes, segment_bytes, setting, table
 
 import prefetchd
+from prefetchd.units import parse_bytes
 
 _LEAK = """
 import numpy as np
@@ -167,11 +168,7 @@ def run(scenario: Scenario, data: Data, seconds: float) -> list[str]:
                 batches += 1
                 if time.monotonic() - start_s > seconds:
                     break
-            budget_bytes = loader.status()["memory"]["budget_bytes"] if hasattr(loader, "status") else 0
-    if not budget_bytes and options["memory_budget"] != "auto":
-        from prefetchd.units import parse_bytes
-
-        budget_bytes = parse_bytes(options["memory_budget"])
+    budget_bytes = 0 if options["memory_budget"] == "auto" else parse_bytes(options["memory_budget"])
     held = "holds" if not budget_bytes or sampler.max_bytes <= budget_bytes else "EXCEEDED"
     return [
         scenario.name,
