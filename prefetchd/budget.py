@@ -49,6 +49,8 @@ class Plan:
         source_reader_bytes: what the source takes in each reader beyond every reader's own.
         limited_by: what kept the budget from being larger.
         most_slots: slots that there were before more readers took the place of some.
+        asked_readers: readers that the options asked for, where `n_readers` follows the loops; 0 for `n_readers`. What
+            one decode may take depends on these: it must not on how loops were waiting.
         limits: what the machine and its control groups allow, tightest first.
     """
 
@@ -61,6 +63,7 @@ class Plan:
     source_reader_bytes: int = 0
     limits: tuple[Limit, ...] = ()
     most_slots: int = 0
+    asked_readers: int = 0
 
     @property
     def base_bytes(self) -> int:
@@ -83,9 +86,8 @@ class Plan:
         n_slots = min(max(self.n_slots, self.most_slots), room // self.slot_bytes)
         if n_slots < least_slots:
             return None
-        return dataclasses.replace(
-            self, n_readers=n_readers, n_slots=n_slots, most_slots=max(self.n_slots, self.most_slots)
-        )
+        most, asked = max(self.n_slots, self.most_slots), self.asked_readers or self.n_readers
+        return dataclasses.replace(self, n_readers=n_readers, n_slots=n_slots, most_slots=most, asked_readers=asked)
 
     @property
     def reader_share_bytes(self) -> int:
@@ -272,4 +274,5 @@ class Budget:
 
     @property
     def _planned_bytes(self) -> int:
-        return self.plan.base_bytes + self.plan.n_readers * self.plan.reader_share_bytes
+        n_readers = self.plan.asked_readers or self.plan.n_readers
+        return self.plan.base_bytes + n_readers * self.plan.reader_share_bytes

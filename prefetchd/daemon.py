@@ -102,7 +102,7 @@ class Daemon:
         self._source_bytes = sum(dataset.source.shared_bytes for dataset in self._datasets)
         self._source_reader_bytes = sum(dataset.source.reader_bytes for dataset in self._datasets)
         self._is_cheap = all(dataset.source.answers_together for dataset in self._datasets)
-        plan = self._plan_for(self._config, budget.MIN_SLOTS)
+        plan = self._plan_for(self._config, budget.MIN_SLOTS, own_bytes=0)
         self._pool.resize(plan.n_readers)
         self._ring = Ring()
         self._foreman = Foreman(self._datasets, self._ring, self._pool)
@@ -127,7 +127,7 @@ class Daemon:
             self._guard,
             self._ring,
             self._pool,
-            plan_for=self._plan_for,
+            plan_for=lambda config, least: self._plan_for(config, least, self._guard.measure().total_bytes),
             promised_slots=lambda: self._desk.promised_slots,
             work_done=lambda: (self._foreman.busy_s, self._foreman.samples_made),
             read_shortage=limits.read_shortage,
@@ -142,9 +142,8 @@ class Daemon:
         briefing: list[tuple[messages.Message, list[int]]] = [dataset.for_readers() for dataset in self._datasets]
         self._pool.boot([*briefing, (budget.reader_limits(plan), [])])
 
-    def _plan_for(self, config: Config, least_slots: int) -> budget.Plan:
-        """Plan with the memory that the machine has for this daemon, what it has taken already included."""
-        own_bytes = self._guard.measure().total_bytes if hasattr(self, "_guard") else 0
+    def _plan_for(self, config: Config, least_slots: int, own_bytes: int) -> budget.Plan:
+        """Plan with the memory that the machine has for this daemon, `own_bytes`, that it has taken, included."""
         return budget.make_plan(
             config,
             self._slot_bytes,

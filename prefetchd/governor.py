@@ -129,6 +129,8 @@ class Governor:
         """Take the steps towards the target that can be taken now."""
         guard, pool = self._guard, self._pool
         budget = guard.budget
+        if guard.readers_in_the_way:
+            self._withdraw_readers()
         guard.slots_wanted = self._stance.n_slots
         if not self.relieved:  # somebody may have attached meanwhile
             guard.slots_wanted = max(guard.slots_wanted, min(self._promised_slots(), budget.plan.n_slots))
@@ -143,6 +145,16 @@ class Governor:
             pool.resize(pool.n_readers + 1)
             budget.n_readers = max(pool.n_readers, len(pool.readers))
         budget.n_readers = max(pool.n_readers, len(pool.readers))
+
+    def _withdraw_readers(self) -> None:
+        """Go back to the readers that were asked for, for good: large decodes need the memory of the others."""
+        self._guard.readers_in_the_way = False
+        plan = self._guard.budget.plan
+        self._auto.most = min(self._auto.most, plan.asked_readers or plan.n_readers)
+        back = plan.with_readers(min(plan.n_readers, self._auto.most), 0)
+        if back is not None:
+            self._guard.replan(back)
+            self._stance = self._policy.under(self._full)
 
     def tick(self) -> None:
         """Look at the machine, and at the loops."""

@@ -48,6 +48,7 @@ class Guard:
         self.max_footprint_bytes = 0
         self.outgrown_readers = 0
         self.slots_wanted = budget.plan.n_slots
+        self.readers_in_the_way = False  # added for loops that wait, and a large decode needs their memory
         self._no_growth_ticks = 0
         self._ring = ring
         self._pool = pool
@@ -118,6 +119,9 @@ class Guard:
                 if slot is None:
                     break
                 self.remove_slot(slot)
+            extra = self.budget.n_readers - (self.budget.plan.asked_readers or self.budget.n_readers)
+            if extra > 0 and self.budget.spare_bytes < need and len(self._ring.slots) <= MIN_SLOTS:
+                self.readers_in_the_way = True
             self._lately_wished_bytes = max(self._lately_wished_bytes, need)
             self._ticks_since_wish = 0
             if self.budget.spare_bytes >= need:

@@ -267,6 +267,7 @@ def test_plan_with_more_readers_takes_their_room_from_the_ring() -> None:
     assert more is not None
     assert more.n_slots < plan.n_slots or more.large_bytes < plan.large_bytes
     assert more.large_bytes >= 0
+    assert Budget(more).largest_decode_bytes == Budget(plan).largest_decode_bytes, "no decode fails for more readers"
     back = more.with_readers(2, MIN_SLOTS)
     assert back is not None
     assert (back.n_readers, back.n_slots) == (plan.n_readers, plan.n_slots)
