@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefetchd import budget, limits, messages, report
-from prefetchd.config import LIVE_OPTIONS, Config, check_options
+from prefetchd.config import LIVE_OPTIONS, Config, make_config
 from prefetchd.datasets import open_datasets
 from prefetchd.errors import ConfigError, PrefetchdError
 from prefetchd.foreman import Foreman
@@ -162,8 +162,8 @@ class Daemon:
                     f"cannot set {name.replace('_', '-')}: of a running daemon can be changed "
                     f"{', '.join(live.replace('_', '-') for live in LIVE_OPTIONS)}; restart it with the option"
                 )
-        checked = check_options(options)
-        text = budget.explain(self._governor.change(checked))
+        config = make_config(**{**self._governor.config.to_wire(), **options})
+        text = budget.explain(self._governor.change(config))
         changed = ", ".join(f"{name.replace('_', '-')}={options[name]}" for name in options)
         log.info("set %s; %s", changed, text)
         return text

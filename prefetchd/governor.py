@@ -11,9 +11,8 @@ is added only when its share is free. The policies are pure; the steps are here.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from prefetchd.auto_readers import WINDOW_S, AutoReaders, Window
 from prefetchd.budget import Plan
@@ -99,13 +98,12 @@ class Governor:
         """Whether the number of readers follows the loops."""
         return self.config.num_workers == 0
 
-    def change(self, options: Mapping[str, object]) -> Plan:
-        """Change options of the running daemon; return the plan that is in force from now on.
+    def change(self, config: Config) -> Plan:
+        """Let other options be in force; return the plan that is from now on.
 
         Raises:
-            PrefetchdError: if they cannot be used, with what could; then nothing has changed.
+            BudgetError: if the budget cannot work, with the one that could; then nothing has changed.
         """
-        config = dataclasses.replace(self.config, **options)  # type: ignore[arg-type]
         plan = self._plan_for(config, self._promised_slots())
         self.config = config
         self._replan(plan)

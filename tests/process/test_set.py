@@ -82,6 +82,7 @@ def test_growth_is_taken_up(serve, photographs):
     [
         (("batch-size=3",), "of a running daemon can be changed memory-budget, num-workers"),
         (("num-workers=many",), "num-workers"),
+        (("num-workers=-1",), "from 0 to 1024"),
         (("memory-budget=lots",), "512MiB"),
         (("nothing",), "OPTION=VALUE"),
         (("num-workers=900",), "memory-budget"),
