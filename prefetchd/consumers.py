@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from prefetchd import control, messages
 from prefetchd.datasets import Dataset
+from prefetchd.mailbox import Outbox
 from prefetchd.scheduler import Cursor
 from prefetchd.slots import Slot
 
@@ -33,6 +34,8 @@ class Consumer:
         untaken: leases granted ahead that its loop has not taken yet, oldest first.
         stalled: whether it was told that no slot can be spared.
         slots: slots that it has a descriptor of.
+        outbox: where its grants are left, owned; made when it attaches.
+        told: how many messages were sent to it.
     """
 
     number: int
@@ -46,6 +49,8 @@ class Consumer:
     untaken: deque[int] = field(default_factory=deque)
     stalled: bool = False
     slots: set[int] = field(default_factory=set)
+    outbox: Outbox | None = None
+    told: int = 0
     batches: int = 0
 
     def send(self, message: messages.Message, fds: list[int] | None = None) -> bool:
@@ -54,6 +59,7 @@ class Consumer:
             control.send(self.sock, messages.encode(message), fds or (), wait=False)
         except (BlockingIOError, control.ConnectionEnded, OSError):
             return False
+        self.told += 1
         return True
 
     def open_slot(self, slot: Slot) -> bool:
