@@ -204,16 +204,17 @@ def explain(plan: Plan, segments: str = "") -> str:
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What is in use, in bytes: private memory of each process, the ring, and the source's own segments."""
+    """What is in use, in bytes: private memory of each process, the ring, the source's own segments, mailboxes."""
 
     processes: dict[int, int]
     ring_bytes: int
     source_bytes: int = 0
+    mail_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
         """The footprint that the budget bounds."""
-        return sum(self.processes.values()) + self.ring_bytes + self.source_bytes
+        return sum(self.processes.values()) + self.ring_bytes + self.source_bytes + self.mail_bytes
 
 
 def process_bytes(pid: int) -> int:

@@ -111,6 +111,7 @@ class Daemon:
             self._ring,
             self._pool,
             on_removed=lambda slot: self._desk.slot_removed(slot),
+            mail_bytes=lambda: self._desk.mail_bytes,
         )
         self._desk = FrontDesk(
             self._datasets,

@@ -26,7 +26,7 @@ from prefetchd.foreman import Foreman
 from prefetchd.granting import Granter
 from prefetchd.guard import Guard
 from prefetchd.loop import EventLoop
-from prefetchd.mailbox import Outbox
+from prefetchd.mailbox import N_BYTES, Outbox
 from prefetchd.scheduler import Cursor, slots_promised
 from prefetchd.shard import Shard
 from prefetchd.slots import Ring, Slot
@@ -101,6 +101,11 @@ class FrontDesk:
         attached = [consumer for consumer in self.consumers.values() if consumer.attached]
         cursors = [self._cursor_of(consumer) for consumer in attached if consumer.sock.fileno() >= 0]
         return max(MIN_SLOTS, slots_promised(len(self._ring.slots), cursors))
+
+    @property
+    def mail_bytes(self) -> int:
+        """What the consumers' mailboxes take."""
+        return N_BYTES * sum(consumer.outbox is not None for consumer in self.consumers.values())
 
     def serve_all(self) -> None:
         """Grant every consumer what is ready for it."""

@@ -6,6 +6,7 @@ gives back if it is too much. Owned by the daemon's loop; `budget` has the arith
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -34,6 +35,7 @@ class Guard:
         ring: the ring, which it grows and shrinks.
         pool: the readers, whose wishes it grants.
         on_removed: called with each slot that is given up.
+        mail_bytes: what consumers' mailboxes take.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Guard:
         pool: Pool,
         *,
         on_removed: Callable[[Slot], None],
+        mail_bytes: Callable[[], int] = lambda: 0,
     ) -> None:
         self.budget = budget
         self.max_footprint_bytes = 0
@@ -53,6 +56,7 @@ class Guard:
         self._ring = ring
         self._pool = pool
         self._on_removed = on_removed
+        self._mail_bytes = mail_bytes
         self._warned = False
         self._lately_wished_bytes = 0
         self._ticks_since_wish = 0
@@ -155,6 +159,7 @@ class Guard:
         """Measure the footprint now: every process of the daemon, and the ring's allocated blocks."""
         ring_bytes = sum(slot.segment.allocated_bytes for slot in self._ring.slots.values())
         footprint = measure([*_daemon_pids(), *self._pool.pids], ring_bytes, self.budget.plan.source_bytes)
+        footprint = dataclasses.replace(footprint, mail_bytes=self._mail_bytes())
         self.max_footprint_bytes = max(self.max_footprint_bytes, footprint.total_bytes)
         return footprint
 

@@ -61,6 +61,7 @@ def status(
             "max_footprint_bytes": guard.max_footprint_bytes,
             "ring_bytes": footprint.ring_bytes,
             "source_bytes": footprint.source_bytes,
+            "mail_bytes": footprint.mail_bytes,
             "process_bytes": {str(pid): n for pid, n in footprint.processes.items()},
             "in_force_bytes": guard.budget.in_force_bytes,
             "reserved_bytes": guard.budget.reserved_bytes,
