@@ -13,7 +13,7 @@ import functools
 import logging
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from prefetchd import messages
 from prefetchd.datasets import Dataset
@@ -31,9 +31,15 @@ _MAX_FAILED = 256
 
 
 class Foreman:
-    """Work in hand: jobs, their chunks, and the batches that failed."""
+    """Work in hand: jobs, their chunks, and the batches that failed. A bad sample is logged, or told to `on_bad`."""
 
-    def __init__(self, datasets: Sequence[Dataset], ring: Ring, pool: Pool) -> None:
+    def __init__(
+        self,
+        datasets: Sequence[Dataset],
+        ring: Ring,
+        pool: Pool,
+        on_bad: Callable[[Dataset, BadSample], None] | None = None,
+    ) -> None:
         self._datasets = datasets
         self._ring = ring
         self._pool = pool
@@ -43,7 +49,7 @@ class Foreman:
                 dataset.source.n_samples,
                 self._sample_id_at,
                 dataset.source.where,
-                functools.partial(_report_bad, dataset),
+                functools.partial(on_bad or _report_bad, dataset),
             )
             for dataset in datasets
         ]

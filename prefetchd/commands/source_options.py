@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 from prefetchd import config as configuration
 from prefetchd.config import Config
 from prefetchd.dataset_options import make_configs, split_sources
+from prefetchd.errors import ConfigError
 
 EPILOG = "Sizes are written 512MiB, 1.5GB or 25% (of the machine's memory)."
 
@@ -78,3 +79,15 @@ def configs_of(arguments: argparse.Namespace) -> dict[str, Config]:
     if any(options.get("transform") or options.get("target_transform") for options in every):
         file_common.setdefault("python_path", [os.getcwd()])
     return make_configs(common, by_dataset, file_common=file_common, file_by_dataset=file_tables)
+
+
+def config_of(arguments: argparse.Namespace, command: str) -> Config:
+    """Return what the arguments name, for a command that takes one data set.
+
+    Raises:
+        ConfigError: if they name several.
+    """
+    configs = configs_of(arguments)
+    if len(configs) > 1:
+        raise ConfigError(f"cannot {command} {len(configs)} data sets at once; name one of {', '.join(configs)}")
+    return next(iter(configs.values()))

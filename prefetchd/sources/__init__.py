@@ -14,8 +14,9 @@ from prefetchd.config import Config
 from prefetchd.sources.applicable import ARRAY_OPTIONS, MASK_OPTIONS, SEQUENCE_OPTIONS, refuse_given
 from prefetchd.sources.base import Source
 from prefetchd.sources.patterns import kind_of
+from prefetchd.sources.records import Records
 
-__all__ = ["Source", "attach_source", "open_source"]
+__all__ = ["Source", "attach_records", "attach_source", "open_source"]
 
 # Module and class of each kind: of what lists encoded images, and of sources of their own.
 _IMAGES = {
@@ -26,6 +27,7 @@ _IMAGES = {
 _SOURCES = {
     "arrays": ("prefetchd.sources.arrays", "ArraySource"),
     "sequences": ("prefetchd.sources.sequences", "SequenceSource"),
+    "inspected": ("prefetchd.sources.inspected", "InspectedImages"),  # made by `verify`, never opened by name
 }
 
 
@@ -57,7 +59,13 @@ def attach_source(config: Config, handle: dict[str, Any], fds: list[int]) -> Sou
         return source
     from prefetchd.sources.images import ImageSource
 
-    return ImageSource.attach(config, handle, _class(_IMAGES[kind]).attach(handle["records"], fds))
+    return ImageSource.attach(config, handle, attach_records(handle, fds))
+
+
+def attach_records(handle: dict[str, Any], fds: list[int]) -> Records:
+    """Return, in a reader, the records of the `ImageSource` whose `handle` this is; they own `fds`."""
+    records: Records = _class(_IMAGES[handle["kind"]]).attach(handle["records"], fds)
+    return records
 
 
 def _class(home: tuple[str, str]) -> Any:
