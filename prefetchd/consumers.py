@@ -8,6 +8,7 @@ its connection and touches nobody else.
 from __future__ import annotations
 
 import socket
+import time
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -33,6 +34,7 @@ class Consumer:
         untaken: leases granted ahead that its loop has not taken yet, oldest first.
         stalled: whether it was told that no slot can be spared.
         slots: slots that it has a descriptor of.
+        batches, samples: what it was granted, over all its loops.
     """
 
     number: int
@@ -47,6 +49,9 @@ class Consumer:
     stalled: bool = False
     slots: set[int] = field(default_factory=set)
     batches: int = 0
+    samples: int = 0
+    _waited_s: float = 0.0
+    _waiting_since_s: float | None = None
 
     def send(self, message: messages.Message, fds: list[int] | None = None) -> bool:
         """Send a message; `False` if the consumer does not take it (it is gone, or does not read)."""
@@ -55,6 +60,22 @@ class Consumer:
         except (BlockingIOError, control.ConnectionEnded, OSError):
             return False
         return True
+
+    def set_waiting(self, is_waiting: bool) -> None:
+        """Its loop stands still for its next batch from now on, or does not any more."""
+        if self.cursor is not None:
+            self.cursor.waiting = is_waiting
+        if is_waiting != (self._waiting_since_s is not None):
+            now_s = time.monotonic()
+            if self._waiting_since_s is not None:
+                self._waited_s += now_s - self._waiting_since_s
+            self._waiting_since_s = now_s if is_waiting else None
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds that its loops have stood still for a batch, until now."""
+        since_s = self._waiting_since_s
+        return self._waited_s + (0.0 if since_s is None else time.monotonic() - since_s)
 
     def open_slot(self, slot: Slot) -> bool:
         """Make sure that the consumer has the slot's descriptor."""

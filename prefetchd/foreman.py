@@ -56,6 +56,7 @@ class Foreman:
         self.queue: deque[Chunk] = deque()
         self.failed: dict[Key, Failure] = {}
         self.batches_made = 0
+        self.samples_made = 0
         self._jobs: list[Job] = []
         self._seconds_per_sample = [0.0 for _ in datasets]
         self._logged: set[str] = set()
@@ -149,6 +150,7 @@ class Foreman:
         if job.failure is None:
             self._ring.finish_fill(job.slot, job.n_rows - len(job.skipped))
             self.batches_made += 1
+            self.samples_made += job.n_rows - len(job.skipped)
             return
         assert job.slot.key is not None
         if len(self.failed) >= _MAX_FAILED:

@@ -179,14 +179,15 @@ class FrontDesk:
                 consumer.took(message.taken)
                 if consumer.cursor is not None and consumer.cursor.serial == message.serial:
                     # A grant may have crossed this on its way: then the loop has what it wants.
-                    consumer.cursor.waiting = not consumer.untaken
+                    consumer.set_waiting(not consumer.untaken)
             case messages.OpenCursor():
                 self._open_cursor(consumer, message)
             case messages.CloseCursor():
                 if consumer.cursor is not None and consumer.cursor.serial == message.serial:
                     self._drop_untaken(consumer, message.taken)
                     cursor = consumer.cursor
-                    cursor.open = cursor.waiting = False
+                    cursor.open = False
+                    consumer.set_waiting(False)
                     if cursor.step:  # the next loop begins a new epoch
                         cursor.begin_epoch(cursor.epoch + 1)
             case messages.Attach():
@@ -288,6 +289,7 @@ class FrontDesk:
             self._hang_up(consumer)
             return
         consumer.stalled = False
+        consumer.set_waiting(False)
         consumer.cursor = Cursor(
             consumer.number,
             message.serial,
@@ -310,6 +312,7 @@ class FrontDesk:
         if consumer.sock.fileno() >= 0:
             self._loop.unwatch(consumer.sock.fileno())
             consumer.sock.close()
+        consumer.set_waiting(False)
         consumer.cursor = None
         if self._private:
             self._stop()  # the loader was closed; views outlive the daemon

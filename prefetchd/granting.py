@@ -52,11 +52,13 @@ class Granter:
             consumer.untaken.append(lease)
             cursor.advance()
             if cursor.waiting:
-                cursor.waiting = consumer.stalled = False
+                consumer.stalled = False
+                consumer.set_waiting(False)
         if cursor is None or not granted:
             return
         if consumer.send(messages.Grants(cursor.serial, granted)):
             consumer.batches += len(granted)
+            consumer.samples += sum(grant.rows for grant in granted)
             return
         consumer.cursor = before  # it is gone, or does not read: its process ending, or its next message, will tell
         for grant in granted:
@@ -75,6 +77,7 @@ class Granter:
             self._explain_stall(consumer, cursor, key, slot)
         elif cursor.waiting:
             consumer.send(messages.Failed(cursor.serial, failure.error, failure.text))
+            consumer.set_waiting(False)
             cursor.open = False
 
     def _explain_stall(self, consumer: Consumer, cursor: Cursor, key: Key, ready: Slot | None) -> None:

@@ -39,6 +39,7 @@ def status(
         "uptime_s": round(uptime_s, 3),
         "datasets": [_dataset(dataset) for dataset in datasets],
         "batches_made": foreman.batches_made,
+        "samples_made": foreman.samples_made,
         "ring": {
             "slots": len(ring.slots),
             "slot_bytes": plan.slot_bytes,
@@ -60,7 +61,9 @@ def status(
             {
                 "pid": reader.pid,
                 "ready": reader.ready,
+                "state": reader.state,
                 "samples": reader.samples,
+                "busy_s": round(reader.busy_s, 3),
                 "tasks": len(reader.chunks),
             }
             for reader in pool.readers.values()
@@ -68,6 +71,7 @@ def status(
         "reader_crashes": pool.crashes,
         "consumers": [
             {
+                "number": consumer.number,
                 "pid": consumer.pid,
                 "dataset": consumer.dataset.name if consumer.dataset else None,
                 "epoch": consumer.cursor.epoch if consumer.cursor else None,
@@ -76,6 +80,10 @@ def status(
                 "world_size": consumer.cursor.shard.world_size if consumer.cursor else None,
                 "held_slots": ring.held_by(consumer.number),
                 "batches": consumer.batches,
+                "samples": consumer.samples,
+                "waited_s": round(consumer.waited_s, 3),
+                "running": bool(consumer.cursor and consumer.cursor.open and not consumer.cursor.at_end),
+                "stalled": consumer.stalled,
                 "waiting": bool(consumer.cursor and consumer.cursor.waiting),
             }
             for consumer in consumers
