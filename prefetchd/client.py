@@ -222,6 +222,24 @@ class Connection:
                     gc.collect()  # a reference cycle may be all that holds a batch
                     self._flush()
 
+    def status(self, serial: int) -> dict[str, Any]:
+        """Return the daemon's status report; grants of the cursor that come before it are kept.
+
+        Raises:
+            DaemonLost: if the daemon ends.
+        """
+        self._check_process()
+        self._say(messages.AskStatus(messages.PROTOCOL))
+        while True:
+            try:
+                message = self._receive(wait=True)
+            except control.ConnectionEnded:
+                self._raise_lost()
+            if isinstance(message, messages.StatusReport):
+                return message.report
+            if isinstance(message, messages.Grants) and message.serial == serial:
+                self._granted.extend(message.granted)
+
     # --- leases
 
     def root(self, grant: messages.Granted) -> NDArray[np.uint8]:

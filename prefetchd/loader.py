@@ -104,6 +104,14 @@ class Loader:
         """The configuration of the daemon that serves this loader, by option name."""
         return dict(self._info.config)
 
+    def status(self) -> dict[str, Any]:
+        """What the daemon does, as `prefetchd status --json` prints it: ring, memory, readers, consumers, bad samples.
+
+        Raises:
+            DaemonLost: if it ended.
+        """
+        return self._session.connection.status(self._serial)
+
     # --- where it is
 
     def set_epoch(self, epoch: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any, Literal, get_args, get_origin
 
 from prefetchd import config as configuration
@@ -15,8 +15,13 @@ from prefetchd.errors import ConfigError
 EPILOG = "Sizes are written 512MiB, 1.5GB or 25% (of the machine's memory)."
 
 
-def add_source_options(parser: argparse.ArgumentParser, datasets: Iterable[str] = ()) -> None:
-    """Add the sources, `--config`, every option of `Config`, and those of each of `datasets`, and `--debug`."""
+def add_source_options(
+    parser: argparse.ArgumentParser, datasets: Iterable[str] = (), *, without: Container[str] = ()
+) -> None:
+    """Add the sources, `--config`, every option of `Config`, and those of each of `datasets`, and `--debug`.
+
+    Options `without` which it is are the command's own to add.
+    """
     parser.add_argument(
         "sources",
         nargs="*",
@@ -33,7 +38,7 @@ def add_source_options(parser: argparse.ArgumentParser, datasets: Iterable[str] 
         help="TOML file with these options (source = 'train.txt', batch-size = 64); the command line wins",
     )
     for name in configuration.OPTIONS:
-        if name != "source":
+        if name != "source" and name not in without:
             _add_option(parser, name)
     for dataset in datasets:
         for name in configuration.OPTIONS:

@@ -39,7 +39,7 @@ class Progress:
         self._shown_s = now_s
         took_s = now_s - self._started_s
         share = done / total if total else 1.0
-        text = f"{done:,} of {total:,} ({share:.0%}), {done / took_s:,.0f}/s"
+        text = f"{done:,} of {total:,} ({share:.0%})" + (f", {done / took_s:,.0f}/s" if done > took_s else "")
         if 0 < done < total:
             text += f", {short_duration(took_s / done * (total - done))} left"
         text += f", {more}" if more else ""

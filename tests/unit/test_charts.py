@@ -74,4 +74,4 @@ def test_progress_elsewhere_is_a_plain_line_now_and_then():
             progress.update(second, 24)
     lines = stream.getvalue().splitlines()
     assert len(lines) == 2
-    assert lines[0] == "prefetchd: verifying: 10 of 24 (42%), 1/s, 14 s left"
+    assert lines[0] == "prefetchd: verifying: 10 of 24 (42%), 14 s left"
