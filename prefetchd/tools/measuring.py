@@ -53,11 +53,9 @@ class Measured:
     bad_samples: int
 
 
-def open_loader(config: Config) -> Loader:
-    """Return an endless loader over a private daemon that serves `config`, passing over bad samples."""
-    if config.on_error == "raise":
-        config = dataclasses.replace(config, on_error="skip")
-    endpoint = Endpoint(
+def endpoint_of(config: Config) -> Endpoint:
+    """Return what opens a private daemon that serves `config`."""
+    return Endpoint(
         config=config,
         daemon="default",
         dataset=None,
@@ -67,13 +65,21 @@ def open_loader(config: Config) -> Loader:
         writable=False,
         hold_timeout_s=10.0,
     )
-    return Loader(endpoint, rank=0, world_size=1, epochs=None, copy_when_held=False, reconnect=False)
 
 
-def measure(config: Config, seconds: float, on_progress: Callable[[], None] = lambda: None) -> Measured:
+def open_loader(config: Config) -> Loader:
+    """Return an endless loader over a private daemon that serves `config`, passing over bad samples."""
+    if config.on_error == "raise":
+        config = dataclasses.replace(config, on_error="skip")
+    return Loader(endpoint_of(config), rank=0, world_size=1, epochs=None, copy_when_held=False, reconnect=False)
+
+
+def measure(
+    config: Config, seconds: float, on_progress: Callable[[], None] = lambda: None, step_s: float = 0.0
+) -> Measured:
     """Run a private daemon as `config` says for up to `seconds` and tell what it did.
 
-    It ends early once two parts of the time show the same rate.
+    It ends early once the parts of the time show one rate. The loop sleeps `step_s` at each batch, if it is not 0.
 
     Raises:
         PrefetchdError: if it cannot be served, or a batch cannot be made.
@@ -93,6 +99,8 @@ def measure(config: Config, seconds: float, on_progress: Callable[[], None] = la
         while True:
             n_rows = len(next(batches)[1])
             n_samples, n_part = n_samples + n_rows, n_part + n_rows
+            if step_s:
+                time.sleep(step_s)
             now_s = time.perf_counter()
             if now_s - part_s >= _PART_S:
                 part_rates.append(n_part / (now_s - part_s))

@@ -122,7 +122,7 @@ def test_only_commands_use_the_tools(name):
     assert not any(other.partition(".")[0] == "tools" for other in GRAPH[name])
 
 
-@pytest.mark.parametrize("name", ["tools.charts", "tools.findings", "tools.frame", "tools.rates"])
+@pytest.mark.parametrize("name", ["tools.charts", "tools.findings", "tools.frame", "tools.rates", "tools.display"])
 def test_tools_that_judge_or_draw_are_pure(name):
     for module in {name} | reached_from(name):
         assert not {other.partition(".")[0] for other in imported(FILES[module])} & MACHINERY, module
