@@ -22,7 +22,7 @@ _WARM_UP_S = 0.3
 _PART_S = 0.25
 _HANDOFFS = 20
 _PAUSE_S = (0.02, 0.25)  # a batch is ready after so long at least, and is not waited for longer
-_BUSY = 0.8
+_BUSY = 0.6
 _ON_CPU = 0.6
 _WAITS = 0.1
 
@@ -45,7 +45,7 @@ def take_turn(opens: Opens, figures: Figures, seconds: float, step_s: float = 0.
         figures: added to.
         seconds: how long batches are taken.
         step_s: how long the loop sleeps at each batch, as a model would compute.
-        prepares: whether the loader works ahead in other processes; one that does not has neither handoff nor footprint.
+        prepares: whether the loader works ahead in other processes; else there is neither handoff nor footprint.
     """
     begun_s = time.perf_counter()
     with opens() as batches:
