@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from prefetchd.layout import BatchLayout
-    from prefetchd.messages import Granted
+    from prefetchd.mailbox import Granted
 
 
 class Batch(tuple[Any, Any]):
@@ -23,11 +23,22 @@ class Batch(tuple[Any, Any]):
     _layout: BatchLayout
 
     @classmethod
-    def of(cls, grant: Granted, root: NDArray[np.uint8], layout: BatchLayout) -> Batch:
-        """Return the batch of `grant` over `root`, the bytes of its slot or a copy of them."""
-        batch = cls(layout.xy(root, grant.rows))
-        batch._grant, batch._root, batch._layout = grant, root, layout
+    def over(cls, root: NDArray[np.uint8], rows: int, layout: BatchLayout) -> Batch:
+        """Return the batch of `rows` samples in `root`, the bytes of its slot; what it was granted as is to follow."""
+        batch = cls(layout.xy(root, rows))
+        batch._root, batch._layout = root, layout
         return batch
+
+    @classmethod
+    def of(cls, grant: Granted, root: NDArray[np.uint8], layout: BatchLayout) -> Batch:
+        """Return the batch of `grant` over `root`."""
+        batch = cls.over(root, grant.rows, layout)
+        batch._grant = grant
+        return batch
+
+    def copy(self) -> Batch:
+        """Return the same batch in memory of its own."""
+        return Batch.of(self._grant, self._root.copy(), self._layout)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as the slot's bytes, once, with everything that the batch tells."""
@@ -46,7 +57,7 @@ class Batch(tuple[Any, Any]):
     @property
     def repeated(self) -> bool:
         """Whether the batch was wrapped round past the end of the epoch, for even shards."""
-        return self._grant.repeated
+        return bool(self._grant.repeated)
 
     @property
     def sample_ids(self) -> NDArray[np.int64]:

@@ -24,15 +24,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from prefetchd import control, messages, segment
+from prefetchd.batch import Batch
 from prefetchd.class_names import read_classes
 from prefetchd.errors import DaemonLost, PrefetchdError, RingExhausted, error_from_name
 from prefetchd.layout import BatchLayout, layout_from_wire
 from prefetchd.liveness import process_state
+from prefetchd.mailbox import Mailbox
 from prefetchd.user_warnings import warn_user
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from prefetchd.mailbox import Granted
     from prefetchd.shard import Shard
 
 log = logging.getLogger("prefetchd")
@@ -47,9 +48,10 @@ class _LeaseRef(weakref.ref["np.ndarray[Any, Any]"]):
     Lighter than `weakref.finalize`, which costs as much as all the rest of a ready batch, and never called at exit.
     """
 
-    __slots__ = ("connection", "lease")
+    __slots__ = ("connection", "lease", "slot")
     connection: Connection
-    lease: int
+    lease: int  # 0 until it is granted
+    slot: int
 
 
 # What keeps the references themselves, by their id, until their arrays die.
@@ -57,8 +59,9 @@ _live_leases: dict[int, _LeaseRef] = {}
 
 
 def _root_died(ref: _LeaseRef) -> None:
-    del _live_leases[id(ref)]
-    ref.connection.release(ref.lease)
+    if ref.lease:
+        del _live_leases[id(ref)]
+        ref.connection.release(ref.lease, ref.slot)
 
 
 class Connection:
@@ -76,10 +79,13 @@ class Connection:
         self._maps: dict[int, mmap.mmap] = {}  # read-only, one a slot
         self._fds: dict[int, int] = {}  # writable: every lease has a copy-on-write map of its own
         self._buffer = bytearray(control.MAX_MESSAGE_BYTES)
+        # The next leases of slots, made ahead of their grants. One at most a slot, over the whole of it.
+        self._prepared: dict[int, tuple[_LeaseRef, Batch]] = {}
         self._live: set[int] = set()
         self._unsent: deque[int] = deque()
         self._taken = 0
-        self._granted: deque[messages.Granted] = deque()  # not asked for yet
+        self._heard = 0  # messages from the daemon
+        self._mailbox: Mailbox
         self._closing = False
         self.classes: tuple[str, ...] | None = None
         self.info: messages.Attached
@@ -127,7 +133,7 @@ class Connection:
     def open_cursor(self, serial: int, shard: Shard, epoch: int, batch: int, stop_epoch: int | None) -> None:
         """Begin at `batch` of `epoch`, to go on until `stop_epoch`; an earlier cursor of this connection ends."""
         self._check_process()
-        self._granted.clear()
+        self._mailbox.open(serial)
         opened = messages.OpenCursor(serial, self._taken, epoch, batch, stop_epoch, shard.rank, shard.world_size)
         self._say(opened)
 
@@ -135,14 +141,19 @@ class Connection:
         """End the cursor; what was granted ahead goes back."""
         if self._closing or os.getpid() != self._pid:
             return
-        self._granted.clear()
         try:
             control.send(self._sock, messages.encode(messages.CloseCursor(serial, self._taken)))
         except control.ConnectionEnded:
             pass  # nothing is left to close
 
-    def next_grant(self, serial: int) -> messages.Granted:
-        """Return the cursor's next grant, waiting for it as long as the daemon works on it.
+    def next_batch(self, serial: int, copy_when_held: bool) -> Batch:
+        """Return the cursor's next batch, waiting for it as long as the daemon works on it.
+
+        The way of every batch, and after a pause nothing of it is in the processor's caches: so there is little of it.
+
+        Args:
+            serial: the cursor's.
+            copy_when_held: make it a private copy while two batches are held.
 
         Raises:
             SampleError or another PrefetchdError: if the batch cannot be made.
@@ -151,34 +162,44 @@ class Connection:
         """
         if self._closing or os.getpid() != self._pid:
             self._check_process()
-        if self._unsent:
-            self._flush()
-        if not self._granted:
-            try:
-                if not self._take_ready(serial):
-                    control.send(self._sock, messages.encode(messages.Want(serial, self._taken)))
-                    self._wait_for_grants(serial)
-            except control.ConnectionEnded:
-                self._raise_lost()
-        grant = self._granted.popleft()
+        grant = self._mailbox.take()
+        if grant is None or grant.told != self._heard or self._unsent:
+            grant = self._wait_for_grant(serial, grant)
         self._taken = grant.lease
+        prepared = self._prepared.pop(grant.slot, None)
+        if prepared is None or grant.rows != self.layout.batch_size:
+            prepared = self._prepare(grant.slot, grant.rows)
+        ref, batch = prepared
+        ref.lease = grant.lease
+        held = len(self._live)
+        self._live.add(grant.lease)
+        _live_leases[id(ref)] = ref
+        batch._grant = grant
+        return batch.copy() if copy_when_held and held >= 2 else batch
+
+    def _catch_up(self, told: int) -> None:
+        """Take in the messages that were sent before a grant."""
+        while self._heard < told:
+            try:
+                self._receive(wait=False)
+            except BlockingIOError:
+                raise PrefetchdError(
+                    f"cannot take the batch: the daemon says it sent {told} messages, {self._heard} are there"
+                ) from None
+
+    def _wait_for_grant(self, serial: int, grant: Granted | None) -> Granted:
+        """Return `grant`, or the next one once it is in the mailbox, with all that was said before it taken in."""
+        try:
+            self._flush()
+            grant = grant or self._ask_for_grant(serial)
+            self._catch_up(grant.told)
+        except control.ConnectionEnded:
+            self._raise_lost()
         return grant
 
-    def _take_ready(self, serial: int) -> bool:
-        """Take in the grants that are in the socket; whether there were any."""
-        while True:
-            try:
-                message = self._receive(wait=False)
-            except BlockingIOError:
-                return False
-            if isinstance(message, messages.Grants) and message.serial == serial and message.granted:
-                self._granted.extend(message.granted)
-                return True
-            if isinstance(message, messages.Failed) and message.serial == serial:
-                raise error_from_name(message.error, message.text)
-
-    def _wait_for_grants(self, serial: int) -> None:
-        """Wait for grants and take them in."""
+    def _ask_for_grant(self, serial: int) -> Granted:
+        """Ask for the next grant and wait until it is in the mailbox."""
+        control.send(self._sock, messages.encode(messages.Want(serial, self._taken)))
         started_s = time.monotonic()
         warn_after_s = min(_WARN_STALL_S, self._hold_timeout_s / 2)
         stalled: messages.Stalled | None = None
@@ -210,10 +231,10 @@ class Connection:
                     )  # fmt: skip
                 continue
             message = self._receive(wait=True)
+            grant = self._mailbox.take()
+            if grant is not None:
+                return grant
             match message:
-                case messages.Grants() if message.serial == serial and message.granted:
-                    self._granted.extend(message.granted)
-                    return
                 case messages.Failed() if message.serial == serial:
                     raise error_from_name(message.error, message.text)
                 case messages.Stalled() if message.serial == serial:
@@ -222,8 +243,8 @@ class Connection:
                     gc.collect()  # a reference cycle may be all that holds a batch
                     self._flush()
 
-    def status(self, serial: int) -> dict[str, Any]:
-        """Return the daemon's status report; grants of the cursor that come before it are kept.
+    def status(self) -> dict[str, Any]:
+        """Return the daemon's status report.
 
         Raises:
             DaemonLost: if the daemon ends.
@@ -237,34 +258,27 @@ class Connection:
                 self._raise_lost()
             if isinstance(message, messages.StatusReport):
                 return message.report
-            if isinstance(message, messages.Grants) and message.serial == serial:
-                self._granted.extend(message.granted)
 
     # --- leases
 
-    def root(self, grant: messages.Granted) -> NDArray[np.uint8]:
-        """Return the root array of a grant, the slot's bytes; the lease ends when it and the last of its views die."""
-        if grant.slot in self._fds:
-            memory = segment.map_copy_on_write(self._fds[grant.slot], self.layout.slot_bytes)
-        elif grant.slot in self._maps:
-            memory = self._maps[grant.slot]
-        else:
-            raise PrefetchdError(f"cannot read the batch: the daemon granted slot {grant.slot}, which it never opened")
-        if grant.rows > self.layout.batch_size:
-            raise PrefetchdError(f"cannot read the batch: {grant.rows} rows were granted of {self.layout.batch_size}")
+    def _prepare(self, slot: int, rows: int) -> tuple[_LeaseRef, Batch]:
+        """Return the next lease of a slot, but for its number, and the batch over it.
+
+        The batch's root array is the slot's bytes; the lease ends when it and the last of its views die.
+        """
+        memory = self._maps.get(slot)
+        if memory is None:
+            if slot not in self._fds:
+                raise PrefetchdError(f"cannot read the batch: the daemon granted slot {slot}, which it never opened")
+            memory = segment.map_copy_on_write(self._fds[slot], self.layout.slot_bytes)
+        if rows > self.layout.batch_size:
+            raise PrefetchdError(f"cannot read the batch: {rows} rows were granted of {self.layout.batch_size}")
         root = np.frombuffer(memory, np.uint8, self.layout.slot_bytes)
-        self._live.add(grant.lease)
         ref = _LeaseRef(root, _root_died)
-        ref.connection, ref.lease = self, grant.lease
-        _live_leases[id(ref)] = ref
-        return root
+        ref.connection, ref.slot, ref.lease = self, slot, 0
+        return ref, Batch.over(root, rows, self.layout)
 
-    @property
-    def held(self) -> int:
-        """How many leases have a live view."""
-        return len(self._live)
-
-    def release(self, lease: int) -> None:
+    def release(self, lease: int, slot: int) -> None:
         """The last view of `lease` died. May run in any thread, at any moment: no lock, no blocking."""
         self._live.discard(lease)
         if os.getpid() != self._pid or self._release_sock.fileno() < 0:
@@ -276,6 +290,8 @@ class Connection:
             self._unsent.append(lease)
         except (control.ConnectionEnded, OSError):
             pass  # the daemon is gone, and the lease with it
+        if slot in self._maps and slot not in self._prepared:
+            self._prepared[slot] = self._prepare(slot, self.layout.batch_size)
         if self._closing and not self._live:
             self._shut()
 
@@ -290,6 +306,7 @@ class Connection:
         """Close the connection: now, or when the last view is gone. What is held stays readable either way."""
         self._closing = True
         self._maps.clear()
+        self._prepared.clear()
         control.close_all(list(self._fds.values()))
         self._fds.clear()
         if at_once or not self._live:
@@ -303,13 +320,16 @@ class Connection:
 
     def _receive(self, *, wait: bool) -> Any:
         data, fds = control.receive(self._sock, wait=wait, buffer=self._buffer)
+        self._heard += 1
         try:
             message = messages.decode_to_consumer(data)
-            if type(message) is messages.Grants:  # the common case, on the way of every batch
-                return message
             match message:
-                case messages.Attached() if fds:
-                    self.classes = read_classes(fds[0])
+                case messages.Attached():
+                    if not fds:
+                        raise PrefetchdError("cannot attach: the daemon sent no mailbox")
+                    self._mailbox = Mailbox(fds[0])
+                    if len(fds) > 1:
+                        self.classes = read_classes(fds[1])
                 case messages.SlotOpened():
                     if message.slot_bytes < self.layout.slot_bytes or len(fds) != 1:
                         raise PrefetchdError(f"cannot map slot {message.slot}: it is smaller than was agreed")
@@ -317,8 +337,10 @@ class Connection:
                         self._fds[message.slot] = fds.pop()
                     else:
                         self._maps[message.slot] = segment.map_read_only(fds[0], self.layout.slot_bytes)
+                        self._prepared[message.slot] = self._prepare(message.slot, self.layout.batch_size)
                 case messages.SlotClosed():
                     self._maps.pop(message.slot, None)
+                    self._prepared.pop(message.slot, None)
                     if message.slot in self._fds:
                         os.close(self._fds.pop(message.slot))
                 case messages.Fatal():

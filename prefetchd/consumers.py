@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from prefetchd import control, messages
 from prefetchd.datasets import Dataset
+from prefetchd.mailbox import Outbox
 from prefetchd.scheduler import Cursor
 from prefetchd.slots import Slot
 
@@ -35,6 +36,8 @@ class Consumer:
         stalled: whether it was told that no slot can be spared.
         slots: slots that it has a descriptor of.
         batches, samples: what it was granted, over all its loops.
+        outbox: where its grants are left, owned; made when it attaches.
+        told: how many messages were sent to it.
     """
 
     number: int
@@ -48,6 +51,8 @@ class Consumer:
     untaken: deque[int] = field(default_factory=deque)
     stalled: bool = False
     slots: set[int] = field(default_factory=set)
+    outbox: Outbox | None = None
+    told: int = 0
     batches: int = 0
     samples: int = 0
     _waited_s: float = 0.0
@@ -59,6 +64,7 @@ class Consumer:
             control.send(self.sock, messages.encode(message), fds or (), wait=False)
         except (BlockingIOError, control.ConnectionEnded, OSError):
             return False
+        self.told += 1
         return True
 
     def set_waiting(self, is_waiting: bool) -> None:

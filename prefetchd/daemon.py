@@ -1,7 +1,7 @@
 """The daemon: builds its parts, ties them together in one event loop, and takes them down again.
 
     consumer --OpenCursor/Want/Release--> front desk    foreman --Fill--> pool of readers
-             <--Grants-------------------            ring       <--AllDone--
+             <--mailbox, Mail------------            ring       <--AllDone--
                                                      guard (memory budget)
 
 After every round of events `_pump` runs the whole journey once: queued chunks to idle readers, new batches to fill if

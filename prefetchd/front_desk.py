@@ -1,6 +1,6 @@
 """The front desk: admits consumers, hears what they say, grants them their batches, and notices when they are gone.
 
-    connect -> admitted -> Attach -> attached -> OpenCursor -> served (Grants ... Release) -> CloseCursor ... -> buried
+    connect -> admitted -> Attach -> attached -> OpenCursor -> served (grants ... Release) -> CloseCursor ... -> buried
 
 Owned by the daemon's loop. A consumer is a party of its own: whatever it sends that makes no sense ends its connection
 and touches nobody else. It lives until its process ends (by pidfd: a forked child may keep its socket open), or its
@@ -25,6 +25,7 @@ from prefetchd.foreman import Foreman
 from prefetchd.granting import Granter
 from prefetchd.guard import Guard
 from prefetchd.loop import EventLoop
+from prefetchd.mailbox import Outbox
 from prefetchd.scheduler import Cursor, slots_promised
 from prefetchd.shard import Shard
 from prefetchd.slots import Ring, Slot
@@ -180,6 +181,8 @@ class FrontDesk:
                 if consumer.cursor is not None and consumer.cursor.serial == message.serial:
                     # A grant may have crossed this on its way: then the loop has what it wants.
                     consumer.set_waiting(not consumer.untaken)
+                    if consumer.untaken:
+                        consumer.send(messages.Mail(message.serial))
             case messages.OpenCursor():
                 self._open_cursor(consumer, message)
             case messages.CloseCursor():
@@ -212,6 +215,9 @@ class FrontDesk:
                 f"{attach.version} (protocol {attach.protocol}); restart the daemon with the consumer's version",
             )
             return
+        if consumer.attached:
+            self._hang_up(consumer)
+            return
         try:
             dataset = self._choose(attach.dataset)
             dataset.config.check_agrees(attach.options)
@@ -232,7 +238,8 @@ class FrontDesk:
             return
         consumer.attached = True
         classes = dataset.source.classes
-        fds = [] if classes is None else [write_classes(classes)]
+        consumer.outbox = Outbox()
+        fds = [consumer.outbox.read_only_fd()] + ([] if classes is None else [write_classes(classes)])
         consumer.send(
             messages.Attached(
                 version=__version__,
@@ -290,6 +297,8 @@ class FrontDesk:
             return
         consumer.stalled = False
         consumer.set_waiting(False)
+        assert consumer.outbox is not None
+        consumer.outbox.open(message.serial)
         consumer.cursor = Cursor(
             consumer.number,
             message.serial,
@@ -328,6 +337,8 @@ class FrontDesk:
             consumer.sock.close()
         self._loop.unwatch(consumer.pidfd)
         os.close(consumer.pidfd)
+        if consumer.outbox is not None:
+            consumer.outbox.close()
         returned = self._ring.release_all(consumer.number)
         if returned:
             log.info(

@@ -1,23 +1,22 @@
 """Granting: which of a consumer's next batches it is given now, and what it is told while it has to wait.
 
-    ready_for, may_grant (scheduler) -> lease (ring) -> Grants | Failed | Stalled -> consumer
+    ready_for, may_grant (scheduler) -> lease (ring) -> outbox, Mail | Failed | Stalled -> consumer
 
 The front desk calls `grant` for every consumer after each round of events. Borrows all that it works with.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 from prefetchd import messages
 from prefetchd.consumers import Consumer
 from prefetchd.foreman import Foreman
 from prefetchd.guard import Guard
+from prefetchd.mailbox import MAX_GRANTS_AHEAD
 from prefetchd.scheduler import Cursor, may_grant, ready_for
 from prefetchd.slots import Key, Ring, Slot
 
-_MAX_GRANTS_AHEAD = 16
 _SLOTS_PER_GRANT = 8
 
 
@@ -36,9 +35,10 @@ class Granter:
         `cursors` are all that there are: what they are guaranteed is kept for them.
         """
         cursor = consumer.cursor
-        before = dataclasses.replace(cursor) if cursor is not None else None
-        granted: list[messages.Granted] = []
-        while cursor is not None and cursor.open and not cursor.at_end and len(consumer.untaken) < self._grants_ahead:
+        outbox = consumer.outbox
+        if cursor is None or outbox is None:
+            return
+        while cursor.open and not cursor.at_end and len(consumer.untaken) < self._grants_ahead:
             key = next(cursor.upcoming(1), None)
             if key is None:
                 break
@@ -48,27 +48,20 @@ class Granter:
                 break
             lease = self._ring.grant(slot, consumer.number)
             batch, repeated = cursor.shard.batch(cursor.step, cursor.start)
-            granted.append(messages.Granted(lease, slot.number, cursor.epoch, batch, slot.rows, repeated))
+            outbox.put(lease, slot.number, cursor.epoch, batch, slot.rows, repeated=repeated, told=consumer.told)
             consumer.untaken.append(lease)
+            consumer.batches += 1
+            consumer.samples += slot.rows
             cursor.advance()
             if cursor.waiting:
                 consumer.stalled = False
                 consumer.set_waiting(False)
-        if cursor is None or not granted:
-            return
-        if consumer.send(messages.Grants(cursor.serial, granted)):
-            consumer.batches += len(granted)
-            consumer.samples += sum(grant.rows for grant in granted)
-            return
-        consumer.cursor = before  # it is gone, or does not read: its process ending, or its next message, will tell
-        for grant in granted:
-            consumer.untaken.remove(grant.lease)
-            self._ring.release(grant.lease, consumer.number)
+                consumer.send(messages.Mail(cursor.serial))  # whatever else is in its socket would wake it as well
 
     @property
     def _grants_ahead(self) -> int:
         """One; more in a ring of many slots: its batches are cheap, and a message for each would cost as much."""
-        return max(1, min(_MAX_GRANTS_AHEAD, len(self._ring.slots) // _SLOTS_PER_GRANT))
+        return max(1, min(MAX_GRANTS_AHEAD, len(self._ring.slots) // _SLOTS_PER_GRANT))
 
     def _explain_wait(self, consumer: Consumer, cursor: Cursor, key: Key, slot: Slot | None) -> None:
         """Tell a waiting consumer that its batch cannot be made, or that no slot can be spared for it."""

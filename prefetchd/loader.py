@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-import itertools
 import logging
 import operator
 import weakref
@@ -24,7 +23,7 @@ from prefetchd.shard import Shard
 from prefetchd.user_warnings import warn_user
 
 if TYPE_CHECKING:
-    from prefetchd.messages import Attached, Granted
+    from prefetchd.messages import Attached
 
 log = logging.getLogger("prefetchd")
 
@@ -68,8 +67,9 @@ class Loader:
             )
         self._serial = 0
         self._current: weakref.ref[Generator[Batch, None, None]] | None = None
-        # Where the loop is (its next batch), and the epoch that the next iteration begins with.
-        self._position = Position(0, 0, 0)
+        # A position, and the steps that the loop has taken from there on, within an epoch.
+        self._start, self._steps = Position(0, 0, 0), 0
+        # The epoch that the next iteration begins with.
         self._next_epoch = 0
         self._resumed = False
 
@@ -110,9 +110,19 @@ class Loader:
         Raises:
             DaemonLost: if it ended.
         """
-        return self._session.connection.status(self._serial)
+        return self._session.connection.status()
 
     # --- where it is
+
+    @property
+    def _position(self) -> Position:
+        """Where the loop is: what its next batch is."""
+        start, steps = self._start, self._steps
+        return Position(*self._shard.after(start.epoch, steps, start.batch), start.first_epoch) if steps else start
+
+    @_position.setter
+    def _position(self, position: Position) -> None:
+        self._start, self._steps = position, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next iteration begin with `epoch`; one that runs now is not touched, and neither is its state.
@@ -179,10 +189,9 @@ class Loader:
             self._open_cursor(serial, stop_epoch)
             while epoch != stop_epoch:
                 self._next_epoch = max(self._next_epoch, epoch + 1)
+                self._position = Position(epoch, start, first_epoch)
                 for step in range(1, shard.steps(start) + 1):
-                    grant = self._next_grant(serial, stop_epoch)
-                    self._position = Position(*shard.after(epoch, step, start), first_epoch)
-                    yield self._batch(grant)
+                    yield self._next_batch(step, serial, stop_epoch)  # and no name for it here: that would hold it
                 epoch, start = epoch + 1, 0
         finally:
             self._session.connection.close_cursor(serial)
@@ -192,21 +201,32 @@ class Loader:
         with contextlib.suppress(DaemonLost):  # whoever asks for the first batch hears of it
             self._session.connection.open_cursor(serial, self._shard, position.epoch, position.batch, stop_epoch)
 
-    def _next_grant(self, serial: int, stop_epoch: int | None) -> Granted:
-        for attempt in itertools.count(1):
-            try:
-                return self._session.connection.next_grant(serial)
-            except DaemonLost as lost:
-                if not self._reconnect or attempt > _MAX_LOST_IN_A_ROW:
-                    raise
-                self._open_session_again(lost)
+    def _next_batch(self, step: int, serial: int, stop_epoch: int | None) -> Batch:
+        # After a pause nothing of this is in the processor's caches, so what every batch takes is kept short.
+        try:
+            batch = self._session.connection.next_batch(serial, self._copy_when_held)
+        except DaemonLost as lost:
+            batch = self._next_after_loss(lost, serial, stop_epoch)
+        self._steps = step
+        return batch
+
+    def _next_after_loss(self, lost: DaemonLost, serial: int, stop_epoch: int | None) -> Batch:
+        """Return the next batch of another daemon, if the loop is to go on with one."""
+        for _ in range(_MAX_LOST_IN_A_ROW):
+            if not self._reconnect:
+                break
+            self._open_session_again(lost)
             self._open_cursor(serial, stop_epoch)
-        raise AssertionError("counting does not end")
+            try:
+                return self._session.connection.next_batch(serial, self._copy_when_held)
+            except DaemonLost as again:
+                lost = again
+        raise lost
 
     def _open_session_again(self, lost: DaemonLost) -> None:
         """Replace the session, whose daemon is gone; the loop goes on from `_position`, where it is."""
         log.warning(
-            "the daemon is gone; waiting for it to come back for up to %g s (%s)", self._endpoint.timeout_s, lost
+            "the daemon is gone; waiting for it to come back for up to %g s (%s)", self._endpoint.timeout_s, str(lost)
         )
         before = make_state(self._info, self._position)
         session = self._endpoint.open_again()
@@ -215,12 +235,6 @@ class Loader:
         self._session = session
         self._end = weakref.finalize(self, self._session.close)
         check_same(before, self._info, "the daemon that came back serves other batches")
-
-    def _batch(self, grant: Granted) -> Batch:
-        connection = self._session.connection
-        copy = self._copy_when_held and connection.held >= 2
-        root = connection.root(grant)
-        return Batch.of(grant, root.copy() if copy else root, connection.layout)
 
     def _end_current(self) -> None:
         generator = self._current() if self._current is not None else None

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-PROTOCOL = 1
+PROTOCOL = 2
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Position = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
@@ -97,7 +97,10 @@ class Configure(Message, frozen=True):
 
 
 class Attached(Message, frozen=True):
-    """The answer to `Attach`: everything a loader must know. Class names, if there are any, come as a descriptor."""
+    """The answer to `Attach`: everything a loader must know.
+
+    Its descriptors are the mailbox and, where labels are text, the class names.
+    """
 
     version: str
     pid: int
@@ -126,22 +129,10 @@ class SlotClosed(Message, frozen=True):
     slot: Count
 
 
-class Granted(msgspec.Struct, frozen=True, array_like=True):
-    """A lease on a ready batch. `repeated` marks one that wrapped past the end of the epoch."""
-
-    lease: Count
-    slot: Count
-    epoch: Count
-    batch: Count
-    rows: Count
-    repeated: bool
-
-
-class Grants(Message, frozen=True):
-    """Leases on the cursor's next batches, in their order."""
+class Mail(Message, frozen=True):
+    """A loop that said `Want` has a grant in its mailbox (`mailbox`) now."""
 
     serial: Count
-    granted: list[Granted]
 
 
 class Stalled(Message, frozen=True):
@@ -350,7 +341,7 @@ class TrialFailed(Message, frozen=True):
 
 
 ToDaemon = Attach | OpenCursor | CloseCursor | Want | Release | AskStatus | AskStop | Configure
-ToConsumer = Attached | SlotOpened | SlotClosed | Grants | Stalled | Failed | Fatal | StatusReport | Stopping
+ToConsumer = Attached | SlotOpened | SlotClosed | Mail | Stalled | Failed | Fatal | StatusReport | Stopping
 ToReader = OpenDataset | Boot | MapSlot | UnmapSlot | Fills | FillOne | Compact | MemoryGranted | MemoryDenied
 FromReader = ReaderReady | AllDone | NeedMemory | BootFailed
 FromZygote = Spawned | Exited

@@ -58,7 +58,7 @@ class Segment:
 
     def read_only_fd(self) -> int:
         """Return a new descriptor, the caller's own, through which nothing can be written."""
-        return os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
+        return read_only(self.fd)
 
     def discard(self) -> None:
         """Give the pages back now, also those that consumers still map (nobody may hold a view), and close."""
@@ -92,8 +92,20 @@ def _posix_segment(n_bytes: int) -> int:
     return fd
 
 
+def anonymous_file(label: str, n_bytes: int) -> int:
+    """Return the descriptor, the caller's own, of `n_bytes` of memory that no file system has a name of."""
+    fd = os.memfd_create(label, os.MFD_CLOEXEC)
+    os.ftruncate(fd, n_bytes)
+    return fd
+
+
+def read_only(fd: int) -> int:
+    """Return a new descriptor, the caller's own, of the same memory, through which nothing can be written."""
+    return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+
+
 def map_writable(fd: int, n_bytes: int) -> mmap.mmap:
-    """Return a shared map for readers to write through."""
+    """Return a shared map to write through."""
     return mmap.mmap(fd, n_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
 
 
