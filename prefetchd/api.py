@@ -79,6 +79,9 @@ def batches(
     num_workers: int | None = None,
     memory_budget: str | int | None = None,
     reader_timeout: float | None = None,
+    cache: str | bytes | os.PathLike[str] | None = None,
+    cache_size: str | int | None = None,
+    cache_image_size: int | str | tuple[int, int] | None = None,
 ) -> Loader:
     """Return a loader of batches `x, y`, zero-copy views of memory that a daemon fills ahead of the loop.
 
@@ -147,6 +150,10 @@ def batches(
         num_workers: reader processes; 0 (default) takes the usable cores.
         memory_budget: `auto` (default), or bytes such as `512MiB` or `25%`.
         reader_timeout: seconds without progress after which a reader is replaced (60).
+        cache: folder that decoded images are kept in, for later epochs, runs and trainers (none). Batches are the same.
+        cache_size: most bytes of the whole folder, such as `50GiB`; `auto` (default) leaves 5% of its disk free.
+        cache_image_size: fit images into this size first, cached or not: a number or (height, width). Random crops and
+            turns can be cached only with it (none).
 
     Raises:
         ConfigError: for an option that is wrong, or contradicts the daemon's.

@@ -4,12 +4,16 @@ A lease lives as long as any view of its root array, and a root array is one `np
 slice, reshape, tensor or memoryview keeps it alive. When it dies the release goes out at once, from whatever thread and
 inside whatever garbage collection that happens: so it takes no lock and never blocks.
 
-When the daemon dies the maps stay valid: the memory is freed with the last of them. A forked child gets no maps, sends
-no releases, and is told so when it asks for a batch.
+When the daemon dies the maps stay valid: the memory is freed with the last of them. One that is stopped or does not
+answer is named in the log, and given up when it has said nothing for minutes; one that is at work is asked at what. A
+forked child gets no maps, sends no releases, and is told so when it asks for a batch. Nothing that the daemon says is
+believed: sizes are checked against the segments, and what makes no sense is a `PrefetchdError`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import gc
 import logging
 import mmap
@@ -19,6 +23,7 @@ import socket
 import time
 import weakref
 from collections import deque
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -26,10 +31,11 @@ import numpy as np
 from prefetchd import control, messages, segment
 from prefetchd.batch import Batch
 from prefetchd.class_names import read_classes
-from prefetchd.errors import DaemonLost, PrefetchdError, RingExhausted, error_from_name
+from prefetchd.errors import DaemonLost, DaemonNotFound, PrefetchdError, RingExhausted, error_from_name
 from prefetchd.layout import BatchLayout, layout_from_wire
-from prefetchd.liveness import process_state
+from prefetchd.liveness import describe_process
 from prefetchd.mailbox import Mailbox
+from prefetchd.silence import LOOK_S, Silence
 from prefetchd.user_warnings import warn_user
 
 if TYPE_CHECKING:
@@ -39,7 +45,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("prefetchd")
 
 _WARN_STALL_S = 1.0  # or half the hold time-out, if that is less
-_REPORT_WAIT_S = 30.0
 
 
 class _LeaseRef(weakref.ref["np.ndarray[Any, Any]"]):
@@ -58,6 +63,17 @@ class _LeaseRef(weakref.ref["np.ndarray[Any, Any]"]):
 _live_leases: dict[int, _LeaseRef] = {}
 
 
+_connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for connection in list(_connections):
+        connection._in_forked_child()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 def _root_died(ref: _LeaseRef) -> None:
     if ref.lease:
         del _live_leases[id(ref)]
@@ -67,7 +83,7 @@ def _root_died(ref: _LeaseRef) -> None:
 class Connection:
     """One attached consumer. Owns its socket and maps; lives until it is closed and no view of it is left."""
 
-    def __init__(self, sock: socket.socket, *, writable: bool, hold_timeout_s: float) -> None:
+    def __init__(self, sock: socket.socket, daemon_pid: int, *, writable: bool, hold_timeout_s: float) -> None:
         self._sock = sock = control.OwnedSocket(fileno=sock.detach())
         # The finalizers' own object: nothing that the loop does to its socket reaches it.
         self._release_sock = sock.dup()
@@ -87,6 +103,9 @@ class Connection:
         self._heard = 0  # messages from the daemon
         self._mailbox: Mailbox
         self._closing = False
+        self._attached = False
+        _connections.add(self)
+        self._daemon_pid = daemon_pid
         self.classes: tuple[str, ...] | None = None
         self.info: messages.Attached
         self.layout: BatchLayout
@@ -107,26 +126,39 @@ class Connection:
             DaemonLost: if the daemon ends, or does not answer in time.
         """
         hello = messages.Attach(messages.PROTOCOL, _version(), dataset, options, guaranteed_slots)
-        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         try:
             control.send(self._sock, messages.encode(hello))
-            while True:
-                if deadline_s is not None and not self._poll.poll(max(0.0, deadline_s - time.monotonic()) * 1000):
-                    raise DaemonLost(
-                        f"cannot attach: the daemon has not answered for {timeout_s:g} s; "
-                        "see its log, and whether it is stopped"
-                    )
-                message = self._receive(wait=True)
-                if isinstance(message, messages.Attached):
-                    break
+            message = self._wait_for_answer(timeout_s)
         except control.ConnectionEnded:
             self._hear_last_words()
-            raise DaemonLost("cannot attach: the daemon ended while it was starting; see its log") from None
+            raise DaemonLost(
+                "cannot attach: the daemon ended while it was starting, or is of another version than this prefetchd "
+                f"{_version()} (protocol {messages.PROTOCOL}); see its log"
+            ) from None
         self.info = message
         try:
             self.layout = layout_from_wire(message.layout)
-        except (ValueError, KeyError, TypeError) as error:
+            if not message.batches_per_epoch or "on_error" not in message.config:
+                raise ValueError("it has no batches, or no configuration")
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise PrefetchdError(f"cannot attach: the daemon's layout makes no sense ({error})") from None
+        self._attached = True
+
+    def _wait_for_answer(self, timeout_s: float | None) -> messages.Attached:
+        """Wait for `Attached`: `timeout_s`, or as long as the daemon is not stopped for minutes; say what it is at."""
+        silence = Silence("", self._daemon_pid)
+        while True:
+            if self._poll.poll(silence.next_look_s(timeout_s) * 1000):
+                message = self._receive(wait=True)
+                if isinstance(message, messages.Attached):
+                    return message
+            elif timeout_s is not None and silence.lasts_s >= timeout_s:
+                raise DaemonLost(
+                    f"cannot attach: the daemon has not answered for {timeout_s:g} s: "
+                    f"{describe_process(self._daemon_pid)}"
+                )
+            else:
+                silence.look()
 
     # --- the cursor
 
@@ -142,9 +174,9 @@ class Connection:
         if self._closing or os.getpid() != self._pid:
             return
         try:
-            control.send(self._sock, messages.encode(messages.CloseCursor(serial, self._taken)))
-        except control.ConnectionEnded:
-            pass  # nothing is left to close
+            control.send(self._sock, messages.encode(messages.CloseCursor(serial, self._taken)), wait=False)
+        except (control.ConnectionEnded, BlockingIOError):
+            pass  # nothing is left to close, or the next cursor closes it
 
     def next_batch(self, serial: int, copy_when_held: bool) -> Batch:
         """Return the cursor's next batch, waiting for it as long as the daemon works on it.
@@ -197,17 +229,22 @@ class Connection:
             self._raise_lost()
         return grant
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the next batch was granted, or something lies in the socket: most likely word of it."""
+        return not self._closing and (self._mailbox.has_next or bool(self._poll.poll(0)))
+
     def _ask_for_grant(self, serial: int) -> Granted:
         """Ask for the next grant and wait until it is in the mailbox."""
-        control.send(self._sock, messages.encode(messages.Want(serial, self._taken)))
-        started_s = time.monotonic()
+        self._send(messages.Want(serial, self._taken))
         warn_after_s = min(_WARN_STALL_S, self._hold_timeout_s / 2)
+        silence = Silence(self.info.name, self._daemon_pid, self._ask)
         stalled: messages.Stalled | None = None
         stalled_s = 0.0
         warned = False
         while True:
             if stalled is None:
-                timeout_s = _REPORT_WAIT_S
+                timeout_s = LOOK_S
             else:
                 held_up_s = time.monotonic() - stalled_s
                 if held_up_s >= warn_after_s and not warned:
@@ -225,10 +262,7 @@ class Connection:
                 timeout_s = min(warn_after_s, self._hold_timeout_s - held_up_s)
             if not self._poll.poll(timeout_s * 1000 + 1):
                 if stalled is None:
-                    log.warning(
-                        "has waited %.0f s for a batch from the daemon (pid %d, state %s)",
-                        time.monotonic() - started_s, self.info.pid, process_state(self.info.pid) or "gone",
-                    )  # fmt: skip
+                    silence.look()
                 continue
             message = self._receive(wait=True)
             grant = self._mailbox.take()
@@ -242,6 +276,8 @@ class Connection:
                     stalled, stalled_s = message, time.monotonic()
                     gc.collect()  # a reference cycle may be all that holds a batch
                     self._flush()
+                case messages.StatusReport():
+                    silence.answered(message.report)
 
     def status(self) -> dict[str, Any]:
         """Return the daemon's status report.
@@ -278,6 +314,11 @@ class Connection:
         ref.connection, ref.slot, ref.lease = self, slot, 0
         return ref, Batch.over(root, rows, self.layout)
 
+    @property
+    def maps(self) -> Collection[mmap.mmap]:
+        """The read-only maps of the slots that the daemon has opened and not closed again."""
+        return self._maps.values()
+
     def release(self, lease: int, slot: int) -> None:
         """The last view of `lease` died. May run in any thread, at any moment: no lock, no blocking."""
         self._live.discard(lease)
@@ -298,12 +339,20 @@ class Connection:
     def _flush(self) -> None:
         while self._unsent:
             lease = self._unsent.popleft()
-            control.send(self._sock, messages.encode(messages.Release(lease, self._taken)))
+            self._send(messages.Release(lease, self._taken))
 
     # --- the end
 
+    def _in_forked_child(self) -> None:
+        """Have a child that touches an array which it did not inherit killed with its traceback, not without a word."""
+        if self._live and not faulthandler.is_enabled():
+            with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):  # no such stderr
+                faulthandler.enable()
+
     def close(self, *, at_once: bool) -> None:
         """Close the connection: now, or when the last view is gone. What is held stays readable either way."""
+        if hasattr(self, "_mailbox"):  # else it never attached
+            self._mailbox.close()
         self._closing = True
         self._maps.clear()
         self._prepared.clear()
@@ -313,6 +362,8 @@ class Connection:
             self._shut()
 
     def _shut(self) -> None:
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)  # a forked child may have the socket too, and keep it open
         self._sock.close()
         self._release_sock.close()
 
@@ -322,22 +373,20 @@ class Connection:
         data, fds = control.receive(self._sock, wait=wait, buffer=self._buffer)
         self._heard += 1
         try:
-            message = messages.decode_to_consumer(data)
+            try:
+                message = messages.decode_to_consumer(data)
+            except messages.DecodeError:
+                raise self._not_understood(data) from None
             match message:
                 case messages.Attached():
-                    if not fds:
-                        raise PrefetchdError("cannot attach: the daemon sent no mailbox")
-                    self._mailbox = Mailbox(fds[0])
-                    if len(fds) > 1:
-                        self.classes = read_classes(fds[1])
+                    try:
+                        self._mailbox = Mailbox(fds[0])
+                        if len(fds) > 1:
+                            self.classes = read_classes(fds[1])
+                    except (ValueError, IndexError, OSError) as error:
+                        raise PrefetchdError(f"cannot attach: {error}; is it a daemon of prefetchd?") from None
                 case messages.SlotOpened():
-                    if message.slot_bytes < self.layout.slot_bytes or len(fds) != 1:
-                        raise PrefetchdError(f"cannot map slot {message.slot}: it is smaller than was agreed")
-                    if self._writable:
-                        self._fds[message.slot] = fds.pop()
-                    else:
-                        self._maps[message.slot] = segment.map_read_only(fds[0], self.layout.slot_bytes)
-                        self._prepared[message.slot] = self._prepare(message.slot, self.layout.batch_size)
+                    self._open_slot(message, fds)
                 case messages.SlotClosed():
                     self._maps.pop(message.slot, None)
                     self._prepared.pop(message.slot, None)
@@ -350,9 +399,57 @@ class Connection:
                 control.close_all(fds)
         return message
 
+    def _open_slot(self, message: messages.SlotOpened, fds: list[int]) -> None:
+        """Map a slot; with `writable` keep its descriptor, which is taken out of `fds`."""
+        if not self._attached or message.slot_bytes < self.layout.slot_bytes or len(fds) != 1:
+            raise PrefetchdError(f"cannot map slot {message.slot}: it is smaller than was agreed")
+        try:
+            if self._writable:
+                segment.check_length(fds[0], self.layout.slot_bytes)
+                self._fds[message.slot] = fds.pop()
+            else:
+                self._maps[message.slot] = segment.map_read_only(fds[0], self.layout.slot_bytes)
+                self._prepared[message.slot] = self._prepare(message.slot, self.layout.batch_size)
+        except (ValueError, OSError) as error:
+            raise PrefetchdError(f"cannot map slot {message.slot}: {error}") from None
+
+    def _not_understood(self, data: bytes | memoryview) -> PrefetchdError:
+        """Return the error for a message that is none of this version's."""
+        ours = f"this prefetchd is {_version()} (protocol {messages.PROTOCOL})"
+        introduction = messages.read_introduction(data)
+        if not self._attached and introduction is not None and introduction.what == "Attached":
+            return DaemonNotFound(
+                f"cannot attach: {ours}, the daemon {introduction.version} speaks another protocol; "
+                "restart the daemon with this version"
+            )
+        return PrefetchdError(
+            f"cannot go on: the daemon sent what is no message of ours; {ours}: restart the daemon with it"
+        )
+
+    def _send(self, message: messages.Message) -> None:
+        """Send a message to a daemon that may be stopped, with its socket full: say so, and give it up in the end."""
+        data = messages.encode(message)
+        silence: Silence | None = None
+        while True:
+            try:
+                control.send(self._sock, data, wait=False)
+            except BlockingIOError:
+                silence = silence or Silence(self.info.name, self._daemon_pid)
+                writable = select.poll()
+                writable.register(self._sock, select.POLLOUT)
+                if not writable.poll(LOOK_S * 1000):
+                    silence.look()
+            else:
+                return
+
+    def _ask(self) -> None:
+        """Ask the daemon what it is at, if its socket has room."""
+        with contextlib.suppress(BlockingIOError):
+            control.send(self._sock, messages.encode(messages.AskStatus(messages.PROTOCOL)), wait=False)
+
     def _say(self, message: messages.Message) -> None:
         try:
-            control.send(self._sock, messages.encode(message))
+            self._send(message)
         except control.ConnectionEnded:
             self._raise_lost()
 

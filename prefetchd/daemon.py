@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefetchd import budget, messages, report
+from prefetchd.cache.pressure import CachePages
 from prefetchd.config import Config
 from prefetchd.datasets import open_datasets
 from prefetchd.errors import PrefetchdError
@@ -29,6 +30,7 @@ from prefetchd.front_desk import FrontDesk
 from prefetchd.guard import Guard
 from prefetchd.loop import EventLoop
 from prefetchd.pool import Pool, PoolEvents
+from prefetchd.segment import remove_stale_names
 from prefetchd.slots import Ring
 
 log = logging.getLogger("prefetchd")
@@ -63,6 +65,7 @@ class Daemon:
         self._loop = loop
         self._attach_hint = attach_hint
         self._started_s = time.monotonic()
+        remove_stale_names()
         limit = budget.machine_limit()
         self._parent_pidfd = -1
         self._ticking = False
@@ -76,6 +79,7 @@ class Daemon:
                 lost=lambda reader, chunk, suspect, code: self._foreman.lost(
                     reader, chunk, suspect=suspect, exit_code=code
                 ),
+                stuck=lambda pid, reader, chunk: self._foreman.stuck(pid, reader, chunk),
                 gone=lambda reader: self._foreman.gone(reader),
                 memory=lambda: self._guard.serve_wishes(),
             ),
@@ -100,6 +104,7 @@ class Daemon:
         self._pool.resize(plan.n_readers)
         self._ring = Ring()
         self._foreman = Foreman(self._datasets, self._ring, self._pool)
+        self._caches = CachePages([cache for dataset in self._datasets if (cache := dataset.source.cache)])
         self._guard = Guard(
             budget.Budget(plan),
             self._ring,
@@ -144,6 +149,7 @@ class Daemon:
             self._desk.tell_all(messages.Fatal(type(error).__name__, str(error)))
             raise
         finally:
+            self._caches.tick()
             self._desk.close()
             self._pool.stop()
             self._ring.close()
@@ -154,7 +160,7 @@ class Daemon:
     def _pump(self) -> None:
         self._foreman.give_work(self._desk.cursors)
         if self._guard.may_grow():
-            self._guard.add_slot()
+            self._guard.grow()
             self._foreman.give_work(self._desk.cursors)
             if self._guard.may_grow():
                 self._loop.call_later(0, lambda: None)  # come round again without waiting
@@ -171,6 +177,7 @@ class Daemon:
         self._ticking = False
         for dataset in self._datasets:
             dataset.source.check_unchanged()
+        self._caches.tick()
         self._pool.tick()
         self._guard.serve_wishes()
         self._guard.verify()
@@ -184,6 +191,7 @@ class Daemon:
             self._pool,
             self._guard,
             self._foreman,
+            self._desk.granter,
             list(self._desk.consumers.values()),
             uptime_s=time.monotonic() - self._started_s,
         )

@@ -13,6 +13,7 @@ import functools
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from prefetchd import __version__, control, messages
 from prefetchd.class_names import write_classes
 from prefetchd.consumers import Consumer
 from prefetchd.datasets import Dataset
+from prefetchd.descriptor_limit import raise_descriptor_limit
 from prefetchd.errors import ConfigError, PrefetchdError
 from prefetchd.foreman import Foreman
 from prefetchd.granting import Granter
@@ -33,7 +35,11 @@ from prefetchd.units import format_count
 
 log = logging.getLogger("prefetchd")
 
-_MAX_CONSUMERS = 1024
+MAX_CONSUMERS = 1024
+_DESCRIPTORS_EACH = 3  # a consumer's socket, pidfd and mailbox
+_DESCRIPTORS_KEPT = 512  # for slots, readers and samples, whoever connects
+_INTRODUCTION_S = 10.0
+_RETRY_S = 0.1
 
 
 class FrontDesk:
@@ -59,7 +65,7 @@ class FrontDesk:
         stop: Callable[[], None],
     ) -> None:
         self.consumers: dict[int, Consumer] = {}
-        self._granter = Granter(ring, foreman, guard, self.consumers)
+        self.granter = Granter(ring, foreman, guard, self.consumers)
         self._datasets = datasets
         self._ring = ring
         self._foreman = foreman
@@ -71,6 +77,10 @@ class FrontDesk:
         self._next_consumer = 1
         self._listener: socket.socket | None = None
         self._private = False
+        self._max_consumers = min(
+            MAX_CONSUMERS, max(1, (raise_descriptor_limit() - _DESCRIPTORS_KEPT) // _DESCRIPTORS_EACH)
+        )
+        self._retrying = False
 
     def listen(self, listener: socket.socket) -> None:
         """Admit whoever connects to `listener`, which the desk then owns."""
@@ -95,14 +105,24 @@ class FrontDesk:
         """Grant every consumer what is ready for it."""
         cursors = self.cursors
         for consumer in list(self.consumers.values()):
-            self._granter.grant(consumer, cursors)
+            self.granter.grant(consumer, cursors)
+        if not self._retrying and any(consumer.blocked for consumer in self.consumers.values()):
+            self._retrying = True
+            self._loop.call_later(_RETRY_S, self._unblock)
+
+    def _unblock(self) -> None:
+        """Look whether those whose sockets were full have read."""
+        self._retrying = False
+        for consumer in self.consumers.values():
+            if consumer.blocked:
+                consumer.unblock()
 
     def slot_removed(self, slot: Slot) -> None:
         """Tell whoever knows the slot that it is gone."""
         for consumer in self.consumers.values():
             if slot.number in consumer.slots:
                 consumer.slots.discard(slot.number)
-                consumer.send(messages.SlotClosed(slot.number))
+                consumer.send_sooner_or_later(messages.SlotClosed(slot.number))
 
     def tell_all(self, message: messages.Message) -> None:
         """Send a message to every consumer."""
@@ -121,9 +141,19 @@ class FrontDesk:
         assert self._listener is not None
         try:
             sock, _ = self._listener.accept()
-        except OSError:
+        except BlockingIOError:
+            return
+        except OSError as error:
+            # No descriptor is left, so whoever knocks stays at the door: do not look there all the time.
+            log.warning("cannot admit a consumer: %s; trying again", error.strerror)
+            self._loop.unwatch(self._listener.fileno())
+            self._loop.call_later(_RETRY_S, self._listen_again)
             return
         self.admit(sock)
+
+    def _listen_again(self) -> None:
+        if self._listener is not None and self._listener.fileno() >= 0:
+            self._loop.watch(self._listener.fileno(), self._accept)
 
     def admit(self, sock: socket.socket) -> None:
         """Take a connection in, if it is this user's."""
@@ -132,9 +162,9 @@ class FrontDesk:
         except OSError:
             sock.close()
             return
-        consumer = Consumer(self._next_consumer, sock, pid, pidfd)
-        if uid != os.getuid() or len(self.consumers) >= _MAX_CONSUMERS:
-            why = "another user's process" if uid != os.getuid() else f"{_MAX_CONSUMERS} are connected already"
+        consumer = Consumer(self._next_consumer, sock, pid, pidfd, since_s=self._loop.clock())
+        if uid != os.getuid() or not self._has_room():
+            why = "another user's process" if uid != os.getuid() else f"{self._max_consumers} are connected already"
             consumer.send(messages.Fatal("DaemonNotFound", f"cannot attach: {why}; run a daemon of your own"))
             sock.close()
             os.close(pidfd)
@@ -143,6 +173,16 @@ class FrontDesk:
         self.consumers[consumer.number] = consumer
         self._loop.watch(sock.fileno(), functools.partial(self._hear, consumer))
         self._loop.watch(pidfd, functools.partial(self._bury, consumer))
+
+    def _has_room(self) -> bool:
+        """Whether one more may come in; in a full house, who has not said what it wants for long makes room."""
+        if len(self.consumers) < self._max_consumers:
+            return True
+        for consumer in self.consumers.values():
+            if not consumer.attached and self._loop.clock() - consumer.since_s > _INTRODUCTION_S:
+                self._bury(consumer)
+                return True
+        return False
 
     def _hear(self, consumer: Consumer) -> None:
         """Take in what a consumer has sent; whatever makes no sense ends its connection."""
@@ -159,6 +199,11 @@ class FrontDesk:
                 message = messages.decode_to_daemon(data)
                 self._handle(consumer, message)
             except messages.DecodeError:
+                introduction = messages.read_introduction(data) if consumer.dataset is None else None
+                if introduction is not None and introduction.protocol != messages.PROTOCOL:
+                    self._refuse_protocol(consumer, introduction)
+                    self._hang_up(consumer)
+                    return
                 log.warning(
                     "consumer %d (pid %d) sent no message of ours; ending its connection",
                     consumer.number,
@@ -166,8 +211,24 @@ class FrontDesk:
                 )
                 self._hang_up(consumer)
                 return
-            if consumer.number not in self.consumers:
-                return
+            if consumer.number not in self.consumers or isinstance(message, messages.AskStatus):
+                return  # whoever asks without end is answered in turn with the others
+
+    def _report(self) -> dict[str, Any]:
+        """The status, its lists cut short until it fits into one message."""
+        report = self._status()
+        while len(messages.encode(messages.StatusReport(report))) > control.MAX_MESSAGE_BYTES:
+            longest = max(("bad", "consumers", "readers"), key=lambda name: len(messages.encode(report[name])))
+            del report[longest][len(report[longest]) // 2 :]
+        return report
+
+    def _refuse_protocol(self, consumer: Consumer, introduction: messages.Introduction) -> None:
+        theirs = f"{introduction.version or 'of another version'} (protocol {introduction.protocol})"
+        text = (
+            f"cannot attach: this daemon is prefetchd {__version__} (protocol {messages.PROTOCOL}), the consumer "
+            f"{theirs}; restart the daemon with the consumer's version"
+        )
+        consumer.send(messages.Fatal("DaemonNotFound", text))
 
     def _handle(self, consumer: Consumer, message: messages.ToDaemon) -> None:
         match message:
@@ -181,8 +242,9 @@ class FrontDesk:
                 if consumer.cursor is not None and consumer.cursor.serial == message.serial:
                     # A grant may have crossed this on its way: then the loop has what it wants.
                     consumer.set_waiting(not consumer.untaken)
+                    consumer.wanted_s = time.monotonic()
                     if consumer.untaken:
-                        consumer.send(messages.Mail(message.serial))
+                        consumer.send_sooner_or_later(messages.Mail(message.serial))
             case messages.OpenCursor():
                 self._open_cursor(consumer, message)
             case messages.CloseCursor():
@@ -196,7 +258,8 @@ class FrontDesk:
             case messages.Attach():
                 self._attach(consumer, message)
             case messages.AskStatus():
-                consumer.send(messages.StatusReport(self._status()))
+                if not consumer.blocked:
+                    consumer.send(messages.StatusReport(self._report()))
             case messages.AskStop():
                 consumer.send(messages.Stopping(os.getpid()))
                 log.info("asked to stop by pid %d", consumer.pid)
@@ -209,11 +272,10 @@ class FrontDesk:
             consumer.send(messages.Fatal(error, text))
 
         if attach.protocol != messages.PROTOCOL:
-            refuse(
-                "DaemonNotFound",
-                f"cannot attach: this daemon is prefetchd {__version__} (protocol {messages.PROTOCOL}), the consumer "
-                f"{attach.version} (protocol {attach.protocol}); restart the daemon with the consumer's version",
-            )
+            self._refuse_protocol(consumer, messages.Introduction("Attach", attach.protocol, attach.version))
+            return
+        if consumer.attached:
+            self._hang_up(consumer)
             return
         if consumer.attached:
             self._hang_up(consumer)
@@ -236,10 +298,18 @@ class FrontDesk:
                 f"has {n_slots}; give the daemon --memory-budget {self._guard.budget.budget_for_slots(needed)}MiB",
             )
             return
-        consumer.attached = True
         classes = dataset.source.classes
-        consumer.outbox = Outbox()
-        fds = [consumer.outbox.read_only_fd()] + ([] if classes is None else [write_classes(classes)])
+        fds: list[int] = []
+        try:
+            consumer.outbox, mailbox = Outbox.create()
+            fds.append(mailbox)
+            if classes is not None:
+                fds.append(write_classes(classes))
+        except OSError as error:
+            control.close_all(fds)
+            refuse("PrefetchdError", f"cannot attach: the daemon has no room for a mailbox ({error.strerror})")
+            return
+        consumer.attached = True
         consumer.send(
             messages.Attached(
                 version=__version__,

@@ -7,12 +7,14 @@ The front desk calls `grant` for every consumer after each round of events. Borr
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 
 from prefetchd import messages
 from prefetchd.consumers import Consumer
 from prefetchd.foreman import Foreman
 from prefetchd.guard import Guard
+from prefetchd.histogram import Histogram
 from prefetchd.mailbox import MAX_GRANTS_AHEAD
 from prefetchd.scheduler import Cursor, may_grant, ready_for
 from prefetchd.slots import Key, Ring, Slot
@@ -28,12 +30,16 @@ class Granter:
         self._foreman = foreman
         self._guard = guard
         self._consumers = consumers
+        self.delivered = 0
+        self.wait_seconds = Histogram()
 
     def grant(self, consumer: Consumer, cursors: Sequence[Cursor]) -> None:
         """Grant the consumer its next batches as far as they are ready and can be spared; else say why it waits.
 
         `cursors` are all that there are: what they are guaranteed is kept for them.
         """
+        if consumer.blocked:
+            return  # it does not read: the desk hears when it does
         cursor = consumer.cursor
         outbox = consumer.outbox
         if cursor is None or outbox is None:
@@ -52,11 +58,13 @@ class Granter:
             consumer.untaken.append(lease)
             consumer.batches += 1
             consumer.samples += slot.rows
+            self.delivered += 1
             cursor.advance()
             if cursor.waiting:
                 consumer.stalled = False
                 consumer.set_waiting(False)
-                consumer.send(messages.Mail(cursor.serial))  # whatever else is in its socket would wake it as well
+                self.wait_seconds.observe(time.monotonic() - consumer.wanted_s)
+                consumer.send_sooner_or_later(messages.Mail(cursor.serial))
 
     @property
     def _grants_ahead(self) -> int:
@@ -68,8 +76,7 @@ class Granter:
         failure = self._foreman.failed.get(key)
         if failure is None or slot is not None:
             self._explain_stall(consumer, cursor, key, slot)
-        elif cursor.waiting:
-            consumer.send(messages.Failed(cursor.serial, failure.error, failure.text))
+        elif cursor.waiting and consumer.send(messages.Failed(cursor.serial, failure.error, failure.text)):
             consumer.set_waiting(False)
             cursor.open = False
 
@@ -81,7 +88,6 @@ class Granter:
             coming = not self._guard.starved and (self._ring.find(key) is not None or self._guard.may_grow())
             if coming or any(slot.reusable for slot in self._ring.slots.values()):
                 return
-        consumer.stalled = True
         holders = []
         for other in self._consumers.values():
             held = self._ring.held_by(other.number)
@@ -89,4 +95,4 @@ class Granter:
                 who = "this loader" if other is consumer else f"the loader of pid {other.pid}"
                 holders.append(f"{who} holds {held}")
         text = f"of {len(self._ring.slots)} slots " + (", ".join(holders) or "none is free")
-        consumer.send(messages.Stalled(cursor.serial, text))
+        consumer.stalled = consumer.send(messages.Stalled(cursor.serial, text))

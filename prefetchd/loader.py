@@ -12,7 +12,7 @@ import inspect
 import logging
 import operator
 import weakref
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from prefetchd.batch import Batch
@@ -23,6 +23,9 @@ from prefetchd.shard import Shard
 from prefetchd.user_warnings import warn_user
 
 if TYPE_CHECKING:
+    import mmap
+
+    from prefetchd.layout import BatchLayout
     from prefetchd.messages import Attached
 
 log = logging.getLogger("prefetchd")
@@ -95,6 +98,11 @@ class Loader:
         return self._info.n_samples
 
     @property
+    def epochs(self) -> int | None:
+        """Epochs that one iteration runs over; `None` for ever."""
+        return self._epochs
+
+    @property
     def classes(self) -> tuple[str, ...] | None:
         """Names of the classes by number, where the manifest's labels were text; else `None`."""
         return self._session.connection.classes
@@ -104,11 +112,21 @@ class Loader:
         """The configuration of the daemon that serves this loader, by option name."""
         return dict(self._info.config)
 
+    @property
+    def layout(self) -> BatchLayout:
+        """Shapes (of one sample) and dtypes: `batch_size`, `x_shape`, `x_dtype`, `y_shape`, `y_dtype`."""
+        return self._session.connection.layout
+
+    @property
+    def serves_images(self) -> bool:
+        """Whether x is made of images, rather than rows of arrays."""
+        return "decoder" in self._info.versions
+
     def status(self) -> dict[str, Any]:
-        """What the daemon does, as `prefetchd status --json` prints it: ring, memory, readers, consumers, bad samples.
+        """Return what the daemon says of itself, as `prefetchd status --json` prints it.
 
         Raises:
-            DaemonLost: if it ended.
+            DaemonLost: if it is gone.
         """
         return self._session.connection.status()
 
@@ -144,7 +162,16 @@ class Loader:
         It counts the batches that the loop was given, the one that it is at work on included, and no others. All ranks
         have the same state at the same step.
         """
-        return make_state(self._info, self._position)
+        return self.state_at(self._position)
+
+    @property
+    def position(self) -> Position:
+        """Where the loop is, for `state_at`: what `state_dict` tells, at hardly any cost."""
+        return self._position
+
+    def state_at(self, position: Position) -> dict[str, Any]:
+        """Return the `state_dict` of when the loop was at `position`: for loops that run ahead of their user's."""
+        return make_state(self._info, position)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next iteration go on from `state`; an iteration that runs ends.
@@ -195,6 +222,16 @@ class Loader:
                 epoch, start = epoch + 1, 0
         finally:
             self._session.connection.close_cursor(serial)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the loop's next batch is most likely here, so that `next()` will not wait for it."""
+        return self._session.connection.is_ready
+
+    @property
+    def maps(self) -> Collection[mmap.mmap]:
+        """The maps of the ring's slots as they are now; none with `writable`, where each batch has one of its own."""
+        return self._session.connection.maps
 
     def _open_cursor(self, serial: int, stop_epoch: int | None) -> None:
         position = self._position

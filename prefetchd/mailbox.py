@@ -18,10 +18,13 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from zlib import crc32
 
 from prefetchd import segment
+
+if TYPE_CHECKING:
+    import mmap
 
 _RECORD = struct.Struct("<9QI")
 _RECORD_BYTES = _RECORD.size
@@ -63,17 +66,30 @@ class Granted(NamedTuple):
 
 
 class Outbox:
-    """The daemon's end. Owns the page."""
+    """The daemon's end. Owns the page; takes one descriptor."""
 
-    def __init__(self) -> None:
-        self._fd = segment.anonymous_file("prefetchd-mailbox", N_BYTES)
-        self._memory = segment.map_writable(self._fd, N_BYTES)
+    def __init__(self, memory: mmap.mmap) -> None:
+        self._memory = memory
         self._serial = 0
         self._number = 0
 
-    def read_only_fd(self) -> int:
-        """Return a new descriptor for the consumer, the caller's own, through which nothing can be written."""
-        return segment.read_only(self._fd)
+    @classmethod
+    def create(cls) -> tuple[Outbox, int]:
+        """Return an empty one, and the consumer's descriptor of it, the caller's own, which nothing is written by.
+
+        Raises:
+            OSError: if the process has no descriptor left, or the machine no memory.
+        """
+        fd = segment.anonymous_file("prefetchd-mailbox", N_BYTES)
+        try:
+            outbox = cls(segment.map_writable(fd, N_BYTES))
+            try:
+                return outbox, segment.read_only(fd)
+            except OSError:
+                outbox.close()
+                raise
+        finally:
+            os.close(fd)
 
     def open(self, serial: int) -> None:
         """Begin with another cursor; what the last one was granted and has not taken is void."""
@@ -90,7 +106,6 @@ class Outbox:
     def close(self) -> None:
         """Give the page up; the consumer's map lives on."""
         self._memory.close()
-        os.close(self._fd)
 
 
 class Mailbox:
@@ -105,9 +120,20 @@ class Mailbox:
         self._serial = 0
         self._number = 1
 
+    def close(self) -> None:
+        """Drop the map."""
+        self._memory.close()
+
     def open(self, serial: int) -> None:
         """Wait for the grants of another cursor."""
         self._serial, self._number = serial, 1
+
+    @property
+    def has_next(self) -> bool:
+        """Whether the cursor's next grant is there, or being written."""
+        at = self._number % _N_RECORDS * _STRIDE_BYTES
+        fields = _unpack(self._memory[at : at + _RECORD_BYTES])
+        return bool(fields[0] == self._number and fields[1] == self._serial)
 
     def take(self) -> Granted | None:
         """Return the cursor's next grant; `None` if it is not there yet."""

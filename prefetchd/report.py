@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,9 @@ from prefetchd import __version__
 from prefetchd.consumers import Consumer
 from prefetchd.datasets import Dataset
 from prefetchd.foreman import Foreman
+from prefetchd.granting import Granter
 from prefetchd.guard import Guard
+from prefetchd.liveness import process_state
 from prefetchd.pool import Pool
 from prefetchd.slots import Content, Ring
 from prefetchd.units import format_bytes, format_count
@@ -25,6 +28,7 @@ def status(
     pool: Pool,
     guard: Guard,
     foreman: Foreman,
+    granter: Granter,
     consumers: Sequence[Consumer],
     *,
     uptime_s: float,
@@ -40,6 +44,9 @@ def status(
         "datasets": [_dataset(dataset) for dataset in datasets],
         "batches_made": foreman.batches_made,
         "samples_made": foreman.samples_made,
+        "delivered": granter.delivered,
+        "sample_seconds": foreman.sample_seconds.report(),
+        "wait_seconds": granter.wait_seconds.report(),
         "ring": {
             "slots": len(ring.slots),
             "slot_bytes": plan.slot_bytes,
@@ -65,6 +72,7 @@ def status(
                 "samples": reader.samples,
                 "busy_s": round(reader.busy_s, 3),
                 "tasks": len(reader.chunks),
+                "does": reader.describe(time.monotonic()),
             }
             for reader in pool.readers.values()
         ],
@@ -85,6 +93,8 @@ def status(
                 "running": bool(consumer.cursor and consumer.cursor.open and not consumer.cursor.at_end),
                 "stalled": consumer.stalled,
                 "waiting": bool(consumer.cursor and consumer.cursor.waiting),
+                "reads": not consumer.blocked,
+                "state": process_state(consumer.pid),
             }
             for consumer in consumers
             if consumer.attached
@@ -107,6 +117,7 @@ def _dataset(dataset: Dataset) -> dict[str, Any]:
         "batches_per_epoch": dataset.order.batches_per_epoch,
         "batch_shape": [dataset.config.batch_size, *shape],
         "batch_dtype": dtype,
+        "cache": None if dataset.source.cache is None else dataset.source.cache.report(),
     }
 
 
@@ -138,7 +149,7 @@ def describe(report: dict[str, Any]) -> str:
         f"  memory    {format_bytes(memory['footprint_bytes'])} of {format_bytes(memory['budget_bytes'])} "
         f"(budget from {memory['limited_by']}; most so far {format_bytes(memory['max_footprint_bytes'])})",
         f"  readers   {len(report['readers'])} ("
-        + ", ".join(f"pid {reader['pid']}: {reader['samples']} samples" for reader in report["readers"])
+        + "; ".join(f"pid {one['pid']}: {one['samples']} samples, {one['does']}" for one in report["readers"])
         + f"), {report['reader_crashes']} replaced after a crash",
         f"  consumers {len(report['consumers'])}",
     ]
@@ -149,6 +160,10 @@ def describe(report: dict[str, Any]) -> str:
         if consumer["world_size"] not in (None, 1):
             where += f" as rank {consumer['rank']} of {consumer['world_size']}"
         waiting = ", waiting for a batch" if consumer["waiting"] else ""
+        if consumer["state"] in ("T", "t"):
+            waiting += ", STOPPED"
+        elif not consumer["reads"]:
+            waiting += ", does not read its socket"
         lines.append(
             f"            pid {consumer['pid']}: {where}, {consumer['batches']} batches, "
             f"holds {consumer['held_slots']} slots{waiting}"
@@ -162,8 +177,19 @@ def describe(report: dict[str, Any]) -> str:
 
 
 def _describe_data(data: dict[str, Any]) -> str:
-    return (
+    lines = (
         f"  data      {data['name'] and data['name'] + ': '}{data['source']}, {data['n_samples']} samples, "
         f"{data['batches_per_epoch']} batches an epoch of {'x'.join(map(str, data['batch_shape']))} "
         f"{data['batch_dtype']}"
+    )
+    return f"{lines}\n{_describe_cache(data['cache'])}" if data["cache"] else lines
+
+
+def _describe_cache(cache: dict[str, Any]) -> str:
+    asked = cache["hits"] + cache["misses"]
+    share = f" ({100 * cache['hits'] / asked:.0f}%)" if asked else ""
+    stopped = f"; not filled any further: {cache['stopped']}" if cache["stopped"] else ""
+    return (
+        f"  cache     {cache['folder']}: {cache['hits']} of {asked} samples from it{share}, "
+        f"{cache['rows']} rows, {format_bytes(cache['bytes'])}{stopped}"
     )

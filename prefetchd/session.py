@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prefetchd import launch
+from prefetchd import control, launch
 from prefetchd.config import Config
 from prefetchd.errors import DaemonLost, DaemonNotFound
 
@@ -90,7 +90,8 @@ class Endpoint:
             sock, timeout_s = launch.connect(self.daemon, self.timeout_s), self.timeout_s
         from prefetchd.client import Connection  # numpy is imported here, while a private daemon starts
 
-        connection = Connection(sock, writable=self.writable, hold_timeout_s=self.hold_timeout_s)
+        daemon_pid = control.peer_pid(sock) if process is None else process.pid
+        connection = Connection(sock, daemon_pid, writable=self.writable, hold_timeout_s=self.hold_timeout_s)
         session = Session(connection, process, os.getpid())
         try:
             connection.attach(self.dataset, self.expected, self.guaranteed_slots, timeout_s)

@@ -6,7 +6,18 @@ here and its name in `COMMANDS`.
 
 from __future__ import annotations
 
-from prefetchd.commands import bench, preview, serve, status, stop, top, tune, verify
+from prefetchd.commands import (
+    bench,
+    cache,
+    completion,
+    preview,
+    serve,
+    status,
+    stop,
+    top,
+    tune,
+    verify,
+)
 
 # In the order of `prefetchd --help`.
-COMMANDS = (serve, status, top, stop, verify, preview, tune, bench)
+COMMANDS = (serve, status, top, cache, stop, verify, preview, tune, bench, completion)

@@ -8,7 +8,8 @@ are imported when they are needed.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from prefetchd.config import Config
 from prefetchd.sources.applicable import ARRAY_OPTIONS, MASK_OPTIONS, SEQUENCE_OPTIONS, refuse_given
@@ -16,7 +17,10 @@ from prefetchd.sources.base import Source
 from prefetchd.sources.patterns import kind_of
 from prefetchd.sources.records import Records
 
-__all__ = ["Source", "attach_records", "attach_source", "open_source"]
+if TYPE_CHECKING:
+    from prefetchd.sources.images import ImageSource
+
+__all__ = ["Source", "attach_images", "attach_source", "open_source"]
 
 # Module and class of each kind: of what lists encoded images, and of sources of their own.
 _IMAGES = {
@@ -57,15 +61,21 @@ def attach_source(config: Config, handle: dict[str, Any], fds: list[int]) -> Sou
     if kind in _SOURCES:
         source: Source = _class(_SOURCES[kind]).attach(config, handle, fds)
         return source
+    return attach_images(config, handle, fds)
+
+
+def attach_images(
+    config: Config,
+    handle: dict[str, Any],
+    fds: list[int],
+    watch: Callable[[Records], Records] = lambda records: records,
+) -> ImageSource:
+    """Return, in a reader, the `ImageSource` that the daemon opened, its records passed through `watch`; owns `fds`."""
     from prefetchd.sources.images import ImageSource
 
-    return ImageSource.attach(config, handle, attach_records(handle, fds))
-
-
-def attach_records(handle: dict[str, Any], fds: list[int]) -> Records:
-    """Return, in a reader, the records of the `ImageSource` whose `handle` this is; they own `fds`."""
-    records: Records = _class(_IMAGES[handle["kind"]]).attach(handle["records"], fds)
-    return records
+    at = len(fds) - handle["n_cache_fds"]
+    records: Records = _class(_IMAGES[handle["kind"]]).attach(handle["records"], fds[:at])
+    return ImageSource.attach(config, handle, watch(records), fds[at:])
 
 
 def _class(home: tuple[str, str]) -> Any:

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from prefetchd.cache.in_daemon import CacheInDaemon
+
 ReserveMemory = Callable[[int], None]
 
 
@@ -56,6 +58,10 @@ class Source(Protocol):
     @property
     def reader_bytes(self) -> int:
         """Private memory that it takes in each reader, beyond what every reader has (`budget.READER_BYTES`)."""
+
+    @property
+    def cache(self) -> CacheInDaemon | None:
+        """The cache of decoded samples, in the daemon, where there is one."""
 
     def check_unchanged(self) -> None:
         """Raise `ManifestError` if the data set is no longer what was opened."""

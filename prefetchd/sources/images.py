@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from prefetchd.cache.rules import check_cache
 from prefetchd.config import Config
 from prefetchd.faults import FaultKind
 from prefetchd.messages import Fault, TrialDone
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from prefetchd.cache.in_daemon import CacheInDaemon
+    from prefetchd.sample import Sample
+    from prefetchd.sources.cached_rows import CachedRows
     from prefetchd.sources.image_files import ImageReader
 
 
@@ -34,6 +38,8 @@ class ImageSource:
         self._records = records
         self._decoder = decoder
         self._reader: ImageReader | None = None
+        self._cache: CacheInDaemon | None = None
+        self._rows: CachedRows | None = None
         self._trial: TrialDone | None = None
 
     @classmethod
@@ -45,19 +51,33 @@ class ImageSource:
         from importlib.metadata import version
 
         source = cls(config, kind, records, f"opencv {version('opencv-python-headless')}")
+        check_cache(config)
         if config.transform is not None or config.target_transform is not None or config.target == "mask":
             from prefetchd.trial_parent import run_trial
 
             source._trial = run_trial(config, *source.handle())
+        if config.cache is not None:
+            from prefetchd.cache.in_daemon import CacheInDaemon
+
+            source._cache = CacheInDaemon(
+                config, source._decoder, len(records), tuple(records.label_shape), records.label_dtype
+            )
         return source
 
     @classmethod
-    def attach(cls, config: Config, handle: dict[str, Any], records: Records) -> ImageSource:
-        """Return, in a reader, the source whose `handle()` this is, with the records attached."""
+    def attach(cls, config: Config, handle: dict[str, Any], records: Records, cache_fds: list[int]) -> ImageSource:
+        """Return, in a reader, the source whose `handle()` this is, with the records attached; owns `cache_fds`."""
         from prefetchd.sources.image_files import ImageReader
 
         source = cls(config, handle["kind"], records, handle["decoder"])
-        source._reader = ImageReader(config, records)
+        cache = None
+        if handle["cache"] is not None:
+            from prefetchd.cache.in_reader import CacheInReader
+            from prefetchd.sources.cached_rows import CachedRows
+
+            cache = CacheInReader(handle["cache"], cache_fds, config.image_size, config.channels)
+            source._rows = CachedRows(config, cache, records)
+        source._reader = ImageReader(config, records, cache)
         return source
 
     @property
@@ -73,7 +93,9 @@ class ImageSource:
     def handle(self) -> tuple[dict[str, Any], list[int]]:
         """Plain values and descriptors from which a reader attaches."""
         records, fds = self._records.handle()
-        return {"kind": self._kind, "records": records, "decoder": self._decoder}, fds
+        cache, cache_fds = (None, []) if self._cache is None else self._cache.handle()
+        facts = {"kind": self._kind, "records": records, "decoder": self._decoder, "cache": cache}
+        return {**facts, "n_cache_fds": len(cache_fds)}, [*fds, *cache_fds]
 
     @property
     def n_samples(self) -> int:
@@ -113,7 +135,12 @@ class ImageSource:
     @property
     def shared_bytes(self) -> int:
         """What the records hold in memory segments."""
-        return self._records.shared_bytes
+        return self._records.shared_bytes + (0 if self._cache is None else self._cache.shared_bytes)
+
+    @property
+    def cache(self) -> CacheInDaemon | None:
+        """The cache of decoded samples, in the daemon."""
+        return self._cache
 
     @property
     def answers_together(self) -> bool:
@@ -152,15 +179,19 @@ class ImageSource:
     ) -> list[Fault]:
         """Read, decode and write each sample into its row."""
         assert self._reader is not None, "only a reader fills"
+        if self._rows is None:
+            samples: Sequence[Sample] = self._records.samples(sample_ids)
+        else:
+            sample_ids, rows, samples = self._rows.fill(sample_ids, rows, x, y)
         faults = []
-        for sample_id, row, sample in zip(sample_ids, rows, self._records.samples(sample_ids), strict=True):
+        for sample_id, row, sample in zip(sample_ids, rows, samples, strict=True):
             fault = self._reader.load(sample, int(sample_id), epoch, x[row], y[row, ...], reserve)
             if fault is not None:
                 faults.append(
                     Fault(
                         row=row,
                         sample_id=int(sample_id),
-                        where=self._records.where(sample),
+                        where=self._records.where(self._records.samples([sample_id])[0]),
                         reason=fault.reason[:_SAID_CHARACTERS],
                         content=fault.kind is FaultKind.CONTENT,
                         needs_fresh_reader=fault.needs_fresh_reader,

@@ -16,7 +16,7 @@ from prefetchd.config import Config
 from prefetchd.image_header import FORMATS, read_header
 from prefetchd.messages import Fault
 from prefetchd.sample import Sample
-from prefetchd.sources import attach_records
+from prefetchd.sources import attach_images
 from prefetchd.sources.base import ReserveMemory
 from prefetchd.sources.images import ImageSource
 from prefetchd.sources.records import Records
@@ -46,10 +46,10 @@ class InspectedImages:
         """Return, in a reader, the source whose `handle()` this is."""
         import numpy as np
 
-        watched = _WatchedRecords(attach_records(handle["images"], fds))
-        images = ImageSource.attach(config, handle["images"], watched)
+        images = attach_images(config, handle["images"], fds, _WatchedRecords)
         source = cls(images)
-        source._watched = watched
+        assert isinstance(images.records, _WatchedRecords)
+        source._watched = images.records
         (x_shape, x_dtype), (y_shape, y_dtype) = images.x, (handle["y_shape"], handle["y_dtype"])
         source._scratch = np.empty((1, *x_shape), x_dtype), np.empty((1, *y_shape), y_dtype)
         return source
@@ -109,6 +109,10 @@ class InspectedImages:
     def answers_together(self) -> bool:
         """No, as for images."""
         return False
+
+    @property
+    def cache(self) -> None:
+        """None: what is looked at is decoded."""
 
     def check_unchanged(self) -> None:
         """Raise `ManifestError` if the records are no longer what was opened."""

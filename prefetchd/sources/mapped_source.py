@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Protocol
 
-from prefetchd.config import MAX_BATCH_SIZE
+from prefetchd.option_checks import MAX_BATCH_SIZE
 from prefetchd.sources.array_set import ArraySet
 
 
@@ -70,6 +70,11 @@ class MappedSource:
     def answers_together(self) -> bool:
         """Yes: a batch of rows costs as much as a message."""
         return True
+
+    @property
+    def cache(self) -> None:
+        """None: nothing is decoded."""
+        return
 
     def check_unchanged(self) -> None:
         """Raise `ManifestError` if a file was written to, replaced or removed."""

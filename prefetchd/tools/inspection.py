@@ -167,6 +167,7 @@ class _Inspection:
                     reader, chunk, suspect=suspect, exit_code=code
                 ),
                 gone=lambda reader: self._foreman.gone(reader),
+                stuck=lambda pid, reader, chunk: self._foreman.stuck(pid, reader, chunk),
                 memory=lambda: self._guard.serve_wishes(),
             ),
             watch=self._loop.watch,
@@ -181,7 +182,9 @@ class _Inspection:
             raise
 
     def _build(self, config: Config, limit: budget.Limit) -> None:
-        config = dataclasses.replace(config, on_error="skip", shuffle=False, drop_last=False, batch_size=BATCH_ROWS)
+        config = dataclasses.replace(
+            config, on_error="skip", shuffle=False, drop_last=False, batch_size=BATCH_ROWS, cache=None
+        )
         source = open_source(config)
         if not isinstance(source, ImageSource):
             raise ConfigError(
@@ -236,7 +239,7 @@ class _Inspection:
             self._loop.stop()
             return
         if self._guard.may_grow():
-            self._guard.add_slot()
+            self._guard.grow()
             self._loop.call_later(0, lambda: None)
         self._foreman.give_work([self._sweep])
         if not self._ticking:

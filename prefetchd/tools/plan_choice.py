@@ -106,7 +106,11 @@ def _remedies(at_best: Measured, target: float, n_cores: int, config: Config) ->
         f"more cores: at {per_reader:,.0f} images/s a reader it takes about {math.ceil(target / per_reader)}, "
         f"and there are {n_cores}"
     )
-    remedies.append("a cache of decoded samples, if they fit: an epoch after the first then decodes nothing")
+    if config.cache is None:
+        remedies.append(
+            "--cache DIR, if the decoded samples fit on a fast disk: epochs after the first then decode nothing "
+            "(with random crops see --cache-image-size)"
+        )
     height_px, width_px = config.image_size
     if height_px * width_px > 128 * 128:
         remedies.append(

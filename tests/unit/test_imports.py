@@ -130,6 +130,8 @@ def test_tools_that_judge_or_draw_are_pure(name):
 
 @pytest.mark.parametrize("module", ["prefetchd", "prefetchd.api", "prefetchd.launch", "prefetchd.cli"])
 def test_import_loads_neither_numpy_nor_opencv(module):
-    code = f"import sys, {module}; print(sorted({{'numpy', 'cv2', 'torch', 'psutil'}} & set(sys.modules)))"
+    code = (
+        f"import sys, {module}; print(sorted({{'numpy', 'cv2', 'psutil', 'torch', 'keras', 'jax'}} & set(sys.modules)))"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"

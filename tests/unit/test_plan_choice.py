@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from prefetchd.cli import _parser
+from prefetchd.cli import make_parser
 from prefetchd.commands.source_options import configs_of
 from prefetchd.config import make_config
 from prefetchd.tools import plan_choice
@@ -78,7 +78,7 @@ def test_the_command_line_means_the_configuration_that_was_measured():
     line = plan_choice.command_line(config, POINTS[1])
     words = shlex.split(line)
     assert words[0] == "prefetchd"
-    (parsed,) = configs_of(_parser(()).parse_args(words[1:])).values()
+    (parsed,) = configs_of(make_parser().parse_args(words[1:])).values()
     assert parsed == dataclasses.replace(config, num_workers=2, memory_budget="120MiB")
 
 
