@@ -280,7 +280,12 @@ class Connection:
                     silence.answered(message.report)
 
     def status(self) -> dict[str, Any]:
-        """Return the daemon's report; while no cursor is open, as grants that arrive meanwhile are not kept."""
+        """Return the daemon's status report.
+
+        Raises:
+            DaemonLost: if the daemon ends.
+        """
+        self._check_process()
         self._say(messages.AskStatus(messages.PROTOCOL))
         while True:
             try:

@@ -8,6 +8,7 @@ its connection and touches nobody else.
 from __future__ import annotations
 
 import socket
+import time
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -37,9 +38,9 @@ class Consumer:
         wanted_s: when its loop began to wait, by the monotonic clock.
         stalled: whether it was told that no slot can be spared.
         slots: slots that it has a descriptor of.
+        batches, samples: what it was granted, over all its loops.
         outbox: where its grants are left, owned; made when it attaches.
         told: how many messages were sent to it.
-        batches: how many it was granted.
         since_s: when it connected, by the monotonic clock, in seconds.
     """
 
@@ -58,6 +59,9 @@ class Consumer:
     outbox: Outbox | None = None
     told: int = 0
     batches: int = 0
+    samples: int = 0
+    _waited_s: float = 0.0
+    _waiting_since_s: float | None = None
     since_s: float = 0.0
     blocked: bool = False
     unsent: deque[messages.Message] = field(default_factory=deque)
@@ -75,6 +79,22 @@ class Consumer:
             return False
         self.told += 1
         return True
+
+    def set_waiting(self, is_waiting: bool) -> None:
+        """Its loop stands still for its next batch from now on, or does not any more."""
+        if self.cursor is not None:
+            self.cursor.waiting = is_waiting
+        if is_waiting != (self._waiting_since_s is not None):
+            now_s = time.monotonic()
+            if self._waiting_since_s is not None:
+                self._waited_s += now_s - self._waiting_since_s
+            self._waiting_since_s = now_s if is_waiting else None
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds that its loops have stood still for a batch, until now."""
+        since_s = self._waiting_since_s
+        return self._waited_s + (0.0 if since_s is None else time.monotonic() - since_s)
 
     def send_sooner_or_later(self, message: messages.Message) -> None:
         """Send a message, now or when the consumer reads again."""

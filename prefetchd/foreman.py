@@ -13,7 +13,7 @@ import functools
 import logging
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from prefetchd import messages
 from prefetchd.datasets import Dataset
@@ -32,9 +32,15 @@ _MAX_FAILED = 256
 
 
 class Foreman:
-    """Work in hand: jobs, their chunks, and the batches that failed."""
+    """Work in hand: jobs, their chunks, and the batches that failed. A bad sample is logged, or told to `on_bad`."""
 
-    def __init__(self, datasets: Sequence[Dataset], ring: Ring, pool: Pool) -> None:
+    def __init__(
+        self,
+        datasets: Sequence[Dataset],
+        ring: Ring,
+        pool: Pool,
+        on_bad: Callable[[Dataset, BadSample], None] | None = None,
+    ) -> None:
         self._datasets = datasets
         self._ring = ring
         self._pool = pool
@@ -44,16 +50,16 @@ class Foreman:
                 dataset.source.n_samples,
                 self._sample_id_at,
                 dataset.source.where,
-                functools.partial(_report_bad, dataset),
+                functools.partial(on_bad or _report_bad, dataset),
             )
             for dataset in datasets
         ]
         self.queue: deque[Chunk] = deque()
         self.failed: dict[Key, Failure] = {}
         self.batches_made = 0
+        self.samples_made = 0
         self.sample_seconds = Histogram()
         self.busy_s = 0.0  # that readers spent on samples
-        self.samples_made = 0
         self._jobs: list[Job] = []
         self._seconds_per_sample = [0.0 for _ in datasets]
         self._logged: set[str] = set()

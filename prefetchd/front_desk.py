@@ -257,7 +257,7 @@ class FrontDesk:
                 consumer.took(message.taken)
                 if consumer.cursor is not None and consumer.cursor.serial == message.serial:
                     # A grant may have crossed this on its way: then the loop has what it wants.
-                    consumer.cursor.waiting = not consumer.untaken
+                    consumer.set_waiting(not consumer.untaken)
                     consumer.wanted_s = time.monotonic()
                     if consumer.untaken:
                         consumer.send_sooner_or_later(messages.Mail(message.serial))
@@ -267,7 +267,8 @@ class FrontDesk:
                 if consumer.cursor is not None and consumer.cursor.serial == message.serial:
                     self._drop_untaken(consumer, message.taken)
                     cursor = consumer.cursor
-                    cursor.open = cursor.waiting = False
+                    cursor.open = False
+                    consumer.set_waiting(False)
                     if cursor.step:  # the next loop begins a new epoch
                         cursor.begin_epoch(cursor.epoch + 1)
             case messages.Attach():
@@ -391,6 +392,7 @@ class FrontDesk:
             self._hang_up(consumer)
             return
         consumer.stalled = False
+        consumer.set_waiting(False)
         assert consumer.outbox is not None
         consumer.outbox.open(message.serial)
         consumer.cursor = Cursor(
@@ -415,6 +417,7 @@ class FrontDesk:
         if consumer.sock.fileno() >= 0:
             self._loop.unwatch(consumer.sock.fileno())
             consumer.sock.close()
+        consumer.set_waiting(False)
         consumer.cursor = None
         if self._private:
             self._stop()  # the loader was closed; views outlive the daemon

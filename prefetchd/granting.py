@@ -57,10 +57,12 @@ class Granter:
             outbox.put(lease, slot.number, cursor.epoch, batch, slot.rows, repeated=repeated, told=consumer.told)
             consumer.untaken.append(lease)
             consumer.batches += 1
+            consumer.samples += slot.rows
             self.delivered += 1
             cursor.advance()
             if cursor.waiting:
-                cursor.waiting = consumer.stalled = False
+                consumer.stalled = False
+                consumer.set_waiting(False)
                 self.wait_seconds.observe(time.monotonic() - consumer.wanted_s)
                 consumer.send_sooner_or_later(messages.Mail(cursor.serial))
 
@@ -75,6 +77,7 @@ class Granter:
         if failure is None or slot is not None:
             self._explain_stall(consumer, cursor, key, slot)
         elif cursor.waiting and consumer.send(messages.Failed(cursor.serial, failure.error, failure.text)):
+            consumer.set_waiting(False)
             cursor.open = False
 
     def _explain_stall(self, consumer: Consumer, cursor: Cursor, key: Key, ready: Slot | None) -> None:

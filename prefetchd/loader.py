@@ -123,12 +123,11 @@ class Loader:
         return "decoder" in self._info.versions
 
     def status(self) -> dict[str, Any]:
-        """Return what the daemon says of itself, as `prefetchd status --json` prints it; an iteration that runs ends.
+        """Return what the daemon says of itself, as `prefetchd status --json` prints it.
 
         Raises:
             DaemonLost: if it is gone.
         """
-        self._end_current()
         return self._session.connection.status()
 
     # --- where it is

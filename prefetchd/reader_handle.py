@@ -54,6 +54,7 @@ class ReaderHandle:
         needs_bytes: the working memory that it waits for.
         has_bytes: the working memory that it was granted.
         samples: samples that it has finished.
+        busy_s: seconds that it took for them.
     """
 
     number: int
@@ -74,6 +75,18 @@ class ReaderHandle:
     needs_bytes: int = 0
     has_bytes: int = 0
     samples: int = 0
+    busy_s: float = 0.0
+
+    @property
+    def state(self) -> str:
+        """What it is doing, in a word or two."""
+        if not self.ready:
+            return "starting"
+        if self.needs_bytes:
+            return "wants memory"
+        if self.retiring:
+            return "leaving"
+        return "working" if self.chunks else "idle"
 
     def send(self, message: Message, fds: list[int] | None = None) -> None:
         """Send a message; a reader that does not read its socket is killed, one that is gone is not told."""

@@ -18,7 +18,6 @@ from prefetchd.guard import Guard
 from prefetchd.limits import read_shortage
 from prefetchd.liveness import process_state
 from prefetchd.pool import Pool
-from prefetchd.reader_handle import ReaderHandle
 from prefetchd.segment import shm_free_bytes
 from prefetchd.slots import Content, Ring
 from prefetchd.units import format_bytes, format_count
@@ -50,6 +49,7 @@ def status(
         "uptime_s": round(uptime_s, 3),
         "datasets": [_dataset(dataset) for dataset in datasets],
         "batches_made": foreman.batches_made,
+        "samples_made": foreman.samples_made,
         "delivered": granter.delivered,
         "sample_seconds": foreman.sample_seconds.report(),
         "wait_seconds": granter.wait_seconds.report(),
@@ -85,23 +85,24 @@ def status(
         "num_workers": {"wanted": pool.n_readers, "auto": governor.is_auto, "outgrown": guard.outgrown_readers},
         "waited_s": round(governor.waited_s, 3),
         "busy_s": round(foreman.busy_s, 3),
-        "samples_made": foreman.samples_made,
         "readers": [
             {
                 "pid": reader.pid,
                 "ready": reader.ready,
+                "state": reader.state,
                 "samples": reader.samples,
+                "busy_s": round(reader.busy_s, 3),
                 "tasks": len(reader.chunks),
                 "does": reader.describe(time.monotonic()),
                 "memory_bytes": footprint.processes.get(reader.pid, 0),
                 "reserved_bytes": reader.has_bytes,
-                "state": _state(reader),
             }
             for reader in pool.readers.values()
         ],
         "reader_crashes": pool.crashes,
         "consumers": [
             {
+                "number": consumer.number,
                 "pid": consumer.pid,
                 "dataset": consumer.dataset.name if consumer.dataset else None,
                 "epoch": consumer.cursor.epoch if consumer.cursor else None,
@@ -110,6 +111,10 @@ def status(
                 "world_size": consumer.cursor.shard.world_size if consumer.cursor else None,
                 "held_slots": ring.held_by(consumer.number),
                 "batches": consumer.batches,
+                "samples": consumer.samples,
+                "waited_s": round(consumer.waited_s, 3),
+                "running": bool(consumer.cursor and consumer.cursor.open and not consumer.cursor.at_end),
+                "stalled": consumer.stalled,
                 "waiting": bool(consumer.cursor and consumer.cursor.waiting),
                 "reads": not consumer.blocked,
                 "state": process_state(consumer.pid),
@@ -124,17 +129,6 @@ def status(
             for bad in foreman.fillers[dataset.number].first_bad[:_LISTED_BAD]
         ],
     }
-
-
-def _state(reader: ReaderHandle) -> str:
-    """What a reader does: `booting`, `retiring`, `waiting` for memory, `working` or `idle`."""
-    if reader.retiring:
-        return "retiring"
-    if not reader.ready:
-        return "booting"
-    if reader.needs_bytes:
-        return "waiting"
-    return "working" if reader.chunks else "idle"
 
 
 def _plan(plan: Plan) -> dict[str, Any]:

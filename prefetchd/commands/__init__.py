@@ -6,7 +6,19 @@ here and its name in `COMMANDS`.
 
 from __future__ import annotations
 
-from prefetchd.commands import cache, completion, serve, set, status, stop
+from prefetchd.commands import (
+    bench,
+    cache,
+    completion,
+    preview,
+    serve,
+    set,
+    status,
+    stop,
+    top,
+    tune,
+    verify,
+)
 
 # In the order of `prefetchd --help`.
-COMMANDS = (serve, status, set, cache, stop, completion)
+COMMANDS = (serve, status, top, set, cache, stop, verify, preview, tune, bench, completion)

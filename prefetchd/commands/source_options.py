@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any, Literal, get_args, get_origin
 
 from prefetchd import config as configuration
 from prefetchd.config import Config
 from prefetchd.dataset_options import make_configs, split_sources
+from prefetchd.errors import ConfigError
 
 EPILOG = "Sizes are written 512MiB, 1.5GB or 25% (of the machine's memory)."
 
 
-def add_source_options(parser: argparse.ArgumentParser, datasets: Iterable[str] = ()) -> None:
-    """Add the sources, `--config`, every option of `Config`, and those of each of `datasets`, and `--debug`."""
+def add_source_options(
+    parser: argparse.ArgumentParser, datasets: Iterable[str] = (), *, without: Container[str] = ()
+) -> None:
+    """Add the sources, `--config`, every option of `Config`, and those of each of `datasets`, and `--debug`.
+
+    Options `without` which it is are the command's own to add.
+    """
     parser.add_argument(
         "sources",
         nargs="*",
@@ -32,7 +38,7 @@ def add_source_options(parser: argparse.ArgumentParser, datasets: Iterable[str] 
         help="TOML file with these options (source = 'train.txt', batch-size = 64); the command line wins",
     )
     for name in configuration.OPTIONS:
-        if name != "source":
+        if name != "source" and name not in without:
             _add_option(parser, name)
     for dataset in datasets:
         for name in configuration.OPTIONS:
@@ -78,3 +84,15 @@ def configs_of(arguments: argparse.Namespace) -> dict[str, Config]:
     if any(options.get("transform") or options.get("target_transform") for options in every):
         file_common.setdefault("python_path", [os.getcwd()])
     return make_configs(common, by_dataset, file_common=file_common, file_by_dataset=file_tables)
+
+
+def config_of(arguments: argparse.Namespace, command: str) -> Config:
+    """Return what the arguments name, for a command that takes one data set.
+
+    Raises:
+        ConfigError: if they name several.
+    """
+    configs = configs_of(arguments)
+    if len(configs) > 1:
+        raise ConfigError(f"cannot {command} {len(configs)} data sets at once; name one of {', '.join(configs)}")
+    return next(iter(configs.values()))

@@ -8,14 +8,19 @@ are imported when they are needed.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from prefetchd.config import Config
 from prefetchd.sources.applicable import ARRAY_OPTIONS, MASK_OPTIONS, SEQUENCE_OPTIONS, refuse_given
 from prefetchd.sources.base import Source
 from prefetchd.sources.patterns import kind_of
+from prefetchd.sources.records import Records
 
-__all__ = ["Source", "attach_source", "open_source"]
+if TYPE_CHECKING:
+    from prefetchd.sources.images import ImageSource
+
+__all__ = ["Source", "attach_images", "attach_source", "open_source"]
 
 # Module and class of each kind: of what lists encoded images, and of sources of their own.
 _IMAGES = {
@@ -26,6 +31,7 @@ _IMAGES = {
 _SOURCES = {
     "arrays": ("prefetchd.sources.arrays", "ArraySource"),
     "sequences": ("prefetchd.sources.sequences", "SequenceSource"),
+    "inspected": ("prefetchd.sources.inspected", "InspectedImages"),  # made by `verify`, never opened by name
 }
 
 
@@ -55,10 +61,21 @@ def attach_source(config: Config, handle: dict[str, Any], fds: list[int]) -> Sou
     if kind in _SOURCES:
         source: Source = _class(_SOURCES[kind]).attach(config, handle, fds)
         return source
+    return attach_images(config, handle, fds)
+
+
+def attach_images(
+    config: Config,
+    handle: dict[str, Any],
+    fds: list[int],
+    watch: Callable[[Records], Records] = lambda records: records,
+) -> ImageSource:
+    """Return, in a reader, the `ImageSource` that the daemon opened, its records passed through `watch`; owns `fds`."""
     from prefetchd.sources.images import ImageSource
 
     at = len(fds) - handle["n_cache_fds"]
-    return ImageSource.attach(config, handle, _class(_IMAGES[kind]).attach(handle["records"], fds[:at]), fds[at:])
+    records: Records = _class(_IMAGES[handle["kind"]]).attach(handle["records"], fds[:at])
+    return ImageSource.attach(config, handle, watch(records), fds[at:])
 
 
 def _class(home: tuple[str, str]) -> Any:

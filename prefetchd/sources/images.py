@@ -82,6 +82,11 @@ class ImageSource:
         source._reader = ImageReader(config, records, source._ahead, cache)
         return source
 
+    @property
+    def records(self) -> Records:
+        """What lists the samples, borrowed."""
+        return self._records
+
     def try_out(self, sample_id: int, reserve: ReserveMemory) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return x and y of one sample, as they come, in the trial process; raises as `ImageReader.try_out` does."""
         assert self._reader is not None, "only a reader tries"

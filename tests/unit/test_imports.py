@@ -81,7 +81,7 @@ def reached_from_others(name: str) -> set[str]:
 @pytest.mark.parametrize("name", ["api", "loader", "session", "client", "launch", "control", "messages", "segment"])
 def test_consumers_side_never_imports_the_daemons(name):
     reached = {module.partition(".")[0] for module in reached_from(name)}
-    assert not reached & (DAEMON_SIDE | {"cli", "commands", "consumers", "scheduler", "slots"})
+    assert not reached & (DAEMON_SIDE | {"cli", "commands", "tools", "consumers", "scheduler", "slots"})
 
 
 @pytest.mark.parametrize("name", ["reader", "zygote", "sources.images"])
@@ -115,6 +115,17 @@ def test_pure_modules_reach_no_sockets_or_processes_and_use_no_clock(name):
     for module in {name} | reached_from(name):
         top = {other.partition(".")[0] for other in imported(FILES[module])}
         assert not top & MACHINERY, module
+
+
+@pytest.mark.parametrize("name", sorted(name for name in FILES if name.partition(".")[0] not in ("commands", "tools")))
+def test_only_commands_use_the_tools(name):
+    assert not any(other.partition(".")[0] == "tools" for other in GRAPH[name])
+
+
+@pytest.mark.parametrize("name", ["tools.charts", "tools.findings", "tools.frame", "tools.rates", "tools.display"])
+def test_tools_that_judge_or_draw_are_pure(name):
+    for module in {name} | reached_from(name):
+        assert not {other.partition(".")[0] for other in imported(FILES[module])} & MACHINERY, module
 
 
 @pytest.mark.parametrize("module", ["prefetchd", "prefetchd.api", "prefetchd.launch", "prefetchd.cli"])

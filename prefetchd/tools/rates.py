@@ -1,0 +1,65 @@
+"""What a daemon does per second: from two of its status reports, the earlier and the later. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Report = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What happened between two reports.
+
+    Attributes:
+        made_per_s: samples decoded a second.
+        delivered_per_s: samples granted to consumers a second.
+        loader_bound: the share of the time that running consumers stood still for a batch; `None` without any.
+        readers_busy: the share of the time that readers were at work; `None` without any.
+        reader_per_s: samples a second of each reader, by pid.
+        reader_busy: its share of the time at work, by pid.
+        consumer_per_s: samples a second of each consumer, by number.
+        consumer_waits: its share of the time that it stood still, by number.
+    """
+
+    made_per_s: float
+    delivered_per_s: float
+    loader_bound: float | None
+    readers_busy: float | None
+    reader_per_s: Mapping[int, float]
+    reader_busy: Mapping[int, float]
+    consumer_per_s: Mapping[int, float]
+    consumer_waits: Mapping[int, float]
+
+
+def rates(before: Report, after: Report) -> Rates:
+    """Return what happened between two reports of one daemon; who is in the later one only began from nothing."""
+    elapsed_s = max(1e-3, after["uptime_s"] - before["uptime_s"])
+    reader_per_s = _per_second(before, after, "readers", "pid", "samples", elapsed_s)
+    # A task's time is told at its end, so that of a long one falls into one interval.
+    reader_busy = {
+        pid: min(1.0, busy) for pid, busy in _per_second(before, after, "readers", "pid", "busy_s", elapsed_s).items()
+    }
+    consumer_per_s = _per_second(before, after, "consumers", "number", "samples", elapsed_s)
+    waits = _per_second(before, after, "consumers", "number", "waited_s", elapsed_s)
+    consumer_waits = {number: min(1.0, share) for number, share in waits.items()}
+    running = [consumer_waits[found["number"]] for found in after["consumers"] if found["running"]]
+    return Rates(
+        made_per_s=(after["samples_made"] - before["samples_made"]) / elapsed_s,
+        delivered_per_s=sum(consumer_per_s.values()),
+        loader_bound=sum(running) / len(running) if running else None,
+        readers_busy=sum(reader_busy.values()) / len(reader_busy) if reader_busy else None,
+        reader_per_s=reader_per_s,
+        reader_busy=reader_busy,
+        consumer_per_s=consumer_per_s,
+        consumer_waits=consumer_waits,
+    )
+
+
+def _per_second(
+    before: Report, after: Report, party: str, key: str, counter: str, elapsed_s: float
+) -> dict[int, float]:
+    earlier = {found[key]: found[counter] for found in before[party]}
+    return {found[key]: (found[counter] - earlier.get(found[key], 0)) / elapsed_s for found in after[party]}

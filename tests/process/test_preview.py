@@ -1,0 +1,71 @@
+"""`prefetchd preview`, as a user types it."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.images import write_jpeg
+from tests.process.commands import refused, run_command
+
+QUICK = ("--num-workers", "1", "--image-size", "96")
+
+
+@pytest.fixture
+def solid(tmp_path):
+    """Twelve images, the first ten of plain colours of their own, then one that is missing and one more."""
+    lines = []
+    for number in range(12):
+        path = tmp_path / f"{number}.png"
+        if number != 10:
+            assert cv2.imwrite(str(path), np.full((120, 120, 3), (20 * number, 255 - 20 * number, 40), np.uint8))
+        lines.append(f"{path.name} {'cat' if number % 3 else 'dog'}\n")
+    manifest = tmp_path / "solid.txt"
+    manifest.write_text("".join(lines))
+    return manifest
+
+
+def area_of(sheet, number: int) -> int:
+    return int((sheet == (20 * number, 255 - 20 * number, 40)).all(axis=-1).sum())
+
+
+def test_the_sheet_shows_each_sample_as_it_is_delivered_with_normalisation_undone(solid, tmp_path):
+    sheet_path = tmp_path / "sheet.png"
+    result = run_command(
+        "preview", solid, *QUICK, "-o", sheet_path, "--shuffle", "--batch-size", "5", "--drop-last",
+        "--dtype", "float32", "--scale", "1/255", "--mean", "0.5", "--std", "0.25", "--layout", "nchw",
+    )  # fmt: skip
+    assert result.returncode == 0, result
+    assert "10.png: No such file" in result.stdout
+    assert [line.split()[:2] for line in result.stdout.splitlines() if "█" in line] == [["cat", "8"], ["dog", "4"]]
+    sheet = cv2.imread(str(sheet_path))
+    assert [area_of(sheet, number) for number in range(12) if number != 10] == [96 * 96] * 11
+
+
+def test_a_few_samples_are_spread_over_the_whole_set(solid, tmp_path):
+    result = run_command("preview", solid, *QUICK, "-o", tmp_path / "s.png", "--samples", "3")
+    assert result.returncode == 0, result
+    sheet = cv2.imread(str(tmp_path / "s.png"))
+    assert [number for number in range(12) if area_of(sheet, number)] == [0, 4, 8]
+
+
+def test_augmented_shows_the_epochs_of_a_sample_side_by_side(tmp_path):
+    write_jpeg(tmp_path / "a.jpg", (120, 160))
+    (tmp_path / "m.txt").write_text("a.jpg 1\n")
+    outputs = []
+    for name, augment in (("plain.png", ()), ("turned.png", ("--augment", "rotate(degrees=45)"))):
+        result = run_command("preview", tmp_path / "m.txt", *QUICK, *augment, "-o", tmp_path / name, "--augmented", "3")
+        assert result.returncode == 0, result
+        sheet = cv2.imread(str(tmp_path / name))
+        outputs.append([sheet[28:124, 8 + 104 * column : 104 + 104 * column].tobytes() for column in range(3)])
+    assert len(set(outputs[0])) == 1
+    assert len(set(outputs[1])) == 3
+
+
+def test_what_cannot_be_previewed_is_refused_in_one_line(solid, tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((4, 2)))
+    assert "arrays are no pictures" in refused("preview", tmp_path / "x.npy")
+    assert "--samples" in refused("preview", solid, "--samples", "0")
+    assert "ends with" in refused("preview", solid, "-o", tmp_path / "sheet.txt")
+    assert "cannot write" in refused("preview", solid, *QUICK, "-o", tmp_path / "no" / "sheet.png")

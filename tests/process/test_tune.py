@@ -1,0 +1,48 @@
+"""`prefetchd tune`, as a user types it."""
+
+from __future__ import annotations
+
+import json
+
+import prefetchd
+from tests.process.commands import refused, run_command
+
+QUICK = ("--image-size", "16", "--batch-size", "4", "--num-workers", "1", "--seconds", "0.2")
+
+
+def test_points_are_measured_within_their_budgets_and_one_is_chosen(photographs, tmp_path):
+    plot = tmp_path / "t.svg"
+    result = run_command("tune", photographs, *QUICK, "--target", "1", "--json", "--plot", plot)
+    assert result.returncode == 0, result
+    answer = json.loads(result.stdout)
+    assert len(answer["points"]) >= 3
+    for point in answer["points"]:
+        assert 0 < point["footprint_bytes"] <= point["budget_bytes"]
+        assert point["images_per_s"] > 0
+        assert point["n_readers"] == 1
+    assert answer["chosen"] == min(answer["points"], key=lambda point: point["budget_bytes"])
+    assert answer["command"].startswith("prefetchd serve ")
+    assert plot.read_text().startswith("<svg")
+
+
+def test_a_target_that_is_not_held_is_an_exit_status(photographs, tmp_path):
+    result = run_command("tune", photographs, *QUICK, "--target", "1e8", "--plot", "", cwd=tmp_path)
+    assert result.returncode == 1, result
+    assert "decoding cannot hold" in result.stdout
+    assert "    prefetchd serve " in result.stdout
+    assert list(tmp_path.glob("*.svg")) == []
+
+
+def test_what_makes_no_sense_is_refused_in_one_line(photographs):
+    assert "--target" in refused("tune", photographs, "--target", "-3")
+    assert "target" in refused("tune", photographs, "--target", "masks")
+    assert "--seconds" in refused("tune", photographs, "--seconds", "0")
+
+
+def test_a_loader_tells_its_daemons_status_and_goes_on_where_it_was(photographs):
+    with prefetchd.batches(photographs, batch_size=4, image_size=16, num_workers=1) as loader:
+        seen = []
+        for batch in loader:
+            seen.append(batch.index)
+            assert loader.status()["ring"]["leased"] >= 1
+        assert seen == list(range(13))

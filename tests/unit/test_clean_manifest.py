@@ -1,0 +1,43 @@
+"""The manifest without its bad lines: every other byte as it was."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from prefetchd.errors import ConfigError, ManifestError
+from prefetchd.tools.clean_manifest import check_target, write_clean
+
+ODD = b"\xef\xbb\xbf# note\r\na b.jpg 1\r\n\n\xff\xfe.jpg 2\n c.jpg\t3 \r\nd.jpg 4\x0ce\nlast.jpg 5"
+
+
+def test_other_lines_keep_every_byte(tmp_path):
+    source, target = tmp_path / "odd.txt", tmp_path / "clean.txt"
+    source.write_bytes(ODD)
+    assert write_clean(str(source), str(target), {4}) == (6, 1)
+    assert target.read_bytes() == ODD.replace(b"\xff\xfe.jpg 2\n", b"")
+
+
+def test_the_file_appears_whole_or_not_at_all(tmp_path):
+    with pytest.raises(ManifestError, match="cannot write"):
+        write_clean(str(tmp_path / "gone.txt"), str(tmp_path / "clean.txt"), set())
+    assert os.listdir(tmp_path) == []
+
+
+def test_permissions_are_those_of_any_new_file(tmp_path):
+    source, target = tmp_path / "m.txt", tmp_path / "clean.txt"
+    source.write_bytes(ODD)
+    write_clean(str(source), str(target), set())
+    assert target.stat().st_mode == source.stat().st_mode
+
+
+def test_a_target_that_cannot_be_is_refused_before_the_work(tmp_path):
+    source = tmp_path / "m.txt"
+    source.write_bytes(ODD)
+    for target in (source, tmp_path / "no" / "clean.txt"):
+        with pytest.raises(ConfigError):
+            check_target(str(source), str(target))
+    with pytest.raises(ConfigError, match="no list file"):
+        check_target(str(tmp_path), str(tmp_path / "clean.txt"))
+    check_target(str(source), str(tmp_path / "clean.txt"))
