@@ -137,7 +137,7 @@ def make_plan(
         BudgetError: if the budget cannot work; the message names the smallest that can.
     """
     wanted_readers = config.num_workers or (max(1, usable_cores() // 2) if is_cheap else usable_cores())
-    wanted_slots = max(_AUTO_SLOTS, min(_AUTO_MAX_SLOTS, _AUTO_RING_BYTES // slot_bytes))
+    wanted_slots = max(_AUTO_SLOTS, min(_AUTO_MAX_SLOTS, _AUTO_RING_BYTES // slot_bytes), 2 * config.consumers + 2)
     per_reader = reader_share(source_reader_bytes)
     base_bytes = DAEMON_BYTES + source_bytes
     if config.memory_budget == "auto":

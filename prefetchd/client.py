@@ -41,6 +41,10 @@ _WARN_STALL_S = 1.0  # or half the hold time-out, if that is less
 _REPORT_WAIT_S = 30.0
 
 
+class PassEnded(Exception):
+    """The pass that a group shares is over; the loader ends its loop."""
+
+
 class _LeaseRef(weakref.ref["np.ndarray[Any, Any]"]):
     """A weak reference to a lease's root array. It keeps the connection: views may outlive all else of it.
 
@@ -85,22 +89,17 @@ class Connection:
         self.info: messages.Attached
         self.layout: BatchLayout
 
-    def attach(
-        self, dataset: str | None, options: dict[str, Any], guaranteed_slots: int, timeout_s: float | None
-    ) -> None:
+    def attach(self, hello: messages.Attach, timeout_s: float | None) -> None:
         """Introduce this consumer.
 
         Args:
-            dataset: which of the daemon's data sets; `None` where it serves just one.
-            options: what the caller expects of the daemon's configuration, by option name.
-            guaranteed_slots: how many slots the loop must be able to hold whatever others do.
+            hello: what it says of itself.
             timeout_s: how long to wait for the answer; `None` for as long as the daemon lives.
 
         Raises:
             PrefetchdError: what the daemon refuses it with.
             DaemonLost: if the daemon ends, or does not answer in time.
         """
-        hello = messages.Attach(messages.PROTOCOL, _version(), dataset, options, guaranteed_slots)
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         try:
             control.send(self._sock, messages.encode(hello))
@@ -124,12 +123,20 @@ class Connection:
 
     # --- the cursor
 
-    def open_cursor(self, serial: int, shard: Shard, epoch: int, batch: int, stop_epoch: int | None) -> None:
-        """Begin at `batch` of `epoch`, to go on until `stop_epoch`; an earlier cursor of this connection ends."""
+    def open_cursor(
+        self, serial: int, shard: Shard, epoch: int, batch: int, stop_epoch: int | None, *, join: bool = False
+    ) -> None:
+        """Begin at `batch` of `epoch`, to go on until `stop_epoch`; an earlier cursor of this connection ends.
+
+        With `join` the first grant tells where it begins: `OpenCursor` has the rules.
+        """
         self._check_process()
         self._granted.clear()
-        opened = messages.OpenCursor(serial, self._taken, epoch, batch, stop_epoch, shard.rank, shard.world_size)
-        self._say(opened)
+        self._say(
+            messages.OpenCursor(
+                serial, self._taken, epoch, batch, stop_epoch, shard.rank, shard.world_size, shard.rotation, join
+            )
+        )
 
     def close_cursor(self, serial: int) -> None:
         """End the cursor; what was granted ahead goes back."""
@@ -145,6 +152,7 @@ class Connection:
         """Return the cursor's next grant, waiting for it as long as the daemon works on it.
 
         Raises:
+            PassEnded: if it shares its passes with a group, and this one is over.
             SampleError or another PrefetchdError: if the batch cannot be made.
             RingExhausted: if no slot can be spared for it within the hold time-out.
             DaemonLost: if the daemon ends.
@@ -174,6 +182,8 @@ class Connection:
             if isinstance(message, messages.Grants) and message.serial == serial and message.granted:
                 self._granted.extend(message.granted)
                 return True
+            if isinstance(message, messages.Ended) and message.serial == serial:
+                raise PassEnded
             if isinstance(message, messages.Failed) and message.serial == serial:
                 raise error_from_name(message.error, message.text)
 
@@ -214,6 +224,8 @@ class Connection:
                 case messages.Grants() if message.serial == serial and message.granted:
                     self._granted.extend(message.granted)
                     return
+                case messages.Ended() if message.serial == serial:
+                    raise PassEnded
                 case messages.Failed() if message.serial == serial:
                     raise error_from_name(message.error, message.text)
                 case messages.Stalled() if message.serial == serial:
@@ -339,9 +351,3 @@ class Connection:
             )
         if self._closing:
             raise PrefetchdError("cannot use this loader: it was closed; make another with prefetchd.batches()")
-
-
-def _version() -> str:
-    from prefetchd import __version__
-
-    return __version__

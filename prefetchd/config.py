@@ -155,6 +155,18 @@ class Config:
     reader_timeout: float = _option(
         60.0, "seconds without progress after which a reader is replaced (60)", metavar="S", content=False
     )
+    patience: float = _option(
+        10.0,
+        "seconds in all that loops wait for a slower one in an epoch, so that it finds their batches (10); 0 or inf",
+        metavar="S",
+        content=False,
+    )
+    consumers: int = _option(
+        1,
+        "loops at different batches, such as ranks, that an automatic budget has slots for (1)",
+        metavar="N",
+        content=False,
+    )
     name: str = _option("default", "name that consumers attach to (default, or PREFETCHD_NAME)", content=False)
 
     @property
@@ -190,7 +202,7 @@ OPTIONS = {field.name: field for field in dataclasses.fields(Config)}
 OPTION_TYPES: dict[str, Any] = typing.get_type_hints(Config)
 PATH_OPTIONS = ("source", "root", "labels", "offsets")
 # Where one daemon serves several data sets, these are the daemon's own, and the same for all of them.
-DAEMON_OPTIONS = ("num_workers", "memory_budget", "reader_timeout", "name")
+DAEMON_OPTIONS = ("num_workers", "memory_budget", "reader_timeout", "patience", "consumers", "name")
 
 
 def make_config(**options: Any) -> Config:
@@ -305,6 +317,8 @@ def _check(config: Config) -> None:
         ("num_workers", 0, 1024),
         ("max_image_pixels", 1, 1 << 34),
         ("reader_timeout", 0.5, 86400),
+        ("patience", 0, math.inf),
+        ("consumers", 1, 1024),
         ("seed", 0, 2**63 - 1),
         ("mask_border", 0, 65535),
     ]

@@ -45,6 +45,7 @@ class Daemon:
         loop: the loop to run in, borrowed.
         files_to_remove: socket and lock, for the zygote to remove should this process be killed.
         attach_hint: how consumers attach, for the ready line.
+        linger_s: after how long without a consumer it ends; `None` for never.
 
     Raises:
         PrefetchdError: if the source or the budget cannot be served.
@@ -57,11 +58,13 @@ class Daemon:
         *,
         files_to_remove: tuple[str, ...] = (),
         attach_hint: str = "private",
+        linger_s: float | None = None,
     ) -> None:
         config = next(iter(configs.values()))
         self._config = config
         self._loop = loop
         self._attach_hint = attach_hint
+        self._linger_s = linger_s
         self._started_s = time.monotonic()
         limit = budget.machine_limit()
         self._parent_pidfd = -1
@@ -114,6 +117,7 @@ class Daemon:
             self._loop,
             status=self.status,
             stop=self._loop.stop,
+            linger_s=self._linger_s,
         )
         for _ in range(_FIRST_SLOTS):
             self._guard.add_slot()
@@ -185,5 +189,6 @@ class Daemon:
             self._guard,
             self._foreman,
             list(self._desk.consumers.values()),
+            waited_for=self._desk.waited_for,
             uptime_s=time.monotonic() - self._started_s,
         )

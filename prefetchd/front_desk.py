@@ -19,16 +19,19 @@ from typing import Any
 from prefetchd import __version__, control, messages
 from prefetchd.class_names import write_classes
 from prefetchd.consumers import Consumer
+from prefetchd.cursor import Cursor
 from prefetchd.datasets import Dataset
 from prefetchd.errors import ConfigError, PrefetchdError
 from prefetchd.foreman import Foreman
 from prefetchd.granting import Granter
+from prefetchd.groups import Groups
 from prefetchd.guard import Guard
 from prefetchd.loop import EventLoop
-from prefetchd.scheduler import Cursor, slots_promised
+from prefetchd.scheduler import Reserve, slots_promised
 from prefetchd.shard import Shard
 from prefetchd.slots import Ring, Slot
 from prefetchd.units import format_count
+from prefetchd.windows import Pacer, join_window, most_windows, reaches
 
 log = logging.getLogger("prefetchd")
 
@@ -44,6 +47,7 @@ class FrontDesk:
         loop: where its sockets and pidfds are watched.
         status: makes the answer to `prefetchd status`.
         stop: ends the daemon.
+        linger_s: after how long without a consumer it does so; `None` for never.
     """
 
     def __init__(
@@ -56,9 +60,11 @@ class FrontDesk:
         *,
         status: Callable[[], dict[str, Any]],
         stop: Callable[[], None],
+        linger_s: float | None = None,
     ) -> None:
         self.consumers: dict[int, Consumer] = {}
         self._granter = Granter(ring, foreman, guard, self.consumers)
+        self._groups = Groups(ring, self._granter)
         self._datasets = datasets
         self._ring = ring
         self._foreman = foreman
@@ -70,11 +76,17 @@ class FrontDesk:
         self._next_consumer = 1
         self._listener: socket.socket | None = None
         self._private = False
+        self._linger_s = linger_s
+        self._empty_since_s = loop.clock()
+        self._pacer = Pacer()
+        self._patience_s = datasets[0].config.patience
+        self._look_again_s = 0.0
 
     def listen(self, listener: socket.socket) -> None:
         """Admit whoever connects to `listener`, which the desk then owns."""
         self._listener = listener
         self._loop.watch(listener.fileno(), self._accept)
+        self._linger()
 
     def serve_only(self, sock: socket.socket) -> None:
         """Serve one connection, and end the daemon with it."""
@@ -85,6 +97,7 @@ class FrontDesk:
     def cursors(self) -> list[Cursor]:
         """Where all loops are; the start of the first epoch if there is none, so that its batches stand ready."""
         cursors = [consumer.cursor for consumer in self.consumers.values() if consumer.cursor is not None]
+        cursors += self._groups.cursors
         return cursors or [
             Cursor(0, 0, dataset.number, Shard(dataset.order.batches_per_epoch), open=False)
             for dataset in self._datasets
@@ -92,9 +105,48 @@ class FrontDesk:
 
     def serve_all(self) -> None:
         """Grant every consumer what is ready for it."""
-        cursors = self.cursors
+        reserve = Reserve(self._ring, self.cursors)
         for consumer in list(self.consumers.values()):
-            self._granter.grant(consumer, cursors)
+            if not consumer.held_back:
+                self._granter.grant(consumer, reserve)
+        self._groups.serve(reserve)
+        self._pace()
+
+    def _pace(self) -> None:
+        """Let the time that loops stand still count against the patience of those whom they wait for."""
+        if len(self.consumers) < 2:
+            return
+        now_s = self._loop.clock()
+        look_s, spent = self._pacer.look(now_s, self._ring, self.cursors, self._foreman.failed)
+        for cursor in spent:
+            consumer = self.consumers.get(cursor.consumer)
+            if consumer is not None:
+                log.info(
+                    "the loop of pid %d was waited for for %g s in epoch %d; it goes on alone until it has caught up",
+                    consumer.pid, cursor.patience_s, cursor.epoch,
+                )  # fmt: skip
+        if spent:
+            self._loop.call_later(0, lambda: None)  # come round again: those who waited go on
+        if look_s is not None and not now_s < self._look_again_s <= now_s + look_s:
+            self._look_again_s = now_s + look_s
+            self._loop.call_later(look_s, lambda: None)
+
+    @property
+    def waited_for(self) -> set[int]:
+        """The consumers that others stand still for now."""
+        return {cursor.consumer for cursor in self._pacer.waited_for}
+
+    def _linger(self) -> None:
+        """Nobody is here (any more): end if that is so for as long as it may be."""
+        self._empty_since_s = self._loop.clock()
+        if self._linger_s is not None:
+            self._loop.call_later(self._linger_s, self._end_if_empty)
+
+    def _end_if_empty(self) -> None:
+        assert self._linger_s is not None
+        if not self.consumers and self._loop.clock() - self._empty_since_s >= self._linger_s:
+            log.info("no loader for %g s; ending", self._linger_s)
+            self._stop()
 
     def slot_removed(self, slot: Slot) -> None:
         """Tell whoever knows the slot that it is gone."""
@@ -173,17 +225,25 @@ class FrontDesk:
             case messages.Release():
                 self._ring.release(message.lease, consumer.number)
                 consumer.took(message.taken)
+                if (group := self._groups.of(consumer)) is not None:
+                    group.released(consumer, message.lease)
                 for other in self.consumers.values():
                     other.stalled = False  # who waits still is told again
             case messages.Want():
                 consumer.took(message.taken)
-                if consumer.cursor is not None and consumer.cursor.serial == message.serial:
+                if (group := self._groups.of(consumer)) is not None:
+                    group.asks(consumer, message)
+                elif consumer.cursor is not None and consumer.cursor.serial == message.serial:
                     # A grant may have crossed this on its way: then the loop has what it wants.
                     consumer.cursor.waiting = not consumer.untaken
             case messages.OpenCursor():
                 self._open_cursor(consumer, message)
             case messages.CloseCursor():
-                if consumer.cursor is not None and consumer.cursor.serial == message.serial:
+                consumer.held_back = False
+                if (group := self._groups.of(consumer)) is not None:
+                    group.end(consumer, message.taken)
+                    self._drop_untaken(consumer, message.taken)
+                elif consumer.cursor is not None and consumer.cursor.serial == message.serial:
                     self._drop_untaken(consumer, message.taken)
                     cursor = consumer.cursor
                     cursor.open = cursor.waiting = False
@@ -219,9 +279,14 @@ class FrontDesk:
             return
         consumer.dataset = dataset
         consumer.guaranteed_slots = attach.guaranteed_slots
+        consumer.group = attach.group
+        consumer.start_together = attach.start_together
+        consumer.start_timeout_s = attach.start_timeout_s
         n_slots = self._guard.budget.plan.n_slots
         attached = [other for other in self.consumers.values() if other.attached and other.sock.fileno() >= 0]
-        needed = slots_promised(n_slots, [self._cursor_of(other) for other in (*attached, consumer)])
+        everyone = [*attached, consumer]
+        needed = slots_promised(n_slots, [self._cursor_of(one) for one in everyone if one.group is None])
+        needed += sum(one.guaranteed_slots for one in everyone if one.group is not None)
         if needed > n_slots:
             refuse(
                 "BudgetError",
@@ -283,12 +348,23 @@ class FrontDesk:
             return
         self._drop_untaken(consumer, message.taken)
         self._foreman.failed.clear()  # a new loop tries again: the file may have been mended
-        shard = Shard(dataset.order.batches_per_epoch, message.rank, message.world_size, dataset.config.drop_last)
-        if message.batch and not shard.steps(message.batch):
+        shard = Shard(
+            dataset.order.batches_per_epoch,
+            message.rank,
+            message.world_size,
+            dataset.config.drop_last,
+            message.rotation,
+        )
+        if (message.batch and not shard.steps(message.batch)) or (message.rotation and message.world_size > 1):
             self._hang_up(consumer)
             return
+        if (group := self._groups.of(consumer)) is not None:
+            group.begin(consumer, message)
+            self._hold_back(consumer, message.serial)
+            return
         consumer.stalled = False
-        consumer.cursor = Cursor(
+        consumer.cursor = None
+        cursor = Cursor(
             consumer.number,
             message.serial,
             dataset.number,
@@ -297,6 +373,62 @@ class FrontDesk:
             message.batch,
             guaranteed_slots=consumer.guaranteed_slots,
             stop_epoch=message.stop_epoch,
+            patience_s=self._patience_s,
+        )
+        running = [other.cursor for other in self.consumers.values() if other.cursor is not None and other.cursor.open]
+        if message.join:
+            join_window(cursor, running)
+        n_slots = self._guard.budget.plan.n_slots
+        windows = len(reaches([*running, cursor], n_slots))
+        if running and windows > most_windows(n_slots):
+            consumer.send(
+                messages.Failed(
+                    message.serial,
+                    "BudgetError",
+                    f"cannot begin here: loops would be at {windows} places far apart, and the ring's {n_slots} slots "
+                    f"are enough for {most_windows(n_slots)}; begin where the others are, or give the daemon "
+                    f"--memory-budget {self._guard.budget.budget_for_slots(2 * windows + 1)}MiB",
+                )
+            )
+            return
+        consumer.cursor = cursor
+        self._hold_back(consumer, message.serial)
+
+    def _hold_back(self, consumer: Consumer, serial: int) -> None:
+        """Let the first loop of a loader wait until as many others have begun theirs as it is to start with."""
+        if consumer.start_together < 2:
+            return
+        consumer.held_back = True
+        here = self._held_back_with(consumer)
+        if len(here) >= consumer.start_together:
+            for other in here:
+                other.held_back, other.start_together = False, 0
+            return
+        give_up = functools.partial(self._give_up_start, consumer, serial)
+        self._loop.call_later(consumer.start_timeout_s, give_up)
+
+    def _held_back_with(self, consumer: Consumer) -> list[Consumer]:
+        return [
+            other
+            for other in self.consumers.values()
+            if other.held_back and (other.dataset, other.start_together) == (consumer.dataset, consumer.start_together)
+        ]
+
+    def _give_up_start(self, consumer: Consumer, serial: int) -> None:
+        if not consumer.held_back or consumer.number not in self.consumers:
+            return
+        here = self._held_back_with(consumer)
+        consumer.held_back = False
+        if consumer.cursor is not None:
+            consumer.cursor.open = False
+        consumer.send(
+            messages.Failed(
+                serial,
+                "PrefetchdError",
+                f"cannot start together: {len(here)} of {consumer.start_together} loaders have begun within "
+                f"{consumer.start_timeout_s:g} s (pids {', '.join(str(other.pid) for other in here)}); start the "
+                "others, give a longer timeout, or lower start_together",
+            )
         )
 
     def _drop_untaken(self, consumer: Consumer, taken: int) -> None:
@@ -310,7 +442,10 @@ class FrontDesk:
         if consumer.sock.fileno() >= 0:
             self._loop.unwatch(consumer.sock.fileno())
             consumer.sock.close()
+        if (group := self._groups.of(consumer)) is not None:
+            group.end(consumer, max(consumer.untaken, default=1) - 1 if consumer.untaken else 1 << 62)
         consumer.cursor = None
+        consumer.held_back = False
         if self._private:
             self._stop()  # the loader was closed; views outlive the daemon
         elif not self._ring.held_by(consumer.number):
@@ -320,11 +455,15 @@ class FrontDesk:
         """The consumer's process has ended, or nothing of it is left."""
         if self.consumers.pop(consumer.number, None) is None:
             return
+        if not self.consumers:
+            self._linger()
         if consumer.sock.fileno() >= 0:
             self._loop.unwatch(consumer.sock.fileno())
             consumer.sock.close()
         self._loop.unwatch(consumer.pidfd)
         os.close(consumer.pidfd)
+        if (group := self._groups.of(consumer)) is not None:
+            group.died(consumer)
         returned = self._ring.release_all(consumer.number)
         if returned:
             log.info(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 from prefetchd import __version__
@@ -27,6 +28,7 @@ def status(
     foreman: Foreman,
     consumers: Sequence[Consumer],
     *,
+    waited_for: Container[int],
     uptime_s: float,
 ) -> dict[str, Any]:
     """Return the report that `prefetchd status --json` prints: plain values, bytes and seconds named as such."""
@@ -77,6 +79,8 @@ def status(
                 "held_slots": ring.held_by(consumer.number),
                 "batches": consumer.batches,
                 "waiting": bool(consumer.cursor and consumer.cursor.waiting),
+                "waited_for": consumer.number in waited_for,
+                "patience_left_s": _patience_left(consumer),
             }
             for consumer in consumers
             if consumer.attached
@@ -88,6 +92,12 @@ def status(
             for bad in foreman.fillers[dataset.number].first_bad[:_LISTED_BAD]
         ],
     }
+
+
+def _patience_left(consumer: Consumer) -> float | None:
+    """Seconds for which others would still wait for it; `None` for always, as JSON has no infinity."""
+    left_s = consumer.cursor.patience_left_s if consumer.cursor is not None else 0.0
+    return round(left_s, 3) if math.isfinite(left_s) else None
 
 
 def _dataset(dataset: Dataset) -> dict[str, Any]:
@@ -141,6 +151,9 @@ def describe(report: dict[str, Any]) -> str:
         if consumer["world_size"] not in (None, 1):
             where += f" as rank {consumer['rank']} of {consumer['world_size']}"
         waiting = ", waiting for a batch" if consumer["waiting"] else ""
+        if consumer["waited_for"]:
+            left_s = consumer["patience_left_s"]
+            waiting = f", waited for ({'always' if left_s is None else f'{left_s:.1f} s more'})"
         lines.append(
             f"            pid {consumer['pid']}: {where}, {consumer['batches']} batches, "
             f"holds {consumer['held_slots']} slots{waiting}"

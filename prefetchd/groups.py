@@ -1,0 +1,175 @@
+"""Groups: loops that share one pass over the data, so that each batch goes to exactly one of them, whoever asks.
+
+    Want --> asking --Grants--> at work on it --Want, CloseCursor--> ... --Ended--> the pass is over
+
+Used by the front desk, which tells what members say. Nothing is granted ahead: a batch that a slow member had not
+asked for would wait for it. A batch counts as done when its lease ends, or its loop does. When a member's process dies,
+the batches that it held go to others before any new one: at least once for those, exactly once for all the rest. So the
+pass is over only when every batch was given, and whoever holds one still asks for another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from prefetchd import messages
+from prefetchd.consumers import Consumer
+from prefetchd.cursor import Cursor
+from prefetchd.granting import Granter
+from prefetchd.scheduler import Reserve, may_grant, ready_for
+from prefetchd.shard import Shard
+from prefetchd.slots import Key, Ring
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """A consumer in a group.
+
+    Attributes:
+        consumer: borrowed.
+        cursor: its standing with the ring: its number, its guarantee, whether it asks. It goes nowhere.
+        out: the batches that it was given and that are not done, by lease.
+    """
+
+    consumer: Consumer
+    cursor: Cursor
+    out: dict[int, Key] = field(default_factory=dict)
+
+
+class Group:
+    """One group: its members, and the cursor of the pass that they share."""
+
+    def __init__(self, number: int, dataset: int, shard: Shard) -> None:
+        self.cursor = Cursor(-number, 0, dataset, shard, open=False)
+        self.members: dict[int, Member] = {}
+
+    def begin(self, consumer: Consumer, message: messages.OpenCursor) -> None:
+        """A loop of the member begins: it joins the pass that is going on, or begins the next one."""
+        self.end(consumer, message.taken)
+        standing = Cursor(
+            consumer.number,
+            message.serial,
+            self.cursor.dataset,
+            self.cursor.shard,
+            guaranteed_slots=consumer.guaranteed_slots,
+        )
+        self.members[consumer.number] = Member(consumer, standing)
+        if not self.cursor.open:
+            n_epochs = None if message.stop_epoch is None else message.stop_epoch - message.epoch
+            self.cursor.begin_epoch(max(self.cursor.epoch, message.epoch))
+            self.cursor.stop_epoch = None if n_epochs is None else self.cursor.epoch + n_epochs
+            self.cursor.open = True
+
+    def end(self, consumer: Consumer, taken: int) -> None:
+        """The member's loop has ended; what it had not taken goes to others."""
+        member = self.members.pop(consumer.number, None)
+        if member is not None:
+            self.cursor.again.extend(key for lease, key in member.out.items() if lease > taken)
+            self._end_if_left()
+
+    def died(self, consumer: Consumer) -> None:
+        """The member's process is gone; what it held goes to others."""
+        member = self.members.pop(consumer.number, None)
+        if member is not None:
+            self.cursor.again.extend(member.out.values())
+            self._end_if_left()
+
+    def _end_if_left(self) -> None:
+        """A pass that nobody is in any more is over; the next one is the next epoch."""
+        if not self.members and self.cursor.open:
+            self._close()
+
+    def _close(self) -> None:
+        cursor = self.cursor
+        cursor.again.clear()
+        cursor.open = False
+        cursor.begin_epoch(cursor.epoch if cursor.stop_epoch == cursor.epoch else cursor.epoch + 1)
+        cursor.stop_epoch = None
+
+    def asks(self, consumer: Consumer, message: messages.Want) -> None:
+        """The member wants its next batch."""
+        member = self.members.get(consumer.number)
+        if member is not None and member.cursor.serial == message.serial:
+            member.cursor.waiting = not consumer.untaken
+
+    def released(self, consumer: Consumer, lease: int) -> None:
+        """The member is done with a batch."""
+        member = self.members.get(consumer.number)
+        if member is not None:
+            member.out.pop(lease, None)
+
+    def prepare(self) -> Cursor:
+        """Return the pass's cursor, with what its members may still claim."""
+        members = self.members.values()
+        self.cursor.waiting = any(member.cursor.waiting for member in members)
+        self.cursor.guaranteed_slots = sum(
+            max(0, member.cursor.guaranteed_slots - len(member.out)) for member in members
+        )
+        return self.cursor
+
+    def serve(self, ring: Ring, reserve: Reserve, granter: Granter) -> None:
+        """Give those who ask what is ready; tell them when the pass is over."""
+        asking = [member for member in self.members.values() if member.cursor.waiting]
+        for member in asking:
+            slot = ready_for(ring, self.cursor)
+            if slot is None or not may_grant(ring, member.cursor, reserve, slot) or not member.consumer.open_slot(slot):
+                if not self.cursor.at_end:
+                    granter.explain_wait(member.consumer, member.cursor.serial, self.cursor.next_key, slot)
+                continue
+            self._give(member, ring)
+        asking = [member for member in asking if member.cursor.waiting]
+        all_done = all(member.cursor.waiting or not member.out for member in self.members.values())
+        if self.cursor.open and self.cursor.at_end and asking and all_done:
+            for member in self.members.values():
+                member.cursor.waiting = False
+                member.consumer.send(messages.Ended(member.cursor.serial))
+            self.members.clear()
+            self._close()
+
+    def _give(self, member: Member, ring: Ring) -> None:
+        consumer, key = member.consumer, self.cursor.next_key
+        slot = ring.find(key) if key is not None else None
+        assert key is not None
+        assert slot is not None
+        lease = ring.grant(slot, consumer.number)
+        epoch, batch, repeated = self.cursor.advance()
+        grant = messages.Granted(lease, slot.number, epoch, batch, slot.rows, repeated)
+        member.cursor.waiting = consumer.stalled = False
+        if consumer.send(messages.Grants(member.cursor.serial, [grant])):
+            member.out[lease] = key
+            consumer.untaken.append(lease)
+            consumer.batches += 1
+            return
+        ring.release(lease, consumer.number)  # it is gone, or does not read; its process ending will tell
+        self.cursor.again.append(key)
+
+
+class Groups:
+    """All groups of a daemon, by data set and name. They stay: their next pass is the next epoch."""
+
+    def __init__(self, ring: Ring, granter: Granter) -> None:
+        self._ring = ring
+        self._granter = granter
+        self._groups: dict[tuple[int, str], Group] = {}
+
+    def of(self, consumer: Consumer) -> Group | None:
+        """Return the group that an attached consumer is in, or `None`."""
+        if consumer.group is None or consumer.dataset is None:
+            return None
+        key = consumer.dataset.number, consumer.group
+        if key not in self._groups:
+            shard = Shard(consumer.dataset.order.batches_per_epoch)
+            self._groups[key] = Group(len(self._groups) + 1, consumer.dataset.number, shard)
+        return self._groups[key]
+
+    @property
+    def cursors(self) -> Iterable[Cursor]:
+        """The cursors of the passes that go on."""
+        return [group.prepare() for group in self._groups.values() if group.members]
+
+    def serve(self, reserve: Reserve) -> None:
+        """Serve every group."""
+        for group in self._groups.values():
+            if group.members:
+                group.serve(self._ring, reserve, self._granter)
