@@ -70,6 +70,11 @@ class Cursor:
         """What orders cursors: those that go through the same batches stand together, the hindmost first."""
         return self.dataset, self.shard.world_size, self.epoch, self._position
 
+    @property
+    def lane(self) -> tuple[int, int]:
+        """Which of the batches of an epoch it goes through: the stride, and where it falls."""
+        return self.shard.world_size, (self.start + self.shard.rank) % self.shard.world_size
+
     def advance(self) -> tuple[int, int, bool]:
         """Go on to the next batch, of the next epoch after the last of one; return (epoch, batch, repeated) passed."""
         if self.again:

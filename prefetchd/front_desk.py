@@ -31,7 +31,7 @@ from prefetchd.scheduler import Reserve, slots_promised
 from prefetchd.shard import Shard
 from prefetchd.slots import Ring, Slot
 from prefetchd.units import format_count
-from prefetchd.windows import Pacer, join_window, most_windows, reaches
+from prefetchd.windows import Pacer, join_window, most_windows, n_places, reaches
 
 log = logging.getLogger("prefetchd")
 
@@ -379,7 +379,7 @@ class FrontDesk:
         if message.join:
             join_window(cursor, running)
         n_slots = self._guard.budget.plan.n_slots
-        windows = len(reaches([*running, cursor], n_slots))
+        windows = n_places(reaches([*running, cursor], n_slots))
         if running and windows > most_windows(n_slots):
             consumer.send(
                 messages.Failed(

@@ -48,7 +48,7 @@ class Window:
 def arrange(cursors: Collection[Cursor], n_slots: int) -> list[Window]:
     """Return the windows of a ring of `n_slots` slots, the hindmost first."""
     windows = _arrange(cursors, n_slots, everyone=False)
-    if _n_open(windows) > most_windows(n_slots):
+    if n_places(windows) > most_windows(n_slots):
         windows = _arrange(cursors, n_slots, everyone=True)
     return windows
 
@@ -63,17 +63,18 @@ def most_windows(n_slots: int) -> int:
     return max(1, n_slots - 1)
 
 
-def _n_open(windows: Sequence[Window]) -> int:
-    return sum(any(member.open for member in window.members) for window in windows)
+def n_places(windows: Sequence[Window]) -> int:
+    """Return how many windows the loops that run may come to need: one that began elsewhere wraps round elsewhere."""
+    return sum(len({member.shard.rotation for member in window.members if member.open}) for window in windows)
 
 
 def _arrange(cursors: Collection[Cursor], n_slots: int, *, everyone: bool) -> list[Window]:
     windows: list[Window] = []
-    led: dict[tuple[int, Key], Window] = {}  # by stride and batch: the window that a loop standing there belongs to
+    led: dict[tuple[int, int, Key], Window] = {}  # by lane and batch: the window that a loop standing there belongs to
     any_open = any(cursor.open for cursor in cursors)
     for cursor in sorted(cursors, key=_place) if len(cursors) > 1 else cursors:
-        key, stride = cursor.next_key, cursor.shard.world_size
-        window = led.get((stride, key)) if key is not None else None
+        key, lane = cursor.next_key, cursor.lane
+        window = led.get((*lane, key)) if key is not None else None
         if window is None:
             # A loop that rests finds its first batches when it begins; it takes no more from those that run.
             resting = any_open and not cursor.open
@@ -85,7 +86,7 @@ def _arrange(cursors: Collection[Cursor], n_slots: int, *, everyone: bool) -> li
                 reach = reach[:1]  # who stands at the same batch goes on through the same ones
             if not cursor.again:  # what a group gives again is not where it goes on
                 for ahead in reach:
-                    led.setdefault((stride, ahead), window)
+                    led.setdefault((*lane, ahead), window)
         window.members.append(cursor)
     return windows
 

@@ -60,15 +60,14 @@ def test_loops_within_the_window_share_what_is_made_however_slow_one_is(serve, p
         assert [batch.index for batch in slow] == list(range(1, 13))
         thread.join()
         assert seen == list(range(13))
-    made = daemon.status()["batches_made"]
-    assert 13 <= made <= 13 + 4  # and what was made ahead of the next epoch
+        assert daemon.status()["batches_made"] <= 13 + 4  # with what was made ahead of the next epoch
 
 
 # --- late joiners
 
 
 def test_join_now_begins_where_others_are_and_gets_the_whole_epoch(serve, photographs):
-    serve(photographs, *QUICK, "--shuffle", "--memory-budget", "256MiB")
+    serve(photographs, *large_ring(8), "--shuffle")
     with prefetchd.batches(epochs=None) as running, prefetchd.batches(join="now") as late:
         items = iter(running)
         whole = {}
@@ -128,7 +127,7 @@ def test_loaders_that_start_together_wait_for_each_other(serve, photographs):
 
 def test_who_waits_in_vain_to_start_together_says_how_many_came(serve, photographs):
     serve(photographs, *QUICK)
-    why = f"1 of 3 loaders .* pids {os.getpid()}"
+    why = f"1 of 3 loaders .*pids {os.getpid()}"
     with prefetchd.batches(start_together=3, timeout=0.5) as loader, pytest.raises(prefetchd.PrefetchdError, match=why):
         next(iter(loader))
 
