@@ -200,6 +200,10 @@ def batches(
                     "give one or the other"
                 )
     private = "source" in options
+    if share is not None and not isinstance(share, bool):
+        raise ConfigError(f"cannot use share={share!r}: it must be True, False or None")
+    if share and not private:
+        raise ConfigError("cannot use share=True without a source: a daemon that has a name is shared anyhow")
     shared = private and _is_shared(share)
     if shared and "consumers" not in options:
         options["consumers"] = shard[1] if shard[1] > 1 else 1
@@ -244,7 +248,7 @@ def _check_arguments(epochs: object, *, on_hold: object, **seconds: object) -> N
 
 def _is_shared(share: bool | None) -> bool:
     if share is not None:
-        return bool(share)
+        return share
     here = os.environ.get("LOCAL_WORLD_SIZE", "1")
     return here.isascii() and here.isdecimal() and int(here) > 1
 

@@ -16,20 +16,20 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from prefetchd import __version__, control, messages
-from prefetchd.class_names import write_classes
+from prefetchd import control, messages
+from prefetchd.admission import Admission
 from prefetchd.consumers import Consumer
 from prefetchd.cursor import Cursor
 from prefetchd.datasets import Dataset
-from prefetchd.errors import ConfigError, PrefetchdError
 from prefetchd.foreman import Foreman
 from prefetchd.granting import Granter
 from prefetchd.groups import Groups
 from prefetchd.guard import Guard
 from prefetchd.loop import EventLoop
-from prefetchd.scheduler import Reserve, slots_promised
+from prefetchd.scheduler import Reserve
 from prefetchd.shard import Shard
 from prefetchd.slots import Ring, Slot
+from prefetchd.start_line import StartLine
 from prefetchd.units import format_count
 from prefetchd.windows import Pacer, join_window, most_windows, n_places, reaches
 
@@ -64,6 +64,8 @@ class FrontDesk:
     ) -> None:
         self.consumers: dict[int, Consumer] = {}
         self._granter = Granter(ring, foreman, guard, self.consumers)
+        self._admission = Admission(datasets, self.consumers, guard)
+        self._start_line = StartLine(self.consumers, loop)
         self._groups = Groups(ring, self._granter)
         self._datasets = datasets
         self._ring = ring
@@ -114,7 +116,7 @@ class FrontDesk:
 
     def _pace(self) -> None:
         """Let the time that loops stand still count against the patience of those whom they wait for."""
-        if len(self.consumers) < 2:
+        if len(self.consumers) < 2 and not self._pacer.waited_for:
             return
         now_s = self._loop.clock()
         look_s, spent = self._pacer.look(now_s, self._ring, self.cursors, self._foreman.failed)
@@ -250,7 +252,7 @@ class FrontDesk:
                     if cursor.step:  # the next loop begins a new epoch
                         cursor.begin_epoch(cursor.epoch + 1)
             case messages.Attach():
-                self._attach(consumer, message)
+                self._admission.attach(consumer, message)
             case messages.AskStatus():
                 consumer.send(messages.StatusReport(self._status()))
             case messages.AskStop():
@@ -259,87 +261,6 @@ class FrontDesk:
                 self._stop()
             case messages.Configure():
                 consumer.send(messages.Fatal("ConfigError", "cannot configure a daemon that is running"))
-
-    def _attach(self, consumer: Consumer, attach: messages.Attach) -> None:
-        def refuse(error: str, text: str) -> None:
-            consumer.send(messages.Fatal(error, text))
-
-        if attach.protocol != messages.PROTOCOL:
-            refuse(
-                "DaemonNotFound",
-                f"cannot attach: this daemon is prefetchd {__version__} (protocol {messages.PROTOCOL}), the consumer "
-                f"{attach.version} (protocol {attach.protocol}); restart the daemon with the consumer's version",
-            )
-            return
-        try:
-            dataset = self._choose(attach.dataset)
-            dataset.config.check_agrees(attach.options)
-        except PrefetchdError as error:
-            refuse(type(error).__name__, str(error))
-            return
-        consumer.dataset = dataset
-        consumer.guaranteed_slots = attach.guaranteed_slots
-        consumer.group = attach.group
-        consumer.start_together = attach.start_together
-        consumer.start_timeout_s = attach.start_timeout_s
-        n_slots = self._guard.budget.plan.n_slots
-        attached = [other for other in self.consumers.values() if other.attached and other.sock.fileno() >= 0]
-        everyone = [*attached, consumer]
-        needed = slots_promised(n_slots, [self._cursor_of(one) for one in everyone if one.group is None])
-        needed += sum(one.guaranteed_slots for one in everyone if one.group is not None)
-        if needed > n_slots:
-            refuse(
-                "BudgetError",
-                f"cannot attach: with {format_count(len(attached), 'other loop')} the ring needs {needed} slots and "
-                f"has {n_slots}; give the daemon --memory-budget {self._guard.budget.budget_for_slots(needed)}MiB",
-            )
-            return
-        consumer.attached = True
-        classes = dataset.source.classes
-        fds = [] if classes is None else [write_classes(classes)]
-        consumer.send(
-            messages.Attached(
-                version=__version__,
-                pid=os.getpid(),
-                name=dataset.config.name,
-                dataset=dataset.name,
-                layout=dataset.layout.to_wire(),
-                n_samples=dataset.source.n_samples,
-                batches_per_epoch=dataset.order.batches_per_epoch,
-                drop_last=dataset.config.drop_last,
-                config=dataset.config.to_wire(),
-                config_digest=dataset.config.digest(**dataset.source.versions),
-                manifest_digest=dataset.source.digest,
-                versions=dataset.source.versions,
-            ),
-            fds,
-        )
-        control.close_all(fds)
-
-    def _choose(self, name: str | None) -> Dataset:
-        """Return the data set that a consumer asks for.
-
-        Raises:
-            ConfigError: if there is none of that name, or several to choose from.
-        """
-        known = ", ".join(repr(dataset.name) for dataset in self._datasets if dataset.name)
-        for dataset in self._datasets:
-            if dataset.name == name or (name is None and len(self._datasets) == 1):
-                return dataset
-        daemon = self._datasets[0].config.name
-        if name is None:
-            raise ConfigError(f"cannot attach: the daemon {daemon!r} serves {known}; say which with dataset=...")
-        serves = known or "one data set that has no name; leave dataset out"
-        raise ConfigError(f"cannot attach to the data set {name!r}: the daemon {daemon!r} serves {serves}")
-
-    def _cursor_of(self, consumer: Consumer) -> Cursor:
-        """Where an attached consumer is, or will start if it has not said."""
-        assert consumer.dataset is not None
-        if consumer.cursor is not None:
-            return consumer.cursor
-        dataset = consumer.dataset
-        whole = Shard(dataset.order.batches_per_epoch)
-        return Cursor(consumer.number, 0, dataset.number, whole, guaranteed_slots=consumer.guaranteed_slots)
 
     def _open_cursor(self, consumer: Consumer, message: messages.OpenCursor) -> None:
         dataset = consumer.dataset
@@ -360,7 +281,7 @@ class FrontDesk:
             return
         if (group := self._groups.of(consumer)) is not None:
             group.begin(consumer, message)
-            self._hold_back(consumer, message.serial)
+            self._start_line.arrive(consumer, message.serial)
             return
         consumer.stalled = False
         consumer.cursor = None
@@ -392,44 +313,7 @@ class FrontDesk:
             )
             return
         consumer.cursor = cursor
-        self._hold_back(consumer, message.serial)
-
-    def _hold_back(self, consumer: Consumer, serial: int) -> None:
-        """Let the first loop of a loader wait until as many others have begun theirs as it is to start with."""
-        if consumer.start_together < 2:
-            return
-        consumer.held_back = True
-        here = self._held_back_with(consumer)
-        if len(here) >= consumer.start_together:
-            for other in here:
-                other.held_back, other.start_together = False, 0
-            return
-        give_up = functools.partial(self._give_up_start, consumer, serial)
-        self._loop.call_later(consumer.start_timeout_s, give_up)
-
-    def _held_back_with(self, consumer: Consumer) -> list[Consumer]:
-        return [
-            other
-            for other in self.consumers.values()
-            if other.held_back and (other.dataset, other.start_together) == (consumer.dataset, consumer.start_together)
-        ]
-
-    def _give_up_start(self, consumer: Consumer, serial: int) -> None:
-        if not consumer.held_back or consumer.number not in self.consumers:
-            return
-        here = self._held_back_with(consumer)
-        consumer.held_back = False
-        if consumer.cursor is not None:
-            consumer.cursor.open = False
-        consumer.send(
-            messages.Failed(
-                serial,
-                "PrefetchdError",
-                f"cannot start together: {len(here)} of {consumer.start_together} loaders have begun within "
-                f"{consumer.start_timeout_s:g} s (pids {', '.join(str(other.pid) for other in here)}); start the "
-                "others, give a longer timeout, or lower start_together",
-            )
-        )
+        self._start_line.arrive(consumer, message.serial)
 
     def _drop_untaken(self, consumer: Consumer, taken: int) -> None:
         consumer.took(taken)
@@ -443,7 +327,7 @@ class FrontDesk:
             self._loop.unwatch(consumer.sock.fileno())
             consumer.sock.close()
         if (group := self._groups.of(consumer)) is not None:
-            group.end(consumer, max(consumer.untaken, default=1) - 1 if consumer.untaken else 1 << 62)
+            group.hung_up(consumer)
         consumer.cursor = None
         consumer.held_back = False
         if self._private:

@@ -68,6 +68,11 @@ class Group:
             self.cursor.again.extend(key for lease, key in member.out.items() if lease > taken)
             self._end_if_left()
 
+    def hung_up(self, consumer: Consumer) -> None:
+        """The member's socket has ended; what it holds is its own until its process has ended, too."""
+        if (member := self.members.get(consumer.number)) is not None:
+            member.cursor.waiting = False
+
     def died(self, consumer: Consumer) -> None:
         """The member's process is gone; what it held goes to others."""
         member = self.members.pop(consumer.number, None)
@@ -110,12 +115,13 @@ class Group:
 
     def serve(self, ring: Ring, reserve: Reserve, granter: Granter) -> None:
         """Give those who ask what is ready; tell them when the pass is over."""
-        asking = [member for member in self.members.values() if member.cursor.waiting]
+        asking = [member for member in self.members.values() if member.cursor.waiting and not member.consumer.held_back]
         for member in asking:
             slot = ready_for(ring, self.cursor)
             if slot is None or not may_grant(ring, member.cursor, reserve, slot) or not member.consumer.open_slot(slot):
-                if not self.cursor.at_end:
-                    granter.explain_wait(member.consumer, member.cursor.serial, self.cursor.next_key, slot)
+                key = None if self.cursor.at_end else self.cursor.next_key
+                if granter.explain_wait(member.consumer, member.cursor.serial, key, slot):
+                    member.cursor.waiting = False
                 continue
             self._give(member, ring)
         asking = [member for member in asking if member.cursor.waiting]

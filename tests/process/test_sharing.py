@@ -203,6 +203,8 @@ def test_pass_ends_for_all_members_when_all_are_done(serve, photographs):
         ({"join": "now", "rank": 0, "world_size": 2}, "join='now'"),
         ({"start_together": 0}, "from 1"),
         ({"start_together": True}, "whole number"),
+        ({"share": True}, "without a source"),
+        ({"source": "x.txt", "share": "yes"}, "True, False or None"),
         ({"source": "x.txt", "group": "w"}, "share=True"),
         ({"source": "x.txt", "start_together": 2}, "share=True"),
     ],

@@ -13,7 +13,20 @@ import prefetchd
 
 ROOT = Path(prefetchd.__file__).parent
 DAEMON_SIDE = frozenset(
-    {"daemon", "foreman", "front_desk", "guard", "pool", "reader", "zygote", "budget", "sources", "datasets"}
+    {
+        "daemon",
+        "foreman",
+        "front_desk",
+        "guard",
+        "pool",
+        "reader",
+        "zygote",
+        "budget",
+        "sources",
+        "datasets",
+        "admission",
+        "groups",
+    }
 )
 MACHINERY = frozenset(
     {"socket", "subprocess", "multiprocessing", "threading", "selectors", "select", "asyncio", "mmap"}
@@ -109,7 +122,7 @@ def test_nothing_imports_the_command_line(name):
     assert "cli" not in GRAPH[name]
 
 
-@pytest.mark.parametrize("name", ["slots", "scheduler", "order", "shard", "layout", "filling"])
+@pytest.mark.parametrize("name", ["slots", "scheduler", "windows", "cursor", "order", "shard", "layout", "filling"])
 def test_pure_modules_reach_no_sockets_or_processes_and_use_no_clock(name):
     assert not imported(FILES[name]) & {"os", "time"}
     for module in {name} | reached_from(name):
