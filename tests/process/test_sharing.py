@@ -51,12 +51,13 @@ def test_loops_within_the_window_share_what_is_made_however_slow_one_is(serve, p
     daemon = serve(photographs, *large_ring(4), "--patience", "inf")
     with prefetchd.batches() as one, prefetchd.batches() as other:
         slow = iter(one)
-        next(slow)
+        first = next(slow)  # kept, so that the other one finds it
         seen = []
         thread = threading.Thread(target=lambda: seen.extend(batch.index for batch in other))
         thread.start()
         wait_until(lambda: any(one["waited_for"] for one in daemon.status()["consumers"]), "the fast one stands still")
         assert not seen[5:]
+        del first
         assert [batch.index for batch in slow] == list(range(1, 13))
         thread.join()
         assert seen == list(range(13))
