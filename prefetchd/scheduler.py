@@ -62,28 +62,43 @@ def next_fills(
 class Reserve:
     """What the loops that hold less than they are guaranteed must find, window by window.
 
-    Made once for a round of granting: it is looked at for every loop, and changes with what is granted.
+    Made for a round of granting, and worked out when it is first asked for: most rounds grant nothing that is short.
     """
 
     def __init__(self, ring: Ring, cursors: Collection[Cursor]) -> None:
         self._ring = ring
-        self._windows = [
-            window for window in arrange(cursors, len(ring.slots)) if any(member.open for member in window.members)
+        self._cursors = cursors
+        self._of: dict[int, Window] = {}
+        self._short: dict[int, int] = {}
+        self._total = 0
+        # A loop that is alone need leave nothing to others; the cursor of a group (below 0) stands for several loops.
+        self._is_known = len(cursors) < 2 and all(cursor.consumer >= 0 for cursor in cursors)
+
+    def _find_out(self) -> None:
+        self._is_known = True
+        windows = [
+            window
+            for window in arrange(self._cursors, len(self._ring.slots))
+            if any(member.open for member in window.members)
         ]
-        self._of = {id(member): window for window in self._windows for member in window.members}
-        self._short = {id(window): self._shortfall(window) for window in self._windows}
+        self._of = {id(member): window for window in windows for member in window.members}
+        self._short = {id(window): self._shortfall(window) for window in windows}
         self._total = sum(self._short.values())
 
     def for_others(self, cursor: Cursor) -> int:
         """How many slots loops of other windows than the cursor's may still claim."""
+        if not self._is_known:
+            self._find_out()
         window = self._of.get(id(cursor))
         return self._total - (self._short[id(window)] if window is not None else 0)
 
     def beside(self, cursor: Cursor) -> int:
-        """How many slots one loop of the cursor's own window may still claim."""
+        """How many slots another loop of the cursor's own window may still claim."""
+        if not self._is_known:
+            self._find_out()
         window = self._of.get(id(cursor))
         others = (other for other in window.members if other is not cursor and other.open) if window else ()
-        return max((other.guaranteed_slots - self._ring.held_by(other.consumer) for other in others), default=0)
+        return max((0, *(other.guaranteed_slots - self._ring.held_by(other.consumer) for other in others)))
 
     def granted(self, cursor: Cursor) -> None:
         """The cursor's consumer holds one more."""
@@ -117,8 +132,10 @@ def may_grant(ring: Ring, cursor: Cursor, reserve: Reserve, slot: Slot) -> bool:
     if within_guarantee and cursor.waiting:
         return True
     spare_after = len(ring.slots) - ring.leased_slots - 1
-    surplus = 0 if within_guarantee else max(0, reserve.beside(cursor)) + 1
-    return spare_after >= reserve.for_others(cursor) + surplus
+    needed = reserve.for_others(cursor)
+    if not within_guarantee:
+        needed += reserve.beside(cursor) + 1
+    return spare_after >= needed
 
 
 def slots_promised(n_slots: int, cursors: Sequence[Cursor]) -> int:
