@@ -16,6 +16,7 @@ than that, it is waited for whatever its patience: a ring that is too small pace
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass, field
 
@@ -144,7 +145,7 @@ class Pacer:
             cursor.patience_left_s = left_s
         self._looked_s = now_s
         self._blamed = blamed(ring, cursors, unmakeable)
-        waits = [cursor.patience_left_s for cursor in self._blamed if cursor.patience_left_s > 0]
+        waits = [cursor.patience_left_s for cursor in self._blamed if 0 < cursor.patience_left_s < math.inf]
         return (min(waits) if waits else None), spent
 
     @property

@@ -84,7 +84,7 @@ class Party:
             if not said:
                 return
             for member, message in said:
-                self.asking.remove(member)
+                self.asking.discard(member)  # the end is told to all, also to who has not asked
                 if isinstance(message, messages.Ended):
                     self.ended.add(member)
                     continue

@@ -213,6 +213,9 @@ def test_patience_is_charged_by_the_time_that_was_waited():
     assert pacer.look(81, ring, [head, leader]) == (5, [])
     assert pacer.look(86, ring, [head, leader]) == (None, [head])
     assert len(arrange([head, leader], 8)) == 2
+    head.patience_left_s = math.inf
+    assert pacer.look(90, ring, [head, leader]) == (None, [])  # no timer is that long
+    assert pacer.waited_for == [head]
 
 
 def test_a_ring_too_small_for_another_window_paces_whatever_the_patience():
