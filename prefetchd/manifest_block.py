@@ -1,9 +1,9 @@
 """What numpy can tell about a block of whole lines: where they are, which are samples, and which are surely good.
 
-Called by `manifest_scan`, for several blocks at once in threads of its own: numpy gives up the interpreter's lock, and
-nothing here makes an object for each line. A line that is not surely good is *doubtful*, and `manifest_scan` parses
-it; so the checks here may doubt too much, and must never be sure of a line that `parse_line` would refuse or read with
-another kind of label. Where many lines are unusual (quotes, spaces in paths without labels), the pass takes its time.
+Called by `manifest_scan`, in a thread of its own: numpy gives up the interpreter's lock, and nothing here makes an
+object for each line. A line that is not surely good is *doubtful*, and `manifest_scan` parses it; so the checks here
+may doubt too much, and must never be sure of a line that `parse_line` would refuse or read with another kind of label.
+Where many lines are unusual (quotes, spaces in paths without labels), the pass takes its time.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
 Called by `manifest_open`. Streams the file in blocks of whole lines, so that memory does not grow with its length:
 
-    read, digest (this thread) -> check (one of two threads, `manifest_block`) -> index, parse doubtful lines (this)
+    read, digest (this thread) -> check (another thread, `manifest_block`) -> index, parse doubtful lines (this)
 
-Checks of several blocks are under way at once, and are taken in the order of the file, so that line numbers count up
-and the first bad line is the first. The threads end with the pass. The index goes into a memfd as it is made: for
-every `LINES_PER_ENTRY` samples the offset and the number of a line (int64 each), and once more for the end.
+A second thread for the checks would gain nothing: while a daemon starts, its readers take the other core. The thread
+ends with the pass. The index goes into a memfd as it is made: for every `LINES_PER_ENTRY` samples the offset and the
+number of a line (int64 each), and once more for the end.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from prefetchd.errors import ManifestError
@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 
 MAX_CLASSES = 1_000_000
 _BLOCK_BYTES = 1 << 19
-_THREADS = 2
-_BLOCKS_AHEAD = 4
+_BLOCKS_AHEAD = 3
 _SHOWN_BAD_LINES = 3
 _MAX_BAD_LINES = 10_000  # so many say that the file is not what it should be; parsing them all takes long
 
@@ -105,17 +104,15 @@ class Scan:
         """Yield each block, its offset and what `BlockCheck` found, in the order of the file."""
         from prefetchd.manifest_block import BlockCheck
 
-        checks = [BlockCheck(self._dialect) for _ in range(_THREADS)]
+        check = BlockCheck(self._dialect)
         if size_bytes - start <= _BLOCK_BYTES:
             for block, block_start in self._blocks(fd, size_bytes, start):
-                yield block, block_start, checks[0](block)
+                yield block, block_start, check(block)
             return
-        with ExitStack() as stack:
-            threads = [stack.enter_context(ThreadPoolExecutor(1)) for _ in range(_THREADS)]
+        with ThreadPoolExecutor(1) as thread:
             under_way: deque[tuple[bytes, int, Future[Checked]]] = deque()
-            for number, (block, block_start) in enumerate(self._blocks(fd, size_bytes, start)):
-                turn = number % _THREADS
-                under_way.append((block, block_start, threads[turn].submit(checks[turn], block)))
+            for block, block_start in self._blocks(fd, size_bytes, start):
+                under_way.append((block, block_start, thread.submit(check, block)))
                 if len(under_way) >= _BLOCKS_AHEAD:
                     first, first_start, future = under_way.popleft()
                     yield first, first_start, future.result()
