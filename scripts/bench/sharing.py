@@ -188,18 +188,13 @@ def handoff(counts: list[int], options: argparse.Namespace) -> None:
             name = f"bench-{os.getpid()}"
             serve = ("--batch-size", "64", "--num-workers", "1", "--patience", "inf")
             with daemon(str(source), name, *serve) as server:
-                before = {}
-
-                result = run_trainers("prefetchd", 1, str(source), name, 0.3, server)  # warm
+                run_trainers("prefetchd", 1, str(source), name, 0.3, server)  # every slot is filled once
                 before = server.cpu_times()
-                start_s = time.monotonic()
                 result = run_trainers("prefetchd", n, str(source), name, options.seconds, server)
                 after = server.cpu_times()
-                took_s = options.seconds
-                batches_s = sum(result.images_s) / 64
-                cpu = after.user + after.system - before.user - before.system
-                del start_s
-                rows.append([str(n), f"{batches_s:.0f}", f"{1e6 * cpu / (batches_s * took_s):.0f}"])
+            batches = sum(result.images_s) / 64 * options.seconds
+            spent_s = after.user + after.system - before.user - before.system
+            rows.append([str(n), f"{batches / options.seconds:.0f}", f"{1e6 * spent_s / batches:.0f}"])
     print(table(rows))
 
 
