@@ -52,7 +52,7 @@ class Result:
 # --- a trainer: `sharing.py --be KIND ...`, told to start and to stop over its standard input
 
 
-def batches_of(kind: str, manifest: str, name: str):
+def batches_of(kind: str, manifest: str, name: str) -> Generator[np.ndarray, None, None]:
     """Yield batches for ever."""
     if kind == "prefetchd":
         import prefetchd
