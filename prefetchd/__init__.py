@@ -45,6 +45,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("keras", "tensorflow", "torch"):  # `import prefetchd` alone is enough, and loads none of them
+        return importlib.import_module(f"prefetchd.{name}")
     home = {"Batch": "batch", "Loader": "loader", "batches": "api"}.get(name)
     if home is not None:
         return getattr(importlib.import_module(f"prefetchd.{home}"), name)

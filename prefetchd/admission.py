@@ -16,6 +16,7 @@ from prefetchd.cursor import Cursor
 from prefetchd.datasets import Dataset
 from prefetchd.errors import ConfigError, PrefetchdError
 from prefetchd.guard import Guard
+from prefetchd.mailbox import Outbox
 from prefetchd.scheduler import slots_promised
 from prefetchd.shard import Shard
 from prefetchd.units import format_count
@@ -36,11 +37,7 @@ class Admission:
             consumer.send(messages.Fatal(error, text))
 
         if attach.protocol != messages.PROTOCOL:
-            refuse(
-                "DaemonNotFound",
-                f"cannot attach: this daemon is prefetchd {__version__} (protocol {messages.PROTOCOL}), the consumer "
-                f"{attach.version} (protocol {attach.protocol}); restart the daemon with the consumer's version",
-            )
+            refuse_protocol(consumer, messages.Introduction("Attach", attach.protocol, attach.version))
             return
         try:
             dataset = self._choose(attach.dataset)
@@ -65,9 +62,18 @@ class Admission:
                 f"has {n_slots}; give the daemon --memory-budget {self._guard.budget.budget_for_slots(needed)}MiB",
             )
             return
-        consumer.attached = True
         classes = dataset.source.classes
-        fds = [] if classes is None else [write_classes(classes)]
+        fds: list[int] = []
+        try:
+            consumer.outbox, mailbox = Outbox.create()
+            fds.append(mailbox)
+            if classes is not None:
+                fds.append(write_classes(classes))
+        except OSError as error:
+            control.close_all(fds)
+            refuse("PrefetchdError", f"cannot attach: the daemon has no room for a mailbox ({error.strerror})")
+            return
+        consumer.attached = True
         consumer.send(
             messages.Attached(
                 version=__version__,
@@ -111,3 +117,13 @@ class Admission:
         dataset = consumer.dataset
         whole = Shard(dataset.order.batches_per_epoch)
         return Cursor(consumer.number, 0, dataset.number, whole, guaranteed_slots=consumer.guaranteed_slots)
+
+
+def refuse_protocol(consumer: Consumer, introduction: messages.Introduction) -> None:
+    """Tell a consumer that speaks another protocol so."""
+    theirs = f"{introduction.version or 'of another version'} (protocol {introduction.protocol})"
+    text = (
+        f"cannot attach: this daemon is prefetchd {__version__} (protocol {messages.PROTOCOL}), the consumer "
+        f"{theirs}; restart the daemon with the consumer's version"
+    )
+    consumer.send(messages.Fatal("DaemonNotFound", text))

@@ -189,6 +189,8 @@ def _parse(text: str) -> list[tuple[str, dict[str, Any]]]:
             try:
                 if keyword.arg is None:
                     raise ValueError
+                if keyword.arg in given:
+                    raise _refuse(text, f"the {keyword.arg} of {name.id} is given twice; give it once")
                 given[keyword.arg] = ast.literal_eval(keyword.value)
             except (ValueError, TypeError, MemoryError, RecursionError):
                 raise _refuse(text, f"the {keyword.arg or '**'} of {name.id} must be plain numbers") from None

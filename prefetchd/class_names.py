@@ -5,7 +5,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import stat
 from collections.abc import Sequence
+
+_MAX_BYTES = 1 << 30
 
 
 def write_classes(classes: Sequence[str]) -> int:
@@ -18,7 +21,17 @@ def write_classes(classes: Sequence[str]) -> int:
 
 
 def read_classes(fd: int) -> tuple[str, ...]:
-    """Return the class names behind `fd`, which stays the caller's."""
+    """Return the class names behind `fd`, which stays the caller's.
+
+    Raises:
+        ValueError: if it is no such file, or one too large.
+    """
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_BYTES:
+        raise ValueError(f"the class names are no file, or one of {found.st_size} bytes")
     with os.fdopen(os.dup(fd), "rb") as file:
         file.seek(0)
-        return tuple(json.loads(file.read()))
+        names = json.loads(file.read(_MAX_BYTES))
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("the class names are no list of text")
+    return tuple(names)

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status: 0, 1 for a failure, 2 for words that make no sense."""
     open_standard_descriptors()
     words = sys.argv[1:] if argv is None else argv
-    parser = _parser(sorted({match[1] for match in map(_DATASET_OPTION.match, words) if match}))
+    parser = make_parser(sorted({match[1] for match in map(_DATASET_OPTION.match, words) if match}))
     arguments = parser.parse_args(words)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="prefetchd: %(message)s")
     try:
@@ -41,9 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _parser(datasets: Iterable[str]) -> Parser:
+def make_parser(datasets: Iterable[str] = ()) -> Parser:
+    """Return the parser of all commands, with options for single data sets of these names."""
     parser = Parser(prog="prefetchd", description="A shared-memory prefetching loader daemon for training data.")
     parser.add_argument("--version", action="version", version=f"prefetchd {__version__}")
+    parser.set_defaults(whole_parser=parser)  # for a command that is about the others
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     names = tuple(datasets)
     for command in COMMANDS:

@@ -4,12 +4,16 @@ A lease lives as long as any view of its root array, and a root array is one `np
 slice, reshape, tensor or memoryview keeps it alive. When it dies the release goes out at once, from whatever thread and
 inside whatever garbage collection that happens: so it takes no lock and never blocks.
 
-When the daemon dies the maps stay valid: the memory is freed with the last of them. A forked child gets no maps, sends
-no releases, and is told so when it asks for a batch.
+When the daemon dies the maps stay valid: the memory is freed with the last of them. One that is stopped or does not
+answer is named in the log, and given up when it has said nothing for minutes; one that is at work is asked at what. A
+forked child gets no maps, sends no releases, and is told so when it asks for a batch. Nothing that the daemon says is
+believed: sizes are checked against the segments, and what makes no sense is a `PrefetchdError`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import gc
 import logging
 import mmap
@@ -19,29 +23,31 @@ import socket
 import time
 import weakref
 from collections import deque
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from prefetchd import control, messages, segment
+from prefetchd import __version__, control, messages, segment
+from prefetchd.batch import Batch
 from prefetchd.class_names import read_classes
-from prefetchd.errors import DaemonLost, PrefetchdError, RingExhausted, error_from_name
+from prefetchd.errors import DaemonLost, DaemonNotFound, PrefetchdError, RingExhausted, error_from_name
 from prefetchd.layout import BatchLayout, layout_from_wire
-from prefetchd.liveness import process_state
+from prefetchd.liveness import describe_process
+from prefetchd.mailbox import Mailbox
+from prefetchd.silence import LOOK_S, Silence
 from prefetchd.user_warnings import warn_user
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from prefetchd.mailbox import Granted
     from prefetchd.shard import Shard
 
 log = logging.getLogger("prefetchd")
 
 _WARN_STALL_S = 1.0  # or half the hold time-out, if that is less
-_REPORT_WAIT_S = 30.0
 
 
-class PassEnded(Exception):
+class PassEnded(PrefetchdError):
     """The pass that a group shares is over; the loader ends its loop."""
 
 
@@ -51,24 +57,37 @@ class _LeaseRef(weakref.ref["np.ndarray[Any, Any]"]):
     Lighter than `weakref.finalize`, which costs as much as all the rest of a ready batch, and never called at exit.
     """
 
-    __slots__ = ("connection", "lease")
+    __slots__ = ("connection", "lease", "slot")
     connection: Connection
-    lease: int
+    lease: int  # 0 until it is granted
+    slot: int
 
 
 # What keeps the references themselves, by their id, until their arrays die.
 _live_leases: dict[int, _LeaseRef] = {}
 
 
+_connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for connection in list(_connections):
+        connection._in_forked_child()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
 def _root_died(ref: _LeaseRef) -> None:
-    del _live_leases[id(ref)]
-    ref.connection.release(ref.lease)
+    if ref.lease:
+        del _live_leases[id(ref)]
+        ref.connection.release(ref.lease, ref.slot)
 
 
 class Connection:
     """One attached consumer. Owns its socket and maps; lives until it is closed and no view of it is left."""
 
-    def __init__(self, sock: socket.socket, *, writable: bool, hold_timeout_s: float) -> None:
+    def __init__(self, sock: socket.socket, daemon_pid: int, *, writable: bool, hold_timeout_s: float) -> None:
         self._sock = sock = control.OwnedSocket(fileno=sock.detach())
         # The finalizers' own object: nothing that the loop does to its socket reaches it.
         self._release_sock = sock.dup()
@@ -80,11 +99,17 @@ class Connection:
         self._maps: dict[int, mmap.mmap] = {}  # read-only, one a slot
         self._fds: dict[int, int] = {}  # writable: every lease has a copy-on-write map of its own
         self._buffer = bytearray(control.MAX_MESSAGE_BYTES)
+        # The next leases of slots, made ahead of their grants. One at most a slot, over the whole of it.
+        self._prepared: dict[int, tuple[_LeaseRef, Batch]] = {}
         self._live: set[int] = set()
         self._unsent: deque[int] = deque()
         self._taken = 0
-        self._granted: deque[messages.Granted] = deque()  # not asked for yet
+        self._heard = 0  # messages from the daemon
+        self._mailbox: Mailbox
         self._closing = False
+        self._attached = False
+        _connections.add(self)
+        self._daemon_pid = daemon_pid
         self.classes: tuple[str, ...] | None = None
         self.info: messages.Attached
         self.layout: BatchLayout
@@ -100,26 +125,39 @@ class Connection:
             PrefetchdError: what the daemon refuses it with.
             DaemonLost: if the daemon ends, or does not answer in time.
         """
-        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         try:
             control.send(self._sock, messages.encode(hello))
-            while True:
-                if deadline_s is not None and not self._poll.poll(max(0.0, deadline_s - time.monotonic()) * 1000):
-                    raise DaemonLost(
-                        f"cannot attach: the daemon has not answered for {timeout_s:g} s; "
-                        "see its log, and whether it is stopped"
-                    )
-                message = self._receive(wait=True)
-                if isinstance(message, messages.Attached):
-                    break
+            message = self._wait_for_answer(timeout_s)
         except control.ConnectionEnded:
             self._hear_last_words()
-            raise DaemonLost("cannot attach: the daemon ended while it was starting; see its log") from None
+            raise DaemonLost(
+                "cannot attach: the daemon ended while it was starting, or is of another version than this prefetchd "
+                f"{__version__} (protocol {messages.PROTOCOL}); see its log"
+            ) from None
         self.info = message
         try:
             self.layout = layout_from_wire(message.layout)
-        except (ValueError, KeyError, TypeError) as error:
+            if not message.batches_per_epoch or "on_error" not in message.config:
+                raise ValueError("it has no batches, or no configuration")
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise PrefetchdError(f"cannot attach: the daemon's layout makes no sense ({error})") from None
+        self._attached = True
+
+    def _wait_for_answer(self, timeout_s: float | None) -> messages.Attached:
+        """Wait for `Attached`: `timeout_s`, or as long as the daemon is not stopped for minutes; say what it is at."""
+        silence = Silence("", self._daemon_pid)
+        while True:
+            if self._poll.poll(silence.next_look_s(timeout_s) * 1000):
+                message = self._receive(wait=True)
+                if isinstance(message, messages.Attached):
+                    return message
+            elif timeout_s is not None and silence.lasts_s >= timeout_s:
+                raise DaemonLost(
+                    f"cannot attach: the daemon has not answered for {timeout_s:g} s: "
+                    f"{describe_process(self._daemon_pid)}"
+                )
+            else:
+                silence.look()
 
     # --- the cursor
 
@@ -131,7 +169,7 @@ class Connection:
         With `join` the first grant tells where it begins: `OpenCursor` has the rules.
         """
         self._check_process()
-        self._granted.clear()
+        self._mailbox.open(serial)
         self._say(
             messages.OpenCursor(
                 serial, self._taken, epoch, batch, stop_epoch, shard.rank, shard.world_size, shard.rotation, join
@@ -142,14 +180,19 @@ class Connection:
         """End the cursor; what was granted ahead goes back."""
         if self._closing or os.getpid() != self._pid:
             return
-        self._granted.clear()
         try:
-            control.send(self._sock, messages.encode(messages.CloseCursor(serial, self._taken)))
-        except control.ConnectionEnded:
-            pass  # nothing is left to close
+            control.send(self._sock, messages.encode(messages.CloseCursor(serial, self._taken)), wait=False)
+        except (control.ConnectionEnded, BlockingIOError):
+            pass  # nothing is left to close, or the next cursor closes it
 
-    def next_grant(self, serial: int) -> messages.Granted:
-        """Return the cursor's next grant, waiting for it as long as the daemon works on it.
+    def next_batch(self, serial: int, copy_when_held: bool) -> Batch:
+        """Return the cursor's next batch, waiting for it as long as the daemon works on it.
+
+        The way of every batch, and after a pause nothing of it is in the processor's caches: so there is little of it.
+
+        Args:
+            serial: the cursor's.
+            copy_when_held: make it a private copy while two batches are held.
 
         Raises:
             PassEnded: if it shares its passes with a group, and this one is over.
@@ -159,44 +202,57 @@ class Connection:
         """
         if self._closing or os.getpid() != self._pid:
             self._check_process()
-        if self._unsent:
-            self._flush()
-        if not self._granted:
-            try:
-                if not self._take_ready(serial):
-                    control.send(self._sock, messages.encode(messages.Want(serial, self._taken)))
-                    self._wait_for_grants(serial)
-            except control.ConnectionEnded:
-                self._raise_lost()
-        grant = self._granted.popleft()
+        grant = self._mailbox.take()
+        if grant is None or grant.told != self._heard or self._unsent:
+            grant = self._wait_for_grant(serial, grant)
         self._taken = grant.lease
+        prepared = self._prepared.pop(grant.slot, None)
+        if prepared is None or grant.rows != self.layout.batch_size:
+            prepared = self._prepare(grant.slot, grant.rows)
+        ref, batch = prepared
+        ref.lease = grant.lease
+        held = len(self._live)
+        self._live.add(grant.lease)
+        _live_leases[id(ref)] = ref
+        batch._grant = grant
+        return batch.copy() if copy_when_held and held >= 2 else batch
+
+    def _catch_up(self, told: int) -> None:
+        """Take in the messages that were sent before a grant."""
+        while self._heard < told:
+            try:
+                self._receive(wait=False)
+            except BlockingIOError:
+                raise PrefetchdError(
+                    f"cannot take the batch: the daemon says it sent {told} messages, {self._heard} are there"
+                ) from None
+
+    def _wait_for_grant(self, serial: int, grant: Granted | None) -> Granted:
+        """Return `grant`, or the next one once it is in the mailbox, with all that was said before it taken in."""
+        try:
+            self._flush()
+            grant = grant or self._ask_for_grant(serial)
+            self._catch_up(grant.told)
+        except control.ConnectionEnded:
+            self._raise_lost()
         return grant
 
-    def _take_ready(self, serial: int) -> bool:
-        """Take in the grants that are in the socket; whether there were any."""
-        while True:
-            try:
-                message = self._receive(wait=False)
-            except BlockingIOError:
-                return False
-            if isinstance(message, messages.Grants) and message.serial == serial and message.granted:
-                self._granted.extend(message.granted)
-                return True
-            if isinstance(message, messages.Ended) and message.serial == serial:
-                raise PassEnded
-            if isinstance(message, messages.Failed) and message.serial == serial:
-                raise error_from_name(message.error, message.text)
+    @property
+    def is_ready(self) -> bool:
+        """Whether the next batch was granted, or something lies in the socket: most likely word of it."""
+        return not self._closing and (self._mailbox.has_next or bool(self._poll.poll(0)))
 
-    def _wait_for_grants(self, serial: int) -> None:
-        """Wait for grants and take them in."""
-        started_s = time.monotonic()
+    def _ask_for_grant(self, serial: int) -> Granted:
+        """Ask for the next grant and wait until it is in the mailbox."""
+        self._send(messages.Want(serial, self._taken))
         warn_after_s = min(_WARN_STALL_S, self._hold_timeout_s / 2)
+        silence = Silence(self.info.name, self._daemon_pid, self._ask)
         stalled: messages.Stalled | None = None
         stalled_s = 0.0
         warned = False
         while True:
             if stalled is None:
-                timeout_s = _REPORT_WAIT_S
+                timeout_s = LOOK_S
             else:
                 held_up_s = time.monotonic() - stalled_s
                 if held_up_s >= warn_after_s and not warned:
@@ -214,18 +270,15 @@ class Connection:
                 timeout_s = min(warn_after_s, self._hold_timeout_s - held_up_s)
             if not self._poll.poll(timeout_s * 1000 + 1):
                 if stalled is None:
-                    log.warning(
-                        "has waited %.0f s for a batch from the daemon (pid %d, state %s)",
-                        time.monotonic() - started_s, self.info.pid, process_state(self.info.pid) or "gone",
-                    )  # fmt: skip
+                    silence.look()
                 continue
             message = self._receive(wait=True)
+            grant = self._mailbox.take()
+            if grant is not None:
+                return grant
             match message:
-                case messages.Grants() if message.serial == serial and message.granted:
-                    self._granted.extend(message.granted)
-                    return
                 case messages.Ended() if message.serial == serial:
-                    raise PassEnded
+                    raise PassEnded("cannot get the next batch: the pass that a group shares is over")
                 case messages.Failed() if message.serial == serial:
                     raise error_from_name(message.error, message.text)
                 case messages.Stalled() if message.serial == serial:
@@ -233,32 +286,34 @@ class Connection:
                     stalled, stalled_s = message, time.monotonic()
                     gc.collect()  # a reference cycle may be all that holds a batch
                     self._flush()
+                case messages.StatusReport():
+                    silence.answered(message.report)
 
     # --- leases
 
-    def root(self, grant: messages.Granted) -> NDArray[np.uint8]:
-        """Return the root array of a grant, the slot's bytes; the lease ends when it and the last of its views die."""
-        if grant.slot in self._fds:
-            memory = segment.map_copy_on_write(self._fds[grant.slot], self.layout.slot_bytes)
-        elif grant.slot in self._maps:
-            memory = self._maps[grant.slot]
-        else:
-            raise PrefetchdError(f"cannot read the batch: the daemon granted slot {grant.slot}, which it never opened")
-        if grant.rows > self.layout.batch_size:
-            raise PrefetchdError(f"cannot read the batch: {grant.rows} rows were granted of {self.layout.batch_size}")
+    def _prepare(self, slot: int, rows: int) -> tuple[_LeaseRef, Batch]:
+        """Return the next lease of a slot, but for its number, and the batch over it.
+
+        The batch's root array is the slot's bytes; the lease ends when it and the last of its views die.
+        """
+        memory = self._maps.get(slot)
+        if memory is None:
+            if slot not in self._fds:
+                raise PrefetchdError(f"cannot read the batch: the daemon granted slot {slot}, which it never opened")
+            memory = segment.map_copy_on_write(self._fds[slot], self.layout.slot_bytes)
+        if rows > self.layout.batch_size:
+            raise PrefetchdError(f"cannot read the batch: {rows} rows were granted of {self.layout.batch_size}")
         root = np.frombuffer(memory, np.uint8, self.layout.slot_bytes)
-        self._live.add(grant.lease)
         ref = _LeaseRef(root, _root_died)
-        ref.connection, ref.lease = self, grant.lease
-        _live_leases[id(ref)] = ref
-        return root
+        ref.connection, ref.slot, ref.lease = self, slot, 0
+        return ref, Batch.over(root, rows, self.layout)
 
     @property
-    def held(self) -> int:
-        """How many leases have a live view."""
-        return len(self._live)
+    def maps(self) -> Collection[mmap.mmap]:
+        """The read-only maps of the slots that the daemon has opened and not closed again."""
+        return self._maps.values()
 
-    def release(self, lease: int) -> None:
+    def release(self, lease: int, slot: int) -> None:
         """The last view of `lease` died. May run in any thread, at any moment: no lock, no blocking."""
         self._live.discard(lease)
         if os.getpid() != self._pid or self._release_sock.fileno() < 0:
@@ -270,26 +325,39 @@ class Connection:
             self._unsent.append(lease)
         except (control.ConnectionEnded, OSError):
             pass  # the daemon is gone, and the lease with it
+        if slot in self._maps and slot not in self._prepared:
+            self._prepared[slot] = self._prepare(slot, self.layout.batch_size)
         if self._closing and not self._live:
             self._shut()
 
     def _flush(self) -> None:
         while self._unsent:
             lease = self._unsent.popleft()
-            control.send(self._sock, messages.encode(messages.Release(lease, self._taken)))
+            self._send(messages.Release(lease, self._taken))
 
     # --- the end
 
+    def _in_forked_child(self) -> None:
+        """Have a child that touches an array which it did not inherit killed with its traceback, not without a word."""
+        if self._live and not faulthandler.is_enabled():
+            with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):  # no such stderr
+                faulthandler.enable()
+
     def close(self, *, at_once: bool) -> None:
         """Close the connection: now, or when the last view is gone. What is held stays readable either way."""
+        if hasattr(self, "_mailbox"):  # else it never attached
+            self._mailbox.close()
         self._closing = True
         self._maps.clear()
+        self._prepared.clear()
         control.close_all(list(self._fds.values()))
         self._fds.clear()
         if at_once or not self._live:
             self._shut()
 
     def _shut(self) -> None:
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)  # a forked child may have the socket too, and keep it open
         self._sock.close()
         self._release_sock.close()
 
@@ -297,22 +365,25 @@ class Connection:
 
     def _receive(self, *, wait: bool) -> Any:
         data, fds = control.receive(self._sock, wait=wait, buffer=self._buffer)
+        self._heard += 1
         try:
-            message = messages.decode_to_consumer(data)
-            if type(message) is messages.Grants:  # the common case, on the way of every batch
-                return message
+            try:
+                message = messages.decode_to_consumer(data)
+            except messages.DecodeError:
+                raise self._not_understood(data) from None
             match message:
-                case messages.Attached() if fds:
-                    self.classes = read_classes(fds[0])
+                case messages.Attached():
+                    try:
+                        self._mailbox = Mailbox(fds[0])
+                        if len(fds) > 1:
+                            self.classes = read_classes(fds[1])
+                    except (ValueError, IndexError, OSError) as error:
+                        raise PrefetchdError(f"cannot attach: {error}; is it a daemon of prefetchd?") from None
                 case messages.SlotOpened():
-                    if message.slot_bytes < self.layout.slot_bytes or len(fds) != 1:
-                        raise PrefetchdError(f"cannot map slot {message.slot}: it is smaller than was agreed")
-                    if self._writable:
-                        self._fds[message.slot] = fds.pop()
-                    else:
-                        self._maps[message.slot] = segment.map_read_only(fds[0], self.layout.slot_bytes)
+                    self._open_slot(message, fds)
                 case messages.SlotClosed():
                     self._maps.pop(message.slot, None)
+                    self._prepared.pop(message.slot, None)
                     if message.slot in self._fds:
                         os.close(self._fds.pop(message.slot))
                 case messages.Fatal():
@@ -322,9 +393,57 @@ class Connection:
                 control.close_all(fds)
         return message
 
+    def _open_slot(self, message: messages.SlotOpened, fds: list[int]) -> None:
+        """Map a slot; with `writable` keep its descriptor, which is taken out of `fds`."""
+        if not self._attached or message.slot_bytes < self.layout.slot_bytes or len(fds) != 1:
+            raise PrefetchdError(f"cannot map slot {message.slot}: it is smaller than was agreed")
+        try:
+            if self._writable:
+                segment.check_length(fds[0], self.layout.slot_bytes)
+                self._fds[message.slot] = fds.pop()
+            else:
+                self._maps[message.slot] = segment.map_read_only(fds[0], self.layout.slot_bytes)
+                self._prepared[message.slot] = self._prepare(message.slot, self.layout.batch_size)
+        except (ValueError, OSError) as error:
+            raise PrefetchdError(f"cannot map slot {message.slot}: {error}") from None
+
+    def _not_understood(self, data: bytes | memoryview) -> PrefetchdError:
+        """Return the error for a message that is none of this version's."""
+        ours = f"this prefetchd is {__version__} (protocol {messages.PROTOCOL})"
+        introduction = messages.read_introduction(data)
+        if not self._attached and introduction is not None and introduction.what == "Attached":
+            return DaemonNotFound(
+                f"cannot attach: {ours}, the daemon {introduction.version} speaks another protocol; "
+                "restart the daemon with this version"
+            )
+        return PrefetchdError(
+            f"cannot go on: the daemon sent what is no message of ours; {ours}: restart the daemon with it"
+        )
+
+    def _send(self, message: messages.Message) -> None:
+        """Send a message to a daemon that may be stopped, with its socket full: say so, and give it up in the end."""
+        data = messages.encode(message)
+        silence: Silence | None = None
+        while True:
+            try:
+                control.send(self._sock, data, wait=False)
+            except BlockingIOError:
+                silence = silence or Silence(self.info.name, self._daemon_pid)
+                writable = select.poll()
+                writable.register(self._sock, select.POLLOUT)
+                if not writable.poll(LOOK_S * 1000):
+                    silence.look()
+            else:
+                return
+
+    def _ask(self) -> None:
+        """Ask the daemon what it is at, if its socket has room."""
+        with contextlib.suppress(BlockingIOError):
+            control.send(self._sock, messages.encode(messages.AskStatus(messages.PROTOCOL)), wait=False)
+
     def _say(self, message: messages.Message) -> None:
         try:
-            control.send(self._sock, messages.encode(message))
+            self._send(message)
         except control.ConnectionEnded:
             self._raise_lost()
 

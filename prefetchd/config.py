@@ -8,12 +8,10 @@ sees. Pure, but for `read_config_file`.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import hashlib
 import json
-import math
 import os
 import tomllib
 import typing
@@ -25,9 +23,7 @@ from typing import Any, Literal
 from prefetchd import augment_spec
 from prefetchd import option_values as values
 from prefetchd.errors import ConfigError
-from prefetchd.units import parse_bytes
-
-MAX_BATCH_SIZE = 1 << 18
+from prefetchd.option_checks import check_config
 
 Color = Literal["rgb", "bgr", "gray"]
 Dtype = Literal["uint8", "float32", "float16"]
@@ -187,7 +183,7 @@ class Config:
         """Raise `ConfigError` where one of `options`, as a consumer sent them, contradicts this configuration."""
         for name, wanted in check_options(options).items():
             mine = getattr(self, name)
-            if _comparable(name, mine) != _comparable(name, wanted):
+            if values.comparable(name, mine) != values.comparable(name, wanted):
                 raise ConfigError(
                     f"cannot attach with {name}={wanted!r}: the daemon {self.name!r} serves {name}={mine!r}, "
                     "and its configuration decides; leave the option out, or start a daemon with it"
@@ -215,7 +211,7 @@ def make_config(**options: Any) -> Config:
     if "source" not in checked:
         raise ConfigError("cannot serve: no manifest was given; name a list file or a directory of class folders")
     config = Config(**checked)
-    _check(config)
+    check_config(config)
     return config
 
 
@@ -280,18 +276,6 @@ def _from_toml(path: str, table: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _comparable(name: str, value: Any) -> Any:
-    """Return an option's value so that equal ones compare equal, however they were written."""
-    if name == "memory_budget":
-        with contextlib.suppress(ConfigError):
-            return parse_bytes(value)
-    if name in ("root", "labels", "offsets") and value is not None:
-        return os.path.abspath(os.path.expanduser(value))
-    if name in ("mean", "std") and value is not None:
-        return value[0] if len(set(value)) == 1 else value
-    return value
-
-
 _CONVERTERS = {
     "source": values.path,
     "root": values.path,
@@ -308,50 +292,3 @@ _CONVERTERS = {
     "x_column": values.columns,
     "y_column": values.columns,
 }
-
-
-def _check(config: Config) -> None:
-    """Raise `ConfigError` for values out of range and for options that contradict each other."""
-    ranges: list[tuple[str, float, float]] = [
-        ("batch_size", 1, MAX_BATCH_SIZE),
-        ("num_workers", 0, 1024),
-        ("max_image_pixels", 1, 1 << 34),
-        ("reader_timeout", 0.5, 86400),
-        ("patience", 0, math.inf),
-        ("consumers", 1, 1024),
-        ("seed", 0, 2**63 - 1),
-        ("mask_border", 0, 65535),
-    ]
-    for name, low, high in ranges:
-        value = getattr(config, name)
-        if not low <= value <= high:
-            raise values.wrong(name, value, f"from {low:g} to {high:g}")
-    if config.max_length is not None and not 1 <= config.max_length <= 1 << 40:
-        raise values.wrong("max_length", config.max_length, "1 or more, in tokens")
-    if config.label_columns is not None and config.label_columns < 0:
-        raise values.wrong("label_columns", config.label_columns, "0 or more")
-    for name in ("mean", "std"):
-        numbers = getattr(config, name)
-        if numbers is not None and len(numbers) not in (1, config.channels):
-            raise values.wrong(name, numbers, f"one number or {config.channels}, one a channel of color={config.color}")
-        if numbers is not None and not all(map(math.isfinite, numbers)):
-            raise values.wrong(name, numbers, "finite")
-    if config.scale is not None and not math.isfinite(config.scale):
-        raise values.wrong("scale", config.scale, "finite")
-    if config.std is not None and 0 in config.std:
-        raise values.wrong("std", config.std, "other than 0")
-    if config.dtype == "uint8" and any(x is not None for x in (config.scale, config.mean, config.std)):
-        raise ConfigError(
-            "cannot scale uint8 pixels: scale, mean and std give fractions; use dtype=float32 or float16 with them"
-        )
-    if config.target == "mask" and config.label_columns not in (None, 1):
-        raise values.wrong("label_columns", config.label_columns, "1, or not given, with target=mask: one path a line")
-    check_name(config.name)
-
-
-def check_name(name: str) -> None:
-    """Raise `ConfigError` unless `name` can be a daemon's: a file name of harmless characters."""
-    if not 1 <= len(name) <= 64 or name.startswith(".") or not all(c.isalnum() or c in "-_." for c in name):
-        raise ConfigError(
-            f"cannot use name={name!r}: it must be 1 to 64 letters, digits, '-', '_' or '.', and not start with '.'"
-        )

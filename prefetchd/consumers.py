@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from prefetchd import control, messages
 from prefetchd.cursor import Cursor
 from prefetchd.datasets import Dataset
+from prefetchd.mailbox import Outbox
 from prefetchd.slots import Slot
 
 
@@ -34,9 +35,16 @@ class Consumer:
         held_back: whether its first loop waits for the other loaders.
         attached: whether it has said what it wants and was let in.
         cursor: where its loop is.
+        blocked: whether its socket was full when something was last sent: nothing more is until it reads.
+        unsent: what must not be lost for that; sent as soon as it reads.
         untaken: leases granted ahead that its loop has not taken yet, oldest first.
+        wanted_s: when its loop began to wait, by the monotonic clock.
         stalled: whether it was told that no slot can be spared.
         slots: slots that it has a descriptor of.
+        outbox: where its grants are left, owned; made when it attaches.
+        told: how many messages were sent to it.
+        batches: how many it was granted.
+        since_s: when it connected, by the monotonic clock, in seconds.
     """
 
     number: int
@@ -52,23 +60,50 @@ class Consumer:
     attached: bool = False
     cursor: Cursor | None = None
     untaken: deque[int] = field(default_factory=deque)
+    wanted_s: float = 0.0
     stalled: bool = False
     slots: set[int] = field(default_factory=set)
+    outbox: Outbox | None = None
+    told: int = 0
     batches: int = 0
+    since_s: float = 0.0
+    blocked: bool = False
+    unsent: deque[messages.Message] = field(default_factory=deque)
 
     def send(self, message: messages.Message, fds: list[int] | None = None) -> bool:
         """Send a message; `False` if the consumer does not take it (it is gone, or does not read)."""
+        if self.blocked:
+            return False
         try:
             control.send(self.sock, messages.encode(message), fds or (), wait=False)
-        except (BlockingIOError, control.ConnectionEnded, OSError):
+        except BlockingIOError:
+            self.blocked = True
             return False
+        except (control.ConnectionEnded, OSError):
+            return False
+        self.told += 1
         return True
+
+    def send_sooner_or_later(self, message: messages.Message) -> None:
+        """Send a message, now or when the consumer reads again."""
+        if not self.send(message) and self.blocked:
+            self.unsent.append(message)
+
+    def unblock(self) -> None:
+        """Its socket may have room again: send what was kept back."""
+        self.blocked = False
+        while self.unsent and self.send(self.unsent[0]):
+            self.unsent.popleft()
 
     def open_slot(self, slot: Slot) -> bool:
         """Make sure that the consumer has the slot's descriptor."""
         if slot.number in self.slots:
             return True
-        fd = slot.segment.read_only_fd()
+        try:
+            fd = slot.segment.read_only_fd()
+        except OSError:  # no descriptor is left: tried again, as with a full socket
+            self.blocked = True
+            return False
         try:
             sent = self.send(messages.SlotOpened(slot.number, slot.segment.n_bytes), [fd])
         finally:

@@ -69,13 +69,14 @@ def receive(
         ConnectionEnded: at the end of the peer.
     """
     flags = _RECEIVE if wait else _RECEIVE_NOW
-    data: bytes | memoryview
     try:
-        if buffer is None:
-            data, ancillary, _, _ = sock.recvmsg(MAX_MESSAGE_BYTES, _ANCILLARY_BYTES, flags)
-        else:
-            n_bytes, ancillary, _, _ = sock.recvmsg_into([buffer], _ANCILLARY_BYTES, flags)
-            data = memoryview(buffer)[:n_bytes]
+        data, ancillary = _receive(sock, flags, buffer)
+    except ConnectionResetError:
+        # The peer closed with messages of ours unread. Told once, and before what it said last, which is there still.
+        try:
+            data, ancillary = _receive(sock, flags, buffer)
+        except ConnectionError as error:
+            raise ConnectionEnded from error
     except ConnectionError as error:
         raise ConnectionEnded from error
     fds = _descriptors(ancillary) if ancillary else []
@@ -83,6 +84,16 @@ def receive(
         close_all(fds)
         raise ConnectionEnded
     return data, fds
+
+
+def _receive(
+    sock: socket.socket, flags: int, buffer: bytearray | None
+) -> tuple[bytes | memoryview, list[tuple[int, int, bytes]]]:
+    if buffer is None:
+        data, ancillary, _, _ = sock.recvmsg(MAX_MESSAGE_BYTES, _ANCILLARY_BYTES, flags)
+        return data, ancillary
+    n_bytes, ancillary, _, _ = sock.recvmsg_into([buffer], _ANCILLARY_BYTES, flags)
+    return memoryview(buffer)[:n_bytes], ancillary
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
@@ -99,6 +110,12 @@ def close_all(fds: Sequence[int]) -> None:
     """Close descriptors that nobody will use."""
     for fd in fds:
         os.close(fd)
+
+
+def peer_pid(sock: socket.socket) -> int:
+    """Return the pid of the process that made the peer's end, or listened for it."""
+    pid: int = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+    return pid
 
 
 def peer(sock: socket.socket) -> tuple[int, int, int]:

@@ -1,7 +1,7 @@
 """The daemon: builds its parts, ties them together in one event loop, and takes them down again.
 
     consumer --OpenCursor/Want/Release--> front desk    foreman --Fill--> pool of readers
-             <--Grants-------------------            ring       <--AllDone--
+             <--mailbox, Mail------------            ring       <--AllDone--
                                                      guard (memory budget)
 
 After every round of events `_pump` runs the whole journey once: queued chunks to idle readers, new batches to fill if
@@ -29,6 +29,7 @@ from prefetchd.front_desk import FrontDesk
 from prefetchd.guard import Guard
 from prefetchd.loop import EventLoop
 from prefetchd.pool import Pool, PoolEvents
+from prefetchd.segment import remove_stale_names
 from prefetchd.slots import Ring
 
 log = logging.getLogger("prefetchd")
@@ -66,6 +67,7 @@ class Daemon:
         self._attach_hint = attach_hint
         self._linger_s = linger_s
         self._started_s = time.monotonic()
+        remove_stale_names()
         limit = budget.machine_limit()
         self._parent_pidfd = -1
         self._ticking = False
@@ -79,6 +81,7 @@ class Daemon:
                 lost=lambda reader, chunk, suspect, code: self._foreman.lost(
                     reader, chunk, suspect=suspect, exit_code=code
                 ),
+                stuck=lambda pid, reader, chunk: self._foreman.stuck(pid, reader, chunk),
                 gone=lambda reader: self._foreman.gone(reader),
                 memory=lambda: self._guard.serve_wishes(),
             ),
@@ -158,7 +161,7 @@ class Daemon:
     def _pump(self) -> None:
         self._foreman.give_work(self._desk.cursors)
         if self._guard.may_grow():
-            self._guard.add_slot()
+            self._guard.grow()
             self._foreman.give_work(self._desk.cursors)
             if self._guard.may_grow():
                 self._loop.call_later(0, lambda: None)  # come round again without waiting
@@ -188,6 +191,7 @@ class Daemon:
             self._pool,
             self._guard,
             self._foreman,
+            self._desk.granter,
             list(self._desk.consumers.values()),
             waited_for=self._desk.waited_for,
             uptime_s=time.monotonic() - self._started_s,

@@ -16,7 +16,7 @@ from prefetchd.errors import ConfigError
 
 MAX_DATASETS = 64
 _NAME = r"[A-Za-z0-9_-]{1,64}"
-_NAMED = re.compile(rf"({_NAME})=(.+)", re.DOTALL)
+_NAMED = re.compile(r"([^/=]*)=(.*)", re.DOTALL)
 
 Options = Mapping[str, Any]
 
@@ -27,13 +27,19 @@ def split_sources(words: Sequence[str]) -> dict[str, str]:
     `train=train.txt` is a data set called train. A file whose own name is like that is written `./train=train.txt`.
 
     Raises:
-        ConfigError: if there are several, and not each has a name of its own.
+        ConfigError: if there are several, and not each has a name of its own; or for a name that cannot be one.
     """
     sources: dict[str, str] = {}
     for word in words:
         match = _NAMED.fullmatch(word)
         named = match is not None and not os.path.exists(word)
         name, source = match.groups() if match is not None and named else ("", word)
+        if named and not (re.fullmatch(_NAME, name) and source):
+            raise ConfigError(
+                f"cannot take {word!r} for NAME=PATH: "
+                + (_wrong_name(name) if source else "there is no path")
+                + f"; a file of that name is written ./{word}"
+            )
         if len(words) > 1 and not name:
             raise ConfigError(
                 f"cannot serve {len(words)} data sets: {word!r} has no name; write each as NAME=PATH, "
@@ -83,9 +89,13 @@ def make_configs(
     return configs
 
 
+def _wrong_name(name: str) -> str:
+    return f"the name {name!r} must be 1 to 64 letters, digits, '-' or '_'"
+
+
 def _check_table(name: str, options: Options) -> None:
     if name and not re.fullmatch(_NAME, name):
-        raise ConfigError(f"cannot call a data set {name!r}: use 1 to 64 letters, digits, '-' or '_'")
+        raise ConfigError(f"cannot serve a data set of that name: {_wrong_name(name)}")
     for option in DAEMON_OPTIONS:
         if name and option in options:
             flag = option.replace("_", "-")

@@ -142,6 +142,7 @@ class Filler:
         chunk.job.out -= 1
         if chunk.compact:
             chunk.job.compacted = True
+            self._environment.pop((chunk.job.epoch, chunk.job.batch, -1), None)
         if chunk.sample_id is not None and not faults:
             self._seen.pop(chunk.sample_id, None)
             self._crashes.pop(chunk.sample_id, None)
@@ -156,7 +157,9 @@ class Filler:
         job.out -= 1
         if job.failure is not None:
             return
-        if not suspect or chunk.compact:
+        if chunk.compact and suspect:
+            self._lost_in_closing(chunk, exit_code)
+        elif not suspect:
             job.queued.appendleft(chunk)
         elif chunk.sample_id is None:
             # Each row alone, so that a second crash names its sample.
@@ -210,6 +213,20 @@ class Filler:
             )
         else:
             job.queued.appendleft(Chunk(job, chunk.rows, sample_id))
+
+    def _lost_in_closing(self, chunk: Chunk, exit_code: int) -> None:
+        """The reader ended while it moved rows together, in which no sample has a part."""
+        job = chunk.job
+        key = (job.epoch, job.batch, -1)
+        self._environment[key] = self._environment.get(key, 0) + 1
+        if self._environment[key] >= ENVIRONMENT_TRIES:
+            del self._environment[key]
+            job.fail(
+                f"cannot make epoch {job.epoch} batch {job.batch}: its reader was ended {ENVIRONMENT_TRIES} times "
+                f"({describe_exit(exit_code)}); see what kills it (the kernel's log, memory), then start again"
+            )
+        else:
+            job.queued.appendleft(chunk)
 
     # --- the policy
 

@@ -19,6 +19,7 @@ from prefetchd import messages
 from prefetchd.cursor import Cursor
 from prefetchd.datasets import Dataset
 from prefetchd.filling import BadSample, Chunk, Failure, Filler, Job
+from prefetchd.histogram import Histogram
 from prefetchd.pool import Pool
 from prefetchd.scheduler import next_fills
 from prefetchd.slots import Key, Ring
@@ -51,6 +52,7 @@ class Foreman:
         self.queue: deque[Chunk] = deque()
         self.failed: dict[Key, Failure] = {}
         self.batches_made = 0
+        self.sample_seconds = Histogram()
         self._jobs: list[Job] = []
         self._seconds_per_sample = [0.0 for _ in datasets]
         self._logged: set[str] = set()
@@ -121,6 +123,7 @@ class Foreman:
         number = chunk.job.dataset
         cost, so_far = done.took_s / len(chunk.rows), self._seconds_per_sample[number]
         self._seconds_per_sample[number] += (cost - so_far) * (0.2 if so_far else 1)
+        self.sample_seconds.observe(cost, len(chunk.rows))
         self.fillers[number].done(chunk, done.faults)
         self._after(chunk.job)
 
@@ -128,6 +131,20 @@ class Foreman:
         """The reader that had `chunk` is gone; `suspect` if it was at work on it."""
         self.fillers[chunk.job.dataset].lost(chunk, suspect=suspect, exit_code=exit_code)
         self._after(chunk.job)
+
+    def stuck(self, pid: int, reader: int, chunk: Chunk) -> None:
+        """The reader that had `chunk` cannot be ended: the batch fails; its slot is the reader's until it is gone."""
+        job = chunk.job
+        first = chunk.rows[0]
+        sample_id = self._sample_id_at(job, first) if chunk.sample_id is None else chunk.sample_id
+        where = self._datasets[job.dataset].source.where(sample_id)
+        if job.failure is None:
+            job.fail(
+                f"cannot make epoch {job.epoch} batch {job.batch}: its reader (pid {pid}) hangs in the kernel and "
+                f"cannot be ended, at one of {len(chunk.rows)} samples from {sample_id} ({where}) on; "
+                "see to the file system, then start the epoch again"
+            )
+        self.lost(reader, chunk, suspect=False, exit_code=0)
 
     def gone(self, reader: int) -> None:
         """A reader has exited: it writes nowhere any more."""

@@ -1,6 +1,6 @@
 """The front desk: admits consumers, hears what they say, grants them their batches, and notices when they are gone.
 
-    connect -> admitted -> Attach -> attached -> OpenCursor -> served (Grants ... Release) -> CloseCursor ... -> buried
+    connect -> admitted -> Attach -> attached -> OpenCursor -> served (grants ... Release) -> CloseCursor ... -> buried
 
 Owned by the daemon's loop. A consumer is a party of its own: whatever it sends that makes no sense ends its connection
 and touches nobody else. It lives until its process ends (by pidfd: a forked child may keep its socket open), or its
@@ -13,14 +13,16 @@ import functools
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from prefetchd import control, messages
-from prefetchd.admission import Admission
+from prefetchd.admission import Admission, refuse_protocol
 from prefetchd.consumers import Consumer
 from prefetchd.cursor import Cursor
 from prefetchd.datasets import Dataset
+from prefetchd.descriptor_limit import raise_descriptor_limit
 from prefetchd.foreman import Foreman
 from prefetchd.granting import Granter
 from prefetchd.groups import Groups
@@ -35,7 +37,11 @@ from prefetchd.windows import Pacer, join_window, most_windows, n_places, reache
 
 log = logging.getLogger("prefetchd")
 
-_MAX_CONSUMERS = 1024
+MAX_CONSUMERS = 1024
+_DESCRIPTORS_EACH = 3  # a consumer's socket, pidfd and mailbox
+_DESCRIPTORS_KEPT = 512  # for slots, readers and samples, whoever connects
+_INTRODUCTION_S = 10.0
+_RETRY_S = 0.1
 
 
 class FrontDesk:
@@ -63,10 +69,10 @@ class FrontDesk:
         linger_s: float | None = None,
     ) -> None:
         self.consumers: dict[int, Consumer] = {}
-        self._granter = Granter(ring, foreman, guard, self.consumers)
+        self.granter = Granter(ring, foreman, guard, self.consumers)
         self._admission = Admission(datasets, self.consumers, guard)
         self._start_line = StartLine(self.consumers, loop)
-        self._groups = Groups(ring, self._granter)
+        self._groups = Groups(ring, self.granter)
         self._datasets = datasets
         self._ring = ring
         self._foreman = foreman
@@ -83,6 +89,10 @@ class FrontDesk:
         self._pacer = Pacer()
         self._patience_s = datasets[0].config.patience
         self._look_again_s = 0.0
+        self._max_consumers = min(
+            MAX_CONSUMERS, max(1, (raise_descriptor_limit() - _DESCRIPTORS_KEPT) // _DESCRIPTORS_EACH)
+        )
+        self._retrying = False
 
     def listen(self, listener: socket.socket) -> None:
         """Admit whoever connects to `listener`, which the desk then owns."""
@@ -110,9 +120,19 @@ class FrontDesk:
         reserve = Reserve(self._ring, self.cursors)
         for consumer in list(self.consumers.values()):
             if not consumer.held_back:
-                self._granter.grant(consumer, reserve)
+                self.granter.grant(consumer, reserve)
         self._groups.serve(reserve)
         self._pace()
+        if not self._retrying and any(consumer.blocked for consumer in self.consumers.values()):
+            self._retrying = True
+            self._loop.call_later(_RETRY_S, self._unblock)
+
+    def _unblock(self) -> None:
+        """Look whether those whose sockets were full have read."""
+        self._retrying = False
+        for consumer in self.consumers.values():
+            if consumer.blocked:
+                consumer.unblock()
 
     def _pace(self) -> None:
         """Let the time that loops stand still count against the patience of those whom they wait for."""
@@ -155,7 +175,7 @@ class FrontDesk:
         for consumer in self.consumers.values():
             if slot.number in consumer.slots:
                 consumer.slots.discard(slot.number)
-                consumer.send(messages.SlotClosed(slot.number))
+                consumer.send_sooner_or_later(messages.SlotClosed(slot.number))
 
     def tell_all(self, message: messages.Message) -> None:
         """Send a message to every consumer."""
@@ -174,9 +194,19 @@ class FrontDesk:
         assert self._listener is not None
         try:
             sock, _ = self._listener.accept()
-        except OSError:
+        except BlockingIOError:
+            return
+        except OSError as error:
+            # No descriptor is left, so whoever knocks stays at the door: do not look there all the time.
+            log.warning("cannot admit a consumer: %s; trying again", error.strerror)
+            self._loop.unwatch(self._listener.fileno())
+            self._loop.call_later(_RETRY_S, self._listen_again)
             return
         self.admit(sock)
+
+    def _listen_again(self) -> None:
+        if self._listener is not None and self._listener.fileno() >= 0:
+            self._loop.watch(self._listener.fileno(), self._accept)
 
     def admit(self, sock: socket.socket) -> None:
         """Take a connection in, if it is this user's."""
@@ -185,9 +215,9 @@ class FrontDesk:
         except OSError:
             sock.close()
             return
-        consumer = Consumer(self._next_consumer, sock, pid, pidfd)
-        if uid != os.getuid() or len(self.consumers) >= _MAX_CONSUMERS:
-            why = "another user's process" if uid != os.getuid() else f"{_MAX_CONSUMERS} are connected already"
+        consumer = Consumer(self._next_consumer, sock, pid, pidfd, since_s=self._loop.clock())
+        if uid != os.getuid() or not self._has_room():
+            why = "another user's process" if uid != os.getuid() else f"{self._max_consumers} are connected already"
             consumer.send(messages.Fatal("DaemonNotFound", f"cannot attach: {why}; run a daemon of your own"))
             sock.close()
             os.close(pidfd)
@@ -196,6 +226,16 @@ class FrontDesk:
         self.consumers[consumer.number] = consumer
         self._loop.watch(sock.fileno(), functools.partial(self._hear, consumer))
         self._loop.watch(pidfd, functools.partial(self._bury, consumer))
+
+    def _has_room(self) -> bool:
+        """Whether one more may come in; in a full house, who has not said what it wants for long makes room."""
+        if len(self.consumers) < self._max_consumers:
+            return True
+        for consumer in self.consumers.values():
+            if not consumer.attached and self._loop.clock() - consumer.since_s > _INTRODUCTION_S:
+                self._bury(consumer)
+                return True
+        return False
 
     def _hear(self, consumer: Consumer) -> None:
         """Take in what a consumer has sent; whatever makes no sense ends its connection."""
@@ -212,6 +252,11 @@ class FrontDesk:
                 message = messages.decode_to_daemon(data)
                 self._handle(consumer, message)
             except messages.DecodeError:
+                introduction = messages.read_introduction(data) if consumer.dataset is None else None
+                if introduction is not None and introduction.protocol != messages.PROTOCOL:
+                    refuse_protocol(consumer, introduction)
+                    self._hang_up(consumer)
+                    return
                 log.warning(
                     "consumer %d (pid %d) sent no message of ours; ending its connection",
                     consumer.number,
@@ -219,8 +264,16 @@ class FrontDesk:
                 )
                 self._hang_up(consumer)
                 return
-            if consumer.number not in self.consumers:
-                return
+            if consumer.number not in self.consumers or isinstance(message, messages.AskStatus):
+                return  # whoever asks without end is answered in turn with the others
+
+    def _report(self) -> dict[str, Any]:
+        """The status, its lists cut short until it fits into one message."""
+        report = self._status()
+        while len(messages.encode(messages.StatusReport(report))) > control.MAX_MESSAGE_BYTES:
+            longest = max(("bad", "consumers", "readers"), key=lambda name: len(messages.encode(report[name])))
+            del report[longest][len(report[longest]) // 2 :]
+        return report
 
     def _handle(self, consumer: Consumer, message: messages.ToDaemon) -> None:
         match message:
@@ -235,9 +288,13 @@ class FrontDesk:
                 consumer.took(message.taken)
                 if (group := self._groups.of(consumer)) is not None:
                     group.asks(consumer, message)
+                    consumer.wanted_s = time.monotonic()
                 elif consumer.cursor is not None and consumer.cursor.serial == message.serial:
                     # A grant may have crossed this on its way: then the loop has what it wants.
                     consumer.cursor.waiting = not consumer.untaken
+                    consumer.wanted_s = time.monotonic()
+                    if consumer.untaken:
+                        consumer.send_sooner_or_later(messages.Mail(message.serial))
             case messages.OpenCursor():
                 self._open_cursor(consumer, message)
             case messages.CloseCursor():
@@ -252,9 +309,13 @@ class FrontDesk:
                     if cursor.step:  # the next loop begins a new epoch
                         cursor.begin_epoch(cursor.epoch + 1)
             case messages.Attach():
-                self._admission.attach(consumer, message)
+                if consumer.attached:
+                    self._hang_up(consumer)
+                else:
+                    self._admission.attach(consumer, message)
             case messages.AskStatus():
-                consumer.send(messages.StatusReport(self._status()))
+                if not consumer.blocked:
+                    consumer.send(messages.StatusReport(self._report()))
             case messages.AskStop():
                 consumer.send(messages.Stopping(os.getpid()))
                 log.info("asked to stop by pid %d", consumer.pid)
@@ -280,11 +341,15 @@ class FrontDesk:
             self._hang_up(consumer)
             return
         if (group := self._groups.of(consumer)) is not None:
+            assert consumer.outbox is not None
+            consumer.outbox.open(message.serial)
             group.begin(consumer, message)
             self._start_line.arrive(consumer, message.serial)
             return
         consumer.stalled = False
         consumer.cursor = None
+        assert consumer.outbox is not None
+        consumer.outbox.open(message.serial)
         cursor = Cursor(
             consumer.number,
             message.serial,
@@ -348,6 +413,8 @@ class FrontDesk:
         os.close(consumer.pidfd)
         if (group := self._groups.of(consumer)) is not None:
             group.died(consumer)
+        if consumer.outbox is not None:
+            consumer.outbox.close()
         returned = self._ring.release_all(consumer.number)
         if returned:
             log.info(

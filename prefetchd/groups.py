@@ -1,6 +1,6 @@
 """Groups: loops that share one pass over the data, so that each batch goes to exactly one of them, whoever asks.
 
-    Want --> asking --Grants--> at work on it --Want, CloseCursor--> ... --Ended--> the pass is over
+    Want --> asking --grant--> at work on it --Want, CloseCursor--> ... --Ended--> the pass is over
 
 Used by the front desk, which tells what members say. Nothing is granted ahead: a batch that a slow member had not
 asked for would wait for it. A batch counts as done when its lease ends, or its loop does. When a member's process dies,
@@ -10,6 +10,7 @@ pass is over only when every batch was given, and whoever holds one still asks f
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -19,7 +20,9 @@ from prefetchd.cursor import Cursor
 from prefetchd.granting import Granter
 from prefetchd.scheduler import Reserve, may_grant, ready_for
 from prefetchd.shard import Shard
-from prefetchd.slots import Key, Ring
+from prefetchd.slots import Key, Ring, Slot
+
+_MAX_GROUPS = 1024  # then those that nobody is in are forgotten, and which epoch they were at
 
 
 @dataclass(slots=True, eq=False)
@@ -115,7 +118,7 @@ class Group:
 
     def serve(self, ring: Ring, reserve: Reserve, granter: Granter) -> None:
         """Give those who ask what is ready; tell them when the pass is over."""
-        asking = [member for member in self.members.values() if member.cursor.waiting and not member.consumer.held_back]
+        asking = [member for member in self.members.values() if _can_be_given(member)]
         for member in asking:
             slot = ready_for(ring, self.cursor)
             if slot is None or not may_grant(ring, member.cursor, reserve, slot) or not member.consumer.open_slot(slot):
@@ -123,32 +126,27 @@ class Group:
                 if granter.explain_wait(member.consumer, member.cursor.serial, key, slot):
                     member.cursor.waiting = False
                 continue
-            self._give(member, ring)
+            self._give(member, slot, ring, granter)
         asking = [member for member in asking if member.cursor.waiting]
         all_done = all(member.cursor.waiting or not member.out for member in self.members.values())
         if self.cursor.open and self.cursor.at_end and asking and all_done:
             for member in self.members.values():
                 member.cursor.waiting = False
-                member.consumer.send(messages.Ended(member.cursor.serial))
+                member.consumer.send_sooner_or_later(messages.Ended(member.cursor.serial))
             self.members.clear()
             self._close()
 
-    def _give(self, member: Member, ring: Ring) -> None:
-        consumer, key = member.consumer, self.cursor.next_key
-        slot = ring.find(key) if key is not None else None
+    def _give(self, member: Member, slot: Slot, ring: Ring, granter: Granter) -> None:
+        key = self.cursor.next_key
         assert key is not None
-        assert slot is not None
-        lease = ring.grant(slot, consumer.number)
-        epoch, batch, repeated = self.cursor.advance()
-        grant = messages.Granted(lease, slot.number, epoch, batch, slot.rows, repeated)
-        member.cursor.waiting = consumer.stalled = False
-        if consumer.send(messages.Grants(member.cursor.serial, [grant])):
-            member.out[lease] = key
-            consumer.untaken.append(lease)
-            consumer.batches += 1
-            return
-        ring.release(lease, consumer.number)  # it is gone, or does not read; its process ending will tell
-        self.cursor.again.append(key)
+        lease = ring.grant(slot, member.consumer.number)
+        member.out[lease] = key
+        member.cursor.waiting = False
+        granter.hand_over(member.consumer, member.cursor.serial, slot, lease, self.cursor.advance(), waited=True)
+
+
+def _can_be_given(member: Member) -> bool:
+    return member.cursor.waiting and not member.consumer.held_back and not member.consumer.blocked
 
 
 class Groups:
@@ -157,16 +155,19 @@ class Groups:
     def __init__(self, ring: Ring, granter: Granter) -> None:
         self._ring = ring
         self._granter = granter
+        self._numbers = itertools.count(1)
         self._groups: dict[tuple[int, str], Group] = {}
 
     def of(self, consumer: Consumer) -> Group | None:
         """Return the group that an attached consumer is in, or `None`."""
-        if consumer.group is None or consumer.dataset is None:
+        if consumer.group is None or consumer.dataset is None or not consumer.attached:
             return None
         key = consumer.dataset.number, consumer.group
         if key not in self._groups:
+            if len(self._groups) >= _MAX_GROUPS:
+                self._groups = {name: group for name, group in self._groups.items() if group.members}
             shard = Shard(consumer.dataset.order.batches_per_epoch)
-            self._groups[key] = Group(len(self._groups) + 1, consumer.dataset.number, shard)
+            self._groups[key] = Group(next(self._numbers), consumer.dataset.number, shard)
         return self._groups[key]
 
     @property

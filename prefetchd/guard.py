@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from multiprocessing import resource_tracker
 
 from prefetchd.budget import MIN_SLOTS, Budget, Footprint, Limit, cgroup_limits, measure
+from prefetchd.errors import BudgetError
 from prefetchd.pool import Pool
 from prefetchd.reader_handle import ReaderHandle
 from prefetchd.segment import Segment
@@ -47,11 +47,14 @@ class Guard:
         self._pool = pool
         self._on_removed = on_removed
         self._warned = False
+        self._grown_out = False
         self._lately_wished_bytes = 0
         self._ticks_since_wish = 0
 
     def may_grow(self) -> bool:
         """Whether the plan and the budget hold one more slot, besides the large decodes seen lately."""
+        if self._grown_out:
+            return False
         room = self.budget.spare_bytes - self._lately_wished_bytes
         return len(self._ring.slots) < self.budget.plan.n_slots and room >= self.budget.plan.slot_bytes
 
@@ -65,6 +68,14 @@ class Guard:
         slot = self._ring.add(Segment.create(self.budget.plan.slot_bytes))
         self.budget.ring_bytes += slot.segment.n_bytes
         self._pool.add_slot(slot)
+
+    def grow(self) -> None:
+        """Add a slot if the machine can give it; if not, the ring stays as it is: it is large enough to work."""
+        try:
+            self.add_slot()
+        except (BudgetError, OSError) as error:
+            self._grown_out = True
+            log.warning("going on with %d of %d slots: %s", len(self._ring.slots), self.budget.plan.n_slots, error)
 
     def remove_slot(self, slot: Slot) -> None:
         """Give a reusable slot back to the machine."""
@@ -109,7 +120,7 @@ class Guard:
     def measure(self) -> Footprint:
         """Measure the footprint now: every process of the daemon, and the ring's allocated blocks."""
         ring_bytes = sum(slot.segment.allocated_bytes for slot in self._ring.slots.values())
-        footprint = measure([*_daemon_pids(), *self._pool.pids], ring_bytes, self.budget.plan.source_bytes)
+        footprint = measure([os.getpid(), *self._pool.pids], ring_bytes, self.budget.plan.source_bytes)
         self.max_footprint_bytes = max(self.max_footprint_bytes, footprint.total_bytes)
         return footprint
 
@@ -144,9 +155,3 @@ class Guard:
             largest.retire()
         elif spare is not None and len(self._ring.slots) > MIN_SLOTS:
             self.remove_slot(spare)
-
-
-def _daemon_pids() -> list[int]:
-    """This process, and the resource tracker that Python starts beside it."""
-    tracker: int | None = getattr(resource_tracker._resource_tracker, "_pid", None)
-    return [os.getpid(), tracker] if tracker else [os.getpid()]

@@ -14,7 +14,7 @@ import time
 from prefetchd import control, messages
 from prefetchd.config import PATH_OPTIONS, Config
 from prefetchd.errors import DaemonNotFound, PrefetchdError
-from prefetchd.liveness import lock_owner
+from prefetchd.liveness import describe_process, lock_owner, process_state
 from prefetchd.names import daemon_paths
 
 log = logging.getLogger("prefetchd")
@@ -124,11 +124,16 @@ def connect(name: str, timeout_s: float) -> socket.socket:
     paths = daemon_paths(name)
     started_s = time.monotonic()
     said = False
+    reason: str | None
     while True:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sock.setblocking(False)  # with a full queue of others before us, connecting would wait without an end
         try:
             sock.connect(os.fspath(paths.socket))
-        except (FileNotFoundError, ConnectionRefusedError, BlockingIOError) as error:
+        except BlockingIOError:
+            sock.close()
+            reason = "its queue of new connections is full"
+        except (FileNotFoundError, ConnectionRefusedError) as error:
             sock.close()
             reason = error.strerror
         except OSError as error:
@@ -137,10 +142,11 @@ def connect(name: str, timeout_s: float) -> socket.socket:
                 f"cannot attach to the daemon {name!r} at {paths.socket}: {error.strerror}; is it another user's?"
             ) from None
         else:
+            sock.setblocking(True)
             return sock
         waited_s = time.monotonic() - started_s
         owner = lock_owner(paths.lock)
-        what = "it is starting" if owner is not None else "none is running"
+        what = "none is running" if owner is None else describe_owner(owner)
         if waited_s >= timeout_s:
             raise DaemonNotFound(
                 f"cannot attach to the daemon {name!r}: {what} after {timeout_s:g} s ({paths.socket}: {reason}); "
@@ -150,3 +156,8 @@ def connect(name: str, timeout_s: float) -> socket.socket:
             said = True
             log.warning("waiting for the daemon %r: %s (up to %g s)", name, what, timeout_s)
         time.sleep(_RETRY_S)
+
+
+def describe_owner(pid: int) -> str:
+    """Say what the process that has a daemon's lock is at: it does not accept connections."""
+    return "it is starting" if process_state(pid) not in ("T", "t") else describe_process(pid)

@@ -6,11 +6,13 @@ belonged to a dead one. The kernel drops the lock with the process, so no clean-
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import time
 from pathlib import Path
 
+from prefetchd.errors import ConfigError
 from prefetchd.names import DaemonPaths
 
 # Who asks whether a daemon is alive, or clears up after a dead one, has the lock for some microseconds too.
@@ -26,10 +28,20 @@ class RunLock:
 
     @classmethod
     def acquire(cls, paths: DaemonPaths) -> RunLock | None:
-        """Take the lock, or return `None` if another process has it."""
+        """Take the lock, or return `None` if another process has it.
+
+        Raises:
+            ConfigError: if its file cannot be made, such as on a full disk.
+        """
         deadline_s = time.monotonic() + _GLANCE_S
         while True:
-            fd = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fd = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                raise ConfigError(
+                    f"cannot make the lock {paths.lock}: {error.strerror}; make room there, or set XDG_RUNTIME_DIR to "
+                    "another folder"
+                ) from None
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -45,8 +57,11 @@ class RunLock:
             except FileNotFoundError:
                 pass
             os.close(fd)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(
+            OSError
+        ):  # a full disk: then who has the lock is not told, and it is held all the same
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         return cls(fd, paths)
 
     def release(self) -> None:
@@ -80,3 +95,15 @@ def process_state(pid: int) -> str:
             return file.read().rpartition(b") ")[2][:1].decode()
     except OSError:
         return ""
+
+
+def describe_process(pid: int) -> str:
+    """Say what a process that does not answer is at, and what helps: `pid 7 is stopped; continue it with ...`."""
+    state = process_state(pid)
+    if state in ("T", "t"):
+        return f"pid {pid} is stopped (SIGSTOP, or a debugger); continue it with: kill -CONT {pid}"
+    if state in ("", "Z", "X"):
+        return f"pid {pid} has ended"
+    if state == "D":
+        return f"pid {pid} waits in the kernel (state D), such as for a disk or for memory"
+    return f"pid {pid} is alive (state {state}); see its log"

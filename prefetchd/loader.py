@@ -9,11 +9,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-import itertools
 import logging
 import operator
 import weakref
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from prefetchd.batch import Batch
@@ -24,7 +23,10 @@ from prefetchd.shard import Shard
 from prefetchd.user_warnings import warn_user
 
 if TYPE_CHECKING:
-    from prefetchd.messages import Attached, Granted
+    import mmap
+
+    from prefetchd.layout import BatchLayout
+    from prefetchd.messages import Attached
 
 log = logging.getLogger("prefetchd")
 
@@ -70,8 +72,9 @@ class Loader:
             )
         self._serial = 0
         self._current: weakref.ref[Generator[Batch, None, None]] | None = None
-        # Where the loop is (its next batch), and the epoch that the next iteration begins with.
-        self._position = Position(0, 0, 0)
+        # A position, and the steps that the loop has taken from there on, within an epoch.
+        self._start, self._steps = Position(0, 0, 0), 0
+        # The epoch that the next iteration begins with.
         self._next_epoch = 0
         self._resumed = False
         self._epoch_chosen = False
@@ -98,6 +101,11 @@ class Loader:
         return self._info.n_samples
 
     @property
+    def epochs(self) -> int | None:
+        """Epochs that one iteration runs over; `None` for ever."""
+        return self._epochs
+
+    @property
     def classes(self) -> tuple[str, ...] | None:
         """Names of the classes by number, where the manifest's labels were text; else `None`."""
         return self._session.connection.classes
@@ -107,7 +115,29 @@ class Loader:
         """The configuration of the daemon that serves this loader, by option name."""
         return dict(self._info.config)
 
+    @property
+    def layout(self) -> BatchLayout:
+        """Shapes (of one sample) and dtypes: `batch_size`, `x_shape`, `x_dtype`, `y_shape`, `y_dtype`."""
+        return self._session.connection.layout
+
+    @property
+    def serves_images(self) -> bool:
+        """Whether x is made of images, rather than rows of arrays."""
+        return "decoder" in self._info.versions
+
     # --- where it is
+
+    @property
+    def _position(self) -> Position:
+        """Where the loop is: what its next batch is."""
+        start, steps = self._start, self._steps
+        if not steps:
+            return start
+        return Position(*self._shard.after(start.epoch, steps, start.batch), start.first_epoch, start.rotation)
+
+    @_position.setter
+    def _position(self, position: Position) -> None:
+        self._start, self._steps = position, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next iteration begin with `epoch`; one that runs now is not touched, and neither is its state.
@@ -132,8 +162,17 @@ class Loader:
         Raises:
             ConfigError: for a member of a group, whose batches are whatever the others leave.
         """
+        return self.state_at(self._position)
+
+    @property
+    def position(self) -> Position:
+        """Where the loop is, for `state_at`: what `state_dict` tells, at hardly any cost."""
+        return self._position
+
+    def state_at(self, position: Position) -> dict[str, Any]:
+        """Return the `state_dict` of when the loop was at `position`: for loops that run ahead of their user's."""
         self._refuse_in_group("save the state of")
-        return make_state(self._info, self._position)
+        return make_state(self._info, position)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next iteration go on from `state`; an iteration that runs ends.
@@ -190,24 +229,28 @@ class Loader:
 
     def _run(self, serial: int, stop_epoch: int | None, join: bool) -> Generator[Batch, None, None]:
         try:
-            self._open_cursor(serial, stop_epoch, join)
-            first = self._next_grant(serial, stop_epoch, join) if join else None
-            if first is not None:
-                self._position = Position(first.epoch, 0, first.epoch, first.batch)
-                stop_epoch = None if self._epochs is None else first.epoch + self._epochs
+            self._open_cursor(serial, stop_epoch, join=join)
+            joined = [self._next_batch(0, serial, stop_epoch, join=True)] if join else []
+            if joined:
+                epoch, rotation = joined[0].epoch, joined[0].index
+                self._position = Position(epoch, 0, epoch, rotation)
+                stop_epoch = None if self._epochs is None else epoch + self._epochs
             first_epoch, rotation = self._position.first_epoch, self._position.rotation
             epoch, start = self._position.epoch, self._position.batch
             shard = dataclasses.replace(self._shard, rotation=rotation)
             while epoch != stop_epoch:
                 self._next_epoch = max(self._next_epoch, epoch + 1)
+                self._position = Position(epoch, start, first_epoch, rotation)
                 for step in range(1, shard.steps(start) + 1):
-                    grant = first or self._next_grant(serial, stop_epoch)
-                    first = None
-                    self._position = Position(*shard.after(epoch, step, start), first_epoch, rotation)
-                    yield self._batch(grant)
+                    # No name for the batch here: that would hold it.
+                    yield self._take(joined, step) if joined else self._next_batch(step, serial, stop_epoch)
                 epoch, start = epoch + 1, 0
         finally:
             self._session.connection.close_cursor(serial)
+
+    def _take(self, joined: list[Batch], step: int) -> Batch:
+        self._steps = step
+        return joined.pop()
 
     def _run_in_group(self, serial: int, stop_epoch: int | None, join: bool) -> Generator[Batch, None, None]:
         from prefetchd.client import PassEnded  # numpy is imported by now
@@ -216,35 +259,54 @@ class Loader:
             self._open_cursor(serial, stop_epoch)
             while True:
                 try:
-                    grant = self._next_grant(serial, stop_epoch)
+                    yield self._next_batch(0, serial, stop_epoch)
                 except PassEnded:
                     return
-                self._next_epoch = max(self._next_epoch, grant.epoch + 1)
-                yield self._batch(grant)
         finally:
             self._session.connection.close_cursor(serial)
 
-    def _open_cursor(self, serial: int, stop_epoch: int | None, join: bool = False) -> None:
+    @property
+    def is_ready(self) -> bool:
+        """Whether the loop's next batch is most likely here, so that `next()` will not wait for it."""
+        return self._session.connection.is_ready
+
+    @property
+    def maps(self) -> Collection[mmap.mmap]:
+        """The maps of the ring's slots as they are now; none with `writable`, where each batch has one of its own."""
+        return self._session.connection.maps
+
+    def _open_cursor(self, serial: int, stop_epoch: int | None, *, join: bool = False) -> None:
         position = self._position
         shard = dataclasses.replace(self._shard, rotation=position.rotation)
         with contextlib.suppress(DaemonLost):  # whoever asks for the first batch hears of it
             self._session.connection.open_cursor(serial, shard, position.epoch, position.batch, stop_epoch, join=join)
 
-    def _next_grant(self, serial: int, stop_epoch: int | None, join: bool = False) -> Granted:
-        for attempt in itertools.count(1):
+    def _next_batch(self, step: int, serial: int, stop_epoch: int | None, *, join: bool = False) -> Batch:
+        # After a pause nothing of this is in the processor's caches, so what every batch takes is kept short.
+        try:
+            batch = self._session.connection.next_batch(serial, self._copy_when_held)
+        except DaemonLost as lost:
+            batch = self._next_after_loss(lost, serial, stop_epoch, join=join)
+        self._steps = step
+        return batch
+
+    def _next_after_loss(self, lost: DaemonLost, serial: int, stop_epoch: int | None, *, join: bool) -> Batch:
+        """Return the next batch of another daemon, if the loop is to go on with one."""
+        for _ in range(_MAX_LOST_IN_A_ROW):
+            if not self._reconnect:
+                break
+            self._open_session_again(lost)
+            self._open_cursor(serial, stop_epoch, join=join)
             try:
-                return self._session.connection.next_grant(serial)
-            except DaemonLost as lost:
-                if not self._reconnect or attempt > _MAX_LOST_IN_A_ROW:
-                    raise
-                self._open_session_again(lost)
-            self._open_cursor(serial, stop_epoch, join)
-        raise AssertionError("counting does not end")
+                return self._session.connection.next_batch(serial, self._copy_when_held)
+            except DaemonLost as again:
+                lost = again
+        raise lost
 
     def _open_session_again(self, lost: DaemonLost) -> None:
         """Replace the session, whose daemon is gone; the loop goes on from `_position`, where it is."""
         log.warning(
-            "the daemon is gone; waiting for it to come back for up to %g s (%s)", self._endpoint.timeout_s, lost
+            "the daemon is gone; waiting for it to come back for up to %g s (%s)", self._endpoint.timeout_s, str(lost)
         )
         before = make_state(self._info, self._position)
         session = self._endpoint.open_again()
@@ -253,12 +315,6 @@ class Loader:
         self._session = session
         self._end = weakref.finalize(self, self._session.close)
         check_same(before, self._info, "the daemon that came back serves other batches")
-
-    def _batch(self, grant: Granted) -> Batch:
-        connection = self._session.connection
-        copy = self._copy_when_held and connection.held >= 2
-        root = connection.root(grant)
-        return Batch.of(grant, root.copy() if copy else root, connection.layout)
 
     def _end_current(self) -> None:
         generator = self._current() if self._current is not None else None

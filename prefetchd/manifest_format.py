@@ -220,6 +220,8 @@ def _parse_json(dialect: Dialect, line: bytes) -> tuple[bytes, list[bytes]]:
     labels: list[bytes] = []
     for key in dialect.keys[1:]:
         value = json_value(found, key)
+        if value == []:
+            raise BadLine(f"the label under {key!r} is empty", "give label_columns=0 if there are no labels")
         if dialect.label_kind == "class":
             if not isinstance(value, str) or not value:
                 raise BadLine(f"the label under {key!r} is {json_kind(value)}, and not a name, as the others are")

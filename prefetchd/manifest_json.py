@@ -110,6 +110,8 @@ def _labels(objects: list[dict[str, Any]], keys: tuple[str, ...]) -> tuple[Label
             values = [json_value(each, key) for key in keys]
         except BadLine:
             continue
+        if [] in values:
+            continue  # it says no label, and its line is refused
         if any(isinstance(value, str) for value in values):
             found["class", 1] += 1
         else:

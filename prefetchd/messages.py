@@ -4,6 +4,9 @@ Nothing is pickled. Every message is one datagram of a `SOCK_SEQPACKET` socket, 
 step; file descriptors travel beside the bytes (`control.send`, `control.receive`). There are three conversations, each
 with its own decoder, so that a consumer cannot speak a reader's lines: consumer and daemon, daemon and reader, daemon
 and zygote. `PROTOCOL` changes with any of the messages that a consumer sees.
+
+What never changes, so that any two versions can tell each other that they do not fit: `Attach`, `AskStatus` and
+`AskStop` begin with the protocol (`Attach` then with the version), `Attached` with the version; `Fatal` is as it is.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-PROTOCOL = 2
+PROTOCOL = 3
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Position = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
@@ -105,7 +108,10 @@ class Configure(Message, frozen=True):
 
 
 class Attached(Message, frozen=True):
-    """The answer to `Attach`: everything a loader must know. Class names, if there are any, come as a descriptor."""
+    """The answer to `Attach`: everything a loader must know.
+
+    Its descriptors are the mailbox and, where labels are text, the class names.
+    """
 
     version: str
     pid: int
@@ -134,22 +140,10 @@ class SlotClosed(Message, frozen=True):
     slot: Count
 
 
-class Granted(msgspec.Struct, frozen=True, array_like=True):
-    """A lease on a ready batch. `repeated` marks one that wrapped past the end of the epoch."""
-
-    lease: Count
-    slot: Count
-    epoch: Count
-    batch: Count
-    rows: Count
-    repeated: bool
-
-
-class Grants(Message, frozen=True):
-    """Leases on the cursor's next batches, in their order."""
+class Mail(Message, frozen=True):
+    """A loop that said `Want` has a grant in its mailbox (`mailbox`) now."""
 
     serial: Count
-    granted: list[Granted]
 
 
 class Ended(Message, frozen=True):
@@ -265,6 +259,10 @@ class Compact(Message, frozen=True):
     skipped: bytes
 
 
+class Retire(Message, frozen=True):
+    """Do what was said before this, then end: another takes your place."""
+
+
 class MemoryGranted(Message, frozen=True):
     """The answer to `NeedMemory`: go on."""
 
@@ -364,11 +362,34 @@ class TrialFailed(Message, frozen=True):
 
 
 ToDaemon = Attach | OpenCursor | CloseCursor | Want | Release | AskStatus | AskStop | Configure
-ToConsumer = Attached | SlotOpened | SlotClosed | Grants | Ended | Stalled | Failed | Fatal | StatusReport | Stopping
-ToReader = OpenDataset | Boot | MapSlot | UnmapSlot | Fills | FillOne | Compact | MemoryGranted | MemoryDenied
+ToConsumer = Attached | SlotOpened | SlotClosed | Mail | Ended | Stalled | Failed | Fatal | StatusReport | Stopping
+ToReader = OpenDataset | Boot | MapSlot | UnmapSlot | Fills | FillOne | Compact | Retire | MemoryGranted | MemoryDenied
 FromReader = ReaderReady | AllDone | NeedMemory | BootFailed
 FromZygote = Spawned | Exited
 FromTrial = TrialDone | TrialFailed
+
+
+class Introduction(msgspec.Struct, frozen=True):
+    """What every version's first line begins with, whatever follows: its tag, then the protocol, then the version."""
+
+    what: str
+    protocol: int
+    version: str | None
+
+
+def read_introduction(data: bytes | memoryview) -> Introduction | None:
+    """Return how a peer of any version introduces itself, or `None` if this is no first line of a consumer."""
+    try:
+        words = msgspec.msgpack.decode(data)
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+    match words:
+        case ["Attach" | "AskStatus" | "AskStop" as what, int(protocol), *more]:
+            return Introduction(what, protocol, more[0] if more and isinstance(more[0], str) else None)
+        case ["Attached", str(version), *_]:
+            return Introduction("Attached", 0, version)
+    return None
+
 
 _encoder = msgspec.msgpack.Encoder()
 encode = _encoder.encode

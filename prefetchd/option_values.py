@@ -5,6 +5,7 @@ Called by `config`, one converter an option: a wrong value is a `ConfigError` th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import typing
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefetchd.errors import ConfigError
+from prefetchd.units import parse_bytes
 
 
 def wrong(name: str, value: object, wanted: str) -> ConfigError:
@@ -177,3 +179,15 @@ def folders(value: object) -> tuple[str, ...]:
     if isinstance(value, list | tuple):
         return tuple(folder for part in value if (folder := path(part)) is not None)
     return tuple(part for part in (path(value) or "").split(os.pathsep) if part)
+
+
+def comparable(name: str, value: Any) -> Any:
+    """Return an option's value so that equal ones compare equal, however they were written."""
+    if name == "memory_budget":
+        with contextlib.suppress(ConfigError):
+            return "%" in value, parse_bytes(value, whole_bytes=1 << 50)
+    if name in ("root", "labels", "offsets") and value is not None:
+        return os.path.abspath(os.path.expanduser(value))
+    if name in ("mean", "std") and value is not None:
+        return value[0] if len(set(value)) == 1 else value
+    return value

@@ -21,12 +21,15 @@ from dataclasses import dataclass
 from prefetchd import control, messages
 from prefetchd.errors import PrefetchdError, error_from_name
 from prefetchd.filling import Chunk, describe_exit
+from prefetchd.liveness import process_state
 from prefetchd.messages import Done, Message
 from prefetchd.reader_handle import ReaderHandle
 from prefetchd.slots import Slot
 from prefetchd.zygote import ENVIRONMENT
 
 MAX_BOOT_FAILURES = 3
+_ZYGOTE_END_S = 3.0
+_FORK_S = 60.0  # the zygote forks in milliseconds, once it has loaded its libraries
 
 log = logging.getLogger("prefetchd")
 
@@ -38,12 +41,14 @@ class PoolEvents:
     Attributes:
         done: a chunk was finished by a reader: (reader, chunk, its report).
         lost: the reader of a chunk is gone; (reader, chunk, suspect, exit code).
+        stuck: the reader of a chunk was killed and does not end: (reader's pid, reader, chunk).
         gone: a reader has exited and writes nowhere any more.
         memory: a reader's wish for working memory changed.
     """
 
     done: Callable[[int, Chunk, Done], None]
     lost: Callable[[int, Chunk, bool, int], None]
+    stuck: Callable[[int, int, Chunk], None]
     gone: Callable[[int], None]
     memory: Callable[[], None]
 
@@ -77,6 +82,7 @@ class Pool:
         self._slots: dict[int, Slot] = {}
         self._boot_failures = 0
         self._stopping = False
+        self._zygote_stopped = False
         self._buffer = bytearray(control.MAX_MESSAGE_BYTES)
         self._zygote_sock: socket.socket
         self.zygote: subprocess.Popen[bytes]
@@ -164,18 +170,19 @@ class Pool:
         able = [
             reader
             for reader in self.readers.values()
-            if reader.ready and not reader.retiring and reader.has_room and (reader.fresh or not fresh_only)
+            if reader.ready and reader.usable and reader.has_room and (reader.fresh or not fresh_only)
         ]
         if able:
             return min(able, key=lambda reader: len(reader.chunks))
-        if fresh_only and not any(reader.retiring or not reader.ready for reader in self.readers.values()):
-            min(self.readers.values(), key=lambda reader: len(reader.chunks)).retire()
+        here = [reader for reader in self.readers.values() if not reader.stuck]
+        if fresh_only and here and not any(reader.retiring or not reader.ready for reader in here):
+            min(here, key=lambda reader: len(reader.chunks)).retire()
         return None
 
     @property
     def wants_more(self) -> bool:
         """Whether some reader is about to run out of work."""
-        return any(reader.ready and not reader.retiring and reader.wants_more for reader in self.readers.values())
+        return any(reader.ready and reader.usable and reader.wants_more for reader in self.readers.values())
 
     def give(self, reader: ReaderHandle, chunk: Chunk) -> None:
         """Give a chunk to a reader that `take_idle` returned; it may go out with the next `flush` only."""
@@ -194,8 +201,11 @@ class Pool:
 
     @property
     def busy(self) -> bool:
-        """Whether any reader has work or is still to boot."""
-        return any(reader.chunks or not reader.ready for reader in self.readers.values())
+        """Whether any reader has work, is still to boot, or is to end."""
+        return any(
+            not reader.stuck and (reader.chunks or not reader.ready or reader.retiring or reader.killed_s)
+            for reader in self.readers.values()
+        )
 
     def grant_memory(self, reader: ReaderHandle, n_bytes: int) -> None:
         """Let a waiting reader go on with `n_bytes` of working memory."""
@@ -220,7 +230,7 @@ class Pool:
                 self._unwatch(reader.sock.fileno())  # the zygote reports the exit itself
                 return
             control.close_all(fds)
-            reader.since, reader.asked_for_stack = self._clock(), 0.0
+            reader.progressed(self._clock())
             try:
                 message = messages.decode_from_reader(data)
             except messages.DecodeError:
@@ -255,6 +265,9 @@ class Pool:
             case messages.Spawned() as spawned:
                 reader = self.readers[spawned.reader]
                 reader.pid, reader.pidfd = spawned.pid, fds[0]
+                if reader.killed_s:
+                    reader.killed_s = 0.0
+                    reader.kill()
             case messages.Exited() as exited:
                 self._exited(self.readers[exited.reader], exited.exit_code)
 
@@ -265,7 +278,9 @@ class Pool:
         self._close(reader)
         self._events.gone(reader.number)
         expected = reader.retiring and not reader.chunks
-        if not expected and not self._stopping:
+        if reader.stuck:
+            log.warning("reader %d (pid %d), which hung in the kernel, has ended at last", reader.number, reader.pid)
+        elif not expected and not self._stopping:
             self.crashes += 1
             log.warning(
                 "reader %d (pid %d) ended by itself (%s) with %d tasks in hand; they are done again by another",
@@ -293,7 +308,7 @@ class Pool:
     def _zygote_died(self) -> None:
         self._unwatch(self._zygote_sock.fileno())
         self._zygote_sock.close()
-        status = self.zygote.wait()
+        status = self._wait_for_zygote()
         if self._stopping:
             return
         log.warning("the zygote ended by itself (%s); starting another with new readers", describe_exit(status))
@@ -306,22 +321,77 @@ class Pool:
         orphans = list(self.readers.values())
         for reader in orphans:
             reader.kill()
-            reader.wait_for_exit()
+        for reader in orphans:
+            if reader.wait_for_exit():
+                self._events.gone(reader.number)
+            else:
+                self._quarantine(reader)
             self._close(reader)
-            self._events.gone(reader.number)
         self._start_zygote()
         for reader in orphans:
-            for chunk in reader.chunks.values():
-                self._events.lost(reader.number, chunk, False, -signal.SIGKILL)
+            for position, chunk in enumerate(reader.chunks.values()):
+                # Suspect too: what takes so much memory that the kernel kills may do that again and again.
+                self._events.lost(reader.number, chunk, position == 0, -signal.SIGKILL)
+
+    def _quarantine(self, reader: ReaderHandle) -> None:
+        """Nobody reports this reader's end any more, and it may still write: what is its own stays so until then."""
+        number, pidfd = reader.number, reader.pidfd
+        reader.pidfd = -1
+
+        def ended() -> None:
+            self._unwatch(pidfd)
+            os.close(pidfd)
+            self._events.gone(number)
+
+        self._watch(pidfd, ended)
 
     # --- hangs
 
     def tick(self) -> None:
-        """Look for readers that make no progress; call about once a second while `busy`."""
+        """Look for readers that make no progress, and after the zygote; call about once a second while `busy`.
+
+        Raises:
+            PrefetchdError: if no reader is left that could work.
+        """
+        self._check_zygote()
         for reader in list(self.readers.values()):
+            was_stuck = reader.stuck
             reader.check_progress(self._clock(), self._hang_s)
+            if reader.stuck and not was_stuck:
+                chunks, reader.chunks = reader.chunks, {}
+                for chunk in chunks.values():
+                    self._events.stuck(reader.pid, reader.number, chunk)
+        if self.readers and all(reader.stuck for reader in self.readers.values()):
+            pids = ", ".join(str(reader.pid) for reader in self.readers.values())
+            raise PrefetchdError(
+                f"cannot go on: every reader (pid {pids}) hangs in the kernel and cannot be ended; see to the file "
+                "system that the samples are on, then start again"
+            )
+
+    def _check_zygote(self) -> None:
+        """Kill a zygote that is stopped, or does not fork: its end is then observed, and another is started."""
+        stopped = process_state(self.zygote.pid) in ("T", "t")
+        unborn = [reader for reader in self.readers.values() if not reader.pid]
+        waited_s = max((self._clock() - reader.since for reader in unborn), default=0.0)
+        if stopped and self._zygote_stopped:  # for two looks: one that is continued at once is left alone
+            log.warning("killing the zygote (pid %d): it is stopped", self.zygote.pid)
+            self.zygote.kill()
+        elif waited_s > max(_FORK_S, self._hang_s):
+            log.warning("killing the zygote (pid %d): it has forked no reader for %.0f s", self.zygote.pid, waited_s)
+            self.zygote.kill()
+        self._zygote_stopped = stopped
 
     # --- the end
+
+    def _wait_for_zygote(self) -> int:
+        """Wait for the zygote, whose socket has ended, and kill it if it takes long; return its exit code."""
+        for patience_s in (_ZYGOTE_END_S, _ZYGOTE_END_S):
+            try:
+                return self.zygote.wait(patience_s)
+            except subprocess.TimeoutExpired:
+                self.zygote.kill()
+        log.error("the zygote (pid %d) was killed and does not end; leaving it behind", self.zygote.pid)
+        return -signal.SIGKILL
 
     @property
     def pids(self) -> list[int]:
@@ -337,8 +407,4 @@ class Pool:
         for reader in list(self.readers.values()):
             reader.kill()
             self._close(reader)
-        try:
-            self.zygote.wait(2)
-        except subprocess.TimeoutExpired:
-            self.zygote.kill()
-            self.zygote.wait()
+        self._wait_for_zygote()

@@ -71,7 +71,7 @@ class Reader:
         self._has_reserved = False
 
     def run(self) -> None:
-        """Serve tasks until the daemon closes the socket."""
+        """Serve tasks until the daemon says that it is enough, or closes the socket."""
         while True:
             data, fds = self._early.popleft() if self._early else control.receive(self._sock)
             message = messages.decode_to_reader(data)
@@ -91,6 +91,8 @@ class Reader:
                     self._views = {key: views for key, views in self._views.items() if key[1] != message.slot}
                 case messages.Compact():
                     self._compact(message)
+                case messages.Retire():
+                    return
                 case messages.OpenDataset():
                     self._datasets[message.dataset] = _open_dataset(message, fds)
                 case messages.Boot():

@@ -1,7 +1,8 @@
 """The daemon's handle on one reader: its socket and pidfd, what it has in hand, and whether it makes progress.
 
 Owned by the pool. A reader that is stopped, or hangs, is killed by its pidfd, never by its bare pid; what becomes of
-its chunks is decided when its exit is observed, not before.
+its chunks is decided when its exit is observed, not before; but one that the kernel does not let go, such as in a read
+from a file system that does not answer, is given up as stuck: it keeps its slots until it is gone.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import select
 import signal
 import socket
+import time
 from dataclasses import dataclass, field
 
 from prefetchd import control, messages
@@ -26,6 +28,7 @@ _IN_HAND_S = 0.004
 _STOPPED_S = 1.0
 _STACK_S = 0.5
 _EXIT_S = 2.0
+_STUCK_S = 5.0
 
 
 @dataclass(slots=True, eq=False)
@@ -44,6 +47,8 @@ class ReaderHandle:
         outbox: fills that it was given and that are still to be sent, together.
         since: when it last made progress, by the monotonic clock, in seconds.
         asked_for_stack: when it was asked for its stack, being hung; 0 if it was not.
+        killed_s: when it was killed; 0 if it was not.
+        stuck: whether it was killed and does not end.
         needs_bytes: the working memory that it waits for.
         has_bytes: the working memory that it was granted.
         samples: samples that it has finished.
@@ -61,6 +66,8 @@ class ReaderHandle:
     outbox: list[messages.Fill] = field(default_factory=list)
     since: float = 0.0
     asked_for_stack: float = 0.0
+    killed_s: float = 0.0
+    stuck: bool = False
     needs_bytes: int = 0
     has_bytes: int = 0
     samples: int = 0
@@ -119,10 +126,45 @@ class ReaderHandle:
             n_rows = len(chunk.rows)
             self.outbox.append(messages.Fill(task, job.slot.number, job.dataset, job.epoch, job.batch, first, n_rows))
 
+    @property
+    def usable(self) -> bool:
+        """Whether it may be given work, now or when it has booted."""
+        return not self.retiring and not self.stuck
+
+    def describe(self, now_s: float) -> str:
+        """Say what it is at: `idle`, `at work for 3 s on epoch 0 batch 4`, `stuck ...`."""
+        chunk = next(iter(self.chunks.values()), None)
+        if self.stuck:
+            return f"stuck in the kernel, killed {now_s - self.killed_s:.0f} s ago"
+        if not self.ready:
+            return "starting"
+        if chunk is None:
+            return "idle"
+        what = "waiting for memory" if self.needs_bytes else "at work"
+        return f"{what} for {now_s - self.since:.0f} s on epoch {chunk.job.epoch} batch {chunk.job.batch}"
+
+    def progressed(self, now_s: float) -> None:
+        """It has said something: whatever it was asked because it seemed hung, it is not."""
+        self.since, self.asked_for_stack = now_s, 0.0
+
     def check_progress(self, now_s: float, hang_s: float) -> None:
-        """Kill it if it is stopped, or made no progress for `hang_s` seconds; ask a hung one for its stack first."""
+        """Kill it if it is stopped, or made no progress for `hang_s` seconds; ask a hung one for its stack first.
+
+        One that was killed and is still there some seconds later is `stuck`.
+        """
+        if self.killed_s:
+            if self.pidfd >= 0 and now_s - self.killed_s > _STUCK_S and not self.stuck:
+                self.stuck = True
+                log.error(
+                    "reader %d (pid %d) was killed and does not end (state %s): the kernel does not let it go, such as "
+                    "where a file system does not answer; what it had in hand fails, and its slots stay its own",
+                    self.number,
+                    self.pid,
+                    process_state(self.pid),
+                )
+            return
         idle_s = now_s - self.since
-        waits = self.needs_bytes or (self.ready and not self.chunks)
+        waits = self.needs_bytes or (self.ready and not self.chunks and not self.retiring)
         if waits or not self.pid or idle_s < _STOPPED_S:
             return
         state = process_state(self.pid)
@@ -142,22 +184,27 @@ class ReaderHandle:
             self._signal(signal.SIGUSR1)
 
     def kill(self, why: str = "") -> None:
-        """Kill it; `why` is logged unless it is empty."""
+        """Kill it, or see that it is killed as soon as it is born; `why` is logged unless it is empty."""
+        self.killed_s = self.killed_s or time.monotonic()
         if why:
             log.warning("killing reader %d (pid %d): %s", self.number, self.pid, why)
         self._signal(signal.SIGKILL)
 
     def retire(self) -> None:
         """Let it finish what it has, end, and be replaced by a fresh one."""
-        self.retiring = True
-        self.sock.shutdown(socket.SHUT_WR)
+        if not self.retiring:
+            self.retiring = True
+            self.since = time.monotonic()
+            # In its turn: what it has in hand may ask for memory yet, and must have the answer.
+            self.send(messages.Retire())
 
-    def wait_for_exit(self) -> None:
-        """Wait, for a short while, until a killed reader is gone."""
-        if self.pidfd >= 0:
-            poll = select.poll()
-            poll.register(self.pidfd, select.POLLIN)
-            poll.poll(_EXIT_S * 1000)
+    def wait_for_exit(self) -> bool:
+        """Wait, for a short while, until a killed reader is gone; return whether it is."""
+        if self.pidfd < 0:
+            return True  # it was never forked, or not heard of: it had nothing to write to
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return bool(poll.poll(_EXIT_S * 1000))
 
     def close(self) -> None:
         """Give its socket and pidfd back."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Container, Sequence
 from typing import Any
 
@@ -11,7 +12,9 @@ from prefetchd import __version__
 from prefetchd.consumers import Consumer
 from prefetchd.datasets import Dataset
 from prefetchd.foreman import Foreman
+from prefetchd.granting import Granter
 from prefetchd.guard import Guard
+from prefetchd.liveness import process_state
 from prefetchd.pool import Pool
 from prefetchd.slots import Content, Ring
 from prefetchd.units import format_bytes, format_count
@@ -26,6 +29,7 @@ def status(
     pool: Pool,
     guard: Guard,
     foreman: Foreman,
+    granter: Granter,
     consumers: Sequence[Consumer],
     *,
     waited_for: Container[int],
@@ -41,6 +45,9 @@ def status(
         "uptime_s": round(uptime_s, 3),
         "datasets": [_dataset(dataset) for dataset in datasets],
         "batches_made": foreman.batches_made,
+        "delivered": granter.delivered,
+        "sample_seconds": foreman.sample_seconds.report(),
+        "wait_seconds": granter.wait_seconds.report(),
         "ring": {
             "slots": len(ring.slots),
             "slot_bytes": plan.slot_bytes,
@@ -64,6 +71,7 @@ def status(
                 "ready": reader.ready,
                 "samples": reader.samples,
                 "tasks": len(reader.chunks),
+                "does": reader.describe(time.monotonic()),
             }
             for reader in pool.readers.values()
         ],
@@ -81,6 +89,8 @@ def status(
                 "waiting": bool(consumer.cursor and consumer.cursor.waiting),
                 "waited_for": consumer.number in waited_for,
                 "patience_left_s": _patience_left(consumer),
+                "reads": not consumer.blocked,
+                "state": process_state(consumer.pid),
             }
             for consumer in consumers
             if consumer.attached
@@ -140,7 +150,7 @@ def describe(report: dict[str, Any]) -> str:
         f"  memory    {format_bytes(memory['footprint_bytes'])} of {format_bytes(memory['budget_bytes'])} "
         f"(budget from {memory['limited_by']}; most so far {format_bytes(memory['max_footprint_bytes'])})",
         f"  readers   {len(report['readers'])} ("
-        + ", ".join(f"pid {reader['pid']}: {reader['samples']} samples" for reader in report["readers"])
+        + "; ".join(f"pid {one['pid']}: {one['samples']} samples, {one['does']}" for one in report["readers"])
         + f"), {report['reader_crashes']} replaced after a crash",
         f"  consumers {len(report['consumers'])}",
     ]
@@ -154,6 +164,10 @@ def describe(report: dict[str, Any]) -> str:
         if consumer["waited_for"]:
             left_s = consumer["patience_left_s"]
             waiting = f", waited for ({'always' if left_s is None else f'{left_s:.1f} s more'})"
+        if consumer["state"] in ("T", "t"):
+            waiting += ", STOPPED"
+        elif not consumer["reads"]:
+            waiting += ", does not read its socket"
         lines.append(
             f"            pid {consumer['pid']}: {where}, {consumer['batches']} batches, "
             f"holds {consumer['held_slots']} slots{waiting}"

@@ -90,7 +90,12 @@ def read_state(state: Mapping[str, Any], info: Attached) -> Position:
             raise ConfigError(f"cannot resume: {name} is no digest in the state; give what state_dict() returned")
     check_same(state, info)
     position = Position(state["epoch"], state["next_batch"], state["first_epoch"], state.get("rotation", 0))
-    if max(position.batch, position.rotation) >= info.batches_per_epoch or position.first_epoch > position.epoch:
+    if position.first_epoch > position.epoch:
+        raise ConfigError(
+            f"cannot resume: the state's iteration began with epoch {position.first_epoch}, after the epoch "
+            f"{position.epoch} that it is in; give what state_dict() returned"
+        )
+    if max(position.batch, position.rotation) >= info.batches_per_epoch:
         raise ConfigError(
             f"cannot resume: the state goes on at batch {position.batch} of epoch {position.epoch}, and an epoch has "
             f"{info.batches_per_epoch} batches; give what state_dict() returned"

@@ -8,17 +8,22 @@ that is in use. Consumers get a descriptor that was opened for reading only, so 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
 import secrets
 import sys
+import time
 from multiprocessing import shared_memory
+from typing import Any
 
 from prefetchd.errors import BudgetError
 from prefetchd.units import format_bytes
 
 _SHM_FOLDER = "/dev/shm"
+_NAME = "prefetchd-"
+_STALE_S = 60.0
 
 
 class Segment:
@@ -58,7 +63,7 @@ class Segment:
 
     def read_only_fd(self) -> int:
         """Return a new descriptor, the caller's own, through which nothing can be written."""
-        return os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
+        return read_only(self.fd)
 
     def discard(self) -> None:
         """Give the pages back now, also those that consumers still map (nobody may hold a view), and close."""
@@ -73,16 +78,14 @@ class Segment:
 
 
 def _posix_segment(n_bytes: int) -> int:
-    name = f"prefetchd-{os.getpid()}-{secrets.token_hex(4)}"
-    if sys.version_info >= (3, 13):
-        memory = shared_memory.SharedMemory(name, create=True, size=n_bytes, track=False)
-    else:
-        memory = shared_memory.SharedMemory(name, create=True, size=n_bytes)
+    name = f"{_NAME}{os.getpid()}-{secrets.token_hex(4)}"
+    memory = _untracked(name, n_bytes)
     try:
         fd = os.open(f"{_SHM_FOLDER}/{name}", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     finally:
         # Before its pages are reserved, which takes a while: whatever kills us then leaves no name behind.
-        memory.unlink()
+        with contextlib.suppress(FileNotFoundError):  # taken for a dead daemon's while we were stopped
+            os.unlink(f"{_SHM_FOLDER}/{name}")  # `memory.unlink()` would tell the tracker
         memory.close()
     try:
         os.posix_fallocate(fd, 0, n_bytes)
@@ -92,8 +95,60 @@ def _posix_segment(n_bytes: int) -> int:
     return fd
 
 
+def anonymous_file(label: str, n_bytes: int) -> int:
+    """Return the descriptor, the caller's own, of `n_bytes` of memory that no file system has a name of."""
+    fd = os.memfd_create(label, os.MFD_CLOEXEC)
+    os.ftruncate(fd, n_bytes)
+    return fd
+
+
+def read_only(fd: int) -> int:
+    """Return a new descriptor, the caller's own, of the same memory, through which nothing can be written."""
+    return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+
+
+class _NoTracker:
+    """Stands in for the resource tracker: a process that could itself be stopped or killed, and then stops us."""
+
+    @staticmethod
+    def register(name: str, kind: str) -> None:
+        """Track nothing."""
+
+    unregister = register
+
+
+def _untracked(name: str, n_bytes: int) -> shared_memory.SharedMemory:
+    """Return a new named segment that no resource tracker knows of: its name is gone in an instant.
+
+    Before Python 3.13 that is no option of `SharedMemory`. It would start a tracker process and write to its pipe: one
+    that is stopped makes the daemon wait for ever once the pipe is full. The daemon has one thread: a patch is sound.
+    """
+    if sys.version_info >= (3, 13):
+        return shared_memory.SharedMemory(name, create=True, size=n_bytes, track=False)
+    module: Any = shared_memory
+    tracker, module.resource_tracker = module.resource_tracker, _NoTracker
+    try:
+        return shared_memory.SharedMemory(name, create=True, size=n_bytes)
+    finally:
+        module.resource_tracker = tracker
+
+
+def remove_stale_names() -> None:
+    """Remove the names of segments whose daemons were killed in the midst of making them; they have no memory yet.
+
+    A name exists for microseconds, so an old one is nobody's. Called as a daemon starts, for those before it.
+    """
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(_SHM_FOLDER):
+            with contextlib.suppress(OSError):
+                found = entry.stat(follow_symlinks=False)
+                is_ours = entry.name.startswith(_NAME) and found.st_uid == os.getuid()
+                if is_ours and time.time() - found.st_mtime > _STALE_S:
+                    os.unlink(entry.path)
+
+
 def map_writable(fd: int, n_bytes: int) -> mmap.mmap:
-    """Return a shared map for readers to write through."""
+    """Return a shared map to write through."""
     return mmap.mmap(fd, n_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
 
 
@@ -103,7 +158,7 @@ def map_read_only(fd: int, n_bytes: int) -> mmap.mmap:
     Raises:
         ValueError: if the segment is not `n_bytes` long.
     """
-    _check_length(fd, n_bytes)
+    check_length(fd, n_bytes)
     memory = mmap.mmap(fd, n_bytes, mmap.MAP_SHARED | mmap.MAP_POPULATE, mmap.PROT_READ)
     memory.madvise(mmap.MADV_DONTFORK)
     return memory
@@ -115,13 +170,14 @@ def map_copy_on_write(fd: int, n_bytes: int) -> mmap.mmap:
     Raises:
         ValueError: if the segment is not `n_bytes` long.
     """
-    _check_length(fd, n_bytes)
+    check_length(fd, n_bytes)
     memory = mmap.mmap(fd, n_bytes, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
     memory.madvise(mmap.MADV_DONTFORK)
     return memory
 
 
-def _check_length(fd: int, n_bytes: int) -> None:
+def check_length(fd: int, n_bytes: int) -> None:
+    """Raise `ValueError` if the segment is not `n_bytes` long."""
     length = os.fstat(fd).st_size
     if length < n_bytes:
         raise ValueError(f"the segment has {length} bytes, {n_bytes} were announced")

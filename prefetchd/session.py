@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prefetchd import __version__, launch, messages
+from prefetchd import __version__, control, launch, messages
 from prefetchd.config import Config
 from prefetchd.errors import DaemonLost, DaemonNotFound
 
@@ -107,7 +107,8 @@ class Endpoint:
             sock, timeout_s = launch.connect(self.daemon, self.timeout_s), self.timeout_s
         from prefetchd.client import Connection  # numpy is imported here, while a private daemon starts
 
-        connection = Connection(sock, writable=self.writable, hold_timeout_s=self.hold_timeout_s)
+        daemon_pid = control.peer_pid(sock) if process is None else process.pid
+        connection = Connection(sock, daemon_pid, writable=self.writable, hold_timeout_s=self.hold_timeout_s)
         session = Session(connection, process, os.getpid())
         try:
             hello = messages.Attach(

@@ -38,7 +38,7 @@ def parse_bytes(text: str, *, whole_bytes: int | None = None) -> int:
     if match and unit == "%" and whole_bytes is not None and 0 < float(match[1]) <= 100:
         return int(float(match[1]) / 100 * whole_bytes)
     if match and unit in _FACTORS:
-        return int(float(match[1]) * _FACTORS[unit])
+        return round(float(match[1]) * _FACTORS[unit])  # 0.29 * 10**9 is a little less than 290 MB
     raise ConfigError(f"cannot read the size {text!r}: it is not like 512MiB, 1.5GB or 25%; write it that way")
 
 

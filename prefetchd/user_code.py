@@ -2,7 +2,8 @@
 
 Loaded in readers and in the trial process only: the daemon never imports or runs user code. What a function raises is
 a fault of its sample (`TransformFault`, with the traceback), except for what is the environment's doing: no memory, and
-I/O errors. `sys.exit` in it counts as an exception; a crash or a hang is the pool's to handle, as with a decoder.
+I/O errors. `sys.exit` or `KeyboardInterrupt` in it counts as an exception (no signal raises one in a reader). A crash
+or a hang is the pool's to handle, as with a decoder.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def import_function(option: str, spec: str, python_path: tuple[str, ...]) -> Cal
                 "check the name, or give its folder as python_path"
             ) from None
         raise _cannot_import(option, spec, error) from None
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         raise _cannot_import(option, spec, error) from None
     for part in attribute.split("."):
         if not hasattr(found, part):
@@ -141,7 +142,7 @@ class UserFunctions:
                 result, mask = self._call_pipeline(image, rng, mask)
             else:
                 result = self._transform(image, rng)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             raise _fault(self._transform_name, error) from None
         if wrong := self._wrong_image(result):
             raise WrongResult(*self._transform_name, f"returned {wrong}")
@@ -159,7 +160,7 @@ class UserFunctions:
         try:
             self._seed_globals(epoch, sample_id, 1)
             result = np.asarray(self._target(label.copy(), rng))
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             raise _fault(self._target_name, error) from None
         if result.dtype.name not in DTYPES:
             raise WrongResult(*self._target_name, f"returned {_what(result)}, and y can hold numbers only")

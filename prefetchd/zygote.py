@@ -8,7 +8,9 @@ library's forkserver does the same, but leaves its socket's folder behind when i
 a child ended but its creator, and hands out no pidfd.
 
 When the daemon dies, by whatever means, the zygote's socket ends: it kills the readers (a stopped one does not see its
-own socket end), removes the daemon's socket and lock files unless a successor has them, and exits.
+own socket end), removes the daemon's socket and lock files unless a successor has them, and exits. The kernel wakes a
+stopped zygote as the daemon dies, and kills the readers as the zygote dies. A parent-death signal is sent as the
+*thread* ends that forked; daemon and zygote have just one, so it is sound here.
 """
 
 from __future__ import annotations
@@ -38,8 +40,11 @@ ENVIRONMENT = {
     "OPENCV_FFMPEG_LOGLEVEL": "-8",
 }
 
+_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _UNLOCK_S = 1.0
+_KILL_S = 2.0
+_prctl = ctypes.CDLL(None).prctl
 
 
 class Zygote:
@@ -67,9 +72,10 @@ class Zygote:
             self._kill_all()
 
     def _spawn(self, reader: int, fd: int) -> None:
+        zygote = os.getpid()
         pid = os.fork()
         if pid == 0:
-            _run_reader(fd, [self._sock.fileno(), *self._children])
+            _run_reader(fd, [self._sock.fileno(), *self._children], zygote)
         os.close(fd)
         pidfd = os.pidfd_open(pid)
         self._children[pidfd] = reader, pid
@@ -89,16 +95,24 @@ class Zygote:
         for descendant in psutil.Process().children(recursive=True):  # users' functions may have started some
             with contextlib.suppress(psutil.NoSuchProcess):
                 descendant.kill()
-        for pidfd, (_, pid) in self._children.items():
+        for pidfd in self._children:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            os.waitpid(pid, 0)
+        deadline_s = time.monotonic() + _KILL_S  # one that hangs in the kernel does not keep us from cleaning up
+        for pidfd, (_, pid) in self._children.items():
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            if poll.poll(max(0.0, deadline_s - time.monotonic()) * 1000):
+                os.waitpid(pid, 0)
 
 
-def _run_reader(fd: int, inherited: list[int]) -> None:
+def _run_reader(fd: int, inherited: list[int], zygote: int) -> None:
     """Be the reader, in the forked child; never returns."""
     status = 1
     try:
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != zygote:
+            os._exit(status)  # it died before we asked for the signal
         control.close_all(inherited)
         from prefetchd import reader
 
@@ -148,7 +162,8 @@ def main(argv: list[str]) -> None:
     """Run the zygote; see the module's docstring for `argv`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what a reader leaves behind is ours to end
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what a reader leaves behind is ours to end
     import prefetchd.reader
     import prefetchd.sources.image_files  # noqa: F401 - loaded here once, shared by every reader
 

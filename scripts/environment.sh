@@ -1,6 +1,7 @@
 # Sourced by scripts/demo, scripts/test and .ci/run: a virtual environment with prefetchd in it.
 #
-#     prepare_environment LEVEL     LEVEL is demo (a plain install), test or dev (editable, with that extra)
+#     prepare_environment LEVEL     LEVEL is demo (a plain install), test or dev (editable, with that extra), or ci (dev,
+#                                   and the frameworks that the tests run with)
 #
 # Sets `python`. The environment is .venv in the checkout, or PREFETCHD_VENV. It is made if it is missing or broken, and
 # its stamp tells what was installed from what, so that a second run installs nothing. PYTHON chooses the interpreter.
@@ -45,7 +46,7 @@ _is_installed() {
     [[ -f $stamp ]] || return 1
     read -r has digest <"$stamp" || return 1
     case $level:$has in
-        demo:demo | demo:test | demo:dev | test:test | test:dev | dev:dev) ;;
+        demo:* | test:test | test:dev | test:ci | dev:dev | dev:ci | ci:ci) ;;
         *) return 1 ;;
     esac
     [[ $digest == "$(_stamp_now "$has")" ]] || return 1
@@ -71,7 +72,11 @@ prepare_environment() {
     if _is_installed "$level"; then return; fi
     rm -f "$stamp"
     local -a what=(.)
-    if [[ $level != demo ]]; then what=(--editable ".[$level]"); fi
+    case $level in
+        demo) ;;
+        ci) what=(--editable ".[dev,frameworks]") ;;
+        *) what=(--editable ".[$level]") ;;
+    esac
     say "installing prefetchd and what it needs ..."
     "$python" -m pip install -qq --disable-pip-version-check "${what[@]}" </dev/null >&2
     echo "$level $(_stamp_now "$level")" >"$stamp"

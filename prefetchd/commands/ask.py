@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 from typing import Any
 
 from prefetchd.errors import DaemonNotFound, PrefetchdError
@@ -18,13 +19,31 @@ def add_name(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
 
 
+def name_of(arguments: argparse.Namespace) -> str:
+    """Return the name of the daemon that the arguments name."""
+    return arguments.positional_name or arguments.name or os.environ.get("PREFETCHD_NAME") or "default"
+
+
 def ask(arguments: argparse.Namespace, question: Any) -> tuple[str, Any]:
     """Send one question to the daemon that the arguments name; return its name and the answer."""
-    from prefetchd import control, launch, messages
-    from prefetchd.errors import error_from_name
+    name = name_of(arguments)
+    return name, ask_daemon(name, question)
 
-    name = arguments.positional_name or arguments.name or os.environ.get("PREFETCHD_NAME") or "default"
-    sock = launch.connect(name, timeout_s=0)
+
+def ask_daemon(name: str, question: Any) -> Any:
+    """Send one question to the daemon `name`; return its answer."""
+    from prefetchd import launch
+
+    with launch.connect(name, timeout_s=0) as sock:
+        return ask_over(sock, name, question)
+
+
+def ask_over(sock: socket.socket, name: str, question: Any) -> Any:
+    """Send one question to the daemon `name` at the other end of `sock`; return its answer."""
+    from prefetchd import __version__, control, messages
+    from prefetchd.errors import error_from_name
+    from prefetchd.liveness import describe_process
+
     sock.settimeout(ANSWER_S)
     try:
         control.send(sock, messages.encode(question))
@@ -33,12 +52,16 @@ def ask(arguments: argparse.Namespace, question: Any) -> tuple[str, Any]:
         answer = messages.decode_to_consumer(data)
     except (TimeoutError, BlockingIOError):
         raise PrefetchdError(
-            f"cannot reach the daemon {name!r}: it has not answered for {ANSWER_S:g} s; is it stopped?"
+            f"cannot reach the daemon {name!r}: it has not answered for {ANSWER_S:g} s: "
+            f"{describe_process(control.peer_pid(sock))}"
+        ) from None
+    except messages.DecodeError:
+        raise PrefetchdError(
+            f"cannot understand the daemon {name!r}: it is of another version than this prefetchd {__version__} "
+            f"(protocol {messages.PROTOCOL}); stop it (kill {control.peer_pid(sock)}) and start this one"
         ) from None
     except control.ConnectionEnded:
         raise DaemonNotFound(f"cannot reach the daemon {name!r}: it ended just now; see its log") from None
-    finally:
-        sock.close()
     if isinstance(answer, messages.Fatal):
         raise error_from_name(answer.error, answer.text)
-    return name, answer
+    return answer

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import os
 import signal
 import socket
 from collections.abc import Iterable
+from typing import Any
 
+from prefetchd.commands.ask import ask_daemon
 from prefetchd.commands.parsers import Subparsers
 from prefetchd.commands.source_options import EPILOG, add_source_options, configs_of
-from prefetchd.errors import DaemonNotFound
+from prefetchd.errors import ConfigError, DaemonNotFound
+from prefetchd.log_format import JsonFormatter
+from prefetchd.metrics import MetricsServer
 
 log = logging.getLogger("prefetchd")
 
@@ -26,6 +31,18 @@ def add(commands: Subparsers, datasets: Iterable[str]) -> None:
         "--val.batch-size 256 --no-val.shuffle.",
     )
     add_source_options(parser, datasets)
+    parser.add_argument(
+        "--metrics-port",
+        type=int,
+        metavar="PORT",
+        help="serve metrics for Prometheus (no); needs the extra metrics",
+    )
+    parser.add_argument(
+        "--metrics-address", default="127.0.0.1", metavar="ADDRESS", help="address for the metrics (127.0.0.1)"
+    )
+    parser.add_argument(
+        "--log-format", choices=("text", "json"), default="text", help="how the log is written to standard error (text)"
+    )
     parser.set_defaults(run=run)
 
 
@@ -34,6 +51,9 @@ def run(arguments: argparse.Namespace) -> int:
     configs = configs_of(arguments)
     name = next(iter(configs.values())).name
     log.setLevel(logging.INFO)
+    if arguments.log_format == "json":
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(JsonFormatter(name))
 
     from prefetchd.liveness import RunLock, lock_owner
     from prefetchd.loop import EventLoop
@@ -50,6 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"cannot serve as {name!r}: a daemon of that name is running (pid {owner}); "
             f"stop it with: prefetchd stop {name}, or choose another --name"
         )
+    metrics = None
     try:
         from prefetchd.daemon import Daemon
 
@@ -59,12 +80,31 @@ def run(arguments: argparse.Namespace) -> int:
         daemon = Daemon(configs, loop, files_to_remove=files, attach_hint=attach)
         paths.socket.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        listener.bind(os.fspath(paths.socket))
+        try:
+            listener.bind(os.fspath(paths.socket))
+        except OSError as error:
+            listener.close()
+            raise ConfigError(
+                f"cannot make the socket {paths.socket}: {error.strerror}; make room there, or set XDG_RUNTIME_DIR to "
+                "another folder"
+            ) from None
         listener.listen(128)
         listener.setblocking(False)
         daemon.listen(listener)
+        if arguments.metrics_port is not None:
+            metrics = MetricsServer(arguments.metrics_port, arguments.metrics_address, functools.partial(_report, name))
         daemon.run()
         log.info("stopped")
     finally:
+        if metrics is not None:
+            metrics.close()
         lock.release()
     return 0
+
+
+def _report(name: str) -> dict[str, Any]:
+    """What this daemon says of itself, asked from another thread."""
+    from prefetchd import messages
+
+    report: dict[str, Any] = ask_daemon(name, messages.AskStatus(messages.PROTOCOL)).report
+    return report

@@ -7,7 +7,7 @@ import os
 import select
 from collections.abc import Iterable
 
-from prefetchd.commands.ask import add_name, ask
+from prefetchd.commands.ask import add_name, ask_over, name_of
 from prefetchd.commands.parsers import Subparsers
 from prefetchd.errors import PrefetchdError
 
@@ -23,17 +23,21 @@ def add(commands: Subparsers, datasets: Iterable[str]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Stop the daemon and wait for its end."""
-    from prefetchd import messages
+    from prefetchd import control, launch, messages
+    from prefetchd.liveness import describe_process
 
-    name, answer = ask(arguments, messages.AskStop(messages.PROTOCOL))
-    try:
-        pidfd = os.pidfd_open(answer.pid)
-    except ProcessLookupError:
-        pidfd = -1  # gone already
-    if pidfd >= 0 and not select.select([pidfd], [], [], _STOP_S)[0]:
+    name = name_of(arguments)
+    with launch.connect(name, timeout_s=0) as sock:
+        _, _, pidfd = control.peer(sock)  # its pid may be another's here: it may run in a container
+        try:
+            answer = ask_over(sock, name, messages.AskStop(messages.PROTOCOL))
+            has_ended = bool(select.select([pidfd], [], [], _STOP_S)[0])
+        finally:
+            os.close(pidfd)
+    if not has_ended:
         raise PrefetchdError(
-            f"cannot stop the daemon {name!r}: pid {answer.pid} has not ended for {_STOP_S:g} s; "
-            f"see its log, then: kill -9 {answer.pid}"
+            f"cannot stop the daemon {name!r}: it has not ended for {_STOP_S:g} s: {describe_process(answer.pid)}, "
+            f"then: kill -9 {answer.pid}"
         )
     print(f"stopped the daemon {name!r} (pid {answer.pid})")
     return 0

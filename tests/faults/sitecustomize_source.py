@@ -5,6 +5,8 @@ Works in the zygote, and so in the readers that it forks, and nowhere else. A fi
 
 - `segv`: the decoder crashes; `exit`: it ends the process with status 0; `kill`: SIGKILL, as the kernel's killer does;
 - `once-X`, `leave-X`: SIGSEGV, or an exit with status 0, the first time only;
+- `raise-X`, `memory-X`, `close-X`: an exception of no known kind, a `MemoryError`, or all descriptors closed, the first
+  time only;
 - `gate-X`: the first reader that comes here writes its pid to the file `gate-X` and waits for the file `go`; others
   pass by.
 """
@@ -42,6 +44,12 @@ if "prefetchd.zygote" in sys.orig_argv:
                 os.kill(os.getpid(), signal.SIGKILL)
             elif word == "exit" or (word.startswith("leave-") and _first(word)):
                 os._exit(0)
+            elif word.startswith("raise-") and _first(word):
+                raise RuntimeError("sabotage")
+            elif word.startswith("memory-") and _first(word):
+                raise MemoryError("sabotage")
+            elif word.startswith("close-") and _first(word):
+                os.closerange(3, 4096)
             elif word.startswith("gate-") and _first(word):
                 with open(f"{_folder}/{word}.part", "w") as file:
                     file.write(str(os.getpid()))
@@ -51,3 +59,34 @@ if "prefetchd.zygote" in sys.orig_argv:
         return _imdecode(encoded, flags)
 
     cv2.imdecode = _saboteur
+
+if os.environ.get("SABOTAGE_CLOCK"):
+    # The wall clock jumps by a day, back and forth, at every look.
+    import itertools
+    import time
+
+    _time, _time_ns, _jumps = time.time, time.time_ns, itertools.cycle((86400, -86400))
+    time.time = lambda: _time() + next(_jumps)
+    time.time_ns = lambda: _time_ns() + next(_jumps) * 10**9
+
+if os.environ.get("SABOTAGE_UNKILLABLE") and "serve" in sys.orig_argv:
+    # Stands in for a process that the kernel does not let go: it is not killed while the file `stuck` exists.
+    import signal
+
+    from prefetchd import reader_handle
+
+    reader_handle._STUCK_S = 0.3
+    _send = signal.pidfd_send_signal
+
+    def _send_unless_stuck(pidfd, number):
+        with open(f"/proc/self/fdinfo/{pidfd}") as file:
+            pid = next(line.split()[1] for line in file if line.startswith("Pid:"))
+        try:
+            with open(os.environ["SABOTAGE_FOLDER"] + "/stuck") as file:
+                stuck = file.read()
+        except FileNotFoundError:
+            stuck = ""
+        if number != signal.SIGKILL or stuck != pid:
+            _send(pidfd, number)
+
+    signal.pidfd_send_signal = _send_unless_stuck

@@ -200,7 +200,7 @@ def test_odd_but_lawful_words_harm_nobody(serve: Serve, forty: Path, forty_conte
         seen = content_of([held])
         sock = raw_connection()
         sock.send(HELLO)
-        control.receive(sock)
+        control.close_all(control.receive(sock)[1])
         for lease in range(1, 20):
             control.send(sock, messages.encode(messages.Release(lease, 2**62)))
         pipe = os.pipe()

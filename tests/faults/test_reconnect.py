@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import prefetchd
+from prefetchd import loader as loader_module
 from tests.conftest import DaemonProcess
 from tests.faults.conftest import content_of, exact, expected_content, write_manifest
 
@@ -124,3 +125,32 @@ def test_without_reconnection_the_loss_is_the_loops(serve: Serve, tmp_path: Path
         kill(daemon)
         with pytest.raises(prefetchd.DaemonLost):
             content_of(loop)
+
+
+def test_batch_that_ends_every_daemon_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each daemon that comes back is lost before it delivers the next batch: waiting for more of them is no use."""
+    monkeypatch.setattr(loader_module, "_MAX_LOST_IN_A_ROW", 2)  # 5 take long to start
+    gate = tmp_path / "seven batches were delivered"
+    (tmp_path / "ending.py").write_text(
+        "import os, psutil, signal, time\n"
+        "def end(label, rng):\n"
+        "    if label == 137:\n"
+        f"        while not os.path.exists({str(gate)!r}):\n"
+        "            time.sleep(0.01)\n"
+        "        zygote = psutil.Process(os.getppid())\n"
+        "        os.kill(zygote.ppid(), signal.SIGKILL)\n"
+        "        signal.pause()\n"
+        "    return label\n"
+    )
+    manifest = write_manifest(tmp_path, 40)
+    options = {"batch_size": 5, "image_size": 32, "num_workers": 1, "python_path": [tmp_path]}
+    with prefetchd.batches(manifest, **options, target_transform="ending:end", reconnect=True) as loader:
+        loop = iter(loader)
+        seen = [next(loop).index for _ in range(7)]
+        gate.touch()
+        with pytest.raises(prefetchd.DaemonLost):
+            next(loop)
+    assert seen == [*range(7)]
+    assert sum("waiting for it to come back" in message for message in caplog.messages) == 2

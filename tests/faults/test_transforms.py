@@ -61,6 +61,7 @@ WITHOUT_7 = [[*range(5)], [5, 6, 8, 9], *[[*range(n, n + 5)] for n in range(10, 
             r"target_transform wrong:fail raised ValueError: not this one \(wrong.py line",
         ),
         ("sys.exit(0)", "raised SystemExit: 0"),
+        ("raise KeyboardInterrupt", "raised KeyboardInterrupt"),
         ("return np.zeros(3)", r"returned an array of \(3,\) float64, and for others \(\) int64"),
         ("return None", "returned an array of .. object"),
         ("os._exit(0)", r"ends the reader that decodes it \(exit status 0\)"),
@@ -106,6 +107,23 @@ def test_function_that_hangs_is_the_environments_fault(serve: Serve, users: Call
             next(batches)
     assert 'wrong.py", line' in daemon.log
     assert ask_status()["bad_samples"] == 0
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "pid = os.fork(); pid or os._exit(0); os.waitpid(pid, 0)",
+        "os.fork()",  # the child returns too, and goes on as if it were the reader
+    ],
+)
+def test_child_that_a_function_forks_answers_for_nobody(
+    serve: Serve, users: Callable[..., Path], forty: Path, what: str
+) -> None:
+    users(what)
+    daemon = serve(forty, *ARGUMENTS, "--num-workers", 1)
+    assert ids_of(epochs=2) == 2 * [[*range(n, n + 5)] for n in range(0, 40, 5)]
+    status = ask_status()
+    assert (status["reader_crashes"], status["bad_samples"]) == (0, 0), daemon.log
 
 
 @pytest.mark.parametrize("policy", ["skip", "substitute"])

@@ -16,20 +16,21 @@ from tests.process.commands import finish, start_script
 
 pytestmark = pytest.mark.skipif(
     not (importlib.util.find_spec("keras") and importlib.util.find_spec("torch")),
-    reason="needs keras and torch, which no extra installs: pip install keras torch",
+    reason="needs prefetchd[keras,torch]",
 )
 
 _HEAD = """
 import os
-os.environ["KERAS_BACKEND"] = "torch"
+os.environ["KERAS_BACKEND"] = "<backend>"
 import keras, numpy as np, prefetchd
 keras.utils.set_random_seed(1)
 """
 _DEADLINE_S = 110
 
 
-def run_with_keras(folder: Path, code: str) -> str:
-    result = finish(start_script(folder / "script.py", _HEAD + textwrap.dedent(code)), _DEADLINE_S)
+def run_with_keras(folder: Path, code: str, backend: str = "torch") -> str:
+    head = _HEAD.replace("<backend>", backend)
+    result = finish(start_script(folder / "script.py", head + textwrap.dedent(code)), _DEADLINE_S)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -59,7 +60,7 @@ def test_fit_on_endless_random_rows_of_tokens(tmp_path):
             folder + "/tokens.npy", offsets=folder + "/offsets.npy", labels=folder + "/y.npy", max_length=80,
             batch_size=64, shuffle=True, epochs=None, on_hold="copy", num_workers=1,
         )
-        history = model.fit((tuple(b) for b in loader), steps_per_epoch=40, epochs=3, verbose=0)
+        history = model.fit(iter(loader), steps_per_epoch=40, epochs=3, shuffle=False, verbose=0)
         losses = history.history["loss"]
         assert losses[0] > losses[1] > losses[2], losses
         loader.close()
@@ -93,10 +94,40 @@ def test_fit_on_images(tmp_path):
             {str(tmp_path / "train.txt")!r}, batch_size=16, image_size=16, dtype="float32", scale=1 / 255, shuffle=True,
             epochs=None, on_hold="copy", num_workers=1,
         )
-        history = model.fit((tuple(b) for b in loader), steps_per_epoch=len(loader), epochs=5, verbose=0)
+        history = model.fit(
+            iter(loader), steps_per_epoch=len(loader), epochs=5, shuffle=False, verbose=0
+        )
         losses = history.history["loss"]
         assert losses[-1] < 0.9 * losses[0], losses
         loader.close()
+
+        # As a dataset: Keras shuffles its numbers of batches, and sees each sample once an epoch all the same.
+        import prefetchd.keras
+
+        class Recorded(prefetchd.keras.Dataset):
+            seen, passes = [], []
+
+            def __getitem__(self, index):
+                x, y = super().__getitem__(index)
+                self.seen.extend(np.ravel(x[:, 0, 0, 0]).tolist())
+                return x, y
+
+            def on_epoch_end(self):
+                super().on_epoch_end()
+                self.passes.append(sorted(self.seen))
+                self.seen.clear()
+
+        options = dict(batch_size=16, image_size=16, dtype="float32", scale=1 / 255, num_workers=1)
+        with prefetchd.batches({str(tmp_path / "train.txt")!r}, **options) as loader:
+            everything = sorted(value for x, _ in loader for value in np.ravel(x[:, 0, 0, 0]).tolist())
+        train = Recorded(prefetchd.batches({str(tmp_path / "train.txt")!r}, shuffle=True, on_hold="copy", **options))
+        validation = prefetchd.keras.dataset({str(tmp_path / "train.txt")!r}, **options)
+        history = model.fit(train, epochs=3, verbose=0, validation_data=validation)
+        assert [len(values) for values in Recorded.passes[1:]] == [96, 96, 96]  # before them Keras may take a look
+        assert all(values == everything for values in Recorded.passes[1:])
+        assert history.history["val_loss"][-1] == model.evaluate(validation, verbose=0)
+        train.close()
+        validation.close()
         """,
     )
 
@@ -131,5 +162,6 @@ def test_sequences_are_padded_as_keras_pads_them(tmp_path):
                             compared += len(ids)
         print(compared)
         """,
+        backend="numpy",  # is loaded sooner
     )
     assert int(out) == 8 * len(lengths)

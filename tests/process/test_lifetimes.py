@@ -405,3 +405,25 @@ def test_batch_pickles_with_all_that_it_tells(photographs):
         assert (copy.epoch, copy.index, copy.repeated) == (batch.epoch, batch.index, batch.repeated)
         for mine, theirs in zip((*copy, copy.sample_ids), (*batch, batch.sample_ids), strict=True):
             assert np.array_equal(mine, theirs)
+
+
+CLOSED_BESIDE_A_CHILD = """
+import os, sys, prefetchd
+loader = prefetchd.batches(sys.argv[1], batch_size=4, image_size=16, num_workers=1)
+next(iter(loader))
+read, write = os.pipe()
+if not os.fork():
+    os.close(write)
+    os.read(read, 1)  # until the parent is done
+    os._exit(0)
+loader.close()
+print(loader._session.process.returncode)
+os.write(write, b".")
+os.wait()
+"""
+
+
+def test_private_daemon_ends_in_good_order_though_a_forked_child_has_its_socket(photographs, tmp_path):
+    code = CLOSED_BESIDE_A_CHILD.replace("sys.argv[1]", repr(str(photographs)))
+    result = run_script(tmp_path / "fork.py", code)
+    assert (result.returncode, result.stdout) == (0, "0\n"), result

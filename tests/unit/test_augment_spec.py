@@ -74,6 +74,7 @@ def test_one_number_stands_for_a_range_around_what_changes_nothing():
         ("hflip(p='x')", "p must be a number"),
         ("hflip(p=True)", "p must be a number"),
         ("hflip, vflip, hflip", "named twice"),
+        ("hflip(p=1, p=0)", "the p of hflip is given twice"),
         ("hflip(0.5)", "by name"),
         ("hflip(**{'p': 1})", "plain numbers"),
         ("hflip(p=__import__('os'))", "plain numbers"),

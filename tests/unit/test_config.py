@@ -39,7 +39,11 @@ def test_path_that_is_not_utf8_survives_the_wire():
     ("options", "words"),
     [
         ({"batchsize": 3}, "did you mean 'batch_size'"),
-        ({"batch_size": 0}, "from 1 to"),
+        ({"batch_size": 0}, "from 1 to 262144; raise it"),
+        ({"seed": 1 << 63}, "from 0 to 9223372036854775807; lower it"),
+        ({"label_columns": -1}, "0 is for no labels"),
+        ({"max_length": 0}, "leave it out"),
+        ({"scale": "inf", "dtype": "float32"}, "finite; give"),
         ({"batch_size": 1.5}, "a whole number"),
         ({"image_size": "0"}, "pixels from 1"),
         ({"scale": "1/0"}, "a number"),
@@ -83,7 +87,11 @@ def test_equal_options_agree_however_they_are_written():
     config.check_agrees(
         {"memory_budget": "0.25GiB", "mean": [0.5, 0.5, 0.5], "std": "1/5", "root": os.path.abspath("there")}
     )
+    make_config(source="m", memory_budget="290MB").check_agrees({"memory_budget": "0.29 GB"})
+    make_config(source="m", memory_budget="25%").check_agrees({"memory_budget": "25.0 %"})
     config.check_agrees({"scale": None, "image_size": "224x224", "shuffle": "no"})
+    with pytest.raises(ConfigError, match="its configuration decides"):
+        make_config(source="m", memory_budget="25%").check_agrees({"memory_budget": "256TiB"})
     for options in ({"memory_budget": "1GiB"}, {"mean": 0.4}, {"root": "there"}, {"seed": 1}, {"image_size": 225}):
         with pytest.raises(ConfigError, match="its configuration decides"):
             make_config(source="m").check_agrees(options)

@@ -33,6 +33,9 @@ def test_file_whose_own_name_looks_like_a_named_source_is_that_file(tmp_path, mo
     [
         (["train.txt", "val=val.txt"], "'train.txt' has no name"),
         (["a=1.txt", "a=2.txt"], "two data sets of the name 'a'"),
+        (["my set=1.txt"], "the name 'my set' must be 1 to 64 letters.* written ./my set=1.txt"),
+        (["train=1.txt", "=2.txt"], "the name '' must be"),
+        (["train="], "there is no path"),
     ],
 )
 def test_sources_that_are_not_told_apart_are_refused(words, says):

@@ -306,3 +306,22 @@ def test_verdict_on_a_users_function_holds_for_its_epoch_only():
         assert asked == (looks if epoch == 1 else [*looks, ([1], True), ([2], False)])
     assert filler.n_bad == 1
     assert [(sample.sample_id, sample.detail) for sample in told] == [(1, "Traceback")]
+
+
+def test_a_closing_task_that_ends_its_readers_fails_the_batch_in_the_end() -> None:
+    """No sample has a part in it, so nothing else would bound its tries."""
+    bench, readers = Bench("skip"), Readers(missing={3})
+    filler = bench.filler
+    job = filler.start(Slot(1, None), (0, 0, 0), 5, 2)  # type: ignore[arg-type]
+    lost = 0
+    while not job.finished:
+        chunk = job.queued.popleft()
+        job.out += 1
+        if chunk.compact:
+            lost += 1
+            filler.lost(chunk, suspect=True, exit_code=-signal.SIGKILL)
+        else:
+            readers._answer(filler, chunk)
+    assert lost == ENVIRONMENT_TRIES
+    assert job.failure is not None
+    assert "SIGKILL" in job.failure.text

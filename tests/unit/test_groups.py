@@ -22,7 +22,7 @@ from tests.unit.test_slots import ring_of
 class Heard(Consumer):
     """A consumer whose socket is a list."""
 
-    said: list[messages.Message] = field(default_factory=list)
+    said: list[object] = field(default_factory=list)
 
     def send(self, message: messages.Message, fds: list[int] | None = None) -> bool:
         self.said.append(message)
@@ -32,9 +32,22 @@ class Heard(Consumer):
         return True
 
 
-class NoGranter:
+@dataclass(frozen=True)
+class Given:
+    lease: int
+    epoch: int
+    batch: int
+
+
+class Hands:
+    """What the granter does, without a mailbox."""
+
     def explain_wait(self, *_: object) -> bool:
         return False
+
+    def hand_over(self, member: Heard, serial: int, slot: Slot, lease: int, place: tuple[int, int, bool], **_: object):
+        member.said.append(Given(lease, place[0], place[1]))
+        member.untaken.append(lease)
 
 
 class Party:
@@ -44,7 +57,7 @@ class Party:
         self.ring: Ring = ring_of(n_slots)
         self.group = Group(1, 0, Shard(n_batches))
         self.delivered: Counter[int] = Counter()
-        self.held: dict[Heard, list[messages.Granted]] = {}
+        self.held: dict[Heard, list[Given]] = {}
         self.ended: set[Heard] = set()
         self.asking: set[Heard] = set()
         self._next = 1
@@ -79,7 +92,7 @@ class Party:
             for plan in next_fills(self.ring, cursors, limit=100):
                 self.ring.start_fill(plan.slot, plan.key)
                 self.ring.finish_fill(plan.slot, 1)
-            self.group.serve(self.ring, Reserve(self.ring, cursors), NoGranter())  # type: ignore[arg-type]
+            self.group.serve(self.ring, Reserve(self.ring, cursors), Hands())  # type: ignore[arg-type]
             said = [(member, member.said.pop(0)) for member in list(self.held) if member.said]
             if not said:
                 return
@@ -88,10 +101,9 @@ class Party:
                 if isinstance(message, messages.Ended):
                     self.ended.add(member)
                     continue
-                assert isinstance(message, messages.Grants)
-                (grant,) = message.granted
-                self.held[member].append(grant)
-                self.delivered[grant.batch] += 1
+                assert isinstance(message, Given)
+                self.held[member].append(message)
+                self.delivered[message.batch] += 1
 
 
 @given(n_batches=st.integers(1, 12), n_members=st.integers(1, 4), deaths=st.integers(0, 3), seed=st.integers(0, 2**32))

@@ -132,6 +132,8 @@ def test_pure_modules_reach_no_sockets_or_processes_and_use_no_clock(name):
 
 @pytest.mark.parametrize("module", ["prefetchd", "prefetchd.api", "prefetchd.launch", "prefetchd.cli"])
 def test_import_loads_neither_numpy_nor_opencv(module):
-    code = f"import sys, {module}; print(sorted({{'numpy', 'cv2', 'torch', 'psutil'}} & set(sys.modules)))"
+    code = (
+        f"import sys, {module}; print(sorted({{'numpy', 'cv2', 'psutil', 'torch', 'keras', 'jax'}} & set(sys.modules)))"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"

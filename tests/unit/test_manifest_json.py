@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,8 @@ def test_bom_crlf_blank_lines_and_a_key_given_twice(tmp_path: Path) -> None:
         ('{"path": 7, "label": 1}', r"line 3 .*the path under 'path' is a number \(7\)"),
         ('{"path": "", "label": 1}', "line 3 .*the path under 'path' is empty"),
         ('{"path": "a"}', "line 3 .*there is no key 'label'"),
+        ('{"path": "a", "label": []}', "line 3 .*is empty: .*; give label_columns=0"),
+        ('{"path": "a", "label": ' + "[" * 9999 + "]" * 9999 + "}", "line 3 .*nested too deeply"),
         ('{"path": "a", "label": null}', "line 3 .*is null"),
         ('{"path": "a", "label": "cat"}', r"line 3 .*is text \('cat'\), and not a number"),
         ('{"path": "a", "label": [1, 2]}', "line 3 .*2 label numbers where the others have 1"),
@@ -72,8 +75,6 @@ def test_a_line_that_does_not_fit_is_refused_with_its_number(tmp_path: Path, bad
     """Each kind of fault; the lines around it are good."""
     good = lines({"path": "a", "label": 1}, {"path": "b", "label": 2})
     message = refusal(write(tmp_path, f"{good}{bad}\n{good}", "list.jsonl"))
-    import re
-
     assert re.search(what, message), message
 
 
@@ -82,6 +83,14 @@ def test_names_do_not_mix_with_numbers(tmp_path: Path) -> None:
     names = [{"path": "a", "label": "cat"}] * 3
     assert "line 4" in refusal(jsonl(tmp_path, *names, {"path": "b", "label": 7}))
     assert "line 1" in refusal(jsonl(tmp_path, {"path": "b", "label": 7}, *names))
+
+
+def test_empty_labels_are_no_labels_only_where_that_is_said(tmp_path: Path) -> None:
+    """Also where every line has one, or only some."""
+    for first in ({"path": "a", "label": []}, {"path": "a", "label": 1}):
+        source = jsonl(tmp_path, first, {"path": "b", "label": []})
+        assert re.search("the label under 'label' is empty: .*; give label_columns=0", refusal(source))
+        assert pairs(source, label_columns=0) == [("a", None), ("b", None)]
 
 
 def test_keys_that_cannot_be_found_out_have_to_be_named(tmp_path: Path) -> None:

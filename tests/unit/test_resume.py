@@ -61,6 +61,12 @@ def test_what_is_no_state_is_refused(change):
         read_state(state, info())
 
 
+def test_state_whose_iteration_begins_after_its_epoch_is_refused_for_that():
+    state = {**make_state(info(), Position(1, 2, 0)), "first_epoch": 9}
+    with pytest.raises(ConfigError, match=r"began with epoch 9, after the epoch 1 .*; give what state_dict"):
+        read_state(state, info())
+
+
 @pytest.mark.parametrize("nothing", [{}, None, [], "state", {"epoch": 1}])
 def test_what_is_not_even_like_a_state_is_refused(nothing):
     with pytest.raises(ConfigError, match="no state"):

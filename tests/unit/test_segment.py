@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,3 +81,32 @@ def test_consumer_can_neither_write_nor_truncate():
         segment.map_read_only(fd, N_BYTES + 1)
     made.close()
     os.close(fd)
+
+
+def test_names_that_killed_daemons_left_are_removed_when_they_are_old():
+    old, new, other = (Path("/dev/shm") / f"{name}-{os.getpid()}-test" for name in ("prefetchd", "prefetchd-x", "else"))
+    try:
+        for path in (old, new, other):
+            path.touch()
+        for path in (old, other):
+            os.utime(path, (0, 0))
+        segment.remove_stale_names()
+        assert [path.exists() for path in (old, new, other)] == [False, True, True]
+    finally:
+        for path in (old, new, other):
+            path.unlink(missing_ok=True)
+
+
+def test_segment_starts_no_resource_tracker_and_leaves_no_name():
+    before = set(os.listdir("/dev/shm"))
+    code = (
+        "import os\n"
+        "from multiprocessing import resource_tracker, shared_memory\n"
+        "from prefetchd.segment import Segment\n"
+        "made = Segment.create(4096)\n"
+        "assert os.fstat(made.fd).st_size == 4096\n"
+        "assert resource_tracker._resource_tracker._pid is None\n"
+        "assert shared_memory.resource_tracker is resource_tracker\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert {name for name in set(os.listdir("/dev/shm")) - before if name.startswith("prefetchd-")} == set()

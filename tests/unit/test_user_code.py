@@ -49,6 +49,9 @@ def raises(image, rng):
 def leaves(image, rng):
     sys.exit(3)
 
+def interrupts(image, rng):
+    raise KeyboardInterrupt
+
 def starves(image, rng):
     raise MemoryError
 
@@ -93,6 +96,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / f"{name}.py").write_text(MODULE)
     (tmp_path / f"broken_{name}.py").write_text("import no_such_library\n")
     (tmp_path / f"angry_{name}.py").write_text("raise RuntimeError('not today')\n")
+    (tmp_path / f"leaving_{name}.py").write_text("raise SystemExit(2)\n")
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "modules", dict(sys.modules))
     return name
@@ -163,6 +167,7 @@ def test_wrong_result_is_a_fault_that_says_both_shapes(module: str, tmp_path: Pa
     [
         ("raises", r"raised ValueError: no good \(users_\d+\.py line \d+, in raises\)"),
         ("leaves", "raised SystemExit: 3"),
+        ("interrupts", "raised KeyboardInterrupt"),
         ("missing", "raised FileNotFoundError"),
     ],
 )
@@ -213,6 +218,7 @@ def test_albumentations_pipeline_is_called_by_name_seeded_and_given_the_mask(mod
         ("{m}.deeper:f", "no module"),
         ("broken_{m}:f", "importing it raised ModuleNotFoundError: No module named 'no_such_library'"),
         ("angry_{m}:f", r"raised RuntimeError: not today \(angry_users_\d+.py line 1"),
+        ("leaving_{m}:f", r"importing it raised SystemExit: 2 \(leaving_users_\d+.py line 1"),
         ("{m}:absent", "has no 'absent'"),
         ("{m}:VALUE", "is a int, which cannot be called"),
     ],

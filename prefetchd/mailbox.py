@@ -1,0 +1,147 @@
+"""A consumer's mailbox: a page of shared memory in which the daemon leaves the grants that it makes ahead.
+
+    daemon: Outbox.put(grant) -> page (written by the daemon alone) -> consumer: Mailbox.take() -> grant, or None
+
+A loop that finds its next grant here makes no system call, which is most of what a message costs after a pause. A loop
+that finds none says `Want` on its socket and sleeps; then the daemon says `Mail` once there is a grant. Sockets carry
+everything else. Each record says how many messages were sent on the socket before it (`told`), so that the consumer
+knows without looking whether there is something to read first, such as the slot that the grant is for.
+
+Grants are numbered from 1 for each cursor. A record holds a checksum over itself: whatever order the processor lets
+another one see the writes in, it is whole or not there yet. A record is written over only long after it was taken, as
+fewer are ever granted ahead than there are records.
+
+Memory: the daemon owns the descriptor and its map, the consumer a map that it cannot write. Both go with their process.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+from zlib import crc32
+
+from prefetchd import segment
+
+if TYPE_CHECKING:
+    import mmap
+
+_RECORD = struct.Struct("<9QI")
+_RECORD_BYTES = _RECORD.size
+_CHECK_BYTES = 4
+_unpack = _RECORD.unpack
+_new = tuple.__new__
+_STRIDE_BYTES = 128
+_N_RECORDS = 32
+N_BYTES = _N_RECORDS * _STRIDE_BYTES
+MAX_GRANTS_AHEAD = _N_RECORDS // 2
+
+
+class Granted(NamedTuple):
+    """A lease on a ready batch.
+
+    Attributes:
+        number: of the grant, from 1 for each cursor.
+        serial: the cursor's.
+        lease: the lease's number.
+        slot: where the batch is.
+        epoch: its epoch.
+        batch: its number in the epoch.
+        rows: how many samples it has.
+        repeated: 1 if it wrapped round past the end of the epoch, else 0.
+        told: how many messages the daemon had sent to the consumer before.
+        check: the checksum over the others.
+    """
+
+    number: int
+    serial: int
+    lease: int
+    slot: int
+    epoch: int
+    batch: int
+    rows: int
+    repeated: int
+    told: int
+    check: int
+
+
+class Outbox:
+    """The daemon's end. Owns the page; takes one descriptor."""
+
+    def __init__(self, memory: mmap.mmap) -> None:
+        self._memory = memory
+        self._serial = 0
+        self._number = 0
+
+    @classmethod
+    def create(cls) -> tuple[Outbox, int]:
+        """Return an empty one, and the consumer's descriptor of it, the caller's own, which nothing is written by.
+
+        Raises:
+            OSError: if the process has no descriptor left, or the machine no memory.
+        """
+        fd = segment.anonymous_file("prefetchd-mailbox", N_BYTES)
+        try:
+            outbox = cls(segment.map_writable(fd, N_BYTES))
+            try:
+                return outbox, segment.read_only(fd)
+            except OSError:
+                outbox.close()
+                raise
+        finally:
+            os.close(fd)
+
+    def open(self, serial: int) -> None:
+        """Begin with another cursor; what the last one was granted and has not taken is void."""
+        self._serial, self._number = serial, 0
+
+    def put(self, lease: int, slot: int, epoch: int, batch: int, rows: int, *, repeated: bool, told: int) -> None:
+        """Leave a grant for the cursor."""
+        self._number += 1
+        fields = self._number, self._serial, lease, slot, epoch, batch, rows, repeated, told
+        check = crc32(_RECORD.pack(*fields, 0)[:-_CHECK_BYTES])
+        at = self._number % _N_RECORDS * _STRIDE_BYTES
+        self._memory[at : at + _RECORD_BYTES] = _RECORD.pack(*fields, check)
+
+    def close(self) -> None:
+        """Give the page up; the consumer's map lives on."""
+        self._memory.close()
+
+
+class Mailbox:
+    """The consumer's end: a read-only map of the page.
+
+    Raises:
+        ValueError: if what `fd` names is smaller than a mailbox.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._memory = segment.map_read_only(fd, N_BYTES)
+        self._serial = 0
+        self._number = 1
+
+    def close(self) -> None:
+        """Drop the map."""
+        self._memory.close()
+
+    def open(self, serial: int) -> None:
+        """Wait for the grants of another cursor."""
+        self._serial, self._number = serial, 1
+
+    @property
+    def has_next(self) -> bool:
+        """Whether the cursor's next grant is there, or being written."""
+        at = self._number % _N_RECORDS * _STRIDE_BYTES
+        fields = _unpack(self._memory[at : at + _RECORD_BYTES])
+        return bool(fields[0] == self._number and fields[1] == self._serial)
+
+    def take(self) -> Granted | None:
+        """Return the cursor's next grant; `None` if it is not there yet."""
+        number = self._number
+        at = number % _N_RECORDS * _STRIDE_BYTES
+        record = self._memory[at : at + _RECORD_BYTES]
+        fields = _unpack(record)
+        if fields[0] != number or fields[1] != self._serial or fields[-1] != crc32(record[:-_CHECK_BYTES]):
+            return None
+        self._number = number + 1
+        return _new(Granted, fields)  # what Granted._make does, without a call of Python's

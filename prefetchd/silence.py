@@ -1,0 +1,88 @@
+"""A wait for a daemon that says nothing: looks into it, says what is found, and gives the daemon up in the end.
+
+Used by the client wherever it waits. A daemon that is stopped is named after the first look; one that is at work is
+asked what at, and its answer is logged; one that says nothing for minutes, though asked, is lost.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from prefetchd.errors import DaemonLost
+from prefetchd.liveness import describe_process, process_state
+
+log = logging.getLogger("prefetchd")
+
+LOOK_S = 2.0  # a wait as long is looked into
+REPORT_S = 30.0
+GIVE_UP_S = 300.0
+
+
+class Silence:
+    """One wait for the daemon called `name`.
+
+    Args:
+        name: of the daemon; empty while it is not known.
+        pid: its process.
+        ask: asks it for its status, without waiting; `None` while it cannot be asked: then only one that is stopped
+            is given up, as there is no bound to how long another takes to start.
+    """
+
+    def __init__(self, name: str, pid: int, ask: Callable[[], None] | None = None) -> None:
+        self._what = f"the daemon {name!r}" if name else "the daemon"
+        self._pid = pid
+        self._ask = ask
+        self._started_s = self._heard_s = self._said_s = time.monotonic()
+        self._asked = self._said_stopped = False
+
+    @property
+    def lasts_s(self) -> float:
+        """How long the wait has lasted."""
+        return time.monotonic() - self._started_s
+
+    def next_look_s(self, timeout_s: float | None) -> float:
+        """How long to wait until the next look, or until `timeout_s` of the whole wait are over."""
+        return LOOK_S if timeout_s is None else max(0.0, min(LOOK_S, timeout_s - self.lasts_s))
+
+    def look(self) -> None:
+        """Call every `LOOK_S` while nothing comes.
+
+        Raises:
+            DaemonLost: if it is given up.
+        """
+        now_s = time.monotonic()
+        stopped = process_state(self._pid) in ("T", "t")
+        if not stopped and self._ask is None:
+            self._heard_s = now_s
+        if now_s - self._heard_s >= GIVE_UP_S:
+            raise DaemonLost(
+                f"cannot go on: {self._what} has said nothing for {now_s - self._heard_s:.0f} s: "
+                f"{describe_process(self._pid)}"
+            )
+        if now_s - self._said_s < REPORT_S and (self._said_stopped or not stopped):
+            return
+        self._said_s, self._said_stopped = now_s, stopped
+        if stopped or self._asked or self._ask is None:
+            what = f"{self._what}, which does not answer: {describe_process(self._pid)}"
+            log.warning("has waited %.0f s for %s", self.lasts_s, what)
+        else:
+            self._asked = True
+            self._ask()
+
+    def answered(self, report: dict[str, Any]) -> None:
+        """The daemon has told what it is at."""
+        self._heard_s, self._asked = time.monotonic(), False
+        try:
+            readers = "; ".join(f"pid {reader['pid']} {reader['does']}" for reader in report["readers"])
+        except (KeyError, TypeError):
+            readers = "unknown"
+        log.warning(
+            "has waited %.0f s for a batch of %s (pid %d), which is at work; its readers: %s",
+            self.lasts_s,
+            self._what,
+            self._pid,
+            readers,
+        )

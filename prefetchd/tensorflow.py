@@ -1,0 +1,47 @@
+"""TensorFlow: a loader as a `tf.data.Dataset`.
+
+    import prefetchd.tensorflow
+
+    loader = prefetchd.batches("train.txt", batch_size=64, shuffle=True, on_hold="copy")
+    model.fit(prefetchd.tensorflow.dataset(loader), epochs=10)
+
+TensorFlow copies each batch once, into a tensor of its own, in a thread of `tf.data`. `on_hold="copy"` lets it hold as
+many as it likes on the way.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+try:
+    import tensorflow as tf
+except ImportError as error:
+    raise ImportError(
+        f"cannot import prefetchd.tensorflow: TensorFlow cannot be imported ({error}); "
+        "pip install 'prefetchd[tensorflow]'"
+    ) from error
+
+if TYPE_CHECKING:
+    from prefetchd.loader import Loader
+
+__all__ = ["dataset", "signature"]
+
+
+def signature(loader: Loader) -> tuple[Any, Any]:
+    """Return the `tf.TensorSpec` of x and of y, for `tf.data.Dataset.from_generator`; the number of rows is open."""
+    layout = loader.layout
+    return (
+        tf.TensorSpec((None, *layout.x_shape), tf.as_dtype(layout.x_dtype)),
+        tf.TensorSpec((None, *layout.y_shape), tf.as_dtype(layout.y_dtype)),
+    )
+
+
+def dataset(loader: Loader) -> Any:
+    """Return a `tf.data.Dataset` over `loader`: each time it is iterated over is the loader's next iteration.
+
+    It knows how many batches there are where an iteration is one epoch, as it is unless `epochs` was given.
+    """
+    made = tf.data.Dataset.from_generator(lambda: iter(loader), output_signature=signature(loader))
+    if loader.epochs == 1:
+        made = made.apply(tf.data.experimental.assert_cardinality(len(loader)))
+    return made.prefetch(1)

@@ -1,0 +1,176 @@
+"""The client against daemons that lie: whatever comes, it is a `PrefetchdError`, and nothing of it is kept open."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import socket
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import prefetchd
+from prefetchd import control, messages
+from prefetchd.client import Connection
+from prefetchd.mailbox import Outbox
+from prefetchd.shard import Shard
+
+LAYOUT = {"batch_size": 2, "x_shape": [4], "x_dtype": "uint8", "y_shape": [], "y_dtype": "int64"}
+SLOT_BYTES = 4096
+
+
+def attached(**changes: Any) -> messages.Attached:
+    fields: dict[str, Any] = {
+        "version": "0.1.0", "pid": 1, "name": "default", "dataset": "", "layout": LAYOUT, "n_samples": 4,
+        "batches_per_epoch": 2, "drop_last": False, "config": {"on_error": "raise"}, "config_digest": "",
+        "manifest_digest": "", "versions": {},
+    }  # fmt: skip
+    return messages.Attached(**{**fields, **changes})
+
+
+def memfd(n_bytes: int) -> int:
+    fd = os.memfd_create("fake")
+    os.ftruncate(fd, n_bytes)
+    return fd
+
+
+@dataclasses.dataclass(frozen=True)
+class Grant:
+    """What the daemon leaves in the mailbox."""
+
+    slot: int = 1
+    rows: int = 2
+    told: int = 2
+    lease: int = 1
+    epoch: int = 0
+    batch: int = 0
+
+
+Words = list[tuple[bytes, list[int]] | Grant]
+
+
+def consume(words: Words, *, writable: bool = False) -> str:
+    """Attach to a daemon that says `words` and ends; take what batches it grants; return how that ended."""
+    ours, theirs = control.socket_pair()
+    connection = Connection(ours, os.getpid(), writable=writable, hold_timeout_s=0.1)
+    outbox, mailbox = Outbox.create()
+    outbox.open(1)
+    for word in words:
+        if isinstance(word, Grant):
+            outbox.put(word.lease, word.slot, word.epoch, word.batch, word.rows, repeated=False, told=word.told)
+        else:
+            data, fds = word
+            control.send(theirs, data, [mailbox if fd == MAILBOX else fd for fd in fds])
+    theirs.shutdown(socket.SHUT_WR)
+    try:
+        connection.attach(messages.Attach(messages.PROTOCOL, "0", None, {}, 2), 1.0)
+        connection.open_cursor(1, Shard(2), 0, 0, None)
+        while True:
+            batch = connection.next_batch(1, False)
+            assert batch.x.nbytes <= SLOT_BYTES
+            batch.x.sum(), batch.y.sum(), batch.sample_ids.sum()
+            del batch
+    except prefetchd.PrefetchdError as error:
+        return str(error)
+    finally:
+        connection.close(at_once=True)
+        theirs.close()
+        outbox.close()
+        os.close(mailbox)
+
+
+MAILBOX = -1  # stands for the mailbox's descriptor
+ATTACHED = messages.encode(attached()), [MAILBOX]
+OPENED = messages.encode(messages.SlotOpened(1, SLOT_BYTES))
+
+
+@pytest.mark.parametrize("writable", [False, True])
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ([(messages.encode(attached(layout={})), [MAILBOX])], "layout makes no sense"),
+        ([(messages.encode(attached(layout={**LAYOUT, "batch_size": 2**62})), [MAILBOX])], "layout makes no sense"),
+        ([(messages.encode(attached(layout={**LAYOUT, "x_shape": "abc"})), [MAILBOX])], "layout makes no sense"),
+        ([(messages.encode(attached(layout={**LAYOUT, "x_dtype": "object"})), [MAILBOX])], "layout makes no sense"),
+        ([(messages.encode(attached(batches_per_epoch=0)), [MAILBOX])], "no batches"),
+        ([(OPENED, [4096])], "smaller than was agreed"),  # before it is attached
+        ([ATTACHED, (OPENED, [])], "smaller than was agreed"),
+        ([ATTACHED, (OPENED, [100])], "the segment has 100 bytes"),
+        ([ATTACHED, (OPENED, [4096, 4096])], "smaller than was agreed"),
+        ([ATTACHED, Grant(told=1)], "slot 1, which it never opened"),
+        ([ATTACHED, (OPENED, [4096]), Grant(slot=2)], "slot 2, which it never opened"),
+        ([ATTACHED, (OPENED, [4096]), Grant(rows=3)], "3 rows were granted of 2"),
+        ([ATTACHED, (OPENED, [4096]), Grant(rows=2**63)], f"{2**63} rows were granted of 2"),
+        ([ATTACHED, (b"\xdd\xff\xff\xff\xff", []), Grant()], "no message of ours"),
+        ([(messages.encode(attached()), [])], "cannot attach"),  # no mailbox
+        ([(messages.encode(attached()), [5])], "cannot attach"),  # one that is too small
+        ([(messages.encode(attached()), [MAILBOX, 5])], "cannot attach"),  # class names that are no JSON
+        ([ATTACHED, (OPENED, [4096]), Grant()], "ended"),  # all well, to its end
+    ],
+)
+def test_lies(words: Words, error: str, writable: bool) -> None:
+    opened: list[int] = []
+
+    def open_all(sizes: list[int]) -> list[int]:
+        fds = [size if size == MAILBOX else memfd(size) for size in sizes]
+        opened.extend(fd for fd in fds if fd != MAILBOX)
+        return fds
+
+    try:
+        said = [word if isinstance(word, Grant) else (word[0], open_all(word[1])) for word in words]
+        assert error in consume(said, writable=writable)
+    finally:
+        control.close_all(opened)
+
+
+counts = st.integers(0, 2**62) | st.integers(0, 3)
+WORDS = st.one_of(
+    st.binary(min_size=1, max_size=100),
+    st.just(messages.encode(attached())),
+    st.builds(
+        lambda layout, n: messages.encode(attached(layout={**LAYOUT, **layout}, batches_per_epoch=n)),
+        st.dictionaries(
+            st.sampled_from(tuple(LAYOUT)),
+            st.integers(-(2**63), 2**63) | st.text(max_size=5) | st.lists(st.integers(-5, 2**62), max_size=4),
+        ),
+        counts,
+    ),
+    st.builds(messages.SlotOpened, counts, counts).map(messages.encode),
+    st.builds(messages.SlotClosed, counts).map(messages.encode),
+    st.builds(messages.Mail, counts).map(messages.encode),
+    st.builds(messages.Stalled, counts, st.text(max_size=9)).map(messages.encode),
+    st.builds(messages.Failed, st.just(1), st.text(max_size=9), st.text(max_size=9)).map(messages.encode),
+    st.builds(messages.StatusReport, st.dictionaries(st.text(max_size=7), st.integers(0, 9))).map(messages.encode),
+    st.recursive(st.none() | st.integers(-9, 9), lambda inner: st.lists(inner, max_size=3)).map(msgspec.msgpack.encode),
+)
+DESCRIPTORS = st.lists(st.sampled_from(("mailbox", "segment", "short", "pipe", "folder")), max_size=3)
+
+
+@settings(max_examples=400, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    begins=st.booleans(),
+    words=st.lists(st.tuples(WORDS, DESCRIPTORS) | st.builds(Grant, *[counts] * 6), max_size=8),
+    writable=st.booleans(),
+)
+def test_fuzzed(begins: bool, words: list[tuple[bytes, list[str]] | Grant], writable: bool) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    pipe = os.pipe()
+    have = {
+        "mailbox": MAILBOX,
+        "segment": memfd(SLOT_BYTES),
+        "short": memfd(1),
+        "pipe": pipe[0],
+        "folder": os.open("/", os.O_RDONLY),
+    }
+    try:
+        first: Words = [ATTACHED, (OPENED, [have["segment"]]), Grant()] if begins else []
+        said = [word if isinstance(word, Grant) else (word[0], [have[kind] for kind in word[1]]) for word in words]
+        with contextlib.suppress(BlockingIOError):
+            consume(first + said, writable=writable)
+    finally:
+        control.close_all([fd for fd in (*have.values(), pipe[1]) if fd != MAILBOX])
+    assert len(os.listdir("/proc/self/fd")) == before

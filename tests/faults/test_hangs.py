@@ -1,0 +1,228 @@
+"""Nobody waits without an end, or without its being said: stopped daemons and zygotes, readers stuck in the kernel."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+import prefetchd
+from prefetchd import launch, silence
+from prefetchd.commands import ask
+from prefetchd.names import daemon_paths
+from tests.conftest import DaemonProcess, wait_until
+from tests.faults.conftest import (
+    Content,
+    Sabotage,
+    ask_status,
+    content_of,
+    exact,
+    expected_content,
+    write_manifest,
+)
+from tests.faults.test_daemon import wait_gone
+from tests.faults.test_readers import zygote_pid
+
+Serve = Callable[..., DaemonProcess]
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks and gives up sooner than users' processes do."""
+    monkeypatch.setattr(silence, "LOOK_S", 0.1)
+    monkeypatch.setattr("prefetchd.client.LOOK_S", 0.1)
+    monkeypatch.setattr(silence, "REPORT_S", 0.3)
+    monkeypatch.setattr(silence, "GIVE_UP_S", 1.0)
+
+
+def test_loop_names_a_stopped_daemon_and_goes_on_when_it_is_continued(
+    serve: Serve, forty: Path, forty_content: Content, impatient: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    daemon = serve(forty, *exact("--num-workers", 1))
+    with prefetchd.batches() as loader:
+        batches = iter(loader)
+        os.kill(daemon.pid, signal.SIGSTOP)
+
+        def continue_it() -> None:
+            wait_until(lambda: "is stopped" in caplog.text, "it is said that the daemon is stopped")
+            os.kill(daemon.pid, signal.SIGCONT)
+
+        thread = threading.Thread(target=continue_it)
+        thread.start()
+        assert content_of(batches) == forty_content
+        thread.join()
+    assert (
+        f"pid {daemon.pid} is stopped (SIGSTOP, or a debugger); continue it with: kill -CONT {daemon.pid}"
+        in caplog.text
+    )
+
+
+def test_stopped_daemon_is_given_up_in_the_end_by_all_who_wait(
+    serve: Serve, forty: Path, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = serve(forty, *exact("--num-workers", 1))
+    loader = prefetchd.batches()
+    batches = iter(loader)
+    wait_until(lambda: ask_status()["readers"][0]["does"] == "idle", "the ring is full")
+    os.kill(daemon.pid, signal.SIGSTOP)
+    try:
+        started_s = time.monotonic()
+        with pytest.raises(prefetchd.DaemonLost, match=r"has said nothing for 1 s: pid .* is stopped.*kill -CONT"):
+            next(batches)
+        with pytest.raises(prefetchd.DaemonLost, match=r"has not answered for 0\.2 s: pid .* is stopped"):
+            prefetchd.batches(timeout=0.2)
+        monkeypatch.setattr(ask, "ANSWER_S", 0.2)
+        from prefetchd.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["prefetchd", "status"])
+        assert main() == 1
+        queue: list[socket.socket] = []
+
+        def queue_up() -> None:
+            while True:
+                queue.append(launch.connect("default", timeout_s=0))
+
+        with pytest.raises(prefetchd.DaemonNotFound, match=r"pid .* is stopped.*queue of new connections is full"):
+            queue_up()
+        assert time.monotonic() - started_s < 10
+        for sock in queue:
+            sock.close()
+    finally:
+        os.kill(daemon.pid, signal.SIGCONT)
+        loader.close()
+
+
+def test_private_daemon_that_is_stopped_as_it_starts_is_given_up_and_ended(
+    forty: Path, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = launch.start_private
+
+    def start_stopped(config: object) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+        sock, process = start(config)  # type: ignore[arg-type]
+        process.send_signal(signal.SIGSTOP)
+        return sock, process
+
+    monkeypatch.setattr(launch, "start_private", start_stopped)
+    monkeypatch.setattr("prefetchd.session._END_S", 0.2)
+    with pytest.raises(prefetchd.DaemonLost, match="is stopped"):
+        prefetchd.batches(forty, batch_size=5, image_size=32, num_workers=1)
+
+
+def test_daemon_at_work_says_at_what(
+    serve: Serve, sabotage: Sabotage, tmp_path: Path, impatient: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The wait is not bounded while it answers."""
+    manifest = write_manifest(tmp_path, 40)
+    wanted = expected_content(manifest)
+    sabotage.mark(tmp_path / "008.jpg", "gate-008")
+    serve(manifest, *exact("--num-workers", 1), ready=False)
+
+    def open_late() -> None:
+        wait_until(lambda: caplog.text.count("at work for") > 5, "it is said what it does")
+        sabotage.open_gates()
+
+    thread = threading.Thread(target=open_late)
+    with caplog.at_level(logging.WARNING), prefetchd.batches() as loader:
+        thread.start()
+        assert content_of(loader) == wanted
+    thread.join()
+    assert "on epoch 0 batch 1" in caplog.text
+
+
+def test_stopped_zygote_is_replaced(serve: Serve, forty: Path, forty_content: Content) -> None:
+    """Also if no reader has died that it would have to replace."""
+    daemon = serve(forty, *exact("--num-workers", 2))
+    zygote = zygote_pid(daemon)
+    os.kill(zygote, signal.SIGSTOP)
+    with prefetchd.batches(epochs=None) as loader:
+        batches = iter(loader)
+        assert content_of([next(batches) for _ in range(8)]) == forty_content
+        while psutil.pid_exists(zygote):
+            next(batches)
+    assert "killing the zygote" in daemon.log
+    wait_until(lambda: len(daemon.reader_pids()) == 2, "two readers stand")
+
+
+def test_killed_daemon_leaves_nothing_though_its_zygote_and_readers_are_stopped(serve: Serve, forty: Path) -> None:
+    """The kernel continues the zygote as its parent dies."""
+    daemon = serve(forty, *exact("--num-workers", 2))
+    family = daemon.descendants()
+    for process in family:
+        process.suspend()
+    os.kill(daemon.pid, signal.SIGKILL)
+    daemon.process.wait(5)
+    wait_gone(family)
+    wait_until(lambda: not list(daemon_paths("default").socket.parent.iterdir()), "the run directory is empty", 5)
+
+
+def test_killed_daemon_and_zygote_leave_no_stopped_readers(serve: Serve, forty: Path) -> None:
+    daemon = serve(forty, *exact("--num-workers", 2))
+    family = daemon.descendants()
+    for pid in daemon.reader_pids():
+        os.kill(pid, signal.SIGSTOP)
+    zygote = zygote_pid(daemon)
+    os.kill(zygote, signal.SIGSTOP)
+    os.kill(daemon.pid, signal.SIGKILL)
+    os.kill(zygote, signal.SIGKILL)
+    daemon.process.wait(5)
+    wait_gone(family)
+    for path in daemon_paths("default").socket.parent.iterdir():  # nobody was left to remove them
+        path.unlink()
+
+
+@pytest.mark.parametrize("readers", [1, 2])
+def test_reader_that_the_kernel_does_not_let_go_is_named_and_fails_its_batch_alone(
+    serve: Serve, sabotage: Sabotage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, readers: int
+) -> None:
+    """As a dead mount does: killed, it does not end. What stands in for it is a daemon whose kills do not arrive."""
+    monkeypatch.setenv("SABOTAGE_UNKILLABLE", "1")
+    manifest = write_manifest(tmp_path, 40)
+    wanted = expected_content(manifest)
+    sabotage.mark(tmp_path / "017.jpg", "gate-017")
+    daemon = serve(manifest, *exact("--num-workers", readers, "--reader-timeout", "0.5"), ready=False)
+    pid = sabotage.wait_pid("gate-017")
+    (sabotage.folder / "stuck").write_text(str(pid))
+    with prefetchd.batches(epochs=1) as loader:
+        batches = iter(loader)
+        assert content_of([next(batches) for _ in range(3)]) == wanted[:3]
+        if readers == 1:
+            with pytest.raises(prefetchd.PrefetchdError, match=rf"every reader \(pid {pid}\) hangs in the kernel"):
+                next(batches)
+            os.kill(pid, signal.SIGKILL)
+            daemon.process.wait(10)
+            return
+        with pytest.raises(prefetchd.SampleError, match=rf"batch 3: its reader \(pid {pid}\) hangs in the kernel"):
+            next(batches)
+        assert "stuck in the kernel" in " ".join(one["does"] for one in ask_status()["readers"])
+    assert psutil.pid_exists(pid)
+    assert "was killed and does not end" in daemon.log
+    with prefetchd.batches() as loader:  # others pass the gate; its slot stays its own
+        assert content_of(loader) == wanted
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: len(daemon.reader_pids()) == 2, "another takes its place")
+    assert pid not in daemon.reader_pids()
+    with prefetchd.batches() as loader:
+        assert [batch[1:] for batch in content_of(loader)] == [batch[1:] for batch in wanted]
+
+
+def test_consumer_that_is_stopped_is_named_in_status(serve: Serve, forty: Path) -> None:
+    serve(forty, *exact("--num-workers", 1))
+    code = "import prefetchd, sys; l = prefetchd.batches(); print('here', flush=True); sys.stdin.readline()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as consumer:
+        assert consumer.stdout is not None
+        consumer.stdout.readline()
+        consumer.send_signal(signal.SIGSTOP)
+        wait_until(lambda: ask_status()["consumers"][0]["state"] == "T", "it is stopped")
+        said = subprocess.run([sys.executable, "-m", "prefetchd", "status"], capture_output=True, text=True, check=True)
+        assert f"pid {consumer.pid}: idle, 0 batches, holds 0 slots, STOPPED" in said.stdout
+        consumer.kill()

@@ -1,0 +1,54 @@
+"""`prefetchd completion`: the scripts are sound, and bash completes with them what the parser has."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.process.commands import run_command
+
+pytest.importorskip("shtab")
+
+COMPLETE = """
+source "$1"; shift
+COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMP_LINE="$*"; COMP_POINT=${#COMP_LINE}; COMP_TYPE=9
+function=$(complete -p prefetchd | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+$function prefetchd "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD-1]}"
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    path = tmp_path / "completion.bash"
+    result = run_command("completion", "bash")
+    assert result.returncode == 0, result.stderr
+    path.write_text(result.stdout)
+    return path
+
+
+def completed(script: Path, *words: str) -> list[str]:
+    """What bash offers after these words, the last of which is being typed."""
+    command = ["bash", "-c", COMPLETE, "bash", str(script), "prefetchd", *words]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=20, cwd=script.parent)
+    return [word.strip() for word in result.stdout.split()]
+
+
+def test_bash_completes_commands_options_choices_and_files(script: Path):
+    assert completed(script, "ser") == ["serve"]
+    assert completed(script, "serve", "--shu") == ["--shuffle"]
+    assert set(completed(script, "serve", "--color", "")) == {"rgb", "bgr", "gray"}
+    (script.parent / "train.txt").touch()
+    assert "train.txt" in completed(script, "serve", "tra")
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_can_read_theirs(shell: str):
+    result = run_command("completion", shell)
+    assert result.returncode == 0, result.stderr
+    assert "shuffle" in result.stdout
+    if shutil.which(shell):
+        assert subprocess.run([shell, "-n"], input=result.stdout, text=True, timeout=20).returncode == 0

@@ -1,0 +1,55 @@
+"""The examples run, on photographs made in code, and their losses fall. Each where its framework is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def tinted_photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    spec = importlib.util.spec_from_file_location("photographs", EXAMPLES.parent / "scripts/photographs.py")
+    assert spec is not None
+    assert spec.loader is not None
+    photographs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(photographs)
+    return photographs.make_photographs(tmp_path_factory.mktemp("tinted"), 96)
+
+
+@pytest.mark.parametrize(
+    ("example", "needs"),
+    [
+        ("pytorch_train", "torch"),
+        ("keras_train", "keras torch"),
+        ("jax_train", "jax"),
+        ("tensorflow_train", "tensorflow"),
+        ("sklearn_partial_fit", "sklearn"),
+    ],
+)
+def test_example_learns(example, needs, tinted_photographs):
+    if missing := [name for name in needs.split() if not importlib.util.find_spec(name)]:
+        pytest.skip(f"needs {', '.join(missing)}")
+    result = subprocess.run(
+        [sys.executable, str(EXAMPLES / f"{example}.py"), str(tinted_photographs), "--epochs", "4"],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        env={**os.environ, "KERAS_BACKEND": "torch"},
+    )
+    assert result.returncode == 0, result.stderr
+    losses = [float(loss) for loss in re.findall(r"^epoch \d+: loss ([\d.]+)$", result.stdout, re.MULTILINE)]
+    assert len(losses) == 4
+    assert losses[-1] < 0.7 * losses[0], losses
+
+
+def test_every_example_is_tested():
+    tested = {mark.args[1][i][0] for mark in test_example_learns.pytestmark for i in range(len(mark.args[1]))}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} - {"example_data"} == tested

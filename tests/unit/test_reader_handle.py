@@ -1,0 +1,50 @@
+"""The daemon's handle on a reader: it is told to go in its turn, and killed also if it is not yet born."""
+
+from __future__ import annotations
+
+import pytest
+
+from prefetchd import control, messages, reader_handle
+from prefetchd.reader_handle import ReaderHandle
+
+
+def test_reader_that_is_told_to_go_still_gets_the_memory_it_asked_for():
+    """It hears that it may decode before it hears that it is enough; a closed socket would end it in mid-sample."""
+    ours, theirs = control.socket_pair()
+    with ours, theirs:
+        handle = ReaderHandle(1, ours)
+        handle.retire()
+        handle.retire()
+        handle.send(messages.MemoryGranted())
+        said = [messages.decode_to_reader(control.receive(theirs, wait=False)[0]) for _ in range(2)]
+        assert said == [messages.Retire(), messages.MemoryGranted()]
+        with pytest.raises(BlockingIOError):
+            control.receive(theirs, wait=False)
+
+
+def test_retiring_idle_reader_that_does_not_go_is_killed(monkeypatch):
+    killed = []
+    monkeypatch.setattr(ReaderHandle, "_signal", lambda self, number: killed.append(number.name))
+    monkeypatch.setattr(reader_handle, "process_state", lambda pid: "T")
+    ours, theirs = control.socket_pair()
+    with ours, theirs:
+        handle = ReaderHandle(1, ours, pid=99, ready=True, since=0.0)
+        handle.check_progress(1e9, 60)
+        assert killed == []  # it has nothing to do
+        handle.retire()
+        handle.check_progress(handle.since + 2, 60)
+        assert killed == ["SIGKILL"]
+
+
+def test_killed_reader_that_does_not_end_is_stuck_and_said_so_once(monkeypatch, caplog):
+    monkeypatch.setattr(ReaderHandle, "_signal", lambda self, number: None)
+    ours, theirs = control.socket_pair()
+    with ours, theirs:
+        handle = ReaderHandle(1, ours, pid=99, pidfd=0, ready=True)
+        handle.kill("it hangs")
+        for seconds in (1, 6, 7, 100):
+            handle.check_progress(handle.killed_s + seconds, 60)
+            assert handle.stuck == (seconds > 5)
+        assert caplog.text.count("does not end") == 1
+        assert not handle.usable
+        assert handle.describe(handle.killed_s + 100) == "stuck in the kernel, killed 100 s ago"

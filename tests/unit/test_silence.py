@@ -1,0 +1,79 @@
+"""A wait for a daemon that says nothing: what is said of it, how often, and when it is given up."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from prefetchd import silence
+from prefetchd.errors import DaemonLost
+from prefetchd.silence import GIVE_UP_S, LOOK_S, REPORT_S, Silence
+
+
+class World:
+    """A clock, and the state of the process that is waited for."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+        self.state = "S"
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    world = World()
+    monkeypatch.setattr("prefetchd.silence.time.monotonic", lambda: world.now_s)
+    monkeypatch.setattr(silence, "process_state", lambda pid: world.state)
+    monkeypatch.setattr("prefetchd.liveness.process_state", lambda pid: world.state)
+    return world
+
+
+def looks(one: Silence, world: World, for_s: float) -> None:
+    end_s = world.now_s + for_s
+    while world.now_s < end_s:
+        world.now_s += LOOK_S
+        one.look()
+
+
+def test_stopped_daemon_is_named_at_the_first_look_with_what_helps(world, caplog):
+    world.state = "T"
+    looks(Silence("x", 77, lambda: None), world, REPORT_S / 2)
+    assert [record.message for record in caplog.records] == [
+        "has waited 2 s for the daemon 'x', which does not answer: pid 77 is stopped (SIGSTOP, or a debugger); "
+        "continue it with: kill -CONT 77"
+    ]
+
+
+def test_daemon_at_work_is_asked_and_its_answer_is_told(world, caplog):
+    asked = []
+    one = Silence("x", 77, lambda: asked.append(1))
+    looks(one, world, REPORT_S - LOOK_S)
+    assert not asked
+    looks(one, world, LOOK_S)
+    assert asked == [1]
+    one.answered({"readers": [{"pid": 5, "does": "at work for 31 s on epoch 0 batch 3"}]})
+    assert "its readers: pid 5 at work for 31 s on epoch 0 batch 3" in caplog.text
+    for _ in range(100):  # as long as it answers, it is waited for
+        looks(one, world, REPORT_S)
+        one.answered({"readers": "nonsense"})
+    assert len(asked) == 101
+
+
+@pytest.mark.parametrize("state", ["S", "T", "D", "Z"])
+def test_daemon_that_answers_nothing_is_given_up(world, caplog, state):
+    world.state = state
+    one = Silence("x", 77, lambda: None)
+    with caplog.at_level(logging.CRITICAL), pytest.raises(DaemonLost, match=r"said nothing for 30\d s: pid 77 "):
+        looks(one, world, 2 * GIVE_UP_S)
+
+
+def test_one_that_starts_is_waited_for_unless_it_is_stopped(world):
+    one = Silence("", 77)
+    looks(one, world, 3 * GIVE_UP_S)
+    world.state = "T"
+    looks(one, world, GIVE_UP_S - 2 * LOOK_S)
+    world.state = "R"
+    looks(one, world, LOOK_S)
+    world.state = "T"
+    with pytest.raises(DaemonLost, match="is stopped"):
+        looks(one, world, 2 * GIVE_UP_S)
