@@ -85,6 +85,9 @@ def batches(
     reader_timeout: float | None = None,
     patience: float | None = None,
     consumers: int | None = None,
+    cache: str | bytes | os.PathLike[str] | None = None,
+    cache_size: str | int | None = None,
+    cache_image_size: int | str | tuple[int, int] | None = None,
 ) -> Loader:
     """Return a loader of batches `x, y`, zero-copy views of memory that a daemon fills ahead of the loop.
 
@@ -163,6 +166,10 @@ def batches(
         patience: seconds in all that loops on the same data wait for a slower one in one of its epochs, so that it
             finds what was decoded for them (10); 0 never, `math.inf` always. Then they go on without it.
         consumers: loops at different batches, such as ranks, that an automatic budget has slots for (1).
+        cache: folder that decoded images are kept in, for later epochs, runs and trainers (none). Batches are the same.
+        cache_size: most bytes of the whole folder, such as `50GiB`; `auto` (default) leaves 5% of its disk free.
+        cache_image_size: fit images into this size first, cached or not: a number or (height, width). Random crops and
+            turns can be cached only with it (none).
 
     Raises:
         ConfigError: for an option that is wrong, or contradicts the daemon's.

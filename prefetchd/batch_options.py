@@ -73,5 +73,8 @@ class BatchOptions(TypedDict, total=False):
     on_error: OnError | None
     max_image_pixels: int | None
     num_workers: int | None
+    cache: str | bytes | os.PathLike[str] | None
+    cache_size: str | int | None
+    cache_image_size: int | str | tuple[int, int] | None
     memory_budget: str | int | None
     reader_timeout: float | None

@@ -289,6 +289,17 @@ class Connection:
                 case messages.StatusReport():
                     silence.answered(message.report)
 
+    def status(self) -> dict[str, Any]:
+        """Return the daemon's report; while no cursor is open, as grants that arrive meanwhile are not kept."""
+        self._say(messages.AskStatus(messages.PROTOCOL))
+        while True:
+            try:
+                message = self._receive(wait=True)
+            except control.ConnectionEnded:
+                self._raise_lost()
+            if isinstance(message, messages.StatusReport):
+                return message.report
+
     # --- leases
 
     def _prepare(self, slot: int, rows: int) -> tuple[_LeaseRef, Batch]:

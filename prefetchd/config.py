@@ -163,6 +163,23 @@ class Config:
         metavar="N",
         content=False,
     )
+    cache: str | None = _option(
+        None,
+        "folder that decoded images are kept in, for later epochs, runs and trainers (none)",
+        metavar="DIR",
+        content=False,
+    )
+    cache_size: str = _option(
+        "auto",
+        "most bytes of the whole cache, such as 50GiB (all but 5% of its disk)",
+        metavar="SIZE",
+        content=False,
+    )
+    cache_image_size: tuple[int, int] | None = _option(
+        None,
+        "fit images into this size first, cached or not; what a cache keeps under random crops and turns (none)",
+        metavar="PX|HxW",
+    )
     name: str = _option("default", "name that consumers attach to (default, or PREFETCHD_NAME)", content=False)
 
     @property
@@ -196,7 +213,7 @@ class Config:
 
 OPTIONS = {field.name: field for field in dataclasses.fields(Config)}
 OPTION_TYPES: dict[str, Any] = typing.get_type_hints(Config)
-PATH_OPTIONS = ("source", "root", "labels", "offsets")
+PATH_OPTIONS = ("source", "root", "labels", "offsets", "cache")
 # Where one daemon serves several data sets, these are the daemon's own, and the same for all of them.
 DAEMON_OPTIONS = ("num_workers", "memory_budget", "reader_timeout", "patience", "consumers", "name")
 
@@ -282,6 +299,9 @@ _CONVERTERS = {
     "labels": values.path,
     "offsets": values.path,
     "image_size": values.image_size,
+    "cache": values.path,
+    "cache_size": values.size,
+    "cache_image_size": values.optional_image_size,
     "scale": values.scale,
     "mean": values.channel_numbers("mean"),
     "std": values.channel_numbers("std"),

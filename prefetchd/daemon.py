@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefetchd import budget, messages, report
+from prefetchd.cache.pressure import CachePages
 from prefetchd.config import Config
 from prefetchd.datasets import open_datasets
 from prefetchd.errors import PrefetchdError
@@ -106,6 +107,7 @@ class Daemon:
         self._pool.resize(plan.n_readers)
         self._ring = Ring()
         self._foreman = Foreman(self._datasets, self._ring, self._pool)
+        self._caches = CachePages([cache for dataset in self._datasets if (cache := dataset.source.cache)])
         self._guard = Guard(
             budget.Budget(plan),
             self._ring,
@@ -151,6 +153,7 @@ class Daemon:
             self._desk.tell_all(messages.Fatal(type(error).__name__, str(error)))
             raise
         finally:
+            self._caches.tick()
             self._desk.close()
             self._pool.stop()
             self._ring.close()
@@ -178,6 +181,7 @@ class Daemon:
         self._ticking = False
         for dataset in self._datasets:
             dataset.source.check_unchanged()
+        self._caches.tick()
         self._pool.tick()
         self._guard.serve_wishes()
         self._guard.verify()

@@ -125,6 +125,15 @@ class Loader:
         """Whether x is made of images, rather than rows of arrays."""
         return "decoder" in self._info.versions
 
+    def status(self) -> dict[str, Any]:
+        """Return what the daemon says of itself, as `prefetchd status --json` prints it; an iteration that runs ends.
+
+        Raises:
+            DaemonLost: if it is gone.
+        """
+        self._end_current()
+        return self._session.connection.status()
+
     # --- where it is
 
     @property

@@ -114,6 +114,22 @@ def image_size(value: object) -> tuple[int, int]:
     return height, width
 
 
+def optional_image_size(value: object) -> tuple[int, int] | None:
+    """As `image_size`, or `None`."""
+    try:
+        return None if value is None else image_size(value)
+    except ConfigError:
+        raise wrong("cache_image_size", value, "pixels from 1 to 32768, such as 256 or 256x320") from None
+
+
+def size(value: object) -> str:
+    """`auto`, or bytes as a number or as `50GiB`, kept as text."""
+    text = str(value)
+    if text != "auto" and parse_bytes(text) < 1:
+        raise wrong("cache_size", value, "auto, or a size such as 50GiB")
+    return text
+
+
 def channel_numbers(name: str) -> Callable[[object], tuple[float, ...] | None]:
     """Return the converter of the option `name`: one number, or one a channel."""
 
@@ -183,10 +199,10 @@ def folders(value: object) -> tuple[str, ...]:
 
 def comparable(name: str, value: Any) -> Any:
     """Return an option's value so that equal ones compare equal, however they were written."""
-    if name == "memory_budget":
+    if name in ("memory_budget", "cache_size"):
         with contextlib.suppress(ConfigError):
             return "%" in value, parse_bytes(value, whole_bytes=1 << 50)
-    if name in ("root", "labels", "offsets") and value is not None:
+    if name in ("root", "labels", "offsets", "cache") and value is not None:
         return os.path.abspath(os.path.expanduser(value))
     if name in ("mean", "std") and value is not None:
         return value[0] if len(set(value)) == 1 else value

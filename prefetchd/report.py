@@ -119,6 +119,7 @@ def _dataset(dataset: Dataset) -> dict[str, Any]:
         "batches_per_epoch": dataset.order.batches_per_epoch,
         "batch_shape": [dataset.config.batch_size, *shape],
         "batch_dtype": dtype,
+        "cache": None if dataset.source.cache is None else dataset.source.cache.report(),
     }
 
 
@@ -181,8 +182,19 @@ def describe(report: dict[str, Any]) -> str:
 
 
 def _describe_data(data: dict[str, Any]) -> str:
-    return (
+    lines = (
         f"  data      {data['name'] and data['name'] + ': '}{data['source']}, {data['n_samples']} samples, "
         f"{data['batches_per_epoch']} batches an epoch of {'x'.join(map(str, data['batch_shape']))} "
         f"{data['batch_dtype']}"
+    )
+    return f"{lines}\n{_describe_cache(data['cache'])}" if data["cache"] else lines
+
+
+def _describe_cache(cache: dict[str, Any]) -> str:
+    asked = cache["hits"] + cache["misses"]
+    share = f" ({100 * cache['hits'] / asked:.0f}%)" if asked else ""
+    stopped = f"; not filled any further: {cache['stopped']}" if cache["stopped"] else ""
+    return (
+        f"  cache     {cache['folder']}: {cache['hits']} of {asked} samples from it{share}, "
+        f"{cache['rows']} rows, {format_bytes(cache['bytes'])}{stopped}"
     )

@@ -57,7 +57,8 @@ def attach_source(config: Config, handle: dict[str, Any], fds: list[int]) -> Sou
         return source
     from prefetchd.sources.images import ImageSource
 
-    return ImageSource.attach(config, handle, _class(_IMAGES[kind]).attach(handle["records"], fds))
+    at = len(fds) - handle["n_cache_fds"]
+    return ImageSource.attach(config, handle, _class(_IMAGES[kind]).attach(handle["records"], fds[:at]), fds[at:])
 
 
 def _class(home: tuple[str, str]) -> Any:

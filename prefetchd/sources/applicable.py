@@ -13,6 +13,7 @@ from prefetchd.sources.npy_file import printable
 IMAGE_OPTIONS = (
     "image_size", "color", "dtype", "scale", "mean", "std", "layout", "resize", "interpolation", "shrink_on_load",
     "max_image_pixels", "augment", "transform", "target_transform", "target", "mask_border",
+    "cache", "cache_size", "cache_image_size",
 )  # fmt: skip
 MASK_OPTIONS = ("target", "mask_border")
 LIST_OPTIONS = ("root", "label_columns")

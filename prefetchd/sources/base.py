@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prefetchd.messages import Fault
@@ -10,6 +10,8 @@ from prefetchd.messages import Fault
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from prefetchd.cache.in_daemon import CacheInDaemon
 
 ReserveMemory = Callable[[int], None]
 
@@ -56,6 +58,17 @@ class Source(Protocol):
     @property
     def reader_bytes(self) -> int:
         """Private memory that it takes in each reader, beyond what every reader has (`budget.READER_BYTES`)."""
+
+    @property
+    def cache(self) -> CacheInDaemon | None:
+        """The cache of decoded samples, in the daemon, where there is one."""
+
+    @property
+    def read_s(self) -> float:
+        """Seconds that a sample's read takes where it pays to be told of samples ahead (`expect`); 0 otherwise."""
+
+    def expect(self, sample_ids: Iterable[int]) -> None:
+        """Begin to fetch samples that `fill` will be asked for next, in this order, if reads are slow; in readers."""
 
     def check_unchanged(self) -> None:
         """Raise `ManifestError` if the data set is no longer what was opened."""

@@ -20,10 +20,12 @@ from prefetchd.file_bytes import FileBuffer, read_file
 from prefetchd.geometry import FIRST_WORD, Box, Geometry, GeometryDraws, same_aspect
 from prefetchd.image_header import ImageHeader
 from prefetchd.jitter import ColorJitter
+from prefetchd.kept_image import KeptImages
 from prefetchd.masks import decode_mask
 from prefetchd.placing import Placer
 from prefetchd.randomness import BLOCK_WORDS, SampleRandomness
 from prefetchd.sources.base import ReserveMemory
+from prefetchd.sources.read_ahead import ReadAhead
 from prefetchd.sources.records import Records
 from prefetchd.transforms import PixelPipeline
 from prefetchd.user_code import UserFunctions
@@ -33,10 +35,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from prefetchd.cache.in_reader import CacheInReader
     from prefetchd.sample import Sample
 
 # A file buffer larger than this is given back after the image that needed it.
 _KEPT_FILE_BYTES = 4 << 20
+# Up to this size the image that a cache keeps is part of every reader's share, as the delivered one is.
+_SMALL_IMAGE_BYTES = 1 << 20
 
 
 class ImageReader:
@@ -45,16 +50,25 @@ class ImageReader:
     Args:
         config: the options.
         records: what lists the samples and fetches their bytes; borrowed.
+        ahead: what reads them ahead; borrowed.
+        cache: where kept images may be, and go; borrowed.
 
     Raises:
         ConfigError: if the user's functions cannot be imported.
     """
 
-    def __init__(self, config: Config, records: Records) -> None:
+    def __init__(
+        self,
+        config: Config,
+        records: Records,
+        ahead: ReadAhead | None = None,
+        cache: CacheInReader | None = None,
+    ) -> None:
         cv2.setNumThreads(0)
         decode.silence_decoders()
         self._config = config
         self._records = records
+        self._ahead = ahead or ReadAhead(records)
         self._buffer = FileBuffer()
         self._pipeline = PixelPipeline(config)
         self._rng = SampleRandomness(config.seed)
@@ -66,6 +80,9 @@ class ImageReader:
         self._placer = Placer(config.image_size, config.resize, config.interpolation)
         self._mask_placer = Placer.for_masks(config.image_size, config.resize, config.mask_border)
         self._takes_masks = config.target == "mask"
+        self._cache = cache
+        is_kept = cache is not None or config.cache_image_size is not None
+        self._kept = KeptImages(config) if is_kept else None
         self._is_plain = not self._n_words and not self._functions.has_transform and not self._takes_masks
 
     def load(
@@ -112,11 +129,11 @@ class ImageReader:
     def _load(self, sample: Sample, sample_id: int, epoch: int, x: NDArray[Any], reserve: ReserveMemory) -> Any:
         """Write the pixels into `x`; return the label, as a numpy scalar or vector, or the mask."""
         if self._is_plain:
-            image, _, _ = self._read(sample, (), reserve)
+            image, _, _ = self._read(sample, sample_id, (), reserve)
             self._pipeline.write(image, x)
             return self._label(sample, sample_id)
         units = self._rng.units(epoch, sample_id, self._n_words) if self._n_words else ()
-        image, geometry, crop = self._read(sample, units, reserve)
+        image, geometry, crop = self._read(sample, sample_id, units, reserve)
         pixels = self._pipeline.canvas(x)
         self._placer.place(image, geometry, crop, pixels)
         del image  # before a mask takes the reservation over
@@ -137,20 +154,56 @@ class ImageReader:
         return self._label(sample, sample_id) if mask is None else mask
 
     def _read(
-        self, sample: Sample, units: Sequence[float], reserve: ReserveMemory
+        self, sample: Sample, sample_id: int, units: Sequence[float], reserve: ReserveMemory
     ) -> tuple[NDArray[np.uint8], Geometry, Box | None]:
         """Return the decoded image, the geometry that `units` give it, and its crop in what was decoded."""
         config = self._config
-        data = self._records.read(sample, self._buffer, reserve)
+        if self._kept is not None:
+            image = self._kept_image(self._kept, sample, sample_id, reserve)
+            geometry = self._draws.draw(units, image.shape[:2])
+            return image, geometry, geometry.crop
+        data = self._ahead.read(sample_id, sample, self._buffer, reserve)
         header = self._header(data)
         geometry = self._draws.draw(units, header.oriented_size)
         size = geometry.crop[2:] if geometry.crop is not None else None
         reduction = 1
         if config.shrink_on_load:
             reduction = decode.choose_reduction(header, *config.image_size, config.resize, size)
-        reserve(decode.decode_working_bytes(header, len(data), color=config.color, reduced=reduction))
-        image = decode.decode_image(data, header, color=config.color, reduction=reduction)
-        return image, geometry, geometry.reduced_crop(reduction, image.shape[0], image.shape[1])
+        n_rows = header.height_px
+        if geometry.crop is not None:
+            top, _, tall, _ = geometry.crop
+            bottom = -(-(top + tall) // reduction)  # the crop in what is decoded ends there or above
+            n_rows = decode.rows_to_decode(header, reduction, bottom)
+        working_bytes = decode.decode_working_bytes(header, len(data), color=config.color, reduced=reduction)
+        reserve(working_bytes + self._ahead.held_bytes)
+        image = decode.decode_image(data, header, color=config.color, reduction=reduction, n_rows=n_rows)
+        height, width = image.shape[:2]
+        if height == -(-n_rows // reduction):
+            height = -(-header.height_px // reduction)  # as if no rows had been left out
+        return image, geometry, geometry.reduced_crop(reduction, height, width)
+
+    def _kept_image(
+        self, kept: KeptImages, sample: Sample, sample_id: int, reserve: ReserveMemory
+    ) -> NDArray[np.uint8]:
+        """Return what is the same of a sample in every epoch, from the cache or decoded for it."""
+        if self._cache is not None:
+            reserve(kept.n_bytes)  # of a row that is read
+            found = self._cache.row(sample_id)
+            if found is None:
+                if not sample.path:  # it was known, and its row is gone
+                    sample = self._records.samples([sample_id])[0]
+                found = self._cache.find(sample, sample_id)
+            if found is not None:
+                return found
+        data = self._ahead.read(sample_id, sample, self._buffer, reserve)
+        header = self._header(data)
+        reduction = kept.reduction(header) if self._config.shrink_on_load else 1
+        working = decode.decode_working_bytes(header, len(data), color=self._config.color, reduced=reduction)
+        reserve(working + (kept.n_bytes if kept.n_bytes > _SMALL_IMAGE_BYTES else 0) + self._ahead.held_bytes)
+        image = kept.make(decode.decode_image(data, header, color=self._config.color, reduction=reduction))
+        if self._cache is not None:
+            self._cache.store(sample, sample_id, image)
+        return image
 
     def _mask(self, path: str, geometry: Geometry, reserve: ReserveMemory) -> NDArray[Any]:
         """Return the mask at `path`, placed as its image was."""

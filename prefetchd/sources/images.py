@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from prefetchd.cache.rules import check_cache
 from prefetchd.config import Config
 from prefetchd.faults import FaultKind
 from prefetchd.messages import Fault, TrialDone
 from prefetchd.sources.base import ReserveMemory
+from prefetchd.sources.read_ahead import ReadAhead
 from prefetchd.sources.records import Records
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from prefetchd.cache.in_daemon import CacheInDaemon
+    from prefetchd.sample import Sample
+    from prefetchd.sources.cached_rows import CachedRows
     from prefetchd.sources.image_files import ImageReader
 
 
@@ -34,6 +39,9 @@ class ImageSource:
         self._records = records
         self._decoder = decoder
         self._reader: ImageReader | None = None
+        self._ahead = ReadAhead(records)
+        self._cache: CacheInDaemon | None = None
+        self._rows: CachedRows | None = None
         self._trial: TrialDone | None = None
 
     @classmethod
@@ -45,19 +53,33 @@ class ImageSource:
         from importlib.metadata import version
 
         source = cls(config, kind, records, f"opencv {version('opencv-python-headless')}")
+        check_cache(config)
         if config.transform is not None or config.target_transform is not None or config.target == "mask":
             from prefetchd.trial_parent import run_trial
 
             source._trial = run_trial(config, *source.handle())
+        if config.cache is not None:
+            from prefetchd.cache.in_daemon import CacheInDaemon
+
+            source._cache = CacheInDaemon(
+                config, source._decoder, len(records), tuple(records.label_shape), records.label_dtype
+            )
         return source
 
     @classmethod
-    def attach(cls, config: Config, handle: dict[str, Any], records: Records) -> ImageSource:
-        """Return, in a reader, the source whose `handle()` this is, with the records attached."""
+    def attach(cls, config: Config, handle: dict[str, Any], records: Records, cache_fds: list[int]) -> ImageSource:
+        """Return, in a reader, the source whose `handle()` this is, with the records attached; owns `cache_fds`."""
         from prefetchd.sources.image_files import ImageReader
 
         source = cls(config, handle["kind"], records, handle["decoder"])
-        source._reader = ImageReader(config, records)
+        cache = None
+        if handle["cache"] is not None:
+            from prefetchd.cache.in_reader import CacheInReader
+            from prefetchd.sources.cached_rows import CachedRows
+
+            cache = CacheInReader(handle["cache"], cache_fds, config.image_size, config.channels)
+            source._rows = CachedRows(config, cache, records)
+        source._reader = ImageReader(config, records, source._ahead, cache)
         return source
 
     def try_out(self, sample_id: int) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -68,7 +90,9 @@ class ImageSource:
     def handle(self) -> tuple[dict[str, Any], list[int]]:
         """Plain values and descriptors from which a reader attaches."""
         records, fds = self._records.handle()
-        return {"kind": self._kind, "records": records, "decoder": self._decoder}, fds
+        cache, cache_fds = (None, []) if self._cache is None else self._cache.handle()
+        facts = {"kind": self._kind, "records": records, "decoder": self._decoder, "cache": cache}
+        return {**facts, "n_cache_fds": len(cache_fds)}, [*fds, *cache_fds]
 
     @property
     def n_samples(self) -> int:
@@ -108,7 +132,23 @@ class ImageSource:
     @property
     def shared_bytes(self) -> int:
         """What the records hold in memory segments."""
-        return self._records.shared_bytes
+        return self._records.shared_bytes + (0 if self._cache is None else self._cache.shared_bytes)
+
+    @property
+    def cache(self) -> CacheInDaemon | None:
+        """The cache of decoded samples, in the daemon."""
+        return self._cache
+
+    @property
+    def read_s(self) -> float:
+        """How long a read takes, where reads are slow."""
+        return self._ahead.read_s
+
+    def expect(self, sample_ids: Iterable[int]) -> None:
+        """Read these samples' bytes ahead, if reads are slow and they are not in the cache."""
+        if self._rows is not None and self._ahead.read_s:
+            sample_ids = self._rows.unknown(sample_ids)
+        self._ahead.expect(sample_ids)
 
     @property
     def answers_together(self) -> bool:
@@ -147,15 +187,20 @@ class ImageSource:
     ) -> list[Fault]:
         """Read, decode and write each sample into its row."""
         assert self._reader is not None, "only a reader fills"
+        if self._rows is None:
+            samples: Sequence[Sample] = self._records.samples(sample_ids)
+        else:
+            asked_for = sample_ids
+            sample_ids, rows, samples = self._rows.fill(sample_ids, rows, x, y)
         faults = []
-        for sample_id, row, sample in zip(sample_ids, rows, self._records.samples(sample_ids), strict=True):
+        for sample_id, row, sample in zip(sample_ids, rows, samples, strict=True):
             fault = self._reader.load(sample, int(sample_id), epoch, x[row], y[row, ...], reserve)
             if fault is not None:
                 faults.append(
                     Fault(
                         row=row,
                         sample_id=int(sample_id),
-                        where=self._records.where(sample),
+                        where=self._records.where(self._records.samples([sample_id])[0]),
                         reason=fault.reason[:_SAID_CHARACTERS],
                         content=fault.kind is FaultKind.CONTENT,
                         needs_fresh_reader=fault.needs_fresh_reader,
@@ -163,4 +208,6 @@ class ImageSource:
                         detail=fault.detail if len(rows) == 1 else "",
                     )
                 )
+        if self._rows is not None:
+            self._ahead.pass_over(asked_for)
         return faults

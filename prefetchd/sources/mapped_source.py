@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from prefetchd.option_checks import MAX_BATCH_SIZE
@@ -67,9 +67,22 @@ class MappedSource:
         return MAX_BATCH_SIZE
 
     @property
+    def read_s(self) -> float:
+        """Nothing: the kernel reads ahead in a mapped file."""
+        return 0.0
+
+    def expect(self, sample_ids: Iterable[int]) -> None:
+        """Nothing; see `read_s`."""
+
+    @property
     def answers_together(self) -> bool:
         """Yes: a batch of rows costs as much as a message."""
         return True
+
+    @property
+    def cache(self) -> None:
+        """None: nothing is decoded."""
+        return
 
     def check_unchanged(self) -> None:
         """Raise `ManifestError` if a file was written to, replaced or removed."""

@@ -1,0 +1,205 @@
+"""The folders and files of a cache: made, listed, removed.
+
+    DIR/CACHEDIR.TAG                        so that backups leave it out
+    DIR/<pipeline's digest>/pipeline.json   what made the rows; its modification time is the last use
+    DIR/<pipeline's digest>/<run>-<n>.rows  pixels, one writer's
+    DIR/<pipeline's digest>/<run>-<n>.index what is where in them
+
+Used by the daemon and by `commands.cache`. Files appear whole or are appended to by the one process that made them, so
+any party may die at any time. The daemon holds a shared lock on the folder it uses, which only `remove` looks at.
+Nothing is ever removed that is not named like this, in a folder that has a `pipeline.json` of ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefetchd.cache.segment import RECORD_BYTES
+from prefetchd.errors import PrefetchdError
+
+_TAG = (
+    "Signature: 8a477f597d28d172789f06886806bc55\n"  # of the Cache Directory Tagging Specification
+    "# Decoded samples, kept by prefetchd; see `prefetchd cache --help`.\n"
+)
+_DESCRIPTION = "pipeline.json"
+_MADE_BY = "prefetchd decoded-sample cache"
+_FOLDER = re.compile(r"[0-9a-f]{16}")
+_FILE = re.compile(r"([0-9a-f]{16}-\d{1,5})\.(rows|index)|pipeline\.json(\.[0-9a-f]{16})?|state\.[0-9a-z_]+")
+
+
+class CacheError(PrefetchdError):
+    """A cache's folder cannot be used as one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One pipeline's folder, as it is found.
+
+    Attributes:
+        folder: where it is.
+        pipeline: what made the rows.
+        rows: how many there are, as far as the indexes say.
+        n_bytes: sizes of all files.
+        last_used_s: when a daemon last opened it, in seconds since 1970.
+        in_use: whether a daemon has it open now.
+    """
+
+    folder: Path
+    pipeline: dict[str, Any]
+    rows: int
+    n_bytes: int
+    last_used_s: float
+    in_use: bool
+
+
+def open_folder(cache: Path, digest: str, pipeline: dict[str, Any]) -> tuple[Path, int]:
+    """Make the folder of a pipeline, or find it; return it, and a descriptor that holds it against `remove`.
+
+    Raises:
+        CacheError: if it cannot be made or written to.
+    """
+    folder = cache / digest
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not (cache / "CACHEDIR.TAG").exists():
+            (cache / "CACHEDIR.TAG").write_text(_TAG)
+        description = folder / _DESCRIPTION
+        if not description.exists():
+            text = json.dumps({"made_by": _MADE_BY, "pipeline": pipeline}, indent=2)
+            scratch = folder / f"{_DESCRIPTION}.{os.urandom(8).hex()}"
+            scratch.write_text(text + "\n")
+            scratch.replace(description)
+        os.utime(description)
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise CacheError(
+            f"cannot use the cache {cache}: {error.strerror} ({error.filename}); give a folder that can be written to"
+        ) from None
+    with contextlib.suppress(OSError):  # some file systems have no locks: then `remove` cannot know
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    return folder, fd
+
+
+def segment_names(folder: Path) -> list[str]:
+    """Return the names of the segments in a pipeline's folder, sorted."""
+    return sorted(entry.removesuffix(".index") for entry in os.listdir(folder) if entry.endswith(".index"))
+
+
+def used_bytes(cache: Path) -> int:
+    """Return the sizes of all files of a cache, of whatever pipeline."""
+    return sum(size for folder in _folders(cache) for _, size in _files(folder))
+
+
+def describe(folder: Path) -> Kept | None:
+    """Return what a pipeline's folder holds; `None` if it is not one of ours."""
+    try:
+        described = json.loads((folder / _DESCRIPTION).read_bytes())
+        if described["made_by"] != _MADE_BY:
+            return None
+        files = _files(folder)
+        return Kept(
+            folder,
+            dict(described["pipeline"]),
+            sum(size // RECORD_BYTES for name, size in files if name.endswith(".index")),
+            sum(size for _, size in files),
+            (folder / _DESCRIPTION).stat().st_mtime,
+            _is_in_use(folder),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def list_cache(cache: Path) -> list[Kept]:
+    """Return what a cache holds, by pipeline, the last used first.
+
+    Raises:
+        CacheError: if it is no cache.
+    """
+    kept = [found for folder in _folders(cache) if (found := describe(folder)) is not None]
+    if not kept and not _is_ours(cache):
+        raise CacheError(f"cannot look into {cache}: it is no cache of prefetchd's; check the path")
+    return sorted(kept, key=lambda found: -found.last_used_s)
+
+
+def remove(kept: Kept) -> int:
+    """Remove one pipeline's folder; return the bytes that this frees. A file that is not ours stays, and its folder.
+
+    Raises:
+        CacheError: if a daemon uses it.
+    """
+    fd = os.open(kept.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CacheError(f"cannot clear {kept.folder}: a daemon is using it; stop the daemon first") from None
+        except OSError:
+            pass
+        freed = 0
+        for name, size in sorted(_files(kept.folder)):  # the description goes last: what is left is ours still
+            if _FILE.fullmatch(name) and name != _DESCRIPTION:
+                (kept.folder / name).unlink(missing_ok=True)
+                freed += size
+        (kept.folder / _DESCRIPTION).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            kept.folder.rmdir()
+        return freed
+    finally:
+        os.close(fd)
+
+
+def remove_empty(cache: Path) -> None:
+    """Remove the cache's own folder if nothing is left in it but the tag."""
+    if _is_ours(cache) and os.listdir(cache) == ["CACHEDIR.TAG"]:
+        (cache / "CACHEDIR.TAG").unlink()
+        with contextlib.suppress(OSError):
+            cache.rmdir()
+
+
+def _is_ours(cache: Path) -> bool:
+    try:
+        return (cache / "CACHEDIR.TAG").read_text() == _TAG
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _folders(cache: Path) -> Iterator[Path]:
+    try:
+        names = sorted(os.listdir(cache))
+    except OSError:
+        return
+    for name in names:
+        if _FOLDER.fullmatch(name) and not (cache / name).is_symlink():
+            yield cache / name
+
+
+def _files(folder: Path) -> list[tuple[str, int]]:
+    """Names and sizes of the files; those that vanish meanwhile are left out."""
+    found = []
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                if entry.is_file(follow_symlinks=False):
+                    found.append((entry.name, entry.stat(follow_symlinks=False).st_size))
+    return found
+
+
+def _is_in_use(folder: Path) -> bool:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return False

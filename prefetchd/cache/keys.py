@@ -1,0 +1,48 @@
+"""What a row is kept under. Pure.
+
+A row is the pixels of one state of one file (or of one record in it) after one pipeline. The pipeline, with the
+decoder's version, names a folder; within it the key is a digest of path, inode, size and both times of change. The
+change time cannot be set by programs, so a file that was replaced with its modification time preserved has another key.
+The device's number is left out: it changes when the machine starts anew, and all would be decoded again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from typing import Any
+
+from prefetchd.config import Config
+
+FORMAT = 1  # of the files, and of what a kept image is
+KEY_BYTES = 16
+# The kernel's clock of files steps: what was written within a step of a look may not show in the times.
+CLOCK_STEP_NS = 50_000_000
+
+_IDENTITY = struct.Struct("=Q3q")
+
+
+def pipeline_of(config: Config, decoder: str) -> dict[str, Any]:
+    """Return everything besides the file that decides a kept image, as plain JSON values."""
+    names = ["color", "interpolation", "shrink_on_load", "max_image_pixels", "x_column"]
+    names += ["image_size", "resize"] if config.cache_image_size is None else ["cache_image_size"]
+    return {"format": FORMAT, "decoder": decoder, **{name: getattr(config, name) for name in names}}
+
+
+def pipeline_digest(pipeline: dict[str, Any]) -> str:
+    """Return 16 hexadecimal digits that follow `pipeline`."""
+    return hashlib.blake2b(json.dumps(pipeline, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def key_of(path: str, place: tuple[int, ...], found: os.stat_result) -> bytes:
+    """Return the key of the record at `place` (empty for a whole file) in the file at `path`, as `stat` found it."""
+    identity = _IDENTITY.pack(found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    where = struct.pack(f"={len(place)}q", *place)
+    return hashlib.blake2b(identity + where + os.fsencode(path), digest_size=KEY_BYTES).digest()
+
+
+def is_settled(found: os.stat_result, now_ns: int) -> bool:
+    """Whether a write after `found` would have changed its times for certain."""
+    return now_ns - max(found.st_mtime_ns, found.st_ctime_ns) > CLOCK_STEP_NS
