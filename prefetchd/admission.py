@@ -30,6 +30,16 @@ class Admission:
         self._consumers = consumers
         self._guard = guard
 
+    @property
+    def attached(self) -> list[Consumer]:
+        """Those who were let in and are there."""
+        return [consumer for consumer in self._consumers.values() if consumer.attached and consumer.sock.fileno() >= 0]
+
+    def slots_promised(self, consumers: Sequence[Consumer], n_slots: int) -> int:
+        """Return how many slots a ring of `n_slots` must have for `consumers`, and for the readers to fill."""
+        alone = slots_promised(n_slots, [self._cursor_of(one) for one in consumers if one.group is None])
+        return alone + sum(one.guaranteed_slots for one in consumers if one.group is not None)
+
     def attach(self, consumer: Consumer, attach: messages.Attach) -> None:
         """Answer a consumer that has introduced itself."""
 
@@ -51,10 +61,8 @@ class Admission:
         consumer.start_together = attach.start_together
         consumer.start_timeout_s = attach.start_timeout_s
         n_slots = self._guard.budget.plan.n_slots
-        attached = [other for other in self._consumers.values() if other.attached and other.sock.fileno() >= 0]
-        everyone = [*attached, consumer]
-        needed = slots_promised(n_slots, [self._cursor_of(one) for one in everyone if one.group is None])
-        needed += sum(one.guaranteed_slots for one in everyone if one.group is not None)
+        attached = self.attached
+        needed = self.slots_promised([*attached, consumer], n_slots)
         if needed > n_slots:
             refuse(
                 "BudgetError",

@@ -19,15 +19,18 @@ from typing import Any
 
 from prefetchd import control, messages
 from prefetchd.admission import Admission, refuse_protocol
+from prefetchd.budget import MIN_SLOTS
 from prefetchd.consumers import Consumer
 from prefetchd.cursor import Cursor
 from prefetchd.datasets import Dataset
 from prefetchd.descriptor_limit import raise_descriptor_limit
+from prefetchd.errors import PrefetchdError
 from prefetchd.foreman import Foreman
 from prefetchd.granting import Granter
 from prefetchd.groups import Groups
 from prefetchd.guard import Guard
 from prefetchd.loop import EventLoop
+from prefetchd.mailbox import N_BYTES
 from prefetchd.scheduler import Reserve
 from prefetchd.shard import Shard
 from prefetchd.slots import Ring, Slot
@@ -52,6 +55,7 @@ class FrontDesk:
         ring, foreman, guard: borrowed; leases come from the ring, failures from the foreman.
         loop: where its sockets and pidfds are watched.
         status: makes the answer to `prefetchd status`.
+        change: changes options for `prefetchd set`; returns what that gave.
         stop: ends the daemon.
         linger_s: after how long without a consumer it does so; `None` for never.
     """
@@ -65,6 +69,7 @@ class FrontDesk:
         loop: EventLoop,
         *,
         status: Callable[[], dict[str, Any]],
+        change: Callable[[dict[str, str]], str],
         stop: Callable[[], None],
         linger_s: float | None = None,
     ) -> None:
@@ -79,6 +84,7 @@ class FrontDesk:
         self._guard = guard
         self._loop = loop
         self._status = status
+        self._change = change
         self._stop = stop
         self._buffer = bytearray(control.MAX_MESSAGE_BYTES)
         self._next_consumer = 1
@@ -114,6 +120,16 @@ class FrontDesk:
             Cursor(0, 0, dataset.number, Shard(dataset.order.batches_per_epoch), open=False)
             for dataset in self._datasets
         ]
+
+    @property
+    def promised_slots(self) -> int:
+        """How many slots those attached need, and the readers to fill: fewer could not deliver one batch at a time."""
+        return max(MIN_SLOTS, self._admission.slots_promised(self._admission.attached, len(self._ring.slots)))
+
+    @property
+    def mail_bytes(self) -> int:
+        """What the consumers' mailboxes take."""
+        return N_BYTES * sum(consumer.outbox is not None for consumer in self.consumers.values())
 
     def serve_all(self) -> None:
         """Grant every consumer what is ready for it."""
@@ -316,12 +332,22 @@ class FrontDesk:
             case messages.AskStatus():
                 if not consumer.blocked:
                     consumer.send(messages.StatusReport(self._report()))
+            case messages.ChangeOptions():
+                self._change_options(consumer, message)
             case messages.AskStop():
                 consumer.send(messages.Stopping(os.getpid()))
                 log.info("asked to stop by pid %d", consumer.pid)
                 self._stop()
             case messages.Configure():
                 consumer.send(messages.Fatal("ConfigError", "cannot configure a daemon that is running"))
+
+    def _change_options(self, consumer: Consumer, message: messages.ChangeOptions) -> None:
+        try:
+            text = self._change(message.options)
+        except PrefetchdError as error:
+            consumer.send(messages.Fatal(type(error).__name__, str(error)))
+            return
+        consumer.send(messages.OptionsChanged(text))
 
     def _open_cursor(self, consumer: Consumer, message: messages.OpenCursor) -> None:
         dataset = consumer.dataset

@@ -59,6 +59,20 @@ def next_fills(
     return plans
 
 
+def needed_last(ring: Ring, cursors: Collection[Cursor]) -> Slot | None:
+    """Return the reusable slot whose batch is needed last, an empty one before all; `None` if none is reusable."""
+    horizon = len(ring.slots)
+    distance: dict[Key, int] = {}
+    for window in arrange(cursors, horizon):
+        for position, key in enumerate(window.keys):
+            distance[key] = min(position, distance.get(key, horizon))
+
+    def when(slot: Slot) -> int:
+        return horizon + 1 if slot.key is None else distance.get(slot.key, horizon)
+
+    return max((slot for slot in ring.slots.values() if slot.reusable), key=when, default=None)
+
+
 class Reserve:
     """What the loops that hold less than they are guaranteed must find, window by window.
 

@@ -6,7 +6,7 @@ here and its name in `COMMANDS`.
 
 from __future__ import annotations
 
-from prefetchd.commands import cache, completion, serve, status, stop
+from prefetchd.commands import cache, completion, serve, set, status, stop
 
 # In the order of `prefetchd --help`.
-COMMANDS = (serve, status, cache, stop, completion)
+COMMANDS = (serve, status, set, cache, stop, completion)
