@@ -16,11 +16,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from prefetchd import messages
+from prefetchd.cursor import Cursor
 from prefetchd.datasets import Dataset
 from prefetchd.filling import BadSample, Chunk, Failure, Filler, Job
 from prefetchd.histogram import Histogram
 from prefetchd.pool import Pool
-from prefetchd.scheduler import Cursor, next_fills
+from prefetchd.scheduler import next_fills
 from prefetchd.slots import Key, Ring
 
 log = logging.getLogger("prefetchd")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 from prefetchd import __version__
@@ -36,6 +37,7 @@ def status(
     consumers: Sequence[Consumer],
     governor: Governor,
     *,
+    waited_for: Container[int],
     uptime_s: float,
 ) -> dict[str, Any]:
     """Return the report that `prefetchd status --json` prints: plain values, bytes and seconds named as such."""
@@ -116,6 +118,8 @@ def status(
                 "running": bool(consumer.cursor and consumer.cursor.open and not consumer.cursor.at_end),
                 "stalled": consumer.stalled,
                 "waiting": bool(consumer.cursor and consumer.cursor.waiting),
+                "waited_for": consumer.number in waited_for,
+                "patience_left_s": _patience_left(consumer),
                 "reads": not consumer.blocked,
                 "state": process_state(consumer.pid),
             }
@@ -129,6 +133,12 @@ def status(
             for bad in foreman.fillers[dataset.number].first_bad[:_LISTED_BAD]
         ],
     }
+
+
+def _patience_left(consumer: Consumer) -> float | None:
+    """Seconds for which others would still wait for it; `None` for always, as JSON has no infinity."""
+    left_s = consumer.cursor.patience_left_s if consumer.cursor is not None else 0.0
+    return round(left_s, 3) if math.isfinite(left_s) else None
 
 
 def _plan(plan: Plan) -> dict[str, Any]:
@@ -205,6 +215,9 @@ def describe(report: dict[str, Any]) -> str:
         if consumer["world_size"] not in (None, 1):
             where += f" as rank {consumer['rank']} of {consumer['world_size']}"
         waiting = ", waiting for a batch" if consumer["waiting"] else ""
+        if consumer["waited_for"]:
+            left_s = consumer["patience_left_s"]
+            waiting = f", waited for ({'always' if left_s is None else f'{left_s:.1f} s more'})"
         if consumer["state"] in ("T", "t"):
             waiting += ", STOPPED"
         elif not consumer["reads"]:

@@ -23,6 +23,7 @@ import numpy as np
 
 from prefetchd import budget, messages
 from prefetchd.config import Config
+from prefetchd.cursor import Cursor
 from prefetchd.datasets import Dataset
 from prefetchd.errors import ConfigError
 from prefetchd.filling import BadSample
@@ -33,7 +34,6 @@ from prefetchd.limits import machine_limits
 from prefetchd.loop import EventLoop
 from prefetchd.order import Order
 from prefetchd.pool import Pool, PoolEvents
-from prefetchd.scheduler import Cursor
 from prefetchd.segment import map_read_only
 from prefetchd.shard import Shard
 from prefetchd.slots import Content, Key, Ring, Slot
