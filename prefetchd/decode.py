@@ -9,6 +9,10 @@ supervision sees it; nothing here outlives the process.
 Pixels are those of `cv2.imread(path, IMREAD_COLOR)`: EXIF orientation applied, alpha dropped, 16 bits cut to
 8, grey and palettes made colour. What differs: an image that is cut short is an error here and never grey
 below.
+
+Why OpenCV alone, and no second library for JPEG: of a photograph's decode three quarters are the entropy decoding,
+which libjpeg-turbo does in all of them, and what the others save of the rest is 1 to 4 % (docs/performance.md).
+What saves more is to decode no rows that a crop leaves out: see `rows_to_decode`.
 """
 
 from __future__ import annotations
@@ -115,6 +119,18 @@ def choose_reduction(
     return 1
 
 
+def rows_to_decode(header: ImageHeader, reduction: int, bottom: int) -> int:
+    """Return how many stored rows must be decoded for the first `bottom` rows of the image reduced by `reduction`.
+
+    All of them, unless the header lets a decoder stop early. The pixels of those first rows are then the same, bit by
+    bit: libjpeg looks at most one row of colour ahead, from which it smooths the last row but one of a unit's.
+    """
+    if not header.rows_at or header.orientation > 2:
+        return header.height_px
+    wanted = (bottom + 1) * reduction
+    return min(header.height_px, -(-wanted // header.unit_rows) * header.unit_rows)
+
+
 def decode_working_bytes(header: ImageHeader, n_encoded_bytes: int, *, color: Color, reduced: int) -> int:
     """Return an upper estimate of the private memory at the peak of decoding, the pixels returned included.
 
@@ -156,15 +172,21 @@ def decode_working_bytes(header: ImageHeader, n_encoded_bytes: int, *, color: Co
 
 
 def decode_image(
-    data: memoryview | NDArray[np.uint8] | bytes, header: ImageHeader, *, color: Color, reduction: int
+    data: memoryview | NDArray[np.uint8] | bytes,
+    header: ImageHeader,
+    *,
+    color: Color,
+    reduction: int,
+    n_rows: int | None = None,
 ) -> NDArray[np.uint8]:
     """Return the pixels of the encoded image in `data`: uint8, (H, W, 3), or (H, W) for `gray`.
 
     Args:
-        data: the whole file.
+        data: the whole file; its buffer is written to while `n_rows` is taken from it, and is then as before.
         header: what `identify(data)` returned.
         color: the order of the channels.
         reduction: 1, or what `choose_reduction` chose: H and W are the stored sides over it, rounded up.
+        n_rows: what `rows_to_decode` returned, if not all rows are wanted. H is then less, where `data` may be written.
 
     Raises:
         UndecodableImage: the image is cut short, or OpenCV refuses it.
@@ -184,7 +206,11 @@ def decode_image(
     flags |= _REDUCED_BITS[reduction]
     reason = "the decoder refuses it"
     image: Any = None
+    wanted = header.height_px if n_rows is None else n_rows
+    is_partial = wanted < header.height_px and encoded.flags.writeable
     try:
+        if is_partial:
+            _write_rows(encoded, header, wanted)
         image = cv2.imdecode(encoded, flags)
     except cv2.error as error:
         reason = " ".join(str(error.err or error).split()) or reason
@@ -192,6 +218,12 @@ def decode_image(
             raise MemoryError(f"no memory to decode {header.pixels} pixels") from None
     except MemoryError:
         raise MemoryError(f"no memory to decode {header.pixels} pixels") from None
+    finally:
+        if is_partial:
+            _write_rows(encoded, header, header.height_px)
+    if is_partial and (image is None or image.shape[0] != -(-wanted // reduction)):
+        # The verdict is the whole image's, and so are the sides, should OpenCV read another orientation than we do.
+        return decode_image(data, header, color=color, reduction=reduction)
     if image is not None and image.size:
         pixels: NDArray[np.uint8] = cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image) if swap else image
         return pixels
@@ -199,6 +231,14 @@ def decode_image(
     _check_memory(decode_working_bytes(header, 0, color=color, reduced=reduction))
     shape = f"{header.width_px} x {header.height_px} px"
     raise UndecodableImage(f"the {header.format.upper()} data ({shape}) does not decode: {reason}")
+
+
+def _write_rows(encoded: NDArray[np.uint8], header: ImageHeader, n_rows: int) -> None:
+    """Let the JPEG say that it has `n_rows` rows: the decoder ends with them, and passes over what follows.
+
+    There is no other way: neither OpenCV nor any library that comes as a wheel can decode a part of a JPEG.
+    """
+    encoded[header.rows_at : header.rows_at + 2] = divmod(n_rows, 256)
 
 
 def _check_memory(n_bytes: int) -> None:

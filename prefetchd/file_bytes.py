@@ -39,8 +39,13 @@ class FileBuffer:
         """The first `n_bytes`, writable; grows to hold them."""
         if n_bytes > self._memory.nbytes:
             self._memory = np.empty(0, np.uint8)  # drop the old before taking the new
-            self._memory = np.empty((n_bytes + 0xFFFF) & ~0xFFFF, np.uint8)
+            self._memory = np.empty(self.rounded(n_bytes), np.uint8)
         return memoryview(self._memory)[:n_bytes]  # type: ignore[arg-type, unused-ignore]
+
+    @staticmethod
+    def rounded(n_bytes: int) -> int:
+        """Bytes that it takes to grow to `n_bytes`."""
+        return (n_bytes + 0xFFFF) & ~0xFFFF
 
     def trim(self, capacity_bytes: int) -> None:
         """Give memory above `capacity_bytes` back, once the budget wants it."""

@@ -24,6 +24,7 @@ FORMATS: tuple[Format, ...] = ("jpeg", "png", "webp", "bmp", "gif", "tiff", "avi
 _JPEG_WITHOUT_LENGTH = frozenset((0x01, *range(0xD0, 0xD9)))
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_PROGRESSIVE = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
+_JPEG_SEQUENTIAL = frozenset((0xC0, 0xC1))  # and Huffman coded
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 _AVIF_CONTAINERS = frozenset((b"meta", b"iprp", b"ipco"))
@@ -50,6 +51,9 @@ class ImageHeader:
         samples_per_px: stored samples a pixel, less than `channels` where a JPEG's colour is subsampled.
         animated: it has, or may have, more than one frame; the first is the image.
         scan_at: offset of a JPEG's first scan, behind its thumbnails.
+        rows_at: offset of the two bytes that say how many rows a JPEG has, where its rows are coded from top to bottom
+            in one scan, so that a decoder may be told of fewer; 0 otherwise.
+        unit_rows: rows that such a JPEG codes together.
     """
 
     format: Format
@@ -62,6 +66,8 @@ class ImageHeader:
     samples_per_px: float = 3.0
     animated: bool = False
     scan_at: int = 0
+    rows_at: int = 0
+    unit_rows: int = 8
 
     @property
     def pixels(self) -> int:
@@ -114,7 +120,8 @@ def _jpeg(data: memoryview) -> ImageHeader | None:
     end = len(data)
     position = 2
     orientation = 0
-    frame: tuple[int, int, int, int, int, float] | None = None
+    frame: tuple[int, int, int, int, int, float, int] | None = None
+    rows_at = 0
     while position < end - 3:
         marker = data[position + 1]
         if data[position] != 0xFF or marker in (0x00, 0xFF):
@@ -130,38 +137,49 @@ def _jpeg(data: memoryview) -> ImageHeader | None:
         if length < 2:
             return None
         if marker in _JPEG_FRAMES:
-            frame = (marker, *_jpeg_frame(data, body))
+            frame, rows_at = (marker, *_jpeg_frame(data, body)), body + 1
         elif marker == 0xE1 and not orientation and bytes(data[body : body + 6]) == b"Exif\0\0":
             orientation = _orientation(data[body + 6 : position + 2 + length])
         elif marker == 0xDA:
             if frame is None:
                 return None
-            kind, bits, height, width, channels, samples = frame
+            kind, bits, height, width, channels, samples, unit_rows = frame
             if not samples:
                 return None
             several = kind in _JPEG_PROGRESSIVE or data[body] < channels
             return ImageHeader(
-                "jpeg", width, height, channels, bits, several, orientation or 1, samples, scan_at=position
+                "jpeg",
+                width,
+                height,
+                channels,
+                bits,
+                several,
+                orientation or 1,
+                samples,
+                scan_at=position,
+                rows_at=0 if several or kind not in _JPEG_SEQUENTIAL else rows_at,
+                unit_rows=unit_rows,
             )
         position += 2 + length
     return None
 
 
-def _jpeg_frame(data: memoryview, body: int) -> tuple[int, int, int, int, float]:
-    """(bits, height, width, components, samples a pixel) of a frame header; 0 samples if impossible."""
+def _jpeg_frame(data: memoryview, body: int) -> tuple[int, int, int, int, float, int]:
+    """(bits, height, width, components, samples a pixel, rows a unit) of a frame header; 0 samples if impossible."""
     bits, channels = data[body], data[body + 5]
     height = (data[body + 1] << 8) | data[body + 2]
     width = (data[body + 3] << 8) | data[body + 4]
-    if channels == 1:
-        return bits, height, width, 1, 1.0
+    if channels == 1:  # whose sampling factors mean nothing to the size
+        return bits, height, width, 1, 1.0, 32
     total = across_max = down_max = 0
     for at in range(body + 7, body + 7 + 3 * channels, 3):
         across, down = data[at] >> 4, data[at] & 15
         if not (1 <= across <= 4 and 1 <= down <= 4):
-            return bits, height, width, channels, 0.0
+            return bits, height, width, channels, 0.0, 8
         total += across * down
         across_max, down_max = max(across_max, across), max(down_max, down)
-    return bits, height, width, channels, total / (across_max * down_max) if total else 0.0
+    samples = total / (across_max * down_max) if total else 0.0
+    return bits, height, width, channels, samples, 8 * down_max
 
 
 def _tiff_tags(data: memoryview) -> dict[int, int]:

@@ -167,6 +167,11 @@ class Manifest:
         return memfd_bytes(self._index_fd) + (memfd_bytes(self._fd) if self._is_folder else 0)
 
     @property
+    def reads_apart(self) -> bool:
+        """Yes: each is a file of its own."""
+        return True
+
+    @property
     def reader_bytes(self) -> int:
         """Nothing to speak of: readers share the index."""
         return 0

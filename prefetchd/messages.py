@@ -280,11 +280,12 @@ class Fault(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Done(msgspec.Struct, frozen=True, array_like=True):
-    """A task's end, with the rows that failed and the seconds that it took."""
+    """A task's end: the rows that failed, the seconds that it took, and those that one read takes if reads are slow."""
 
     task: Count
     faults: list[Fault]
     took_s: float
+    read_s: float = 0.0
 
 
 class AllDone(Message, frozen=True):

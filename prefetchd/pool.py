@@ -243,6 +243,7 @@ class Pool:
                         return
                     for done in message.done:
                         reader.busy_s += done.took_s
+                        reader.read_s = done.read_s
                         self._events.done(reader.number, reader.finished(done.task), done)
                 case messages.NeedMemory() as need:
                     # A second wish of the same decode replaces the first, so that two readers cannot wait in a ring.

@@ -63,7 +63,7 @@ class Reader:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._early: deque[tuple[bytes | memoryview, list[int]]] = deque()  # what arrived while waiting for memory
+        self._early: deque[tuple[messages.Message, list[int]]] = deque()  # arrived before its turn
         self._slots: dict[int, tuple[mmap.mmap, np.ndarray[tuple[int], np.dtype[np.uint8]]]] = {}
         self._views: dict[tuple[int, int], tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]] = {}
         self._datasets: dict[int, _Dataset] = {}
@@ -73,8 +73,7 @@ class Reader:
     def run(self) -> None:
         """Serve tasks until the daemon says that it is enough, or closes the socket."""
         while True:
-            data, fds = self._early.popleft() if self._early else control.receive(self._sock)
-            message = messages.decode_to_reader(data)
+            message, fds = self._early.popleft() if self._early else self._receive()
             match message:
                 case messages.Fills():
                     self._fill_all(message.fills)
@@ -105,6 +104,8 @@ class Reader:
         answered_s = time.perf_counter()
         for fill in fills:
             dataset = self._datasets[fill.dataset]
+            if dataset.source.read_s:
+                self._look_ahead()
             ids = dataset.order.sample_ids(fill.epoch, fill.batch, fill.first_row, fill.n_rows)
             done.append(self._fill(fill, ids, range(fill.first_row, fill.first_row + fill.n_rows)))
             if not dataset.source.answers_together or time.perf_counter() - answered_s > _ANSWER_S:
@@ -126,7 +127,8 @@ class Reader:
                 messages.Fault(row, sample_id, "", reason, content=False, needs_fresh_reader=False)
                 for row, sample_id in zip(rows, ids.tolist(), strict=True)
             ]
-        return messages.Done(task.task, faults, time.perf_counter() - started_s)
+        source = self._datasets[task.dataset].source
+        return messages.Done(task.task, faults, time.perf_counter() - started_s, source.read_s)
 
     def _views_of(self, dataset: int, slot: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
         """Return x, y and the sample ids of a slot, as a data set lays them out, at full length."""
@@ -162,15 +164,39 @@ class Reader:
             return
         self._send(messages.NeedMemory(n_bytes))
         while True:
-            data, fds = control.receive(self._sock)
-            match messages.decode_to_reader(data):
+            message, fds = self._receive()
+            match message:
                 case messages.MemoryGranted():
                     self._has_reserved = True
                     return
                 case messages.MemoryDenied(reason=reason):
                     raise OutOfBudget(reason)
                 case _:
-                    self._early.append((data, fds))
+                    self._early.append((message, fds))
+
+    def _receive(self, *, wait: bool = True) -> tuple[messages.Message, list[int]]:
+        """Return the next message and its descriptors; what its fills will read is expected from now on.
+
+        Raises:
+            BlockingIOError: with `wait=False`, if there is none.
+        """
+        data, fds = control.receive(self._sock, wait=wait)
+        message = messages.decode_to_reader(data)
+        if isinstance(message, messages.Fills):
+            for fill in message.fills:
+                dataset = self._datasets.get(fill.dataset)
+                if dataset is not None and dataset.source.read_s:
+                    ids = dataset.order.sample_ids(fill.epoch, fill.batch, fill.first_row, fill.n_rows)
+                    dataset.source.expect(ids.tolist())
+        return message, fds
+
+    def _look_ahead(self) -> None:
+        """Take in what waits in the socket, so that reads begin before their turn."""
+        try:
+            while True:
+                self._early.append(self._receive(wait=False))
+        except (BlockingIOError, control.ConnectionEnded):  # the end is met again in its turn
+            return
 
     def _send(self, message: messages.Message) -> None:
         control.send(self._sock, messages.encode(message))

@@ -25,6 +25,7 @@ log = logging.getLogger("prefetchd")
 CHUNKS_IN_HAND = 2
 MAX_CHUNKS_IN_HAND = 16
 _IN_HAND_S = 0.004
+_READS_IN_HAND = 3  # times as long as a read takes, where reads are slow: the estimate of the work is rough
 _STOPPED_S = 1.0
 _STACK_S = 0.5
 _EXIT_S = 2.0
@@ -44,6 +45,7 @@ class ReaderHandle:
         retiring: whether it was told to go, so that its end is no crash.
         chunks: what it was given and has not answered, in order, by task.
         in_hand_s: how long that will take, in seconds, as far as is known.
+        read_s: how long one of its reads takes, where reads are slow; 0 otherwise.
         outbox: fills that it was given and that are still to be sent, together.
         since: when it last made progress, by the monotonic clock, in seconds.
         asked_for_stack: when it was asked for its stack, being hung; 0 if it was not.
@@ -64,6 +66,7 @@ class ReaderHandle:
     retiring: bool = False
     chunks: dict[int, Chunk] = field(default_factory=dict)
     in_hand_s: float = 0.0
+    read_s: float = 0.0
     outbox: list[messages.Fill] = field(default_factory=list)
     since: float = 0.0
     asked_for_stack: float = 0.0
@@ -106,13 +109,15 @@ class ReaderHandle:
 
     @property
     def has_room(self) -> bool:
-        """Whether it can take another chunk: it has one to do next, and more of them where they are cheap."""
-        in_hand = len(self.chunks)
-        return in_hand < CHUNKS_IN_HAND or (in_hand < MAX_CHUNKS_IN_HAND and self.in_hand_s < _IN_HAND_S)
+        """Whether it can take another chunk: it has one to do next, and more where they are cheap, or reads slow."""
+        in_hand, enough_s = len(self.chunks), max(_IN_HAND_S, _READS_IN_HAND * self.read_s)
+        return in_hand < CHUNKS_IN_HAND or (in_hand < MAX_CHUNKS_IN_HAND and self.in_hand_s < enough_s)
 
     @property
     def wants_more(self) -> bool:
         """Whether more batches should be begun for it: of cheap ones many at a time, as planning costs too."""
+        if self.read_s:
+            return self.has_room
         in_hand = len(self.chunks)
         return in_hand < CHUNKS_IN_HAND or (in_hand <= MAX_CHUNKS_IN_HAND // 2 and self.in_hand_s < _IN_HAND_S / 2)
 

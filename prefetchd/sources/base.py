@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prefetchd.messages import Fault
@@ -62,6 +62,13 @@ class Source(Protocol):
     @property
     def cache(self) -> CacheInDaemon | None:
         """The cache of decoded samples, in the daemon, where there is one."""
+
+    @property
+    def read_s(self) -> float:
+        """Seconds that a sample's read takes where it pays to be told of samples ahead (`expect`); 0 otherwise."""
+
+    def expect(self, sample_ids: Iterable[int]) -> None:
+        """Begin to fetch samples that `fill` will be asked for next, in this order, if reads are slow; in readers."""
 
     def check_unchanged(self) -> None:
         """Raise `ManifestError` if the data set is no longer what was opened."""

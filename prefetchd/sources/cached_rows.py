@@ -7,7 +7,7 @@ of all others from its kept image on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +33,11 @@ class CachedRows:
             and config.cache_image_size is None
             and not (config.augment or config.transform or config.target_transform)
         )
+
+    def unknown(self, sample_ids: Iterable[int]) -> list[int]:
+        """Return those of the samples that are not known to be in the cache."""
+        ids = np.fromiter(sample_ids, np.int64)
+        return [int(sample_id) for sample_id, known in zip(ids, self._cache.known(ids), strict=True) if not known]
 
     def fill(
         self, sample_ids: NDArray[np.int64], rows: Sequence[int], x: NDArray[Any], y: NDArray[Any]

@@ -25,6 +25,7 @@ from prefetchd.masks import decode_mask
 from prefetchd.placing import Placer
 from prefetchd.randomness import BLOCK_WORDS, SampleRandomness
 from prefetchd.sources.base import ReserveMemory
+from prefetchd.sources.read_ahead import ReadAhead
 from prefetchd.sources.records import Records
 from prefetchd.transforms import PixelPipeline
 from prefetchd.user_code import UserFunctions
@@ -49,17 +50,25 @@ class ImageReader:
     Args:
         config: the options.
         records: what lists the samples and fetches their bytes; borrowed.
+        ahead: what reads them ahead; borrowed.
         cache: where kept images may be, and go; borrowed.
 
     Raises:
         ConfigError: if the user's functions cannot be imported.
     """
 
-    def __init__(self, config: Config, records: Records, cache: CacheInReader | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        records: Records,
+        ahead: ReadAhead | None = None,
+        cache: CacheInReader | None = None,
+    ) -> None:
         cv2.setNumThreads(0)
         decode.silence_decoders()
         self._config = config
         self._records = records
+        self._ahead = ahead or ReadAhead(records)
         self._buffer = FileBuffer()
         self._pipeline = PixelPipeline(config)
         self._rng = SampleRandomness(config.seed)
@@ -153,16 +162,25 @@ class ImageReader:
             image = self._kept_image(self._kept, sample, sample_id, reserve)
             geometry = self._draws.draw(units, image.shape[:2])
             return image, geometry, geometry.crop
-        data = self._records.read(sample, self._buffer, reserve)
+        data = self._ahead.read(sample_id, sample, self._buffer, reserve)
         header = self._header(data)
         geometry = self._draws.draw(units, header.oriented_size)
         size = geometry.crop[2:] if geometry.crop is not None else None
         reduction = 1
         if config.shrink_on_load:
             reduction = decode.choose_reduction(header, *config.image_size, config.resize, size)
-        reserve(decode.decode_working_bytes(header, len(data), color=config.color, reduced=reduction))
-        image = decode.decode_image(data, header, color=config.color, reduction=reduction)
-        return image, geometry, geometry.reduced_crop(reduction, image.shape[0], image.shape[1])
+        n_rows = header.height_px
+        if geometry.crop is not None:
+            top, _, tall, _ = geometry.crop
+            bottom = -(-(top + tall) // reduction)  # the crop in what is decoded ends there or above
+            n_rows = decode.rows_to_decode(header, reduction, bottom)
+        working_bytes = decode.decode_working_bytes(header, len(data), color=config.color, reduced=reduction)
+        reserve(working_bytes + self._ahead.held_bytes)
+        image = decode.decode_image(data, header, color=config.color, reduction=reduction, n_rows=n_rows)
+        height, width = image.shape[:2]
+        if height == -(-n_rows // reduction):
+            height = -(-header.height_px // reduction)  # as if no rows had been left out
+        return image, geometry, geometry.reduced_crop(reduction, height, width)
 
     def _kept_image(
         self, kept: KeptImages, sample: Sample, sample_id: int, reserve: ReserveMemory
@@ -177,11 +195,11 @@ class ImageReader:
                 found = self._cache.find(sample, sample_id)
             if found is not None:
                 return found
-        data = self._records.read(sample, self._buffer, reserve)
+        data = self._ahead.read(sample_id, sample, self._buffer, reserve)
         header = self._header(data)
         reduction = kept.reduction(header) if self._config.shrink_on_load else 1
         working = decode.decode_working_bytes(header, len(data), color=self._config.color, reduced=reduction)
-        reserve(working + (kept.n_bytes if kept.n_bytes > _SMALL_IMAGE_BYTES else 0))
+        reserve(working + (kept.n_bytes if kept.n_bytes > _SMALL_IMAGE_BYTES else 0) + self._ahead.held_bytes)
         image = kept.make(decode.decode_image(data, header, color=self._config.color, reduction=reduction))
         if self._cache is not None:
             self._cache.store(sample, sample_id, image)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prefetchd.cache.rules import check_cache
@@ -10,6 +10,7 @@ from prefetchd.config import Config
 from prefetchd.faults import FaultKind
 from prefetchd.messages import Fault, TrialDone
 from prefetchd.sources.base import ReserveMemory
+from prefetchd.sources.read_ahead import ReadAhead
 from prefetchd.sources.records import Records
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class ImageSource:
         self._records = records
         self._decoder = decoder
         self._reader: ImageReader | None = None
+        self._ahead = ReadAhead(records)
         self._cache: CacheInDaemon | None = None
         self._rows: CachedRows | None = None
         self._trial: TrialDone | None = None
@@ -77,7 +79,7 @@ class ImageSource:
 
             cache = CacheInReader(handle["cache"], cache_fds, config.image_size, config.channels)
             source._rows = CachedRows(config, cache, records)
-        source._reader = ImageReader(config, records, cache)
+        source._reader = ImageReader(config, records, source._ahead, cache)
         return source
 
     @property
@@ -143,6 +145,17 @@ class ImageSource:
         return self._cache
 
     @property
+    def read_s(self) -> float:
+        """How long a read takes, where reads are slow."""
+        return self._ahead.read_s
+
+    def expect(self, sample_ids: Iterable[int]) -> None:
+        """Read these samples' bytes ahead, if reads are slow and they are not in the cache."""
+        if self._rows is not None and self._ahead.read_s:
+            sample_ids = self._rows.unknown(sample_ids)
+        self._ahead.expect(sample_ids)
+
+    @property
     def answers_together(self) -> bool:
         """No: behind an image that is done quickly may come one that takes long, or a function that hangs."""
         return False
@@ -182,6 +195,7 @@ class ImageSource:
         if self._rows is None:
             samples: Sequence[Sample] = self._records.samples(sample_ids)
         else:
+            asked_for = sample_ids
             sample_ids, rows, samples = self._rows.fill(sample_ids, rows, x, y)
         faults = []
         for sample_id, row, sample in zip(sample_ids, rows, samples, strict=True):
@@ -199,4 +213,6 @@ class ImageSource:
                         detail=fault.detail if len(rows) == 1 else "",
                     )
                 )
+        if self._rows is not None:
+            self._ahead.pass_over(asked_for)
         return faults

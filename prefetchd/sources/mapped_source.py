@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from prefetchd.option_checks import MAX_BATCH_SIZE
@@ -65,6 +65,14 @@ class MappedSource:
     def max_task_rows(self) -> int:
         """Any number: there are no bad rows to report."""
         return MAX_BATCH_SIZE
+
+    @property
+    def read_s(self) -> float:
+        """Nothing: the kernel reads ahead in a mapped file."""
+        return 0.0
+
+    def expect(self, sample_ids: Iterable[int]) -> None:
+        """Nothing; see `read_s`."""
 
     @property
     def answers_together(self) -> bool:

@@ -140,6 +140,11 @@ class ParquetRecords:
         return self._index.n_bytes + memfd_bytes(self._paths_fd)
 
     @property
+    def reads_apart(self) -> bool:
+        """Whether each is a file of its own; a row group is kept from one to the next."""
+        return not self._is_bytes
+
+    @property
     def reader_bytes(self) -> int:
         """pyarrow, and the image column of a row group while it is read: as stored, decompressed, and taken out."""
         if not self._is_bytes:

@@ -47,6 +47,10 @@ class Records(Protocol):
     def reader_bytes(self) -> int:
         """Private memory that it takes in each reader beyond what every reader has, such as a library's."""
 
+    @property
+    def reads_apart(self) -> bool:
+        """Whether several threads may call `read` at once."""
+
     def __len__(self) -> int:
         """How many samples there are."""
 

@@ -110,6 +110,11 @@ class TarShards:
         return self._index.n_bytes
 
     @property
+    def reads_apart(self) -> bool:
+        """No: open shards are kept and closed in the order of their use."""
+        return False
+
+    @property
     def reader_bytes(self) -> int:
         """Nothing to speak of: readers share the index."""
         return 0

@@ -182,9 +182,11 @@ class _Inspection:
             raise
 
     def _build(self, config: Config, limit: budget.Limit) -> None:
+        # Whole images: of a random crop, only the rows that it shows are decoded.
         config = dataclasses.replace(
-            config, on_error="skip", shuffle=False, drop_last=False, batch_size=BATCH_ROWS, cache=None
-        )
+            config, augment=(), cache=None, cache_size="auto", cache_image_size=None, on_error="skip", shuffle=False,
+            drop_last=False, batch_size=BATCH_ROWS,
+        )  # fmt: skip
         source = open_source(config)
         if not isinstance(source, ImageSource):
             raise ConfigError(

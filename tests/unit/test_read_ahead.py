@@ -1,0 +1,96 @@
+"""Reading ahead: the same bytes and faults as without, in any order, within bounds, and only where reads are slow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefetchd.faults import UnreadableFile
+from prefetchd.file_bytes import FileBuffer, read_file
+from prefetchd.sample import Sample
+from prefetchd.sources import read_ahead
+from prefetchd.sources.read_ahead import MAX_BYTES, N_THREADS, ReadAhead
+
+
+class Files:
+    """Records of files by number; counts who reads them."""
+
+    reads_apart = True
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.n_reads = 0
+
+    def samples(self, numbers: list[int]) -> list[Sample]:
+        return [Sample(str(self.folder / str(number)), None) for number in numbers]
+
+    def read(self, sample: Sample, buffer: FileBuffer, reserve: Any) -> memoryview:
+        self.n_reads += 1
+        return read_file(sample.path, buffer, reserve=reserve)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    for number in range(100):
+        (tmp_path / str(number)).write_bytes(bytes([number]) * (1 + number * 37 % 50) * 9000)
+    return Files(tmp_path)
+
+
+def take(ahead: ReadAhead, files: Files, number: int, buffer: FileBuffer) -> bytes:
+    return bytes(ahead.read(number, files.samples([number])[0], buffer, lambda _: None))
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every read is slow."""
+    monkeypatch.setattr(read_ahead, "SLOW_S", -1.0)
+    monkeypatch.setattr(read_ahead, "FAST_S", -1.0)
+
+
+def test_fast_reads_start_no_thread(files: Files) -> None:
+    ahead, buffer = ReadAhead(files), FileBuffer()
+    for number in range(20):
+        ahead.expect([number])
+        take(ahead, files, number, buffer)
+    assert ahead.read_s == 0
+    assert not ahead._threads
+
+
+@pytest.mark.usefixtures("slow")
+def test_what_comes_ahead_is_what_would_have_been_read(files: Files) -> None:
+    """More than may be on their way, some of them twice, one too large to be held, one asked for out of its turn."""
+    (files.folder / "7").write_bytes(b"l" * (MAX_BYTES + 1))
+    (files.folder / "11").unlink()
+    ahead, buffer = ReadAhead(files), FileBuffer()
+    take(ahead, files, 0, buffer)
+    order = [*range(100), *range(50)]
+    ahead.expect(order)
+    for turn, number in enumerate(order):
+        if turn == 3:
+            assert take(ahead, files, 90, buffer) == (files.folder / "90").read_bytes()
+        if number == 11:
+            with pytest.raises(UnreadableFile, match="No such file"):
+                take(ahead, files, number, buffer)
+            continue
+        assert take(ahead, files, number, buffer) == (files.folder / str(number)).read_bytes()
+        assert ahead.held_bytes <= MAX_BYTES
+    assert not ahead._coming
+    assert not ahead._later
+    assert len(ahead._threads) == N_THREADS
+    assert ahead._n_begun == 0
+
+
+@pytest.mark.usefixtures("slow")
+def test_samples_that_came_from_elsewhere_take_no_place_of_those_to_come(files: Files) -> None:
+    """As where a cache has them by the time that their turn comes."""
+    ahead, buffer = ReadAhead(files), FileBuffer()
+    take(ahead, files, 0, buffer)
+    ahead.expect(range(3 * N_THREADS))
+    ahead.pass_over(range(0, 3 * N_THREADS, 2))
+    for number in range(1, 3 * N_THREADS, 2):
+        assert take(ahead, files, number, buffer) == (files.folder / str(number)).read_bytes()
+    assert not ahead._coming
+    assert not ahead._later
+    assert ahead._n_begun == 0
