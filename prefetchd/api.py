@@ -76,7 +76,7 @@ def batches(
     drop_last: bool | None = None,
     on_error: OnError | None = None,
     max_image_pixels: int | None = None,
-    num_workers: int | None = None,
+    num_workers: int | str | None = None,
     memory_budget: str | int | None = None,
     reader_timeout: float | None = None,
     cache: str | bytes | os.PathLike[str] | None = None,
@@ -147,7 +147,7 @@ def batches(
         drop_last: leave out a shorter last batch (false).
         on_error: what a bad sample does: `raise` (default), `skip` or `substitute`.
         max_image_pixels: larger images are bad samples (250 million).
-        num_workers: reader processes; 0 (default) takes the usable cores.
+        num_workers: reader processes; `"auto"`, or 0 (default), begins with the usable cores and follows the loops.
         memory_budget: `auto` (default), or bytes such as `512MiB` or `25%`.
         reader_timeout: seconds without progress after which a reader is replaced (60).
         cache: folder that decoded images are kept in, for later epochs, runs and trainers (none). Batches are the same.

@@ -72,7 +72,7 @@ class BatchOptions(TypedDict, total=False):
     drop_last: bool | None
     on_error: OnError | None
     max_image_pixels: int | None
-    num_workers: int | None
+    num_workers: int | str | None
     cache: str | bytes | os.PathLike[str] | None
     cache_size: str | int | None
     cache_image_size: int | str | tuple[int, int] | None

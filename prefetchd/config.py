@@ -143,7 +143,10 @@ class Config:
         content=False,
     )
     num_workers: int = _option(
-        0, "reader processes; 0 takes the usable cores, half of them for arrays (0)", metavar="N", content=False
+        0,
+        "reader processes; auto, or 0, begins with the usable cores (half of them for arrays) and follows the loops",
+        metavar="N",
+        content=False,
     )
     memory_budget: str = _option(
         "auto", "most memory for daemon, readers and ring together (auto)", metavar="SIZE", content=False
@@ -203,6 +206,7 @@ OPTIONS = {field.name: field for field in dataclasses.fields(Config)}
 OPTION_TYPES: dict[str, Any] = typing.get_type_hints(Config)
 PATH_OPTIONS = ("source", "root", "labels", "offsets", "cache")
 # Where one daemon serves several data sets, these are the daemon's own, and the same for all of them.
+LIVE_OPTIONS = ("memory_budget", "num_workers")  # what `prefetchd set` changes
 DAEMON_OPTIONS = ("num_workers", "memory_budget", "reader_timeout", "name")
 
 
@@ -282,6 +286,7 @@ def _from_toml(path: str, table: dict[str, Any]) -> dict[str, Any]:
 
 
 _CONVERTERS = {
+    "num_workers": values.num_workers,
     "source": values.path,
     "root": values.path,
     "labels": values.path,

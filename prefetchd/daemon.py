@@ -13,6 +13,7 @@ ends with its parent. Neither leaves anything behind, see `zygote` and `segment`
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -20,16 +21,18 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from prefetchd import budget, messages, report
+from prefetchd import budget, limits, messages, report
 from prefetchd.cache.pressure import CachePages
-from prefetchd.config import Config
+from prefetchd.config import LIVE_OPTIONS, Config, make_config
 from prefetchd.datasets import open_datasets
-from prefetchd.errors import PrefetchdError
+from prefetchd.errors import ConfigError, PrefetchdError
 from prefetchd.foreman import Foreman
 from prefetchd.front_desk import FrontDesk
+from prefetchd.governor import Governor
 from prefetchd.guard import Guard
 from prefetchd.loop import EventLoop
 from prefetchd.pool import Pool, PoolEvents
+from prefetchd.scheduler import Cursor
 from prefetchd.segment import remove_stale_names
 from prefetchd.slots import Ring
 
@@ -66,7 +69,9 @@ class Daemon:
         self._attach_hint = attach_hint
         self._started_s = time.monotonic()
         remove_stale_names()
-        limit = budget.machine_limit()
+        self._source_bytes = self._source_reader_bytes = self._slot_bytes = 0
+        self._is_cheap = False
+        self._trigger: limits.StallTrigger | None = None
         self._parent_pidfd = -1
         self._ticking = False
         self._announced = False
@@ -82,6 +87,7 @@ class Daemon:
                 stuck=lambda pid, reader, chunk: self._foreman.stuck(pid, reader, chunk),
                 gone=lambda reader: self._foreman.gone(reader),
                 memory=lambda: self._guard.serve_wishes(),
+                outgrown=lambda reader, n_bytes: self._guard.outgrown(reader, n_bytes),
             ),
             watch=loop.watch,
             unwatch=loop.unwatch,
@@ -89,18 +95,18 @@ class Daemon:
             files_to_remove=files_to_remove,
         )
         try:
-            self._build(configs, limit)
+            self._build(configs)
         except BaseException:
             self._pool.stop()
             raise
 
-    def _build(self, configs: Mapping[str, Config], limit: budget.Limit) -> None:
+    def _build(self, configs: Mapping[str, Config]) -> None:
         self._datasets = open_datasets(configs)
-        slot_bytes = max(dataset.layout.slot_bytes for dataset in self._datasets)
-        source_bytes = sum(dataset.source.shared_bytes for dataset in self._datasets)
-        reader_bytes = sum(dataset.source.reader_bytes for dataset in self._datasets)
-        is_cheap = all(dataset.source.answers_together for dataset in self._datasets)
-        plan = budget.make_plan(self._config, slot_bytes, limit, source_bytes, reader_bytes, is_cheap=is_cheap)
+        self._slot_bytes = max(dataset.layout.slot_bytes for dataset in self._datasets)
+        self._source_bytes = sum(dataset.source.shared_bytes for dataset in self._datasets)
+        self._source_reader_bytes = sum(dataset.source.reader_bytes for dataset in self._datasets)
+        self._is_cheap = all(dataset.source.answers_together for dataset in self._datasets)
+        plan = self._plan_for(self._config, budget.MIN_SLOTS, own_bytes=0)
         self._pool.resize(plan.n_readers)
         self._ring = Ring()
         self._foreman = Foreman(self._datasets, self._ring, self._pool)
@@ -110,6 +116,7 @@ class Daemon:
             self._ring,
             self._pool,
             on_removed=lambda slot: self._desk.slot_removed(slot),
+            mail_bytes=lambda: self._desk.mail_bytes,
         )
         self._desk = FrontDesk(
             self._datasets,
@@ -118,12 +125,65 @@ class Daemon:
             self._guard,
             self._loop,
             status=self.status,
+            change=self._change_options,
             stop=self._loop.stop,
         )
+        self._governor = Governor(
+            self._config,
+            self._guard,
+            self._ring,
+            self._pool,
+            plan_for=lambda config, least: self._plan_for(config, least, self._guard.measure().total_bytes),
+            promised_slots=lambda: self._desk.promised_slots,
+            work_done=lambda: (self._foreman.busy_s, self._foreman.samples_made),
+            read_shortage=limits.read_shortage,
+            n_cores=budget.usable_cores(),
+            clock=self._loop.clock,
+        )
+        with contextlib.suppress(OSError):  # a kernel without PSI
+            self._trigger = limits.StallTrigger()
+            self._loop.watch(self._trigger.fileno(), self._stalled)
         for _ in range(_FIRST_SLOTS):
             self._guard.add_slot()
         briefing: list[tuple[messages.Message, list[int]]] = [dataset.for_readers() for dataset in self._datasets]
-        self._pool.boot([*briefing, (messages.Boot(budget.ALLOWANCE_BYTES), [])])
+        self._pool.boot([*briefing, (budget.reader_limits(plan), [])])
+
+    def _plan_for(self, config: Config, least_slots: int, own_bytes: int) -> budget.Plan:
+        """Plan with the memory that the machine has for this daemon, `own_bytes`, that it has taken, included."""
+        return budget.make_plan(
+            config,
+            self._slot_bytes,
+            limits.machine_limits(own_bytes),
+            self._source_bytes,
+            self._source_reader_bytes,
+            is_cheap=self._is_cheap,
+            least_slots=least_slots,
+        )
+
+    def _change_options(self, options: Mapping[str, str]) -> str:
+        """Change options while running, for `prefetchd set`; return what came of it, in a line."""
+        for name in options:
+            if name not in LIVE_OPTIONS:
+                raise ConfigError(
+                    f"cannot set {name.replace('_', '-')}: of a running daemon can be changed "
+                    f"{', '.join(live.replace('_', '-') for live in LIVE_OPTIONS)}; restart it with the option"
+                )
+        config = make_config(**{**self._governor.config.to_wire(), **options})
+        text = budget.explain(self._governor.change(config))
+        changed = ", ".join(f"{name.replace('_', '-')}={options[name]}" for name in options)
+        log.info("set %s; %s", changed, text)
+        return text
+
+    def _stalled(self) -> None:
+        """Tasks stall for want of memory, the kernel says: look now, though there may be nothing to do."""
+        assert self._trigger is not None
+        self._trigger.clear()
+        self._begin_ticking()
+
+    def _begin_ticking(self) -> None:
+        if not self._ticking:
+            self._ticking = True
+            self._loop.call_later(_TICK_S, self._tick)
 
     def listen(self, listener: socket.socket) -> None:
         """Serve whoever connects to `listener`, which the daemon then owns."""
@@ -153,24 +213,37 @@ class Daemon:
             self._desk.close()
             self._pool.stop()
             self._ring.close()
+            if self._trigger is not None:
+                self._loop.unwatch(self._trigger.fileno())
+                self._trigger.close()
             if self._parent_pidfd >= 0:
                 self._loop.unwatch(self._parent_pidfd)
                 os.close(self._parent_pidfd)
 
     def _pump(self) -> None:
-        self._foreman.give_work(self._desk.cursors)
+        cursors = self._desk.cursors
+        self._governor.settle(cursors)
+        self._give_work(cursors)
         if self._guard.may_grow():
             self._guard.grow()
-            self._foreman.give_work(self._desk.cursors)
+            self._give_work(cursors)
             if self._guard.may_grow():
                 self._loop.call_later(0, lambda: None)  # come round again without waiting
         self._desk.serve_all()
+        self._governor.note(any(cursor.waiting for cursor in cursors))
         if not self._announced and not self._guard.may_grow() and self._pool.any_ready:
             self._announced = True
+            log.info("%s", budget.explain(self._guard.budget.plan, self._guard.segments))
             log.info("%s", report.ready_line(self.status(), self._attach_hint))
-        if not self._ticking and (self._pool.busy or self._foreman.queue):
-            self._ticking = True
-            self._loop.call_later(_TICK_S, self._tick)
+        if self._pool.busy or self._foreman.queue or not self._governor.relieved:
+            self._begin_ticking()
+
+    def _give_work(self, cursors: list[Cursor]) -> None:
+        """Keep the readers busy; in want of memory only for loops that wait, a batch at a time."""
+        if self._governor.paused:
+            waiting = [cursor for cursor in cursors if cursor.waiting]
+            cursors = [] if self._foreman.has_jobs else waiting[:1]
+        self._foreman.give_work(cursors)
 
     def _tick(self) -> None:
         """While there is work: verify the footprint, look for hung readers, look after the manifest."""
@@ -181,6 +254,7 @@ class Daemon:
         self._pool.tick()
         self._guard.serve_wishes()
         self._guard.verify()
+        self._governor.tick()
 
     def status(self) -> dict[str, Any]:
         """Return everything that `prefetchd status --json` prints; see `report.status`."""
@@ -193,5 +267,6 @@ class Daemon:
             self._foreman,
             self._desk.granter,
             list(self._desk.consumers.values()),
+            self._governor,
             uptime_s=time.monotonic() - self._started_s,
         )

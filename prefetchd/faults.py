@@ -79,8 +79,8 @@ class WrongResult(TransformFault):
 class EnvironmentFault(SampleFault):
     """The machine failed, not the sample: no memory, an I/O error, no descriptors, a lost mount."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason, FaultKind.ENVIRONMENT, needs_fresh_reader=False)
+    def __init__(self, reason: str, *, needs_fresh_reader: bool = False) -> None:
+        super().__init__(reason, FaultKind.ENVIRONMENT, needs_fresh_reader=needs_fresh_reader)
 
 
 # What these say is true of the path, and will be true the next time. Every other number is the environment's.
@@ -105,7 +105,7 @@ def fault_of(error: OSError | MemoryError | ValueError) -> SampleFault:
     A `ValueError` is what Python raises for a path that no file can have (a NUL byte, a surrogate).
     """
     if isinstance(error, MemoryError):
-        return EnvironmentFault(str(error) or "out of memory")
+        return EnvironmentFault(str(error) or "out of memory", needs_fresh_reader=True)
     if isinstance(error, ValueError):
         return UnreadableFile("not a possible path")
     number = error.errno or 0

@@ -137,13 +137,16 @@ class Filler:
             job.queued.append(Chunk(job, rows, expected_s=row_s * len(rows)))
         return job
 
-    def done(self, chunk: Chunk, faults: list[Fault]) -> None:
-        """A reader finished `chunk`, all rows but the faulty ones being right."""
+    def done(self, chunk: Chunk, faults: list[Fault], rows_left: int = 0) -> None:
+        """A reader finished `chunk`, all rows but the faulty ones and the last `rows_left` being right."""
         chunk.job.out -= 1
         if chunk.compact:
             chunk.job.compacted = True
             self._environment.pop((chunk.job.epoch, chunk.job.batch, -1), None)
-        if chunk.sample_id is not None and not faults:
+        if rows_left and chunk.job.failure is None:
+            left = chunk.rows[len(chunk.rows) - rows_left :]
+            chunk.job.queued.appendleft(Chunk(chunk.job, left, chunk.sample_id, fresh=chunk.fresh))
+        elif chunk.sample_id is not None and not faults:
             self._seen.pop(chunk.sample_id, None)
             self._crashes.pop(chunk.sample_id, None)
             self._environment.pop((chunk.job.epoch, chunk.job.batch, chunk.rows[0]), None)
@@ -185,7 +188,7 @@ class Filler:
                     "see to the machine, then start the epoch again",
                 )
             else:
-                job.queued.append(Chunk(job, [fault.row], fault.sample_id))
+                job.queued.append(Chunk(job, [fault.row], fault.sample_id, fresh=fault.needs_fresh_reader))
             return
         seen = self._seen.get(fault.sample_id, 0) + 1
         alone = chunk.sample_id is not None and (chunk.fresh or not fault.needs_fresh_reader)

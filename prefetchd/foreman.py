@@ -57,8 +57,9 @@ class Foreman:
         self.queue: deque[Chunk] = deque()
         self.failed: dict[Key, Failure] = {}
         self.batches_made = 0
-        self.samples_made = 0
         self.sample_seconds = Histogram()
+        self.busy_s = 0.0  # that readers spent on samples
+        self.samples_made = 0
         self._jobs: list[Job] = []
         self._seconds_per_sample = [0.0 for _ in datasets]
         self._logged: set[str] = set()
@@ -68,6 +69,11 @@ class Foreman:
         while self._give_queued() and self._begin_batches(cursors):
             pass
         self._pool.flush()
+
+    @property
+    def has_jobs(self) -> bool:
+        """Whether a batch is being made."""
+        return bool(self._jobs)
 
     def _give_queued(self) -> bool:
         """Give queued chunks to readers; return whether some reader wants more than there are."""
@@ -127,10 +133,14 @@ class Foreman:
         """A reader has finished `chunk`."""
         self._ring.drop_writer(chunk.job.slot, reader)
         number = chunk.job.dataset
-        cost, so_far = done.took_s / len(chunk.rows), self._seconds_per_sample[number]
-        self._seconds_per_sample[number] += (cost - so_far) * (0.2 if so_far else 1)
-        self.sample_seconds.observe(cost, len(chunk.rows))
-        self.fillers[number].done(chunk, done.faults)
+        n_done = len(chunk.rows) - done.rows_left
+        self.busy_s += done.took_s
+        self.samples_made += n_done
+        if n_done > 0:
+            cost, so_far = done.took_s / n_done, self._seconds_per_sample[number]
+            self._seconds_per_sample[number] += (cost - so_far) * (0.2 if so_far else 1)
+            self.sample_seconds.observe(cost, n_done)
+        self.fillers[number].done(chunk, done.faults, done.rows_left)
         self._after(chunk.job)
 
     def lost(self, reader: int, chunk: Chunk, suspect: bool, exit_code: int) -> None:
@@ -167,7 +177,6 @@ class Foreman:
         if job.failure is None:
             self._ring.finish_fill(job.slot, job.n_rows - len(job.skipped))
             self.batches_made += 1
-            self.samples_made += job.n_rows - len(job.skipped)
             return
         assert job.slot.key is not None
         if len(self.failed) >= _MAX_FAILED:

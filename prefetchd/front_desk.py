@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from prefetchd import __version__, control, messages
+from prefetchd.budget import MIN_SLOTS
 from prefetchd.class_names import write_classes
 from prefetchd.consumers import Consumer
 from prefetchd.datasets import Dataset
@@ -27,7 +28,7 @@ from prefetchd.foreman import Foreman
 from prefetchd.granting import Granter
 from prefetchd.guard import Guard
 from prefetchd.loop import EventLoop
-from prefetchd.mailbox import Outbox
+from prefetchd.mailbox import N_BYTES, Outbox
 from prefetchd.scheduler import Cursor, slots_promised
 from prefetchd.shard import Shard
 from prefetchd.slots import Ring, Slot
@@ -50,6 +51,7 @@ class FrontDesk:
         ring, foreman, guard: borrowed; leases come from the ring, failures from the foreman.
         loop: where its sockets and pidfds are watched.
         status: makes the answer to `prefetchd status`.
+        change: changes options for `prefetchd set`; returns what that gave.
         stop: ends the daemon.
     """
 
@@ -62,6 +64,7 @@ class FrontDesk:
         loop: EventLoop,
         *,
         status: Callable[[], dict[str, Any]],
+        change: Callable[[dict[str, str]], str],
         stop: Callable[[], None],
     ) -> None:
         self.consumers: dict[int, Consumer] = {}
@@ -72,6 +75,7 @@ class FrontDesk:
         self._guard = guard
         self._loop = loop
         self._status = status
+        self._change = change
         self._stop = stop
         self._buffer = bytearray(control.MAX_MESSAGE_BYTES)
         self._next_consumer = 1
@@ -100,6 +104,18 @@ class FrontDesk:
             Cursor(0, 0, dataset.number, Shard(dataset.order.batches_per_epoch), open=False)
             for dataset in self._datasets
         ]
+
+    @property
+    def promised_slots(self) -> int:
+        """How many slots those attached need, and the readers to fill: fewer could not deliver one batch at a time."""
+        attached = [consumer for consumer in self.consumers.values() if consumer.attached]
+        cursors = [self._cursor_of(consumer) for consumer in attached if consumer.sock.fileno() >= 0]
+        return max(MIN_SLOTS, slots_promised(len(self._ring.slots), cursors))
+
+    @property
+    def mail_bytes(self) -> int:
+        """What the consumers' mailboxes take."""
+        return N_BYTES * sum(consumer.outbox is not None for consumer in self.consumers.values())
 
     def serve_all(self) -> None:
         """Grant every consumer what is ready for it."""
@@ -260,12 +276,22 @@ class FrontDesk:
             case messages.AskStatus():
                 if not consumer.blocked:
                     consumer.send(messages.StatusReport(self._report()))
+            case messages.ChangeOptions():
+                self._change_options(consumer, message)
             case messages.AskStop():
                 consumer.send(messages.Stopping(os.getpid()))
                 log.info("asked to stop by pid %d", consumer.pid)
                 self._stop()
             case messages.Configure():
                 consumer.send(messages.Fatal("ConfigError", "cannot configure a daemon that is running"))
+
+    def _change_options(self, consumer: Consumer, message: messages.ChangeOptions) -> None:
+        try:
+            text = self._change(message.options)
+        except PrefetchdError as error:
+            consumer.send(messages.Fatal(type(error).__name__, str(error)))
+            return
+        consumer.send(messages.OptionsChanged(text))
 
     def _attach(self, consumer: Consumer, attach: messages.Attach) -> None:
         def refuse(error: str, text: str) -> None:

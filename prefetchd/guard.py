@@ -6,20 +6,24 @@ gives back if it is too much. Owned by the daemon's loop; `budget` has the arith
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from prefetchd.budget import MIN_SLOTS, Budget, Footprint, Limit, cgroup_limits, measure
+from prefetchd.budget import MIN_SLOTS, Budget, Footprint, Plan, measure
 from prefetchd.errors import BudgetError
+from prefetchd.limits import Limit, cgroup_limits
 from prefetchd.pool import Pool
 from prefetchd.reader_handle import ReaderHandle
-from prefetchd.segment import Segment
+from prefetchd.scheduler import Cursor, needed_last
+from prefetchd.segment import SHM_FOLDER, Segment, shm_free_bytes
 from prefetchd.slots import Ring, Slot
 from prefetchd.units import format_bytes
 
 log = logging.getLogger("prefetchd")
 
+_NO_GROWTH_TICKS = 20  # after the budget was exceeded
 _FORGET_WISH_TICKS = 20  # a ring that grows between any two large decodes would only be shrunk again
 
 
@@ -31,6 +35,7 @@ class Guard:
         ring: the ring, which it grows and shrinks.
         pool: the readers, whose wishes it grants.
         on_removed: called with each slot that is given up.
+        mail_bytes: what consumers' mailboxes take.
     """
 
     def __init__(
@@ -40,12 +45,18 @@ class Guard:
         pool: Pool,
         *,
         on_removed: Callable[[Slot], None],
+        mail_bytes: Callable[[], int] = lambda: 0,
     ) -> None:
         self.budget = budget
         self.max_footprint_bytes = 0
+        self.outgrown_readers = 0
+        self.slots_wanted = budget.plan.n_slots
+        self.readers_in_the_way = False  # added for loops that wait, and a large decode needs their memory
+        self._no_growth_ticks = 0
         self._ring = ring
         self._pool = pool
         self._on_removed = on_removed
+        self._mail_bytes = mail_bytes
         self._warned = False
         self._grown_out = False
         self._lately_wished_bytes = 0
@@ -53,15 +64,36 @@ class Guard:
 
     def may_grow(self) -> bool:
         """Whether the plan and the budget hold one more slot, besides the large decodes seen lately."""
-        if self._grown_out:
+        if self._no_growth_ticks or len(self._ring.slots) >= self.slots_wanted:
             return False
-        room = self.budget.spare_bytes - self._lately_wished_bytes
-        return len(self._ring.slots) < self.budget.plan.n_slots and room >= self.budget.plan.slot_bytes
+        return self.budget.spare_bytes - self._lately_wished_bytes >= self.budget.plan.slot_bytes
+
+    def replan(self, plan: Plan) -> None:
+        """Let another plan be in force; ring and readers follow as they can."""
+        self.budget.plan = plan
+        self.slots_wanted = plan.n_slots
+
+    def shrink(self, cursors: Sequence[Cursor]) -> None:
+        """Give back slots beyond what is wanted, those that are needed last first; held ones when they come back."""
+        while len(self._ring.slots) > self.slots_wanted:
+            slot = needed_last(self._ring, cursors)
+            if slot is None:
+                return
+            self.remove_slot(slot)
 
     @property
     def starved(self) -> bool:
         """Whether a reader waits for memory that no other decode will give back: only leased slots are left."""
         return self.budget.large_bytes == 0 and any(reader.needs_bytes for reader in self._pool.readers.values())
+
+    @property
+    def segments(self) -> str:
+        """What to say of where the slots are, if they are not in `/dev/shm`."""
+        n_memfds = sum(slot.segment.is_memfd for slot in self._ring.slots.values())
+        if not n_memfds:
+            return ""
+        free = format_bytes(shm_free_bytes() or 0)
+        return f" ({n_memfds} of them memfds, as {SHM_FOLDER} has {free} free, which does not bound them)"
 
     def add_slot(self) -> None:
         """Reserve one more slot, and let every reader write to it."""
@@ -70,12 +102,14 @@ class Guard:
         self._pool.add_slot(slot)
 
     def grow(self) -> None:
-        """Add a slot if the machine can give it; if not, the ring stays as it is: it is large enough to work."""
+        """Add a slot if the machine can give it; if not, the ring stays as it is for a while: it is large enough."""
         try:
             self.add_slot()
         except (BudgetError, OSError) as error:
-            self._grown_out = True
-            log.warning("going on with %d of %d slots: %s", len(self._ring.slots), self.budget.plan.n_slots, error)
+            self._no_growth_ticks = _NO_GROWTH_TICKS
+            if not self._grown_out:
+                self._grown_out = True
+                log.warning("going on with %d of %d slots: %s", len(self._ring.slots), self.slots_wanted, error)
 
     def remove_slot(self, slot: Slot) -> None:
         """Give a reusable slot back to the machine."""
@@ -100,6 +134,9 @@ class Guard:
                 if slot is None:
                     break
                 self.remove_slot(slot)
+            extra = self.budget.n_readers - (self.budget.plan.asked_readers or self.budget.n_readers)
+            if extra > 0 and self.budget.spare_bytes < need and len(self._ring.slots) <= MIN_SLOTS:
+                self.readers_in_the_way = True
             self._lately_wished_bytes = max(self._lately_wished_bytes, need)
             self._ticks_since_wish = 0
             if self.budget.spare_bytes >= need:
@@ -117,10 +154,23 @@ class Guard:
         chunk.job.fail(text, "BudgetError")
         self._pool.deny_memory(reader, text)
 
+    def outgrown(self, reader: ReaderHandle, n_bytes: int) -> None:
+        """A reader has found that it takes more than its share: have a fresh one in its place."""
+        self.outgrown_readers += 1
+        if self.outgrown_readers == 1:
+            log.warning(
+                "reader %d (pid %d) has grown to %s and a reader's share is %s: replacing it by a fresh one, and every "
+                "other that grows (said once; does a transform keep what it has seen?)",
+                reader.number, reader.pid, format_bytes(n_bytes), format_bytes(self.budget.plan.reader_share_bytes),
+            )  # fmt: skip
+        if not reader.retiring:
+            reader.retire()
+
     def measure(self) -> Footprint:
         """Measure the footprint now: every process of the daemon, and the ring's allocated blocks."""
         ring_bytes = sum(slot.segment.allocated_bytes for slot in self._ring.slots.values())
         footprint = measure([os.getpid(), *self._pool.pids], ring_bytes, self.budget.plan.source_bytes)
+        footprint = dataclasses.replace(footprint, mail_bytes=self._mail_bytes())
         self.max_footprint_bytes = max(self.max_footprint_bytes, footprint.total_bytes)
         return footprint
 
@@ -130,12 +180,11 @@ class Guard:
         Too much is more than the budget, or than a control group's limit that was lowered while the daemon runs.
         """
         self._ticks_since_wish += 1
+        self._no_growth_ticks = max(0, self._no_growth_ticks - 1)
         if self._ticks_since_wish > _FORGET_WISH_TICKS:
             self._lately_wished_bytes = 0
         footprint = self.measure()
-        in_force = min(
-            [Limit(self.budget.plan.budget_bytes, "budget"), *cgroup_limits()], key=lambda limit: limit.n_bytes
-        )
+        in_force = min([Limit(self.budget.in_force_bytes, "budget"), *cgroup_limits()], key=lambda limit: limit.n_bytes)
         if footprint.total_bytes <= in_force.n_bytes:
             self._warned = False
             return
@@ -155,3 +204,4 @@ class Guard:
             largest.retire()
         elif spare is not None and len(self._ring.slots) > MIN_SLOTS:
             self.remove_slot(spare)
+            self._no_growth_ticks = _NO_GROWTH_TICKS

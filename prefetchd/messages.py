@@ -90,6 +90,13 @@ class AskStop(Message, frozen=True):
     protocol: Count
 
 
+class ChangeOptions(Message, frozen=True):
+    """What `prefetchd set` sends instead of `Attach`: options to change, and their values as text."""
+
+    protocol: Count
+    options: dict[str, str]
+
+
 class Configure(Message, frozen=True):
     """What the parent of a private daemon sends first: the whole configuration, by data set."""
 
@@ -166,6 +173,12 @@ class StatusReport(Message, frozen=True):
     report: dict[str, Any]
 
 
+class OptionsChanged(Message, frozen=True):
+    """The answer to `ChangeOptions`: the plan that is in force from now on, in words."""
+
+    text: str
+
+
 class Stopping(Message, frozen=True):
     """The answer to `AskStop`."""
 
@@ -185,9 +198,14 @@ class OpenDataset(Message, frozen=True):
 
 
 class Boot(Message, frozen=True):
-    """All data sets were told; a decode may take `allowance_bytes` of working memory without asking."""
+    """All data sets were told; a decode may take `allowance_bytes` of working memory without asking.
+
+    The whole process may take `share_bytes`, and map `slack_bytes` more that it does not touch.
+    """
 
     allowance_bytes: Count
+    share_bytes: Count
+    slack_bytes: Count
 
 
 class MapSlot(Message, frozen=True):
@@ -280,12 +298,16 @@ class Fault(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Done(msgspec.Struct, frozen=True, array_like=True):
-    """A task's end: the rows that failed, the seconds that it took, and those that one read takes if reads are slow."""
+    """A task's end, with the rows that failed and the seconds that it took, and that one read takes if reads are slow.
+
+    The last `rows_left` rows were not begun: the reader has grown beyond its share, and another is to do them.
+    """
 
     task: Count
     faults: list[Fault]
     took_s: float
     read_s: float = 0.0
+    rows_left: Count = 0
 
 
 class AllDone(Message, frozen=True):
@@ -296,6 +318,12 @@ class AllDone(Message, frozen=True):
 
 class NeedMemory(Message, frozen=True):
     """A decode needs more than the reader's allowance; it waits for the answer. 0 gives it back."""
+
+    n_bytes: Count
+
+
+class Outgrown(Message, frozen=True):
+    """The reader takes `n_bytes`, which is more than its share, though it decodes nothing: it is to be replaced."""
 
     n_bytes: Count
 
@@ -348,10 +376,12 @@ class TrialFailed(Message, frozen=True):
     text: str
 
 
-ToDaemon = Attach | OpenCursor | CloseCursor | Want | Release | AskStatus | AskStop | Configure
-ToConsumer = Attached | SlotOpened | SlotClosed | Mail | Stalled | Failed | Fatal | StatusReport | Stopping
+ToDaemon = Attach | OpenCursor | CloseCursor | Want | Release | AskStatus | AskStop | ChangeOptions | Configure
+ToConsumer = (
+    Attached | SlotOpened | SlotClosed | Mail | Stalled | Failed | Fatal | StatusReport | OptionsChanged | Stopping
+)
 ToReader = OpenDataset | Boot | MapSlot | UnmapSlot | Fills | FillOne | Compact | Retire | MemoryGranted | MemoryDenied
-FromReader = ReaderReady | AllDone | NeedMemory | BootFailed
+FromReader = ReaderReady | AllDone | NeedMemory | Outgrown | BootFailed
 FromZygote = Spawned | Exited
 FromTrial = TrialDone | TrialFailed
 

@@ -58,6 +58,11 @@ def coerce(name: str, value: object, hint: Any) -> Any:
     return number
 
 
+def num_workers(value: object) -> int:
+    """Return the number of readers; 0 for `auto`."""
+    return 0 if value == "auto" else int(coerce("num_workers", value, int))
+
+
 def is_unicode(text: str) -> bool:
     """Whether `text` is what UTF-8 can hold: no surrogate escapes of other bytes in it."""
     return not any("\ud800" <= character <= "\udfff" for character in text)

@@ -44,6 +44,7 @@ class PoolEvents:
         stuck: the reader of a chunk was killed and does not end: (reader's pid, reader, chunk).
         gone: a reader has exited and writes nowhere any more.
         memory: a reader's wish for working memory changed.
+        outgrown: a reader has found that it takes more than its share; (reader, bytes).
     """
 
     done: Callable[[int, Chunk, Done], None]
@@ -51,6 +52,7 @@ class PoolEvents:
     stuck: Callable[[int, int, Chunk], None]
     gone: Callable[[int], None]
     memory: Callable[[], None]
+    outgrown: Callable[[ReaderHandle, int], None]
 
 
 class Pool:
@@ -127,12 +129,12 @@ class Pool:
         self._brief(reader)
 
     def resize(self, n_readers: int) -> None:
-        """Have `n_readers` readers; those beyond finish what they have and go."""
+        """Have `n_readers` readers; those beyond finish what they have and go, and only then others come."""
         self.n_readers = n_readers
         staying = [reader for reader in self.readers.values() if not reader.retiring]
         for reader in staying[n_readers:]:
             reader.retire()
-        for _ in range(n_readers - len(staying)):
+        for _ in range(n_readers - len(self.readers)):
             self._spawn()
 
     def boot(self, briefing: list[tuple[Message, list[int]]]) -> None:
@@ -249,6 +251,8 @@ class Pool:
                     # A second wish of the same decode replaces the first, so that two readers cannot wait in a ring.
                     reader.needs_bytes, reader.has_bytes = need.n_bytes, 0
                     self._events.memory()
+                case messages.Outgrown(n_bytes=n_bytes):
+                    self._events.outgrown(reader, n_bytes)
                 case messages.ReaderReady():
                     reader.ready = True
                     self._boot_failures = 0
@@ -291,7 +295,7 @@ class Pool:
             if not reader.ready:
                 self._boot_failures += 1
         for position, chunk in enumerate(reader.chunks.values()):
-            self._events.lost(reader.number, chunk, position == 0, exit_code)
+            self._events.lost(reader.number, chunk, position == 0 and not expected, exit_code)
         if self._stopping:
             return
         if self._boot_failures >= MAX_BOOT_FAILURES:
@@ -299,7 +303,7 @@ class Pool:
                 f"cannot start readers: {self._boot_failures} in a row ended before they were ready "
                 f"({describe_exit(exit_code)}); see the lines above, or the kernel's log if they were killed"
             )
-        if len(self.readers) < self.n_readers:
+        while len(self.readers) < self.n_readers:
             self._spawn()
 
     def _close(self, reader: ReaderHandle) -> None:

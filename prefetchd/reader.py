@@ -19,6 +19,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from prefetchd import control, messages
@@ -27,8 +28,10 @@ from prefetchd.decode import detach_native_stderr
 from prefetchd.errors import PrefetchdError
 from prefetchd.layout import BatchLayout, layout_from_wire
 from prefetchd.order import Order
+from prefetchd.reader_memory import ReaderMemory
 from prefetchd.segment import map_writable
 from prefetchd.sources import Source, attach_source
+from prefetchd.units import format_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,18 +47,20 @@ class OutOfBudget(MemoryError):
 
 @dataclass(frozen=True, slots=True)
 class _Dataset:
-    """A data set as a reader knows it."""
+    """A data set as a reader knows it; `is_watched` if users' functions run, so that each sample may leave a leak."""
 
     source: Source
     order: Order
     layout: BatchLayout
+    is_watched: bool
 
 
 def _open_dataset(message: messages.OpenDataset, fds: list[int]) -> _Dataset:
     config = make_config(**message.config)
     source = attach_source(config, message.source, fds)
     order = Order(source.n_samples, config.batch_size, config.drop_last, config.shuffle, config.seed)
-    return _Dataset(source, order, layout_from_wire(message.layout))
+    is_watched = config.transform is not None or config.target_transform is not None
+    return _Dataset(source, order, layout_from_wire(message.layout), is_watched)
 
 
 class Reader:
@@ -68,6 +73,9 @@ class Reader:
         self._views: dict[tuple[int, int], tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]] = {}
         self._datasets: dict[int, _Dataset] = {}
         self._allowance_bytes = 0
+        self._memory: ReaderMemory
+        self._has_filled = False
+        self._has_told_growth = False
         self._has_reserved = False
 
     def run(self) -> None:
@@ -96,6 +104,7 @@ class Reader:
                     self._datasets[message.dataset] = _open_dataset(message, fds)
                 case messages.Boot():
                     self._allowance_bytes = message.allowance_bytes
+                    self._memory = ReaderMemory(message.share_bytes, message.slack_bytes)
                     self._send(messages.ReaderReady())
 
     def _fill_all(self, fills: list[messages.Fill]) -> None:
@@ -117,18 +126,43 @@ class Reader:
         started_s = time.perf_counter()
         x, y, all_ids = self._views_of(task.dataset, task.slot)
         all_ids[rows.start : rows.stop] = ids
-        try:
-            faults = self._datasets[task.dataset].source.fill(task.epoch, ids, rows, x, y, self._reserve)
-        except MemoryError as error:
-            if len(rows) > _MAX_FAULTS:
-                raise
-            reason = str(error) or "the reader ran out of memory"
-            faults = [
-                messages.Fault(row, sample_id, "", reason, content=False, needs_fresh_reader=False)
-                for row, sample_id in zip(rows, ids.tolist(), strict=True)
-            ]
-        source = self._datasets[task.dataset].source
-        return messages.Done(task.task, faults, time.perf_counter() - started_s, source.read_s)
+        dataset = self._datasets[task.dataset]
+        # With users' functions each sample by itself: before the next one it is seen how much memory is left.
+        step = 1 if dataset.is_watched else len(rows)
+        faults: list[messages.Fault] = []
+        rows_left = 0
+        for first in range(0, len(rows), step):
+            if self._is_full():
+                rows_left = len(rows) - first
+                break
+            part, part_ids = rows[first : first + step], ids[first : first + step]
+            try:
+                found = dataset.source.fill(task.epoch, part_ids, part, x, y, self._reserve)
+            except MemoryError as error:
+                found = self._out_of_memory(part, part_ids.tolist(), error)
+            if step < len(rows):  # tracebacks of many rows would not fit in a message
+                found = [msgspec.structs.replace(fault, detail="") for fault in found]
+            faults += found
+            self._has_filled = True
+        return messages.Done(task.task, faults, time.perf_counter() - started_s, dataset.source.read_s, rows_left)
+
+    def _is_full(self) -> bool:
+        """Whether the next sample is another reader's; a reader does one at least, or none would ever be done."""
+        if not self._has_filled or not self._memory.outgrown:
+            return False
+        if not self._has_told_growth:
+            self._has_told_growth = True
+            self._send(messages.Outgrown(self._memory.bytes_now))
+        return True
+
+    def _out_of_memory(self, rows: range, ids: list[int], error: MemoryError) -> list[messages.Fault]:
+        """Return the fault of every row: where there is too little, a fresh reader has more."""
+        if len(rows) > _MAX_FAULTS:
+            raise error
+        share = format_bytes(self._memory.share_bytes)
+        reason = str(error) or f"it takes more memory than a reader may have ({share})"
+        fresh = not isinstance(error, OutOfBudget)
+        return [messages.Fault(row, i, "", reason, False, fresh) for row, i in zip(rows, ids, strict=True)]
 
     def _views_of(self, dataset: int, slot: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
         """Return x, y and the sample ids of a slot, as a data set lays them out, at full length."""
@@ -158,6 +192,7 @@ class Reader:
         if n_bytes == 0:
             if self._has_reserved:
                 self._has_reserved = False
+                self._memory.lend(0)
                 self._send(messages.NeedMemory(0))
             return
         if n_bytes <= self._allowance_bytes:
@@ -168,6 +203,7 @@ class Reader:
             match message:
                 case messages.MemoryGranted():
                     self._has_reserved = True
+                    self._memory.lend(n_bytes)
                     return
                 case messages.MemoryDenied(reason=reason):
                     raise OutOfBudget(reason)

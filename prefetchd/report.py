@@ -8,13 +8,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from prefetchd import __version__
+from prefetchd.budget import Footprint, Plan
 from prefetchd.consumers import Consumer
 from prefetchd.datasets import Dataset
 from prefetchd.foreman import Foreman
+from prefetchd.governor import Governor
 from prefetchd.granting import Granter
 from prefetchd.guard import Guard
+from prefetchd.limits import read_shortage
 from prefetchd.liveness import process_state
 from prefetchd.pool import Pool
+from prefetchd.reader_handle import ReaderHandle
+from prefetchd.segment import shm_free_bytes
 from prefetchd.slots import Content, Ring
 from prefetchd.units import format_bytes, format_count
 
@@ -30,12 +35,14 @@ def status(
     foreman: Foreman,
     granter: Granter,
     consumers: Sequence[Consumer],
+    governor: Governor,
     *,
     uptime_s: float,
 ) -> dict[str, Any]:
     """Return the report that `prefetchd status --json` prints: plain values, bytes and seconds named as such."""
     plan = guard.budget.plan
     footprint = guard.measure()
+    shortage = governor.shortage or read_shortage()
     return {
         "version": __version__,
         "name": name,
@@ -62,17 +69,34 @@ def status(
             "max_footprint_bytes": guard.max_footprint_bytes,
             "ring_bytes": footprint.ring_bytes,
             "source_bytes": footprint.source_bytes,
+            "mail_bytes": footprint.mail_bytes,
             "process_bytes": {str(pid): n for pid, n in footprint.processes.items()},
+            "in_force_bytes": guard.budget.in_force_bytes,
+            "reserved_bytes": guard.budget.reserved_bytes,
+            "plan": _plan(plan),
+            "measured": _measured(footprint, pool),
+            "pressure": {
+                "headroom_bytes": shortage.headroom_bytes,
+                "source": shortage.source,
+                "stalled_percent": shortage.stalled_percent,
+                "given_back": not governor.relieved,
+                "paused": governor.paused,
+            },
         },
+        "num_workers": {"wanted": pool.n_readers, "auto": governor.is_auto, "outgrown": guard.outgrown_readers},
+        "waited_s": round(governor.waited_s, 3),
+        "busy_s": round(foreman.busy_s, 3),
         "readers": [
             {
                 "pid": reader.pid,
                 "ready": reader.ready,
-                "state": reader.state,
                 "samples": reader.samples,
                 "busy_s": round(reader.busy_s, 3),
                 "tasks": len(reader.chunks),
                 "does": reader.describe(time.monotonic()),
+                "memory_bytes": footprint.processes.get(reader.pid, 0),
+                "reserved_bytes": reader.has_bytes,
+                "state": _state(reader),
             }
             for reader in pool.readers.values()
         ],
@@ -106,6 +130,38 @@ def status(
             for bad in foreman.fillers[dataset.number].first_bad[:_LISTED_BAD]
         ],
     }
+
+
+def _state(reader: ReaderHandle) -> str:
+    """What a reader does: `booting`, `retiring`, `waiting` for memory, `working` or `idle`."""
+    if reader.retiring:
+        return "retiring"
+    if not reader.ready:
+        return "booting"
+    if reader.needs_bytes:
+        return "waiting"
+    return "working" if reader.chunks else "idle"
+
+
+def _plan(plan: Plan) -> dict[str, Any]:
+    """What everything was planned to cost, how many of each the budget buys, and what would have allowed more."""
+    return {
+        "base_bytes": plan.base_bytes,
+        "reader_bytes": plan.reader_share_bytes,
+        "readers": plan.n_readers,
+        "slot_bytes": plan.slot_bytes,
+        "slots": plan.n_slots,
+        "large_bytes": plan.large_bytes,
+        "limits": [{"source": limit.source, "bytes": limit.n_bytes} for limit in plan.limits],
+        "shm_free_bytes": shm_free_bytes(),
+    }
+
+
+def _measured(footprint: Footprint, pool: Pool) -> dict[str, int]:
+    """What was planned, as it is: the base (with the zygote), and the largest reader."""
+    readers = {reader.pid: footprint.processes.get(reader.pid, 0) for reader in pool.readers.values()}
+    base = sum(n for pid, n in footprint.processes.items() if pid not in readers)
+    return {"base_bytes": base + footprint.source_bytes, "reader_bytes": max(readers.values(), default=0)}
 
 
 def _dataset(dataset: Dataset) -> dict[str, Any]:
@@ -148,6 +204,7 @@ def describe(report: dict[str, Any]) -> str:
         f"{ring['filling']} filling, {ring['ready']} ready, {ring['leased']} leased",
         f"  memory    {format_bytes(memory['footprint_bytes'])} of {format_bytes(memory['budget_bytes'])} "
         f"(budget from {memory['limited_by']}; most so far {format_bytes(memory['max_footprint_bytes'])})",
+        *_describe_plan(memory),
         f"  readers   {len(report['readers'])} ("
         + "; ".join(f"pid {one['pid']}: {one['samples']} samples, {one['does']}" for one in report["readers"])
         + f"), {report['reader_crashes']} replaced after a crash",
@@ -174,6 +231,28 @@ def describe(report: dict[str, Any]) -> str:
             f"            {bad['dataset'] and bad['dataset'] + ' '}{bad['sample_id']}: {bad['where']}: {bad['reason']}"
         )
     return "\n".join(lines)
+
+
+def _describe_plan(memory: dict[str, Any]) -> list[str]:
+    plan, measured, pressure = memory["plan"], memory["measured"], memory["pressure"]
+    allowed = ", ".join(f"{limit['source']} {format_bytes(limit['bytes'])}" for limit in plan["limits"])
+    lines = [
+        f"            plan: daemon {format_bytes(plan['base_bytes'])} (now {format_bytes(measured['base_bytes'])}), "
+        f"{format_count(plan['readers'], 'reader')} of {format_bytes(plan['reader_bytes'])} (the largest now "
+        f"{format_bytes(measured['reader_bytes'])}), {plan['slots']} slots of {format_bytes(plan['slot_bytes'])}, "
+        f"{format_bytes(plan['large_bytes'])} for large images",
+        f"            allowed: {allowed}",
+    ]
+    if memory["in_force_bytes"] > memory["budget_bytes"]:
+        in_force = format_bytes(memory["in_force_bytes"])
+        lines.append(f"            in force: {in_force}, until users give back slots that they hold")
+    if pressure["given_back"]:
+        paused = ", batches are made only for loops that wait" if pressure["paused"] else ""
+        lines.append(
+            f"            short of memory: {format_bytes(pressure['headroom_bytes'])} left ({pressure['source']}), "
+            f"tasks stalled {pressure['stalled_percent']:.0f}% of the time; gives back slots and readers{paused}"
+        )
+    return lines
 
 
 def _describe_data(data: dict[str, Any]) -> str:

@@ -133,6 +133,20 @@ def next_fills(
     return plans
 
 
+def needed_last(ring: Ring, cursors: Sequence[Cursor]) -> Slot | None:
+    """Return the reusable slot whose batch is needed last, an empty one before all; `None` if none is reusable."""
+    horizon = len(ring.slots)
+    distance: dict[Key, int] = {}
+    for cursor in cursors:
+        for position, key in enumerate(cursor.upcoming(horizon)):
+            distance[key] = min(position, distance.get(key, horizon))
+
+    def when(slot: Slot) -> int:
+        return horizon + 1 if slot.key is None else distance.get(slot.key, horizon)
+
+    return max((slot for slot in ring.slots.values() if slot.reusable), key=when, default=None)
+
+
 def may_grant(ring: Ring, cursor: Cursor, cursors: Sequence[Cursor], slot: Slot) -> bool:
     """Whether `cursor` may be given a lease on the READY `slot` now.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import mmap
 import os
 import secrets
@@ -21,17 +22,19 @@ from typing import Any
 from prefetchd.errors import BudgetError
 from prefetchd.units import format_bytes
 
-_SHM_FOLDER = "/dev/shm"
+SHM_FOLDER = "/dev/shm"
 _NAME = "prefetchd-"
 _STALE_S = 60.0
+_LEFT_IN_SHM = 2  # a slot is made there if it holds so many: other programs need it, and cannot do without
 
 
 class Segment:
     """Owns the descriptor of an unnamed segment of `n_bytes`, all of whose pages are reserved."""
 
-    def __init__(self, fd: int, n_bytes: int) -> None:
+    def __init__(self, fd: int, n_bytes: int, *, is_memfd: bool = False) -> None:
         self.fd = fd
         self.n_bytes = n_bytes
+        self.is_memfd = is_memfd
 
     @classmethod
     def create(cls, n_bytes: int) -> Segment:
@@ -40,12 +43,14 @@ class Segment:
         Raises:
             BudgetError: if the machine cannot give `n_bytes`.
         """
-        try:
-            return cls(_posix_segment(n_bytes), n_bytes)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.ENOENT, errno.EACCES, errno.EROFS):
-                raise
-        fd = os.memfd_create("prefetchd-slot", os.MFD_CLOEXEC)
+        free_bytes = shm_free_bytes()
+        if free_bytes is None or free_bytes >= _LEFT_IN_SHM * n_bytes:
+            try:
+                return cls(_posix_segment(n_bytes), n_bytes)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.ENOENT, errno.EACCES, errno.EROFS):
+                    raise
+        fd = os.memfd_create("prefetchd-slot", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.posix_fallocate(fd, 0, n_bytes)
         except OSError as error:
@@ -54,7 +59,10 @@ class Segment:
                 f"cannot reserve a slot: the machine has no {format_bytes(n_bytes)} of memory left ({error.strerror}); "
                 "lower --batch-size, --image-size or --memory-budget, or free memory"
             ) from None
-        return cls(fd, n_bytes)
+        # Whoever has a descriptor for writing cannot cut it: that would make every map a SIGBUS.
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        os.fchmod(fd, 0o600)
+        return cls(fd, n_bytes, is_memfd=True)
 
     @property
     def allocated_bytes(self) -> int:
@@ -77,15 +85,24 @@ class Segment:
         os.close(self.fd)
 
 
+def shm_free_bytes() -> int | None:
+    """Return the free bytes of `/dev/shm`; `None` if it has no bound, or is not there."""
+    try:
+        state = os.statvfs(SHM_FOLDER)
+    except OSError:
+        return None
+    return state.f_bavail * state.f_frsize if state.f_blocks else None
+
+
 def _posix_segment(n_bytes: int) -> int:
     name = f"{_NAME}{os.getpid()}-{secrets.token_hex(4)}"
     memory = _untracked(name, n_bytes)
     try:
-        fd = os.open(f"{_SHM_FOLDER}/{name}", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(f"{SHM_FOLDER}/{name}", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     finally:
         # Before its pages are reserved, which takes a while: whatever kills us then leaves no name behind.
         with contextlib.suppress(FileNotFoundError):  # taken for a dead daemon's while we were stopped
-            os.unlink(f"{_SHM_FOLDER}/{name}")  # `memory.unlink()` would tell the tracker
+            os.unlink(f"{SHM_FOLDER}/{name}")  # `memory.unlink()` would tell the tracker
         memory.close()
     try:
         os.posix_fallocate(fd, 0, n_bytes)
@@ -139,7 +156,7 @@ def remove_stale_names() -> None:
     A name exists for microseconds, so an old one is nobody's. Called as a daemon starts, for those before it.
     """
     with contextlib.suppress(OSError):
-        for entry in os.scandir(_SHM_FOLDER):
+        for entry in os.scandir(SHM_FOLDER):
             with contextlib.suppress(OSError):
                 found = entry.stat(follow_symlinks=False)
                 is_ours = entry.name.startswith(_NAME) and found.st_uid == os.getuid()

@@ -27,6 +27,7 @@ from prefetchd.decode import detach_native_stderr
 from prefetchd.errors import PrefetchdError
 from prefetchd.faults import SampleFault, TransformFault, WrongResult
 from prefetchd.sources import attach_source
+from prefetchd.sources.base import ReserveMemory
 from prefetchd.sources.images import ImageSource
 from prefetchd.trial_parent import subject
 from prefetchd.user_code import code_digest
@@ -52,14 +53,18 @@ def run(opened: messages.OpenDataset, fds: list[int]) -> messages.TrialDone:
     before_bytes = _private_bytes()
     source = attach_source(config, opened.source, fds)
     assert isinstance(source, ImageSource)  # only images have functions
-    _, y = _first_good(config, source)
-    grown_bytes = max(0, _private_bytes() - before_bytes - _OWN_BYTES)
+    decoding = [0]
+    _, y = _first_good(config, source, decoding.append)
+    kept_bytes = _private_bytes() - before_bytes - _OWN_BYTES
+    # What they take for a moment counts too: at the peak, less what decoding may have taken, which is reserved apart.
+    peak_bytes = _peak_bytes() - before_bytes - max(_OWN_BYTES, *decoding)
+    grown_bytes = max(0, kept_bytes, peak_bytes)
     specs = {"transform": config.transform, "target_transform": config.target_transform}
     code = {f"{option}_code": code_digest(spec) for option, spec in specs.items() if spec is not None}
     return messages.TrialDone(list(y.shape), y.dtype.name, code, int(grown_bytes * _MARGIN))
 
 
-def _first_good(config: Config, source: ImageSource) -> tuple[NDArray[Any], NDArray[Any]]:
+def _first_good(config: Config, source: ImageSource, reserve: ReserveMemory) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return x and y of the first sample that can be had."""
     count = min(_TRIED_SAMPLES, source.n_samples)
     transform_fault: TransformFault | None = None
@@ -67,7 +72,7 @@ def _first_good(config: Config, source: ImageSource) -> tuple[NDArray[Any], NDAr
     for number in range(count):
         sample_id = number * source.n_samples // count
         try:
-            return source.try_out(sample_id)
+            return source.try_out(sample_id, reserve)
         except WrongResult as fault:
             raise _unusable(fault, "; mend the function") from None
         except TransformFault as fault:
@@ -86,8 +91,17 @@ def _unusable(fault: TransformFault, more: str) -> PrefetchdError:
 
 def _private_bytes() -> int:
     """The process's own memory: anonymous resident pages."""
+    return _status_bytes("RssAnon")
+
+
+def _peak_bytes() -> int:
+    """The most of them that there ever were; pages of files, once read, stay."""
+    return _status_bytes("VmHWM") - _status_bytes("RssFile") - _status_bytes("RssShmem")
+
+
+def _status_bytes(name: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
     return 0
 

@@ -229,7 +229,7 @@ def _fault(name: tuple[str, str | None], error: BaseException) -> SampleFault:
     if isinstance(error, SampleFault):
         return error
     if isinstance(error, MemoryError):
-        return EnvironmentFault(f"{name[0]} {name[1]} ran out of memory")
+        return EnvironmentFault(f"{name[0]} {name[1]} ran out of memory", needs_fresh_reader=True)
     if isinstance(error, OSError) and error.errno is not None and fault_of(error).kind is FaultKind.ENVIRONMENT:
         return EnvironmentFault(f"{name[0]} {name[1]} raised {describe(error)}")
     lines = "".join(traceback.format_exception(error))

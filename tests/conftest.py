@@ -85,14 +85,14 @@ def nothing_left(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 
 class DaemonProcess:
-    """A `prefetchd serve` started for a test."""
+    """A `prefetchd serve` started for a test; `wrapper` are words that run the command behind them in their place."""
 
-    def __init__(self, folder: Path, arguments: list[str], name: str) -> None:
+    def __init__(self, folder: Path, arguments: list[str], name: str, wrapper: tuple[str, ...] = ()) -> None:
         self.name = name
         self.log_path = folder / f"{name}.log"
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "prefetchd", "serve", *arguments, "--name", name],
+                [*wrapper, sys.executable, "-m", "prefetchd", "serve", *arguments, "--name", name],
                 stdin=subprocess.DEVNULL,
                 stderr=log,
             )
@@ -135,8 +135,10 @@ def serve(tmp_path: Path, nothing_left: None) -> Iterator[Callable[..., DaemonPr
     """Start a daemon: `serve("manifest.txt", "--batch-size", "4", name="x")`; it is stopped after the test."""
     started: list[DaemonProcess] = []
 
-    def start(*arguments: object, name: str = "default", ready: bool = True) -> DaemonProcess:
-        daemon = DaemonProcess(tmp_path, [str(argument) for argument in arguments], name)
+    def start(
+        *arguments: object, name: str = "default", ready: bool = True, wrapper: tuple[str, ...] = ()
+    ) -> DaemonProcess:
+        daemon = DaemonProcess(tmp_path, [str(argument) for argument in arguments], name, wrapper)
         started.append(daemon)
         return daemon.wait_ready() if ready else daemon
 

@@ -10,43 +10,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-from prefetchd.budget import cgroup_limits
 from prefetchd.cache.in_daemon import CacheInDaemon
+from prefetchd.limits import CgroupMemory, cgroups
 
 _NEAR = 0.9
 _EVERY_S = 5.0  # dropped pages are read again soon, so dropping them at every tick would be worse than either
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """One control group: its limit, and what it uses that is no page of a file, in bytes."""
-
-    limit_bytes: int
-    fixed_bytes: int
-
-
-def read_groups() -> list[Reading]:
-    """Return a reading of each of this process's control groups that have a limit."""
-    readings = []
-    for limit in cgroup_limits():
-        folder = Path(limit.source.removeprefix("cgroup "))
-        try:
-            current = next(
-                int((folder / name).read_text())
-                for name in ("memory.current", "memory.usage_in_bytes")
-                if (folder / name).exists()
-            )
-            lines = (folder / "memory.stat").read_text().splitlines()
-        except (OSError, ValueError, StopIteration):
-            continue
-        files = sum(
-            int(value) for name, value in (line.split() for line in lines) if name in ("active_file", "inactive_file")
-        )
-        readings.append(Reading(limit.n_bytes, current - files))
-    return readings
 
 
 class CachePages:
@@ -61,7 +30,7 @@ class CachePages:
     def __init__(
         self,
         caches: Sequence[CacheInDaemon],
-        read: Callable[[], Iterable[Reading]] = read_groups,
+        read: Callable[[], Iterable[CgroupMemory]] = cgroups,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._caches = caches
@@ -75,7 +44,7 @@ class CachePages:
             cache.tick()
         if not self._caches or self._clock() - self._dropped_s < _EVERY_S:
             return
-        if any(group.fixed_bytes > _NEAR * group.limit_bytes for group in self._read()):
+        if any(group.used_bytes > _NEAR * group.limit_bytes for group in self._read()):
             self._dropped_s = self._clock()
             for cache in self._caches:
                 cache.drop_pages()

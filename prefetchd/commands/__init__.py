@@ -12,6 +12,7 @@ from prefetchd.commands import (
     completion,
     preview,
     serve,
+    set,
     status,
     stop,
     top,
@@ -20,4 +21,4 @@ from prefetchd.commands import (
 )
 
 # In the order of `prefetchd --help`.
-COMMANDS = (serve, status, top, cache, stop, verify, preview, tune, bench, completion)
+COMMANDS = (serve, status, top, set, cache, stop, verify, preview, tune, bench, completion)

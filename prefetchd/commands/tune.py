@@ -100,12 +100,13 @@ def _measure_all(config: Config, seconds: float, progress: Progress) -> tuple[li
     from prefetchd import budget
     from prefetchd.datasets import open_datasets
     from prefetchd.errors import ManifestError, PrefetchdError
+    from prefetchd.limits import machine_limits
     from prefetchd.tools.measuring import measure
     from prefetchd.tools.plan_choice import RING_SLOTS, is_worth_more, reader_counts
 
     (dataset,) = open_datasets({"": config})
     slot_bytes, source = dataset.layout.slot_bytes, dataset.source
-    limit = budget.machine_limit()
+    limit = machine_limits()[0]
     counts = [config.num_workers] if config.num_workers else reader_counts(budget.usable_cores())
     points: list[Measured] = []
     refused: list[str] = []

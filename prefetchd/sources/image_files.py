@@ -107,13 +107,17 @@ class ImageReader:
                 )
         except SampleFault as fault:
             return fault
+        except cv2.error as error:
+            if error.code == cv2.Error.StsNoMem:
+                raise MemoryError(f"no memory: {error.err}") from None
+            raise
         finally:
             self._buffer.trim(_KEPT_FILE_BYTES)
             reserve(0)
         y[...] = target
         return None
 
-    def try_out(self, sample: Sample, sample_id: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    def try_out(self, sample: Sample, sample_id: int, reserve: ReserveMemory) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return the sample's x and y as they are in epoch 0, y in the shape and dtype that come of themselves.
 
         Raises:
@@ -123,7 +127,7 @@ class ImageReader:
         config = self._config
         shape = (*config.image_size, config.channels)
         x = np.empty(shape if config.layout == "nhwc" else (shape[2], *shape[:2]), config.dtype)
-        target = self._load(sample, sample_id, 0, x, lambda _: None)
+        target = self._load(sample, sample_id, 0, x, reserve)
         return x, self._functions.target(target, 0, sample_id)
 
     def _load(self, sample: Sample, sample_id: int, epoch: int, x: NDArray[Any], reserve: ReserveMemory) -> Any:

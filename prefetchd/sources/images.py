@@ -87,10 +87,10 @@ class ImageSource:
         """What lists the samples, borrowed."""
         return self._records
 
-    def try_out(self, sample_id: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    def try_out(self, sample_id: int, reserve: ReserveMemory) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return x and y of one sample, as they come, in the trial process; raises as `ImageReader.try_out` does."""
         assert self._reader is not None, "only a reader tries"
-        return self._reader.try_out(self._records.samples([sample_id])[0], sample_id)
+        return self._reader.try_out(self._records.samples([sample_id])[0], sample_id, reserve)
 
     def handle(self) -> tuple[dict[str, Any], list[int]]:
         """Plain values and descriptors from which a reader attaches."""

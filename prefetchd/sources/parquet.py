@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from prefetchd.config import Config
-from prefetchd.faults import EnvironmentFault, SampleFault, UndecodableImage, UnreadableFile
+from prefetchd.faults import EnvironmentFault, SampleFault, UndecodableImage, UnreadableFile, fault_of
 from prefetchd.manifest_lines import memfd_bytes, read_exactly, seal
 from prefetchd.sample import Sample
 from prefetchd.sources.parquet_library import PYARROW_BYTES, load_pyarrow
@@ -251,7 +251,7 @@ class ParquetRecords:
                         ends.append(at)
             del batches, batch, value, image
         except MemoryError as error:
-            raise EnvironmentFault(str(error) or "out of memory") from None
+            raise fault_of(error) from None
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, StopIteration) as error:
             raise _damaged(group, error) from None
         except OSError as error:  # pyarrow says so of damaged data too

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -29,11 +30,12 @@ from prefetchd.filling import BadSample
 from prefetchd.foreman import Foreman
 from prefetchd.guard import Guard
 from prefetchd.layout import BatchLayout
+from prefetchd.limits import machine_limits
 from prefetchd.loop import EventLoop
 from prefetchd.order import Order
 from prefetchd.pool import Pool, PoolEvents
 from prefetchd.scheduler import Cursor
-from prefetchd.segment import map_read_only
+from prefetchd.segment import anonymous_file, map_read_only, map_writable
 from prefetchd.shard import Shard
 from prefetchd.slots import Content, Key, Ring, Slot
 from prefetchd.sources import open_source
@@ -156,7 +158,6 @@ class _Inspection:
         self._done = 0
         self._ticking = False
         self._loop = EventLoop()
-        limit = budget.machine_limit()
         # As in a daemon, readers start before the manifest is read.
         self._pool = Pool(
             config.num_workers or budget.usable_cores(),
@@ -169,6 +170,7 @@ class _Inspection:
                 gone=lambda reader: self._foreman.gone(reader),
                 stuck=lambda pid, reader, chunk: self._foreman.stuck(pid, reader, chunk),
                 memory=lambda: self._guard.serve_wishes(),
+                outgrown=lambda reader, n_bytes: self._guard.outgrown(reader, n_bytes),
             ),
             watch=self._loop.watch,
             unwatch=self._loop.unwatch,
@@ -176,12 +178,12 @@ class _Inspection:
         )
         self._ring = Ring()
         try:
-            self._build(config, limit)
+            self._build(config)
         except BaseException:
             self.close()
             raise
 
-    def _build(self, config: Config, limit: budget.Limit) -> None:
+    def _build(self, config: Config) -> None:
         # Whole images: of a random crop, only the rows that it shows are decoded.
         config = dataclasses.replace(
             config, augment=(), cache=None, cache_size="auto", cache_image_size=None, on_error="skip", shuffle=False,
@@ -199,10 +201,10 @@ class _Inspection:
             _dataset(0, config, inspected),
             _dataset(_ALONE, dataclasses.replace(config, batch_size=1), inspected),
         ]
-        self.facts = np.zeros(inspected.n_samples, KEPT)
+        self.facts = _shared_array(inspected.n_samples)
         slot_bytes = self._datasets[0].layout.slot_bytes
         source_bytes = inspected.shared_bytes + self.facts.nbytes
-        plan = budget.make_plan(config, slot_bytes, limit, source_bytes, 2 * inspected.reader_bytes)
+        plan = budget.make_plan(config, slot_bytes, machine_limits(), source_bytes, 2 * inspected.reader_bytes)
         self.n_readers = plan.n_readers
         self._pool.resize(plan.n_readers)
         self._foreman = Foreman(self._datasets, self._ring, self._pool, self._found_bad)
@@ -210,7 +212,7 @@ class _Inspection:
         for _ in range(_FIRST_SLOTS):
             self._guard.add_slot()
         briefing: list[tuple[messages.Message, list[int]]] = [dataset.for_readers() for dataset in self._datasets]
-        self._pool.boot([*briefing, (messages.Boot(budget.ALLOWANCE_BYTES), [])])
+        self._pool.boot([*briefing, (budget.reader_limits(plan), [])])
         n_batches = self._datasets[0].order.batches_per_epoch
         self._sweep = _Sweep(0, 0, 0, Shard(n_batches), left=self._keys(n_batches))
 
@@ -311,6 +313,16 @@ class _Inspection:
         self._pool.stop()
         self._ring.close()
         self._loop.close()
+
+
+def _shared_array(n_samples: int) -> NDArray[Any]:
+    """Return zeros in a segment, so that the footprint counts them once: as the source's and not as the process's."""
+    n_bytes = max(1, n_samples * KEPT.itemsize)
+    fd = anonymous_file("prefetchd-facts", n_bytes)
+    try:
+        return np.frombuffer(map_writable(fd, n_bytes), KEPT, n_samples)
+    finally:
+        os.close(fd)
 
 
 def _dataset(number: int, config: Config, source: InspectedImages) -> Dataset:

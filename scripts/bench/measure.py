@@ -62,6 +62,38 @@ def descendants(pid: int | None = None) -> list[psutil.Process]:
         return []
 
 
+def family(pid: int) -> list[int]:
+    """Return `pid` and the processes below it, by the kernel's lists of children: psutil looks at every process."""
+    found: list[int] = []
+    new = [pid]
+    while new:
+        found += new
+        children: list[str] = []
+        for one in new:
+            with contextlib.suppress(OSError):
+                for task in os.listdir(f"/proc/{one}/task"):
+                    children += Path(f"/proc/{one}/task/{task}/children").read_text().split()
+        new = [int(child) for child in children]
+    return found
+
+
+def segment_bytes(pids: Iterable[int]) -> int:
+    """Return the allocated bytes of prefetchd's segments that the processes have open or mapped, each inode once.
+
+    Needs the right to look into `/proc/PID/map_files` (root) for those that are only mapped.
+    """
+    found: dict[tuple[int, int], int] = {}
+    for pid in pids:
+        for folder in ("fd", "map_files"):
+            with contextlib.suppress(OSError):
+                for entry in os.scandir(f"/proc/{pid}/{folder}"):
+                    with contextlib.suppress(OSError):
+                        if "prefetchd-" in (target := os.readlink(entry.path)) and target.startswith(_SHARED):
+                            state = os.stat(entry.path)
+                            found[state.st_dev, state.st_ino] = state.st_blocks * 512
+    return sum(found.values())
+
+
 def loader_bytes() -> int:
     """Return the footprint of whatever loader this process runs: private memory of its processes, shared memory.
 

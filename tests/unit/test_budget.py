@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefetchd import budget
+from prefetchd import budget, limits
 from prefetchd.budget import (
     ALLOWANCE_BYTES,
     DAEMON_BYTES,
@@ -148,10 +148,10 @@ def fake_cgroup(monkeypatch: pytest.MonkeyPatch, folder: Path, entries: str, fil
     def redirected(path: str) -> Path:
         if path == "/proc/self/cgroup":
             return folder / "proc-self-cgroup"
-        assert path.startswith("/sys/fs/cgroup")
+        assert path.startswith(("/sys/fs/cgroup", "/proc/pressure"))
         return folder / path.removeprefix("/")
 
-    monkeypatch.setattr(budget, "Path", redirected)
+    monkeypatch.setattr(limits, "Path", redirected)
 
 
 def test_cgroup_v2_limits_of_all_ancestors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -161,8 +161,8 @@ def test_cgroup_v2_limits_of_all_ancestors(monkeypatch: pytest.MonkeyPatch, tmp_
         "sys/fs/cgroup/memory.max": f"{900 * MIB}\n",
     }
     fake_cgroup(monkeypatch, tmp_path, "0::/user/job\n", files)
-    assert sorted(limit.n_bytes for limit in budget.cgroup_limits()) == [300 * MIB, 900 * MIB]
-    limit = budget.machine_limit()
+    assert sorted(limit.n_bytes for limit in limits.cgroup_limits()) == [300 * MIB, 900 * MIB]
+    limit = limits.machine_limits()[0]
     assert limit.n_bytes == 300 * MIB
     assert "user" in limit.source
 
@@ -174,19 +174,19 @@ def test_cgroup_v1_limit_and_its_way_of_saying_none(monkeypatch: pytest.MonkeyPa
     }
     entries = "11:cpu,cpuacct:/docker/abc\n5:memory:/docker/abc\n0::/docker/abc\n"
     fake_cgroup(monkeypatch, tmp_path, entries, files)
-    assert [limit.n_bytes for limit in budget.cgroup_limits()] == [200 * MIB]
+    assert [limit.n_bytes for limit in limits.cgroup_limits()] == [200 * MIB]
 
 
 def test_path_of_another_namespace_still_finds_the_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """In a container the path is often the host's, and only the mounted root is there."""
     fake_cgroup(monkeypatch, tmp_path, "0::/host/only\n", {"sys/fs/cgroup/memory.max": f"{100 * MIB}\n"})
-    assert [limit.n_bytes for limit in budget.cgroup_limits()] == [100 * MIB]
+    assert [limit.n_bytes for limit in limits.cgroup_limits()] == [100 * MIB]
 
 
 def test_no_cgroup_is_no_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(budget, "Path", lambda path: tmp_path / "nowhere")
-    assert budget.cgroup_limits() == []
-    assert budget.machine_limit().source == "available memory"
+    monkeypatch.setattr(limits, "Path", lambda path: tmp_path / "nowhere")
+    assert limits.cgroup_limits() == []
+    assert limits.machine_limits()[0].source == "available memory"
 
 
 # --- reservations
@@ -241,3 +241,45 @@ def test_what_users_functions_take_is_part_of_every_readers_share():
     roomy = make_config(source="-", num_workers=2, memory_budget="1GiB")
     plan = make_plan(roomy, MIB, limit, 0, 30 * MIB)
     assert plan.reader_share_bytes == make_plan(roomy, MIB, limit).reader_share_bytes + 30 * MIB
+
+
+def test_file_cache_does_not_count_against_a_control_groups_headroom(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What neighbours use is gone; what the kernel can drop is not."""
+    files = {
+        "sys/fs/cgroup/job/memory.max": f"{400 * MIB}\n",
+        "sys/fs/cgroup/job/memory.current": f"{350 * MIB}\n",
+        "proc/pressure/memory": "some avg10=12.50 avg60=0.10 avg300=0.00 total=7\nfull avg10=9.00\n",
+        "sys/fs/cgroup/job/memory.stat": f"anon 1\nactive_file {100 * MIB}\ninactive_file {150 * MIB}\n",
+    }
+    fake_cgroup(monkeypatch, tmp_path, "0::/job\n", files)
+    assert limits.machine_limits()[0].n_bytes == 300 * MIB
+    assert limits.machine_limits(own_bytes=60 * MIB)[0].n_bytes == 360 * MIB
+    shortage = limits.read_shortage()
+    assert (shortage.headroom_bytes, shortage.limit_bytes) == (300 * MIB, 400 * MIB)
+    assert shortage.stalled_percent == 12.5
+
+
+def test_plan_with_more_readers_takes_their_room_from_the_ring() -> None:
+    plan = plan_of(num_workers=2, memory_budget="400MiB")
+    more = plan.with_readers(4, MIN_SLOTS)
+    assert more is not None
+    assert more.n_slots < plan.n_slots or more.large_bytes < plan.large_bytes
+    assert more.large_bytes >= 0
+    assert Budget(more).largest_decode_bytes == Budget(plan).largest_decode_bytes, "no decode fails for more readers"
+    back = more.with_readers(2, MIN_SLOTS)
+    assert back is not None
+    assert (back.n_readers, back.n_slots) == (plan.n_readers, plan.n_slots)
+    assert plan.with_readers(1000, MIN_SLOTS) is None
+
+
+def test_explanation_names_every_part_and_what_would_allow_more() -> None:
+    text = budget.explain(plan_of(num_workers=2, memory_budget="400MiB", limit=Limit(800 * MIB, "cgroup /x")))
+    for part in (
+        "48.0 MiB for the daemon",
+        "2 readers of 24.0 MiB",
+        "400 MiB set by memory-budget",
+        "cgroup /x 800 MiB",
+    ):
+        assert part in text

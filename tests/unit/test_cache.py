@@ -13,13 +13,14 @@ from prefetchd.cache import directory, keys, lookup, segment
 from prefetchd.cache.directory import CacheError
 from prefetchd.cache.in_daemon import CacheInDaemon
 from prefetchd.cache.in_reader import CacheInReader
-from prefetchd.cache.pressure import CachePages, Reading
+from prefetchd.cache.pressure import CachePages
 from prefetchd.cache.room import Room
 from prefetchd.cache.rules import check_cache
 from prefetchd.cache.run_state import RunState, StateShape, make_state
 from prefetchd.commands.cache_build import _duration
 from prefetchd.config import make_config
 from prefetchd.errors import ConfigError
+from prefetchd.limits import CgroupMemory
 from prefetchd.sample import Sample
 
 CHANNELS = 3
@@ -414,15 +415,15 @@ def test_pages_are_dropped_only_where_memory_is_short(tmp_path: Path, samples: l
     store_all(reader, samples)
     dropped: list[float] = []
     now_s = [100.0]
-    readings: list[Reading] = []
+    readings: list[CgroupMemory] = []
     pages = CachePages([daemon], lambda: readings, lambda: now_s[0])
     drop = daemon.drop_pages
     daemon.drop_pages = lambda: (dropped.append(now_s[0]), drop())  # type: ignore[method-assign, assignment]
     pages.tick()
-    readings[:] = [Reading(1000, 850), Reading(1 << 40, 5)]
+    readings[:] = [CgroupMemory(1000, 850, ""), CgroupMemory(1 << 40, 5, "")]
     pages.tick()
     assert dropped == []
-    readings[:] = [Reading(1 << 40, 5), Reading(1000, 950)]
+    readings[:] = [CgroupMemory(1 << 40, 5, ""), CgroupMemory(1000, 950, "")]
     pages.tick()
     now_s[0] += 1
     pages.tick()

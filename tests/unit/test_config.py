@@ -97,3 +97,7 @@ def test_equal_options_agree_however_they_are_written():
             make_config(source="m").check_agrees(options)
     with pytest.raises(ConfigError, match="no such option"):
         config.check_agrees({"to_wire": 1})
+
+
+def test_auto_readers_are_written_auto_or_0():
+    assert make_config(source="-", num_workers="auto") == make_config(source="-", num_workers=0)

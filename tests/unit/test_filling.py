@@ -325,3 +325,36 @@ def test_a_closing_task_that_ends_its_readers_fails_the_batch_in_the_end() -> No
     assert lost == ENVIRONMENT_TRIES
     assert job.failure is not None
     assert "SIGKILL" in job.failure.text
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_rows_that_a_full_reader_left_are_done_by_another(alone):
+    """They are no fault of the samples: nothing is counted against them, and what was done is not done again."""
+    filler = Filler("raise", 8, lambda job, row: row, lambda sample: "w", lambda sample: None)
+    job = filler.start(Slot(0, None), (0, 0, 0), 8, 8)  # type: ignore[arg-type]
+    chunk = job.queued.popleft()
+    if alone:
+        chunk = Chunk(job, [5], sample_id=5, fresh=True)
+    job.out += 1
+    filler.done(chunk, [], rows_left=1 if alone else 3)
+    left = job.queued.popleft()
+    assert list(left.rows) == ([5] if alone else [5, 6, 7])
+    assert (left.sample_id, left.fresh) == ((5, True) if alone else (None, False))
+    job.out += 1
+    filler.done(left, [])
+    assert job.finished
+    assert job.failure is None
+
+
+def test_want_of_memory_is_tried_in_fresh_readers_and_then_told_under_any_policy():
+    filler = Filler("skip", 4, lambda job, row: row, lambda sample: "w", lambda sample: None)
+    job = filler.start(Slot(0, None), (0, 0, 0), 4, 4)  # type: ignore[arg-type]
+    fresh = []
+    while not job.finished:
+        chunk = job.queued.popleft()
+        fresh.append(chunk.fresh)
+        job.out += 1
+        filler.done(chunk, [Fault(2, 2, "w", "no memory", content=False, needs_fresh_reader=True)])
+    assert fresh == [False, True, True, True]
+    assert job.failure is not None
+    assert not job.skipped

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from prefetchd import guard as guard_module
-from prefetchd.budget import ALLOWANCE_BYTES, DAEMON_BYTES, MIB, MIN_SLOTS, READER_BYTES, Budget, Footprint, Limit, Plan
+from prefetchd.budget import ALLOWANCE_BYTES, DAEMON_BYTES, MIB, MIN_SLOTS, READER_BYTES, Budget, Footprint, Plan
 from prefetchd.filling import Chunk, Job
 from prefetchd.guard import Guard
+from prefetchd.limits import Limit
 from prefetchd.slots import Ring, Slot
 
 SLOT_BYTES = MIB
@@ -191,3 +192,33 @@ def test_within_the_budget_nothing_is_taken(rig, monkeypatch):
     one.guard.verify()
     assert len(one.ring.slots) == 6
     assert one.guard.max_footprint_bytes == MIB + 6 * SLOT_BYTES
+
+
+def test_readers_that_were_added_make_room_for_a_large_decode(rig):
+    """It was promised before there were more readers than asked for, so they are in the way, and it is not refused."""
+    one = rig(40)
+    one.guard.replan(one.plan.with_readers(3, MIN_SLOTS))
+    one.guard.budget.n_readers = 3
+    one.guard.shrink([])
+    reader = one.pool.readers[0]
+    reader.needs_bytes = need = one.guard.budget.largest_decode_bytes
+    one.guard.serve_wishes()
+    assert one.pool.denied == []
+    assert one.guard.readers_in_the_way
+    one.guard.replan(one.guard.budget.plan.with_readers(2, MIN_SLOTS))
+    one.guard.budget.n_readers = 2
+    one.guard.serve_wishes()
+    assert reader.has_bytes == need
+
+
+def test_slots_beyond_what_is_wanted_go_free_ones_first_and_held_ones_when_they_return(rig):
+    one = rig(6)
+    for slot in list(one.ring.slots.values())[:4]:
+        one.hold(slot)
+    one.guard.slots_wanted = 3
+    one.guard.shrink([])
+    assert set(one.removed) == {5, 6}
+    one.ring.release_all(1)
+    one.guard.shrink([])
+    assert len(one.ring.slots) == 3
+    assert not one.guard.may_grow()

@@ -37,6 +37,7 @@ def names() -> set[str]:
 @pytest.mark.parametrize("failures", [0, 1])
 def test_all_pages_are_reserved_and_no_name_is_left(monkeypatch, failures):
     """A slot is whole at once, in POSIX shared memory or, where that is full, in a memfd."""
+    Segment.create(N_BYTES).close()  # the first one starts Python's resource tracker, which stays
     full_for(monkeypatch, failures)
     descriptors = len(os.listdir("/proc/self/fd"))
     made = Segment.create(N_BYTES)
@@ -110,3 +111,28 @@ def test_segment_starts_no_resource_tracker_and_leaves_no_name():
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert {name for name in set(os.listdir("/dev/shm")) - before if name.startswith("prefetchd-")} == set()
+
+
+def test_memfd_cannot_be_cut_and_gives_its_pages_back(monkeypatch):
+    """A map of it never becomes a SIGBUS; it is given back as the others are, also while it is mapped."""
+    full_for(monkeypatch, 1)
+    made = Segment.create(N_BYTES)
+    assert made.is_memfd
+    with pytest.raises(OSError, match="not permitted"):
+        os.ftruncate(made.fd, 0)
+    read_only = made.read_only_fd()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.write(read_only, b"x")
+    memory = segment.map_read_only(read_only, N_BYTES)
+    made.discard()
+    assert os.fstat(read_only).st_blocks == 0
+    assert memory[:4] == bytes(4)
+    memory.close()
+    os.close(read_only)
+
+
+def test_small_dev_shm_is_left_to_those_who_cannot_do_without(monkeypatch):
+    monkeypatch.setattr(segment, "shm_free_bytes", lambda: 2 * N_BYTES - 1)
+    made = Segment.create(N_BYTES)
+    assert made.is_memfd
+    made.close()

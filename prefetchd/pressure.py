@@ -1,0 +1,123 @@
+"""What to give back when the machine runs short of memory, and when to take it again. Pure: readings in, stance out.
+
+    full --short--> fewer slots --short--> fewer readers --short--> paused     a step at each reading that is short
+    full <--ample-- fewer slots <--ample-- fewer readers <--ample-- paused     a step after a calm that lasted
+
+Used by the governor, at each of its ticks. *Short* and *ample* are far apart, and a step up is taken only after
+`CALM_TICKS` ample readings in a row, in a machine that has room for what the step takes; if it is short again soon, the
+next calm must last twice as long. So it neither flaps nor gives up for good. It never goes below what delivers one
+batch at a time: paused means that batches are made for loops that wait, and not ahead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prefetchd.limits import Shortage
+
+MIB = 1 << 20
+SHORT_BYTES = 64 * MIB
+AMPLE_BYTES = 160 * MIB
+SHORT_STALLED_PERCENT = 10.0
+AMPLE_STALLED_PERCENT = 1.0
+CALM_TICKS = 10
+_MAX_CALM_TICKS = 640
+_RELAPSE_TICKS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Stance:
+    """How much the daemon may use: slots, readers, and whether it makes batches ahead."""
+
+    n_slots: int
+    n_readers: int
+    paused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What a slot and a reader take, in bytes, and how few slots deliver the batches that were promised."""
+
+    slot_bytes: int
+    reader_bytes: int
+    least_slots: int
+
+
+def short_bytes(shortage: Shortage) -> int:
+    """How little is short: 64 MiB, or less of a small control group."""
+    return min(SHORT_BYTES, shortage.limit_bytes // 16)
+
+
+def ample_bytes(shortage: Shortage) -> int:
+    """How much is ample."""
+    return short_bytes(shortage) * AMPLE_BYTES // SHORT_BYTES
+
+
+class PressurePolicy:
+    """Remembers what was given back, and for how long it has been calm."""
+
+    def __init__(self) -> None:
+        self._given_back: list[Stance] = []  # the stances that were left, in order; the last is the next to return to
+        self._stance = Stance(0, 0)  # in force while something is given back
+        self._calm_ticks = 0
+        self._wanted_calm = CALM_TICKS
+        self._since_recovery = _RELAPSE_TICKS
+
+    @property
+    def relieved(self) -> bool:
+        """Whether nothing is given back."""
+        return not self._given_back
+
+    def step(self, shortage: Shortage, now: Stance, full: Stance, costs: Costs) -> Stance:
+        """Return the stance after a reading; `now` is what is in use (never more than allowed), `full` the plan."""
+        self._since_recovery += 1
+        is_short = shortage.headroom_bytes < short_bytes(shortage) or shortage.stalled_percent >= SHORT_STALLED_PERCENT
+        if is_short:
+            return self._give_back(now, full, costs)
+        if not self._given_back:
+            return full
+        back = self._capped(self._given_back[-1], full)
+        more = max(0, back.n_slots - now.n_slots) * costs.slot_bytes
+        more += max(0, back.n_readers - now.n_readers) * costs.reader_bytes
+        is_ample = shortage.headroom_bytes >= ample_bytes(shortage) + more
+        if not is_ample or shortage.stalled_percent > AMPLE_STALLED_PERCENT:
+            self._calm_ticks = 0
+        else:
+            self._calm_ticks += 1
+        if self._calm_ticks < self._wanted_calm:
+            return self._capped(self._stance, full)
+        self._calm_ticks = 0
+        self._since_recovery = 0
+        self._stance = self._given_back.pop()
+        return full if not self._given_back else back
+
+    def under(self, full: Stance) -> Stance:
+        """Return the stance in force under a plan that has changed."""
+        return full if self.relieved else self._capped(self._stance, full)
+
+    def _give_back(self, now: Stance, full: Stance, costs: Costs) -> Stance:
+        self._calm_ticks = 0
+        if self._since_recovery < _RELAPSE_TICKS:
+            self._wanted_calm = min(_MAX_CALM_TICKS, 2 * self._wanted_calm)
+            self._since_recovery = _RELAPSE_TICKS
+        elif not self._given_back:
+            self._wanted_calm = CALM_TICKS
+        held = self._capped(self._stance, full) if self._given_back else full
+        slots = min(held.n_slots, max(now.n_slots, costs.least_slots))
+        readers = min(held.n_readers, max(now.n_readers, 1))
+        if slots > costs.least_slots:
+            lower = Stance(max(costs.least_slots, (slots + costs.least_slots) // 2), held.n_readers)
+        elif readers > 1:
+            lower = Stance(held.n_slots, readers // 2)
+        elif not held.paused:
+            lower = Stance(held.n_slots, held.n_readers, paused=True)
+        else:
+            return held
+        self._given_back.append(held)
+        self._stance = lower
+        return lower
+
+    @staticmethod
+    def _capped(stance: Stance, full: Stance) -> Stance:
+        """A stance under a plan that has changed meanwhile."""
+        return Stance(min(stance.n_slots, full.n_slots), min(stance.n_readers, full.n_readers), stance.paused)

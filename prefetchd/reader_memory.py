@@ -1,0 +1,77 @@
+"""A reader's own memory: the limit that the kernel holds it to, and whether it has grown beyond its share.
+
+Used by `reader`, in its process alone. Reservations keep decoding within the budget; this is the back-stop for what
+they cannot know: a user's function, a decoder that takes more than its header says. RLIMIT_DATA makes one allocation
+that is too large a `MemoryError` of one sample (`fill` of the others goes on) instead of a machine without memory, and
+`outgrown` is looked at between samples, so that a function that leaks costs a fresh reader now and then, and nothing
+more. RLIMIT_DATA counts private writable pages whether touched or not, so it stands somewhat above the share; RLIMIT_AS
+would count the slots and every library as well.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+_PAGE_BYTES = os.sysconf("SC_PAGESIZE")
+
+
+class ReaderMemory:
+    """Holds this process to its share from now on.
+
+    Args:
+        share_bytes: private memory that it may take, what it has now included.
+        slack_bytes: how much more it may map, for what is mapped and never touched: stacks of threads, a heap's end.
+    """
+
+    def __init__(self, share_bytes: int, slack_bytes: int) -> None:
+        self.share_bytes = share_bytes
+        self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        # Pages shared with the zygote count in part, until one of the two writes to them: growth is counted from here.
+        self._private_bytes = _pss_anon_bytes()
+        self._anonymous_bytes = self._read()
+        self._lent_bytes = 0
+        self._hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        self._limit_bytes = _data_bytes() + max(0, share_bytes - self._private_bytes) + slack_bytes
+        self._set_limit()
+
+    @property
+    def bytes_now(self) -> int:
+        """What the process takes, to a few pages (2 us)."""
+        return self._private_bytes + self._read() - self._anonymous_bytes
+
+    @property
+    def outgrown(self) -> bool:
+        """Whether it takes more than its share, and than what was lent."""
+        return self.bytes_now > self.share_bytes + self._lent_bytes
+
+    def lend(self, n_bytes: int) -> None:
+        """Allow `n_bytes` beyond the share, in place of what was lent before."""
+        if n_bytes != self._lent_bytes:
+            self._lent_bytes = n_bytes
+            self._set_limit()
+
+    def _set_limit(self) -> None:
+        soft = self._limit_bytes + self._lent_bytes
+        if self._hard != resource.RLIM_INFINITY:
+            soft = min(soft, self._hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, self._hard))
+
+    def _read(self) -> int:
+        """Anonymous resident bytes: `smaps_rollup` would walk every page."""
+        _, resident, shared, _ = os.pread(self._statm, 128, 0).split(b" ", 3)
+        return (int(resident) - int(shared)) * _PAGE_BYTES
+
+
+def _pss_anon_bytes() -> int:
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Pss_Anon:", "SwapPss:")))
+
+
+def _data_bytes() -> int:
+    """What RLIMIT_DATA is compared with."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmData:"):
+            return int(line.split()[1]) * 1024
+    return 0

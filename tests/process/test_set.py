@@ -1,0 +1,97 @@
+"""`prefetchd set`: a running daemon changes its budget and its readers, and consumers notice nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import numpy as np
+import pytest
+
+import prefetchd
+from prefetchd.budget import MIN_SLOTS
+from tests.conftest import DaemonProcess, wait_until
+from tests.process.commands import run_command
+
+OPTIONS = ("--batch-size", 8, "--image-size", 256, "--dtype", "float32", "--num-workers", 1)
+MIB = 1 << 20
+
+
+def set_options(*words: str):
+    return run_command("set", *words)
+
+
+def ring(daemon: DaemonProcess) -> int:
+    return daemon.status()["ring"]["slots"]
+
+
+def test_a_shrink_takes_free_slots_at_once_and_held_ones_as_they_come_back(serve, photographs):
+    """What is held stays valid, the budget in force is what is held, and `status` says so."""
+    daemon = serve(photographs, *OPTIONS, "--memory-budget", "160MiB")
+    slots = ring(daemon)
+    assert slots > MIN_SLOTS + 4
+    loader = prefetchd.batches(epochs=None, on_hold="wait")
+    batches = iter(loader)
+    held = [next(batches) for _ in range(slots - 3)]
+    copies = [x.copy() for x, _ in held]
+    least = int(re.search(r"memory-budget (\d+)MiB", set_options("memory-budget=1MiB").stderr)[1])
+    assert daemon.status()["memory"]["budget_bytes"] == 160 * MIB, "what was refused changes nothing"
+    changed = set_options(f"memory-budget={least}MiB")
+    assert changed.returncode == 0, changed.stderr
+    assert f"budget of {least}.0 MiB" in changed.stdout or f"budget of {least} MiB" in changed.stdout
+    n_held = len(held)
+    wait_until(lambda: ring(daemon) <= n_held + 1, "the free slots are given back")
+    memory = daemon.status()["memory"]
+    assert memory["budget_bytes"] == least * MIB
+    assert memory["in_force_bytes"] > memory["budget_bytes"]
+    assert "in force" in run_command("status").stdout
+    for (x, _), copy in zip(held, copies, strict=True):
+        assert np.array_equal(x, copy)
+    del held, x
+    wait_until(lambda: ring(daemon) == MIN_SLOTS, "the ring has shrunk")
+    memory = daemon.status()["memory"]
+    assert memory["in_force_bytes"] == memory["budget_bytes"]
+    assert memory["footprint_bytes"] <= least * MIB
+    assert [next(batches).index for _ in range(10)] == [(slots - 3 + i) % len(loader) for i in range(10)]
+    loader.close()
+
+
+def test_readers_come_and_go_while_batches_stay_the_same(serve, photographs):
+    daemon = serve(photographs, *OPTIONS, "--memory-budget", "400MiB")
+    with prefetchd.batches(epochs=None) as loader:
+        batches = iter(loader)
+        want = [x.copy() for x, _ in (next(batches) for _ in range(len(loader)))]
+        for n_readers in (3, 1, 2):
+            assert set_options(f"num-workers={n_readers}").returncode == 0
+            for copy in want:
+                assert np.array_equal(next(batches)[0], copy)
+            wait_until(lambda n=n_readers: len(daemon.reader_pids()) == n, f"{n_readers} readers")
+    assert daemon.status()["reader_crashes"] == 0
+    assert daemon.status()["memory"]["budget_bytes"] == 400 * MIB
+
+
+def test_growth_is_taken_up(serve, photographs):
+    daemon = serve(photographs, *OPTIONS, "--memory-budget", "120MiB")
+    before = ring(daemon)
+    assert set_options("memory-budget=200MiB").returncode == 0
+    wait_until(lambda: ring(daemon) > before, "the ring has grown")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("batch-size=3",), "of a running daemon can be changed memory-budget, num-workers"),
+        (("num-workers=many",), "num-workers"),
+        (("num-workers=-1",), "from 0 to 1024"),
+        (("memory-budget=lots",), "512MiB"),
+        (("nothing",), "OPTION=VALUE"),
+        (("num-workers=900",), "memory-budget"),
+    ],
+)
+def test_what_cannot_be_set_is_refused_in_one_line(serve, photographs, words, said):
+    serve(photographs, *OPTIONS, "--memory-budget", "120MiB")
+    refused = set_options(*words)
+    assert refused.returncode == 1
+    assert said in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert os.environ["XDG_RUNTIME_DIR"]

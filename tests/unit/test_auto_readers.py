@@ -1,0 +1,60 @@
+"""How many readers `num_workers=auto` has: simulated loops and machines, and what the policy makes of them."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from prefetchd.auto_readers import AutoReaders, Window
+
+
+def simulate(policy: AutoReaders, n: int, windows: int, *, consumes: float, each: float, useful: int) -> list[int]:
+    """Windows with a loop that consumes so much, readers that make `each` a second, and `useful` of them that help."""
+    found = []
+    for _ in range(windows):
+        made = each * min(n, useful)
+        rate = min(made, consumes)
+        waited = max(0.0, 1 - made / consumes)
+        busy = n * (rate / made)
+        n = policy.step(n, Window(waited, busy, rate))
+        found.append(n)
+    return found
+
+
+def changes(numbers: list[int]) -> int:
+    return sum(a != b for a, b in itertools.pairwise(numbers))
+
+
+def test_readers_are_added_while_loops_wait_and_it_helps():
+    assert simulate(AutoReaders(8), 1, 40, consumes=1000, each=100, useful=8)[-1] == 8
+
+
+@pytest.mark.parametrize("useful", [1, 2, 5])
+def test_it_settles_where_more_no_longer_help(useful):
+    """Past the cores that there are, another reader adds nothing and is taken back; tries become rare."""
+    numbers = simulate(AutoReaders(8), 1, 1000, consumes=1000, each=100, useful=useful)
+    assert numbers[-1] == useful
+    assert max(numbers) == useful + 1
+    assert changes(numbers[100:]) <= 12
+
+
+def test_idle_readers_are_removed_and_it_settles():
+    """A loop that takes 250 a second needs three readers of 100."""
+    numbers = simulate(AutoReaders(8), 8, 1000, consumes=250, each=100, useful=8)
+    assert numbers[-1] in (3, 4)
+    assert changes(numbers[200:]) <= 12
+
+
+def test_a_step_down_after_which_loops_wait_is_taken_back():
+    policy = AutoReaders(8)
+    for _ in range(5):
+        n = policy.step(4, Window(0.0, 2.0, 100))
+    assert n == 3
+    assert policy.step(3, Window(0.5, 3.0, 90)) == 4
+
+
+def test_never_fewer_than_one_nor_more_than_the_most():
+    policy = AutoReaders(2)
+    assert {policy.step(1, Window(0.0, 0.0, 0)) for _ in range(50)} == {1}
+    assert {policy.step(2, Window(1.0, 2.0, 100)) for _ in range(50)} == {2}

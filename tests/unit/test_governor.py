@@ -1,0 +1,93 @@
+"""The governor: the steps from one plan to another, with a real guard and ring, and stand-ins for pool and machine."""
+
+from __future__ import annotations
+
+import pytest
+
+from prefetchd.budget import MIB, MIN_SLOTS
+from prefetchd.config import make_config
+from prefetchd.governor import Governor
+from prefetchd.limits import Shortage
+from prefetchd.pressure import SHORT_BYTES
+from tests.unit.test_guard import FakePool, FakeReader, Rig
+
+
+class ResizablePool(FakePool):
+    """A pool whose readers that are to go stay until the test lets them."""
+
+    def __init__(self, n_readers: int) -> None:
+        super().__init__(n_readers)
+        self.n_readers = n_readers
+
+    def resize(self, n_readers: int) -> None:
+        self.n_readers = n_readers
+        for reader in list(self.readers.values())[n_readers:]:
+            reader.retiring = True
+        while len(self.readers) < n_readers:
+            number = 1 + max(self.readers)
+            self.readers[number] = FakeReader(number, 1000 + number)
+
+
+@pytest.fixture
+def rig():
+    one = Rig(40)
+    one.pool = ResizablePool(2)
+    one.guard._pool = one.pool  # type: ignore[assignment]
+    one.shortage = Shortage(1 << 40, "test")
+    one.governor = Governor(
+        make_config(source="-", num_workers=2),
+        one.guard,
+        one.ring,
+        one.pool,
+        plan_for=lambda config, least: one.plan.with_readers(config.num_workers, least),
+        promised_slots=lambda: MIN_SLOTS,
+        work_done=lambda: (0.0, 0),
+        read_shortage=lambda: one.shortage,
+        n_cores=2,
+        clock=lambda: 0.0,
+    )
+    yield one
+    one.ring.close()
+
+
+def test_readers_wait_for_the_room_of_slots_that_are_held(rig):
+    """More readers need slots' memory; those that users hold are not taken, so the reader comes when they return."""
+    for slot in rig.ring.slots.values():
+        rig.hold(slot)
+    rig.governor.change(make_config(source="-", num_workers=3))
+    assert len(rig.pool.readers) == 2
+    assert rig.guard.budget.in_force_bytes == rig.plan.budget_bytes
+    rig.ring.release_all(1)
+    rig.governor.settle([])
+    assert len(rig.pool.readers) == 3
+    assert rig.guard.budget.reserved_bytes <= rig.plan.budget_bytes
+    assert len(rig.ring.slots) < 40
+
+
+def test_readers_that_are_to_go_are_counted_until_they_are_gone(rig):
+    rig.governor.change(make_config(source="-", num_workers=1))
+    assert rig.guard.budget.n_readers == 2
+    del rig.pool.readers[1]
+    rig.governor.settle([])
+    assert rig.guard.budget.n_readers == 1
+
+
+def test_pressure_takes_slots_and_readers_and_pauses_and_each_step_is_logged(rig, caplog):
+    rig.shortage = Shortage(SHORT_BYTES - MIB, "cgroup /x")
+    for _ in range(20):
+        rig.governor.tick()
+        rig.governor.settle([])
+        for number in [number for number, reader in rig.pool.readers.items() if reader.retiring]:
+            del rig.pool.readers[number]
+    assert len(rig.ring.slots) == MIN_SLOTS
+    assert rig.pool.n_readers == 1
+    assert rig.governor.paused
+    assert "63.0 MiB left (cgroup /x)" in caplog.text
+    steps = caplog.text.count("short of memory")
+    rig.shortage = Shortage(1 << 40, "test")
+    for _ in range(200):
+        rig.governor.tick()
+        rig.governor.settle([])
+    assert rig.governor.relieved
+    assert rig.pool.n_readers == 2
+    assert caplog.text.count("memory is there again") == steps
