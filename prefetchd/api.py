@@ -42,6 +42,10 @@ def batches(
     on_hold: Literal["wait", "copy"] = "wait",
     hold_timeout: float = 10.0,
     writable: bool = False,
+    share: bool | None = None,
+    group: str | None = None,
+    join: Literal["start", "now"] = "start",
+    start_together: int | None = None,
     config: str | os.PathLike[str] | None = None,
     root: str | os.PathLike[str] | None = None,
     label_columns: int | None = None,
@@ -79,6 +83,8 @@ def batches(
     num_workers: int | str | None = None,
     memory_budget: str | int | None = None,
     reader_timeout: float | None = None,
+    patience: float | None = None,
+    consumers: int | None = None,
     cache: str | bytes | os.PathLike[str] | None = None,
     cache_size: str | int | None = None,
     cache_image_size: int | str | tuple[int, int] | None = None,
@@ -111,6 +117,13 @@ def batches(
             seconds and raise `RingExhausted`, or deliver private copies (`copy`).
         hold_timeout: seconds.
         writable: deliver arrays that may be written; what is written stays private.
+        share: with a `source`, use one daemon for all processes of this user that ask for the same with the same
+            options. The first starts it, it outlives whoever did, and ends some seconds after the last loader. `None`
+            shares among the processes of one torchrun (`LOCAL_WORLD_SIZE` more than 1) and nobody else.
+        group: loaders that name the same group share each pass: every batch goes to exactly one of them, whoever asks.
+        join: `now` begins where those that run already are: the same epoch, its batches rotated to begin there
+            (`.index` tells). `start` (default) begins at the first batch.
+        start_together: how many loaders begin their first epoch together, as in a sweep; waited for up to `timeout`.
         config: a TOML file with options; those given here win. With `daemon`, the file's `source` is the daemon's.
         root: folder that relative paths start from; the manifest's own by default.
         label_columns: how many trailing fields of a text line are labels; found out by default.
@@ -150,6 +163,9 @@ def batches(
         num_workers: reader processes; `"auto"`, or 0 (default), begins with the usable cores and follows the loops.
         memory_budget: `auto` (default), or bytes such as `512MiB` or `25%`.
         reader_timeout: seconds without progress after which a reader is replaced (60).
+        patience: seconds in all that loops on the same data wait for a slower one in one of its epochs, so that it
+            finds what was decoded for them (10); 0 never, `math.inf` always. Then they go on without it.
+        consumers: loops at different batches, such as ranks, that an automatic budget has slots for (1).
         cache: folder that decoded images are kept in, for later epochs, runs and trainers (none). Batches are the same.
         cache_size: most bytes of the whole folder, such as `50GiB`; `auto` (default) leaves 5% of its disk free.
         cache_image_size: fit images into this size first, cached or not: a number or (height, width). Random crops and
@@ -191,6 +207,14 @@ def batches(
                     "give one or the other"
                 )
     private = "source" in options
+    if share is not None and not isinstance(share, bool):
+        raise ConfigError(f"cannot use share={share!r}: it must be True, False or None")
+    if share and not private:
+        raise ConfigError("cannot use share=True without a source: a daemon that has a name is shared anyhow")
+    shared = private and _is_shared(share)
+    if shared and "consumers" not in options:
+        options["consumers"] = shard[1] if shard[1] > 1 else 1
+    _check_sharing(group, join, start_together, shard[1], reconnect=reconnect, alone=private and not shared)
     endpoint = Endpoint(
         config=make_config(**options) if private else None,
         daemon=daemon or os.environ.get("PREFETCHD_NAME") or "default",
@@ -200,6 +224,9 @@ def batches(
         guaranteed_slots=3 if on_hold == "copy" else 2,
         writable=writable,
         hold_timeout_s=hold_timeout,
+        shared=shared,
+        group=group,
+        start_together=start_together or 0,
     )
     return Loader(
         endpoint,
@@ -208,6 +235,7 @@ def batches(
         epochs=epochs,
         copy_when_held=on_hold == "copy",
         reconnect=reconnect,
+        join=join == "now",
     )
 
 
@@ -223,6 +251,42 @@ def _check_arguments(epochs: object, *, on_hold: object, **seconds: object) -> N
     for name, value in seconds.items():
         if not isinstance(value, int | float) or not 0 <= value < 1e9:
             raise ConfigError(f"cannot use {name}={value!r}: it must be a number of seconds, 0 or more")
+
+
+def _is_shared(share: bool | None) -> bool:
+    if share is not None:
+        return share
+    here = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return here.isascii() and here.isdecimal() and int(here) > 1
+
+
+def _check_sharing(
+    group: object, join: object, start_together: object, world_size: int, *, reconnect: bool, alone: bool
+) -> None:
+    if join not in ("start", "now"):
+        raise ConfigError(f"cannot use join={join!r}: it must be 'start' or 'now'")
+    if join == "now" and world_size > 1:
+        raise ConfigError(
+            f"cannot use join='now' with world_size={world_size}: ranks that begin at different batches would not see "
+            "every batch once; leave join out"
+        )
+    if group is not None and (not isinstance(group, str) or not 1 <= len(group) <= 200):
+        raise ConfigError(f"cannot use group={group!r}: it must be a name")
+    for name, value in (("reconnect", reconnect), ("world_size", world_size > 1), ("join", join == "now")):
+        if group is not None and value:
+            raise ConfigError(
+                f"cannot use {name}= with group={group!r}: its members have no places of their own in the pass; "
+                f"leave one of them out"
+            )
+    is_count = isinstance(start_together, int) and not isinstance(start_together, bool)
+    if start_together is not None and not (is_count and 1 <= int(str(start_together)) <= 1024):
+        raise ConfigError(f"cannot use start_together={start_together!r}: it must be a whole number from 1 to 1024")
+    if alone and (group is not None or start_together not in (None, 1)):
+        what = f"group={group!r}" if group is not None else f"start_together={start_together}"
+        raise ConfigError(
+            f"cannot use {what} with a private daemon, which serves this loader alone; pass share=True, or attach to a "
+            "daemon"
+        )
 
 
 def _table(path: str, tables: dict[str, dict[str, Any]], dataset: str | None) -> dict[str, Any]:

@@ -151,7 +151,12 @@ def make_plan(
     limits = (limits,) if isinstance(limits, Limit) else tuple(limits)
     limit = limits[0]
     wanted_readers = config.num_workers or (max(1, usable_cores() // 2) if is_cheap else usable_cores())
-    wanted_slots = max(_AUTO_SLOTS, least_slots, min(_AUTO_MAX_SLOTS, _AUTO_RING_BYTES // slot_bytes))
+    wanted_slots = max(
+        _AUTO_SLOTS,
+        least_slots,
+        2 * config.consumers + 2,
+        min(_AUTO_MAX_SLOTS, _AUTO_RING_BYTES // slot_bytes),
+    )
     per_reader = reader_share(source_reader_bytes)
     base_bytes = DAEMON_BYTES + source_bytes
     if config.memory_budget == "auto":

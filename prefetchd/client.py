@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from prefetchd import control, messages, segment
+from prefetchd import __version__, control, messages, segment
 from prefetchd.batch import Batch
 from prefetchd.class_names import read_classes
 from prefetchd.errors import DaemonLost, DaemonNotFound, PrefetchdError, RingExhausted, error_from_name
@@ -45,6 +45,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("prefetchd")
 
 _WARN_STALL_S = 1.0  # or half the hold time-out, if that is less
+
+
+class PassEnded(PrefetchdError):
+    """The pass that a group shares is over; the loader ends its loop."""
 
 
 class _LeaseRef(weakref.ref["np.ndarray[Any, Any]"]):
@@ -110,22 +114,17 @@ class Connection:
         self.info: messages.Attached
         self.layout: BatchLayout
 
-    def attach(
-        self, dataset: str | None, options: dict[str, Any], guaranteed_slots: int, timeout_s: float | None
-    ) -> None:
+    def attach(self, hello: messages.Attach, timeout_s: float | None) -> None:
         """Introduce this consumer.
 
         Args:
-            dataset: which of the daemon's data sets; `None` where it serves just one.
-            options: what the caller expects of the daemon's configuration, by option name.
-            guaranteed_slots: how many slots the loop must be able to hold whatever others do.
+            hello: what it says of itself.
             timeout_s: how long to wait for the answer; `None` for as long as the daemon lives.
 
         Raises:
             PrefetchdError: what the daemon refuses it with.
             DaemonLost: if the daemon ends, or does not answer in time.
         """
-        hello = messages.Attach(messages.PROTOCOL, _version(), dataset, options, guaranteed_slots)
         try:
             control.send(self._sock, messages.encode(hello))
             message = self._wait_for_answer(timeout_s)
@@ -133,7 +132,7 @@ class Connection:
             self._hear_last_words()
             raise DaemonLost(
                 "cannot attach: the daemon ended while it was starting, or is of another version than this prefetchd "
-                f"{_version()} (protocol {messages.PROTOCOL}); see its log"
+                f"{__version__} (protocol {messages.PROTOCOL}); see its log"
             ) from None
         self.info = message
         try:
@@ -162,12 +161,20 @@ class Connection:
 
     # --- the cursor
 
-    def open_cursor(self, serial: int, shard: Shard, epoch: int, batch: int, stop_epoch: int | None) -> None:
-        """Begin at `batch` of `epoch`, to go on until `stop_epoch`; an earlier cursor of this connection ends."""
+    def open_cursor(
+        self, serial: int, shard: Shard, epoch: int, batch: int, stop_epoch: int | None, *, join: bool = False
+    ) -> None:
+        """Begin at `batch` of `epoch`, to go on until `stop_epoch`; an earlier cursor of this connection ends.
+
+        With `join` the first grant tells where it begins: `OpenCursor` has the rules.
+        """
         self._check_process()
         self._mailbox.open(serial)
-        opened = messages.OpenCursor(serial, self._taken, epoch, batch, stop_epoch, shard.rank, shard.world_size)
-        self._say(opened)
+        self._say(
+            messages.OpenCursor(
+                serial, self._taken, epoch, batch, stop_epoch, shard.rank, shard.world_size, shard.rotation, join
+            )
+        )
 
     def close_cursor(self, serial: int) -> None:
         """End the cursor; what was granted ahead goes back."""
@@ -188,6 +195,7 @@ class Connection:
             copy_when_held: make it a private copy while two batches are held.
 
         Raises:
+            PassEnded: if it shares its passes with a group, and this one is over.
             SampleError or another PrefetchdError: if the batch cannot be made.
             RingExhausted: if no slot can be spared for it within the hold time-out.
             DaemonLost: if the daemon ends.
@@ -269,6 +277,8 @@ class Connection:
             if grant is not None:
                 return grant
             match message:
+                case messages.Ended() if message.serial == serial:
+                    raise PassEnded("cannot get the next batch: the pass that a group shares is over")
                 case messages.Failed() if message.serial == serial:
                     raise error_from_name(message.error, message.text)
                 case messages.Stalled() if message.serial == serial:
@@ -415,7 +425,7 @@ class Connection:
 
     def _not_understood(self, data: bytes | memoryview) -> PrefetchdError:
         """Return the error for a message that is none of this version's."""
-        ours = f"this prefetchd is {_version()} (protocol {messages.PROTOCOL})"
+        ours = f"this prefetchd is {__version__} (protocol {messages.PROTOCOL})"
         introduction = messages.read_introduction(data)
         if not self._attached and introduction is not None and introduction.what == "Attached":
             return DaemonNotFound(
@@ -476,9 +486,3 @@ class Connection:
             )
         if self._closing:
             raise PrefetchdError("cannot use this loader: it was closed; make another with prefetchd.batches()")
-
-
-def _version() -> str:
-    from prefetchd import __version__
-
-    return __version__

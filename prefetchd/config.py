@@ -154,6 +154,18 @@ class Config:
     reader_timeout: float = _option(
         60.0, "seconds without progress after which a reader is replaced (60)", metavar="S", content=False
     )
+    patience: float = _option(
+        10.0,
+        "seconds in all that loops wait for a slower one in an epoch, so that it finds their batches (10); 0 or inf",
+        metavar="S",
+        content=False,
+    )
+    consumers: int = _option(
+        1,
+        "loops at different batches, such as ranks, that an automatic budget has slots for (1)",
+        metavar="N",
+        content=False,
+    )
     cache: str | None = _option(
         None,
         "folder that decoded images are kept in, for later epochs, runs and trainers (none)",
@@ -207,7 +219,7 @@ OPTION_TYPES: dict[str, Any] = typing.get_type_hints(Config)
 PATH_OPTIONS = ("source", "root", "labels", "offsets", "cache")
 # Where one daemon serves several data sets, these are the daemon's own, and the same for all of them.
 LIVE_OPTIONS = ("memory_budget", "num_workers")  # what `prefetchd set` changes
-DAEMON_OPTIONS = ("num_workers", "memory_budget", "reader_timeout", "name")
+DAEMON_OPTIONS = ("num_workers", "memory_budget", "reader_timeout", "patience", "consumers", "name")
 
 
 def make_config(**options: Any) -> Config:

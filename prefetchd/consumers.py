@@ -13,9 +13,9 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from prefetchd import control, messages
+from prefetchd.cursor import Cursor
 from prefetchd.datasets import Dataset
 from prefetchd.mailbox import Outbox
-from prefetchd.scheduler import Cursor
 from prefetchd.slots import Slot
 
 
@@ -30,6 +30,10 @@ class Consumer:
         pidfd: owned.
         guaranteed_slots: how many slots each of its cursors may hold whatever the others do.
         dataset: what it asked for.
+        group: the group that it shares its passes with; `None` for a cursor of its own.
+        start_together: how many loaders its first loop is to start with; 0 once it has.
+        start_timeout_s: how long it waits for them.
+        held_back: whether its first loop waits for the other loaders.
         attached: whether it has said what it wants and was let in.
         cursor: where its loop is.
         blocked: whether its socket was full when something was last sent: nothing more is until it reads.
@@ -50,6 +54,10 @@ class Consumer:
     pidfd: int
     guaranteed_slots: int = 2
     dataset: Dataset | None = None
+    group: str | None = None
+    start_together: int = 0
+    start_timeout_s: float = 0.0
+    held_back: bool = False
     attached: bool = False
     cursor: Cursor | None = None
     untaken: deque[int] = field(default_factory=deque)

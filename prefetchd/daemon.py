@@ -24,6 +24,7 @@ from typing import Any
 from prefetchd import budget, limits, messages, report
 from prefetchd.cache.pressure import CachePages
 from prefetchd.config import LIVE_OPTIONS, Config, make_config
+from prefetchd.cursor import Cursor
 from prefetchd.datasets import open_datasets
 from prefetchd.errors import ConfigError, PrefetchdError
 from prefetchd.foreman import Foreman
@@ -32,7 +33,6 @@ from prefetchd.governor import Governor
 from prefetchd.guard import Guard
 from prefetchd.loop import EventLoop
 from prefetchd.pool import Pool, PoolEvents
-from prefetchd.scheduler import Cursor
 from prefetchd.segment import remove_stale_names
 from prefetchd.slots import Ring
 
@@ -50,6 +50,7 @@ class Daemon:
         loop: the loop to run in, borrowed.
         files_to_remove: socket and lock, for the zygote to remove should this process be killed.
         attach_hint: how consumers attach, for the ready line.
+        linger_s: after how long without a consumer it ends; `None` for never.
 
     Raises:
         PrefetchdError: if the source or the budget cannot be served.
@@ -62,11 +63,13 @@ class Daemon:
         *,
         files_to_remove: tuple[str, ...] = (),
         attach_hint: str = "private",
+        linger_s: float | None = None,
     ) -> None:
         config = next(iter(configs.values()))
         self._config = config
         self._loop = loop
         self._attach_hint = attach_hint
+        self._linger_s = linger_s
         self._started_s = time.monotonic()
         remove_stale_names()
         self._source_bytes = self._source_reader_bytes = self._slot_bytes = 0
@@ -127,6 +130,7 @@ class Daemon:
             status=self.status,
             change=self._change_options,
             stop=self._loop.stop,
+            linger_s=self._linger_s,
         )
         self._governor = Governor(
             self._config,
@@ -268,5 +272,6 @@ class Daemon:
             self._desk.granter,
             list(self._desk.consumers.values()),
             self._governor,
+            waited_for=self._desk.waited_for,
             uptime_s=time.monotonic() - self._started_s,
         )

@@ -16,11 +16,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from prefetchd import messages
+from prefetchd.cursor import Cursor
 from prefetchd.datasets import Dataset
 from prefetchd.filling import BadSample, Chunk, Failure, Filler, Job
 from prefetchd.histogram import Histogram
 from prefetchd.pool import Pool
-from prefetchd.scheduler import Cursor, next_fills
+from prefetchd.scheduler import next_fills
 from prefetchd.slots import Key, Ring
 
 log = logging.getLogger("prefetchd")
@@ -57,9 +58,9 @@ class Foreman:
         self.queue: deque[Chunk] = deque()
         self.failed: dict[Key, Failure] = {}
         self.batches_made = 0
+        self.samples_made = 0
         self.sample_seconds = Histogram()
         self.busy_s = 0.0  # that readers spent on samples
-        self.samples_made = 0
         self._jobs: list[Job] = []
         self._seconds_per_sample = [0.0 for _ in datasets]
         self._logged: set[str] = set()

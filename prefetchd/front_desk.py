@@ -17,22 +17,26 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from prefetchd import __version__, control, messages
+from prefetchd import control, messages
+from prefetchd.admission import Admission, refuse_protocol
 from prefetchd.budget import MIN_SLOTS
-from prefetchd.class_names import write_classes
 from prefetchd.consumers import Consumer
+from prefetchd.cursor import Cursor
 from prefetchd.datasets import Dataset
 from prefetchd.descriptor_limit import raise_descriptor_limit
-from prefetchd.errors import ConfigError, PrefetchdError
+from prefetchd.errors import PrefetchdError
 from prefetchd.foreman import Foreman
 from prefetchd.granting import Granter
+from prefetchd.groups import Groups
 from prefetchd.guard import Guard
 from prefetchd.loop import EventLoop
-from prefetchd.mailbox import N_BYTES, Outbox
-from prefetchd.scheduler import Cursor, slots_promised
+from prefetchd.mailbox import N_BYTES
+from prefetchd.scheduler import Reserve
 from prefetchd.shard import Shard
 from prefetchd.slots import Ring, Slot
+from prefetchd.start_line import StartLine
 from prefetchd.units import format_count
+from prefetchd.windows import Pacer, join_window, most_windows, n_places, reaches
 
 log = logging.getLogger("prefetchd")
 
@@ -53,6 +57,7 @@ class FrontDesk:
         status: makes the answer to `prefetchd status`.
         change: changes options for `prefetchd set`; returns what that gave.
         stop: ends the daemon.
+        linger_s: after how long without a consumer it does so; `None` for never.
     """
 
     def __init__(
@@ -66,9 +71,13 @@ class FrontDesk:
         status: Callable[[], dict[str, Any]],
         change: Callable[[dict[str, str]], str],
         stop: Callable[[], None],
+        linger_s: float | None = None,
     ) -> None:
         self.consumers: dict[int, Consumer] = {}
         self.granter = Granter(ring, foreman, guard, self.consumers)
+        self._admission = Admission(datasets, self.consumers, guard)
+        self._start_line = StartLine(self.consumers, loop)
+        self._groups = Groups(ring, self.granter)
         self._datasets = datasets
         self._ring = ring
         self._foreman = foreman
@@ -81,6 +90,11 @@ class FrontDesk:
         self._next_consumer = 1
         self._listener: socket.socket | None = None
         self._private = False
+        self._linger_s = linger_s
+        self._empty_since_s = loop.clock()
+        self._pacer = Pacer()
+        self._patience_s = datasets[0].config.patience
+        self._look_again_s = 0.0
         self._max_consumers = min(
             MAX_CONSUMERS, max(1, (raise_descriptor_limit() - _DESCRIPTORS_KEPT) // _DESCRIPTORS_EACH)
         )
@@ -90,6 +104,7 @@ class FrontDesk:
         """Admit whoever connects to `listener`, which the desk then owns."""
         self._listener = listener
         self._loop.watch(listener.fileno(), self._accept)
+        self._linger()
 
     def serve_only(self, sock: socket.socket) -> None:
         """Serve one connection, and end the daemon with it."""
@@ -100,6 +115,7 @@ class FrontDesk:
     def cursors(self) -> list[Cursor]:
         """Where all loops are; the start of the first epoch if there is none, so that its batches stand ready."""
         cursors = [consumer.cursor for consumer in self.consumers.values() if consumer.cursor is not None]
+        cursors += self._groups.cursors
         return cursors or [
             Cursor(0, 0, dataset.number, Shard(dataset.order.batches_per_epoch), open=False)
             for dataset in self._datasets
@@ -108,9 +124,7 @@ class FrontDesk:
     @property
     def promised_slots(self) -> int:
         """How many slots those attached need, and the readers to fill: fewer could not deliver one batch at a time."""
-        attached = [consumer for consumer in self.consumers.values() if consumer.attached]
-        cursors = [self._cursor_of(consumer) for consumer in attached if consumer.sock.fileno() >= 0]
-        return max(MIN_SLOTS, slots_promised(len(self._ring.slots), cursors))
+        return max(MIN_SLOTS, self._admission.slots_promised(self._admission.attached, len(self._ring.slots)))
 
     @property
     def mail_bytes(self) -> int:
@@ -119,9 +133,12 @@ class FrontDesk:
 
     def serve_all(self) -> None:
         """Grant every consumer what is ready for it."""
-        cursors = self.cursors
+        reserve = Reserve(self._ring, self.cursors)
         for consumer in list(self.consumers.values()):
-            self.granter.grant(consumer, cursors)
+            if not consumer.held_back:
+                self.granter.grant(consumer, reserve)
+        self._groups.serve(reserve)
+        self._pace()
         if not self._retrying and any(consumer.blocked for consumer in self.consumers.values()):
             self._retrying = True
             self._loop.call_later(_RETRY_S, self._unblock)
@@ -132,6 +149,42 @@ class FrontDesk:
         for consumer in self.consumers.values():
             if consumer.blocked:
                 consumer.unblock()
+
+    def _pace(self) -> None:
+        """Let the time that loops stand still count against the patience of those whom they wait for."""
+        if len(self.consumers) < 2 and not self._pacer.waited_for:
+            return
+        now_s = self._loop.clock()
+        look_s, spent = self._pacer.look(now_s, self._ring, self.cursors, self._foreman.failed)
+        for cursor in spent:
+            consumer = self.consumers.get(cursor.consumer)
+            if consumer is not None:
+                log.info(
+                    "the loop of pid %d was waited for for %g s in epoch %d; it goes on alone until it has caught up",
+                    consumer.pid, cursor.patience_s, cursor.epoch,
+                )  # fmt: skip
+        if spent:
+            self._loop.call_later(0, lambda: None)  # come round again: those who waited go on
+        if look_s is not None and not now_s < self._look_again_s <= now_s + look_s:
+            self._look_again_s = now_s + look_s
+            self._loop.call_later(look_s, lambda: None)
+
+    @property
+    def waited_for(self) -> set[int]:
+        """The consumers that others stand still for now."""
+        return {cursor.consumer for cursor in self._pacer.waited_for}
+
+    def _linger(self) -> None:
+        """Nobody is here (any more): end if that is so for as long as it may be."""
+        self._empty_since_s = self._loop.clock()
+        if self._linger_s is not None:
+            self._loop.call_later(self._linger_s, self._end_if_empty)
+
+    def _end_if_empty(self) -> None:
+        assert self._linger_s is not None
+        if not self.consumers and self._loop.clock() - self._empty_since_s >= self._linger_s:
+            log.info("no loader for %g s; ending", self._linger_s)
+            self._stop()
 
     def slot_removed(self, slot: Slot) -> None:
         """Tell whoever knows the slot that it is gone."""
@@ -217,7 +270,7 @@ class FrontDesk:
             except messages.DecodeError:
                 introduction = messages.read_introduction(data) if consumer.dataset is None else None
                 if introduction is not None and introduction.protocol != messages.PROTOCOL:
-                    self._refuse_protocol(consumer, introduction)
+                    refuse_protocol(consumer, introduction)
                     self._hang_up(consumer)
                     return
                 log.warning(
@@ -238,24 +291,21 @@ class FrontDesk:
             del report[longest][len(report[longest]) // 2 :]
         return report
 
-    def _refuse_protocol(self, consumer: Consumer, introduction: messages.Introduction) -> None:
-        theirs = f"{introduction.version or 'of another version'} (protocol {introduction.protocol})"
-        text = (
-            f"cannot attach: this daemon is prefetchd {__version__} (protocol {messages.PROTOCOL}), the consumer "
-            f"{theirs}; restart the daemon with the consumer's version"
-        )
-        consumer.send(messages.Fatal("DaemonNotFound", text))
-
     def _handle(self, consumer: Consumer, message: messages.ToDaemon) -> None:
         match message:
             case messages.Release():
                 self._ring.release(message.lease, consumer.number)
                 consumer.took(message.taken)
+                if (group := self._groups.of(consumer)) is not None:
+                    group.released(consumer, message.lease)
                 for other in self.consumers.values():
                     other.stalled = False  # who waits still is told again
             case messages.Want():
                 consumer.took(message.taken)
-                if consumer.cursor is not None and consumer.cursor.serial == message.serial:
+                if (group := self._groups.of(consumer)) is not None:
+                    group.asks(consumer, message)
+                    consumer.wanted_s = time.monotonic()
+                elif consumer.cursor is not None and consumer.cursor.serial == message.serial:
                     # A grant may have crossed this on its way: then the loop has what it wants.
                     consumer.set_waiting(not consumer.untaken)
                     consumer.wanted_s = time.monotonic()
@@ -264,7 +314,11 @@ class FrontDesk:
             case messages.OpenCursor():
                 self._open_cursor(consumer, message)
             case messages.CloseCursor():
-                if consumer.cursor is not None and consumer.cursor.serial == message.serial:
+                consumer.held_back = False
+                if (group := self._groups.of(consumer)) is not None:
+                    group.end(consumer, message.taken)
+                    self._drop_untaken(consumer, message.taken)
+                elif consumer.cursor is not None and consumer.cursor.serial == message.serial:
                     self._drop_untaken(consumer, message.taken)
                     cursor = consumer.cursor
                     cursor.open = False
@@ -272,7 +326,10 @@ class FrontDesk:
                     if cursor.step:  # the next loop begins a new epoch
                         cursor.begin_epoch(cursor.epoch + 1)
             case messages.Attach():
-                self._attach(consumer, message)
+                if consumer.attached:
+                    self._hang_up(consumer)
+                else:
+                    self._admission.attach(consumer, message)
             case messages.AskStatus():
                 if not consumer.blocked:
                     consumer.send(messages.StatusReport(self._report()))
@@ -293,93 +350,6 @@ class FrontDesk:
             return
         consumer.send(messages.OptionsChanged(text))
 
-    def _attach(self, consumer: Consumer, attach: messages.Attach) -> None:
-        def refuse(error: str, text: str) -> None:
-            consumer.send(messages.Fatal(error, text))
-
-        if attach.protocol != messages.PROTOCOL:
-            self._refuse_protocol(consumer, messages.Introduction("Attach", attach.protocol, attach.version))
-            return
-        if consumer.attached:
-            self._hang_up(consumer)
-            return
-        if consumer.attached:
-            self._hang_up(consumer)
-            return
-        try:
-            dataset = self._choose(attach.dataset)
-            dataset.config.check_agrees(attach.options)
-        except PrefetchdError as error:
-            refuse(type(error).__name__, str(error))
-            return
-        consumer.dataset = dataset
-        consumer.guaranteed_slots = attach.guaranteed_slots
-        n_slots = self._guard.budget.plan.n_slots
-        attached = [other for other in self.consumers.values() if other.attached and other.sock.fileno() >= 0]
-        needed = slots_promised(n_slots, [self._cursor_of(other) for other in (*attached, consumer)])
-        if needed > n_slots:
-            refuse(
-                "BudgetError",
-                f"cannot attach: with {format_count(len(attached), 'other loop')} the ring needs {needed} slots and "
-                f"has {n_slots}; give the daemon --memory-budget {self._guard.budget.budget_for_slots(needed)}MiB",
-            )
-            return
-        classes = dataset.source.classes
-        fds: list[int] = []
-        try:
-            consumer.outbox, mailbox = Outbox.create()
-            fds.append(mailbox)
-            if classes is not None:
-                fds.append(write_classes(classes))
-        except OSError as error:
-            control.close_all(fds)
-            refuse("PrefetchdError", f"cannot attach: the daemon has no room for a mailbox ({error.strerror})")
-            return
-        consumer.attached = True
-        consumer.send(
-            messages.Attached(
-                version=__version__,
-                pid=os.getpid(),
-                name=dataset.config.name,
-                dataset=dataset.name,
-                layout=dataset.layout.to_wire(),
-                n_samples=dataset.source.n_samples,
-                batches_per_epoch=dataset.order.batches_per_epoch,
-                drop_last=dataset.config.drop_last,
-                config=dataset.config.to_wire(),
-                config_digest=dataset.config.digest(**dataset.source.versions),
-                manifest_digest=dataset.source.digest,
-                versions=dataset.source.versions,
-            ),
-            fds,
-        )
-        control.close_all(fds)
-
-    def _choose(self, name: str | None) -> Dataset:
-        """Return the data set that a consumer asks for.
-
-        Raises:
-            ConfigError: if there is none of that name, or several to choose from.
-        """
-        known = ", ".join(repr(dataset.name) for dataset in self._datasets if dataset.name)
-        for dataset in self._datasets:
-            if dataset.name == name or (name is None and len(self._datasets) == 1):
-                return dataset
-        daemon = self._datasets[0].config.name
-        if name is None:
-            raise ConfigError(f"cannot attach: the daemon {daemon!r} serves {known}; say which with dataset=...")
-        serves = known or "one data set that has no name; leave dataset out"
-        raise ConfigError(f"cannot attach to the data set {name!r}: the daemon {daemon!r} serves {serves}")
-
-    def _cursor_of(self, consumer: Consumer) -> Cursor:
-        """Where an attached consumer is, or will start if it has not said."""
-        assert consumer.dataset is not None
-        if consumer.cursor is not None:
-            return consumer.cursor
-        dataset = consumer.dataset
-        whole = Shard(dataset.order.batches_per_epoch)
-        return Cursor(consumer.number, 0, dataset.number, whole, guaranteed_slots=consumer.guaranteed_slots)
-
     def _open_cursor(self, consumer: Consumer, message: messages.OpenCursor) -> None:
         dataset = consumer.dataset
         if not consumer.attached or dataset is None or message.rank >= message.world_size:
@@ -387,15 +357,28 @@ class FrontDesk:
             return
         self._drop_untaken(consumer, message.taken)
         self._foreman.failed.clear()  # a new loop tries again: the file may have been mended
-        shard = Shard(dataset.order.batches_per_epoch, message.rank, message.world_size, dataset.config.drop_last)
-        if message.batch and not shard.steps(message.batch):
+        shard = Shard(
+            dataset.order.batches_per_epoch,
+            message.rank,
+            message.world_size,
+            dataset.config.drop_last,
+            message.rotation,
+        )
+        if (message.batch and not shard.steps(message.batch)) or (message.rotation and message.world_size > 1):
             self._hang_up(consumer)
+            return
+        if (group := self._groups.of(consumer)) is not None:
+            assert consumer.outbox is not None
+            consumer.outbox.open(message.serial)
+            group.begin(consumer, message)
+            self._start_line.arrive(consumer, message.serial)
             return
         consumer.stalled = False
         consumer.set_waiting(False)
+        consumer.cursor = None
         assert consumer.outbox is not None
         consumer.outbox.open(message.serial)
-        consumer.cursor = Cursor(
+        cursor = Cursor(
             consumer.number,
             message.serial,
             dataset.number,
@@ -404,7 +387,26 @@ class FrontDesk:
             message.batch,
             guaranteed_slots=consumer.guaranteed_slots,
             stop_epoch=message.stop_epoch,
+            patience_s=self._patience_s,
         )
+        running = [other.cursor for other in self.consumers.values() if other.cursor is not None and other.cursor.open]
+        if message.join:
+            join_window(cursor, running)
+        n_slots = self._guard.budget.plan.n_slots
+        windows = n_places(reaches([*running, cursor], n_slots))
+        if running and windows > most_windows(n_slots):
+            consumer.send(
+                messages.Failed(
+                    message.serial,
+                    "BudgetError",
+                    f"cannot begin here: loops would be at {windows} places far apart, and the ring's {n_slots} slots "
+                    f"are enough for {most_windows(n_slots)}; begin where the others are, or give the daemon "
+                    f"--memory-budget {self._guard.budget.budget_for_slots(2 * windows + 1)}MiB",
+                )
+            )
+            return
+        consumer.cursor = cursor
+        self._start_line.arrive(consumer, message.serial)
 
     def _drop_untaken(self, consumer: Consumer, taken: int) -> None:
         consumer.took(taken)
@@ -418,7 +420,10 @@ class FrontDesk:
             self._loop.unwatch(consumer.sock.fileno())
             consumer.sock.close()
         consumer.set_waiting(False)
+        if (group := self._groups.of(consumer)) is not None:
+            group.hung_up(consumer)
         consumer.cursor = None
+        consumer.held_back = False
         if self._private:
             self._stop()  # the loader was closed; views outlive the daemon
         elif not self._ring.held_by(consumer.number):
@@ -428,11 +433,15 @@ class FrontDesk:
         """The consumer's process has ended, or nothing of it is left."""
         if self.consumers.pop(consumer.number, None) is None:
             return
+        if not self.consumers:
+            self._linger()
         if consumer.sock.fileno() >= 0:
             self._loop.unwatch(consumer.sock.fileno())
             consumer.sock.close()
         self._loop.unwatch(consumer.pidfd)
         os.close(consumer.pidfd)
+        if (group := self._groups.of(consumer)) is not None:
+            group.died(consumer)
         if consumer.outbox is not None:
             consumer.outbox.close()
         returned = self._ring.release_all(consumer.number)

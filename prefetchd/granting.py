@@ -8,15 +8,16 @@ The front desk calls `grant` for every consumer after each round of events. Borr
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from prefetchd import messages
 from prefetchd.consumers import Consumer
+from prefetchd.cursor import Cursor
 from prefetchd.foreman import Foreman
 from prefetchd.guard import Guard
 from prefetchd.histogram import Histogram
 from prefetchd.mailbox import MAX_GRANTS_AHEAD
-from prefetchd.scheduler import Cursor, may_grant, ready_for
+from prefetchd.scheduler import Reserve, may_grant, ready_for
 from prefetchd.slots import Key, Ring, Slot
 
 _SLOTS_PER_GRANT = 8
@@ -33,56 +34,71 @@ class Granter:
         self.delivered = 0
         self.wait_seconds = Histogram()
 
-    def grant(self, consumer: Consumer, cursors: Sequence[Cursor]) -> None:
+    def grant(self, consumer: Consumer, reserve: Reserve) -> None:
         """Grant the consumer its next batches as far as they are ready and can be spared; else say why it waits.
 
-        `cursors` are all that there are: what they are guaranteed is kept for them.
+        `reserve` is what other loops are guaranteed, and is kept for them.
         """
         if consumer.blocked:
             return  # it does not read: the desk hears when it does
         cursor = consumer.cursor
-        outbox = consumer.outbox
-        if cursor is None or outbox is None:
+        if cursor is None or not cursor.open:
             return
-        while cursor.open and not cursor.at_end and len(consumer.untaken) < self._grants_ahead:
-            key = next(cursor.upcoming(1), None)
-            if key is None:
-                break
+        while len(consumer.untaken) < self._grants_ahead:
             slot = ready_for(self._ring, cursor)
-            if slot is None or not may_grant(self._ring, cursor, cursors, slot) or not consumer.open_slot(slot):
-                self._explain_wait(consumer, cursor, key, slot)
+            if slot is None or not may_grant(self._ring, cursor, reserve, slot) or not consumer.open_slot(slot):
+                if cursor.waiting:
+                    self._explain_own_wait(consumer, cursor, slot)
                 break
             lease = self._ring.grant(slot, consumer.number)
-            batch, repeated = cursor.shard.batch(cursor.step, cursor.start)
-            outbox.put(lease, slot.number, cursor.epoch, batch, slot.rows, repeated=repeated, told=consumer.told)
-            consumer.untaken.append(lease)
-            consumer.batches += 1
-            consumer.samples += slot.rows
-            self.delivered += 1
-            cursor.advance()
-            if cursor.waiting:
-                consumer.stalled = False
+            reserve.granted(cursor)
+            waited = cursor.waiting
+            if waited:
                 consumer.set_waiting(False)
-                self.wait_seconds.observe(time.monotonic() - consumer.wanted_s)
-                consumer.send_sooner_or_later(messages.Mail(cursor.serial))
+            self.hand_over(consumer, cursor.serial, slot, lease, cursor.advance(), waited=waited)
+
+    def hand_over(
+        self, consumer: Consumer, serial: int, slot: Slot, lease: int, place: tuple[int, int, bool], *, waited: bool
+    ) -> None:
+        """Leave a grant of `place` (epoch, batch, repeated) in the consumer's mailbox; tell it if it waits for one."""
+        assert consumer.outbox is not None
+        epoch, batch, repeated = place
+        consumer.outbox.put(lease, slot.number, epoch, batch, slot.rows, repeated=repeated, told=consumer.told)
+        consumer.untaken.append(lease)
+        consumer.batches += 1
+        consumer.samples += slot.rows
+        self.delivered += 1
+        if waited:
+            consumer.stalled = False
+            self.wait_seconds.observe(time.monotonic() - consumer.wanted_s)
+            consumer.send_sooner_or_later(messages.Mail(serial))
 
     @property
     def _grants_ahead(self) -> int:
         """One; more in a ring of many slots: its batches are cheap, and a message for each would cost as much."""
         return max(1, min(MAX_GRANTS_AHEAD, len(self._ring.slots) // _SLOTS_PER_GRANT))
 
-    def _explain_wait(self, consumer: Consumer, cursor: Cursor, key: Key, slot: Slot | None) -> None:
-        """Tell a waiting consumer that its batch cannot be made, or that no slot can be spared for it."""
-        failure = self._foreman.failed.get(key)
-        if failure is None or slot is not None:
-            self._explain_stall(consumer, cursor, key, slot)
-        elif cursor.waiting and consumer.send(messages.Failed(cursor.serial, failure.error, failure.text)):
+    def _explain_own_wait(self, consumer: Consumer, cursor: Cursor, slot: Slot | None) -> None:
+        key = None if cursor.at_end else cursor.next_key
+        if self.explain_wait(consumer, cursor.serial, key, slot):
             consumer.set_waiting(False)
             cursor.open = False
 
-    def _explain_stall(self, consumer: Consumer, cursor: Cursor, key: Key, ready: Slot | None) -> None:
+    def explain_wait(self, consumer: Consumer, serial: int, key: Key | None, slot: Slot | None) -> bool:
+        """Tell a waiting consumer that its batch `key` cannot be made, or that no slot can be spared for it.
+
+        Returns whether it cannot be made, and was told so.
+        """
+        failure = self._foreman.failed.get(key) if key is not None and slot is None else None
+        if failure is not None:
+            return consumer.send(messages.Failed(serial, failure.error, failure.text))
+        if key is not None:
+            self._explain_stall(consumer, serial, key, slot)
+        return False
+
+    def _explain_stall(self, consumer: Consumer, serial: int, key: Key, ready: Slot | None) -> None:
         """Tell a waiting consumer if it waits for others' (or its own) leases, not for a reader."""
-        if not cursor.waiting or consumer.stalled:
+        if consumer.stalled:
             return
         if ready is None:
             coming = not self._guard.starved and (self._ring.find(key) is not None or self._guard.may_grow())
@@ -95,4 +111,4 @@ class Granter:
                 who = "this loader" if other is consumer else f"the loader of pid {other.pid}"
                 holders.append(f"{who} holds {held}")
         text = f"of {len(self._ring.slots)} slots " + (", ".join(holders) or "none is free")
-        consumer.stalled = consumer.send(messages.Stalled(cursor.serial, text))
+        consumer.stalled = consumer.send(messages.Stalled(serial, text))

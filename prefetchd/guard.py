@@ -12,11 +12,12 @@ import os
 from collections.abc import Callable, Sequence
 
 from prefetchd.budget import MIN_SLOTS, Budget, Footprint, Plan, measure
+from prefetchd.cursor import Cursor
 from prefetchd.errors import BudgetError
 from prefetchd.limits import Limit, cgroup_limits
 from prefetchd.pool import Pool
 from prefetchd.reader_handle import ReaderHandle
-from prefetchd.scheduler import Cursor, needed_last
+from prefetchd.scheduler import needed_last
 from prefetchd.segment import SHM_FOLDER, Segment, shm_free_bytes
 from prefetchd.slots import Ring, Slot
 from prefetchd.units import format_bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 import os
 import socket
@@ -11,7 +12,7 @@ import sys
 import time
 
 from prefetchd import control, messages
-from prefetchd.config import Config
+from prefetchd.config import PATH_OPTIONS, Config
 from prefetchd.errors import DaemonNotFound, PrefetchdError
 from prefetchd.liveness import describe_process, lock_owner, process_state
 from prefetchd.names import daemon_paths
@@ -19,6 +20,7 @@ from prefetchd.names import daemon_paths
 log = logging.getLogger("prefetchd")
 
 _SAY_AFTER_S = 1.0
+_START_S = 2.0  # after which a shared daemon that was started, and does not listen, is looked after again
 _RETRY_S = 0.05
 
 
@@ -29,9 +31,7 @@ def start_private(config: Config) -> tuple[socket.socket, subprocess.Popen[bytes
     process does, however that happens. It runs in a session of its own, so that Ctrl-C in a terminal or notebook
     reaches the user's code only.
     """
-    if (config.transform or config.target_transform) and not config.python_path:
-        here = tuple(dict.fromkeys(os.path.abspath(folder) for folder in sys.path))
-        config = dataclasses.replace(config, python_path=here)
+    config = _with_python_path(config)
     ours, theirs = control.socket_pair()
     pidfd = os.pidfd_open(os.getpid())
     try:
@@ -51,6 +51,68 @@ def start_private(config: Config) -> tuple[socket.socket, subprocess.Popen[bytes
         os.close(pidfd)
     control.send(ours, messages.encode(messages.Configure({"": config.to_wire()})))
     return ours, process
+
+
+def _with_python_path(config: Config) -> Config:
+    """Return the configuration with the folders in which this process finds modules, where users' functions need it."""
+    if not (config.transform or config.target_transform) or config.python_path:
+        return config
+    here = tuple(dict.fromkeys(os.path.abspath(folder) for folder in sys.path))
+    return dataclasses.replace(config, python_path=here)
+
+
+def shared_config(config: Config) -> Config:
+    """Return the configuration as a daemon elsewhere needs it, with the name that all who ask for the same give it."""
+    config = _with_python_path(config)
+    paths = {name: getattr(config, name) for name in PATH_OPTIONS}
+    whole = {name: os.path.abspath(os.path.expanduser(path)) for name, path in paths.items() if path is not None}
+    config = dataclasses.replace(config, **whole, name="default")
+    text = repr((sys.executable, sorted(config.to_wire().items())))
+    name = f"shared-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
+    return dataclasses.replace(config, name=name)
+
+
+def find_or_start_shared(config: Config, timeout_s: float) -> socket.socket:
+    """Return a socket to the daemon that all of this user's processes share which ask for `config`.
+
+    Whoever finds none starts one; of several that were started at once, one serves.
+
+    Raises:
+        PrefetchdError: if none can be started.
+        DaemonNotFound: if none answers in time.
+    """
+    config = shared_config(config)
+    paths = daemon_paths(config.name, create=True)
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        if lock_owner(paths.lock) is None:
+            _start_shared(config)
+        try:
+            # One that has ended since, or has only been started, is looked for again: it may not have the lock yet.
+            return connect(config.name, max(0.0, min(_START_S, deadline_s - time.monotonic())))
+        except DaemonNotFound:
+            if time.monotonic() >= deadline_s:
+                raise
+
+
+def _start_shared(config: Config) -> None:
+    ours, theirs = control.socket_pair()
+    with ours, theirs:
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "prefetchd.shared_daemon", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise PrefetchdError(
+                f"cannot start a shared daemon with {sys.executable}: {error.strerror}; check the interpreter"
+            ) from None
+        control.send(ours, messages.encode(messages.Configure({"": config.to_wire()})))
+        process.wait()  # it goes on as a child of nobody
 
 
 def connect(name: str, timeout_s: float) -> socket.socket:

@@ -65,7 +65,8 @@ class RunLock:
         return cls(fd, paths)
 
     def release(self) -> None:
-        """Remove the socket and the lock file, then give the lock up."""
+        """Remove the socket, the log of a shared daemon and the lock file, then give the lock up."""
+        self._paths.log.unlink(missing_ok=True)
         self._paths.socket.unlink(missing_ok=True)
         self._paths.lock.unlink(missing_ok=True)
         os.close(self._fd)

@@ -48,11 +48,13 @@ class Loader:
         epochs: int | None,
         copy_when_held: bool,
         reconnect: bool,
+        join: bool = False,
     ) -> None:
         self._endpoint = endpoint
         self._epochs = epochs
         self._copy_when_held = copy_when_held
         self._reconnect = reconnect
+        self._join = join
         self._session = endpoint.open_again() if reconnect else endpoint.open()
         self._end = weakref.finalize(self, self._session.close)
         info = self._info
@@ -75,13 +77,14 @@ class Loader:
         # The epoch that the next iteration begins with.
         self._next_epoch = 0
         self._resumed = False
+        self._epoch_chosen = False
 
     @property
     def _info(self) -> Attached:
         return self._session.connection.info
 
     def __len__(self) -> int:
-        """Batches in an epoch, as this rank sees it."""
+        """Batches in an epoch, as this rank sees it; of a member of a group, all that the members see together."""
         return self._shard.steps()
 
     def __repr__(self) -> str:
@@ -136,7 +139,9 @@ class Loader:
     def _position(self) -> Position:
         """Where the loop is: what its next batch is."""
         start, steps = self._start, self._steps
-        return Position(*self._shard.after(start.epoch, steps, start.batch), start.first_epoch) if steps else start
+        if not steps:
+            return start
+        return Position(*self._shard.after(start.epoch, steps, start.batch), start.first_epoch, start.rotation)
 
     @_position.setter
     def _position(self, position: Position) -> None:
@@ -151,7 +156,7 @@ class Loader:
         if not hasattr(epoch, "__index__") or not 0 <= operator.index(epoch) <= MAX_EPOCH:
             raise ConfigError(f"cannot use epoch={epoch!r}: it must be a whole number from 0")
         self._next_epoch = operator.index(epoch)
-        self._resumed = False
+        self._resumed, self._epoch_chosen = False, True
         running = self._current() if self._current is not None else None
         if running is None or inspect.getgeneratorstate(running) == inspect.GEN_CLOSED:
             self._position = Position(self._next_epoch, 0, self._next_epoch)
@@ -161,6 +166,9 @@ class Loader:
 
         It counts the batches that the loop was given, the one that it is at work on included, and no others. All ranks
         have the same state at the same step.
+
+        Raises:
+            ConfigError: for a member of a group, whose batches are whatever the others leave.
         """
         return self.state_at(self._position)
 
@@ -171,6 +179,7 @@ class Loader:
 
     def state_at(self, position: Position) -> dict[str, Any]:
         """Return the `state_dict` of when the loop was at `position`: for loops that run ahead of their user's."""
+        self._refuse_in_group("save the state of")
         return make_state(self._info, position)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -183,12 +192,27 @@ class Loader:
             ConfigError: if it is no state, or one of other options.
             ManifestError: if it is of other data.
         """
+        self._refuse_in_group("resume")
         position = read_state(state, self._info)
+        if position.rotation and self._shard.world_size > 1:
+            raise ConfigError(
+                f"cannot resume: the state is of epochs that begin at batch {position.rotation} (join='now'), which "
+                f"{self._shard.world_size} ranks cannot share; resume it with one loader, or begin anew"
+            )
         if position.batch and not self._shard.steps(position.batch):
-            position = Position(position.epoch + 1, 0, position.first_epoch)  # what is left gives no rank a step
+            position = dataclasses.replace(
+                position, epoch=position.epoch + 1, batch=0
+            )  # what is left gives no rank a step
         self._end_current()
         self._position = position
         self._resumed = True
+
+    def _refuse_in_group(self, what: str) -> None:
+        if self._endpoint.group is not None:
+            raise ConfigError(
+                f"cannot {what} a member of the group {self._endpoint.group!r}: which batches it gets depends on when "
+                "it and the others ask; save the epoch that you are in, or use rank= and world_size="
+            )
 
     # --- the loop
 
@@ -200,26 +224,52 @@ class Loader:
         self._end_current()
         if not self._resumed:
             self._position = Position(self._next_epoch, 0, self._next_epoch)
-        self._resumed = False
+        join = self._join and not self._resumed and not self._epoch_chosen
+        self._resumed = self._epoch_chosen = False
         first_epoch, stop_epoch = self._position.iteration(self._epochs)
         self._position = dataclasses.replace(self._position, first_epoch=first_epoch)
         self._next_epoch = self._position.epoch + 1
         self._serial += 1
-        generator = self._run(self._serial, stop_epoch)
+        run = self._run_in_group if self._endpoint.group is not None else self._run
+        generator = run(self._serial, stop_epoch, join)
         self._current = weakref.ref(generator)
         return generator
 
-    def _run(self, serial: int, stop_epoch: int | None) -> Generator[Batch, None, None]:
-        first_epoch, shard = self._position.first_epoch, self._shard
-        epoch, start = self._position.epoch, self._position.batch
+    def _run(self, serial: int, stop_epoch: int | None, join: bool) -> Generator[Batch, None, None]:
         try:
-            self._open_cursor(serial, stop_epoch)
+            self._open_cursor(serial, stop_epoch, join=join)
+            joined = [self._next_batch(0, serial, stop_epoch, join=True)] if join else []
+            if joined:
+                epoch, rotation = joined[0].epoch, joined[0].index
+                self._position = Position(epoch, 0, epoch, rotation)
+                stop_epoch = None if self._epochs is None else epoch + self._epochs
+            first_epoch, rotation = self._position.first_epoch, self._position.rotation
+            epoch, start = self._position.epoch, self._position.batch
+            shard = dataclasses.replace(self._shard, rotation=rotation)
             while epoch != stop_epoch:
                 self._next_epoch = max(self._next_epoch, epoch + 1)
-                self._position = Position(epoch, start, first_epoch)
+                self._position = Position(epoch, start, first_epoch, rotation)
                 for step in range(1, shard.steps(start) + 1):
-                    yield self._next_batch(step, serial, stop_epoch)  # and no name for it here: that would hold it
+                    # No name for the batch here: that would hold it.
+                    yield self._take(joined, step) if joined else self._next_batch(step, serial, stop_epoch)
                 epoch, start = epoch + 1, 0
+        finally:
+            self._session.connection.close_cursor(serial)
+
+    def _take(self, joined: list[Batch], step: int) -> Batch:
+        self._steps = step
+        return joined.pop()
+
+    def _run_in_group(self, serial: int, stop_epoch: int | None, join: bool) -> Generator[Batch, None, None]:
+        from prefetchd.client import PassEnded  # numpy is imported by now
+
+        try:
+            self._open_cursor(serial, stop_epoch)
+            while True:
+                try:
+                    yield self._next_batch(0, serial, stop_epoch)
+                except PassEnded:
+                    return
         finally:
             self._session.connection.close_cursor(serial)
 
@@ -233,27 +283,28 @@ class Loader:
         """The maps of the ring's slots as they are now; none with `writable`, where each batch has one of its own."""
         return self._session.connection.maps
 
-    def _open_cursor(self, serial: int, stop_epoch: int | None) -> None:
+    def _open_cursor(self, serial: int, stop_epoch: int | None, *, join: bool = False) -> None:
         position = self._position
+        shard = dataclasses.replace(self._shard, rotation=position.rotation)
         with contextlib.suppress(DaemonLost):  # whoever asks for the first batch hears of it
-            self._session.connection.open_cursor(serial, self._shard, position.epoch, position.batch, stop_epoch)
+            self._session.connection.open_cursor(serial, shard, position.epoch, position.batch, stop_epoch, join=join)
 
-    def _next_batch(self, step: int, serial: int, stop_epoch: int | None) -> Batch:
+    def _next_batch(self, step: int, serial: int, stop_epoch: int | None, *, join: bool = False) -> Batch:
         # After a pause nothing of this is in the processor's caches, so what every batch takes is kept short.
         try:
             batch = self._session.connection.next_batch(serial, self._copy_when_held)
         except DaemonLost as lost:
-            batch = self._next_after_loss(lost, serial, stop_epoch)
+            batch = self._next_after_loss(lost, serial, stop_epoch, join=join)
         self._steps = step
         return batch
 
-    def _next_after_loss(self, lost: DaemonLost, serial: int, stop_epoch: int | None) -> Batch:
+    def _next_after_loss(self, lost: DaemonLost, serial: int, stop_epoch: int | None, *, join: bool) -> Batch:
         """Return the next batch of another daemon, if the loop is to go on with one."""
         for _ in range(_MAX_LOST_IN_A_ROW):
             if not self._reconnect:
                 break
             self._open_session_again(lost)
-            self._open_cursor(serial, stop_epoch)
+            self._open_cursor(serial, stop_epoch, join=join)
             try:
                 return self._session.connection.next_batch(serial, self._copy_when_held)
             except DaemonLost as again:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-PROTOCOL = 2
+PROTOCOL = 3
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Position = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
@@ -30,7 +30,8 @@ class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unk
 class Attach(Message, frozen=True):
     """The first line of a consumer: what it speaks, which data set it wants, what it expects of its configuration.
 
-    `dataset` is `None` where the daemon is expected to serve just one.
+    `dataset` is `None` where the daemon is expected to serve just one. Members of a `group` share their passes. The
+    first loop waits until `start_together` loaders have begun theirs, for `start_timeout_s` seconds.
     """
 
     protocol: Count
@@ -38,13 +39,18 @@ class Attach(Message, frozen=True):
     dataset: str | None
     options: dict[str, Any]
     guaranteed_slots: Annotated[int, msgspec.Meta(ge=2, le=16)]
+    group: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | None = None
+    start_together: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0
+    start_timeout_s: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 0.0
 
 
 class OpenCursor(Message, frozen=True):
     """Serve from (epoch, batch) as rank `rank` of `world_size`; replaces the connection's earlier cursor.
 
     The first batch is `batch + rank`: all ranks resume from the same `batch`, however many they were before. It runs
-    on from epoch to epoch, up to and without `stop_epoch` (`None`: for ever).
+    on from epoch to epoch, up to and without `stop_epoch` (`None`: for ever). Epochs begin at batch `rotation` and wrap
+    round. With `join` the daemon chooses epoch (from `epoch` on) and rotation, so that it begins where others are, and
+    `stop_epoch` moves along.
     Leases after `taken` were granted to the earlier cursor and not taken; they end with this.
     """
 
@@ -55,6 +61,8 @@ class OpenCursor(Message, frozen=True):
     stop_epoch: Position | None
     rank: Count
     world_size: Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+    rotation: Position = 0
+    join: bool = False
 
 
 class CloseCursor(Message, frozen=True):
@@ -141,6 +149,12 @@ class SlotClosed(Message, frozen=True):
 
 class Mail(Message, frozen=True):
     """A loop that said `Want` has a grant in its mailbox (`mailbox`) now."""
+
+    serial: Count
+
+
+class Ended(Message, frozen=True):
+    """The group's pass is over: every batch was given, and everybody is done."""
 
     serial: Count
 
@@ -378,7 +392,17 @@ class TrialFailed(Message, frozen=True):
 
 ToDaemon = Attach | OpenCursor | CloseCursor | Want | Release | AskStatus | AskStop | ChangeOptions | Configure
 ToConsumer = (
-    Attached | SlotOpened | SlotClosed | Mail | Stalled | Failed | Fatal | StatusReport | OptionsChanged | Stopping
+    Attached
+    | SlotOpened
+    | SlotClosed
+    | Mail
+    | Ended
+    | Stalled
+    | Failed
+    | Fatal
+    | StatusReport
+    | OptionsChanged
+    | Stopping
 )
 ToReader = OpenDataset | Boot | MapSlot | UnmapSlot | Fills | FillOne | Compact | Retire | MemoryGranted | MemoryDenied
 FromReader = ReaderReady | AllDone | NeedMemory | Outgrown | BootFailed

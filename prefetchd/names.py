@@ -26,6 +26,11 @@ class DaemonPaths:
     socket: Path
     lock: Path
 
+    @property
+    def log(self) -> Path:
+        """Where a shared daemon logs, as long as it lives."""
+        return self.lock.with_suffix(".log")
+
 
 def daemon_paths(name: str, *, create: bool = False) -> DaemonPaths:
     """Return the paths of the daemon called `name`; with `create`, make the run directory.

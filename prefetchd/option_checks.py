@@ -24,6 +24,8 @@ def check_config(config: Config) -> None:
         ("num_workers", 0, 1024),
         ("max_image_pixels", 1, 1 << 34),
         ("reader_timeout", 0.5, 86400),
+        ("patience", 0, math.inf),
+        ("consumers", 1, 1024),
         ("seed", 0, 2**63 - 1),
         ("mask_border", 0, 65535),
     ]

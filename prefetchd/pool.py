@@ -244,8 +244,8 @@ class Pool:
                         reader.kill("it answered what it was not given")
                         return
                     for done in message.done:
-                        reader.busy_s += done.took_s
                         reader.read_s = done.read_s
+                        reader.busy_s += done.took_s
                         self._events.done(reader.number, reader.finished(done.task), done)
                 case messages.NeedMemory() as need:
                     # A second wish of the same decode replaces the first, so that two readers cannot wait in a ring.

@@ -77,6 +77,17 @@ class ReaderHandle:
     samples: int = 0
     busy_s: float = 0.0
 
+    @property
+    def state(self) -> str:
+        """What it is doing, in a word or two."""
+        if not self.ready:
+            return "starting"
+        if self.needs_bytes:
+            return "wants memory"
+        if self.retiring:
+            return "leaving"
+        return "working" if self.chunks else "idle"
+
     def send(self, message: Message, fds: list[int] | None = None) -> None:
         """Send a message; a reader that does not read its socket is killed, one that is gone is not told."""
         self.flush()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 from prefetchd import __version__
@@ -18,7 +19,6 @@ from prefetchd.guard import Guard
 from prefetchd.limits import read_shortage
 from prefetchd.liveness import process_state
 from prefetchd.pool import Pool
-from prefetchd.reader_handle import ReaderHandle
 from prefetchd.segment import shm_free_bytes
 from prefetchd.slots import Content, Ring
 from prefetchd.units import format_bytes, format_count
@@ -37,6 +37,7 @@ def status(
     consumers: Sequence[Consumer],
     governor: Governor,
     *,
+    waited_for: Container[int],
     uptime_s: float,
 ) -> dict[str, Any]:
     """Return the report that `prefetchd status --json` prints: plain values, bytes and seconds named as such."""
@@ -90,13 +91,13 @@ def status(
             {
                 "pid": reader.pid,
                 "ready": reader.ready,
+                "state": reader.state,
                 "samples": reader.samples,
                 "busy_s": round(reader.busy_s, 3),
                 "tasks": len(reader.chunks),
                 "does": reader.describe(time.monotonic()),
                 "memory_bytes": footprint.processes.get(reader.pid, 0),
                 "reserved_bytes": reader.has_bytes,
-                "state": _state(reader),
             }
             for reader in pool.readers.values()
         ],
@@ -117,6 +118,8 @@ def status(
                 "running": bool(consumer.cursor and consumer.cursor.open and not consumer.cursor.at_end),
                 "stalled": consumer.stalled,
                 "waiting": bool(consumer.cursor and consumer.cursor.waiting),
+                "waited_for": consumer.number in waited_for,
+                "patience_left_s": _patience_left(consumer),
                 "reads": not consumer.blocked,
                 "state": process_state(consumer.pid),
             }
@@ -132,15 +135,10 @@ def status(
     }
 
 
-def _state(reader: ReaderHandle) -> str:
-    """What a reader does: `booting`, `retiring`, `waiting` for memory, `working` or `idle`."""
-    if reader.retiring:
-        return "retiring"
-    if not reader.ready:
-        return "booting"
-    if reader.needs_bytes:
-        return "waiting"
-    return "working" if reader.chunks else "idle"
+def _patience_left(consumer: Consumer) -> float | None:
+    """Seconds for which others would still wait for it; `None` for always, as JSON has no infinity."""
+    left_s = consumer.cursor.patience_left_s if consumer.cursor is not None else 0.0
+    return round(left_s, 3) if math.isfinite(left_s) else None
 
 
 def _plan(plan: Plan) -> dict[str, Any]:
@@ -217,6 +215,9 @@ def describe(report: dict[str, Any]) -> str:
         if consumer["world_size"] not in (None, 1):
             where += f" as rank {consumer['rank']} of {consumer['world_size']}"
         waiting = ", waiting for a batch" if consumer["waiting"] else ""
+        if consumer["waited_for"]:
+            left_s = consumer["patience_left_s"]
+            waiting = f", waited for ({'always' if left_s is None else f'{left_s:.1f} s more'})"
         if consumer["state"] in ("T", "t"):
             waiting += ", STOPPED"
         elif not consumer["reads"]:

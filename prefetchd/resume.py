@@ -30,11 +30,13 @@ class Position:
         epoch: the epoch of the next batch.
         batch: the next batch of that epoch over all ranks: step x world size, as the steps were counted from 0.
         first_epoch: the first epoch of the iteration that it is in the midst of.
+        rotation: the batch that its epochs begin at (`join="now"`); `batch` is counted from there.
     """
 
     epoch: int
     batch: int
     first_epoch: int
+    rotation: int = 0
 
     def iteration(self, epochs: int | None) -> tuple[int, int | None]:
         """Return (first epoch, stop epoch) of the iteration that goes on here, `epochs` long.
@@ -56,6 +58,7 @@ def make_state(info: Attached, position: Position) -> dict[str, Any]:
         "epoch": position.epoch,
         "next_batch": position.batch,
         "first_epoch": position.first_epoch,
+        "rotation": position.rotation,
         "seed": info.config["seed"],
         "n_samples": info.n_samples,
         "config_digest": info.config_digest,
@@ -78,21 +81,21 @@ def read_state(state: Mapping[str, Any], info: Attached) -> Position:
             f"cannot resume: the state has version {_shown(state['version'] % 10**6)}, and this prefetchd reads "
             f"{STATE_VERSION}; resume with the prefetchd that saved it"
         )
-    for name in _COUNTS:
-        value = state.get(name)
+    for name in (*_COUNTS, "rotation"):
+        value = state.get(name, 0 if name == "rotation" else None)  # older states have none
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_EPOCH:
             raise ConfigError(f"cannot resume: {name} is no count in the state; give what state_dict() returned")
     for name in _TEXTS:
         if not isinstance(state.get(name), str):
             raise ConfigError(f"cannot resume: {name} is no digest in the state; give what state_dict() returned")
     check_same(state, info)
-    position = Position(state["epoch"], state["next_batch"], state["first_epoch"])
+    position = Position(state["epoch"], state["next_batch"], state["first_epoch"], state.get("rotation", 0))
     if position.first_epoch > position.epoch:
         raise ConfigError(
             f"cannot resume: the state's iteration began with epoch {position.first_epoch}, after the epoch "
             f"{position.epoch} that it is in; give what state_dict() returned"
         )
-    if position.batch >= info.batches_per_epoch:
+    if max(position.batch, position.rotation) >= info.batches_per_epoch:
         raise ConfigError(
             f"cannot resume: the state goes on at batch {position.batch} of epoch {position.epoch}, and an epoch has "
             f"{info.batches_per_epoch} batches; give what state_dict() returned"

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prefetchd import control, launch
+from prefetchd import __version__, control, launch, messages
 from prefetchd.config import Config
 from prefetchd.errors import DaemonLost, DaemonNotFound
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _END_S = 5.0
 _RETRY_S = 0.05
+_SHARED_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,6 +67,9 @@ class Endpoint:
         guaranteed_slots: how many slots the loop must be able to hold.
         writable: whether views may be written.
         hold_timeout_s: how long to wait for a slot.
+        shared: whether the daemon that serves `config` is that of all processes which ask for the same.
+        group: the group whose passes are shared.
+        start_together: how many loaders the first loop is to start with.
     """
 
     config: Config | None
@@ -76,6 +80,9 @@ class Endpoint:
     guaranteed_slots: int
     writable: bool
     hold_timeout_s: float
+    shared: bool = False
+    group: str | None = None
+    start_together: int = 0
 
     def open(self) -> Session:
         """Start or find the daemon and attach to it.
@@ -83,8 +90,18 @@ class Endpoint:
         Raises:
             PrefetchdError: if that cannot be.
         """
+        for _ in range(_SHARED_TRIES - 1 if self.config is not None and self.shared else 0):
+            try:
+                return self._open()
+            except DaemonLost:
+                continue  # the last loader had gone, and it ended as we came
+        return self._open()
+
+    def _open(self) -> Session:
         process, timeout_s = None, None
-        if self.config is not None:
+        if self.config is not None and self.shared:
+            sock = launch.find_or_start_shared(self.config, self.timeout_s)
+        elif self.config is not None:
             sock, process = launch.start_private(self.config)
         else:
             sock, timeout_s = launch.connect(self.daemon, self.timeout_s), self.timeout_s
@@ -94,7 +111,17 @@ class Endpoint:
         connection = Connection(sock, daemon_pid, writable=self.writable, hold_timeout_s=self.hold_timeout_s)
         session = Session(connection, process, os.getpid())
         try:
-            connection.attach(self.dataset, self.expected, self.guaranteed_slots, timeout_s)
+            hello = messages.Attach(
+                messages.PROTOCOL,
+                __version__,
+                self.dataset,
+                self.expected,
+                self.guaranteed_slots,
+                self.group,
+                self.start_together,
+                self.timeout_s,
+            )
+            connection.attach(hello, timeout_s)
         except BaseException:
             session.close()
             raise

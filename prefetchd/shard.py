@@ -15,12 +15,15 @@ class Shard:
 
     An epoch that was interrupted is finished from batch `start` on: start + rank, start + rank + W, ... So any number
     of ranks goes on from where any other number of ranks was.
+
+    `rotation` is for one rank alone: its epochs begin at that batch and wrap round, so that they are whole, too.
     """
 
     n_batches: int
     rank: int = 0
     world_size: int = 1
     drop_last: bool = False
+    rotation: int = 0
 
     def steps(self, start: int = 0) -> int:
         """Batches that this rank sees of an epoch, from the batch `start` on."""
@@ -30,7 +33,7 @@ class Shard:
     def batch(self, step: int, start: int = 0) -> tuple[int, bool]:
         """Return the number of the batch at `step`, counted from `start` on, and whether it is a repeated one."""
         index = start + step * self.world_size + self.rank
-        return index % self.n_batches, index >= self.n_batches
+        return (index + self.rotation) % self.n_batches, index >= self.n_batches
 
     def after(self, epoch: int, step: int, start: int = 0) -> tuple[int, int]:
         """Return (epoch, batch): where all ranks together go on once each has taken `step` steps from `start` on.

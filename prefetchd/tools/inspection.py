@@ -24,6 +24,7 @@ import numpy as np
 
 from prefetchd import budget, messages
 from prefetchd.config import Config
+from prefetchd.cursor import Cursor
 from prefetchd.datasets import Dataset
 from prefetchd.errors import ConfigError
 from prefetchd.filling import BadSample
@@ -34,7 +35,6 @@ from prefetchd.limits import machine_limits
 from prefetchd.loop import EventLoop
 from prefetchd.order import Order
 from prefetchd.pool import Pool, PoolEvents
-from prefetchd.scheduler import Cursor
 from prefetchd.segment import anonymous_file, map_read_only, map_writable
 from prefetchd.shard import Shard
 from prefetchd.slots import Content, Key, Ring, Slot

@@ -67,7 +67,7 @@ def consume(words: Words, *, writable: bool = False) -> str:
             control.send(theirs, data, [mailbox if fd == MAILBOX else fd for fd in fds])
     theirs.shutdown(socket.SHUT_WR)
     try:
-        connection.attach(None, {}, 2, 1.0)
+        connection.attach(messages.Attach(messages.PROTOCOL, "0", None, {}, 2), 1.0)
         connection.open_cursor(1, Shard(2), 0, 0, None)
         while True:
             batch = connection.next_batch(1, False)

@@ -13,7 +13,20 @@ import prefetchd
 
 ROOT = Path(prefetchd.__file__).parent
 DAEMON_SIDE = frozenset(
-    {"daemon", "foreman", "front_desk", "guard", "pool", "reader", "zygote", "budget", "sources", "datasets"}
+    {
+        "daemon",
+        "foreman",
+        "front_desk",
+        "guard",
+        "pool",
+        "reader",
+        "zygote",
+        "budget",
+        "sources",
+        "datasets",
+        "admission",
+        "groups",
+    }
 )
 MACHINERY = frozenset(
     {"socket", "subprocess", "multiprocessing", "threading", "selectors", "select", "asyncio", "mmap"}
@@ -99,9 +112,9 @@ def test_readers_know_nothing_of_the_daemon(name):
     }
 
 
-@pytest.mark.parametrize("name", sorted(set(FILES) - {"commands.serve", "private_daemon"}))
+@pytest.mark.parametrize("name", sorted(set(FILES) - {"commands.serve", "private_daemon", "shared_daemon"}))
 def test_only_the_commands_that_are_a_daemon_import_it(name):
-    assert not GRAPH[name] & {"daemon", "private_daemon"}
+    assert not GRAPH[name] & {"daemon", "private_daemon", "shared_daemon"}
 
 
 @pytest.mark.parametrize("name", sorted(set(FILES) - {"__main__"}))
@@ -109,7 +122,7 @@ def test_nothing_imports_the_command_line(name):
     assert "cli" not in GRAPH[name]
 
 
-@pytest.mark.parametrize("name", ["slots", "scheduler", "order", "shard", "layout", "filling"])
+@pytest.mark.parametrize("name", ["slots", "scheduler", "windows", "cursor", "order", "shard", "layout", "filling"])
 def test_pure_modules_reach_no_sockets_or_processes_and_use_no_clock(name):
     assert not imported(FILES[name]) & {"os", "time"}
     for module in {name} | reached_from(name):

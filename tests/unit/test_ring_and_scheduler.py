@@ -14,7 +14,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from prefetchd.scheduler import Cursor, may_grant, next_fills, ready_for, slots_promised
+from prefetchd.cursor import Cursor
+from prefetchd.scheduler import Reserve, may_grant, next_fills, ready_for, slots_promised
 from prefetchd.shard import Shard
 from prefetchd.slots import Content, Key, Ring, Slot
 from tests.unit.test_slots import FakeSegment
@@ -71,7 +72,7 @@ class Machine(RuleBasedStateMachine):
         cursor = loop.cursor
         cursor.waiting = cursor.waiting or not ahead
         slot = ready_for(self.ring, cursor)
-        if slot is None or not may_grant(self.ring, cursor, self.cursors, slot):
+        if slot is None or not may_grant(self.ring, cursor, Reserve(self.ring, self.cursors), slot):
             return
         key = next(cursor.upcoming(1))
         assert slot.content is Content.READY
@@ -199,7 +200,7 @@ class Machine(RuleBasedStateMachine):
             for _ in range(len(self.ring.slots) * len(self.loops) + 1):
                 slot = ready_for(self.ring, loop.cursor)
                 if slot is not None:
-                    assert may_grant(self.ring, loop.cursor, self.cursors, slot)
+                    assert may_grant(self.ring, loop.cursor, Reserve(self.ring, self.cursors), slot)
                     break
                 for plan in next_fills(self.ring, self.cursors, limit=1):
                     self.ring.start_fill(plan.slot, plan.key)

@@ -7,7 +7,8 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefetchd.scheduler import Cursor, FillPlan, may_grant, next_fills, ready_for, slots_promised
+from prefetchd.cursor import Cursor
+from prefetchd.scheduler import FillPlan, Reserve, may_grant, next_fills, ready_for, slots_promised
 from prefetchd.shard import Shard
 from prefetchd.slots import Content, Key, Ring
 from tests.unit.test_slots import ready, ring_of
@@ -129,9 +130,9 @@ def test_waiting_cursor_gets_what_it_is_guaranteed_and_surplus_leaves_a_slot_to_
     slots = [ready(ring, number, (0, 0, number - 1)) for number in (1, 2, 3, 4)]
     mine = cursor(0, waiting=True)
     for granted in range(3):
-        assert may_grant(ring, mine, [mine], slots[granted])
+        assert may_grant(ring, mine, Reserve(ring, [mine]), slots[granted])
         ring.grant(slots[granted], consumer=1)
-    assert not may_grant(ring, mine, [mine], slots[3])
+    assert not may_grant(ring, mine, Reserve(ring, [mine]), slots[3])
 
 
 def test_surplus_never_takes_what_another_is_guaranteed():
@@ -139,11 +140,11 @@ def test_surplus_never_takes_what_another_is_guaranteed():
     slots = [ready(ring, number, (0, 0, number - 1)) for number in (1, 2, 3, 4, 5)]
     mine, other = cursor(0, consumer=1, waiting=True), cursor(0, consumer=2)
     for slot in slots[:2]:
-        assert may_grant(ring, mine, [mine, other], slot)
+        assert may_grant(ring, mine, Reserve(ring, [mine, other]), slot)
         ring.grant(slot, consumer=1)
-    assert not may_grant(ring, mine, [mine, other], slots[2])
+    assert not may_grant(ring, mine, Reserve(ring, [mine, other]), slots[2])
     other.open = False
-    assert may_grant(ring, mine, [mine, other], slots[2])
+    assert may_grant(ring, mine, Reserve(ring, [mine, other]), slots[2])
 
 
 def test_slot_that_somebody_holds_already_costs_nothing():
@@ -152,7 +153,7 @@ def test_slot_that_somebody_holds_already_costs_nothing():
     for number in (2, 3):
         ring.grant(ready(ring, number, (0, 0, number)), consumer=2)
     ring.grant(slot, consumer=2)
-    assert may_grant(ring, cursor(0, consumer=1), [], slot)
+    assert may_grant(ring, cursor(0, consumer=1), Reserve(ring, []), slot)
 
 
 def test_each_window_of_loops_is_promised_its_slots_and_one_to_fill():
@@ -213,7 +214,7 @@ def test_every_loop_that_holds_two_batches_sees_every_epoch_in_order_and_never_s
             ring.release(held[one.consumer].pop(0), one.consumer)
         one.waiting = True
         slot = ready_for(ring, one)
-        if slot is None or not may_grant(ring, one, cursors, slot):
+        if slot is None or not may_grant(ring, one, Reserve(ring, cursors), slot):
             return False
         held[one.consumer].append(ring.grant(slot, one.consumer))
         seen[one.consumer].append(slot.key)
