@@ -96,7 +96,7 @@ n_bytes, starts = held[0].root.nbytes, [one.root.ctypes.data for one in held]
 pid = os.fork()
 if pid == 0:
     mine = [np.full(n_bytes + 4096, 7, np.uint8) for _ in range(60)]
-    assert any(one.ctypes.data <= start < one.ctypes.data + n_bytes for one in mine for start in starts), "no gap filled"
+    assert any(one.ctypes.data <= start < one.ctypes.data + n_bytes for one in mine for start in starts), "no gap"
     held.clear()
     loader.close()
     del batches, loader
