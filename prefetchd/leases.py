@@ -21,7 +21,7 @@ import socket
 import weakref
 from collections import deque
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from prefetchd.mailbox import Granted
 
 
-class _LeaseRef(weakref.ref["np.ndarray[Any, Any]"]):
+class _LeaseRef(weakref.ref["np.ndarray[tuple[int], np.dtype[np.uint8]]"]):
     """A weak reference to a lease's root array. It keeps its `Leases`: views may outlive all else of the connection.
 
     Lighter than `weakref.finalize`, which costs as much as all the rest of a ready batch, and never called at exit.
