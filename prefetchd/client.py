@@ -265,6 +265,11 @@ class Connection:
                     return message.report
 
     @property
+    def held(self) -> int:
+        """How many leases have a live view."""
+        return len(self._live)
+
+    @property
     def maps(self) -> Collection[mmap.mmap]:
         """The read-only maps of the slots that the daemon has opened and not closed again."""
         return self._leases.maps
