@@ -267,7 +267,7 @@ class Connection:
     @property
     def held(self) -> int:
         """How many leases have a live view."""
-        return len(self._live)
+        return self._leases.n_held
 
     @property
     def maps(self) -> Collection[mmap.mmap]:
