@@ -71,6 +71,11 @@ class Group:
             self.cursor.again.extend(key for lease, key in member.out.items() if lease > taken)
             self._end_if_left()
 
+    def is_at(self, consumer: Consumer, serial: int) -> bool:
+        """Whether that is the member's loop, and not one that it has left since."""
+        member = self.members.get(consumer.number)
+        return member is not None and member.cursor.serial == serial
+
     def hung_up(self, consumer: Consumer) -> None:
         """The member's socket has ended; what it holds is its own until its process has ended, too."""
         if (member := self.members.get(consumer.number)) is not None:
@@ -98,8 +103,8 @@ class Group:
 
     def asks(self, consumer: Consumer, message: messages.Want) -> None:
         """The member wants its next batch."""
-        member = self.members.get(consumer.number)
-        if member is not None and member.cursor.serial == message.serial:
+        if self.is_at(consumer, message.serial):
+            member = self.members[consumer.number]
             member.cursor.waiting = not consumer.untaken
             consumer.set_waiting(member.cursor.waiting)
 
