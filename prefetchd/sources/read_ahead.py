@@ -14,6 +14,8 @@ their pages.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import queue
 import threading
@@ -29,12 +31,14 @@ from prefetchd.sources.base import ReserveMemory
 from prefetchd.sources.records import Records
 
 N_THREADS = 32  # and so many samples are on their way, or wait for the reader, at most
-MAX_BYTES = 6 << 20  # within a reader's allowance
+MAX_BYTES = 5 << 20  # within a reader's allowance
 ALLOWANCE_BYTES = 12 << 20  # what a reader may take without asking: the budget's, which readers know nothing of
-_BUFFER_BYTES = 192 << 10  # as large as most files need
+_BUFFER_BYTES = 128 << 10  # as large as most files need
 SLOW_S, FAST_S = 0.002, 0.001
 _WEIGHT = 0.1  # of the last read in the average
 _STACK_BYTES = 128 << 10
+_M_TRIM_THRESHOLD = -1  # mallopt's
+_HEAP_KEPT_BYTES = 4 << 20
 _RECOVERY_BYTES = 64 << 10  # with each decode after one that was large
 
 
@@ -210,6 +214,9 @@ class ReadAhead:
             self._is_on = self._average_s > (FAST_S if self._is_on else SLOW_S)
 
     def _start(self) -> None:
+        # What the heap keeps between two decodes is part of the allowance, too: less of it, then.
+        with contextlib.suppress(AttributeError):  # another C library
+            ctypes.CDLL(None).mallopt(_M_TRIM_THRESHOLD, _HEAP_KEPT_BYTES)
         before = threading.stack_size(_STACK_BYTES)
         self._threads = [threading.Thread(target=self._fetch, daemon=True) for _ in range(N_THREADS)]
         for thread in self._threads:

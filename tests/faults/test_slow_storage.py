@@ -89,3 +89,18 @@ def test_decode_that_needs_the_whole_allowance_has_it(serve: Serve, slow_reads: 
     serve(manifest, *exact("--num-workers", 1, "--memory-budget", least))
     with prefetchd.batches() as loader:
         assert content_of(loader) == wanted
+
+
+def test_cache_that_fills_while_reads_are_ahead(serve: Serve, slow_reads: Sabotage, tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path, 40)
+    wanted = expected_content(manifest)
+    for run in range(2):
+        name = f"run-{run}"
+        daemon = serve(manifest, *exact("--num-workers", 2, "--cache", tmp_path / "cache"), name=name)
+        with prefetchd.batches(daemon=name, epochs=2) as loader:
+            seen = content_of(loader)
+        assert [each[1:] for each in seen] == 2 * [each[1:] for each in wanted]
+        cache = daemon.status()["datasets"][0]["cache"]
+        assert cache["rows"] >= 40  # one that two readers decode at a time is kept twice
+        assert (cache["misses"] == 0) == (run == 1)
+        daemon.stop()
