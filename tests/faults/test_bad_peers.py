@@ -206,7 +206,7 @@ def test_newcomers_beyond_the_limit_are_told_and_the_others_go_on(
         assert seen == forty_content
         for sock in crowd:
             sock.close()
-        wait_until(lambda: len(ask_status()["consumers"]) <= 2, "the crowd is forgotten")
+        wait_until(lambda: descriptors_of(daemon.pid) < front_desk._DESCRIPTORS_EACH * 20, "the crowd is forgotten")
     with prefetchd.batches() as loader:
         assert len(content_of(loader)) == len(forty_content)
     assert daemon.process.poll() is None
