@@ -211,7 +211,10 @@ class ReadAhead:
         self._average_bytes += _WEIGHT * (max(n_bytes, _BUFFER_BYTES) - self._average_bytes)
         self._average_s += _WEIGHT * (took_s - self._average_s)
         if self._records.reads_apart:
-            self._is_on = self._average_s > (FAST_S if self._is_on else SLOW_S)
+            was_on, self._is_on = self._is_on, self._average_s > (FAST_S if self._is_on else SLOW_S)
+            if was_on and not self._is_on:
+                with self._lock:
+                    self._shed_free(0)
 
     def _start(self) -> None:
         # What the heap keeps between two decodes is part of the allowance, too: less of it, then.

@@ -139,3 +139,18 @@ def test_a_task_that_is_given_up_leaves_nothing_behind(files: Files) -> None:
 
 def test_the_allowance_is_the_budgets() -> None:
     assert ALLOWANCE_BYTES == budget.ALLOWANCE_BYTES
+
+
+@pytest.mark.usefixtures("slow")
+def test_what_was_held_is_given_back_when_reads_are_fast_again(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    ahead, buffer = ReadAhead(files), FileBuffer()
+    take(ahead, files, 0, buffer)
+    ahead.expect([1, 2, 3])
+    for number in (1, 2, 3, 4):
+        assert take(ahead, files, number, buffer) == (files.folder / str(number)).read_bytes()
+    assert ahead.held_bytes > 0
+    monkeypatch.setattr(read_ahead, "FAST_S", 1e9)
+    monkeypatch.setattr(read_ahead, "SLOW_S", 1e9)
+    take(ahead, files, 5, buffer)
+    assert ahead.read_s == 0
+    assert ahead.held_bytes == 0
