@@ -7,8 +7,7 @@ import pytest
 from prefetchd.budget import MIB, MIN_SLOTS
 from prefetchd.config import make_config
 from prefetchd.governor import Governor
-from prefetchd.limits import Shortage
-from prefetchd.pressure import SHORT_BYTES
+from prefetchd.limits import SHORT_BYTES, Shortage
 from tests.unit.test_guard import FakePool, FakeReader, Rig
 
 
