@@ -272,6 +272,7 @@ class Daemon:
             self._desk.granter,
             list(self._desk.consumers.values()),
             self._governor,
+            passes=self._desk.passes,
             waited_for=self._desk.waited_for,
             uptime_s=time.monotonic() - self._started_s,
         )
