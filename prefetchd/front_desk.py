@@ -170,6 +170,11 @@ class FrontDesk:
             self._loop.call_later(look_s, lambda: None)
 
     @property
+    def passes(self) -> dict[int, Cursor]:
+        """The cursors that members of groups share, by the consumer's number."""
+        return self._groups.passes
+
+    @property
     def waited_for(self) -> set[int]:
         """The consumers that others stand still for now."""
         return {cursor.consumer for cursor in self._pacer.waited_for}

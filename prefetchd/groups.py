@@ -126,6 +126,7 @@ class Group:
     def serve(self, ring: Ring, reserve: Reserve, granter: Granter) -> None:
         """Give those who ask what is ready; tell them when the pass is over."""
         asking = [member for member in self.members.values() if _can_be_given(member)]
+        asking.sort(key=lambda member: member.consumer.wanted_s)
         for member in asking:
             slot = ready_for(ring, self.cursor)
             if slot is None or not may_grant(ring, member.cursor, reserve, slot) or not member.consumer.open_slot(slot):
@@ -184,6 +185,11 @@ class Groups:
     def cursors(self) -> Iterable[Cursor]:
         """The cursors of the passes that go on."""
         return [group.prepare() for group in self._groups.values() if group.members]
+
+    @property
+    def passes(self) -> dict[int, Cursor]:
+        """The cursor of the pass that each member is in, by the consumer's number."""
+        return {number: group.cursor for group in self._groups.values() for number in group.members}
 
     def serve(self, reserve: Reserve) -> None:
         """Serve every group."""

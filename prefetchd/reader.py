@@ -93,9 +93,10 @@ class Reader:
                     keep_from_children(memory)  # a child of a user's function writes nowhere
                     control.close_all(fds)
                     self._slots[message.slot] = memory, np.frombuffer(memory, np.uint8)
-                case messages.UnmapSlot():
-                    del self._slots[message.slot]
-                    self._views = {key: views for key, views in self._views.items() if key[1] != message.slot}
+                case messages.UnmapSlots():
+                    for slot in message.slots:
+                        del self._slots[slot]
+                    self._views = {key: views for key, views in self._views.items() if key[1] in self._slots}
                 case messages.Compact():
                     self._compact(message)
                 case messages.Retire():
