@@ -24,6 +24,7 @@ from prefetchd.units import format_bytes
 
 log = logging.getLogger("prefetchd")
 
+_EXACT_EVERY_TICKS = 16
 _NO_GROWTH_TICKS = 20  # after the budget was exceeded
 _FORGET_WISH_TICKS = 20  # a ring that grows between any two large decodes would only be shrunk again
 
@@ -61,7 +62,7 @@ class Guard:
         self._warned = False
         self._grown_out = False
         self._lately_wished_bytes = 0
-        self._ticks_since_wish = 0
+        self._ticks = self._ticks_since_wish = 0
 
     def may_grow(self) -> bool:
         """Whether the plan and the budget hold one more slot, besides the large decodes seen lately."""
@@ -167,25 +168,34 @@ class Guard:
         if not reader.retiring:
             reader.retire()
 
-    def measure(self) -> Footprint:
-        """Measure the footprint now: every process of the daemon, and the ring's allocated blocks."""
+    def measure(self, *, exact: bool = True) -> Footprint:
+        """Measure the footprint now: every process of the daemon, the ring's allocated blocks, mailboxes.
+
+        An upper bound of it, unless `exact`: that costs some milliseconds.
+        """
         ring_bytes = sum(slot.segment.allocated_bytes for slot in self._ring.slots.values())
-        footprint = measure([os.getpid(), *self._pool.pids], ring_bytes, self.budget.plan.source_bytes)
+        pids = [os.getpid(), *self._pool.pids]
+        footprint = measure(pids, ring_bytes, self.budget.plan.source_bytes, exact=exact)
         footprint = dataclasses.replace(footprint, mail_bytes=self._mail_bytes())
-        self.max_footprint_bytes = max(self.max_footprint_bytes, footprint.total_bytes)
+        if exact:
+            self.max_footprint_bytes = max(self.max_footprint_bytes, footprint.total_bytes)
         return footprint
 
     def verify(self) -> None:
         """Measure, and give memory back if it is too much: a reader that has grown first, then a slot.
 
-        Too much is more than the budget, or than a control group's limit that was lowered while the daemon runs.
+        Too much is more than the budget, or than a control group's limit that was lowered while the daemon runs. Where
+        an upper bound is within it, as nearly always, that is enough, but for a look now and then for `status`.
         """
+        self._ticks += 1
         self._ticks_since_wish += 1
         self._no_growth_ticks = max(0, self._no_growth_ticks - 1)
         if self._ticks_since_wish > _FORGET_WISH_TICKS:
             self._lately_wished_bytes = 0
-        footprint = self.measure()
         in_force = min([Limit(self.budget.in_force_bytes, "budget"), *cgroup_limits()], key=lambda limit: limit.n_bytes)
+        footprint = self.measure(exact=self._ticks % _EXACT_EVERY_TICKS == 1)
+        if footprint.total_bytes > in_force.n_bytes:
+            footprint = self.measure()
         if footprint.total_bytes <= in_force.n_bytes:
             self._warned = False
             return

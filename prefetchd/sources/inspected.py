@@ -8,6 +8,7 @@ their header say. The facts come from the bytes that the decoder itself was give
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 # The columns of `x`, int64: the size as shown, and a digest of the encoded bytes.
 FACTS = ("digest", "n_bytes", "width_px", "height_px", "channels", "bits", "format", "progressive", "label")
 _MAX_TASK_ROWS = 64
+_KEPT_FACTS = 1024  # more than are ever read ahead
 _ITEM_BYTES = 4  # of the scratch row, at most
 
 
@@ -111,16 +113,17 @@ class InspectedImages:
         return False
 
     @property
-    def read_s(self) -> float:
-        """0: nothing is read ahead, as what is read last is what was noted."""
-        return 0.0
-
-    def expect(self, sample_ids: Iterable[int]) -> None:
-        """Nothing, as `read_s` is 0."""
-
-    @property
     def cache(self) -> None:
         """None: what is looked at is decoded."""
+
+    @property
+    def read_s(self) -> float:
+        """As of the images."""
+        return self.images.read_s
+
+    def expect(self, sample_ids: Iterable[int]) -> None:
+        """As of the images."""
+        self.images.expect(sample_ids)
 
     def check_unchanged(self) -> None:
         """Raise `ManifestError` if the records are no longer what was opened."""
@@ -164,16 +167,18 @@ class InspectedImages:
                     )
                 )
             if not found:
-                x[row] = self._watched.facts
+                (sample,) = self._watched.samples([int(sample_ids[position])])
+                x[row] = self._watched.facts[sample]
         return faults
 
 
 class _WatchedRecords:
-    """Records that note what the last bytes that were read are; otherwise those that it borrows."""
+    """Records that note what the bytes are that were read lately; otherwise those that it borrows."""
 
     def __init__(self, records: Records) -> None:
         self._records = records
-        self.facts = (0,) * len(FACTS)
+        self.facts: dict[Sample, tuple[int, ...]] = {}  # of the latest reads
+        self._lock = threading.Lock()  # samples are read ahead in threads
 
     def read(self, sample: Sample, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
         """Return the encoded bytes of `sample`, and note the facts."""
@@ -185,7 +190,7 @@ class _WatchedRecords:
             label = int(sample.label) if isinstance(sample.label, int) else -1
             form = FORMATS.index(header.format)
             progressive = int(header.progressive)
-            self.facts = (
+            facts = (
                 digest,
                 len(data),
                 width_px,
@@ -196,11 +201,11 @@ class _WatchedRecords:
                 progressive,
                 label,
             )
+            with self._lock:
+                self.facts[sample] = facts
+                if len(self.facts) > _KEPT_FACTS:
+                    del self.facts[next(iter(self.facts))]
         return data
-
-    @property
-    def reads_apart(self) -> bool:
-        return False  # only one thread may note
 
     @property
     def name(self) -> str:
@@ -229,6 +234,10 @@ class _WatchedRecords:
     @property
     def reader_bytes(self) -> int:
         return self._records.reader_bytes
+
+    @property
+    def reads_apart(self) -> bool:
+        return self._records.reads_apart
 
     def __len__(self) -> int:
         return len(self._records)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -34,7 +35,7 @@ from prefetchd.limits import machine_limits
 from prefetchd.loop import EventLoop
 from prefetchd.order import Order
 from prefetchd.pool import Pool, PoolEvents
-from prefetchd.segment import map_read_only
+from prefetchd.segment import anonymous_file, map_read_only, map_writable
 from prefetchd.shard import Shard
 from prefetchd.slots import Content, Key, Ring, Slot
 from prefetchd.sources import open_source
@@ -183,9 +184,11 @@ class _Inspection:
             raise
 
     def _build(self, config: Config) -> None:
+        # Whole images: of a random crop, only the rows that it shows are decoded.
         config = dataclasses.replace(
-            config, on_error="skip", shuffle=False, drop_last=False, batch_size=BATCH_ROWS, cache=None
-        )
+            config, augment=(), cache=None, cache_size="auto", cache_image_size=None, on_error="skip", shuffle=False,
+            drop_last=False, batch_size=BATCH_ROWS,
+        )  # fmt: skip
         source = open_source(config)
         if not isinstance(source, ImageSource):
             raise ConfigError(
@@ -198,7 +201,7 @@ class _Inspection:
             _dataset(0, config, inspected),
             _dataset(_ALONE, dataclasses.replace(config, batch_size=1), inspected),
         ]
-        self.facts = np.zeros(inspected.n_samples, KEPT)
+        self.facts = _shared_array(inspected.n_samples)
         slot_bytes = self._datasets[0].layout.slot_bytes
         source_bytes = inspected.shared_bytes + self.facts.nbytes
         plan = budget.make_plan(config, slot_bytes, machine_limits(), source_bytes, 2 * inspected.reader_bytes)
@@ -310,6 +313,16 @@ class _Inspection:
         self._pool.stop()
         self._ring.close()
         self._loop.close()
+
+
+def _shared_array(n_samples: int) -> NDArray[Any]:
+    """Return zeros in a segment, so that the footprint counts them once: as the source's and not as the process's."""
+    n_bytes = max(1, n_samples * KEPT.itemsize)
+    fd = anonymous_file("prefetchd-facts", n_bytes)
+    try:
+        return np.frombuffer(map_writable(fd, n_bytes), KEPT, n_samples)
+    finally:
+        os.close(fd)
 
 
 def _dataset(number: int, config: Config, source: InspectedImages) -> Dataset:

@@ -126,3 +126,14 @@ def test_what_cannot_be_verified_is_refused_in_one_line(photographs, tmp_path):
     assert "2 data sets" in refused("verify", f"a={photographs}", f"b={photographs}")
     assert "over" in refused("verify", photographs, "--write-clean", photographs)
     assert "no manifest was given" in refused("verify")
+
+
+def test_whole_images_are_decoded_whatever_the_augmentation(photographs, tmp_path):
+    (tmp_path / "cache").mkdir()
+    result = run_command(
+        "verify", photographs, *QUICK, "--augment", "random_resized_crop", "--cache", tmp_path / "cache",
+        "--cache-image-size", "64", "--json",
+    )  # fmt: skip
+    assert result.returncode == 0, result
+    assert json.loads(result.stdout)["good_samples"] == 50
+    assert not list((tmp_path / "cache").iterdir())

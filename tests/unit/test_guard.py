@@ -154,7 +154,7 @@ def test_decode_that_no_part_of_the_budget_can_hold_names_the_budget_that_would(
 
 def measured(monkeypatch: pytest.MonkeyPatch, one: Rig, process_bytes: dict[int, int]) -> None:
     monkeypatch.setattr(
-        guard_module, "measure", lambda pids, ring_bytes, source_bytes: Footprint(process_bytes, ring_bytes)
+        guard_module, "measure", lambda pids, ring_bytes, source_bytes, **_: Footprint(process_bytes, ring_bytes)
     )
 
 

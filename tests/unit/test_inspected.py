@@ -1,0 +1,33 @@
+"""Facts of images: each goes with its own sample, whichever thread reads it, and in whatever order."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from prefetchd.config import make_config
+from prefetchd.sources import attach_source, open_source
+from prefetchd.sources.images import ImageSource
+from prefetchd.sources.inspected import FACTS, InspectedImages
+
+
+def test_facts_are_of_the_sample_also_where_reads_run_ahead(photographs):
+    config = make_config(source=photographs, batch_size=50, image_size=32)
+    images = open_source(config)
+    assert isinstance(images, ImageSource)
+    handle, fds = InspectedImages(images).handle()
+    source = attach_source(config, handle, [os.dup(fd) for fd in fds])
+    assert isinstance(source, InspectedImages)
+    source.images._ahead._is_on = True  # as if storage were slow
+    ids = np.arange(50)
+    source.expect(ids.tolist())
+    x, y = np.zeros((50, len(FACTS)), np.int64), np.zeros(50, np.int64)
+    assert source.fill(0, ids, range(50), x, y, lambda n_bytes: None) == []
+    facts = dict(zip(FACTS, x.T.tolist(), strict=True))
+    assert facts["height_px"] == [90 + number % 7 for number in range(50)]
+    assert facts["width_px"] == [120 + number % 5 for number in range(50)]
+    assert facts["label"] == list(range(50))
+    assert len(set(facts["digest"])) == 50
+    images.records.close()  # type: ignore[attr-defined]
+    source.images.records._records.close()  # type: ignore[attr-defined]
