@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 
 from prefetchd.config import OnError
 from prefetchd.messages import Fault
+from prefetchd.sample_set import SampleSet
 from prefetchd.slots import Key, Slot
 
 ENVIRONMENT_TRIES = 4
@@ -123,7 +124,7 @@ class Filler:
         self._on_bad = on_bad
         self.first_bad: list[BadSample] = []
         self.n_bad = 0
-        self._known_bad = bytearray(-(-n_samples // 8))  # a bit a sample: a data set of bad ones takes no memory
+        self._known_bad = SampleSet()
         self._bad_in_some_epoch: set[int] = set()  # by functions that draw other numbers in each; told of already
         self._seen: dict[int, int] = {}  # content faults of a sample not yet confirmed
         self._environment: dict[tuple[int, int, int], int] = {}
@@ -192,7 +193,7 @@ class Filler:
             return
         seen = self._seen.get(fault.sample_id, 0) + 1
         alone = chunk.sample_id is not None and (chunk.fresh or not fault.needs_fresh_reader)
-        if self._is_bad(fault.sample_id) or (alone and seen > 1):
+        if fault.sample_id in self._known_bad or (alone and seen > 1):
             self._seen.pop(fault.sample_id, None)
             sample = BadSample(fault.sample_id, fault.where, fault.reason, fault.detail)
             self._bad(job, fault.row, sample, lasting=not fault.this_epoch)
@@ -235,10 +236,10 @@ class Filler:
 
     def _bad(self, job: Job, row: int, sample: BadSample, lasting: bool = True) -> None:
         """Apply the policy to a bad sample; a verdict that is not `lasting` is found again in every epoch."""
-        if not self._is_bad(sample.sample_id):
+        if sample.sample_id not in self._known_bad:
             is_new = sample.sample_id not in self._bad_in_some_epoch
             if lasting:
-                self._known_bad[sample.sample_id // 8] |= 1 << sample.sample_id % 8
+                self._known_bad.add(sample.sample_id)
             elif len(self._bad_in_some_epoch) < _TOLD_BAD:
                 self._bad_in_some_epoch.add(sample.sample_id)
             if is_new:
@@ -256,13 +257,10 @@ class Filler:
         else:
             self._substitute(job, row, sample)
 
-    def _is_bad(self, sample_id: int) -> bool:
-        return bool(self._known_bad[sample_id // 8] >> sample_id % 8 & 1)
-
     def _substitute(self, job: Job, row: int, sample: BadSample) -> None:
         tried = job.substitutes[row] = job.substitutes.get(row, 0) + 1
         candidate = (sample.sample_id + 1) % self._n_samples
-        while self._is_bad(candidate) and tried < min(self._n_samples, _MAX_SUBSTITUTES):
+        while candidate in self._known_bad and tried < min(self._n_samples, _MAX_SUBSTITUTES):
             candidate = (candidate + 1) % self._n_samples
             tried = job.substitutes[row] = tried + 1
         if tried >= min(self._n_samples, _MAX_SUBSTITUTES):

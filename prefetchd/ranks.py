@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import os
 from typing import Literal
@@ -35,12 +36,10 @@ def choose_rank(rank: int | Literal["env"] | None, world_size: int | None) -> tu
                 "rank='env' for a share of them, or rank=0, world_size=1 if that is meant"
             )
         return 0, 1
-    if isinstance(rank, bool) or isinstance(world_size, bool):
-        rank = None  # a truth value is no rank, though Python counts with it
-    try:
-        numbers = operator.index(rank), operator.index(world_size)  # type: ignore[arg-type]
-    except TypeError:
-        numbers = -1, -1
+    numbers = -1, -1
+    if not isinstance(rank, bool) and not isinstance(world_size, bool):  # no rank, though Python counts with them
+        with contextlib.suppress(TypeError):
+            numbers = operator.index(rank), operator.index(world_size)  # type: ignore[arg-type]
     if not 0 <= numbers[0] < numbers[1] <= 1 << 31:
         raise ConfigError(
             f"cannot use rank={rank!r}, world_size={world_size!r}: give both, rank from 0 to world_size - 1, "

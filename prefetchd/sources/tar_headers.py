@@ -45,9 +45,13 @@ class TarHeaders:
         fd: the archive.
         n_bytes: its size.
         name: how errors name it.
+
+    Attributes:
+        has_end_mark: whether the zeros stood there that end an archive; told once all members were walked over.
     """
 
     def __init__(self, fd: int, n_bytes: int, name: str) -> None:
+        self.has_end_mark = True
         self._fd = fd
         self._n_bytes = n_bytes
         self._name = name
@@ -87,6 +91,9 @@ class TarHeaders:
                     member.header_at, f"it is cut short: a member of {member.n_bytes} bytes starts there"
                 )
             position = member.data_at + -(-data_bytes // BLOCK_BYTES) * BLOCK_BYTES
+            if position > self._n_bytes:
+                raise self._damaged(member.header_at, "it is cut short: the last member is not filled up to a block")
+        self.has_end_mark = position < self._n_bytes
 
     def member(self, position: int) -> Member | None:
         """Return the member whose headers start at byte `position`; `None` at the archive's end."""

@@ -7,6 +7,7 @@ images are passed over. A sample that does not fit is refused with its shard and
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +21,8 @@ from prefetchd.sources.labels import BadLabel, Labels, Numbers
 from prefetchd.sources.record_index import IndexWriter
 from prefetchd.sources.shard_files import identity_of
 from prefetchd.sources.tar_headers import BLOCK_BYTES, BLOCKS_BITS, Member, TarHeaders
+
+log = logging.getLogger("prefetchd")
 
 _IMAGES = frozenset(suffix[1:].encode() for suffix in IMAGE_SUFFIXES)
 _MAX_LABEL_BYTES = 1 << 20
@@ -109,13 +112,20 @@ class TarIndexer:
             ) from None
         try:
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # reading ahead would read the images
-            self._samples(number, name, TarHeaders(fd, before[2], name))
+            headers = TarHeaders(fd, before[2], name)
+            self._samples(number, name, headers)
             if identity(os.fstat(fd)) != before:
                 raise ManifestError(
                     f"cannot use the shard {path}: it was written to while it was read; start again when it is complete"
                 )
         finally:
             os.close(fd)
+        if not headers.has_end_mark and before[2]:
+            log.warning(
+                "the shard %s has no end mark: some programs leave it out, but if it was cut short or is still being "
+                "written, samples are missing; compare its size with the original's",
+                path,
+            )
         self.identities.append(before)
         self.digest.update(b"shard %d\n" % before[2])
 

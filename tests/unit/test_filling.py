@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from prefetchd.filling import CRASH_TRIES, ENVIRONMENT_TRIES, BadSample, Chunk, Filler, Job, describe_exit
 from prefetchd.messages import Fault
+from prefetchd.sample_set import SampleSet
 from prefetchd.slots import Slot
 
 N_SAMPLES = 20
@@ -358,3 +359,13 @@ def test_want_of_memory_is_tried_in_fresh_readers_and_then_told_under_any_policy
     assert fresh == [False, True, True, True]
     assert job.failure is not None
     assert not job.skipped
+
+
+def test_a_set_of_samples_takes_memory_for_those_in_it_alone():
+    far = 1 << 45
+    bad = SampleSet()
+    assert 0 not in bad
+    assert far not in bad
+    for sample_id in (0, 7, 8, 32767, 32768, far):
+        bad.add(sample_id)
+    assert [each for each in (*range(32770), far - 1, far, far + 1) if each in bad] == [0, 7, 8, 32767, 32768, far]

@@ -106,12 +106,19 @@ def test_a_size_in_base_256_is_read(tmp_path: Path) -> None:
 
 def test_an_archive_may_end_without_its_end_mark_but_not_in_a_member(tmp_path: Path) -> None:
     """A cut in data, in a header or in an extension is told with its place."""
-    path = Path(write_tar(tmp_path / "a.tar", [("a.jpg", b"x" * 1000), ("b.jpg", b"y" * 512)]))
+    path = Path(write_tar(tmp_path / "a.tar", [("a.jpg", b"x" * 1000), ("b.jpg", b"y" * 510)]))
     whole = path.read_bytes()
     last = walk(path)[1]
     path.write_bytes(whole[: last.data_at + 512])
     assert len(walk(path)) == 2
-    for n_bytes in (last.data_at + 511, last.data_at - 1, last.header_at + 600, last.header_at + 10, 100):
+    for n_bytes in (
+        last.data_at + 511,
+        last.data_at + 509,
+        last.data_at - 1,
+        last.header_at + 600,
+        last.header_at + 10,
+        100,
+    ):
         path.write_bytes(whole[:n_bytes])
         with pytest.raises(ManifestError, match=r"cut short.*at byte \d+ of \d+"):
             walk(path)

@@ -300,3 +300,17 @@ def test_memory_for_a_large_image_is_asked_for_first(tmp_path: Path) -> None:
     with opened(one(tmp_path, ("a.jpg", b"A" * 500_000))) as shards:
         shards.read(shards.samples([0])[0], FileBuffer(1000), asked.append)
     assert asked == [500_000]
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_an_archive_without_its_end_mark_is_warned_of(
+    tmp_path: Path, complete: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Cut between two members it looks whole, and samples would be missing without a word."""
+    path = one(tmp_path, ("a.jpg", b"A"), ("b.jpg", b"B"))
+    if not complete:
+        with tarfile.open(path) as tar:
+            os.truncate(path, tar.getmembers()[1].offset)
+    with opened(path) as shards:
+        assert len(shards) == (2 if complete else 1)
+    assert ("has no end mark" in caplog.text) == (not complete)
