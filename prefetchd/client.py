@@ -325,6 +325,11 @@ class Connection:
         return ref, Batch.over(root, rows, self.layout)
 
     @property
+    def held(self) -> int:
+        """How many leases have a live view."""
+        return len(self._live)
+
+    @property
     def maps(self) -> Collection[mmap.mmap]:
         """The read-only maps of the slots that the daemon has opened and not closed again."""
         return self._maps.values()

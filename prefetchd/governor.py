@@ -163,7 +163,10 @@ class Governor:
 
     def _heed_pressure(self) -> None:
         plan = self._guard.budget.plan
-        self.shortage = self._read_shortage()
+        try:
+            self.shortage = self._read_shortage()
+        except OSError:  # no descriptor left to look with
+            return
         now = Stance(len(self._ring.slots), len(self._pool.readers), self._stance.paused)
         costs = Costs(plan.slot_bytes, plan.reader_share_bytes, self._promised_slots())
         stance = self._policy.step(self.shortage, now, self._full, costs)

@@ -422,7 +422,7 @@ def read_introduction(data: bytes | memoryview) -> Introduction | None:
     """Return how a peer of any version introduces itself, or `None` if this is no first line of a consumer."""
     try:
         words = msgspec.msgpack.decode(data)
-    except (msgspec.MsgspecError, RecursionError):
+    except DecodeError:
         return None
     match words:
         case ["Attach" | "AskStatus" | "AskStop" as what, int(protocol), *more]:
@@ -441,4 +441,5 @@ decode_from_reader = msgspec.msgpack.Decoder(FromReader).decode
 decode_to_zygote = msgspec.msgpack.Decoder(Spawn).decode
 decode_from_zygote = msgspec.msgpack.Decoder(FromZygote).decode
 decode_from_trial = msgspec.msgpack.Decoder(FromTrial).decode
-DecodeError = msgspec.MsgspecError
+# Text that is no UTF-8 is an error of its own.
+DecodeError = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)

@@ -63,7 +63,7 @@ def _add_option(parser: argparse.ArgumentParser, name: str, dataset: str = "") -
         f"--{prefix}{name.replace('_', '-')}",
         dest=prefix + name,
         default=argparse.SUPPRESS,
-        help=argparse.SUPPRESS if dataset else field.metadata["help"],
+        help=argparse.SUPPRESS if dataset else field.metadata["help"].replace("%", "%%"),
         **more,
     )
 

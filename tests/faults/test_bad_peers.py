@@ -204,9 +204,10 @@ def test_newcomers_beyond_the_limit_are_told_and_the_others_go_on(
             prefetchd.batches()
         seen += content_of(batches)
         assert seen == forty_content
+        before = descriptors_of(daemon.pid)
         for sock in crowd:
             sock.close()
-        wait_until(lambda: len(ask_status()["consumers"]) <= 2, "the crowd is forgotten")
+        wait_until(lambda: descriptors_of(daemon.pid) <= before - 2 * 19, "the crowd is forgotten")
     with prefetchd.batches() as loader:
         assert len(content_of(loader)) == len(forty_content)
     assert daemon.process.poll() is None
