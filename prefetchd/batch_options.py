@@ -78,3 +78,9 @@ class BatchOptions(TypedDict, total=False):
     cache_image_size: int | str | tuple[int, int] | None
     memory_budget: str | int | None
     reader_timeout: float | None
+    share: bool | None
+    group: str | None
+    join: Literal["start", "now"]
+    start_together: int | None
+    patience: float | None
+    consumers: int | None

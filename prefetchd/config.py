@@ -217,8 +217,8 @@ class Config:
 OPTIONS = {field.name: field for field in dataclasses.fields(Config)}
 OPTION_TYPES: dict[str, Any] = typing.get_type_hints(Config)
 PATH_OPTIONS = ("source", "root", "labels", "offsets", "cache")
-# Where one daemon serves several data sets, these are the daemon's own, and the same for all of them.
 LIVE_OPTIONS = ("memory_budget", "num_workers")  # what `prefetchd set` changes
+# Where one daemon serves several data sets, these are the daemon's own, and the same for all of them.
 DAEMON_OPTIONS = ("num_workers", "memory_budget", "reader_timeout", "patience", "consumers", "name")
 
 

@@ -36,7 +36,7 @@ def add(commands: Subparsers, datasets: Iterable[str]) -> None:
     build.set_defaults(run=run_build)
 
     info = actions.add_parser("info", help="show what a cache holds", description="Show what a cache holds.")
-    info.add_argument("folder", metavar="DIR", type=Path)
+    info.add_argument("folder", metavar="DIR", type=Path, help="the folder that --cache names")
     info.add_argument("--json", action="store_true", help="print everything, as JSON")
     info.set_defaults(run=run_info)
 
@@ -46,7 +46,7 @@ def add(commands: Subparsers, datasets: Iterable[str]) -> None:
         description="Remove the rows of a cache. Only files that are prefetchd's are removed, and none that a daemon "
         "is using.",
     )
-    clear.add_argument("folder", metavar="DIR", type=Path)
+    clear.add_argument("folder", metavar="DIR", type=Path, help="the folder that --cache names")
     clear.add_argument("--only", metavar="ID", help="the rows of one pipeline, as `cache info` names it")
     clear.add_argument("--unused-days", metavar="N", type=float, help="only what no daemon has opened for N days")
     clear.set_defaults(run=run_clear)
