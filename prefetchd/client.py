@@ -1,44 +1,39 @@
-"""The consumer's side of a connection: attach, cursor, lease -> views -> release.
+"""The consumer's side of a connection: attach, cursor, grant -> lease; what becomes of that is `leases`'.
 
-A lease lives as long as any view of its root array, and a root array is one `np.frombuffer` of the slot's map: every
-slice, reshape, tensor or memoryview keeps it alive. When it dies the release goes out at once, from whatever thread and
-inside whatever garbage collection that happens: so it takes no lock and never blocks.
-
-When the daemon dies the maps stay valid: the memory is freed with the last of them. One that is stopped or does not
-answer is named in the log, and given up when it has said nothing for minutes; one that is at work is asked at what. A
-forked child gets no maps, sends no releases, and is told so when it asks for a batch. Nothing that the daemon says is
+A daemon that is stopped or does not answer is named in the log, and given up when it has said nothing for minutes; one
+that is at work is asked at what. A forked child is told so when it asks for a batch. Nothing that the daemon says is
 believed: sizes are checked against the segments, and what makes no sense is a `PrefetchdError`.
+
+One thread at a time waits for what the daemon says (`_turn`). Another may close the connection, which ends the wait.
 """
 
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import gc
 import logging
-import mmap
 import os
 import select
 import socket
+import threading
 import time
-import weakref
-from collections import deque
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import numpy as np
-
-from prefetchd import __version__, control, messages, segment
-from prefetchd.batch import Batch
+from prefetchd import __version__, control, messages
 from prefetchd.class_names import read_classes
 from prefetchd.errors import DaemonLost, DaemonNotFound, PrefetchdError, RingExhausted, error_from_name
 from prefetchd.layout import BatchLayout, layout_from_wire
+from prefetchd.leases import Leases
 from prefetchd.liveness import describe_process
 from prefetchd.mailbox import Mailbox
 from prefetchd.silence import LOOK_S, Silence
 from prefetchd.user_warnings import warn_user
 
 if TYPE_CHECKING:
+    import mmap
+
+    from prefetchd.batch import Batch
     from prefetchd.mailbox import Granted
     from prefetchd.shard import Shard
 
@@ -51,64 +46,23 @@ class PassEnded(PrefetchdError):
     """The pass that a group shares is over; the loader ends its loop."""
 
 
-class _LeaseRef(weakref.ref["np.ndarray[Any, Any]"]):
-    """A weak reference to a lease's root array. It keeps the connection: views may outlive all else of it.
-
-    Lighter than `weakref.finalize`, which costs as much as all the rest of a ready batch, and never called at exit.
-    """
-
-    __slots__ = ("connection", "lease", "slot")
-    connection: Connection
-    lease: int  # 0 until it is granted
-    slot: int
-
-
-# What keeps the references themselves, by their id, until their arrays die.
-_live_leases: dict[int, _LeaseRef] = {}
-
-
-_connections: weakref.WeakSet[Connection] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for connection in list(_connections):
-        connection._in_forked_child()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-def _root_died(ref: _LeaseRef) -> None:
-    if ref.lease:
-        del _live_leases[id(ref)]
-        ref.connection.release(ref.lease, ref.slot)
-
-
 class Connection:
-    """One attached consumer. Owns its socket and maps; lives until it is closed and no view of it is left."""
+    """One attached consumer. Owns its socket and leases; these live on until no view of them is left."""
 
     def __init__(self, sock: socket.socket, daemon_pid: int, *, writable: bool, hold_timeout_s: float) -> None:
         self._sock = sock = control.OwnedSocket(fileno=sock.detach())
-        # The finalizers' own object: nothing that the loop does to its socket reaches it.
-        self._release_sock = sock.dup()
         self._pid = os.getpid()
         self._writable = writable
         self._hold_timeout_s = hold_timeout_s
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
-        self._maps: dict[int, mmap.mmap] = {}  # read-only, one a slot
-        self._fds: dict[int, int] = {}  # writable: every lease has a copy-on-write map of its own
         self._buffer = bytearray(control.MAX_MESSAGE_BYTES)
-        # The next leases of slots, made ahead of their grants. One at most a slot, over the whole of it.
-        self._prepared: dict[int, tuple[_LeaseRef, Batch]] = {}
-        self._live: set[int] = set()
-        self._unsent: deque[int] = deque()
-        self._taken = 0
+        self._turn = threading.RLock()
         self._heard = 0  # messages from the daemon
         self._mailbox: Mailbox
+        self._leases: Leases
         self._closing = False
         self._attached = False
-        _connections.add(self)
         self._daemon_pid = daemon_pid
         self.classes: tuple[str, ...] | None = None
         self.info: messages.Attached
@@ -141,6 +95,7 @@ class Connection:
                 raise ValueError("it has no batches, or no configuration")
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise PrefetchdError(f"cannot attach: the daemon's layout makes no sense ({error})") from None
+        self._leases = Leases(self._sock.dup(), self.layout, writable=self._writable)
         self._attached = True
 
     def _wait_for_answer(self, timeout_s: float | None) -> messages.Attached:
@@ -172,7 +127,7 @@ class Connection:
         self._mailbox.open(serial)
         self._say(
             messages.OpenCursor(
-                serial, self._taken, epoch, batch, stop_epoch, shard.rank, shard.world_size, shard.rotation, join
+                serial, self._leases.taken, epoch, batch, stop_epoch, shard.rank, shard.world_size, shard.rotation, join
             )
         )
 
@@ -181,7 +136,7 @@ class Connection:
         if self._closing or os.getpid() != self._pid:
             return
         try:
-            control.send(self._sock, messages.encode(messages.CloseCursor(serial, self._taken)), wait=False)
+            control.send(self._sock, messages.encode(messages.CloseCursor(serial, self._leases.taken)), wait=False)
         except (control.ConnectionEnded, BlockingIOError):
             pass  # nothing is left to close, or the next cursor closes it
 
@@ -202,20 +157,16 @@ class Connection:
         """
         if self._closing or os.getpid() != self._pid:
             self._check_process()
-        grant = self._mailbox.take()
-        if grant is None or grant.told != self._heard or self._unsent:
-            grant = self._wait_for_grant(serial, grant)
-        self._taken = grant.lease
-        prepared = self._prepared.pop(grant.slot, None)
-        if prepared is None or grant.rows != self.layout.batch_size:
-            prepared = self._prepare(grant.slot, grant.rows)
-        ref, batch = prepared
-        ref.lease = grant.lease
-        held = len(self._live)
-        self._live.add(grant.lease)
-        _live_leases[id(ref)] = ref
-        batch._grant = grant
-        return batch.copy() if copy_when_held and held >= 2 else batch
+        try:
+            grant = self._mailbox.take()
+            if grant is None or grant.told != self._heard or self._leases.unsent:
+                grant = self._wait_for_grant(serial, grant)
+        except (OSError, ValueError):
+            if self._closing:  # by another thread
+                self._check_process()
+            raise
+        batch = self._leases.take(grant)
+        return batch.copy() if copy_when_held and self._leases.n_held > 2 else batch
 
     def _catch_up(self, told: int) -> None:
         """Take in the messages that were sent before a grant."""
@@ -229,22 +180,25 @@ class Connection:
 
     def _wait_for_grant(self, serial: int, grant: Granted | None) -> Granted:
         """Return `grant`, or the next one once it is in the mailbox, with all that was said before it taken in."""
-        try:
-            self._flush()
-            grant = grant or self._ask_for_grant(serial)
-            self._catch_up(grant.told)
-        except control.ConnectionEnded:
-            self._raise_lost()
+        with self._turn:
+            try:
+                self._flush()
+                grant = grant or self._ask_for_grant(serial)
+                self._catch_up(grant.told)
+            except control.ConnectionEnded:
+                self._raise_lost()
         return grant
 
     @property
     def is_ready(self) -> bool:
         """Whether the next batch was granted, or something lies in the socket: most likely word of it."""
-        return not self._closing and (self._mailbox.has_next or bool(self._poll.poll(0)))
+        if self._closing or os.getpid() != self._pid:
+            return False
+        return self._mailbox.has_next or bool(self._poll.poll(0))
 
     def _ask_for_grant(self, serial: int) -> Granted:
         """Ask for the next grant and wait until it is in the mailbox."""
-        self._send(messages.Want(serial, self._taken))
+        self._send(messages.Want(serial, self._leases.taken))
         warn_after_s = min(_WARN_STALL_S, self._hold_timeout_s / 2)
         silence = Silence(self.info.name, self._daemon_pid, self._ask)
         stalled: messages.Stalled | None = None
@@ -296,91 +250,49 @@ class Connection:
             DaemonLost: if the daemon ends.
         """
         self._check_process()
-        self._say(messages.AskStatus(messages.PROTOCOL))
-        while True:
-            try:
-                message = self._receive(wait=True)
-            except control.ConnectionEnded:
-                self._raise_lost()
-            if isinstance(message, messages.StatusReport):
-                return message.report
-
-    # --- leases
-
-    def _prepare(self, slot: int, rows: int) -> tuple[_LeaseRef, Batch]:
-        """Return the next lease of a slot, but for its number, and the batch over it.
-
-        The batch's root array is the slot's bytes; the lease ends when it and the last of its views die.
-        """
-        memory = self._maps.get(slot)
-        if memory is None:
-            if slot not in self._fds:
-                raise PrefetchdError(f"cannot read the batch: the daemon granted slot {slot}, which it never opened")
-            memory = segment.map_copy_on_write(self._fds[slot], self.layout.slot_bytes)
-        if rows > self.layout.batch_size:
-            raise PrefetchdError(f"cannot read the batch: {rows} rows were granted of {self.layout.batch_size}")
-        root = np.frombuffer(memory, np.uint8, self.layout.slot_bytes)
-        ref = _LeaseRef(root, _root_died)
-        ref.connection, ref.slot, ref.lease = self, slot, 0
-        return ref, Batch.over(root, rows, self.layout)
+        with self._turn:
+            self._say(messages.AskStatus(messages.PROTOCOL))
+            silence = Silence(self.info.name, self._daemon_pid)
+            while True:
+                try:
+                    if not self._poll.poll(LOOK_S * 1000):
+                        silence.look()
+                        continue
+                    message = self._receive(wait=True)
+                except control.ConnectionEnded:
+                    self._raise_lost()
+                if isinstance(message, messages.StatusReport):
+                    return message.report
 
     @property
     def held(self) -> int:
         """How many leases have a live view."""
-        return len(self._live)
+        return self._leases.n_held
 
     @property
     def maps(self) -> Collection[mmap.mmap]:
         """The read-only maps of the slots that the daemon has opened and not closed again."""
-        return self._maps.values()
-
-    def release(self, lease: int, slot: int) -> None:
-        """The last view of `lease` died. May run in any thread, at any moment: no lock, no blocking."""
-        self._live.discard(lease)
-        if os.getpid() != self._pid or self._release_sock.fileno() < 0:
-            return
-        try:
-            release = messages.encode(messages.Release(lease, self._taken))
-            control.send(self._release_sock, release, wait=False)
-        except BlockingIOError:
-            self._unsent.append(lease)
-        except (control.ConnectionEnded, OSError):
-            pass  # the daemon is gone, and the lease with it
-        if slot in self._maps and slot not in self._prepared:
-            self._prepared[slot] = self._prepare(slot, self.layout.batch_size)
-        if self._closing and not self._live:
-            self._shut()
+        return self._leases.maps
 
     def _flush(self) -> None:
-        while self._unsent:
-            lease = self._unsent.popleft()
-            self._send(messages.Release(lease, self._taken))
+        """Send the releases that the socket had no room for."""
+        silence: Silence | None = None
+        while not self._leases.send_unsent():
+            silence = self._wait_for_room(silence)
 
     # --- the end
 
-    def _in_forked_child(self) -> None:
-        """Have a child that touches an array which it did not inherit killed with its traceback, not without a word."""
-        if self._live and not faulthandler.is_enabled():
-            with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):  # no such stderr
-                faulthandler.enable()
-
     def close(self, *, at_once: bool) -> None:
         """Close the connection: now, or when the last view is gone. What is held stays readable either way."""
+        self._closing = True
         if hasattr(self, "_mailbox"):  # else it never attached
             self._mailbox.close()
-        self._closing = True
-        self._maps.clear()
-        self._prepared.clear()
-        control.close_all(list(self._fds.values()))
-        self._fds.clear()
-        if at_once or not self._live:
-            self._shut()
-
-    def _shut(self) -> None:
-        with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)  # a forked child may have the socket too, and keep it open
+        if hasattr(self, "_leases"):
+            self._leases.close(at_once=at_once)
+        else:
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()
-        self._release_sock.close()
 
     # --- the wire
 
@@ -401,32 +313,18 @@ class Connection:
                     except (ValueError, IndexError, OSError) as error:
                         raise PrefetchdError(f"cannot attach: {error}; is it a daemon of prefetchd?") from None
                 case messages.SlotOpened():
-                    self._open_slot(message, fds)
+                    if not self._attached:
+                        raise PrefetchdError(f"cannot map slot {message.slot}: its size was not agreed yet")
+                    self._leases.open_slot(message.slot, message.slot_bytes, fds)
                 case messages.SlotClosed():
-                    self._maps.pop(message.slot, None)
-                    self._prepared.pop(message.slot, None)
-                    if message.slot in self._fds:
-                        os.close(self._fds.pop(message.slot))
+                    if self._attached:
+                        self._leases.close_slot(message.slot)
                 case messages.Fatal():
                     raise error_from_name(message.error, message.text)
         finally:
             if fds:
                 control.close_all(fds)
         return message
-
-    def _open_slot(self, message: messages.SlotOpened, fds: list[int]) -> None:
-        """Map a slot; with `writable` keep its descriptor, which is taken out of `fds`."""
-        if not self._attached or message.slot_bytes < self.layout.slot_bytes or len(fds) != 1:
-            raise PrefetchdError(f"cannot map slot {message.slot}: it is smaller than was agreed")
-        try:
-            if self._writable:
-                segment.check_length(fds[0], self.layout.slot_bytes)
-                self._fds[message.slot] = fds.pop()
-            else:
-                self._maps[message.slot] = segment.map_read_only(fds[0], self.layout.slot_bytes)
-                self._prepared[message.slot] = self._prepare(message.slot, self.layout.batch_size)
-        except (ValueError, OSError) as error:
-            raise PrefetchdError(f"cannot map slot {message.slot}: {error}") from None
 
     def _not_understood(self, data: bytes | memoryview) -> PrefetchdError:
         """Return the error for a message that is none of this version's."""
@@ -449,13 +347,18 @@ class Connection:
             try:
                 control.send(self._sock, data, wait=False)
             except BlockingIOError:
-                silence = silence or Silence(self.info.name, self._daemon_pid)
-                writable = select.poll()
-                writable.register(self._sock, select.POLLOUT)
-                if not writable.poll(LOOK_S * 1000):
-                    silence.look()
+                silence = self._wait_for_room(silence)
             else:
                 return
+
+    def _wait_for_room(self, silence: Silence | None) -> Silence:
+        """Wait until the socket takes something again; return the silence of the whole wait, for the next time."""
+        silence = silence or Silence(self.info.name, self._daemon_pid)
+        writable = select.poll()
+        writable.register(self._sock, select.POLLOUT)
+        if not writable.poll(LOOK_S * 1000):
+            silence.look()
+        return silence
 
     def _ask(self) -> None:
         """Ask the daemon what it is at, if its socket has room."""
@@ -477,6 +380,8 @@ class Connection:
             pass
 
     def _raise_lost(self) -> NoReturn:
+        if self._closing:  # by another thread
+            self._check_process()
         self._hear_last_words()
         raise DaemonLost(
             f"cannot get the next batch: the daemon {self.info.name!r} (pid {self.info.pid}) ended; what you hold "

@@ -99,6 +99,11 @@ class Consumer:
             self._waiting_since_s = now_s if is_waiting else None
 
     @property
+    def waits(self) -> bool:
+        """Whether its loop stands still for its next batch."""
+        return self._waiting_since_s is not None
+
+    @property
     def waited_s(self) -> float:
         """Seconds that its loops have stood still for a batch, until now."""
         since_s = self._waiting_since_s

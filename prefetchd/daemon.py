@@ -231,10 +231,10 @@ class Daemon:
         if self._guard.may_grow():
             self._guard.grow()
             self._give_work(cursors)
-            if self._guard.may_grow():
-                self._loop.call_later(0, lambda: None)  # come round again without waiting
         self._desk.serve_all()
         self._governor.note(any(cursor.waiting for cursor in cursors))
+        if self._guard.readers_in_the_way or self._guard.may_grow():
+            self._loop.call_later(0, lambda: None)  # come round again without waiting
         if not self._announced and not self._guard.may_grow() and self._pool.any_ready:
             self._announced = True
             log.info("%s", budget.explain(self._guard.budget.plan, self._guard.segments))
@@ -272,6 +272,7 @@ class Daemon:
             self._desk.granter,
             list(self._desk.consumers.values()),
             self._governor,
+            passes=self._desk.passes,
             waited_for=self._desk.waited_for,
             uptime_s=time.monotonic() - self._started_s,
         )

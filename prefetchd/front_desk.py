@@ -170,6 +170,11 @@ class FrontDesk:
             self._loop.call_later(look_s, lambda: None)
 
     @property
+    def passes(self) -> dict[int, Cursor]:
+        """The cursors that members of groups share, by the consumer's number."""
+        return self._groups.passes
+
+    @property
     def waited_for(self) -> set[int]:
         """The consumers that others stand still for now."""
         return {cursor.consumer for cursor in self._pacer.waited_for}
@@ -314,17 +319,7 @@ class FrontDesk:
             case messages.OpenCursor():
                 self._open_cursor(consumer, message)
             case messages.CloseCursor():
-                consumer.held_back = False
-                if (group := self._groups.of(consumer)) is not None:
-                    group.end(consumer, message.taken)
-                    self._drop_untaken(consumer, message.taken)
-                elif consumer.cursor is not None and consumer.cursor.serial == message.serial:
-                    self._drop_untaken(consumer, message.taken)
-                    cursor = consumer.cursor
-                    cursor.open = False
-                    consumer.set_waiting(False)
-                    if cursor.step:  # the next loop begins a new epoch
-                        cursor.begin_epoch(cursor.epoch + 1)
+                self._close_cursor(consumer, message)
             case messages.Attach():
                 if consumer.attached:
                     self._hang_up(consumer)
@@ -395,7 +390,7 @@ class FrontDesk:
         n_slots = self._guard.budget.plan.n_slots
         windows = n_places(reaches([*running, cursor], n_slots))
         if running and windows > most_windows(n_slots):
-            consumer.send(
+            consumer.send_sooner_or_later(
                 messages.Failed(
                     message.serial,
                     "BudgetError",
@@ -407,6 +402,22 @@ class FrontDesk:
             return
         consumer.cursor = cursor
         self._start_line.arrive(consumer, message.serial)
+
+    def _close_cursor(self, consumer: Consumer, message: messages.CloseCursor) -> None:
+        """A loop has ended. It may be one that the consumer left before it began its present one: that goes on."""
+        cursor = consumer.cursor
+        if (group := self._groups.of(consumer)) is not None:
+            if group.is_at(consumer, message.serial):
+                group.end(consumer, message.taken)
+                self._drop_untaken(consumer, message.taken)
+                consumer.held_back = False
+        elif cursor is not None and cursor.serial == message.serial:
+            self._drop_untaken(consumer, message.taken)
+            consumer.held_back = False
+            cursor.open = False
+            consumer.set_waiting(False)
+            if cursor.step:  # the next loop begins a new epoch
+                cursor.begin_epoch(cursor.epoch + 1)
 
     def _drop_untaken(self, consumer: Consumer, taken: int) -> None:
         consumer.took(taken)

@@ -75,6 +75,7 @@ class Governor:
         self._noted_s = self._window_s = clock()
         self._was_waiting = False
         self._at_window = (0.0, 0.0, 0)
+        self._is_whole = True  # whether the window began after what was last set had come about
 
     # --- what is wanted
 
@@ -106,6 +107,7 @@ class Governor:
         """
         plan = self._plan_for(config, self._promised_slots())
         self.config = config
+        self._is_whole = False
         self._replan(plan)
         return plan
 
@@ -130,8 +132,11 @@ class Governor:
         if guard.readers_in_the_way:
             self._withdraw_readers()
         guard.slots_wanted = self._stance.n_slots
-        if not self.relieved:  # somebody may have attached meanwhile
-            guard.slots_wanted = max(guard.slots_wanted, min(self._promised_slots(), budget.plan.n_slots))
+        if self.relieved:
+            guard.slots_needed = 0
+        else:  # somebody may have attached meanwhile, or hold many batches
+            least = max(self._promised_slots(), guard.slots_needed)
+            guard.slots_wanted = max(guard.slots_wanted, min(least, budget.plan.n_slots))
         guard.shrink(cursors)
         wanted = max(1, self._stance.n_readers)
         if wanted < pool.n_readers:
@@ -145,7 +150,8 @@ class Governor:
         budget.n_readers = max(pool.n_readers, len(pool.readers))
 
     def _withdraw_readers(self) -> None:
-        """Go back to the readers that were asked for, for good: large decodes need the memory of the others."""
+        """Go back to the readers that were asked for, for good: large decodes, or loops that hold many batches, need
+        the memory of the others."""
         self._guard.readers_in_the_way = False
         plan = self._guard.budget.plan
         self._auto.most = min(self._auto.most, plan.asked_readers or plan.n_readers)
@@ -203,7 +209,8 @@ class Governor:
         )
         n_readers = self._guard.budget.plan.n_readers
         settled = n_readers == self._pool.n_readers == sum(reader.ready for reader in self._pool.readers.values())
-        if not self.is_auto or not self.relieved or not settled:
+        is_whole, self._is_whole = self._is_whole, self._is_whole or settled
+        if not self.is_auto or not self.relieved or not settled or not is_whole:
             return
         wanted = self._auto.step(n_readers, window)
         if wanted == n_readers:

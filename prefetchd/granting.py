@@ -104,6 +104,8 @@ class Granter:
             coming = not self._guard.starved and (self._ring.find(key) is not None or self._guard.may_grow())
             if coming or any(slot.reusable for slot in self._ring.slots.values()):
                 return
+        if self._guard.help_stalled():
+            return
         holders = []
         for other in self._consumers.values():
             held = self._ring.held_by(other.number)

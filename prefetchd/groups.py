@@ -71,6 +71,11 @@ class Group:
             self.cursor.again.extend(key for lease, key in member.out.items() if lease > taken)
             self._end_if_left()
 
+    def is_at(self, consumer: Consumer, serial: int) -> bool:
+        """Whether that is the member's loop, and not one that it has left since."""
+        member = self.members.get(consumer.number)
+        return member is not None and member.cursor.serial == serial
+
     def hung_up(self, consumer: Consumer) -> None:
         """The member's socket has ended; what it holds is its own until its process has ended, too."""
         if (member := self.members.get(consumer.number)) is not None:
@@ -98,8 +103,8 @@ class Group:
 
     def asks(self, consumer: Consumer, message: messages.Want) -> None:
         """The member wants its next batch."""
-        member = self.members.get(consumer.number)
-        if member is not None and member.cursor.serial == message.serial:
+        if self.is_at(consumer, message.serial):
+            member = self.members[consumer.number]
             member.cursor.waiting = not consumer.untaken
             consumer.set_waiting(member.cursor.waiting)
 
@@ -121,6 +126,7 @@ class Group:
     def serve(self, ring: Ring, reserve: Reserve, granter: Granter) -> None:
         """Give those who ask what is ready; tell them when the pass is over."""
         asking = [member for member in self.members.values() if _can_be_given(member)]
+        asking.sort(key=lambda member: member.consumer.wanted_s)
         for member in asking:
             slot = ready_for(ring, self.cursor)
             if slot is None or not may_grant(ring, member.cursor, reserve, slot) or not member.consumer.open_slot(slot):
@@ -179,6 +185,11 @@ class Groups:
     def cursors(self) -> Iterable[Cursor]:
         """The cursors of the passes that go on."""
         return [group.prepare() for group in self._groups.values() if group.members]
+
+    @property
+    def passes(self) -> dict[int, Cursor]:
+        """The cursor of the pass that each member is in, by the consumer's number."""
+        return {number: group.cursor for group in self._groups.values() for number in group.members}
 
     def serve(self, reserve: Reserve) -> None:
         """Serve every group."""

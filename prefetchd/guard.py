@@ -53,7 +53,8 @@ class Guard:
         self.max_footprint_bytes = 0
         self.outgrown_readers = 0
         self.slots_wanted = budget.plan.n_slots
-        self.readers_in_the_way = False  # added for loops that wait, and a large decode needs their memory
+        self.slots_needed = 0  # for loops that hold many, when memory is short
+        self.readers_in_the_way = False  # added for loops that wait, and what they take is needed elsewhere
         self._no_growth_ticks = 0
         self._ring = ring
         self._pool = pool
@@ -98,10 +99,9 @@ class Guard:
         return f" ({n_memfds} of them memfds, as {SHM_FOLDER} has {free} free, which does not bound them)"
 
     def add_slot(self) -> None:
-        """Reserve one more slot, and let every reader write to it."""
+        """Reserve one more slot."""
         slot = self._ring.add(Segment.create(self.budget.plan.slot_bytes))
         self.budget.ring_bytes += slot.segment.n_bytes
-        self._pool.add_slot(slot)
 
     def grow(self) -> None:
         """Add a slot if the machine can give it; if not, the ring stays as it is for a while: it is large enough."""
@@ -136,14 +136,32 @@ class Guard:
                 if slot is None:
                     break
                 self.remove_slot(slot)
-            extra = self.budget.n_readers - (self.budget.plan.asked_readers or self.budget.n_readers)
-            if extra > 0 and self.budget.spare_bytes < need and len(self._ring.slots) <= MIN_SLOTS:
-                self.readers_in_the_way = True
+            if self.budget.spare_bytes < need and len(self._ring.slots) <= MIN_SLOTS:
+                self.ask_readers_to_make_way()
             self._lately_wished_bytes = max(self._lately_wished_bytes, need)
             self._ticks_since_wish = 0
             if self.budget.spare_bytes >= need:
                 self.budget.large_bytes += need
                 self._pool.grant_memory(reader, need)
+
+    def help_stalled(self) -> bool:
+        """Do what there is to do for a loop that stands still while every slot is held; whether there is anything.
+
+        What was taken from the ring for want of memory, or for more readers, comes back: a loop that holds many batches
+        goes on as long as the plan has the slots.
+        """
+        wanted = min(self.budget.plan.n_slots, self._ring.leased_slots + 2)  # one to grant, one to fill
+        if self.slots_wanted < wanted:
+            self.slots_wanted = self.slots_needed = wanted
+            return True
+        return self.ask_readers_to_make_way()
+
+    def ask_readers_to_make_way(self) -> bool:
+        """Have those go that were added for loops that wait, as their memory is needed; whether there are any."""
+        if self.budget.n_readers <= (self.budget.plan.asked_readers or self.budget.n_readers):
+            return False
+        self.readers_in_the_way = True
+        return True
 
     def _refuse_memory(self, reader: ReaderHandle, need: int) -> None:
         chunk = next(iter(reader.chunks.values()))

@@ -14,6 +14,9 @@ from pathlib import Path
 
 import psutil
 
+MIB = 1 << 20
+SHORT_BYTES = 64 * MIB
+AMPLE_BYTES = 160 * MIB
 _NO_LIMIT_BYTES = 1 << 60
 
 
@@ -83,12 +86,27 @@ def cgroup_limits() -> list[Limit]:
     return [Limit(group.limit_bytes, f"cgroup {group.folder}") for group in cgroups()]
 
 
+def short_bytes(limit_bytes: int) -> int:
+    """How little left is short, of so much in all: 64 MiB, or less of a small control group."""
+    return min(SHORT_BYTES, limit_bytes // 16)
+
+
+def ample_bytes(limit_bytes: int) -> int:
+    """How much left is ample."""
+    return short_bytes(limit_bytes) * AMPLE_BYTES // SHORT_BYTES
+
+
 def machine_limits(own_bytes: int = 0) -> list[Limit]:
-    """Return what the machine and each control group can give, tightest first; `own_bytes` is ours already."""
-    limits = [Limit(int(psutil.virtual_memory().available) + own_bytes, "available memory")]
+    """Return what the machine and each control group can give, tightest first; `own_bytes` is ours already.
+
+    What is ample is left alone: a daemon that takes all there is would be short of memory by its own doing.
+    """
+    memory = psutil.virtual_memory()
+    free_bytes = int(memory.available) + own_bytes
+    limits = [Limit(max(0, free_bytes - ample_bytes(int(memory.total))), "available memory")]
     for group in cgroups():
-        free = min(group.limit_bytes, group.limit_bytes - group.used_bytes + own_bytes)
-        limits.append(Limit(max(0, free), f"cgroup {group.folder}"))
+        free_bytes = min(group.limit_bytes, group.limit_bytes - group.used_bytes + own_bytes)
+        limits.append(Limit(max(0, free_bytes - ample_bytes(group.limit_bytes)), f"cgroup {group.folder}"))
     return sorted(limits, key=lambda limit: limit.n_bytes)
 
 

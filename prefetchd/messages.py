@@ -229,10 +229,10 @@ class MapSlot(Message, frozen=True):
     slot_bytes: Count
 
 
-class UnmapSlot(Message, frozen=True):
-    """The slot is given up."""
+class UnmapSlots(Message, frozen=True):
+    """These slots are given up."""
 
-    slot: Count
+    slots: list[Count]
 
 
 class Fill(msgspec.Struct, frozen=True, array_like=True):
@@ -404,7 +404,7 @@ ToConsumer = (
     | OptionsChanged
     | Stopping
 )
-ToReader = OpenDataset | Boot | MapSlot | UnmapSlot | Fills | FillOne | Compact | Retire | MemoryGranted | MemoryDenied
+ToReader = OpenDataset | Boot | MapSlot | UnmapSlots | Fills | FillOne | Compact | Retire | MemoryGranted | MemoryDenied
 FromReader = ReaderReady | AllDone | NeedMemory | Outgrown | BootFailed
 FromZygote = Spawned | Exited
 FromTrial = TrialDone | TrialFailed

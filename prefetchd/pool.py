@@ -81,7 +81,6 @@ class Pool:
         self._next_reader = 1
         self._next_task = 1
         self._briefing: list[tuple[Message, list[int]]] = []
-        self._slots: dict[int, Slot] = {}
         self._boot_failures = 0
         self._stopping = False
         self._zygote_stopped = False
@@ -146,23 +145,11 @@ class Pool:
     def _brief(self, reader: ReaderHandle) -> None:
         for message, fds in self._briefing:
             reader.send(message, fds)
-        for slot in self._slots.values():
-            self._send_slot(reader, slot)
-
-    def add_slot(self, slot: Slot) -> None:
-        """Give every reader access to a slot."""
-        self._slots[slot.number] = slot
-        for reader in self.readers.values():
-            self._send_slot(reader, slot)
 
     def remove_slot(self, slot: Slot) -> None:
         """Take a slot away from every reader."""
-        del self._slots[slot.number]
         for reader in self.readers.values():
-            reader.send(messages.UnmapSlot(slot.number))
-
-    def _send_slot(self, reader: ReaderHandle, slot: Slot) -> None:
-        reader.send(messages.MapSlot(slot.number, slot.segment.n_bytes), [slot.segment.fd])
+            reader.close_slot(slot)
 
     # --- work
 

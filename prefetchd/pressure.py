@@ -13,11 +13,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prefetchd.limits import Shortage
+from prefetchd.limits import Shortage, ample_bytes, short_bytes
 
 MIB = 1 << 20
-SHORT_BYTES = 64 * MIB
-AMPLE_BYTES = 160 * MIB
 SHORT_STALLED_PERCENT = 10.0
 AMPLE_STALLED_PERCENT = 1.0
 CALM_TICKS = 10
@@ -43,16 +41,6 @@ class Costs:
     least_slots: int
 
 
-def short_bytes(shortage: Shortage) -> int:
-    """How little is short: 64 MiB, or less of a small control group."""
-    return min(SHORT_BYTES, shortage.limit_bytes // 16)
-
-
-def ample_bytes(shortage: Shortage) -> int:
-    """How much is ample."""
-    return short_bytes(shortage) * AMPLE_BYTES // SHORT_BYTES
-
-
 class PressurePolicy:
     """Remembers what was given back, and for how long it has been calm."""
 
@@ -71,15 +59,15 @@ class PressurePolicy:
     def step(self, shortage: Shortage, now: Stance, full: Stance, costs: Costs) -> Stance:
         """Return the stance after a reading; `now` is what is in use (never more than allowed), `full` the plan."""
         self._since_recovery += 1
-        is_short = shortage.headroom_bytes < short_bytes(shortage) or shortage.stalled_percent >= SHORT_STALLED_PERCENT
-        if is_short:
+        is_little = shortage.headroom_bytes < short_bytes(shortage.limit_bytes)
+        if is_little or shortage.stalled_percent >= SHORT_STALLED_PERCENT:
             return self._give_back(now, full, costs)
         if not self._given_back:
             return full
         back = self._capped(self._given_back[-1], full)
         more = max(0, back.n_slots - now.n_slots) * costs.slot_bytes
         more += max(0, back.n_readers - now.n_readers) * costs.reader_bytes
-        is_ample = shortage.headroom_bytes >= ample_bytes(shortage) + more
+        is_ample = shortage.headroom_bytes >= ample_bytes(shortage.limit_bytes) + more
         if not is_ample or shortage.stalled_percent > AMPLE_STALLED_PERCENT:
             self._calm_ticks = 0
         else:

@@ -29,7 +29,7 @@ from prefetchd.errors import PrefetchdError
 from prefetchd.layout import BatchLayout, layout_from_wire
 from prefetchd.order import Order
 from prefetchd.reader_memory import ReaderMemory
-from prefetchd.segment import map_writable
+from prefetchd.segment import keep_from_children, map_writable
 from prefetchd.sources import Source, attach_source
 from prefetchd.units import format_bytes
 
@@ -90,12 +90,13 @@ class Reader:
                     self._answer([self._fill(message, ids, range(message.row, message.row + 1))])
                 case messages.MapSlot():
                     memory = map_writable(fds[0], message.slot_bytes)
-                    memory.madvise(mmap.MADV_DONTFORK)  # a child of a user's function writes nowhere
+                    keep_from_children(memory)  # a child of a user's function writes nowhere
                     control.close_all(fds)
                     self._slots[message.slot] = memory, np.frombuffer(memory, np.uint8)
-                case messages.UnmapSlot():
-                    del self._slots[message.slot]
-                    self._views = {key: views for key, views in self._views.items() if key[1] != message.slot}
+                case messages.UnmapSlots():
+                    for slot in message.slots:
+                        del self._slots[slot]
+                    self._views = {key: views for key, views in self._views.items() if key[1] in self._slots}
                 case messages.Compact():
                     self._compact(message)
                 case messages.Retire():

@@ -19,13 +19,14 @@ from prefetchd import control, messages
 from prefetchd.filling import Chunk
 from prefetchd.liveness import process_state
 from prefetchd.messages import Message
+from prefetchd.slots import Slot
 
 log = logging.getLogger("prefetchd")
 
 CHUNKS_IN_HAND = 2
 MAX_CHUNKS_IN_HAND = 16
 _IN_HAND_S = 0.004
-_READS_IN_HAND = 3  # times as long as a read takes, where reads are slow: the estimate of the work is rough
+_READS_IN_HAND = 5  # times as long as a read takes, where reads are slow: the estimate of the work is rough
 _STOPPED_S = 1.0
 _STACK_S = 0.5
 _EXIT_S = 2.0
@@ -47,6 +48,8 @@ class ReaderHandle:
         in_hand_s: how long that will take, in seconds, as far as is known.
         read_s: how long one of its reads takes, where reads are slow; 0 otherwise.
         outbox: fills that it was given and that are still to be sent, together.
+        slots: the slots that it has a map of.
+        closed_slots: those that are gone, and it is still to be told.
         since: when it last made progress, by the monotonic clock, in seconds.
         asked_for_stack: when it was asked for its stack, being hung; 0 if it was not.
         killed_s: when it was killed; 0 if it was not.
@@ -68,6 +71,8 @@ class ReaderHandle:
     in_hand_s: float = 0.0
     read_s: float = 0.0
     outbox: list[messages.Fill] = field(default_factory=list)
+    slots: set[int] = field(default_factory=set)
+    closed_slots: list[int] = field(default_factory=list)
     since: float = 0.0
     asked_for_stack: float = 0.0
     killed_s: float = 0.0
@@ -100,6 +105,8 @@ class ReaderHandle:
             self._send(messages.Fills(fills))
 
     def _send(self, message: Message, fds: list[int] | None = None) -> None:
+        if self.killed_s:
+            return
         try:
             control.send(self.sock, messages.encode(message), fds or (), wait=False)
         except control.ConnectionEnded:
@@ -136,6 +143,7 @@ class ReaderHandle:
         self.in_hand_s += chunk.expected_s
         self.fresh = False
         job, first = chunk.job, chunk.rows[0]
+        self._open_slot(job.slot)
         if chunk.compact:
             self.send(messages.Compact(task, job.slot.number, job.dataset, job.n_rows, job.skipped_bits()))
         elif chunk.sample_id is not None:
@@ -143,6 +151,25 @@ class ReaderHandle:
         else:
             n_rows = len(chunk.rows)
             self.outbox.append(messages.Fill(task, job.slot.number, job.dataset, job.epoch, job.batch, first, n_rows))
+
+    def _open_slot(self, slot: Slot) -> None:
+        """Give it access to a slot that it is to write to.
+
+        Not before, and slots that are gone are told of here too: a socket holds some 200 messages, and a reader that
+        starts, or is at work on one large sample, reads none of them while a ring of many slots grows or shrinks.
+        """
+        if self.closed_slots:
+            gone, self.closed_slots = self.closed_slots, []
+            self._send(messages.UnmapSlots(gone))
+        if slot.number not in self.slots:
+            self.slots.add(slot.number)
+            self._send(messages.MapSlot(slot.number, slot.segment.n_bytes), [slot.segment.fd])
+
+    def close_slot(self, slot: Slot) -> None:
+        """The slot, which it does not write to any more, is given up; its memory is free, whoever maps it still."""
+        if slot.number in self.slots:
+            self.slots.remove(slot.number)
+            self.closed_slots.append(slot.number)
 
     @property
     def usable(self) -> bool:

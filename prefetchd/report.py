@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from prefetchd import __version__
 from prefetchd.budget import Footprint, Plan
 from prefetchd.consumers import Consumer
+from prefetchd.cursor import Cursor
 from prefetchd.datasets import Dataset
 from prefetchd.foreman import Foreman
 from prefetchd.governor import Governor
@@ -37,6 +38,7 @@ def status(
     consumers: Sequence[Consumer],
     governor: Governor,
     *,
+    passes: Mapping[int, Cursor],
     waited_for: Container[int],
     uptime_s: float,
 ) -> dict[str, Any]:
@@ -103,26 +105,12 @@ def status(
         ],
         "reader_crashes": pool.crashes,
         "consumers": [
-            {
-                "number": consumer.number,
-                "pid": consumer.pid,
-                "dataset": consumer.dataset.name if consumer.dataset else None,
-                "epoch": consumer.cursor.epoch if consumer.cursor else None,
-                "step": consumer.cursor.step if consumer.cursor else None,
-                "rank": consumer.cursor.shard.rank if consumer.cursor else None,
-                "world_size": consumer.cursor.shard.world_size if consumer.cursor else None,
-                "held_slots": ring.held_by(consumer.number),
-                "batches": consumer.batches,
-                "samples": consumer.samples,
-                "waited_s": round(consumer.waited_s, 3),
-                "running": bool(consumer.cursor and consumer.cursor.open and not consumer.cursor.at_end),
-                "stalled": consumer.stalled,
-                "waiting": bool(consumer.cursor and consumer.cursor.waiting),
-                "waited_for": consumer.number in waited_for,
-                "patience_left_s": _patience_left(consumer),
-                "reads": not consumer.blocked,
-                "state": process_state(consumer.pid),
-            }
+            _consumer(
+                consumer,
+                consumer.cursor or passes.get(consumer.number),
+                held_slots=ring.held_by(consumer.number),
+                waited_for=consumer.number in waited_for,
+            )
             for consumer in consumers
             if consumer.attached
         ],
@@ -132,6 +120,31 @@ def status(
             for dataset in datasets
             for bad in foreman.fillers[dataset.number].first_bad[:_LISTED_BAD]
         ],
+    }
+
+
+def _consumer(consumer: Consumer, cursor: Cursor | None, *, held_slots: int, waited_for: bool) -> dict[str, Any]:
+    """One loader; `cursor` is where its loop is, which in a group is where all members are."""
+    return {
+        "number": consumer.number,
+        "pid": consumer.pid,
+        "dataset": consumer.dataset.name if consumer.dataset else None,
+        "group": consumer.group,
+        "epoch": cursor.epoch if cursor else None,
+        "step": cursor.step if cursor else None,
+        "rank": cursor.shard.rank if cursor else None,
+        "world_size": cursor.shard.world_size if cursor else None,
+        "held_slots": held_slots,
+        "batches": consumer.batches,
+        "samples": consumer.samples,
+        "waited_s": round(consumer.waited_s, 3),
+        "running": bool(cursor and cursor.open and not cursor.at_end),
+        "stalled": consumer.stalled,
+        "waiting": consumer.waits,
+        "waited_for": waited_for,
+        "patience_left_s": _patience_left(consumer),
+        "reads": not consumer.blocked,
+        "state": process_state(consumer.pid),
     }
 
 
@@ -214,6 +227,8 @@ def describe(report: dict[str, Any]) -> str:
             where = f"{consumer['dataset']} {where}"
         if consumer["world_size"] not in (None, 1):
             where += f" as rank {consumer['rank']} of {consumer['world_size']}"
+        if consumer["group"] is not None:
+            where += f" with group {consumer['group']!r}"
         waiting = ", waiting for a batch" if consumer["waiting"] else ""
         if consumer["waited_for"]:
             left_s = consumer["patience_left_s"]

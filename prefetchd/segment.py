@@ -16,6 +16,7 @@ import os
 import secrets
 import sys
 import time
+import weakref
 from multiprocessing import shared_memory
 from typing import Any
 
@@ -177,7 +178,7 @@ def map_read_only(fd: int, n_bytes: int) -> mmap.mmap:
     """
     check_length(fd, n_bytes)
     memory = mmap.mmap(fd, n_bytes, mmap.MAP_SHARED | mmap.MAP_POPULATE, mmap.PROT_READ)
-    memory.madvise(mmap.MADV_DONTFORK)
+    keep_from_children(memory)
     return memory
 
 
@@ -189,8 +190,33 @@ def map_copy_on_write(fd: int, n_bytes: int) -> mmap.mmap:
     """
     check_length(fd, n_bytes)
     memory = mmap.mmap(fd, n_bytes, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
-    memory.madvise(mmap.MADV_DONTFORK)
+    keep_from_children(memory)
     return memory
+
+
+_kept_from_children: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
+
+
+def keep_from_children(memory: mmap.mmap) -> None:
+    """Let children that this process forks have nothing of a map."""
+    memory.madvise(mmap.MADV_DONTFORK)
+    _kept_from_children.add(memory)
+
+
+def _never_unmap_in_child() -> None:
+    """Keep a forked child's copies of the map objects for ever.
+
+    Where the maps were, the child has nothing; what the kernel puts there next is the child's own, arrays and stacks. A
+    map object that was dropped would unmap that.
+    """
+    if _kept_from_children:
+        import ctypes  # numpy has imported it
+
+        for memory in list(_kept_from_children):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(memory))
+
+
+os.register_at_fork(after_in_child=_never_unmap_in_child)
 
 
 def check_length(fd: int, n_bytes: int) -> None:

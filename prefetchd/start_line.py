@@ -20,18 +20,21 @@ class StartLine:
     def __init__(self, consumers: Mapping[int, Consumer], loop: EventLoop) -> None:
         self._consumers = consumers
         self._loop = loop
+        self._serials: dict[int, int] = {}  # by consumer: the loop that it waits with
 
     def arrive(self, consumer: Consumer, serial: int) -> None:
         """Hold a consumer's first loop back until all are here; only the first."""
         if consumer.start_together < 2:
             return
         consumer.held_back = True
+        self._serials[consumer.number] = serial
         if consumer.cursor is not None:
             consumer.cursor.patience_left_s = 0.0  # those who run already do not wait for it
         here = self._waiting_with(consumer)
         if len(here) >= consumer.start_together:
             for other in here:
                 other.held_back, other.start_together = False, 0
+                self._serials.pop(other.number, None)
                 if other.cursor is not None:
                     other.cursor.patience_left_s = other.cursor.patience_s
             return
@@ -46,6 +49,9 @@ class StartLine:
         ]
 
     def _give_up(self, consumer: Consumer, serial: int) -> None:
+        if self._serials.get(consumer.number) != serial:
+            return  # it has started, or waits with another loop, for which there is another time
+        del self._serials[consumer.number]
         if not consumer.held_back or consumer.number not in self._consumers:
             return
         here = self._waiting_with(consumer)
@@ -58,4 +64,4 @@ class StartLine:
             f"{consumer.start_timeout_s:g} s (pids {pids}); start the others, give a longer timeout, or lower "
             "start_together"
         )
-        consumer.send(messages.Failed(serial, "PrefetchdError", text))
+        consumer.send_sooner_or_later(messages.Failed(serial, "PrefetchdError", text))

@@ -81,7 +81,8 @@ def open_folder(cache: Path, digest: str, pipeline: dict[str, Any]) -> tuple[Pat
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise CacheError(
-            f"cannot use the cache {cache}: {error.strerror} ({error.filename}); give a folder that can be written to"
+            f"cannot use the cache {cache}: {error.strerror} ({error.filename or folder}); give a folder that can be "
+            "written to"
         ) from None
     with contextlib.suppress(OSError):  # some file systems have no locks: then `remove` cannot know
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)

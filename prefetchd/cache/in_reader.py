@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,15 +158,19 @@ class CacheInReader:
                 return pixels
         return None
 
-    def store(self, sample: Sample, sample_id: int, pixels: NDArray[np.uint8]) -> None:
-        """Keep the image that was decoded after `find` had found none, if the file is still what `find` saw."""
+    def store(self, sample: Sample, sample_id: int, pixels: NDArray[np.uint8], read_ns: int) -> None:
+        """Keep the image that was decoded after `find` had found none, if the file is still what `find` saw.
+
+        And if it was that already when it was read, from `read_ns` on by the clock of files: which may have been
+        before `find`.
+        """
         self._state.count(misses=1)
         examined, self._examined = self._examined, None
         if examined is None or examined[0] != sample_id or self._state.stopped:
             return
         _, key, found = examined
         try:
-            if not is_settled(found, time.time_ns()) or key_of(sample.path, sample.place, os.stat(sample.path)) != key:
+            if not is_settled(found, read_ns) or key_of(sample.path, sample.place, os.stat(sample.path)) != key:
                 return
         except OSError:
             return

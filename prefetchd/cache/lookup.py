@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from prefetchd.cache.keys import KEY_BYTES
 from prefetchd.cache.scratch_file import make_scratch
 from prefetchd.cache.segment import RECORD_BYTES
+from prefetchd.segment import keep_from_children
 
 MAX_SEGMENTS = 16_000
 NUMBER_BITS = 48
@@ -96,7 +97,7 @@ class Lookup:
 
     def __init__(self, fd: int, n_slots: int) -> None:
         self._memory = mmap.mmap(fd, 0)
-        self._memory.madvise(mmap.MADV_DONTFORK)
+        keep_from_children(self._memory)
         os.close(fd)
         self._n_slots = n_slots
         self._table = memoryview(self._memory)[: n_slots * 8].cast("Q")

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefetchd.cache.scratch_file import make_scratch
+from prefetchd.segment import keep_from_children
 
 OFFSET_BITS = 48
 OFFSET_MASK = (1 << OFFSET_BITS) - 1
@@ -87,7 +88,7 @@ class RunState:
     def __init__(self, fd: int, shape: StateShape) -> None:
         self._fd = fd
         self._memory = mmap.mmap(fd, shape.n_bytes)
-        self._memory.madvise(mmap.MADV_DONTFORK)
+        keep_from_children(self._memory)
         views: list[NDArray[Any]] = []
         at = 0
         for dimensions, dtype in shape.parts:

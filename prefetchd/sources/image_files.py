@@ -179,7 +179,8 @@ class ImageReader:
             bottom = -(-(top + tall) // reduction)  # the crop in what is decoded ends there or above
             n_rows = decode.rows_to_decode(header, reduction, bottom)
         working_bytes = decode.decode_working_bytes(header, len(data), color=config.color, reduced=reduction)
-        reserve(working_bytes + self._ahead.held_bytes)
+        self._ahead.make_room(working_bytes)
+        reserve(working_bytes)
         image = decode.decode_image(data, header, color=config.color, reduction=reduction, n_rows=n_rows)
         height, width = image.shape[:2]
         if height == -(-n_rows // reduction):
@@ -191,7 +192,8 @@ class ImageReader:
     ) -> NDArray[np.uint8]:
         """Return what is the same of a sample in every epoch, from the cache or decoded for it."""
         if self._cache is not None:
-            reserve(kept.n_bytes)  # of a row that is read
+            self._ahead.make_room(kept.n_bytes)  # of a row that is read
+            reserve(kept.n_bytes)
             found = self._cache.row(sample_id)
             if found is None:
                 if not sample.path:  # it was known, and its row is gone
@@ -203,10 +205,12 @@ class ImageReader:
         header = self._header(data)
         reduction = kept.reduction(header) if self._config.shrink_on_load else 1
         working = decode.decode_working_bytes(header, len(data), color=self._config.color, reduced=reduction)
-        reserve(working + (kept.n_bytes if kept.n_bytes > _SMALL_IMAGE_BYTES else 0) + self._ahead.held_bytes)
+        working += kept.n_bytes if kept.n_bytes > _SMALL_IMAGE_BYTES else 0
+        self._ahead.make_room(working)
+        reserve(working)
         image = kept.make(decode.decode_image(data, header, color=self._config.color, reduction=reduction))
         if self._cache is not None:
-            self._cache.store(sample, sample_id, image)
+            self._cache.store(sample, sample_id, image, self._ahead.began_ns)
         return image
 
     def _mask(self, path: str, geometry: Geometry, reserve: ReserveMemory) -> NDArray[Any]:
@@ -221,7 +225,9 @@ class ImageReader:
                     "which is another aspect"
                 )
             # As colour, for 16 bits are more than a byte, and a colour image is looked at before it is refused.
-            reserve(decode.decode_working_bytes(header, len(data), color="rgb", reduced=1))
+            working_bytes = decode.decode_working_bytes(header, len(data), color="rgb", reduced=1)
+            self._ahead.make_room(working_bytes)
+            reserve(working_bytes)
             mask = decode_mask(data, header)
         except SampleFault as fault:
             fault.reason = f"its mask {path.encode('utf-8', 'backslashreplace').decode()[-200:]}: {fault.reason}"

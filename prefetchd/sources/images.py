@@ -192,11 +192,27 @@ class ImageSource:
     ) -> list[Fault]:
         """Read, decode and write each sample into its row."""
         assert self._reader is not None, "only a reader fills"
-        if self._rows is None:
-            samples: Sequence[Sample] = self._records.samples(sample_ids)
-        else:
-            asked_for = sample_ids
-            sample_ids, rows, samples = self._rows.fill(sample_ids, rows, x, y)
+        asked_for = sample_ids
+        try:
+            if self._rows is None:
+                samples: Sequence[Sample] = self._records.samples(sample_ids)
+            else:
+                sample_ids, rows, samples = self._rows.fill(sample_ids, rows, x, y)
+            return self._load_all(epoch, sample_ids, rows, samples, x, y, reserve)
+        finally:
+            self._ahead.pass_over(asked_for)
+
+    def _load_all(
+        self,
+        epoch: int,
+        sample_ids: NDArray[np.int64],
+        rows: Sequence[int],
+        samples: Sequence[Sample],
+        x: NDArray[Any],
+        y: NDArray[Any],
+        reserve: ReserveMemory,
+    ) -> list[Fault]:
+        assert self._reader is not None
         faults = []
         for sample_id, row, sample in zip(sample_ids, rows, samples, strict=True):
             fault = self._reader.load(sample, int(sample_id), epoch, x[row], y[row, ...], reserve)
@@ -213,6 +229,4 @@ class ImageSource:
                         detail=fault.detail if len(rows) == 1 else "",
                     )
                 )
-        if self._rows is not None:
-            self._ahead.pass_over(asked_for)
         return faults

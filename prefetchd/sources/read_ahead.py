@@ -6,37 +6,44 @@ fetched by threads while the reader decodes. Fast again, it is as before.
 
 What comes from a thread is what the reader would have read: the same bytes, or the same fault, told of the same sample.
 Whoever waits for a read that never ends is the reader, as without threads, so that the daemon finds it hung. The
-threads die with the process. What they hold is bounded, and counts as the reader's working memory.
+threads die with the process. What they hold is bounded, and is part of the memory that a reader may take without
+asking: a decode that needs more of it has it (`make_room`), so that whether a sample can be decoded does not depend on
+how fast the storage is. Buffers are maps of their own: in the heap they would lie between those of decodes and keep
+their pages.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
 import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable
-from concurrent.futures import Future
 from functools import partial
 
 from prefetchd.file_bytes import FileBuffer
 from prefetchd.sample import Sample
+from prefetchd.sources.ahead_parts import AheadRead, MappedBuffer
 from prefetchd.sources.base import ReserveMemory
 from prefetchd.sources.records import Records
 
-N_THREADS = 24  # and so many samples are on their way, or wait for the reader, at most
-MAX_BYTES = 6 << 20  # within a reader's allowance
-_BUFFER_BYTES = 192 << 10  # at first: buffers that grow one by one leave holes behind
+N_THREADS = 32  # and so many samples are on their way, or wait for the reader, at most
+MAX_BYTES = 5 << 20  # within a reader's allowance
+ALLOWANCE_BYTES = 12 << 20  # what a reader may take without asking: the budget's, which readers know nothing of
+_BUFFER_BYTES = 128 << 10  # as large as most files need
 SLOW_S, FAST_S = 0.002, 0.001
 _WEIGHT = 0.1  # of the last read in the average
-_STACK_BYTES = 256 << 10
-
-Fetched = Future[tuple[FileBuffer, memoryview, float]]  # the buffer, the bytes in it, the seconds that it took
+_STACK_BYTES = 128 << 10
+_M_TRIM_THRESHOLD = -1  # mallopt's
+_HEAP_KEPT_BYTES = 4 << 20
+_RECOVERY_BYTES = 64 << 10  # with each decode after one that was large
 
 
 class _NoRoomError(Exception):
-    """What is held would be more than `MAX_BYTES`: the reader reads it itself, when its turn comes."""
+    """More would be held than may be: the reader reads it itself, when its turn comes."""
 
 
 class ReadAhead:
@@ -49,16 +56,20 @@ class ReadAhead:
     def __init__(self, records: Records) -> None:
         self._records = records
         self._average_s = 0.0
+        self._average_bytes = float(_BUFFER_BYTES)
         self._is_on = False
-        self._wanted: queue.SimpleQueue[tuple[Sample, Fetched]] = queue.SimpleQueue()
-        self._coming: dict[int, deque[Fetched]] = {}
-        self._later: deque[tuple[Sample, Fetched]] = deque()
+        self._wanted: queue.SimpleQueue[AheadRead] = queue.SimpleQueue()
+        self._coming: dict[int, deque[AheadRead]] = {}
+        self._later: deque[AheadRead] = deque()
         self._n_begun = 0
         self._threads: list[threading.Thread] = []
-        self._free: deque[FileBuffer] = deque()
+        self._read_lately: set[int] = set()
+        self._free: deque[MappedBuffer] = deque()
         self._lock = threading.Lock()  # of this process alone
-        self._lent: FileBuffer | None = None  # whose bytes the caller looks at
+        self._lent: MappedBuffer | None = None  # whose bytes the caller looks at
+        self._most_bytes = MAX_BYTES
         self.held_bytes = 0
+        self.began_ns = 0  # when the latest read began, by the clock of files
 
     @property
     def read_s(self) -> float:
@@ -77,73 +88,138 @@ class ReadAhead:
             self._start()
         numbers = [int(sample_id) for sample_id in sample_ids]
         for number, sample in zip(numbers, self._records.samples(numbers), strict=True):
-            future: Fetched = Future()
-            self._coming.setdefault(number, deque()).append(future)
-            self._later.append((sample, future))
+            read = AheadRead(sample)
+            self._coming.setdefault(number, deque()).append(read)
+            self._later.append(read)
         self._begin()
 
     def read(self, sample_id: int, sample: Sample, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
         """Return a sample's bytes as `Records.read` does, in `buffer` or in one of its own, until the next read."""
+        self._end_loan()
+        if self._coming:
+            self._read_lately.add(sample_id)
+            ahead = self._take(sample_id)
+            if ahead is not None:
+                ahead.wait()
+                if ahead.data is not None:
+                    self._lent, self.began_ns = ahead.buffer, ahead.began_ns
+                    self._learn(ahead.took_s, ahead.buffer.capacity_bytes)
+                    return ahead.data
+                if ahead.error is not None and not isinstance(ahead.error, (_NoRoomError, MemoryError)):
+                    raise ahead.error
+        started_s = time.perf_counter()
+        self.began_ns = time.time_ns()
+        data = self._records.read(sample, buffer, partial(self._reserve, reserve))
+        self._learn(time.perf_counter() - started_s, len(data))
+        return data
+
+    def _reserve(self, reserve: ReserveMemory, n_bytes: int) -> None:
+        self.make_room(n_bytes)
+        reserve(n_bytes)
+
+    def pass_over(self, sample_ids: Iterable[int]) -> None:
+        """Forget those of a task's samples that were not read: they came from elsewhere, or the task was given up."""
+        if not self._coming and not self._read_lately:
+            return
+        for sample_id in sample_ids:
+            if int(sample_id) not in self._read_lately:
+                read = self._take(int(sample_id))
+                if read is not None:
+                    self._drop(read)
+        self._read_lately.clear()
+
+    def make_room(self, working_bytes: int) -> None:
+        """Leave a decode that takes so much what it may take without asking; it may wait for reads that have begun.
+
+        What is given up is read again in its turn. What is above the allowance is asked for, and is no matter of this.
+        """
+        if working_bytes > ALLOWANCE_BYTES:
+            return
+        room_bytes = ALLOWANCE_BYTES - working_bytes
+        if room_bytes >= self._most_bytes:
+            self._most_bytes = min(room_bytes, MAX_BYTES, self._most_bytes + _RECOVERY_BYTES)
+            return
+        with self._lock:
+            self._most_bytes = room_bytes  # for a while: others are as large, probably
+            self._shed_free(room_bytes)
+        begun = [(number, read) for number, reads in self._coming.items() for read in reads if read.begun]
+        begun.reverse()  # what is needed last goes first
+        begun.sort(key=lambda each: not each[1].done)
+        for number, read in begun:
+            if self.held_bytes - self._lent_bytes <= room_bytes:
+                return
+            self._forget(number, read)
+            read.wait()
+            self._drop(read)
+
+    @property
+    def _lent_bytes(self) -> int:
+        """Bytes of the buffer that the caller looks at; a decode's working memory has its file in it."""
+        return 0 if self._lent is None else self._lent.capacity_bytes
+
+    def _shed_free(self, most_bytes: int) -> None:
+        """Give back buffers that wait for files until no more than `most_bytes` are held; with the lock held."""
+        while self.held_bytes - self._lent_bytes > most_bytes and self._free:
+            self.held_bytes -= self._free.popleft().capacity_bytes
+
+    def _end_loan(self) -> None:
         if self._lent is not None:
             self._give_back(self._lent)
             self._lent = None
-        future = self._take(sample_id) if self._coming else None
-        if future is not None:
-            try:
-                self._lent, data, took_s = future.result()
-            except (_NoRoomError, MemoryError):
-                pass
-            else:
-                self._learn(took_s)
-                return data
-        started_s = time.perf_counter()
-        data = self._records.read(sample, buffer, reserve)
-        self._learn(time.perf_counter() - started_s)
-        return data
 
-    def pass_over(self, sample_ids: Iterable[int]) -> None:
-        """Forget what was fetched of samples that had come from elsewhere when their turn came."""
-        if not self._coming:
-            return
-        for sample_id in sample_ids:
-            future = self._take(int(sample_id))
-            if future is not None:
-                future.add_done_callback(self._drop)
+    def _drop(self, read: AheadRead) -> None:
+        """Give back what a read that nobody wants holds, now or when it is done."""
+        with self._lock:
+            read.dropped = True
+            is_done = read.done
+        if is_done:
+            self._give_back(read.buffer)
 
-    def _drop(self, future: Fetched) -> None:
-        if future.exception() is None:
-            self._give_back(future.result()[0])
-
-    def _take(self, sample_id: int) -> Fetched | None:
+    def _take(self, sample_id: int) -> AheadRead | None:
         """Return the read of a sample that has begun, if there is one; forget one that has not."""
-        futures = self._coming.get(sample_id)
-        if futures is None:
+        reads = self._coming.get(sample_id)
+        if reads is None:
             return None
-        future = futures.popleft()
-        if not futures:
-            del self._coming[sample_id]
-        if future.running() or future.done():
-            self._n_begun -= 1
+        read = reads[0]
+        if self._forget(sample_id, read):
             self._begin()
-            return future
+            return read
         # Asked for out of its turn, as a sample that is tried again: it might wait for others that wait for the reader.
-        self._later = deque(each for each in self._later if each[1] is not future)
+        self._later.remove(read)
+        self._begin()
         return None
 
-    def _begin(self) -> None:
-        """Let threads begin as many as there may be at once."""
-        while self._later and self._n_begun < N_THREADS:
-            sample, future = self._later.popleft()
-            future.set_running_or_notify_cancel()
-            self._wanted.put((sample, future))
-            self._n_begun += 1
+    def _forget(self, sample_id: int, read: AheadRead) -> bool:
+        """Take a read off the books; return whether it has begun."""
+        reads = self._coming[sample_id]
+        reads.remove(read)
+        if not reads:
+            del self._coming[sample_id]
+        self._n_begun -= read.begun
+        return read.begun
 
-    def _learn(self, took_s: float) -> None:
+    def _begin(self) -> None:
+        """Let threads begin as many as there may be at once: more than there is room for would be read twice."""
+        most = min(N_THREADS, self._most_bytes // int(self._average_bytes))
+        while self._later and self._n_begun < most:
+            read = self._later.popleft()
+            read.begun = True
+            self._n_begun += 1
+            self._wanted.put(read)
+
+    def _learn(self, took_s: float, n_bytes: int) -> None:
+        self._average_bytes += _WEIGHT * (max(n_bytes, _BUFFER_BYTES) - self._average_bytes)
         self._average_s += _WEIGHT * (took_s - self._average_s)
         if self._records.reads_apart:
-            self._is_on = self._average_s > (FAST_S if self._is_on else SLOW_S)
+            was_on, self._is_on = self._is_on, self._average_s > (FAST_S if self._is_on else SLOW_S)
+            if was_on and not self._is_on:
+                with self._lock:
+                    self._shed_free(0)
 
     def _start(self) -> None:
+        # What the heap keeps between two decodes is part of the allowance, too: less of it, then.
+        with contextlib.suppress(AttributeError):  # another C library
+            ctypes.CDLL(None).mallopt(_M_TRIM_THRESHOLD, _HEAP_KEPT_BYTES)
         before = threading.stack_size(_STACK_BYTES)
         self._threads = [threading.Thread(target=self._fetch, daemon=True) for _ in range(N_THREADS)]
         for thread in self._threads:
@@ -152,42 +228,52 @@ class ReadAhead:
 
     def _fetch(self) -> None:
         """Read what is wanted, for ever; in a thread."""
+        # Not as the reader is: a thread that hears that its file is open must not wait for the end of a decode's turn.
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         while True:
-            self._fetch_one(*self._wanted.get())
+            self._fetch_one(self._wanted.get())
 
-    def _fetch_one(self, sample: Sample, future: Fetched) -> None:
+    def _fetch_one(self, read: AheadRead) -> None:
+        read.began_ns, started_s = time.time_ns(), time.perf_counter()
         try:
-            buffer = self._free.popleft()
-        except IndexError:
-            buffer = FileBuffer(0)  # empty, and at once as large as most files need, if there is room
-            with contextlib.suppress(_NoRoomError):
-                self._admit(buffer, _BUFFER_BYTES)
-                buffer.view(_BUFFER_BYTES)
-        started_s = time.perf_counter()
-        try:
-            data = self._records.read(sample, buffer, partial(self._admit, buffer))
+            read.data = self._records.read(read.sample, read.buffer, partial(self._admit, read.buffer))
         except BaseException as error:
-            self._give_back(buffer)
             # Without the traceback, whose frames would keep buffers alive in a ring of references.
-            future.set_exception(error.with_traceback(None))
-        else:
-            future.set_result((buffer, data, time.perf_counter() - started_s))
+            read.error = error.with_traceback(None)
+            self._give_back(read.buffer)
+            read.buffer = MappedBuffer()
+        read.took_s = time.perf_counter() - started_s
+        with self._lock:
+            is_dropped = read.dropped
+            read.end()
+        if is_dropped:
+            self._give_back(read.buffer)
 
-    def _give_back(self, buffer: FileBuffer) -> None:
+    def _give_back(self, buffer: MappedBuffer) -> None:
         """Keep a buffer for another file, unless a large one made it grow."""
-        if buffer.capacity_bytes <= FileBuffer.rounded(_BUFFER_BYTES):
-            self._free.append(buffer)
-            return
         with self._lock:
-            self.held_bytes -= buffer.capacity_bytes
+            if buffer.capacity_bytes == FileBuffer.rounded(_BUFFER_BYTES) and self.held_bytes <= self._most_bytes:
+                self._free.append(buffer)
+            else:
+                self.held_bytes -= buffer.capacity_bytes
 
-    def _admit(self, buffer: FileBuffer, n_bytes: int) -> None:
-        """Let `buffer` grow to `n_bytes`, rounded up as it rounds, if what is held stays within bounds."""
-        more = FileBuffer.rounded(n_bytes) - buffer.capacity_bytes
+    def _admit(self, buffer: MappedBuffer, n_bytes: int) -> None:
+        """Have `buffer` hold `n_bytes`, if what is held stays within bounds."""
         with self._lock:
-            while self.held_bytes + more > MAX_BYTES:
+            if n_bytes <= FileBuffer.rounded(_BUFFER_BYTES) and self._free:
+                self.held_bytes -= buffer.capacity_bytes
+                buffer.take_from(self._free.popleft())
+                return
+            more = FileBuffer.rounded(max(n_bytes, _BUFFER_BYTES)) - buffer.capacity_bytes
+            while self.held_bytes + more > self._most_bytes:
                 try:
                     self.held_bytes -= self._free.popleft().capacity_bytes
                 except IndexError:
                     raise _NoRoomError from None
             self.held_bytes += more
+        try:
+            buffer.view(max(n_bytes, _BUFFER_BYTES))
+        except OSError:  # the process may not have so much
+            with self._lock:
+                self.held_bytes -= more
+            raise _NoRoomError from None

@@ -71,11 +71,16 @@ def _memory(history: Sequence[Report]) -> list[str]:
     budget_bytes = memory["budget_bytes"]
     used = [report["memory"]["footprint_bytes"] for report in history]
     share = used[-1] / budget_bytes if budget_bytes else 0
-    return [
+    lines = [
         f"memory    {bar(share, _BAR_WIDTH)} {format_bytes(used[-1])} of {format_bytes(budget_bytes)} ({share:.0%}), "
         f"most {format_bytes(memory['max_footprint_bytes'])}",
         f"          {sparkline(used, budget_bytes, _BAR_WIDTH):<{_BAR_WIDTH}} over time, against the budget",
     ]
+    pressure = memory["pressure"]
+    if pressure["given_back"]:
+        paused = ", made only for who waits" if pressure["paused"] else ""
+        lines.append(f"          short of memory: {format_bytes(pressure['headroom_bytes'])} left{paused}")
+    return lines
 
 
 def _consumers(report: Report, now: Rates) -> list[str]:
@@ -95,11 +100,13 @@ def _consumers(report: Report, now: Rates) -> list[str]:
         step = "-" if found["step"] is None else f"{found['step']:,}"
         lag = "-" if position is None else f"{max(same) - position:,}"
         rank = "" if found["world_size"] in (None, 1) else f" rank {found['rank']} of {found['world_size']}"
-        state = " stalled" if found["stalled"] else "" if found["running"] else " resting"
+        group = "" if found["group"] is None else f" group {found['group']}"
+        waited_for = " waited for" if found["waited_for"] else ""
+        state = " stalled" if found["stalled"] else waited_for if found["running"] else " resting"
         lines.append(
             f"{found['pid']:>9} {(found['dataset'] or '-')[:10]:<10} {epoch:>5} {step:>8} "
             f"{now.consumer_per_s[number]:>8,.0f} {now.consumer_waits[number]:>5.0%} {found['held_slots']:>4} "
-            f"{lag:>6}{rank}{state}"
+            f"{lag:>6}{rank}{group}{state}"
         )
     return lines
 

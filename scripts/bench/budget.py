@@ -29,7 +29,6 @@ import numpy as np
 from measure import MIB, Sampler, family, private_bytes, segment_bytes, setting, table
 
 import prefetchd
-from prefetchd.units import parse_bytes
 
 _LEAK = """
 import numpy as np
@@ -168,13 +167,14 @@ def run(scenario: Scenario, data: Data, seconds: float) -> list[str]:
                 batches += 1
                 if time.monotonic() - start_s > seconds:
                     break
-    budget_bytes = 0 if options["memory_budget"] == "auto" else parse_bytes(options["memory_budget"])
-    held = "holds" if not budget_bytes or sampler.max_bytes <= budget_bytes else "EXCEEDED"
+            # What was asked for, or less where the machine has less; `auto` is the daemon's own sum.
+            budget_bytes = loader.status()["memory"]["budget_bytes"]
+    held = "holds" if sampler.max_bytes <= budget_bytes else "EXCEEDED"
     return [
         scenario.name,
-        f"{budget_bytes / MIB:.0f}" if budget_bytes else "auto",
+        f"{budget_bytes / MIB:.0f}",
         f"{sampler.max_bytes / MIB:.1f}",
-        f"{100 * sampler.max_bytes / budget_bytes:.0f}%" if budget_bytes else "-",
+        f"{100 * sampler.max_bytes / budget_bytes:.0f}%",
         str(len(sampler.values)),
         str(batches),
         held,

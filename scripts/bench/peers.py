@@ -15,7 +15,7 @@ an interpreter of its own, and the loaders take turns (A B C ... A B C ...); the
 
 A long run can be made in pieces: with `--results FILE` each call adds its rounds to the file, and the table is over all
 that is in it (`--rounds 0` only reports). `--docs docs/performance.md` puts the table between the page's markers, and
-the chart beside it.
+the chart beside it, which has the loaders that decode: beside one that reads decoded pixels nothing else would show.
 """
 
 from __future__ import annotations
@@ -148,6 +148,7 @@ def best_in_bold(rows: list[list[str]]) -> list[list[str]]:
 
 def write_docs(page: Path, rows: list[list[str]], names: list[str], ran: str, n_rounds: int) -> None:
     """Replace what is between the markers of `page`, and the chart beside it."""
+    rounds = "One round" if n_rounds == 1 else f"Medians of {n_rounds} rounds"
     text = page.read_text()
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -155,14 +156,19 @@ def write_docs(page: Path, rows: list[list[str]], names: list[str], ran: str, n_
         raise SystemExit(f"cannot update {page}: it has no {BEGIN} ... {END}")
     command, versions = ran.split("\n", 1)
     lines = [f"    {command.removeprefix('$ ')}", ""]
-    lines += [f"Medians of {n_rounds} rounds; the best of each column in bold, whoever has it. {versions.strip()}.", ""]
+    lines += [f"{rounds}; the best of each column in bold, whoever has it. {versions.strip()}.", ""]
     lines += ["| " + " | ".join(row) + " |" for row in best_in_bold(rows)]
     lines.insert(-len(rows) + 1, "|" + "---|" * len(rows[0]))
     lines += ["", f"![Images a second by loader]({CHART})", ""]
     lines += [f"- {facts(name)['TITLE']}: {facts(name)['DETAIL']}." for name in names]
     page.write_text(f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{after}")
-    bars = [(row[0], float(row[1].replace(",", "")), row[0].startswith("prefetchd")) for row in rows[1:]]
-    (page.parent / CHART).write_text(bar_chart("images a second, two workers", bars))
+    decoding = {facts(name)["TITLE"] for name in names if facts(name).get("DECODES", True)}
+    bars = [
+        (row[0], float(row[1].replace(",", "")), row[0].startswith("prefetchd"))
+        for row in rows[1:]
+        if row[0] in decoding
+    ]
+    (page.parent / CHART).write_text(bar_chart("images a second that are decoded, two workers each", bars))
 
 
 def main() -> None:
@@ -179,6 +185,9 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, help="page to update between its markers")
     options = parser.parse_args()
 
+    unknown = set(options.only.split(",")) - set(LOADERS)
+    if unknown:
+        parser.error(f"--only: there is no loader {', '.join(sorted(unknown))}; there are {', '.join(LOADERS)}")
     names = [name for name in options.only.split(",") if is_installed(facts(name)["PACKAGES"])]
     packages = dict.fromkeys(package for name in names for package in facts(name)["PACKAGES"])
     ran = setting(*packages)
@@ -200,10 +209,12 @@ def main() -> None:
             if options.results is not None:
                 options.results.write_text(json.dumps(rounds))
     rows = report(rounds)
+    if len(rows) == 1:
+        raise SystemExit("cannot report: no loader was measured; install one, or see the lines above")
     print("\n" + table(rows))
     if options.docs is not None:
         shown = [name for name in names if any(name in found for found in rounds)]
-        write_docs(options.docs, rows, shown, ran, len(rounds))
+        write_docs(options.docs, rows, shown, ran.replace(str(options.manifest), "MANIFEST"), len(rounds))
 
 
 if __name__ == "__main__":

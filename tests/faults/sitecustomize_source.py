@@ -9,6 +9,9 @@ Works in the zygote, and so in the readers that it forks, and nowhere else. A fi
   time only;
 - `gate-X`: the first reader that comes here writes its pid to the file `gate-X` and waits for the file `go`; others
   pass by.
+
+With `SABOTAGE_READ_S` every read of a file takes so much longer, and the first read of the file that `SABOTAGE_HANG`
+names never ends.
 """
 
 import os
@@ -59,6 +62,19 @@ if "prefetchd.zygote" in sys.orig_argv:
         return _imdecode(encoded, flags)
 
     cv2.imdecode = _saboteur
+
+    if os.environ.get("SABOTAGE_READ_S"):
+        from prefetchd import file_bytes
+
+        _read_file = file_bytes.read_file
+
+        def _read_late(path, buffer, **options):
+            time.sleep(float(os.environ["SABOTAGE_READ_S"]))
+            if os.path.basename(path) == os.environ.get("SABOTAGE_HANG") and _first("hang"):
+                time.sleep(1e6)
+            return _read_file(path, buffer, **options)
+
+        file_bytes.read_file = _read_late
 
 if os.environ.get("SABOTAGE_CLOCK"):
     # The wall clock jumps by a day, back and forth, at every look.

@@ -99,7 +99,7 @@ OPENED = messages.encode(messages.SlotOpened(1, SLOT_BYTES))
         ([(messages.encode(attached(layout={**LAYOUT, "x_shape": "abc"})), [MAILBOX])], "layout makes no sense"),
         ([(messages.encode(attached(layout={**LAYOUT, "x_dtype": "object"})), [MAILBOX])], "layout makes no sense"),
         ([(messages.encode(attached(batches_per_epoch=0)), [MAILBOX])], "no batches"),
-        ([(OPENED, [4096])], "smaller than was agreed"),  # before it is attached
+        ([(OPENED, [4096])], "size was not agreed"),
         ([ATTACHED, (OPENED, [])], "smaller than was agreed"),
         ([ATTACHED, (OPENED, [100])], "the segment has 100 bytes"),
         ([ATTACHED, (OPENED, [4096, 4096])], "smaller than was agreed"),

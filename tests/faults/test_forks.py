@@ -85,6 +85,35 @@ def test_children_release_and_corrupt_nothing(serve: Serve, forty: Path) -> None
     wait_until(lambda: ask_status()["ring"]["leased"] == 0, "every slot is back")
 
 
+GAPS = """
+import gc, os
+import numpy as np
+import prefetchd
+loader = prefetchd.batches()
+batches = iter(loader)
+held = [next(batches), next(batches)]
+n_bytes, starts = held[0].root.nbytes, [one.root.ctypes.data for one in held]
+pid = os.fork()
+if pid == 0:
+    mine = [np.full(n_bytes + 4096, 7, np.uint8) for _ in range(60)]
+    assert any(one.ctypes.data <= start < one.ctypes.data + n_bytes for one in mine for start in starts), "no gap"
+    held.clear()
+    loader.close()
+    del batches, loader
+    gc.collect()
+    assert all(int(one.min()) == 7 for one in mine)
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+def test_child_that_drops_the_batches_keeps_its_own_memory(serve: Serve, forty: Path) -> None:
+    """What it allocates falls where the maps were that it did not inherit."""
+    serve(forty, *exact("--image-size", 224, "--num-workers", 1, "--memory-budget", "192MiB"))
+    result = subprocess.run([sys.executable, "-c", GAPS], capture_output=True, text=True, timeout=60, check=True)
+    assert (result.stdout, result.stderr) == ("0\n", "")
+
+
 TOUCH = """
 import os, sys, resource
 import prefetchd

@@ -79,6 +79,8 @@ def test_stopped_daemon_is_given_up_in_the_end_by_all_who_wait(
         started_s = time.monotonic()
         with pytest.raises(prefetchd.DaemonLost, match=r"has said nothing for 1 s: pid .* is stopped.*kill -CONT"):
             next(batches)
+        with pytest.raises(prefetchd.DaemonLost, match=r"has said nothing for 1 s"):
+            loader.status()
         with pytest.raises(prefetchd.DaemonLost, match=r"has not answered for 0\.2 s: pid .* is stopped"):
             prefetchd.batches(timeout=0.2)
         monkeypatch.setattr(ask, "ANSWER_S", 0.2)
@@ -100,6 +102,59 @@ def test_stopped_daemon_is_given_up_in_the_end_by_all_who_wait(
     finally:
         os.kill(daemon.pid, signal.SIGCONT)
         loader.close()
+
+
+@pytest.mark.parametrize("reconnect", [False, True])
+def test_loader_that_is_closed_by_another_thread_ends_its_loop_and_starts_no_other_daemon(
+    forty: Path, impatient: None, caplog: pytest.LogCaptureFixture, reconnect: bool
+) -> None:
+    loader = prefetchd.batches(forty, batch_size=5, image_size=32, num_workers=1, reconnect=reconnect)
+    batches = iter(loader)
+    next(batches)
+    pid = loader.status()["pid"]
+    errors = []
+
+    def loop() -> None:
+        with pytest.raises(prefetchd.PrefetchdError, match="it was closed") as error:
+            for _ in batches:
+                pass
+        errors.append(error)
+
+    os.kill(pid, signal.SIGSTOP)
+    thread = threading.Thread(target=loop)
+    thread.start()
+    wait_until(lambda: "is stopped" in caplog.text, "the loop waits")
+    continuing = threading.Timer(0.2, os.kill, (pid, signal.SIGCONT))  # else the end is waited for, then forced
+    continuing.start()
+    loader.close()
+    thread.join()
+    continuing.join()
+    assert len(errors) == 1
+    assert not [child for child in psutil.Process().children() if "prefetchd.private_daemon" in child.cmdline()]
+
+
+def test_status_from_another_thread_takes_nothing_from_the_loop(
+    serve: Serve, forty: Path, forty_content: Content
+) -> None:
+    serve(forty, *exact("--num-workers", 1))
+    with prefetchd.batches() as loader:
+        over = threading.Event()
+        names = set()
+
+        def ask() -> None:
+            while not over.is_set():
+                names.add(loader.status()["name"])
+
+        threads = [threading.Thread(target=ask) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for _ in range(5):
+            loader.set_epoch(0)
+            assert content_of(iter(loader)) == forty_content
+        over.set()
+        for thread in threads:
+            thread.join()
+        assert names == {"default"}
 
 
 def test_private_daemon_that_is_stopped_as_it_starts_is_given_up_and_ended(

@@ -133,6 +133,19 @@ def test_who_waits_in_vain_to_start_together_says_how_many_came(serve, photograp
         next(iter(loader))
 
 
+def test_loop_that_begins_anew_while_it_waits_to_start_together_has_its_whole_time(serve, photographs):
+    """Ctrl-C and the cell run again: the first loop's time is none of the second's."""
+    serve(photographs, *QUICK)
+    with prefetchd.batches(start_together=2, timeout=1.0) as loader:
+        loader._session.connection.open_cursor(99, loader._shard, 0, 0, 1)
+        loader._session.connection.close_cursor(99)
+        time.sleep(0.5)  # no synchronisation: half of the first loop's time
+        begun_s = time.monotonic()
+        with pytest.raises(prefetchd.PrefetchdError, match="1 of 2 loaders"):
+            next(iter(loader))
+        assert time.monotonic() - begun_s > 0.9
+
+
 # --- groups
 
 MEMBER = """
@@ -145,6 +158,16 @@ for batch in loader:
         break
 print("end", flush=True)
 """
+
+
+def test_word_of_a_loop_that_is_over_does_not_end_the_members_present_one(serve, photographs):
+    """As a generator that another thread was running, and that is closed after the next one has begun."""
+    serve(photographs, *QUICK)
+    with prefetchd.batches(group="workers") as loader:
+        batches = iter(loader)
+        indices = [next(batches).index]
+        loader._session.connection.close_cursor(loader._serial - 1)
+        assert indices + [batch.index for batch in batches] == list(range(13))
 
 
 def test_each_batch_goes_to_one_member_and_those_of_one_that_died_to_another(serve, photographs, tmp_path):

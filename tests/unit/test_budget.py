@@ -163,7 +163,7 @@ def test_cgroup_v2_limits_of_all_ancestors(monkeypatch: pytest.MonkeyPatch, tmp_
     fake_cgroup(monkeypatch, tmp_path, "0::/user/job\n", files)
     assert sorted(limit.n_bytes for limit in limits.cgroup_limits()) == [300 * MIB, 900 * MIB]
     limit = limits.machine_limits()[0]
-    assert limit.n_bytes == 300 * MIB
+    assert limit.n_bytes == 300 * MIB - limits.ample_bytes(300 * MIB)
     assert "user" in limit.source
 
 
@@ -187,6 +187,19 @@ def test_no_cgroup_is_no_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     monkeypatch.setattr(limits, "Path", lambda path: tmp_path / "nowhere")
     assert limits.cgroup_limits() == []
     assert limits.machine_limits()[0].source == "available memory"
+
+
+def test_daemon_that_takes_all_that_it_may_is_not_short_of_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Else it would give back at once what the plan took, and never have it again."""
+    for total in (200 * MIB, 4096 * MIB):
+        files = {"sys/fs/cgroup/job/memory.max": f"{total}\n", "sys/fs/cgroup/job/memory.current": f"{50 * MIB}\n"}
+        fake_cgroup(monkeypatch, tmp_path, "0::/job\n", files)
+        taken = limits.machine_limits()[0].n_bytes
+        (tmp_path / "sys/fs/cgroup/job/memory.current").write_text(f"{50 * MIB + taken}\n")
+        shortage = limits.read_shortage()
+        assert shortage.headroom_bytes >= limits.ample_bytes(shortage.limit_bytes)
 
 
 # --- reservations
@@ -254,8 +267,9 @@ def test_file_cache_does_not_count_against_a_control_groups_headroom(
         "sys/fs/cgroup/job/memory.stat": f"anon 1\nactive_file {100 * MIB}\ninactive_file {150 * MIB}\n",
     }
     fake_cgroup(monkeypatch, tmp_path, "0::/job\n", files)
-    assert limits.machine_limits()[0].n_bytes == 300 * MIB
-    assert limits.machine_limits(own_bytes=60 * MIB)[0].n_bytes == 360 * MIB
+    kept = limits.ample_bytes(400 * MIB)
+    assert limits.machine_limits()[0].n_bytes == 300 * MIB - kept
+    assert limits.machine_limits(own_bytes=60 * MIB)[0].n_bytes == 360 * MIB - kept
     shortage = limits.read_shortage()
     assert (shortage.headroom_bytes, shortage.limit_bytes) == (300 * MIB, 400 * MIB)
     assert shortage.stalled_percent == 12.5

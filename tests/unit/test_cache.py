@@ -328,7 +328,7 @@ def settled(monkeypatch: pytest.MonkeyPatch) -> None:
 def store_all(reader: CacheInReader, samples: list[Sample]) -> None:
     for number, sample in enumerate(samples):
         assert reader.find(sample, number) is None
-        reader.store(sample, number, pixels(number))
+        reader.store(sample, number, pixels(number), 0)
 
 
 def test_rows_go_from_run_to_run(tmp_path: Path, samples: list[Sample]) -> None:
@@ -383,9 +383,24 @@ def test_a_file_that_changes_while_it_is_decoded_is_not_kept(tmp_path: Path, sam
     daemon, reader = open_both(tmp_path / "cache")
     assert reader.find(samples[0], 0) is None
     Path(samples[0].path).write_bytes(b"another")
-    reader.store(samples[0], 0, pixels(0))
+    reader.store(samples[0], 0, pixels(0), 0)
     assert reader.known(np.array([0])) == [False]
     assert daemon.report()["rows"] == 0
+    reader.close()
+    daemon.close()
+
+
+def test_a_file_that_was_read_before_it_was_replaced_is_not_kept(
+    tmp_path: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that was read ahead of the look at its state, however long ago that is now."""
+    monkeypatch.setattr("prefetchd.cache.in_reader.is_settled", keys.is_settled)
+    daemon, reader = open_both(tmp_path / "cache")
+    changed_ns = os.stat(samples[0].path).st_ctime_ns
+    for read_ns, is_kept in ((changed_ns - 1, False), (changed_ns + keys.CLOCK_STEP_NS + 1, True)):
+        assert reader.find(samples[0], 0) is None
+        reader.store(samples[0], 0, pixels(0), read_ns)
+        assert reader.known(np.array([0])) == [is_kept]
     reader.close()
     daemon.close()
 
@@ -395,9 +410,9 @@ def test_filling_stops_at_the_limit_and_says_so_once(
 ) -> None:
     daemon, reader = open_both(tmp_path / "cache", cache_size="1KiB")
     reader.find(samples[0], 0)
-    reader.store(samples[0], 0, pixels(0))
+    reader.store(samples[0], 0, pixels(0), 0)
     reader.find(samples[1], 1)
-    reader.store(samples[1], 1, pixels(1))
+    reader.store(samples[1], 1, pixels(1), 0)
     daemon.tick()
     daemon.tick()
     assert [record.getMessage() for record in caplog.records if "not filled any further" in record.getMessage()] == [

@@ -14,7 +14,7 @@ def consumer(number=1, **other):
     return {
         "number": number, "pid": 100 + number, "dataset": "", "epoch": 0, "step": 4, "rank": 0, "world_size": 1,
         "held_slots": 1, "batches": 4, "samples": 128, "waited_s": 1.0, "running": True, "stalled": False,
-        "waiting": False, **other,
+        "waiting": False, "waited_for": False, "group": None, **other,
     }  # fmt: skip
 
 
@@ -30,6 +30,7 @@ def report(**other):
         "memory": {
             "budget_bytes": 200 << 20, "footprint_bytes": 50 << 20, "max_footprint_bytes": 60 << 20,
             "process_bytes": {"200": 12 << 20},
+            "pressure": {"given_back": False, "paused": False, "headroom_bytes": 1 << 30},
         },
         "readers": [reader()], "consumers": [consumer()], "bad_samples": 0, "bad": [], **other,
     }  # fmt: skip
@@ -104,3 +105,13 @@ def test_it_fits_whatever_there_is_to_show(width, height):
     if height >= 24:
         assert any("more readers" in line for line in lines)
         assert any("more consumers" in line for line in lines)
+
+
+def test_frame_says_who_is_waited_for_who_shares_and_that_memory_is_short():
+    after = later()
+    after["consumers"] = [consumer(1, waited_for=True), consumer(2, group="runs")]
+    after["memory"]["pressure"] = {"given_back": True, "paused": True, "headroom_bytes": 30 << 20}
+    lines = frame([report(), after])
+    assert any(line.startswith("      101") and line.endswith("waited for") for line in lines)
+    assert any(line.startswith("      102") and line.endswith("group runs") for line in lines)
+    assert "          short of memory: 30.0 MiB left, made only for who waits" in lines

@@ -7,8 +7,7 @@ import pytest
 from prefetchd.budget import MIB, MIN_SLOTS
 from prefetchd.config import make_config
 from prefetchd.governor import Governor
-from prefetchd.limits import Shortage
-from prefetchd.pressure import SHORT_BYTES
+from prefetchd.limits import SHORT_BYTES, Shortage
 from tests.unit.test_guard import FakePool, FakeReader, Rig
 
 
@@ -91,3 +90,21 @@ def test_pressure_takes_slots_and_readers_and_pauses_and_each_step_is_logged(rig
     assert rig.governor.relieved
     assert rig.pool.n_readers == 2
     assert caplog.text.count("memory is there again") == steps
+
+
+def test_loop_that_holds_many_goes_on_while_memory_is_short(rig):
+    """What it holds is as much as the plan allows; the ring is smaller for want of memory alone."""
+    slots = list(rig.ring.slots.values())
+    for slot in slots[:8]:
+        rig.hold(slot)
+    rig.shortage = Shortage(SHORT_BYTES - MIB, "cgroup /x")
+    for _ in range(20):
+        rig.governor.tick()
+        rig.governor.settle([])
+    assert len(rig.ring.slots) == 8
+    assert not rig.guard.may_grow()
+    assert rig.guard.help_stalled()
+    rig.governor.settle([])
+    assert rig.guard.slots_wanted == 10
+    assert rig.guard.may_grow()
+    assert not rig.guard.help_stalled(), "that is all there is to do"

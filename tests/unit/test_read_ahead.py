@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from prefetchd import budget
 from prefetchd.faults import UnreadableFile
 from prefetchd.file_bytes import FileBuffer, read_file
 from prefetchd.sample import Sample
 from prefetchd.sources import read_ahead
-from prefetchd.sources.read_ahead import MAX_BYTES, N_THREADS, ReadAhead
+from prefetchd.sources.read_ahead import ALLOWANCE_BYTES, MAX_BYTES, N_THREADS, ReadAhead
 
 
 class Files:
@@ -94,3 +95,62 @@ def test_samples_that_came_from_elsewhere_take_no_place_of_those_to_come(files: 
     assert not ahead._coming
     assert not ahead._later
     assert ahead._n_begun == 0
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_large_decode_has_the_room_of_what_was_read_ahead(files: Files) -> None:
+    """What is given up for it is read again; when large ones are over, reading ahead is as it was."""
+    ahead, buffer = ReadAhead(files), FileBuffer()
+    take(ahead, files, 0, buffer)
+    ahead.expect(range(100))
+    for number in range(100):
+        assert take(ahead, files, number, buffer) == (files.folder / str(number)).read_bytes()
+        if number in (10, 11, 50):
+            room_bytes = (number - 10) * 10_000
+            ahead.make_room(ALLOWANCE_BYTES - room_bytes)
+            assert ahead.held_bytes - ahead._lent_bytes <= room_bytes
+            ahead.make_room(ALLOWANCE_BYTES + 1)  # it is asked for, besides the allowance
+    for _ in range(MAX_BYTES):
+        ahead.make_room(1)
+        if ahead._most_bytes == MAX_BYTES:
+            break
+    ahead.expect(range(100))
+    for number in range(100):
+        assert take(ahead, files, number, buffer) == (files.folder / str(number)).read_bytes()
+    assert not ahead._coming
+    assert ahead._n_begun == 0
+    take(ahead, files, 0, buffer)
+    assert ahead.held_bytes == sum(each.capacity_bytes for each in ahead._free) <= MAX_BYTES
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_task_that_is_given_up_leaves_nothing_behind(files: Files) -> None:
+    """Bytes that nobody asks for would be those of the sample's next turn, an epoch later."""
+    ahead, buffer = ReadAhead(files), FileBuffer()
+    take(ahead, files, 0, buffer)
+    ahead.expect([1, 2, 3])
+    take(ahead, files, 1, buffer)
+    ahead.pass_over([1, 2, 3])
+    (files.folder / "2").write_bytes(b"new")
+    assert take(ahead, files, 2, buffer) == b"new"
+    assert not ahead._coming
+    assert ahead._n_begun == 0
+
+
+def test_the_allowance_is_the_budgets() -> None:
+    assert ALLOWANCE_BYTES == budget.ALLOWANCE_BYTES
+
+
+@pytest.mark.usefixtures("slow")
+def test_what_was_held_is_given_back_when_reads_are_fast_again(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    ahead, buffer = ReadAhead(files), FileBuffer()
+    take(ahead, files, 0, buffer)
+    ahead.expect([1, 2, 3])
+    for number in (1, 2, 3, 4):
+        assert take(ahead, files, number, buffer) == (files.folder / str(number)).read_bytes()
+    assert ahead.held_bytes > 0
+    monkeypatch.setattr(read_ahead, "FAST_S", 1e9)
+    monkeypatch.setattr(read_ahead, "SLOW_S", 1e9)
+    take(ahead, files, 5, buffer)
+    assert ahead.read_s == 0
+    assert ahead.held_bytes == 0

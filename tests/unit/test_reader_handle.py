@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from prefetchd import control, messages, reader_handle
 from prefetchd.reader_handle import ReaderHandle
+from prefetchd.segment import Segment
+from prefetchd.slots import Ring
 
 
 def test_reader_that_is_told_to_go_still_gets_the_memory_it_asked_for():
@@ -48,3 +52,27 @@ def test_killed_reader_that_does_not_end_is_stuck_and_said_so_once(monkeypatch, 
         assert caplog.text.count("does not end") == 1
         assert not handle.usable
         assert handle.describe(handle.killed_s + 100) == "stuck in the kernel, killed 100 s ago"
+
+
+def test_ring_that_grows_and_shrinks_does_not_fill_the_socket_of_a_reader_that_starts():
+    """It is told of a slot when it is to write there, so it need not read what comes and goes meanwhile."""
+    ring = Ring()
+    ours, theirs = control.socket_pair()
+    with ours, theirs:
+        handle = ReaderHandle(1, ours)
+        for task in range(400):
+            slot = ring.add(Segment.create(1 << 12))
+            if task % 200 == 0:
+                job = SimpleNamespace(slot=slot, dataset=0, epoch=0, batch=task, n_rows=1)
+                handle.assign(task, SimpleNamespace(job=job, rows=[0], expected_s=0.0, compact=False, sample_id=7), 0.0)
+            handle.close_slot(slot)
+            ring.remove(slot)
+        assert not handle.killed_s
+        said, mapped = [], []
+        for _ in range(5):
+            data, fds = control.receive(theirs, wait=False)
+            said.append(type(messages.decode_to_reader(data)).__name__)
+            control.close_all(fds)
+            mapped += fds
+        assert said == ["MapSlot", "FillOne", "UnmapSlots", "MapSlot", "FillOne"]
+        assert len(mapped) == 2

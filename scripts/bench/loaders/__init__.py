@@ -3,6 +3,7 @@
   TITLE      how the table calls it
   PACKAGES   distributions whose versions the table shows; the loader is left out where one is not installed
   DETAIL     what was chosen, for the notes under the table
+  DECODES    false where the timed epochs decode nothing: the chart has only those that do (optional)
   epochs(data)   a context manager that gives a function, which gives the next epoch's (x, y) batches: x is
                  (rows, 224, 224, 3) uint8 RGB, shuffled anew each epoch
 
