@@ -222,9 +222,12 @@ def _parse_json(dialect: Dialect, line: bytes) -> tuple[bytes, list[bytes]]:
         value = json_value(found, key)
         if value == []:
             raise BadLine(f"the label under {key!r} is empty", "give label_columns=0 if there are no labels")
-        if dialect.label_kind == "class":
+        if dialect.label_kind in ("class", "path"):
             if not isinstance(value, str) or not value:
-                raise BadLine(f"the label under {key!r} is {json_kind(value)}, and not a name, as the others are")
+                wanted = "a name, as the others are" if dialect.label_kind == "class" else "the path of a mask"
+                raise BadLine(f"the label under {key!r} is {json_kind(value)}, and not {wanted}")
+            if dialect.label_kind == "path" and not is_image(value.encode()):
+                raise BadLine(f"there is no mask: {show(value.encode(), 60)} is not named as an image")
             return path.encode(), [value.encode()]
         for number in value if isinstance(value, list) else [value]:
             if not isinstance(number, int | float):

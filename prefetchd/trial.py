@@ -81,8 +81,8 @@ def _first_good(config: Config, source: ImageSource, reserve: ReserveMemory) -> 
             other = other or f"sample {sample_id} ({source.where(sample_id)}): {fault}"
     if transform_fault is not None:
         raise _unusable(transform_fault, f", and raised on every sample tried ({count}); mend the function")
-    samples = f"none of the {count} samples tried" if count > 1 else "the only sample"
-    raise PrefetchdError(f"cannot try {subject(config)}: {samples} can be read; {other}")
+    samples = f"none of the {count} samples tried can" if count > 1 else "the only sample cannot"
+    raise PrefetchdError(f"cannot try {subject(config)}: {samples} be read; {other}")
 
 
 def _unusable(fault: TransformFault, more: str) -> PrefetchdError:

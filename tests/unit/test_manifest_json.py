@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from prefetchd.config import make_config
+from prefetchd.errors import ManifestError
 from prefetchd.manifest import Manifest
 from tests.unit.test_manifest import no_descriptor_and_no_thread_is_left, pairs, refusal, write  # noqa: F401
 
@@ -115,3 +116,16 @@ def test_a_reader_attaches_and_finds_any_line(tmp_path: Path) -> None:
         assert attached.sample(999).line == 1000
         assert attached.where(attached.sample(3)).endswith("list.jsonl line 4: " + str(tmp_path / "3.jpg"))
         attached.close()
+
+
+def test_a_mask_is_the_path_under_its_key(tmp_path: Path) -> None:
+    """Named or found out; what is no path of an image is refused with its line."""
+    given = {"image": "a.jpg", "label": 1, "m": {"path": "m 1.png"}}
+    assert pairs(jsonl(tmp_path, given), target="mask", y_column="m.path") == [("a.jpg", str(tmp_path / "m 1.png"))]
+    assert pairs(jsonl(tmp_path, {"image": "a.jpg", "mask": "b.png"}), target="mask") == [
+        ("a.jpg", str(tmp_path / "b.png"))
+    ]
+    for bad, what in ((7, r"a number \(7\), and not the path of a mask"), ("b", "not named as an image")):
+        objects = {"image": "a.jpg", "mask": "b.png"}, {"image": "a.jpg", "mask": bad}
+        with pytest.raises(ManifestError, match=f"line 2 .*{what}"):
+            pairs(jsonl(tmp_path, *objects), target="mask")
