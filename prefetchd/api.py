@@ -213,7 +213,7 @@ def batches(
         raise ConfigError("cannot use share=True without a source: a daemon that has a name is shared anyhow")
     shared = private and _is_shared(share)
     if shared and "consumers" not in options:
-        options["consumers"] = shard[1] if shard[1] > 1 else 1
+        options["consumers"] = min(shard[1], _ranks_here() or shard[1])
     _check_sharing(group, join, start_together, shard[1], reconnect=reconnect, alone=private and not shared)
     endpoint = Endpoint(
         config=make_config(**options) if private else None,
@@ -256,8 +256,13 @@ def _check_arguments(epochs: object, *, on_hold: object, **seconds: object) -> N
 def _is_shared(share: bool | None) -> bool:
     if share is not None:
         return share
-    here = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    return here.isascii() and here.isdecimal() and int(here) > 1
+    return _ranks_here() > 1
+
+
+def _ranks_here() -> int:
+    """How many ranks torchrun runs on this machine; 0 if it does not say."""
+    here = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return int(here) if here.isascii() and here.isdecimal() else 0
 
 
 def _check_sharing(
