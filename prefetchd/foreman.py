@@ -111,21 +111,23 @@ class Foreman:
 
     def _batches_at_once(self) -> int:
         """One, unless every batch is a single cheap chunk."""
-        cheap = all(
-            self._chunk_rows(dataset.number, dataset.config.batch_size) >= dataset.config.batch_size
-            for dataset in self._datasets
-        )
+        cheap = all(self._is_cheap(dataset.number, dataset.config.batch_size) for dataset in self._datasets)
         return self._pool.n_readers * _CHEAP_AT_ONCE if cheap else 1
+
+    def _is_cheap(self, dataset: int, n_rows: int) -> bool:
+        """Whether `n_rows` samples are one chunk that takes next to no time."""
+        row_s = self._seconds_per_sample[dataset]
+        return 0 < row_s * n_rows < _CHEAP_BATCH_S and n_rows <= self._datasets[dataset].source.max_task_rows
 
     def _chunk_rows(self, dataset: int, n_rows: int) -> int:
         """An even share for each reader, some milliseconds of work at most; a cheap batch is not cut.
 
         Each chunk costs the daemon half a millisecond: after a pause nothing of its code is in the processor's caches.
         """
-        row_s = self._seconds_per_sample[dataset]
         most = min(n_rows, self._datasets[dataset].source.max_task_rows)
-        if row_s and row_s * n_rows < _CHEAP_BATCH_S:
+        if self._is_cheap(dataset, most):
             return most
+        row_s = self._seconds_per_sample[dataset]
         share = min(most, -(-n_rows // self._pool.n_readers))
         return max(1, min(share, round(_CHUNK_S / row_s))) if row_s else -(-share // 2)
 
