@@ -10,6 +10,9 @@ Runs a private daemon on the given photographs, or on some made in code, and tim
   a bare recv            what the kernel alone takes to hand a waiting message over, after the same pause
   tight loop             no pause: what it takes to make a batch, as long as making them is the bottleneck
 
+  pages                one byte of every page of a batch that came after a sleep is read, so that a lazy mapping could
+                       not look fast; beside it the same of a plain shared array that another process just wrote
+
 The pause is `--pause` times what making a batch took in the tight loop. The first `--warm-up` batches of each are not
 counted: a slot is mapped the first time that the loop sees it.
 """
@@ -17,6 +20,8 @@ counted: a slot is mapped the first time that the loop sees it.
 from __future__ import annotations
 
 import argparse
+import mmap
+import os
 import socket
 import time
 from pathlib import Path
@@ -69,6 +74,48 @@ def time_next(batches: Any, n: int, pause_s: float, *, compute: bool, drop: bool
     return taken_s
 
 
+def read_pages(array: np.ndarray) -> float:
+    """Return what it takes to read one byte of every page of `array`, in seconds."""
+    start_s = time.perf_counter()
+    array.reshape(-1).view(np.uint8)[::4096].sum()
+    return time.perf_counter() - start_s
+
+
+def pages_of_batches(batches: Any, n: int, pause_s: float) -> list[float]:
+    """Return what reading the pages of each of `n` batches took, which stood ready after a sleep."""
+    taken_s = []
+    for _ in range(n):
+        time.sleep(pause_s)
+        batch = next(batches)
+        taken_s.append(read_pages(batch[0]))
+        del batch
+    return taken_s
+
+
+def pages_just_written(n: int, n_bytes: int, pause_s: float) -> list[float]:
+    """Return what reading the pages of an array took that another process had just written, `n` times."""
+    array = np.frombuffer(mmap.mmap(-1, n_bytes), np.uint8)
+    array.sum()
+    ours, theirs = socket.socketpair()
+    child = os.fork()
+    if child == 0:
+        ours.close()
+        while value := theirs.recv(1):
+            array[:] = value[0]
+            theirs.send(value)
+        os._exit(0)
+    theirs.close()
+    taken_s = []
+    with ours:
+        for number in range(n):
+            ours.send(bytes([number % 255 + 1]))
+            ours.recv(1)
+            time.sleep(pause_s)
+            taken_s.append(read_pages(array))
+    os.waitpid(child, 0)
+    return taken_s
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("manifest", nargs="?", type=Path, help="photographs; made in code if not given")
@@ -104,6 +151,9 @@ def main() -> None:
                 taken_s = time_next(batches, options.batches, pause_s, compute=compute, drop=drop)
                 add(f"ready, after {what}, {how}", taken_s)
             add(f"a bare recv, after {what}", bare_receives(options.batches, pause_s, compute=compute))
+        add("pages of the batch", pages_of_batches(batches, options.batches, pause_s))
+        n_bytes = loader.layout.slot_bytes
+    add("pages of an array just written", pages_just_written(options.batches, n_bytes, pause_s))
     print(f"batches of {options.batch_size}, {options.workers} workers, paused {pause_s * 1e3:.0f} ms\n")
     print(table(rows))
 
