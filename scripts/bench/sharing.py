@@ -137,12 +137,13 @@ def run_trainers(kind: str, n: int, manifest: str, name: str, seconds: float, se
             pids = [process.pid for process in others]
             footprint = max(footprint, sum(map(private_bytes, pids)) + shared_bytes([*pids, *(p.pid for p in own)]))
             time.sleep(0.5)
+        # While all of them run: what a process has used is not to be had once it has ended.
+        cores = (cpu_s(own + others) - before_s) / (time.monotonic() - start_s)
         rates = []
         for trainer in trainers:
             assert trainer.stdout is not None
             images, took_s = map(float, trainer.stdout.readline().split())
             rates.append(images / took_s)
-        cores = (cpu_s(own + others) - before_s) / (time.monotonic() - start_s)
         return Result(rates, cores, footprint)
     finally:
         for trainer in trainers:
