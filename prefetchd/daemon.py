@@ -225,6 +225,7 @@ class Daemon:
                 os.close(self._parent_pidfd)
 
     def _pump(self) -> None:
+        self._desk.take_back_noted()
         cursors = self._desk.cursors
         self._governor.settle(cursors)
         self._give_work(cursors)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from prefetchd import control, messages
+from prefetchd import control, mailbox, messages, returns
 from prefetchd.admission import Admission, refuse_protocol
 from prefetchd.budget import MIN_SLOTS
 from prefetchd.consumers import Consumer
@@ -30,7 +30,6 @@ from prefetchd.granting import Granter
 from prefetchd.groups import Groups
 from prefetchd.guard import Guard
 from prefetchd.loop import EventLoop
-from prefetchd.mailbox import N_BYTES
 from prefetchd.scheduler import Reserve
 from prefetchd.shard import Shard
 from prefetchd.slots import Ring, Slot
@@ -41,10 +40,11 @@ from prefetchd.windows import Pacer, join_window, most_windows, n_places, reache
 log = logging.getLogger("prefetchd")
 
 MAX_CONSUMERS = 1024
-_DESCRIPTORS_EACH = 3  # a consumer's socket, pidfd and mailbox
+_DESCRIPTORS_EACH = 4  # a consumer's socket and pidfd, and the maps of its mailbox and its returned leases
 _DESCRIPTORS_KEPT = 512  # for slots, readers and samples, whoever connects
 _INTRODUCTION_S = 10.0
 _RETRY_S = 0.1
+_LOOK_FOR_NOTES_S = 0.005
 
 
 class FrontDesk:
@@ -99,6 +99,7 @@ class FrontDesk:
             MAX_CONSUMERS, max(1, (raise_descriptor_limit() - _DESCRIPTORS_KEPT) // _DESCRIPTORS_EACH)
         )
         self._retrying = False
+        self._looking = False
 
     def listen(self, listener: socket.socket) -> None:
         """Admit whoever connects to `listener`, which the desk then owns."""
@@ -128,8 +129,24 @@ class FrontDesk:
 
     @property
     def mail_bytes(self) -> int:
-        """What the consumers' mailboxes take."""
-        return N_BYTES * sum(consumer.outbox is not None for consumer in self.consumers.values())
+        """What the consumers' mailboxes and pages of returned leases take."""
+        each = mailbox.N_BYTES + returns.N_BYTES
+        return each * sum(consumer.outbox is not None for consumer in self.consumers.values())
+
+    def take_back_noted(self) -> None:
+        """Take back the leases that consumers have noted, and not told yet, to have ended (`returns`)."""
+        for consumer in self.consumers.values():
+            if consumer.returned is not None and (noted := consumer.returned.new()):
+                self._take_back(consumer, [lease for lease, _ in noted], max(taken for _, taken in noted))
+
+    def _take_back(self, consumer: Consumer, leases: Sequence[int], taken: int) -> None:
+        consumer.took(taken)
+        group = self._groups.of(consumer)
+        for lease in leases:
+            if self._ring.release(lease, consumer.number) and group is not None:
+                group.released(consumer, lease)
+        for other in self.consumers.values():
+            other.stalled = False  # who waits still is told again
 
     def serve_all(self) -> None:
         """Grant every consumer what is ready for it."""
@@ -138,10 +155,23 @@ class FrontDesk:
             if not consumer.held_back:
                 self.granter.grant(consumer, reserve)
         self._groups.serve(reserve)
+        self._look_for_notes()
         self._pace()
         if not self._retrying and any(consumer.blocked for consumer in self.consumers.values()):
             self._retrying = True
             self._loop.call_later(_RETRY_S, self._unblock)
+
+    def _look_for_notes(self) -> None:
+        """See that the loop comes round again while slots are wanted that somebody may note as returned."""
+        if self._looking or not self.granter.grants_many:
+            return
+        wanted = len(self._ring.slots) > self._guard.slots_wanted or any(cursor.waiting for cursor in self.cursors)
+        if wanted and self._ring.leased_slots:
+            self._looking = True
+            self._loop.call_later(_LOOK_FOR_NOTES_S, self._looked)
+
+    def _looked(self) -> None:
+        self._looking = False
 
     def _unblock(self) -> None:
         """Look whether those whose sockets were full have read."""
@@ -290,6 +320,7 @@ class FrontDesk:
 
     def _report(self) -> dict[str, Any]:
         """The status, its lists cut short until it fits into one message."""
+        self.take_back_noted()
         report = self._status()
         while len(messages.encode(messages.StatusReport(report))) > control.MAX_MESSAGE_BYTES:
             longest = max(("bad", "consumers", "readers"), key=lambda name: len(messages.encode(report[name])))
@@ -299,12 +330,7 @@ class FrontDesk:
     def _handle(self, consumer: Consumer, message: messages.ToDaemon) -> None:
         match message:
             case messages.Release():
-                self._ring.release(message.lease, consumer.number)
-                consumer.took(message.taken)
-                if (group := self._groups.of(consumer)) is not None:
-                    group.released(consumer, message.lease)
-                for other in self.consumers.values():
-                    other.stalled = False  # who waits still is told again
+                self._take_back(consumer, message.leases, message.taken)
             case messages.Want():
                 consumer.took(message.taken)
                 if (group := self._groups.of(consumer)) is not None:
@@ -455,6 +481,8 @@ class FrontDesk:
             group.died(consumer)
         if consumer.outbox is not None:
             consumer.outbox.close()
+        if consumer.returned is not None:
+            consumer.returned.close()
         returned = self._ring.release_all(consumer.number)
         if returned:
             log.info(
