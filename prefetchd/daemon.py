@@ -89,7 +89,7 @@ class Daemon:
                 ),
                 stuck=lambda pid, reader, chunk: self._foreman.stuck(pid, reader, chunk),
                 gone=lambda reader: self._foreman.gone(reader),
-                memory=lambda: self._guard.serve_wishes(),
+                memory=lambda: self._guard.serve_wishes(self._desk.cursors),
                 outgrown=lambda reader, n_bytes: self._guard.outgrown(reader, n_bytes),
             ),
             watch=loop.watch,
@@ -257,8 +257,9 @@ class Daemon:
             dataset.source.check_unchanged()
         self._caches.tick()
         self._pool.tick()
-        self._guard.serve_wishes()
-        self._guard.verify()
+        cursors = self._desk.cursors
+        self._guard.serve_wishes(cursors)
+        self._guard.verify(cursors)
         self._governor.tick()
 
     def status(self) -> dict[str, Any]:

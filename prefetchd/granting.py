@@ -19,7 +19,7 @@ from prefetchd.histogram import Histogram
 from prefetchd.mailbox import MAX_GRANTS_AHEAD
 from prefetchd.returns import ENOUGH_AHEAD
 from prefetchd.scheduler import Reserve, may_grant, ready_for
-from prefetchd.slots import Key, Ring, Slot
+from prefetchd.slots import Content, Key, Ring, Slot
 
 _SLOTS_PER_GRANT = 8
 
@@ -107,8 +107,9 @@ class Granter:
         if consumer.stalled:
             return
         if ready is None:
-            coming = not self._guard.starved and (self._ring.find(key) is not None or self._guard.may_grow())
-            if coming or any(slot.reusable for slot in self._ring.slots.values()):
+            # A slot that is being filled with another batch is free for this one when that is done.
+            coming = not self._guard.starved and (self._guard.may_grow() or self._ring.count(Content.FILLING))
+            if coming or self._ring.reusable_slots():
                 return
         if self._guard.help_stalled():
             return

@@ -169,7 +169,7 @@ class _Inspection:
                 ),
                 gone=lambda reader: self._foreman.gone(reader),
                 stuck=lambda pid, reader, chunk: self._foreman.stuck(pid, reader, chunk),
-                memory=lambda: self._guard.serve_wishes(),
+                memory=lambda: self._guard.serve_wishes([self._sweep]),
                 outgrown=lambda reader, n_bytes: self._guard.outgrown(reader, n_bytes),
             ),
             watch=self._loop.watch,
@@ -304,8 +304,8 @@ class _Inspection:
         self._ticking = False
         self._datasets[0].source.check_unchanged()
         self._pool.tick()
-        self._guard.serve_wishes()
-        self._guard.verify()
+        self._guard.serve_wishes([self._sweep])
+        self._guard.verify([self._sweep])
         self._on_progress(self._done, len(self.facts), len(self.verdicts))
 
     def close(self) -> None:
