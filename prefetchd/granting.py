@@ -21,7 +21,7 @@ from prefetchd.returns import ENOUGH_AHEAD
 from prefetchd.scheduler import Reserve, may_grant, ready_for
 from prefetchd.slots import Content, Key, Ring, Slot
 
-_SLOTS_PER_GRANT = 8
+_SLOTS_PER_GRANT = 4
 
 
 class Granter:
@@ -45,7 +45,8 @@ class Granter:
         cursor = consumer.cursor
         if cursor is None or not cursor.open:
             return
-        while len(consumer.untaken) < self._grants_ahead:
+        grants_ahead = self._grants_ahead
+        while len(consumer.untaken) < grants_ahead:
             slot = ready_for(self._ring, cursor)
             if slot is None or not may_grant(self._ring, cursor, reserve, slot) or not consumer.open_slot(slot):
                 if cursor.waiting:

@@ -26,11 +26,11 @@ from prefetchd import segment
 if TYPE_CHECKING:
     import mmap
 
-_NOTE = struct.Struct("<3Q")
+_NOTE = struct.Struct("<3Q")  # lease, last lease taken, checksum
 _N_NOTES = 16
 _CHECK = 0x9E3779B97F4A7C15  # so that a page of zeros is no note
 N_BYTES = 4096
-MAX_NOTED = 4
+MAX_NOTED = 8
 ENOUGH_AHEAD = 1  # grants in the mailbox with which a loop does without the daemon
 
 
@@ -39,7 +39,8 @@ class ReturnedLeases:
 
     def __init__(self, memory: mmap.mmap) -> None:
         self._memory = memory
-        self._seen = bytes(_NOTE.size * _N_NOTES)
+        self._page = bytes(_NOTE.size * _N_NOTES)
+        self._notes: set[tuple[int, int]] = set()
 
     @classmethod
     def create(cls) -> tuple[ReturnedLeases, int]:
@@ -56,12 +57,16 @@ class ReturnedLeases:
             raise
 
     def new(self) -> list[tuple[int, int]]:
-        """Return what was noted since the last time, and perhaps some of before: (lease, last lease taken then)."""
-        now = self._memory[: len(self._seen)]
-        if now == self._seen:
+        """Return what was noted since the last time: (lease, last lease taken then)."""
+        page = self._memory[: len(self._page)]
+        if page == self._page:
             return []
-        self._seen = now
-        return [(lease, taken) for lease, taken, check in _NOTE.iter_unpack(now) if check == lease ^ taken ^ _CHECK]
+        self._page = page
+        before = self._notes
+        self._notes = {
+            (lease, taken) for lease, taken, check in _NOTE.iter_unpack(page) if check == lease ^ taken ^ _CHECK
+        }
+        return sorted(self._notes - before)
 
     def close(self) -> None:
         """Drop the map."""
