@@ -161,7 +161,7 @@ class Connection:
             self._check_process()
         try:
             grant = self._mailbox.take()
-            if grant is None or grant.told != self._heard or self._leases.unsent:
+            if grant is None or grant.told > self._heard or self._leases.unsent:
                 grant = self._wait_for_grant(serial, grant)
         except (OSError, ValueError):
             if self._closing:  # by another thread
