@@ -285,6 +285,12 @@ def _check_count(dialect: Dialect, values: list[bytes]) -> None:
         if len(values) > 1 and not is_image(values[-1]) and trailing_numbers(values):
             raise BadLine(f"it ends in the number {show(values[-1], 40)} where the others have no label", settle)
         for value in values[:-1]:
+            if is_image(value) and is_image(values[-1]):
+                raise BadLine(
+                    f"it names two images, {show(value, 60)} and {show(values[-1], 60)}",
+                    "give target=mask if the last is the first one's mask, a line each if not, or label_columns=0 if "
+                    "they are one path",
+                )
             if is_image(value):
                 raise BadLine(f"more follows the image {show(value, 60)}, and other lines have no label", settle)
     elif dialect.label_kind == "number":

@@ -172,7 +172,7 @@ class Scan:
             least = "at least " if len(self.malformed) >= _MAX_BAD_LINES else ""
             shown += f"; and {least}{more} more bad line{'s' * (more != 1)}"
         remedy = self._remedy
-        if others and len(self.malformed) < _MAX_BAD_LINES:
+        if others and len(self.malformed) < min(_MAX_BAD_LINES, self.samples):  # most lines of it are good
             remedy += ", or let prefetchd verify --write-clean FILE write the list without such lines"
         return ManifestError(f"cannot use {shown}; {remedy}")
 

@@ -187,6 +187,7 @@ def test_line_numbers_count_every_line(tmp_path: Path) -> None:
         ("a.jpg cat\nb.jpg dog\nc d.jpg\n", 3, "there is no label"),
         ("a.jpg\nb.jpg 3\nc.jpg\n", 2, "number '3'"),
         ("a.jpg\nb.jpg cat\nc.jpg\n", 2, "more follows the image 'b.jpg'"),
+        ("a.jpg b.png\nc.jpg d.png\n", 1, "two images, 'a.jpg' and 'b.png'"),
         ('a.jpg 1\n"b.jpg 2\n', 2, "a quote is not closed"),
         ('a.jpg 1\n"b" c.jpg 2\n', 2, "between the quoted path and the label"),
         ("a.jpg 1\rb.jpg 2\nc.jpg 1\n", 1, "carriage return"),
@@ -219,6 +220,11 @@ def test_a_bad_line_is_told_with_its_number_text_and_fault(tmp_path: Path, text:
 def test_a_table_that_does_not_fit_is_refused(tmp_path: Path, text: str, options: dict[str, object], what: str) -> None:
     """Missing columns, fields and labels are told, with the columns that there are."""
     assert what in refusal(write(tmp_path, text, "l.csv"), **options)
+
+
+def test_of_several_bad_lines_it_is_told_how_to_be_rid_of_them(tmp_path: Path) -> None:
+    assert "--write-clean" in refusal(write(tmp_path, "a.jpg 1\nb.jpg\nc.jpg nan\n" + "d.jpg 2\n" * 9))
+    assert "target=mask" in refusal(write(tmp_path, "a.jpg b.png\nc.jpg d.png\n"))
 
 
 def test_the_first_bad_lines_are_told_and_further_ones_counted(tmp_path: Path) -> None:
@@ -271,7 +277,7 @@ def test_malformed_lines_of_every_kind_of_list_are_left_out(tmp_path: Path, name
 def test_a_list_of_nothing_but_malformed_lines_is_refused_in_any_case(tmp_path: Path) -> None:
     """So is one with ten thousand of them: whatever that file is, it is no such list."""
     config = make_config(source=write(tmp_path, "a.jpg nan\nb.jpg nan\n"))
-    with pytest.raises(ManifestError, match=r"line 1 of .*; line 2: .*--write-clean"):
+    with pytest.raises(ManifestError, match=r"line 1 of .*; line 2: .*leave it out$"):
         Manifest.open(config, [])
     config = make_config(source=write(tmp_path, "a.jpg 1\n" * 300 + "b.jpg\n" * 20_000))
     with pytest.raises(ManifestError, match="at least"):
