@@ -9,9 +9,10 @@ drops it; all start together and run for `--seconds`. The kinds take turns (A B 
   alone, prefetchd     one trainer, one daemon of two readers
   prefetchd            all trainers, one daemon of two readers, the same budget (`--budget`)
   DataLoader           all trainers, each with two workers of its own
-  TensorSocket         all trainers, one DataLoader of two workers, shared by a TensorProducer; where it is installed
-                       (`pip install tensorsocket`). On CPUs it sends each trainer the pixels through a socket, in one
-                       message for all of them; two batches a message is the least that it can do (and the fastest)
+  TensorSocket         with `--tensorsocket`: all trainers, one DataLoader of two workers, shared by a TensorProducer
+                       (`pip install tensorsocket`). Version 0.0.5 stalls in some runs, and so does this then. On
+                       CPUs it sends each trainer the pixels through a socket, in one message for all of them; two
+                       batches a message is the least that it can do
 
   images/s each        the median over the trainers of what each got
   slowest              the one that got least
@@ -28,7 +29,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import os
 import select
 import socket
@@ -211,7 +211,7 @@ def run_trainers(kind: str, n: int, manifest: str, name: str, seconds: float, se
 def compare(manifest: Path, options: argparse.Namespace) -> None:
     kinds = ["alone, prefetchd", f"{options.trainers} x prefetchd"]
     kinds += [] if options.no_torch else [f"{options.trainers} x DataLoader"]
-    if not options.no_torch and importlib.util.find_spec("tensorsocket"):
+    if options.tensorsocket:
         kinds.append(f"{options.trainers} x TensorSocket")
     results: dict[str, list[Result]] = {kind: [] for kind in kinds}
     serve = ("--batch-size", "64", "--image-size", str(SIZE_PX), "--shuffle", "--num-workers", "2")
@@ -272,6 +272,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--budget", default="256MiB")
     parser.add_argument("--no-torch", action="store_true", help="leave the DataLoader out")
+    parser.add_argument("--tensorsocket", action="store_true", help="TensorSocket too, which may stall (see above)")
     parser.add_argument("--handoff", metavar="N,N,...", help="measure the daemon's work for so many trainers instead")
     parser.add_argument("--be", help=argparse.SUPPRESS)
     parser.add_argument("--name", help=argparse.SUPPRESS)
