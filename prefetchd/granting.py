@@ -21,7 +21,7 @@ from prefetchd.returns import ENOUGH_AHEAD
 from prefetchd.scheduler import Reserve, may_grant, ready_for
 from prefetchd.slots import Content, Key, Ring, Slot
 
-_SLOTS_PER_GRANT = 4
+_SLOTS_PER_GRANT = 2
 
 
 class Granter:
@@ -46,7 +46,6 @@ class Granter:
         if cursor is None or not cursor.open:
             return
         grants_ahead = self._grants_ahead
-        waited = cursor.waiting
         while len(consumer.untaken) < grants_ahead:
             slot = ready_for(self._ring, cursor)
             if slot is None or not may_grant(self._ring, cursor, reserve, slot) or not consumer.open_slot(slot):
@@ -55,15 +54,15 @@ class Granter:
                 break
             lease = self._ring.grant(slot, consumer.number)
             reserve.granted(cursor)
-            if cursor.waiting:
+            waited = cursor.waiting
+            if waited:
                 consumer.set_waiting(False)
-            self.hand_over(consumer, slot, lease, cursor.advance())
-        if waited and not cursor.waiting and consumer.untaken:
-            # With all that there is for it: a loop that is woken takes the processor, and finds no more than this.
-            self.tell(consumer, cursor.serial)
+            self.hand_over(consumer, cursor.serial, slot, lease, cursor.advance(), waited=waited)
 
-    def hand_over(self, consumer: Consumer, slot: Slot, lease: int, place: tuple[int, int, bool]) -> None:
-        """Leave a grant of `place` (epoch, batch, repeated) in the consumer's mailbox."""
+    def hand_over(
+        self, consumer: Consumer, serial: int, slot: Slot, lease: int, place: tuple[int, int, bool], *, waited: bool
+    ) -> None:
+        """Leave a grant of `place` (epoch, batch, repeated) in the consumer's mailbox; tell it if it waits for one."""
         assert consumer.outbox is not None
         epoch, batch, repeated = place
         consumer.outbox.put(lease, slot.number, epoch, batch, slot.rows, repeated=repeated, told=consumer.told)
@@ -71,12 +70,10 @@ class Granter:
         consumer.batches += 1
         consumer.samples += slot.rows
         self.delivered += 1
-
-    def tell(self, consumer: Consumer, serial: int) -> None:
-        """Tell a consumer that waited that there is a grant in its mailbox."""
-        consumer.stalled = False
-        self.wait_seconds.observe(time.monotonic() - consumer.wanted_s)
-        consumer.send_sooner_or_later(messages.Mail(serial))
+        if waited:
+            consumer.stalled = False
+            self.wait_seconds.observe(time.monotonic() - consumer.wanted_s)
+            consumer.send_sooner_or_later(messages.Mail(serial))
 
     @property
     def grants_many(self) -> bool:

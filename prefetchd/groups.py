@@ -153,8 +153,7 @@ class Group:
         member.out[lease] = key
         member.cursor.waiting = False
         member.consumer.set_waiting(False)
-        granter.hand_over(member.consumer, slot, lease, self.cursor.advance())
-        granter.tell(member.consumer, member.cursor.serial)
+        granter.hand_over(member.consumer, member.cursor.serial, slot, lease, self.cursor.advance(), waited=True)
 
 
 def _can_be_given(member: Member) -> bool:

@@ -33,7 +33,7 @@ _unpack = _RECORD.unpack
 _begin = struct.Struct("<2Q").unpack_from
 _new = tuple.__new__
 _STRIDE_BYTES = 128
-_N_RECORDS = 32
+_N_RECORDS = 64
 N_BYTES = _N_RECORDS * _STRIDE_BYTES
 MAX_GRANTS_AHEAD = _N_RECORDS // 2
 

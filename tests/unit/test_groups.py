@@ -45,10 +45,7 @@ class Hands:
     def explain_wait(self, *_: object) -> bool:
         return False
 
-    def tell(self, *_: object) -> None:
-        pass
-
-    def hand_over(self, member: Heard, slot: Slot, lease: int, place: tuple[int, int, bool]) -> None:
+    def hand_over(self, member: Heard, serial: int, slot: Slot, lease: int, place: tuple[int, int, bool], **_: object):
         member.said.append(Given(lease, place[0], place[1]))
         member.untaken.append(lease)
 
