@@ -69,6 +69,7 @@ class ReadAhead:
         self._lent: MappedBuffer | None = None  # whose bytes the caller looks at
         self._most_bytes = MAX_BYTES
         self.held_bytes = 0
+        self.waited_s = 0.0  # for reads, all together
         self.began_ns = 0  # when the latest read began, by the clock of files
 
     @property
@@ -96,11 +97,13 @@ class ReadAhead:
     def read(self, sample_id: int, sample: Sample, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
         """Return a sample's bytes as `Records.read` does, in `buffer` or in one of its own, until the next read."""
         self._end_loan()
+        started_s = time.perf_counter()
         if self._coming:
             self._read_lately.add(sample_id)
             ahead = self._take(sample_id)
             if ahead is not None:
                 ahead.wait()
+                self.waited_s += time.perf_counter() - started_s
                 if ahead.data is not None:
                     self._lent, self.began_ns = ahead.buffer, ahead.began_ns
                     self._learn(ahead.took_s, ahead.buffer.capacity_bytes)
@@ -110,7 +113,9 @@ class ReadAhead:
         started_s = time.perf_counter()
         self.began_ns = time.time_ns()
         data = self._records.read(sample, buffer, partial(self._reserve, reserve))
-        self._learn(time.perf_counter() - started_s, len(data))
+        took_s = time.perf_counter() - started_s
+        self.waited_s += took_s
+        self._learn(took_s, len(data))
         return data
 
     def _reserve(self, reserve: ReserveMemory, n_bytes: int) -> None:

@@ -11,7 +11,9 @@ Works in the zygote, and so in the readers that it forks, and nowhere else. A fi
   pass by.
 
 With `SABOTAGE_READ_S` every read of a file takes so much longer, and the first read of the file that `SABOTAGE_HANG`
-names never ends.
+names never ends. With `SABOTAGE_MEET=16 020.jpg` no read of a file of that name, or of one that sorts behind it, ends
+before so many of them are under way in one reader, or half a minute has passed; when they have met the file `met` is
+there.
 """
 
 import os
@@ -22,6 +24,7 @@ MARK_BYTES = 32
 
 if "prefetchd.zygote" in sys.orig_argv:
     import signal
+    import threading
     import time
 
     import cv2
@@ -67,11 +70,22 @@ if "prefetchd.zygote" in sys.orig_argv:
         from prefetchd import file_bytes
 
         _read_file = file_bytes.read_file
+        _n_to_meet, _, _first_to_meet = os.environ.get("SABOTAGE_MEET", "0 ~").partition(" ")
+        _here, _arrived = threading.Condition(), []
+
+        def _meet(name):
+            with _here:
+                _arrived.append(name)
+                _here.notify_all()
+                if _here.wait_for(lambda: len(_arrived) >= int(_n_to_meet), timeout=30):
+                    os.close(os.open(f"{_folder}/met", os.O_CREAT))
 
         def _read_late(path, buffer, **options):
             time.sleep(float(os.environ["SABOTAGE_READ_S"]))
             if os.path.basename(path) == os.environ.get("SABOTAGE_HANG") and _first("hang"):
                 time.sleep(1e6)
+            if os.path.basename(path) >= _first_to_meet:
+                _meet(path)
             return _read_file(path, buffer, **options)
 
         file_bytes.read_file = _read_late

@@ -13,7 +13,7 @@ import pytest
 import prefetchd
 from prefetchd.sources.read_ahead import N_THREADS
 from tests.conftest import DaemonProcess, wait_until
-from tests.faults.conftest import Sabotage, content_of, exact, expected_content, write_manifest
+from tests.faults.conftest import BATCH, Sabotage, content_of, exact, expected_content, write_manifest
 from tests.images import write_jpeg
 
 Serve = Callable[..., DaemonProcess]
@@ -45,6 +45,20 @@ def test_readers_killed_while_they_read_ahead(serve: Serve, slow_reads: Sabotage
     loader.close()
     assert daemon.status()["reader_crashes"] == len(gates)
     assert daemon.status()["bad_samples"] == 0
+
+
+def test_reader_knows_enough_samples_ahead_to_have_many_reads_under_way(
+    serve: Serve, slow_reads: Sabotage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than are in the two tasks that every reader has in hand; it hears of no others while it waits."""
+    manifest = write_manifest(tmp_path, 60)
+    wanted = expected_content(manifest)
+    monkeypatch.setenv("SABOTAGE_READ_S", "0.1")
+    monkeypatch.setenv("SABOTAGE_MEET", f"{3 * BATCH + 1} 020.jpg")
+    serve(manifest, *exact("--num-workers", 1))
+    with prefetchd.batches() as loader:
+        assert content_of(loader) == wanted
+    assert (slow_reads.folder / "met").exists()
 
 
 def test_samples_that_are_tried_again_while_reads_are_ahead(serve: Serve, slow_reads: Sabotage, tmp_path: Path) -> None:
