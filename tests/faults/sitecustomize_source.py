@@ -11,7 +11,7 @@ Works in the zygote, and so in the readers that it forks, and nowhere else. A fi
   pass by.
 
 With `SABOTAGE_READ_S` every read of a file takes so much longer, and the first read of the file that `SABOTAGE_HANG`
-names never ends. With `SABOTAGE_MEET=16 020.jpg` no read of a file of that name, or of one that sorts behind it, ends
+names never ends. With `SABOTAGE_MEET=16 050.jpg` no read of a file of that name, or of one that sorts behind it, ends
 before so many of them are under way in one reader; then the file `met` is there. Nor do they wait for ever.
 """
 

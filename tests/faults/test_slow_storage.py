@@ -47,14 +47,21 @@ def test_readers_killed_while_they_read_ahead(serve: Serve, slow_reads: Sabotage
     assert daemon.status()["bad_samples"] == 0
 
 
-def test_reader_knows_enough_samples_ahead_to_have_many_reads_under_way(
-    serve: Serve, slow_reads: Sabotage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("n_reads", "first"),
+    [
+        pytest.param(BATCH - 1, "001.jpg", id="once-the-first-was-late"),
+        pytest.param(3 * BATCH + 1, "050.jpg", id="later"),
+    ],
+)
+def test_many_reads_are_under_way_at_once(
+    serve: Serve, slow_reads: Sabotage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_reads: int, first: str
 ) -> None:
-    """More than are in the two tasks that every reader has in hand; it hears of no others while it waits."""
-    manifest = write_manifest(tmp_path, 60)
+    """Of all that a reader has in hand: at first the tasks of one batch, then many. It hears of none while it waits."""
+    manifest = write_manifest(tmp_path, 100)
     wanted = expected_content(manifest)
     monkeypatch.setenv("SABOTAGE_READ_S", "0.1")
-    monkeypatch.setenv("SABOTAGE_MEET", f"{3 * BATCH + 1} 020.jpg")
+    monkeypatch.setenv("SABOTAGE_MEET", f"{n_reads} {first}")
     serve(manifest, *exact("--num-workers", 1))
     with prefetchd.batches() as loader:
         assert content_of(loader) == wanted
