@@ -103,11 +103,14 @@ class Cursor:
         steps = self.shard.steps()
         if not steps:
             return
-        for _ in range(horizon):
+        # A tuple a batch and no more: it is asked for as far as the ring reaches, for every handful of batches.
+        while horizon > 0:
             if left <= 0:
                 epoch, left, index = epoch + 1, steps, self.shard.rank + self.shard.rotation
-            yield dataset, epoch, index % n_batches  # as `Shard.batch`, which would take half of all the time here
-            left, index = left - 1, index + stride
+            n_here = min(horizon, left)
+            for place in range(index, index + n_here * stride, stride):
+                yield dataset, epoch, place % n_batches  # as `Shard.batch`
+            horizon, left = horizon - n_here, 0
 
     @property
     def _position(self) -> int:

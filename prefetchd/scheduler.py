@@ -6,6 +6,7 @@ The ring is a cache of the sequence of batches whose future is known, so the rul
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass
 
@@ -31,23 +32,16 @@ def next_fills(
 
     Batches in `unmakeable` are known to fail and are passed over.
     """
-    horizon = len(ring.slots)
-    never = (horizon, True)
-    need: dict[Key, Urgency] = {}
-    for window in arrange(cursors, horizon):
-        # Of two batches that are needed next, the one for which a loop stands still comes first.
-        in_no_hurry = not any(
-            member.waiting and ring.held_by(member.consumer) < member.guaranteed_slots for member in window.members
-        )
-        for distance, key in enumerate(window.keys):
-            need[key] = min(need.get(key, never), (distance, in_no_hurry))
-    wanted = sorted((urgency, key) for key, urgency in need.items() if ring.find(key) is None and key not in unmakeable)
+    need = _needs(ring, cursors)
+    wanted = sorted([(need[key], key) for key in ring.missing(need) if key not in unmakeable])
     if not wanted:
         return []
+    never = (len(ring.slots), True)
     # What is needed last is given up first; an empty slot costs nothing.
-    empty = [slot for slot in ring.slots.values() if slot.key is None and slot.reusable]
-    full = [(need.get(slot.key, never), slot) for slot in ring.slots.values() if slot.key is not None and slot.reusable]
-    full.sort(key=lambda victim: victim[0])
+    reusable = ring.reusable_slots()
+    empty = [slot for slot in reusable if slot.key is None]
+    full = [(need.get(slot.key, never), slot) for slot in reusable if slot.key is not None]
+    full.sort(key=_urgency)
     plans: list[FillPlan] = []
     for urgency, key in wanted[:limit]:
         if empty:
@@ -57,6 +51,24 @@ def next_fills(
         else:
             break
     return plans
+
+
+_urgency = operator.itemgetter(0)
+
+
+def _needs(ring: Ring, cursors: Sequence[Cursor]) -> dict[Key, Urgency]:
+    """Return how urgent each batch is that some cursor needs, as far as the ring reaches."""
+    need: dict[Key, Urgency] = {}
+    for window in arrange(cursors, len(ring.slots)):
+        # Of two batches that are needed next, the one for which a loop stands still comes first.
+        in_no_hurry = not any(
+            member.waiting and ring.held_by(member.consumer) < member.guaranteed_slots for member in window.members
+        )
+        needed = {key: (distance, in_no_hurry) for distance, key in enumerate(window.keys)}
+        if need:
+            needed.update({key: min(need[key], needed[key]) for key in need.keys() & needed.keys()})
+        need.update(needed)
+    return need
 
 
 def needed_last(ring: Ring, cursors: Collection[Cursor]) -> Slot | None:
@@ -70,7 +82,7 @@ def needed_last(ring: Ring, cursors: Collection[Cursor]) -> Slot | None:
     def when(slot: Slot) -> int:
         return horizon + 1 if slot.key is None else distance.get(slot.key, horizon)
 
-    return max((slot for slot in ring.slots.values() if slot.reusable), key=when, default=None)
+    return max(ring.reusable_slots(), key=when, default=None)
 
 
 class Reserve:

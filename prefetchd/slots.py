@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -95,6 +96,18 @@ class Ring:
     def find(self, key: Key) -> Slot | None:
         """Return the slot that holds the batch, or is being filled with it."""
         return self._by_key.get(key)
+
+    def missing(self, keys: Iterable[Key]) -> list[Key]:
+        """Return those of the batches that no slot holds, or is being filled with."""
+        held = self._by_key
+        return [key for key in keys if key not in held]
+
+    def reusable_slots(self) -> list[Slot]:
+        """Return the slots that a new batch may be put into now (`Slot.reusable`)."""
+        filling = Content.FILLING
+        return [
+            slot for slot in self.slots.values() if slot.content is not filling and not slot.leases and not slot.writers
+        ]
 
     def count(self, content: Content) -> int:
         """How many slots are in that state."""

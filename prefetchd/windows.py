@@ -71,10 +71,13 @@ def n_places(windows: Sequence[Window]) -> int:
 
 def _arrange(cursors: Collection[Cursor], n_slots: int, *, everyone: bool) -> list[Window]:
     windows: list[Window] = []
-    led: dict[tuple[int, int, Key], Window] = {}  # by lane and batch: the window that a loop standing there belongs to
+    led: dict[tuple[int, int, int, Key], Window] = {}  # by lane and batch: the window of a loop that stands there
     any_open = any(cursor.open for cursor in cursors)
     for cursor in sorted(cursors, key=_place) if len(cursors) > 1 else cursors:
-        key, lane = cursor.next_key, cursor.lane
+        key = cursor.next_key
+        # In a ring too small for all, what a loop holds must be what the others of its window come to: epochs that begin
+        # elsewhere go through the same batches in another order.
+        lane = (*cursor.lane, cursor.shard.rotation if everyone else 0)
         window = led.get((*lane, key)) if key is not None else None
         if window is None:
             # A loop that rests finds its first batches when it begins; it takes no more from those that run.
@@ -85,7 +88,8 @@ def _arrange(cursors: Collection[Cursor], n_slots: int, *, everyone: bool) -> li
             windows.append(window)
             if not (cursor.is_waited_for or (everyone and cursor.open)):
                 reach = reach[:1]  # who stands at the same batch goes on through the same ones
-            if not cursor.again:  # what a group gives again is not where it goes on
+            # What a group gives again is not where it goes on; and a loop that is alone is met by nobody.
+            if not cursor.again and len(cursors) > 1:
                 for ahead in reach:
                     led.setdefault((*lane, ahead), window)
         window.members.append(cursor)

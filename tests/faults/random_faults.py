@@ -44,7 +44,7 @@ def run_round(seed: int, folder: Path, done: list[str], n_faults: int = 12) -> N
             in_a_row += party in ("zygote", "reader") and fault != "stop"
             if in_a_row == MAX_BOOT_FAILURES:
                 wait_until(lambda: any(one["ready"] for one in ask_status()["readers"]), "a reader is ready")
-                in_a_row = 0
+                in_a_row = 1  # the one that comes now
             if party == "daemon" and fault != "stop":
                 os.kill(daemon.pid, signal.SIGKILL if fault == "kill" else signal.SIGSEGV)
                 daemon.process.wait(10)

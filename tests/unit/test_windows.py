@@ -8,7 +8,7 @@ import math
 import random
 from dataclasses import dataclass, field
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from prefetchd.cursor import Cursor
@@ -242,6 +242,7 @@ def test_a_ring_too_small_for_another_window_paces_whatever_the_patience():
     ),
     seed=st.integers(0, 2**32),
 )
+@example(3, 1, 3, [(0, 1, 5.0, 0.0, 13, {}), (1, 1, 1.0, 0.0, 0, {}), (2, 1, 0.01, 0.0, 0, {})], 0)
 @settings(max_examples=300, deadline=None)
 def test_every_loop_sees_its_epochs_in_order_and_none_stands_still_for_ever(n_slots, n_readers, n_batches, loops, seed):
     made = []
