@@ -148,9 +148,10 @@ class Reader:
                 found = [msgspec.structs.replace(fault, detail="") for fault in found]
             faults += found
             self._has_filled = True
-            if source.read_s:
-                if not was_slow:  # found out just now
-                    source.expect(ids[first + step :].tolist())
+            if source.read_s and not was_slow:  # found out just now
+                source.expect(ids[first + step :].tolist())
+                self._look_ahead()
+            elif source.read_s and first % _ROWS_A_LOOK == 0:
                 self._look_ahead()
         took_s = time.perf_counter() - started_s
         return messages.Done(task.task, faults, took_s, source.read_s, rows_left, source.waited_s - waited_s)

@@ -37,7 +37,7 @@ _BUFFER_BYTES = 128 << 10  # as large as most files need
 SLOW_S, FAST_S = 0.002, 0.001
 _WEIGHT = 0.1  # of the last read in the average
 _STACK_BYTES = 128 << 10
-_M_TRIM_THRESHOLD = -1  # mallopt's
+_M_TRIM_THRESHOLD, _M_ARENA_MAX = -1, -8  # mallopt's
 _HEAP_KEPT_BYTES = 4 << 20
 _RECOVERY_BYTES = 64 << 10  # with each decode after one that was large
 
@@ -204,8 +204,13 @@ class ReadAhead:
         return read.begun
 
     def _begin(self) -> None:
-        """Let threads begin as many as there may be at once: more than there is room for would be read twice."""
+        """Let threads begin as many as there may be at once: more than there is room for would be read twice.
+
+        A quarter of them together: a thread that is woken for one read alone takes a twentieth of a decode's time.
+        """
         most = min(N_THREADS, self._most_bytes // int(self._average_bytes))
+        if self._n_begun > most - most // 4:
+            return
         while self._later and self._n_begun < most:
             read = self._later.popleft()
             read.begun = True
@@ -224,7 +229,9 @@ class ReadAhead:
     def _start(self) -> None:
         # What the heap keeps between two decodes is part of the allowance, too: less of it, then.
         with contextlib.suppress(AttributeError):  # another C library
-            ctypes.CDLL(None).mallopt(_M_TRIM_THRESHOLD, _HEAP_KEPT_BYTES)
+            library = ctypes.CDLL(None)
+            library.mallopt(_M_TRIM_THRESHOLD, _HEAP_KEPT_BYTES)
+            library.mallopt(_M_ARENA_MAX, 1)  # or each thread would begin a heap of its own
         before = threading.stack_size(_STACK_BYTES)
         self._threads = [threading.Thread(target=self._fetch, daemon=True) for _ in range(N_THREADS)]
         for thread in self._threads:
@@ -267,7 +274,7 @@ class ReadAhead:
         with self._lock:
             if n_bytes <= FileBuffer.rounded(_BUFFER_BYTES) and self._free:
                 self.held_bytes -= buffer.capacity_bytes
-                buffer.take_from(self._free.popleft())
+                buffer.take_from(self._free.pop())  # the last one used is in the processor's caches still
                 return
             more = FileBuffer.rounded(max(n_bytes, _BUFFER_BYTES)) - buffer.capacity_bytes
             while self.held_bytes + more > self._most_bytes:
