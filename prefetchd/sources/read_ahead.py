@@ -31,7 +31,7 @@ from prefetchd.sources.base import ReserveMemory
 from prefetchd.sources.records import Records
 
 N_THREADS = 32  # and so many samples are on their way, or wait for the reader, at most
-MAX_BYTES = 5 << 20  # within a reader's allowance
+MAX_BYTES = 9 << 19  # within a reader's allowance
 ALLOWANCE_BYTES = 12 << 20  # what a reader may take without asking: the budget's, which readers know nothing of
 _BUFFER_BYTES = 128 << 10  # as large as most files need
 SLOW_S, FAST_S = 0.002, 0.001
