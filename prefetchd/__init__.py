@@ -25,6 +25,7 @@ from prefetchd.errors import (
 if TYPE_CHECKING:
     from prefetchd.api import batches
     from prefetchd.batch import Batch
+    from prefetchd.live_options import set_options
     from prefetchd.loader import Loader
 
 __version__ = "0.1.0"
@@ -41,13 +42,14 @@ __all__ = [
     "RingExhausted",
     "SampleError",
     "batches",
+    "set_options",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in ("keras", "tensorflow", "torch"):  # `import prefetchd` alone is enough, and loads none of them
         return importlib.import_module(f"prefetchd.{name}")
-    home = {"Batch": "batch", "Loader": "loader", "batches": "api"}.get(name)
+    home = {"Batch": "batch", "Loader": "loader", "batches": "api", "set_options": "live_options"}.get(name)
     if home is not None:
         return getattr(importlib.import_module(f"prefetchd.{home}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

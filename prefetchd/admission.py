@@ -17,6 +17,7 @@ from prefetchd.datasets import Dataset
 from prefetchd.errors import ConfigError, PrefetchdError
 from prefetchd.guard import Guard
 from prefetchd.mailbox import Outbox
+from prefetchd.returns import ReturnedLeases
 from prefetchd.scheduler import slots_promised
 from prefetchd.shard import Shard
 from prefetchd.units import format_count
@@ -75,6 +76,8 @@ class Admission:
         try:
             consumer.outbox, mailbox = Outbox.create()
             fds.append(mailbox)
+            consumer.returned, returns = ReturnedLeases.create()
+            fds.append(returns)
             if classes is not None:
                 fds.append(write_classes(classes))
         except OSError as error:

@@ -27,6 +27,7 @@ from prefetchd.layout import BatchLayout, layout_from_wire
 from prefetchd.leases import Leases
 from prefetchd.liveness import describe_process
 from prefetchd.mailbox import Mailbox
+from prefetchd.returns import Returns
 from prefetchd.silence import LOOK_S, Silence
 from prefetchd.user_warnings import warn_user
 
@@ -60,6 +61,7 @@ class Connection:
         self._turn = threading.RLock()
         self._heard = 0  # messages from the daemon
         self._mailbox: Mailbox
+        self._returns: Returns
         self._leases: Leases
         self._closing = False
         self._attached = False
@@ -95,7 +97,7 @@ class Connection:
                 raise ValueError("it has no batches, or no configuration")
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise PrefetchdError(f"cannot attach: the daemon's layout makes no sense ({error})") from None
-        self._leases = Leases(self._sock.dup(), self.layout, writable=self._writable)
+        self._leases = Leases(self._sock.dup(), self.layout, self._mailbox, self._returns, writable=self._writable)
         self._attached = True
 
     def _wait_for_answer(self, timeout_s: float | None) -> messages.Attached:
@@ -159,7 +161,7 @@ class Connection:
             self._check_process()
         try:
             grant = self._mailbox.take()
-            if grant is None or grant.told != self._heard or self._leases.unsent:
+            if grant is None or grant.told > self._heard or self._leases.unsent:
                 grant = self._wait_for_grant(serial, grant)
         except (OSError, ValueError):
             if self._closing:  # by another thread
@@ -285,13 +287,14 @@ class Connection:
     def close(self, *, at_once: bool) -> None:
         """Close the connection: now, or when the last view is gone. What is held stays readable either way."""
         self._closing = True
-        if hasattr(self, "_mailbox"):  # else it never attached
-            self._mailbox.close()
         if hasattr(self, "_leases"):
             self._leases.close(at_once=at_once)
         else:
             with contextlib.suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)
+        for name in ("_mailbox", "_returns"):
+            if hasattr(self, name):  # else it never attached
+                getattr(self, name).close()
         self._sock.close()
 
     # --- the wire
@@ -308,8 +311,9 @@ class Connection:
                 case messages.Attached():
                     try:
                         self._mailbox = Mailbox(fds[0])
-                        if len(fds) > 1:
-                            self.classes = read_classes(fds[1])
+                        self._returns = Returns(fds[1])
+                        if len(fds) > 2:
+                            self.classes = read_classes(fds[2])
                     except (ValueError, IndexError, OSError) as error:
                         raise PrefetchdError(f"cannot attach: {error}; is it a daemon of prefetchd?") from None
                 case messages.SlotOpened():

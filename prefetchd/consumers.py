@@ -16,6 +16,7 @@ from prefetchd import control, messages
 from prefetchd.cursor import Cursor
 from prefetchd.datasets import Dataset
 from prefetchd.mailbox import Outbox
+from prefetchd.returns import ReturnedLeases
 from prefetchd.slots import Slot
 
 
@@ -44,6 +45,7 @@ class Consumer:
         slots: slots that it has a descriptor of.
         batches, samples: what it was granted, over all its loops.
         outbox: where its grants are left, owned; made when it attaches.
+        returned: where it notes leases that have ended and are still to be told, owned; made when it attaches.
         told: how many messages were sent to it.
         since_s: when it connected, by the monotonic clock, in seconds.
     """
@@ -65,6 +67,7 @@ class Consumer:
     stalled: bool = False
     slots: set[int] = field(default_factory=set)
     outbox: Outbox | None = None
+    returned: ReturnedLeases | None = None
     told: int = 0
     batches: int = 0
     samples: int = 0

@@ -63,6 +63,10 @@ class Cursor:
     @property
     def next_key(self) -> Key | None:
         """The next batch; `None` where an epoch has none."""
+        if self.again:
+            return self.again[0]
+        if self.step < self.shard.steps(self.start):  # as nearly always; the rule is `upcoming`'s
+            return self.dataset, self.epoch, self._position % self.shard.n_batches
         return next(self.upcoming(1), None)
 
     @property

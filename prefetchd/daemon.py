@@ -89,7 +89,7 @@ class Daemon:
                 ),
                 stuck=lambda pid, reader, chunk: self._foreman.stuck(pid, reader, chunk),
                 gone=lambda reader: self._foreman.gone(reader),
-                memory=lambda: self._guard.serve_wishes(),
+                memory=lambda: self._guard.serve_wishes(self._desk.cursors),
                 outgrown=lambda reader, n_bytes: self._guard.outgrown(reader, n_bytes),
             ),
             watch=loop.watch,
@@ -225,6 +225,7 @@ class Daemon:
                 os.close(self._parent_pidfd)
 
     def _pump(self) -> None:
+        self._desk.take_back_noted()
         cursors = self._desk.cursors
         self._governor.settle(cursors)
         self._give_work(cursors)
@@ -256,8 +257,9 @@ class Daemon:
             dataset.source.check_unchanged()
         self._caches.tick()
         self._pool.tick()
-        self._guard.serve_wishes()
-        self._guard.verify()
+        cursors = self._desk.cursors
+        self._guard.serve_wishes(cursors)
+        self._guard.verify(cursors)
         self._governor.tick()
 
     def status(self) -> dict[str, Any]:

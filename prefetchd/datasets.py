@@ -15,6 +15,8 @@ from prefetchd.layout import BatchLayout
 from prefetchd.messages import OpenDataset
 from prefetchd.order import Order
 from prefetchd.sources import Source, open_source
+from prefetchd.sources.applicable import InapplicableOption
+from prefetchd.sources.patterns import kind_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,7 +51,28 @@ def open_datasets(configs: Mapping[str, Config]) -> list[Dataset]:
     Raises:
         PrefetchdError: if one of them cannot be served.
     """
-    return [_open(number, name, config) for number, (name, config) in enumerate(configs.items())]
+    datasets = []
+    for number, (name, config) in enumerate(configs.items()):
+        try:
+            datasets.append(_open(number, name, config))
+        except InapplicableOption as error:
+            raise ConfigError(_explained(error, config, configs)) from None
+    return datasets
+
+
+def _explained(error: InapplicableOption, config: Config, configs: Mapping[str, Config]) -> str:
+    """Return the message of `error`, with how to give the option to those data sets alone that it may be for."""
+    value = getattr(config, error.option)
+    is_off = "no-" if value is False else ""
+    flag = error.option.replace("_", "-")
+    flags = [
+        f"--{is_off}{name}.{flag}"
+        for name, other in configs.items()
+        if getattr(other, error.option) == value and kind_of(other.source) != kind_of(config.source)
+    ]
+    if not flags:
+        return str(error)
+    return f"{error.why}; what is for some of the data sets is given to each of them: {' '.join(flags)}"
 
 
 def _open(number: int, name: str, config: Config) -> Dataset:

@@ -28,7 +28,8 @@ log = logging.getLogger("prefetchd")
 
 _CHUNK_S = 0.04
 _CHEAP_BATCH_S = 0.001
-_CHEAP_AT_ONCE = 8
+_CHEAP_AT_ONCE = 16
+_RING_PARTS = 8
 _MAX_FAILED = 256
 
 
@@ -62,14 +63,26 @@ class Foreman:
         self.sample_seconds = Histogram()
         self.busy_s = 0.0  # that readers spent on samples
         self._jobs: list[Job] = []
+        self._full_since: tuple[int, int] | None = None  # slots, and how often one had come back, when all was begun
         self._seconds_per_sample = [0.0 for _ in datasets]
         self._logged: set[str] = set()
 
     def give_work(self, cursors: list[Cursor]) -> None:
         """Give queued chunks to readers that can take one, and begin new batches while some still can."""
-        while self._give_queued() and self._begin_batches(cursors):
+        while self._give_queued() and self._is_worth_planning(cursors) and self._begin_batches(cursors):
             pass
         self._pool.flush()
+
+    def _is_worth_planning(self, cursors: list[Cursor]) -> bool:
+        """Whether to look for batches to begin: where all that fitted was begun the last time, perhaps not yet.
+
+        Planning costs as much as a cheap batch: so while nobody stands still, some slots must have come back, or been
+        added.
+        """
+        if self._full_since is None or self._batches_at_once() == 1 or any(cursor.waiting for cursor in cursors):
+            return True
+        n_slots, n_returned = self._full_since
+        return len(self._ring.slots) != n_slots or self._ring.n_returned - n_returned >= n_slots // _RING_PARTS
 
     @property
     def has_jobs(self) -> bool:
@@ -98,7 +111,9 @@ class Foreman:
 
     def _begin_batches(self, cursors: list[Cursor]) -> bool:
         """Queue the chunks of the batches that are needed next, as many as readers can take; whether there were any."""
-        plans = next_fills(self._ring, cursors, self.failed, limit=self._batches_at_once())
+        limit = self._batches_at_once()
+        plans = next_fills(self._ring, cursors, self.failed, limit=limit)
+        self._full_since = (len(self._ring.slots), self._ring.n_returned) if len(plans) < limit else None
         for plan in plans:
             self._ring.start_fill(plan.slot, plan.key)
             number, _, batch = plan.key

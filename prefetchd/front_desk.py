@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from prefetchd import control, messages
+from prefetchd import control, mailbox, messages, returns
 from prefetchd.admission import Admission, refuse_protocol
 from prefetchd.budget import MIN_SLOTS
 from prefetchd.consumers import Consumer
@@ -30,21 +30,22 @@ from prefetchd.granting import Granter
 from prefetchd.groups import Groups
 from prefetchd.guard import Guard
 from prefetchd.loop import EventLoop
-from prefetchd.mailbox import N_BYTES
+from prefetchd.openings import Openings
 from prefetchd.scheduler import Reserve
 from prefetchd.shard import Shard
 from prefetchd.slots import Ring, Slot
 from prefetchd.start_line import StartLine
 from prefetchd.units import format_count
-from prefetchd.windows import Pacer, join_window, most_windows, n_places, reaches
+from prefetchd.windows import Pacer
 
 log = logging.getLogger("prefetchd")
 
 MAX_CONSUMERS = 1024
-_DESCRIPTORS_EACH = 3  # a consumer's socket, pidfd and mailbox
+_DESCRIPTORS_EACH = 4  # a consumer's socket and pidfd, and the maps of its mailbox and its returned leases
 _DESCRIPTORS_KEPT = 512  # for slots, readers and samples, whoever connects
 _INTRODUCTION_S = 10.0
 _RETRY_S = 0.1
+_LOOK_FOR_NOTES_S = 0.005
 
 
 class FrontDesk:
@@ -76,8 +77,16 @@ class FrontDesk:
         self.consumers: dict[int, Consumer] = {}
         self.granter = Granter(ring, foreman, guard, self.consumers)
         self._admission = Admission(datasets, self.consumers, guard)
-        self._start_line = StartLine(self.consumers, loop)
         self._groups = Groups(ring, self.granter)
+        self._openings = Openings(
+            self.consumers,
+            self._groups,
+            StartLine(self.consumers, loop),
+            ring,
+            foreman,
+            guard,
+            patience_s=datasets[0].config.patience,
+        )
         self._datasets = datasets
         self._ring = ring
         self._foreman = foreman
@@ -93,12 +102,12 @@ class FrontDesk:
         self._linger_s = linger_s
         self._empty_since_s = loop.clock()
         self._pacer = Pacer()
-        self._patience_s = datasets[0].config.patience
         self._look_again_s = 0.0
         self._max_consumers = min(
             MAX_CONSUMERS, max(1, (raise_descriptor_limit() - _DESCRIPTORS_KEPT) // _DESCRIPTORS_EACH)
         )
         self._retrying = False
+        self._looking = False
 
     def listen(self, listener: socket.socket) -> None:
         """Admit whoever connects to `listener`, which the desk then owns."""
@@ -128,8 +137,24 @@ class FrontDesk:
 
     @property
     def mail_bytes(self) -> int:
-        """What the consumers' mailboxes take."""
-        return N_BYTES * sum(consumer.outbox is not None for consumer in self.consumers.values())
+        """What the consumers' mailboxes and pages of returned leases take."""
+        each = mailbox.N_BYTES + returns.N_BYTES
+        return each * sum(consumer.outbox is not None for consumer in self.consumers.values())
+
+    def take_back_noted(self) -> None:
+        """Take back the leases that consumers have noted, and not told yet, to have ended (`returns`)."""
+        for consumer in self.consumers.values():
+            if consumer.returned is not None and (noted := consumer.returned.new()):
+                self._take_back(consumer, [lease for lease, _ in noted], max(taken for _, taken in noted))
+
+    def _take_back(self, consumer: Consumer, leases: Sequence[int], taken: int) -> None:
+        consumer.took(taken)
+        group = self._groups.of(consumer)
+        for lease in leases:
+            if self._ring.release(lease, consumer.number) and group is not None:
+                group.released(consumer, lease)
+        for other in self.consumers.values():
+            other.stalled = False  # who waits still is told again
 
     def serve_all(self) -> None:
         """Grant every consumer what is ready for it."""
@@ -138,10 +163,23 @@ class FrontDesk:
             if not consumer.held_back:
                 self.granter.grant(consumer, reserve)
         self._groups.serve(reserve)
+        self._look_for_notes()
         self._pace()
         if not self._retrying and any(consumer.blocked for consumer in self.consumers.values()):
             self._retrying = True
             self._loop.call_later(_RETRY_S, self._unblock)
+
+    def _look_for_notes(self) -> None:
+        """See that the loop comes round again while slots are wanted that somebody may note as returned."""
+        if self._looking or not self.granter.grants_many:
+            return
+        wanted = len(self._ring.slots) > self._guard.slots_wanted or any(cursor.waiting for cursor in self.cursors)
+        if wanted and self._ring.leased_slots:
+            self._looking = True
+            self._loop.call_later(_LOOK_FOR_NOTES_S, self._looked)
+
+    def _looked(self) -> None:
+        self._looking = False
 
     def _unblock(self) -> None:
         """Look whether those whose sockets were full have read."""
@@ -290,6 +328,7 @@ class FrontDesk:
 
     def _report(self) -> dict[str, Any]:
         """The status, its lists cut short until it fits into one message."""
+        self.take_back_noted()
         report = self._status()
         while len(messages.encode(messages.StatusReport(report))) > control.MAX_MESSAGE_BYTES:
             longest = max(("bad", "consumers", "readers"), key=lambda name: len(messages.encode(report[name])))
@@ -299,12 +338,7 @@ class FrontDesk:
     def _handle(self, consumer: Consumer, message: messages.ToDaemon) -> None:
         match message:
             case messages.Release():
-                self._ring.release(message.lease, consumer.number)
-                consumer.took(message.taken)
-                if (group := self._groups.of(consumer)) is not None:
-                    group.released(consumer, message.lease)
-                for other in self.consumers.values():
-                    other.stalled = False  # who waits still is told again
+                self._take_back(consumer, message.leases, message.taken)
             case messages.Want():
                 consumer.took(message.taken)
                 if (group := self._groups.of(consumer)) is not None:
@@ -317,9 +351,10 @@ class FrontDesk:
                     if consumer.untaken:
                         consumer.send_sooner_or_later(messages.Mail(message.serial))
             case messages.OpenCursor():
-                self._open_cursor(consumer, message)
+                if not self._openings.begin(consumer, message):
+                    self._hang_up(consumer)
             case messages.CloseCursor():
-                self._close_cursor(consumer, message)
+                self._openings.end(consumer, message)
             case messages.Attach():
                 if consumer.attached:
                     self._hang_up(consumer)
@@ -344,86 +379,6 @@ class FrontDesk:
             consumer.send(messages.Fatal(type(error).__name__, str(error)))
             return
         consumer.send(messages.OptionsChanged(text))
-
-    def _open_cursor(self, consumer: Consumer, message: messages.OpenCursor) -> None:
-        dataset = consumer.dataset
-        if not consumer.attached or dataset is None or message.rank >= message.world_size:
-            self._hang_up(consumer)
-            return
-        self._drop_untaken(consumer, message.taken)
-        self._foreman.failed.clear()  # a new loop tries again: the file may have been mended
-        shard = Shard(
-            dataset.order.batches_per_epoch,
-            message.rank,
-            message.world_size,
-            dataset.config.drop_last,
-            message.rotation,
-        )
-        if (message.batch and not shard.steps(message.batch)) or (message.rotation and message.world_size > 1):
-            self._hang_up(consumer)
-            return
-        if (group := self._groups.of(consumer)) is not None:
-            assert consumer.outbox is not None
-            consumer.outbox.open(message.serial)
-            group.begin(consumer, message)
-            self._start_line.arrive(consumer, message.serial)
-            return
-        consumer.stalled = False
-        consumer.set_waiting(False)
-        consumer.cursor = None
-        assert consumer.outbox is not None
-        consumer.outbox.open(message.serial)
-        cursor = Cursor(
-            consumer.number,
-            message.serial,
-            dataset.number,
-            shard,
-            message.epoch,
-            message.batch,
-            guaranteed_slots=consumer.guaranteed_slots,
-            stop_epoch=message.stop_epoch,
-            patience_s=self._patience_s,
-        )
-        running = [other.cursor for other in self.consumers.values() if other.cursor is not None and other.cursor.open]
-        if message.join:
-            join_window(cursor, running)
-        n_slots = self._guard.budget.plan.n_slots
-        windows = n_places(reaches([*running, cursor], n_slots))
-        if running and windows > most_windows(n_slots):
-            consumer.send_sooner_or_later(
-                messages.Failed(
-                    message.serial,
-                    "BudgetError",
-                    f"cannot begin here: loops would be at {windows} places far apart, and the ring's {n_slots} slots "
-                    f"are enough for {most_windows(n_slots)}; begin where the others are, or give the daemon "
-                    f"--memory-budget {self._guard.budget.budget_for_slots(2 * windows + 1)}MiB",
-                )
-            )
-            return
-        consumer.cursor = cursor
-        self._start_line.arrive(consumer, message.serial)
-
-    def _close_cursor(self, consumer: Consumer, message: messages.CloseCursor) -> None:
-        """A loop has ended. It may be one that the consumer left before it began its present one: that goes on."""
-        cursor = consumer.cursor
-        if (group := self._groups.of(consumer)) is not None:
-            if group.is_at(consumer, message.serial):
-                group.end(consumer, message.taken)
-                self._drop_untaken(consumer, message.taken)
-                consumer.held_back = False
-        elif cursor is not None and cursor.serial == message.serial:
-            self._drop_untaken(consumer, message.taken)
-            consumer.held_back = False
-            cursor.open = False
-            consumer.set_waiting(False)
-            if cursor.step:  # the next loop begins a new epoch
-                cursor.begin_epoch(cursor.epoch + 1)
-
-    def _drop_untaken(self, consumer: Consumer, taken: int) -> None:
-        consumer.took(taken)
-        for lease in consumer.untaken:
-            self._ring.release(lease, consumer.number)
-        consumer.untaken.clear()
 
     def _hang_up(self, consumer: Consumer) -> None:
         """The consumer's socket has ended. What it holds, or may have taken, stays until its process ends."""
@@ -455,6 +410,8 @@ class FrontDesk:
             group.died(consumer)
         if consumer.outbox is not None:
             consumer.outbox.close()
+        if consumer.returned is not None:
+            consumer.returned.close()
         returned = self._ring.release_all(consumer.number)
         if returned:
             log.info(

@@ -17,10 +17,11 @@ from prefetchd.foreman import Foreman
 from prefetchd.guard import Guard
 from prefetchd.histogram import Histogram
 from prefetchd.mailbox import MAX_GRANTS_AHEAD
+from prefetchd.returns import ENOUGH_AHEAD
 from prefetchd.scheduler import Reserve, may_grant, ready_for
-from prefetchd.slots import Key, Ring, Slot
+from prefetchd.slots import Content, Key, Ring, Slot
 
-_SLOTS_PER_GRANT = 8
+_SLOTS_PER_GRANT = 2
 
 
 class Granter:
@@ -44,7 +45,8 @@ class Granter:
         cursor = consumer.cursor
         if cursor is None or not cursor.open:
             return
-        while len(consumer.untaken) < self._grants_ahead:
+        grants_ahead = self._grants_ahead
+        while len(consumer.untaken) < grants_ahead:
             slot = ready_for(self._ring, cursor)
             if slot is None or not may_grant(self._ring, cursor, reserve, slot) or not consumer.open_slot(slot):
                 if cursor.waiting:
@@ -74,6 +76,11 @@ class Granter:
             consumer.send_sooner_or_later(messages.Mail(serial))
 
     @property
+    def grants_many(self) -> bool:
+        """Whether a loop may have so many grants ahead that it notes returned leases before it tells of them."""
+        return self._grants_ahead > ENOUGH_AHEAD
+
+    @property
     def _grants_ahead(self) -> int:
         """One; more in a ring of many slots: its batches are cheap, and a message for each would cost as much."""
         return max(1, min(MAX_GRANTS_AHEAD, len(self._ring.slots) // _SLOTS_PER_GRANT))
@@ -101,8 +108,9 @@ class Granter:
         if consumer.stalled:
             return
         if ready is None:
-            coming = not self._guard.starved and (self._ring.find(key) is not None or self._guard.may_grow())
-            if coming or any(slot.reusable for slot in self._ring.slots.values()):
+            # A slot that is being filled with another batch is free for this one when that is done.
+            coming = not self._guard.starved and (self._guard.may_grow() or self._ring.count(Content.FILLING))
+            if coming or self._ring.reusable_slots():
                 return
         if self._guard.help_stalled():
             return

@@ -120,8 +120,11 @@ class Guard:
         self.budget.ring_bytes -= slot.segment.n_bytes
         self._ring.remove(slot)
 
-    def serve_wishes(self) -> None:
-        """Grant the readers that wait for working memory what fits, making room in the ring if need be."""
+    def serve_wishes(self, cursors: Sequence[Cursor]) -> None:
+        """Grant the readers that wait for working memory what fits, making room in the ring if need be.
+
+        `cursors` tell which batches are needed last, and are given up first.
+        """
         readers = sorted(self._pool.readers.values(), key=lambda reader: reader.number)
         self.budget.large_bytes = sum(reader.has_bytes for reader in readers)
         for reader in readers:
@@ -132,7 +135,7 @@ class Guard:
                 self._refuse_memory(reader, need)
                 continue
             while self.budget.spare_bytes < need and len(self._ring.slots) > MIN_SLOTS:
-                slot = next((slot for slot in self._ring.slots.values() if slot.reusable), None)
+                slot = needed_last(self._ring, cursors)
                 if slot is None:
                     break
                 self.remove_slot(slot)
@@ -199,7 +202,7 @@ class Guard:
             self.max_footprint_bytes = max(self.max_footprint_bytes, footprint.total_bytes)
         return footprint
 
-    def verify(self) -> None:
+    def verify(self, cursors: Sequence[Cursor]) -> None:
         """Measure, and give memory back if it is too much: a reader that has grown first, then a slot.
 
         Too much is more than the budget, or than a control group's limit that was lowered while the daemon runs. Where
@@ -228,7 +231,7 @@ class Guard:
                 format_bytes(in_force.n_bytes),
                 in_force.source,
             )
-        spare = next((slot for slot in self._ring.slots.values() if slot.reusable), None)
+        spare = needed_last(self._ring, cursors)
         if largest is not None and footprint.processes.get(largest.pid, 0) > share + largest.has_bytes:
             largest.retire()
         elif spare is not None and len(self._ring.slots) > MIN_SLOTS:

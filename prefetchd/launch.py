@@ -148,9 +148,11 @@ def connect(name: str, timeout_s: float) -> socket.socket:
         owner = lock_owner(paths.lock)
         what = "none is running" if owner is None else describe_owner(owner)
         if waited_s >= timeout_s:
+            after = f" after {timeout_s:g} s" if timeout_s else ""
+            instead = ", or pass a manifest to batches()" if timeout_s else ""  # of no use to a command
             raise DaemonNotFound(
-                f"cannot attach to the daemon {name!r}: {what} after {timeout_s:g} s ({paths.socket}: {reason}); "
-                f"start it with: prefetchd serve MANIFEST --name {name}, or pass a manifest to batches()"
+                f"cannot reach the daemon {name!r}: {what}{after} ({paths.socket}: {reason}); "
+                f"start it with: prefetchd serve MANIFEST --name {name}{instead}"
             )
         if waited_s >= _SAY_AFTER_S and not said:
             said = True

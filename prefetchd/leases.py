@@ -5,7 +5,8 @@
 A lease lives as long as any view of its root array, and a root array is one `np.frombuffer` of the slot's map: every
 slice, reshape, tensor or memoryview keeps it alive. When it dies the release goes out at once, from whatever thread and
 inside whatever garbage collection that happens: so it takes no lock and never blocks. What the socket has no room for
-goes with the next release, or when the loop asks for its next batch.
+goes with the next release, or when the loop asks for its next batch. A loop that has enough grants to go on with leaves
+a note of it in shared memory (`returns`), and tells several together.
 
 Owned by the consumer's `Connection`. When the daemon dies the maps stay valid: the memory is freed with the last of
 them. A forked child gets no maps and sends no releases.
@@ -28,10 +29,12 @@ import numpy as np
 from prefetchd import control, messages, segment
 from prefetchd.batch import Batch
 from prefetchd.errors import PrefetchdError
+from prefetchd.returns import ENOUGH_AHEAD, MAX_NOTED
 
 if TYPE_CHECKING:
     from prefetchd.layout import BatchLayout
-    from prefetchd.mailbox import Granted
+    from prefetchd.mailbox import Granted, Mailbox
+    from prefetchd.returns import Returns
 
 
 class _LeaseRef(weakref.ref["np.ndarray[tuple[int], np.dtype[np.uint8]]"]):
@@ -63,12 +66,18 @@ class Leases:
     Args:
         sock: where releases go; owned, and nobody else's object: nothing that the loop does to its socket reaches it.
         layout: of the batches.
+        mailbox: where the loop's grants are, borrowed: with enough of them there a release need not wake the daemon.
+        returns: where it is noted then, borrowed.
         writable: give each lease a copy-on-write map of its own.
     """
 
-    def __init__(self, sock: socket.socket, layout: BatchLayout, *, writable: bool) -> None:
+    def __init__(
+        self, sock: socket.socket, layout: BatchLayout, mailbox: Mailbox, returns: Returns, *, writable: bool
+    ) -> None:
         self._sock = sock
         self._layout = layout
+        self._mailbox = mailbox
+        self._returns = returns
         self._writable = writable
         self._pid = os.getpid()
         self._maps: dict[int, mmap.mmap] = {}  # read-only, one a slot
@@ -77,6 +86,7 @@ class Leases:
         self._prepared: dict[int, tuple[_LeaseRef, Batch]] = {}
         self._held: set[int] = set()
         self._closing = False
+        self._noted: deque[int] = deque()  # releases that go with the next
         self.unsent: deque[int] = deque()  # releases that the socket had no room for
         self.taken = 0  # the last lease that the loop took
         _all_leases.add(self)
@@ -170,32 +180,42 @@ class Leases:
         self._held.discard(lease)
         if os.getpid() != self._pid or self._sock.fileno() < 0:
             return
-        if self._send_release(lease) and self.unsent:
+        if self._may_note():
+            self._noted.append(lease)
+            self._returns.note(lease, self.taken)
+        elif self._send_release([lease, *_drain(self._noted)]) and self.unsent:
             self.send_unsent()
         self._prepare_again(slot)
         if self._closing and not self._held:
             self._end()
 
-    def _send_release(self, lease: int) -> bool:
-        """Send a release, or keep it; whether it went. The daemon takes no harm from one that it hears twice."""
+    def _may_note(self) -> bool:
+        """Whether the daemon may hear of a release later, with others, as the loop has enough grants to go on with."""
+        if self._closing or len(self._noted) >= MAX_NOTED - 1:
+            return False
+        with contextlib.suppress(ValueError):  # another thread has closed the connection since
+            return self._mailbox.has_ahead(ENOUGH_AHEAD)
+        return False
+
+    def _send_release(self, leases: list[int]) -> bool:
+        """Send releases, or keep them; whether they went. The daemon takes no harm from one that it hears twice."""
         try:
-            control.send(self._sock, messages.encode(messages.Release(lease, self.taken)), wait=False)
+            control.send(self._sock, messages.encode(messages.Release(leases, self.taken)), wait=False)
         except BlockingIOError:
-            self.unsent.append(lease)
+            self.unsent.extend(leases)
             return False
         except (control.ConnectionEnded, OSError):
-            pass  # the daemon is gone, and the lease with it
+            pass  # the daemon is gone, and the leases with it
         except BaseException:  # Ctrl-C, or no memory
-            self.unsent.append(lease)
+            self.unsent.extend(leases)
             raise
         return True
 
     def send_unsent(self) -> bool:
         """Send the releases that the socket had no room for, as far as it has now; whether all went."""
-        while self.unsent:
-            with contextlib.suppress(IndexError):  # another thread was faster
-                if not self._send_release(self.unsent.popleft()):
-                    return False
+        while leases := _drain(self.unsent, messages.MAX_RELEASED):
+            if not self._send_release(leases):
+                return False
         return True
 
     # --- the end
@@ -220,6 +240,15 @@ class Leases:
         if self._held and not faulthandler.is_enabled():
             with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):  # no such stderr
                 faulthandler.enable()
+
+
+def _drain(leases: deque[int], most: int = MAX_NOTED) -> list[int]:
+    """Take leases from the front, `most` at most; another thread may do so, too."""
+    taken: list[int] = []
+    with contextlib.suppress(IndexError):
+        while len(taken) < most:
+            taken.append(leases.popleft())
+    return taken
 
 
 def _after_fork_in_child() -> None:

@@ -30,9 +30,10 @@ _RECORD = struct.Struct("<9QI")
 _RECORD_BYTES = _RECORD.size
 _CHECK_BYTES = 4
 _unpack = _RECORD.unpack
+_begin = struct.Struct("<2Q").unpack_from
 _new = tuple.__new__
 _STRIDE_BYTES = 128
-_N_RECORDS = 32
+_N_RECORDS = 64
 N_BYTES = _N_RECORDS * _STRIDE_BYTES
 MAX_GRANTS_AHEAD = _N_RECORDS // 2
 
@@ -131,9 +132,13 @@ class Mailbox:
     @property
     def has_next(self) -> bool:
         """Whether the cursor's next grant is there, or being written."""
-        at = self._number % _N_RECORDS * _STRIDE_BYTES
-        fields = _unpack(self._memory[at : at + _RECORD_BYTES])
-        return bool(fields[0] == self._number and fields[1] == self._serial)
+        return self.has_ahead(1)
+
+    def has_ahead(self, count: int) -> bool:
+        """Whether at least `count` grants are there (or the last of them is being written). In any thread."""
+        number = self._number + count - 1
+        found, serial = _begin(self._memory, number % _N_RECORDS * _STRIDE_BYTES)
+        return bool(found == number and serial == self._serial)
 
     def take(self) -> Granted | None:
         """Return the cursor's next grant; `None` if it is not there yet."""

@@ -12,10 +12,12 @@ the kernel frees the memfds with the last descriptor.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,8 @@ from prefetchd.errors import ManifestError
 from prefetchd.manifest_format import (
     BadLine,
     Dialect,
+    MalformedLine,
+    check_line,
     is_sample,
     parse_line,
 )
@@ -57,6 +61,7 @@ class Manifest:
     classes: tuple[str, ...] | None
     digest: str
     name: str
+    _is_ours: Callable[[bytes], bool]
 
     def __init__(self, facts: dict[str, Any], index_fd: int, fd: int) -> None:
         """Take over the descriptors; `facts` are those of `handle()`. Use `open` or `attach`."""
@@ -67,9 +72,11 @@ class Manifest:
         self._is_folder: bool = facts["identity"] is None
         self._path: bytes = facts["path"]
         self._root = os.fsdecode(facts["root"])
-        # All lines were checked at open: what the labels are is not found out again.
         dialect = facts["dialect"]
-        self._dialect = Dialect(**{**dialect, "y": tuple(dialect["y"]), "keys": tuple(dialect["keys"]), "exact": False})
+        checked = Dialect(**{**dialect, "y": tuple(dialect["y"]), "keys": tuple(dialect["keys"])})
+        # All lines were checked at open: what the labels are is not found out again, unless some were left out.
+        self._dialect = dataclasses.replace(checked, exact=False)
+        self._is_ours = partial(_fits, checked) if facts["leaves_out_lines"] else is_sample
         self._any_fraction: bool = facts["label_dtype"] == "float32"
         self._cached_entry = -1
         self._cached_lines: list[bytes] = []
@@ -87,15 +94,19 @@ class Manifest:
             self._class_numbers = {_encode(label): number for number, label in enumerate(self.classes)}
 
     @classmethod
-    def open(cls, config: Config) -> Manifest:
+    def open(cls, config: Config, malformed: list[MalformedLine] | None = None) -> Manifest:
         """Read and check the whole manifest that `config.source` names, and index it.
+
+        Args:
+            config: the options.
+            malformed: takes the lines that are no samples, which are left out then; without it they are refused.
 
         Raises:
             ManifestError: if it cannot be read, is empty, or has a bad line.
         """
         from prefetchd.manifest_open import open_manifest
 
-        return cls(*open_manifest(config))
+        return cls(*open_manifest(config, malformed))
 
     @classmethod
     def attach(cls, handle: dict[str, Any], fds: list[int]) -> Manifest:
@@ -198,7 +209,7 @@ class Manifest:
             index = read_exactly(self._index_fd, entry * _ENTRY.size // 2, _ENTRY.size, self.name)
             offset, number, end, next_number = _ENTRY.unpack(index)
             if end - offset > _CACHED_BYTES:
-                lines = sample_lines(self._fd, offset, end, number, self.name)
+                lines = (row for row in sample_lines(self._fd, offset, end, number, self.name) if self._is_ours(row[1]))
                 found = next(islice(lines, place, None), None)
                 if found is None:
                     raise self._changed()
@@ -207,7 +218,7 @@ class Manifest:
             self._cached_lines, self._cached_numbers = raw.split(b"\n"), range(number, next_number)
             # As many lines as samples: there is nothing to filter out.
             if next_number - number != min(LINES_PER_ENTRY, self._samples - entry * LINES_PER_ENTRY):
-                rows = [row for row in enumerate(self._cached_lines, number) if is_sample(row[1])]
+                rows = [row for row in enumerate(self._cached_lines, number) if self._is_ours(row[1])]
                 self._cached_lines, self._cached_numbers = [row[1] for row in rows], [row[0] for row in rows]
             self._cached_entry = entry
         if place >= min(len(self._cached_lines), len(self._cached_numbers)):
@@ -235,6 +246,14 @@ class Manifest:
             raise self._changed() from None
         line = 0 if self._is_folder else number
         return Sample(os.path.join(self._root, path.decode("utf-8", "surrogateescape")), label, line)
+
+
+def _fits(dialect: Dialect, line: bytes) -> bool:
+    """Whether `line` is a sample that the pass at open did not leave out."""
+    try:
+        return is_sample(line) and bool(check_line(dialect, line))
+    except BadLine:
+        return False
 
 
 def _encode(text: str) -> bytes:

@@ -19,7 +19,7 @@ import math
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -46,6 +46,13 @@ class BadLine(Exception):
         super().__init__(what)
         self.what = what
         self.remedy = remedy
+
+
+class MalformedLine(NamedTuple):
+    """A line that is no sample: its number from 1, and what is wrong with it."""
+
+    number: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +285,12 @@ def _check_count(dialect: Dialect, values: list[bytes]) -> None:
         if len(values) > 1 and not is_image(values[-1]) and trailing_numbers(values):
             raise BadLine(f"it ends in the number {show(values[-1], 40)} where the others have no label", settle)
         for value in values[:-1]:
+            if is_image(value) and is_image(values[-1]):
+                raise BadLine(
+                    f"it names two images, {show(value, 60)} and {show(values[-1], 60)}",
+                    "give target=mask if the last is the first one's mask, a line each if not, or label_columns=0 if "
+                    "they are one path",
+                )
             if is_image(value):
                 raise BadLine(f"more follows the image {show(value, 60)}, and other lines have no label", settle)
     elif dialect.label_kind == "number":
@@ -309,6 +322,20 @@ def check_number(field: bytes) -> bool:
     if abs(value) > FLOAT32_MAX:
         raise BadLine(f"the label {show(field, 60)} does not fit float32")
     return True
+
+
+def check_line(dialect: Dialect, line: bytes) -> tuple[list[bytes], bool]:
+    """Return the labels of `line`, which `is_sample`, and whether one of them is a fraction.
+
+    Raises:
+        BadLine: if the line does not fit the dialect, or a label is no number that can be served.
+    """
+    _, labels = parse_line(dialect, line)
+    is_fraction = False
+    if dialect.label_kind == "number":
+        for label in labels:
+            is_fraction |= check_number(label)
+    return labels, is_fraction
 
 
 def escape_path(path: bytes) -> bytes:

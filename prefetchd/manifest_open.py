@@ -18,7 +18,7 @@ from typing import Any
 from prefetchd.config import Config
 from prefetchd.errors import ManifestError
 from prefetchd.manifest_folder import list_folder
-from prefetchd.manifest_format import IMAGE_SUFFIXES, Dialect
+from prefetchd.manifest_format import IMAGE_SUFFIXES, Dialect, MalformedLine
 from prefetchd.manifest_lines import identity, memfd, read_exactly, sample_lines, seal
 from prefetchd.manifest_scan import Scan
 from prefetchd.manifest_sniff import SNIFFED_LINES, Line, sniff
@@ -32,8 +32,12 @@ _OTHER_SUFFIXES = {
 }  # fmt: skip
 
 
-def open_manifest(config: Config) -> tuple[dict[str, Any], int, int]:
+def open_manifest(config: Config, malformed: list[MalformedLine] | None = None) -> tuple[dict[str, Any], int, int]:
     """Return the facts, the index's descriptor and the manifest's descriptor; the caller owns both.
+
+    Args:
+        config: the options.
+        malformed: takes the lines that are no samples, which are left out then; without it they are refused.
 
     Raises:
         ManifestError: if the manifest cannot be read, is empty, or has a bad line.
@@ -51,7 +55,7 @@ def open_manifest(config: Config) -> tuple[dict[str, Any], int, int]:
             fd = memfd("prefetchd-manifest")
             return _open_folder(config, source, name, index_fd, fd), index_fd, fd
         fd = _open_file(source, name, found.st_mode)
-        return _scan_file(config, source, name, index_fd, fd), index_fd, fd
+        return _scan_file(config, source, name, index_fd, fd, malformed), index_fd, fd
     except BaseException:
         os.close(index_fd)
         if fd >= 0:
@@ -86,7 +90,9 @@ def _open_file(source: str, name: str, mode: int) -> int:
         raise _cannot_open(name, error) from None
 
 
-def _scan_file(config: Config, source: str, name: str, index_fd: int, fd: int) -> dict[str, Any]:
+def _scan_file(
+    config: Config, source: str, name: str, index_fd: int, fd: int, malformed: list[MalformedLine] | None
+) -> dict[str, Any]:
     """Find out the dialect, check all lines, write the index; return the facts for `handle()`."""
     _wait_for_the_clock(os.fstat(fd))
     before = identity(os.fstat(fd))
@@ -106,12 +112,14 @@ def _scan_file(config: Config, source: str, name: str, index_fd: int, fd: int) -
     first_line = 1
     if skip_header:
         start, first_line = first[0].end, first[0].number + 1
-    scan = Scan(dialect, name)
+    scan = Scan(dialect, name, tolerant=malformed is not None)
     scan.run(fd, size, start, first_line, index_fd)
     if identity(os.fstat(fd)) != before:
         raise ManifestError(f"cannot use {name}: it was written to while it was read; start again when it is complete")
     if not scan.samples:
         raise ManifestError(f"cannot serve {name}: it has no samples below its header; write a line for each sample")
+    if malformed is not None:
+        malformed += scan.malformed
     classes = None
     if dialect.label_kind == "class":
         classes = tuple(sorted(label.decode("utf-8", "surrogateescape") for label in scan.labels))
@@ -177,6 +185,7 @@ def _facts(
         "path": os.fsencode(path),
         "root": os.fsencode(root),
         "dialect": meaning,
+        "leaves_out_lines": bool(scan.malformed),
         "label_dtype": "float32" if scan.any_fraction else "int64",
         "label_shape": [dialect.label_count] if dialect.label_count > 1 else [],
         "digest": blake2b(scan.digest.digest(), digest_size=8).hexdigest(),

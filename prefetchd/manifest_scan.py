@@ -20,7 +20,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from prefetchd.errors import ManifestError
-from prefetchd.manifest_format import MAX_LINE_BYTES, BadLine, Dialect, check_number, parse_line, show
+from prefetchd.manifest_format import MAX_LINE_BYTES, BadLine, Dialect, MalformedLine, check_line, show
 from prefetchd.manifest_lines import LINES_PER_ENTRY, looks_binary, read_exactly, refuse_long_line
 
 if TYPE_CHECKING:
@@ -36,15 +36,21 @@ _MAX_BAD_LINES = 10_000  # so many say that the file is not what it should be; p
 class Scan:
     """The state and the results of the pass: `run` fills them in.
 
+    Args:
+        dialect: how the lines are written.
+        name: how errors name the manifest.
+        tolerant: leave malformed lines out, in place of refusing the manifest for them; up to 10,000.
+
     Attributes:
         samples: how many samples there are.
         lines: how many lines there are, comments and blank ones too.
         any_fraction: some numeric label is not an integer.
         labels: the different string labels.
         digest: of all the manifest's bytes.
+        malformed: the lines that are no samples.
     """
 
-    def __init__(self, dialect: Dialect, name: str) -> None:
+    def __init__(self, dialect: Dialect, name: str, *, tolerant: bool = False) -> None:
         self.samples = 0
         self.lines = 0
         self.any_fraction = False
@@ -52,8 +58,8 @@ class Scan:
         self.digest = hashlib.sha256()
         self._dialect = dialect
         self._name = name
-        self._bad_lines = 0
-        self._shown: list[str] = []
+        self._tolerant = tolerant
+        self.malformed: list[MalformedLine] = []
         self._remedy = ""
 
     def run(self, fd: int, size_bytes: int, start: int, first_line: int, index_fd: int) -> None:
@@ -69,9 +75,9 @@ class Scan:
         with closing(self._checked_blocks(fd, size_bytes, start)) as blocks:  # so that its threads end on an error too
             for block, block_start, checked in blocks:
                 self._take(block, block_start, checked, index_fd)
-                if self._bad_lines >= _MAX_BAD_LINES:
-                    break
-        if self._bad_lines:
+                if len(self.malformed) >= _MAX_BAD_LINES:
+                    raise self._refusal()
+        if self.malformed and not (self._tolerant and self.samples):
             raise self._refusal()
         os.write(index_fd, np.array([size_bytes, self.lines + 1], np.int64).tobytes())
 
@@ -125,43 +131,50 @@ class Scan:
 
         row, longest_bytes = checked.longest
         if longest_bytes > MAX_LINE_BYTES:
-            raise self._refusal() if self._bad_lines else refuse_long_line(self._name, self.lines + 1 + row)
+            raise self._refusal() if self.malformed else refuse_long_line(self._name, self.lines + 1 + row)
         first_line = self.lines + 1
         self.lines += checked.n_lines
-        marked = slice(-self.samples % LINES_PER_ENTRY, None, LINES_PER_ENTRY)
-        entries = np.stack([checked.starts[marked] + block_start, checked.rows[marked] + first_line], axis=1)
-        os.write(index_fd, entries.astype(np.int64).tobytes())
-        self.samples += len(checked.starts)
         self.any_fraction |= checked.any_fraction
         self._add_labels(checked.labels)
+        malformed = []
         for sample in checked.doubtful.tolist():
             line = block[checked.starts[sample] : checked.ends[sample]]
-            self._parse(line, first_line + int(checked.rows[sample]))
+            if not self._parse(line, first_line + int(checked.rows[sample])):
+                malformed.append(sample)
+        starts, rows = checked.starts, checked.rows
+        if malformed:
+            starts, rows = np.delete(starts, malformed), np.delete(rows, malformed)
+        marked = slice(-self.samples % LINES_PER_ENTRY, None, LINES_PER_ENTRY)
+        entries = np.stack([starts[marked] + block_start, rows[marked] + first_line], axis=1)
+        os.write(index_fd, entries.astype(np.int64).tobytes())
+        self.samples += len(starts)
 
-    def _parse(self, line: bytes, number: int) -> None:
-        """Check one line by parsing it; take in its labels, or note what is wrong with it."""
+    def _parse(self, line: bytes, number: int) -> bool:
+        """Parse one line; take in its labels, or note what is wrong with it; return whether it is good."""
         try:
-            _, labels = parse_line(self._dialect, line)
-            if self._dialect.label_kind == "class":
-                self._add_labels(set(labels))
-            elif self._dialect.label_kind == "number":
-                for label in labels:
-                    self.any_fraction |= check_number(label)
+            labels, is_fraction = check_line(self._dialect, line)
         except BadLine as bad:
-            self._bad_lines += 1
-            if len(self._shown) < _SHOWN_BAD_LINES:
-                where = f"line {number}" if self._shown else f"line {number} of {self._name}"
-                self._shown.append(f"{where}: {bad.what}: {show(line.strip())}")
-                self._remedy = self._remedy or bad.remedy
+            self.malformed.append(MalformedLine(number, f"{bad.what}: {show(line.strip())}"))
+            self._remedy = self._remedy or bad.remedy
+            return False
+        self.any_fraction |= is_fraction
+        if self._dialect.label_kind == "class":
+            self._add_labels(set(labels))
+        return True
 
     def _refusal(self) -> ManifestError:
         """Return the error for the bad lines."""
-        more = self._bad_lines - len(self._shown)
-        tail = ""
-        if more:
-            least = "at least " if self._bad_lines >= _MAX_BAD_LINES else ""
-            tail = f"; and {least}{more} more bad line{'s' * (more != 1)}"
-        return ManifestError(f"cannot use {'; '.join(self._shown)}{tail}; {self._remedy}")
+        first, *others = self.malformed[:_SHOWN_BAD_LINES]
+        shown = f"line {first.number} of {self._name}: {first.reason}"
+        shown += "".join(f"; line {number}: {reason}" for number, reason in others)
+        more = len(self.malformed) - _SHOWN_BAD_LINES
+        if more > 0:
+            least = "at least " if len(self.malformed) >= _MAX_BAD_LINES else ""
+            shown += f"; and {least}{more} more bad line{'s' * (more != 1)}"
+        remedy = self._remedy
+        if others and len(self.malformed) < min(_MAX_BAD_LINES, self.samples):  # most lines of it are good
+            remedy += ", or let prefetchd verify --write-clean FILE write the list without such lines"
+        return ManifestError(f"cannot use {shown}; {remedy}")
 
     def _add_labels(self, found: set[bytes]) -> None:
         self.labels |= found

@@ -15,7 +15,8 @@ from typing import Annotated, Any
 
 import msgspec
 
-PROTOCOL = 3
+PROTOCOL = 4
+MAX_RELEASED = 64
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Position = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
@@ -80,9 +81,9 @@ class Want(Message, frozen=True):
 
 
 class Release(Message, frozen=True):
-    """The last view of a lease died (it also tells the last lease taken, so that most loops need no `Want`)."""
+    """The last views of leases died (it also tells the last lease taken, so that most loops need no `Want`)."""
 
-    lease: Count
+    leases: Annotated[list[Count], msgspec.Meta(max_length=MAX_RELEASED)]
     taken: Count
 
 
@@ -117,7 +118,7 @@ class Configure(Message, frozen=True):
 class Attached(Message, frozen=True):
     """The answer to `Attach`: everything a loader must know.
 
-    Its descriptors are the mailbox and, where labels are text, the class names.
+    Its descriptors are the mailbox, the page for returned leases and, where labels are text, the class names.
     """
 
     version: str

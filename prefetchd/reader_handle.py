@@ -25,7 +25,7 @@ from prefetchd.slots import Slot
 log = logging.getLogger("prefetchd")
 
 CHUNKS_IN_HAND = 2
-MAX_CHUNKS_IN_HAND = 16
+MAX_CHUNKS_IN_HAND = 32
 _IN_HAND_S = 0.004
 _READS_IN_HAND = 5  # times as long as a read takes, where reads are slow: the estimate of the work is rough
 _STOPPED_S = 1.0

@@ -272,9 +272,10 @@ def _describe_plan(memory: dict[str, Any]) -> list[str]:
 
 
 def _describe_data(data: dict[str, Any]) -> str:
+    n_batches = data["batches_per_epoch"]
     lines = (
         f"  data      {data['name'] and data['name'] + ': '}{data['source']}, {data['n_samples']} samples, "
-        f"{data['batches_per_epoch']} batches an epoch of {'x'.join(map(str, data['batch_shape']))} "
+        f"{n_batches} {'batch' if n_batches == 1 else 'batches'} an epoch of {'x'.join(map(str, data['batch_shape']))} "
         f"{data['batch_dtype']}"
     )
     return f"{lines}\n{_describe_cache(data['cache'])}" if data["cache"] else lines

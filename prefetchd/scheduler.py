@@ -126,6 +126,10 @@ class Reserve:
         others = (other for other in window.members if other is not cursor and other.open) if window else ()
         return max((0, *(other.guaranteed_slots - self._ring.held_by(other.consumer) for other in others)))
 
+    def wanted_beside(self, cursor: Cursor) -> bool:
+        """Whether another loop stands still."""
+        return any(other.waiting and other is not cursor for other in self._cursors)
+
     def granted(self, cursor: Cursor) -> None:
         """The cursor's consumer holds one more."""
         window = self._of.get(id(cursor))
@@ -150,7 +154,8 @@ def may_grant(ring: Ring, cursor: Cursor, reserve: Reserve, slot: Slot) -> bool:
 
     A slot that somebody holds already costs nothing more. A loop that stands still within its guarantee gets its batch.
     Whatever is granted ahead must leave the other windows what they are guaranteed, and what goes beyond the cursor's
-    own guarantee must besides leave a slot for the readers to fill.
+    own guarantee must besides leave a slot for the readers to fill, and another if it is granted ahead while some other
+    loop stands still: that one has the better claim, however much it holds.
     """
     if slot.leases:
         return True
@@ -161,6 +166,7 @@ def may_grant(ring: Ring, cursor: Cursor, reserve: Reserve, slot: Slot) -> bool:
     needed = reserve.for_others(cursor)
     if not within_guarantee:
         needed += reserve.beside(cursor) + 1
+        needed += not cursor.waiting and reserve.wanted_beside(cursor)
     return spare_after >= needed
 
 

@@ -60,8 +60,7 @@ class Segment:
                 f"cannot reserve a slot: the machine has no {format_bytes(n_bytes)} of memory left ({error.strerror}); "
                 "lower --batch-size, --image-size or --memory-budget, or free memory"
             ) from None
-        # Whoever has a descriptor for writing cannot cut it: that would make every map a SIGBUS.
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        _seal_length(fd)
         os.fchmod(fd, 0o600)
         return cls(fd, n_bytes, is_memfd=True)
 
@@ -114,10 +113,16 @@ def _posix_segment(n_bytes: int) -> int:
 
 
 def anonymous_file(label: str, n_bytes: int) -> int:
-    """Return the descriptor, the caller's own, of `n_bytes` of memory that no file system has a name of."""
-    fd = os.memfd_create(label, os.MFD_CLOEXEC)
+    """Return the descriptor, the caller's own, of `n_bytes` of memory, no more and no less, that has no name."""
+    fd = os.memfd_create(label, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, n_bytes)
+    _seal_length(fd)
     return fd
+
+
+def _seal_length(fd: int) -> None:
+    """See that who has a descriptor for writing cannot cut the file: that would make every map of it a SIGBUS."""
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
 
 
 def read_only(fd: int) -> int:

@@ -12,7 +12,6 @@ acknowledgement or its observed exit alone. Pure bookkeeping: no clock, no socke
 from __future__ import annotations
 
 import enum
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -66,8 +65,9 @@ class Ring:
         self.slots: dict[int, Slot] = {}
         self._by_key: dict[Key, Slot] = {}
         self._lease_slots: dict[int, Slot] = {}
-        self._held: dict[int, Counter[int]] = {}  # by consumer: its leases on each slot
+        self._held: dict[int, dict[int, int]] = {}  # by consumer: how many leases it has on each slot
         self.leased_slots = 0  # how many slots have a holder
+        self.n_returned = 0  # how often the last holder of a slot has let go of it
         self._next_lease = 1
         self._next_number = 1
 
@@ -166,7 +166,8 @@ class Ring:
         self._next_lease += 1
         self.leased_slots += not slot.leases
         slot.leases[lease] = consumer
-        self._held.setdefault(consumer, Counter())[slot.number] += 1
+        held = self._held.setdefault(consumer, {})
+        held[slot.number] = held.get(slot.number, 0) + 1
         self._lease_slots[lease] = slot
         return lease
 
@@ -176,7 +177,9 @@ class Ring:
         if slot is None or slot.leases.get(lease) != consumer:
             return False
         del slot.leases[lease], self._lease_slots[lease]
-        self.leased_slots -= not slot.leases
+        if not slot.leases:
+            self.leased_slots -= 1
+            self.n_returned += 1
         held = self._held[consumer]
         held[slot.number] -= 1
         if not held[slot.number]:

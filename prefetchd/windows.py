@@ -75,8 +75,8 @@ def _arrange(cursors: Collection[Cursor], n_slots: int, *, everyone: bool) -> li
     any_open = any(cursor.open for cursor in cursors)
     for cursor in sorted(cursors, key=_place) if len(cursors) > 1 else cursors:
         key = cursor.next_key
-        # In a ring too small for all, what a loop holds must be what the others of its window come to: epochs that begin
-        # elsewhere go through the same batches in another order.
+        # In a ring too small for all, what a loop holds must be what the others of its window come to: epochs that
+        # begin elsewhere go through the same batches in another order.
         lane = (*cursor.lane, cursor.shard.rotation if everyone else 0)
         window = led.get((*lane, key)) if key is not None else None
         if window is None:

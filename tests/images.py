@@ -94,7 +94,8 @@ def write_kinds(folder: Path, size: tuple[int, int] = (60, 83)) -> dict[str, Pat
     put("rgb.png", image)
     put("grey.png", image.convert("L"))
     put("one_bit.png", image.convert("1"))
-    put("palette.png", image.quantize(16))
+    few_colours = image.quantize(16, Image.Quantize.FASTOCTREE)
+    put("palette.png", few_colours)
     put("alpha.png", alpha)
     put("grey_alpha.png", alpha.convert("LA"))
     put("exif6.png", image, exif=exif(6))
@@ -104,7 +105,7 @@ def write_kinds(folder: Path, size: tuple[int, int] = (60, 83)) -> dict[str, Pat
         paths[name] = folder / name
         assert cv2.imwrite(str(paths[name]), pixels.astype(np.uint16) * 257)
     put("rgb.bmp", image)
-    put("palette.bmp", image.quantize(16))
+    put("palette.bmp", few_colours)
     put("rgb.gif", image)
     put("animated.gif", image, save_all=True, append_images=[image.rotate(90)])
     put("rgb.tiff", image)
@@ -116,8 +117,8 @@ def write_kinds(folder: Path, size: tuple[int, int] = (60, 83)) -> dict[str, Pat
         put("alpha.webp", alpha)
         put("exif6.webp", image, exif=exif(6))
     if features.check("avif"):
-        put("rgb.avif", image)
-        put("alpha.avif", alpha)
+        put("rgb.avif", image, speed=10)
+        put("alpha.avif", alpha, speed=10)
     return paths
 
 

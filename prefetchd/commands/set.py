@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 
-from prefetchd.commands.ask import ask
+from prefetchd.commands.ask import name_of
 from prefetchd.commands.parsers import Subparsers
 from prefetchd.errors import ConfigError
+from prefetchd.live_options import change_options
 
 _EPILOG = (
     "Consumers notice nothing, and what they hold stays valid: a smaller ring gives up its free slots at once and the "
@@ -36,8 +37,6 @@ def add(commands: Subparsers, datasets: Iterable[str]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Change the daemon and say what its plan is now."""
-    from prefetchd import messages
-
     names = [word for word in arguments.words if "=" not in word]
     options = dict(word.removeprefix("--").split("=", 1) for word in arguments.words if "=" in word)
     if len(names) > 1 or not options:
@@ -46,7 +45,5 @@ def run(arguments: argparse.Namespace) -> int:
             "such as: prefetchd set train memory-budget=1GiB num-workers=4"
         )
     arguments.positional_name = names[0] if names else None
-    wanted = {option.replace("-", "_"): value for option, value in options.items()}
-    _, answer = ask(arguments, messages.ChangeOptions(messages.PROTOCOL, wanted))
-    print(answer.text)
+    print(change_options(name_of(arguments), {option.replace("-", "_"): value for option, value in options.items()}))
     return 0

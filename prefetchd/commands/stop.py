@@ -7,7 +7,8 @@ import os
 import select
 from collections.abc import Iterable
 
-from prefetchd.commands.ask import add_name, ask_over, name_of
+from prefetchd.asking import ask_over
+from prefetchd.commands.ask import add_name, name_of
 from prefetchd.commands.parsers import Subparsers
 from prefetchd.errors import PrefetchdError
 

@@ -25,8 +25,8 @@ def add(commands: Subparsers, datasets: Iterable[str]) -> None:
         "verify",
         help="decode everything once and list what is broken",
         description="Decode every sample once, as it would be served with these options, and report: what is broken "
-        "and why, sizes, aspects, channels, duplicates by content, class balance. The exit status is 1 if anything is "
-        "bad, 130 if it was interrupted.",
+        "and why, malformed lines, sizes, aspects, channels, duplicates by content, class balance. The exit status is "
+        "1 if anything is bad, 130 if it was interrupted.",
         epilog=EPILOG,
     )
     parser.add_argument(
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         print("\n".join(describe(report)))
         if arguments.write_clean is not None:
             print(f"\n  clean       {report['clean']['said']}")
-    return 130 if inspected.interrupted else int(bool(inspected.verdicts))
+    return 130 if inspected.interrupted else int(bool(inspected.verdicts or inspected.malformed))
 
 
 def _report(config: Config, inspected: Inspected) -> dict[str, Any]:
@@ -89,6 +89,8 @@ def _report(config: Config, inspected: Inspected) -> dict[str, Any]:
         "interrupted": inspected.interrupted,
         "took_s": round(inspected.took_s, 3),
         "readers": inspected.n_readers,
+        "malformed_lines": len(inspected.malformed),
+        "malformed": [line._asdict() for line in inspected.malformed],
         "bad_samples": len(inspected.verdicts),
         "bad": [asdict(bad) for bad in inspected.bad()],
         **summary,
@@ -104,8 +106,10 @@ def _write_clean(config: Config, inspected: Inspected, target: str) -> dict[str,
         why = "it was interrupted" if inspected.interrupted else f"{unjudged:,} samples could not be judged"
         return {"written": False, "said": f"{target} was not written: {why}; verify again"}
     inspected.source.check_unchanged()
-    kept, left_out = write_clean(config.source, target, {bad.line for bad in inspected.bad()})
+    malformed = {line.number for line in inspected.malformed}
+    kept, left_out = write_clean(config.source, target, malformed | {bad.line for bad in inspected.bad()})
     said = f"{target} written: {kept:,} lines kept, {left_out:,} left out"
+    said += f", {len(malformed):,} of them malformed" if malformed else ""
     home = os.path.dirname(os.path.abspath(config.source))
     if config.root is None and not os.path.samefile(home, os.path.dirname(os.path.abspath(target))):
         said += f"; its relative paths start from {home}: serve it with --root {home}"

@@ -18,6 +18,7 @@ from prefetchd.sources.patterns import kind_of
 from prefetchd.sources.records import Records
 
 if TYPE_CHECKING:
+    from prefetchd.manifest_format import MalformedLine
     from prefetchd.sources.images import ImageSource
 
 __all__ = ["Source", "attach_images", "attach_source", "open_source"]
@@ -35,8 +36,13 @@ _SOURCES = {
 }
 
 
-def open_source(config: Config) -> Source:
+def open_source(config: Config, malformed: list[MalformedLine] | None = None) -> Source:
     """Open and check what `config.source` names, in the daemon.
+
+    Args:
+        config: the options.
+        malformed: takes the lines of a list file that are no samples, which are left out then; without it they are
+            refused.
 
     Raises:
         ManifestError: if it cannot be served, with the reason.
@@ -48,11 +54,13 @@ def open_source(config: Config) -> Source:
         return source
     from prefetchd.sources.images import ImageSource
 
-    if kind != "manifest":
+    is_list = kind == "manifest"
+    if not is_list:
         refuse_given(config, MASK_OPTIONS, "lists of images")
     refuse_given(config, ARRAY_OPTIONS, "arrays")
     refuse_given(config, SEQUENCE_OPTIONS, "ragged sequences")
-    return ImageSource.open(config, kind, _class(_IMAGES[kind]).open(config))
+    opened = _class(_IMAGES[kind])
+    return ImageSource.open(config, kind, opened.open(config, malformed) if is_list else opened.open(config))
 
 
 def attach_source(config: Config, handle: dict[str, Any], fds: list[int]) -> Source:

@@ -22,11 +22,25 @@ ARRAY_OPTIONS = ("labels",)
 SEQUENCE_OPTIONS = ("offsets", "max_length", "padding", "truncating", "pad_value", "lengths")
 
 
+class InapplicableOption(ConfigError):
+    """An option that means nothing for a source; `datasets` makes a plain `ConfigError` of it.
+
+    Attributes:
+        option: its name.
+        why: the message, but for what to do about it.
+    """
+
+    def __init__(self, option: str, why: str) -> None:
+        super().__init__(f"{why}; leave it out")
+        self.option = option
+        self.why = why
+
+
 def refuse_given(config: Config, names: tuple[str, ...], concern: str) -> None:
-    """Raise `ConfigError` if one of the options `names` was given; `concern` says what they are for."""
+    """Raise `InapplicableOption` if one of the options `names` was given; `concern` says what they are for."""
     for name in names:
         if getattr(config, name) != OPTIONS[name].default:
-            raise ConfigError(
-                f"cannot use {name.replace('_', '-')} with {printable(config.source)}: it concerns {concern} only; "
-                "leave it out"
+            flag = name.replace("_", "-")
+            raise InapplicableOption(
+                name, f"cannot use {flag} with {printable(config.source)}: it concerns {concern} only"
             )

@@ -206,7 +206,7 @@ class MappedSet:
         number_of = self._starts.searchsorted(ids, "right") - 1 if len(self._parts) > 1 else None
         if number_of is None or (number_of == number_of[0]).all():
             number = 0 if number_of is None else int(number_of[0])
-            _gather(self._parts[number], ids - self._starts[number], raw)
+            _gather(self._parts[number], ids - self._starts[number] if number else ids, raw)
         else:
             self._gather_from_several(number_of, ids, raw)
         if self._swap:
@@ -243,5 +243,5 @@ class MappedSet:
 def _gather(part: MappedRows, ids: NDArray[np.int64], out: NDArray[np.void]) -> None:
     part.prepare(ids)
     # "clip" writes into `out` directly, where "raise" would go through a copy of it; the ids are in range.
-    np.take(part.rows, ids, out=out, mode="clip")
+    part.rows.take(ids, out=out, mode="clip")
     part.finish()

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import resource
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,7 @@ class MappedRows:
         self._row_bytes = file.row_bytes
         self._trusted = False
         self._advise_chunks = 0
+        self._n_major_faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
         self._n_rows_prepared = 0
         self._started_s = 0.0
         row = np.dtype((np.void, self._row_bytes))
@@ -122,7 +124,11 @@ class MappedRows:
         """The rows were read: see how long that took."""
         took_s = time.perf_counter() - self._started_s
         if took_s > self._n_rows_prepared * (_SLOW_ROW_S + self._row_bytes * _SLOW_BYTE_S):
-            self._advise_chunks = _ADVISED_CHUNKS
+            # It may be that another process had the processor: then no page was waited for.
+            n_major_faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+            if n_major_faults > self._n_major_faults:
+                self._n_major_faults = n_major_faults
+                self._advise_chunks = _ADVISED_CHUNKS
 
     def _check(self) -> None:
         self.file.check(identity(os.fstat(self._fd)))

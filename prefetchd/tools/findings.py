@@ -125,6 +125,7 @@ def describe(report: dict[str, Any]) -> list[str]:
         f"{report['n_samples']:,} samples of {report['source']} in {short_duration(report['took_s'])} "
         f"({rate:,.0f}/s, {format_count(report['readers'], 'reader')})"
     ]
+    lines += _describe_malformed(report["malformed"])
     lines += _describe_bad(report["bad"])
     if not report["good_samples"]:
         return lines
@@ -143,6 +144,16 @@ def describe(report: dict[str, Any]) -> list[str]:
     lines += _describe_duplicates(report["duplicates"])
     if report["classes"] is not None:
         lines += _describe_classes(report["classes"])
+    return lines
+
+
+def _describe_malformed(malformed: Sequence[dict[str, Any]]) -> list[str]:
+    if not malformed:
+        return []
+    lines = [f"  malformed   {format_count(len(malformed), 'line')}"]
+    lines += [f"    line {line['number']}: {line['reason']}" for line in malformed[:_TOLD_BAD]]
+    if len(malformed) > _TOLD_BAD:
+        lines.append(f"    and {len(malformed) - _TOLD_BAD:,} more; --json lists them all")
     return lines
 
 

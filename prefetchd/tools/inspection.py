@@ -33,6 +33,7 @@ from prefetchd.guard import Guard
 from prefetchd.layout import BatchLayout
 from prefetchd.limits import machine_limits
 from prefetchd.loop import EventLoop
+from prefetchd.manifest_format import MalformedLine
 from prefetchd.order import Order
 from prefetchd.pool import Pool, PoolEvents
 from prefetchd.segment import anonymous_file, map_read_only, map_writable
@@ -85,6 +86,7 @@ class Inspected:
 
     Attributes:
         source: the samples, owned by whoever holds this.
+        malformed: lines of a list file that are no samples; they are left out of it.
         facts: (n samples,) `KEPT`; of a sample that was not reached, or is bad, `seen` is false.
         verdicts: why each bad sample cannot be had, and whether the content was found to be at fault, by number.
         interrupted: whether it was stopped before the end.
@@ -93,6 +95,7 @@ class Inspected:
     """
 
     source: ImageSource
+    malformed: list[MalformedLine]
     facts: NDArray[Any]
     verdicts: dict[int, tuple[str, bool]]
     interrupted: bool
@@ -127,6 +130,7 @@ def inspect(config: Config, on_progress: Callable[[int, int, int], None]) -> Ins
         inspection.close()
     return Inspected(
         inspection.images,
+        inspection.malformed,
         inspection.facts,
         inspection.verdicts,
         inspection.interrupted,
@@ -152,6 +156,7 @@ class _Sweep(Cursor):
 class _Inspection:
     def __init__(self, config: Config, on_progress: Callable[[int, int, int], None]) -> None:
         self._on_progress = on_progress
+        self.malformed: list[MalformedLine] = []
         self.verdicts: dict[int, tuple[str, bool]] = {}
         self._reasons: dict[str, str] = {}  # each kept once
         self.interrupted = False
@@ -169,7 +174,7 @@ class _Inspection:
                 ),
                 gone=lambda reader: self._foreman.gone(reader),
                 stuck=lambda pid, reader, chunk: self._foreman.stuck(pid, reader, chunk),
-                memory=lambda: self._guard.serve_wishes(),
+                memory=lambda: self._guard.serve_wishes([self._sweep]),
                 outgrown=lambda reader, n_bytes: self._guard.outgrown(reader, n_bytes),
             ),
             watch=self._loop.watch,
@@ -189,7 +194,7 @@ class _Inspection:
             config, augment=(), cache=None, cache_size="auto", cache_image_size=None, on_error="skip", shuffle=False,
             drop_last=False, batch_size=BATCH_ROWS,
         )  # fmt: skip
-        source = open_source(config)
+        source = open_source(config, self.malformed)
         if not isinstance(source, ImageSource):
             raise ConfigError(
                 f"cannot verify {config.source}: arrays have nothing to decode; give a list of images, a directory of "
@@ -304,8 +309,8 @@ class _Inspection:
         self._ticking = False
         self._datasets[0].source.check_unchanged()
         self._pool.tick()
-        self._guard.serve_wishes()
-        self._guard.verify()
+        self._guard.serve_wishes([self._sweep])
+        self._guard.verify([self._sweep])
         self._on_progress(self._done, len(self.facts), len(self.verdicts))
 
     def close(self) -> None:

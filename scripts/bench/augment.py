@@ -7,6 +7,7 @@ One process, no daemon: read, header, decode, augment, write to the row, 224 x 2
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 import time
@@ -14,6 +15,7 @@ import time
 import numpy as np
 
 from prefetchd.config import make_config
+from prefetchd.decode import detach_native_stderr
 from prefetchd.manifest import Manifest
 from prefetchd.sources.image_files import ImageReader
 
@@ -30,7 +32,7 @@ KINDS = {
 def main(source: str, rounds: int) -> None:
     manifest = Manifest.open(make_config(source=source))
     samples = manifest.samples(range(min(250, len(manifest))))
-    readers = {name: ImageReader(make_config(source=source, augment=kind), "int64") for name, kind in KINDS.items()}
+    readers = {name: ImageReader(make_config(source=source, augment=kind), manifest) for name, kind in KINDS.items()}
     x, y = np.empty((224, 224, 3), np.uint8), np.empty((), np.int64)
     took: dict[str, list[float]] = {name: [] for name in KINDS}
     for epoch in range(rounds):
@@ -46,4 +48,6 @@ def main(source: str, rounds: int) -> None:
 
 
 if __name__ == "__main__":
+    # As in a reader: libjpeg remarks on every image whose lower rows are left out.
+    sys.stderr = os.fdopen(detach_native_stderr(), "w", buffering=1)
     main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 8)

@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 
 from prefetchd import decode
+from prefetchd.image_header import ImageHeader
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from measure import setting, table
@@ -32,7 +33,7 @@ def full(data: bytes) -> None:
     cv2.resize(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB), (SIDE, SIDE), dst=ROW)
 
 
-def reduction_of(header: decode.ImageHeader) -> int:
+def reduction_of(header: ImageHeader) -> int:
     return decode.choose_reduction(header, SIDE, SIDE, "stretch")
 
 
@@ -92,7 +93,7 @@ def main() -> None:
         print("simplejpeg is not installed: its rows are left out", file=sys.stderr)
     ways |= {f"crop ends at {share:.0%} of the rows": upper_rows(share) for share in (1.0, 0.75, 0.5)}
     took: dict[str, list[float]] = {name: [] for name in ways}
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libjpeg tells of what follows the rows
+    sys.stderr = os.fdopen(decode.detach_native_stderr(), "w", buffering=1)  # libjpeg tells of what follows the rows
     for _ in range(given.rounds):
         for name, way in ways.items():
             started_s = time.process_time()

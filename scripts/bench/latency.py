@@ -1,6 +1,6 @@
 """Storage that answers late: throughput with every open taking some milliseconds, beside the same with none.
 
-    python scripts/bench/latency.py [MANIFEST] [--delay-ms 20] [--repeat 4] [--rounds 3]
+    python scripts/bench/latency.py [MANIFEST] [--delay-ms 20] [--repeat 8] [--rounds 3]
 
 The delay is put around `file_bytes.read_file` in the readers: they import a module of this folder's as a user's
 function's home (`transform`), which wraps it. Both kinds run the same function, so what it costs is in both.
@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from measure import manifest_or_photographs, setting, table
 
 DELAY = "PREFETCHD_BENCH_DELAY_S"
+LEARNING_BATCHES = 8
 
 
 def late(image: object, rng: object) -> object:
@@ -45,7 +46,11 @@ if os.environ.get(DELAY):
 
 
 def images_per_s(manifest: Path, delay_s: float, repeat: int) -> float:
-    """Return the throughput after the first batches, in which the readers learn how long reads take."""
+    """Return the throughput after the first batches, in which the readers learn how long reads take.
+
+    Raises:
+        SystemExit: if there are no batches after those.
+    """
     os.environ[DELAY] = str(delay_s) if delay_s else ""
     options = {"batch_size": 64, "image_size": 224, "shuffle": True, "num_workers": 2, "transform": "latency:late"}
     n_images, started_s = 0, 0.0
@@ -53,9 +58,12 @@ def images_per_s(manifest: Path, delay_s: float, repeat: int) -> float:
         for number, (x, _) in enumerate(loader):
             if started_s:
                 n_images += len(x)
-            elif number == 8:
+            elif number == LEARNING_BATCHES:
                 started_s = time.perf_counter()
             del x
+        if not n_images:
+            needed = (LEARNING_BATCHES + 2) * 64
+            sys.exit(f"cannot measure {repeat} x {loader.n_samples} images: {needed} are needed; raise --repeat")
         return n_images / (time.perf_counter() - started_s)
 
 
@@ -66,7 +74,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=8, help="epochs a measurement")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
-    print(setting("prefetchd", "numpy", "opencv-python-headless"))
+    print(setting("prefetchd", "numpy", "opencv-python-headless"), flush=True)
     elsewhere = os.environ.get("PYTHONPATH")  # such as a checkout that is measured without being installed
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).resolve().parent), elsewhere)))
     with manifest_or_photographs(given.manifest) as manifest:

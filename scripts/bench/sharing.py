@@ -1,4 +1,4 @@
-"""Several trainers on the same photographs: one prefetchd daemon against a PyTorch DataLoader each.
+"""Several trainers on the same photographs: one prefetchd daemon, a DataLoader each, or one shared by TensorSocket.
 
     python scripts/bench/sharing.py MANIFEST --trainers 4 --rounds 3
     python scripts/bench/sharing.py MANIFEST --handoff 1,4,16,64
@@ -9,13 +9,17 @@ drops it; all start together and run for `--seconds`. The kinds take turns (A B 
   alone, prefetchd     one trainer, one daemon of two readers
   prefetchd            all trainers, one daemon of two readers, the same budget (`--budget`)
   DataLoader           all trainers, each with two workers of its own
+  TensorSocket         with `--tensorsocket`: all trainers, one DataLoader of two workers, shared by a TensorProducer
+                       (`pip install tensorsocket`). Version 0.0.5 stalls in some runs, and so does this then. On
+                       CPUs it sends each trainer the pixels through a socket, in one message for all of them; two
+                       batches a message is the least that it can do
 
   images/s each        the median over the trainers of what each got
   slowest              the one that got least
   of alone             images/s each over what a trainer with prefetchd gets alone, in the same round
   CPU                  processor time of everything, in cores
   footprint            private memory (Pss_Anon + SwapPss) of the loaders' processes plus shared memory, maximum of
-                       samples; the trainers' own private memory is not in it
+                       samples; the trainers' own private memory is not in it (so what TensorSocket's copy is not)
 
 `--handoff` takes arrays, whose batches cost next to nothing to make, and counts the daemon's processor time for each
 batch that a trainer takes, with so many trainers: it must not grow with their number.
@@ -26,6 +30,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import select
+import socket
 import statistics
 import subprocess
 import sys
@@ -34,6 +40,7 @@ import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -61,24 +68,55 @@ def batches_of(kind: str, manifest: str, name: str) -> Generator[np.ndarray, Non
         for x, _ in loader:
             yield x
     else:
-        import torch
-        from throughput import Photographs, _one_thread
+        if kind == "tensorsocket":
+            from tensorsocket import TensorConsumer
 
-        torch.set_num_threads(1)
-        lines = [line.rsplit(" ", 1) for line in Path(manifest).read_text().splitlines()]
-        samples = [(str(Path(manifest).parent / path), int(label)) for path, label in lines]
-        loader = torch.utils.data.DataLoader(
-            Photographs(samples), 64, shuffle=True, num_workers=2, worker_init_fn=_one_thread, persistent_workers=True
-        )
+            loader = TensorConsumer(**ports_of(name), batch_size=64)
+        else:
+            loader = photographs_loader(manifest)
         while True:
             for x, _ in loader:
                 yield x.numpy()
+
+
+def photographs_loader(manifest: str, repeat: int = 1, *, drop_last: bool = False) -> Any:
+    """Return a DataLoader of the photographs, listed `repeat` times over, with two workers."""
+    import torch
+    from throughput import Photographs, _one_thread
+
+    torch.set_num_threads(1)
+    lines = [line.rsplit(" ", 1) for line in Path(manifest).read_text().splitlines()]
+    samples = [(str(Path(manifest).parent / path), int(label)) for path, label in lines]
+    return torch.utils.data.DataLoader(
+        Photographs(samples * repeat), 64, shuffle=True, num_workers=2, worker_init_fn=_one_thread,
+        persistent_workers=True, drop_last=drop_last,
+    )  # fmt: skip
+
+
+def ports_of(name: str) -> dict[str, Any]:
+    """Return the ports that a TensorSocket of this `name` (four numbers) uses, as its options."""
+    port, ack, *heart = map(int, name.split(","))
+    return {"port": port, "ack_port": ack, "heart_ports": tuple(heart)}
+
+
+def be_producer(manifest: str, name: str) -> None:
+    """Share one DataLoader by TensorSocket until somebody ends this process."""
+    from tensorsocket import TensorProducer
+
+    # What is left at the end of an epoch is not sent, so epochs are longer than the few batches of the list.
+    loader = photographs_loader(manifest, 8, drop_last=True)
+    producer = TensorProducer(loader, **ports_of(name), producer_batch_size=2)
+    while True:
+        for _ in producer:
+            pass
 
 
 def be_trainer(kind: str, manifest: str, name: str, seconds: float) -> None:
     batches = batches_of(kind, manifest, name)
     next(batches)
     print("ready", flush=True)
+    while kind == "tensorsocket" and not select.select([sys.stdin], [], [], 0)[0]:
+        next(batches)  # it lets nobody else in while one of its consumers does not read
     sys.stdin.readline()
     end_s = time.monotonic() + seconds
     images, start_s = 0, time.monotonic()
@@ -105,6 +143,26 @@ def daemon(source: str, name: str, *options: str) -> Iterator[psutil.Process]:
         yield psutil.Process(process.pid)
     finally:
         process.terminate()
+        process.wait()
+
+
+@contextlib.contextmanager
+def producer(manifest: str) -> Iterator[tuple[str, psutil.Process]]:
+    """Give the name of a TensorSocket, and the process that fills it."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(4)]
+        for one in sockets:
+            one.bind(("", 0))
+        name = ",".join(str(one.getsockname()[1]) for one in sockets)
+    process = psutil.Popen(
+        [sys.executable, __file__, manifest, "--be", "producer", "--name", name], stdout=subprocess.DEVNULL
+    )
+    try:
+        yield name, process
+    finally:
+        own = [process, *process.children(recursive=True)]
+        for one in own:
+            one.kill()
         process.wait()
 
 
@@ -153,6 +211,8 @@ def run_trainers(kind: str, n: int, manifest: str, name: str, seconds: float, se
 def compare(manifest: Path, options: argparse.Namespace) -> None:
     kinds = ["alone, prefetchd", f"{options.trainers} x prefetchd"]
     kinds += [] if options.no_torch else [f"{options.trainers} x DataLoader"]
+    if options.tensorsocket:
+        kinds.append(f"{options.trainers} x TensorSocket")
     results: dict[str, list[Result]] = {kind: [] for kind in kinds}
     serve = ("--batch-size", "64", "--image-size", str(SIZE_PX), "--shuffle", "--num-workers", "2")
     for _ in range(options.rounds):
@@ -160,6 +220,9 @@ def compare(manifest: Path, options: argparse.Namespace) -> None:
             n = 1 if kind.startswith("alone") else options.trainers
             if kind.endswith("DataLoader"):
                 result = run_trainers("torch", n, str(manifest), "", options.seconds, None)
+            elif kind.endswith("TensorSocket"):
+                with producer(str(manifest)) as (name, server):
+                    result = run_trainers("tensorsocket", n, str(manifest), name, options.seconds, server)
             else:
                 name = f"bench-{os.getpid()}"
                 with daemon(str(manifest), name, *serve, "--memory-budget", options.budget) as server:
@@ -209,14 +272,17 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--budget", default="256MiB")
     parser.add_argument("--no-torch", action="store_true", help="leave the DataLoader out")
+    parser.add_argument("--tensorsocket", action="store_true", help="TensorSocket too, which may stall (see above)")
     parser.add_argument("--handoff", metavar="N,N,...", help="measure the daemon's work for so many trainers instead")
     parser.add_argument("--be", help=argparse.SUPPRESS)
     parser.add_argument("--name", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.be == "producer":
+        be_producer(str(options.manifest), options.name)
     if options.be:
         be_trainer(options.be, str(options.manifest), options.name, options.seconds)
         return
-    print(setting("prefetchd", "numpy", "opencv-python-headless", "torch"), flush=True)
+    print(setting("prefetchd", "numpy", "opencv-python-headless", "torch", "tensorsocket"), flush=True)
     if options.handoff:
         handoff([int(n) for n in options.handoff.split(",")], options)
         return

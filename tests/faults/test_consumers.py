@@ -167,7 +167,7 @@ GARBAGE = {
     "a pickle": [b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x02id\x85R."],
     "a huge datagram": [b"\x93" * 100_000],
     "a reader's line": [messages.encode(messages.ReaderReady())],
-    "negative lease": [HELLO, messages.encode(messages.Release(-1, 0))],
+    "negative lease": [HELLO, messages.encode(messages.Release([-1], 0))],
     "too large a number": [HELLO, messages.encode(messages.OpenCursor(1, 0, 2**63, 0, None, 0, 1))],
     "rank beyond the world": [HELLO, messages.encode(messages.OpenCursor(1, 0, 0, 0, None, 5, 2))],
     "a cursor before the hello": [messages.encode(messages.OpenCursor(1, 0, 0, 0, None, 0, 1))],
@@ -202,7 +202,7 @@ def test_odd_but_lawful_words_harm_nobody(serve: Serve, forty: Path, forty_conte
         sock.send(HELLO)
         control.close_all(control.receive(sock)[1])
         for lease in range(1, 20):
-            control.send(sock, messages.encode(messages.Release(lease, 2**62)))
+            control.send(sock, messages.encode(messages.Release([lease], 2**62)))
         pipe = os.pipe()
         control.send(sock, messages.encode(messages.Want(7, 7)), [pipe[0]] * 4)
         control.close_all(pipe)

@@ -19,6 +19,7 @@ import prefetchd
 from prefetchd import control, messages
 from prefetchd.client import Connection
 from prefetchd.mailbox import Outbox
+from prefetchd.returns import ReturnedLeases
 from prefetchd.shard import Shard
 
 LAYOUT = {"batch_size": 2, "x_shape": [4], "x_dtype": "uint8", "y_shape": [], "y_dtype": "int64"}
@@ -60,13 +61,15 @@ def consume(words: Words, *, writable: bool = False) -> str:
     ours, theirs = control.socket_pair()
     connection = Connection(ours, os.getpid(), writable=writable, hold_timeout_s=0.1)
     outbox, mailbox = Outbox.create()
+    returned, returns = ReturnedLeases.create()
+    pages = {MAILBOX: mailbox, RETURNS: returns}
     outbox.open(1)
     for word in words:
         if isinstance(word, Grant):
             outbox.put(word.lease, word.slot, word.epoch, word.batch, word.rows, repeated=False, told=word.told)
         else:
             data, fds = word
-            control.send(theirs, data, [mailbox if fd == MAILBOX else fd for fd in fds])
+            control.send(theirs, data, [pages.get(fd, fd) for fd in fds])
     theirs.shutdown(socket.SHUT_WR)
     try:
         connection.attach(messages.Attach(messages.PROTOCOL, "0", None, {}, 2), 1.0)
@@ -82,11 +85,12 @@ def consume(words: Words, *, writable: bool = False) -> str:
         connection.close(at_once=True)
         theirs.close()
         outbox.close()
-        os.close(mailbox)
+        returned.close()
+        control.close_all([mailbox, returns])
 
 
-MAILBOX = -1  # stands for the mailbox's descriptor
-ATTACHED = messages.encode(attached()), [MAILBOX]
+MAILBOX, RETURNS = -1, -2  # stand for the descriptors of the two pages
+ATTACHED = messages.encode(attached()), [MAILBOX, RETURNS]
 OPENED = messages.encode(messages.SlotOpened(1, SLOT_BYTES))
 
 
@@ -94,11 +98,20 @@ OPENED = messages.encode(messages.SlotOpened(1, SLOT_BYTES))
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        ([(messages.encode(attached(layout={})), [MAILBOX])], "layout makes no sense"),
-        ([(messages.encode(attached(layout={**LAYOUT, "batch_size": 2**62})), [MAILBOX])], "layout makes no sense"),
-        ([(messages.encode(attached(layout={**LAYOUT, "x_shape": "abc"})), [MAILBOX])], "layout makes no sense"),
-        ([(messages.encode(attached(layout={**LAYOUT, "x_dtype": "object"})), [MAILBOX])], "layout makes no sense"),
-        ([(messages.encode(attached(batches_per_epoch=0)), [MAILBOX])], "no batches"),
+        ([(messages.encode(attached(layout={})), [MAILBOX, RETURNS])], "layout makes no sense"),
+        (
+            [(messages.encode(attached(layout={**LAYOUT, "batch_size": 2**62})), [MAILBOX, RETURNS])],
+            "layout makes no sense",
+        ),
+        (
+            [(messages.encode(attached(layout={**LAYOUT, "x_shape": "abc"})), [MAILBOX, RETURNS])],
+            "layout makes no sense",
+        ),
+        (
+            [(messages.encode(attached(layout={**LAYOUT, "x_dtype": "object"})), [MAILBOX, RETURNS])],
+            "layout makes no sense",
+        ),
+        ([(messages.encode(attached(batches_per_epoch=0)), [MAILBOX, RETURNS])], "no batches"),
         ([(OPENED, [4096])], "size was not agreed"),
         ([ATTACHED, (OPENED, [])], "smaller than was agreed"),
         ([ATTACHED, (OPENED, [100])], "the segment has 100 bytes"),
@@ -109,8 +122,11 @@ OPENED = messages.encode(messages.SlotOpened(1, SLOT_BYTES))
         ([ATTACHED, (OPENED, [4096]), Grant(rows=2**63)], f"{2**63} rows were granted of 2"),
         ([ATTACHED, (b"\xdd\xff\xff\xff\xff", []), Grant()], "no message of ours"),
         ([(messages.encode(attached()), [])], "cannot attach"),  # no mailbox
-        ([(messages.encode(attached()), [5])], "cannot attach"),  # one that is too small
-        ([(messages.encode(attached()), [MAILBOX, 5])], "cannot attach"),  # class names that are no JSON
+        ([(messages.encode(attached()), [5, RETURNS])], "cannot attach"),  # one that is too small
+        ([(messages.encode(attached()), [MAILBOX])], "cannot attach"),  # no page for what it returns
+        ([(messages.encode(attached()), [MAILBOX, 5])], "cannot attach"),  # one that is too small
+        ([(messages.encode(attached()), [MAILBOX, MAILBOX])], "cannot attach"),  # one that it cannot write to
+        ([(messages.encode(attached()), [MAILBOX, RETURNS, 5])], "cannot attach"),  # class names that are no JSON
         ([ATTACHED, (OPENED, [4096]), Grant()], "ended"),  # all well, to its end
     ],
 )
@@ -118,8 +134,8 @@ def test_lies(words: Words, error: str, writable: bool) -> None:
     opened: list[int] = []
 
     def open_all(sizes: list[int]) -> list[int]:
-        fds = [size if size == MAILBOX else memfd(size) for size in sizes]
-        opened.extend(fd for fd in fds if fd != MAILBOX)
+        fds = [size if size < 0 else memfd(size) for size in sizes]
+        opened.extend(fd for fd in fds if fd >= 0)
         return fds
 
     try:
@@ -149,7 +165,7 @@ WORDS = st.one_of(
     st.builds(messages.StatusReport, st.dictionaries(st.text(max_size=7), st.integers(0, 9))).map(messages.encode),
     st.recursive(st.none() | st.integers(-9, 9), lambda inner: st.lists(inner, max_size=3)).map(msgspec.msgpack.encode),
 )
-DESCRIPTORS = st.lists(st.sampled_from(("mailbox", "segment", "short", "pipe", "folder")), max_size=3)
+DESCRIPTORS = st.lists(st.sampled_from(("mailbox", "returns", "segment", "short", "pipe", "folder")), max_size=3)
 
 
 @settings(max_examples=400, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -163,6 +179,7 @@ def test_fuzzed(begins: bool, words: list[tuple[bytes, list[str]] | Grant], writ
     pipe = os.pipe()
     have = {
         "mailbox": MAILBOX,
+        "returns": RETURNS,
         "segment": memfd(SLOT_BYTES),
         "short": memfd(1),
         "pipe": pipe[0],
@@ -175,7 +192,7 @@ def test_fuzzed(begins: bool, words: list[tuple[bytes, list[str]] | Grant], writ
             warnings.simplefilter("ignore")  # it may well be told that it waits for a slot
             consume(first + said, writable=writable)
     finally:
-        control.close_all([fd for fd in (*have.values(), pipe[1]) if fd != MAILBOX])
+        control.close_all([fd for fd in (*have.values(), pipe[1]) if fd >= 0])
     if len(os.listdir("/proc/self/fd")) > before:
         gc.collect()  # an error may hold what it met
     assert len(os.listdir("/proc/self/fd")) <= before

@@ -17,8 +17,7 @@ import psutil
 import pytest
 
 import prefetchd
-from prefetchd import launch, silence
-from prefetchd.commands import ask
+from prefetchd import asking, launch, silence
 from prefetchd.names import daemon_paths
 from tests.conftest import DaemonProcess, wait_until
 from tests.faults.conftest import (
@@ -83,7 +82,7 @@ def test_stopped_daemon_is_given_up_in_the_end_by_all_who_wait(
             loader.status()
         with pytest.raises(prefetchd.DaemonLost, match=r"has not answered for 0\.2 s: pid .* is stopped"):
             prefetchd.batches(timeout=0.2)
-        monkeypatch.setattr(ask, "ANSWER_S", 0.2)
+        monkeypatch.setattr(asking, "ANSWER_S", 0.2)
         from prefetchd.cli import main
 
         monkeypatch.setattr(sys, "argv", ["prefetchd", "status"])

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import prefetchd
+from prefetchd.silence import LOOK_S
+from tests.conftest import wait_until
 from tests.process.commands import refused, run_command
 
 
@@ -141,3 +146,41 @@ def test_help_tells_of_arrays():
     text = run_command("serve", "--help").stdout
     for word in (".npy", ".npz", "--labels", "--offsets", "--max-length", "--pad-value", "--lengths"):
         assert word in text
+
+
+def test_slot_that_comes_back_while_its_loop_has_more_to_go_on_with_is_there_for_another_loop_at_once(serve, tmp_path):
+    """A loop with grants ahead tells of what it drops later, together; nobody waits for that."""
+    np.save(tmp_path / "x.npy", np.zeros((1024, 4), np.int32))
+    serve(tmp_path / "x.npy", "--batch-size", 1, "--shuffle", "--num-workers", 1)
+    with prefetchd.batches() as holder, prefetchd.batches(hold_timeout=20) as other:
+        wait_until(lambda: holder.status()["ring"]["ready"] == holder.status()["ring"]["slots"] > 16, "a full ring")
+        n_slots = holder.status()["ring"]["slots"]
+        other.set_epoch(7)  # whose batches are not the other's
+        holding, asking = iter(holder), iter(other)
+        held = [next(holding)]
+        theirs = [next(asking) for _ in range(2)]
+        while holder.status()["ring"]["leased"] < n_slots - 2:
+            held.append(next(holding))
+
+        def ask() -> None:
+            with contextlib.suppress(prefetchd.PrefetchdError):  # at the end
+                while True:
+                    theirs.append(next(asking))
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it waits for a slot
+            asker = threading.Thread(target=ask)
+            asker.start()
+
+            def stands_still() -> bool:
+                status = holder.status()
+                waiting = any(one["waiting"] for one in status["consumers"])
+                return waiting and not status["ring"]["filling"]  # so it is slots that it waits for
+
+            wait_until(stands_still, "it waits for a slot")
+            n_theirs = len(theirs)
+            del held[3]
+            assert holder._session.connection._leases._noted  # and not told
+            wait_until(lambda: len(theirs) > n_theirs, "it has its batch", LOOK_S)
+            other.close()
+            asker.join()

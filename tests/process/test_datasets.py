@@ -48,6 +48,26 @@ def test_training_and_validation_share_one_daemon(serve, photographs, val):
     assert "dataset=..." in daemon.log
 
 
+def test_an_option_for_one_kind_of_data_set_is_given_to_those_of_that_kind(photographs, tmp_path):
+    """One that holds for all is refused for arrays, with the words that give it to the images alone."""
+    np.save(tmp_path / "a.npy", np.zeros((4, 2)))
+    arrays, images = f"train={tmp_path}/a.npy", f"val={photographs}"
+    message = refused("serve", arrays, images, f"test={photographs}", "--image-size", 16, "--num-workers", 1)
+    assert "a.npy: it concerns images only; " in message
+    assert message.endswith("given to each of them: --val.image-size --test.image-size")
+    assert refused("serve", arrays, images, "--no-shrink-on-load").endswith(": --no-val.shrink-on-load")
+    np.save(tmp_path / "y.npy", np.zeros(4))
+    assert refused("serve", images, arrays, "--labels", tmp_path / "y.npy").endswith(": --train.labels")
+    assert refused("serve", arrays, images, "--train.image-size", 16).endswith("; leave it out")
+
+
+def test_what_was_told_works(serve, photographs, tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((4, 2)))
+    serve(f"train={tmp_path}/a.npy", f"val={photographs}", "--val.image-size", 16, "--num-workers", 1)
+    with prefetchd.batches(dataset="val") as loader:
+        assert next(iter(loader)).x.shape[1:] == (16, 16, 3)
+
+
 def test_batches_are_those_of_a_daemon_of_its_own(serve, photographs, val):
     serve(f"train={photographs}", f"val={val}", "--batch-size", 4, *QUICK, "--val.image-size", "20x24")
     with prefetchd.batches(dataset="val") as shared:

@@ -95,3 +95,25 @@ def test_what_cannot_be_set_is_refused_in_one_line(serve, photographs, words, sa
     assert said in refused.stderr
     assert refused.stderr.count("\n") == 1
     assert os.environ["XDG_RUNTIME_DIR"]
+
+
+def test_python_changes_a_daemon_as_the_command_does(serve, photographs):
+    daemon = serve(photographs, *OPTIONS, "--memory-budget", "120MiB", name="other")
+    before = ring(daemon)
+    assert "200" in prefetchd.set_options("other", memory_budget=200 * MIB, num_workers=2)
+    wait_until(lambda: ring(daemon) > before and len(daemon.reader_pids()) == 2, "it has what it was given")
+    assert daemon.status()["memory"]["budget_bytes"] == 200 * MIB
+
+
+def test_what_python_cannot_set_is_an_error_of_its_class_and_changes_nothing(serve, photographs, monkeypatch):
+    daemon = serve(photographs, *OPTIONS, "--memory-budget", "120MiB", name="other")
+    monkeypatch.setenv("PREFETCHD_NAME", "other")
+    with pytest.raises(prefetchd.BudgetError, match="memory-budget"):
+        prefetchd.set_options(memory_budget="1MiB")
+    with pytest.raises(prefetchd.ConfigError, match="num-workers"):
+        prefetchd.set_options(num_workers="many")
+    with pytest.raises(prefetchd.ConfigError, match="no option was given"):
+        prefetchd.set_options()
+    with pytest.raises(prefetchd.DaemonNotFound):
+        prefetchd.set_options("none", num_workers=1)
+    assert daemon.status()["memory"]["budget_bytes"] == 120 * MIB

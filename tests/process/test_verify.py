@@ -68,6 +68,35 @@ def test_what_verify_passes_is_what_is_served(mixed):
         assert served == set(range(loader.n_samples)) - bad
 
 
+def test_malformed_lines_are_listed_and_left_out_and_all_others_are_verified(photographs, tmp_path):
+    manifest, clean = tmp_path / "m.txt", tmp_path / "clean.txt"
+    lines = photographs.read_text().splitlines(True)
+    lines[3] = "photo without label.jpg\n"
+    lines[20] = "gone.jpg 20\n"
+    lines[30] = "photo.jpg nan\n"
+    manifest.write_text("".join(lines))
+    options = (*QUICK, "--root", photographs.parent, "--json")
+    result = run_command("verify", manifest, *options, "--write-clean", clean)
+    assert result.returncode == 1, result
+    report = json.loads(result.stdout)
+    assert [line["number"] for line in report["malformed"]] == [4, 31]
+    assert "nan" in report["malformed"][1]["reason"]
+    assert [bad["line"] for bad in report["bad"]] == [21]
+    assert (report["n_samples"], report["good_samples"]) == (48, 47)
+    assert (report["clean"]["lines_kept"], report["clean"]["lines_left_out"]) == (47, 3)
+    assert "3 left out, 2 of them malformed" in report["clean"]["said"]
+    assert clean.read_text() == "".join(line for n, line in enumerate(lines) if n not in (3, 20, 30))
+    assert run_command("verify", clean, *options).returncode == 0
+
+
+def test_malformed_lines_alone_are_a_failure(photographs, tmp_path):
+    manifest = tmp_path / "m.txt"
+    manifest.write_text(photographs.read_text() + "garbage\n")
+    result = run_command("verify", manifest, *QUICK, "--root", photographs.parent)
+    assert result.returncode == 1, result
+    assert "malformed   1 line\n    line 51: there is no label: 'garbage'\n  bad         none" in result.stdout
+
+
 def test_many_batches_of_samples_are_each_counted_once(photographs, tmp_path):
     manifest = tmp_path / "long.txt"
     lines = photographs.read_text().splitlines(True)

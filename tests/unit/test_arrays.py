@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import faulthandler
 import gc
+import itertools
 import os
 import signal
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -437,9 +439,13 @@ def test_data_read_while_the_file_shrinks_is_not_delivered(tmp_path, monkeypatch
         reader.confirm()
 
 
-def test_rows_that_come_slowly_are_asked_for_beforehand(tmp_path, monkeypatch):
-    """From a disk, together is much faster than one after another; what is delivered is the same."""
+@pytest.mark.parametrize("from_disk", [True, False])
+def test_rows_that_come_slowly_from_a_disk_are_asked_for_beforehand(tmp_path, monkeypatch, from_disk):
+    """Together is much faster than one after another, unless it was another process that made them slow; what is
+    delivered is the same."""
     asked: list[tuple[int, int]] = []
+    faults = itertools.count() if from_disk else itertools.repeat(0)
+    monkeypatch.setattr(mapped_rows.resource, "getrusage", lambda _: SimpleNamespace(ru_majflt=next(faults)))
     monkeypatch.setattr(mapped_rows.os, "posix_fadvise", lambda fd, start, n, _: asked.append((start, n)))
     monkeypatch.setattr(mapped_rows, "_SLOW_ROW_S", -1.0)
     array = some((100, 5), "int32")
@@ -449,7 +455,7 @@ def test_rows_that_come_slowly_are_asked_for_beforehand(tmp_path, monkeypatch):
     x, y = layout.xy(np.zeros(layout.slot_bytes, np.uint8), 2)
     for _ in range(2):
         reader.fill(0, [98, 3], range(2), x, y, lambda _: None)
-    assert asked == [(128 + 98 * 20, 20), (128 + 3 * 20, 20)]
+    assert asked == ([(128 + 98 * 20, 20), (128 + 3 * 20, 20)] if from_disk else [])
     assert same(x, array[[98, 3]])
 
 

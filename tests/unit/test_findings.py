@@ -75,10 +75,12 @@ def test_nothing_good_is_described_too():
     bad = {"sample_id": 0, "line": 1, "path": "a", "where": "m line 1: a", "reason": "gone", "judged": False}
     report = {
         "source": "m", "n_samples": 1, "verified": 1, "interrupted": False, "took_s": 0.0, "readers": 1,
-        "bad_samples": 1, "bad": [bad], **summary({"seen": False}),
+        "malformed": [{"number": 7, "reason": "there is no label: 'b'"}], "bad_samples": 1, "bad": [bad],
+        **summary({"seen": False}),
     }  # fmt: skip
     text = "\n".join(describe(report))
     assert "m line 1: a: gone" in text
+    assert "line 7: there is no label: 'b'" in text
     assert "could not be judged" in text
 
 

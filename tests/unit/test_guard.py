@@ -8,9 +8,11 @@ import pytest
 
 from prefetchd import guard as guard_module
 from prefetchd.budget import ALLOWANCE_BYTES, DAEMON_BYTES, MIB, MIN_SLOTS, READER_BYTES, Budget, Footprint, Plan
+from prefetchd.cursor import Cursor
 from prefetchd.filling import Chunk, Job
 from prefetchd.guard import Guard
 from prefetchd.limits import Limit
+from prefetchd.shard import Shard
 from prefetchd.slots import Ring, Slot
 
 SLOT_BYTES = MIB
@@ -96,14 +98,25 @@ def test_large_decode_gets_its_memory_from_the_ring(rig):
     one = rig(6)
     reader = one.pool.readers[0]
     reader.needs_bytes = 2 * SLOT_BYTES
-    one.guard.serve_wishes()
+    one.guard.serve_wishes([])
     assert reader.has_bytes == 2 * SLOT_BYTES
     assert len(one.ring.slots) == 4
     assert len(one.removed) == 2
     reader.has_bytes = 0
-    one.guard.serve_wishes()
+    one.guard.serve_wishes([])
     assert one.guard.budget.spare_bytes == 2 * SLOT_BYTES
     assert not one.guard.may_grow()
+
+
+def test_a_large_decode_takes_what_is_needed_last(rig):
+    """The batch that a loop needs next stays, wherever it is."""
+    one = rig(6)
+    for number, slot in enumerate(one.ring.slots.values()):
+        one.ring.start_fill(slot, (0, 0, number))
+        one.ring.finish_fill(slot, 1)
+    one.pool.readers[0].needs_bytes = 2 * SLOT_BYTES
+    one.guard.serve_wishes([Cursor(1, 1, 0, Shard(10))])
+    assert [slot.key for slot in one.ring.slots.values()] == [(0, 0, number) for number in range(4)]
 
 
 def test_large_decodes_take_turns(rig):
@@ -111,12 +124,12 @@ def test_large_decodes_take_turns(rig):
     one = rig(6)
     first, second = one.pool.readers.values()
     first.needs_bytes = second.needs_bytes = 2 * SLOT_BYTES
-    one.guard.serve_wishes()
+    one.guard.serve_wishes([])
     assert (first.has_bytes, second.has_bytes) == (2 * SLOT_BYTES, 0)
     assert len(one.ring.slots) == MIN_SLOTS
     assert not one.guard.starved
     first.has_bytes = 0
-    one.guard.serve_wishes()
+    one.guard.serve_wishes([])
     assert second.has_bytes == 2 * SLOT_BYTES
 
 
@@ -126,7 +139,7 @@ def test_held_slots_are_never_taken_and_the_wait_for_them_is_known(rig):
     for slot in one.ring.slots.values():
         one.hold(slot)
     one.pool.readers[0].needs_bytes = SLOT_BYTES
-    one.guard.serve_wishes()
+    one.guard.serve_wishes([])
     assert len(one.ring.slots) == 6
     assert one.guard.starved
 
@@ -138,7 +151,7 @@ def test_decode_that_no_part_of_the_budget_can_hold_names_the_budget_that_would(
     ring_slot = one.ring.slots[1]
     reader.chunks[1] = chunk = Chunk(Job(ring_slot, 0, 0, 7, 1), [0])
     reader.needs_bytes = 100 * MIB
-    one.guard.serve_wishes()
+    one.guard.serve_wishes([])
     assert chunk.job.failure is not None
     text = chunk.job.failure.text
     assert chunk.job.failure.error == "BudgetError"
@@ -158,7 +171,7 @@ def test_reader_that_outgrew_its_share_is_retired_first(rig, monkeypatch):
     """A leak costs its reader, not the ring."""
     one = rig(6)
     measured(monkeypatch, one, {1000: 10 * MIB, 1001: one.plan.budget_bytes})
-    one.guard.verify()
+    one.guard.verify([])
     assert [reader.retiring for reader in one.pool.readers.values()] == [False, True]
     assert len(one.ring.slots) == 6
 
@@ -168,7 +181,7 @@ def test_without_a_culprit_slots_go_down_to_the_least(rig, monkeypatch):
     one = rig(6)
     measured(monkeypatch, one, {1: one.plan.budget_bytes})
     for _ in range(10):
-        one.guard.verify()
+        one.guard.verify([])
     assert len(one.ring.slots) == MIN_SLOTS
 
 
@@ -177,7 +190,7 @@ def test_limit_of_the_control_group_that_was_lowered_counts(rig, monkeypatch):
     one = rig(6)
     measured(monkeypatch, one, {1000: MIB})
     monkeypatch.setattr(guard_module, "cgroup_limits", lambda: [Limit(2 * MIB, "cgroup")])
-    one.guard.verify()
+    one.guard.verify([])
     assert len(one.ring.slots) == 5
 
 
@@ -185,7 +198,7 @@ def test_within_the_budget_nothing_is_taken(rig, monkeypatch):
     """The check alone changes nothing."""
     one = rig(6)
     measured(monkeypatch, one, {1000: MIB})
-    one.guard.verify()
+    one.guard.verify([])
     assert len(one.ring.slots) == 6
     assert one.guard.max_footprint_bytes == MIB + 6 * SLOT_BYTES
 
@@ -198,12 +211,12 @@ def test_readers_that_were_added_make_room_for_a_large_decode(rig):
     one.guard.shrink([])
     reader = one.pool.readers[0]
     reader.needs_bytes = need = one.guard.budget.largest_decode_bytes
-    one.guard.serve_wishes()
+    one.guard.serve_wishes([])
     assert one.pool.denied == []
     assert one.guard.readers_in_the_way
     one.guard.replan(one.guard.budget.plan.with_readers(2, MIN_SLOTS))
     one.guard.budget.n_readers = 2
-    one.guard.serve_wishes()
+    one.guard.serve_wishes([])
     assert reader.has_bytes == need
 
 

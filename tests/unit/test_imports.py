@@ -66,9 +66,10 @@ def name_of(path: Path) -> str:
 
 
 FILES = {name_of(path): path for path in ROOT.rglob("*.py")}
+IMPORTED = {name: imported(path) for name, path in FILES.items()}
 GRAPH = {
-    name: {other for other in FILES if other and other != name and f"prefetchd.{other}" in imported(path)}
-    for name, path in FILES.items()
+    name: {other for other in FILES if other and other != name and f"prefetchd.{other}" in names}
+    for name, names in IMPORTED.items()
 }
 
 
@@ -124,9 +125,9 @@ def test_nothing_imports_the_command_line(name):
 
 @pytest.mark.parametrize("name", ["slots", "scheduler", "windows", "cursor", "order", "shard", "layout", "filling"])
 def test_pure_modules_reach_no_sockets_or_processes_and_use_no_clock(name):
-    assert not imported(FILES[name]) & {"os", "time"}
+    assert not IMPORTED[name] & {"os", "time"}
     for module in {name} | reached_from(name):
-        top = {other.partition(".")[0] for other in imported(FILES[module])}
+        top = {other.partition(".")[0] for other in IMPORTED[module]}
         assert not top & MACHINERY, module
 
 
@@ -138,7 +139,7 @@ def test_only_commands_use_the_tools(name):
 @pytest.mark.parametrize("name", ["tools.charts", "tools.findings", "tools.frame", "tools.rates", "tools.display"])
 def test_tools_that_judge_or_draw_are_pure(name):
     for module in {name} | reached_from(name):
-        assert not {other.partition(".")[0] for other in imported(FILES[module])} & MACHINERY, module
+        assert not {other.partition(".")[0] for other in IMPORTED[module]} & MACHINERY, module
 
 
 @pytest.mark.parametrize("module", ["prefetchd", "prefetchd.api", "prefetchd.launch", "prefetchd.cli"])

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from prefetchd.config import make_config
 from prefetchd.errors import ManifestError
 from prefetchd.manifest import Manifest, Sample
+from prefetchd.manifest_format import MalformedLine
 from prefetchd.manifest_scan import Scan
 
 
@@ -186,6 +187,7 @@ def test_line_numbers_count_every_line(tmp_path: Path) -> None:
         ("a.jpg cat\nb.jpg dog\nc d.jpg\n", 3, "there is no label"),
         ("a.jpg\nb.jpg 3\nc.jpg\n", 2, "number '3'"),
         ("a.jpg\nb.jpg cat\nc.jpg\n", 2, "more follows the image 'b.jpg'"),
+        ("a.jpg b.png\nc.jpg d.png\n", 1, "two images, 'a.jpg' and 'b.png'"),
         ('a.jpg 1\n"b.jpg 2\n', 2, "a quote is not closed"),
         ('a.jpg 1\n"b" c.jpg 2\n', 2, "between the quoted path and the label"),
         ("a.jpg 1\rb.jpg 2\nc.jpg 1\n", 1, "carriage return"),
@@ -220,6 +222,11 @@ def test_a_table_that_does_not_fit_is_refused(tmp_path: Path, text: str, options
     assert what in refusal(write(tmp_path, text, "l.csv"), **options)
 
 
+def test_of_several_bad_lines_it_is_told_how_to_be_rid_of_them(tmp_path: Path) -> None:
+    assert "--write-clean" in refusal(write(tmp_path, "a.jpg 1\nb.jpg\nc.jpg nan\n" + "d.jpg 2\n" * 9))
+    assert "target=mask" in refusal(write(tmp_path, "a.jpg b.png\nc.jpg d.png\n"))
+
+
 def test_the_first_bad_lines_are_told_and_further_ones_counted(tmp_path: Path) -> None:
     """Three lines are shown with their numbers and faults, in any block; of thousands, that there are thousands."""
     text = "".join(f"a{i}.jpg {i}\n" if i % 1000 else "b.jpg\n" for i in range(1, 200_000))
@@ -232,6 +239,49 @@ def test_the_first_bad_lines_are_told_and_further_ones_counted(tmp_path: Path) -
     assert "no label: 'b.jpg'; line 4: the label 'x' is not a number, as the others are: 'd.jpg x'; mend" in message
     message = refusal(write(tmp_path, "a.jpg 1\n" * 2000 + "b.jpg\n" * 100_000))
     assert re.search(r"line 2003: [^;]*; and at least \d+ more bad lines; ", message)
+
+
+@pytest.mark.parametrize("every", [2, 3, 64, 1000])
+def test_malformed_lines_are_left_out_where_somebody_takes_them(tmp_path: Path, every: int) -> None:
+    """The samples are those of the list without these lines, and keep their line numbers, in readers too."""
+    lines = [f"a{i}.jpg {i}" for i in range(1, 20_001)]
+    wrong = {n: ("b.jpg", "c.jpg nan", "# no sample", "")[n % 4] for n in range(every, 20_001, every)}
+    text = "\n".join(wrong.get(n, line) for n, line in enumerate(lines, 1))
+    malformed: list[MalformedLine] = []
+    with Manifest.open(make_config(source=write(tmp_path, text)), malformed) as manifest:
+        assert [line.number for line in malformed] == [n for n in wrong if n % 4 < 2]
+        assert {line.reason for line in malformed} <= {
+            "there is no label: 'b.jpg'", "the label 'nan' is not finite: 'c.jpg nan'",
+        }  # fmt: skip
+        facts, fds = manifest.handle()
+        with Manifest.attach(facts, [os.dup(fd) for fd in fds]) as attached:
+            samples = attached.samples(range(len(attached)))
+    assert [(sample.line, sample.label) for sample in samples] == [(n, n) for n in range(1, 20_001) if n not in wrong]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "number"),
+    [
+        ("l.csv", "path,label\na.jpg,1\nb.jpg\nc.jpg,2\n", 3),
+        ("l.jsonl", '{"path": "a.jpg", "label": 1}\n{"path": "b.jpg", "label": 3}\n{"path": \n', 3),
+        ("l.txt", "a.jpg cat\nb.jpg dog\nc.jpg d.jpg\n", 3),
+    ],
+)
+def test_malformed_lines_of_every_kind_of_list_are_left_out(tmp_path: Path, name: str, text: str, number: int) -> None:
+    malformed: list[MalformedLine] = []
+    with Manifest.open(make_config(source=write(tmp_path, text, name)), malformed) as manifest:
+        assert len(manifest.samples(range(len(manifest)))) == 2
+    assert [line.number for line in malformed] == [number]
+
+
+def test_a_list_of_nothing_but_malformed_lines_is_refused_in_any_case(tmp_path: Path) -> None:
+    """So is one with ten thousand of them: whatever that file is, it is no such list."""
+    config = make_config(source=write(tmp_path, "a.jpg nan\nb.jpg nan\n"))
+    with pytest.raises(ManifestError, match=r"line 1 of .*; line 2: .*leave it out$"):
+        Manifest.open(config, [])
+    config = make_config(source=write(tmp_path, "a.jpg 1\n" * 300 + "b.jpg\n" * 20_000))
+    with pytest.raises(ManifestError, match="at least"):
+        Manifest.open(config, [])
 
 
 @pytest.mark.parametrize("n_lines", [100, 100_000])

@@ -147,6 +147,22 @@ def test_surplus_never_takes_what_another_is_guaranteed():
     assert may_grant(ring, mine, Reserve(ring, [mine, other]), slots[2])
 
 
+def test_what_is_granted_ahead_leaves_a_slot_for_a_loop_that_stands_still_with_as_many():
+    ring = ring_of(6)
+    slots = [ready(ring, number, (0, 0, number - 1)) for number in (1, 2, 3, 4)]
+    mine, other = cursor(3, consumer=1), cursor(0, consumer=2)
+    for slot in slots[:2]:
+        ring.grant(slot, consumer=1)
+        ring.grant(slot, consumer=2)
+    ring.grant(slots[2], consumer=2)
+    assert may_grant(ring, mine, Reserve(ring, [mine, other]), slots[3])
+    ring.grant(ready(ring, 5, (0, 1, 0)), consumer=2)
+    other.waiting = True
+    assert not may_grant(ring, mine, Reserve(ring, [mine, other]), slots[3])
+    mine.waiting = True
+    assert may_grant(ring, mine, Reserve(ring, [mine, other]), slots[3])
+
+
 def test_slot_that_somebody_holds_already_costs_nothing():
     ring = ring_of(3)
     slot = ready(ring, 1, (0, 0, 0))

@@ -44,12 +44,14 @@ def train(manifest: str) -> float:
     tensors = prefetchd.torch.batches(manifest, device="cuda", batch_size=64, normalize="device", scale=1 / 255)
     for item in tensors:
         assert_type(item.index, int)
+    assert_type(prefetchd.set_options("val", memory_budget="1GiB", num_workers=4), str)
     return float(batch.x.mean())
 
 
 prefetchd.batches("train.txt", batch_size="64")  # type: ignore[arg-type]
 prefetchd.batches("train.txt", colour="rgb")  # type: ignore[call-arg]
 prefetchd.batches("train.txt", color="blue")  # type: ignore[arg-type]
+prefetchd.set_options(batch_size=64)  # type: ignore[call-arg]
 prefetchd.torch.batches("train.txt", batch_size="64")  # type: ignore[arg-type]
 prefetchd.torch.batches("train.txt", colour="rgb")  # type: ignore[call-arg]
 """

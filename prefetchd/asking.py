@@ -1,0 +1,57 @@
+"""One question to a running daemon and its answer, over a connection of its own.
+
+Called by commands (`status`, `set`, `stop` and their like) and by `live_options`. A daemon that ends meanwhile, or that
+says nothing for `ANSWER_S`, is an error in words.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+from prefetchd.errors import DaemonNotFound, PrefetchdError
+
+ANSWER_S = 10.0
+
+
+def choose_name(given: str | None) -> str:
+    """Return the daemon's name: the one given, or `PREFETCHD_NAME`, or `default`."""
+    return given or os.environ.get("PREFETCHD_NAME") or "default"
+
+
+def ask_daemon(name: str, question: Any) -> Any:
+    """Send one question to the daemon `name`; return its answer."""
+    from prefetchd import launch
+
+    with launch.connect(name, timeout_s=0) as sock:
+        return ask_over(sock, name, question)
+
+
+def ask_over(sock: socket.socket, name: str, question: Any) -> Any:
+    """Send one question to the daemon `name` at the other end of `sock`; return its answer."""
+    from prefetchd import __version__, control, messages
+    from prefetchd.errors import error_from_name
+    from prefetchd.liveness import describe_process
+
+    sock.settimeout(ANSWER_S)
+    try:
+        control.send(sock, messages.encode(question))
+        data, fds = control.receive(sock)
+        control.close_all(fds)
+        answer = messages.decode_to_consumer(data)
+    except (TimeoutError, BlockingIOError):
+        raise PrefetchdError(
+            f"cannot reach the daemon {name!r}: it has not answered for {ANSWER_S:g} s: "
+            f"{describe_process(control.peer_pid(sock))}"
+        ) from None
+    except messages.DecodeError:
+        raise PrefetchdError(
+            f"cannot understand the daemon {name!r}: it is of another version than this prefetchd {__version__} "
+            f"(protocol {messages.PROTOCOL}); stop it (kill {control.peer_pid(sock)}) and start this one"
+        ) from None
+    except control.ConnectionEnded:
+        raise DaemonNotFound(f"cannot reach the daemon {name!r}: it ended just now; see its log") from None
+    if isinstance(answer, messages.Fatal):
+        raise error_from_name(answer.error, answer.text)
+    return answer

@@ -1,0 +1,131 @@
+"""Where loops begin and end: from `OpenCursor` to a cursor that is served, and back. A part of the front desk.
+
+    OpenCursor -> shard, cursor, place among the others -> start line -> served (granting) -> CloseCursor
+
+A consumer has one loop at a time; another `OpenCursor` ends the one before. What a loop was granted and has not taken
+goes back when it ends. A loop that would stand too far from the others for the ring is told so, with numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prefetchd import messages
+from prefetchd.consumers import Consumer
+from prefetchd.cursor import Cursor
+from prefetchd.datasets import Dataset
+from prefetchd.foreman import Foreman
+from prefetchd.groups import Groups
+from prefetchd.guard import Guard
+from prefetchd.shard import Shard
+from prefetchd.slots import Ring
+from prefetchd.start_line import StartLine
+from prefetchd.windows import join_window, most_windows, n_places, reaches
+
+
+class Openings:
+    """Begins and ends the consumers' loops; borrows all that it works with."""
+
+    def __init__(
+        self,
+        consumers: Mapping[int, Consumer],
+        groups: Groups,
+        start_line: StartLine,
+        ring: Ring,
+        foreman: Foreman,
+        guard: Guard,
+        patience_s: float,
+    ) -> None:
+        self._consumers = consumers
+        self._groups = groups
+        self._start_line = start_line
+        self._ring = ring
+        self._foreman = foreman
+        self._guard = guard
+        self._patience_s = patience_s
+
+    def begin(self, consumer: Consumer, message: messages.OpenCursor) -> bool:
+        """Begin a loop where the message says, in place of the consumer's last; `False` if that makes no sense."""
+        dataset = consumer.dataset
+        if not consumer.attached or dataset is None or message.rank >= message.world_size:
+            return False
+        self._drop_untaken(consumer, message.taken)
+        self._foreman.failed.clear()  # a new loop tries again: the file may have been mended
+        shard = Shard(
+            dataset.order.batches_per_epoch,
+            message.rank,
+            message.world_size,
+            dataset.config.drop_last,
+            message.rotation,
+        )
+        if (message.batch and not shard.steps(message.batch)) or (message.rotation and message.world_size > 1):
+            return False
+        assert consumer.outbox is not None
+        consumer.outbox.open(message.serial)
+        if (group := self._groups.of(consumer)) is not None:
+            group.begin(consumer, message)
+        else:
+            consumer.stalled = False
+            consumer.set_waiting(False)
+            consumer.cursor = self._place(consumer, dataset, shard, message)
+            if consumer.cursor is None:
+                return True
+        self._start_line.arrive(consumer, message.serial)
+        return True
+
+    def _place(self, consumer: Consumer, dataset: Dataset, shard: Shard, message: messages.OpenCursor) -> Cursor | None:
+        """Return the loop's cursor; `None`, and tell the consumer, if the ring is too small for one more place."""
+        cursor = Cursor(
+            consumer.number,
+            message.serial,
+            dataset.number,
+            shard,
+            message.epoch,
+            message.batch,
+            guaranteed_slots=consumer.guaranteed_slots,
+            stop_epoch=message.stop_epoch,
+            patience_s=self._patience_s,
+        )
+        running = [
+            other.cursor
+            for other in self._consumers.values()
+            if other is not consumer and other.cursor is not None and other.cursor.open
+        ]
+        if message.join:
+            join_window(cursor, running)
+        n_slots = self._guard.budget.plan.n_slots
+        windows = n_places(reaches([*running, cursor], n_slots))
+        if running and windows > most_windows(n_slots):
+            consumer.send_sooner_or_later(
+                messages.Failed(
+                    message.serial,
+                    "BudgetError",
+                    f"cannot begin here: loops would be at {windows} places far apart, and the ring's {n_slots} slots "
+                    f"are enough for {most_windows(n_slots)}; begin where the others are, or give the daemon "
+                    f"--memory-budget {self._guard.budget.budget_for_slots(2 * windows + 1)}MiB",
+                )
+            )
+            return None
+        return cursor
+
+    def end(self, consumer: Consumer, message: messages.CloseCursor) -> None:
+        """A loop has ended. It may be one that the consumer left before it began its present one: that goes on."""
+        cursor = consumer.cursor
+        if (group := self._groups.of(consumer)) is not None:
+            if group.is_at(consumer, message.serial):
+                group.end(consumer, message.taken)
+                self._drop_untaken(consumer, message.taken)
+                consumer.held_back = False
+        elif cursor is not None and cursor.serial == message.serial:
+            self._drop_untaken(consumer, message.taken)
+            consumer.held_back = False
+            cursor.open = False
+            consumer.set_waiting(False)
+            if cursor.step:  # the next loop begins a new epoch
+                cursor.begin_epoch(cursor.epoch + 1)
+
+    def _drop_untaken(self, consumer: Consumer, taken: int) -> None:
+        consumer.took(taken)
+        for lease in consumer.untaken:
+            self._ring.release(lease, consumer.number)
+        consumer.untaken.clear()
