@@ -315,6 +315,7 @@ class Fault(msgspec.Struct, frozen=True, array_like=True):
 class Done(msgspec.Struct, frozen=True, array_like=True):
     """A task's end, with the rows that failed and the seconds that it took, and that one read takes if reads are slow.
 
+    Of the time that it took, `waited_s` went by in waiting for reads: more hands, not more time, make that less.
     The last `rows_left` rows were not begun: the reader has grown beyond its share, and another is to do them.
     """
 
@@ -323,6 +324,7 @@ class Done(msgspec.Struct, frozen=True, array_like=True):
     took_s: float
     read_s: float = 0.0
     rows_left: Count = 0
+    waited_s: float = 0.0
 
 
 class AllDone(Message, frozen=True):

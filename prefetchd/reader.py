@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 
 _ANSWER_S = 0.001
+_ROWS_A_LOOK = 8  # where reads are slow: so often it is seen what more will be to read
 _LOOK_AGAIN_S = 0.001  # what takes less leaves nothing, without users' functions; looking takes 4 us
 _MAX_FAULTS = 64
 
@@ -73,6 +74,7 @@ class Reader:
         self._slots: dict[int, tuple[mmap.mmap, np.ndarray[tuple[int], np.dtype[np.uint8]]]] = {}
         self._views: dict[tuple[int, int], tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]] = {}
         self._datasets: dict[int, _Dataset] = {}
+        self._unexpected: deque[messages.Fill] = deque()  # those to come whose source was not told to expect them
         self._allowance_bytes = 0
         self._memory: ReaderMemory
         self._has_filled = False
@@ -116,8 +118,8 @@ class Reader:
         answered_s = time.perf_counter()
         for fill in fills:
             dataset = self._datasets[fill.dataset]
-            if dataset.source.read_s:
-                self._look_ahead()
+            if self._unexpected and self._unexpected[0] is fill:
+                self._unexpected.popleft()
             ids = dataset.order.sample_ids(fill.epoch, fill.batch, fill.first_row, fill.n_rows)
             done.append(self._fill(fill, ids, range(fill.first_row, fill.first_row + fill.n_rows)))
             if not dataset.source.answers_together or time.perf_counter() - answered_s > _ANSWER_S:
@@ -126,12 +128,12 @@ class Reader:
         self._answer(done)
 
     def _fill(self, task: messages.Fill | messages.FillOne, ids: NDArray[np.int64], rows: range) -> messages.Done:
-        started_s = time.perf_counter()
         x, y, all_ids = self._views_of(task.dataset, task.slot)
         all_ids[rows.start : rows.stop] = ids
         dataset = self._datasets[task.dataset]
-        # With users' functions each sample by itself: before the next one it is seen how much memory is left.
-        step = 1 if dataset.is_watched else len(rows)
+        source = dataset.source
+        started_s, waited_s = time.perf_counter(), source.waited_s
+        step = self._rows_at_once(dataset, len(rows))
         faults: list[messages.Fault] = []
         rows_left = 0
         for first in range(0, len(rows), step):
@@ -139,15 +141,33 @@ class Reader:
                 rows_left = len(rows) - first
                 break
             part, part_ids = rows[first : first + step], ids[first : first + step]
+            was_slow = source.read_s
             try:
-                found = dataset.source.fill(task.epoch, part_ids, part, x, y, self._reserve)
+                found = source.fill(task.epoch, part_ids, part, x, y, self._reserve)
             except MemoryError as error:
                 found = self._out_of_memory(part, part_ids.tolist(), error)
             if step < len(rows):  # tracebacks of many rows would not fit in a message
                 found = [msgspec.structs.replace(fault, detail="") for fault in found]
             faults += found
             self._has_filled = True
-        return messages.Done(task.task, faults, time.perf_counter() - started_s, dataset.source.read_s, rows_left)
+            if source.read_s and not was_slow:  # found out just now
+                source.expect(ids[first + step :].tolist())
+                self._look_ahead()
+            elif source.read_s and first % _ROWS_A_LOOK == 0:
+                self._look_ahead()
+        took_s = time.perf_counter() - started_s
+        return messages.Done(task.task, faults, took_s, source.read_s, rows_left, source.waited_s - waited_s)
+
+    def _rows_at_once(self, dataset: _Dataset, n_rows: int) -> int:
+        """Return how many rows of a task to fill before it is seen how things are.
+
+        With users' functions one: before the next it is seen how much memory is left.
+        """
+        if dataset.is_watched:
+            return 1
+        if dataset.source.answers_together:
+            return n_rows
+        return _ROWS_A_LOOK if self._has_filled else 1  # the first read may be slow already
 
     def _is_full(self) -> bool:
         """Whether the next sample is another reader's; a reader does one at least, or none would ever be done."""
@@ -226,12 +246,21 @@ class Reader:
             for fill in message.fills:
                 dataset = self._datasets.get(fill.dataset)
                 if dataset is not None and dataset.source.read_s:
-                    ids = dataset.order.sample_ids(fill.epoch, fill.batch, fill.first_row, fill.n_rows)
-                    dataset.source.expect(ids.tolist())
+                    self._expect(fill, dataset)
+                else:
+                    self._unexpected.append(fill)
         return message, fds
+
+    def _expect(self, fill: messages.Fill, dataset: _Dataset) -> None:
+        ids = dataset.order.sample_ids(fill.epoch, fill.batch, fill.first_row, fill.n_rows)
+        dataset.source.expect(ids.tolist())
 
     def _look_ahead(self) -> None:
         """Take in what waits in the socket, so that reads begin before their turn."""
+        while self._unexpected:
+            fill = self._unexpected.popleft()
+            if fill.dataset in self._datasets:
+                self._expect(fill, self._datasets[fill.dataset])
         try:
             while True:
                 self._early.append(self._receive(wait=False))

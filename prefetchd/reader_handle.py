@@ -8,6 +8,7 @@ from a file system that does not answer, is given up as stuck: it keeps its slot
 from __future__ import annotations
 
 import logging
+import math
 import os
 import select
 import signal
@@ -132,7 +133,10 @@ class ReaderHandle:
         """It has answered `task`: return what that was."""
         chunk = self.chunks.pop(task)
         self.samples += len(chunk.rows)
-        self.in_hand_s = self.in_hand_s - chunk.expected_s if self.chunks else 0.0
+        left_s = self.in_hand_s - chunk.expected_s
+        if not self.chunks or not math.isfinite(left_s):  # what it had in hand was not all known: inf - inf is nan
+            left_s = sum(other.expected_s for other in self.chunks.values())
+        self.in_hand_s = left_s
         return chunk
 
     def assign(self, task: int, chunk: Chunk, now_s: float) -> None:

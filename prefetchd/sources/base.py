@@ -67,6 +67,10 @@ class Source(Protocol):
     def read_s(self) -> float:
         """Seconds that a sample's read takes where it pays to be told of samples ahead (`expect`); 0 otherwise."""
 
+    @property
+    def waited_s(self) -> float:
+        """Seconds that `fill` has waited for reads so far, those of all calls together; 0 where it is not known."""
+
     def expect(self, sample_ids: Iterable[int]) -> None:
         """Begin to fetch samples that `fill` will be asked for next, in this order, if reads are slow; in readers."""
 

@@ -149,6 +149,11 @@ class ImageSource:
         """How long a read takes, where reads are slow."""
         return self._ahead.read_s
 
+    @property
+    def waited_s(self) -> float:
+        """How long it has waited for reads."""
+        return self._ahead.waited_s
+
     def expect(self, sample_ids: Iterable[int]) -> None:
         """Read these samples' bytes ahead, if reads are slow and they are not in the cache."""
         if self._rows is not None and self._ahead.read_s:

@@ -121,6 +121,11 @@ class InspectedImages:
         """As of the images."""
         return self.images.read_s
 
+    @property
+    def waited_s(self) -> float:
+        """As of the images."""
+        return self.images.waited_s
+
     def expect(self, sample_ids: Iterable[int]) -> None:
         """As of the images."""
         self.images.expect(sample_ids)

@@ -71,6 +71,11 @@ class MappedSource:
         """Nothing: the kernel reads ahead in a mapped file."""
         return 0.0
 
+    @property
+    def waited_s(self) -> float:
+        """Not known: whoever touches a page waits for it."""
+        return 0.0
+
     def expect(self, sample_ids: Iterable[int]) -> None:
         """Nothing; see `read_s`."""
 

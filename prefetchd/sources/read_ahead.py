@@ -31,13 +31,13 @@ from prefetchd.sources.base import ReserveMemory
 from prefetchd.sources.records import Records
 
 N_THREADS = 32  # and so many samples are on their way, or wait for the reader, at most
-MAX_BYTES = 5 << 20  # within a reader's allowance
+MAX_BYTES = 9 << 19  # within a reader's allowance
 ALLOWANCE_BYTES = 12 << 20  # what a reader may take without asking: the budget's, which readers know nothing of
 _BUFFER_BYTES = 128 << 10  # as large as most files need
 SLOW_S, FAST_S = 0.002, 0.001
 _WEIGHT = 0.1  # of the last read in the average
 _STACK_BYTES = 128 << 10
-_M_TRIM_THRESHOLD = -1  # mallopt's
+_M_TRIM_THRESHOLD, _M_ARENA_MAX = -1, -8  # mallopt's
 _HEAP_KEPT_BYTES = 4 << 20
 _RECOVERY_BYTES = 64 << 10  # with each decode after one that was large
 
@@ -69,6 +69,7 @@ class ReadAhead:
         self._lent: MappedBuffer | None = None  # whose bytes the caller looks at
         self._most_bytes = MAX_BYTES
         self.held_bytes = 0
+        self.waited_s = 0.0  # for reads, all together
         self.began_ns = 0  # when the latest read began, by the clock of files
 
     @property
@@ -96,11 +97,13 @@ class ReadAhead:
     def read(self, sample_id: int, sample: Sample, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
         """Return a sample's bytes as `Records.read` does, in `buffer` or in one of its own, until the next read."""
         self._end_loan()
+        started_s = time.perf_counter()
         if self._coming:
             self._read_lately.add(sample_id)
             ahead = self._take(sample_id)
             if ahead is not None:
                 ahead.wait()
+                self.waited_s += time.perf_counter() - started_s
                 if ahead.data is not None:
                     self._lent, self.began_ns = ahead.buffer, ahead.began_ns
                     self._learn(ahead.took_s, ahead.buffer.capacity_bytes)
@@ -110,7 +113,9 @@ class ReadAhead:
         started_s = time.perf_counter()
         self.began_ns = time.time_ns()
         data = self._records.read(sample, buffer, partial(self._reserve, reserve))
-        self._learn(time.perf_counter() - started_s, len(data))
+        took_s = time.perf_counter() - started_s
+        self.waited_s += took_s
+        self._learn(took_s, len(data))
         return data
 
     def _reserve(self, reserve: ReserveMemory, n_bytes: int) -> None:
@@ -199,8 +204,13 @@ class ReadAhead:
         return read.begun
 
     def _begin(self) -> None:
-        """Let threads begin as many as there may be at once: more than there is room for would be read twice."""
+        """Let threads begin as many as there may be at once: more than there is room for would be read twice.
+
+        A quarter of them together: a thread that is woken for one read alone takes a twentieth of a decode's time.
+        """
         most = min(N_THREADS, self._most_bytes // int(self._average_bytes))
+        if self._n_begun > most - most // 4:
+            return
         while self._later and self._n_begun < most:
             read = self._later.popleft()
             read.begun = True
@@ -219,7 +229,9 @@ class ReadAhead:
     def _start(self) -> None:
         # What the heap keeps between two decodes is part of the allowance, too: less of it, then.
         with contextlib.suppress(AttributeError):  # another C library
-            ctypes.CDLL(None).mallopt(_M_TRIM_THRESHOLD, _HEAP_KEPT_BYTES)
+            library = ctypes.CDLL(None)
+            library.mallopt(_M_TRIM_THRESHOLD, _HEAP_KEPT_BYTES)
+            library.mallopt(_M_ARENA_MAX, 1)  # or each thread would begin a heap of its own
         before = threading.stack_size(_STACK_BYTES)
         self._threads = [threading.Thread(target=self._fetch, daemon=True) for _ in range(N_THREADS)]
         for thread in self._threads:
@@ -262,7 +274,7 @@ class ReadAhead:
         with self._lock:
             if n_bytes <= FileBuffer.rounded(_BUFFER_BYTES) and self._free:
                 self.held_bytes -= buffer.capacity_bytes
-                buffer.take_from(self._free.popleft())
+                buffer.take_from(self._free.pop())  # the last one used is in the processor's caches still
                 return
             more = FileBuffer.rounded(max(n_bytes, _BUFFER_BYTES)) - buffer.capacity_bytes
             while self.held_bytes + more > self._most_bytes:

@@ -75,7 +75,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     print(setting("prefetchd", "numpy", "opencv-python-headless"), flush=True)
-    os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent)
+    elsewhere = os.environ.get("PYTHONPATH")  # such as a checkout that is measured without being installed
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).resolve().parent), elsewhere)))
     with manifest_or_photographs(given.manifest) as manifest:
         rates: dict[float, list[float]] = {0.0: [], given.delay_ms: []}
         for _ in range(given.rounds):

@@ -11,7 +11,8 @@ Works in the zygote, and so in the readers that it forks, and nowhere else. A fi
   pass by.
 
 With `SABOTAGE_READ_S` every read of a file takes so much longer, and the first read of the file that `SABOTAGE_HANG`
-names never ends.
+names never ends. With `SABOTAGE_MEET=16 050.jpg` no read of a file of that name, or of one that sorts behind it, ends
+before so many of them are under way in one reader; then the file `met` is there. Nor do they wait for ever.
 """
 
 import os
@@ -21,7 +22,9 @@ MARK = b"\nSABOTAGE "
 MARK_BYTES = 32
 
 if "prefetchd.zygote" in sys.orig_argv:
+    import contextlib
     import signal
+    import threading
     import time
 
     import cv2
@@ -67,11 +70,22 @@ if "prefetchd.zygote" in sys.orig_argv:
         from prefetchd import file_bytes
 
         _read_file = file_bytes.read_file
+        _n_to_meet, _, _first_to_meet = os.environ.get("SABOTAGE_MEET", "0 ~").partition(" ")
+        _meeting = threading.Barrier(
+            int(_n_to_meet) or 1, action=lambda: os.close(os.open(f"{_folder}/met", os.O_CREAT)), timeout=10
+        )
+
+        def _meet():
+            if not os.path.exists(f"{_folder}/met"):
+                with contextlib.suppress(threading.BrokenBarrierError):
+                    _meeting.wait()
 
         def _read_late(path, buffer, **options):
             time.sleep(float(os.environ["SABOTAGE_READ_S"]))
             if os.path.basename(path) == os.environ.get("SABOTAGE_HANG") and _first("hang"):
                 time.sleep(1e6)
+            if os.path.basename(path) >= _first_to_meet:
+                _meet()
             return _read_file(path, buffer, **options)
 
         file_bytes.read_file = _read_late

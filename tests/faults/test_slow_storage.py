@@ -13,7 +13,7 @@ import pytest
 import prefetchd
 from prefetchd.sources.read_ahead import N_THREADS
 from tests.conftest import DaemonProcess, wait_until
-from tests.faults.conftest import Sabotage, content_of, exact, expected_content, write_manifest
+from tests.faults.conftest import BATCH, Sabotage, content_of, exact, expected_content, write_manifest
 from tests.images import write_jpeg
 
 Serve = Callable[..., DaemonProcess]
@@ -45,6 +45,27 @@ def test_readers_killed_while_they_read_ahead(serve: Serve, slow_reads: Sabotage
     loader.close()
     assert daemon.status()["reader_crashes"] == len(gates)
     assert daemon.status()["bad_samples"] == 0
+
+
+@pytest.mark.parametrize(
+    ("n_reads", "first"),
+    [
+        pytest.param(BATCH - 1, "001.jpg", id="once-the-first-was-late"),
+        pytest.param(3 * BATCH + 1, "050.jpg", id="later"),
+    ],
+)
+def test_many_reads_are_under_way_at_once(
+    serve: Serve, slow_reads: Sabotage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_reads: int, first: str
+) -> None:
+    """Of all that a reader has in hand: at first the tasks of one batch, then many. It hears of none while it waits."""
+    manifest = write_manifest(tmp_path, 100)
+    wanted = expected_content(manifest)
+    monkeypatch.setenv("SABOTAGE_READ_S", "0.1")
+    monkeypatch.setenv("SABOTAGE_MEET", f"{n_reads} {first}")
+    serve(manifest, *exact("--num-workers", 1))
+    with prefetchd.batches() as loader:
+        assert content_of(loader) == wanted
+    assert (slow_reads.folder / "met").exists()
 
 
 def test_samples_that_are_tried_again_while_reads_are_ahead(serve: Serve, slow_reads: Sabotage, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from prefetchd.faults import UnreadableFile
 from prefetchd.file_bytes import FileBuffer, read_file
 from prefetchd.sample import Sample
 from prefetchd.sources import read_ahead
+from prefetchd.sources.ahead_parts import AheadRead
 from prefetchd.sources.read_ahead import ALLOWANCE_BYTES, MAX_BYTES, N_THREADS, ReadAhead
 
 
@@ -135,6 +136,35 @@ def test_a_task_that_is_given_up_leaves_nothing_behind(files: Files) -> None:
     assert take(ahead, files, 2, buffer) == b"new"
     assert not ahead._coming
     assert ahead._n_begun == 0
+
+
+def test_waiting_for_reads_is_told_apart(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a read that the reader does itself, and of one that a thread does."""
+    ahead, buffer = ReadAhead(files), FileBuffer()
+    now_s = 0.0
+    monkeypatch.setattr(read_ahead.time, "perf_counter", lambda: now_s)
+    read, wait = files.read, AheadRead.wait
+
+    def read_for_a_second(*given: Any) -> memoryview:
+        nonlocal now_s
+        now_s += 1.0
+        return read(*given)
+
+    def wait_for_half_a_second(each: AheadRead) -> None:
+        nonlocal now_s
+        wait(each)
+        now_s += 0.5
+
+    monkeypatch.setattr(files, "read", read_for_a_second)
+    take(ahead, files, 0, buffer)
+    assert ahead.waited_s == 1.0
+    monkeypatch.setattr(files, "read", read)
+    monkeypatch.setattr(AheadRead, "wait", wait_for_half_a_second)
+    ahead.expect([1, 2])
+    now_s += 10.0
+    for number in (1, 2):
+        take(ahead, files, number, buffer)
+    assert ahead.waited_s == 2.0
 
 
 def test_the_allowance_is_the_budgets() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import pytest
 
 from prefetchd import control, messages, reader_handle
-from prefetchd.reader_handle import ReaderHandle
+from prefetchd.filling import Chunk
+from prefetchd.reader_handle import CHUNKS_IN_HAND, ReaderHandle
 from prefetchd.segment import Segment
 from prefetchd.slots import Ring
 
@@ -24,6 +26,24 @@ def test_reader_that_is_told_to_go_still_gets_the_memory_it_asked_for():
         assert said == [messages.Retire(), messages.MemoryGranted()]
         with pytest.raises(BlockingIOError):
             control.receive(theirs, wait=False)
+
+
+def test_reader_whose_first_tasks_were_of_unknown_length_has_room_for_more_when_they_are_known():
+    """It is never without work, so there is no moment at which all that it has in hand is known to be nothing."""
+    ours, theirs = control.socket_pair()
+    with ours, theirs:
+        handle = ReaderHandle(1, ours, read_s=0.02)
+        slot = Ring().add(Segment.create(1 << 12))
+        job = SimpleNamespace(slot=slot, dataset=0, epoch=0, batch=0, n_rows=64)
+        for task, expected_s in enumerate((math.inf, math.inf, 0.04, 0.04)):
+            if task >= CHUNKS_IN_HAND:
+                handle.finished(task - CHUNKS_IN_HAND)
+            rows = range(32)
+            handle.assign(task, Chunk(job, rows, expected_s=expected_s), 0.0)
+            assert handle.has_room == (task in (0, 3))
+        assert handle.in_hand_s == pytest.approx(0.08)
+        handle.close_slot(slot)
+        slot.segment.discard()
 
 
 def test_retiring_idle_reader_that_does_not_go_is_killed(monkeypatch):
