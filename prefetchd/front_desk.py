@@ -144,8 +144,11 @@ class FrontDesk:
     def take_back_noted(self) -> None:
         """Take back the leases that consumers have noted, and not told yet, to have ended (`returns`)."""
         for consumer in self.consumers.values():
-            if consumer.returned is not None and (noted := consumer.returned.new()):
-                self._take_back(consumer, [lease for lease, _ in noted], max(taken for _, taken in noted))
+            self._take_back_noted_by(consumer)
+
+    def _take_back_noted_by(self, consumer: Consumer) -> None:
+        if consumer.returned is not None and (noted := consumer.returned.new()):
+            self._take_back(consumer, [lease for lease, _ in noted], max(taken for _, taken in noted))
 
     def _take_back(self, consumer: Consumer, leases: Sequence[int], taken: int) -> None:
         consumer.took(taken)
@@ -170,8 +173,11 @@ class FrontDesk:
             self._loop.call_later(_RETRY_S, self._unblock)
 
     def _look_for_notes(self) -> None:
-        """See that the loop comes round again while slots are wanted that somebody may note as returned."""
-        if self._looking or not self.granter.grants_many:
+        """See that the loop comes round again while slots are wanted that somebody may note as returned.
+
+        In a small ring notes are rare, and the readers' answers are occasion enough to look: while there are any.
+        """
+        if self._looking or not (self.granter.grants_many or not self._foreman.has_jobs):
             return
         wanted = len(self._ring.slots) > self._guard.slots_wanted or any(cursor.waiting for cursor in self.cursors)
         if wanted and self._ring.leased_slots:
@@ -382,6 +388,7 @@ class FrontDesk:
 
     def _hang_up(self, consumer: Consumer) -> None:
         """The consumer's socket has ended. What it holds, or may have taken, stays until its process ends."""
+        self._take_back_noted_by(consumer)  # the end may be all that tells of the last views
         if consumer.sock.fileno() >= 0:
             self._loop.unwatch(consumer.sock.fileno())
             consumer.sock.close()
@@ -397,8 +404,10 @@ class FrontDesk:
 
     def _bury(self, consumer: Consumer) -> None:
         """The consumer's process has ended, or nothing of it is left."""
-        if self.consumers.pop(consumer.number, None) is None:
+        if consumer.number not in self.consumers:
             return
+        self._take_back_noted_by(consumer)
+        del self.consumers[consumer.number]
         if not self.consumers:
             self._linger()
         if consumer.sock.fileno() >= 0:

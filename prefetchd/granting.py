@@ -18,7 +18,7 @@ from prefetchd.guard import Guard
 from prefetchd.histogram import Histogram
 from prefetchd.mailbox import MAX_GRANTS_AHEAD
 from prefetchd.returns import ENOUGH_AHEAD
-from prefetchd.scheduler import Reserve, may_grant, ready_for
+from prefetchd.scheduler import Reserve, can_spare, may_grant, ready_for
 from prefetchd.slots import Content, Key, Ring, Slot
 
 _SLOTS_PER_GRANT = 2
@@ -50,7 +50,7 @@ class Granter:
             slot = ready_for(self._ring, cursor)
             if slot is None or not may_grant(self._ring, cursor, reserve, slot) or not consumer.open_slot(slot):
                 if cursor.waiting:
-                    self._explain_own_wait(consumer, cursor, slot)
+                    self._explain_own_wait(consumer, cursor, slot, reserve)
                 break
             lease = self._ring.grant(slot, consumer.number)
             reserve.granted(cursor)
@@ -85,32 +85,35 @@ class Granter:
         """One; more in a ring of many slots: its batches are cheap, and a message for each would cost as much."""
         return max(1, min(MAX_GRANTS_AHEAD, len(self._ring.slots) // _SLOTS_PER_GRANT))
 
-    def _explain_own_wait(self, consumer: Consumer, cursor: Cursor, slot: Slot | None) -> None:
+    def _explain_own_wait(self, consumer: Consumer, cursor: Cursor, slot: Slot | None, reserve: Reserve) -> None:
         key = None if cursor.at_end else cursor.next_key
-        if self.explain_wait(consumer, cursor.serial, key, slot):
+        if self.explain_wait(consumer, cursor, key, slot, reserve):
             consumer.set_waiting(False)
             cursor.open = False
 
-    def explain_wait(self, consumer: Consumer, serial: int, key: Key | None, slot: Slot | None) -> bool:
+    def explain_wait(
+        self, consumer: Consumer, cursor: Cursor, key: Key | None, slot: Slot | None, reserve: Reserve
+    ) -> bool:
         """Tell a waiting consumer that its batch `key` cannot be made, or that no slot can be spared for it.
 
-        Returns whether it cannot be made, and was told so.
+        `cursor` is the consumer's standing with the ring. Returns whether it cannot be made, and was told so.
         """
         failure = self._foreman.failed.get(key) if key is not None and slot is None else None
         if failure is not None:
-            return consumer.send(messages.Failed(serial, failure.error, failure.text))
+            return consumer.send(messages.Failed(cursor.serial, failure.error, failure.text))
         if key is not None:
-            self._explain_stall(consumer, serial, key, slot)
+            self._explain_stall(consumer, cursor, slot, reserve)
         return False
 
-    def _explain_stall(self, consumer: Consumer, serial: int, key: Key, ready: Slot | None) -> None:
+    def _explain_stall(self, consumer: Consumer, cursor: Cursor, ready: Slot | None, reserve: Reserve) -> None:
         """Tell a waiting consumer if it waits for others' (or its own) leases, not for a reader."""
         if consumer.stalled:
             return
         if ready is None:
             # A slot that is being filled with another batch is free for this one when that is done.
             coming = not self._guard.starved and (self._guard.may_grow() or self._ring.count(Content.FILLING))
-            if coming or self._ring.reusable_slots():
+            # One that is kept for others is not to be had, however long it lies there.
+            if coming or (self._ring.reusable_slots() and can_spare(self._ring, cursor, reserve)):
                 return
         if self._guard.help_stalled():
             return
@@ -121,4 +124,4 @@ class Granter:
                 who = "this loader" if other is consumer else f"the loader of pid {other.pid}"
                 holders.append(f"{who} holds {held}")
         text = f"of {len(self._ring.slots)} slots " + (", ".join(holders) or "none is free")
-        consumer.stalled = consumer.send(messages.Stalled(serial, text))
+        consumer.stalled = consumer.send(messages.Stalled(cursor.serial, text))

@@ -131,7 +131,7 @@ class Group:
             slot = ready_for(ring, self.cursor)
             if slot is None or not may_grant(ring, member.cursor, reserve, slot) or not member.consumer.open_slot(slot):
                 key = None if self.cursor.at_end else self.cursor.next_key
-                if granter.explain_wait(member.consumer, member.cursor.serial, key, slot):
+                if granter.explain_wait(member.consumer, member.cursor, key, slot, reserve):
                     member.cursor.waiting = False
                     member.consumer.set_waiting(False)
                 continue

@@ -157,8 +157,11 @@ def may_grant(ring: Ring, cursor: Cursor, reserve: Reserve, slot: Slot) -> bool:
     own guarantee must besides leave a slot for the readers to fill, and another if it is granted ahead while some other
     loop stands still: that one has the better claim, however much it holds.
     """
-    if slot.leases:
-        return True
+    return bool(slot.leases) or can_spare(ring, cursor, reserve)
+
+
+def can_spare(ring: Ring, cursor: Cursor, reserve: Reserve) -> bool:
+    """Whether `cursor` may have one more slot to itself now: the rule of `may_grant`, whatever its next batch is."""
     within_guarantee = ring.held_by(cursor.consumer) < cursor.guaranteed_slots
     if within_guarantee and cursor.waiting:
         return True
