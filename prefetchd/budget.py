@@ -31,6 +31,7 @@ _AUTO_SLOTS = 8
 _AUTO_RING_BYTES = 16 * MIB
 _AUTO_MAX_SLOTS = 64
 _AUTO_LARGE_BYTES = 32 * MIB
+_AUTO_DECODE_BYTES = 78 * MIB  # a photograph of 12 megapixels decoded whole, slots that can be spared given up for it
 _MACHINE_SHARE = 0.6
 _READER_SLACK_BYTES = 16 * MIB
 _THREAD_BYTES = 8 * MIB
@@ -159,8 +160,10 @@ def make_plan(
     )
     per_reader = reader_share(source_reader_bytes)
     base_bytes = DAEMON_BYTES + source_bytes
+    spare_slots = wanted_slots - max(MIN_SLOTS, least_slots)
+    large_bytes = max(_AUTO_LARGE_BYTES, 0 if is_cheap else _AUTO_DECODE_BYTES - spare_slots * slot_bytes)
     if config.memory_budget == "auto":
-        comfortable = base_bytes + wanted_readers * per_reader + wanted_slots * slot_bytes + _AUTO_LARGE_BYTES
+        comfortable = base_bytes + wanted_readers * per_reader + wanted_slots * slot_bytes + large_bytes
         budget = min(comfortable, int(limit.n_bytes * _MACHINE_SHARE))
         limited_by = limit.source if budget < comfortable else "auto"
     else:
@@ -185,7 +188,7 @@ def make_plan(
         )
     room = budget - base_bytes - n_readers * per_reader
     if config.memory_budget == "auto":
-        room = max(least_slots * slot_bytes, room - _AUTO_LARGE_BYTES)
+        room = max(least_slots * slot_bytes, room - large_bytes)
     n_slots = min(room // slot_bytes, 4 * _AUTO_MAX_SLOTS)
     return Plan(budget, n_readers, int(n_slots), slot_bytes, limited_by, source_bytes, source_reader_bytes, limits)
 

@@ -116,6 +116,12 @@ def test_readers_that_were_not_asked_for_are_given_up_first(monkeypatch: pytest.
         plan_of(memory_budget="20MiB")
 
 
+@pytest.mark.parametrize("slot_bytes", [100_000, 2 * MIB, 10 * MIB, 200 * MIB])
+def test_auto_can_decode_a_photograph_of_12_megapixels_whole_whatever_the_batches(slot_bytes: int) -> None:
+    """It takes 73 MiB; the ring gives up what it can spare."""
+    assert Budget(plan_of(num_workers=2, slot_bytes=slot_bytes)).largest_decode_bytes >= 73 * MIB
+
+
 def test_auto_is_comfortable_and_heeds_the_machine() -> None:
     plan = plan_of(num_workers=2)
     assert plan.limited_by == "auto"
