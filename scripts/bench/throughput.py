@@ -75,6 +75,7 @@ def prefetchd_loader(manifest: Path, options: argparse.Namespace, **more: Any) -
         image_size=SIZE_PX,
         shuffle=True,
         num_workers=options.workers,
+        memory_budget=options.memory_budget,
         **more,
     ) as loader:
         yield lambda: iter(loader)
@@ -246,7 +247,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2, help="timed epochs in a round, after one that is not (2)")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--workers", type=int, default=2, help="reader processes, of prefetchd and DataLoader (2)")
-    parser.add_argument("--ready", type=int, default=12, help="ready batches timed in a round (12)")
+    parser.add_argument("--ready", type=int, default=12, help="ready batches timed in a round (12); 0 takes less time")
+    parser.add_argument("--memory-budget", default="auto", help="prefetchd's: 12 megapixels decoded whole need more")
     parser.add_argument("--generator", choices=("uint8", "float32"), default="uint8", help="float32: divides by 255")
     options = parser.parse_args()
 
