@@ -219,7 +219,8 @@ class _Inspection:
         briefing: list[tuple[messages.Message, list[int]]] = [dataset.for_readers() for dataset in self._datasets]
         self._pool.boot([*briefing, (budget.reader_limits(plan), [])])
         n_batches = self._datasets[0].order.batches_per_epoch
-        self._sweep = _Sweep(0, 0, 0, Shard(n_batches), left=self._keys(n_batches))
+        # It always waits: it takes no leases, whose return would be the foreman's occasion to begin more.
+        self._sweep = _Sweep(0, 0, 0, Shard(n_batches), waiting=True, left=self._keys(n_batches))
 
     def _keys(self, n_batches: int) -> Iterator[Key]:
         for batch in range(n_batches):

@@ -229,7 +229,7 @@ def test_slot_that_comes_back_untold_in_a_small_ring_is_there_for_a_loop_that_wa
             asker.start()
             wait_until(lambda: warned, "it has stood still for a second")
             n_theirs = len(theirs)
-            del held[0]
+            held.clear()  # two: one may be kept for the readers to fill
             assert untold(holder)
             wait_until(lambda: len(theirs) > n_theirs, "it has what the other held", 5)
             other.close()
@@ -403,7 +403,7 @@ def test_forked_child_is_refused_and_its_end_releases_nothing(serve, photographs
     status = daemon.status()
     held = [consumer["held_slots"] for consumer in status["consumers"] if consumer["pid"] == parent.pid]
     assert held
-    assert 2 <= held[0] <= 2 + status["ring"]["slots"] // 4  # what was granted ahead is held too
+    assert 2 <= held[0] <= 2 + status["ring"]["slots"] // 2  # what was granted ahead is held too
     result = finish(parent)
     assert (result.returncode, result.stdout) == (0, "42\n"), result.stderr
 
