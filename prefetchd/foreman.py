@@ -82,7 +82,8 @@ class Foreman:
         if self._full_since is None or self._batches_at_once() == 1 or any(cursor.waiting for cursor in cursors):
             return True
         n_slots, n_returned = self._full_since
-        return len(self._ring.slots) != n_slots or self._ring.n_returned - n_returned >= n_slots // _RING_PARTS
+        enough = (n_slots - self._ring.leased_slots) // _RING_PARTS  # of those that come round
+        return len(self._ring.slots) != n_slots or self._ring.n_returned - n_returned >= enough
 
     @property
     def has_jobs(self) -> bool:

@@ -180,21 +180,26 @@ class Leases:
         self._held.discard(lease)
         if os.getpid() != self._pid or self._sock.fileno() < 0:
             return
-        if self._may_note():
-            self._noted.append(lease)
-            self._returns.note(lease, self.taken)
-        elif self._send_release([lease, *_drain(self._noted)]) and self.unsent:
-            self.send_unsent()
+        try:
+            if self._note(lease):
+                self._noted.append(lease)
+            elif self._send_release([lease, *_drain(self._noted)]) and self.unsent:
+                self.send_unsent()
+        except BaseException:  # Ctrl-C, or no memory: told with the next, perhaps twice
+            self.unsent.append(lease)
+            raise
         self._prepare_again(slot)
         if self._closing and not self._held:
             self._end()
 
-    def _may_note(self) -> bool:
-        """Whether the daemon may hear of a release later, with others, as the loop has enough grants to go on with."""
+    def _note(self, lease: int) -> bool:
+        """Note a release that the daemon may hear of later, as the loop has enough grants to go on with; whether so."""
         if self._closing or len(self._noted) >= MAX_NOTED - 1:
             return False
         with contextlib.suppress(ValueError):  # another thread has closed the connection since
-            return self._mailbox.has_ahead(ENOUGH_AHEAD)
+            if self._mailbox.has_ahead(ENOUGH_AHEAD):
+                self._returns.note(lease, self.taken)
+                return True
         return False
 
     def _send_release(self, leases: list[int]) -> bool:
