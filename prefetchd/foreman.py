@@ -29,7 +29,7 @@ log = logging.getLogger("prefetchd")
 _CHUNK_S = 0.04
 _CHEAP_BATCH_S = 0.001
 _CHEAP_AT_ONCE = 16
-_RING_PARTS = 8
+_RING_PARTS = 4
 _MAX_FAILED = 256
 
 
