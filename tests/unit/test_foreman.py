@@ -1,4 +1,4 @@
-"""The foreman: what readers report of their time decides how large the next tasks are."""
+"""The foreman: what readers report of their time decides how large the next tasks are, and when they are planned."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ from typing import Any, cast
 import pytest
 
 from prefetchd import messages
+from prefetchd.cursor import Cursor
+from prefetchd.filling import Chunk
 from prefetchd.foreman import Foreman
+from prefetchd.order import Order
+from prefetchd.scheduler import ready_for
+from prefetchd.shard import Shard
 from prefetchd.slots import Ring, Slot
+from tests.unit.test_slots import ring_of
 
 
 @pytest.fixture
@@ -29,3 +35,65 @@ def test_waiting_for_reads_makes_tasks_no_shorter(foreman: Foreman) -> None:
     assert foreman._chunk_rows(0, 64) == 32
     foreman.done(1, chunk, messages.Done(2, [], took_s=32 * 0.021))
     assert foreman._chunk_rows(0, 64) < 10
+
+
+class EagerPool:
+    """Takes whatever it is given, and always wants more."""
+
+    n_readers = 1
+    wants_more = True
+
+    def __init__(self) -> None:
+        self.given: list[Chunk] = []
+
+    def take_idle(self, chunk: Chunk) -> Any:
+        return SimpleNamespace(number=1)
+
+    def give(self, reader: Any, chunk: Chunk) -> None:
+        self.given.append(chunk)
+
+    def flush(self) -> None:
+        pass
+
+
+def test_cheap_batches_are_begun_several_at_once_but_for_a_loop_that_stands_still() -> None:
+    """Planning costs as much as one of them. What has come back waits for company, and never while anybody waits."""
+    source = SimpleNamespace(n_samples=10_000, where=str, max_task_rows=64)
+    order = Order(10_000, 10, drop_last=False, shuffle=False, seed=0)
+    config = SimpleNamespace(on_error="raise", batch_size=10)
+    dataset = SimpleNamespace(number=0, config=config, source=source, order=order)
+    ring, pool = ring_of(16), EagerPool()
+    foreman = Foreman(cast(Any, [dataset]), ring, cast(Any, pool))
+    foreman._seconds_per_sample[0] = 1e-6
+    cursor = Cursor(1, 1, 0, Shard(1000))
+
+    def finish_all() -> int:
+        for task, chunk in enumerate(pool.given):
+            foreman.done(1, chunk, messages.Done(task, [], took_s=1e-5))
+        n_done = len(pool.given)
+        pool.given.clear()
+        return n_done
+
+    def take(n: int) -> None:
+        for _ in range(n):
+            slot = ready_for(ring, cursor)
+            assert slot is not None
+            ring.release(ring.grant(slot, 1), 1)
+            cursor.advance()
+        foreman.give_work([cursor])
+
+    foreman.give_work([cursor])
+    assert finish_all() == 16
+    take(3)
+    assert finish_all() == 0
+    take(1)
+    assert finish_all() == 4
+    cursor.waiting = True
+    take(1)
+    assert finish_all() == 1
+    cursor.waiting = False
+    take(3)
+    assert finish_all() == 0
+    ring.add(cast(Any, None))
+    foreman.give_work([cursor])
+    assert finish_all() == 4
