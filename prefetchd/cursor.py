@@ -90,6 +90,13 @@ class Cursor:
             self.begin_epoch(self.epoch + 1)
         return passed
 
+    def before(self, n_grants: int) -> tuple[int, int]:
+        """Return the epoch and step that it stood at before the last `n_grants` grants."""
+        epoch, step = self.epoch, self.step - n_grants
+        while step < 0 and epoch > 0 and self.shard.steps():
+            epoch, step = epoch - 1, step + self.shard.steps()
+        return epoch, max(0, step)
+
     def begin_epoch(self, epoch: int) -> None:
         """Go to the start of `epoch`."""
         self.epoch, self.start, self.step = epoch, 0, 0

@@ -147,7 +147,10 @@ class FrontDesk:
             self._take_back_noted_by(consumer)
 
     def _take_back_noted_by(self, consumer: Consumer) -> None:
-        if consumer.returned is not None and (noted := consumer.returned.new()):
+        if consumer.returned is None:
+            return
+        consumer.took(consumer.returned.taken)
+        if noted := consumer.returned.new():
             self._take_back(consumer, [lease for lease, _ in noted], max(taken for _, taken in noted))
 
     def _take_back(self, consumer: Consumer, leases: Sequence[int], taken: int) -> None:

@@ -21,7 +21,9 @@ from prefetchd.returns import ENOUGH_AHEAD
 from prefetchd.scheduler import Reserve, can_spare, may_grant, ready_for
 from prefetchd.slots import Content, Key, Ring, Slot
 
+_MANY_SLOTS = 16
 _SLOTS_PER_GRANT = 2
+_MAX_BYTES_AHEAD = 4 << 20  # what a loop that stands still keeps from the others, and from a budget that was lowered
 
 
 class Granter:
@@ -82,8 +84,12 @@ class Granter:
 
     @property
     def _grants_ahead(self) -> int:
-        """One; more in a ring of many slots: its batches are cheap, and a message for each would cost as much."""
-        return max(1, min(MAX_GRANTS_AHEAD, len(self._ring.slots) // _SLOTS_PER_GRANT))
+        """One; more of small batches in a ring of many: they are cheap, and a message for each would cost as much."""
+        n_slots = len(self._ring.slots)
+        if n_slots < _MANY_SLOTS:
+            return 1
+        enough = _MAX_BYTES_AHEAD // self._guard.budget.plan.slot_bytes
+        return max(1, min(MAX_GRANTS_AHEAD, n_slots // _SLOTS_PER_GRANT, enough))
 
     def _explain_own_wait(self, consumer: Consumer, cursor: Cursor, slot: Slot | None, reserve: Reserve) -> None:
         key = None if cursor.at_end else cursor.next_key

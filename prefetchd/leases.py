@@ -146,6 +146,7 @@ class Leases:
         self._held.add(grant.lease)
         # Last: a lease that the loop never came to have, as Ctrl-C was faster, goes back with the cursor.
         self.taken = grant.lease
+        self._returns.took(grant.lease)
         return batch
 
     def _prepare(self, slot: int, rows: int) -> tuple[_LeaseRef, Batch]:

@@ -281,7 +281,8 @@ class Pool:
             )  # fmt: skip
             if not reader.ready:
                 self._boot_failures += 1
-        for position, chunk in enumerate(reader.chunks.values()):
+        # The last first, as each goes to the front of the queue: what was to be done first still is.
+        for position, chunk in reversed(list(enumerate(reader.chunks.values()))):
             self._events.lost(reader.number, chunk, position == 0 and not expected, exit_code)
         if self._stopping:
             return
@@ -322,7 +323,7 @@ class Pool:
             self._close(reader)
         self._start_zygote()
         for reader in orphans:
-            for position, chunk in enumerate(reader.chunks.values()):
+            for position, chunk in reversed(list(enumerate(reader.chunks.values()))):
                 # Suspect too: what takes so much memory that the kernel kills may do that again and again.
                 self._events.lost(reader.number, chunk, position == 0, -signal.SIGKILL)
 

@@ -124,18 +124,21 @@ def status(
 
 
 def _consumer(consumer: Consumer, cursor: Cursor | None, *, held_slots: int, waited_for: bool) -> dict[str, Any]:
-    """One loader; `cursor` is where its loop is, which in a group is where all members are."""
+    """One loader, as far as it has taken what was granted; `cursor` is its own, or that of all members of its group."""
+    n_ahead = len(consumer.untaken)
+    epoch, step = (None, None) if cursor is None else cursor.before(0 if consumer.group else n_ahead)
     return {
         "number": consumer.number,
         "pid": consumer.pid,
         "dataset": consumer.dataset.name if consumer.dataset else None,
         "group": consumer.group,
-        "epoch": cursor.epoch if cursor else None,
-        "step": cursor.step if cursor else None,
+        "epoch": epoch,
+        "step": step,
         "rank": cursor.shard.rank if cursor else None,
         "world_size": cursor.shard.world_size if cursor else None,
-        "held_slots": held_slots,
-        "batches": consumer.batches,
+        "held_slots": max(0, held_slots - n_ahead),
+        "ahead_slots": n_ahead,
+        "batches": consumer.batches - n_ahead,
         "samples": consumer.samples,
         "waited_s": round(consumer.waited_s, 3),
         "running": bool(cursor and cursor.open and not cursor.at_end),
@@ -239,7 +242,7 @@ def describe(report: dict[str, Any]) -> str:
             waiting += ", does not read its socket"
         lines.append(
             f"            pid {consumer['pid']}: {where}, {consumer['batches']} batches, "
-            f"holds {consumer['held_slots']} slots{waiting}"
+            f"holds {consumer['held_slots']} slots, {consumer['ahead_slots']} ready ahead{waiting}"
         )
     lines.append(f"  bad       {report['bad_samples']} samples")
     for bad in report["bad"]:

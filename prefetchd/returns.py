@@ -16,6 +16,7 @@ make the daemon's map a SIGBUS. Both maps go with their process.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import struct
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 _NOTE = struct.Struct("<3Q")  # lease, last lease taken, checksum
 _N_NOTES = 16
+_TAKEN = struct.Struct("<2Q")  # last lease taken, checksum
+_TAKEN_AT = _NOTE.size * _N_NOTES
 _CHECK = 0x9E3779B97F4A7C15  # so that a page of zeros is no note
 N_BYTES = 4096
 MAX_NOTED = 8
@@ -68,6 +71,12 @@ class ReturnedLeases:
         }
         return sorted(self._notes - before)
 
+    @property
+    def taken(self) -> int:
+        """The last lease that the loop has taken; 0 if that is not known just now."""
+        taken, check = _TAKEN.unpack_from(self._memory, _TAKEN_AT)
+        return taken if check == taken ^ _CHECK else 0
+
     def close(self) -> None:
         """Drop the map."""
         self._memory.close()
@@ -90,6 +99,11 @@ class Returns:
         """Note that a lease has ended. In any thread, at any moment: each note has a place of its own."""
         at = next(self._numbers) % _N_NOTES * _NOTE.size
         self._memory[at : at + _NOTE.size] = _NOTE.pack(lease, taken, lease ^ taken ^ _CHECK)
+
+    def took(self, lease: int) -> None:
+        """Note that the loop has taken a lease, so that `status` can tell what it holds from what lies ready for it."""
+        with contextlib.suppress(ValueError):  # another thread has closed the connection
+            self._memory[_TAKEN_AT : _TAKEN_AT + _TAKEN.size] = _TAKEN.pack(lease, lease ^ _CHECK)
 
     def close(self) -> None:
         """Drop the map."""

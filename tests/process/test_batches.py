@@ -210,6 +210,7 @@ def test_number_of_workers_never_changes_a_byte(photographs):
 
 SCRIPT = """
 import sys
+import time
 import prefetchd
 loader = prefetchd.batches({manifest!r}, batch_size=4, image_size=16, num_workers=1, memory_budget="128MiB")
 """
@@ -298,7 +299,8 @@ batches = iter(loader)
 seen = len(next(batches).y)
 try:
     print("on", flush=True)
-    input()
+    while True:  # the signal may be another thread's, and then ends no call that blocks
+        time.sleep(0.01)
 except KeyboardInterrupt:
     seen += sum(len(y) for _, y in batches)
     seen += sum(len(y) for _, y in loader)

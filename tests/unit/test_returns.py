@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefetchd.returns import MAX_NOTED, N_BYTES, ReturnedLeases, Returns
+from prefetchd.returns import _TAKEN_AT, MAX_NOTED, N_BYTES, ReturnedLeases, Returns
 
 
 @pytest.fixture
@@ -75,6 +75,18 @@ def test_a_note_that_is_half_written_is_read_once_it_is_whole(ends):
     assert returned.new() == []
     os.pwrite(fd, whole, 0)
     assert returned.new() == [(3, 4)]
+
+
+def test_what_was_taken_last_is_known(ends):
+    returned, returns, fd = ends
+    assert returned.taken == 0
+    returns.took(7)
+    assert returned.taken == 7
+    assert returned.new() == []
+    os.pwrite(fd, b"\xff", _TAKEN_AT)  # half of another
+    assert returned.taken == 0
+    returns.close()
+    returns.took(8)  # by a loop whose connection was closed meanwhile
 
 
 def test_the_page_cannot_be_cut(ends):
