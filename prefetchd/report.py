@@ -232,6 +232,7 @@ def describe(report: dict[str, Any]) -> str:
             where += f" as rank {consumer['rank']} of {consumer['world_size']}"
         if consumer["group"] is not None:
             where += f" with group {consumer['group']!r}"
+        ahead = f", {consumer['ahead_slots']} more ready for it" if consumer["ahead_slots"] else ""
         waiting = ", waiting for a batch" if consumer["waiting"] else ""
         if consumer["waited_for"]:
             left_s = consumer["patience_left_s"]
@@ -242,7 +243,7 @@ def describe(report: dict[str, Any]) -> str:
             waiting += ", does not read its socket"
         lines.append(
             f"            pid {consumer['pid']}: {where}, {consumer['batches']} batches, "
-            f"holds {consumer['held_slots']} slots, {consumer['ahead_slots']} ready ahead{waiting}"
+            f"holds {consumer['held_slots']} slots{ahead}{waiting}"
         )
     lines.append(f"  bad       {report['bad_samples']} samples")
     for bad in report["bad"]:
