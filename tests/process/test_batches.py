@@ -295,6 +295,8 @@ def test_private_daemon_survives_ctrl_c(photographs, tmp_path):
         script(
             photographs,
             """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background ignores it
 batches = iter(loader)
 seen = len(next(batches).y)
 try:
