@@ -31,6 +31,7 @@ from prefetchd.groups import Groups
 from prefetchd.guard import Guard
 from prefetchd.loop import EventLoop
 from prefetchd.openings import Openings
+from prefetchd.returns import ENOUGH_AHEAD
 from prefetchd.scheduler import Reserve
 from prefetchd.shard import Shard
 from prefetchd.slots import Ring, Slot
@@ -176,14 +177,10 @@ class FrontDesk:
             self._loop.call_later(_RETRY_S, self._unblock)
 
     def _look_for_notes(self) -> None:
-        """See that the loop comes round again while slots are wanted that somebody may note as returned.
-
-        In a small ring notes are rare, and the readers' answers are occasion enough to look: while there are any.
-        """
-        if self._looking or not (self.granter.grants_many or not self._foreman.has_jobs):
+        """See that the loop comes round again while slots are wanted that somebody may note as returned."""
+        if self._looking or not any(len(consumer.untaken) >= ENOUGH_AHEAD for consumer in self.consumers.values()):
             return
-        wanted = len(self._ring.slots) > self._guard.slots_wanted or any(cursor.waiting for cursor in self.cursors)
-        if wanted and self._ring.leased_slots:
+        if len(self._ring.slots) > self._guard.slots_wanted or any(cursor.waiting for cursor in self.cursors):
             self._looking = True
             self._loop.call_later(_LOOK_FOR_NOTES_S, self._looked)
 

@@ -17,7 +17,6 @@ from prefetchd.foreman import Foreman
 from prefetchd.guard import Guard
 from prefetchd.histogram import Histogram
 from prefetchd.mailbox import MAX_GRANTS_AHEAD
-from prefetchd.returns import ENOUGH_AHEAD
 from prefetchd.scheduler import Reserve, can_spare, may_grant, ready_for
 from prefetchd.slots import Content, Key, Ring, Slot
 
@@ -76,11 +75,6 @@ class Granter:
             consumer.stalled = False
             self.wait_seconds.observe(time.monotonic() - consumer.wanted_s)
             consumer.send_sooner_or_later(messages.Mail(serial))
-
-    @property
-    def grants_many(self) -> bool:
-        """Whether a loop may have so many grants ahead that it notes returned leases before it tells of them."""
-        return self._grants_ahead > ENOUGH_AHEAD
 
     @property
     def _grants_ahead(self) -> int:

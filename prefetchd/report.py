@@ -109,6 +109,7 @@ def status(
                 consumer,
                 consumer.cursor or passes.get(consumer.number),
                 held_slots=ring.held_by(consumer.number),
+                rows_ahead=ring.rows_in(consumer.untaken),
                 waited_for=consumer.number in waited_for,
             )
             for consumer in consumers
@@ -123,7 +124,9 @@ def status(
     }
 
 
-def _consumer(consumer: Consumer, cursor: Cursor | None, *, held_slots: int, waited_for: bool) -> dict[str, Any]:
+def _consumer(
+    consumer: Consumer, cursor: Cursor | None, *, held_slots: int, rows_ahead: int, waited_for: bool
+) -> dict[str, Any]:
     """One loader, as far as it has taken what was granted; `cursor` is its own, or that of all members of its group."""
     n_ahead = len(consumer.untaken)
     epoch, step = (None, None) if cursor is None else cursor.before(0 if consumer.group else n_ahead)
@@ -139,7 +142,7 @@ def _consumer(consumer: Consumer, cursor: Cursor | None, *, held_slots: int, wai
         "held_slots": max(0, held_slots - n_ahead),
         "ahead_slots": n_ahead,
         "batches": consumer.batches - n_ahead,
-        "samples": consumer.samples,
+        "samples": consumer.samples - rows_ahead,
         "waited_s": round(consumer.waited_s, 3),
         "running": bool(cursor and cursor.open and not cursor.at_end),
         "stalled": consumer.stalled,

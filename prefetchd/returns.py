@@ -2,7 +2,7 @@
 
     consumer: the last view dies -> Returns.note(lease) -> page -> daemon: ReturnedLeases.new()
 
-A loop that has a grant in its mailbox is in no need of more, so the daemon may hear of what it gives back with
+A loop that has several grants in its mailbox is in no need of more, so the daemon may hear of what it gives back with
 the next message, for several batches at once: waking it for each would cost both as much as all the rest of a cheap
 batch. But a slot goes back when its last view dies: so the lease is noted here at that moment, and the daemon looks
 whenever it looks at anything, and every few milliseconds while somebody waits for a slot.
@@ -34,7 +34,7 @@ _TAKEN_AT = _NOTE.size * _N_NOTES
 _CHECK = 0x9E3779B97F4A7C15  # so that a page of zeros is no note
 N_BYTES = 4096
 MAX_NOTED = 8
-ENOUGH_AHEAD = 1  # grants in the mailbox with which a loop does without the daemon
+ENOUGH_AHEAD = 2  # grants in the mailbox with which a loop does without the daemon
 
 
 class ReturnedLeases:

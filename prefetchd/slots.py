@@ -196,6 +196,10 @@ class Ring:
             self.release(lease, consumer)
         return len(gone)
 
+    def rows_in(self, leases: Iterable[int]) -> int:
+        """How many samples there are in the batches of those of `leases` that have not ended."""
+        return sum(self._lease_slots[lease].rows for lease in leases if lease in self._lease_slots)
+
     def held_by(self, consumer: int) -> int:
         """How many slots a consumer holds."""
         return len(self._held.get(consumer, ()))
