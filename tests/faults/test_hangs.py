@@ -107,7 +107,8 @@ def test_stopped_daemon_is_given_up_in_the_end_by_all_who_wait(
 def test_loader_that_is_closed_by_another_thread_ends_its_loop_and_starts_no_other_daemon(
     forty: Path, impatient: None, caplog: pytest.LogCaptureFixture, reconnect: bool
 ) -> None:
-    loader = prefetchd.batches(forty, batch_size=5, image_size=32, num_workers=1, reconnect=reconnect)
+    # An epoch may be granted whole before the daemon stops: only a loop without an end waits for sure.
+    loader = prefetchd.batches(forty, batch_size=5, image_size=32, num_workers=1, epochs=None, reconnect=reconnect)
     batches = iter(loader)
     next(batches)
     pid = loader.status()["pid"]
