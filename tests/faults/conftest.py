@@ -94,6 +94,10 @@ class Sabotage:
         wait_until((self.folder / word).exists, f"a reader is at {word}")
         return int((self.folder / word).read_text())
 
+    def standing(self) -> set[int]:
+        """The readers that stand at a file marked with `stand`."""
+        return {int(path.name.removeprefix("stand-")) for path in self.folder.glob("stand-*[0-9]")}
+
     def open_gates(self) -> None:
         (self.folder / "go").touch()
 

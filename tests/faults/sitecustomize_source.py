@@ -8,7 +8,8 @@ Works in the zygote, and so in the readers that it forks, and nowhere else. A fi
 - `raise-X`, `memory-X`, `close-X`: an exception of no known kind, a `MemoryError`, or all descriptors closed, the first
   time only;
 - `gate-X`: the first reader that comes here writes its pid to the file `gate-X` and waits for the file `go`; others
-  pass by.
+  pass by;
+- `stand`: every reader that comes here writes its pid to the file `stand-PID` and waits for the file `go`.
 
 With `SABOTAGE_READ_S` every read of a file takes so much longer, and the first read of the file that `SABOTAGE_HANG`
 names never ends. With `SABOTAGE_MEET=16 050.jpg` no read of a file of that name, or of one that sorts behind it, ends
@@ -40,6 +41,16 @@ if "prefetchd.zygote" in sys.orig_argv:
         os.close(fd)
         return True
 
+    def _tell(name):
+        with open(f"{_folder}/{name}.part", "w") as file:
+            file.write(str(os.getpid()))
+        os.rename(f"{_folder}/{name}.part", f"{_folder}/{name}")
+
+    def _wait_at(name):
+        _tell(name)
+        while not os.path.exists(f"{_folder}/go"):
+            time.sleep(0.005)
+
     def _saboteur(encoded, flags):
         tail = bytes(encoded[-MARK_BYTES:])
         if tail.startswith(MARK):
@@ -57,11 +68,11 @@ if "prefetchd.zygote" in sys.orig_argv:
             elif word.startswith("close-") and _first(word):
                 os.closerange(3, 4096)
             elif word.startswith("gate-") and _first(word):
-                with open(f"{_folder}/{word}.part", "w") as file:
-                    file.write(str(os.getpid()))
-                os.rename(f"{_folder}/{word}.part", f"{_folder}/{word}")
-                while not os.path.exists(f"{_folder}/go"):
-                    time.sleep(0.005)
+                if os.environ.get("SABOTAGE_UNKILLABLE"):
+                    _tell("stuck")
+                _wait_at(word)
+            elif word == "stand":
+                _wait_at(f"stand-{os.getpid()}")
         return _imdecode(encoded, flags)
 
     cv2.imdecode = _saboteur
@@ -100,7 +111,7 @@ if os.environ.get("SABOTAGE_CLOCK"):
     time.time_ns = lambda: _time_ns() + next(_jumps) * 10**9
 
 if os.environ.get("SABOTAGE_UNKILLABLE") and "serve" in sys.orig_argv:
-    # Stands in for a process that the kernel does not let go: it is not killed while the file `stuck` exists.
+    # Stands in for a process that the kernel does not let go: the one at the gate, which says so before it is there.
     import signal
 
     from prefetchd import reader_handle

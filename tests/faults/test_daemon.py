@@ -18,14 +18,14 @@ import pytest
 import prefetchd
 from prefetchd.liveness import lock_owner
 from prefetchd.names import daemon_paths
-from tests.conftest import DaemonProcess, wait_until
+from tests.conftest import DEADLINE_S, PROMPT_S, DaemonProcess, wait_until
 from tests.faults.conftest import Content, Sabotage, Script, content_of, exact, write_manifest
 
 Serve = Callable[..., DaemonProcess]
 Start = Callable[[str], Script]
 
 
-def wait_gone(processes: list[psutil.Process], deadline_s: float = 5) -> None:
+def wait_gone(processes: list[psutil.Process], deadline_s: float = DEADLINE_S) -> None:
     """Wait until none of `processes` runs; a zombie that nobody reaps does not."""
 
     def running() -> bool:
@@ -73,9 +73,9 @@ def test_waiting_consumer_hears_within_a_second(serve: Serve, sabotage: Sabotage
         next(batches)
     raised_at = time.monotonic()
     killer.join()
-    assert raised_at - killed_at[0] < 1
+    assert raised_at - killed_at[0] < PROMPT_S
     wait_gone(family)
-    wait_until(lambda: not run_files(), "the run directory is empty", 5)
+    wait_until(lambda: not run_files(), "the run directory is empty")
     assert content_of(held) == before
     with pytest.raises(prefetchd.DaemonLost):
         next(iter(loader))
@@ -105,17 +105,17 @@ def test_busy_consumers_hear_at_their_next_batch(
         held = [next(batches), next(batches)]
         family = daemon.descendants()
         os.kill(daemon.pid, signal.SIGKILL)
-        daemon.process.wait(5)
+        daemon.process.wait(20)
         started_s = time.monotonic()
         with pytest.raises(prefetchd.DaemonLost):
             held.extend(batches)
-        assert time.monotonic() - started_s < 1
+        assert time.monotonic() - started_s < PROMPT_S
         other.tell()
         assert other.line() == "lost True"
         wait_gone(family)
         assert content_of(held) == over_epochs(forty_content, len(held))
-        assert shm_names() <= names
-    wait_until(lambda: not run_files(), "the run directory is empty", 5)
+        wait_until(lambda: shm_names() <= names, "no name is left")  # other runs have theirs for a moment
+    wait_until(lambda: not run_files(), "the run directory is empty")
     x = held[0].x
     with pytest.raises(ValueError, match="read-only"):
         x[0, 0, 0, 0] = 1
@@ -131,9 +131,9 @@ def test_killed_with_a_stopped_reader(serve: Serve, forty: Path) -> None:
     family = daemon.descendants()
     os.kill(daemon.reader_pids()[0], signal.SIGSTOP)
     os.kill(daemon.pid, signal.SIGKILL)
-    daemon.process.wait(5)
+    daemon.process.wait(20)
     wait_gone(family)
-    wait_until(lambda: not run_files(), "the run directory is empty", 5)
+    wait_until(lambda: not run_files(), "the run directory is empty")
 
 
 def test_next_serve_takes_over_at_once(serve: Serve, forty: Path, forty_content: Content) -> None:
@@ -141,7 +141,7 @@ def test_next_serve_takes_over_at_once(serve: Serve, forty: Path, forty_content:
     for _ in range(3):
         daemon = serve(forty, *exact("--num-workers", 1))
         os.kill(daemon.pid, signal.SIGKILL)
-        daemon.process.wait(5)
+        daemon.process.wait(20)
     daemon = serve(forty, *exact("--num-workers", 1))
     wait_until(lambda: len(psutil.Process(daemon.pid).children()) >= 1, "it has a zygote")
     assert lock_owner(daemon_paths("default").lock) == daemon.pid
@@ -161,7 +161,7 @@ def test_stale_files_of_a_family_killed_together(serve: Serve, forty: Path, fort
             zygote = process
     os.kill(daemon.pid, signal.SIGKILL)
     zygote.kill()
-    daemon.process.wait(5)
+    daemon.process.wait(20)
     wait_gone(family)
     assert sorted(run_files()) == ["default.lock", "default.sock"]
     assert lock_owner(daemon_paths("default").lock) is None
@@ -182,9 +182,9 @@ def test_killed_while_it_starts(serve: Serve, forty: Path) -> None:
     wait_until(lambda: len(psutil.Process(daemon.pid).children(recursive=True)) >= 1, "its zygote was started")
     family = daemon.descendants()
     os.kill(daemon.pid, signal.SIGKILL)
-    daemon.process.wait(5)
+    daemon.process.wait(20)
     wait_gone(family)
-    wait_until(lambda: not run_files(), "the run directory is empty", 5)
+    wait_until(lambda: not run_files(), "the run directory is empty")
 
 
 def over_epochs(content: Content, n: int) -> Content:
@@ -214,7 +214,7 @@ def test_private_daemon_killed(forty: Path, forty_content: Content) -> None:
     started_s = time.monotonic()
     with pytest.raises(prefetchd.DaemonLost):
         held.extend(batches)
-    assert time.monotonic() - started_s < 1
+    assert time.monotonic() - started_s < PROMPT_S
     wait_gone(family)
     assert content_of(held) == over_epochs(forty_content, len(held))
     loader.close()
@@ -233,8 +233,14 @@ def test_private_daemon_ends_with_a_killed_parent(script: Start, forty: Path) ->
         "print(child, flush=True); sys.stdin.readline()\n"
     )
     child = psutil.Process(int(consumer.line()))
-    family = [one for one in psutil.Process(consumer.pid).children(recursive=True) if one.pid != child.pid]
-    assert len(family) >= 4
+    family: list[psutil.Process] = []
+
+    def complete() -> bool:
+        """Whether its daemon, the zygote and both readers are there: the first batch takes but one of these."""
+        family[:] = [one for one in psutil.Process(consumer.pid).children(recursive=True) if one.pid != child.pid]
+        return len(family) >= 4
+
+    wait_until(complete, "its whole family is there")
     try:
         consumer.end(signal.SIGKILL)
         wait_gone(family)

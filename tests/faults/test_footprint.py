@@ -18,7 +18,7 @@ from PIL import Image
 
 import prefetchd
 from prefetchd.budget import process_bytes
-from tests.conftest import DaemonProcess
+from tests.conftest import DaemonProcess, wait_until
 from tests.images import photograph, write_jpeg
 
 Serve = Callable[..., DaemonProcess]
@@ -112,7 +112,7 @@ class Watch:
 def smallest_budget(*arguments: object) -> int:
     """What the refusal of a budget that is too small names, in MiB."""
     command = [sys.executable, "-m", "prefetchd", "serve", *map(str, arguments), "--memory-budget", "1MiB"]
-    refused = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert refused.returncode == 1
     found = re.search(r"--memory-budget (\d+)MiB or more", refused.stderr)
     assert found, refused.stderr
@@ -199,6 +199,13 @@ def test_status_agrees_with_what_is_seen_from_outside(serve: Serve, photographs:
     with prefetchd.batches() as loader:
         for _ in loader:
             pass
+
+    def at_rest() -> bool:
+        """Whether nothing is freed or filled any more, so that two looks, one after the other, may agree."""
+        status = daemon.status()
+        return not status["consumers"] and status["ring"]["ready"] == status["ring"]["slots"]
+
+    wait_until(at_rest, "the loader is forgotten and the ring is full")
     status = daemon.status()
     family = family_of(daemon.pid)
     assert set(map(int, status["memory"]["process_bytes"])) == set(family)

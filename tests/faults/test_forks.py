@@ -78,7 +78,7 @@ def test_children_release_and_corrupt_nothing(serve: Serve, forty: Path) -> None
     ways = "".join(code for way, code in WAYS.items() if torch or "PyTorch" not in way)
     serve(forty, *exact("--num-workers", 1))
     result = subprocess.run(
-        [sys.executable, "-c", PARENT.format(fork=ways)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", PARENT.format(fork=ways)], capture_output=True, text=True, timeout=110, check=False
     )
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == "[2, 3, 4, 5, 6, 7]\n"
@@ -110,7 +110,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 def test_child_that_drops_the_batches_keeps_its_own_memory(serve: Serve, forty: Path) -> None:
     """What it allocates falls where the maps were that it did not inherit."""
     serve(forty, *exact("--image-size", 224, "--num-workers", 1, "--memory-budget", "192MiB"))
-    result = subprocess.run([sys.executable, "-c", GAPS], capture_output=True, text=True, timeout=60, check=True)
+    result = subprocess.run([sys.executable, "-c", GAPS], capture_output=True, text=True, timeout=110, check=True)
     assert (result.stdout, result.stderr) == ("0\n", "")
 
 
@@ -133,7 +133,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 def test_child_that_touches_an_inherited_array_is_killed_with_its_traceback(serve: Serve, forty: Path) -> None:
     """It would else see the array change when its parent gives the slot back; so it has none, and is told where."""
     serve(forty, *exact("--num-workers", 1))
-    result = subprocess.run([sys.executable, "-c", TOUCH], capture_output=True, text=True, timeout=60, check=True)
+    result = subprocess.run([sys.executable, "-c", TOUCH], capture_output=True, text=True, timeout=110, check=True)
     assert result.stdout == f"{-signal.SIGSEGV}\n"
     assert "Segmentation fault" in result.stderr
     assert "in touches_what_it_did_not_inherit" in result.stderr

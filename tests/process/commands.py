@@ -22,7 +22,7 @@ LARGE_SLOT_BYTES = BatchLayout(4, (300, 300, 3), "uint8", (), "int64").slot_byte
 def run_command(*arguments: object, cwd: Path | None = None) -> Result:
     """Run `prefetchd ARGUMENTS` to its end."""
     command = [sys.executable, "-m", "prefetchd", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=cwd)
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=cwd)
 
 
 def refused(*arguments: object) -> str:
@@ -49,7 +49,7 @@ def start_script(path: Path, code: str, *options: str, session: bool = False) ->
     )
 
 
-def finish(process: subprocess.Popen[str], deadline_s: float = 60) -> Result:
+def finish(process: subprocess.Popen[str], deadline_s: float = 100) -> Result:
     """Close a script's input and wait for its end."""
     try:
         out, err = process.communicate("", timeout=deadline_s)

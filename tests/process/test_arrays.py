@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import prefetchd
-from prefetchd.silence import LOOK_S
+from prefetchd.returns import ENOUGH_AHEAD
 from tests.conftest import wait_until
 from tests.process.commands import refused, run_command
 
@@ -148,19 +148,20 @@ def test_help_tells_of_arrays():
         assert word in text
 
 
-def test_slot_that_comes_back_while_its_loop_has_more_to_go_on_with_is_there_for_another_loop_at_once(serve, tmp_path):
+def test_slot_that_comes_back_while_its_loop_has_more_to_go_on_with_is_there_for_another_loop_at_once(
+    serve, tmp_path, monkeypatch
+):
     """A loop with grants ahead tells of what it drops later, together; nobody waits for that."""
+    monkeypatch.setattr("prefetchd.client.LOOK_S", 60)  # whoever waits does not wake the daemon to ask what it is at
     np.save(tmp_path / "x.npy", np.zeros((1024, 4), np.int32))
     serve(tmp_path / "x.npy", "--batch-size", 1, "--shuffle", "--num-workers", 1)
-    with prefetchd.batches() as holder, prefetchd.batches(hold_timeout=20) as other:
+    with prefetchd.batches() as holder, prefetchd.batches(hold_timeout=60) as other:
         wait_until(lambda: holder.status()["ring"]["ready"] == holder.status()["ring"]["slots"] > 16, "a full ring")
-        n_slots = holder.status()["ring"]["slots"]
         other.set_epoch(7)  # whose batches are not the other's
-        holding, asking = iter(holder), iter(other)
-        held = [next(holding)]
-        theirs = [next(asking) for _ in range(2)]
-        while holder.status()["ring"]["leased"] < n_slots - 2:
-            held.append(next(holding))
+        holding, asking, theirs = iter(holder), iter(other), []
+        held = [next(holding) for _ in range(4)]
+        connection = holder._session.connection
+        wait_until(lambda: connection._mailbox.has_ahead(ENOUGH_AHEAD), "it has more to go on with")
 
         def ask() -> None:
             with contextlib.suppress(prefetchd.PrefetchdError):  # at the end
@@ -172,15 +173,10 @@ def test_slot_that_comes_back_while_its_loop_has_more_to_go_on_with_is_there_for
             asker = threading.Thread(target=ask)
             asker.start()
 
-            def stands_still() -> bool:
-                status = holder.status()
-                waiting = any(one["waiting"] for one in status["consumers"])
-                return waiting and not status["ring"]["filling"]  # so it is slots that it waits for
-
-            wait_until(stands_still, "it waits for a slot")
+            wait_until(lambda: any(one["stalled"] for one in holder.status()["consumers"]), "it waits for a slot")
             n_theirs = len(theirs)
             del held[3]
-            assert holder._session.connection._leases._noted  # and not told
-            wait_until(lambda: len(theirs) > n_theirs, "it has its batch", LOOK_S)
+            assert connection._leases._noted  # and not told
+            wait_until(lambda: len(theirs) > n_theirs, "it has its batch")
             other.close()
             asker.join()

@@ -33,7 +33,7 @@ def script(tmp_path: Path) -> Path:
 def completed(script: Path, *words: str) -> list[str]:
     """What bash offers after these words, the last of which is being typed."""
     command = ["bash", "-c", COMPLETE, "bash", str(script), "prefetchd", *words]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=20, cwd=script.parent)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=script.parent)
     return [word.strip() for word in result.stdout.split()]
 
 
@@ -51,4 +51,4 @@ def test_other_shells_can_read_theirs(shell: str):
     assert result.returncode == 0, result.stderr
     assert "shuffle" in result.stdout
     if shutil.which(shell):
-        assert subprocess.run([shell, "-n"], input=result.stdout, text=True, timeout=20).returncode == 0
+        assert subprocess.run([shell, "-n"], input=result.stdout, text=True, timeout=100).returncode == 0

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 
+import psutil
+
 import prefetchd
 from tests.conftest import DaemonProcess, wait_until
 from tests.process.commands import large_ring, tree
 
-REST_S = 0.8  # longer than the last timer of a daemon that has finished its work
+REST_S = 0.8  # asleep for longer than the last timer of a daemon that has finished its work
 WINDOW_S = 1.5
 
 
@@ -32,18 +34,23 @@ def activity(daemon: DaemonProcess) -> dict[int, tuple[float, int]]:
     return found
 
 
+def sleeps(daemon: DaemonProcess) -> bool:
+    """Whether no process of the daemon waits for its turn on a processor, as on a machine at work it may for long."""
+    return all(process.status() == psutil.STATUS_SLEEPING for process in tree(daemon.pid))
+
+
 def check_idle(daemon: DaemonProcess) -> None:
     """Watch the daemon for a while, once its last status report is behind it: it must not wake up even once."""
     last, since_s = activity(daemon), time.monotonic()
 
     def settled() -> bool:
         nonlocal last, since_s
-        now = activity(daemon)
-        if now != last:
+        asleep, now = sleeps(daemon), activity(daemon)
+        if now != last or not asleep:
             last, since_s = now, time.monotonic()
         return time.monotonic() - since_s > REST_S
 
-    wait_until(settled, "the daemon comes to rest", 10)
+    wait_until(settled, "the daemon comes to rest")
     time.sleep(WINDOW_S)  # the window in which nothing may happen
     assert activity(daemon) == last
 

@@ -213,7 +213,7 @@ def untold(loader: prefetchd.Loader) -> int:
 
 def test_slot_that_comes_back_in_a_small_ring_is_told_at_once_and_there_for_a_loop_that_waits(serve, photographs):
     serve(photographs, *large_ring(7))
-    with prefetchd.batches() as holder, prefetchd.batches(hold_timeout=20) as other:
+    with prefetchd.batches() as holder, prefetchd.batches(hold_timeout=60) as other:
         other.set_epoch(7)  # whose batches are not the other's
         holding, theirs = iter(holder), []
         held = [next(holding) for _ in range(3)]
@@ -232,7 +232,7 @@ def test_slot_that_comes_back_in_a_small_ring_is_told_at_once_and_there_for_a_lo
             n_theirs = len(theirs)
             held.clear()  # two: one may be kept for the readers to fill
             assert not untold(holder)
-            wait_until(lambda: len(theirs) > n_theirs, "it has what the other held", 5)
+            wait_until(lambda: len(theirs) > n_theirs, "it has what the other held")
             other.close()
             asker.join()
 
@@ -245,7 +245,7 @@ def test_nothing_of_a_loader_is_left_that_was_closed_before_it_told_what_it_drop
         wait_until(lambda: loader._session.connection._mailbox.has_ahead(ENOUGH_AHEAD), "more is granted ahead")
         held.clear()
         assert untold(loader)
-    wait_until(lambda: not daemon.status()["consumers"], "the daemon knows it no more", 5)
+    wait_until(lambda: not daemon.status()["consumers"], "the daemon knows it no more")
 
 
 def test_holding_more_than_the_ring_ends_in_a_warning_and_ring_exhausted(serve, photographs):

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import prefetchd
+from prefetchd.mailbox import MAX_GRANTS_AHEAD
 from tests.conftest import wait_until
 
 torch = pytest.importorskip("torch", reason="needs prefetchd[torch]")
@@ -318,8 +319,11 @@ def test_slots_that_the_daemon_gives_up_are_unlocked(photographs):
         items = iter(loader)
         first = next(items)
         old = set(device.locked)
-        os.kill(loader._loader._info.pid, signal.SIGKILL)
-        seen = [first.index, *(next(items).index for _ in range(30))]
-        assert seen == [number % 13 for number in range(31)]
+        killed = loader._loader._info.pid
+        os.kill(killed, signal.SIGKILL)
+        # As many as may have been granted before, and then some.
+        seen = [first.index, *(next(items).index for _ in range(MAX_GRANTS_AHEAD + 10))]
+        assert seen == [number % 13 for number in range(MAX_GRANTS_AHEAD + 11)]
         assert old
+        assert loader._loader._info.pid != killed
         assert len(device.locked) <= len(loader._loader.maps)
