@@ -135,8 +135,16 @@ class Connection:
 
     def close_cursor(self, serial: int) -> None:
         """End the cursor; what was granted ahead goes back."""
-        if self._closing or os.getpid() != self._pid:
-            return
+        if not self._closing and os.getpid() == self._pid:
+            self._end_cursor(serial)
+
+    def _end_cursor(self, serial: int) -> None:
+        """Tell the daemon that the cursor has ended, and what was taken.
+
+        A loop in another thread may be about to take a batch: either it is in time to be told of, or it finds that the
+        cursor has ended (see `next_batch`).
+        """
+        self._mailbox.end(serial)
         try:
             control.send(self._sock, messages.encode(messages.CloseCursor(serial, self._leases.taken)), wait=False)
         except (control.ConnectionEnded, BlockingIOError):
@@ -163,11 +171,17 @@ class Connection:
             grant = self._mailbox.take()
             if grant is None or grant.told > self._heard or self._leases.unsent:
                 grant = self._wait_for_grant(serial, grant)
-        except (OSError, ValueError):
+            batch = self._leases.take(grant)
+        except (OSError, ValueError, PrefetchdError):
             if self._closing:  # by another thread
                 self._check_process()
             raise
-        batch = self._leases.take(grant)
+        if self._mailbox.serial != serial:  # another thread has ended the loop, and the slot may be another's by now
+            del batch
+            self._check_process()
+            raise PrefetchdError(
+                "cannot go on with this loop: another thread has ended it; give each thread a loader of its own"
+            )
         return batch.copy() if copy_when_held and self._leases.n_held > 2 else batch
 
     def _catch_up(self, told: int) -> None:
@@ -288,6 +302,8 @@ class Connection:
         """Close the connection: now, or when the last view is gone. What is held stays readable either way."""
         self._closing = True
         if hasattr(self, "_leases"):
+            if self._mailbox.serial:  # its loop is at work in another thread
+                self._end_cursor(self._mailbox.serial)
             self._leases.close(at_once=at_once)
         else:
             with contextlib.suppress(OSError):

@@ -118,7 +118,7 @@ class Mailbox:
 
     def __init__(self, fd: int) -> None:
         self._memory = segment.map_read_only(fd, N_BYTES)
-        self._serial = 0
+        self.serial = 0  # of the cursor whose grants it takes; 0 for none
         self._number = 1
 
     def close(self) -> None:
@@ -127,7 +127,12 @@ class Mailbox:
 
     def open(self, serial: int) -> None:
         """Wait for the grants of another cursor."""
-        self._serial, self._number = serial, 1
+        self.serial, self._number = serial, 1
+
+    def end(self, serial: int) -> None:
+        """Take no more grants of a cursor that has ended, unless another one has begun: those made ahead are void."""
+        if self.serial == serial:
+            self.serial = 0
 
     @property
     def has_next(self) -> bool:
@@ -138,7 +143,7 @@ class Mailbox:
         """Whether at least `count` grants are there (or the last of them is being written). In any thread."""
         number = self._number + count - 1
         found, serial = _begin(self._memory, number % _N_RECORDS * _STRIDE_BYTES)
-        return bool(found == number and serial == self._serial)
+        return bool(found == number and serial == self.serial)
 
     def take(self) -> Granted | None:
         """Return the cursor's next grant; `None` if it is not there yet."""
@@ -146,7 +151,7 @@ class Mailbox:
         at = number % _N_RECORDS * _STRIDE_BYTES
         record = self._memory[at : at + _RECORD_BYTES]
         fields = _unpack(record)
-        if fields[0] != number or fields[1] != self._serial or fields[-1] != crc32(record[:-_CHECK_BYTES]):
+        if fields[0] != number or fields[1] != self.serial or fields[-1] != crc32(record[:-_CHECK_BYTES]):
             return None
         self._number = number + 1
         return _new(Granted, fields)  # what Granted._make does, without a call of Python's

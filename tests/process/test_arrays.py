@@ -148,10 +148,14 @@ def test_help_tells_of_arrays():
         assert word in text
 
 
+@pytest.mark.parametrize("is_over", [False, True])
 def test_slot_that_comes_back_while_its_loop_has_more_to_go_on_with_is_there_for_another_loop_at_once(
-    serve, tmp_path, monkeypatch
+    serve, tmp_path, monkeypatch, is_over
 ):
-    """A loop with grants ahead tells of what it drops later, together; nobody waits for that."""
+    """A loop with grants ahead tells of what it drops later, together; nobody waits for that.
+
+    One that is over has nothing to go on with, though grants of it lie unread in its mailbox: it tells at once.
+    """
     monkeypatch.setattr("prefetchd.client.LOOK_S", 60)  # whoever waits does not wake the daemon to ask what it is at
     np.save(tmp_path / "x.npy", np.zeros((1024, 4), np.int32))
     serve(tmp_path / "x.npy", "--batch-size", 1, "--shuffle", "--num-workers", 1)
@@ -162,6 +166,8 @@ def test_slot_that_comes_back_while_its_loop_has_more_to_go_on_with_is_there_for
         held = [next(holding) for _ in range(4)]
         connection = holder._session.connection
         wait_until(lambda: connection._mailbox.has_ahead(ENOUGH_AHEAD), "it has more to go on with")
+        if is_over:
+            holding.close()
 
         def ask() -> None:
             with contextlib.suppress(prefetchd.PrefetchdError):  # at the end
@@ -176,7 +182,7 @@ def test_slot_that_comes_back_while_its_loop_has_more_to_go_on_with_is_there_for
             wait_until(lambda: any(one["stalled"] for one in holder.status()["consumers"]), "it waits for a slot")
             n_theirs = len(theirs)
             del held[3]
-            assert connection._leases._noted  # and not told
+            assert bool(connection._leases._noted) != is_over  # noted, and not told
             wait_until(lambda: len(theirs) > n_theirs, "it has its batch")
             other.close()
             asker.join()
