@@ -35,7 +35,7 @@ class Silence:
         self._what = f"the daemon {name!r}" if name else "the daemon"
         self._pid = pid
         self._ask = ask
-        self._started_s = self._heard_s = self._said_s = time.monotonic()
+        self._started_s = self._heard_s = self._said_s = self._looked_s = time.monotonic()
         self._asked = self._said_stopped = False
 
     @property
@@ -54,6 +54,9 @@ class Silence:
             DaemonLost: if it is given up.
         """
         now_s = time.monotonic()
+        # While this process was stopped itself, perhaps with the daemon, by a scheduler of jobs, it did not listen.
+        deaf_s = max(0.0, now_s - self._looked_s - 2 * LOOK_S)
+        self._heard_s, self._looked_s = min(now_s, self._heard_s + deaf_s), now_s
         stopped = process_state(self._pid) in ("T", "t")
         if not stopped and self._ask is None:
             self._heard_s = now_s

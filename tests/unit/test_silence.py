@@ -67,6 +67,16 @@ def test_daemon_that_answers_nothing_is_given_up(world, caplog, state):
         looks(one, world, 2 * GIVE_UP_S)
 
 
+def test_time_in_which_this_process_was_stopped_itself_is_no_silence(world):
+    """As where a scheduler suspends a whole job, the daemon with it."""
+    one = Silence("x", 77, lambda: None)
+    looks(one, world, 3 * LOOK_S)
+    world.now_s += 2 * GIVE_UP_S
+    looks(one, world, GIVE_UP_S - 6 * LOOK_S)
+    with pytest.raises(DaemonLost, match=r"said nothing for 30\d s"):
+        looks(one, world, 6 * LOOK_S)
+
+
 def test_one_that_starts_is_waited_for_unless_it_is_stopped(world):
     one = Silence("", 77)
     looks(one, world, 3 * GIVE_UP_S)
