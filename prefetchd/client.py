@@ -147,7 +147,7 @@ class Connection:
         self._mailbox.end(serial)
         try:
             control.send(self._sock, messages.encode(messages.CloseCursor(serial, self._leases.taken)), wait=False)
-        except (control.ConnectionEnded, BlockingIOError):
+        except (control.ConnectionEnded, OSError):
             pass  # nothing is left to close, or the next cursor closes it
 
     def next_batch(self, serial: int, copy_when_held: bool) -> Batch:
