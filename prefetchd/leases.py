@@ -145,8 +145,9 @@ class Leases:
         _held_refs[id(ref)] = ref
         self._held.add(grant.lease)
         # Last: a lease that the loop never came to have, as Ctrl-C was faster, goes back with the cursor.
-        self.taken = grant.lease
-        self._returns.took(grant.lease)
+        if grant.lease > self.taken:  # else another thread has begun another loop since, and it has taken more
+            self.taken = grant.lease
+            self._returns.took(grant.lease)
         return batch
 
     def _prepare(self, slot: int, rows: int) -> tuple[_LeaseRef, Batch]:
