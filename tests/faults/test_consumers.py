@@ -13,6 +13,7 @@ import pytest
 import prefetchd
 from prefetchd import control, messages
 from prefetchd.names import daemon_paths
+from prefetchd.resume import MAX_EPOCH
 from tests.conftest import PROMPT_S, DaemonProcess, wait_until
 from tests.faults.conftest import Content, Script, ask_status, content_of, exact
 
@@ -166,6 +167,8 @@ GARBAGE = {
     "a reader's line": [messages.encode(messages.ReaderReady())],
     "negative lease": [HELLO, messages.encode(messages.Release([-1], 0))],
     "too large a number": [HELLO, messages.encode(messages.OpenCursor(1, 0, 2**63, 0, None, 0, 1))],
+    "an epoch that no order has": [HELLO, messages.encode(messages.OpenCursor(1, 0, 2**61, 0, None, 0, 1))],
+    "a batch beyond the epoch": [HELLO, messages.encode(messages.OpenCursor(1, 0, 0, 2**53, None, 0, 1))],
     "rank beyond the world": [HELLO, messages.encode(messages.OpenCursor(1, 0, 0, 0, None, 5, 2))],
     "a cursor before the hello": [messages.encode(messages.OpenCursor(1, 0, 0, 0, None, 0, 1))],
     "deep nesting": [b"\x91" * 3000 + b"\x01"],
@@ -205,11 +208,16 @@ def test_odd_but_lawful_words_harm_nobody(serve: Serve, forty: Path, forty_conte
         pipe = os.pipe()
         control.send(sock, messages.encode(messages.Want(7, 7)), [pipe[0]] * 4)
         control.close_all(pipe)
-        for epoch, step, rank, size in ((2**61, 0, 0, 1), (0, 2**62, 0, 1), (0, 0, 2**31 - 1, 2**31), (5, 3, 1, 2)):
+        for epoch, step, rank, size in ((MAX_EPOCH, 0, 0, 1), (0, 0, 2**31 - 1, 2**31), (5, 3, 1, 2)):
             control.send(sock, messages.encode(messages.OpenCursor(1, 0, epoch, step, None, rank, size)))
             control.send(sock, messages.encode(messages.Want(1, 0)))
         control.send(sock, messages.encode(messages.CloseCursor(1, 0)))
-        assert ask_status()["pid"] == daemon.pid
+        control.send(sock, messages.encode(messages.AskStatus(messages.PROTOCOL)))
+        answer = None
+        while not isinstance(answer, messages.StatusReport):  # it was not sent away for any of these
+            data, fds = control.receive(sock)
+            control.close_all(fds)
+            answer = messages.decode_to_consumer(data)
         sock.close()
         assert content_of([held]) == seen
         del held
