@@ -311,6 +311,8 @@ class Connection:
         for name in ("_mailbox", "_returns"):
             if hasattr(self, name):  # else it never attached
                 getattr(self, name).close()
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RD)  # closing it would wake no loop that waits for it in another thread
         self._sock.close()
 
     # --- the wire

@@ -185,4 +185,5 @@ def test_slot_that_comes_back_while_its_loop_has_more_to_go_on_with_is_there_for
             assert bool(connection._leases._noted) != is_over  # noted, and not told
             wait_until(lambda: len(theirs) > n_theirs, "it has its batch")
             other.close()
-            asker.join()
+            asker.join(20)
+            assert not asker.is_alive()  # closing ends its wait, though what it holds keeps the connection

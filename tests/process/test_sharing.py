@@ -68,7 +68,7 @@ def test_loops_within_the_window_share_what_is_made_however_slow_one_is(serve, p
 
 
 def test_join_now_begins_where_others_are_and_gets_the_whole_epoch(serve, photographs):
-    serve(photographs, *large_ring(8), "--shuffle")
+    serve(photographs, *large_ring(8), "--shuffle", "--patience", "0.5")  # the running one stands still in the end
     with prefetchd.batches(epochs=None) as running, prefetchd.batches(join="now") as late:
         items = iter(running)
         whole = {}
