@@ -17,8 +17,8 @@ from prefetchd.liveness import lock_owner
 from prefetchd.names import daemon_paths
 
 DEADLINE_S = 30.0
-# What is promised within a second, on a machine that has other things to do as well. What fails to notice at all takes
-# longer yet: a loop looks for a stopped daemon, and a hung reader is killed, after far more than this.
+# What is promised within a second, on a machine that is busy with other things; what nobody notices takes minutes, or
+# never comes.
 PROMPT_S = 10.0
 
 
