@@ -239,6 +239,13 @@ class ReaderHandle:
             log.warning("killing reader %d (pid %d): %s", self.number, self.pid, why)
         self._signal(signal.SIGKILL)
 
+    def born(self, pid: int, pidfd: int) -> None:
+        """The zygote has forked it; owns `pidfd`."""
+        self.pid, self.pidfd = pid, pidfd
+        if self.killed_s:  # before it was born
+            self.killed_s = 0.0
+            self.kill()
+
     def retire(self) -> None:
         """Let it finish what it has, end, and be replaced by a fresh one."""
         if not self.retiring:
