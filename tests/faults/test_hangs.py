@@ -40,6 +40,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks and gives up sooner than users' processes do."""
     monkeypatch.setattr(silence, "LOOK_S", 0.1)
     monkeypatch.setattr("prefetchd.client.LOOK_S", 0.1)
+    monkeypatch.setattr("prefetchd.uplink.LOOK_S", 0.1)
     monkeypatch.setattr(silence, "REPORT_S", 0.3)
     monkeypatch.setattr(silence, "GIVE_UP_S", 1.0)
 

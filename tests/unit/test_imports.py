@@ -100,7 +100,9 @@ def reached_from_others(name: str) -> set[str]:
     return {other for first in GRAPH[name] for other in {first} | reached_from(first)}
 
 
-@pytest.mark.parametrize("name", ["api", "loader", "session", "client", "launch", "control", "messages", "segment"])
+@pytest.mark.parametrize(
+    "name", ["api", "loader", "session", "client", "uplink", "launch", "control", "messages", "segment"]
+)
 def test_consumers_side_never_imports_the_daemons(name):
     reached = {module.partition(".")[0] for module in reached_from(name)}
     assert not reached & (DAEMON_SIDE | {"cli", "commands", "tools", "consumers", "scheduler", "slots"})
