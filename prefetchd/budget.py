@@ -17,7 +17,7 @@ import psutil
 from prefetchd.config import Config
 from prefetchd.errors import BudgetError
 from prefetchd.limits import Limit
-from prefetchd.messages import Boot
+from prefetchd.reader_messages import Boot
 from prefetchd.units import format_bytes, format_count, parse_bytes
 
 MIB = 1 << 20

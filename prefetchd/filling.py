@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from prefetchd.config import OnError
-from prefetchd.messages import Fault
+from prefetchd.reader_messages import Fault
 from prefetchd.sample_set import SampleSet
 from prefetchd.slots import Key, Slot
 

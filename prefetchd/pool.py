@@ -16,11 +16,11 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from prefetchd import control, messages
+from prefetchd import control, reader_messages
 from prefetchd.errors import PrefetchdError, error_from_name
 from prefetchd.filling import Chunk, describe_exit
-from prefetchd.messages import Done, Message
 from prefetchd.reader_handle import ReaderHandle
+from prefetchd.reader_messages import Done, Message
 from prefetchd.slots import Slot
 from prefetchd.zygote_handle import ZygoteHandle
 
@@ -173,12 +173,12 @@ class Pool:
         """Let a waiting reader go on with `n_bytes` of working memory."""
         reader.needs_bytes, reader.has_bytes = 0, n_bytes
         reader.since = self._clock()
-        reader.send(messages.MemoryGranted())
+        reader.send(reader_messages.MemoryGranted())
 
     def deny_memory(self, reader: ReaderHandle, reason: str) -> None:
         """Tell a waiting reader that it can never have what it needs."""
         reader.needs_bytes = 0
-        reader.send(messages.MemoryDenied(reason))
+        reader.send(reader_messages.MemoryDenied(reason))
 
     # --- what readers say
 
@@ -194,12 +194,12 @@ class Pool:
             control.close_all(fds)
             reader.progressed(self._clock())
             try:
-                message = messages.decode_from_reader(data)
-            except messages.DecodeError:
+                message = reader_messages.decode_from_reader(data)
+            except reader_messages.DecodeError:
                 reader.kill("it sent no message of ours")
                 return
             match message:
-                case messages.AllDone():
+                case reader_messages.AllDone():
                     if not all(done.task in reader.chunks for done in message.done):
                         reader.kill("it answered what it was not given")
                         return
@@ -207,16 +207,16 @@ class Pool:
                         reader.read_s = done.read_s
                         reader.busy_s += done.took_s
                         self._events.done(reader.number, reader.finished(done.task), done)
-                case messages.NeedMemory() as need:
+                case reader_messages.NeedMemory() as need:
                     # A second wish of the same decode replaces the first, so that two readers cannot wait in a ring.
                     reader.needs_bytes, reader.has_bytes = need.n_bytes, 0
                     self._events.memory()
-                case messages.Outgrown(n_bytes=n_bytes):
+                case reader_messages.Outgrown(n_bytes=n_bytes):
                     self._events.outgrown(reader, n_bytes)
-                case messages.ReaderReady():
+                case reader_messages.ReaderReady():
                     reader.ready = True
                     self._boot_failures = 0
-                case messages.BootFailed() as failed:
+                case reader_messages.BootFailed() as failed:
                     raise error_from_name(failed.error, failed.text)
 
     def _on_zygote(self) -> None:
@@ -226,9 +226,9 @@ class Pool:
             self._zygote_died()
             return
         match said:
-            case messages.Spawned() as spawned, fds:
+            case reader_messages.Spawned() as spawned, fds:
                 self.readers[spawned.reader].born(spawned.pid, fds[0])
-            case messages.Exited() as exited, _:
+            case reader_messages.Exited() as exited, _:
                 self._exited(self.readers[exited.reader], exited.exit_code)
 
     def _exited(self, reader: ReaderHandle, exit_code: int) -> None:

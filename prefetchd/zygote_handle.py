@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from prefetchd import control, messages
+from prefetchd import control, reader_messages
 from prefetchd.liveness import process_state
 from prefetchd.zygote import ENVIRONMENT
 
@@ -66,9 +66,9 @@ class ZygoteHandle:
     def spawn(self, reader: int, fd: int) -> None:
         """Have it fork a reader whose end of its socket is `fd`, borrowed."""
         with contextlib.suppress(control.ConnectionEnded):  # the loop is about to hear of it and starts another zygote
-            control.send(self._sock, messages.encode(messages.Spawn(reader)), [fd])
+            control.send(self._sock, reader_messages.encode(reader_messages.Spawn(reader)), [fd])
 
-    def receive(self) -> tuple[messages.FromZygote, list[int]] | None:
+    def receive(self) -> tuple[reader_messages.FromZygote, list[int]] | None:
         """Return what it says, and the descriptors that came with it, which the caller then owns; `None` if nothing.
 
         Raises:
@@ -78,7 +78,7 @@ class ZygoteHandle:
             data, fds = control.receive(self._sock, wait=False)
         except BlockingIOError:
             return None
-        return messages.decode_from_zygote(data), fds
+        return reader_messages.decode_from_zygote(data), fds
 
     def check(self, waited_s: float, hang_s: float) -> None:
         """Kill it if it is stopped, or does not fork: a reader has been waited for for `waited_s` seconds."""

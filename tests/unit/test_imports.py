@@ -26,6 +26,7 @@ DAEMON_SIDE = frozenset(
         "guard",
         "pool",
         "reader",
+        "reader_messages",
         "reader_handle",
         "zygote",
         "zygote_handle",
