@@ -20,7 +20,6 @@ from prefetchd.config import (
     Target,
     check_options,
     make_config,
-    read_config_file,
     wire_options,
 )
 from prefetchd.errors import ConfigError
@@ -189,6 +188,8 @@ def batches(
     if "memory_budget" in options:
         options["memory_budget"] = str(options["memory_budget"])
     if config is not None:
+        from prefetchd.config_file import read_config_file  # loads a TOML parser, which few need
+
         from_file, tables = read_config_file(os.fspath(config))
         if tables:
             from_file.update(_table(os.fspath(config), tables, dataset))

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from prefetchd import config as configuration
 from prefetchd.config import Config
+from prefetchd.config_file import read_config_file
 from prefetchd.dataset_options import make_configs, split_sources
 from prefetchd.errors import ConfigError
 
@@ -78,7 +79,7 @@ def configs_of(arguments: argparse.Namespace) -> dict[str, Config]:
         dataset, _, option = key.rpartition(".")
         if option in configuration.OPTIONS:
             (by_dataset.setdefault(dataset, {}) if dataset else common)[option] = value
-    file_common, file_tables = configuration.read_config_file(arguments.config) if "config" in arguments else ({}, {})
+    file_common, file_tables = read_config_file(arguments.config) if "config" in arguments else ({}, {})
     file_common.setdefault("name", os.environ.get("PREFETCHD_NAME") or "default")
     every = (common, file_common, *by_dataset.values(), *file_tables.values())
     if any(options.get("transform") or options.get("target_transform") for options in every):
