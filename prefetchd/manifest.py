@@ -23,14 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from prefetchd.config import Config
 from prefetchd.errors import ManifestError
-from prefetchd.manifest_format import (
-    BadLine,
-    Dialect,
-    MalformedLine,
-    check_line,
-    is_sample,
-    parse_line,
-)
+from prefetchd.manifest_dialect import BadLine, Dialect, MalformedLine, is_sample
+from prefetchd.manifest_format import check_line, parse_line
 from prefetchd.manifest_lines import LINES_PER_ENTRY, identity, memfd_bytes, read_exactly, sample_lines
 from prefetchd.sample import Label, Sample
 

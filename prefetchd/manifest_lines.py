@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 
 from prefetchd.errors import ManifestError
-from prefetchd.manifest_format import MAX_LINE_BYTES, is_sample
+from prefetchd.manifest_dialect import MAX_LINE_BYTES, is_sample
 
 LINES_PER_ENTRY = 64
 _CHUNK_BYTES = 1 << 16

@@ -17,8 +17,8 @@ from typing import Any
 
 from prefetchd.config import Config
 from prefetchd.errors import ManifestError
+from prefetchd.manifest_dialect import IMAGE_SUFFIXES, Dialect, MalformedLine
 from prefetchd.manifest_folder import list_folder
-from prefetchd.manifest_format import IMAGE_SUFFIXES, Dialect, MalformedLine
 from prefetchd.manifest_lines import identity, memfd, read_exactly, sample_lines, seal
 from prefetchd.manifest_scan import Scan
 from prefetchd.manifest_sniff import SNIFFED_LINES, Line, sniff

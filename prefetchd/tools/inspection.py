@@ -33,7 +33,7 @@ from prefetchd.guard import Guard
 from prefetchd.layout import BatchLayout
 from prefetchd.limits import machine_limits
 from prefetchd.loop import EventLoop
-from prefetchd.manifest_format import MalformedLine
+from prefetchd.manifest_dialect import MalformedLine
 from prefetchd.order import Order
 from prefetchd.pool import Pool, PoolEvents
 from prefetchd.segment import anonymous_file, map_read_only, map_writable
