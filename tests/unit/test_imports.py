@@ -147,7 +147,9 @@ def test_only_commands_use_the_tools(name):
     assert not any(other.partition(".")[0] == "tools" for other in GRAPH[name])
 
 
-@pytest.mark.parametrize("name", ["tools.charts", "tools.findings", "tools.frame", "tools.rates", "tools.display"])
+@pytest.mark.parametrize(
+    "name", ["tools.charts", "tools.findings", "tools.frame", "tools.rates", "tools.display", "tools.status_text"]
+)
 def test_tools_that_judge_or_draw_are_pure(name):
     for module in {name} | reached_from(name):
         assert not {other.partition(".")[0] for other in IMPORTED[module]} & MACHINERY, module
