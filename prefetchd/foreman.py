@@ -97,7 +97,7 @@ class Foreman:
             chunk = self.queue.popleft()
             if chunk.job.failure is not None:
                 continue
-            reader = self._pool.take_idle(chunk)
+            reader = self._pool.pick_reader(chunk)
             if reader is None:
                 waiting.append(chunk)
                 if chunk.fresh:

@@ -32,7 +32,6 @@ _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 _AVIF_CONTAINERS = frozenset((b"meta", b"iprp", b"ipco"))
 _MAX_BOXES = 4096
 
-_u16be = struct.Struct(">H").unpack_from
 _u32be = struct.Struct(">I").unpack_from
 _u32le = struct.Struct("<I").unpack_from
 

@@ -126,18 +126,20 @@ class Pool:
 
     # --- work
 
-    def take_idle(self, chunk: Chunk | None = None) -> ReaderHandle | None:
-        """Return the least busy reader that can take `chunk` (any chunk by default), or `None`."""
-        fresh_only = chunk is not None and chunk.fresh
+    def pick_reader(self, chunk: Chunk) -> ReaderHandle | None:
+        """Return the least busy reader that can take `chunk`, or `None`.
+
+        Where the chunk needs a fresh reader and none is coming, one that has worked makes way for it.
+        """
         able = [
             reader
             for reader in self.readers.values()
-            if reader.ready and reader.usable and reader.has_room and (reader.fresh or not fresh_only)
+            if reader.ready and reader.usable and reader.has_room and (reader.fresh or not chunk.fresh)
         ]
         if able:
             return min(able, key=lambda reader: len(reader.chunks))
         here = [reader for reader in self.readers.values() if not reader.stuck]
-        if fresh_only and here and not any(reader.retiring or not reader.ready for reader in here):
+        if chunk.fresh and here and not any(reader.retiring or not reader.ready for reader in here):
             min(here, key=lambda reader: len(reader.chunks)).retire()
         return None
 
@@ -147,7 +149,7 @@ class Pool:
         return any(reader.ready and reader.usable and reader.wants_more for reader in self.readers.values())
 
     def give(self, reader: ReaderHandle, chunk: Chunk) -> None:
-        """Give a chunk to a reader that `take_idle` returned; it may go out with the next `flush` only."""
+        """Give a chunk to a reader that `pick_reader` returned; it may go out with the next `flush` only."""
         reader.assign(self._next_task, chunk, self._clock())
         self._next_task += 1
 

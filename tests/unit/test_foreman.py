@@ -46,7 +46,7 @@ class EagerPool:
     def __init__(self) -> None:
         self.given: list[Chunk] = []
 
-    def take_idle(self, chunk: Chunk) -> Any:
+    def pick_reader(self, chunk: Chunk) -> Any:
         return SimpleNamespace(number=1)
 
     def give(self, reader: Any, chunk: Chunk) -> None:
