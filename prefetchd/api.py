@@ -24,6 +24,7 @@ from prefetchd.config import (
 )
 from prefetchd.errors import ConfigError
 from prefetchd.loader import Loader
+from prefetchd.names import choose_name
 from prefetchd.ranks import choose_rank
 from prefetchd.session import Endpoint
 
@@ -218,7 +219,7 @@ def batches(
     _check_sharing(group, join, start_together, shard[1], reconnect=reconnect, alone=private and not shared)
     endpoint = Endpoint(
         config=make_config(**options) if private else None,
-        daemon=daemon or os.environ.get("PREFETCHD_NAME") or "default",
+        daemon=choose_name(daemon),
         dataset=dataset,
         expected={} if private else _expected(options),
         timeout_s=timeout,
