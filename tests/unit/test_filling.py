@@ -174,6 +174,17 @@ def test_a_crash_in_a_group_or_once_alone_is_no_verdict(exit_code: int) -> None:
         assert not bench.bad
 
 
+@pytest.mark.parametrize("exit_code", [SEGV, 0])
+def test_a_kill_from_outside_is_no_part_of_a_verdict(exit_code: int) -> None:
+    bench = Bench("skip")
+    job = bench.filler.start(Slot(1, None), (0, 0, 0), 1, 1)  # type: ignore[arg-type]
+    for code in (SEGV, -signal.SIGKILL, exit_code):  # the first is in a group
+        job.out += 1
+        bench.filler.lost(job.queued.popleft(), suspect=True, exit_code=code)
+    assert not bench.bad
+    assert [list(chunk.rows) for chunk in job.queued] == [[0]]
+
+
 @pytest.mark.parametrize("policy", ["raise", "skip", "substitute"])
 @pytest.mark.parametrize("exit_code", [-signal.SIGKILL, -signal.SIGTERM])
 def test_kills_from_outside_fail_the_batch_under_any_policy(policy: str, exit_code: int) -> None:
