@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import prefetchd
-from prefetchd import control, front_desk, messages
+from prefetchd import control, door, messages
 from prefetchd.names import daemon_paths
 from tests.conftest import DaemonProcess, wait_until
 from tests.faults.conftest import Content, ask_status, content_of, exact
@@ -195,7 +195,7 @@ def limited(tmp_path: Path, nothing_left: None, forty: Path) -> Iterator[Callabl
 def test_newcomers_beyond_the_limit_are_told_and_the_others_go_on(
     limited: Callable[[int], LimitedDaemon], forty_content: Content
 ) -> None:
-    daemon = limited(front_desk._DESCRIPTORS_KEPT + front_desk._DESCRIPTORS_EACH * 20)
+    daemon = limited(door.DESCRIPTORS_KEPT + door.DESCRIPTORS_EACH * 20)
     with prefetchd.batches() as loader:
         batches = iter(loader)
         seen = content_of([next(batches)])
@@ -235,27 +235,6 @@ def test_no_descriptor_left_to_accept_with_costs_no_processor_time(
             sock.close()
         assert ask_status()["pid"] == daemon.pid
         assert seen == forty_content
-
-
-def test_silent_ones_make_room_in_a_full_house() -> None:
-    """Pure: only who has not introduced itself for a while is sent away, and only when the house is full."""
-    from types import SimpleNamespace
-
-    buried = []
-    desk = front_desk.FrontDesk.__new__(front_desk.FrontDesk)
-    desk._max_consumers = 2
-    desk._loop = SimpleNamespace(clock=lambda: 100.0)  # type: ignore[assignment]
-    desk._bury = buried.append  # type: ignore[method-assign, assignment]
-    old = SimpleNamespace(attached=False, since_s=80.0)
-    for others, room, gone in (
-        ([old], True, []),
-        ([old, SimpleNamespace(attached=True, since_s=0.0)], True, [old]),
-        ([SimpleNamespace(attached=True, since_s=0.0), SimpleNamespace(attached=False, since_s=95.0)], False, []),
-    ):
-        desk.consumers = dict(enumerate(others))  # type: ignore[arg-type]
-        assert desk._has_room() is room
-        assert buried == gone
-        buried.clear()
 
 
 # --- slow ones

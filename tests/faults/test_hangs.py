@@ -40,6 +40,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks and tells sooner than users' processes do, and gives up when it would: not before it is continued."""
     monkeypatch.setattr(silence, "LOOK_S", 0.1)
     monkeypatch.setattr("prefetchd.client.LOOK_S", 0.1)
+    monkeypatch.setattr("prefetchd.uplink.LOOK_S", 0.1)
     monkeypatch.setattr(silence, "REPORT_S", 0.3)
 
 
