@@ -14,7 +14,7 @@ import time
 from prefetchd import control, messages
 from prefetchd.config import PATH_OPTIONS, Config
 from prefetchd.errors import DaemonNotFound, PrefetchdError
-from prefetchd.liveness import describe_process, lock_owner, process_state
+from prefetchd.liveness import describe_process, lock_owner, process_state, remove_left_files
 from prefetchd.names import daemon_paths
 
 log = logging.getLogger("prefetchd")
@@ -146,6 +146,8 @@ def connect(name: str, timeout_s: float) -> socket.socket:
             return sock
         waited_s = time.monotonic() - started_s
         owner = lock_owner(paths.lock)
+        if owner is None:
+            remove_left_files(paths.files)
         what = "none is running" if owner is None else describe_owner(owner)
         if waited_s >= timeout_s:
             after = f" after {timeout_s:g} s" if timeout_s else ""

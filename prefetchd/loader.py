@@ -309,6 +309,7 @@ class Loader:
                 return self._session.connection.next_batch(serial, self._copy_when_held)
             except DaemonLost as again:
                 lost = again
+        self._endpoint.clear_up_after_lost()
         raise lost
 
     def _open_session_again(self, lost: DaemonLost) -> None:

@@ -21,7 +21,7 @@ import time
 from prefetchd import config as configuration
 from prefetchd import control, messages
 from prefetchd.errors import PrefetchdError
-from prefetchd.liveness import RunLock
+from prefetchd.liveness import RunLock, remove_files_of_others
 from prefetchd.loop import EventLoop
 from prefetchd.names import DaemonPaths, daemon_paths
 
@@ -54,6 +54,7 @@ def main(argv: list[str]) -> int:
     if lock is None:
         return 0  # another was faster
     try:
+        remove_files_of_others(paths)
         paths.socket.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
             listener.bind(os.fspath(paths.socket))
@@ -71,8 +72,7 @@ def _serve(
     from prefetchd.daemon import Daemon
 
     try:
-        files = (os.fspath(paths.socket), os.fspath(paths.lock), os.fspath(paths.log))
-        daemon = Daemon(configs, loop, files_to_remove=files, linger_s=LINGER_S)
+        daemon = Daemon(configs, loop, files_to_remove=paths.files, linger_s=LINGER_S)
     except PrefetchdError as error:
         _refuse_all(listener, messages.Fatal(type(error).__name__, str(error)))
         return 1
