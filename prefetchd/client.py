@@ -135,12 +135,11 @@ class Connection:
 
     def close_cursor(self, serial: int) -> None:
         """End the cursor; what was granted ahead goes back."""
-        if self._closing or os.getpid() != self._pid:
+        if os.getpid() != self._pid:
             return
-        try:
+        # Nothing is left to close, or the next cursor closes it.
+        with contextlib.suppress(control.ConnectionEnded, OSError):
             control.send(self._sock, messages.encode(messages.CloseCursor(serial, self._leases.taken)), wait=False)
-        except (control.ConnectionEnded, BlockingIOError):
-            pass  # nothing is left to close, or the next cursor closes it
 
     def next_batch(self, serial: int, copy_when_held: bool) -> Batch:
         """Return the cursor's next batch, waiting for it as long as the daemon works on it.
@@ -284,9 +283,21 @@ class Connection:
 
     # --- the end
 
+    def interrupt(self) -> bool:
+        """Wake whoever waits here, in another thread, with word that this was closed; `False` in a forked child.
+
+        Nothing is heard any more, but the daemon can still be told where the loop was.
+        """
+        if os.getpid() != self._pid:
+            return False
+        self._closing = True
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RD)
+        return True
+
     def close(self, *, at_once: bool) -> None:
         """Close the connection: now, or when the last view is gone. What is held stays readable either way."""
-        self._closing = True
+        self.interrupt()
         if hasattr(self, "_leases"):
             self._leases.close(at_once=at_once)
         else:
@@ -301,7 +312,6 @@ class Connection:
 
     def _receive(self, *, wait: bool) -> Any:
         data, fds = control.receive(self._sock, wait=wait, buffer=self._buffer)
-        self._heard += 1
         try:
             try:
                 message = messages.decode_to_consumer(data)
@@ -328,6 +338,7 @@ class Connection:
         finally:
             if fds:
                 control.close_all(fds)
+        self._heard += 1  # last: a loop in another thread takes it that all of this was done
         return message
 
     def _not_understood(self, data: bytes | memoryview) -> PrefetchdError:

@@ -11,6 +11,7 @@ import dataclasses
 import inspect
 import logging
 import operator
+import time
 import weakref
 from collections.abc import Collection, Generator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("prefetchd")
 
+_INTERRUPT_S = 1.0  # in which a loop that waits in another thread is over
 _MAX_LOST_IN_A_ROW = 5  # daemons that end before they deliver the next batch: it is the batch that ends them
 
 
@@ -325,15 +327,27 @@ class Loader:
         self._end = weakref.finalize(self, self._session.close)
         check_same(before, self._info, "the daemon that came back serves other batches")
 
-    def _end_current(self) -> None:
+    def _end_current(self) -> bool:
+        """End the iteration that runs; `False` if it cannot be, as another thread is in the midst of it."""
         generator = self._current() if self._current is not None else None
-        if generator is not None:
-            with contextlib.suppress(ValueError):  # it is running in another thread
+        try:
+            if generator is not None:
                 generator.close()
+        except ValueError:
+            return False
+        return True
 
     def close(self) -> None:
-        """End the loader, and with it a private daemon. What was delivered stays valid."""
-        self._end_current()
+        """End the loader, and with it a private daemon. What was delivered stays valid.
+
+        Another thread that waits for a batch of it gets a `PrefetchdError` that says so.
+        """
+        # It must have ended before the connection does: it alone knows which batches it has taken.
+        deadline_s = time.monotonic() + _INTERRUPT_S
+        while self._end.alive and not self._end_current() and time.monotonic() < deadline_s:
+            if not self._session.connection.interrupt():
+                break
+            time.sleep(0.001)
         self._end()
 
     def __enter__(self) -> Loader:
