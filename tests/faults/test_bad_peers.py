@@ -197,7 +197,7 @@ def limited(tmp_path: Path, nothing_left: None, forty: Path) -> Iterator[Callabl
 def test_newcomers_beyond_the_limit_are_told_and_the_others_go_on(
     limited: Callable[[int], LimitedDaemon], forty_content: Content
 ) -> None:
-    daemon = limited(door.DESCRIPTORS_KEPT + door.DESCRIPTORS_EACH * 20)
+    daemon = limited(4 * door.DESCRIPTORS_EACH * 20)
     with prefetchd.batches() as loader:
         batches = iter(loader)
         seen = content_of([next(batches)])
@@ -213,6 +213,16 @@ def test_newcomers_beyond_the_limit_are_told_and_the_others_go_on(
     with prefetchd.batches() as loader:
         assert len(content_of(loader)) == len(forty_content)
     assert daemon.process.poll() is None
+
+
+def test_daemon_that_may_have_few_descriptors_keeps_some_for_its_consumers(
+    limited: Callable[[int], LimitedDaemon], forty_content: Content
+) -> None:
+    daemon = limited(64)
+    with prefetchd.batches() as one, prefetchd.batches() as other:
+        assert content_of(one) == content_of(other) == forty_content
+        assert 3 <= ask_status()["ring"]["slots"] <= 32
+    assert "Too many open files" not in daemon.log
 
 
 def test_no_descriptor_left_to_accept_with_costs_no_processor_time(
