@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import psutil
 
 from prefetchd.config import Config
-from prefetchd.descriptor_limit import most_slots
 from prefetchd.errors import BudgetError
 from prefetchd.limits import Limit
 from prefetchd.messages import Boot
@@ -190,7 +189,7 @@ def make_plan(
     room = budget - base_bytes - n_readers * per_reader
     if config.memory_budget == "auto":
         room = max(least_slots * slot_bytes, room - large_bytes)
-    n_slots = min(room // slot_bytes, 4 * _AUTO_MAX_SLOTS, max(least_slots, most_slots()))
+    n_slots = min(room // slot_bytes, 4 * _AUTO_MAX_SLOTS)
     return Plan(budget, n_readers, int(n_slots), slot_bytes, limited_by, source_bytes, source_reader_bytes, limits)
 
 

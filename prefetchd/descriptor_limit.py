@@ -7,11 +7,6 @@ import resource
 _MAX_DESCRIPTORS = 65536
 
 
-def most_slots() -> int:
-    """Return how many slots this process has descriptors for: half of them, so that readers and consumers have some."""
-    return raise_descriptor_limit() // 2
-
-
 def raise_descriptor_limit() -> int:
     """Let this process have as many descriptors as it is allowed, `_MAX_DESCRIPTORS` at most; return how many that is.
 

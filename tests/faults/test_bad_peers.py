@@ -215,14 +215,12 @@ def test_newcomers_beyond_the_limit_are_told_and_the_others_go_on(
     assert daemon.process.poll() is None
 
 
-def test_daemon_that_may_have_few_descriptors_keeps_some_for_its_consumers(
-    limited: Callable[[int], LimitedDaemon], forty_content: Content
+@pytest.mark.parametrize(("descriptors", "consumers"), [(64, 4), (320, 20), (1024, 128), (65536, 1024)])
+def test_of_few_descriptors_a_quarter_is_for_consumers(
+    monkeypatch: pytest.MonkeyPatch, descriptors: int, consumers: int
 ) -> None:
-    daemon = limited(64)
-    with prefetchd.batches() as one, prefetchd.batches() as other:
-        assert content_of(one) == content_of(other) == forty_content
-        assert 3 <= ask_status()["ring"]["slots"] <= 32
-    assert "Too many open files" not in daemon.log
+    monkeypatch.setattr(door, "raise_descriptor_limit", lambda: descriptors)
+    assert door.most_consumers() == consumers
 
 
 def test_no_descriptor_left_to_accept_with_costs_no_processor_time(
