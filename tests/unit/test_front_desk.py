@@ -30,7 +30,7 @@ from prefetchd.config import make_config
 from prefetchd.front_desk import FrontDesk
 from prefetchd.layout import BatchLayout
 from prefetchd.returns import N_BYTES
-from prefetchd.scheduler import needed_last, next_fills
+from prefetchd.scheduler import next_fills, to_give_back
 from prefetchd.shard import Shard
 from prefetchd.slots import Key, Ring, Slot
 
@@ -108,7 +108,7 @@ class Consumer:
         self.serial = 0
         self.expected: Iterator[Key] | None = None  # of the loop that runs
         self.held: list[tuple[Batch | np.ndarray, Key]] = []
-        self.asked = self.closed = self.hostile = False
+        self.asked = self.closed = self.hostile = self.cut_off = False
 
 
 class Machine(RuleBasedStateMachine):
@@ -171,10 +171,7 @@ class Machine(RuleBasedStateMachine):
     def come_round(self) -> None:
         self.loop.turn()
         self.desk.take_back_noted()
-        while len(self.ring.slots) > self.guard.slots_wanted:
-            slot = needed_last(self.ring, self.desk.cursors)
-            if slot is None:
-                break
+        while (slot := to_give_back(self.ring, self.desk.cursors, self.guard.slots_wanted)) is not None:
             self.desk.slot_removed(slot)
             self.ring.remove(slot)
         self.desk.serve_all()
@@ -219,11 +216,11 @@ class Machine(RuleBasedStateMachine):
         if self.attach():
             self.begin_loop(self.consumers[-1], epoch, 0, 2)
 
-    def attach(self) -> bool:
+    def attach(self, group: str | None = None) -> bool:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         sock.connect(self.address)
         connection = Connection(sock, os.getpid(), writable=False, hold_timeout_s=1)
-        hello = messages.Attach(messages.PROTOCOL, __version__, None, {}, 2, None, 0, 1.0)
+        hello = messages.Attach(messages.PROTOCOL, __version__, None, {}, 2, group, 0, 1.0)
         refused: list[BaseException] = []
 
         def attach() -> None:
@@ -334,8 +331,9 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.here)
     @rule(data=st.data(), properly=st.booleans())
     def is_closed(self, data: st.DataObject, properly: bool) -> None:
-        """With grants untaken and notes untold; or without a word that its loop has ended."""
+        """With grants untaken and notes untold; or without a word of what it took, which is its own until it dies."""
         consumer = data.draw(st.sampled_from(self.here))
+        consumer.cut_off = not properly
         if properly:
             self.end_loop(consumer)
         consumer.expected, consumer.closed = None, True
@@ -387,7 +385,7 @@ class Machine(RuleBasedStateMachine):
         if not hasattr(self, "ring"):
             return
         try:
-            for consumer in [one for one in self.consumers if one.hostile]:
+            for consumer in [one for one in self.consumers if one.hostile or one.cut_off]:
                 self.kill(consumer)
             for consumer in self.consumers:
                 consumer.held.clear()
@@ -420,3 +418,56 @@ class Machine(RuleBasedStateMachine):
 
 Machine.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
 TestMachine = Machine.TestCase
+
+
+def test_what_a_member_of_a_group_was_done_with_is_not_given_again_though_its_death_is_noticed_first():
+    machine = Machine()
+    machine.begin(12, 3, 0.0)
+    for _ in range(2):
+        machine.kill(machine.consumers[0])
+        machine.attach(group="workers")
+    for member in machine.consumers:
+        machine.begin_loop(member, 0, 0, 1)
+    doomed, other = machine.consumers
+    seen = []
+    try:
+        while not seen:
+            machine.take(doomed)
+            machine.daemon_works(1, 3)
+            seen += [key[2] for _, key in doomed.held]
+        doomed.held.clear()  # told; and nobody has heard it yet
+        machine.kill(doomed)
+        for _ in range(10):
+            if other.connection._mailbox.has_next:
+                seen.append(other.connection.next_batch(other.serial, False).index)
+                other.asked = False
+            elif not other.asked:
+                other.asked = True
+                other.connection._send(messages.Want(other.serial, other.connection._leases.taken))
+            machine.daemon_works(1, 3)
+        assert seen == [0, 1, 2]
+    finally:
+        other.expected = None
+        machine.teardown()
+
+
+def test_loop_that_stands_still_with_many_grants_leaves_others_enough_of_a_ring_that_shrinks():
+    machine = Machine()
+    machine.begin(40, 20, 0.0)
+    idle, other = machine.consumers
+    try:
+        machine.daemon_works(4, 8)
+        assert machine.ring.held_by(idle.number) > 5
+        machine.end_loop(other)
+        machine.guard.slots_wanted = machine.guard.budget.plan.n_slots = 5
+        machine.daemon_works(4, 8)
+        assert len(machine.ring.slots) < 40
+        machine.begin_loop(other, 5, 0, 2)  # nothing of what lies ready for the other
+        for _ in range(200):
+            if other.expected is not None and machine.take(other):
+                del other.held[:-1]
+            machine.daemon_works(1, 3)
+        assert other.expected is None  # it has seen all of it
+        assert len(machine.ring.slots) <= machine.ring.held_by(idle.number) + 3
+    finally:
+        machine.teardown()
