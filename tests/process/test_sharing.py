@@ -66,6 +66,19 @@ def test_loops_within_the_window_share_what_is_made_however_slow_one_is(serve, p
         assert daemon.status()["batches_made"] <= 13 + 4  # with what was made ahead of the next epoch
 
 
+def test_loader_that_the_ring_has_no_slots_for_is_refused_with_numbers_and_the_others_go_on(serve, photographs):
+    serve(photographs, *large_ring(5))  # two slots for each of two places, and one to fill
+    ranks = [prefetchd.batches(rank=rank, world_size=3) for rank in range(2)]
+    with ranks[0], ranks[1]:
+        loops = [iter(rank) for rank in ranks]
+        seen = [[next(loop).index] for loop in loops]
+        with pytest.raises(prefetchd.BudgetError, match=r"2 other loops the ring needs 7 slots and has 5; .*\d+MiB"):
+            prefetchd.batches(rank=2, world_size=3)
+        for loop, mine in zip(loops, seen, strict=True):
+            mine += [batch.index for batch in loop]
+        assert seen == [[0, 3, 6, 9, 12], [1, 4, 7, 10, 0]]
+
+
 # --- late joiners
 
 

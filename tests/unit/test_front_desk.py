@@ -471,3 +471,24 @@ def test_loop_that_stands_still_with_many_grants_leaves_others_enough_of_a_ring_
         assert len(machine.ring.slots) <= machine.ring.held_by(idle.number) + 3
     finally:
         machine.teardown()
+
+
+def test_loop_that_would_begin_too_far_from_the_others_for_the_ring_is_told_so_with_numbers():
+    machine = Machine()
+    machine.begin(3, 20, 5.0)
+    machine.attach()
+    near, far, farther = machine.consumers
+    try:
+        machine.daemon_works(1, 3)
+        machine.begin_loop(far, 3, 0, 1)
+        machine.begin_loop(farther, 6, 0, 1)
+        machine.daemon_works(1, 3)
+        said = []
+        while farther.connection._poll.poll(0):
+            said.append(farther.connection._receive(wait=False))
+        failed = next(message for message in said if isinstance(message, messages.Failed))
+        assert failed.error == "BudgetError"
+        assert "at 3 places far apart, and the ring's 3 slots are enough for 2" in failed.text
+        farther.expected = None
+    finally:
+        machine.teardown()
