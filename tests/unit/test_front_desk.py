@@ -7,6 +7,7 @@ never change; each sees its batches once and in order; and whatever has happened
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import select
@@ -108,13 +109,14 @@ class Consumer:
         self.serial = 0
         self.expected: Iterator[Key] | None = None  # of the loop that runs
         self.held: list[tuple[Batch | np.ndarray, Key]] = []
+        self.joins_for = 0  # epochs, until it has its first batch
         self.asked = self.closed = self.hostile = self.cut_off = False
 
 
 class Machine(RuleBasedStateMachine):
     """A daemon without readers, and its consumers."""
 
-    @initialize(n_slots=st.integers(5, 40), n_batches=st.integers(1, 20), patience=st.sampled_from([0.0, 5.0]))
+    @initialize(n_slots=st.integers(MIN_SLOTS, 40), n_batches=st.integers(1, 20), patience=st.sampled_from([0.0, 5.0]))
     def begin(self, n_slots: int, n_batches: int, patience: float) -> None:
         self.n_batches, self.n_slots = n_batches, n_slots
         self.ring = Ring()
@@ -246,13 +248,21 @@ class Machine(RuleBasedStateMachine):
     def loop_begins(self, data: st.DataObject, epoch: int, batch: int, epochs: int) -> None:
         self.begin_loop(data.draw(st.sampled_from(self.here)), epoch, batch % self.n_batches, epochs)
 
-    def begin_loop(self, consumer: Consumer, epoch: int, batch: int, epochs: int) -> None:
+    def begin_loop(self, consumer: Consumer, epoch: int, batch: int, epochs: int, *, join: bool = False) -> None:
         self.end_loop(consumer)
         consumer.serial += 1
-        consumer.connection.open_cursor(consumer.serial, Shard(self.n_batches), epoch, batch, epoch + epochs)
-        consumer.asked = False
+        consumer.connection.open_cursor(consumer.serial, Shard(self.n_batches), epoch, batch, epoch + epochs, join=join)
+        consumer.asked, consumer.joins_for = False, 0
         keys = [(0, one, index) for one in range(epoch, epoch + epochs) for index in range(self.n_batches)]
         consumer.expected = iter(keys[batch:])
+
+    @precondition(lambda self: self.here)
+    @rule(data=st.data(), epoch=st.integers(0, 1), epochs=st.integers(1, 2))
+    def loop_joins(self, data: st.DataObject, epoch: int, epochs: int) -> None:
+        """It begins where others are; its first batch tells where that is."""
+        consumer = data.draw(st.sampled_from(self.here))
+        self.begin_loop(consumer, epoch, 0, epochs, join=True)
+        consumer.joins_for = epochs
 
     def end_loop(self, consumer: Consumer) -> None:
         if consumer.expected is not None:
@@ -285,6 +295,11 @@ class Machine(RuleBasedStateMachine):
         if connection._mailbox.has_next:
             batch = connection.next_batch(consumer.serial, False)
             consumer.asked = False
+            if consumer.joins_for:
+                first, consumer.joins_for = consumer.joins_for, 0
+                whole = [(batch.index + step) % self.n_batches for step in range(self.n_batches)]
+                epochs = range(batch.epoch, batch.epoch + first)
+                consumer.expected = iter([(0, epoch, index) for epoch in epochs for index in whole])
             if not consumer.hostile:
                 assert (0, batch.epoch, batch.index) == next(consumer.expected)
             consumer.held.append((batch, (0, batch.epoch, batch.index)))
@@ -296,8 +311,20 @@ class Machine(RuleBasedStateMachine):
                 consumer.asked = True
                 connection._leases.send_unsent()
                 connection._send(messages.Want(consumer.serial, connection._leases.taken))
+            elif self.was_refused(consumer):
+                self.end_loop(consumer)
         else:
             self.end_loop(consumer)
+        return False
+
+    def was_refused(self, consumer: Consumer) -> bool:
+        """Whether its loop cannot be where it wants to begin, as the ring is too small for so many places."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                message = consumer.connection._receive(wait=False)
+                if isinstance(message, messages.Failed) and message.serial == consumer.serial:
+                    assert "far apart" in message.text
+                    return True
         return False
 
     @precondition(lambda self: any(consumer.held for consumer in self.consumers))
@@ -477,7 +504,7 @@ def test_loop_that_would_begin_too_far_from_the_others_for_the_ring_is_told_so_w
     machine = Machine()
     machine.begin(3, 20, 5.0)
     machine.attach()
-    near, far, farther = machine.consumers
+    _, far, farther = machine.consumers
     try:
         machine.daemon_works(1, 3)
         machine.begin_loop(far, 3, 0, 1)
