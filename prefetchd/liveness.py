@@ -71,7 +71,8 @@ class RunLock:
     def release(self) -> None:
         """Remove the socket, the log of a shared daemon and the lock file, then give the lock up."""
         for path in self._paths.files:
-            Path(path).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                os.unlink(path)
         os.close(self._fd)
 
 

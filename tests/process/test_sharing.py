@@ -408,6 +408,17 @@ def test_error_at_the_start_reaches_every_process_that_waits(tmp_path):
         assert process.communicate("\n", timeout=30)[0].startswith("ManifestError cannot")
 
 
+def test_shared_daemon_that_cannot_make_its_files_says_so_at_once(photographs):
+    config = shared_config(make_config(source=photographs, **OPTIONS))
+    paths = daemon_paths(config.name, create=True)
+    paths.socket.mkdir()
+    try:
+        with pytest.raises(prefetchd.ConfigError, match="cannot make the files of the shared daemon"):
+            prefetchd.batches(photographs, **OPTIONS, share=True, timeout=20)
+    finally:
+        paths.socket.rmdir()
+
+
 def test_processes_of_one_torchrun_share_by_default(photographs, tmp_path):
     processes = start_sharing(
         tmp_path, 2, photographs, ', rank="env"',
