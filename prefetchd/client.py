@@ -291,10 +291,7 @@ class Connection:
             ConnectionEnded: at the end of the daemon.
             PrefetchdError: if it makes no sense, or is the daemon's last word.
         """
-        try:
-            message, fds = self._uplink.receive(wait=wait)
-        finally:
-            self._heard = self._uplink.heard
+        message, fds = self._uplink.receive(wait=wait)
         try:
             match message:
                 case messages.Attached():
@@ -317,6 +314,7 @@ class Connection:
         finally:
             if fds:
                 control.close_all(fds)
+            self._heard = self._uplink.heard  # last: a loop in another thread takes it that all of this was done
         return message
 
     def _say(self, message: messages.Message) -> None:

@@ -48,7 +48,7 @@ class Daemon:
     Args:
         configs: what to serve, by the data sets' names; the options of `DAEMON_OPTIONS` are the first's.
         loop: the loop to run in, borrowed.
-        files_to_remove: socket and lock, for the zygote to remove should this process be killed.
+        files_to_remove: for the zygote to remove should this process be killed, its lock the last.
         attach_hint: how consumers attach, for the ready line.
         linger_s: after how long without a consumer it ends; `None` for never.
 

@@ -22,14 +22,16 @@ log = logging.getLogger("prefetchd")
 
 MAX_CONSUMERS = 1024
 DESCRIPTORS_EACH = 4  # a consumer's socket and pidfd, and the maps of its mailbox and its returned leases
-DESCRIPTORS_KEPT = 512  # for slots, readers and samples, whoever connects
+DESCRIPTORS_KEPT = 512  # for slots, readers and samples, whoever connects; of few, three quarters
 _INTRODUCTION_S = 10.0
 _RETRY_S = 0.1
 
 
 def most_consumers() -> int:
     """Raise this process's limit of descriptors as far as may be, and return how many consumers it allows."""
-    return min(MAX_CONSUMERS, max(1, (raise_descriptor_limit() - DESCRIPTORS_KEPT) // DESCRIPTORS_EACH))
+    limit = raise_descriptor_limit()
+    kept = min(DESCRIPTORS_KEPT, limit * 3 // 4)
+    return min(MAX_CONSUMERS, max(1, (limit - kept) // DESCRIPTORS_EACH))
 
 
 class Door:

@@ -41,6 +41,7 @@ from prefetchd.windows import Pacer
 log = logging.getLogger("prefetchd")
 
 _RETRY_S = 0.1
+_LAST_WORDS = 16  # times that a dead consumer is listened to
 
 
 class FrontDesk:
@@ -125,8 +126,11 @@ class FrontDesk:
 
     def _enter(self, consumer: Consumer) -> None:
         self.consumers[consumer.number] = consumer
-        self._loop.watch(consumer.sock.fileno(), functools.partial(self._hearing.hear, consumer))
-        self._loop.watch(consumer.pidfd, functools.partial(self._bury, consumer))
+        self._loop.watch(consumer.sock.fileno(), functools.partial(self._hear, consumer))
+        self._loop.watch(consumer.pidfd, functools.partial(self._has_died, consumer))
+
+    def _hear(self, consumer: Consumer) -> None:
+        self._hearing.hear(consumer)
 
     @property
     def cursors(self) -> list[Cursor]:
@@ -238,6 +242,13 @@ class FrontDesk:
             self._stop()  # the loader was closed; views outlive the daemon
         elif not self._ring.held_by(consumer.number):
             self._bury(consumer)
+
+    def _has_died(self, consumer: Consumer) -> None:
+        """The consumer's process has ended. What it said last is heard first: a group gives no batch again for that."""
+        for _ in range(_LAST_WORDS):  # a child that it forked may talk on
+            if consumer.sock.fileno() < 0 or not self._hearing.hear(consumer):
+                break
+        self._bury(consumer)
 
     def _bury(self, consumer: Consumer) -> None:
         """The consumer's process has ended, or nothing of it is left."""

@@ -17,7 +17,7 @@ from prefetchd.errors import BudgetError
 from prefetchd.limits import Limit, cgroup_limits
 from prefetchd.pool import Pool
 from prefetchd.reader_handle import ReaderHandle
-from prefetchd.scheduler import needed_last
+from prefetchd.scheduler import needed_last, to_give_back
 from prefetchd.segment import SHM_FOLDER, Segment, shm_free_bytes
 from prefetchd.slots import Ring, Slot
 from prefetchd.units import format_bytes
@@ -78,10 +78,7 @@ class Guard:
 
     def shrink(self, cursors: Sequence[Cursor]) -> None:
         """Give back slots beyond what is wanted, those that are needed last first; held ones when they come back."""
-        while len(self._ring.slots) > self.slots_wanted:
-            slot = needed_last(self._ring, cursors)
-            if slot is None:
-                return
+        while (slot := to_give_back(self._ring, cursors, self.slots_wanted)) is not None:
             self.remove_slot(slot)
 
     @property

@@ -64,16 +64,19 @@ class Hearing:
         self._hang_up = hang_up
         self._buffer = bytearray(control.MAX_MESSAGE_BYTES)
 
-    def hear(self, consumer: Consumer) -> None:
-        """Take in what a consumer has sent; whatever makes no sense ends its connection."""
+    def hear(self, consumer: Consumer) -> bool:
+        """Take in what a consumer has sent; whatever makes no sense ends its connection.
+
+        Returns whether there may be more.
+        """
         for _ in range(_MESSAGES_AT_A_TIME):
             try:
                 data, fds = control.receive(consumer.sock, wait=False, buffer=self._buffer)
             except BlockingIOError:
-                return
+                return False
             except (control.ConnectionEnded, OSError):
                 self._hang_up(consumer)
-                return
+                return False
             control.close_all(fds)
             try:
                 message = messages.decode_to_daemon(data)
@@ -83,16 +86,17 @@ class Hearing:
                 if introduction is not None and introduction.protocol != messages.PROTOCOL:
                     refuse_protocol(consumer, introduction)
                     self._hang_up(consumer)
-                    return
+                    return False
                 log.warning(
                     "consumer %d (pid %d) sent no message of ours; ending its connection",
                     consumer.number,
                     consumer.pid,
                 )
                 self._hang_up(consumer)
-                return
+                return False
             if consumer.number not in self._consumers or isinstance(message, messages.AskStatus):
-                return  # whoever asks without end is answered in turn with the others
+                break  # whoever asks without end is answered in turn with the others
+        return True
 
     def _handle(self, consumer: Consumer, message: messages.ToDaemon) -> None:
         match message:

@@ -13,8 +13,8 @@ import time
 
 from prefetchd import control, messages
 from prefetchd.config import PATH_OPTIONS, Config
-from prefetchd.errors import DaemonNotFound, PrefetchdError
-from prefetchd.liveness import describe_process, lock_owner, process_state
+from prefetchd.errors import DaemonNotFound, PrefetchdError, error_from_name
+from prefetchd.liveness import describe_process, lock_owner, process_state, remove_left_files
 from prefetchd.names import daemon_paths
 
 log = logging.getLogger("prefetchd")
@@ -96,6 +96,11 @@ def find_or_start_shared(config: Config, timeout_s: float) -> socket.socket:
 
 
 def _start_shared(config: Config) -> None:
+    """Start a daemon for `config`, and wait until somebody listens.
+
+    Raises:
+        PrefetchdError: if it cannot be started, such as on a full disk.
+    """
     ours, theirs = control.socket_pair()
     with ours, theirs:
         try:
@@ -111,8 +116,18 @@ def _start_shared(config: Config) -> None:
             raise PrefetchdError(
                 f"cannot start a shared daemon with {sys.executable}: {error.strerror}; check the interpreter"
             ) from None
+        theirs.close()
         control.send(ours, messages.encode(messages.Configure({"": config.to_wire()})))
         process.wait()  # it goes on as a child of nobody
+        ours.settimeout(_START_S)
+        try:
+            data, fds = control.receive(ours)
+        except (control.ConnectionEnded, TimeoutError, BlockingIOError):
+            return  # it listens, or another does; or it was killed, or is slow: then it is looked for again
+        control.close_all(fds)
+        message = messages.decode_to_consumer(data)
+        if isinstance(message, messages.Fatal):
+            raise error_from_name(message.error, message.text)
 
 
 def connect(name: str, timeout_s: float) -> socket.socket:
@@ -146,6 +161,8 @@ def connect(name: str, timeout_s: float) -> socket.socket:
             return sock
         waited_s = time.monotonic() - started_s
         owner = lock_owner(paths.lock)
+        if owner is None:
+            remove_left_files(paths.files)
         what = "none is running" if owner is None else describe_owner(owner)
         if waited_s >= timeout_s:
             after = f" after {timeout_s:g} s" if timeout_s else ""

@@ -56,7 +56,7 @@ _all_leases: weakref.WeakSet[Leases] = weakref.WeakSet()
 
 def _root_died(ref: _LeaseRef) -> None:
     if ref.lease:
-        del _held_refs[id(ref)]
+        _held_refs.pop(id(ref), None)  # Ctrl-C may have come before it was kept
         ref.leases._release(ref.lease, ref.slot)
 
 

@@ -2,6 +2,9 @@
 
 A daemon is alive if and only if its lock file is locked (`flock`), whatever files lie about: a lock that can be taken
 belonged to a dead one. The kernel drops the lock with the process, so no clean-up can be forgotten.
+
+The files of one that was killed are removed by whoever notices first: its zygote, who looks for it, the loader that
+loses it, or the next daemon of any name. Each does so with the lock held, so what a successor has made is safe.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import contextlib
 import fcntl
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from prefetchd.errors import ConfigError
@@ -64,10 +68,48 @@ class RunLock:
 
     def release(self) -> None:
         """Remove the socket, the log of a shared daemon and the lock file, then give the lock up."""
-        self._paths.log.unlink(missing_ok=True)
-        self._paths.socket.unlink(missing_ok=True)
-        self._paths.lock.unlink(missing_ok=True)
+        for path in self._paths.files:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
         os.close(self._fd)
+
+
+def remove_left_files(files: Sequence[str], wait_s: float = 0.0) -> None:
+    """Remove the files of a daemon that was killed, unless it lives, or another has taken its name over.
+
+    Args:
+        files: all of them, its lock the last.
+        wait_s: how long the lock may still be held: the kernel may close a dying daemon's sockets before its lock.
+    """
+    try:
+        lock = os.open(files[-1], os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return
+    deadline_s = time.monotonic() + wait_s
+    try:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline_s:
+                    return
+                time.sleep(0.01)
+        # What we have locked may have been removed meanwhile: then the name may be another's by now.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock), os.stat(files[-1])):
+                for path in files:
+                    with contextlib.suppress(OSError):
+                        os.unlink(path)
+    finally:
+        os.close(lock)
+
+
+def remove_files_of_others(paths: DaemonPaths) -> None:
+    """Remove what killed daemons of other names have left in the same run directory: perhaps nobody asks for them."""
+    for other in paths.all_names:
+        if other.name != paths.name:
+            remove_left_files(other.files)
 
 
 def lock_owner(lock: Path) -> int | None:

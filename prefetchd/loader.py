@@ -307,6 +307,7 @@ class Loader:
                 return self._session.connection.next_batch(serial, self._copy_when_held)
             except DaemonLost as again:
                 lost = again
+        self._endpoint.clear_up_after_lost()
         raise lost
 
     def _open_session_again(self, lost: DaemonLost) -> None:
@@ -329,7 +330,10 @@ class Loader:
                 generator.close()
 
     def close(self) -> None:
-        """End the loader, and with it a private daemon. What was delivered stays valid."""
+        """End the loader, and with it a private daemon. What was delivered stays valid.
+
+        Another thread that waits for a batch of it gets a `PrefetchdError` that says so.
+        """
         self._end_current()
         self._end()
 

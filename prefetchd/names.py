@@ -31,6 +31,16 @@ class DaemonPaths:
         """Where a shared daemon logs, as long as it lives."""
         return self.lock.with_suffix(".log")
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All that a daemon of the name may have made, the lock, which guards the others, last."""
+        return os.fspath(self.socket), os.fspath(self.log), os.fspath(self.lock)
+
+    @property
+    def all_names(self) -> list[DaemonPaths]:
+        """The paths of every daemon that has, or has left, a lock in the same run directory."""
+        return [DaemonPaths(lock.stem, lock.with_suffix(".sock"), lock) for lock in self.lock.parent.glob("*.lock")]
+
 
 def choose_name(given: str | None = None) -> str:
     """Return the daemon's name: the one given, or `PREFETCHD_NAME`, or `default`."""

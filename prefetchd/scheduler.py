@@ -85,6 +85,20 @@ def needed_last(ring: Ring, cursors: Collection[Cursor]) -> Slot | None:
     return max(ring.reusable_slots(), key=when, default=None)
 
 
+def to_give_back(ring: Ring, cursors: Collection[Cursor], n_wanted: int) -> Slot | None:
+    """Return the slot to give up in a ring that should have `n_wanted`; `None` if it may give up none now.
+
+    What a loop has beyond its guarantee, as it lies granted ahead while the loop stands still, cannot be taken back. It
+    is no reason for others to have less than they were promised: it comes on top until it is returned.
+    """
+    if len(ring.slots) <= n_wanted:
+        return None
+    beyond = sum(max(0, ring.held_by(cursor.consumer) - cursor.guaranteed_slots) for cursor in cursors)
+    if len(ring.slots) <= n_wanted + min(beyond, ring.leased_slots):  # loops may hold the same ones
+        return None
+    return needed_last(ring, cursors)
+
+
 class Reserve:
     """What the loops that hold less than they are guaranteed must find, window by window.
 

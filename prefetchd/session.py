@@ -7,6 +7,7 @@ session belongs to the process that opened it; in a forked child closing it does
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
@@ -15,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from prefetchd import __version__, control, launch, messages
 from prefetchd.config import Config
-from prefetchd.errors import DaemonLost, DaemonNotFound
+from prefetchd.errors import ConfigError, DaemonLost, DaemonNotFound
+from prefetchd.liveness import remove_left_files
+from prefetchd.names import daemon_paths
 
 if TYPE_CHECKING:
     from prefetchd.client import Connection
@@ -126,6 +129,14 @@ class Endpoint:
             session.close()
             raise
         return session
+
+    def clear_up_after_lost(self) -> None:
+        """Remove what a daemon that is gone has left, if its zygote was killed with it, and no other has its name."""
+        if self.config is not None and not self.shared:
+            return  # a private one has no files
+        name = launch.shared_config(self.config).name if self.config is not None else self.daemon
+        with contextlib.suppress(ConfigError):  # the run directory is gone
+            remove_left_files(daemon_paths(name).files)
 
     def open_again(self) -> Session:
         """As `open`, for a daemon that was lost: it may still be ending, or be lost again, for `timeout_s` seconds.

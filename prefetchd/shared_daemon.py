@@ -2,14 +2,16 @@
 
     python -P -m prefetchd.shared_daemon SOCKET_FD
 
-The starter sends the configuration over SOCKET_FD and is needed no more: this process puts itself out of the starter's
-session and family, so that neither a signal nor the starter's end reaches it. The run lock of its name decides between
-several that were started at once; the others leave without a word. It listens before it looks at the data, so that
-whoever connects hears, one by one, why it cannot serve. It ends `LINGER_S` after the last consumer.
+The starter sends the configuration over SOCKET_FD, and waits until that ends: then somebody listens, or it was told why
+not. It is needed no more: this process puts itself out of the starter's session and family, so that neither a signal
+nor the starter's end reaches it. The run lock of its name decides between several that were started at once; the others
+leave without a word. It listens before it looks at the data, so that whoever connects hears, one by one, why it cannot
+serve. It ends `LINGER_S` after the last consumer.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
@@ -20,8 +22,8 @@ import time
 
 from prefetchd import config as configuration
 from prefetchd import control, messages
-from prefetchd.errors import PrefetchdError
-from prefetchd.liveness import RunLock
+from prefetchd.errors import ConfigError, PrefetchdError
+from prefetchd.liveness import RunLock, remove_files_of_others
 from prefetchd.loop import EventLoop
 from prefetchd.names import DaemonPaths, daemon_paths
 
@@ -34,45 +36,72 @@ def main(argv: list[str]) -> int:
     """Be the shared daemon if no other is; return the exit status."""
     sock = socket.socket(fileno=int(argv[0]))
     if os.fork():
-        os._exit(0)  # the starter waits for this process, and for nothing more
-    sock.settimeout(_HEAR_S)
-    try:
-        data, fds = control.receive(sock)
-        control.close_all(fds)
-        configure = messages.decode_to_daemon(data)
-        assert isinstance(configure, messages.Configure)
-    except (control.ConnectionEnded, TimeoutError):
-        return 1
-    finally:
-        sock.close()
-    configs = {name: configuration.make_config(**options) for name, options in configure.datasets.items()}
-    paths = daemon_paths(next(iter(configs.values())).name, create=True)
+        os._exit(0)  # the starter waits for this process, and then for the end of the socket
     loop = EventLoop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # before the lock: it is never left behind
         loop.on_signal(number, loop.stop)
+    with contextlib.ExitStack() as place:
+        with sock:
+            configure = _hear(sock)
+            if configure is None:
+                return 1
+            configs = {name: configuration.make_config(**options) for name, options in configure.datasets.items()}
+            try:
+                paths = daemon_paths(next(iter(configs.values())).name, create=True)
+                listener = _take_place(paths, place)
+            except PrefetchdError as error:
+                with contextlib.suppress(control.ConnectionEnded):
+                    control.send(sock, messages.encode(messages.Fatal(type(error).__name__, str(error))))
+                return 1
+        return 0 if listener is None else _serve(configs, loop, listener, paths)
+
+
+def _hear(sock: socket.socket) -> messages.Configure | None:
+    """Return what the starter wants served; `None` if it has gone without a word."""
+    sock.settimeout(_HEAR_S)
+    try:
+        data, fds = control.receive(sock)
+    except (control.ConnectionEnded, TimeoutError):
+        return None
+    control.close_all(fds)
+    configure = messages.decode_to_daemon(data)
+    assert isinstance(configure, messages.Configure)
+    return configure
+
+
+def _take_place(paths: DaemonPaths, place: contextlib.ExitStack) -> socket.socket | None:
+    """Become the daemon of that name, until `place` is closed; return its listener, or `None`: another was faster.
+
+    Raises:
+        ConfigError: if its files cannot be made.
+    """
     lock = RunLock.acquire(paths)
     if lock is None:
-        return 0  # another was faster
+        return None
+    place.callback(lock.release)
+    remove_files_of_others(paths)
     try:
+        _log_to(paths)
         paths.socket.unlink(missing_ok=True)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-            listener.bind(os.fspath(paths.socket))
-            listener.listen(1024)
-            listener.setblocking(False)
-            return _serve(configs, loop, listener, paths)
-    finally:
-        lock.release()
+        listener = place.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        listener.bind(os.fspath(paths.socket))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot make the files of the shared daemon beside {paths.socket}: {error.strerror}; make room there, or "
+            "set XDG_RUNTIME_DIR to another folder"
+        ) from None
+    listener.listen(1024)
+    listener.setblocking(False)
+    return listener
 
 
 def _serve(
     configs: dict[str, configuration.Config], loop: EventLoop, listener: socket.socket, paths: DaemonPaths
 ) -> int:
-    _log_to(paths)
     from prefetchd.daemon import Daemon
 
     try:
-        files = (os.fspath(paths.socket), os.fspath(paths.lock), os.fspath(paths.log))
-        daemon = Daemon(configs, loop, files_to_remove=files, linger_s=LINGER_S)
+        daemon = Daemon(configs, loop, files_to_remove=paths.files, linger_s=LINGER_S)
     except PrefetchdError as error:
         _refuse_all(listener, messages.Fatal(type(error).__name__, str(error)))
         return 1

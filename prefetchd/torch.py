@@ -16,6 +16,7 @@ stateful loaders look for. When a daemon dies it behaves as `prefetchd.Loader` d
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 from collections import deque
@@ -266,10 +267,14 @@ class TensorLoader(IterableDataset[TensorBatch]):
     def _end_current(self) -> None:
         generator = self._current() if self._current is not None else None
         if generator is not None:
-            generator.close()
+            with contextlib.suppress(ValueError):  # another thread is in the midst of it: the loader's end wakes that
+                generator.close()
 
     def close(self) -> None:
-        """End the loader, and with it a private daemon. Tensors that were delivered stay valid."""
+        """End the loader, and with it a private daemon. Tensors that were delivered stay valid.
+
+        Another thread that waits for a batch of it gets a `PrefetchdError` that says so.
+        """
         self._end_current()
         if self._end is not None:
             self._end()

@@ -1,6 +1,6 @@
 """The zygote: a small process that has numpy and cv2 loaded, with one thread, and forks a reader whenever it is asked.
 
-    python -P -m prefetchd.zygote SOCKET_FD DAEMON_PID [SOCKET_PATH LOCK_PATH]
+    python -P -m prefetchd.zygote SOCKET_FD DAEMON_PID [FILE ... LOCK]
 
 A fork takes some milliseconds where a fresh interpreter takes a third of a second, and readers share the libraries'
 private pages. It is started before the daemon has any thread, and has none itself, so `fork` is sound. The standard
@@ -8,16 +8,15 @@ library's forkserver does the same, but leaves its socket's folder behind when i
 a child ended but its creator, and hands out no pidfd.
 
 When the daemon dies, by whatever means, the zygote's socket ends: it kills the readers (a stopped one does not see its
-own socket end), removes the daemon's socket and lock files unless a successor has them, and exits. The kernel wakes a
-stopped zygote as the daemon dies, and kills the readers as the zygote dies. A parent-death signal is sent as the
-*thread* ends that forked; daemon and zygote have just one, so it is sound here.
+own socket end), removes the daemon's files unless a successor has them (their lock is the last), and exits. The kernel
+wakes a stopped zygote as the daemon dies, and kills the readers as the zygote dies. A parent-death signal is sent as
+the *thread* ends that forked; daemon and zygote have just one, so it is sound here.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import os
 import select
 import signal
@@ -27,6 +26,7 @@ import time
 import traceback
 
 from prefetchd import control, reader_messages
+from prefetchd.liveness import remove_left_files
 
 # Read by the allocator and the libraries when the zygote starts: one thread, one arena, and big buffers go back to the
 # kernel when they are freed instead of staying in the heap.
@@ -125,31 +125,6 @@ def _run_reader(fd: int, inherited: list[int], zygote: int) -> None:
         os._exit(status)
 
 
-def _remove_files(socket_path: str, lock_path: str) -> None:
-    """Remove what a killed daemon left, unless another has taken the name over."""
-    try:
-        lock = os.open(lock_path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
-    deadline_s = time.monotonic() + _UNLOCK_S
-    try:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                # The kernel may close the dying daemon's sockets before its lock; a successor's stays.
-                if time.monotonic() > deadline_s:
-                    return
-                time.sleep(0.01)
-        if os.path.exists(lock_path) and os.path.samestat(os.fstat(lock), os.stat(lock_path)):
-            for path in (socket_path, lock_path):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
-    finally:
-        os.close(lock)
-
-
 def _remove_half_made_segments(daemon_pid: str) -> None:
     """Remove the name of a segment that the daemon was killed in the midst of making; it has no memory yet."""
     for name in os.listdir("/dev/shm"):
@@ -170,8 +145,8 @@ def main(argv: list[str]) -> None:
     Zygote(socket.socket(fileno=int(argv[0]))).run()
     with contextlib.suppress(OSError):
         _remove_half_made_segments(argv[1])
-    if len(argv) == 4:
-        _remove_files(argv[2], argv[3])
+    if argv[2:]:
+        remove_left_files(argv[2:], _UNLOCK_S)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         for handler in logging.getLogger().handlers:
             handler.setFormatter(JsonFormatter(name))
 
-    from prefetchd.liveness import RunLock, lock_owner
+    from prefetchd.liveness import RunLock, lock_owner, remove_files_of_others
     from prefetchd.loop import EventLoop
     from prefetchd.names import daemon_paths
 
@@ -72,12 +72,12 @@ def run(arguments: argparse.Namespace) -> int:
         )
     metrics = None
     try:
+        remove_files_of_others(paths)
         from prefetchd.daemon import Daemon
 
         named = [f"daemon={name!r}"] if name != "default" else []
         attach = f"attach with prefetchd.batches({', '.join(named + ['dataset=...'] * (len(configs) > 1))})"
-        files = (os.fspath(paths.socket), os.fspath(paths.lock))
-        daemon = Daemon(configs, loop, files_to_remove=files, attach_hint=attach)
+        daemon = Daemon(configs, loop, files_to_remove=paths.files, attach_hint=attach)
         paths.socket.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:

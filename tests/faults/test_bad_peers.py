@@ -195,7 +195,7 @@ def limited(tmp_path: Path, nothing_left: None, forty: Path) -> Iterator[Callabl
 def test_newcomers_beyond_the_limit_are_told_and_the_others_go_on(
     limited: Callable[[int], LimitedDaemon], forty_content: Content
 ) -> None:
-    daemon = limited(door.DESCRIPTORS_KEPT + door.DESCRIPTORS_EACH * 20)
+    daemon = limited(4 * door.DESCRIPTORS_EACH * 20)
     with prefetchd.batches() as loader:
         batches = iter(loader)
         seen = content_of([next(batches)])
@@ -211,6 +211,14 @@ def test_newcomers_beyond_the_limit_are_told_and_the_others_go_on(
     with prefetchd.batches() as loader:
         assert len(content_of(loader)) == len(forty_content)
     assert daemon.process.poll() is None
+
+
+@pytest.mark.parametrize(("descriptors", "consumers"), [(64, 4), (320, 20), (1024, 128), (65536, 1024)])
+def test_of_few_descriptors_a_quarter_is_for_consumers(
+    monkeypatch: pytest.MonkeyPatch, descriptors: int, consumers: int
+) -> None:
+    monkeypatch.setattr(door, "raise_descriptor_limit", lambda: descriptors)
+    assert door.most_consumers() == consumers
 
 
 def test_no_descriptor_left_to_accept_with_costs_no_processor_time(

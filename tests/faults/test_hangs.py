@@ -139,6 +139,46 @@ def test_loader_that_is_closed_by_another_thread_ends_its_loop_and_starts_no_oth
     assert not [child for child in psutil.Process().children() if "prefetchd.private_daemon" in child.cmdline()]
 
 
+@pytest.mark.parametrize("adapter", ["prefetchd", "prefetchd.torch"])
+def test_thread_that_waits_is_woken_at_once_by_close_though_batches_are_held(
+    serve: Serve, forty: Path, monkeypatch: pytest.MonkeyPatch, adapter: str
+) -> None:
+    monkeypatch.setattr("prefetchd.client.LOOK_S", 3600.0)  # it does not wake by itself
+    daemon = serve(forty, *exact("--num-workers", 1))
+    loader = pytest.importorskip(adapter).batches(epochs=None)
+    batches = iter(loader)
+    held = [next(batches)]
+    said = []
+
+    def loop() -> None:
+        try:
+            for _ in batches:
+                pass
+        except prefetchd.PrefetchdError as error:
+            said.append(str(error))
+
+    os.kill(daemon.pid, signal.SIGSTOP)
+    try:
+        thread = threading.Thread(target=loop)
+        thread.start()
+        wait_until(lambda: held_up(thread), "the loop waits")
+        loader.close()
+        thread.join(20)
+        assert not thread.is_alive()
+    finally:
+        os.kill(daemon.pid, signal.SIGCONT)
+    assert "it was closed" in said[0]
+    wait_until(lambda: daemon.status()["ring"]["leased"] == 1, "what the loop was granted is back")
+    held.clear()
+    wait_until(lambda: not daemon.status()["consumers"], "nothing of it is left")
+
+
+def held_up(thread: threading.Thread) -> bool:
+    """Whether a thread waits for what the daemon says."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    return frame is not None and frame.f_code.co_qualname == "Uplink.wait"
+
+
 def test_status_from_another_thread_takes_nothing_from_the_loop(
     serve: Serve, forty: Path, forty_content: Content
 ) -> None:

@@ -248,6 +248,30 @@ def test_nothing_of_a_loader_is_left_that_was_closed_before_it_told_what_it_drop
     wait_until(lambda: not daemon.status()["consumers"], "the daemon knows it no more")
 
 
+def test_nothing_is_granted_to_a_loop_that_waited_for_a_slot_when_another_thread_closed_its_loader(serve, photographs):
+    daemon = serve(photographs, *large_ring(4))
+    loader = prefetchd.batches(hold_timeout=600)
+    held, said = [], []
+
+    def loop() -> None:
+        with pytest.raises(prefetchd.PrefetchdError, match="it was closed") as error:
+            held.extend(loader)
+        said.append(error)
+
+    thread = threading.Thread(target=loop)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        thread.start()
+        wait_until(lambda: any(one["waiting"] for one in daemon.status()["consumers"]), "the loop waits for a slot")
+        loader.close()
+        thread.join(20)
+    assert said
+    for left in reversed(range(len(held))):
+        held.pop()
+        wait_until(lambda: daemon.status()["ring"]["leased"] == left, "the slot is back and nobody else's")  # noqa: B023
+    assert not daemon.status()["consumers"]
+
+
 def test_holding_more_than_the_ring_ends_in_a_warning_and_ring_exhausted(serve, photographs):
     daemon = serve(photographs, *large_ring(4))
     assert daemon.status()["ring"]["slots"] == 4

@@ -15,6 +15,8 @@ import pytest
 import prefetchd
 from prefetchd.config import make_config
 from prefetchd.launch import shared_config
+from prefetchd.liveness import RunLock, lock_owner, remove_left_files
+from prefetchd.names import daemon_paths
 from tests.conftest import wait_until
 from tests.process.commands import large_ring, start_script
 
@@ -62,6 +64,19 @@ def test_loops_within_the_window_share_what_is_made_however_slow_one_is(serve, p
         thread.join()
         assert seen == list(range(13))
         assert daemon.status()["batches_made"] <= 13 + 4  # with what was made ahead of the next epoch
+
+
+def test_loader_that_the_ring_has_no_slots_for_is_refused_with_numbers_and_the_others_go_on(serve, photographs):
+    serve(photographs, *large_ring(5))  # two slots for each of two places, and one to fill
+    ranks = [prefetchd.batches(rank=rank, world_size=3) for rank in range(2)]
+    with ranks[0], ranks[1]:
+        loops = [iter(rank) for rank in ranks]
+        seen = [[next(loop).index] for loop in loops]
+        with pytest.raises(prefetchd.BudgetError, match=r"2 other loops the ring needs 7 slots and has 5; .*\d+MiB"):
+            prefetchd.batches(rank=2, world_size=3)
+        for loop, mine in zip(loops, seen, strict=True):
+            mine += [batch.index for batch in loop]
+        assert seen == [[0, 3, 6, 9, 12], [1, 4, 7, 10, 0]]
 
 
 # --- late joiners
@@ -280,6 +295,108 @@ def test_processes_that_ask_for_the_same_find_one_daemon_that_outlives_its_start
     wait_until(lambda: not psutil.pid_exists(daemon), "the daemon ends after its last loader")
 
 
+def sharing_daemon(process: subprocess.Popen) -> psutil.Process:
+    return psutil.Process(int(process.stdout.readline()))
+
+
+def run_files() -> list[str]:
+    return sorted(path.name for path in daemon_paths("any").lock.parent.iterdir())
+
+
+def left_alone(photographs, tmp_path) -> None:
+    """Have a shared daemon and all around it killed in one moment: nobody clears up."""
+    (process,) = start_sharing(tmp_path, 1, photographs)
+    daemon = sharing_daemon(process)
+    (log,) = daemon_paths("any").lock.parent.glob("*.log")
+    wait_until(lambda: "ready:" in log.read_text(), "no segment is just being made")
+    family = [daemon, *daemon.children(recursive=True)]
+    for one in family:
+        one.suspend()
+    process.kill()
+    process.communicate()
+    for one in family:
+        one.kill()
+    psutil.wait_procs(family, 10)
+    assert [name.rpartition(".")[2] for name in run_files()] == ["lock", "log", "sock"]
+
+
+def test_killed_shared_daemon_leaves_no_file(photographs, tmp_path):
+    (process,) = start_sharing(tmp_path, 1, photographs)
+    sharing_daemon(process).kill()
+    wait_until(lambda: not run_files(), "its zygote has removed its files", 10)
+    out, _ = process.communicate("\n", timeout=30)
+    assert out.startswith("DaemonLost"), out
+
+
+def test_files_of_a_shared_daemon_that_was_killed_with_its_zygote_go_with_the_loader_that_loses_it(
+    photographs, tmp_path
+):
+    with prefetchd.batches(photographs, **OPTIONS, share=True, epochs=None) as loader:
+        batches = iter(loader)
+        daemon = psutil.Process(loader.status()["pid"])
+        (log,) = daemon_paths("any").lock.parent.glob("*.log")
+        wait_until(lambda: "ready:" in log.read_text(), "no segment is just being made")
+        (zygote,) = daemon.children()
+        zygote.suspend()  # it is killed before it hears of the end
+        family = [daemon, *daemon.children(recursive=True)]
+        zygote.kill()
+        daemon.kill()
+        psutil.wait_procs(family, 10)
+        assert run_files()
+        with pytest.raises(prefetchd.DaemonLost):
+            for _ in batches:
+                pass
+        assert not run_files()
+
+
+def test_files_that_nobody_asks_for_again_go_when_any_other_daemon_starts_or_its_name_is_asked_for(
+    photographs, serve, tmp_path
+):
+    left_alone(photographs, tmp_path)
+    name = run_files()[0].partition(".")[0]
+    status = subprocess.run([sys.executable, "-m", "prefetchd", "status", name], capture_output=True, text=True)
+    assert "none is running" in status.stderr
+    assert not run_files()
+    left_alone(photographs, tmp_path)
+    serve(photographs, *QUICK)
+    assert run_files() == ["default.lock", "default.sock"]
+
+
+def test_clearing_up_never_takes_the_files_of_a_daemon_that_is_just_being_elected(tmp_path):
+    """Several that look for a dead daemon's files, all the time, while others take its name over and let it go."""
+    paths = daemon_paths("contested", create=True)
+    over = threading.Event()
+
+    def clear_up() -> None:
+        while not over.is_set():
+            remove_left_files(paths.files)
+
+    threads = [threading.Thread(target=clear_up) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    elected = 0
+    try:
+        while elected < 200:
+            lock = RunLock.acquire(paths)
+            if lock is None:
+                continue  # all that time somebody looked
+            elected += 1
+            paths.socket.touch()
+            time.sleep(0.0005)  # no synchronisation: others look meanwhile
+            assert lock_owner(paths.lock) == os.getpid()
+            assert paths.socket.exists()
+            if elected % 2:
+                lock.release()
+            else:
+                os.close(lock._fd)  # as a kill does
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    remove_left_files(paths.files)
+    assert not run_files()
+
+
 def test_error_at_the_start_reaches_every_process_that_waits(tmp_path):
     manifest = tmp_path / "bad.txt"
     manifest.write_text("nothing here.jpg\n" * 3 + "\0\n")
@@ -289,6 +406,17 @@ def test_error_at_the_start_reaches_every_process_that_waits(tmp_path):
     missing = start_sharing(tmp_path, 2, tmp_path / "none.txt")
     for process in missing:
         assert process.communicate("\n", timeout=100)[0].startswith("ManifestError cannot")
+
+
+def test_shared_daemon_that_cannot_make_its_files_says_so_at_once(photographs):
+    config = shared_config(make_config(source=photographs, **OPTIONS))
+    paths = daemon_paths(config.name, create=True)
+    paths.socket.mkdir()
+    try:
+        with pytest.raises(prefetchd.ConfigError, match="cannot make the files of the shared daemon"):
+            prefetchd.batches(photographs, **OPTIONS, share=True, timeout=20)
+    finally:
+        paths.socket.rmdir()
 
 
 def test_processes_of_one_torchrun_share_by_default(photographs, tmp_path):

@@ -1,0 +1,521 @@
+"""The front desk and real consumers' connections in one process, under any sequence of events, with real pages between.
+
+Hypothesis chooses: loops that begin, take, hold and drop in any order, are closed or killed with notes untold and
+grants untaken, a ring that shrinks and grows, consumers that write nonsense into their own page. What a loop holds must
+never change; each sees its batches once and in order; and whatever has happened, those who are left get on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import select
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from prefetchd import __version__, messages, segment
+from prefetchd.batch import Batch
+from prefetchd.budget import MIN_SLOTS
+from prefetchd.client import Connection
+from prefetchd.config import make_config
+from prefetchd.front_desk import FrontDesk
+from prefetchd.layout import BatchLayout
+from prefetchd.returns import N_BYTES
+from prefetchd.scheduler import next_fills, to_give_back
+from prefetchd.shard import Shard
+from prefetchd.slots import Key, Ring, Slot
+
+LAYOUT = BatchLayout(4, (8,), "uint8", (), "int64")
+MAX_LOOPS = 4
+
+
+class Page:
+    """A segment of one page."""
+
+    n_bytes = LAYOUT.slot_bytes
+
+    def __init__(self) -> None:
+        self.fd = segment.anonymous_file("test-slot", self.n_bytes)
+
+    def read_only_fd(self) -> int:
+        return segment.read_only(self.fd)
+
+    def write(self, key: Key) -> None:
+        os.pwrite(self.fd, content_of(key), 0)
+
+    def discard(self) -> None:
+        os.pwrite(self.fd, b"\xee" * self.n_bytes, 0)  # what is held by anybody would show it
+        self.close()
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+def content_of(key: Key) -> bytes:
+    whole = struct.pack("<2I", key[1], key[2])
+    return whole * (LAYOUT.slot_bytes // len(whole))
+
+
+class Rounds:
+    """An event loop that the test turns by hand."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.watched: dict[int, Callable[[], None]] = {}
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._number = itertools.count()
+
+    def clock(self) -> float:
+        return self.now_s
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> None:
+        self.watched[fd] = callback
+
+    def unwatch(self, fd: int) -> None:
+        self.watched.pop(fd, None)
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
+        self._timers.append((self.now_s + delay_s, next(self._number), callback))
+
+    def turn(self) -> None:
+        for fd in select.select(list(self.watched), [], [], 0)[0]:
+            if fd in self.watched:
+                self.watched[fd]()
+        due = sorted(timer for timer in self._timers if timer[0] <= self.now_s)
+        self._timers = [timer for timer in self._timers if timer not in due]
+        for _, _, callback in due:
+            callback()
+
+    def run_to_the_next_timer(self) -> None:
+        self.now_s = max(self.now_s, min((timer[0] for timer in self._timers), default=self.now_s))
+
+
+class Consumer:
+    """A loader's loop: what it must see, what it holds, and whether it still plays by the rules."""
+
+    def __init__(self, connection: Connection, number: int) -> None:
+        self.connection = connection
+        self.number = number  # the daemon's name for it
+        self.serial = 0
+        self.expected: Iterator[Key] | None = None  # of the loop that runs
+        self.held: list[tuple[Batch | np.ndarray, Key]] = []
+        self.joins_for = 0  # epochs, until it has its first batch
+        self.asked = self.closed = self.hostile = self.cut_off = False
+
+
+class Machine(RuleBasedStateMachine):
+    """A daemon without readers, and its consumers."""
+
+    @initialize(n_slots=st.integers(MIN_SLOTS, 40), n_batches=st.integers(1, 20), patience=st.sampled_from([0.0, 5.0]))
+    def begin(self, n_slots: int, n_batches: int, patience: float) -> None:
+        self.n_batches, self.n_slots = n_batches, n_slots
+        self.ring = Ring()
+        for _ in range(n_slots):
+            self.ring.add(Page())  # type: ignore[arg-type]
+        self.loop = Rounds()
+        self.guard = SimpleNamespace(
+            budget=SimpleNamespace(
+                plan=SimpleNamespace(n_slots=n_slots, slot_bytes=LAYOUT.slot_bytes), budget_for_slots=lambda _: 1
+            ),
+            slots_wanted=n_slots,
+            starved=False,
+            may_grow=lambda: False,
+            help_stalled=lambda: False,
+        )
+        config = make_config(source="x", batch_size=4, patience=patience)
+        source = SimpleNamespace(classes=None, n_samples=4 * n_batches, versions={}, digest="0")
+        order = SimpleNamespace(batches_per_epoch=n_batches)
+        dataset = SimpleNamespace(number=0, name="", config=config, source=source, order=order, layout=LAYOUT)
+        datasets: Any = [dataset]
+        self.desk = FrontDesk(
+            datasets,
+            self.ring,
+            SimpleNamespace(failed={}),  # type: ignore[arg-type]
+            self.guard,  # type: ignore[arg-type]
+            self.loop,  # type: ignore[arg-type]
+            status=dict,
+            change=str,
+            stop=lambda: None,
+        )
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        listener.bind("")  # a name of the kernel's choice
+        listener.listen()
+        listener.setblocking(False)
+        self.address = listener.getsockname()
+        self.desk.listen(listener)
+        self.consumers: list[Consumer] = []
+        self.filling: list[Slot] = []
+        for _ in range(2):
+            self.attach()
+            self.begin_loop(self.consumers[-1], 0, 0, 3)
+
+    # --- the daemon
+
+    @rule(rounds=st.integers(1, 4), limit=st.integers(1, 8))
+    def daemon_works(self, rounds: int, limit: int) -> None:
+        for _ in range(rounds):
+            self.come_round()
+            self.fills_begin(limit)
+            self.fills_end()
+        self.come_round()
+
+    @rule()
+    def come_round(self) -> None:
+        self.loop.turn()
+        self.desk.take_back_noted()
+        while (slot := to_give_back(self.ring, self.desk.cursors, self.guard.slots_wanted)) is not None:
+            self.desk.slot_removed(slot)
+            self.ring.remove(slot)
+        self.desk.serve_all()
+
+    @rule(limit=st.integers(1, 8))
+    def fills_begin(self, limit: int) -> None:
+        for plan in next_fills(self.ring, self.desk.cursors, limit=limit):
+            self.ring.start_fill(plan.slot, plan.key)
+            page: Any = plan.slot.segment
+            page.write((9, 9, 9))  # half done
+            self.filling.append(plan.slot)
+
+    @rule()
+    def fills_end(self) -> None:
+        for slot in self.filling:
+            page: Any = slot.segment
+            assert slot.key is not None
+            page.write(slot.key)
+            self.ring.finish_fill(slot, 4)
+        self.filling.clear()
+
+    @rule(seconds=st.sampled_from([0.001, 0.01, 1.0, 20.0]))
+    def time_goes_by(self, seconds: float) -> None:
+        self.loop.now_s += seconds
+
+    @rule(data=st.data())
+    def budget_is_set(self, data: st.DataObject) -> None:
+        n_slots = data.draw(st.integers(max(MIN_SLOTS, self.desk.promised_slots), max(60, self.n_slots)))
+        self.guard.slots_wanted = self.guard.budget.plan.n_slots = n_slots
+        while len(self.ring.slots) < n_slots:
+            self.ring.add(Page())  # type: ignore[arg-type]
+
+    # --- consumers
+
+    @property
+    def here(self) -> list[Consumer]:
+        return [consumer for consumer in self.consumers if not consumer.closed]
+
+    @precondition(lambda self: len(self.here) < MAX_LOOPS)
+    @rule(epoch=st.integers(0, 1))
+    def attaches(self, epoch: int) -> None:
+        if self.attach():
+            self.begin_loop(self.consumers[-1], epoch, 0, 2)
+
+    def attach(self, group: str | None = None) -> bool:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sock.connect(self.address)
+        connection = Connection(sock, os.getpid(), writable=False, hold_timeout_s=1)
+        hello = messages.Attach(messages.PROTOCOL, __version__, None, {}, 2, group, 0, 1.0)
+        refused: list[BaseException] = []
+
+        def attach() -> None:
+            try:
+                connection.attach(hello, 10)
+            except Exception as error:
+                refused.append(error)
+
+        thread = threading.Thread(target=attach)
+        thread.start()
+        while thread.is_alive():
+            self.loop.turn()
+        thread.join()
+        if refused:
+            connection.close(at_once=False)
+            self.loop.turn()
+            return False
+        self.consumers.append(Consumer(connection, max(self.desk.consumers)))
+        return True
+
+    @precondition(lambda self: self.here)
+    @rule(data=st.data(), epoch=st.integers(0, 2), batch=st.integers(0, 19), epochs=st.integers(1, 3))
+    def loop_begins(self, data: st.DataObject, epoch: int, batch: int, epochs: int) -> None:
+        self.begin_loop(data.draw(st.sampled_from(self.here)), epoch, batch % self.n_batches, epochs)
+
+    def begin_loop(self, consumer: Consumer, epoch: int, batch: int, epochs: int, *, join: bool = False) -> None:
+        self.end_loop(consumer)
+        consumer.serial += 1
+        consumer.connection.open_cursor(consumer.serial, Shard(self.n_batches), epoch, batch, epoch + epochs, join=join)
+        consumer.asked, consumer.joins_for = False, 0
+        keys = [(0, one, index) for one in range(epoch, epoch + epochs) for index in range(self.n_batches)]
+        consumer.expected = iter(keys[batch:])
+
+    @precondition(lambda self: self.here)
+    @rule(data=st.data(), epoch=st.integers(0, 1), epochs=st.integers(1, 2))
+    def loop_joins(self, data: st.DataObject, epoch: int, epochs: int) -> None:
+        """It begins where others are; its first batch tells where that is."""
+        consumer = data.draw(st.sampled_from(self.here))
+        self.begin_loop(consumer, epoch, 0, epochs, join=True)
+        consumer.joins_for = epochs
+
+    def end_loop(self, consumer: Consumer) -> None:
+        if consumer.expected is not None:
+            consumer.connection.close_cursor(consumer.serial)
+            consumer.expected = None
+
+    @precondition(lambda self: any(consumer.expected for consumer in self.here))
+    @rule(data=st.data(), keep=st.integers(1, 3), rounds=st.integers(1, 10))
+    def runs(self, data: st.DataObject, keep: int, rounds: int) -> None:
+        """The loop goes on for a while, and the daemon with it."""
+        consumer = data.draw(st.sampled_from([consumer for consumer in self.here if consumer.expected]))
+        for _ in range(rounds):
+            if consumer.expected is not None and self.take(consumer):
+                del consumer.held[:-keep]
+            self.daemon_works(1, 4)
+
+    @precondition(lambda self: any(consumer.expected for consumer in self.here))
+    @rule(data=st.data(), keep=st.integers(1, 3), most=st.integers(1, 12))
+    def takes(self, data: st.DataObject, keep: int, most: int) -> None:
+        """As many as lie ready, as a loop that holds `keep` batches; then it asks."""
+        consumer = data.draw(st.sampled_from([consumer for consumer in self.here if consumer.expected]))
+        for _ in range(most):
+            if not self.take(consumer):
+                break
+            del consumer.held[:-keep]
+
+    def take(self, consumer: Consumer) -> bool:
+        connection = consumer.connection
+        assert consumer.expected is not None
+        if connection._mailbox.has_next:
+            batch = connection.next_batch(consumer.serial, False)
+            consumer.asked = False
+            if consumer.joins_for:
+                first, consumer.joins_for = consumer.joins_for, 0
+                whole = [(batch.index + step) % self.n_batches for step in range(self.n_batches)]
+                epochs = range(batch.epoch, batch.epoch + first)
+                consumer.expected = iter([(0, epoch, index) for epoch in epochs for index in whole])
+            if not consumer.hostile:
+                assert (0, batch.epoch, batch.index) == next(consumer.expected)
+            consumer.held.append((batch, (0, batch.epoch, batch.index)))
+            return True
+        at_end = not consumer.hostile and next(consumer.expected, None)
+        if at_end:
+            consumer.expected = itertools.chain([at_end], consumer.expected)
+            if not consumer.asked:
+                consumer.asked = True
+                connection._leases.send_unsent()
+                connection._send(messages.Want(consumer.serial, connection._leases.taken))
+            elif self.was_refused(consumer):
+                self.end_loop(consumer)
+        else:
+            self.end_loop(consumer)
+        return False
+
+    def was_refused(self, consumer: Consumer) -> bool:
+        """Whether its loop cannot be where it wants to begin, as the ring is too small for so many places."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                message = consumer.connection._receive(wait=False)
+                if isinstance(message, messages.Failed) and message.serial == consumer.serial:
+                    assert "far apart" in message.text
+                    return True
+        return False
+
+    @precondition(lambda self: any(consumer.held for consumer in self.consumers))
+    @rule(data=st.data())
+    def drops(self, data: st.DataObject) -> None:
+        """Any of what it holds, also after its loader was closed."""
+        consumer = data.draw(st.sampled_from([consumer for consumer in self.consumers if consumer.held]))
+        del consumer.held[data.draw(st.integers(0, len(consumer.held) - 1))]
+
+    @precondition(lambda self: any(consumer.held for consumer in self.consumers))
+    @rule(data=st.data())
+    def drops_all_but_a_view(self, data: st.DataObject) -> None:
+        consumer = data.draw(st.sampled_from([consumer for consumer in self.consumers if consumer.held]))
+        at = data.draw(st.integers(0, len(consumer.held) - 1))
+        batch, key = consumer.held[at]
+        consumer.held[at] = (batch.x if isinstance(batch, Batch) else batch)[1:], key
+
+    @precondition(lambda self: any(consumer.held for consumer in self.consumers))
+    @rule(data=st.data())
+    def drops_all_in_another_thread(self, data: st.DataObject) -> None:
+        consumer = data.draw(st.sampled_from([consumer for consumer in self.consumers if consumer.held]))
+        thread = threading.Thread(target=consumer.held.clear)
+        thread.start()
+        thread.join()
+
+    @precondition(lambda self: self.here)
+    @rule(data=st.data())
+    def loop_is_left(self, data: st.DataObject) -> None:
+        self.end_loop(data.draw(st.sampled_from(self.here)))
+
+    @precondition(lambda self: self.here)
+    @rule(data=st.data(), properly=st.booleans())
+    def is_closed(self, data: st.DataObject, properly: bool) -> None:
+        """With grants untaken and notes untold; or without a word of what it took, which is its own until it dies."""
+        consumer = data.draw(st.sampled_from(self.here))
+        consumer.cut_off = not properly
+        if properly:
+            self.end_loop(consumer)
+        consumer.expected, consumer.closed = None, True
+        consumer.connection.close(at_once=False)
+
+    @precondition(lambda self: self.consumers)
+    @rule(data=st.data())
+    def is_killed(self, data: st.DataObject) -> None:
+        self.kill(data.draw(st.sampled_from(self.consumers)))
+
+    def kill(self, consumer: Consumer) -> None:
+        """Its process ends in this moment, whatever it has not said, and its memory with it."""
+        number = consumer.number
+        if number in self.desk.consumers:
+            self.loop.watched[self.desk.consumers[number].pidfd]()
+        consumer.connection.close(at_once=True)
+        consumer.held.clear()
+        self.consumers.remove(consumer)
+
+    @precondition(lambda self: self.here)
+    @rule(
+        data=st.data(), rubbish=st.binary(min_size=1, max_size=400), forged=st.lists(st.integers(0, 300), max_size=16)
+    )
+    def writes_nonsense_into_its_page(self, data: st.DataObject, rubbish: bytes, forged: list[int]) -> None:
+        consumer = data.draw(st.sampled_from(self.here))
+        consumer.hostile = True
+        consumer.held.clear()
+        memory = consumer.connection._returns._memory
+        at = data.draw(st.integers(0, N_BYTES - len(rubbish)))
+        memory[at : at + len(rubbish)] = rubbish
+        for lease in forged:  # its own, others', or to come
+            consumer.connection._returns.note(lease, data.draw(st.sampled_from([0, lease, 2**64 - 1])))
+        if forged:
+            consumer.connection._returns.took(forged[0])
+
+    # --- what always holds
+
+    @invariant()
+    def what_is_held_does_not_change(self) -> None:
+        for consumer in self.consumers:
+            if consumer.hostile:
+                continue
+            for held, key in consumer.held:
+                pixels = held.x if isinstance(held, Batch) else held
+                assert pixels.tobytes() == content_of(key)[: pixels.nbytes]
+
+    def teardown(self) -> None:
+        """Whatever has happened, those who are left get on to their end, and then nothing is held."""
+        if not hasattr(self, "ring"):
+            return
+        try:
+            for consumer in [one for one in self.consumers if one.hostile or one.cut_off]:
+                self.kill(consumer)
+            for consumer in self.consumers:
+                consumer.held.clear()
+            for _ in range(4 * (3 * self.n_batches + 10) * (MAX_LOOPS + 1)):
+                if not any(consumer.expected for consumer in self.here):
+                    break
+                for consumer in self.here:
+                    if consumer.expected is not None and self.take(consumer):
+                        del consumer.held[:-1]
+                self.daemon_works(1, 3)
+                self.loop.run_to_the_next_timer()
+            assert not any(consumer.expected for consumer in self.here)
+            for consumer in self.consumers:
+                if not consumer.closed:
+                    consumer.connection.close(at_once=False)
+                consumer.held.clear()
+            for _ in range(3):
+                self.come_round()
+            held = {number: self.ring.held_by(number) for number in self.desk.consumers}
+            assert not any(held.values()), held
+            assert not self.desk.consumers
+            assert self.ring.leased_slots == 0
+        finally:
+            for consumer in self.consumers:
+                consumer.held.clear()
+                consumer.connection.close(at_once=True)
+            self.desk.close()
+            self.ring.close()
+
+
+Machine.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+TestMachine = Machine.TestCase
+
+
+def test_what_a_member_of_a_group_was_done_with_is_not_given_again_though_its_death_is_noticed_first():
+    machine = Machine()
+    machine.begin(12, 3, 0.0)
+    for _ in range(2):
+        machine.kill(machine.consumers[0])
+        machine.attach(group="workers")
+    for member in machine.consumers:
+        machine.begin_loop(member, 0, 0, 1)
+    doomed, other = machine.consumers
+    seen = []
+    try:
+        while not seen:
+            machine.take(doomed)
+            machine.daemon_works(1, 3)
+            seen += [key[2] for _, key in doomed.held]
+        doomed.held.clear()  # told; and nobody has heard it yet
+        machine.kill(doomed)
+        for _ in range(10):
+            if other.connection._mailbox.has_next:
+                seen.append(other.connection.next_batch(other.serial, False).index)
+                other.asked = False
+            elif not other.asked:
+                other.asked = True
+                other.connection._send(messages.Want(other.serial, other.connection._leases.taken))
+            machine.daemon_works(1, 3)
+        assert seen == [0, 1, 2]
+    finally:
+        other.expected = None
+        machine.teardown()
+
+
+def test_loop_that_stands_still_with_many_grants_leaves_others_enough_of_a_ring_that_shrinks():
+    machine = Machine()
+    machine.begin(40, 20, 0.0)
+    idle, other = machine.consumers
+    try:
+        machine.daemon_works(4, 8)
+        assert machine.ring.held_by(idle.number) > 5
+        machine.end_loop(other)
+        machine.guard.slots_wanted = machine.guard.budget.plan.n_slots = 5
+        machine.daemon_works(4, 8)
+        assert len(machine.ring.slots) < 40
+        machine.begin_loop(other, 5, 0, 2)  # nothing of what lies ready for the other
+        for _ in range(200):
+            if other.expected is not None and machine.take(other):
+                del other.held[:-1]
+            machine.daemon_works(1, 3)
+        assert other.expected is None  # it has seen all of it
+        assert len(machine.ring.slots) <= machine.ring.held_by(idle.number) + 3
+    finally:
+        machine.teardown()
+
+
+def test_loop_that_would_begin_too_far_from_the_others_for_the_ring_is_told_so_with_numbers():
+    machine = Machine()
+    machine.begin(3, 20, 5.0)
+    machine.attach()
+    _, far, farther = machine.consumers
+    try:
+        machine.daemon_works(1, 3)
+        machine.begin_loop(far, 3, 0, 1)
+        machine.begin_loop(farther, 6, 0, 1)
+        machine.daemon_works(1, 3)
+        said = []
+        while farther.connection._poll.poll(0):
+            said.append(farther.connection._receive(wait=False))
+        failed = next(message for message in said if isinstance(message, messages.Failed))
+        assert failed.error == "BudgetError"
+        assert "at 3 places far apart, and the ring's 3 slots are enough for 2" in failed.text
+        farther.expected = None
+    finally:
+        machine.teardown()
