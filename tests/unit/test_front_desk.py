@@ -519,3 +519,20 @@ def test_loop_that_would_begin_too_far_from_the_others_for_the_ring_is_told_so_w
         farther.expected = None
     finally:
         machine.teardown()
+
+
+def test_ring_is_never_made_smaller_than_its_loops_need_where_they_are_in_it():
+    machine = Machine()
+    machine.begin(40, 20, 5.0)
+    one, other = machine.consumers
+    try:
+        assert machine.desk.promised_slots == 3  # they are level
+        machine.begin_loop(other, 0, 10, 1)
+        machine.daemon_works(1, 3)
+        assert len(machine.ring.slots) == 40  # where they are one window
+        assert machine.desk.promised_slots == 5
+        machine.begin_loop(one, 0, 8, 1)
+        machine.come_round()
+        assert machine.desk.promised_slots == 3
+    finally:
+        machine.teardown()
