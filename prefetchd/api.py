@@ -20,11 +20,11 @@ from prefetchd.config import (
     Target,
     check_options,
     make_config,
-    read_config_file,
     wire_options,
 )
 from prefetchd.errors import ConfigError
 from prefetchd.loader import Loader
+from prefetchd.names import choose_name
 from prefetchd.ranks import choose_rank
 from prefetchd.session import Endpoint
 
@@ -189,6 +189,8 @@ def batches(
     if "memory_budget" in options:
         options["memory_budget"] = str(options["memory_budget"])
     if config is not None:
+        from prefetchd.config_file import read_config_file  # loads a TOML parser, which few need
+
         from_file, tables = read_config_file(os.fspath(config))
         if tables:
             from_file.update(_table(os.fspath(config), tables, dataset))
@@ -217,7 +219,7 @@ def batches(
     _check_sharing(group, join, start_together, shard[1], reconnect=reconnect, alone=private and not shared)
     endpoint = Endpoint(
         config=make_config(**options) if private else None,
-        daemon=daemon or os.environ.get("PREFETCHD_NAME") or "default",
+        daemon=choose_name(daemon),
         dataset=dataset,
         expected={} if private else _expected(options),
         timeout_s=timeout,

@@ -6,18 +6,12 @@ says nothing for `ANSWER_S`, is an error in words.
 
 from __future__ import annotations
 
-import os
 import socket
 from typing import Any
 
 from prefetchd.errors import DaemonNotFound, PrefetchdError
 
 ANSWER_S = 10.0
-
-
-def choose_name(given: str | None) -> str:
-    """Return the daemon's name: the one given, or `PREFETCHD_NAME`, or `default`."""
-    return given or os.environ.get("PREFETCHD_NAME") or "default"
 
 
 def ask_daemon(name: str, question: Any) -> Any:

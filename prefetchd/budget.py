@@ -1,8 +1,8 @@
-"""The memory budget: what limits it, what it buys, and what is in use. Used by the daemon.
+"""The memory budget: what it buys, what is reserved of it, and what is in use. Used by the daemon.
 
 Footprint = sum over the daemon and its readers of (Pss_Anon + SwapPss) + the allocated blocks of every segment not yet
-freed. Growth is by reservation: a slot, a reader or a large decode is taken from the budget before it happens
-(`Budget.reserve`); measuring (`Footprint`) only verifies, and shows readers that have grown beyond their share.
+freed. Growth is by reservation: a slot, a reader or a large decode is counted (`Budget`) before it is taken; measuring
+(`Footprint`) only verifies, and shows readers that have grown beyond their share. What bounds it is `limits`' to say.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import psutil
 from prefetchd.config import Config
 from prefetchd.errors import BudgetError
 from prefetchd.limits import Limit
-from prefetchd.messages import Boot
+from prefetchd.reader_messages import Boot
 from prefetchd.units import format_bytes, format_count, parse_bytes
 
 MIB = 1 << 20
 # Measured with scripts/bench/footprint.py on Python 3.11, numpy 2.4, OpenCV 5.0, rounded up.
-DAEMON_BYTES = 48 * MIB  # the daemon, the zygote and Python's resource tracker
+DAEMON_BYTES = 48 * MIB  # the daemon and the zygote
 READER_BYTES = 12 * MIB  # a reader's own pages, before it decodes anything
 # Decoding up to this much working memory needs no leave; it is part of each reader's share.
 ALLOWANCE_BYTES = 12 * MIB

@@ -1,8 +1,8 @@
 """The consumer's side of a connection: attach, cursor, grant -> lease; what becomes of that is `leases`'.
 
-A daemon that is stopped or does not answer is named in the log, and given up when it has said nothing for minutes; one
-that is at work is asked at what. A forked child is told so when it asks for a batch. Nothing that the daemon says is
-believed: sizes are checked against the segments, and what makes no sense is a `PrefetchdError`.
+Messages go by the `Uplink`, which bears with a daemon that says nothing. What it does say is not believed: sizes are
+checked against the segments, and what makes no sense is a `PrefetchdError`. When it dies, that is `DaemonLost`; what
+is held stays readable. A forked child is told that it is one when it asks for a batch.
 
 One thread at a time waits for what the daemon says (`_turn`). Another may close the connection, which ends the wait.
 """
@@ -11,36 +11,30 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import logging
 import os
-import select
-import socket
 import threading
-import time
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from prefetchd import __version__, control, messages
 from prefetchd.class_names import read_classes
-from prefetchd.errors import DaemonLost, DaemonNotFound, PrefetchdError, RingExhausted, error_from_name
+from prefetchd.errors import DaemonLost, PrefetchdError, error_from_name
 from prefetchd.layout import BatchLayout, layout_from_wire
 from prefetchd.leases import Leases
 from prefetchd.liveness import describe_process
 from prefetchd.mailbox import Mailbox
 from prefetchd.returns import Returns
 from prefetchd.silence import LOOK_S, Silence
-from prefetchd.user_warnings import warn_user
+from prefetchd.stall import Stall
+from prefetchd.uplink import Uplink
 
 if TYPE_CHECKING:
     import mmap
+    import socket
 
     from prefetchd.batch import Batch
     from prefetchd.mailbox import Granted
     from prefetchd.shard import Shard
-
-log = logging.getLogger("prefetchd")
-
-_WARN_STALL_S = 1.0  # or half the hold time-out, if that is less
 
 
 class PassEnded(PrefetchdError):
@@ -48,24 +42,20 @@ class PassEnded(PrefetchdError):
 
 
 class Connection:
-    """One attached consumer. Owns its socket and leases; these live on until no view of them is left."""
+    """One attached consumer. Owns its uplink and leases; these live on until no view of them is left."""
 
     def __init__(self, sock: socket.socket, daemon_pid: int, *, writable: bool, hold_timeout_s: float) -> None:
-        self._sock = sock = control.OwnedSocket(fileno=sock.detach())
+        self._uplink = Uplink(sock, daemon_pid)
         self._pid = os.getpid()
         self._writable = writable
         self._hold_timeout_s = hold_timeout_s
-        self._poll = select.poll()
-        self._poll.register(sock, select.POLLIN)
-        self._buffer = bytearray(control.MAX_MESSAGE_BYTES)
         self._turn = threading.RLock()
-        self._heard = 0  # messages from the daemon
+        self._heard = 0  # as the uplink has: `next_batch` looks at it, and at nothing that is further away
         self._mailbox: Mailbox
         self._returns: Returns
         self._leases: Leases
         self._closing = False
         self._attached = False
-        self._daemon_pid = daemon_pid
         self.classes: tuple[str, ...] | None = None
         self.info: messages.Attached
         self.layout: BatchLayout
@@ -82,7 +72,7 @@ class Connection:
             DaemonLost: if the daemon ends, or does not answer in time.
         """
         try:
-            control.send(self._sock, messages.encode(hello))
+            self._uplink.send(hello)
             message = self._wait_for_answer(timeout_s)
         except control.ConnectionEnded:
             self._hear_last_words()
@@ -91,27 +81,28 @@ class Connection:
                 f"{__version__} (protocol {messages.PROTOCOL}); see its log"
             ) from None
         self.info = message
+        self._uplink.daemon_name = message.name
         try:
             self.layout = layout_from_wire(message.layout)
             if not message.batches_per_epoch or "on_error" not in message.config:
                 raise ValueError("it has no batches, or no configuration")
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise PrefetchdError(f"cannot attach: the daemon's layout makes no sense ({error})") from None
-        self._leases = Leases(self._sock.dup(), self.layout, self._mailbox, self._returns, writable=self._writable)
+        self._leases = Leases(self._uplink.dup(), self.layout, self._mailbox, self._returns, writable=self._writable)
         self._attached = True
 
     def _wait_for_answer(self, timeout_s: float | None) -> messages.Attached:
         """Wait for `Attached`: `timeout_s`, or as long as the daemon is not stopped for minutes; say what it is at."""
-        silence = Silence("", self._daemon_pid)
+        silence = self._uplink.silence()
         while True:
-            if self._poll.poll(silence.next_look_s(timeout_s) * 1000):
+            if self._uplink.wait(silence.next_look_s(timeout_s)):
                 message = self._receive(wait=True)
                 if isinstance(message, messages.Attached):
                     return message
             elif timeout_s is not None and silence.lasts_s >= timeout_s:
                 raise DaemonLost(
                     f"cannot attach: the daemon has not answered for {timeout_s:g} s: "
-                    f"{describe_process(self._daemon_pid)}"
+                    f"{describe_process(self._uplink.daemon_pid)}"
                 )
             else:
                 silence.look()
@@ -137,9 +128,8 @@ class Connection:
         """End the cursor; what was granted ahead goes back."""
         if os.getpid() != self._pid:
             return
-        # Nothing is left to close, or the next cursor closes it.
-        with contextlib.suppress(control.ConnectionEnded, OSError):
-            control.send(self._sock, messages.encode(messages.CloseCursor(serial, self._leases.taken)), wait=False)
+        with contextlib.suppress(control.ConnectionEnded, OSError):  # nothing is left to close
+            self._uplink.send_at_once(messages.CloseCursor(serial, self._leases.taken))  # or the next cursor closes it
 
     def next_batch(self, serial: int, copy_when_held: bool) -> Batch:
         """Return the cursor's next batch, waiting for it as long as the daemon works on it.
@@ -195,36 +185,16 @@ class Connection:
         """Whether the next batch was granted, or something lies in the socket: most likely word of it."""
         if self._closing or os.getpid() != self._pid:
             return False
-        return self._mailbox.has_next or bool(self._poll.poll(0))
+        return self._mailbox.has_next or self._uplink.wait(0)
 
     def _ask_for_grant(self, serial: int) -> Granted:
         """Ask for the next grant and wait until it is in the mailbox."""
-        self._send(messages.Want(serial, self._leases.taken))
-        warn_after_s = min(_WARN_STALL_S, self._hold_timeout_s / 2)
-        silence = Silence(self.info.name, self._daemon_pid, self._ask)
-        stalled: messages.Stalled | None = None
-        stalled_s = 0.0
-        warned = False
+        self._uplink.send(messages.Want(serial, self._leases.taken))
+        silence = self._uplink.silence(ask=True)
+        stall: Stall | None = None
         while True:
-            if stalled is None:
-                timeout_s = LOOK_S
-            else:
-                held_up_s = time.monotonic() - stalled_s
-                if held_up_s >= warn_after_s and not warned:
-                    warned = True
-                    warn_user(
-                        f"waiting for a slot: {stalled.holders}; drop batches that you are done with, or pass "
-                        f"on_hold='copy' (RingExhausted in {self._hold_timeout_s - held_up_s:.0f} s)"
-                    )
-                if held_up_s >= self._hold_timeout_s:
-                    raise RingExhausted(
-                        f"cannot get the next batch: {stalled.holders}, and none came back in "
-                        f"{self._hold_timeout_s:g} s; copy what you keep (x.copy()), pass on_hold='copy', or give the "
-                        "daemon a larger memory_budget"
-                    )
-                timeout_s = min(warn_after_s, self._hold_timeout_s - held_up_s)
-            if not self._poll.poll(timeout_s * 1000 + 1):
-                if stalled is None:
+            if not self._uplink.wait(LOOK_S if stall is None else stall.look()):
+                if stall is None:  # else it is known what it waits for
                     silence.look()
                 continue
             message = self._receive(wait=True)
@@ -237,8 +207,8 @@ class Connection:
                 case messages.Failed() if message.serial == serial:
                     raise error_from_name(message.error, message.text)
                 case messages.Stalled() if message.serial == serial:
-                    # Said again after a slot came back, to somebody: the time runs from then.
-                    stalled, stalled_s = message, time.monotonic()
+                    stall = stall or Stall(self._hold_timeout_s)
+                    stall.begin(message.holders)
                     gc.collect()  # a reference cycle may be all that holds a batch
                     self._flush()
                 case messages.StatusReport():
@@ -253,10 +223,10 @@ class Connection:
         self._check_process()
         with self._turn:
             self._say(messages.AskStatus(messages.PROTOCOL))
-            silence = Silence(self.info.name, self._daemon_pid)
+            silence = self._uplink.silence()
             while True:
                 try:
-                    if not self._poll.poll(LOOK_S * 1000):
+                    if not self._uplink.wait(LOOK_S):
                         silence.look()
                         continue
                     message = self._receive(wait=True)
@@ -279,7 +249,7 @@ class Connection:
         """Send the releases that the socket had no room for."""
         silence: Silence | None = None
         while not self._leases.send_unsent():
-            silence = self._wait_for_room(silence)
+            silence = self._uplink.wait_for_room(silence)
 
     # --- the end
 
@@ -291,8 +261,7 @@ class Connection:
         if os.getpid() != self._pid:
             return False
         self._closing = True
-        with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RD)
+        self._uplink.stop_hearing()
         return True
 
     def close(self, *, at_once: bool) -> None:
@@ -301,22 +270,24 @@ class Connection:
         if hasattr(self, "_leases"):
             self._leases.close(at_once=at_once)
         else:
-            with contextlib.suppress(OSError):
-                self._sock.shutdown(socket.SHUT_RDWR)
+            self._uplink.shut_down()
         for name in ("_mailbox", "_returns"):
             if hasattr(self, name):  # else it never attached
                 getattr(self, name).close()
-        self._sock.close()
+        self._uplink.close()
 
-    # --- the wire
+    # --- what the daemon says
 
-    def _receive(self, *, wait: bool) -> Any:
-        data, fds = control.receive(self._sock, wait=wait, buffer=self._buffer)
+    def _receive(self, *, wait: bool) -> messages.ToConsumer:
+        """Take in the daemon's next message, as far as it is about the connection, and return it.
+
+        Raises:
+            BlockingIOError: with `wait=False`, if there is none.
+            ConnectionEnded: at the end of the daemon.
+            PrefetchdError: if it makes no sense, or is the daemon's last word.
+        """
+        message, fds = self._uplink.receive(wait=wait)
         try:
-            try:
-                message = messages.decode_to_consumer(data)
-            except messages.DecodeError:
-                raise self._not_understood(data) from None
             match message:
                 case messages.Attached():
                     try:
@@ -338,51 +309,12 @@ class Connection:
         finally:
             if fds:
                 control.close_all(fds)
-        self._heard += 1  # last: a loop in another thread takes it that all of this was done
+        self._heard = self._uplink.heard  # last: a loop in another thread takes it that all of this was done
         return message
-
-    def _not_understood(self, data: bytes | memoryview) -> PrefetchdError:
-        """Return the error for a message that is none of this version's."""
-        ours = f"this prefetchd is {__version__} (protocol {messages.PROTOCOL})"
-        introduction = messages.read_introduction(data)
-        if not self._attached and introduction is not None and introduction.what == "Attached":
-            return DaemonNotFound(
-                f"cannot attach: {ours}, the daemon {introduction.version} speaks another protocol; "
-                "restart the daemon with this version"
-            )
-        return PrefetchdError(
-            f"cannot go on: the daemon sent what is no message of ours; {ours}: restart the daemon with it"
-        )
-
-    def _send(self, message: messages.Message) -> None:
-        """Send a message to a daemon that may be stopped, with its socket full: say so, and give it up in the end."""
-        data = messages.encode(message)
-        silence: Silence | None = None
-        while True:
-            try:
-                control.send(self._sock, data, wait=False)
-            except BlockingIOError:
-                silence = self._wait_for_room(silence)
-            else:
-                return
-
-    def _wait_for_room(self, silence: Silence | None) -> Silence:
-        """Wait until the socket takes something again; return the silence of the whole wait, for the next time."""
-        silence = silence or Silence(self.info.name, self._daemon_pid)
-        writable = select.poll()
-        writable.register(self._sock, select.POLLOUT)
-        if not writable.poll(LOOK_S * 1000):
-            silence.look()
-        return silence
-
-    def _ask(self) -> None:
-        """Ask the daemon what it is at, if its socket has room."""
-        with contextlib.suppress(BlockingIOError):
-            control.send(self._sock, messages.encode(messages.AskStatus(messages.PROTOCOL)), wait=False)
 
     def _say(self, message: messages.Message) -> None:
         try:
-            self._send(message)
+            self._uplink.send(message)
         except control.ConnectionEnded:
             self._raise_lost()
 

@@ -3,7 +3,7 @@
 `Config` holds the options that decide what is served and how; each field carries its own help text, from which the
 command line is made. Options that change the bytes of a batch are *content* options and enter `Config.content()`, from
 which the configuration's digest is made; the others (`num_workers`, `memory_budget`, ...) never change what a consumer
-sees. Pure, but for `read_config_file`.
+sees. Pure.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ import difflib
 import hashlib
 import json
 import os
-import tomllib
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from prefetchd import augment_spec
@@ -265,36 +263,6 @@ def wire_options(options: Mapping[str, Any]) -> dict[str, Any]:
     if "python_path" in wire:
         wire["python_path"] = [values.wire_path(folder) for folder in wire["python_path"]]
     return wire
-
-
-def read_config_file(path: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Return the options in the TOML file at `path`, and those of each data set that has a table there, by its name.
-
-    Keys are written `batch-size` or `batch_size`. A relative path (`source`, `root`, `labels`, `offsets`) starts from
-    the file's own folder.
-
-    Raises:
-        ConfigError: if the file cannot be read or is not TOML.
-    """
-    try:
-        with open(path, "rb") as file:
-            table = tomllib.load(file)
-    except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}; check --config") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error}; mend the TOML") from None
-    except RecursionError:
-        raise ConfigError(f"cannot read the configuration {path}: it is nested too deeply; mend the TOML") from None
-    tables = {key: _from_toml(path, value) for key, value in table.items() if isinstance(value, dict)}
-    return _from_toml(path, {key: value for key, value in table.items() if key not in tables}), tables
-
-
-def _from_toml(path: str, table: dict[str, Any]) -> dict[str, Any]:
-    options = {key.replace("-", "_"): value for key, value in table.items()}
-    for key in PATH_OPTIONS:
-        if isinstance(options.get(key), str):
-            options[key] = str(Path(path).parent / Path(options[key]).expanduser())
-    return options
 
 
 _CONVERTERS = {

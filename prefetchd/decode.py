@@ -1,10 +1,9 @@
 """From encoded bytes to pixels, with OpenCV.
 
-Owns the choice of the JPEG reduction, the estimate of what a decode takes, and the verdict on bytes that do
-not decode. `sources/image_files.py` calls it, in this order, so that each step is settled before it costs anything:
-`identify`, the limits and the budget from `decode_working_bytes`, then `decode_image`. One
-thread only: the caller sets `cv2.setNumThreads(0)`. When a decoder crashes the process, the pool's
-supervision sees it; nothing here outlives the process.
+Owns the choice of the JPEG reduction, the estimate of what a decode takes, and the verdict on bytes that do not decode.
+`sources/image_files` calls it, in this order, so that each step is settled before it costs anything: `identify`, the
+limits and the budget from `decode_working_bytes`, then `decode_image`. One thread only: the caller sets
+`cv2.setNumThreads(0)`. When a decoder crashes the process, the pool sees it; nothing here outlives the process.
 
 Pixels are those of `cv2.imread(path, IMREAD_COLOR)`: EXIF orientation applied, alpha dropped, 16 bits cut to
 8, grey and palettes made colour. What differs: an image that is cut short is an error here and never grey
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
 
     from prefetchd.config import Color, Resize
 
-REDUCTIONS = (1, 2, 4, 8)
-
 # Formats that OpenCV decodes in RGB order itself, from 4.11 on. Not AVIF: with alpha, OpenCV 5.0 leaves it in BGR.
 _RGB_FORMATS = frozenset(("jpeg", "png", "webp")) if hasattr(cv2, "IMREAD_COLOR_RGB") else frozenset()
 _REDUCED_BITS = {
@@ -48,11 +45,6 @@ _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _CONSTANT_BYTES = 1 << 20
 _AVIF_CONSTANT_BYTES = 8 << 20
 _SEARCH_BYTES = 1 << 16
-
-
-def decoder_version() -> str:
-    """What decodes, and in which version: part of the configuration's digest, since it decides the pixels."""
-    return f"opencv {cv2.__version__}"
 
 
 def silence_decoders() -> None:

@@ -2,8 +2,8 @@
 
 Owns the line between a fault of the *content*, which the policy `on_error` may pass over once a fresh reader
 has confirmed it, and one of the *environment*, which is tried again and raised under any policy: it never
-silently drops a sample. Raised by `decode.py` and the sources; caught by `reader.py`, which reports them as
-messages. Users never see these classes; they see `SampleError`.
+silently drops a sample. Raised wherever a sample is read, decoded or made; caught by the sources, which report them as
+`Fault` messages. Users never see these classes; they see `SampleError`.
 """
 
 from __future__ import annotations

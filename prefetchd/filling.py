@@ -6,8 +6,8 @@ A `Job` is done when no chunk is queued or out. What decides a batch's content i
 - a fault of the content that needs no fresh reader (a missing file) counts when it is seen twice;
 - one that does (a decoder's refusal) counts when it is seen again, alone, in a fresh reader;
 - what a user's function raises holds for that epoch alone: it draws other numbers in the next, and is asked again;
-- a sample that takes its reader down while it is alone there, twice, is bad, if the decoder did it (SIGSEGV and the
-  like, an exit of its own); SIGKILL is the environment's doing;
+- a sample that takes its reader down while it is alone there, twice, is bad, if the decoder did it both times (SIGSEGV
+  and the like, an exit of its own); SIGKILL is the environment's doing;
 - what the environment does is tried again `ENVIRONMENT_TRIES` times and then fails the batch under any policy.
 Pure: it knows neither processes nor sockets.
 """
@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from prefetchd.config import OnError
-from prefetchd.messages import Fault
+from prefetchd.reader_messages import Fault
 from prefetchd.sample_set import SampleSet
 from prefetchd.slots import Key, Slot
 
@@ -128,7 +128,7 @@ class Filler:
         self._bad_in_some_epoch: set[int] = set()  # by functions that draw other numbers in each; told of already
         self._seen: dict[int, int] = {}  # content faults of a sample not yet confirmed
         self._environment: dict[tuple[int, int, int], int] = {}
-        self._crashes: dict[int, int] = {}
+        self._crashes: dict[int, list[int]] = {}  # exit codes of the readers that ended with a sample alone
 
     def start(self, slot: Slot, key: Key, n_rows: int, chunk_rows: int, row_s: float = math.inf) -> Job:
         """Return a job with its rows, each of which takes about `row_s` seconds, cut into chunks."""
@@ -203,16 +203,17 @@ class Filler:
 
     def _crashed_alone(self, chunk: Chunk, sample_id: int, exit_code: int) -> None:
         job = chunk.job
-        crashes = self._crashes[sample_id] = self._crashes.get(sample_id, 0) + 1
-        decoder_did_it = exit_code >= 0 or -exit_code in _DECODER_SIGNALS
-        if decoder_did_it and crashes >= CRASH_TRIES:
+        crashes = self._crashes.setdefault(sample_id, [])
+        crashes.append(exit_code)
+        by_decoder = sum(code >= 0 or -code in _DECODER_SIGNALS for code in crashes)
+        if by_decoder >= CRASH_TRIES:
             del self._crashes[sample_id]
-            reason = f"it ends the reader that decodes it ({describe_exit(exit_code)}), {crashes} times alone"
+            reason = f"it ends the reader that decodes it ({describe_exit(exit_code)}), {by_decoder} times alone"
             self._bad(job, chunk.rows[0], BadSample(sample_id, self._where(sample_id), reason))
-        elif crashes >= ENVIRONMENT_TRIES:
+        elif len(crashes) >= ENVIRONMENT_TRIES:
             del self._crashes[sample_id]
             job.fail(
-                f"cannot read sample {sample_id} ({self._where(sample_id)}): its reader was ended {crashes} times "
+                f"cannot read sample {sample_id} ({self._where(sample_id)}): its reader was ended {len(crashes)} times "
                 f"({describe_exit(exit_code)}); see what kills it (the kernel's log, memory), then start again",
             )
         else:

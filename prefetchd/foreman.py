@@ -15,7 +15,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from prefetchd import messages
+from prefetchd import reader_messages
 from prefetchd.cursor import Cursor
 from prefetchd.datasets import Dataset
 from prefetchd.filling import BadSample, Chunk, Failure, Filler, Job
@@ -97,7 +97,7 @@ class Foreman:
             chunk = self.queue.popleft()
             if chunk.job.failure is not None:
                 continue
-            reader = self._pool.take_idle(chunk)
+            reader = self._pool.pick_reader(chunk)
             if reader is None:
                 waiting.append(chunk)
                 if chunk.fresh:
@@ -151,7 +151,7 @@ class Foreman:
         order = self._datasets[job.dataset].order
         return int(order.sample_ids(job.epoch, job.batch, row, 1)[0])
 
-    def done(self, reader: int, chunk: Chunk, done: messages.Done) -> None:
+    def done(self, reader: int, chunk: Chunk, done: reader_messages.Done) -> None:
         """A reader has finished `chunk`."""
         self._ring.drop_writer(chunk.job.slot, reader)
         number = chunk.job.dataset

@@ -1,8 +1,8 @@
 """What an encoded image says of itself in its first bytes: format, size, channels, orientation. Pure.
 
-Owns the parsing of headers, and nothing of the pixels. `reader.py` calls it before a decode, so that the
-pixel limit, the memory budget and the reduction are settled from numbers, and no memory is taken for an image
-that lies. Nothing here raises on garbage, and nothing is allocated in proportion to what a header claims.
+Owns the parsing of headers, and nothing of the pixels. `decode` calls it before any pixel is decoded, so that the pixel
+limit, the memory budget and the reduction are settled from numbers, and no memory is taken for an image that lies.
+Nothing here raises on garbage, and nothing is allocated in proportion to what a header claims.
 
 JPEG segments are walked, not searched: thumbnails contain start-of-frame markers of their own.
 """
@@ -12,6 +12,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from prefetchd.tiff_tags import exif_orientation, tiff_tags
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,10 +30,8 @@ _JPEG_SEQUENTIAL = frozenset((0xC0, 0xC1))  # and Huffman coded
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 _AVIF_CONTAINERS = frozenset((b"meta", b"iprp", b"ipco"))
-_MAX_TIFF_ENTRIES = 4096
 _MAX_BOXES = 4096
 
-_u16be = struct.Struct(">H").unpack_from
 _u32be = struct.Struct(">I").unpack_from
 _u32le = struct.Struct("<I").unpack_from
 
@@ -139,7 +139,7 @@ def _jpeg(data: memoryview) -> ImageHeader | None:
         if marker in _JPEG_FRAMES:
             frame, rows_at = (marker, *_jpeg_frame(data, body)), body + 1
         elif marker == 0xE1 and not orientation and bytes(data[body : body + 6]) == b"Exif\0\0":
-            orientation = _orientation(data[body + 6 : position + 2 + length])
+            orientation = exif_orientation(data[body + 6 : position + 2 + length])
         elif marker == 0xDA:
             if frame is None:
                 return None
@@ -182,47 +182,8 @@ def _jpeg_frame(data: memoryview, body: int) -> tuple[int, int, int, int, float,
     return bits, height, width, channels, samples, 8 * down_max
 
 
-def _tiff_tags(data: memoryview) -> dict[int, int]:
-    """The first value of each whole-number tag in the first directory of a TIFF (classic or Big)."""
-    order = {b"II": "<", b"MM": ">"}.get(bytes(data[:2]))
-    if order is None:
-        return {}
-    big = struct.unpack_from(order + "H", data, 2)[0] == 43
-    offset_code, n_offset, n_entry = ("Q", 8, 20) if big else ("I", 4, 12)
-    (directory,) = struct.unpack_from(order + offset_code, data, 8 if big else 4)
-    count_code, n_count = ("Q", 8) if big else ("H", 2)
-    if directory > len(data):
-        return {}
-    (count,) = struct.unpack_from(order + count_code, data, directory)
-    tags: dict[int, int] = {}
-    for number in range(min(count, _MAX_TIFF_ENTRIES)):
-        at = directory + n_count + number * n_entry
-        if at + n_entry > len(data):
-            break
-        tag, kind = struct.unpack_from(order + "HH", data, at)
-        code = {1: "B", 3: "H", 4: "I", 16: "Q"}.get(kind)
-        if code is None:
-            continue
-        (values,) = struct.unpack_from(order + offset_code, data, at + 4)
-        where = at + 4 + n_offset
-        if values * struct.calcsize(code) > n_offset:
-            (where,) = struct.unpack_from(order + offset_code, data, where)
-        if where + struct.calcsize(code) <= len(data):
-            (tags[tag],) = struct.unpack_from(order + code, data, where)
-    return tags
-
-
-def _orientation(exif: memoryview) -> int:
-    """The orientation in an EXIF block that starts at its TIFF header; 1 if it has none."""
-    try:
-        value = _tiff_tags(exif).get(0x112, 1)
-    except struct.error:
-        return 1
-    return value if 1 <= value <= 8 else 1
-
-
 def _tiff(data: memoryview) -> ImageHeader | None:
-    tags = _tiff_tags(data)
+    tags = tiff_tags(data)
     if 256 not in tags or 257 not in tags:
         return None
     orientation = tags.get(0x112, 1)
@@ -252,7 +213,7 @@ def _png(data: memoryview) -> ImageHeader | None:
         (length,) = _u32be(data, position)
         name = bytes(data[position + 4 : position + 8])
         if name == b"eXIf":
-            orientation = _orientation(data[position + 8 : position + 8 + length])
+            orientation = exif_orientation(data[position + 8 : position + 8 + length])
         elif name == b"acTL":
             animated = True
         elif name == b"IEND":
@@ -291,7 +252,7 @@ def _webp(data: memoryview) -> ImageHeader | None:
         (length,) = _u32le(data, position + 4)
         if name == b"EXIF":
             block = data[position + 8 : position + 8 + length]
-            orientation = _orientation(block[6:] if bytes(block[:6]) == b"Exif\0\0" else block)
+            orientation = exif_orientation(block[6:] if bytes(block[:6]) == b"Exif\0\0" else block)
         elif name in (b"VP8L", b"ANMF"):
             samples = 4.0
         position += 8 + length + (length & 1)

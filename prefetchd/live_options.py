@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from prefetchd.asking import ask_daemon, choose_name
+from prefetchd.asking import ask_daemon
 from prefetchd.errors import ConfigError
+from prefetchd.names import choose_name
 
 
 def set_options(

@@ -1,4 +1,4 @@
-"""Who is alive: the run lock of a named daemon, and processes by pidfd.
+"""Who is alive: the run lock of a named daemon, and what a process that does not answer is at.
 
 A daemon is alive if and only if its lock file is locked (`flock`), whatever files lie about: a lock that can be taken
 belonged to a dead one. The kernel drops the lock with the process, so no clean-up can be forgotten.
@@ -61,9 +61,7 @@ class RunLock:
             except FileNotFoundError:
                 pass
             os.close(fd)
-        with contextlib.suppress(
-            OSError
-        ):  # a full disk: then who has the lock is not told, and it is held all the same
+        with contextlib.suppress(OSError):  # a full disk: it is not told then who has the lock, which is held still
             os.ftruncate(fd, 0)
             os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         return cls(fd, paths)

@@ -201,10 +201,8 @@ class Loader:
                 f"cannot resume: the state is of epochs that begin at batch {position.rotation} (join='now'), which "
                 f"{self._shard.world_size} ranks cannot share; resume it with one loader, or begin anew"
             )
-        if position.batch and not self._shard.steps(position.batch):
-            position = dataclasses.replace(
-                position, epoch=position.epoch + 1, batch=0
-            )  # what is left gives no rank a step
+        if position.batch and not self._shard.steps(position.batch):  # what is left gives no rank a step
+            position = dataclasses.replace(position, epoch=position.epoch + 1, batch=0)
         self._end_current()
         self._position = position
         self._resumed = True

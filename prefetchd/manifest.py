@@ -23,15 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 from prefetchd.config import Config
 from prefetchd.errors import ManifestError
-from prefetchd.manifest_format import (
-    BadLine,
-    Dialect,
-    MalformedLine,
-    check_line,
-    is_sample,
-    parse_line,
-)
-from prefetchd.manifest_lines import LINES_PER_ENTRY, identity, memfd_bytes, read_exactly, sample_lines
+from prefetchd.file_state import identity, read_exactly
+from prefetchd.manifest_dialect import BadLine, Dialect, MalformedLine, is_sample
+from prefetchd.manifest_format import check_line, parse_line
+from prefetchd.manifest_lines import LINES_PER_ENTRY, sample_lines
+from prefetchd.memfds import memfd_bytes
 from prefetchd.sample import Label, Sample
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from prefetchd.manifest_dialect import Dialect, is_sample
 from prefetchd.manifest_fields import (
     DOUBT,
     FRACTION,
@@ -24,7 +25,6 @@ from prefetchd.manifest_fields import (
     read_backwards,
     word_table,
 )
-from prefetchd.manifest_format import Dialect, is_sample
 from prefetchd.manifest_labels import KnownLabels
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 
 from prefetchd.errors import ManifestError
-from prefetchd.manifest_format import IMAGE_SUFFIXES, MAX_LINE_BYTES, escape_path
+from prefetchd.manifest_dialect import IMAGE_SUFFIXES, MAX_LINE_BYTES
+from prefetchd.manifest_format import escape_path
 
 _WRITE_BYTES = 1 << 20
 

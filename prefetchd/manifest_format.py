@@ -1,107 +1,24 @@
-"""How a manifest line is written: the `Dialect` of a file, and the parsing of one line of it. Pure.
+"""One line of a manifest by its `Dialect`: its fields, its path and labels, and whether the labels can be served. Pure.
 
-Called by `manifest_sniff` (which finds the dialect out), `manifest_scan` (which checks every line once at
-open) and `manifest` (which parses the line of a sample on demand). Lines are bytes here, without their line
-break, so that file names that are not UTF-8 pass through unharmed.
-
-Four kinds of line:
-
-- `text`: `path label`, fields separated by white space, labels last; the path may hold spaces. A path (or a
-  label) in double quotes is taken as it stands; `""` is a quote inside.
-- `table`: a constant number of columns separated by a tab, comma or semicolon, quoted as in CSV.
-- `json`: an object, with the path and the labels under keys.
-- `tree`: what `manifest_folder` writes for a directory: `class number <tab> escaped path`.
+Called by `manifest_sniff` (which finds the dialect out), `manifest_scan` (which checks every line once at open) and
+`manifest` (which parses the line of a sample on demand). Lines are bytes here, without their line break, so that file
+names that are not UTF-8 pass through unharmed. JSON lines are `manifest_json_line`'s.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
 
-import msgspec
+from prefetchd.manifest_dialect import BadLine, Dialect, is_image, is_number, show
+from prefetchd.manifest_json_line import parse_json
 
-LabelKind = Literal["none", "number", "class", "path"]
-
-MAX_LINE_BYTES = 1 << 20
 FLOAT32_MAX = 3.4028234663852886e38
-IMAGE_SUFFIXES = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp", ".avif", ".tif", ".tiff",
-)  # fmt: skip
-_IMAGE_SUFFIXES = tuple(suffix.encode() for suffix in IMAGE_SUFFIXES)
-
-_NUMBER = re.compile(rb"[+-]?(?:(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?|nan|inf|infinity)", re.IGNORECASE)
 _INTEGER = re.compile(rb"[+-]?\d+")
 _TOKEN = re.compile(rb'"([^"]*(?:""[^"]*)*)"(?=\s|$)|(\S+)')
 _TREE_ESCAPE = {b"\\": b"\\\\", b"\n": b"\\n", b"\r": b"\\r"}
 _UNCLOSED = 'a quote is not closed (or holds a quote that is not doubled, "")'
-
-
-class BadLine(Exception):
-    """What is wrong with a line (`what`), and what to do about it (`remedy`)."""
-
-    def __init__(self, what: str, remedy: str = "mend the line, or put # before it to leave it out") -> None:
-        super().__init__(what)
-        self.what = what
-        self.remedy = remedy
-
-
-class MalformedLine(NamedTuple):
-    """A line that is no sample: its number from 1, and what is wrong with it."""
-
-    number: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Dialect:
-    """How the lines of one manifest are read; plain values, so that it can be sent to readers.
-
-    Attributes:
-        kind: `text`, `table`, `json` or `tree`.
-        label_kind: no labels, numbers, one string that names a class, or one path of a mask.
-        label_count: how many label fields a line has.
-        exact: a text line must end in exactly `label_count` numbers (it was found out, not given).
-        separator: between the columns of a table.
-        columns: how many columns every line of a table has.
-        x: the table's column with the path.
-        y: the table's label columns.
-        keys: of a `json` object: the path's, then the labels'; dots lead into nested objects.
-    """
-
-    kind: Literal["text", "table", "json", "tree"]
-    label_kind: LabelKind
-    label_count: int
-    exact: bool = False
-    separator: str = ""
-    columns: int = 0
-    x: int = 0
-    y: tuple[int, ...] = ()
-    keys: tuple[str, ...] = ()
-
-
-def is_number(field: bytes) -> bool:
-    """Whether `field` is written like a number; `nan` and `inf` are, and are refused as labels later."""
-    return _NUMBER.fullmatch(field) is not None
-
-
-def is_image(field: bytes) -> bool:
-    """Whether `field` ends with the suffix of an image file, in any case."""
-    return field.lower().endswith(_IMAGE_SUFFIXES)
-
-
-def is_sample(line: bytes) -> bool:
-    """Whether `line` is neither blank nor a comment."""
-    bare = line.strip()
-    return bool(bare) and not bare.startswith(b"#")
-
-
-def show(field: bytes, longest: int = 100) -> str:
-    """Return `field` quoted, on one line, printable whatever its bytes are, and shortened."""
-    text = field.decode("utf-8", "surrogateescape")
-    return repr(text if len(text) <= longest else text[: longest - 3] + "...")
 
 
 def tokens(line: bytes) -> list[tuple[bytes, bool, int, int]]:
@@ -164,7 +81,7 @@ def parse_line(dialect: Dialect, line: bytes) -> tuple[bytes, list[bytes]]:
         return unescape_path(path), [label] if dialect.label_count else []
     bare = line.strip()
     if dialect.kind == "json":
-        return _parse_json(dialect, bare)
+        return parse_json(dialect, bare)
     if b"\r" in bare:
         raise BadLine("there is a carriage return in it", "end lines with LF or CR LF")
     if dialect.kind == "table":
@@ -184,74 +101,6 @@ def parse_line(dialect: Dialect, line: bytes) -> tuple[bytes, list[bytes]]:
     if dialect.label_kind == "path" and not is_image(labels[0]):
         raise BadLine(f"there is no mask: {show(labels[0], 60)} is not named as an image")
     return path, labels
-
-
-def json_object(line: bytes) -> dict[str, Any]:
-    """Return the JSON object that `line` is; of a key that is there twice, the last.
-
-    Raises:
-        BadLine: if it is none.
-    """
-    try:
-        found = msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadLine(f"it is not JSON ({error})") from None
-    except RecursionError:
-        raise BadLine("it is nested too deeply") from None
-    if not isinstance(found, dict):
-        raise BadLine("it is JSON but no object")
-    return found
-
-
-def json_value(found: dict[str, Any], key: str) -> Any:
-    """Return what is under `key`, whole or as a way by dots through nested objects.
-
-    Raises:
-        BadLine: if nothing is.
-    """
-    if key in found:
-        return found[key]
-    value: Any = found
-    for part in key.split("."):
-        if not isinstance(value, dict) or part not in value:
-            raise BadLine(f"there is no key {key!r}")
-        value = value[part]
-    return value
-
-
-def _parse_json(dialect: Dialect, line: bytes) -> tuple[bytes, list[bytes]]:
-    found = json_object(line)
-    path = json_value(found, dialect.keys[0])
-    if not isinstance(path, str) or not path:
-        raise BadLine(f"the path under {dialect.keys[0]!r} is {json_kind(path)}")
-    labels: list[bytes] = []
-    for key in dialect.keys[1:]:
-        value = json_value(found, key)
-        if value == []:
-            raise BadLine(f"the label under {key!r} is empty", "give label_columns=0 if there are no labels")
-        if dialect.label_kind in ("class", "path"):
-            if not isinstance(value, str) or not value:
-                wanted = "a name, as the others are" if dialect.label_kind == "class" else "the path of a mask"
-                raise BadLine(f"the label under {key!r} is {json_kind(value)}, and not {wanted}")
-            if dialect.label_kind == "path" and not is_image(value.encode()):
-                raise BadLine(f"there is no mask: {show(value.encode(), 60)} is not named as an image")
-            return path.encode(), [value.encode()]
-        for number in value if isinstance(value, list) else [value]:
-            if not isinstance(number, int | float):
-                raise BadLine(f"the label under {key!r} is {json_kind(number)}, and not a number, as the others are")
-            labels.append(repr(number).encode() if isinstance(number, float) else b"%d" % number)
-    if len(labels) != dialect.label_count:
-        raise BadLine(f"it has {len(labels)} label numbers where the others have {dialect.label_count}")
-    return path.encode(), labels
-
-
-def json_kind(value: Any) -> str:
-    """Say what a JSON value is, for errors."""
-    if value is None or value in ("", [], {}):
-        return "null" if value is None else "empty"
-    kinds = {bool: "a truth value", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
-    kind, text = kinds.get(type(value), f"of the type {type(value).__name__}"), repr(value)
-    return f"{kind} ({text if len(text) <= 60 else text[:57] + '...'})"
 
 
 def _parse_text(dialect: Dialect, bare: bytes) -> tuple[bytes, list[bytes]]:

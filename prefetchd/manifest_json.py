@@ -10,7 +10,8 @@ from typing import Any
 
 from prefetchd.config import Config
 from prefetchd.errors import ManifestError
-from prefetchd.manifest_format import BadLine, Dialect, LabelKind, is_image, json_object, json_value, show
+from prefetchd.manifest_dialect import BadLine, Dialect, LabelKind, is_image, show
+from prefetchd.manifest_json_line import json_object, json_value
 
 JSON_SUFFIXES = (".jsonl", ".ndjson")
 PATH_KEYS = (

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prefetchd.manifest_format import is_image
+from prefetchd.manifest_dialect import is_image
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -17,11 +17,13 @@ from typing import Any
 
 from prefetchd.config import Config
 from prefetchd.errors import ManifestError
+from prefetchd.file_state import identity, read_exactly
+from prefetchd.manifest_dialect import IMAGE_SUFFIXES, Dialect, MalformedLine
 from prefetchd.manifest_folder import list_folder
-from prefetchd.manifest_format import IMAGE_SUFFIXES, Dialect, MalformedLine
-from prefetchd.manifest_lines import identity, memfd, read_exactly, sample_lines, seal
+from prefetchd.manifest_lines import sample_lines
 from prefetchd.manifest_scan import Scan
 from prefetchd.manifest_sniff import SNIFFED_LINES, Line, sniff
+from prefetchd.memfds import memfd, seal
 
 _CLOCK_STEP_NS = 20_000_000
 _OTHER_SUFFIXES = {

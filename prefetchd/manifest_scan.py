@@ -20,8 +20,10 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from prefetchd.errors import ManifestError
-from prefetchd.manifest_format import MAX_LINE_BYTES, BadLine, Dialect, MalformedLine, check_line, show
-from prefetchd.manifest_lines import LINES_PER_ENTRY, looks_binary, read_exactly, refuse_long_line
+from prefetchd.file_state import read_exactly
+from prefetchd.manifest_dialect import MAX_LINE_BYTES, BadLine, Dialect, MalformedLine, show
+from prefetchd.manifest_format import check_line
+from prefetchd.manifest_lines import LINES_PER_ENTRY, looks_binary, refuse_long_line
 
 if TYPE_CHECKING:
     from prefetchd.manifest_block import Checked

@@ -18,17 +18,8 @@ from typing import NamedTuple
 
 from prefetchd.config import Config
 from prefetchd.errors import ManifestError
-from prefetchd.manifest_format import (
-    BadLine,
-    Dialect,
-    LabelKind,
-    is_image,
-    is_number,
-    show,
-    split_columns,
-    tokens,
-    trailing_numbers,
-)
+from prefetchd.manifest_dialect import BadLine, Dialect, LabelKind, is_image, is_number, show
+from prefetchd.manifest_format import split_columns, tokens, trailing_numbers
 from prefetchd.manifest_json import JSON_SUFFIXES, sniff_json
 
 SNIFFED_LINES = 256

@@ -1,4 +1,4 @@
-"""Names in the file system: the run directory, socket and lock of a daemon. Built and parsed here only.
+"""Names: what a daemon is called, and its run directory, socket and lock in the file system. Chosen here only.
 
 The run directory is `$XDG_RUNTIME_DIR/prefetchd`, or `prefetchd-UID` in the temporary folder, mode 0700 and owned by
 the user; anything else there is refused, so that nobody can lay a socket in our way.
@@ -40,6 +40,11 @@ class DaemonPaths:
     def all_names(self) -> list[DaemonPaths]:
         """The paths of every daemon that has, or has left, a lock in the same run directory."""
         return [DaemonPaths(lock.stem, lock.with_suffix(".sock"), lock) for lock in self.lock.parent.glob("*.lock")]
+
+
+def choose_name(given: str | None = None) -> str:
+    """Return the daemon's name: the one given, or `PREFETCHD_NAME`, or `default`."""
+    return given or os.environ.get("PREFETCHD_NAME") or "default"
 
 
 def daemon_paths(name: str, *, create: bool = False) -> DaemonPaths:

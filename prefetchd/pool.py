@@ -2,9 +2,10 @@
 
     start -> BOOTING -> READY <-> at work (some chunks in hand) -> gone (crash, hang, recycled) -> start
 
-Owned by the daemon's loop, which calls `on_readable` for the sockets that `watch` names and `tick` now and then. Every
-reader has a socket of its own; nothing is shared between readers, so a killed one blocks nobody. A reader that ends
-unasked, also with status 0, has crashed: its chunks go back to the filler and another reader takes its place.
+Owned by the daemon's loop, which calls back for the sockets that are watched, and `tick` now and then. Every reader has
+a socket of its own (`reader_handle`); nothing is shared between readers, so a killed one blocks nobody. A reader that
+ends unasked, also with status 0, has crashed: its chunks go back to the filler and another reader takes its place. With
+a zygote (`zygote_handle`) its readers die; others are started from another.
 """
 
 from __future__ import annotations
@@ -12,24 +13,18 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from prefetchd import control, messages
+from prefetchd import control, reader_messages
 from prefetchd.errors import PrefetchdError, error_from_name
 from prefetchd.filling import Chunk, describe_exit
-from prefetchd.liveness import process_state
-from prefetchd.messages import Done, Message
 from prefetchd.reader_handle import ReaderHandle
+from prefetchd.reader_messages import Done, Message
 from prefetchd.slots import Slot
-from prefetchd.zygote import ENVIRONMENT
+from prefetchd.zygote_handle import ZygoteHandle
 
 MAX_BOOT_FAILURES = 3
-_ZYGOTE_END_S = 3.0
-_FORK_S = 60.0  # the zygote forks in milliseconds, once it has loaded its libraries
 
 log = logging.getLogger("prefetchd")
 
@@ -83,34 +78,15 @@ class Pool:
         self._briefing: list[tuple[Message, list[int]]] = []
         self._boot_failures = 0
         self._stopping = False
-        self._zygote_stopped = False
         self._buffer = bytearray(control.MAX_MESSAGE_BYTES)
-        self._zygote_sock: socket.socket
-        self.zygote: subprocess.Popen[bytes]
+        self._zygote: ZygoteHandle
         self._start_zygote()
 
     # --- starting
 
     def _start_zygote(self) -> None:
-        self._zygote_sock, theirs = control.socket_pair()
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "prefetchd.zygote",
-            str(theirs.fileno()),
-            str(os.getpid()),
-            *self._files_to_remove,
-        ]
-        self.zygote = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
-            env={**os.environ, **ENVIRONMENT},
-            start_new_session=True,  # Ctrl-C in the terminal is the daemon's to hear
-        )
-        theirs.close()
-        self._watch(self._zygote_sock.fileno(), self._on_zygote)
+        self._zygote = ZygoteHandle(self._files_to_remove)
+        self._watch(self._zygote.fileno(), self._on_zygote)
         for _ in range(self.n_readers):
             self._spawn()
 
@@ -120,10 +96,7 @@ class Pool:
         self._next_reader += 1
         self.readers[reader.number] = reader
         self._watch(ours.fileno(), lambda: self._on_reader(reader))
-        try:
-            control.send(self._zygote_sock, messages.encode(messages.Spawn(reader.number)), [theirs.fileno()])
-        except control.ConnectionEnded:
-            pass  # the loop is about to hear of it and starts another zygote
+        self._zygote.spawn(reader.number, theirs.fileno())
         theirs.close()
         self._brief(reader)
 
@@ -153,18 +126,20 @@ class Pool:
 
     # --- work
 
-    def take_idle(self, chunk: Chunk | None = None) -> ReaderHandle | None:
-        """Return the least busy reader that can take `chunk` (any chunk by default), or `None`."""
-        fresh_only = chunk is not None and chunk.fresh
+    def pick_reader(self, chunk: Chunk) -> ReaderHandle | None:
+        """Return the least busy reader that can take `chunk`, or `None`.
+
+        Where the chunk needs a fresh reader and none is coming, one that has worked makes way for it.
+        """
         able = [
             reader
             for reader in self.readers.values()
-            if reader.ready and reader.usable and reader.has_room and (reader.fresh or not fresh_only)
+            if reader.ready and reader.usable and reader.has_room and (reader.fresh or not chunk.fresh)
         ]
         if able:
             return min(able, key=lambda reader: len(reader.chunks))
         here = [reader for reader in self.readers.values() if not reader.stuck]
-        if fresh_only and here and not any(reader.retiring or not reader.ready for reader in here):
+        if chunk.fresh and here and not any(reader.retiring or not reader.ready for reader in here):
             min(here, key=lambda reader: len(reader.chunks)).retire()
         return None
 
@@ -174,7 +149,7 @@ class Pool:
         return any(reader.ready and reader.usable and reader.wants_more for reader in self.readers.values())
 
     def give(self, reader: ReaderHandle, chunk: Chunk) -> None:
-        """Give a chunk to a reader that `take_idle` returned; it may go out with the next `flush` only."""
+        """Give a chunk to a reader that `pick_reader` returned; it may go out with the next `flush` only."""
         reader.assign(self._next_task, chunk, self._clock())
         self._next_task += 1
 
@@ -200,12 +175,12 @@ class Pool:
         """Let a waiting reader go on with `n_bytes` of working memory."""
         reader.needs_bytes, reader.has_bytes = 0, n_bytes
         reader.since = self._clock()
-        reader.send(messages.MemoryGranted())
+        reader.send(reader_messages.MemoryGranted())
 
     def deny_memory(self, reader: ReaderHandle, reason: str) -> None:
         """Tell a waiting reader that it can never have what it needs."""
         reader.needs_bytes = 0
-        reader.send(messages.MemoryDenied(reason))
+        reader.send(reader_messages.MemoryDenied(reason))
 
     # --- what readers say
 
@@ -221,12 +196,12 @@ class Pool:
             control.close_all(fds)
             reader.progressed(self._clock())
             try:
-                message = messages.decode_from_reader(data)
-            except messages.DecodeError:
+                message = reader_messages.decode_from_reader(data)
+            except reader_messages.DecodeError:
                 reader.kill("it sent no message of ours")
                 return
             match message:
-                case messages.AllDone():
+                case reader_messages.AllDone():
                     if not all(done.task in reader.chunks for done in message.done):
                         reader.kill("it answered what it was not given")
                         return
@@ -234,34 +209,28 @@ class Pool:
                         reader.read_s = done.read_s
                         reader.busy_s += done.took_s
                         self._events.done(reader.number, reader.finished(done.task), done)
-                case messages.NeedMemory() as need:
+                case reader_messages.NeedMemory() as need:
                     # A second wish of the same decode replaces the first, so that two readers cannot wait in a ring.
                     reader.needs_bytes, reader.has_bytes = need.n_bytes, 0
                     self._events.memory()
-                case messages.Outgrown(n_bytes=n_bytes):
+                case reader_messages.Outgrown(n_bytes=n_bytes):
                     self._events.outgrown(reader, n_bytes)
-                case messages.ReaderReady():
+                case reader_messages.ReaderReady():
                     reader.ready = True
                     self._boot_failures = 0
-                case messages.BootFailed() as failed:
+                case reader_messages.BootFailed() as failed:
                     raise error_from_name(failed.error, failed.text)
 
     def _on_zygote(self) -> None:
         try:
-            data, fds = control.receive(self._zygote_sock, wait=False)
-        except BlockingIOError:
-            return
+            said = self._zygote.receive()
         except control.ConnectionEnded:
             self._zygote_died()
             return
-        match messages.decode_from_zygote(data):
-            case messages.Spawned() as spawned:
-                reader = self.readers[spawned.reader]
-                reader.pid, reader.pidfd = spawned.pid, fds[0]
-                if reader.killed_s:
-                    reader.killed_s = 0.0
-                    reader.kill()
-            case messages.Exited() as exited:
+        match said:
+            case reader_messages.Spawned() as spawned, fds:
+                self.readers[spawned.reader].born(spawned.pid, fds[0])
+            case reader_messages.Exited() as exited, _:
                 self._exited(self.readers[exited.reader], exited.exit_code)
 
     def _exited(self, reader: ReaderHandle, exit_code: int) -> None:
@@ -300,9 +269,9 @@ class Pool:
         reader.close()
 
     def _zygote_died(self) -> None:
-        self._unwatch(self._zygote_sock.fileno())
-        self._zygote_sock.close()
-        status = self._wait_for_zygote()
+        self._unwatch(self._zygote.fileno())
+        self._zygote.hang_up()
+        status = self._zygote.wait()
         if self._stopping:
             return
         log.warning("the zygote ended by itself (%s); starting another with new readers", describe_exit(status))
@@ -347,7 +316,9 @@ class Pool:
         Raises:
             PrefetchdError: if no reader is left that could work.
         """
-        self._check_zygote()
+        unborn = [reader for reader in self.readers.values() if not reader.pid]
+        waited_s = max((self._clock() - reader.since for reader in unborn), default=0.0)
+        self._zygote.check(waited_s, self._hang_s)
         for reader in list(self.readers.values()):
             was_stuck = reader.stuck
             reader.check_progress(self._clock(), self._hang_s)
@@ -362,43 +333,20 @@ class Pool:
                 "system that the samples are on, then start again"
             )
 
-    def _check_zygote(self) -> None:
-        """Kill a zygote that is stopped, or does not fork: its end is then observed, and another is started."""
-        stopped = process_state(self.zygote.pid) in ("T", "t")
-        unborn = [reader for reader in self.readers.values() if not reader.pid]
-        waited_s = max((self._clock() - reader.since for reader in unborn), default=0.0)
-        if stopped and self._zygote_stopped:  # for two looks: one that is continued at once is left alone
-            log.warning("killing the zygote (pid %d): it is stopped", self.zygote.pid)
-            self.zygote.kill()
-        elif waited_s > max(_FORK_S, self._hang_s):
-            log.warning("killing the zygote (pid %d): it has forked no reader for %.0f s", self.zygote.pid, waited_s)
-            self.zygote.kill()
-        self._zygote_stopped = stopped
-
     # --- the end
-
-    def _wait_for_zygote(self) -> int:
-        """Wait for the zygote, whose socket has ended, and kill it if it takes long; return its exit code."""
-        for patience_s in (_ZYGOTE_END_S, _ZYGOTE_END_S):
-            try:
-                return self.zygote.wait(patience_s)
-            except subprocess.TimeoutExpired:
-                self.zygote.kill()
-        log.error("the zygote (pid %d) was killed and does not end; leaving it behind", self.zygote.pid)
-        return -signal.SIGKILL
 
     @property
     def pids(self) -> list[int]:
         """The zygote and all readers."""
-        return [self.zygote.pid, *(reader.pid for reader in self.readers.values() if reader.pid)]
+        return [self._zygote.pid, *(reader.pid for reader in self.readers.values() if reader.pid)]
 
     def stop(self) -> None:
         """End all readers and the zygote; waits until they are gone."""
         self._stopping = True
-        if self._zygote_sock.fileno() >= 0:
-            self._unwatch(self._zygote_sock.fileno())
-            self._zygote_sock.close()  # the zygote kills its children and exits
+        if self._zygote.fileno() >= 0:
+            self._unwatch(self._zygote.fileno())
+            self._zygote.hang_up()
         for reader in list(self.readers.values()):
             reader.kill()
             self._close(reader)
-        self._wait_for_zygote()
+        self._zygote.wait()

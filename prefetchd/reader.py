@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from prefetchd import control, messages
+from prefetchd import control, reader_messages
 from prefetchd.config import make_config
 from prefetchd.decode import detach_native_stderr
 from prefetchd.errors import PrefetchdError
@@ -57,7 +57,7 @@ class _Dataset:
     is_watched: bool
 
 
-def _open_dataset(message: messages.OpenDataset, fds: list[int]) -> _Dataset:
+def _open_dataset(message: reader_messages.OpenDataset, fds: list[int]) -> _Dataset:
     config = make_config(**message.config)
     source = attach_source(config, message.source, fds)
     order = Order(source.n_samples, config.batch_size, config.drop_last, config.shuffle, config.seed)
@@ -70,11 +70,11 @@ class Reader:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._early: deque[tuple[messages.Message, list[int]]] = deque()  # arrived before its turn
+        self._early: deque[tuple[reader_messages.Message, list[int]]] = deque()  # arrived before its turn
         self._slots: dict[int, tuple[mmap.mmap, np.ndarray[tuple[int], np.dtype[np.uint8]]]] = {}
         self._views: dict[tuple[int, int], tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]] = {}
         self._datasets: dict[int, _Dataset] = {}
-        self._unexpected: deque[messages.Fill] = deque()  # those to come whose source was not told to expect them
+        self._unexpected: deque[reader_messages.Fill] = deque()  # to come, and the source not told yet
         self._allowance_bytes = 0
         self._memory: ReaderMemory
         self._has_filled = False
@@ -87,34 +87,34 @@ class Reader:
         while True:
             message, fds = self._early.popleft() if self._early else self._receive()
             match message:
-                case messages.Fills():
+                case reader_messages.Fills():
                     self._fill_all(message.fills)
-                case messages.FillOne():
+                case reader_messages.FillOne():
                     ids = np.array([message.sample_id])
                     self._answer([self._fill(message, ids, range(message.row, message.row + 1))])
-                case messages.MapSlot():
+                case reader_messages.MapSlot():
                     memory = map_writable(fds[0], message.slot_bytes)
                     keep_from_children(memory)  # a child of a user's function writes nowhere
                     control.close_all(fds)
                     self._slots[message.slot] = memory, np.frombuffer(memory, np.uint8)
-                case messages.UnmapSlots():
+                case reader_messages.UnmapSlots():
                     for slot in message.slots:
                         del self._slots[slot]
                     self._views = {key: views for key, views in self._views.items() if key[1] in self._slots}
-                case messages.Compact():
+                case reader_messages.Compact():
                     self._compact(message)
-                case messages.Retire():
+                case reader_messages.Retire():
                     return
-                case messages.OpenDataset():
+                case reader_messages.OpenDataset():
                     self._datasets[message.dataset] = _open_dataset(message, fds)
-                case messages.Boot():
+                case reader_messages.Boot():
                     self._allowance_bytes = message.allowance_bytes
                     self._memory = ReaderMemory(message.share_bytes, message.slack_bytes)
-                    self._send(messages.ReaderReady())
+                    self._send(reader_messages.ReaderReady())
 
-    def _fill_all(self, fills: list[messages.Fill]) -> None:
+    def _fill_all(self, fills: list[reader_messages.Fill]) -> None:
         """Do the fills in turn; the answers to those that take next to no time go together."""
-        done: list[messages.Done] = []
+        done: list[reader_messages.Done] = []
         answered_s = time.perf_counter()
         for fill in fills:
             dataset = self._datasets[fill.dataset]
@@ -127,14 +127,16 @@ class Reader:
                 done, answered_s = [], time.perf_counter()
         self._answer(done)
 
-    def _fill(self, task: messages.Fill | messages.FillOne, ids: NDArray[np.int64], rows: range) -> messages.Done:
+    def _fill(
+        self, task: reader_messages.Fill | reader_messages.FillOne, ids: NDArray[np.int64], rows: range
+    ) -> reader_messages.Done:
         x, y, all_ids = self._views_of(task.dataset, task.slot)
         all_ids[rows.start : rows.stop] = ids
         dataset = self._datasets[task.dataset]
         source = dataset.source
         started_s, waited_s = time.perf_counter(), source.waited_s
         step = self._rows_at_once(dataset, len(rows))
-        faults: list[messages.Fault] = []
+        faults: list[reader_messages.Fault] = []
         rows_left = 0
         for first in range(0, len(rows), step):
             if (dataset.is_watched or started_s > self._look_again_s) and self._is_full():
@@ -156,7 +158,7 @@ class Reader:
             elif source.read_s and first % _ROWS_A_LOOK == 0:
                 self._look_ahead()
         took_s = time.perf_counter() - started_s
-        return messages.Done(task.task, faults, took_s, source.read_s, rows_left, source.waited_s - waited_s)
+        return reader_messages.Done(task.task, faults, took_s, source.read_s, rows_left, source.waited_s - waited_s)
 
     def _rows_at_once(self, dataset: _Dataset, n_rows: int) -> int:
         """Return how many rows of a task to fill before it is seen how things are.
@@ -176,17 +178,17 @@ class Reader:
             return False
         if not self._has_told_growth:
             self._has_told_growth = True
-            self._send(messages.Outgrown(self._memory.bytes_now))
+            self._send(reader_messages.Outgrown(self._memory.bytes_now))
         return True
 
-    def _out_of_memory(self, rows: range, ids: list[int], error: MemoryError) -> list[messages.Fault]:
+    def _out_of_memory(self, rows: range, ids: list[int], error: MemoryError) -> list[reader_messages.Fault]:
         """Return the fault of every row: where there is too little, a fresh reader has more."""
         if len(rows) > _MAX_FAULTS:
             raise error
         share = format_bytes(self._memory.share_bytes)
         reason = str(error) or f"it takes more memory than a reader may have ({share})"
         fresh = not isinstance(error, OutOfBudget)
-        return [messages.Fault(row, i, "", reason, False, fresh) for row, i in zip(rows, ids, strict=True)]
+        return [reader_messages.Fault(row, i, "", reason, False, fresh) for row, i in zip(rows, ids, strict=True)]
 
     def _views_of(self, dataset: int, slot: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
         """Return x, y and the sample ids of a slot, as a data set lays them out, at full length."""
@@ -197,19 +199,19 @@ class Reader:
             views = self._views[dataset, slot] = x, y, layout.sample_ids(root, layout.batch_size)
         return views
 
-    def _compact(self, message: messages.Compact) -> None:
+    def _compact(self, message: reader_messages.Compact) -> None:
         kept = [row for row in range(message.n_rows) if not message.skipped[row // 8] >> row % 8 & 1]
         for part in self._views_of(message.dataset, message.slot):
             for to, row in enumerate(kept):
                 if to != row:
                     part[to] = part[row]
-        self._answer([messages.Done(message.task, [], 0.0)])
+        self._answer([reader_messages.Done(message.task, [], 0.0)])
 
-    def _answer(self, done: list[messages.Done]) -> None:
+    def _answer(self, done: list[reader_messages.Done]) -> None:
         for dataset in self._datasets.values():
             dataset.source.confirm()
         if done:
-            self._send(messages.AllDone(done))
+            self._send(reader_messages.AllDone(done))
 
     def _reserve(self, n_bytes: int) -> None:
         """Ask the daemon for working memory above the allowance and wait for it; 0 gives it back."""
@@ -217,32 +219,32 @@ class Reader:
             if self._has_reserved:
                 self._has_reserved = False
                 self._memory.lend(0)
-                self._send(messages.NeedMemory(0))
+                self._send(reader_messages.NeedMemory(0))
             return
         if n_bytes <= self._allowance_bytes:
             return
-        self._send(messages.NeedMemory(n_bytes))
+        self._send(reader_messages.NeedMemory(n_bytes))
         while True:
             message, fds = self._receive()
             match message:
-                case messages.MemoryGranted():
+                case reader_messages.MemoryGranted():
                     self._has_reserved = True
                     self._memory.lend(n_bytes)
                     return
-                case messages.MemoryDenied(reason=reason):
+                case reader_messages.MemoryDenied(reason=reason):
                     raise OutOfBudget(reason)
                 case _:
                     self._early.append((message, fds))
 
-    def _receive(self, *, wait: bool = True) -> tuple[messages.Message, list[int]]:
+    def _receive(self, *, wait: bool = True) -> tuple[reader_messages.Message, list[int]]:
         """Return the next message and its descriptors; what its fills will read is expected from now on.
 
         Raises:
             BlockingIOError: with `wait=False`, if there is none.
         """
         data, fds = control.receive(self._sock, wait=wait)
-        message = messages.decode_to_reader(data)
-        if isinstance(message, messages.Fills):
+        message = reader_messages.decode_to_reader(data)
+        if isinstance(message, reader_messages.Fills):
             for fill in message.fills:
                 dataset = self._datasets.get(fill.dataset)
                 if dataset is not None and dataset.source.read_s:
@@ -251,7 +253,7 @@ class Reader:
                     self._unexpected.append(fill)
         return message, fds
 
-    def _expect(self, fill: messages.Fill, dataset: _Dataset) -> None:
+    def _expect(self, fill: reader_messages.Fill, dataset: _Dataset) -> None:
         ids = dataset.order.sample_ids(fill.epoch, fill.batch, fill.first_row, fill.n_rows)
         dataset.source.expect(ids.tolist())
 
@@ -267,8 +269,8 @@ class Reader:
         except (BlockingIOError, control.ConnectionEnded):  # the end is met again in its turn
             return
 
-    def _send(self, message: messages.Message) -> None:
-        control.send(self._sock, messages.encode(message))
+    def _send(self, message: reader_messages.Message) -> None:
+        control.send(self._sock, reader_messages.encode(message))
 
 
 def main(sock: socket.socket) -> None:
@@ -289,6 +291,6 @@ def main(sock: socket.socket) -> None:
     except control.ConnectionEnded:
         return
     except PrefetchdError as error:  # such as a manifest that changed: the daemon's to say
-        last_words = messages.BootFailed(type(error).__name__, str(error))
+        last_words = reader_messages.BootFailed(type(error).__name__, str(error))
         with contextlib.suppress(control.ConnectionEnded):
-            control.send(sock, messages.encode(last_words))
+            control.send(sock, reader_messages.encode(last_words))

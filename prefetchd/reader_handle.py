@@ -16,10 +16,10 @@ import socket
 import time
 from dataclasses import dataclass, field
 
-from prefetchd import control, messages
+from prefetchd import control, reader_messages
 from prefetchd.filling import Chunk
 from prefetchd.liveness import process_state
-from prefetchd.messages import Message
+from prefetchd.reader_messages import Message
 from prefetchd.slots import Slot
 
 log = logging.getLogger("prefetchd")
@@ -71,7 +71,7 @@ class ReaderHandle:
     chunks: dict[int, Chunk] = field(default_factory=dict)
     in_hand_s: float = 0.0
     read_s: float = 0.0
-    outbox: list[messages.Fill] = field(default_factory=list)
+    outbox: list[reader_messages.Fill] = field(default_factory=list)
     slots: set[int] = field(default_factory=set)
     closed_slots: list[int] = field(default_factory=list)
     since: float = 0.0
@@ -103,13 +103,13 @@ class ReaderHandle:
         """Send the fills that it was given."""
         if self.outbox:
             fills, self.outbox = self.outbox, []
-            self._send(messages.Fills(fills))
+            self._send(reader_messages.Fills(fills))
 
     def _send(self, message: Message, fds: list[int] | None = None) -> None:
         if self.killed_s:
             return
         try:
-            control.send(self.sock, messages.encode(message), fds or (), wait=False)
+            control.send(self.sock, reader_messages.encode(message), fds or (), wait=False)
         except control.ConnectionEnded:
             pass  # its exit is about to be reported
         except BlockingIOError:
@@ -149,12 +149,14 @@ class ReaderHandle:
         job, first = chunk.job, chunk.rows[0]
         self._open_slot(job.slot)
         if chunk.compact:
-            self.send(messages.Compact(task, job.slot.number, job.dataset, job.n_rows, job.skipped_bits()))
+            self.send(reader_messages.Compact(task, job.slot.number, job.dataset, job.n_rows, job.skipped_bits()))
         elif chunk.sample_id is not None:
-            self.send(messages.FillOne(task, job.slot.number, job.dataset, job.epoch, first, chunk.sample_id))
+            self.send(reader_messages.FillOne(task, job.slot.number, job.dataset, job.epoch, first, chunk.sample_id))
         else:
             n_rows = len(chunk.rows)
-            self.outbox.append(messages.Fill(task, job.slot.number, job.dataset, job.epoch, job.batch, first, n_rows))
+            self.outbox.append(
+                reader_messages.Fill(task, job.slot.number, job.dataset, job.epoch, job.batch, first, n_rows)
+            )
 
     def _open_slot(self, slot: Slot) -> None:
         """Give it access to a slot that it is to write to.
@@ -164,10 +166,10 @@ class ReaderHandle:
         """
         if self.closed_slots:
             gone, self.closed_slots = self.closed_slots, []
-            self._send(messages.UnmapSlots(gone))
+            self._send(reader_messages.UnmapSlots(gone))
         if slot.number not in self.slots:
             self.slots.add(slot.number)
-            self._send(messages.MapSlot(slot.number, slot.segment.n_bytes), [slot.segment.fd])
+            self._send(reader_messages.MapSlot(slot.number, slot.segment.n_bytes), [slot.segment.fd])
 
     def close_slot(self, slot: Slot) -> None:
         """The slot, which it does not write to any more, is given up; its memory is free, whoever maps it still."""
@@ -239,13 +241,20 @@ class ReaderHandle:
             log.warning("killing reader %d (pid %d): %s", self.number, self.pid, why)
         self._signal(signal.SIGKILL)
 
+    def born(self, pid: int, pidfd: int) -> None:
+        """The zygote has forked it; owns `pidfd`."""
+        self.pid, self.pidfd = pid, pidfd
+        if self.killed_s:  # before it was born
+            self.killed_s = 0.0
+            self.kill()
+
     def retire(self) -> None:
         """Let it finish what it has, end, and be replaced by a fresh one."""
         if not self.retiring:
             self.retiring = True
             self.since = time.monotonic()
             # In its turn: what it has in hand may ask for memory yet, and must have the answer.
-            self.send(messages.Retire())
+            self.send(reader_messages.Retire())
 
     def wait_for_exit(self) -> bool:
         """Wait, for a short while, until a killed reader is gone; return whether it is."""

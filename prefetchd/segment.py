@@ -179,7 +179,7 @@ def map_read_only(fd: int, n_bytes: int) -> mmap.mmap:
     """Return a shared map with its page table filled, that cannot be written and that forked children do not get.
 
     Raises:
-        ValueError: if the segment is not `n_bytes` long.
+        ValueError: if the segment is shorter than `n_bytes`.
     """
     check_length(fd, n_bytes)
     memory = mmap.mmap(fd, n_bytes, mmap.MAP_SHARED | mmap.MAP_POPULATE, mmap.PROT_READ)
@@ -191,7 +191,7 @@ def map_copy_on_write(fd: int, n_bytes: int) -> mmap.mmap:
     """Return a private map: what is written stays with this map; forked children do not get it.
 
     Raises:
-        ValueError: if the segment is not `n_bytes` long.
+        ValueError: if the segment is shorter than `n_bytes`.
     """
     check_length(fd, n_bytes)
     memory = mmap.mmap(fd, n_bytes, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
@@ -225,7 +225,7 @@ os.register_at_fork(after_in_child=_never_unmap_in_child)
 
 
 def check_length(fd: int, n_bytes: int) -> None:
-    """Raise `ValueError` if the segment is not `n_bytes` long."""
+    """Raise `ValueError` if the segment is shorter than `n_bytes`."""
     length = os.fstat(fd).st_size
     if length < n_bytes:
         raise ValueError(f"the segment has {length} bytes, {n_bytes} were announced")

@@ -1,7 +1,7 @@
 """A wait for a daemon that says nothing: looks into it, says what is found, and gives the daemon up in the end.
 
-Used by the client wherever it waits. A daemon that is stopped is named after the first look; one that is at work is
-asked what at, and its answer is logged; one that says nothing for minutes, though asked, is lost.
+Used by the `Connection` and its `Uplink` wherever they wait. A daemon that is stopped is named after the first look;
+one at work is asked what at, and its answer is logged; one that says nothing for minutes, though asked, is lost.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """The ring: slots, what they hold, and who holds them. The truth about leases is here, in the daemon's memory.
 
-    FREE --start_fill--> FILLING --finish_fill--> READY --evict--> FREE
-                            |                       |
-                            +------abandon----------+--> FREE once no writer and no holder is left
+    FREE --start_fill--> FILLING --finish_fill--> READY --start_fill (another batch)--> FILLING
+      ^                     |
+      +------abandon--------+   a batch that cannot be made
 
-The ring is a window over the sequence of batches, keyed by (data set, epoch, batch). A slot may be reused only if
-nobody holds it (`holders`, by lease) and nobody may still write into it (`writers`, by reader): a writer leaves by its
-acknowledgement or its observed exit alone. Pure bookkeeping: no clock, no socket, no map.
+The ring is a window over the sequence of batches, keyed by (data set, epoch, batch). A slot, whatever it holds, may be
+filled anew only if nobody holds it (`leases`, by consumer) and nobody may still write into it (`writers`, by reader): a
+writer leaves by its acknowledgement or its observed exit alone. Pure bookkeeping: no clock, no socket, no map.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """From decoded pixels to a sample's row in a batch: resize, crop or pad, then normalise.
 
 Owns the arithmetic of the options `resize`, `interpolation`, `scale`, `mean`, `std`, `dtype` and `layout`.
-`reader.py` builds one `PixelPipeline` when it starts and calls `write` for each sample. The row is written by
-the last step itself (OpenCV's `dst=`, numpy's `out=`), so no copy follows, and nothing is allocated per
+A reader builds one `PixelPipeline` for each data set and calls `write` for each sample (`sources/image_files`). The row
+is written by the last step itself (OpenCV's `dst=`, numpy's `out=`), so no copy follows, and nothing is allocated per
 image.
 
 Numbers. A delivered value is (pixel * scale - mean) / std, channel by channel, in the order of `color`; what
@@ -101,12 +101,6 @@ class PixelPipeline:
         self._scratch: NDArray[np.uint8] | None = None if straight else np.empty(self._image_shape, np.uint8)
         separate = self._planar and config.dtype != "uint8"
         self._planes = np.empty(self._row_shape, np.uint8) if separate else None
-
-    @property
-    def scratch_bytes(self) -> int:
-        """Private memory that it keeps."""
-        kept = (self._scratch, self._planes)
-        return sum(array.nbytes for array in kept if array is not None)
 
     def write(self, image: NDArray[np.uint8], row: NDArray[Any]) -> None:
         """Write `image` into `row`.

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from prefetchd import control, messages
+from prefetchd import control, reader_messages
 from prefetchd.config import Config, make_config
 from prefetchd.decode import detach_native_stderr
 from prefetchd.errors import PrefetchdError
@@ -41,7 +41,7 @@ _OWN_BYTES = 4 << 20  # what decoding the first samples takes, whoever does it: 
 _MARGIN = 1.2
 
 
-def run(opened: messages.OpenDataset, fds: list[int]) -> messages.TrialDone:
+def run(opened: reader_messages.OpenDataset, fds: list[int]) -> reader_messages.TrialDone:
     """Try the functions that `opened` names.
 
     Raises:
@@ -61,7 +61,7 @@ def run(opened: messages.OpenDataset, fds: list[int]) -> messages.TrialDone:
     grown_bytes = max(0, kept_bytes, peak_bytes)
     specs = {"transform": config.transform, "target_transform": config.target_transform}
     code = {f"{option}_code": code_digest(spec) for option, spec in specs.items() if spec is not None}
-    return messages.TrialDone(list(y.shape), y.dtype.name, code, int(grown_bytes * _MARGIN))
+    return reader_messages.TrialDone(list(y.shape), y.dtype.name, code, int(grown_bytes * _MARGIN))
 
 
 def _first_good(config: Config, source: ImageSource, reserve: ReserveMemory) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -119,17 +119,17 @@ def main(argv: list[str]) -> None:
     sys.stderr = os.fdopen(detach_native_stderr(), "w", buffering=1)
     sock = socket.socket(fileno=int(argv[0]))
     data, fds = control.receive(sock)
-    opened = messages.decode_to_reader(data)
-    assert isinstance(opened, messages.OpenDataset)
+    opened = reader_messages.decode_to_reader(data)
+    assert isinstance(opened, reader_messages.OpenDataset)
     signal.alarm(int(opened.config["reader_timeout"]) + _ALARM_AFTER_S)
     threading.Thread(target=_end_with, args=(sock,), daemon=True).start()
-    answer: messages.FromTrial
+    answer: reader_messages.FromTrial
     try:
         answer = run(opened, fds)
     except PrefetchdError as error:
-        answer = messages.TrialFailed(str(error))
+        answer = reader_messages.TrialFailed(str(error))
     with contextlib.suppress(control.ConnectionEnded):
-        control.send(sock, messages.encode(answer))
+        control.send(sock, reader_messages.encode(answer))
     sys.stdout.flush()
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -1,6 +1,6 @@
 """The daemon's side of the trial: what users' functions make of a sample, found out before any memory is planned.
 
-    daemon --Boot + descriptors--> python -P -m prefetchd.trial --TrialDone | TrialFailed--> daemon
+    daemon --OpenDataset + descriptors--> python -P -m prefetchd.trial --TrialDone | TrialFailed--> daemon
 
 Called by a source when it is opened with a `transform`, a `target_transform` or masks; otherwise nothing is started.
 The process imports and runs user code, which the daemon never does. Its end without an answer, by a crash or an exit,
@@ -16,7 +16,7 @@ import subprocess
 import sys
 from typing import Any
 
-from prefetchd import control, messages
+from prefetchd import control, reader_messages
 from prefetchd.config import Config
 from prefetchd.errors import ConfigError
 
@@ -25,7 +25,7 @@ _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARE
 _MAX_WORDS_BYTES = 1 << 20
 
 
-def run_trial(config: Config, handle: dict[str, Any], fds: list[int]) -> messages.TrialDone:
+def run_trial(config: Config, handle: dict[str, Any], fds: list[int]) -> reader_messages.TrialDone:
     """Return what the functions give; `handle` and `fds` are those that a reader would attach with.
 
     Raises:
@@ -43,7 +43,7 @@ def run_trial(config: Config, handle: dict[str, Any], fds: list[int]) -> message
     )
     theirs.close()
     try:
-        answer = _ask(ours, process, config, messages.OpenDataset(0, config.to_wire(), handle, {}), fds)
+        answer = _ask(ours, process, config, reader_messages.OpenDataset(0, config.to_wire(), handle, {}), fds)
         words = os.pread(stderr, _MAX_WORDS_BYTES, 0).decode(errors="replace")
     finally:
         ours.close()
@@ -58,7 +58,7 @@ def run_trial(config: Config, handle: dict[str, Any], fds: list[int]) -> message
             f"cannot use {subject(config)}: the trial with one sample ended by itself "
             f"({describe_exit(process.returncode)}; {last}); try the function in Python first"
         )
-    if isinstance(answer, messages.TrialFailed):
+    if isinstance(answer, reader_messages.TrialFailed):
         raise ConfigError(answer.text)
     if words:
         sys.stderr.write(words)  # what the modules said as they were imported
@@ -67,17 +67,21 @@ def run_trial(config: Config, handle: dict[str, Any], fds: list[int]) -> message
 
 
 def _ask(
-    sock: socket.socket, process: subprocess.Popen[bytes], config: Config, opened: messages.OpenDataset, fds: list[int]
-) -> messages.FromTrial | None:
+    sock: socket.socket,
+    process: subprocess.Popen[bytes],
+    config: Config,
+    opened: reader_messages.OpenDataset,
+    fds: list[int],
+) -> reader_messages.FromTrial | None:
     """Return the answer, or `None` if the process ended without one, and is waited for."""
     try:
-        control.send(sock, messages.encode(opened), fds)
+        control.send(sock, reader_messages.encode(opened), fds)
         if not select.select([sock], [], [], config.reader_timeout)[0]:
             raise ConfigError(
                 f"cannot use {subject(config)}: a trial with one sample has not ended within "
                 f"{config.reader_timeout:g} s; see where it waits, or give a longer --reader-timeout"
             )
-        answer: messages.FromTrial = messages.decode_from_trial(control.receive(sock)[0])
+        answer: reader_messages.FromTrial = reader_messages.decode_from_trial(control.receive(sock)[0])
         return answer
     except control.ConnectionEnded:
         process.wait()

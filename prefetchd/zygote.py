@@ -25,7 +25,7 @@ import sys
 import time
 import traceback
 
-from prefetchd import control, messages
+from prefetchd import control, reader_messages
 from prefetchd.liveness import remove_left_files
 
 # Read by the allocator and the libraries when the zygote starts: one thread, one arena, and big buffers go back to the
@@ -65,7 +65,7 @@ class Zygote:
                         self._reap(fd)
                     else:
                         data, fds = control.receive(self._sock)
-                        self._spawn(messages.decode_to_zygote(data).reader, fds[0])
+                        self._spawn(reader_messages.decode_to_zygote(data).reader, fds[0])
         except control.ConnectionEnded:
             return
         finally:
@@ -80,14 +80,14 @@ class Zygote:
         pidfd = os.pidfd_open(pid)
         self._children[pidfd] = reader, pid
         self._poll.register(pidfd, select.POLLIN)
-        control.send(self._sock, messages.encode(messages.Spawned(reader, pid)), [pidfd])
+        control.send(self._sock, reader_messages.encode(reader_messages.Spawned(reader, pid)), [pidfd])
 
     def _reap(self, pidfd: int) -> None:
         reader, pid = self._children.pop(pidfd)
         self._poll.unregister(pidfd)
         os.close(pidfd)
         exit_code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        control.send(self._sock, messages.encode(messages.Exited(reader, exit_code)))
+        control.send(self._sock, reader_messages.encode(reader_messages.Exited(reader, exit_code)))
 
     def _kill_all(self) -> None:
         import psutil

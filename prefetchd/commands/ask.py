@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from prefetchd.asking import ask_daemon, choose_name
+from prefetchd.asking import ask_daemon
+from prefetchd.names import choose_name
 
 
 def add_name(parser: argparse.ArgumentParser) -> None:

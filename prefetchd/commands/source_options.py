@@ -9,8 +9,10 @@ from typing import Any, Literal, get_args, get_origin
 
 from prefetchd import config as configuration
 from prefetchd.config import Config
+from prefetchd.config_file import read_config_file
 from prefetchd.dataset_options import make_configs, split_sources
 from prefetchd.errors import ConfigError
+from prefetchd.names import choose_name
 
 EPILOG = "Sizes are written 512MiB, 1.5GB or 25% (of the machine's memory)."
 
@@ -78,8 +80,8 @@ def configs_of(arguments: argparse.Namespace) -> dict[str, Config]:
         dataset, _, option = key.rpartition(".")
         if option in configuration.OPTIONS:
             (by_dataset.setdefault(dataset, {}) if dataset else common)[option] = value
-    file_common, file_tables = configuration.read_config_file(arguments.config) if "config" in arguments else ({}, {})
-    file_common.setdefault("name", os.environ.get("PREFETCHD_NAME") or "default")
+    file_common, file_tables = read_config_file(arguments.config) if "config" in arguments else ({}, {})
+    file_common.setdefault("name", choose_name())
     every = (common, file_common, *by_dataset.values(), *file_tables.values())
     if any(options.get("transform") or options.get("target_transform") for options in every):
         file_common.setdefault("python_path", [os.getcwd()])

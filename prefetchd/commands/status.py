@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(report, indent=2))
     else:
-        from prefetchd.report import describe
+        from prefetchd.tools.status_text import describe
 
         print(describe(report))
     return 0

@@ -14,7 +14,7 @@ from prefetchd.commands.source_options import EPILOG, add_source_options, config
 
 if TYPE_CHECKING:
     from prefetchd.config import Config
-    from prefetchd.tools.inspection import Inspected
+    from prefetchd.tools.inspection_results import Inspected
 
 _TOLD_WHERE = 1000
 

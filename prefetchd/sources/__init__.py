@@ -18,7 +18,7 @@ from prefetchd.sources.patterns import kind_of
 from prefetchd.sources.records import Records
 
 if TYPE_CHECKING:
-    from prefetchd.manifest_format import MalformedLine
+    from prefetchd.manifest_dialect import MalformedLine
     from prefetchd.sources.images import ImageSource
 
 __all__ = ["Source", "attach_images", "attach_source", "open_source"]

@@ -18,7 +18,7 @@ import numpy as np
 
 from prefetchd.errors import ConfigError, ManifestError
 from prefetchd.layout import MAX_SLOT_BYTES
-from prefetchd.manifest_lines import memfd, seal
+from prefetchd.memfds import memfd, seal
 from prefetchd.sources.mapped_rows import MappedRows
 from prefetchd.sources.npy_file import ArrayFile, array_file_from_wire, open_npy, printable
 from prefetchd.sources.npz_file import open_npz_members

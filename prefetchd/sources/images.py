@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from prefetchd.cache.rules import check_cache
 from prefetchd.config import Config
 from prefetchd.faults import FaultKind
-from prefetchd.messages import Fault, TrialDone
+from prefetchd.reader_messages import Fault, TrialDone
 from prefetchd.sources.base import ReserveMemory
 from prefetchd.sources.read_ahead import ReadAhead
 from prefetchd.sources.records import Records

@@ -11,7 +11,9 @@ import math
 from typing import Any
 
 from prefetchd.errors import ManifestError
-from prefetchd.manifest_format import FLOAT32_MAX, LabelKind, json_kind
+from prefetchd.manifest_dialect import LabelKind
+from prefetchd.manifest_format import FLOAT32_MAX
+from prefetchd.manifest_json_line import json_kind
 from prefetchd.manifest_scan import MAX_CLASSES
 
 Numbers = tuple[int | float, ...]

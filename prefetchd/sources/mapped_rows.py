@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefetchd.errors import ManifestError
-from prefetchd.manifest_lines import identity
+from prefetchd.file_state import identity
 from prefetchd.sources.npy_file import ArrayFile, open_file
 
 if TYPE_CHECKING:

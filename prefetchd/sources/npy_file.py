@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from prefetchd.errors import ManifestError
+from prefetchd.file_state import identity
 from prefetchd.layout import DTYPES
-from prefetchd.manifest_lines import identity
 
 # More than any array without named fields needs, and than numpy itself takes for harmless.
 _HEAD_BYTES = 12 << 10

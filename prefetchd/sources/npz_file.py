@@ -11,7 +11,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from prefetchd.errors import ManifestError
-from prefetchd.manifest_lines import identity
+from prefetchd.file_state import identity
 from prefetchd.sources.npy_file import ArrayFile, opened, printable, read_at, read_header
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from prefetchd.config import Config
 from prefetchd.faults import EnvironmentFault, SampleFault, UndecodableImage, UnreadableFile, fault_of
-from prefetchd.manifest_lines import memfd_bytes, read_exactly, seal
+from prefetchd.file_state import read_exactly
+from prefetchd.memfds import memfd_bytes, seal
 from prefetchd.sample import Sample
 from prefetchd.sources.parquet_library import PYARROW_BYTES, load_pyarrow
 from prefetchd.sources.patterns import expand, shown

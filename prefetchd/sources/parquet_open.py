@@ -14,7 +14,7 @@ from typing import Any
 from prefetchd.config import Config
 from prefetchd.errors import ManifestError
 from prefetchd.manifest_json import LABEL_KEYS, PATH_KEYS
-from prefetchd.manifest_lines import memfd
+from prefetchd.memfds import memfd
 from prefetchd.sources.labels import BadLabel, Labels, Numbers
 from prefetchd.sources.parquet_library import load_pyarrow, refusal
 from prefetchd.sources.record_index import IndexWriter, write_all

@@ -12,7 +12,7 @@ import re
 from typing import Literal
 
 from prefetchd.errors import ManifestError
-from prefetchd.manifest_format import IMAGE_SUFFIXES
+from prefetchd.manifest_dialect import IMAGE_SUFFIXES
 
 Kind = Literal["manifest", "tar", "parquet", "arrays"]
 

@@ -14,7 +14,8 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from prefetchd.manifest_lines import memfd, memfd_bytes, read_exactly, seal
+from prefetchd.file_state import read_exactly
+from prefetchd.memfds import memfd, memfd_bytes, seal
 from prefetchd.sample import Label
 
 if TYPE_CHECKING:

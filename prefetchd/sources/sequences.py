@@ -15,7 +15,7 @@ import numpy as np
 
 from prefetchd.config import Config
 from prefetchd.errors import ConfigError, ManifestError
-from prefetchd.messages import Fault
+from prefetchd.reader_messages import Fault
 from prefetchd.sources.applicable import (
     COLUMN_OPTIONS,
     IMAGE_OPTIONS,

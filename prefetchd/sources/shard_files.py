@@ -15,7 +15,7 @@ from typing import Any
 
 from prefetchd.errors import ManifestError
 from prefetchd.faults import fault_of
-from prefetchd.manifest_lines import identity
+from prefetchd.file_state import identity
 from prefetchd.sources.record_index import IndexWriter, RecordIndex
 
 _ENTRY = struct.Struct("=2q2Q3q")  # where the path is and its length; device, inode, size, times of change

@@ -14,9 +14,10 @@ from typing import Any
 
 from prefetchd.config import Config
 from prefetchd.errors import ManifestError
-from prefetchd.manifest_format import IMAGE_SUFFIXES, BadLine, json_object, json_value, show
+from prefetchd.file_state import identity
+from prefetchd.manifest_dialect import IMAGE_SUFFIXES, BadLine, show
 from prefetchd.manifest_json import LABEL_KEYS
-from prefetchd.manifest_lines import identity
+from prefetchd.manifest_json_line import json_object, json_value
 from prefetchd.sources.labels import BadLabel, Labels, Numbers
 from prefetchd.sources.record_index import IndexWriter
 from prefetchd.sources.shard_files import identity_of

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from prefetchd.config import Config
 from prefetchd.errors import ManifestError
 from prefetchd.faults import SampleFault, UnreadableFile, fault_of
-from prefetchd.manifest_format import show
+from prefetchd.manifest_dialect import show
 from prefetchd.sample import Sample
 from prefetchd.sources.patterns import expand, shown
 from prefetchd.sources.record_index import RecordIndex

@@ -30,7 +30,7 @@ _MANY_LABELS = 10_000
 def summarise(
     facts: NDArray[Any], image_size: tuple[int, int], classes: Sequence[str] | None, *, has_classes: bool
 ) -> dict[str, Any]:
-    """Return what `facts` (`inspection.KEPT`) say about the samples that were seen.
+    """Return what `facts` (`inspection_results.KEPT`) say about the samples that were seen.
 
     Args:
         facts: a row a sample.

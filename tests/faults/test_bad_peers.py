@@ -12,8 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import msgspec
 import psutil
@@ -245,28 +243,6 @@ def test_no_descriptor_left_to_accept_with_costs_no_processor_time(
             sock.close()
         assert ask_status()["pid"] == daemon.pid
         assert seen == forty_content
-
-
-def test_silent_ones_make_room_in_a_full_house() -> None:
-    """Pure: only who has not introduced itself for a while is sent away, and only when the house is full."""
-    sent_away: list[Any] = []
-    old = SimpleNamespace(attached=False, since_s=80.0)
-    for others, room, gone in (
-        ([old], True, []),
-        ([old, SimpleNamespace(attached=True, since_s=0.0)], True, [old]),
-        ([SimpleNamespace(attached=True, since_s=0.0), SimpleNamespace(attached=False, since_s=95.0)], False, []),
-    ):
-        full = door.Door(
-            dict(enumerate(others)),  # type: ignore[arg-type]
-            2,
-            SimpleNamespace(clock=lambda: 100.0),  # type: ignore[arg-type]
-            enter=lambda consumer: None,
-            send_away=sent_away.append,
-            stop=lambda: None,
-        )
-        assert full._has_room() is room
-        assert sent_away == gone
-        sent_away.clear()
 
 
 # --- slow ones

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import prefetchd
-from prefetchd import control, messages
+from prefetchd import control, messages, reader_messages
 from prefetchd.names import daemon_paths
 from tests.conftest import DaemonProcess, wait_until
 from tests.faults.conftest import Content, Script, ask_status, content_of, exact
@@ -166,7 +166,7 @@ GARBAGE = {
     "text": [b"GET / HTTP/1.1\r\n\r\n"],
     "a pickle": [b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x02id\x85R."],
     "a huge datagram": [b"\x93" * 100_000],
-    "a reader's line": [messages.encode(messages.ReaderReady())],
+    "a reader's line": [messages.encode(reader_messages.ReaderReady())],
     "negative lease": [HELLO, messages.encode(messages.Release([-1], 0))],
     "too large a number": [HELLO, messages.encode(messages.OpenCursor(1, 0, 2**63, 0, None, 0, 1))],
     "rank beyond the world": [HELLO, messages.encode(messages.OpenCursor(1, 0, 0, 0, None, 5, 2))],

@@ -40,6 +40,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks and gives up sooner than users' processes do."""
     monkeypatch.setattr(silence, "LOOK_S", 0.1)
     monkeypatch.setattr("prefetchd.client.LOOK_S", 0.1)
+    monkeypatch.setattr("prefetchd.uplink.LOOK_S", 0.1)
     monkeypatch.setattr(silence, "REPORT_S", 0.3)
     monkeypatch.setattr(silence, "GIVE_UP_S", 1.0)
 
@@ -170,7 +171,9 @@ def test_thread_that_waits_is_woken_at_once_by_close_though_batches_are_held(
 def held_up(thread: threading.Thread) -> bool:
     """Whether a thread has asked for a batch and waits."""
     frame = sys._current_frames().get(thread.ident or 0)
-    return frame is not None and frame.f_code.co_name == "_ask_for_grant"
+    while frame is not None and frame.f_code.co_name != "_ask_for_grant":
+        frame = frame.f_back
+    return frame is not None
 
 
 def test_status_from_another_thread_takes_nothing_from_the_loop(

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from prefetchd.augment_spec import AUGMENTATIONS, canonical, parameters
-from prefetchd.config import make_config, read_config_file
+from prefetchd.config import make_config
+from prefetchd.config_file import read_config_file
 from prefetchd.errors import ConfigError
 
 

@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from prefetchd.config import make_config, read_config_file
+from prefetchd.config import make_config
+from prefetchd.config_file import read_config_file
 from prefetchd.errors import ConfigError
 
 

@@ -23,7 +23,6 @@ from prefetchd.decode import (
     choose_reduction,
     decode_image,
     decode_working_bytes,
-    decoder_version,
     identify,
     rows_to_decode,
     silence_decoders,
@@ -326,10 +325,6 @@ def test_the_estimate_counts_what_costs() -> None:
     assert of(plain, color="gray") < of(plain)
     assert of(progressive, 8) >= 2 * 3 * plain.pixels  # a reduction spares no coefficient
     assert decode_working_bytes(plain, 5_000_000, color="rgb", reduced=1) - of(plain) == 5_000_000
-
-
-def test_the_decoder_names_its_version() -> None:
-    assert cv2.__version__ in decoder_version()
 
 
 def test_detached_native_stderr_keeps_the_codecs_quiet_and_the_real_one_open(kinds: dict[str, Path]) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefetchd.filling import CRASH_TRIES, ENVIRONMENT_TRIES, BadSample, Chunk, Filler, Job, describe_exit
-from prefetchd.messages import Fault
+from prefetchd.reader_messages import Fault
 from prefetchd.sample_set import SampleSet
 from prefetchd.slots import Slot
 
@@ -172,6 +172,17 @@ def test_a_crash_in_a_group_or_once_alone_is_no_verdict(exit_code: int) -> None:
         bench, readers = Bench("skip"), Readers(deadly={2: exit_code}, deadly_times=times)
         assert rows_of(readers, bench.fill(readers)) == [0, 1, 2, 3, 4]
         assert not bench.bad
+
+
+@pytest.mark.parametrize("exit_code", [SEGV, 0])
+def test_a_kill_from_outside_is_no_part_of_a_verdict(exit_code: int) -> None:
+    bench = Bench("skip")
+    job = bench.filler.start(Slot(1, None), (0, 0, 0), 1, 1)  # type: ignore[arg-type]
+    for code in (SEGV, -signal.SIGKILL, exit_code):  # the first is in a group
+        job.out += 1
+        bench.filler.lost(job.queued.popleft(), suspect=True, exit_code=code)
+    assert not bench.bad
+    assert [list(chunk.rows) for chunk in job.queued] == [[0]]
 
 
 @pytest.mark.parametrize("policy", ["raise", "skip", "substitute"])

@@ -8,7 +8,7 @@ import numpy as np
 
 from prefetchd.image_header import FORMATS
 from prefetchd.tools.findings import describe, summarise
-from prefetchd.tools.inspection import KEPT
+from prefetchd.tools.inspection_results import KEPT
 
 
 def facts(*rows: dict) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from prefetchd import messages
+from prefetchd import reader_messages
 from prefetchd.cursor import Cursor
 from prefetchd.filling import Chunk
 from prefetchd.foreman import Foreman
@@ -31,9 +31,9 @@ def test_waiting_for_reads_makes_tasks_no_shorter(foreman: Foreman) -> None:
     slot = Slot(1, cast(Any, None), writers={1: 2})
     job = foreman.fillers[0].start(slot, (0, 0, 0), 64, 32)
     job.out, chunk = 2, job.queued.popleft()
-    foreman.done(1, chunk, messages.Done(1, [], took_s=32 * 0.021, waited_s=32 * 0.020))
+    foreman.done(1, chunk, reader_messages.Done(1, [], took_s=32 * 0.021, waited_s=32 * 0.020))
     assert foreman._chunk_rows(0, 64) == 32
-    foreman.done(1, chunk, messages.Done(2, [], took_s=32 * 0.021))
+    foreman.done(1, chunk, reader_messages.Done(2, [], took_s=32 * 0.021))
     assert foreman._chunk_rows(0, 64) < 10
 
 
@@ -46,7 +46,7 @@ class EagerPool:
     def __init__(self) -> None:
         self.given: list[Chunk] = []
 
-    def take_idle(self, chunk: Chunk) -> Any:
+    def pick_reader(self, chunk: Chunk) -> Any:
         return SimpleNamespace(number=1)
 
     def give(self, reader: Any, chunk: Chunk) -> None:
@@ -69,7 +69,7 @@ def test_cheap_batches_are_begun_several_at_once_but_for_a_loop_that_stands_stil
 
     def finish_all() -> int:
         for task, chunk in enumerate(pool.given):
-            foreman.done(1, chunk, messages.Done(task, [], took_s=1e-5))
+            foreman.done(1, chunk, reader_messages.Done(task, [], took_s=1e-5))
         n_done = len(pool.given)
         pool.given.clear()
         return n_done

@@ -310,7 +310,7 @@ class Machine(RuleBasedStateMachine):
             if not consumer.asked:
                 consumer.asked = True
                 connection._leases.send_unsent()
-                connection._send(messages.Want(consumer.serial, connection._leases.taken))
+                connection._uplink.send(messages.Want(consumer.serial, connection._leases.taken))
             elif self.was_refused(consumer):
                 self.end_loop(consumer)
         else:
@@ -470,7 +470,7 @@ def test_what_a_member_of_a_group_was_done_with_is_not_given_again_though_its_de
                 other.asked = False
             elif not other.asked:
                 other.asked = True
-                other.connection._send(messages.Want(other.serial, other.connection._leases.taken))
+                other.connection._uplink.send(messages.Want(other.serial, other.connection._leases.taken))
             machine.daemon_works(1, 3)
         assert seen == [0, 1, 2]
     finally:
@@ -511,7 +511,7 @@ def test_loop_that_would_begin_too_far_from_the_others_for_the_ring_is_told_so_w
         machine.begin_loop(farther, 6, 0, 1)
         machine.daemon_works(1, 3)
         said = []
-        while farther.connection._poll.poll(0):
+        while farther.connection._uplink.wait(0):
             said.append(farther.connection._receive(wait=False))
         failed = next(message for message in said if isinstance(message, messages.Failed))
         assert failed.error == "BudgetError"

@@ -26,7 +26,10 @@ DAEMON_SIDE = frozenset(
         "guard",
         "pool",
         "reader",
+        "reader_messages",
+        "reader_handle",
         "zygote",
+        "zygote_handle",
         "budget",
         "sources",
         "datasets",
@@ -98,7 +101,9 @@ def reached_from_others(name: str) -> set[str]:
     return {other for first in GRAPH[name] for other in {first} | reached_from(first)}
 
 
-@pytest.mark.parametrize("name", ["api", "loader", "session", "client", "launch", "control", "messages", "segment"])
+@pytest.mark.parametrize(
+    "name", ["api", "loader", "session", "client", "uplink", "launch", "control", "messages", "segment"]
+)
 def test_consumers_side_never_imports_the_daemons(name):
     reached = {module.partition(".")[0] for module in reached_from(name)}
     assert not reached & (DAEMON_SIDE | {"cli", "commands", "tools", "consumers", "scheduler", "slots"})
@@ -142,7 +147,9 @@ def test_only_commands_use_the_tools(name):
     assert not any(other.partition(".")[0] == "tools" for other in GRAPH[name])
 
 
-@pytest.mark.parametrize("name", ["tools.charts", "tools.findings", "tools.frame", "tools.rates", "tools.display"])
+@pytest.mark.parametrize(
+    "name", ["tools.charts", "tools.findings", "tools.frame", "tools.rates", "tools.display", "tools.status_text"]
+)
 def test_tools_that_judge_or_draw_are_pure(name):
     for module in {name} | reached_from(name):
         assert not {other.partition(".")[0] for other in IMPORTED[module]} & MACHINERY, module

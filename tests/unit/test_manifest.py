@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from prefetchd.config import make_config
 from prefetchd.errors import ManifestError
 from prefetchd.manifest import Manifest, Sample
-from prefetchd.manifest_format import MalformedLine
+from prefetchd.manifest_dialect import MalformedLine
 from prefetchd.manifest_scan import Scan
 
 

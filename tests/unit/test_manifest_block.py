@@ -10,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from prefetchd.manifest_block import BlockCheck
-from prefetchd.manifest_format import BadLine, Dialect, check_number, is_sample, parse_line
+from prefetchd.manifest_dialect import BadLine, Dialect, is_sample
+from prefetchd.manifest_format import check_number, parse_line
 
 DIALECTS = {
     "one number": Dialect("text", "number", 1, exact=True),

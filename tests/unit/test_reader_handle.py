@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from prefetchd import control, messages, reader_handle
+from prefetchd import control, reader_handle, reader_messages
 from prefetchd.filling import Chunk
 from prefetchd.reader_handle import CHUNKS_IN_HAND, ReaderHandle
 from prefetchd.segment import Segment
@@ -21,9 +21,9 @@ def test_reader_that_is_told_to_go_still_gets_the_memory_it_asked_for():
         handle = ReaderHandle(1, ours)
         handle.retire()
         handle.retire()
-        handle.send(messages.MemoryGranted())
-        said = [messages.decode_to_reader(control.receive(theirs, wait=False)[0]) for _ in range(2)]
-        assert said == [messages.Retire(), messages.MemoryGranted()]
+        handle.send(reader_messages.MemoryGranted())
+        said = [reader_messages.decode_to_reader(control.receive(theirs, wait=False)[0]) for _ in range(2)]
+        assert said == [reader_messages.Retire(), reader_messages.MemoryGranted()]
         with pytest.raises(BlockingIOError):
             control.receive(theirs, wait=False)
 
@@ -91,7 +91,7 @@ def test_ring_that_grows_and_shrinks_does_not_fill_the_socket_of_a_reader_that_s
         said, mapped = [], []
         for _ in range(5):
             data, fds = control.receive(theirs, wait=False)
-            said.append(type(messages.decode_to_reader(data)).__name__)
+            said.append(type(reader_messages.decode_to_reader(data)).__name__)
             control.close_all(fds)
             mapped += fds
         assert said == ["MapSlot", "FillOne", "UnmapSlots", "MapSlot", "FillOne"]

@@ -1,0 +1,93 @@
+"""How a manifest is written: the `Dialect` of a file, and the words in which lines are judged. Pure.
+
+Four kinds of line:
+
+- `text`: `path label`, fields separated by white space, labels last; the path may hold spaces. A path (or a
+  label) in double quotes is taken as it stands; `""` is a quote inside.
+- `table`: a constant number of columns separated by a tab, comma or semicolon, quoted as in CSV.
+- `json`: an object, with the path and the labels under keys.
+- `tree`: what `manifest_folder` writes for a directory: `class number <tab> escaped path`.
+
+`manifest_sniff` finds it out once, at open; `manifest_format` parses lines by it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+LabelKind = Literal["none", "number", "class", "path"]
+
+MAX_LINE_BYTES = 1 << 20
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp", ".avif", ".tif", ".tiff",
+)  # fmt: skip
+_IMAGE_SUFFIXES = tuple(suffix.encode() for suffix in IMAGE_SUFFIXES)
+
+_NUMBER = re.compile(rb"[+-]?(?:(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?|nan|inf|infinity)", re.IGNORECASE)
+
+
+class BadLine(Exception):
+    """What is wrong with a line (`what`), and what to do about it (`remedy`)."""
+
+    def __init__(self, what: str, remedy: str = "mend the line, or put # before it to leave it out") -> None:
+        super().__init__(what)
+        self.what = what
+        self.remedy = remedy
+
+
+class MalformedLine(NamedTuple):
+    """A line that is no sample: its number from 1, and what is wrong with it."""
+
+    number: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How the lines of one manifest are read; plain values, so that it can be sent to readers.
+
+    Attributes:
+        kind: `text`, `table`, `json` or `tree`.
+        label_kind: no labels, numbers, one string that names a class, or one path of a mask.
+        label_count: how many label fields a line has.
+        exact: a text line must end in exactly `label_count` numbers (it was found out, not given).
+        separator: between the columns of a table.
+        columns: how many columns every line of a table has.
+        x: the table's column with the path.
+        y: the table's label columns.
+        keys: of a `json` object: the path's, then the labels'; dots lead into nested objects.
+    """
+
+    kind: Literal["text", "table", "json", "tree"]
+    label_kind: LabelKind
+    label_count: int
+    exact: bool = False
+    separator: str = ""
+    columns: int = 0
+    x: int = 0
+    y: tuple[int, ...] = ()
+    keys: tuple[str, ...] = ()
+
+
+def is_number(field: bytes) -> bool:
+    """Whether `field` is written like a number; `nan` and `inf` are, and are refused as labels later."""
+    return _NUMBER.fullmatch(field) is not None
+
+
+def is_image(field: bytes) -> bool:
+    """Whether `field` ends with the suffix of an image file, in any case."""
+    return field.lower().endswith(_IMAGE_SUFFIXES)
+
+
+def is_sample(line: bytes) -> bool:
+    """Whether `line` is neither blank nor a comment."""
+    bare = line.strip()
+    return bool(bare) and not bare.startswith(b"#")
+
+
+def show(field: bytes, longest: int = 100) -> str:
+    """Return `field` quoted, on one line, printable whatever its bytes are, and shortened."""
+    text = field.decode("utf-8", "surrogateescape")
+    return repr(text if len(text) <= longest else text[: longest - 3] + "...")
