@@ -422,6 +422,8 @@ class Machine(RuleBasedStateMachine):
                 for consumer in self.here:
                     if consumer.expected is not None and self.take(consumer):
                         del consumer.held[:-1]
+                    if consumer.expected is None:  # nobody holds for ever what others wait for
+                        consumer.held.clear()
                 self.daemon_works(1, 3)
                 self.loop.run_to_the_next_timer()
             assert not any(consumer.expected for consumer in self.here)
@@ -536,3 +538,17 @@ def test_ring_is_never_made_smaller_than_its_loops_need_where_they_are_in_it():
         assert machine.desk.promised_slots == 3
     finally:
         machine.teardown()
+
+
+def test_loops_far_apart_go_on_in_the_smallest_ring_that_a_lowered_budget_leaves_them():
+    machine = Machine()
+    machine.begin(60, 50, 0.0)
+    machine.attach()
+    machine.attach()
+    try:
+        for number, consumer in enumerate(machine.consumers):
+            machine.begin_loop(consumer, 0, 9 * number, 1)  # one window of the large ring
+        machine.come_round()
+        machine.guard.slots_wanted = machine.guard.budget.plan.n_slots = machine.desk.promised_slots
+    finally:
+        machine.teardown()  # all of them get on to their end
