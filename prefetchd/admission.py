@@ -41,6 +41,22 @@ class Admission:
         alone = slots_promised(n_slots, [self._cursor_of(one) for one in consumers if one.group is None])
         return alone + sum(one.guaranteed_slots for one in consumers if one.group is not None)
 
+    @property
+    def least_slots(self) -> int:
+        """How many slots the smallest ring has that holds what those attached are promised in it.
+
+        Loops that one window of a large ring reaches may be several in a smaller one.
+        """
+        attached = self.attached
+        too_few, enough = 0, self.slots_promised(attached, 1)
+        while enough - too_few > 1:
+            n_slots = (too_few + enough) // 2
+            if self.slots_promised(attached, n_slots) > n_slots:
+                too_few = n_slots
+            else:
+                enough = n_slots
+        return enough
+
     def attach(self, consumer: Consumer, attach: messages.Attach) -> None:
         """Answer a consumer that has introduced itself."""
 

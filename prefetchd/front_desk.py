@@ -145,7 +145,7 @@ class FrontDesk:
     @property
     def promised_slots(self) -> int:
         """How many slots those attached need, and the readers to fill: fewer could not deliver one batch at a time."""
-        return max(MIN_SLOTS, self._admission.slots_promised(self._admission.attached, len(self._ring.slots)))
+        return max(MIN_SLOTS, self._admission.least_slots)
 
     @property
     def mail_bytes(self) -> int:

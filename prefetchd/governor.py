@@ -113,8 +113,7 @@ class Governor:
 
     def _replan(self, plan: Plan) -> None:
         self._guard.replan(plan)
-        self._stance = self._policy.under(self._full)
-        self.settle([])
+        self._stance = self._policy.under(self._full)  # `settle` goes there, with all that the loops hold in view
 
     # --- getting there
 

@@ -94,7 +94,7 @@ def to_give_back(ring: Ring, cursors: Collection[Cursor], n_wanted: int) -> Slot
     if len(ring.slots) <= n_wanted:
         return None
     beyond = sum(max(0, ring.held_by(cursor.consumer) - cursor.guaranteed_slots) for cursor in cursors)
-    if len(ring.slots) <= n_wanted + min(beyond, ring.leased_slots):  # loops may hold the same ones
+    if len(cursors) > 1 and len(ring.slots) <= n_wanted + min(beyond, ring.leased_slots):  # loops may hold the same
         return None
     return needed_last(ring, cursors)
 

@@ -310,7 +310,7 @@ class Machine(RuleBasedStateMachine):
             if not consumer.asked:
                 consumer.asked = True
                 connection._leases.send_unsent()
-                connection._send(messages.Want(consumer.serial, connection._leases.taken))
+                connection._uplink.send(messages.Want(consumer.serial, connection._leases.taken))
             elif self.was_refused(consumer):
                 self.end_loop(consumer)
         else:
@@ -422,6 +422,8 @@ class Machine(RuleBasedStateMachine):
                 for consumer in self.here:
                     if consumer.expected is not None and self.take(consumer):
                         del consumer.held[:-1]
+                    if consumer.expected is None:  # nobody holds for ever what others wait for
+                        consumer.held.clear()
                 self.daemon_works(1, 3)
                 self.loop.run_to_the_next_timer()
             assert not any(consumer.expected for consumer in self.here)
@@ -470,7 +472,7 @@ def test_what_a_member_of_a_group_was_done_with_is_not_given_again_though_its_de
                 other.asked = False
             elif not other.asked:
                 other.asked = True
-                other.connection._send(messages.Want(other.serial, other.connection._leases.taken))
+                other.connection._uplink.send(messages.Want(other.serial, other.connection._leases.taken))
             machine.daemon_works(1, 3)
         assert seen == [0, 1, 2]
     finally:
@@ -511,7 +513,7 @@ def test_loop_that_would_begin_too_far_from_the_others_for_the_ring_is_told_so_w
         machine.begin_loop(farther, 6, 0, 1)
         machine.daemon_works(1, 3)
         said = []
-        while farther.connection._poll.poll(0):
+        while farther.connection._uplink.wait(0):
             said.append(farther.connection._receive(wait=False))
         failed = next(message for message in said if isinstance(message, messages.Failed))
         assert failed.error == "BudgetError"
@@ -519,3 +521,34 @@ def test_loop_that_would_begin_too_far_from_the_others_for_the_ring_is_told_so_w
         farther.expected = None
     finally:
         machine.teardown()
+
+
+def test_ring_is_never_made_smaller_than_its_loops_need_where_they_are_in_it():
+    machine = Machine()
+    machine.begin(40, 20, 5.0)
+    one, other = machine.consumers
+    try:
+        assert machine.desk.promised_slots == 3  # they are level
+        machine.begin_loop(other, 0, 10, 1)
+        machine.daemon_works(1, 3)
+        assert len(machine.ring.slots) == 40  # where they are one window
+        assert machine.desk.promised_slots == 5
+        machine.begin_loop(one, 0, 8, 1)
+        machine.come_round()
+        assert machine.desk.promised_slots == 3
+    finally:
+        machine.teardown()
+
+
+def test_loops_far_apart_go_on_in_the_smallest_ring_that_a_lowered_budget_leaves_them():
+    machine = Machine()
+    machine.begin(60, 50, 0.0)
+    machine.attach()
+    machine.attach()
+    try:
+        for number, consumer in enumerate(machine.consumers):
+            machine.begin_loop(consumer, 0, 9 * number, 1)  # one window of the large ring
+        machine.come_round()
+        machine.guard.slots_wanted = machine.guard.budget.plan.n_slots = machine.desk.promised_slots
+    finally:
+        machine.teardown()  # all of them get on to their end
