@@ -5,6 +5,7 @@ Each command is a module of `commands`.
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 import sys
@@ -22,6 +23,8 @@ _DATASET_OPTION = re.compile(r"--(?:no-)?([\w-]+)\.[a-z]")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status: 0, 1 for a failure, 2 for words that make no sense."""
     open_standard_descriptors()
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names of files may be bytes that are no text
     words = sys.argv[1:] if argv is None else argv
     parser = make_parser(sorted({match[1] for match in map(_DATASET_OPTION.match, words) if match}))
     arguments = parser.parse_args(words)

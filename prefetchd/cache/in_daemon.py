@@ -7,14 +7,13 @@ holds is unnamed or read-only, so nothing is left when it dies.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 from pathlib import Path
 from typing import Any
 
 from prefetchd.cache import keys, lookup
-from prefetchd.cache.directory import describe, open_folder, segment_names
+from prefetchd.cache.directory import FULL, describe, open_folder, segment_names
 from prefetchd.cache.rules import check_cache
 from prefetchd.cache.run_state import LIMIT_REACHED, RunState, StateShape, make_state
 from prefetchd.cache.scratch_file import is_memory
@@ -122,6 +121,6 @@ class CacheInDaemon:
             if self._limit_bytes is None:
                 return "a twentieth of its disk is kept free"
             return f"its size limit of {format_bytes(self._limit_bytes)} is reached; raise cache-size for more"
-        if number in (errno.ENOSPC, errno.EDQUOT):
+        if number in FULL:
             return f"its disk is full ({os.strerror(number)}); make room, or give a smaller cache-size"
         return f"it cannot be written to ({os.strerror(number)})" if number else None
