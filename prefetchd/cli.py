@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 
-from prefetchd import __version__
+from prefetchd import __version__, shortages
 from prefetchd.commands import COMMANDS
 from prefetchd.commands.parsers import Parser
 from prefetchd.errors import PrefetchdError
@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(words)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="prefetchd: %(message)s")
     try:
-        status: int = arguments.run(arguments)
+        with shortages.said("go on"):
+            status: int = arguments.run(arguments)
     except PrefetchdError as error:
         if getattr(arguments, "debug", False):
             raise
