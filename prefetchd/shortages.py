@@ -1,7 +1,7 @@
 """What the system has no more of (descriptors, memory, processes, room for files), said in one line with what to do.
 
 Any call that opens, maps, forks or writes can meet it. It is nobody's bug, so it is told as every other failure is:
-around a command (`cli`), a private daemon's start, and the daemon's loop, which tells every consumer.
+around a command (`cli`), a private daemon's start, the zygote, and the daemon's loop, which tells every consumer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _REMEDIES = {
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "raise the machine's limit of open files (fs.file-max)",
     errno.ENOMEM: "free some memory, or raise its limits (ulimit -v, ulimit -d)",
-    errno.EAGAIN: "raise the limit of processes (ulimit -u)",
+    errno.EAGAIN: "try again, or raise the limit of processes (ulimit -u)",
     errno.ENOSPC: "make room there",
     errno.EDQUOT: "make room there, or raise the quota",
     errno.EFBIG: "raise the limit of file sizes (ulimit -f)",

@@ -178,8 +178,16 @@ def _grid(tiles: list[Tile]) -> list[list[Tile]]:
 def _write(path: str, sheet: NDArray[np.uint8]) -> None:
     import cv2
 
-    ok, encoded = cv2.imencode(os.path.splitext(path)[1], sheet)
-    assert ok, path
+    try:
+        ok, encoded = cv2.imencode(os.path.splitext(path)[1], sheet)
+    except cv2.error:
+        ok = False
+    if not ok:
+        height, width = sheet.shape[:2]
+        raise ConfigError(
+            f"cannot write {path}: a sheet of {width}x{height} px is too large for that format; name a .png, or show "
+            "fewer --samples"
+        )
     try:
         with open(path, "wb") as file:
             file.write(encoded.tobytes())

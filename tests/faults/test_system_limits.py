@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.process.commands import Result, run_script
+from tests.process.commands import Result, run_command, run_script
 
 _N = 40
 
@@ -54,4 +54,13 @@ def test_too_little_to_start_with_is_one_line(forty: Path, limit: str, most: int
     result = limited(limit, most, "serve", forty, "--image-size", 32, "--num-workers", 2)
     assert result.returncode == 1
     assert says in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.usefixtures("sabotage", "nothing_left")
+def test_too_few_processes_for_readers_is_said_without_tracebacks(forty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SABOTAGE_FORK", "1")
+    result = run_command("serve", forty, "--image-size", 32, "--num-workers", 2)
+    assert result.returncode == 1
+    assert "cannot start a reader: Resource temporarily unavailable" in result.stderr
     assert "Traceback" not in result.stderr
