@@ -81,6 +81,8 @@ def open_folder(cache: Path, digest: str, pipeline: dict[str, Any]) -> tuple[Pat
         os.utime(description)
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # if there is nothing in it: nobody would ever clear it
         do = (
             "make room, or give a folder on another disk"
             if error.errno in FULL
