@@ -162,4 +162,4 @@ def connect(name: str, timeout_s: float) -> socket.socket:
 
 def describe_owner(pid: int) -> str:
     """Say what the process that has a daemon's lock is at: it does not accept connections."""
-    return "it is starting" if process_state(pid) not in ("T", "t") else describe_process(pid)
+    return "it is starting, or about to end" if process_state(pid) not in ("T", "t") else describe_process(pid)
