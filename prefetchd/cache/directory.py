@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prefetchd.cache.regular_file import read_regular
 from prefetchd.cache.segment import RECORD_BYTES
 from prefetchd.errors import PrefetchdError
 
@@ -31,6 +32,7 @@ _TAG = (
     "# Decoded samples, kept by prefetchd; see `prefetchd cache --help`.\n"
 )
 _DESCRIPTION = "pipeline.json"
+_MOST_DESCRIPTION_BYTES = 1 << 16
 FULL = (errno.ENOSPC, errno.EDQUOT)  # what a disk says that has no more room
 _MADE_BY = "prefetchd decoded-sample cache"
 _FOLDER = re.compile(r"[0-9a-f]{16}")
@@ -122,7 +124,7 @@ def used_bytes(cache: Path) -> int:
 def describe(folder: Path) -> Kept | None:
     """Return what a pipeline's folder holds; `None` if it is not one of ours."""
     try:
-        described = json.loads((folder / _DESCRIPTION).read_bytes())
+        described = json.loads(read_regular(folder / _DESCRIPTION, _MOST_DESCRIPTION_BYTES))
         if described["made_by"] != _MADE_BY:
             return None
         files = _files(folder)
@@ -196,8 +198,8 @@ def remove_empty(cache: Path) -> None:
 
 def _is_ours(cache: Path) -> bool:
     try:
-        return (cache / "CACHEDIR.TAG").read_text() == _TAG
-    except (OSError, UnicodeDecodeError):
+        return read_regular(cache / "CACHEDIR.TAG", len(_TAG) + 1) == _TAG.encode()
+    except OSError:
         return False
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from prefetchd.cache import keys, lookup
 from prefetchd.cache.directory import FULL, describe, open_folder, segment_names
+from prefetchd.cache.regular_file import open_regular
 from prefetchd.cache.rules import check_cache
 from prefetchd.cache.run_state import LIMIT_REACHED, RunState, StateShape, make_state
 from prefetchd.cache.scratch_file import is_memory
@@ -101,7 +102,7 @@ class CacheInDaemon:
         """Have the kernel forget the pages of the rows; those that are still to be written to disk stay."""
         for name in segment_names(self._folder):
             try:
-                fd = os.open(self._folder / f"{name}.rows", os.O_RDONLY | os.O_CLOEXEC)
+                fd = open_regular(self._folder / f"{name}.rows")
             except OSError:
                 continue
             try:

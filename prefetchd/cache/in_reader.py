@@ -22,6 +22,7 @@ import numpy as np
 from prefetchd.cache import segment
 from prefetchd.cache.keys import is_settled, key_of
 from prefetchd.cache.lookup import Lookup
+from prefetchd.cache.regular_file import open_regular
 from prefetchd.cache.room import Room
 from prefetchd.cache.run_state import LIMIT_REACHED, OFFSET_BITS, OFFSET_MASK, RunState, StateShape
 
@@ -208,10 +209,10 @@ class CacheInReader:
         if len(self._rows_fds) >= self._most_open:
             self._close_rows()
         path = self._folder / f"{self._name(key - 1)}.rows"
-        self._rows_fds[key] = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        self._rows_fds[key] = open_regular(path)
 
     def _record(self, number: int, record_number: int) -> segment.Record | None:
-        fd = os.open(self._folder / f"{self._name(number)}.index", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = open_regular(self._folder / f"{self._name(number)}.index")
         try:
             return segment.unpack(os.pread(fd, segment.RECORD_BYTES, record_number * segment.RECORD_BYTES))
         finally:

@@ -304,6 +304,28 @@ def test_files_of_others_in_a_pipelines_folder_are_no_segments(tmp_path: Path, s
     daemon.close()
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_stands_in_the_place_of_files_is_neither_waited_for_nor_read_for_ever(
+    tmp_path: Path, samples: list[Sample], kind: str
+) -> None:
+    daemon, reader = open_both(tmp_path / "cache")
+    store_all(reader, samples)
+    reader.close()
+    daemon.close()
+    for path in [*(tmp_path / "cache").glob("*/*"), tmp_path / "cache" / "CACHEDIR.TAG"]:
+        path.unlink()
+        os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    daemon, reader = open_both(tmp_path / "cache")
+    store_all(reader, samples)
+    np.testing.assert_array_equal(reader.row(1), pixels(1))
+    daemon.drop_pages()
+    assert daemon.report()["rows_written"] == 4
+    with pytest.raises(CacheError, match="no cache of prefetchd"):
+        directory.list_cache(tmp_path / "cache")
+    reader.close()
+    daemon.close()
+
+
 def test_a_folder_that_cannot_be_made_whole_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, text: str) -> int:
         path.touch()
