@@ -78,7 +78,7 @@ def open_folder(cache: Path, digest: str, pipeline: dict[str, Any]) -> tuple[Pat
         if not (cache / "CACHEDIR.TAG").exists():
             _write_whole(cache / "CACHEDIR.TAG", _TAG)
         description = folder / _DESCRIPTION
-        if not description.exists():
+        if _is_missing_or_torn(description):
             _write_whole(description, json.dumps({"made_by": _MADE_BY, "pipeline": pipeline}, indent=2) + "\n")
         os.utime(description)
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -94,6 +94,17 @@ def open_folder(cache: Path, digest: str, pipeline: dict[str, Any]) -> tuple[Pat
     with contextlib.suppress(OSError):  # some file systems have no locks: then `remove` cannot know
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     return folder, fd
+
+
+def _is_missing_or_torn(description: Path) -> bool:
+    """Whether a description is to be written: a power cut may have left one that is empty."""
+    try:
+        json.loads(read_regular(description, _MOST_DESCRIPTION_BYTES))
+    except (FileNotFoundError, ValueError):
+        return True
+    except OSError:
+        pass  # what stands there is not ours to replace
+    return False
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -120,7 +120,7 @@ class CacheInDaemon:
         number = self._state.stopped
         if number == LIMIT_REACHED:
             if self._limit_bytes is None:
-                return "a twentieth of its disk is kept free"
+                return "a twentieth of its disk is kept free; make room, or give a cache-size"
             return f"its size limit of {format_bytes(self._limit_bytes)} is reached; raise cache-size for more"
         if number in FULL:
             return f"its disk is full ({os.strerror(number)}); make room, or give a smaller cache-size"

@@ -326,6 +326,17 @@ def test_what_stands_in_the_place_of_files_is_neither_waited_for_nor_read_for_ev
     daemon.close()
 
 
+@pytest.mark.parametrize("left", [b"", b'{"made_by": "pre'])
+def test_a_description_that_was_torn_is_written_again(tmp_path: Path, left: bytes) -> None:
+    """Without one nobody would know the rows for ours, and they could not be cleared."""
+    folder = fill_folder(tmp_path / "cache")
+    (folder / "pipeline.json").write_bytes(left)
+    _, fd = directory.open_folder(tmp_path / "cache", folder.name, {"image_size": [8, 8]})
+    os.close(fd)
+    (kept,) = directory.list_cache(tmp_path / "cache")
+    assert (kept.rows, kept.pipeline) == (1, {"image_size": [8, 8]})
+
+
 def test_a_folder_that_cannot_be_made_whole_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, text: str) -> int:
         path.touch()
