@@ -5,12 +5,13 @@ Each command is a module of `commands`.
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 import sys
 from collections.abc import Iterable, Sequence
 
-from prefetchd import __version__
+from prefetchd import __version__, shortages
 from prefetchd.commands import COMMANDS
 from prefetchd.commands.parsers import Parser
 from prefetchd.errors import PrefetchdError
@@ -22,12 +23,15 @@ _DATASET_OPTION = re.compile(r"--(?:no-)?([\w-]+)\.[a-z]")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status: 0, 1 for a failure, 2 for words that make no sense."""
     open_standard_descriptors()
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names of files may be bytes that are no text
     words = sys.argv[1:] if argv is None else argv
     parser = make_parser(sorted({match[1] for match in map(_DATASET_OPTION.match, words) if match}))
     arguments = parser.parse_args(words)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="prefetchd: %(message)s")
     try:
-        status: int = arguments.run(arguments)
+        with shortages.said("go on"):
+            status: int = arguments.run(arguments)
     except PrefetchdError as error:
         if getattr(arguments, "debug", False):
             raise

@@ -21,7 +21,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from prefetchd import budget, limits, messages, report
+from prefetchd import budget, limits, messages, report, shortages
 from prefetchd.cache.pressure import CachePages
 from prefetchd.config import LIVE_OPTIONS, Config, make_config
 from prefetchd.cursor import Cursor
@@ -208,7 +208,8 @@ class Daemon:
         # A message wakes the daemon on the sender's processor: it must not take that from a trainer in mid-step.
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         try:
-            self._loop.run(self._pump)
+            with shortages.said("go on"):
+                self._loop.run(self._pump)
         except PrefetchdError as error:
             self._desk.tell_all(messages.Fatal(type(error).__name__, str(error)))
             raise

@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 
 from prefetchd.budget import MIN_SLOTS, Budget, Footprint, Plan, measure
 from prefetchd.cursor import Cursor
-from prefetchd.errors import BudgetError
+from prefetchd.descriptor_limit import check_descriptors
+from prefetchd.errors import BudgetError, PrefetchdError
 from prefetchd.limits import Limit, cgroup_limits
 from prefetchd.pool import Pool
 from prefetchd.reader_handle import ReaderHandle
@@ -97,14 +98,26 @@ class Guard:
 
     def add_slot(self) -> None:
         """Reserve one more slot."""
-        slot = self._ring.add(Segment.create(self.budget.plan.slot_bytes))
+        segment = Segment.create(self.budget.plan.slot_bytes)
+        try:
+            check_descriptors(segment.fd)
+        except PrefetchdError:
+            segment.close()
+            raise
+        slot = self._ring.add(segment)
         self.budget.ring_bytes += slot.segment.n_bytes
 
     def grow(self) -> None:
-        """Add a slot if the machine can give it; if not, the ring stays as it is for a while: it is large enough."""
+        """Add a slot if the machine can give it; if not, the ring stays as it is for a while: it is large enough.
+
+        Raises:
+            PrefetchdError: if it has not even as many descriptors as the smallest ring takes.
+        """
         try:
             self.add_slot()
-        except (BudgetError, OSError) as error:
+        except (PrefetchdError, OSError) as error:
+            if len(self._ring.slots) < MIN_SLOTS and not isinstance(error, BudgetError | OSError):
+                raise
             self._no_growth_ticks = _NO_GROWTH_TICKS
             if not self._grown_out:
                 self._grown_out = True

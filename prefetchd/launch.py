@@ -167,9 +167,9 @@ def connect(name: str, timeout_s: float) -> socket.socket:
         if waited_s >= timeout_s:
             after = f" after {timeout_s:g} s" if timeout_s else ""
             instead = ", or pass a manifest to batches()" if timeout_s else ""  # of no use to a command
+            do = f"start it with: prefetchd serve MANIFEST --name {name}" if owner is None else "try again in a moment"
             raise DaemonNotFound(
-                f"cannot reach the daemon {name!r}: {what}{after} ({paths.socket}: {reason}); "
-                f"start it with: prefetchd serve MANIFEST --name {name}{instead}"
+                f"cannot reach the daemon {name!r}: {what}{after} ({paths.socket}: {reason}); {do}{instead}"
             )
         if waited_s >= _SAY_AFTER_S and not said:
             said = True
@@ -179,4 +179,4 @@ def connect(name: str, timeout_s: float) -> socket.socket:
 
 def describe_owner(pid: int) -> str:
     """Say what the process that has a daemon's lock is at: it does not accept connections."""
-    return "it is starting" if process_state(pid) not in ("T", "t") else describe_process(pid)
+    return "it is starting, or about to end" if process_state(pid) not in ("T", "t") else describe_process(pid)

@@ -81,7 +81,7 @@ def path(value: object) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str | bytes | os.PathLike) or not value:
-        raise ConfigError(f"cannot use the path {value!r}: it must be text")
+        raise ConfigError(f"cannot use the path {value!r}: it must be text, and not empty; name a file or a folder")
     decoded = os.fsdecode(value)
     return os.fsdecode(bytes.fromhex(decoded[1:])) if decoded.startswith("\0") else decoded
 

@@ -13,7 +13,7 @@ import socket
 import sys
 
 from prefetchd import config as configuration
-from prefetchd import control, messages
+from prefetchd import control, messages, shortages
 from prefetchd.errors import PrefetchdError
 from prefetchd.loop import EventLoop
 from prefetchd.standard_descriptors import open_standard_descriptors
@@ -36,8 +36,9 @@ def main(argv: list[str]) -> int:
 
         loop = EventLoop()
         loop.on_signal(signal.SIGTERM, loop.stop)
-        daemon = Daemon(configs, loop)
-        daemon.serve_parent(sock, parent_pidfd)
+        with shortages.said("start"):
+            daemon = Daemon(configs, loop)
+            daemon.serve_parent(sock, parent_pidfd)
     except control.ConnectionEnded:
         return 1
     except PrefetchdError as error:

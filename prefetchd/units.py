@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from prefetchd.errors import ConfigError
@@ -22,6 +23,8 @@ _FACTORS = {
     "tb": 1000**4,
     "tib": 1024**4,
 }
+_MOST_BYTES = 1 << 62  # which file sizes and addresses stay below
+_SAID_CHARACTERS = 40
 _SIZE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-zA-Z]*|%)\s*")
 
 
@@ -35,11 +38,25 @@ def parse_bytes(text: str, *, whole_bytes: int | None = None) -> int:
     """
     match = _SIZE.fullmatch(text)
     unit = match[2].lower() if match else ""
-    if match and unit == "%" and whole_bytes is not None and 0 < float(match[1]) <= 100:
-        return int(float(match[1]) / 100 * whole_bytes)
+    number = float(match[1]) if match else math.nan
+    if unit == "%" and whole_bytes is not None:
+        if 0 < number <= 100:
+            return int(number / 100 * whole_bytes)
+        raise ConfigError(
+            f"cannot take the size {_shortened(text)!r}: it must be above 0% and up to 100%; give a share"
+        )
+    if unit in _FACTORS and number * _FACTORS[unit] < _MOST_BYTES:
+        return round(number * _FACTORS[unit])  # 0.29 * 10**9 is a little less than 290 MB
     if match and unit in _FACTORS:
-        return round(float(match[1]) * _FACTORS[unit])  # 0.29 * 10**9 is a little less than 290 MB
-    raise ConfigError(f"cannot read the size {text!r}: it is not like 512MiB, 1.5GB or 25%; write it that way")
+        raise ConfigError(
+            f"cannot take the size {_shortened(text)!r}: it must be below {format_bytes(_MOST_BYTES)}; give less"
+        )
+    like = "512MiB, 1.5GB or 25%" if whole_bytes is not None else "512MiB or 1.5GB"
+    raise ConfigError(f"cannot read the size {_shortened(text)!r}: it is not like {like}; write it that way")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SAID_CHARACTERS else text[:_SAID_CHARACTERS] + "..."
 
 
 def format_bytes(n_bytes: float) -> str:

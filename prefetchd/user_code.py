@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import os
 import random
+import resource
 import sys
 import traceback
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from prefetchd import randomness
 from prefetchd.errors import ConfigError
 from prefetchd.faults import EnvironmentFault, FaultKind, SampleFault, TransformFault, WrongResult, fault_of
 from prefetchd.layout import DTYPES
+from prefetchd.units import format_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -229,11 +231,17 @@ def _fault(name: tuple[str, str | None], error: BaseException) -> SampleFault:
     if isinstance(error, SampleFault):
         return error
     if isinstance(error, MemoryError):
-        return EnvironmentFault(f"{name[0]} {name[1]} ran out of memory", needs_fresh_reader=True)
+        return EnvironmentFault(f"{name[0]} {name[1]} ran out of memory{_limit()}", needs_fresh_reader=True)
     if isinstance(error, OSError) and error.errno is not None and fault_of(error).kind is FaultKind.ENVIRONMENT:
         return EnvironmentFault(f"{name[0]} {name[1]} raised {describe(error)}")
     lines = "".join(traceback.format_exception(error))
     return TransformFault(*name, f"raised {describe(error)}{raised_at(error)}", lines[-_MAX_DETAIL_CHARACTERS:])
+
+
+def _limit() -> str:
+    """How much a reader may have: what is short is seldom the machine's memory."""
+    soft = resource.getrlimit(resource.RLIMIT_DATA)[0]
+    return "" if soft == resource.RLIM_INFINITY else f" (its reader may map {format_bytes(soft)})"
 
 
 def code_digest(spec: str) -> str:

@@ -25,7 +25,8 @@ import sys
 import time
 import traceback
 
-from prefetchd import control, reader_messages
+from prefetchd import control, reader_messages, shortages
+from prefetchd.errors import PrefetchdError
 from prefetchd.liveness import remove_left_files
 
 # Read by the allocator and the libraries when the zygote starts: one thread, one arena, and big buffers go back to the
@@ -142,7 +143,12 @@ def main(argv: list[str]) -> None:
     import prefetchd.reader
     import prefetchd.sources.image_files  # noqa: F401 - loaded here once, shared by every reader
 
-    Zygote(socket.socket(fileno=int(argv[0]))).run()
+    try:
+        with shortages.said("start a reader"):
+            Zygote(socket.socket(fileno=int(argv[0]))).run()
+    except PrefetchdError as error:
+        print(f"prefetchd: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)  # the pool starts another, and gives up after some
     with contextlib.suppress(OSError):
         _remove_half_made_segments(argv[1])
     if argv[2:]:

@@ -13,6 +13,7 @@ Nothing is ever removed that is not named like this, in a folder that has a `pip
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prefetchd.cache.regular_file import read_regular
 from prefetchd.cache.segment import RECORD_BYTES
 from prefetchd.errors import PrefetchdError
 
@@ -30,9 +32,13 @@ _TAG = (
     "# Decoded samples, kept by prefetchd; see `prefetchd cache --help`.\n"
 )
 _DESCRIPTION = "pipeline.json"
+_MOST_DESCRIPTION_BYTES = 1 << 16
+FULL = (errno.ENOSPC, errno.EDQUOT)  # what a disk says that has no more room
 _MADE_BY = "prefetchd decoded-sample cache"
 _FOLDER = re.compile(r"[0-9a-f]{16}")
-_FILE = re.compile(r"([0-9a-f]{16}-\d{1,5})\.(rows|index)|pipeline\.json(\.[0-9a-f]{16})?|state\.[0-9a-z_]+")
+_SEGMENT = r"[0-9a-f]{16}-[0-9]{1,5}"
+_INDEX = re.compile(rf"({_SEGMENT})\.index")
+_FILE = re.compile(rf"{_SEGMENT}\.(rows|index)|pipeline\.json(\.[0-9a-f]{{16}})?|state\.[0-9a-z_]+")
 
 
 class CacheError(PrefetchdError):
@@ -70,28 +76,55 @@ def open_folder(cache: Path, digest: str, pipeline: dict[str, Any]) -> tuple[Pat
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not (cache / "CACHEDIR.TAG").exists():
-            (cache / "CACHEDIR.TAG").write_text(_TAG)
+            _write_whole(cache / "CACHEDIR.TAG", _TAG)
         description = folder / _DESCRIPTION
-        if not description.exists():
-            text = json.dumps({"made_by": _MADE_BY, "pipeline": pipeline}, indent=2)
-            scratch = folder / f"{_DESCRIPTION}.{os.urandom(8).hex()}"
-            scratch.write_text(text + "\n")
-            scratch.replace(description)
+        if _is_missing_or_torn(description):
+            _write_whole(description, json.dumps({"made_by": _MADE_BY, "pipeline": pipeline}, indent=2) + "\n")
         os.utime(description)
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise CacheError(
-            f"cannot use the cache {cache}: {error.strerror} ({error.filename or folder}); give a folder that can be "
-            "written to"
-        ) from None
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # if there is nothing in it: nobody would ever clear it
+        do = (
+            "make room, or give a folder on another disk"
+            if error.errno in FULL
+            else "give a folder that can be written to"
+        )
+        raise CacheError(f"cannot use the cache {cache}: {error.strerror} ({error.filename or folder}); {do}") from None
     with contextlib.suppress(OSError):  # some file systems have no locks: then `remove` cannot know
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     return folder, fd
 
 
+def _is_missing_or_torn(description: Path) -> bool:
+    """Whether a description is to be written: a power cut may have left one that is empty."""
+    try:
+        json.loads(read_regular(description, _MOST_DESCRIPTION_BYTES))
+    except (FileNotFoundError, ValueError):
+        return True
+    except OSError:
+        pass  # what stands there is not ours to replace
+    return False
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Have a file appear with all of `text`; nothing is left where that fails."""
+    scratch = path.with_name(f"{path.name}.{os.urandom(8).hex()}")
+    try:
+        scratch.write_text(text)
+        scratch.replace(path)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise
+
+
 def segment_names(folder: Path) -> list[str]:
-    """Return the names of the segments in a pipeline's folder, sorted."""
-    return sorted(entry.removesuffix(".index") for entry in os.listdir(folder) if entry.endswith(".index"))
+    """Return the names of the segments in a pipeline's folder, sorted; none if it was cleared away."""
+    try:
+        found = [_INDEX.fullmatch(entry) for entry in os.listdir(folder)]
+    except OSError:
+        return []
+    return sorted(match[1] for match in found if match)
 
 
 def used_bytes(cache: Path) -> int:
@@ -102,7 +135,7 @@ def used_bytes(cache: Path) -> int:
 def describe(folder: Path) -> Kept | None:
     """Return what a pipeline's folder holds; `None` if it is not one of ours."""
     try:
-        described = json.loads((folder / _DESCRIPTION).read_bytes())
+        described = json.loads(read_regular(folder / _DESCRIPTION, _MOST_DESCRIPTION_BYTES))
         if described["made_by"] != _MADE_BY:
             return None
         files = _files(folder)
@@ -134,9 +167,12 @@ def remove(kept: Kept) -> int:
     """Remove one pipeline's folder; return the bytes that this frees. A file that is not ours stays, and its folder.
 
     Raises:
-        CacheError: if a daemon uses it.
+        CacheError: if a daemon uses it, or its files may not be removed.
     """
-    fd = os.open(kept.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fd = os.open(kept.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return 0  # somebody else has cleared it meanwhile
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -145,11 +181,17 @@ def remove(kept: Kept) -> int:
         except OSError:
             pass
         freed = 0
-        for name, size in sorted(_files(kept.folder)):  # the description goes last: what is left is ours still
-            if _FILE.fullmatch(name) and name != _DESCRIPTION:
-                (kept.folder / name).unlink(missing_ok=True)
-                freed += size
-        (kept.folder / _DESCRIPTION).unlink(missing_ok=True)
+        try:
+            for name, size in sorted(_files(kept.folder)):  # the description goes last: what is left is ours still
+                if _FILE.fullmatch(name) and name != _DESCRIPTION:
+                    (kept.folder / name).unlink(missing_ok=True)
+                    freed += size
+            (kept.folder / _DESCRIPTION).unlink(missing_ok=True)
+        except OSError as error:
+            raise CacheError(
+                f"cannot clear {kept.folder}: {error.strerror} ({error.filename}); see to who may write there, and "
+                "clear it again"
+            ) from None
         with contextlib.suppress(OSError):
             kept.folder.rmdir()
         return freed
@@ -167,8 +209,8 @@ def remove_empty(cache: Path) -> None:
 
 def _is_ours(cache: Path) -> bool:
     try:
-        return (cache / "CACHEDIR.TAG").read_text() == _TAG
-    except (OSError, UnicodeDecodeError):
+        return read_regular(cache / "CACHEDIR.TAG", len(_TAG) + 1) == _TAG.encode()
+    except OSError:
         return False
 
 

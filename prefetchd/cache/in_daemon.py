@@ -7,14 +7,14 @@ holds is unnamed or read-only, so nothing is left when it dies.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 from pathlib import Path
 from typing import Any
 
 from prefetchd.cache import keys, lookup
-from prefetchd.cache.directory import describe, open_folder, segment_names
+from prefetchd.cache.directory import FULL, describe, open_folder, segment_names
+from prefetchd.cache.regular_file import open_regular
 from prefetchd.cache.rules import check_cache
 from prefetchd.cache.run_state import LIMIT_REACHED, RunState, StateShape, make_state
 from prefetchd.cache.scratch_file import is_memory
@@ -102,7 +102,7 @@ class CacheInDaemon:
         """Have the kernel forget the pages of the rows; those that are still to be written to disk stay."""
         for name in segment_names(self._folder):
             try:
-                fd = os.open(self._folder / f"{name}.rows", os.O_RDONLY | os.O_CLOEXEC)
+                fd = open_regular(self._folder / f"{name}.rows")
             except OSError:
                 continue
             try:
@@ -120,8 +120,8 @@ class CacheInDaemon:
         number = self._state.stopped
         if number == LIMIT_REACHED:
             if self._limit_bytes is None:
-                return "a twentieth of its disk is kept free"
+                return "a twentieth of its disk is kept free; make room, or give a cache-size"
             return f"its size limit of {format_bytes(self._limit_bytes)} is reached; raise cache-size for more"
-        if number in (errno.ENOSPC, errno.EDQUOT):
+        if number in FULL:
             return f"its disk is full ({os.strerror(number)}); make room, or give a smaller cache-size"
         return f"it cannot be written to ({os.strerror(number)})" if number else None

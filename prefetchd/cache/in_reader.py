@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ import numpy as np
 from prefetchd.cache import segment
 from prefetchd.cache.keys import is_settled, key_of
 from prefetchd.cache.lookup import Lookup
+from prefetchd.cache.regular_file import open_regular
 from prefetchd.cache.room import Room
 from prefetchd.cache.run_state import LIMIT_REACHED, OFFSET_BITS, OFFSET_MASK, RunState, StateShape
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
     from prefetchd.sample import Sample
 
-_MAX_OPEN = 256
+_MAX_OPEN = 256  # and a quarter of the process's descriptors
 _MAX_OWN_SEGMENTS = 16_000
 
 
@@ -54,6 +56,7 @@ class CacheInReader:
         self._kept_size = kept_size
         self._channels = channels
         self._rows_fds: dict[int, int] = {}
+        self._most_open = max(1, min(_MAX_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
         self._writer: segment.SegmentWriter | None = None
         self._writer_segment = -1
         self._examined: tuple[int, bytes, os.stat_result] | None = None
@@ -203,13 +206,13 @@ class CacheInReader:
 
     def _open(self, key: int) -> None:
         """Open the rows of segment `key - 1`, which may close others."""
-        if len(self._rows_fds) >= _MAX_OPEN:
+        if len(self._rows_fds) >= self._most_open:
             self._close_rows()
         path = self._folder / f"{self._name(key - 1)}.rows"
-        self._rows_fds[key] = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        self._rows_fds[key] = open_regular(path)
 
     def _record(self, number: int, record_number: int) -> segment.Record | None:
-        fd = os.open(self._folder / f"{self._name(number)}.index", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = open_regular(self._folder / f"{self._name(number)}.index")
         try:
             return segment.unpack(os.pread(fd, segment.RECORD_BYTES, record_number * segment.RECORD_BYTES))
         finally:

@@ -44,5 +44,9 @@ def key_of(path: str, place: tuple[int, ...], found: os.stat_result) -> bytes:
 
 
 def is_settled(found: os.stat_result, now_ns: int) -> bool:
-    """Whether a write after `found` would have changed its times for certain."""
-    return now_ns - max(found.st_mtime_ns, found.st_ctime_ns) > CLOCK_STEP_NS
+    """Whether a write after `found` would have changed its times for certain.
+
+    By the change time alone, which every write sets: a modification time in the future, as archives may have kept it,
+    says nothing.
+    """
+    return now_ns - found.st_ctime_ns > CLOCK_STEP_NS

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefetchd.cache.keys import KEY_BYTES
+from prefetchd.cache.regular_file import open_regular
 from prefetchd.cache.scratch_file import make_scratch
 from prefetchd.cache.segment import RECORD_BYTES
 from prefetchd.segment import keep_from_children
@@ -68,7 +69,7 @@ def _n_records(path: Path) -> int:
 def _hashes(path: Path, n_records: int) -> Iterator[tuple[int, NDArray[np.uint64]]]:
     """Yield the first halves of the keys of an index, in blocks, each with its first record's number."""
     try:
-        with path.open("rb") as file:
+        with open(open_regular(path), "rb") as file:
             for first in range(0, n_records, _BLOCK_RECORDS):
                 raw = np.frombuffer(file.read(_BLOCK_RECORDS * RECORD_BYTES), np.uint8)
                 rows = raw[: len(raw) // RECORD_BYTES * RECORD_BYTES].reshape(-1, RECORD_BYTES)

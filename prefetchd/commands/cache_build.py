@@ -76,9 +76,10 @@ def build(name: str, config: Config) -> int:
         cache = loader.status()["datasets"][0]["cache"]
         bad = loader.n_samples - good
         left = f"; {bad} bad samples were left out" if bad and progress.is_done else ""
-        done = "done" if progress.is_done and not cache["stopped"] else "there is no room for more"
+        is_done = progress.is_done and not cache["stopped"]
+        done = "done" if is_done else f"not all are kept, {cache['stopped'] or 'there is no room for more'}"
         progress.end(f"{cache['rows_written']} rows written: {done}{left}")
-        return 0 if done == "done" else 1
+        return 0 if is_done else 1
 
 
 def _has_room(config: Config) -> bool:
@@ -89,9 +90,12 @@ def _has_room(config: Config) -> bool:
     cache = Path(config.cache).expanduser().absolute()
     height, width = config.cache_image_size or config.image_size
     row_bytes = height * width * config.channels
-    disk = os.statvfs(cache)
     limit_bytes = None if config.cache_size == "auto" else parse_bytes(config.cache_size)
-    return disk.f_bavail * disk.f_frsize > row_bytes and Room(cache, limit_bytes).take(row_bytes)
+    try:
+        disk = os.statvfs(cache)
+        return disk.f_bavail * disk.f_frsize > row_bytes and Room(cache, limit_bytes).take(row_bytes)
+    except OSError:  # it was removed, or its disk is gone
+        return False
 
 
 class Progress:

@@ -28,6 +28,8 @@ _MAX_SAMPLES = 1000
 _TOLD_CLASSES = 16
 _COUNTED_LABELS = 50_000
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_MOST_PX = {".webp": 16383, ".jpg": 65500, ".jpeg": 65500}  # a side, as the encoders have it
+_PNG_PX = 1_000_000
 
 
 def add(commands: Subparsers, datasets: Iterable[str]) -> None:
@@ -178,7 +180,14 @@ def _grid(tiles: list[Tile]) -> list[list[Tile]]:
 def _write(path: str, sheet: NDArray[np.uint8]) -> None:
     import cv2
 
-    ok, encoded = cv2.imencode(os.path.splitext(path)[1], sheet)
+    suffix = os.path.splitext(path)[1]
+    height, width = sheet.shape[:2]
+    if max(height, width) > _MOST_PX.get(suffix.lower(), _PNG_PX):
+        raise ConfigError(
+            f"cannot write {path}: a sheet of {width}x{height} px is too large for that format; name a .png, or show "
+            "fewer --samples"
+        )
+    ok, encoded = cv2.imencode(suffix, sheet)
     assert ok, path
     try:
         with open(path, "wb") as file:

@@ -38,12 +38,15 @@ def add(commands: Subparsers, datasets: Iterable[str]) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Change the daemon and say what its plan is now."""
     names = [word for word in arguments.words if "=" not in word]
-    options = dict(word.removeprefix("--").split("=", 1) for word in arguments.words if "=" in word)
-    if len(names) > 1 or not options:
+    pairs = [word.removeprefix("--").split("=", 1) for word in arguments.words if "=" in word]
+    options = {option.replace("-", "_"): value for option, value in pairs}
+    if len(options) < len(pairs):
+        raise ConfigError(f"cannot set {' '.join(arguments.words)}: an option is given twice; give it once")
+    if len(names) > 1 or not options or "" in options:
         raise ConfigError(
             f"cannot set {' '.join(arguments.words)}: give at most one daemon's name, and then OPTION=VALUE, "
             "such as: prefetchd set train memory-budget=1GiB num-workers=4"
         )
     arguments.positional_name = names[0] if names else None
-    print(change_options(name_of(arguments), {option.replace("-", "_"): value for option, value in options.items()}))
+    print(change_options(name_of(arguments), options))
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -51,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not 0.2 <= arguments.seconds <= 600:
         raise ConfigError(f"cannot use --seconds {arguments.seconds:g}: it must be from 0.2 to 600")
     target = _take_targets(arguments)
+    _check_plot(arguments.plot)
     config = config_of(arguments, "tune")
     from prefetchd import budget
     from prefetchd.tools import plan_choice
@@ -62,8 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise BudgetError(f"cannot tune: no plan could be measured; the first one: {refused[0]}")
     chosen, said = plan_choice.advise(points, target, budget.usable_cores(), config)
     command = plan_choice.command_line(config, chosen)
-    if arguments.plot:
-        _write_plot(arguments.plot, points, chosen, config, target)
+    failure = _write_plot(arguments.plot, points, chosen, config, target) if arguments.plot else None
     if arguments.json:
         answer = {
             "points": [dataclasses.asdict(point) for point in points],
@@ -77,7 +78,10 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(answer, indent=2))
     else:
         lines = [*plan_choice.table(points), *(f"not measured: {why}" for why in refused), "", *said]
-        print("\n".join([*lines, *([f"plot: {arguments.plot}"] if arguments.plot else []), "", f"    {command}"]))
+        lines = [*lines, *([f"plot: {arguments.plot}"] if arguments.plot and failure is None else [])]
+        print("\n".join([*lines, "", f"    {command}"]))
+    if failure is not None:  # after what was measured, which took a while
+        raise failure
     return 0 if target is None or chosen.images_per_s >= target else 1
 
 
@@ -91,7 +95,7 @@ def _take_targets(arguments: argparse.Namespace) -> float | None:
             arguments.target = word
         else:
             if not 0 < rate < 1e9:
-                raise ConfigError(f"cannot use --target {word}: it must be images a second, more than 0")
+                raise ConfigError(f"cannot use --target {word}: it must be images a second, more than 0, below 1e9")
     return rate
 
 
@@ -138,11 +142,23 @@ def _measure_all(config: Config, seconds: float, progress: Progress) -> tuple[li
     return points, refused
 
 
-def _write_plot(path: str, points: list[Measured], chosen: Measured, config: Config, target: float | None) -> None:
+def _check_plot(path: str) -> None:
+    """Raise `ConfigError` where it is plain from the start that no plot can be written to `path`."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if path and (os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK)):
+        why = "it is a folder" if os.path.isdir(path) else f"{folder} is no folder that can be written to"
+        raise ConfigError(f"cannot write the plot {path}: {why}; name another with --plot, or '' for none")
+
+
+def _write_plot(
+    path: str, points: list[Measured], chosen: Measured, config: Config, target: float | None
+) -> ConfigError | None:
+    """Write the plot; return what was wrong."""
     from prefetchd.tools.plot_svg import plot
 
     try:
         with open(path, "w", encoding="utf-8") as file:
             file.write(plot(points, chosen, f"{config.source}: images/s over memory budget", target))
     except OSError as error:
-        raise ConfigError(f"cannot write the plot {path}: {error.strerror}; name another with --plot") from None
+        return ConfigError(f"cannot write the plot {path}: {error.strerror}; name another with --plot")
+    return None

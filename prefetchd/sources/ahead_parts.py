@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import mmap
 import threading
+from collections.abc import Callable
 
 import numpy as np
 
 from prefetchd.file_bytes import FileBuffer
-from prefetchd.sample import Sample
+from prefetchd.sources.base import ReserveMemory
+
+Fetch = Callable[[FileBuffer, ReserveMemory], memoryview]  # reads one file's bytes, as `Records.read` does
 
 
 class MappedBuffer(FileBuffer):
@@ -33,10 +36,10 @@ class MappedBuffer(FileBuffer):
 
 
 class AheadRead:
-    """One sample's read: expected, then begun, then done. A `Future` would take a tenth of a decode's time.
+    """One file's read: expected, then begun, then done. A `Future` would take a tenth of a decode's time.
 
     Attributes:
-        sample: what is read.
+        fetch: what reads it.
         begun: whether it was given to a thread; written by the reader.
         dropped: whether nobody wants it any more.
         buffer: where the bytes are.
@@ -46,10 +49,10 @@ class AheadRead:
         took_s: how long it took, in seconds.
     """
 
-    __slots__ = ("_pending", "began_ns", "begun", "buffer", "data", "dropped", "error", "sample", "took_s")
+    __slots__ = ("_pending", "began_ns", "begun", "buffer", "data", "dropped", "error", "fetch", "took_s")
 
-    def __init__(self, sample: Sample) -> None:
-        self.sample = sample
+    def __init__(self, fetch: Fetch) -> None:
+        self.fetch = fetch
         self.begun = self.dropped = False
         self.buffer = MappedBuffer()  # without memory until the file's size is known: opening it needs none
         self.data: memoryview | None = None

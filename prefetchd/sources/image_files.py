@@ -16,7 +16,7 @@ from prefetchd import decode
 from prefetchd.augment_spec import parameters
 from prefetchd.config import Config
 from prefetchd.faults import SampleFault, UndecodableImage
-from prefetchd.file_bytes import FileBuffer, read_file
+from prefetchd.file_bytes import FileBuffer
 from prefetchd.geometry import FIRST_WORD, Box, Geometry, GeometryDraws, same_aspect
 from prefetchd.image_header import ImageHeader
 from prefetchd.jitter import ColorJitter
@@ -143,7 +143,7 @@ class ImageReader:
         del image  # before a mask takes the reservation over
         if self._jitter is not None:
             self._jitter.apply(pixels, units)
-        mask = self._mask(str(sample.label), geometry, reserve) if self._takes_masks else None
+        mask = self._mask(sample, sample_id, geometry, reserve) if self._takes_masks else None
         if not self._functions.has_transform:
             self._pipeline.deliver(pixels, x)
         else:
@@ -213,10 +213,11 @@ class ImageReader:
             self._cache.store(sample, sample_id, image, self._ahead.began_ns)
         return image
 
-    def _mask(self, path: str, geometry: Geometry, reserve: ReserveMemory) -> NDArray[Any]:
-        """Return the mask at `path`, placed as its image was."""
+    def _mask(self, sample: Sample, sample_id: int, geometry: Geometry, reserve: ReserveMemory) -> NDArray[Any]:
+        """Return the sample's mask, placed as its image was."""
+        path = str(sample.label)
         try:
-            data = read_file(path, self._buffer, reserve=reserve)
+            data = self._ahead.read(sample_id, sample, self._buffer, reserve, is_mask=True)
             header = self._header(data)
             height, width = header.oriented_size
             if not same_aspect((height, width), geometry.full_size):

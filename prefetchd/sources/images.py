@@ -39,7 +39,7 @@ class ImageSource:
         self._records = records
         self._decoder = decoder
         self._reader: ImageReader | None = None
-        self._ahead = ReadAhead(records)
+        self._ahead = ReadAhead(records, with_masks=config.target == "mask")
         self._cache: CacheInDaemon | None = None
         self._rows: CachedRows | None = None
         self._trial: TrialDone | None = None
@@ -155,7 +155,7 @@ class ImageSource:
         return self._ahead.waited_s
 
     def expect(self, sample_ids: Iterable[int]) -> None:
-        """Read these samples' bytes ahead, if reads are slow and they are not in the cache."""
+        """Read these samples' images and masks ahead, if reads are slow and they are not in the cache."""
         if self._rows is not None and self._ahead.read_s:
             sample_ids = self._rows.unknown(sample_ids)
         self._ahead.expect(sample_ids)

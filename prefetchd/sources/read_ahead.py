@@ -24,9 +24,10 @@ from collections import deque
 from collections.abc import Iterable
 from functools import partial
 
+from prefetchd import file_bytes
 from prefetchd.file_bytes import FileBuffer
 from prefetchd.sample import Sample
-from prefetchd.sources.ahead_parts import AheadRead, MappedBuffer
+from prefetchd.sources.ahead_parts import AheadRead, Fetch, MappedBuffer
 from prefetchd.sources.base import ReserveMemory
 from prefetchd.sources.records import Records
 
@@ -41,6 +42,8 @@ _M_TRIM_THRESHOLD, _M_ARENA_MAX = -1, -8  # mallopt's
 _HEAP_KEPT_BYTES = 4 << 20
 _RECOVERY_BYTES = 64 << 10  # with each decode after one that was large
 
+_Key = tuple[int, bool]  # the sample's number, and whether it is its mask
+
 
 class _NoRoomError(Exception):
     """More would be held than may be: the reader reads it itself, when its turn comes."""
@@ -51,19 +54,21 @@ class ReadAhead:
 
     Args:
         records: where the bytes come from; borrowed.
+        with_masks: whether samples' labels are paths of masks, which are read after their images.
     """
 
-    def __init__(self, records: Records) -> None:
+    def __init__(self, records: Records, *, with_masks: bool = False) -> None:
         self._records = records
+        self._with_masks = with_masks
         self._average_s = 0.0
         self._average_bytes = float(_BUFFER_BYTES)
         self._is_on = False
         self._wanted: queue.SimpleQueue[AheadRead] = queue.SimpleQueue()
-        self._coming: dict[int, deque[AheadRead]] = {}
+        self._coming: dict[_Key, deque[AheadRead]] = {}
         self._later: deque[AheadRead] = deque()
         self._n_begun = 0
         self._threads: list[threading.Thread] = []
-        self._read_lately: set[int] = set()
+        self._read_lately: set[_Key] = set()
         self._free: deque[MappedBuffer] = deque()
         self._lock = threading.Lock()  # of this process alone
         self._lent: MappedBuffer | None = None  # whose bytes the caller looks at
@@ -89,18 +94,32 @@ class ReadAhead:
             self._start()
         numbers = [int(sample_id) for sample_id in sample_ids]
         for number, sample in zip(numbers, self._records.samples(numbers), strict=True):
-            read = AheadRead(sample)
-            self._coming.setdefault(number, deque()).append(read)
-            self._later.append(read)
+            for is_mask in (False, True) if self._with_masks else (False,):
+                read = AheadRead(self._fetch_of(sample, is_mask))
+                self._coming.setdefault((number, is_mask), deque()).append(read)
+                self._later.append(read)
         self._begin()
 
-    def read(self, sample_id: int, sample: Sample, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
-        """Return a sample's bytes as `Records.read` does, in `buffer` or in one of its own, until the next read."""
+    def _fetch_of(self, sample: Sample, is_mask: bool) -> Fetch:
+        """What reads the bytes of a sample's image, or of its mask, which is always a file of its own."""
+        if is_mask:
+            return lambda buffer, reserve: file_bytes.read_file(str(sample.label), buffer, reserve=reserve)
+        return partial(self._records.read, sample)
+
+    def read(
+        self, sample_id: int, sample: Sample, buffer: FileBuffer, reserve: ReserveMemory, *, is_mask: bool = False
+    ) -> memoryview:
+        """Return the bytes of a sample, or of its mask, in `buffer` or in one of its own, until the next read.
+
+        Raises:
+            SampleFault, ManifestError: as `Records.read` does.
+        """
         self._end_loan()
         started_s = time.perf_counter()
         if self._coming:
-            self._read_lately.add(sample_id)
-            ahead = self._take(sample_id)
+            key = sample_id, is_mask
+            self._read_lately.add(key)
+            ahead = self._take(key)
             if ahead is not None:
                 ahead.wait()
                 self.waited_s += time.perf_counter() - started_s
@@ -112,7 +131,7 @@ class ReadAhead:
                     raise ahead.error
         started_s = time.perf_counter()
         self.began_ns = time.time_ns()
-        data = self._records.read(sample, buffer, partial(self._reserve, reserve))
+        data = self._fetch_of(sample, is_mask)(buffer, partial(self._reserve, reserve))
         took_s = time.perf_counter() - started_s
         self.waited_s += took_s
         self._learn(took_s, len(data))
@@ -127,8 +146,8 @@ class ReadAhead:
         if not self._coming and not self._read_lately:
             return
         for sample_id in sample_ids:
-            if int(sample_id) not in self._read_lately:
-                read = self._take(int(sample_id))
+            for key in ((int(sample_id), False), (int(sample_id), True)):
+                read = None if key in self._read_lately else self._take(key)
                 if read is not None:
                     self._drop(read)
         self._read_lately.clear()
@@ -147,13 +166,13 @@ class ReadAhead:
         with self._lock:
             self._most_bytes = room_bytes  # for a while: others are as large, probably
             self._shed_free(room_bytes)
-        begun = [(number, read) for number, reads in self._coming.items() for read in reads if read.begun]
+        begun = [(key, read) for key, reads in self._coming.items() for read in reads if read.begun]
         begun.reverse()  # what is needed last goes first
         begun.sort(key=lambda each: not each[1].done)
-        for number, read in begun:
+        for key, read in begun:
             if self.held_bytes - self._lent_bytes <= room_bytes:
                 return
-            self._forget(number, read)
+            self._forget(key, read)
             read.wait()
             self._drop(read)
 
@@ -180,13 +199,13 @@ class ReadAhead:
         if is_done:
             self._give_back(read.buffer)
 
-    def _take(self, sample_id: int) -> AheadRead | None:
-        """Return the read of a sample that has begun, if there is one; forget one that has not."""
-        reads = self._coming.get(sample_id)
+    def _take(self, key: _Key) -> AheadRead | None:
+        """Return the read of a file that has begun, if there is one; forget one that has not."""
+        reads = self._coming.get(key)
         if reads is None:
             return None
         read = reads[0]
-        if self._forget(sample_id, read):
+        if self._forget(key, read):
             self._begin()
             return read
         # Asked for out of its turn, as a sample that is tried again: it might wait for others that wait for the reader.
@@ -194,12 +213,12 @@ class ReadAhead:
         self._begin()
         return None
 
-    def _forget(self, sample_id: int, read: AheadRead) -> bool:
+    def _forget(self, key: _Key, read: AheadRead) -> bool:
         """Take a read off the books; return whether it has begun."""
-        reads = self._coming[sample_id]
+        reads = self._coming[key]
         reads.remove(read)
         if not reads:
-            del self._coming[sample_id]
+            del self._coming[key]
         self._n_begun -= read.begun
         return read.begun
 
@@ -248,7 +267,7 @@ class ReadAhead:
     def _fetch_one(self, read: AheadRead) -> None:
         read.began_ns, started_s = time.time_ns(), time.perf_counter()
         try:
-            read.data = self._records.read(read.sample, read.buffer, partial(self._admit, read.buffer))
+            read.data = read.fetch(read.buffer, partial(self._admit, read.buffer))
         except BaseException as error:
             # Without the traceback, whose frames would keep buffers alive in a ring of references.
             read.error = error.with_traceback(None)

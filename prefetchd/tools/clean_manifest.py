@@ -23,7 +23,9 @@ def check_target(source: str, target: str) -> None:
         )
     if os.path.exists(target) and os.path.samefile(source, target):
         raise ConfigError(f"cannot write the clean manifest over {source} itself; name another file")
-    folder = os.path.dirname(os.path.abspath(target))
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise ConfigError(f"cannot write {target}: it is no regular file, and would be replaced; name another file")
+    folder = os.path.dirname(os.path.realpath(target))
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
         raise ConfigError(f"cannot write {target}: {folder} is no folder that can be written to; name another file")
 
@@ -31,19 +33,22 @@ def check_target(source: str, target: str) -> None:
 def write_clean(source: str, target: str, bad_lines: Container[int]) -> tuple[int, int]:
     """Copy the lines of `source` whose numbers, from 1, are not in `bad_lines`; return how many were kept and left out.
 
+    A symbolic link at `target` stays one: the file that it leads to is replaced.
+
     Raises:
         ManifestError: if it cannot be written.
     """
     temporary = ""
+    whole = os.path.realpath(target)
     try:
         with open(source, "rb") as lines:
-            fd, temporary = tempfile.mkstemp(prefix=".prefetchd-", dir=os.path.dirname(os.path.abspath(target)))
+            fd, temporary = tempfile.mkstemp(prefix=".prefetchd-", dir=os.path.dirname(whole))
             with os.fdopen(fd, "wb") as clean:
                 counts = _copy(lines, clean, bad_lines)
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, target)
+        os.replace(temporary, whole)
     except OSError as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)

@@ -101,6 +101,14 @@ if "prefetchd.zygote" in sys.orig_argv:
 
         file_bytes.read_file = _read_late
 
+    if os.environ.get("SABOTAGE_FORK"):
+        # As where the user has no more processes.
+
+        def _no_fork():
+            raise BlockingIOError(11, os.strerror(11))
+
+        os.fork = _no_fork
+
 if os.environ.get("SABOTAGE_CLOCK"):
     # The wall clock jumps by a day, back and forth, at every look.
     import itertools

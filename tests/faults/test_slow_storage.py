@@ -7,6 +7,8 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
+import numpy as np
 import psutil
 import pytest
 
@@ -66,6 +68,39 @@ def test_many_reads_are_under_way_at_once(
     with prefetchd.batches() as loader:
         assert content_of(loader) == wanted
     assert (slow_reads.folder / "met").exists()
+
+
+@pytest.fixture
+def masked(tmp_path: Path) -> Path:
+    """A manifest of 60 images and masks; names of masks sort behind those of all images."""
+    lines = []
+    for number in range(60):
+        write_jpeg(tmp_path / f"{number:03d}.jpg", (40, 48), seed=number)
+        cv2.imwrite(str(tmp_path / f"mask-{number:03d}.png"), np.full((40, 48), number, np.uint8))
+        lines.append(f"{number:03d}.jpg mask-{number:03d}.png\n")
+    manifest = tmp_path / "masks.txt"
+    manifest.write_text("".join(lines))
+    return manifest
+
+
+def test_masks_are_read_ahead_as_their_images_are(
+    serve: Serve, slow_reads: Sabotage, masked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many masks are under way at once, each goes with its own image, and one that is missed takes no other's place."""
+    monkeypatch.setenv("SABOTAGE_MEET", f"{2 * BATCH} mask-030.png")
+    (masked.parent / "mask-012.png").unlink()
+    (masked.parent / "017.jpg").write_bytes(b"no image")
+    daemon = serve(masked, *exact("--num-workers", 1, "--target", "mask", "--on-error", "skip"))
+    seen: list[int] = []
+    with prefetchd.batches(epochs=2) as loader:
+        for batch in loader:
+            assert [row.min() for row in batch.y] == [row.max() for row in batch.y] == batch.sample_ids.tolist()
+            seen += batch.sample_ids.tolist()
+            del batch
+    assert seen == 2 * [number for number in range(60) if number not in (12, 17)]
+    assert (slow_reads.folder / "met").exists()
+    assert daemon.status()["bad_samples"] == 2
+    assert "mask-012.png: No such file" in daemon.log
 
 
 def test_samples_that_are_tried_again_while_reads_are_ahead(serve: Serve, slow_reads: Sabotage, tmp_path: Path) -> None:

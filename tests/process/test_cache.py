@@ -254,12 +254,34 @@ def test_build_fills_all_and_goes_on_after_an_interruption(serve: Serve, photogr
     daemon.stop()
     result = run_command("cache", "build", photographs, *options, "--cache-size", "1KiB", "--color", "gray")
     assert result.returncode == 1
-    assert "0 rows written: there is no room for more" in result.stderr
-    assert "its size limit of 1.0 KiB is reached" in result.stderr
+    assert "0 rows written: not all are kept, its size limit of 1.0 KiB is reached; raise cache-size" in result.stderr
     old = run_command("cache", "clear", cache, "--unused-days", 1)
     assert old.stdout == "removed 0 pipelines, 0 B\n"
     assert run_command("cache", "clear", cache).stdout.startswith("removed 2 pipelines, ")
     assert not cache.exists()
+
+
+def test_build_whose_cache_is_removed_ends_with_the_reason(photographs: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    command = [sys.executable, "-m", "prefetchd", "cache", "build", str(photographs), "--cache", str(cache)]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: list(cache.glob("*/pipeline.json")), "the cache is opened")
+    while process.poll() is None:
+        shutil.rmtree(cache, ignore_errors=True)
+    _, said = process.communicate()
+    assert process.returncode == 1, said
+    assert "Traceback" not in said
+    assert "No such file or directory" in said
+
+
+def test_a_folder_whose_name_is_no_text_is_shown(photographs: Path, tmp_path: Path) -> None:
+    cache = os.fsdecode(os.fsencode(tmp_path) + b"/c \xff")
+    assert run_command("cache", "build", photographs, "--image-size", 32, "--cache", cache).returncode == 0
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    command = [sys.executable, "-m", "prefetchd", "cache", "info", cache]
+    shown = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.startswith(f"{tmp_path}/c \\udcff: 1 pipeline, ")
 
 
 def test_what_makes_no_sense_is_refused_in_one_line(photographs: Path, tmp_path: Path) -> None:

@@ -69,3 +69,10 @@ def test_what_cannot_be_previewed_is_refused_in_one_line(solid, tmp_path):
     assert "--samples" in refused("preview", solid, "--samples", "0")
     assert "ends with" in refused("preview", solid, "-o", tmp_path / "sheet.txt")
     assert "cannot write" in refused("preview", solid, *QUICK, "-o", tmp_path / "no" / "sheet.png")
+
+
+def test_a_sheet_too_large_for_its_format_is_refused(solid, tmp_path):
+    manifest = tmp_path / "many.txt"
+    manifest.write_text(f"{solid.read_text().splitlines()[0]}\n" * 700)
+    line = refused("preview", manifest, "-o", tmp_path / "s.webp", "--samples", 700)
+    assert "is too large for that format; name a .png" in line

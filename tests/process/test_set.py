@@ -85,6 +85,8 @@ def test_growth_is_taken_up(serve, photographs):
         (("num-workers=-1",), "from 0 to 1024"),
         (("memory-budget=lots",), "512MiB"),
         (("nothing",), "OPTION=VALUE"),
+        (("=1GiB",), "OPTION=VALUE"),
+        (("num-workers=2", "num_workers=3"), "given twice"),
         (("num-workers=900",), "memory-budget"),
     ],
 )

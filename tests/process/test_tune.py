@@ -25,6 +25,18 @@ def test_points_are_measured_within_their_budgets_and_one_is_chosen(photographs,
     assert plot.read_text().startswith("<svg")
 
 
+def test_a_plot_that_cannot_be_written_is_refused_at_once_or_costs_nothing_else(photographs, tmp_path):
+    for plot in (tmp_path, tmp_path / "no" / "t.svg"):
+        assert "cannot write the plot" in refused("tune", photographs, *QUICK, "--plot", plot)
+    result = run_command("tune", photographs, *QUICK, "--plot", "/dev/full")
+    assert result.returncode == 1, result
+    assert "    prefetchd serve " in result.stdout
+    assert "plot:" not in result.stdout
+    assert result.stderr.endswith(
+        "cannot write the plot /dev/full: No space left on device; name another with --plot\n"
+    )
+
+
 def test_a_target_that_is_not_held_is_an_exit_status(photographs, tmp_path):
     result = run_command("tune", photographs, *QUICK, "--target", "1e8", "--plot", "", cwd=tmp_path)
     assert result.returncode == 1, result

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from prefetchd.limits import CgroupMemory
 from prefetchd.sample import Sample
 
 CHANNELS = 3
+PIPELINE = keys.pipeline_of(make_config(source="x", image_size=8), "decoder 1")
 
 
 def pixels(seed: int, height: int = 8, width: int = 8) -> np.ndarray:
@@ -287,6 +290,79 @@ def test_nothing_but_ours_is_removed(tmp_path: Path) -> None:
         directory.list_cache(tmp_path)
 
 
+def test_files_of_others_in_a_pipelines_folder_are_no_segments(tmp_path: Path, samples: list[Sample]) -> None:
+    """Names that are too long for the table, or no text, and a folder that is named like an index."""
+    folder = fill_folder(tmp_path / "cache", keys.pipeline_digest(PIPELINE))
+    (folder / f"{'notes' * 9}.index").write_text("mine")
+    (folder / os.fsdecode(b"\xff.index")).write_text("mine")
+    (folder / f"{'a' * 16}-7.index").mkdir()
+    assert directory.segment_names(folder) == [f"{'0' * 16}-0", f"{'a' * 16}-7"]
+    daemon, reader = open_both(tmp_path / "cache")
+    assert daemon.report()["rows"] == 1
+    store_all(reader, samples)
+    reader.close()
+    daemon.close()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_stands_in_the_place_of_files_is_neither_waited_for_nor_read_for_ever(
+    tmp_path: Path, samples: list[Sample], kind: str
+) -> None:
+    daemon, reader = open_both(tmp_path / "cache")
+    store_all(reader, samples)
+    reader.close()
+    daemon.close()
+    for path in [*(tmp_path / "cache").glob("*/*"), tmp_path / "cache" / "CACHEDIR.TAG"]:
+        path.unlink()
+        os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    daemon, reader = open_both(tmp_path / "cache")
+    store_all(reader, samples)
+    np.testing.assert_array_equal(reader.row(1), pixels(1))
+    daemon.drop_pages()
+    assert daemon.report()["rows_written"] == 4
+    with pytest.raises(CacheError, match="no cache of prefetchd"):
+        directory.list_cache(tmp_path / "cache")
+    reader.close()
+    daemon.close()
+
+
+@pytest.mark.parametrize("left", [b"", b'{"made_by": "pre'])
+def test_a_description_that_was_torn_is_written_again(tmp_path: Path, left: bytes) -> None:
+    """Without one nobody would know the rows for ours, and they could not be cleared."""
+    folder = fill_folder(tmp_path / "cache")
+    (folder / "pipeline.json").write_bytes(left)
+    _, fd = directory.open_folder(tmp_path / "cache", folder.name, {"image_size": [8, 8]})
+    os.close(fd)
+    (kept,) = directory.list_cache(tmp_path / "cache")
+    assert (kept.rows, kept.pipeline) == (1, {"image_size": [8, 8]})
+
+
+def test_a_folder_that_cannot_be_made_whole_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, text: str) -> int:
+        path.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(CacheError, match=r"No space left on device .*; make room"):
+        directory.open_folder(tmp_path / "cache", "a" * 16, {})
+    assert os.listdir(tmp_path / "cache") == []
+
+
+def test_what_may_not_be_removed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill_folder(tmp_path / "cache")
+    (kept,) = directory.list_cache(tmp_path / "cache")
+
+    def refuse(path: Path, **_: bool) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", refuse)
+        with pytest.raises(CacheError, match=r"cannot clear .*Operation not permitted"):
+            directory.remove(kept)
+    assert directory.remove(kept) > 0
+    assert directory.remove(kept) == 0  # somebody else was faster
+
+
 def test_what_a_daemon_uses_is_not_removed(tmp_path: Path) -> None:
     folder = fill_folder(tmp_path / "cache")
     _, fd = directory.open_folder(tmp_path / "cache", folder.name, {})
@@ -401,6 +477,58 @@ def test_a_file_that_was_read_before_it_was_replaced_is_not_kept(
         assert reader.find(samples[0], 0) is None
         reader.store(samples[0], 0, pixels(0), read_ns)
         assert reader.known(np.array([0])) == [is_kept]
+    reader.close()
+    daemon.close()
+
+
+def test_a_modification_time_in_the_future_keeps_no_file_from_the_cache(
+    tmp_path: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An archive may have been made by a clock that was ahead: the change time says when a file was written here."""
+    monkeypatch.setattr("prefetchd.cache.in_reader.is_settled", keys.is_settled)
+    os.utime(samples[0].path, (4e9, 4e9))
+    daemon, reader = open_both(tmp_path / "cache")
+    assert reader.find(samples[0], 0) is None
+    reader.store(samples[0], 0, pixels(0), os.stat(samples[0].path).st_ctime_ns + keys.CLOCK_STEP_NS + 1)
+    assert reader.known(np.array([0])) == [True]
+    reader.close()
+    daemon.close()
+
+
+def test_a_cache_that_is_removed_while_it_is_used_stops_filling(
+    tmp_path: Path, samples: list[Sample], caplog: pytest.LogCaptureFixture
+) -> None:
+    daemon, reader = open_both(tmp_path / "cache")
+    for path in sorted((tmp_path / "cache").rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    (tmp_path / "cache").rmdir()
+    found = [reader.find(sample, number) for number, sample in enumerate(samples)]
+    assert found == [None] * 4
+    reader.store(samples[3], 3, pixels(3), 0)
+    daemon.drop_pages()
+    daemon.tick()
+    assert "cannot be written to (No such file or directory)" in caplog.text
+    assert daemon.report()["rows"] == 0
+    reader.close()
+    daemon.close()
+
+
+def test_a_reader_with_few_descriptors_keeps_some_for_images(
+    tmp_path: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in samples:  # a segment for each
+        daemon, reader = open_both(tmp_path / "cache")
+        missing = [number for number, sample in enumerate(samples) if reader.find(sample, number) is None]
+        reader.find(samples[missing[0]], missing[0])
+        reader.store(samples[missing[0]], missing[0], pixels(missing[0]), 0)
+        reader.close()
+        daemon.close()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    monkeypatch.setattr("prefetchd.cache.in_reader.resource.getrlimit", lambda _: (8, limits[1]))
+    daemon, reader = open_both(tmp_path / "cache")
+    for number, sample in enumerate(samples):
+        np.testing.assert_array_equal(reader.find(sample, number), pixels(number))
+        assert len(reader._rows_fds) <= 2
     reader.close()
     daemon.close()
 

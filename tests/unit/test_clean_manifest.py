@@ -32,6 +32,22 @@ def test_permissions_are_those_of_any_new_file(tmp_path):
     assert target.stat().st_mode == source.stat().st_mode
 
 
+def test_what_is_no_file_is_not_replaced_and_a_link_stays_one(tmp_path):
+    source, pipe, link = tmp_path / "m.txt", tmp_path / "pipe", tmp_path / "link"
+    source.write_bytes(ODD)
+    os.mkfifo(pipe)
+    for target in (pipe, tmp_path):
+        with pytest.raises(ConfigError, match="no regular file"):
+            check_target(str(source), str(target))
+    (tmp_path / "elsewhere").mkdir()
+    link.symlink_to(tmp_path / "elsewhere" / "clean.txt")
+    for _ in range(2):  # while it leads nowhere, and then to a file
+        check_target(str(source), str(link))
+        write_clean(str(source), str(link), set())
+        assert link.is_symlink()
+        assert link.read_bytes() == ODD
+
+
 def test_a_target_that_cannot_be_is_refused_before_the_work(tmp_path):
     source = tmp_path / "m.txt"
     source.write_bytes(ODD)

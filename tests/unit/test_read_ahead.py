@@ -24,9 +24,11 @@ class Files:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.n_reads = 0
+        self.labels: str | None = None  # of masks: their names, by number
 
     def samples(self, numbers: list[int]) -> list[Sample]:
-        return [Sample(str(self.folder / str(number)), None) for number in numbers]
+        labels = [self.labels and str(self.folder / self.labels.format(number)) for number in numbers]
+        return [Sample(str(self.folder / str(each)), label) for each, label in zip(numbers, labels, strict=True)]
 
     def read(self, sample: Sample, buffer: FileBuffer, reserve: Any) -> memoryview:
         self.n_reads += 1
@@ -135,6 +137,36 @@ def test_a_task_that_is_given_up_leaves_nothing_behind(files: Files) -> None:
     (files.folder / "2").write_bytes(b"new")
     assert take(ahead, files, 2, buffer) == b"new"
     assert not ahead._coming
+    assert ahead._n_begun == 0
+
+
+@pytest.mark.usefixtures("slow")
+def test_masks_come_ahead_after_their_images(files: Files) -> None:
+    """Of some the image is bad and nobody asks for the mask; of one the mask is missing."""
+    for number in range(100):
+        (files.folder / f"mask {number}").write_bytes(b"mask %d" % number)
+    (files.folder / "mask 9").unlink()
+    ahead, buffer = ReadAhead(files, with_masks=True), FileBuffer()
+
+    def take_mask(number: int) -> bytes:
+        sample = Sample(str(files.folder / str(number)), str(files.folder / f"mask {number}"))
+        return bytes(ahead.read(number, sample, buffer, lambda _: None, is_mask=True))
+
+    files.labels = "mask {}"
+    take(ahead, files, 0, buffer)
+    for task in (range(50), range(50, 100), range(50)):
+        ahead.expect(task)
+    for task in (range(50), range(50, 100), range(50)):
+        for number in task:
+            assert take(ahead, files, number, buffer) == (files.folder / str(number)).read_bytes()
+            if number == 9:
+                with pytest.raises(UnreadableFile, match="No such file"):
+                    take_mask(number)
+            elif number % 7:
+                assert take_mask(number) == b"mask %d" % number
+        ahead.pass_over(task)
+    assert not ahead._coming
+    assert not ahead._later
     assert ahead._n_begun == 0
 
 
