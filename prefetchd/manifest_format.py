@@ -48,6 +48,10 @@ class BadLine(Exception):
         self.remedy = remedy
 
 
+class NoObject(BadLine):
+    """It is JSON, and no object."""
+
+
 class MalformedLine(NamedTuple):
     """A line that is no sample: its number from 1, and what is wrong with it."""
 
@@ -199,7 +203,7 @@ def json_object(line: bytes) -> dict[str, Any]:
     except RecursionError:
         raise BadLine("it is nested too deeply") from None
     if not isinstance(found, dict):
-        raise BadLine("it is JSON but no object")
+        raise NoObject("it is JSON but no object")
     return found
 
 

@@ -34,6 +34,7 @@ from prefetchd.layout import BatchLayout
 from prefetchd.limits import machine_limits
 from prefetchd.loop import EventLoop
 from prefetchd.manifest_format import MalformedLine
+from prefetchd.one_line import one_line
 from prefetchd.order import Order
 from prefetchd.pool import Pool, PoolEvents
 from prefetchd.segment import anonymous_file, map_read_only, map_writable
@@ -108,7 +109,7 @@ class Inspected:
         for sample_id in sorted(self.verdicts):
             reason, judged = self.verdicts[sample_id]
             sample = records.samples([sample_id])[0]
-            path = sample.path.encode("utf-8", "backslashreplace").decode()
+            path = one_line(sample.path)
             yield Bad(sample_id, sample.line, path, records.where(sample), reason, judged)
 
 
