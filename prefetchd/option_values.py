@@ -83,8 +83,8 @@ def path(value: object) -> str | None:
     if not isinstance(value, str | bytes | os.PathLike):
         # Not the value itself: it may be an array, or a list of a million samples.
         raise ConfigError(
-            f"cannot use a {type(value).__name__} as a path: it must be text; write what is in memory to a file first, "
-            "samples as a list file (`path label` a line), arrays with numpy.save"
+            f"cannot use an object of the type {type(value).__name__} as a path: it must be text; write what is in "
+            "memory to a file first, samples as a list file (`path label` a line), arrays with numpy.save"
         )
     if not value:
         raise ConfigError("cannot use the path '': it is empty; give a file or a directory")
