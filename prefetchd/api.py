@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import operator
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -184,7 +186,9 @@ def batches(
     given = locals()
     options = {name: given[name] for name in _CONFIG_OPTIONS if given[name] is not None}
     for name in PATH_OPTIONS:
-        if name in options:
+        if isinstance(
+            options.get(name), bytes | os.PathLike
+        ):  # what else there may be is judged with the other options
             options[name] = os.fsdecode(options[name])
     if "memory_budget" in options:
         options["memory_budget"] = str(options["memory_budget"])
@@ -199,7 +203,10 @@ def batches(
         if daemon is not None:
             from_file.pop("source", None)  # the file is the daemon's own: attach to what it serves
         options = {**from_file, **options}
-    _check_arguments(epochs, timeout=timeout, hold_timeout=hold_timeout, on_hold=on_hold)
+    for name, value in (("daemon", daemon), ("dataset", dataset)):
+        if value is not None and not isinstance(value, str):
+            raise ConfigError(f"cannot use {name}={value!r}: it must be a name")
+    epochs = _check_arguments(epochs, timeout=timeout, hold_timeout=hold_timeout, on_hold=on_hold)
     shard = choose_rank(rank, world_size)
     if "source" in options:
         for what, value in (("daemon", daemon), ("data set", dataset)):
@@ -245,14 +252,22 @@ def batches(
 _CONFIG_OPTIONS = tuple(name for name in OPTIONS if name != "name")
 
 
-def _check_arguments(epochs: object, *, on_hold: object, **seconds: object) -> None:
+def _check_arguments(epochs: object, *, on_hold: object, **seconds: object) -> int | None:
+    """Refuse what cannot be; return `epochs`, which may be any whole number, as Python's own."""
     if on_hold not in ("wait", "copy"):
         raise ConfigError(f"cannot use on_hold={on_hold!r}: it must be 'wait' or 'copy'")
-    if epochs is not None and (not isinstance(epochs, int) or not 1 <= epochs < 1 << 31):
-        raise ConfigError(f"cannot use epochs={epochs!r}: it must be a whole number from 1 to 2**31, or None for ever")
+    number = None
+    if epochs is not None:
+        with contextlib.suppress(TypeError):
+            number = None if isinstance(epochs, bool) else operator.index(epochs)  # type: ignore[arg-type]
+        if number is None or not 1 <= number < 1 << 31:
+            raise ConfigError(
+                f"cannot use epochs={epochs!r}: it must be a whole number from 1 to 2**31, or None for ever"
+            )
     for name, value in seconds.items():
         if not isinstance(value, int | float) or not 0 <= value < 1e9:
             raise ConfigError(f"cannot use {name}={value!r}: it must be a number of seconds, 0 or more")
+    return number
 
 
 def _is_shared(share: bool | None) -> bool:

@@ -41,6 +41,14 @@ _REDUCED_BITS = {
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
 _NO_MEMORY_WORDS = ("insufficient memory", "failed to allocate", "bad_alloc", "out of memory")
+_HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
+_OTHER_FORMATS = {
+    b"version https://git-lfs": "a pointer of Git LFS: fetch the file itself (git lfs pull)",
+    b"<svg": "SVG", b"<": "HTML or XML, as a failed download leaves", b"{": "JSON or the like",
+    b"\0\0\0\x0cjP  ": "JPEG 2000", b"\0\0\0\x0cJXL ": "JPEG XL", b"\xff\x0a": "JPEG XL", b"8BPS": "a Photoshop file",
+    b"\0\0\1\0": "an icon", b"P5": "a PGM", b"P6": "a PPM", b"%PDF": "a PDF", b"\x1f\x8b": "compressed (gzip)",
+    b"PK\3\4": "a zip archive", b"\x93NUMPY": "an array (.npy)",
+}  # fmt: skip
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _CONSTANT_BYTES = 1 << 20
 _AVIF_CONSTANT_BYTES = 8 << 20
@@ -81,8 +89,19 @@ def identify(data: memoryview | NDArray[np.uint8] | bytes) -> ImageHeader:
         start = bytes(data[:8])
         if start.startswith((b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"II*", b"MM\0*")):
             raise UndecodableImage(f"the image is cut short, or its header damaged ({len(data)} bytes)")
-        raise UndecodableImage(f"not an image of a known format (it starts with {start!r})")
+        other = _other_format(bytes(data[:64]))
+        raise UndecodableImage(f"not an image of a known format{other} (it starts with {start!r})")
     return header
+
+
+def _other_format(start: bytes) -> str:
+    """Say what a file is that is often found where an image was meant to be; empty if that is not known."""
+    if start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS:
+        return ", but HEIC, which OpenCV does not read: convert it"
+    if not start.strip(b"\0"):
+        return ", but zeros: it was never written"
+    names = [name for magic, name in _OTHER_FORMATS.items() if start.lstrip().startswith(magic)]
+    return f", but {names[0]}" if names else ""
 
 
 def choose_reduction(

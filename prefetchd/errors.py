@@ -6,9 +6,17 @@ Every message is one line in the form *cannot X: Y (the numbers); do Z*. The cla
 
 from __future__ import annotations
 
+from prefetchd.one_line import one_line
+
 
 class PrefetchdError(Exception):
-    """Base class of everything that prefetchd raises on purpose."""
+    """Base class of everything that prefetchd raises on purpose.
+
+    Its message is one printable line, whatever the names in it are: that is seen to here, for all of them.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message))
 
 
 class ConfigError(PrefetchdError):

@@ -41,6 +41,9 @@ class SampleFault(Exception):
         self.kind = kind
         self.needs_fresh_reader = needs_fresh_reader
 
+    def __str__(self) -> str:
+        return self.reason  # as it is by now: whoever passes a fault on may have said more in it
+
 
 class UnreadableFile(SampleFault):
     """The file system has no such file to give: missing, forbidden, not a regular file, empty (content)."""

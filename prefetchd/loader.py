@@ -13,7 +13,7 @@ import logging
 import operator
 import weakref
 from collections.abc import Collection, Generator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from prefetchd.batch import Batch
 from prefetchd.errors import ConfigError, DaemonLost
@@ -93,6 +93,13 @@ class Loader:
         return (
             f"<prefetchd.Loader of {info.n_samples} samples, {len(self)} batches an epoch{rank}, "
             f"daemon {info.name!r} pid {info.pid}, next epoch {self._next_epoch}, {state}>"
+        )
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be copied or pickled: two of it would close each other's session."""
+        raise ConfigError(
+            "cannot copy or pickle a loader: it belongs to the process and the place that made it; call "
+            "prefetchd.batches() there, with load_state_dict(loader.state_dict()) to go on from here"
         )
 
     @property

@@ -28,6 +28,7 @@ from prefetchd.manifest_dialect import BadLine, Dialect, MalformedLine, is_sampl
 from prefetchd.manifest_format import check_line, parse_line
 from prefetchd.manifest_lines import LINES_PER_ENTRY, sample_lines
 from prefetchd.memfds import memfd_bytes
+from prefetchd.one_line import one_line
 from prefetchd.sample import Label, Sample
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ class Manifest:
 
     def where(self, sample: Sample) -> str:
         """Manifest, line and path of a sample; the path alone in a directory."""
-        path = sample.path.encode("utf-8", "backslashreplace").decode()
+        path = one_line(sample.path)
         if len(path) > _SAID_CHARACTERS:
             path = "..." + path[-_SAID_CHARACTERS:]
         return f"{self.name} line {sample.line}: {path}" if sample.line else path

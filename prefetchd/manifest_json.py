@@ -26,6 +26,14 @@ LABEL_KEYS = (
 MASK_KEYS = ("mask", "mask_path", "segmentation", "annotation", "label", "target")
 
 
+def is_json_object(line: bytes) -> bool:
+    """Whether `line` is a JSON object, which no path and label is."""
+    try:
+        return line.strip().startswith(b"{") and bool(json_object(line.strip()))
+    except BadLine:
+        return False
+
+
 def sniff_json(config: Config, name: str, lines: list[bytes]) -> Dialect:
     """Return the dialect of the manifest whose first samples are `lines` (at least one).
 

@@ -12,6 +12,10 @@ import msgspec
 from prefetchd.manifest_dialect import BadLine, Dialect, is_image, show
 
 
+class NoObject(BadLine):
+    """It is JSON, and no object."""
+
+
 def json_object(line: bytes) -> dict[str, Any]:
     """Return the JSON object that `line` is; of a key that is there twice, the last.
 
@@ -25,7 +29,7 @@ def json_object(line: bytes) -> dict[str, Any]:
     except RecursionError:
         raise BadLine("it is nested too deeply") from None
     if not isinstance(found, dict):
-        raise BadLine("it is JSON but no object")
+        raise NoObject("it is JSON but no object")
     return found
 
 

@@ -18,13 +18,17 @@ from typing import Any
 from prefetchd.config import Config
 from prefetchd.errors import ManifestError
 from prefetchd.file_state import identity, read_exactly
-from prefetchd.manifest_dialect import IMAGE_SUFFIXES, Dialect, MalformedLine
+from prefetchd.manifest_dialect import IMAGE_SUFFIXES, Dialect, MalformedLine, is_sample
 from prefetchd.manifest_folder import list_folder
+from prefetchd.manifest_json import is_json_object
 from prefetchd.manifest_lines import sample_lines
 from prefetchd.manifest_scan import Scan
 from prefetchd.manifest_sniff import SNIFFED_LINES, Line, sniff
 from prefetchd.memfds import memfd, seal
+from prefetchd.one_line import one_line
 
+_PEEKED_BYTES = 1 << 20
+_BOM = b"\xef\xbb\xbf"
 _CLOCK_STEP_NS = 20_000_000
 _OTHER_SUFFIXES = {
     ".json": "JSON in one piece", ".zip": "a zip archive", ".gz": "compressed",
@@ -45,7 +49,7 @@ def open_manifest(config: Config, malformed: list[MalformedLine] | None = None) 
         ManifestError: if the manifest cannot be read, is empty, or has a bad line.
     """
     source = os.path.expanduser(config.source)
-    name = config.source.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n")
+    name = one_line(config.source)
     try:
         found = os.stat(source)
     except (OSError, ValueError) as error:
@@ -67,7 +71,10 @@ def open_manifest(config: Config, malformed: list[MalformedLine] | None = None) 
 
 def _cannot_open(name: str, error: OSError | ValueError) -> ManifestError:
     what = f"{error.strerror} (errno {error.errno})" if isinstance(error, OSError) else str(error)
-    return ManifestError(f"cannot open the manifest {name}: {what}; check the path and its permissions")
+    remedy = "check the path and its permissions"
+    if "://" in name:
+        remedy = "files of this machine are served: download or mount what is elsewhere"
+    return ManifestError(f"cannot open the manifest {name}: {what}; {remedy}")
 
 
 def _open_file(source: str, name: str, mode: int) -> int:
@@ -77,7 +84,7 @@ def _open_file(source: str, name: str, mode: int) -> int:
             f"cannot open the manifest {name}: it is {kind}, and lines are read by position; write it to a file first"
         )
     suffix = os.path.splitext(source)[1].lower()
-    if suffix in _OTHER_SUFFIXES:
+    if suffix in _OTHER_SUFFIXES and not (suffix == ".json" and _is_json_lines(source)):
         raise ManifestError(
             f"cannot read {name} as an image manifest: {suffix} is {_OTHER_SUFFIXES[suffix]}; "
             "give a text, CSV, TSV or JSONL file of paths and labels, or a directory of class folders"
@@ -92,6 +99,16 @@ def _open_file(source: str, name: str, mode: int) -> int:
         raise _cannot_open(name, error) from None
 
 
+def _is_json_lines(source: str) -> bool:
+    """Whether a file called `.json` is written as JSON lines, as many programs do: an object, and more below it."""
+    try:
+        with open(source, "rb") as file:
+            lines = [line for line in file.read(_PEEKED_BYTES).removeprefix(_BOM).split(b"\n") if is_sample(line)]
+    except OSError:
+        return False  # whoever opens it says why
+    return len(lines) > 1 and is_json_object(lines[0])
+
+
 def _scan_file(
     config: Config, source: str, name: str, index_fd: int, fd: int, malformed: list[MalformedLine] | None
 ) -> dict[str, Any]:
@@ -102,7 +119,7 @@ def _scan_file(
     head = read_exactly(fd, 0, min(4, size), name)
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ManifestError(f"cannot read the manifest {name}: it is UTF-16; save it as UTF-8")
-    start = 3 if head.startswith(b"\xef\xbb\xbf") else 0
+    start = 3 if head.startswith(_BOM) else 0
     rows = sample_lines(fd, start, size, 1, name)
     first = [Line(*row) for row in islice(rows, SNIFFED_LINES)]
     if not first:

@@ -20,7 +20,7 @@ from prefetchd.config import Config
 from prefetchd.errors import ManifestError
 from prefetchd.manifest_dialect import BadLine, Dialect, LabelKind, is_image, is_number, show
 from prefetchd.manifest_format import split_columns, tokens, trailing_numbers
-from prefetchd.manifest_json import JSON_SUFFIXES, sniff_json
+from prefetchd.manifest_json import JSON_SUFFIXES, is_json_object, sniff_json
 
 SNIFFED_LINES = 256
 _ASKED_OF_DISK = 8
@@ -58,7 +58,7 @@ def sniff(config: Config, name: str, lines: list[Line], exists: Callable[[bytes]
     Raises:
         ManifestError: if an option names a column that is not there, or the columns are ambiguous.
     """
-    if os.path.splitext(config.source)[1].lower() in JSON_SUFFIXES:
+    if os.path.splitext(config.source)[1].lower() in JSON_SUFFIXES or is_json_object(lines[0].raw):
         return Sniffed(sniff_json(config, name, [line.raw for line in lines]), False)
     separator = _table_separator(config, name, [line.raw for line in lines])
     if separator:

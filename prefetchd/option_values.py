@@ -80,8 +80,14 @@ def path(value: object) -> str | None:
     """Text, bytes or a `Path`; NUL and hexadecimal digits as `Config.to_wire` makes them."""
     if value is None:
         return None
-    if not isinstance(value, str | bytes | os.PathLike) or not value:
-        raise ConfigError(f"cannot use the path {value!r}: it must be text, and not empty; name a file or a folder")
+    if not isinstance(value, str | bytes | os.PathLike):
+        # Not the value itself: it may be an array, or a list of a million samples.
+        raise ConfigError(
+            f"cannot use an object of the type {type(value).__name__} as a path: it must be text; write what is in "
+            "memory to a file first, samples as a list file (`path label` a line), arrays with numpy.save"
+        )
+    if not value:
+        raise ConfigError("cannot use the path '': it is empty; give a file or a directory")
     decoded = os.fsdecode(value)
     return os.fsdecode(bytes.fromhex(decoded[1:])) if decoded.startswith("\0") else decoded
 

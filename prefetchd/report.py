@@ -22,6 +22,7 @@ from prefetchd.granting import Granter
 from prefetchd.guard import Guard
 from prefetchd.limits import read_shortage
 from prefetchd.liveness import process_state
+from prefetchd.one_line import one_line
 from prefetchd.pool import Pool
 from prefetchd.segment import shm_free_bytes
 from prefetchd.slots import Content, Ring
@@ -188,7 +189,7 @@ def _dataset(dataset: Dataset) -> dict[str, Any]:
     shape, dtype = dataset.source.x
     return {
         "name": dataset.name,
-        "source": dataset.config.source.encode("utf-8", "backslashreplace").decode(),
+        "source": one_line(dataset.config.source),
         "n_samples": dataset.source.n_samples,
         "batches_per_epoch": dataset.order.batches_per_epoch,
         "batch_shape": [dataset.config.batch_size, *shape],

@@ -6,6 +6,7 @@ daemon and any world size; and it names what that sequence is made from, by dige
 
 from __future__ import annotations
 
+import operator
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ _COUNTS = ("epoch", "next_batch", "first_epoch")
 _TEXTS = ("config_digest", "manifest_digest")
 MAX_EPOCH = 1 << 52
 _MAX_SHOWN = 20
+_MAX_SHOWN_CHARACTERS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,33 +76,47 @@ def read_state(state: Mapping[str, Any], info: Attached) -> Position:
         ConfigError: if it is no state, or is of other options; the message says which.
         ManifestError: if it is of other data.
     """
-    if not isinstance(state, Mapping) or not isinstance(state.get("version"), int):
+    version = _whole(state.get("version")) if isinstance(state, Mapping) else None
+    if version is None:
         raise ConfigError("cannot resume: this is no state of a loader; give what state_dict() returned")
-    if state["version"] != STATE_VERSION:
+    if version != STATE_VERSION:
         raise ConfigError(
-            f"cannot resume: the state has version {_shown(state['version'] % 10**6)}, and this prefetchd reads "
+            f"cannot resume: the state has version {_shown(version)}, and this prefetchd reads "
             f"{STATE_VERSION}; resume with the prefetchd that saved it"
         )
+    counts = {}
     for name in (*_COUNTS, "rotation"):
-        value = state.get(name, 0 if name == "rotation" else None)  # older states have none
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_EPOCH:
+        count = _whole(state.get(name, 0 if name == "rotation" else None))  # older states have none
+        if count is None or not 0 <= count <= MAX_EPOCH:
             raise ConfigError(f"cannot resume: {name} is no count in the state; give what state_dict() returned")
+        counts[name] = count
     for name in _TEXTS:
         if not isinstance(state.get(name), str):
             raise ConfigError(f"cannot resume: {name} is no digest in the state; give what state_dict() returned")
     check_same(state, info)
-    position = Position(state["epoch"], state["next_batch"], state["first_epoch"], state.get("rotation", 0))
+    position = Position(counts["epoch"], counts["next_batch"], counts["first_epoch"], counts["rotation"])
     if position.first_epoch > position.epoch:
         raise ConfigError(
             f"cannot resume: the state's iteration began with epoch {position.first_epoch}, after the epoch "
             f"{position.epoch} that it is in; give what state_dict() returned"
         )
-    if max(position.batch, position.rotation) >= info.batches_per_epoch:
-        raise ConfigError(
-            f"cannot resume: the state goes on at batch {position.batch} of epoch {position.epoch}, and an epoch has "
-            f"{info.batches_per_epoch} batches; give what state_dict() returned"
-        )
+    for what, batch in (("goes on at", position.batch), ("has epochs that begin at", position.rotation)):
+        if batch >= info.batches_per_epoch:
+            raise ConfigError(
+                f"cannot resume: the state {what} batch {batch}, and an epoch has {info.batches_per_epoch} batches; "
+                "give what state_dict() returned"
+            )
     return position
+
+
+def _whole(value: object) -> int | None:
+    """Return a whole number as Python's own: checkpoint formats make numpy's, or tensors, of it; `None` for others."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
 
 
 def check_same(state: Mapping[str, Any], info: Attached, why: str = "the state is of other batches") -> None:
@@ -111,7 +127,7 @@ def check_same(state: Mapping[str, Any], info: Attached, why: str = "the state i
         differs = [
             f"{_shown(name)} was {_shown(_value(then, name))} and is {_shown(_value(now, name))}"
             for name in (*OPTIONS, *sorted((now.keys() | then.keys()) - OPTIONS.keys()))
-            if then.get(name) != now.get(name)
+            if _value(then, name) != _value(now, name)
         ]
         raise ConfigError(
             f"cannot go on: {why} ({', '.join(differs[:_MAX_SHOWN]) or 'other digests'}); "
@@ -119,28 +135,32 @@ def check_same(state: Mapping[str, Any], info: Attached, why: str = "the state i
         )
     if state["manifest_digest"] != info.manifest_digest:
         raise ManifestError(
-            f"cannot go on: {why}, from other data (digest {state['manifest_digest']}, "
-            f"{state.get('n_samples')} samples; now {info.manifest_digest}, {info.n_samples} samples); "
+            f"cannot go on: {why}, from other data (digest {_shown(state['manifest_digest'])}, "
+            f"{_shown(state.get('n_samples'))} samples; now {info.manifest_digest}, {info.n_samples} samples); "
             "serve the data that it began with, or begin anew"
         )
 
 
 def _shown(value: Any) -> str:
-    """Return an option's name, or its value, on one line and not too long."""
-    return value if isinstance(value, str) and value.isidentifier() else reprlib.repr(value)
+    """Return a name, a digest or a value, on one line and not too long."""
+    if isinstance(value, str) and value.isalnum() and len(value) <= _MAX_SHOWN_CHARACTERS:
+        return value
+    try:
+        return value if isinstance(value, str) and value.isidentifier() else reprlib.repr(value)
+    except ValueError:
+        return "of very many digits"  # which Python refuses to write out
 
 
 def _value(content: Mapping[str, Any], name: str) -> Any:
-    return content.get(name, OPTIONS[name].default if name in OPTIONS else None)
+    return content.get(name, _plain(OPTIONS[name].default) if name in OPTIONS else None)
+
+
+def _plain(value: Any) -> Any:
+    """Return an option's value as JSON has it."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _content(info: Attached) -> dict[str, Any]:
     """What decides the bytes of a batch, where it is not the default."""
-    content = {
-        name: info.config[name]
-        for name, field in OPTIONS.items()
-        if field.metadata["content"] and info.config[name] != field.default
-    }
-    return {
-        name: list(value) if isinstance(value, tuple) else value for name, value in (content | info.versions).items()
-    }
+    content = {name: _plain(info.config[name]) for name, field in OPTIONS.items() if field.metadata["content"]}
+    return {name: value for name, value in content.items() if value != _plain(OPTIONS[name].default)} | info.versions

@@ -82,7 +82,7 @@ def _first_good(config: Config, source: ImageSource, reserve: ReserveMemory) -> 
     if transform_fault is not None:
         raise _unusable(transform_fault, f", and raised on every sample tried ({count}); mend the function")
     samples = f"none of the {count} samples tried can" if count > 1 else "the only sample cannot"
-    raise PrefetchdError(f"cannot try {subject(config)}: {samples} be read; {other}")
+    raise PrefetchdError(f"cannot try {subject(config)}: {samples} be read ({other}); check paths and root")
 
 
 def _unusable(fault: TransformFault, more: str) -> PrefetchdError:

@@ -26,6 +26,7 @@ from prefetchd import randomness
 from prefetchd.errors import ConfigError
 from prefetchd.faults import EnvironmentFault, FaultKind, SampleFault, TransformFault, WrongResult, fault_of
 from prefetchd.layout import DTYPES
+from prefetchd.one_line import one_line
 from prefetchd.units import format_bytes
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from prefetchd.config import Config
 
 _MAX_DETAIL_CHARACTERS = 8000
+_SAID_CHARACTERS = 250  # of an exception's message; the log has its traceback
 _ALBUMENTATIONS = ("albumentations", "albumentationsx", "albucore")
 
 
@@ -76,8 +78,13 @@ def _cannot_import(option: str, spec: str, error: BaseException) -> ConfigError:
 
 
 def describe(error: BaseException) -> str:
-    """Return `ValueError: its message`, on one line."""
-    text = " ".join(str(error).split())
+    """Return `ValueError: its message`, on one line, as far as the message can be had at all."""
+    try:
+        text = one_line(" ".join(str(error).split()))
+    except Exception:  # whatever the exception's own `__str__` raises
+        text = "(it has no message that can be shown)"
+    if len(text) > _SAID_CHARACTERS:
+        text = text[: _SAID_CHARACTERS - 3] + "..."
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
@@ -234,7 +241,7 @@ def _fault(name: tuple[str, str | None], error: BaseException) -> SampleFault:
         return EnvironmentFault(f"{name[0]} {name[1]} ran out of memory{_limit()}", needs_fresh_reader=True)
     if isinstance(error, OSError) and error.errno is not None and fault_of(error).kind is FaultKind.ENVIRONMENT:
         return EnvironmentFault(f"{name[0]} {name[1]} raised {describe(error)}")
-    lines = "".join(traceback.format_exception(error))
+    lines = "".join(traceback.format_exception(error)).encode("utf-8", "backslashreplace").decode()
     return TransformFault(*name, f"raised {describe(error)}{raised_at(error)}", lines[-_MAX_DETAIL_CHARACTERS:])
 
 

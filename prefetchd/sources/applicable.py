@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from prefetchd.config import OPTIONS, Config
 from prefetchd.errors import ConfigError
-from prefetchd.sources.npy_file import printable
+from prefetchd.one_line import one_line
 
 IMAGE_OPTIONS = (
     "image_size", "color", "dtype", "scale", "mean", "std", "layout", "resize", "interpolation", "shrink_on_load",
@@ -42,5 +42,5 @@ def refuse_given(config: Config, names: tuple[str, ...], concern: str) -> None:
         if getattr(config, name) != OPTIONS[name].default:
             flag = name.replace("_", "-")
             raise InapplicableOption(
-                name, f"cannot use {flag} with {printable(config.source)}: it concerns {concern} only"
+                name, f"cannot use {flag} with {one_line(config.source)}: it concerns {concern} only"
             )

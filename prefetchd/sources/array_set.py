@@ -19,8 +19,9 @@ import numpy as np
 from prefetchd.errors import ConfigError, ManifestError
 from prefetchd.layout import MAX_SLOT_BYTES
 from prefetchd.memfds import memfd, seal
+from prefetchd.one_line import one_line
 from prefetchd.sources.mapped_rows import MappedRows
-from prefetchd.sources.npy_file import ArrayFile, array_file_from_wire, open_npy, printable
+from prefetchd.sources.npy_file import ArrayFile, array_file_from_wire, open_npy
 from prefetchd.sources.npz_file import open_npz_members
 from prefetchd.units import format_bytes, format_count
 
@@ -114,8 +115,8 @@ def open_array_set(path: str) -> ArraySet:
     """
     folder = os.path.expanduser(path)
     if not os.path.isdir(folder):
-        return ArraySet(printable(path), (open_npy(path),))
-    name = printable(path)
+        return ArraySet(one_line(path), (open_npy(path),))
+    name = one_line(path)
     shards = sorted(name for name in os.listdir(folder) if name.endswith(".npy") and not name.startswith("."))
     if not shards:
         raise ManifestError(f"cannot serve {name}: the directory holds no .npy files; give one that does")

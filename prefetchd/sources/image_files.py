@@ -22,6 +22,7 @@ from prefetchd.image_header import ImageHeader
 from prefetchd.jitter import ColorJitter
 from prefetchd.kept_image import KeptImages
 from prefetchd.masks import decode_mask
+from prefetchd.one_line import one_line
 from prefetchd.placing import Placer
 from prefetchd.randomness import BLOCK_WORDS, SampleRandomness
 from prefetchd.sources.base import ReserveMemory
@@ -231,7 +232,7 @@ class ImageReader:
             reserve(working_bytes)
             mask = decode_mask(data, header)
         except SampleFault as fault:
-            fault.reason = f"its mask {path.encode('utf-8', 'backslashreplace').decode()[-200:]}: {fault.reason}"
+            fault.reason = f"its mask {one_line(path)[-200:]}: {fault.reason}"
             raise
         target = np.empty(self._config.image_size, mask.dtype)
         self._mask_placer.place(mask, geometry, geometry.crop_in(height, width), target)

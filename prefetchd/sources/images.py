@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from prefetchd.cache.rules import check_cache
 from prefetchd.config import Config
 from prefetchd.faults import FaultKind
+from prefetchd.one_line import one_line
 from prefetchd.reader_messages import Fault, TrialDone
 from prefetchd.sources.base import ReserveMemory
 from prefetchd.sources.read_ahead import ReadAhead
@@ -227,7 +228,7 @@ class ImageSource:
                         row=row,
                         sample_id=int(sample_id),
                         where=self._records.where(self._records.samples([sample_id])[0]),
-                        reason=fault.reason[:_SAID_CHARACTERS],
+                        reason=one_line(fault.reason)[:_SAID_CHARACTERS],
                         content=fault.kind is FaultKind.CONTENT,
                         needs_fresh_reader=fault.needs_fresh_reader,
                         this_epoch=fault.this_epoch,

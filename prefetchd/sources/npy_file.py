@@ -23,9 +23,11 @@ import numpy as np
 from prefetchd.errors import ManifestError
 from prefetchd.file_state import identity
 from prefetchd.layout import DTYPES
+from prefetchd.one_line import one_line
 
 # More than any array without named fields needs, and than numpy itself takes for harmless.
 _HEAD_BYTES = 12 << 10
+_MAX_ARRAY_BYTES = (1 << 63) - 1
 _DIGEST_BLOCKS = 64
 _DIGEST_BLOCK_BYTES = 4096
 
@@ -124,11 +126,6 @@ def array_file_from_wire(wire: list[Any]) -> ArrayFile:
     return ArrayFile(path, name, tuple(found), dtype, tuple(shape), offset_bytes)
 
 
-def printable(path: str) -> str:
-    """Return `path` as errors and logs show it: one line of text, whatever bytes are in it."""
-    return path.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n")
-
-
 def open_file(path: str, name: str) -> int:
     """Return a descriptor of a regular file, the caller's own.
 
@@ -179,7 +176,7 @@ def open_npy(path: str) -> ArrayFile:
     Raises:
         ManifestError: if it cannot be read, is cut short, or holds what cannot be served.
     """
-    name = printable(path)
+    name = one_line(path)
     path = os.path.abspath(os.path.expanduser(path))
     with opened(path, name) as fd:
         found = identity(os.fstat(fd))
@@ -240,6 +237,12 @@ def _check_servable(name: str, shape: tuple[int, ...], fortran_order: bool, dtyp
         )
     if not shape or any(side < 0 for side in shape):
         raise ManifestError(f"cannot serve {name}: its shape is {shape}, which has no rows; give one row a sample")
+    # Of an array without any bytes, too: numpy makes none of that shape.
+    if math.prod(side or 1 for side in shape) * dtype.itemsize > _MAX_ARRAY_BYTES:
+        raise ManifestError(
+            f"cannot serve {name}: its header says {shape} {dtype.name}, more than any array can be; it is damaged: "
+            "write it again with np.save"
+        )
     if fortran_order and len(shape) > 1:
         raise ManifestError(
             f"cannot serve {name}: it is in Fortran order, so that no row of its {shape} lies in one piece; "

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from prefetchd.errors import ManifestError
 from prefetchd.file_state import identity
-from prefetchd.sources.npy_file import ArrayFile, opened, printable, read_at, read_header
+from prefetchd.one_line import one_line
+from prefetchd.sources.npy_file import ArrayFile, opened, read_at, read_header
 
 if TYPE_CHECKING:
     import zipfile
@@ -36,7 +37,7 @@ def open_npz_members(path: str, x_name: str | None, y_name: str | None) -> tuple
     """
     import zipfile  # here, since few data sets need it and every reader would carry it
 
-    name = printable(path)
+    name = one_line(path)
     path = os.path.abspath(os.path.expanduser(path))
     with opened(path, name) as fd:
         found = identity(os.fstat(fd))
@@ -72,7 +73,7 @@ def _default_x(name: str, members: list[str]) -> str:
 
 
 def _listed(members: list[str]) -> str:
-    return ", ".join(map(printable, members[:20])) + (", ..." if len(members) > 20 else "") or "no .npy member"
+    return ", ".join(map(one_line, members[:20])) + (", ..." if len(members) > 20 else "") or "no .npy member"
 
 
 def _member(
@@ -80,10 +81,10 @@ def _member(
 ) -> ArrayFile:
     if wanted not in members:
         raise ManifestError(
-            f"cannot find {printable(wanted)} in {name}: it holds {_listed(list(members))}; "
+            f"cannot find {one_line(wanted)} in {name}: it holds {_listed(list(members))}; "
             "name the arrays with --x-column and --y-column"
         )
-    info, title = members[wanted], f"{name}[{printable(wanted)}]"
+    info, title = members[wanted], f"{name}[{one_line(wanted)}]"
     if info.compress_type != _STORED or info.flag_bits & _ENCRYPTED:
         raise ManifestError(
             f"cannot serve {title}: it is compressed, so that no row can be read by itself; convert it: "

@@ -17,9 +17,10 @@ from prefetchd.config import Config
 from prefetchd.faults import EnvironmentFault, SampleFault, UndecodableImage, UnreadableFile, fault_of
 from prefetchd.file_state import read_exactly
 from prefetchd.memfds import memfd_bytes, seal
+from prefetchd.one_line import one_line
 from prefetchd.sample import Sample
 from prefetchd.sources.parquet_library import PYARROW_BYTES, load_pyarrow
-from prefetchd.sources.patterns import expand, shown
+from prefetchd.sources.patterns import expand
 from prefetchd.sources.record_index import RecordIndex
 from prefetchd.sources.shard_files import ShardFiles, write_table
 from prefetchd.units import format_bytes
@@ -69,7 +70,7 @@ class ParquetRecords:
         """
         from prefetchd.sources.parquet_open import ParquetIndexer
 
-        name = shown(config.source)
+        name = one_line(config.source)
         paths = expand(config.source, "parquet", name)
         indexer = ParquetIndexer(config, name)
         try:
@@ -264,9 +265,9 @@ class ParquetRecords:
         """File and row, and the path if there is one."""
         if not self._is_bytes:
             file, row = sample.place
-            return f"{shown(os.path.basename(self._files.path(file)))} row {row}: {shown(sample.path)}"
+            return f"{one_line(os.path.basename(self._files.path(file)))} row {row}: {one_line(sample.path)}"
         _, group, row = sample.place
-        return f"{shown(os.path.basename(sample.path))} row group {group} row {row}"
+        return f"{one_line(os.path.basename(sample.path))} row group {group} row {row}"
 
     def check_unchanged(self) -> None:
         """Raise `ManifestError` if a file is not what was indexed; some of them are looked at each time."""

@@ -87,8 +87,7 @@ class ParquetIndexer:
                     self._find_columns(file.schema_arrow)
                     self.writer.n_numbers = 3 if self.is_bytes else 4
                 else:
-                    for column in (self.column, *self._label_columns):
-                        self._type_of(file.schema_arrow, column, "column", path)
+                    self._check_columns(file.schema_arrow, path)
                 self._file(number, path, file)
             self.identities.append(before)
             if identity_of(path) != before:
@@ -98,6 +97,15 @@ class ParquetIndexer:
         if not self.writer.samples:
             raise ManifestError(f"cannot serve {self._name}: it has no rows; write a row for each sample")
         self.digest.update(repr((self.is_bytes, self.labels.kind, list(self.labels.names), self.classes)).encode())
+
+    def _check_columns(self, schema: Any, path: str) -> None:
+        """Raise `ManifestError` if a further file lacks a column, or has paths for images or images for paths."""
+        for column in (self.column, *self._label_columns):
+            kind = self._type_of(schema, column, "column", path)
+            if column == self.column and is_bytes(kind) != self.is_bytes:
+                first = "encoded images" if self.is_bytes else "paths"
+                what = f"{os.path.basename(path)} has {kind} in the column {column!r}, and the first file {first}"
+                raise refusal(self._name, what)
 
     def close(self) -> None:
         """Give the descriptors up."""
@@ -117,7 +125,7 @@ class ParquetIndexer:
                 raise refusal(self._name, f"column {found!r} is a {kind} without bytes or path")
             found, kind = f"{found}.{part}", inner[part]
         self.column = found
-        self.is_bytes = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+        self.is_bytes = is_bytes(kind)
         if not self.is_bytes and not is_text(pa, kind):
             raise refusal(self._name, f"column {found!r} holds {kind}, neither encoded images nor paths")
         if config.label_columns == 0:
@@ -225,6 +233,13 @@ class ParquetIndexer:
                 raise refusal(self._name, f"{where} {first + row}: {bad}") from None
         self.digest.update(repr(found).encode())
         return found
+
+
+def is_bytes(kind: Any) -> bool:
+    """Whether an Arrow type is encoded images, and not paths."""
+    import pyarrow as pa
+
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def is_text(pa: Any, kind: Any) -> bool:

@@ -106,8 +106,3 @@ def _braces(pattern: str, name: str) -> list[str]:
             raise ManifestError(f"cannot open {name}: it is more than {_MAX_FILES} files; check the pattern")
         todo += [text[: match.start()] + part + text[match.end() :] for part in reversed(parts)]
     return done
-
-
-def shown(source: str) -> str:
-    """Return `source` as errors show it: printable, on one line."""
-    return source.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n")

@@ -15,6 +15,7 @@ import numpy as np
 
 from prefetchd.config import Config
 from prefetchd.errors import ConfigError, ManifestError
+from prefetchd.one_line import one_line
 from prefetchd.reader_messages import Fault
 from prefetchd.sources.applicable import (
     COLUMN_OPTIONS,
@@ -34,7 +35,7 @@ from prefetchd.sources.array_set import (
 from prefetchd.sources.arrays import check_counts, unreadable
 from prefetchd.sources.base import ReserveMemory
 from prefetchd.sources.mapped_source import MappedSource
-from prefetchd.sources.npy_file import ArrayFile, open_npy, opened, printable, read_at
+from prefetchd.sources.npy_file import ArrayFile, open_npy, opened, read_at
 from prefetchd.sources.sequence_rows import SequenceRows
 
 if TYPE_CHECKING:
@@ -199,7 +200,7 @@ class SequenceSource(MappedSource):
 def _single(path: str, what: str) -> ArraySet:
     """Return the array of one `.npy` file."""
     if os.path.isdir(os.path.expanduser(path)) or not path.lower().endswith(".npy"):
-        raise ManifestError(f"cannot take {what} from {printable(path)}: they must be one array; give a .npy file")
+        raise ManifestError(f"cannot take {what} from {one_line(path)}: they must be one array; give a .npy file")
     file = open_npy(path)
     return ArraySet(file.name, (file,))
 

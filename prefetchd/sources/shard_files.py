@@ -16,6 +16,7 @@ from typing import Any
 from prefetchd.errors import ManifestError
 from prefetchd.faults import fault_of
 from prefetchd.file_state import identity
+from prefetchd.one_line import one_line
 from prefetchd.sources.record_index import IndexWriter, RecordIndex
 
 _ENTRY = struct.Struct("=2q2Q3q")  # where the path is and its length; device, inode, size, times of change
@@ -29,7 +30,7 @@ def identity_of(path: str) -> list[int]:
     Raises:
         ManifestError: if it cannot be looked at, or is a directory, FIFO or device.
     """
-    shown = path.encode("utf-8", "backslashreplace").decode()
+    shown = one_line(path)
     try:
         found = os.stat(path)
     except OSError as error:
@@ -121,7 +122,7 @@ class ShardFiles:
             raise self._changed(self.path(number), f"it was written to, or replaced{size}")
 
     def _changed(self, path: str, what: str) -> ManifestError:
-        shown = path.encode("utf-8", "backslashreplace").decode()
+        shown = one_line(path)
         return ManifestError(
             f"cannot go on with {self._name}: of {shown}, {what} while in use; start again to serve it as it is"
         )

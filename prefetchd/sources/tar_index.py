@@ -17,7 +17,7 @@ from prefetchd.errors import ManifestError
 from prefetchd.file_state import identity
 from prefetchd.manifest_dialect import IMAGE_SUFFIXES, BadLine, show
 from prefetchd.manifest_json import LABEL_KEYS
-from prefetchd.manifest_json_line import json_object, json_value
+from prefetchd.manifest_json_line import NoObject, json_object, json_value
 from prefetchd.sources.labels import BadLabel, Labels, Numbers
 from prefetchd.sources.record_index import IndexWriter
 from prefetchd.sources.shard_files import identity_of
@@ -28,6 +28,7 @@ log = logging.getLogger("prefetchd")
 _IMAGES = frozenset(suffix[1:].encode() for suffix in IMAGE_SUFFIXES)
 _MAX_LABEL_BYTES = 1 << 20
 _ROWS = 4096
+_LOOKED_AT = 256  # samples whose JSON is looked into for a label that the first has not
 
 LabelPart = tuple[bytes, str | None]
 """Where a part of the label is: the member's extension, and the key in it if it is JSON."""
@@ -78,6 +79,7 @@ class TarIndexer:
             parts = [part.partition(":") for part in _parts(config.y_column)]
             self._parts = [(extension.lower().encode(), key or None) for extension, _, key in parts]
         self._found_out = self._parts is None
+        self._looked_at = 0
         self._bad = 0
         self._first_bad = ""
         self.writer = IndexWriter(3, self.labels)
@@ -177,9 +179,9 @@ class TarIndexer:
         if self._parts is None:
             self._parts = self._find_label(headers, members)
         if not self._parts:
-            if self._found_out and b"cls" in members:
+            if self._found_out and (part := self._part_that_others_lack(headers, members)):
                 raise _Bad(
-                    "it has a label (.cls), and the first sample has none; give y_column=cls, or label_columns=0"
+                    f"it has a label (.{part}), and the first sample has none; give y_column={part}, or label_columns=0"
                 )
             return ()
         values = []
@@ -195,13 +197,26 @@ class TarIndexer:
         if b"cls" in members:
             return [(b"cls", None)]
         if b"json" in members:
+            member = _one(members, b"json")
             try:
-                found = json_object(_content(headers, _one(members, b"json")))
-            except BadLine:
-                return []
-            known = [key for key in LABEL_KEYS if key in found]
-            return [(b"json", known[0])] if known else []
+                key = _label_key(_content(headers, member))
+            except BadLine as bad:
+                raise _Bad(f"its {_shown(member.name)}: {bad}; give label_columns=0 if no label is in it") from None
+            return [(b"json", key)] if key else []
         return []
+
+    def _part_that_others_lack(self, headers: TarHeaders, members: dict[bytes, list[Member]]) -> str:
+        """Return the label that a sample has although the first had none; of JSON, some are looked at."""
+        if b"cls" in members:
+            return "cls"
+        if b"json" not in members or self._looked_at == _LOOKED_AT:
+            return ""
+        self._looked_at += 1
+        try:
+            key = _label_key(_content(headers, _one(members, b"json")))
+        except BadLine:
+            return ""
+        return f"json:{key}" if key else ""
 
     def _value(self, headers: TarHeaders, member: Member, extension: bytes, key: str | None) -> Any:
         content = _content(headers, member)
@@ -223,6 +238,15 @@ class TarIndexer:
             return [_as_number(part) for part in text.split()]
         except ValueError:
             return text
+
+
+def _label_key(content: bytes) -> str:
+    """Return the key of the label in a `.json` member, empty if there is none; raises `BadLine` if it is not JSON."""
+    try:
+        found = json_object(content)
+    except NoObject:
+        return ""
+    return next((key for key in LABEL_KEYS if key in found), "")
 
 
 def _parts(option: str | None) -> list[str]:

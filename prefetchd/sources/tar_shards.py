@@ -15,8 +15,9 @@ from prefetchd.config import Config
 from prefetchd.errors import ManifestError
 from prefetchd.faults import SampleFault, UnreadableFile, fault_of
 from prefetchd.manifest_dialect import show
+from prefetchd.one_line import one_line
 from prefetchd.sample import Sample
-from prefetchd.sources.patterns import expand, shown
+from prefetchd.sources.patterns import expand
 from prefetchd.sources.record_index import RecordIndex
 from prefetchd.sources.shard_files import ShardFiles, write_table
 from prefetchd.sources.tar_headers import BLOCK_BYTES, BLOCKS_BITS, TarHeaders, compressed
@@ -48,12 +49,12 @@ class TarShards:
         """
         from prefetchd.sources.tar_index import TarIndexer
 
-        name = shown(config.source)
+        name = one_line(config.source)
         paths = expand(config.source, "tar", name)
         for path in paths:
             suffix = path.rpartition(".")[2].lower()
             if suffix != "tar":
-                raise compressed(shown(path), _COMPRESSED.get(suffix, suffix))
+                raise compressed(one_line(path), _COMPRESSED.get(suffix, suffix))
         indexer = TarIndexer(config, name)
         try:
             indexer.run(paths)
@@ -142,7 +143,7 @@ class TarShards:
                 n_new = os.preadv(fd, [view[n_read:]], data_at + n_read)
                 if n_new == 0:
                     raise ManifestError(
-                        f"cannot go on with {self.name}: {shown(sample.path)} became shorter while in use "
+                        f"cannot go on with {self.name}: {one_line(sample.path)} became shorter while in use "
                         f"(ends at byte {data_at + n_read}); start again"
                     )
                 n_read += n_new

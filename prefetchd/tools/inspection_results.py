@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefetchd.manifest_dialect import MalformedLine
+from prefetchd.one_line import one_line
 from prefetchd.sources.images import ImageSource
 
 if TYPE_CHECKING:
@@ -75,5 +76,5 @@ class Inspected:
         for sample_id in sorted(self.verdicts):
             reason, judged = self.verdicts[sample_id]
             sample = records.samples([sample_id])[0]
-            path = sample.path.encode("utf-8", "backslashreplace").decode()
+            path = one_line(sample.path)
             yield Bad(sample_id, sample.line, path, records.where(sample), reason, judged)

@@ -360,6 +360,13 @@ def test_bad_masks_are_bad_samples_that_name_mask_and_reason(masks: Path, serve:
         assert re.search(f"bad sample {number}: .*{words}", daemon.log), daemon.log
 
 
+def test_a_first_mask_that_is_not_there_is_named(masks: Path):
+    lost = masks.parent / "lost.txt"
+    lost.write_text('0.png "lost 0.png"\n')
+    line = refused("serve", lost, "--target", "mask")
+    assert re.search(r"cannot try .*0\.png\): its mask .*lost 0\.png: No such file or directory.*; check paths", line)
+
+
 def test_manifest_line_without_a_mask_is_refused_with_its_number(masks: Path):
     folder = masks.parent
     wrong = folder / "wrong.txt"

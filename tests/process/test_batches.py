@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
+import pickle
 import queue
 import signal
 import threading
@@ -77,8 +79,38 @@ def test_epochs_says_how_many_epochs_one_loop_runs_over(serve, photographs):
         assert next(iter(loader)).epoch == 3
     with prefetchd.batches(epochs=None) as endless:
         assert [batch.epoch for _, batch in zip(range(13 * 4 + 1), endless, strict=False)][-1] == 4
-    with pytest.raises(prefetchd.ConfigError, match="epochs=0"):
-        prefetchd.batches(epochs=0)
+    with prefetchd.batches(epochs=np.int64(2)) as loader:
+        assert list(ids_by_epoch(loader)) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "words"),
+    [
+        (None, {"epochs": 0}, "epochs=0"),
+        (None, {"epochs": True}, "epochs=True"),
+        (None, {"epochs": 2.0}, r"epochs=2\.0"),
+        (None, {"dataset": 3}, "dataset=3.*name"),
+        (None, {"daemon": b"x"}, "daemon=b'x'.*name"),
+        (["a.jpg", "b.jpg"], {}, r"of the type list as a path.*list file"),
+        (np.zeros((3, 4)), {}, r"of the type ndarray as a path.*numpy\.save"),
+        ("", {}, "it is empty"),
+        ("x.npy", {"labels": [1, 2]}, "of the type list as a path"),
+    ],
+)
+def test_argument_that_is_no_such_thing_is_refused_in_one_line(source, options, words):
+    with pytest.raises(prefetchd.ConfigError, match=words) as raised:
+        prefetchd.batches(source, **options)
+    assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_loader_is_neither_copied_nor_pickled_and_says_what_to_do(serve, photographs, copied):
+    """A copy would end with the loader it was made from."""
+    serve(photographs, *QUICK)
+    with prefetchd.batches() as loader:
+        with pytest.raises(prefetchd.ConfigError, match=r"cannot copy or pickle a loader.*call prefetchd\.batches"):
+            copied(loader)
+        assert next(iter(loader)).index == 0
 
 
 def test_a_new_iter_ends_the_earlier_one(serve, photographs):

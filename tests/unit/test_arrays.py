@@ -254,12 +254,17 @@ def damaged(kind: str, whole: bytes) -> bytes:
         "huge": whole.replace(b"(10, 3)", b"(9999999999999, 3)".ljust(7)),
         "negative": whole.replace(b"(10, 3), ", b"(-10, 3),"),
         "no dictionary": whole.replace(b"{", b"["),
+        "huge and empty": whole.replace(b"(10, 3), }" + b" " * 22, b"(10, 0, 4611686018427387904), }".ljust(32)),
     }[kind]
 
 
 @pytest.mark.parametrize(
-    "kind", ["cut short", "in its header", "empty", "no magic", "version 9", "huge", "negative", "no dictionary"]
-)
+    "kind",
+    [
+        "cut short", "in its header", "empty", "no magic", "version 9", "huge", "negative", "no dictionary",
+        "huge and empty",
+    ],
+)  # fmt: skip
 def test_damaged_file_is_refused_at_start(tmp_path, kind):
     """In one line, before memory is taken for what the header claims."""
     path = saved(tmp_path / "x.npy", some((10, 3), "int32"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import resource
 import socket
 import subprocess
@@ -135,6 +136,25 @@ def test_bad_files_are_faults_of_the_content_that_say_why(bad: dict[str, Path]) 
             assert caught.value.kind is FaultKind.CONTENT, name
             assert caught.value.needs_fresh_reader is fresh, name
             assert "\n" not in caught.value.reason, name
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "but HEIC, which OpenCV does not read: convert it"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", r"a pointer of Git LFS: .*git lfs pull"),
+        (b"\n<!DOCTYPE html><html>", "but HTML or XML, as a failed download leaves"),
+        (bytes(100), "but zeros: it was never written"),
+        (b"\0\0\0\x0cjP  \r\n", "but JPEG 2000"),
+        (b"P6\n83 60\n255\n", "but a PPM"),
+        (b"\1\2\3\4\5\6\7\x08 something else", r"of a known format \(it starts with"),
+        (b"x", r"of a known format \(it starts with b'x'\)"),
+    ],
+)
+def test_what_is_often_found_in_place_of_an_image_is_named(start: bytes, words: str) -> None:
+    with pytest.raises(UndecodableImage, match="not an image of a known format") as caught:
+        identify(start)
+    assert re.search(words, caught.value.reason), caught.value.reason
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")

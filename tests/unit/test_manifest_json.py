@@ -52,6 +52,24 @@ def test_bom_crlf_blank_lines_and_a_key_given_twice(tmp_path: Path) -> None:
     assert pairs(write(tmp_path, text, "list.ndjson")) == [("a", 1), ("b", 2)]
 
 
+@pytest.mark.parametrize("name", ["list.txt", "list", "list.json", "list.JSON"])
+def test_lines_of_objects_are_json_whatever_the_file_is_called(tmp_path: Path, name: str) -> None:
+    """Many programs call JSON lines `.json`; as text each object would be the path of a file that is not there."""
+    text = '\ufeff\n{"path": "a.jpg", "label": 1}\n{"path": "b c.jpg", "label": 2}\n'
+    assert pairs(write(tmp_path, text, name)) == [("a.jpg", 1), ("b c.jpg", 2)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"path": "a"}]', '[\n{"path": "a"},\n{"path": "b"}\n]\n', '{\n  "path": "a"\n}\n', '{"images": [], "x": {}}',
+        "a.jpg 1\nb.jpg 2\n", "",
+    ],
+)  # fmt: skip
+def test_json_in_one_piece_is_refused(tmp_path: Path, text: str) -> None:
+    assert "JSON in one piece" in refusal(write(tmp_path, text, "list.json"))
+
+
 @pytest.mark.parametrize(
     ("bad", "what"),
     [

@@ -174,6 +174,8 @@ def test_files_must_be_parquet_and_of_one_kind(tmp_path: Path) -> None:
         assert "b.parquet" in refusal(path)
     table(tmp_path, {"other": [b"A"]}, "b.parquet")
     assert "b.parquet" in refusal(tmp_path)
+    table(tmp_path, {"image": ["a.jpg"]}, "b.parquet")
+    assert "b.parquet has string in the column 'image', and the first file encoded images" in refusal(tmp_path)
     assert "no file" in refusal(tmp_path / "*.x.parquet")
     assert "No such file" in refusal(tmp_path / "none.parquet")
     os.mkfifo(tmp_path / "fifo.parquet")

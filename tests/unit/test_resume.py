@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 
 from prefetchd.config import make_config
-from prefetchd.errors import ConfigError, ManifestError
+from prefetchd.errors import ConfigError, ManifestError, PrefetchdError
 from prefetchd.messages import Attached
 from prefetchd.resume import Position, make_state, read_state
 
@@ -59,6 +61,38 @@ def test_what_is_no_state_is_refused(change):
     state = {**make_state(info(), Position(1, 2, 0)), **change}
     with pytest.raises(ConfigError, match="cannot resume"):
         read_state(state, info())
+
+
+def test_state_whose_numbers_went_through_an_array_format_is_read():
+    position = Position(3, 2, 1)
+    state = make_state(info(), position)
+    state.update({name: np.int64(value) for name, value in state.items() if isinstance(value, int)})
+    assert read_state(state, info()) == position
+
+
+def test_state_holds_no_option_that_is_at_its_default():
+    over_the_socket = json.loads(json.dumps(info(seed=5).config))
+    served = msgspec.structs.replace(info(seed=5), config=over_the_socket)
+    assert make_state(served, Position(0, 0, 0))["config"] == {"seed": 5, "decoder": "opencv 5"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"version": -1}, "version -1,"),
+        ({"version": 10**20}, "version 100000000000000000000,"),
+        ({"version": 10**5000}, "version of very many digits"),
+        ({"rotation": 10}, "epochs that begin at batch 10, and an epoch has 10 batches"),
+        ({"manifest_digest": "a\nb\x1b" * 1000}, "other data"),
+        ({"manifest_digest": "f" * 16, "n_samples": ["\n"] * 10**5}, "other data"),
+        ({"config_digest": "0", "config": {"a\n\x1b": "b\n" * 1000}}, "other batches"),
+    ],
+)
+def test_what_is_said_of_a_state_is_right_and_one_short_line(change, words):
+    with pytest.raises(PrefetchdError, match=words) as raised:
+        read_state({**make_state(info(), Position(1, 2, 0)), **change}, info())
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 1000
 
 
 def test_state_whose_iteration_begins_after_its_epoch_is_refused_for_that():

@@ -31,6 +31,11 @@ def opened(source: object, **options: object) -> TarShards:
     return TarShards.open(make_config(source=str(source), **options))
 
 
+def count(source: object, **options: object) -> int:
+    with opened(source, **options) as shards:
+        return len(shards)
+
+
 def contents(shards: TarShards) -> list[tuple[bytes, object]]:
     """(bytes, label) of every sample."""
     buffer = FileBuffer()
@@ -136,6 +141,21 @@ def test_the_first_bad_sample_is_told_and_how_many_more(tmp_path: Path) -> None:
 def test_a_label_that_only_later_samples_have_is_not_lost(tmp_path: Path) -> None:
     """Found out from the first, the labels would be none."""
     assert "sample b: it has a label" in refusal(one(tmp_path, ("a.jpg", b"A"), ("b.jpg", b"B"), ("b.cls", "1")))
+
+
+def test_a_json_label_that_only_later_samples_have_is_not_lost(tmp_path: Path) -> None:
+    """Nor one of a first sample whose JSON is damaged. What is no object has no label, and no fault either."""
+    for first in ("{}", '{"width": 3}', "[1, 2]"):
+        members = ("a.jpg", b"A"), ("a.json", first), ("b.jpg", b"B"), ("b.json", '{"label": 1}')
+        assert "sample b: it has a label (.json:label), and the first sample has none" in refusal(
+            one(tmp_path, *members)
+        )
+        assert count(one(tmp_path, *members), label_columns=0) == 2
+    damaged = one(tmp_path, ("a.jpg", b"A"), ("a.json", "{"), ("b.jpg", b"B"), ("b.json", '{"label": 1}'))
+    assert "sample a: its a.json: it is not JSON" in refusal(damaged)
+    assert count(damaged, label_columns=0) == 2
+    unlabelled = [(f"{i}.{kind}", content) for i in range(3) for kind, content in (("jpg", b"x"), ("json", "[1]"))]
+    assert count(one(tmp_path, *unlabelled)) == 3
 
 
 def test_json_labels_that_are_bad_are_told(tmp_path: Path) -> None:

@@ -46,6 +46,16 @@ def nothing(image, rng):
 def raises(image, rng):
     raise ValueError("no\\n good")
 
+class Speechless(Exception):
+    def __str__(self):
+        raise RuntimeError("no words")
+
+def speechless(image, rng):
+    raise Speechless
+
+def odd_words(image, rng):
+    raise ValueError("a\\x1b[2J\\udcff" + "b" * 5000)
+
 def leaves(image, rng):
     sys.exit(3)
 
@@ -178,6 +188,24 @@ def test_exception_is_a_fault_of_the_sample_with_its_traceback(module: str, tmp_
     assert "Traceback" in caught.value.detail
     assert f"in {name}" in caught.value.detail
     assert "\n" not in caught.value.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("speechless", r"raised Speechless: .*no message.* \(users_\d+\.py line \d+, in speechless\)"),
+        ("odd_words", r"raised ValueError: a\\x1b\[2J\\udcffb+\.\.\. \(users_\d+\.py line \d+, in odd_words\)"),
+    ],
+)
+def test_exception_whose_message_cannot_be_said_is_a_fault_like_any_other(
+    module: str, tmp_path: Path, name: str, words: str
+):
+    with pytest.raises(TransformFault, match=words) as caught:
+        functions(module, tmp_path, transform=name).transform(IMAGE, 0, 0)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400
+    assert "Traceback" in caught.value.detail
+    caught.value.detail.encode()  # it goes to the daemon
 
 
 @pytest.mark.parametrize("name", ["starves", "io_error"])
