@@ -66,11 +66,14 @@ class Kept:
     in_use: bool
 
 
-def open_folder(cache: Path, digest: str, pipeline: dict[str, Any]) -> tuple[Path, int]:
+def open_folder(cache: Path, digest: str, pipeline: dict[str, Any]) -> tuple[Path, int | None]:
     """Make the folder of a pipeline, or find it; return it, and a descriptor that holds it against `remove`.
 
+    One that is there, whole, may be read-only. On a full disk there is perhaps none, nor a descriptor: a cache is never
+    asked to decide anything, that it cannot be filled included.
+
     Raises:
-        CacheError: if it cannot be made or written to.
+        CacheError: if it cannot be made or read, for any other reason.
     """
     folder = cache / digest
     try:
@@ -80,17 +83,18 @@ def open_folder(cache: Path, digest: str, pipeline: dict[str, Any]) -> tuple[Pat
         description = folder / _DESCRIPTION
         if _is_missing_or_torn(description):
             _write_whole(description, json.dumps({"made_by": _MADE_BY, "pipeline": pipeline}, indent=2) + "\n")
-        os.utime(description)
+        with contextlib.suppress(OSError):  # it is read-only, or another user's: who may write there finds out
+            os.utime(description)
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         with contextlib.suppress(OSError):
             folder.rmdir()  # if there is nothing in it: nobody would ever clear it
-        do = (
-            "make room, or give a folder on another disk"
-            if error.errno in FULL
-            else "give a folder that can be written to"
-        )
-        raise CacheError(f"cannot use the cache {cache}: {error.strerror} ({error.filename or folder}); {do}") from None
+        if error.errno in FULL:
+            return folder, None
+        raise CacheError(
+            f"cannot use the cache {cache}: {error.strerror} ({error.filename or folder}); give a folder that can be "
+            "written to, or one that was filled with these options"
+        ) from None
     with contextlib.suppress(OSError):  # some file systems have no locks: then `remove` cannot know
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     return folder, fd

@@ -7,6 +7,7 @@ holds is unnamed or read-only, so nothing is left when it dies.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from pathlib import Path
@@ -51,6 +52,8 @@ class CacheInDaemon:
         self._table_fd, self._n_slots = lookup.build(self._folder, names, n_samples)
         self._state_fd = make_state(self._folder, self._shape)
         self._state = RunState(os.dup(self._state_fd), self._shape)
+        if self._folder_fd is None:
+            self._state.stop_filling(errno.ENOSPC)
         self._run = os.urandom(8).hex()
         self._warned = False
 
@@ -114,7 +117,8 @@ class CacheInDaemon:
         """Give the descriptors back."""
         self._state.close()
         for fd in (self._state_fd, self._table_fd, self._folder_fd):
-            os.close(fd)
+            if fd is not None:
+                os.close(fd)
 
     def _why_stopped(self) -> str | None:
         number = self._state.stopped

@@ -337,15 +337,50 @@ def test_a_description_that_was_torn_is_written_again(tmp_path: Path, left: byte
     assert (kept.rows, kept.pipeline) == (1, {"image_size": [8, 8]})
 
 
-def test_a_folder_that_cannot_be_made_whole_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_full_disk_nothing_is_made_nor_left_and_nothing_is_refused(
+    tmp_path: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def full(path: Path, text: str) -> int:
         path.touch()
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(CacheError, match=r"No space left on device .*; make room"):
-        directory.open_folder(tmp_path / "cache", "a" * 16, {})
+    daemon, reader = open_both(tmp_path / "cache")
+    store_all(reader, samples)
+    assert reader.row(1) is None
     assert os.listdir(tmp_path / "cache") == []
+    daemon.tick()
+    daemon.tick()
+    assert caplog.text.count("its disk is full (No space left on device)") == 1
+    assert daemon.report()["rows"] == 0
+    reader.close()
+    daemon.close()
+
+
+def test_a_cache_that_cannot_be_written_to_is_read(
+    tmp_path: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    daemon, reader = open_both(tmp_path / "cache")
+    store_all(reader, samples[:2])
+    reader.close()
+    daemon.close()
+
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "utime", refuse)
+    monkeypatch.setattr(segment, "SegmentWriter", refuse)
+    daemon, reader = open_both(tmp_path / "cache")
+    np.testing.assert_array_equal(reader.find(samples[0], 0), pixels(0))
+    assert reader.find(samples[3], 3) is None
+    reader.store(samples[3], 3, pixels(3), 0)
+    np.testing.assert_array_equal(reader.row(0), pixels(0))
+    assert reader.row(3) is None
+    daemon.tick()
+    assert "it cannot be written to (Read-only file system); what is in it is used" in caplog.text
+    assert daemon.report()["hits"] == 2
+    reader.close()
+    daemon.close()
 
 
 def test_what_may_not_be_removed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
