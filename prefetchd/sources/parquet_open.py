@@ -84,7 +84,7 @@ class ParquetIndexer:
         for number, path in enumerate(paths):
             with open_file(parquet, path) as (file, before):
                 if number == 0:
-                    self._find_columns(file.schema_arrow)
+                    self._find_columns(file.schema_arrow, file.metadata)
                     self.writer.n_numbers = 3 if self.is_bytes else 4
                 else:
                     self._check_columns(file.schema_arrow, path)
@@ -112,7 +112,7 @@ class ParquetIndexer:
         self.writer.close()
         os.close(self.paths_fd)
 
-    def _find_columns(self, schema: Any) -> None:
+    def _find_columns(self, schema: Any, metadata: Any) -> None:
         import pyarrow as pa
 
         config = self._config
@@ -120,7 +120,8 @@ class ParquetIndexer:
         kind = self._type_of(schema, found, "x_column")
         if pa.types.is_struct(kind):  # as Hugging Face stores images: struct<bytes: binary, path: string>
             inner = {kind.field(i).name: kind.field(i).type for i in range(kind.num_fields)}
-            part = "bytes" if "bytes" in inner else "path"
+            embedded = "bytes" in inner and not ("path" in inner and _is_null(metadata, f"{found}.bytes"))
+            part = "bytes" if embedded else "path"
             if part not in inner:
                 raise refusal(self._name, f"column {found!r} is a {kind} without bytes or path")
             found, kind = f"{found}.{part}", inner[part]
@@ -233,6 +234,17 @@ class ParquetIndexer:
                 raise refusal(self._name, f"{where} {first + row}: {bad}") from None
         self.digest.update(repr(found).encode())
         return found
+
+
+def _is_null(metadata: Any, column: str) -> bool:
+    """Whether a file's statistics say that a column has nothing but nulls."""
+    for group in range(metadata.num_row_groups):
+        described = metadata.row_group(group)
+        columns = [described.column(place) for place in range(described.num_columns)]
+        statistics = next((one.statistics for one in columns if one.path_in_schema == column), None)
+        if statistics is None or statistics.null_count != described.num_rows:
+            return False
+    return bool(metadata.num_rows)
 
 
 def is_bytes(kind: Any) -> bool:

@@ -113,6 +113,21 @@ def test_any_row_is_found_in_any_order(tmp_path: Path, compression: str, diction
     attached.close()
 
 
+@pytest.mark.parametrize("as_absolute", [True, False])
+def test_structs_whose_bytes_are_all_null_are_read_by_their_paths(tmp_path: Path, as_absolute: bool) -> None:
+    """As Hugging Face writes images that it was told not to embed."""
+    for name in "ABC":
+        (tmp_path / name).write_bytes(name.encode())
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    rows = [{"bytes": None, "path": str(tmp_path / name) if as_absolute else name} for name in "ABC"]
+    source = table(tmp_path, {"image": pa.array(rows, kind), "label": [1, 2, 3]}, row_group_size=2)
+    assert read(source) == [(b"A", 1), (b"B", 2), (b"C", 3)]
+    rows[1] = {"bytes": b"B", "path": None}
+    source = table(tmp_path, {"image": pa.array(rows, kind), "label": [1, 2, 3]}, row_group_size=2)
+    with opened(source) as records, pytest.raises(UnreadableFile, match="the image is null"):
+        records.read(records.samples([0])[0], FileBuffer(), lambda _: None)
+
+
 def test_paths_are_files_relative_to_the_files_folder_or_the_root(tmp_path: Path) -> None:
     """As in a manifest; nothing of pyarrow is needed in readers."""
     (tmp_path / "data").mkdir()
