@@ -21,8 +21,8 @@ from prefetchd.one_line import one_line
 from prefetchd.sample import Sample
 from prefetchd.sources.parquet_library import PYARROW_BYTES, load_pyarrow
 from prefetchd.sources.patterns import expand
-from prefetchd.sources.record_index import RecordIndex
-from prefetchd.sources.shard_files import ShardFiles, write_table
+from prefetchd.sources.shard_files import write_table
+from prefetchd.sources.shard_records import ShardRecords
 from prefetchd.units import format_bytes
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ _SLOW_SHUFFLE_BYTES = 8 << 20
 _BATCH_BYTES = 1 << 20  # taken out at a time: more would be memory beyond what is planned
 
 
-class ParquetRecords:
+class ParquetRecords(ShardRecords):
     """The rows of Parquet files; see `Records`.
 
     A sample's place is (file, row group, row in it) for images in a column, and (file, row) for paths.
@@ -47,12 +47,8 @@ class ParquetRecords:
 
     def __init__(self, facts: dict[str, Any], index_fd: int, paths_fd: int) -> None:
         """Take over the descriptors; `facts` are those of `handle()`. Use `open` or `attach`."""
-        self.name: str = facts["name"]
-        self.digest: str = facts["digest"]
-        self._facts = facts
+        super().__init__(facts, index_fd)
         self._paths_fd = paths_fd
-        self._index = RecordIndex(facts, index_fd, self.name)
-        self._files = ShardFiles(facts, self._index, self.name)
         self._is_bytes: bool = facts["is_bytes"]
         self._kept: tuple[int, int] | None = None  # file and row group
         self._data: NDArray[np.uint8] | None = None
@@ -106,35 +102,10 @@ class ParquetRecords:
 
     def close(self) -> None:
         """Close the descriptors; may be called twice."""
-        self._files.close()
-        self._index.close()
+        super().close()
         if self._paths_fd >= 0:
             os.close(self._paths_fd)
         self._paths_fd = -1
-
-    def __enter__(self) -> ParquetRecords:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __len__(self) -> int:
-        return self._index.n_samples
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        """Class names: sorted where labels were text, or as the file's own description numbers them."""
-        return self._index.classes
-
-    @property
-    def label_shape(self) -> tuple[int, ...]:
-        """`()`, or `(k,)` for vectors."""
-        return self._index.label_shape
-
-    @property
-    def label_dtype(self) -> str:
-        """`int64` or `float32`."""
-        return self._index.label_dtype
 
     @property
     def shared_bytes(self) -> int:
@@ -268,10 +239,6 @@ class ParquetRecords:
             return f"{one_line(os.path.basename(self._files.path(file)))} row {row}: {one_line(sample.path)}"
         _, group, row = sample.place
         return f"{one_line(os.path.basename(sample.path))} row group {group} row {row}"
-
-    def check_unchanged(self) -> None:
-        """Raise `ManifestError` if a file is not what was indexed; some of them are looked at each time."""
-        self._files.check_unchanged()
 
 
 def _leaf(batch: Any, column: str) -> Any:

@@ -18,8 +18,8 @@ from prefetchd.manifest_dialect import show
 from prefetchd.one_line import one_line
 from prefetchd.sample import Sample
 from prefetchd.sources.patterns import expand
-from prefetchd.sources.record_index import RecordIndex
-from prefetchd.sources.shard_files import ShardFiles, write_table
+from prefetchd.sources.shard_files import write_table
+from prefetchd.sources.shard_records import ShardRecords
 from prefetchd.sources.tar_headers import BLOCK_BYTES, BLOCKS_BITS, TarHeaders, compressed
 
 if TYPE_CHECKING:
@@ -29,16 +29,12 @@ if TYPE_CHECKING:
 _COMPRESSED = {"gz": "gzip", "tgz": "gzip", "bz2": "bzip2", "tbz": "bzip2", "tbz2": "bzip2", "xz": "xz", "txz": "xz"}
 
 
-class TarShards:
+class TarShards(ShardRecords):
     """The samples of tar shards; see `Records`. A sample's place is (shard, header blocks, data offset, bytes)."""
 
     def __init__(self, facts: dict[str, Any], index_fd: int) -> None:
         """Take over the descriptor; `facts` are those of `handle()`. Use `open` or `attach`."""
-        self.name: str = facts["name"]
-        self.digest: str = facts["digest"]
-        self._facts = facts
-        self._index = RecordIndex(facts, index_fd, self.name)
-        self._files = ShardFiles(facts, self._index, self.name, at_random=facts["at_random"])
+        super().__init__(facts, index_fd, at_random=facts["at_random"])
 
     @classmethod
     def open(cls, config: Config) -> TarShards:
@@ -75,35 +71,6 @@ class TarShards:
     def handle(self) -> tuple[dict[str, Any], list[int]]:
         """Plain values and a descriptor from which a reader attaches."""
         return self._facts, [self._index.fd]
-
-    def close(self) -> None:
-        """Close the descriptors; may be called twice."""
-        self._files.close()
-        self._index.close()
-
-    def __enter__(self) -> TarShards:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __len__(self) -> int:
-        return self._index.n_samples
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        """Class names, sorted, where labels were text."""
-        return self._index.classes
-
-    @property
-    def label_shape(self) -> tuple[int, ...]:
-        """`()`, or `(k,)` for vectors."""
-        return self._index.label_shape
-
-    @property
-    def label_dtype(self) -> str:
-        """`int64` or `float32`."""
-        return self._index.label_dtype
 
     @property
     def shared_bytes(self) -> int:
@@ -165,7 +132,3 @@ class TarShards:
         folder, slash, base = member.name.rpartition(b"/")
         key = show(folder + slash + base.partition(b".")[0], 200)[1:-1]
         return f"{shard_name} sample {key}: {show(base, 200)[1:-1]}"
-
-    def check_unchanged(self) -> None:
-        """Raise `ManifestError` if a shard is not what was indexed; some of them are looked at each time."""
-        self._files.check_unchanged()
