@@ -35,6 +35,7 @@ N_THREADS = 32  # and so many samples are on their way, or wait for the reader, 
 MAX_BYTES = 9 << 19  # within a reader's allowance
 ALLOWANCE_BYTES = 12 << 20  # what a reader may take without asking: the budget's, which readers know nothing of
 _BUFFER_BYTES = 128 << 10  # as large as most files need
+_KEPT_BUFFER_BYTES = 512 << 10  # of one that is kept for other files, at most: new pages cost more than the reading
 SLOW_S, FAST_S = 0.002, 0.001
 _WEIGHT = 0.1  # of the last read in the average
 _STACK_BYTES = 128 << 10
@@ -281,9 +282,9 @@ class ReadAhead:
             self._give_back(read.buffer)
 
     def _give_back(self, buffer: MappedBuffer) -> None:
-        """Keep a buffer for another file, unless a large one made it grow."""
+        """Keep a buffer for another file, unless it is far larger than most need."""
         with self._lock:
-            if buffer.capacity_bytes == FileBuffer.rounded(_BUFFER_BYTES) and self.held_bytes <= self._most_bytes:
+            if 0 < buffer.capacity_bytes <= _KEPT_BUFFER_BYTES and self.held_bytes <= self._most_bytes:
                 self._free.append(buffer)
             else:
                 self.held_bytes -= buffer.capacity_bytes
@@ -291,9 +292,13 @@ class ReadAhead:
     def _admit(self, buffer: MappedBuffer, n_bytes: int) -> None:
         """Have `buffer` hold `n_bytes`, if what is held stays within bounds."""
         with self._lock:
-            if n_bytes <= FileBuffer.rounded(_BUFFER_BYTES) and self._free:
+            fitting = [each for each in reversed(self._free) if each.capacity_bytes >= n_bytes]
+            if fitting:
+                # The last one used of the smallest: it is in the processor's caches still.
+                chosen = min(fitting, key=lambda each: each.capacity_bytes)
+                self._free.remove(chosen)
                 self.held_bytes -= buffer.capacity_bytes
-                buffer.take_from(self._free.pop())  # the last one used is in the processor's caches still
+                buffer.take_from(chosen)
                 return
             more = FileBuffer.rounded(max(n_bytes, _BUFFER_BYTES)) - buffer.capacity_bytes
             while self.held_bytes + more > self._most_bytes:

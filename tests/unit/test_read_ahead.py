@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,30 @@ def test_a_large_decode_has_the_room_of_what_was_read_ahead(files: Files) -> Non
     assert ahead._n_begun == 0
     take(ahead, files, 0, buffer)
     assert ahead.held_bytes == sum(each.capacity_bytes for each in ahead._free) <= MAX_BYTES
+
+
+@pytest.mark.usefixtures("slow")
+def test_buffers_serve_file_after_file_whatever_their_sizes(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New pages for every file would cost more than reading it; one that is far larger than others is not kept."""
+    made = []
+
+    def new(fd: int, n_bytes: int, flags: int) -> mmap.mmap:
+        made.append(n_bytes)
+        return mapped(fd, n_bytes, flags)
+
+    mapped = mmap.mmap
+    monkeypatch.setattr("prefetchd.sources.ahead_parts.mmap.mmap", new)
+    numbers = [number for number in range(100) if (files.folder / str(number)).stat().st_size < 192 << 10]
+    (files.folder / str(numbers[0])).write_bytes(bytes(1 << 20))
+    ahead, buffer = ReadAhead(files), FileBuffer()
+    take(ahead, files, 0, buffer)
+    for _ in range(20):
+        ahead.expect(numbers)
+        for number in numbers:
+            take(ahead, files, number, buffer)
+    assert sum(n_bytes < 1 << 20 for n_bytes in made) < 4 * N_THREADS < len(numbers) * 20 / 4
+    take(ahead, files, 0, buffer)
+    assert max(each.capacity_bytes for each in ahead._free) < 1 << 20
 
 
 @pytest.mark.usefixtures("slow")
