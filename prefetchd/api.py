@@ -186,9 +186,7 @@ def batches(
     given = locals()
     options = {name: given[name] for name in _CONFIG_OPTIONS if given[name] is not None}
     for name in PATH_OPTIONS:
-        if isinstance(
-            options.get(name), bytes | os.PathLike
-        ):  # what else there may be is judged with the other options
+        if isinstance(options.get(name), bytes | os.PathLike):  # what is no path is refused with the other options
             options[name] = os.fsdecode(options[name])
     if "memory_budget" in options:
         options["memory_budget"] = str(options["memory_budget"])
@@ -252,14 +250,14 @@ def batches(
 _CONFIG_OPTIONS = tuple(name for name in OPTIONS if name != "name")
 
 
-def _check_arguments(epochs: object, *, on_hold: object, **seconds: object) -> int | None:
+def _check_arguments(epochs: Any, *, on_hold: object, **seconds: object) -> int | None:
     """Refuse what cannot be; return `epochs`, which may be any whole number, as Python's own."""
     if on_hold not in ("wait", "copy"):
         raise ConfigError(f"cannot use on_hold={on_hold!r}: it must be 'wait' or 'copy'")
     number = None
     if epochs is not None:
         with contextlib.suppress(TypeError):
-            number = None if isinstance(epochs, bool) else operator.index(epochs)  # type: ignore[arg-type]
+            number = None if isinstance(epochs, bool) else operator.index(epochs)
         if number is None or not 1 <= number < 1 << 31:
             raise ConfigError(
                 f"cannot use epochs={epochs!r}: it must be a whole number from 1 to 2**31, or None for ever"

@@ -109,12 +109,12 @@ def read_state(state: Mapping[str, Any], info: Attached) -> Position:
     return position
 
 
-def _whole(value: object) -> int | None:
+def _whole(value: Any) -> int | None:
     """Return a whole number as Python's own: checkpoint formats make numpy's, or tensors, of it; `None` for others."""
     if isinstance(value, bool):
         return None
     try:
-        return operator.index(value)  # type: ignore[arg-type]
+        return operator.index(value)
     except (TypeError, ValueError):
         return None
 

@@ -268,7 +268,7 @@ def test_nothing_is_granted_to_a_loop_that_waited_for_a_slot_when_another_thread
     assert said
     for left in reversed(range(len(held))):
         held.pop()
-        wait_until(lambda: daemon.status()["ring"]["leased"] == left, "the slot is back and nobody else's")  # noqa: B023
+        wait_until(lambda left=left: daemon.status()["ring"]["leased"] == left, "the slot is back and nobody else's")
     assert not daemon.status()["consumers"]
 
 
