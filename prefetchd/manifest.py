@@ -22,13 +22,12 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from prefetchd.config import Config
-from prefetchd.errors import ManifestError
+from prefetchd.errors import ManifestError, one_line
 from prefetchd.file_state import identity, read_exactly
 from prefetchd.manifest_dialect import BadLine, Dialect, MalformedLine, is_sample
 from prefetchd.manifest_format import check_line, parse_line
 from prefetchd.manifest_lines import LINES_PER_ENTRY, sample_lines
 from prefetchd.memfds import memfd_bytes
-from prefetchd.one_line import one_line
 from prefetchd.sample import Label, Sample
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Any
 
 from prefetchd.config import Config
-from prefetchd.errors import ManifestError
+from prefetchd.errors import ManifestError, one_line
 from prefetchd.file_state import identity, read_exactly
 from prefetchd.manifest_dialect import IMAGE_SUFFIXES, Dialect, MalformedLine, is_sample
 from prefetchd.manifest_folder import list_folder
@@ -25,7 +25,6 @@ from prefetchd.manifest_lines import sample_lines
 from prefetchd.manifest_scan import Scan
 from prefetchd.manifest_sniff import SNIFFED_LINES, Line, sniff
 from prefetchd.memfds import memfd, seal
-from prefetchd.one_line import one_line
 
 _PEEKED_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"

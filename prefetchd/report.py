@@ -16,13 +16,13 @@ from prefetchd.budget import Footprint, Plan
 from prefetchd.consumers import Consumer
 from prefetchd.cursor import Cursor
 from prefetchd.datasets import Dataset
+from prefetchd.errors import one_line
 from prefetchd.foreman import Foreman
 from prefetchd.governor import Governor
 from prefetchd.granting import Granter
 from prefetchd.guard import Guard
 from prefetchd.limits import read_shortage
 from prefetchd.liveness import process_state
-from prefetchd.one_line import one_line
 from prefetchd.pool import Pool
 from prefetchd.segment import shm_free_bytes
 from prefetchd.slots import Content, Ring

@@ -23,10 +23,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefetchd import randomness
-from prefetchd.errors import ConfigError
+from prefetchd.errors import ConfigError, one_line
 from prefetchd.faults import EnvironmentFault, FaultKind, SampleFault, TransformFault, WrongResult, fault_of
 from prefetchd.layout import DTYPES
-from prefetchd.one_line import one_line
 from prefetchd.units import format_bytes
 
 if TYPE_CHECKING:

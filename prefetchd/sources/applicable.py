@@ -7,8 +7,7 @@ nothing.
 from __future__ import annotations
 
 from prefetchd.config import OPTIONS, Config
-from prefetchd.errors import ConfigError
-from prefetchd.one_line import one_line
+from prefetchd.errors import ConfigError, one_line
 
 IMAGE_OPTIONS = (
     "image_size", "color", "dtype", "scale", "mean", "std", "layout", "resize", "interpolation", "shrink_on_load",

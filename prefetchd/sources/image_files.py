@@ -15,6 +15,7 @@ import numpy as np
 from prefetchd import decode
 from prefetchd.augment_spec import parameters
 from prefetchd.config import Config
+from prefetchd.errors import one_line
 from prefetchd.faults import SampleFault, UndecodableImage
 from prefetchd.file_bytes import FileBuffer
 from prefetchd.geometry import FIRST_WORD, Box, Geometry, GeometryDraws, same_aspect
@@ -22,7 +23,6 @@ from prefetchd.image_header import ImageHeader
 from prefetchd.jitter import ColorJitter
 from prefetchd.kept_image import KeptImages
 from prefetchd.masks import decode_mask
-from prefetchd.one_line import one_line
 from prefetchd.placing import Placer
 from prefetchd.randomness import BLOCK_WORDS, SampleRandomness
 from prefetchd.sources.base import ReserveMemory

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from prefetchd.cache.rules import check_cache
 from prefetchd.config import Config
+from prefetchd.errors import one_line
 from prefetchd.faults import FaultKind
-from prefetchd.one_line import one_line
 from prefetchd.reader_messages import Fault, TrialDone
 from prefetchd.sources.base import ReserveMemory
 from prefetchd.sources.read_ahead import ReadAhead

@@ -20,10 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from prefetchd.errors import ManifestError
+from prefetchd.errors import ManifestError, one_line
 from prefetchd.file_state import identity
 from prefetchd.layout import DTYPES
-from prefetchd.one_line import one_line
 
 # More than any array without named fields needs, and than numpy itself takes for harmless.
 _HEAD_BYTES = 12 << 10

@@ -10,9 +10,8 @@ import os
 import struct
 from typing import TYPE_CHECKING
 
-from prefetchd.errors import ManifestError
+from prefetchd.errors import ManifestError, one_line
 from prefetchd.file_state import identity
-from prefetchd.one_line import one_line
 from prefetchd.sources.npy_file import ArrayFile, opened, read_at, read_header
 
 if TYPE_CHECKING:

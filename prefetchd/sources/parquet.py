@@ -14,10 +14,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from prefetchd.config import Config
+from prefetchd.errors import one_line
 from prefetchd.faults import EnvironmentFault, SampleFault, UndecodableImage, UnreadableFile, fault_of
 from prefetchd.file_state import read_exactly
 from prefetchd.memfds import memfd_bytes, seal
-from prefetchd.one_line import one_line
 from prefetchd.sample import Sample
 from prefetchd.sources.parquet_library import PYARROW_BYTES, load_pyarrow
 from prefetchd.sources.patterns import expand

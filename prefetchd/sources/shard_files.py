@@ -13,10 +13,9 @@ import struct
 from collections import OrderedDict
 from typing import Any
 
-from prefetchd.errors import ManifestError
+from prefetchd.errors import ManifestError, one_line
 from prefetchd.faults import fault_of
 from prefetchd.file_state import identity
-from prefetchd.one_line import one_line
 from prefetchd.sources.record_index import IndexWriter, RecordIndex
 
 _ENTRY = struct.Struct("=2q2Q3q")  # where the path is and its length; device, inode, size, times of change

@@ -12,10 +12,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from prefetchd.config import Config
-from prefetchd.errors import ManifestError
+from prefetchd.errors import ManifestError, one_line
 from prefetchd.faults import SampleFault, UnreadableFile, fault_of
 from prefetchd.manifest_dialect import show
-from prefetchd.one_line import one_line
 from prefetchd.sample import Sample
 from prefetchd.sources.patterns import expand
 from prefetchd.sources.shard_files import write_table

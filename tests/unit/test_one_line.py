@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from prefetchd.config import make_config
-from prefetchd.errors import ConfigError, PrefetchdError, error_from_name
+from prefetchd.errors import ConfigError, PrefetchdError, error_from_name, one_line
 from prefetchd.manifest import Manifest
-from prefetchd.one_line import one_line
 
 
 @pytest.mark.parametrize(
