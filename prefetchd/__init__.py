@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from prefetchd._version import __version__
 from prefetchd.errors import (
     BudgetError,
     ConfigError,
@@ -28,9 +29,8 @@ if TYPE_CHECKING:
     from prefetchd.live_options import set_options
     from prefetchd.loader import Loader
 
-__version__ = "0.1.0"
-
 __all__ = [
+    "__version__",
     "Batch",
     "BudgetError",
     "ConfigError",

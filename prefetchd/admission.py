@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-from prefetchd import __version__, control, messages
+from prefetchd import control, messages
+from prefetchd._version import __version__
 from prefetchd.class_names import write_classes
 from prefetchd.consumers import Consumer
 from prefetchd.cursor import Cursor

@@ -24,7 +24,8 @@ def ask_daemon(name: str, question: Any) -> Any:
 
 def ask_over(sock: socket.socket, name: str, question: Any) -> Any:
     """Send one question to the daemon `name` at the other end of `sock`; return its answer."""
-    from prefetchd import __version__, control, messages
+    from prefetchd import control, messages
+    from prefetchd._version import __version__
     from prefetchd.errors import error_from_name
     from prefetchd.liveness import describe_process
 

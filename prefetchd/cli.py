@@ -11,7 +11,8 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 
-from prefetchd import __version__, shortages
+from prefetchd import shortages
+from prefetchd._version import __version__
 from prefetchd.commands import COMMANDS
 from prefetchd.commands.parsers import Parser
 from prefetchd.errors import PrefetchdError

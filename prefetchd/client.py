@@ -16,7 +16,8 @@ import threading
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from prefetchd import __version__, control, messages
+from prefetchd import control, messages
+from prefetchd._version import __version__
 from prefetchd.class_names import read_classes
 from prefetchd.errors import DaemonLost, PrefetchdError, error_from_name
 from prefetchd.layout import BatchLayout, layout_from_wire

@@ -11,7 +11,7 @@ import time
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
-from prefetchd import __version__
+from prefetchd._version import __version__
 from prefetchd.budget import Footprint, Plan
 from prefetchd.consumers import Consumer
 from prefetchd.cursor import Cursor

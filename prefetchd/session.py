@@ -14,7 +14,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prefetchd import __version__, control, launch, messages
+from prefetchd import control, launch, messages
+from prefetchd._version import __version__
 from prefetchd.config import Config
 from prefetchd.errors import ConfigError, DaemonLost, DaemonNotFound
 from prefetchd.liveness import remove_left_files

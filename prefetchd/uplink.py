@@ -11,7 +11,8 @@ import contextlib
 import select
 import socket
 
-from prefetchd import __version__, control, messages
+from prefetchd import control, messages
+from prefetchd._version import __version__
 from prefetchd.errors import DaemonNotFound, PrefetchdError
 from prefetchd.silence import LOOK_S, Silence
 

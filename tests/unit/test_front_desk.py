@@ -23,7 +23,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from prefetchd import __version__, messages, segment
+from prefetchd import messages, segment
+from prefetchd._version import __version__
 from prefetchd.batch import Batch
 from prefetchd.budget import MIN_SLOTS
 from prefetchd.client import Connection
