@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from prefetchd import control, messages
 from prefetchd._version import __version__
 from prefetchd.class_names import write_classes
+from prefetchd.config.units import format_count
 from prefetchd.consumers import Consumer
 from prefetchd.cursor import Cursor
 from prefetchd.datasets import Dataset
@@ -21,7 +22,6 @@ from prefetchd.mailbox import Outbox
 from prefetchd.returns import ReturnedLeases
 from prefetchd.scheduler import slots_promised
 from prefetchd.shard import Shard
-from prefetchd.units import format_count
 
 
 class Admission:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from prefetchd.config import (
+from prefetchd.config.options import (
     OPTIONS,
     PATH_OPTIONS,
     Color,
@@ -191,7 +191,7 @@ def batches(
     if "memory_budget" in options:
         options["memory_budget"] = str(options["memory_budget"])
     if config is not None:
-        from prefetchd.config_file import read_config_file  # loads a TOML parser, which few need
+        from prefetchd.config.datasets import read_config_file  # loads a TOML parser, which few need
 
         from_file, tables = read_config_file(os.fspath(config))
         if tables:

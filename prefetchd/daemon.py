@@ -23,7 +23,7 @@ from typing import Any
 
 from prefetchd import budget, limits, messages, report, shortages
 from prefetchd.cache.pressure import CachePages
-from prefetchd.config import LIVE_OPTIONS, Config, make_config
+from prefetchd.config.options import LIVE_OPTIONS, Config, make_config
 from prefetchd.cursor import Cursor
 from prefetchd.datasets import open_datasets
 from prefetchd.errors import ConfigError, PrefetchdError

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from prefetchd.config import Config
+from prefetchd.config.options import Config
 from prefetchd.errors import ConfigError
 from prefetchd.layout import BatchLayout
 from prefetchd.order import Order

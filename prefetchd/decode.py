@@ -30,7 +30,7 @@ from prefetchd.image_header import ImageHeader, read_header
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from prefetchd.config import Color, Resize
+    from prefetchd.config.options import Color, Resize
 
 # Formats that OpenCV decodes in RGB order itself, from 4.11 on. Not AVIF: with alpha, OpenCV 5.0 leaves it in BGR.
 _RGB_FORMATS = frozenset(("jpeg", "png", "webp")) if hasattr(cv2, "IMREAD_COLOR_RGB") else frozenset()

@@ -19,6 +19,7 @@ from typing import Any
 from prefetchd import mailbox, messages, returns
 from prefetchd.admission import Admission
 from prefetchd.budget import MIN_SLOTS
+from prefetchd.config.units import format_count
 from prefetchd.consumers import Consumer
 from prefetchd.cursor import Cursor
 from prefetchd.datasets import Dataset
@@ -35,7 +36,6 @@ from prefetchd.scheduler import Reserve
 from prefetchd.shard import Shard
 from prefetchd.slots import Ring, Slot
 from prefetchd.start_line import StartLine
-from prefetchd.units import format_count
 from prefetchd.windows import Pacer
 
 log = logging.getLogger("prefetchd")

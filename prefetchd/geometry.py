@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prefetchd.augment_spec import AUGMENTATIONS, parameters
+from prefetchd.config.augment import AUGMENTATIONS, parameters
 from prefetchd.randomness import BLOCK_WORDS, between
 
 if TYPE_CHECKING:

@@ -16,14 +16,14 @@ from collections.abc import Callable
 
 from prefetchd.auto_readers import WINDOW_S, AutoReaders, Window
 from prefetchd.budget import Plan
-from prefetchd.config import Config
+from prefetchd.config.options import Config
+from prefetchd.config.units import format_bytes, format_count
 from prefetchd.cursor import Cursor
 from prefetchd.guard import Guard
 from prefetchd.limits import Shortage
 from prefetchd.pool import Pool
 from prefetchd.pressure import Costs, PressurePolicy, Stance
 from prefetchd.slots import Ring
-from prefetchd.units import format_bytes, format_count
 
 log = logging.getLogger("prefetchd")
 

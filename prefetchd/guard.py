@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from prefetchd.budget import MIN_SLOTS, Budget, Footprint, Plan, measure
+from prefetchd.config.units import format_bytes
 from prefetchd.cursor import Cursor
 from prefetchd.descriptor_limit import check_descriptors
 from prefetchd.errors import BudgetError, PrefetchdError
@@ -21,7 +22,6 @@ from prefetchd.reader_handle import ReaderHandle
 from prefetchd.scheduler import needed_last, to_give_back
 from prefetchd.segment import SHM_FOLDER, Segment, shm_free_bytes
 from prefetchd.slots import Ring, Slot
-from prefetchd.units import format_bytes
 
 log = logging.getLogger("prefetchd")
 

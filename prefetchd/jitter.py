@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from prefetchd.config import Color
+    from prefetchd.config.options import Color
 
 _RGB_WEIGHTS = (0.299, 0.587, 0.114)
 

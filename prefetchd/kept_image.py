@@ -20,7 +20,7 @@ from prefetchd.transforms import INTERPOLATIONS, fit_box
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from prefetchd.config import Config
+    from prefetchd.config.options import Config
     from prefetchd.image_header import ImageHeader
 
 

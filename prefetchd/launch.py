@@ -12,7 +12,7 @@ import sys
 import time
 
 from prefetchd import control, messages
-from prefetchd.config import PATH_OPTIONS, Config
+from prefetchd.config.options import PATH_OPTIONS, Config
 from prefetchd.errors import DaemonNotFound, PrefetchdError, error_from_name
 from prefetchd.liveness import describe_process, lock_owner, process_state, remove_left_files
 from prefetchd.names import daemon_paths

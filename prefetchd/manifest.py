@@ -21,7 +21,7 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from prefetchd.config import Config
+from prefetchd.config.options import Config
 from prefetchd.errors import ManifestError, one_line
 from prefetchd.file_state import identity, read_exactly
 from prefetchd.manifest_dialect import BadLine, Dialect, MalformedLine, is_sample

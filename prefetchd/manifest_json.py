@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from prefetchd.config import Config
+from prefetchd.config.options import Config
 from prefetchd.errors import ManifestError
 from prefetchd.manifest_dialect import BadLine, Dialect, LabelKind, is_image, show
 from prefetchd.manifest_json_line import json_object, json_value

@@ -15,7 +15,7 @@ from hashlib import blake2b
 from itertools import islice
 from typing import Any
 
-from prefetchd.config import Config
+from prefetchd.config.options import Config
 from prefetchd.errors import ManifestError, one_line
 from prefetchd.file_state import identity, read_exactly
 from prefetchd.manifest_dialect import IMAGE_SUFFIXES, Dialect, MalformedLine, is_sample

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
-from prefetchd.config import Config
+from prefetchd.config.options import Config
 from prefetchd.errors import ManifestError
 from prefetchd.manifest_dialect import BadLine, Dialect, LabelKind, is_image, is_number, show
 from prefetchd.manifest_format import split_columns, tokens, trailing_numbers

@@ -12,8 +12,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from prefetchd.config.validate import check_name
 from prefetchd.errors import ConfigError
-from prefetchd.option_checks import check_name
 
 _SUN_PATH_BYTES = 107
 

@@ -21,7 +21,7 @@ from prefetchd.transforms import INTERPOLATIONS, crop_box, fit_box
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from prefetchd.config import Interpolation, Resize
+    from prefetchd.config.options import Interpolation, Resize
 
 _WARP_LIMIT_PX = 32767  # a side that OpenCV's warps refuse
 

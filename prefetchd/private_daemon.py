@@ -12,8 +12,8 @@ import signal
 import socket
 import sys
 
-from prefetchd import config as configuration
 from prefetchd import control, messages, shortages
+from prefetchd.config import options as configuration
 from prefetchd.errors import PrefetchdError
 from prefetchd.loop import EventLoop
 from prefetchd.standard_descriptors import open_standard_descriptors

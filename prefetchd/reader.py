@@ -23,7 +23,8 @@ import msgspec
 import numpy as np
 
 from prefetchd import control, reader_messages
-from prefetchd.config import make_config
+from prefetchd.config.options import make_config
+from prefetchd.config.units import format_bytes
 from prefetchd.decode import detach_native_stderr
 from prefetchd.errors import PrefetchdError
 from prefetchd.layout import BatchLayout, layout_from_wire
@@ -31,7 +32,6 @@ from prefetchd.order import Order
 from prefetchd.reader_memory import ReaderMemory
 from prefetchd.segment import keep_from_children, map_writable
 from prefetchd.sources import Source, attach_source
-from prefetchd.units import format_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,6 +13,7 @@ from typing import Any
 
 from prefetchd._version import __version__
 from prefetchd.budget import Footprint, Plan
+from prefetchd.config.units import format_bytes, format_count
 from prefetchd.consumers import Consumer
 from prefetchd.cursor import Cursor
 from prefetchd.datasets import Dataset
@@ -26,7 +27,6 @@ from prefetchd.liveness import process_state
 from prefetchd.pool import Pool
 from prefetchd.segment import shm_free_bytes
 from prefetchd.slots import Content, Ring
-from prefetchd.units import format_bytes, format_count
 
 _LISTED_BAD = 20
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prefetchd.config import OPTIONS
+from prefetchd.config.options import OPTIONS
 from prefetchd.errors import ConfigError, ManifestError
 from prefetchd.messages import Attached
 

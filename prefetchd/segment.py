@@ -20,8 +20,8 @@ import weakref
 from multiprocessing import shared_memory
 from typing import Any
 
+from prefetchd.config.units import format_bytes
 from prefetchd.errors import BudgetError
-from prefetchd.units import format_bytes
 
 SHM_FOLDER = "/dev/shm"
 _NAME = "prefetchd-"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefetchd import control, launch, messages
 from prefetchd._version import __version__
-from prefetchd.config import Config
+from prefetchd.config.options import Config
 from prefetchd.errors import ConfigError, DaemonLost, DaemonNotFound
 from prefetchd.liveness import remove_left_files
 from prefetchd.names import daemon_paths

@@ -20,8 +20,8 @@ import socket
 import sys
 import time
 
-from prefetchd import config as configuration
 from prefetchd import control, messages
+from prefetchd.config import options as configuration
 from prefetchd.errors import ConfigError, PrefetchdError
 from prefetchd.liveness import RunLock, remove_files_of_others
 from prefetchd.loop import EventLoop

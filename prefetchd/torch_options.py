@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from prefetchd.config import make_config
+from prefetchd.config.options import make_config
 from prefetchd.errors import ConfigError
 from prefetchd.user_warnings import warn_user
 

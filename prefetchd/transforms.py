@@ -22,7 +22,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from prefetchd.config import Config
+    from prefetchd.config.options import Config
 
 INTERPOLATIONS = {
     "nearest": cv2.INTER_NEAREST,

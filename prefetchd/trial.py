@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from prefetchd import control, reader_messages
-from prefetchd.config import Config, make_config
+from prefetchd.config.options import Config, make_config
 from prefetchd.decode import detach_native_stderr
 from prefetchd.errors import PrefetchdError
 from prefetchd.faults import SampleFault, TransformFault, WrongResult

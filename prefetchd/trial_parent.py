@@ -17,7 +17,7 @@ import sys
 from typing import Any
 
 from prefetchd import control, reader_messages
-from prefetchd.config import Config
+from prefetchd.config.options import Config
 from prefetchd.errors import ConfigError
 
 # One thread, as in a reader: what the functions' modules take is measured.

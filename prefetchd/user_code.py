@@ -23,15 +23,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefetchd import randomness
+from prefetchd.config.units import format_bytes
 from prefetchd.errors import ConfigError, one_line
 from prefetchd.faults import EnvironmentFault, FaultKind, SampleFault, TransformFault, WrongResult, fault_of
 from prefetchd.layout import DTYPES
-from prefetchd.units import format_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from prefetchd.config import Config
+    from prefetchd.config.options import Config
 
 _MAX_DETAIL_CHARACTERS = 8000
 _SAID_CHARACTERS = 250  # of an exception's message; the log has its traceback

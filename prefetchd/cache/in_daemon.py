@@ -19,8 +19,8 @@ from prefetchd.cache.regular_file import open_regular
 from prefetchd.cache.rules import check_cache
 from prefetchd.cache.run_state import LIMIT_REACHED, RunState, StateShape, make_state
 from prefetchd.cache.scratch_file import is_memory
-from prefetchd.config import Config
-from prefetchd.units import format_bytes, parse_bytes
+from prefetchd.config.options import Config
+from prefetchd.config.units import format_bytes, parse_bytes
 
 log = logging.getLogger("prefetchd")
 

@@ -14,7 +14,7 @@ import os
 import struct
 from typing import Any
 
-from prefetchd.config import Config
+from prefetchd.config.options import Config
 
 FORMAT = 1  # of the files, and of what a kept image is
 KEY_BYTES = 16

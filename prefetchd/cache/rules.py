@@ -11,8 +11,8 @@ So `cache_image_size` decides pixels, with a cache or without; a cache alone cha
 
 from __future__ import annotations
 
-from prefetchd.augment_spec import parameters
-from prefetchd.config import Config
+from prefetchd.config.augment import parameters
+from prefetchd.config.options import Config
 from prefetchd.errors import ConfigError
 
 # What draws, for every epoch anew, which part of the file is needed at which scale.

@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 
 from prefetchd.cache.rules import check_cache
-from prefetchd.config import Config
+from prefetchd.config.options import Config
+from prefetchd.config.units import parse_bytes
 from prefetchd.errors import ConfigError
 from prefetchd.loader import Loader
 from prefetchd.session import Endpoint
-from prefetchd.units import parse_bytes
 
 _BATCH = 64
 _LOOK_S = 1.0

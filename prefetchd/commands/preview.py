@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from prefetchd.config import Config
+    from prefetchd.config.options import Config
     from prefetchd.loader import Loader
     from prefetchd.sources.images import ImageSource
     from prefetchd.tools.contact_sheet import Tile

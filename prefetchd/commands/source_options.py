@@ -7,10 +7,9 @@ import os
 from collections.abc import Container, Iterable
 from typing import Any, Literal, get_args, get_origin
 
-from prefetchd import config as configuration
-from prefetchd.config import Config
-from prefetchd.config_file import read_config_file
-from prefetchd.dataset_options import make_configs, split_sources
+from prefetchd.config import options as configuration
+from prefetchd.config.datasets import make_configs, read_config_file, split_sources
+from prefetchd.config.options import Config
 from prefetchd.errors import ConfigError
 from prefetchd.names import choose_name
 

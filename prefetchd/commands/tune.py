@@ -15,7 +15,7 @@ from prefetchd.commands.source_options import EPILOG, add_source_options, config
 from prefetchd.errors import BudgetError, ConfigError
 
 if TYPE_CHECKING:
-    from prefetchd.config import Config
+    from prefetchd.config.options import Config
     from prefetchd.tools.measuring import Measured
     from prefetchd.tools.progress import Progress
 

@@ -13,7 +13,7 @@ from prefetchd.commands.parsers import Subparsers
 from prefetchd.commands.source_options import EPILOG, add_source_options, config_of
 
 if TYPE_CHECKING:
-    from prefetchd.config import Config
+    from prefetchd.config.options import Config
     from prefetchd.tools.inspection_results import Inspected
 
 _TOLD_WHERE = 1000

@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from prefetchd.config import Config
+from prefetchd.config.options import Config
 from prefetchd.sources.applicable import ARRAY_OPTIONS, MASK_OPTIONS, SEQUENCE_OPTIONS, refuse_given
 from prefetchd.sources.base import Source
 from prefetchd.sources.patterns import kind_of

@@ -6,7 +6,7 @@ nothing.
 
 from __future__ import annotations
 
-from prefetchd.config import OPTIONS, Config
+from prefetchd.config.options import OPTIONS, Config
 from prefetchd.errors import ConfigError, one_line
 
 IMAGE_OPTIONS = (

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefetchd.config import Config
+from prefetchd.config.options import Config
+from prefetchd.config.units import format_count
 from prefetchd.errors import ConfigError, ManifestError
 from prefetchd.faults import fault_of
 from prefetchd.reader_messages import Fault
@@ -35,7 +36,6 @@ from prefetchd.sources.array_set import (
 )
 from prefetchd.sources.base import ReserveMemory
 from prefetchd.sources.mapped_source import MappedSource
-from prefetchd.units import format_count
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

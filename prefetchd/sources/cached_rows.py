@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefetchd.cache.in_reader import CacheInReader
-from prefetchd.config import Config
+from prefetchd.config.options import Config
 from prefetchd.sample import Sample
 from prefetchd.sources.records import Records
 

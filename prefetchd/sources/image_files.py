@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 
 from prefetchd import decode
-from prefetchd.augment_spec import parameters
-from prefetchd.config import Config
+from prefetchd.config.augment import parameters
+from prefetchd.config.options import Config
 from prefetchd.errors import one_line
 from prefetchd.faults import SampleFault, UndecodableImage
 from prefetchd.file_bytes import FileBuffer

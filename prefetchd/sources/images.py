@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prefetchd.cache.rules import check_cache
-from prefetchd.config import Config
+from prefetchd.config.options import Config
 from prefetchd.errors import one_line
 from prefetchd.faults import FaultKind
 from prefetchd.reader_messages import Fault, TrialDone

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from prefetchd.config import Config
+from prefetchd.config.options import Config
 from prefetchd.image_header import FORMATS, read_header
 from prefetchd.reader_messages import Fault
 from prefetchd.sample import Sample

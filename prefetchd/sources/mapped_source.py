@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from prefetchd.option_checks import MAX_BATCH_SIZE
+from prefetchd.config.validate import MAX_BATCH_SIZE
 from prefetchd.sources.array_set import ArraySet
 
 

@@ -13,7 +13,8 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from prefetchd.config import Config
+from prefetchd.config.options import Config
+from prefetchd.config.units import format_bytes
 from prefetchd.errors import one_line
 from prefetchd.faults import EnvironmentFault, SampleFault, UndecodableImage, UnreadableFile, fault_of
 from prefetchd.file_state import read_exactly
@@ -23,7 +24,6 @@ from prefetchd.sources.parquet_library import PYARROW_BYTES, load_pyarrow
 from prefetchd.sources.patterns import expand
 from prefetchd.sources.shard_files import write_table
 from prefetchd.sources.shard_records import ShardRecords
-from prefetchd.units import format_bytes
 
 if TYPE_CHECKING:
     import numpy as np

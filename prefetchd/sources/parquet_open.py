@@ -11,7 +11,7 @@ import json
 import os
 from typing import Any
 
-from prefetchd.config import Config
+from prefetchd.config.options import Config
 from prefetchd.errors import ManifestError
 from prefetchd.manifest_json import LABEL_KEYS, PATH_KEYS
 from prefetchd.memfds import memfd

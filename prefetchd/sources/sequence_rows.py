@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefetchd.config import Config
+from prefetchd.config.options import Config
 from prefetchd.sources.array_set import ArraySet, MappedSet
 from prefetchd.sources.mapped_rows import MappedRows
 from prefetchd.sources.npy_file import ArrayFile

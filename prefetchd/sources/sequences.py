@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefetchd.config import Config
+from prefetchd.config.options import Config
 from prefetchd.errors import ConfigError, ManifestError, one_line
 from prefetchd.reader_messages import Fault
 from prefetchd.sources.applicable import (

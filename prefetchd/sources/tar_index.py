@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from prefetchd.config import Config
+from prefetchd.config.options import Config
 from prefetchd.errors import ManifestError
 from prefetchd.file_state import identity
 from prefetchd.manifest_dialect import IMAGE_SUFFIXES, BadLine, show

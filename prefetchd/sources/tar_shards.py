@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from prefetchd.config import Config
+from prefetchd.config.options import Config
 from prefetchd.errors import ManifestError, one_line
 from prefetchd.faults import SampleFault, UnreadableFile, fault_of
 from prefetchd.manifest_dialect import show

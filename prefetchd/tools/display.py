@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefetchd.config import Config
+from prefetchd.config.options import Config
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prefetchd.config.units import format_bytes, format_count
 from prefetchd.image_header import FORMATS
 from prefetchd.tools.charts import histogram, short_duration
-from prefetchd.units import format_bytes, format_count
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

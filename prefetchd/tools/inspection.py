@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefetchd import budget, messages
-from prefetchd.config import Config
+from prefetchd.config.options import Config
 from prefetchd.cursor import Cursor
 from prefetchd.datasets import Dataset
 from prefetchd.errors import ConfigError

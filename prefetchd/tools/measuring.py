@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from prefetchd.config import Config
+from prefetchd.config.options import Config
 from prefetchd.loader import Loader
 from prefetchd.session import Endpoint
 from prefetchd.tools.rates import rates

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import psutil
 
-from prefetchd.config import Config
+from prefetchd.config.options import Config
 from prefetchd.order import Order
 
 if TYPE_CHECKING:

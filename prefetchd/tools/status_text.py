@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefetchd.units import format_bytes, format_count
+from prefetchd.config.units import format_bytes, format_count
 
 
 def describe(report: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-from prefetchd.config import make_config
+from prefetchd.config.options import make_config
 from prefetchd.decode import detach_native_stderr
 from prefetchd.manifest import Manifest
 from prefetchd.sources.image_files import ImageReader

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 import prefetchd
-from prefetchd.config import make_config
+from prefetchd.config.options import make_config
 from prefetchd.launch import shared_config
 from prefetchd.liveness import RunLock, lock_owner, remove_left_files
 from prefetchd.names import daemon_paths

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prefetchd.config import OPTIONS, make_config
+from prefetchd.config.options import OPTIONS, make_config
 from prefetchd.errors import ConfigError, ManifestError
 from prefetchd.layout import DTYPES, BatchLayout
 from prefetchd.sources import Source, attach_source, mapped_rows, open_source

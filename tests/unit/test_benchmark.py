@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import pytest
 
-from prefetchd.config import make_config
+from prefetchd.config.options import make_config
 from prefetchd.manifest import Manifest
 from prefetchd.order import Order
 from prefetchd.tools import peers

@@ -24,9 +24,9 @@ from prefetchd.budget import (
     make_plan,
     smallest_budget,
 )
-from prefetchd.config import make_config
+from prefetchd.config.options import make_config
+from prefetchd.config.units import format_bytes, parse_bytes
 from prefetchd.errors import BudgetError, ConfigError
-from prefetchd.units import format_bytes, parse_bytes
 
 SLOT = 32 * 224 * 224 * 3
 PLENTY = Limit(1 << 40, "available memory")

@@ -20,7 +20,7 @@ from prefetchd.cache.room import Room
 from prefetchd.cache.rules import check_cache
 from prefetchd.cache.run_state import RunState, StateShape, make_state
 from prefetchd.commands.cache_build import _duration
-from prefetchd.config import make_config
+from prefetchd.config.options import make_config
 from prefetchd.errors import ConfigError
 from prefetchd.limits import CgroupMemory
 from prefetchd.sample import Sample

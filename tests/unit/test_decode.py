@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prefetchd.config import Color, Resize
+from prefetchd.config.options import Color, Resize
 from prefetchd.decode import (
     choose_reduction,
     decode_image,

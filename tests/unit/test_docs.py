@@ -12,7 +12,7 @@ from pathlib import Path
 
 import prefetchd
 from prefetchd.cli import make_parser
-from prefetchd.config import OPTIONS
+from prefetchd.config.options import OPTIONS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

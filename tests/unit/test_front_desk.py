@@ -28,7 +28,7 @@ from prefetchd._version import __version__
 from prefetchd.batch import Batch
 from prefetchd.budget import MIN_SLOTS
 from prefetchd.client import Connection
-from prefetchd.config import make_config
+from prefetchd.config.options import make_config
 from prefetchd.front_desk import FrontDesk
 from prefetchd.layout import BatchLayout
 from prefetchd.returns import N_BYTES

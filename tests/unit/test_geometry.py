@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from prefetchd.augment_spec import canonical
+from prefetchd.config.augment import canonical
 from prefetchd.decode import choose_reduction
 from prefetchd.geometry import Geometry, GeometryDraws, inverse_affine, random_resized_crop, same_aspect
 from prefetchd.image_header import ImageHeader

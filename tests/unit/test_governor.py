@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from prefetchd.budget import MIB, MIN_SLOTS
-from prefetchd.config import make_config
+from prefetchd.config.options import make_config
 from prefetchd.governor import Governor
 from prefetchd.limits import SHORT_BYTES, Shortage
 from tests.unit.test_guard import FakePool, FakeReader, Rig

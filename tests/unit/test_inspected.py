@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from prefetchd.config import make_config
+from prefetchd.config.options import make_config
 from prefetchd.sources import attach_source, open_source
 from prefetchd.sources.images import ImageSource
 from prefetchd.sources.inspected import FACTS, InspectedImages

@@ -7,7 +7,7 @@ import colorsys
 import numpy as np
 import pytest
 
-from prefetchd.augment_spec import canonical, parameters
+from prefetchd.config.augment import canonical, parameters
 from prefetchd.jitter import ColorJitter
 from tests.images import photograph
 

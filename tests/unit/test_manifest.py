@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prefetchd.config import make_config
+from prefetchd.config.options import make_config
 from prefetchd.errors import ManifestError
 from prefetchd.manifest import Manifest, Sample
 from prefetchd.manifest_dialect import MalformedLine

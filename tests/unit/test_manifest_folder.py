@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prefetchd.config import make_config
+from prefetchd.config.options import make_config
 from prefetchd.errors import ManifestError
 from prefetchd.manifest import Manifest
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prefetchd.config import make_config
+from prefetchd.config.options import make_config
 from prefetchd.errors import ConfigError, PrefetchdError, error_from_name, one_line
 from prefetchd.manifest import Manifest
 

@@ -10,7 +10,7 @@ import pytest
 
 from prefetchd.cli import make_parser
 from prefetchd.commands.source_options import configs_of
-from prefetchd.config import make_config
+from prefetchd.config.options import make_config
 from prefetchd.tools import plan_choice
 from prefetchd.tools.measuring import Measured
 from prefetchd.tools.plot_svg import plot

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from prefetchd.config import make_config
+from prefetchd.config.options import make_config
 from prefetchd.errors import ConfigError, ManifestError, PrefetchdError
 from prefetchd.messages import Attached
 from prefetchd.resume import Position, make_state, read_state

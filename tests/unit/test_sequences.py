@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prefetchd.config import make_config
+from prefetchd.config.options import make_config
 from prefetchd.errors import ConfigError, ManifestError
 from prefetchd.layout import BatchLayout
 from prefetchd.sources import open_source

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from prefetchd.config import make_config
+from prefetchd.config.options import make_config
 from prefetchd.errors import ManifestError
 from prefetchd.faults import UnreadableFile
 from prefetchd.file_bytes import FileBuffer

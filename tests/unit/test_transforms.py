@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from prefetchd.config import make_config
+from prefetchd.config.options import make_config
 from prefetchd.decode import decode_image, identify
 from prefetchd.file_bytes import FileBuffer, read_file
 from prefetchd.transforms import PixelPipeline, crop_box, fit_box, value_table

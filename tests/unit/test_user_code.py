@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prefetchd.config import make_config
+from prefetchd.config.options import make_config
 from prefetchd.errors import ConfigError
 from prefetchd.faults import EnvironmentFault, FaultKind, TransformFault, WrongResult
 from prefetchd.randomness import SampleRandomness

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from prefetchd.config.units import parse_bytes
 from prefetchd.errors import ConfigError
-from prefetchd.units import parse_bytes
 
 
 def wrong(name: str, value: object, wanted: str) -> ConfigError:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from prefetchd.config.convert import wrong
 from prefetchd.errors import ConfigError
-from prefetchd.option_values import wrong
 
 if TYPE_CHECKING:
-    from prefetchd.config import Config
+    from prefetchd.config.options import Config
 
 MAX_BATCH_SIZE = 1 << 18
 

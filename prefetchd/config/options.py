@@ -18,10 +18,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from prefetchd import augment_spec
-from prefetchd import option_values as values
+from prefetchd.config import augment as augment_spec
+from prefetchd.config import convert as values
+from prefetchd.config.validate import check_config
 from prefetchd.errors import ConfigError
-from prefetchd.option_checks import check_config
 
 Color = Literal["rgb", "bgr", "gray"]
 Dtype = Literal["uint8", "float32", "float16"]
