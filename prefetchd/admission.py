@@ -20,8 +20,8 @@ from prefetchd.errors import ConfigError, PrefetchdError
 from prefetchd.guard import Guard
 from prefetchd.mailbox import Outbox
 from prefetchd.returns import ReturnedLeases
+from prefetchd.sampling.order import Shard
 from prefetchd.scheduler import slots_promised
-from prefetchd.shard import Shard
 
 
 class Admission:

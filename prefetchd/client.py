@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from prefetchd.batch import Batch
     from prefetchd.mailbox import Granted
-    from prefetchd.shard import Shard
+    from prefetchd.sampling.order import Shard
 
 
 class PassEnded(PrefetchdError):

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from prefetchd.shard import Shard
+from prefetchd.sampling.order import Shard
 from prefetchd.slots import Key
 
 

@@ -32,8 +32,8 @@ from prefetchd.hearing import Hearing
 from prefetchd.loop import EventLoop
 from prefetchd.openings import Openings
 from prefetchd.releases import Releases
+from prefetchd.sampling.order import Shard
 from prefetchd.scheduler import Reserve
-from prefetchd.shard import Shard
 from prefetchd.slots import Ring, Slot
 from prefetchd.start_line import StartLine
 from prefetchd.windows import Pacer

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prefetchd.config.augment import AUGMENTATIONS, parameters
-from prefetchd.randomness import BLOCK_WORDS, between
+from prefetchd.sampling.randomness import BLOCK_WORDS, between
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

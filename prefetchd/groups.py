@@ -18,8 +18,8 @@ from prefetchd import messages
 from prefetchd.consumers import Consumer
 from prefetchd.cursor import Cursor
 from prefetchd.granting import Granter
+from prefetchd.sampling.order import Shard
 from prefetchd.scheduler import Reserve, may_grant, ready_for
-from prefetchd.shard import Shard
 from prefetchd.slots import Key, Ring, Slot
 
 _MAX_GROUPS = 1024  # then those that nobody is in are forgotten, and which epoch they were at

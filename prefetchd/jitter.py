@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from prefetchd.geometry import FIRST_WORD
-from prefetchd.randomness import between
+from prefetchd.sampling.randomness import between
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

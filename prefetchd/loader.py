@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from prefetchd.batch import Batch
 from prefetchd.errors import ConfigError, DaemonLost
 from prefetchd.resume import MAX_EPOCH, Position, check_same, make_state, read_state
+from prefetchd.sampling.order import Shard
 from prefetchd.session import Endpoint
-from prefetchd.shard import Shard
 from prefetchd.user_warnings import warn_user
 
 if TYPE_CHECKING:

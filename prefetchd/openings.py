@@ -17,7 +17,7 @@ from prefetchd.datasets import Dataset
 from prefetchd.foreman import Foreman
 from prefetchd.groups import Groups
 from prefetchd.guard import Guard
-from prefetchd.shard import Shard
+from prefetchd.sampling.order import Shard
 from prefetchd.slots import Ring
 from prefetchd.start_line import StartLine
 from prefetchd.windows import join_window, most_windows, n_places, reaches

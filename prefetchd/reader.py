@@ -28,8 +28,8 @@ from prefetchd.config.units import format_bytes
 from prefetchd.decode import detach_native_stderr
 from prefetchd.errors import PrefetchdError
 from prefetchd.layout import BatchLayout, layout_from_wire
-from prefetchd.order import Order
 from prefetchd.reader_memory import ReaderMemory
+from prefetchd.sampling.order import Order
 from prefetchd.segment import keep_from_children, map_writable
 from prefetchd.sources import Source, attach_source
 

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefetchd import randomness
 from prefetchd.config.units import format_bytes
 from prefetchd.errors import ConfigError, one_line
 from prefetchd.faults import EnvironmentFault, FaultKind, SampleFault, TransformFault, WrongResult, fault_of
 from prefetchd.layout import DTYPES
+from prefetchd.sampling import randomness
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -24,7 +24,7 @@ from prefetchd.jitter import ColorJitter
 from prefetchd.kept_image import KeptImages
 from prefetchd.masks import decode_mask
 from prefetchd.placing import Placer
-from prefetchd.randomness import BLOCK_WORDS, SampleRandomness
+from prefetchd.sampling.randomness import BLOCK_WORDS, SampleRandomness
 from prefetchd.sources.base import ReserveMemory
 from prefetchd.sources.read_ahead import ReadAhead
 from prefetchd.sources.records import Records

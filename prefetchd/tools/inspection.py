@@ -34,10 +34,9 @@ from prefetchd.layout import BatchLayout
 from prefetchd.limits import machine_limits
 from prefetchd.loop import EventLoop
 from prefetchd.manifest_dialect import MalformedLine
-from prefetchd.order import Order
 from prefetchd.pool import Pool, PoolEvents
+from prefetchd.sampling.order import Order, Shard
 from prefetchd.segment import anonymous_file, map_read_only, map_writable
-from prefetchd.shard import Shard
 from prefetchd.slots import Content, Key, Ring, Slot
 from prefetchd.sources import open_source
 from prefetchd.sources.images import ImageSource

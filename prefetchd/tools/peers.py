@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 
 from prefetchd.config.options import Config
-from prefetchd.order import Order
+from prefetchd.sampling.order import Order
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -20,7 +20,7 @@ from prefetchd import control, messages
 from prefetchd.client import Connection
 from prefetchd.mailbox import Outbox
 from prefetchd.returns import ReturnedLeases
-from prefetchd.shard import Shard
+from prefetchd.sampling.order import Shard
 
 LAYOUT = {"batch_size": 2, "x_shape": [4], "x_dtype": "uint8", "y_shape": [], "y_dtype": "int64"}
 SLOT_BYTES = 4096

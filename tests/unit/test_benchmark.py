@@ -10,7 +10,7 @@ import pytest
 
 from prefetchd.config.options import make_config
 from prefetchd.manifest import Manifest
-from prefetchd.order import Order
+from prefetchd.sampling.order import Order
 from prefetchd.tools import peers
 from prefetchd.tools.benchmark import Figures, limit_of, summarise, table, take_turn
 from prefetchd.tools.measuring import Measured

@@ -11,9 +11,8 @@ from prefetchd import reader_messages
 from prefetchd.cursor import Cursor
 from prefetchd.filling import Chunk
 from prefetchd.foreman import Foreman
-from prefetchd.order import Order
+from prefetchd.sampling.order import Order, Shard
 from prefetchd.scheduler import ready_for
-from prefetchd.shard import Shard
 from prefetchd.slots import Ring, Slot
 from tests.unit.test_slots import ring_of
 

@@ -32,8 +32,8 @@ from prefetchd.config.options import make_config
 from prefetchd.front_desk import FrontDesk
 from prefetchd.layout import BatchLayout
 from prefetchd.returns import N_BYTES
+from prefetchd.sampling.order import Shard
 from prefetchd.scheduler import next_fills, to_give_back
-from prefetchd.shard import Shard
 from prefetchd.slots import Key, Ring, Slot
 
 LAYOUT = BatchLayout(4, (8,), "uint8", (), "int64")

@@ -14,7 +14,7 @@ from prefetchd.decode import choose_reduction
 from prefetchd.geometry import Geometry, GeometryDraws, inverse_affine, random_resized_crop, same_aspect
 from prefetchd.image_header import ImageHeader
 from prefetchd.placing import Placer
-from prefetchd.randomness import SampleRandomness
+from prefetchd.sampling.randomness import SampleRandomness
 from prefetchd.transforms import crop_box, fit_box
 from tests.images import photograph
 

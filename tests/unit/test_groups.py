@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from prefetchd import messages
 from prefetchd.consumers import Consumer
 from prefetchd.groups import Group
+from prefetchd.sampling.order import Shard
 from prefetchd.scheduler import Reserve, next_fills
-from prefetchd.shard import Shard
 from prefetchd.slots import Ring, Slot
 from tests.unit.test_slots import ring_of
 

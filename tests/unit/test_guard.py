@@ -12,7 +12,7 @@ from prefetchd.cursor import Cursor
 from prefetchd.filling import Chunk, Job
 from prefetchd.guard import Guard
 from prefetchd.limits import Limit
-from prefetchd.shard import Shard
+from prefetchd.sampling.order import Shard
 from prefetchd.slots import Ring, Slot
 
 SLOT_BYTES = MIB

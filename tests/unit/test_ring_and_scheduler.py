@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from prefetchd.cursor import Cursor
+from prefetchd.sampling.order import Shard
 from prefetchd.scheduler import Reserve, may_grant, next_fills, ready_for, slots_promised
-from prefetchd.shard import Shard
 from prefetchd.slots import Content, Key, Ring, Slot
 from tests.unit.test_slots import FakeSegment
 

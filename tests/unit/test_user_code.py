@@ -14,7 +14,7 @@ import pytest
 from prefetchd.config.options import make_config
 from prefetchd.errors import ConfigError
 from prefetchd.faults import EnvironmentFault, FaultKind, TransformFault, WrongResult
-from prefetchd.randomness import SampleRandomness
+from prefetchd.sampling.randomness import SampleRandomness
 from prefetchd.user_code import UserFunctions, import_function
 from tests.images import photograph
 

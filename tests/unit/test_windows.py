@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from prefetchd.cursor import Cursor
+from prefetchd.sampling.order import Shard
 from prefetchd.scheduler import Reserve, may_grant, next_fills, ready_for
-from prefetchd.shard import Shard
 from prefetchd.slots import Content, Key
 from prefetchd.windows import Pacer, arrange, most_windows, n_places, reaches
 from tests.unit.test_slots import ring_of
