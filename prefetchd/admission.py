@@ -9,15 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-from prefetchd import control, messages
 from prefetchd._version import __version__
-from prefetchd.class_names import write_classes
 from prefetchd.config.units import format_count
 from prefetchd.consumers import Consumer
 from prefetchd.cursor import Cursor
 from prefetchd.datasets import Dataset
 from prefetchd.errors import ConfigError, PrefetchdError
 from prefetchd.guard import Guard
+from prefetchd.ipc import messages, sockets
+from prefetchd.ipc.descriptors import write_classes
 from prefetchd.mailbox import Outbox
 from prefetchd.returns import ReturnedLeases
 from prefetchd.sampling.order import Shard
@@ -98,7 +98,7 @@ class Admission:
             if classes is not None:
                 fds.append(write_classes(classes))
         except OSError as error:
-            control.close_all(fds)
+            sockets.close_all(fds)
             refuse("PrefetchdError", f"cannot attach: the daemon has no room for a mailbox ({error.strerror})")
             return
         consumer.attached = True
@@ -119,7 +119,7 @@ class Admission:
             ),
             fds,
         )
-        control.close_all(fds)
+        sockets.close_all(fds)
 
     def _choose(self, name: str | None) -> Dataset:
         """Return the data set that a consumer asks for.

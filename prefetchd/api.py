@@ -25,8 +25,8 @@ from prefetchd.config.options import (
     wire_options,
 )
 from prefetchd.errors import ConfigError
+from prefetchd.ipc.run_directory import choose_name
 from prefetchd.loader import Loader
-from prefetchd.names import choose_name
 from prefetchd.ranks import choose_rank
 from prefetchd.session import Endpoint
 

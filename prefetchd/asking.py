@@ -24,16 +24,16 @@ def ask_daemon(name: str, question: Any) -> Any:
 
 def ask_over(sock: socket.socket, name: str, question: Any) -> Any:
     """Send one question to the daemon `name` at the other end of `sock`; return its answer."""
-    from prefetchd import control, messages
     from prefetchd._version import __version__
     from prefetchd.errors import error_from_name
-    from prefetchd.liveness import describe_process
+    from prefetchd.ipc import messages, sockets
+    from prefetchd.ipc.process import describe_process
 
     sock.settimeout(ANSWER_S)
     try:
-        control.send(sock, messages.encode(question))
-        data, fds = control.receive(sock)
-        control.close_all(fds)
+        sockets.send(sock, messages.encode(question))
+        data, fds = sockets.receive(sock)
+        sockets.close_all(fds)
         answer = messages.decode_to_consumer(data)
     except (TimeoutError, BlockingIOError):
         raise PrefetchdError(
@@ -45,7 +45,7 @@ def ask_over(sock: socket.socket, name: str, question: Any) -> Any:
             f"cannot understand the daemon {name!r}: it is of another version than this prefetchd {__version__} "
             f"(protocol {messages.PROTOCOL}); stop it (kill {control.peer_pid(sock)}) and start this one"
         ) from None
-    except control.ConnectionEnded:
+    except sockets.ConnectionEnded:
         raise DaemonNotFound(f"cannot reach the daemon {name!r}: it ended just now; see its log") from None
     if isinstance(answer, messages.Fatal):
         raise error_from_name(answer.error, answer.text)

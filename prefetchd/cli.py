@@ -11,12 +11,12 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 
-from prefetchd import shortages
 from prefetchd._version import __version__
 from prefetchd.commands import COMMANDS
 from prefetchd.commands.parsers import Parser
 from prefetchd.errors import PrefetchdError
-from prefetchd.standard_descriptors import open_standard_descriptors
+from prefetchd.ipc import os_errors
+from prefetchd.ipc.descriptors import open_standard_descriptors
 
 _DATASET_OPTION = re.compile(r"--(?:no-)?([\w-]+)\.[a-z]")
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(words)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="prefetchd: %(message)s")
     try:
-        with shortages.said("go on"):
+        with os_errors.said("go on"):
             status: int = arguments.run(arguments)
     except PrefetchdError as error:
         if getattr(arguments, "debug", False):

@@ -16,13 +16,13 @@ import threading
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from prefetchd import control, messages
 from prefetchd._version import __version__
-from prefetchd.class_names import read_classes
 from prefetchd.errors import DaemonLost, PrefetchdError, error_from_name
+from prefetchd.ipc import messages, sockets
+from prefetchd.ipc.descriptors import read_classes
+from prefetchd.ipc.process import describe_process
 from prefetchd.layout import BatchLayout, layout_from_wire
 from prefetchd.leases import Leases
-from prefetchd.liveness import describe_process
 from prefetchd.mailbox import Mailbox
 from prefetchd.returns import Returns
 from prefetchd.silence import LOOK_S, Silence
@@ -75,7 +75,7 @@ class Connection:
         try:
             self._uplink.send(hello)
             message = self._wait_for_answer(timeout_s)
-        except control.ConnectionEnded:
+        except sockets.ConnectionEnded:
             self._hear_last_words()
             raise DaemonLost(
                 "cannot attach: the daemon ended while it was starting, or is of another version than this prefetchd "
@@ -137,7 +137,7 @@ class Connection:
         cursor has ended (see `next_batch`).
         """
         self._mailbox.end(serial)
-        with contextlib.suppress(control.ConnectionEnded, OSError):  # nothing is left to close
+        with contextlib.suppress(sockets.ConnectionEnded, OSError):  # nothing is left to close
             self._uplink.send_at_once(messages.CloseCursor(serial, self._leases.taken))  # or the next cursor closes it
 
     def next_batch(self, serial: int, copy_when_held: bool) -> Batch:
@@ -191,7 +191,7 @@ class Connection:
                 self._flush()
                 grant = grant or self._ask_for_grant(serial)
                 self._catch_up(grant.told)
-            except control.ConnectionEnded:
+            except sockets.ConnectionEnded:
                 self._raise_lost()
         return grant
 
@@ -245,7 +245,7 @@ class Connection:
                         silence.look()
                         continue
                     message = self._receive(wait=True)
-                except control.ConnectionEnded:
+                except sockets.ConnectionEnded:
                     self._raise_lost()
                 if isinstance(message, messages.StatusReport):
                     return message.report
@@ -314,14 +314,14 @@ class Connection:
                     raise error_from_name(message.error, message.text)
         finally:
             if fds:
-                control.close_all(fds)
+                sockets.close_all(fds)
             self._heard = self._uplink.heard  # last: a loop in another thread takes it that all of this was done
         return message
 
     def _say(self, message: messages.Message) -> None:
         try:
             self._uplink.send(message)
-        except control.ConnectionEnded:
+        except sockets.ConnectionEnded:
             self._raise_lost()
 
     def _hear_last_words(self) -> None:
@@ -329,7 +329,7 @@ class Connection:
         try:
             while True:
                 self._receive(wait=False)
-        except (control.ConnectionEnded, BlockingIOError):
+        except (sockets.ConnectionEnded, BlockingIOError):
             pass
 
     def _raise_lost(self) -> NoReturn:

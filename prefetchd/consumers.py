@@ -12,9 +12,9 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
-from prefetchd import control, messages
 from prefetchd.cursor import Cursor
 from prefetchd.datasets import Dataset
+from prefetchd.ipc import messages, sockets
 from prefetchd.mailbox import Outbox
 from prefetchd.returns import ReturnedLeases
 from prefetchd.slots import Slot
@@ -82,11 +82,11 @@ class Consumer:
         if self.blocked:
             return False
         try:
-            control.send(self.sock, messages.encode(message), fds or (), wait=False)
+            sockets.send(self.sock, messages.encode(message), fds or (), wait=False)
         except BlockingIOError:
             self.blocked = True
             return False
-        except (control.ConnectionEnded, OSError):
+        except (sockets.ConnectionEnded, OSError):
             return False
         self.told += 1
         return True
@@ -135,7 +135,7 @@ class Consumer:
         try:
             sent = self.send(messages.SlotOpened(slot.number, slot.segment.n_bytes), [fd])
         finally:
-            control.close_all([fd])
+            sockets.close_all([fd])
         if sent:
             self.slots.add(slot.number)
         return sent

@@ -21,7 +21,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from prefetchd import budget, limits, messages, report, shortages
+from prefetchd import budget, limits, report
 from prefetchd.cache.pressure import CachePages
 from prefetchd.config.options import LIVE_OPTIONS, Config, make_config
 from prefetchd.cursor import Cursor
@@ -31,7 +31,8 @@ from prefetchd.foreman import Foreman
 from prefetchd.front_desk import FrontDesk
 from prefetchd.governor import Governor
 from prefetchd.guard import Guard
-from prefetchd.loop import EventLoop
+from prefetchd.ipc import messages, os_errors
+from prefetchd.ipc.event_loop import EventLoop
 from prefetchd.pool import Pool, PoolEvents
 from prefetchd.segment import remove_stale_names
 from prefetchd.slots import Ring
@@ -208,7 +209,7 @@ class Daemon:
         # A message wakes the daemon on the sender's processor: it must not take that from a trainer in mid-step.
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         try:
-            with shortages.said("go on"):
+            with os_errors.said("go on"):
                 self._loop.run(self._pump)
         except PrefetchdError as error:
             self._desk.tell_all(messages.Fatal(type(error).__name__, str(error)))

@@ -13,10 +13,10 @@ import os
 import socket
 from collections.abc import Callable, Mapping
 
-from prefetchd import control, messages
 from prefetchd.consumers import Consumer
-from prefetchd.descriptor_limit import raise_descriptor_limit
-from prefetchd.loop import EventLoop
+from prefetchd.ipc import messages, sockets
+from prefetchd.ipc.descriptors import raise_descriptor_limit
+from prefetchd.ipc.event_loop import EventLoop
 
 log = logging.getLogger("prefetchd")
 
@@ -102,7 +102,7 @@ class Door:
     def admit(self, sock: socket.socket) -> None:
         """Take a connection in, if it is this user's and there is room."""
         try:
-            pid, uid, pidfd = control.peer(sock)
+            pid, uid, pidfd = sockets.peer(sock)
         except OSError:
             sock.close()
             return

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from prefetchd.config.options import OnError
-from prefetchd.reader_messages import Fault
+from prefetchd.ipc.reader_messages import Fault
 from prefetchd.sample_set import SampleSet
 from prefetchd.slots import Key, Slot
 

@@ -15,11 +15,11 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from prefetchd import reader_messages
 from prefetchd.cursor import Cursor
 from prefetchd.datasets import Dataset
 from prefetchd.filling import BadSample, Chunk, Failure, Filler, Job
 from prefetchd.histogram import Histogram
+from prefetchd.ipc import reader_messages
 from prefetchd.pool import Pool
 from prefetchd.scheduler import next_fills
 from prefetchd.slots import Key, Ring

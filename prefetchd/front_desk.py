@@ -16,7 +16,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from prefetchd import mailbox, messages, returns
+from prefetchd import mailbox, returns
 from prefetchd.admission import Admission
 from prefetchd.budget import MIN_SLOTS
 from prefetchd.config.units import format_count
@@ -29,7 +29,8 @@ from prefetchd.granting import Granter
 from prefetchd.groups import Groups
 from prefetchd.guard import Guard
 from prefetchd.hearing import Hearing
-from prefetchd.loop import EventLoop
+from prefetchd.ipc import messages
+from prefetchd.ipc.event_loop import EventLoop
 from prefetchd.openings import Openings
 from prefetchd.releases import Releases
 from prefetchd.sampling.order import Shard

@@ -10,12 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from prefetchd import messages
 from prefetchd.consumers import Consumer
 from prefetchd.cursor import Cursor
 from prefetchd.foreman import Foreman
 from prefetchd.guard import Guard
 from prefetchd.histogram import Histogram
+from prefetchd.ipc import messages
 from prefetchd.mailbox import MAX_GRANTS_AHEAD
 from prefetchd.scheduler import Reserve, can_spare, may_grant, ready_for
 from prefetchd.slots import Content, Key, Ring, Slot

@@ -14,10 +14,10 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from prefetchd import messages
 from prefetchd.consumers import Consumer
 from prefetchd.cursor import Cursor
 from prefetchd.granting import Granter
+from prefetchd.ipc import messages
 from prefetchd.sampling.order import Shard
 from prefetchd.scheduler import Reserve, may_grant, ready_for
 from prefetchd.slots import Key, Ring, Slot

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from prefetchd.budget import MIN_SLOTS, Budget, Footprint, Plan, measure
 from prefetchd.config.units import format_bytes
 from prefetchd.cursor import Cursor
-from prefetchd.descriptor_limit import check_descriptors
 from prefetchd.errors import BudgetError, PrefetchdError
+from prefetchd.ipc.descriptors import check_descriptors
 from prefetchd.limits import Limit, cgroup_limits
 from prefetchd.pool import Pool
 from prefetchd.reader_handle import ReaderHandle

@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from prefetchd import control, messages
 from prefetchd.admission import Admission, refuse_protocol
 from prefetchd.consumers import Consumer
 from prefetchd.errors import PrefetchdError
 from prefetchd.groups import Groups
+from prefetchd.ipc import messages, sockets
 from prefetchd.openings import Openings
 from prefetchd.releases import Releases
 
@@ -62,7 +62,7 @@ class Hearing:
         self._change = change
         self._stop = stop
         self._hang_up = hang_up
-        self._buffer = bytearray(control.MAX_MESSAGE_BYTES)
+        self._buffer = bytearray(sockets.MAX_MESSAGE_BYTES)
 
     def hear(self, consumer: Consumer) -> bool:
         """Take in what a consumer has sent; whatever makes no sense ends its connection.
@@ -71,13 +71,13 @@ class Hearing:
         """
         for _ in range(_MESSAGES_AT_A_TIME):
             try:
-                data, fds = control.receive(consumer.sock, wait=False, buffer=self._buffer)
+                data, fds = sockets.receive(consumer.sock, wait=False, buffer=self._buffer)
             except BlockingIOError:
                 return False
-            except (control.ConnectionEnded, OSError):
+            except (sockets.ConnectionEnded, OSError):
                 self._hang_up(consumer)
                 return False
-            control.close_all(fds)
+            sockets.close_all(fds)
             try:
                 message = messages.decode_to_daemon(data)
                 self._handle(consumer, message)
@@ -142,7 +142,7 @@ class Hearing:
         """The status, its lists cut short until it fits into one message."""
         self._releases.take_back_noted()
         report = self._status()
-        while len(messages.encode(messages.StatusReport(report))) > control.MAX_MESSAGE_BYTES:
+        while len(messages.encode(messages.StatusReport(report))) > sockets.MAX_MESSAGE_BYTES:
             longest = max(("bad", "consumers", "readers"), key=lambda name: len(messages.encode(report[name])))
             del report[longest][len(report[longest]) // 2 :]
         return report

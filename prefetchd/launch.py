@@ -11,11 +11,11 @@ import subprocess
 import sys
 import time
 
-from prefetchd import control, messages
 from prefetchd.config.options import PATH_OPTIONS, Config
 from prefetchd.errors import DaemonNotFound, PrefetchdError, error_from_name
-from prefetchd.liveness import describe_process, lock_owner, process_state, remove_left_files
-from prefetchd.names import daemon_paths
+from prefetchd.ipc import messages, sockets
+from prefetchd.ipc.process import describe_process, lock_owner, process_state, remove_left_files
+from prefetchd.ipc.run_directory import daemon_paths
 
 log = logging.getLogger("prefetchd")
 
@@ -32,7 +32,7 @@ def start_private(config: Config) -> tuple[socket.socket, subprocess.Popen[bytes
     reaches the user's code only.
     """
     config = _with_python_path(config)
-    ours, theirs = control.socket_pair()
+    ours, theirs = sockets.socket_pair()
     pidfd = os.pidfd_open(os.getpid())
     try:
         process = subprocess.Popen(
@@ -49,7 +49,7 @@ def start_private(config: Config) -> tuple[socket.socket, subprocess.Popen[bytes
     finally:
         theirs.close()
         os.close(pidfd)
-    control.send(ours, messages.encode(messages.Configure({"": config.to_wire()})))
+    sockets.send(ours, messages.encode(messages.Configure({"": config.to_wire()})))
     return ours, process
 
 
@@ -101,7 +101,7 @@ def _start_shared(config: Config) -> None:
     Raises:
         PrefetchdError: if it cannot be started, such as on a full disk.
     """
-    ours, theirs = control.socket_pair()
+    ours, theirs = sockets.socket_pair()
     with ours, theirs:
         try:
             process = subprocess.Popen(
@@ -117,14 +117,14 @@ def _start_shared(config: Config) -> None:
                 f"cannot start a shared daemon with {sys.executable}: {error.strerror}; check the interpreter"
             ) from None
         theirs.close()
-        control.send(ours, messages.encode(messages.Configure({"": config.to_wire()})))
+        sockets.send(ours, messages.encode(messages.Configure({"": config.to_wire()})))
         process.wait()  # it goes on as a child of nobody
         ours.settimeout(_START_S)
         try:
-            data, fds = control.receive(ours)
-        except (control.ConnectionEnded, TimeoutError, BlockingIOError):
+            data, fds = sockets.receive(ours)
+        except (sockets.ConnectionEnded, TimeoutError, BlockingIOError):
             return  # it listens, or another does; or it was killed, or is slow: then it is looked for again
-        control.close_all(fds)
+        sockets.close_all(fds)
         message = messages.decode_to_consumer(data)
         if isinstance(message, messages.Fatal):
             raise error_from_name(message.error, message.text)

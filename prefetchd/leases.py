@@ -26,9 +26,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prefetchd import control, messages, segment
+from prefetchd import segment
 from prefetchd.batch import Batch
 from prefetchd.errors import PrefetchdError
+from prefetchd.ipc import messages, sockets
 from prefetchd.returns import ENOUGH_AHEAD, MAX_NOTED
 
 if TYPE_CHECKING:
@@ -207,11 +208,11 @@ class Leases:
     def _send_release(self, leases: list[int]) -> bool:
         """Send releases, or keep them; whether they went. The daemon takes no harm from one that it hears twice."""
         try:
-            control.send(self._sock, messages.encode(messages.Release(leases, self.taken)), wait=False)
+            sockets.send(self._sock, messages.encode(messages.Release(leases, self.taken)), wait=False)
         except BlockingIOError:
             self.unsent.extend(leases)
             return False
-        except (control.ConnectionEnded, OSError):
+        except (sockets.ConnectionEnded, OSError):
             pass  # the daemon is gone, and the leases with it
         except BaseException:  # Ctrl-C, or no memory
             self.unsent.extend(leases)
@@ -232,7 +233,7 @@ class Leases:
         self._closing = True
         self._maps.clear()
         self._prepared.clear()
-        control.close_all(list(self._fds.values()))
+        sockets.close_all(list(self._fds.values()))
         self._fds.clear()
         if at_once or not self._held:
             self._end()

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from prefetchd.asking import ask_daemon
 from prefetchd.errors import ConfigError
-from prefetchd.names import choose_name
+from prefetchd.ipc.run_directory import choose_name
 
 
 def set_options(
@@ -46,7 +46,7 @@ def set_options(
 
 def change_options(name: str, options: Mapping[str, str]) -> str:
     """Change `options` (values as text) of the daemon `name`; return its new plan in words; raises as `set_options`."""
-    from prefetchd import messages
+    from prefetchd.ipc import messages
 
     answer: messages.OptionsChanged = ask_daemon(name, messages.ChangeOptions(messages.PROTOCOL, dict(options)))
     return answer.text

@@ -25,8 +25,8 @@ from prefetchd.user_warnings import warn_user
 if TYPE_CHECKING:
     import mmap
 
+    from prefetchd.ipc.messages import Attached
     from prefetchd.layout import BatchLayout
-    from prefetchd.messages import Attached
 
 log = logging.getLogger("prefetchd")
 

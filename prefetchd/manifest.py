@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any
 from prefetchd.config.options import Config
 from prefetchd.errors import ManifestError, one_line
 from prefetchd.file_state import identity, read_exactly
+from prefetchd.ipc.descriptors import memfd_bytes
 from prefetchd.manifest_dialect import BadLine, Dialect, MalformedLine, is_sample
 from prefetchd.manifest_format import check_line, parse_line
 from prefetchd.manifest_lines import LINES_PER_ENTRY, sample_lines
-from prefetchd.memfds import memfd_bytes
 from prefetchd.sample import Label, Sample
 
 if TYPE_CHECKING:

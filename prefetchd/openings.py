@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from prefetchd import messages
 from prefetchd.consumers import Consumer
 from prefetchd.cursor import Cursor
 from prefetchd.datasets import Dataset
 from prefetchd.foreman import Foreman
 from prefetchd.groups import Groups
 from prefetchd.guard import Guard
+from prefetchd.ipc import messages
 from prefetchd.sampling.order import Shard
 from prefetchd.slots import Ring
 from prefetchd.start_line import StartLine

@@ -16,11 +16,12 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from prefetchd import control, reader_messages
 from prefetchd.errors import PrefetchdError, error_from_name
 from prefetchd.filling import Chunk, describe_exit
+from prefetchd.ipc import reader_messages
+from prefetchd.ipc import sockets as control
+from prefetchd.ipc.reader_messages import Done, Message
 from prefetchd.reader_handle import ReaderHandle
-from prefetchd.reader_messages import Done, Message
 from prefetchd.slots import Slot
 from prefetchd.zygote_handle import ZygoteHandle
 

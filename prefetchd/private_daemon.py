@@ -12,11 +12,11 @@ import signal
 import socket
 import sys
 
-from prefetchd import control, messages, shortages
 from prefetchd.config import options as configuration
 from prefetchd.errors import PrefetchdError
-from prefetchd.loop import EventLoop
-from prefetchd.standard_descriptors import open_standard_descriptors
+from prefetchd.ipc import messages, os_errors, sockets
+from prefetchd.ipc.descriptors import open_standard_descriptors
+from prefetchd.ipc.event_loop import EventLoop
 
 
 def main(argv: list[str]) -> int:
@@ -27,8 +27,8 @@ def main(argv: list[str]) -> int:
     sock = socket.socket(fileno=socket_fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        data, fds = control.receive(sock)
-        control.close_all(fds)
+        data, fds = sockets.receive(sock)
+        sockets.close_all(fds)
         configure = messages.decode_to_daemon(data)
         assert isinstance(configure, messages.Configure)
         configs = {name: configuration.make_config(**options) for name, options in configure.datasets.items()}
@@ -36,15 +36,15 @@ def main(argv: list[str]) -> int:
 
         loop = EventLoop()
         loop.on_signal(signal.SIGTERM, loop.stop)
-        with shortages.said("start"):
+        with os_errors.said("start"):
             daemon = Daemon(configs, loop)
             daemon.serve_parent(sock, parent_pidfd)
-    except control.ConnectionEnded:
+    except sockets.ConnectionEnded:
         return 1
     except PrefetchdError as error:
         try:
-            control.send(sock, messages.encode(messages.Fatal(type(error).__name__, str(error))))
-        except control.ConnectionEnded:
+            sockets.send(sock, messages.encode(messages.Fatal(type(error).__name__, str(error))))
+        except sockets.ConnectionEnded:
             pass
         return 1
     try:

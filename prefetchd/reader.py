@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from prefetchd import control, reader_messages
 from prefetchd.config.options import make_config
 from prefetchd.config.units import format_bytes
 from prefetchd.decode import detach_native_stderr
 from prefetchd.errors import PrefetchdError
+from prefetchd.ipc import reader_messages, sockets
 from prefetchd.layout import BatchLayout, layout_from_wire
 from prefetchd.reader_memory import ReaderMemory
 from prefetchd.sampling.order import Order
@@ -95,7 +95,7 @@ class Reader:
                 case reader_messages.MapSlot():
                     memory = map_writable(fds[0], message.slot_bytes)
                     keep_from_children(memory)  # a child of a user's function writes nowhere
-                    control.close_all(fds)
+                    sockets.close_all(fds)
                     self._slots[message.slot] = memory, np.frombuffer(memory, np.uint8)
                 case reader_messages.UnmapSlots():
                     for slot in message.slots:
@@ -242,7 +242,7 @@ class Reader:
         Raises:
             BlockingIOError: with `wait=False`, if there is none.
         """
-        data, fds = control.receive(self._sock, wait=wait)
+        data, fds = sockets.receive(self._sock, wait=wait)
         message = reader_messages.decode_to_reader(data)
         if isinstance(message, reader_messages.Fills):
             for fill in message.fills:
@@ -266,11 +266,11 @@ class Reader:
         try:
             while True:
                 self._early.append(self._receive(wait=False))
-        except (BlockingIOError, control.ConnectionEnded):  # the end is met again in its turn
+        except (BlockingIOError, sockets.ConnectionEnded):  # the end is met again in its turn
             return
 
     def _send(self, message: reader_messages.Message) -> None:
-        control.send(self._sock, reader_messages.encode(message))
+        sockets.send(self._sock, reader_messages.encode(message))
 
 
 def main(sock: socket.socket) -> None:
@@ -288,9 +288,9 @@ def main(sock: socket.socket) -> None:
     os.register_at_fork(after_in_child=sock.close)  # a user's function may fork: the child must not answer for us
     try:
         Reader(sock).run()
-    except control.ConnectionEnded:
+    except sockets.ConnectionEnded:
         return
     except PrefetchdError as error:  # such as a manifest that changed: the daemon's to say
         last_words = reader_messages.BootFailed(type(error).__name__, str(error))
-        with contextlib.suppress(control.ConnectionEnded):
-            control.send(sock, reader_messages.encode(last_words))
+        with contextlib.suppress(sockets.ConnectionEnded):
+            sockets.send(sock, reader_messages.encode(last_words))

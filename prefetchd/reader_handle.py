@@ -16,10 +16,10 @@ import socket
 import time
 from dataclasses import dataclass, field
 
-from prefetchd import control, reader_messages
 from prefetchd.filling import Chunk
-from prefetchd.liveness import process_state
-from prefetchd.reader_messages import Message
+from prefetchd.ipc import reader_messages, sockets
+from prefetchd.ipc.process import process_state
+from prefetchd.ipc.reader_messages import Message
 from prefetchd.slots import Slot
 
 log = logging.getLogger("prefetchd")
@@ -109,8 +109,8 @@ class ReaderHandle:
         if self.killed_s:
             return
         try:
-            control.send(self.sock, reader_messages.encode(message), fds or (), wait=False)
-        except control.ConnectionEnded:
+            sockets.send(self.sock, reader_messages.encode(message), fds or (), wait=False)
+        except sockets.ConnectionEnded:
             pass  # its exit is about to be reported
         except BlockingIOError:
             self.kill("it does not read its socket")

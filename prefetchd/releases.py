@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from prefetchd.consumers import Consumer
 from prefetchd.groups import Groups
-from prefetchd.loop import EventLoop
+from prefetchd.ipc.event_loop import EventLoop
 from prefetchd.returns import ENOUGH_AHEAD
 from prefetchd.slots import Ring
 

@@ -22,8 +22,8 @@ from prefetchd.foreman import Foreman
 from prefetchd.governor import Governor
 from prefetchd.granting import Granter
 from prefetchd.guard import Guard
+from prefetchd.ipc.process import process_state
 from prefetchd.limits import read_shortage
-from prefetchd.liveness import process_state
 from prefetchd.pool import Pool
 from prefetchd.segment import shm_free_bytes
 from prefetchd.slots import Content, Ring

@@ -14,7 +14,7 @@ from typing import Any
 
 from prefetchd.config.options import OPTIONS
 from prefetchd.errors import ConfigError, ManifestError
-from prefetchd.messages import Attached
+from prefetchd.ipc.messages import Attached
 
 STATE_VERSION = 1
 _COUNTS = ("epoch", "next_batch", "first_epoch")

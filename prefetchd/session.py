@@ -14,12 +14,13 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prefetchd import control, launch, messages
+from prefetchd import launch
 from prefetchd._version import __version__
 from prefetchd.config.options import Config
 from prefetchd.errors import ConfigError, DaemonLost, DaemonNotFound
-from prefetchd.liveness import remove_left_files
-from prefetchd.names import daemon_paths
+from prefetchd.ipc import messages, sockets
+from prefetchd.ipc.process import remove_left_files
+from prefetchd.ipc.run_directory import daemon_paths
 
 if TYPE_CHECKING:
     from prefetchd.client import Connection
@@ -111,7 +112,7 @@ class Endpoint:
             sock, timeout_s = launch.connect(self.daemon, self.timeout_s), self.timeout_s
         from prefetchd.client import Connection  # numpy is imported here, while a private daemon starts
 
-        daemon_pid = control.peer_pid(sock) if process is None else process.pid
+        daemon_pid = sockets.peer_pid(sock) if process is None else process.pid
         connection = Connection(sock, daemon_pid, writable=self.writable, hold_timeout_s=self.hold_timeout_s)
         session = Session(connection, process, os.getpid())
         try:

@@ -20,12 +20,12 @@ import socket
 import sys
 import time
 
-from prefetchd import control, messages
 from prefetchd.config import options as configuration
 from prefetchd.errors import ConfigError, PrefetchdError
-from prefetchd.liveness import RunLock, remove_files_of_others
-from prefetchd.loop import EventLoop
-from prefetchd.names import DaemonPaths, daemon_paths
+from prefetchd.ipc import messages, sockets
+from prefetchd.ipc.event_loop import EventLoop
+from prefetchd.ipc.process import RunLock, remove_files_of_others
+from prefetchd.ipc.run_directory import DaemonPaths, daemon_paths
 
 LINGER_S = 3.0
 _REFUSE_S = 1.0  # for how long those who wait for it are told why it cannot serve
@@ -50,8 +50,8 @@ def main(argv: list[str]) -> int:
                 paths = daemon_paths(next(iter(configs.values())).name, create=True)
                 listener = _take_place(paths, place)
             except PrefetchdError as error:
-                with contextlib.suppress(control.ConnectionEnded):
-                    control.send(sock, messages.encode(messages.Fatal(type(error).__name__, str(error))))
+                with contextlib.suppress(sockets.ConnectionEnded):
+                    sockets.send(sock, messages.encode(messages.Fatal(type(error).__name__, str(error))))
                 return 1
         return 0 if listener is None else _serve(configs, loop, listener, paths)
 
@@ -60,10 +60,10 @@ def _hear(sock: socket.socket) -> messages.Configure | None:
     """Return what the starter wants served; `None` if it has gone without a word."""
     sock.settimeout(_HEAR_S)
     try:
-        data, fds = control.receive(sock)
-    except (control.ConnectionEnded, TimeoutError):
+        data, fds = sockets.receive(sock)
+    except (sockets.ConnectionEnded, TimeoutError):
         return None
-    control.close_all(fds)
+    sockets.close_all(fds)
     configure = messages.decode_to_daemon(data)
     assert isinstance(configure, messages.Configure)
     return configure
@@ -133,10 +133,10 @@ def _refuse_all(listener: socket.socket, why: messages.Fatal) -> None:
             continue
         with sock:
             try:
-                control.send(sock, messages.encode(why), wait=False)
+                sockets.send(sock, messages.encode(why), wait=False)
                 sock.settimeout(max(0.01, min(left_s, 0.2)))
-                control.receive(sock)  # what it says first; unread, it would end the connection before it has read
-            except (control.ConnectionEnded, OSError):
+                sockets.receive(sock)  # what it says first; unread, it would end the connection before it has read
+            except (sockets.ConnectionEnded, OSError):
                 continue
 
 

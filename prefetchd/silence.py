@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from prefetchd.errors import DaemonLost
-from prefetchd.liveness import describe_process, process_state
+from prefetchd.ipc.process import describe_process, process_state
 
 log = logging.getLogger("prefetchd")
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 
-from prefetchd import messages
 from prefetchd.consumers import Consumer
-from prefetchd.loop import EventLoop
+from prefetchd.ipc import messages
+from prefetchd.ipc.event_loop import EventLoop
 
 
 class StartLine:

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from prefetchd import control, reader_messages
 from prefetchd.config.options import Config, make_config
 from prefetchd.decode import detach_native_stderr
 from prefetchd.errors import PrefetchdError
 from prefetchd.faults import SampleFault, TransformFault, WrongResult
+from prefetchd.ipc import reader_messages, sockets
 from prefetchd.sources import attach_source
 from prefetchd.sources.base import ReserveMemory
 from prefetchd.sources.images import ImageSource
@@ -108,8 +108,8 @@ def _status_bytes(name: str) -> int:
 
 def _end_with(sock: socket.socket) -> None:
     """End the process when the daemon is gone; runs in a thread."""
-    with contextlib.suppress(OSError, control.ConnectionEnded):
-        control.receive(sock)
+    with contextlib.suppress(OSError, sockets.ConnectionEnded):
+        sockets.receive(sock)
     os._exit(1)
 
 
@@ -118,7 +118,7 @@ def main(argv: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C in the terminal: end, without a traceback
     sys.stderr = os.fdopen(detach_native_stderr(), "w", buffering=1)
     sock = socket.socket(fileno=int(argv[0]))
-    data, fds = control.receive(sock)
+    data, fds = sockets.receive(sock)
     opened = reader_messages.decode_to_reader(data)
     assert isinstance(opened, reader_messages.OpenDataset)
     signal.alarm(int(opened.config["reader_timeout"]) + _ALARM_AFTER_S)
@@ -128,8 +128,8 @@ def main(argv: list[str]) -> None:
         answer = run(opened, fds)
     except PrefetchdError as error:
         answer = reader_messages.TrialFailed(str(error))
-    with contextlib.suppress(control.ConnectionEnded):
-        control.send(sock, reader_messages.encode(answer))
+    with contextlib.suppress(sockets.ConnectionEnded):
+        sockets.send(sock, reader_messages.encode(answer))
     sys.stdout.flush()
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):

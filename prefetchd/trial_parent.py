@@ -16,9 +16,9 @@ import subprocess
 import sys
 from typing import Any
 
-from prefetchd import control, reader_messages
 from prefetchd.config.options import Config
 from prefetchd.errors import ConfigError
+from prefetchd.ipc import reader_messages, sockets
 
 # One thread, as in a reader: what the functions' modules take is measured.
 _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "OPENCV_LOG_LEVEL": "OFF"}
@@ -31,7 +31,7 @@ def run_trial(config: Config, handle: dict[str, Any], fds: list[int]) -> reader_
     Raises:
         ConfigError: if they cannot be used, with the reason in one line.
     """
-    ours, theirs = control.socket_pair()
+    ours, theirs = sockets.socket_pair()
     stderr = os.memfd_create("prefetchd-trial-stderr", os.MFD_CLOEXEC)
     command = [sys.executable, "-P", "-m", "prefetchd.trial", str(theirs.fileno())]
     process = subprocess.Popen(
@@ -75,15 +75,15 @@ def _ask(
 ) -> reader_messages.FromTrial | None:
     """Return the answer, or `None` if the process ended without one, and is waited for."""
     try:
-        control.send(sock, reader_messages.encode(opened), fds)
+        sockets.send(sock, reader_messages.encode(opened), fds)
         if not select.select([sock], [], [], config.reader_timeout)[0]:
             raise ConfigError(
                 f"cannot use {subject(config)}: a trial with one sample has not ended within "
                 f"{config.reader_timeout:g} s; see where it waits, or give a longer --reader-timeout"
             )
-        answer: reader_messages.FromTrial = reader_messages.decode_from_trial(control.receive(sock)[0])
+        answer: reader_messages.FromTrial = reader_messages.decode_from_trial(sockets.receive(sock)[0])
         return answer
-    except control.ConnectionEnded:
+    except sockets.ConnectionEnded:
         process.wait()
         return None
 

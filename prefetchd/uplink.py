@@ -11,9 +11,9 @@ import contextlib
 import select
 import socket
 
-from prefetchd import control, messages
 from prefetchd._version import __version__
 from prefetchd.errors import DaemonNotFound, PrefetchdError
+from prefetchd.ipc import messages, sockets
 from prefetchd.silence import LOOK_S, Silence
 
 
@@ -27,13 +27,13 @@ class Uplink:
     """
 
     def __init__(self, sock: socket.socket, daemon_pid: int) -> None:
-        self._sock = control.OwnedSocket(fileno=sock.detach())
+        self._sock = sockets.OwnedSocket(fileno=sock.detach())
         self.daemon_pid = daemon_pid
         self.daemon_name = ""
         self.heard = 0
         self._poll = select.poll()
         self._poll.register(self._sock, select.POLLIN)
-        self._buffer = bytearray(control.MAX_MESSAGE_BYTES)
+        self._buffer = bytearray(sockets.MAX_MESSAGE_BYTES)
 
     # --- receiving
 
@@ -49,12 +49,12 @@ class Uplink:
             ConnectionEnded: at the end of the daemon.
             PrefetchdError: if it is no message of this version's.
         """
-        data, fds = control.receive(self._sock, wait=wait, buffer=self._buffer)
+        data, fds = sockets.receive(self._sock, wait=wait, buffer=self._buffer)
         self.heard += 1
         try:
             return messages.decode_to_consumer(data), fds
         except messages.DecodeError:
-            control.close_all(fds)
+            sockets.close_all(fds)
             raise self._not_understood(data) from None
 
     def _not_understood(self, data: bytes | memoryview) -> PrefetchdError:
@@ -83,7 +83,7 @@ class Uplink:
         silence: Silence | None = None
         while True:
             try:
-                control.send(self._sock, data, wait=False)
+                sockets.send(self._sock, data, wait=False)
             except BlockingIOError:
                 silence = self.wait_for_room(silence)
             else:
@@ -96,7 +96,7 @@ class Uplink:
             ConnectionEnded: if the daemon is gone.
         """
         with contextlib.suppress(BlockingIOError):
-            control.send(self._sock, messages.encode(message), wait=False)
+            sockets.send(self._sock, messages.encode(message), wait=False)
 
     def wait_for_room(self, silence: Silence | None) -> Silence:
         """Wait until the socket takes something again; return the silence of the whole wait, for the next time."""

@@ -25,9 +25,9 @@ import sys
 import time
 import traceback
 
-from prefetchd import control, reader_messages, shortages
 from prefetchd.errors import PrefetchdError
-from prefetchd.liveness import remove_left_files
+from prefetchd.ipc import os_errors, reader_messages, sockets
+from prefetchd.ipc.process import remove_left_files
 
 # Read by the allocator and the libraries when the zygote starts: one thread, one arena, and big buffers go back to the
 # kernel when they are freed instead of staying in the heap.
@@ -65,9 +65,9 @@ class Zygote:
                     if fd in self._children:
                         self._reap(fd)
                     else:
-                        data, fds = control.receive(self._sock)
+                        data, fds = sockets.receive(self._sock)
                         self._spawn(reader_messages.decode_to_zygote(data).reader, fds[0])
-        except control.ConnectionEnded:
+        except sockets.ConnectionEnded:
             return
         finally:
             self._kill_all()
@@ -81,14 +81,14 @@ class Zygote:
         pidfd = os.pidfd_open(pid)
         self._children[pidfd] = reader, pid
         self._poll.register(pidfd, select.POLLIN)
-        control.send(self._sock, reader_messages.encode(reader_messages.Spawned(reader, pid)), [pidfd])
+        sockets.send(self._sock, reader_messages.encode(reader_messages.Spawned(reader, pid)), [pidfd])
 
     def _reap(self, pidfd: int) -> None:
         reader, pid = self._children.pop(pidfd)
         self._poll.unregister(pidfd)
         os.close(pidfd)
         exit_code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        control.send(self._sock, reader_messages.encode(reader_messages.Exited(reader, exit_code)))
+        sockets.send(self._sock, reader_messages.encode(reader_messages.Exited(reader, exit_code)))
 
     def _kill_all(self) -> None:
         import psutil
@@ -114,7 +114,7 @@ def _run_reader(fd: int, inherited: list[int], zygote: int) -> None:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != zygote:
             os._exit(status)  # it died before we asked for the signal
-        control.close_all(inherited)
+        sockets.close_all(inherited)
         from prefetchd import reader
 
         reader.main(socket.socket(fileno=fd))
@@ -144,7 +144,7 @@ def main(argv: list[str]) -> None:
     import prefetchd.sources.image_files  # noqa: F401 - loaded here once, shared by every reader
 
     try:
-        with shortages.said("start a reader"):
+        with os_errors.said("start a reader"):
             Zygote(socket.socket(fileno=int(argv[0]))).run()
     except PrefetchdError as error:
         print(f"prefetchd: {error}", file=sys.stderr, flush=True)

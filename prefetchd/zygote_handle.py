@@ -16,8 +16,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from prefetchd import control, reader_messages
-from prefetchd.liveness import process_state
+from prefetchd.ipc import reader_messages, sockets
+from prefetchd.ipc.process import process_state
 from prefetchd.zygote import ENVIRONMENT
 
 log = logging.getLogger("prefetchd")
@@ -34,7 +34,7 @@ class ZygoteHandle:
     """
 
     def __init__(self, files_to_remove: Sequence[str] = ()) -> None:
-        self._sock, theirs = control.socket_pair()
+        self._sock, theirs = sockets.socket_pair()
         command = [
             sys.executable,
             "-P",
@@ -65,8 +65,8 @@ class ZygoteHandle:
 
     def spawn(self, reader: int, fd: int) -> None:
         """Have it fork a reader whose end of its socket is `fd`, borrowed."""
-        with contextlib.suppress(control.ConnectionEnded):  # the loop is about to hear of it and starts another zygote
-            control.send(self._sock, reader_messages.encode(reader_messages.Spawn(reader)), [fd])
+        with contextlib.suppress(sockets.ConnectionEnded):  # the loop is about to hear of it and starts another zygote
+            sockets.send(self._sock, reader_messages.encode(reader_messages.Spawn(reader)), [fd])
 
     def receive(self) -> tuple[reader_messages.FromZygote, list[int]] | None:
         """Return what it says, and the descriptors that came with it, which the caller then owns; `None` if nothing.
@@ -75,7 +75,7 @@ class ZygoteHandle:
             ConnectionEnded: if it is gone.
         """
         try:
-            data, fds = control.receive(self._sock, wait=False)
+            data, fds = sockets.receive(self._sock, wait=False)
         except BlockingIOError:
             return None
         return reader_messages.decode_from_zygote(data), fds

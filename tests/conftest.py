@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from prefetchd.liveness import lock_owner
-from prefetchd.names import daemon_paths
+from prefetchd.ipc.process import lock_owner
+from prefetchd.ipc.run_directory import daemon_paths
 
 DEADLINE_S = 30.0
 # What is promised within a second, on a machine that is busy with other things; what nobody notices takes minutes, or

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from prefetchd.asking import ask_daemon
-from prefetchd.names import choose_name
+from prefetchd.ipc.run_directory import choose_name
 
 
 def add_name(parser: argparse.ArgumentParser) -> None:

@@ -55,9 +55,9 @@ def run(arguments: argparse.Namespace) -> int:
         for handler in logging.getLogger().handlers:
             handler.setFormatter(JsonFormatter(name))
 
-    from prefetchd.liveness import RunLock, lock_owner, remove_files_of_others
-    from prefetchd.loop import EventLoop
-    from prefetchd.names import daemon_paths
+    from prefetchd.ipc.event_loop import EventLoop
+    from prefetchd.ipc.process import RunLock, lock_owner, remove_files_of_others
+    from prefetchd.ipc.run_directory import daemon_paths
 
     paths = daemon_paths(name, create=True)
     loop = EventLoop()
@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _report(name: str) -> dict[str, Any]:
     """What this daemon says of itself, asked from another thread."""
-    from prefetchd import messages
+    from prefetchd.ipc import messages
 
     report: dict[str, Any] = ask_daemon(name, messages.AskStatus(messages.PROTOCOL)).report
     return report

@@ -11,7 +11,7 @@ from prefetchd.config import options as configuration
 from prefetchd.config.datasets import make_configs, read_config_file, split_sources
 from prefetchd.config.options import Config
 from prefetchd.errors import ConfigError
-from prefetchd.names import choose_name
+from prefetchd.ipc.run_directory import choose_name
 
 EPILOG = "Sizes are written 512MiB, 1.5GB or 25% (of the machine's memory)."
 

@@ -20,7 +20,7 @@ def add(commands: Subparsers, datasets: Iterable[str]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the daemon's report."""
-    from prefetchd import messages
+    from prefetchd.ipc import messages
 
     _, answer = ask(arguments, messages.AskStatus(messages.PROTOCOL))
     report = answer.report

@@ -24,12 +24,13 @@ def add(commands: Subparsers, datasets: Iterable[str]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Stop the daemon and wait for its end."""
-    from prefetchd import control, launch, messages
-    from prefetchd.liveness import describe_process
+    from prefetchd import launch
+    from prefetchd.ipc import messages, sockets
+    from prefetchd.ipc.process import describe_process
 
     name = name_of(arguments)
     with launch.connect(name, timeout_s=0) as sock:
-        _, _, pidfd = control.peer(sock)  # its pid may be another's here: it may run in a container
+        _, _, pidfd = sockets.peer(sock)  # its pid may be another's here: it may run in a container
         try:
             answer = ask_over(sock, name, messages.AskStop(messages.PROTOCOL))
             has_ended = bool(select.select([pidfd], [], [], _STOP_S)[0])

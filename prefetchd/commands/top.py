@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> Report:
-    from prefetchd import messages
+    from prefetchd.ipc import messages
 
     report: Report = ask(arguments, messages.AskStatus(messages.PROTOCOL))[1].report
     return report

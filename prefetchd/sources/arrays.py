@@ -15,7 +15,7 @@ from prefetchd.config.options import Config
 from prefetchd.config.units import format_count
 from prefetchd.errors import ConfigError, ManifestError
 from prefetchd.faults import fault_of
-from prefetchd.reader_messages import Fault
+from prefetchd.ipc.reader_messages import Fault
 from prefetchd.sources.applicable import (
     COLUMN_OPTIONS,
     IMAGE_OPTIONS,

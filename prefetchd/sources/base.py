@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from prefetchd.reader_messages import Fault
+from prefetchd.ipc.reader_messages import Fault
 
 if TYPE_CHECKING:
     import numpy as np

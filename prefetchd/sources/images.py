@@ -9,7 +9,7 @@ from prefetchd.cache.rules import check_cache
 from prefetchd.config.options import Config
 from prefetchd.errors import one_line
 from prefetchd.faults import FaultKind
-from prefetchd.reader_messages import Fault, TrialDone
+from prefetchd.ipc.reader_messages import Fault, TrialDone
 from prefetchd.sources.base import ReserveMemory
 from prefetchd.sources.read_ahead import ReadAhead
 from prefetchd.sources.records import Records

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefetchd.config.options import Config
 from prefetchd.image_header import FORMATS, read_header
-from prefetchd.reader_messages import Fault
+from prefetchd.ipc.reader_messages import Fault
 from prefetchd.sample import Sample
 from prefetchd.sources import attach_images
 from prefetchd.sources.base import ReserveMemory

@@ -18,7 +18,7 @@ from prefetchd.config.units import format_bytes
 from prefetchd.errors import one_line
 from prefetchd.faults import EnvironmentFault, SampleFault, UndecodableImage, UnreadableFile, fault_of
 from prefetchd.file_state import read_exactly
-from prefetchd.memfds import memfd_bytes, seal
+from prefetchd.ipc.descriptors import memfd_bytes, seal
 from prefetchd.sample import Sample
 from prefetchd.sources.parquet_library import PYARROW_BYTES, load_pyarrow
 from prefetchd.sources.patterns import expand

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prefetchd.file_state import read_exactly
-from prefetchd.memfds import memfd, memfd_bytes, seal
+from prefetchd.ipc.descriptors import memfd, memfd_bytes, seal
 from prefetchd.sample import Label
 
 if TYPE_CHECKING:

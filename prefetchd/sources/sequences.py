@@ -15,7 +15,7 @@ import numpy as np
 
 from prefetchd.config.options import Config
 from prefetchd.errors import ConfigError, ManifestError, one_line
-from prefetchd.reader_messages import Fault
+from prefetchd.ipc.reader_messages import Fault
 from prefetchd.sources.applicable import (
     COLUMN_OPTIONS,
     IMAGE_OPTIONS,

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefetchd import budget, messages
+from prefetchd import budget
 from prefetchd.config.options import Config
 from prefetchd.cursor import Cursor
 from prefetchd.datasets import Dataset
@@ -30,9 +30,10 @@ from prefetchd.errors import ConfigError
 from prefetchd.filling import BadSample
 from prefetchd.foreman import Foreman
 from prefetchd.guard import Guard
+from prefetchd.ipc import messages
+from prefetchd.ipc.event_loop import EventLoop
 from prefetchd.layout import BatchLayout
 from prefetchd.limits import machine_limits
-from prefetchd.loop import EventLoop
 from prefetchd.manifest_dialect import MalformedLine
 from prefetchd.pool import Pool, PoolEvents
 from prefetchd.sampling.order import Order, Shard

@@ -340,7 +340,7 @@ def _goes_on(world: World, cell: Cell, daemon: DaemonProcess, trainer: Trainer) 
 
 def _resumes(world: World, cell: Cell, daemon: DaemonProcess, trainer: Trainer) -> None:
     wait_until(lambda: psutil.Process(daemon.pid).status() == psutil.STATUS_STOPPED, "the daemon is stopped")
-    from prefetchd.liveness import describe_process
+    from prefetchd.ipc.process import describe_process
 
     assert "is stopped" in describe_process(daemon.pid)
     os.kill(daemon.pid, signal.SIGCONT)

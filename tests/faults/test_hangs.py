@@ -18,7 +18,7 @@ import pytest
 
 import prefetchd
 from prefetchd import asking, launch, silence
-from prefetchd.names import daemon_paths
+from prefetchd.ipc.run_directory import daemon_paths
 from tests.conftest import DEADLINE_S, DaemonProcess, wait_until
 from tests.faults.conftest import (
     Content,

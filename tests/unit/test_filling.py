@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefetchd.filling import CRASH_TRIES, ENVIRONMENT_TRIES, BadSample, Chunk, Filler, Job, describe_exit
-from prefetchd.reader_messages import Fault
+from prefetchd.ipc.reader_messages import Fault
 from prefetchd.sample_set import SampleSet
 from prefetchd.slots import Slot
 

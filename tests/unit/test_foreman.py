@@ -7,10 +7,10 @@ from typing import Any, cast
 
 import pytest
 
-from prefetchd import reader_messages
 from prefetchd.cursor import Cursor
 from prefetchd.filling import Chunk
 from prefetchd.foreman import Foreman
+from prefetchd.ipc import reader_messages
 from prefetchd.sampling.order import Order, Shard
 from prefetchd.scheduler import ready_for
 from prefetchd.slots import Ring, Slot

@@ -23,13 +23,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from prefetchd import messages, segment
+from prefetchd import segment
 from prefetchd._version import __version__
 from prefetchd.batch import Batch
 from prefetchd.budget import MIN_SLOTS
 from prefetchd.client import Connection
 from prefetchd.config.options import make_config
 from prefetchd.front_desk import FrontDesk
+from prefetchd.ipc import messages
 from prefetchd.layout import BatchLayout
 from prefetchd.returns import N_BYTES
 from prefetchd.sampling.order import Shard

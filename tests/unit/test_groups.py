@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefetchd import messages
 from prefetchd.consumers import Consumer
 from prefetchd.groups import Group
+from prefetchd.ipc import messages
 from prefetchd.sampling.order import Shard
 from prefetchd.scheduler import Reserve, next_fills
 from prefetchd.slots import Ring, Slot

@@ -11,7 +11,7 @@ import pytest
 
 from prefetchd.config.options import make_config
 from prefetchd.errors import ConfigError, ManifestError, PrefetchdError
-from prefetchd.messages import Attached
+from prefetchd.ipc.messages import Attached
 from prefetchd.resume import Position, make_state, read_state
 
 

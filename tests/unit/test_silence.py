@@ -24,7 +24,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     world = World()
     monkeypatch.setattr("prefetchd.silence.time.monotonic", lambda: world.now_s)
     monkeypatch.setattr(silence, "process_state", lambda pid: world.state)
-    monkeypatch.setattr("prefetchd.liveness.process_state", lambda pid: world.state)
+    monkeypatch.setattr("prefetchd.ipc.process.process_state", lambda pid: world.state)
     return world
 
 

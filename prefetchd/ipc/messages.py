@@ -18,10 +18,10 @@ from typing import Annotated, Any
 
 import msgspec
 
-from prefetchd.codec import Count, Position
-from prefetchd.codec import DecodeError as DecodeError
-from prefetchd.codec import Message as Message
-from prefetchd.codec import encode as encode
+from prefetchd.ipc.sockets import Count, Position
+from prefetchd.ipc.sockets import DecodeError as DecodeError
+from prefetchd.ipc.sockets import Message as Message
+from prefetchd.ipc.sockets import encode as encode
 
 PROTOCOL = 4
 MAX_RELEASED = 64

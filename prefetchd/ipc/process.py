@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prefetchd.errors import ConfigError
-from prefetchd.names import DaemonPaths
+from prefetchd.ipc.run_directory import DaemonPaths
 
 # Who asks whether a daemon is alive, or clears up after a dead one, has the lock for some microseconds too.
 _GLANCE_S = 0.2

@@ -14,10 +14,10 @@ from typing import Any
 
 import msgspec
 
-from prefetchd.codec import Count
-from prefetchd.codec import DecodeError as DecodeError
-from prefetchd.codec import Message as Message
-from prefetchd.codec import encode as encode
+from prefetchd.ipc.sockets import Count
+from prefetchd.ipc.sockets import DecodeError as DecodeError
+from prefetchd.ipc.sockets import Message as Message
+from prefetchd.ipc.sockets import encode as encode
 
 # --- daemon to reader
 
