@@ -38,12 +38,12 @@ def ask_over(sock: socket.socket, name: str, question: Any) -> Any:
     except (TimeoutError, BlockingIOError):
         raise PrefetchdError(
             f"cannot reach the daemon {name!r}: it has not answered for {ANSWER_S:g} s: "
-            f"{describe_process(control.peer_pid(sock))}"
+            f"{describe_process(sockets.peer_pid(sock))}"
         ) from None
     except messages.DecodeError:
         raise PrefetchdError(
             f"cannot understand the daemon {name!r}: it is of another version than this prefetchd {__version__} "
-            f"(protocol {messages.PROTOCOL}); stop it (kill {control.peer_pid(sock)}) and start this one"
+            f"(protocol {messages.PROTOCOL}); stop it (kill {sockets.peer_pid(sock)}) and start this one"
         ) from None
     except sockets.ConnectionEnded:
         raise DaemonNotFound(f"cannot reach the daemon {name!r}: it ended just now; see its log") from None

@@ -151,7 +151,7 @@ class FrontDesk:
     @property
     def mail_bytes(self) -> int:
         """What the consumers' mailboxes and pages of returned leases take."""
-        each = mailbox.N_BYTES + returns.N_BYTES
+        each = mailbox.GRANT_QUEUE_BYTES + returns.RETURN_QUEUE_BYTES
         return each * sum(consumer.outbox is not None for consumer in self.consumers.values())
 
     def take_back_noted(self) -> None:

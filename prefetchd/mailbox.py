@@ -34,7 +34,7 @@ _begin = struct.Struct("<2Q").unpack_from
 _new = tuple.__new__
 _STRIDE_BYTES = 128
 _N_RECORDS = 64
-N_BYTES = _N_RECORDS * _STRIDE_BYTES
+GRANT_QUEUE_BYTES = _N_RECORDS * _STRIDE_BYTES
 MAX_GRANTS_AHEAD = _N_RECORDS // 2
 
 
@@ -81,9 +81,9 @@ class Outbox:
         Raises:
             OSError: if the process has no descriptor left, or the machine no memory.
         """
-        fd = segment.anonymous_file("prefetchd-mailbox", N_BYTES)
+        fd = segment.anonymous_file("prefetchd-mailbox", GRANT_QUEUE_BYTES)
         try:
-            outbox = cls(segment.map_writable(fd, N_BYTES))
+            outbox = cls(segment.map_writable(fd, GRANT_QUEUE_BYTES))
             try:
                 return outbox, segment.read_only(fd)
             except OSError:
@@ -117,7 +117,7 @@ class Mailbox:
     """
 
     def __init__(self, fd: int) -> None:
-        self._memory = segment.map_read_only(fd, N_BYTES)
+        self._memory = segment.map_read_only(fd, GRANT_QUEUE_BYTES)
         self.serial = 0  # of the cursor whose grants it takes; 0 for none
         self._number = 1
 

@@ -32,7 +32,7 @@ _N_NOTES = 16
 _TAKEN = struct.Struct("<2Q")  # last lease taken, checksum
 _TAKEN_AT = _NOTE.size * _N_NOTES
 _CHECK = 0x9E3779B97F4A7C15  # so that a page of zeros is no note
-N_BYTES = 4096
+RETURN_QUEUE_BYTES = 4096
 MAX_NOTED = 8
 ENOUGH_AHEAD = 2  # grants in the mailbox with which a loop does without the daemon
 
@@ -52,9 +52,9 @@ class ReturnedLeases:
         Raises:
             OSError: if the process has no descriptor left, or the machine no memory.
         """
-        fd = segment.anonymous_file("prefetchd-returns", N_BYTES)
+        fd = segment.anonymous_file("prefetchd-returns", RETURN_QUEUE_BYTES)
         try:
-            return cls(segment.map_read_only(fd, N_BYTES)), fd
+            return cls(segment.map_read_only(fd, RETURN_QUEUE_BYTES)), fd
         except BaseException:
             os.close(fd)
             raise
@@ -90,8 +90,8 @@ class Returns:
     """
 
     def __init__(self, fd: int) -> None:
-        segment.check_length(fd, N_BYTES)
-        self._memory = segment.map_writable(fd, N_BYTES)
+        segment.check_length(fd, RETURN_QUEUE_BYTES)
+        self._memory = segment.map_writable(fd, RETURN_QUEUE_BYTES)
         segment.keep_from_children(self._memory)
         self._numbers = itertools.count()
 
