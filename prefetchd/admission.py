@@ -18,8 +18,7 @@ from prefetchd.errors import ConfigError, PrefetchdError
 from prefetchd.guard import Guard
 from prefetchd.ipc import messages, sockets
 from prefetchd.ipc.descriptors import write_classes
-from prefetchd.mailbox import Outbox
-from prefetchd.returns import ReturnedLeases
+from prefetchd.ring.queues import Outbox, ReturnedLeases
 from prefetchd.sampling.order import Shard
 from prefetchd.scheduler import slots_promised
 

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from prefetchd.layout import BatchLayout
-    from prefetchd.mailbox import Granted
+    from prefetchd.ring.layout import BatchLayout
+    from prefetchd.ring.queues import Granted
 
 
 class InEpoch:

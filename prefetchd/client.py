@@ -21,10 +21,9 @@ from prefetchd.errors import DaemonLost, PrefetchdError, error_from_name
 from prefetchd.ipc import messages, sockets
 from prefetchd.ipc.descriptors import read_classes
 from prefetchd.ipc.process import describe_process
-from prefetchd.layout import BatchLayout, layout_from_wire
 from prefetchd.leases import Leases
-from prefetchd.mailbox import Mailbox
-from prefetchd.returns import Returns
+from prefetchd.ring.layout import BatchLayout, layout_from_wire
+from prefetchd.ring.queues import Mailbox, Returns
 from prefetchd.silence import LOOK_S, Silence
 from prefetchd.stall import Stall
 from prefetchd.uplink import Uplink
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     import socket
 
     from prefetchd.batch import Batch
-    from prefetchd.mailbox import Granted
+    from prefetchd.ring.queues import Granted
     from prefetchd.sampling.order import Shard
 
 

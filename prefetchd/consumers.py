@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 from prefetchd.cursor import Cursor
 from prefetchd.datasets import Dataset
 from prefetchd.ipc import messages, sockets
-from prefetchd.mailbox import Outbox
-from prefetchd.returns import ReturnedLeases
-from prefetchd.slots import Slot
+from prefetchd.ring.queues import Outbox, ReturnedLeases
+from prefetchd.ring.slots import Slot
 
 
 @dataclass(slots=True, eq=False)

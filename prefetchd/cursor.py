@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from prefetchd.ring.slots import Key
 from prefetchd.sampling.order import Shard
-from prefetchd.slots import Key
 
 
 @dataclass(slots=True, eq=False)

@@ -34,8 +34,8 @@ from prefetchd.guard import Guard
 from prefetchd.ipc import messages, os_errors
 from prefetchd.ipc.event_loop import EventLoop
 from prefetchd.pool import Pool, PoolEvents
-from prefetchd.segment import remove_stale_names
-from prefetchd.slots import Ring
+from prefetchd.ring.segment import remove_stale_names
+from prefetchd.ring.slots import Ring
 
 log = logging.getLogger("prefetchd")
 

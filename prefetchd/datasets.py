@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from prefetchd.config.options import Config
 from prefetchd.errors import ConfigError
 from prefetchd.ipc.reader_messages import OpenDataset
-from prefetchd.layout import BatchLayout
+from prefetchd.ring.layout import BatchLayout
 from prefetchd.sampling.order import Order
 from prefetchd.sources import Source, open_source
 from prefetchd.sources.applicable import InapplicableOption

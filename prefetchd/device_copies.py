@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prefetchd.layout import BatchLayout
+from prefetchd.ring.layout import BatchLayout
 
 log = logging.getLogger("prefetchd")
 

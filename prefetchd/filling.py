@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 
 from prefetchd.config.options import OnError
 from prefetchd.ipc.reader_messages import Fault
+from prefetchd.ring.slots import Key, Slot
 from prefetchd.sample_set import SampleSet
-from prefetchd.slots import Key, Slot
 
 ENVIRONMENT_TRIES = 4
 CRASH_TRIES = 2

@@ -21,8 +21,8 @@ from prefetchd.filling import BadSample, Chunk, Failure, Filler, Job
 from prefetchd.histogram import Histogram
 from prefetchd.ipc import reader_messages
 from prefetchd.pool import Pool
+from prefetchd.ring.slots import Key, Ring
 from prefetchd.scheduler import next_fills
-from prefetchd.slots import Key, Ring
 
 log = logging.getLogger("prefetchd")
 

@@ -16,7 +16,6 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from prefetchd import mailbox, returns
 from prefetchd.admission import Admission
 from prefetchd.budget import MIN_SLOTS
 from prefetchd.config.units import format_count
@@ -33,9 +32,10 @@ from prefetchd.ipc import messages
 from prefetchd.ipc.event_loop import EventLoop
 from prefetchd.openings import Openings
 from prefetchd.releases import Releases
+from prefetchd.ring import queues
+from prefetchd.ring.slots import Ring, Slot
 from prefetchd.sampling.order import Shard
 from prefetchd.scheduler import Reserve
-from prefetchd.slots import Ring, Slot
 from prefetchd.start_line import StartLine
 from prefetchd.windows import Pacer
 
@@ -151,7 +151,7 @@ class FrontDesk:
     @property
     def mail_bytes(self) -> int:
         """What the consumers' mailboxes and pages of returned leases take."""
-        each = mailbox.GRANT_QUEUE_BYTES + returns.RETURN_QUEUE_BYTES
+        each = queues.GRANT_QUEUE_BYTES + queues.RETURN_QUEUE_BYTES
         return each * sum(consumer.outbox is not None for consumer in self.consumers.values())
 
     def take_back_noted(self) -> None:

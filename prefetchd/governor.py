@@ -23,7 +23,7 @@ from prefetchd.guard import Guard
 from prefetchd.limits import Shortage
 from prefetchd.pool import Pool
 from prefetchd.pressure import Costs, PressurePolicy, Stance
-from prefetchd.slots import Ring
+from prefetchd.ring.slots import Ring
 
 log = logging.getLogger("prefetchd")
 

@@ -16,9 +16,9 @@ from prefetchd.foreman import Foreman
 from prefetchd.guard import Guard
 from prefetchd.histogram import Histogram
 from prefetchd.ipc import messages
-from prefetchd.mailbox import MAX_GRANTS_AHEAD
+from prefetchd.ring.queues import MAX_GRANTS_AHEAD
+from prefetchd.ring.slots import Content, Key, Ring, Slot
 from prefetchd.scheduler import Reserve, can_spare, may_grant, ready_for
-from prefetchd.slots import Content, Key, Ring, Slot
 
 _MANY_SLOTS = 16
 _SLOTS_PER_GRANT = 2

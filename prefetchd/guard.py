@@ -19,9 +19,9 @@ from prefetchd.ipc.descriptors import check_descriptors
 from prefetchd.limits import Limit, cgroup_limits
 from prefetchd.pool import Pool
 from prefetchd.reader_handle import ReaderHandle
+from prefetchd.ring.segment import SHM_FOLDER, Segment, shm_free_bytes
+from prefetchd.ring.slots import Ring, Slot
 from prefetchd.scheduler import needed_last, to_give_back
-from prefetchd.segment import SHM_FOLDER, Segment, shm_free_bytes
-from prefetchd.slots import Ring, Slot
 
 log = logging.getLogger("prefetchd")
 

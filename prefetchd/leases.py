@@ -26,16 +26,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prefetchd import segment
 from prefetchd.batch import Batch
 from prefetchd.errors import PrefetchdError
 from prefetchd.ipc import messages, sockets
-from prefetchd.returns import ENOUGH_AHEAD, MAX_NOTED
+from prefetchd.ring import segment
+from prefetchd.ring.queues import ENOUGH_AHEAD, MAX_NOTED
 
 if TYPE_CHECKING:
-    from prefetchd.layout import BatchLayout
-    from prefetchd.mailbox import Granted, Mailbox
-    from prefetchd.returns import Returns
+    from prefetchd.ring.layout import BatchLayout
+    from prefetchd.ring.queues import Granted, Mailbox, Returns
 
 
 class _LeaseRef(weakref.ref["np.ndarray[tuple[int], np.dtype[np.uint8]]"]):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import mmap
 
     from prefetchd.ipc.messages import Attached
-    from prefetchd.layout import BatchLayout
+    from prefetchd.ring.layout import BatchLayout
 
 log = logging.getLogger("prefetchd")
 

@@ -17,8 +17,8 @@ from prefetchd.foreman import Foreman
 from prefetchd.groups import Groups
 from prefetchd.guard import Guard
 from prefetchd.ipc import messages
+from prefetchd.ring.slots import Ring
 from prefetchd.sampling.order import Shard
-from prefetchd.slots import Ring
 from prefetchd.start_line import StartLine
 from prefetchd.windows import join_window, most_windows, n_places, reaches
 

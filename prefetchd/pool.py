@@ -22,7 +22,7 @@ from prefetchd.ipc import reader_messages
 from prefetchd.ipc import sockets as control
 from prefetchd.ipc.reader_messages import Done, Message
 from prefetchd.reader_handle import ReaderHandle
-from prefetchd.slots import Slot
+from prefetchd.ring.slots import Slot
 from prefetchd.zygote_handle import ZygoteHandle
 
 MAX_BOOT_FAILURES = 3

@@ -27,10 +27,10 @@ from prefetchd.config.units import format_bytes
 from prefetchd.decode import detach_native_stderr
 from prefetchd.errors import PrefetchdError
 from prefetchd.ipc import reader_messages, sockets
-from prefetchd.layout import BatchLayout, layout_from_wire
 from prefetchd.reader_memory import ReaderMemory
+from prefetchd.ring.layout import BatchLayout, layout_from_wire
+from prefetchd.ring.segment import keep_from_children, map_writable
 from prefetchd.sampling.order import Order
-from prefetchd.segment import keep_from_children, map_writable
 from prefetchd.sources import Source, attach_source
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from prefetchd.filling import Chunk
 from prefetchd.ipc import reader_messages, sockets
 from prefetchd.ipc.process import process_state
 from prefetchd.ipc.reader_messages import Message
-from prefetchd.slots import Slot
+from prefetchd.ring.slots import Slot
 
 log = logging.getLogger("prefetchd")
 

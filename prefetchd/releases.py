@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from prefetchd.consumers import Consumer
 from prefetchd.groups import Groups
 from prefetchd.ipc.event_loop import EventLoop
-from prefetchd.returns import ENOUGH_AHEAD
-from prefetchd.slots import Ring
+from prefetchd.ring.queues import ENOUGH_AHEAD
+from prefetchd.ring.slots import Ring
 
 _LOOK_FOR_NOTES_S = 0.005
 

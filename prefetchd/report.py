@@ -25,8 +25,8 @@ from prefetchd.guard import Guard
 from prefetchd.ipc.process import process_state
 from prefetchd.limits import read_shortage
 from prefetchd.pool import Pool
-from prefetchd.segment import shm_free_bytes
-from prefetchd.slots import Content, Ring
+from prefetchd.ring.segment import shm_free_bytes
+from prefetchd.ring.slots import Content, Ring
 
 _LISTED_BAD = 20
 

@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from prefetchd.batch_options import BatchOptions
-    from prefetchd.layout import BatchLayout
     from prefetchd.loader import Loader
     from prefetchd.resume import Position
+    from prefetchd.ring.layout import BatchLayout
 
 __all__ = ["TensorBatch", "TensorLoader", "batches"]
 

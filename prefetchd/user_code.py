@@ -25,7 +25,7 @@ import numpy as np
 from prefetchd.config.units import format_bytes
 from prefetchd.errors import ConfigError, one_line
 from prefetchd.faults import EnvironmentFault, FaultKind, SampleFault, TransformFault, WrongResult, fault_of
-from prefetchd.layout import DTYPES
+from prefetchd.ring.layout import DTYPES
 from prefetchd.sampling import randomness
 
 if TYPE_CHECKING:

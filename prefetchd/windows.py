@@ -21,7 +21,7 @@ from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass, field
 
 from prefetchd.cursor import Cursor
-from prefetchd.slots import Key, Ring
+from prefetchd.ring.slots import Key, Ring
 
 _LEAST_S = 0.001  # a clock need not tell less apart
 

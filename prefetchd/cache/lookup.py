@@ -25,7 +25,7 @@ from prefetchd.cache.keys import KEY_BYTES
 from prefetchd.cache.regular_file import open_regular
 from prefetchd.cache.scratch_file import make_scratch
 from prefetchd.cache.segment import RECORD_BYTES
-from prefetchd.segment import keep_from_children
+from prefetchd.ring.segment import keep_from_children
 
 MAX_SEGMENTS = 16_000
 NUMBER_BITS = 48

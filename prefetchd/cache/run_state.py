@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefetchd.cache.scratch_file import make_scratch
-from prefetchd.segment import keep_from_children
+from prefetchd.ring.segment import keep_from_children
 
 OFFSET_BITS = 48
 OFFSET_MASK = (1 << OFFSET_BITS) - 1

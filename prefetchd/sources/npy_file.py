@@ -22,7 +22,7 @@ import numpy as np
 
 from prefetchd.errors import ManifestError, one_line
 from prefetchd.file_state import identity
-from prefetchd.layout import DTYPES
+from prefetchd.ring.layout import DTYPES
 
 # More than any array without named fields needs, and than numpy itself takes for harmless.
 _HEAD_BYTES = 12 << 10

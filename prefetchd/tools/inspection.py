@@ -32,13 +32,13 @@ from prefetchd.foreman import Foreman
 from prefetchd.guard import Guard
 from prefetchd.ipc import messages
 from prefetchd.ipc.event_loop import EventLoop
-from prefetchd.layout import BatchLayout
 from prefetchd.limits import machine_limits
 from prefetchd.manifest_dialect import MalformedLine
 from prefetchd.pool import Pool, PoolEvents
+from prefetchd.ring.layout import BatchLayout
+from prefetchd.ring.segment import anonymous_file, map_read_only, map_writable
+from prefetchd.ring.slots import Content, Key, Ring, Slot
 from prefetchd.sampling.order import Order, Shard
-from prefetchd.segment import anonymous_file, map_read_only, map_writable
-from prefetchd.slots import Content, Key, Ring, Slot
 from prefetchd.sources import open_source
 from prefetchd.sources.images import ImageSource
 from prefetchd.sources.inspected import FACTS, InspectedImages

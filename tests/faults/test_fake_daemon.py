@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 import prefetchd
 from prefetchd.client import Connection
 from prefetchd.ipc import messages, sockets
-from prefetchd.mailbox import Outbox
-from prefetchd.returns import ReturnedLeases
+from prefetchd.ring.queues import Outbox, ReturnedLeases
 from prefetchd.sampling.order import Shard
 
 LAYOUT = {"batch_size": 2, "x_shape": [4], "x_dtype": "uint8", "y_shape": [], "y_dtype": "int64"}

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from prefetchd import budget
-from prefetchd.layout import BatchLayout
+from prefetchd.ring.layout import BatchLayout
 
 Result = subprocess.CompletedProcess[str]
 

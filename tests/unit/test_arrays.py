@@ -18,7 +18,7 @@ import pytest
 
 from prefetchd.config.options import OPTIONS, make_config
 from prefetchd.errors import ConfigError, ManifestError
-from prefetchd.layout import DTYPES, BatchLayout
+from prefetchd.ring.layout import DTYPES, BatchLayout
 from prefetchd.sources import Source, attach_source, mapped_rows, open_source
 from prefetchd.sources.applicable import (
     ARRAY_OPTIONS,

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from prefetchd.filling import CRASH_TRIES, ENVIRONMENT_TRIES, BadSample, Chunk, Filler, Job, describe_exit
 from prefetchd.ipc.reader_messages import Fault
+from prefetchd.ring.slots import Slot
 from prefetchd.sample_set import SampleSet
-from prefetchd.slots import Slot
 
 N_SAMPLES = 20
 SEGV = -signal.SIGSEGV

@@ -11,9 +11,9 @@ from prefetchd.cursor import Cursor
 from prefetchd.filling import Chunk
 from prefetchd.foreman import Foreman
 from prefetchd.ipc import reader_messages
+from prefetchd.ring.slots import Ring, Slot
 from prefetchd.sampling.order import Order, Shard
 from prefetchd.scheduler import ready_for
-from prefetchd.slots import Ring, Slot
 from tests.unit.test_slots import ring_of
 
 

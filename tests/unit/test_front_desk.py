@@ -23,7 +23,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from prefetchd import segment
 from prefetchd._version import __version__
 from prefetchd.batch import Batch
 from prefetchd.budget import MIN_SLOTS
@@ -31,11 +30,12 @@ from prefetchd.client import Connection
 from prefetchd.config.options import make_config
 from prefetchd.front_desk import FrontDesk
 from prefetchd.ipc import messages
-from prefetchd.layout import BatchLayout
-from prefetchd.returns import N_BYTES
+from prefetchd.ring import segment
+from prefetchd.ring.layout import BatchLayout
+from prefetchd.ring.queues import N_BYTES
+from prefetchd.ring.slots import Key, Ring, Slot
 from prefetchd.sampling.order import Shard
 from prefetchd.scheduler import next_fills, to_give_back
-from prefetchd.slots import Key, Ring, Slot
 
 LAYOUT = BatchLayout(4, (8,), "uint8", (), "int64")
 MAX_LOOPS = 4

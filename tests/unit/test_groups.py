@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from prefetchd.consumers import Consumer
 from prefetchd.groups import Group
 from prefetchd.ipc import messages
+from prefetchd.ring.slots import Ring, Slot
 from prefetchd.sampling.order import Shard
 from prefetchd.scheduler import Reserve, next_fills
-from prefetchd.slots import Ring, Slot
 from tests.unit.test_slots import ring_of
 
 

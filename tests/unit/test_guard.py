@@ -12,8 +12,8 @@ from prefetchd.cursor import Cursor
 from prefetchd.filling import Chunk, Job
 from prefetchd.guard import Guard
 from prefetchd.limits import Limit
+from prefetchd.ring.slots import Ring, Slot
 from prefetchd.sampling.order import Shard
-from prefetchd.slots import Ring, Slot
 
 SLOT_BYTES = MIB
 

@@ -11,8 +11,8 @@ from prefetchd import reader_handle
 from prefetchd.filling import Chunk
 from prefetchd.ipc import reader_messages, sockets
 from prefetchd.reader_handle import CHUNKS_IN_HAND, ReaderHandle
-from prefetchd.segment import Segment
-from prefetchd.slots import Ring
+from prefetchd.ring.segment import Segment
+from prefetchd.ring.slots import Ring
 
 
 def test_reader_that_is_told_to_go_still_gets_the_memory_it_asked_for():

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefetchd.returns import _TAKEN_AT, MAX_NOTED, N_BYTES, ReturnedLeases, Returns
+from prefetchd.ring.queues import _TAKEN_AT, MAX_NOTED, N_BYTES, ReturnedLeases, Returns
 
 
 @pytest.fixture

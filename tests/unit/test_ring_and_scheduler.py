@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from prefetchd.cursor import Cursor
+from prefetchd.ring.slots import Content, Key, Ring, Slot
 from prefetchd.sampling.order import Shard
 from prefetchd.scheduler import Reserve, may_grant, next_fills, ready_for, slots_promised
-from prefetchd.slots import Content, Key, Ring, Slot
 from tests.unit.test_slots import FakeSegment
 
 N_READERS = 3

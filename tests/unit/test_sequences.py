@@ -12,7 +12,7 @@ import pytest
 
 from prefetchd.config.options import make_config
 from prefetchd.errors import ConfigError, ManifestError
-from prefetchd.layout import BatchLayout
+from prefetchd.ring.layout import BatchLayout
 from prefetchd.sources import open_source
 from tests.unit.test_arrays import attached, no_descriptor_is_left, same, saved, served  # noqa: F401
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from prefetchd.segment import Segment
+    from prefetchd.ring.segment import Segment
 
 Key = tuple[int, int, int]  # (data set, epoch, batch)
 
