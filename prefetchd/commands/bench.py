@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _contenders(config: Config, n_readers: int) -> tuple[dict[str, Opens], list[str]]:
     """Return who takes part, by name, and a line on each who does not."""
-    from prefetchd.manifest import Manifest
+    from prefetchd.data.manifest.records import Manifest
     from prefetchd.sources import open_source
     from prefetchd.sources.images import ImageSource
     from prefetchd.tools import peers

@@ -18,14 +18,14 @@ from prefetchd.sources.patterns import kind_of
 from prefetchd.sources.records import Records
 
 if TYPE_CHECKING:
-    from prefetchd.manifest_dialect import MalformedLine
+    from prefetchd.data.manifest.dialect import MalformedLine
     from prefetchd.sources.images import ImageSource
 
 __all__ = ["Source", "attach_images", "attach_source", "open_source"]
 
 # Module and class of each kind: of what lists encoded images, and of sources of their own.
 _IMAGES = {
-    "manifest": ("prefetchd.manifest", "Manifest"),
+    "manifest": ("prefetchd.data.manifest.records", "Manifest"),
     "tar": ("prefetchd.sources.tar_shards", "TarShards"),
     "parquet": ("prefetchd.sources.parquet", "ParquetRecords"),
 }

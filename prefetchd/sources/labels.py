@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from prefetchd.data.manifest.dialect import LabelKind
+from prefetchd.data.manifest.json import json_kind
+from prefetchd.data.manifest.line import FLOAT32_MAX
+from prefetchd.data.manifest.scan import MAX_CLASSES
 from prefetchd.errors import ManifestError
-from prefetchd.manifest_dialect import LabelKind
-from prefetchd.manifest_format import FLOAT32_MAX
-from prefetchd.manifest_json_line import json_kind
-from prefetchd.manifest_scan import MAX_CLASSES
 
 Numbers = tuple[int | float, ...]
 

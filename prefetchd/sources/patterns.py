@@ -11,8 +11,8 @@ import os
 import re
 from typing import Literal
 
+from prefetchd.data.manifest.dialect import IMAGE_SUFFIXES
 from prefetchd.errors import ManifestError
-from prefetchd.manifest_dialect import IMAGE_SUFFIXES
 
 Kind = Literal["manifest", "tar", "parquet", "arrays"]
 

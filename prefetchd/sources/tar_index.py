@@ -13,11 +13,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from prefetchd.config.options import Config
+from prefetchd.data.manifest.dialect import IMAGE_SUFFIXES, BadLine, show
+from prefetchd.data.manifest.json import LABEL_KEYS, NoObject, json_object, json_value
 from prefetchd.errors import ManifestError
 from prefetchd.file_state import identity
-from prefetchd.manifest_dialect import IMAGE_SUFFIXES, BadLine, show
-from prefetchd.manifest_json import LABEL_KEYS
-from prefetchd.manifest_json_line import NoObject, json_object, json_value
 from prefetchd.sources.labels import BadLabel, Labels, Numbers
 from prefetchd.sources.record_index import IndexWriter
 from prefetchd.sources.shard_files import identity_of

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from prefetchd.config.options import Config
+from prefetchd.data.manifest.dialect import show
 from prefetchd.errors import ManifestError, one_line
 from prefetchd.faults import SampleFault, UnreadableFile, fault_of
-from prefetchd.manifest_dialect import show
 from prefetchd.sample import Sample
 from prefetchd.sources.patterns import expand
 from prefetchd.sources.shard_files import write_table

@@ -25,6 +25,7 @@ import numpy as np
 from prefetchd import budget
 from prefetchd.config.options import Config
 from prefetchd.cursor import Cursor
+from prefetchd.data.manifest.dialect import MalformedLine
 from prefetchd.datasets import Dataset
 from prefetchd.errors import ConfigError
 from prefetchd.filling import BadSample
@@ -33,7 +34,6 @@ from prefetchd.guard import Guard
 from prefetchd.ipc import messages
 from prefetchd.ipc.event_loop import EventLoop
 from prefetchd.limits import machine_limits
-from prefetchd.manifest_dialect import MalformedLine
 from prefetchd.pool import Pool, PoolEvents
 from prefetchd.ring.layout import BatchLayout
 from prefetchd.ring.segment import anonymous_file, map_read_only, map_writable

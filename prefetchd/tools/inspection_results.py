@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prefetchd.data.manifest.dialect import MalformedLine
 from prefetchd.errors import one_line
-from prefetchd.manifest_dialect import MalformedLine
 from prefetchd.sources.images import ImageSource
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ import time
 import numpy as np
 
 from prefetchd.config.options import make_config
+from prefetchd.data.manifest.records import Manifest
 from prefetchd.decode import detach_native_stderr
-from prefetchd.manifest import Manifest
 from prefetchd.sources.image_files import ImageReader
 
 KINDS = {

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from prefetchd.config.options import make_config
-from prefetchd.manifest import Manifest
+from prefetchd.data.manifest.records import Manifest
 from prefetchd.sampling.order import Order
 from prefetchd.tools import peers
 from prefetchd.tools.benchmark import Figures, limit_of, summarise, table, take_turn

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 
+from prefetchd.data.manifest.dialect import IMAGE_SUFFIXES, MAX_LINE_BYTES
+from prefetchd.data.manifest.line import escape_path
 from prefetchd.errors import ManifestError
-from prefetchd.manifest_dialect import IMAGE_SUFFIXES, MAX_LINE_BYTES
-from prefetchd.manifest_format import escape_path
 
 _WRITE_BYTES = 1 << 20
 

@@ -11,8 +11,8 @@ import math
 import re
 from functools import lru_cache
 
-from prefetchd.manifest_dialect import BadLine, Dialect, is_image, is_number, show
-from prefetchd.manifest_json_line import parse_json
+from prefetchd.data.manifest.dialect import BadLine, Dialect, is_image, is_number, show
+from prefetchd.data.manifest.json import parse_json
 
 FLOAT32_MAX = 3.4028234663852886e38
 _INTEGER = re.compile(rb"[+-]?\d+")

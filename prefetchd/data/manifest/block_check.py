@@ -12,25 +12,25 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from prefetchd.manifest_dialect import Dialect, is_sample
-from prefetchd.manifest_fields import (
+from prefetchd.data.manifest.block_fields import (
     DOUBT,
     FRACTION,
     LONGEST_FIELD_BYTES,
     LONGEST_NUMBER_BYTES,
     SURE,
     WHITE,
+    KnownLabels,
     not_a_number_table,
     number_table,
     read_backwards,
     word_table,
 )
-from prefetchd.manifest_labels import KnownLabels
+from prefetchd.data.manifest.dialect import Dialect, is_sample
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from prefetchd.manifest_fields import Bytes, Places
+    from prefetchd.data.manifest.block_fields import Bytes, Places
 
 _MAX_PADDING = 4  # white space around a string label that is passed over here
 _IS_WHITE = np.zeros(256, bool)

@@ -22,12 +22,11 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from prefetchd.config.options import Config
+from prefetchd.data.manifest.dialect import LINES_PER_ENTRY, BadLine, Dialect, MalformedLine, is_sample, sample_lines
+from prefetchd.data.manifest.line import check_line, parse_line
 from prefetchd.errors import ManifestError, one_line
 from prefetchd.file_state import identity, read_exactly
 from prefetchd.ipc.descriptors import memfd_bytes
-from prefetchd.manifest_dialect import BadLine, Dialect, MalformedLine, is_sample
-from prefetchd.manifest_format import check_line, parse_line
-from prefetchd.manifest_lines import LINES_PER_ENTRY, sample_lines
 from prefetchd.sample import Label, Sample
 
 if TYPE_CHECKING:
@@ -100,7 +99,7 @@ class Manifest:
         Raises:
             ManifestError: if it cannot be read, is empty, or has a bad line.
         """
-        from prefetchd.manifest_open import open_manifest
+        from prefetchd.data.manifest.open import open_manifest
 
         return cls(*open_manifest(config, malformed))
 

@@ -17,10 +17,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from prefetchd.config.options import Config
+from prefetchd.data.manifest.dialect import BadLine, Dialect, LabelKind, is_image, is_number, show
+from prefetchd.data.manifest.json import JSON_SUFFIXES, is_json_object, sniff_json
+from prefetchd.data.manifest.line import split_columns, tokens, trailing_numbers
 from prefetchd.errors import ManifestError
-from prefetchd.manifest_dialect import BadLine, Dialect, LabelKind, is_image, is_number, show
-from prefetchd.manifest_format import split_columns, tokens, trailing_numbers
-from prefetchd.manifest_json import JSON_SUFFIXES, is_json_object, sniff_json
 
 SNIFFED_LINES = 256
 _ASKED_OF_DISK = 8

@@ -19,14 +19,22 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+from prefetchd.data.manifest.dialect import (
+    LINES_PER_ENTRY,
+    MAX_LINE_BYTES,
+    BadLine,
+    Dialect,
+    MalformedLine,
+    looks_binary,
+    refuse_long_line,
+    show,
+)
+from prefetchd.data.manifest.line import check_line
 from prefetchd.errors import ManifestError
 from prefetchd.file_state import read_exactly
-from prefetchd.manifest_dialect import MAX_LINE_BYTES, BadLine, Dialect, MalformedLine, show
-from prefetchd.manifest_format import check_line
-from prefetchd.manifest_lines import LINES_PER_ENTRY, looks_binary, refuse_long_line
 
 if TYPE_CHECKING:
-    from prefetchd.manifest_block import Checked
+    from prefetchd.data.manifest.block_check import Checked
 
 MAX_CLASSES = 1_000_000
 _BLOCK_BYTES = 1 << 19
@@ -110,7 +118,7 @@ class Scan:
         self, fd: int, size_bytes: int, start: int
     ) -> Generator[tuple[bytes, int, Checked], None, None]:
         """Yield each block, its offset and what `BlockCheck` found, in the order of the file."""
-        from prefetchd.manifest_block import BlockCheck
+        from prefetchd.data.manifest.block_check import BlockCheck
 
         check = BlockCheck(self._dialect)
         if size_bytes - start <= _BLOCK_BYTES:
