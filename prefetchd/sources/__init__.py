@@ -26,7 +26,7 @@ __all__ = ["Source", "attach_images", "attach_source", "open_source"]
 # Module and class of each kind: of what lists encoded images, and of sources of their own.
 _IMAGES = {
     "manifest": ("prefetchd.data.manifest.records", "Manifest"),
-    "tar": ("prefetchd.sources.tar_shards", "TarShards"),
+    "tar": ("prefetchd.data.tar.records", "TarShards"),
     "parquet": ("prefetchd.sources.parquet", "ParquetRecords"),
 }
 _SOURCES = {

@@ -15,12 +15,12 @@ from typing import Any
 from prefetchd.config.options import Config
 from prefetchd.data.manifest.dialect import IMAGE_SUFFIXES, BadLine, show
 from prefetchd.data.manifest.json import LABEL_KEYS, NoObject, json_object, json_value
+from prefetchd.data.tar.headers import BLOCK_BYTES, BLOCKS_BITS, Member, TarHeaders
 from prefetchd.errors import ManifestError
 from prefetchd.file_state import identity
 from prefetchd.sources.labels import BadLabel, Labels, Numbers
 from prefetchd.sources.record_index import IndexWriter
 from prefetchd.sources.shard_files import identity_of
-from prefetchd.sources.tar_headers import BLOCK_BYTES, BLOCKS_BITS, Member, TarHeaders
 
 log = logging.getLogger("prefetchd")
 

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from prefetchd.config.options import Config
 from prefetchd.data.manifest.dialect import show
+from prefetchd.data.tar.headers import BLOCK_BYTES, BLOCKS_BITS, TarHeaders, compressed
 from prefetchd.errors import ManifestError, one_line
 from prefetchd.faults import SampleFault, UnreadableFile, fault_of
 from prefetchd.sample import Sample
 from prefetchd.sources.patterns import expand
 from prefetchd.sources.shard_files import write_table
 from prefetchd.sources.shard_records import ShardRecords
-from prefetchd.sources.tar_headers import BLOCK_BYTES, BLOCKS_BITS, TarHeaders, compressed
 
 if TYPE_CHECKING:
     from prefetchd.file_bytes import FileBuffer
@@ -42,7 +42,7 @@ class TarShards(ShardRecords):
         Raises:
             ManifestError: if one cannot be read, there are no samples, or one of them does not fit.
         """
-        from prefetchd.sources.tar_index import TarIndexer
+        from prefetchd.data.tar.indexer import TarIndexer
 
         name = one_line(config.source)
         paths = expand(config.source, "tar", name)
