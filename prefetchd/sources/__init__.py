@@ -27,7 +27,7 @@ __all__ = ["Source", "attach_images", "attach_source", "open_source"]
 _IMAGES = {
     "manifest": ("prefetchd.data.manifest.records", "Manifest"),
     "tar": ("prefetchd.data.tar.records", "TarShards"),
-    "parquet": ("prefetchd.sources.parquet", "ParquetRecords"),
+    "parquet": ("prefetchd.data.parquet.records", "ParquetRecords"),
 }
 _SOURCES = {
     "arrays": ("prefetchd.sources.arrays", "ArraySource"),

@@ -14,12 +14,12 @@ import msgspec
 import pytest
 
 from prefetchd.config.options import make_config
+from prefetchd.data.parquet import records as module
+from prefetchd.data.parquet.library import PYARROW_BYTES, load_pyarrow
+from prefetchd.data.parquet.records import ParquetRecords
 from prefetchd.errors import ConfigError, ManifestError
 from prefetchd.faults import SampleFault, UnreadableFile
 from prefetchd.file_bytes import FileBuffer
-from prefetchd.sources import parquet as module
-from prefetchd.sources.parquet import ParquetRecords
-from prefetchd.sources.parquet_library import PYARROW_BYTES, load_pyarrow
 
 pytest.importorskip("pyarrow")
 pa, pq = load_pyarrow()
@@ -273,7 +273,7 @@ def test_reading_gives_memory_back(tmp_path: Path) -> None:
     source = table(tmp_path, {"image": images}, row_group_size=20)
     code = f"""
 import numpy, cv2
-from prefetchd.sources.parquet import ParquetRecords
+from prefetchd.data.parquet.records import ParquetRecords
 from prefetchd.config.options import make_config
 from prefetchd.file_bytes import FileBuffer
 def status(key):

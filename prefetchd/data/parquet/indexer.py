@@ -13,10 +13,10 @@ from typing import Any
 
 from prefetchd.config.options import Config
 from prefetchd.data.manifest.json import LABEL_KEYS, PATH_KEYS
+from prefetchd.data.parquet.library import load_pyarrow, refusal
 from prefetchd.errors import ManifestError
 from prefetchd.ipc.descriptors import memfd
 from prefetchd.sources.labels import BadLabel, Labels, Numbers
-from prefetchd.sources.parquet_library import load_pyarrow, refusal
 from prefetchd.sources.record_index import IndexWriter, write_all
 from prefetchd.sources.shard_files import identity_of
 

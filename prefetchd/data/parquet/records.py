@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from prefetchd.config.options import Config
 from prefetchd.config.units import format_bytes
+from prefetchd.data.parquet.library import PYARROW_BYTES, load_pyarrow
 from prefetchd.errors import one_line
 from prefetchd.faults import EnvironmentFault, SampleFault, UndecodableImage, UnreadableFile, fault_of
 from prefetchd.file_state import read_exactly
 from prefetchd.ipc.descriptors import memfd_bytes, seal
 from prefetchd.sample import Sample
-from prefetchd.sources.parquet_library import PYARROW_BYTES, load_pyarrow
 from prefetchd.sources.patterns import expand
 from prefetchd.sources.shard_files import write_table
 from prefetchd.sources.shard_records import ShardRecords
@@ -64,7 +64,7 @@ class ParquetRecords(ShardRecords):
             ManifestError: if one cannot be read, there are no rows, or one of them does not fit.
             ConfigError: if pyarrow is not installed.
         """
-        from prefetchd.sources.parquet_open import ParquetIndexer
+        from prefetchd.data.parquet.indexer import ParquetIndexer
 
         name = one_line(config.source)
         paths = expand(config.source, "parquet", name)
