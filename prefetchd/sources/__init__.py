@@ -30,8 +30,8 @@ _IMAGES = {
     "parquet": ("prefetchd.data.parquet.records", "ParquetRecords"),
 }
 _SOURCES = {
-    "arrays": ("prefetchd.sources.arrays", "ArraySource"),
-    "sequences": ("prefetchd.sources.sequences", "SequenceSource"),
+    "arrays": ("prefetchd.data.arrays.source", "ArraySource"),
+    "sequences": ("prefetchd.data.arrays.sequences", "SequenceSource"),
     "inspected": ("prefetchd.sources.inspected", "InspectedImages"),  # made by `verify`, never opened by name
 }
 

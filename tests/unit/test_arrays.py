@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 
 from prefetchd.config.options import OPTIONS, make_config
+from prefetchd.data.arrays import mapped_rows
 from prefetchd.errors import ConfigError, ManifestError
 from prefetchd.ring.layout import DTYPES, BatchLayout
-from prefetchd.sources import Source, attach_source, mapped_rows, open_source
+from prefetchd.sources import Source, attach_source, open_source
 from prefetchd.sources.applicable import (
     ARRAY_OPTIONS,
     COLUMN_OPTIONS,

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefetchd.config.units import format_bytes, format_count
+from prefetchd.data.arrays.mapped_rows import MappedRows
+from prefetchd.data.arrays.npy import ArrayFile, array_file_from_wire, open_npy
+from prefetchd.data.arrays.npz import open_npz_members
 from prefetchd.errors import ConfigError, ManifestError, one_line
 from prefetchd.ipc.descriptors import memfd, seal
 from prefetchd.ring.layout import MAX_SLOT_BYTES
-from prefetchd.sources.mapped_rows import MappedRows
-from prefetchd.sources.npy_file import ArrayFile, array_file_from_wire, open_npy
-from prefetchd.sources.npz_file import open_npz_members
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefetchd.config.options import Config
-from prefetchd.sources.array_set import ArraySet, MappedSet
-from prefetchd.sources.mapped_rows import MappedRows
-from prefetchd.sources.npy_file import ArrayFile
+from prefetchd.data.arrays.array_set import ArraySet, MappedSet
+from prefetchd.data.arrays.mapped_rows import MappedRows
+from prefetchd.data.arrays.npy import ArrayFile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -14,15 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefetchd.config.options import Config
-from prefetchd.errors import ConfigError, ManifestError, one_line
-from prefetchd.ipc.reader_messages import Fault
-from prefetchd.sources.applicable import (
-    COLUMN_OPTIONS,
-    IMAGE_OPTIONS,
-    LIST_OPTIONS,
-    refuse_given,
-)
-from prefetchd.sources.array_set import (
+from prefetchd.data.arrays.array_set import (
     ArraySet,
     MappedSet,
     array_set_from_wire,
@@ -31,11 +23,18 @@ from prefetchd.sources.array_set import (
     read_table,
     write_table,
 )
-from prefetchd.sources.arrays import check_counts, unreadable
+from prefetchd.data.arrays.npy import ArrayFile, open_npy, opened, read_at
+from prefetchd.data.arrays.sequence_rows import SequenceRows
+from prefetchd.data.arrays.source import MappedSource, check_counts, unreadable
+from prefetchd.errors import ConfigError, ManifestError, one_line
+from prefetchd.ipc.reader_messages import Fault
+from prefetchd.sources.applicable import (
+    COLUMN_OPTIONS,
+    IMAGE_OPTIONS,
+    LIST_OPTIONS,
+    refuse_given,
+)
 from prefetchd.sources.base import ReserveMemory
-from prefetchd.sources.mapped_source import MappedSource
-from prefetchd.sources.npy_file import ArrayFile, open_npy, opened, read_at
-from prefetchd.sources.sequence_rows import SequenceRows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

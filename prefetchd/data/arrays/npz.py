@@ -10,9 +10,9 @@ import os
 import struct
 from typing import TYPE_CHECKING
 
+from prefetchd.data.arrays.npy import ArrayFile, opened, read_at, read_header
 from prefetchd.errors import ManifestError, one_line
 from prefetchd.file_state import identity
-from prefetchd.sources.npy_file import ArrayFile, opened, read_at, read_header
 
 if TYPE_CHECKING:
     import zipfile

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prefetchd.data.arrays.npy import ArrayFile, open_file
 from prefetchd.errors import ManifestError
 from prefetchd.file_state import identity
-from prefetchd.sources.npy_file import ArrayFile, open_file
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
