@@ -24,7 +24,7 @@ import numpy as np
 
 from prefetchd.config.options import make_config
 from prefetchd.config.units import format_bytes
-from prefetchd.decode import detach_native_stderr
+from prefetchd.data.images.decode import detach_native_stderr
 from prefetchd.errors import PrefetchdError
 from prefetchd.ipc import reader_messages, sockets
 from prefetchd.reader_memory import ReaderMemory

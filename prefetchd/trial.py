@@ -22,15 +22,15 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from prefetchd.config.options import Config, make_config
-from prefetchd.decode import detach_native_stderr
+from prefetchd.data.images.decode import detach_native_stderr
+from prefetchd.data.images.dry_run import subject
+from prefetchd.data.images.source import ImageSource
+from prefetchd.data.images.user_functions import code_digest
 from prefetchd.errors import PrefetchdError
 from prefetchd.faults import SampleFault, TransformFault, WrongResult
 from prefetchd.ipc import reader_messages, sockets
 from prefetchd.sources import attach_source
 from prefetchd.sources.base import ReserveMemory
-from prefetchd.sources.images import ImageSource
-from prefetchd.trial_parent import subject
-from prefetchd.user_code import code_digest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,7 +48,7 @@ def run(opened: reader_messages.OpenDataset, fds: list[int]) -> reader_messages.
         PrefetchdError: if they cannot be used, or nothing can be tried.
     """
     config = make_config(**opened.config)
-    import prefetchd.sources.image_files  # noqa: F401 - loaded here, so that it is not counted as the functions'
+    import prefetchd.data.images.pipeline  # noqa: F401 - loaded here, so that it is not counted as the functions'
 
     before_bytes = _private_bytes()
     source = attach_source(config, opened.source, fds)

@@ -140,8 +140,6 @@ def main(argv: list[str]) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what a reader leaves behind is ours to end
-    import prefetchd.reader
-    import prefetchd.sources.image_files  # noqa: F401 - loaded here once, shared by every reader
 
     try:
         with os_errors.said("start a reader"):

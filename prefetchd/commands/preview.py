@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from prefetchd.config.options import Config
+    from prefetchd.data.images.source import ImageSource
     from prefetchd.loader import Loader
-    from prefetchd.sources.images import ImageSource
     from prefetchd.tools.contact_sheet import Tile
 
 _COLUMNS = 6
@@ -90,8 +90,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _open(config: Config) -> ImageSource:
     """Open the source here too, for its labels; the samples come from a daemon."""
+    from prefetchd.data.images.source import ImageSource
     from prefetchd.sources import open_source
-    from prefetchd.sources.images import ImageSource
 
     source = open_source(config)
     if not isinstance(source, ImageSource):

@@ -18,8 +18,8 @@ from prefetchd.sources.patterns import kind_of
 from prefetchd.sources.records import Records
 
 if TYPE_CHECKING:
+    from prefetchd.data.images.source import ImageSource
     from prefetchd.data.manifest.dialect import MalformedLine
-    from prefetchd.sources.images import ImageSource
 
 __all__ = ["Source", "attach_images", "attach_source", "open_source"]
 
@@ -32,7 +32,7 @@ _IMAGES = {
 _SOURCES = {
     "arrays": ("prefetchd.data.arrays.source", "ArraySource"),
     "sequences": ("prefetchd.data.arrays.sequences", "SequenceSource"),
-    "inspected": ("prefetchd.sources.inspected", "InspectedImages"),  # made by `verify`, never opened by name
+    "inspected": ("prefetchd.data.images.inspection", "InspectedImages"),  # made by `verify`, never opened by name
 }
 
 
@@ -52,7 +52,7 @@ def open_source(config: Config, malformed: list[MalformedLine] | None = None) ->
     if kind in _SOURCES:
         source: Source = _class(_SOURCES[kind]).open(config)
         return source
-    from prefetchd.sources.images import ImageSource
+    from prefetchd.data.images.source import ImageSource
 
     is_list = kind == "manifest"
     if not is_list:
@@ -79,7 +79,7 @@ def attach_images(
     watch: Callable[[Records], Records] = lambda records: records,
 ) -> ImageSource:
     """Return, in a reader, the `ImageSource` that the daemon opened, its records passed through `watch`; owns `fds`."""
-    from prefetchd.sources.images import ImageSource
+    from prefetchd.data.images.source import ImageSource
 
     at = len(fds) - handle["n_cache_fds"]
     records: Records = _class(_IMAGES[handle["kind"]]).attach(handle["records"], fds[:at])

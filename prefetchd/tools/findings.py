@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefetchd.config.units import format_bytes, format_count
-from prefetchd.image_header import FORMATS
+from prefetchd.data.images.header import FORMATS
 from prefetchd.tools.charts import histogram, short_duration
 
 if TYPE_CHECKING:

@@ -25,6 +25,8 @@ import numpy as np
 from prefetchd import budget
 from prefetchd.config.options import Config
 from prefetchd.cursor import Cursor
+from prefetchd.data.images.inspection import FACTS, InspectedImages
+from prefetchd.data.images.source import ImageSource
 from prefetchd.data.manifest.dialect import MalformedLine
 from prefetchd.datasets import Dataset
 from prefetchd.errors import ConfigError
@@ -40,8 +42,6 @@ from prefetchd.ring.segment import anonymous_file, map_read_only, map_writable
 from prefetchd.ring.slots import Content, Key, Ring, Slot
 from prefetchd.sampling.order import Order, Shard
 from prefetchd.sources import open_source
-from prefetchd.sources.images import ImageSource
-from prefetchd.sources.inspected import FACTS, InspectedImages
 from prefetchd.tools.inspection_results import KEPT, Inspected
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prefetchd.data.images.source import ImageSource
 from prefetchd.data.manifest.dialect import MalformedLine
 from prefetchd.errors import one_line
-from prefetchd.sources.images import ImageSource
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -15,9 +15,9 @@ import time
 import numpy as np
 
 from prefetchd.config.options import make_config
+from prefetchd.data.images.decode import detach_native_stderr
+from prefetchd.data.images.pipeline import ImageReader
 from prefetchd.data.manifest.records import Manifest
-from prefetchd.decode import detach_native_stderr
-from prefetchd.sources.image_files import ImageReader
 
 KINDS = {
     "none": "",

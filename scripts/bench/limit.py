@@ -57,7 +57,7 @@ def decode_all(paths: list[str], epochs: int, *, shrinks: bool) -> dict[str, flo
     import cv2
     import numpy as np
 
-    from prefetchd import decode
+    from prefetchd.data.images import decode
     from prefetchd.file_bytes import FileBuffer, read_file
 
     cv2.setNumThreads(0)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from prefetchd.config.options import make_config
+from prefetchd.data.images.normalize import PixelPipeline
 from prefetchd.tools.contact_sheet import Tile, draw_sheet
 from prefetchd.tools.display import mask_to_display, to_display
-from prefetchd.transforms import PixelPipeline
 from tests.images import photograph
 
 

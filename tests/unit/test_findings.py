@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 
-from prefetchd.image_header import FORMATS
+from prefetchd.data.images.header import FORMATS
 from prefetchd.tools.findings import describe, summarise
 from prefetchd.tools.inspection_results import KEPT
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from prefetchd.config.options import make_config
+from prefetchd.data.images.user_functions import UserFunctions, import_function
 from prefetchd.errors import ConfigError
 from prefetchd.faults import EnvironmentFault, FaultKind, TransformFault, WrongResult
 from prefetchd.sampling.randomness import SampleRandomness
-from prefetchd.user_code import UserFunctions, import_function
 from tests.images import photograph
 
 MODULE = """

@@ -12,24 +12,24 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from prefetchd import decode
 from prefetchd.config.augment import parameters
 from prefetchd.config.options import Config
+from prefetchd.data.images import decode
+from prefetchd.data.images.cacheable import KeptImages
+from prefetchd.data.images.color_jitter import ColorJitter
+from prefetchd.data.images.geometry import FIRST_WORD, Box, Geometry, GeometryDraws, same_aspect
+from prefetchd.data.images.header import ImageHeader
+from prefetchd.data.images.masks import decode_mask
+from prefetchd.data.images.normalize import PixelPipeline
+from prefetchd.data.images.resample import Placer
+from prefetchd.data.images.user_functions import UserFunctions
 from prefetchd.errors import one_line
 from prefetchd.faults import SampleFault, UndecodableImage
 from prefetchd.file_bytes import FileBuffer
-from prefetchd.geometry import FIRST_WORD, Box, Geometry, GeometryDraws, same_aspect
-from prefetchd.image_header import ImageHeader
-from prefetchd.jitter import ColorJitter
-from prefetchd.kept_image import KeptImages
-from prefetchd.masks import decode_mask
-from prefetchd.placing import Placer
 from prefetchd.sampling.randomness import BLOCK_WORDS, SampleRandomness
 from prefetchd.sources.base import ReserveMemory
 from prefetchd.sources.read_ahead import ReadAhead
 from prefetchd.sources.records import Records
-from prefetchd.transforms import PixelPipeline
-from prefetchd.user_code import UserFunctions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,7 +13,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from prefetchd.tiff_tags import exif_orientation, tiff_tags
+from prefetchd.data.images.exif import exif_orientation, tiff_tags
 
 if TYPE_CHECKING:
     import numpy as np

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from prefetchd.geometry import Box, Geometry, Map, compose
-from prefetchd.transforms import INTERPOLATIONS, crop_box, fit_box
+from prefetchd.data.images.geometry import Box, Geometry, Map, compose
+from prefetchd.data.images.normalize import INTERPOLATIONS, crop_box, fit_box
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

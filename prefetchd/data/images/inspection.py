@@ -14,12 +14,12 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from prefetchd.config.options import Config
-from prefetchd.image_header import FORMATS, read_header
+from prefetchd.data.images.header import FORMATS, read_header
+from prefetchd.data.images.source import ImageSource
 from prefetchd.ipc.reader_messages import Fault
 from prefetchd.sample import Sample
 from prefetchd.sources import attach_images
 from prefetchd.sources.base import ReserveMemory
-from prefetchd.sources.images import ImageSource
 from prefetchd.sources.records import Records
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from prefetchd.geometry import FIRST_WORD
+from prefetchd.data.images.geometry import FIRST_WORD
 from prefetchd.sampling.randomness import between
 
 if TYPE_CHECKING:

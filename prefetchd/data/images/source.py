@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from prefetchd.cache.in_daemon import CacheInDaemon
+    from prefetchd.data.images.cached_rows import CachedRows
+    from prefetchd.data.images.pipeline import ImageReader
     from prefetchd.sample import Sample
-    from prefetchd.sources.cached_rows import CachedRows
-    from prefetchd.sources.image_files import ImageReader
 
 
 _MAX_TASK_ROWS = 64
@@ -56,7 +56,7 @@ class ImageSource:
         source = cls(config, kind, records, f"opencv {version('opencv-python-headless')}")
         check_cache(config)
         if config.transform is not None or config.target_transform is not None or config.target == "mask":
-            from prefetchd.trial_parent import run_trial
+            from prefetchd.data.images.dry_run import run_trial
 
             source._trial = run_trial(config, *source.handle())
         if config.cache is not None:
@@ -70,13 +70,13 @@ class ImageSource:
     @classmethod
     def attach(cls, config: Config, handle: dict[str, Any], records: Records, cache_fds: list[int]) -> ImageSource:
         """Return, in a reader, the source whose `handle()` this is, with the records attached; owns `cache_fds`."""
-        from prefetchd.sources.image_files import ImageReader
+        from prefetchd.data.images.pipeline import ImageReader
 
         source = cls(config, handle["kind"], records, handle["decoder"])
         cache = None
         if handle["cache"] is not None:
             from prefetchd.cache.in_reader import CacheInReader
-            from prefetchd.sources.cached_rows import CachedRows
+            from prefetchd.data.images.cached_rows import CachedRows
 
             cache = CacheInReader(handle["cache"], cache_fds, config.image_size, config.channels)
             source._rows = CachedRows(config, cache, records)

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from prefetchd import decode
+from prefetchd.data.images import decode
 from prefetchd.faults import UndecodableImage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from prefetchd.image_header import ImageHeader
+    from prefetchd.data.images.header import ImageHeader
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _HEADER_END = 33  # of the signature and the chunk IHDR

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from prefetchd import decode
-from prefetchd.geometry import Geometry
-from prefetchd.placing import Placer
-from prefetchd.transforms import INTERPOLATIONS, fit_box
+from prefetchd.data.images import decode
+from prefetchd.data.images.geometry import Geometry
+from prefetchd.data.images.normalize import INTERPOLATIONS, fit_box
+from prefetchd.data.images.resample import Placer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from prefetchd.config.options import Config
-    from prefetchd.image_header import ImageHeader
+    from prefetchd.data.images.header import ImageHeader
 
 
 class KeptImages:
