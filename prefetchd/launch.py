@@ -36,7 +36,7 @@ def start_private(config: Config) -> tuple[socket.socket, subprocess.Popen[bytes
     pidfd = os.pidfd_open(os.getpid())
     try:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "prefetchd.private_daemon", str(theirs.fileno()), str(pidfd)],
+            [sys.executable, "-P", "-m", "prefetchd.daemon.private", str(theirs.fileno()), str(pidfd)],
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno(), pidfd],
             start_new_session=True,
@@ -105,7 +105,7 @@ def _start_shared(config: Config) -> None:
     with ours, theirs:
         try:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "prefetchd.shared_daemon", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "prefetchd.daemon.shared", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

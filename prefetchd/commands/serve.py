@@ -14,9 +14,9 @@ from typing import Any
 from prefetchd.asking import ask_daemon
 from prefetchd.commands.parsers import Subparsers
 from prefetchd.commands.source_options import EPILOG, add_source_options, configs_of
+from prefetchd.daemon.json_log import JsonFormatter
+from prefetchd.daemon.metrics import MetricsServer
 from prefetchd.errors import ConfigError, DaemonNotFound
-from prefetchd.log_format import JsonFormatter
-from prefetchd.metrics import MetricsServer
 
 log = logging.getLogger("prefetchd")
 
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     metrics = None
     try:
         remove_files_of_others(paths)
-        from prefetchd.daemon import Daemon
+        from prefetchd.daemon.server import Daemon
 
         named = [f"daemon={name!r}"] if name != "default" else []
         attach = f"attach with prefetchd.batches({', '.join(named + ['dataset=...'] * (len(configs) > 1))})"

@@ -53,7 +53,7 @@ class Roles:
                 words, parent = process.cmdline(), process.parent()
             except psutil.NoSuchProcess:
                 return "other"
-            if "prefetchd.private_daemon" in words:
+            if "prefetchd.daemon.private" in words:
                 name = "daemon"
             elif "prefetchd.zygote" in words:
                 name = "reader" if parent is not None and "prefetchd.zygote" in parent.cmdline() else "zygote"

@@ -122,7 +122,7 @@ def run_prefetchd(manifest: Path, n_images: int, workers: int) -> dict[str, floa
             next(batches)
         wall_s, own_s = time.perf_counter() - started_s, time.process_time() - own_s
         used = {pid: cpu_s(process) - before[pid] for pid, process in tree.items()}
-        daemon = sum(seconds for pid, seconds in used.items() if "prefetchd.private_daemon" in tree[pid].cmdline())
+        daemon = sum(seconds for pid, seconds in used.items() if "prefetchd.daemon.private" in tree[pid].cmdline())
     images = n_images * EPOCHS
     return {
         "images_per_s": images / wall_s,

@@ -196,7 +196,7 @@ def private_daemon() -> psutil.Process:
     found = []
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):  # a zombie, which a later wait() will reap
-            if "prefetchd.private_daemon" in child.cmdline():
+            if "prefetchd.daemon.private" in child.cmdline():
                 found.append(child)
     assert len(found) == 1
     return found[0]

@@ -136,7 +136,7 @@ def test_loader_that_is_closed_by_another_thread_ends_its_loop_and_starts_no_oth
     thread.join()
     continuing.join()
     assert len(errors) == 1
-    assert not [child for child in psutil.Process().children() if "prefetchd.private_daemon" in child.cmdline()]
+    assert not [child for child in psutil.Process().children() if "prefetchd.daemon.private" in child.cmdline()]
 
 
 @pytest.mark.parametrize("adapter", ["prefetchd", "prefetchd.torch"])

@@ -1,6 +1,6 @@
 """Being the daemon that all processes share which ask for the same: what `launch.find_or_start_shared` starts.
 
-    python -P -m prefetchd.shared_daemon SOCKET_FD
+    python -P -m prefetchd.daemon.shared SOCKET_FD
 
 The starter sends the configuration over SOCKET_FD, and waits until that ends: then somebody listens, or it was told why
 not. It is needed no more: this process puts itself out of the starter's session and family, so that neither a signal
@@ -98,7 +98,7 @@ def _take_place(paths: DaemonPaths, place: contextlib.ExitStack) -> socket.socke
 def _serve(
     configs: dict[str, configuration.Config], loop: EventLoop, listener: socket.socket, paths: DaemonPaths
 ) -> int:
-    from prefetchd.daemon import Daemon
+    from prefetchd.daemon.server import Daemon
 
     try:
         daemon = Daemon(configs, loop, files_to_remove=paths.files, linger_s=LINGER_S)

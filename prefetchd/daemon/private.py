@@ -1,6 +1,6 @@
 """Being the private daemon of one process: what `launch.start_private` starts.
 
-    python -P -m prefetchd.private_daemon SOCKET_FD PARENT_PIDFD
+    python -P -m prefetchd.daemon.private SOCKET_FD PARENT_PIDFD
 
 Its own entry, without the command line: its start is part of the wait for the first batch.
 """
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
         configure = messages.decode_to_daemon(data)
         assert isinstance(configure, messages.Configure)
         configs = {name: configuration.make_config(**options) for name, options in configure.datasets.items()}
-        from prefetchd.daemon import Daemon
+        from prefetchd.daemon.server import Daemon
 
         loop = EventLoop()
         loop.on_signal(signal.SIGTERM, loop.stop)
