@@ -61,8 +61,8 @@ def run_build(arguments: argparse.Namespace) -> int:
 
 def run_info(arguments: argparse.Namespace) -> int:
     """Print what the cache holds."""
-    from prefetchd.cache.directory import list_cache
     from prefetchd.config.units import format_bytes, format_count
+    from prefetchd.data.cache.directory import list_cache
 
     found = list_cache(arguments.folder)
     if arguments.json:
@@ -99,8 +99,8 @@ def _shown(value: object) -> str:
 
 def run_clear(arguments: argparse.Namespace) -> int:
     """Remove what the arguments choose."""
-    from prefetchd.cache.directory import list_cache, remove, remove_empty
     from prefetchd.config.units import format_bytes, format_count
+    from prefetchd.data.cache.directory import list_cache, remove, remove_empty
 
     found = list_cache(arguments.folder)
     if arguments.only is not None:

@@ -12,9 +12,9 @@ import sys
 import time
 from pathlib import Path
 
-from prefetchd.cache.rules import check_cache
 from prefetchd.config.options import Config
 from prefetchd.config.units import parse_bytes
+from prefetchd.data.cache.keys import check_cache
 from prefetchd.errors import ConfigError
 from prefetchd.loader import Loader
 from prefetchd.session import Endpoint
@@ -84,7 +84,7 @@ def build(name: str, config: Config) -> int:
 
 def _has_room(config: Config) -> bool:
     """Whether another row may be written, as far as can be told from outside."""
-    from prefetchd.cache.room import Room
+    from prefetchd.data.cache.size_limit import Room
 
     assert config.cache is not None
     cache = Path(config.cache).expanduser().absolute()

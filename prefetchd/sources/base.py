@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from prefetchd.cache.in_daemon import CacheInDaemon
+    from prefetchd.data.cache.daemon_side import CacheInDaemon
 
 ReserveMemory = Callable[[int], None]
 

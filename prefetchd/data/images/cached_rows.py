@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefetchd.cache.in_reader import CacheInReader
 from prefetchd.config.options import Config
+from prefetchd.data.cache.reader_side import CacheInReader
 from prefetchd.sample import Sample
 from prefetchd.sources.records import Records
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from prefetchd.cache.in_reader import CacheInReader
+    from prefetchd.data.cache.reader_side import CacheInReader
     from prefetchd.sample import Sample
 
 # A file buffer larger than this is given back after the image that needed it.

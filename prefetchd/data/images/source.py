@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from prefetchd.cache.rules import check_cache
 from prefetchd.config.options import Config
+from prefetchd.data.cache.keys import check_cache
 from prefetchd.errors import one_line
 from prefetchd.faults import FaultKind
 from prefetchd.ipc.reader_messages import Fault, TrialDone
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from prefetchd.cache.in_daemon import CacheInDaemon
+    from prefetchd.data.cache.daemon_side import CacheInDaemon
     from prefetchd.data.images.cached_rows import CachedRows
     from prefetchd.data.images.pipeline import ImageReader
     from prefetchd.sample import Sample
@@ -60,7 +60,7 @@ class ImageSource:
 
             source._trial = run_trial(config, *source.handle())
         if config.cache is not None:
-            from prefetchd.cache.in_daemon import CacheInDaemon
+            from prefetchd.data.cache.daemon_side import CacheInDaemon
 
             source._cache = CacheInDaemon(
                 config, source._decoder, len(records), tuple(records.label_shape), records.label_dtype
@@ -75,7 +75,7 @@ class ImageSource:
         source = cls(config, handle["kind"], records, handle["decoder"])
         cache = None
         if handle["cache"] is not None:
-            from prefetchd.cache.in_reader import CacheInReader
+            from prefetchd.data.cache.reader_side import CacheInReader
             from prefetchd.data.images.cached_rows import CachedRows
 
             cache = CacheInReader(handle["cache"], cache_fds, config.image_size, config.channels)

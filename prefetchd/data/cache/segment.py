@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefetchd.cache.keys import KEY_BYTES
+from prefetchd.data.cache.keys import KEY_BYTES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefetchd.cache import segment
-from prefetchd.cache.keys import is_settled, key_of
-from prefetchd.cache.lookup import Lookup
-from prefetchd.cache.regular_file import open_regular
-from prefetchd.cache.room import Room
-from prefetchd.cache.run_state import LIMIT_REACHED, OFFSET_BITS, OFFSET_MASK, RunState, StateShape
+from prefetchd.data.cache import segment
+from prefetchd.data.cache.directory import open_regular
+from prefetchd.data.cache.keys import is_settled, key_of
+from prefetchd.data.cache.lookup import Lookup
+from prefetchd.data.cache.run_state import LIMIT_REACHED, OFFSET_BITS, OFFSET_MASK, RunState, StateShape
+from prefetchd.data.cache.size_limit import Room
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -8,6 +8,11 @@
 Used by the daemon and by `commands.cache`. Files appear whole or are appended to by the one process that made them, so
 any party may die at any time. The daemon holds a shared lock on the folder it uses, which only `remove` looks at.
 Nothing is ever removed that is not named like this, in a folder that has a `pipeline.json` of ours.
+
+Opening what a cache's folder holds: regular files, and nothing that stands in their place.
+
+Whoever may write to the folder may put a pipe there, whose opening never ends, or a link to a device, whose reading
+never does. Used by the daemon, readers and `commands.cache`; holds nothing.
 """
 
 from __future__ import annotations
@@ -18,14 +23,37 @@ import fcntl
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefetchd.cache.regular_file import read_regular
-from prefetchd.cache.segment import RECORD_BYTES
+from prefetchd.data.cache.segment import RECORD_BYTES
 from prefetchd.errors import PrefetchdError
+
+
+def open_regular(path: Path) -> int:
+    """Return a descriptor for reading, the caller's, of the regular file at `path`.
+
+    Raises:
+        OSError: if there is none.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "no regular file", os.fspath(path))
+    return fd
+
+
+def read_regular(path: Path, most_bytes: int) -> bytes:
+    """Return the first `most_bytes` of a regular file; raises as `open_regular` does."""
+    fd = open_regular(path)
+    try:
+        return os.pread(fd, most_bytes, 0)
+    finally:
+        os.close(fd)
+
 
 _TAG = (
     "Signature: 8a477f597d28d172789f06886806bc55\n"  # of the Cache Directory Tagging Specification

@@ -13,14 +13,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from prefetchd.cache import keys, lookup
-from prefetchd.cache.directory import FULL, describe, open_folder, segment_names
-from prefetchd.cache.regular_file import open_regular
-from prefetchd.cache.rules import check_cache
-from prefetchd.cache.run_state import LIMIT_REACHED, RunState, StateShape, make_state
-from prefetchd.cache.scratch_file import is_memory
 from prefetchd.config.options import Config
 from prefetchd.config.units import format_bytes, parse_bytes
+from prefetchd.data.cache import keys, lookup
+from prefetchd.data.cache.directory import FULL, describe, open_folder, open_regular, segment_names
+from prefetchd.data.cache.keys import check_cache
+from prefetchd.data.cache.run_state import LIMIT_REACHED, RunState, StateShape, is_memory, make_state
 
 log = logging.getLogger("prefetchd")
 

@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from prefetchd.cache.keys import KEY_BYTES
-from prefetchd.cache.regular_file import open_regular
-from prefetchd.cache.scratch_file import make_scratch
-from prefetchd.cache.segment import RECORD_BYTES
+from prefetchd.data.cache.directory import open_regular
+from prefetchd.data.cache.keys import KEY_BYTES
+from prefetchd.data.cache.run_state import make_scratch
+from prefetchd.data.cache.segment import RECORD_BYTES
 from prefetchd.ring.segment import keep_from_children
 
 MAX_SEGMENTS = 16_000

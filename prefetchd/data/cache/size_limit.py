@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from prefetchd.cache.directory import used_bytes
+from prefetchd.data.cache.directory import used_bytes
 
 _WRITERS = 32
 _KEPT_FREE = 0.05  # of the disk, where no limit was given
