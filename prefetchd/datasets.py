@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from prefetchd.config.options import Config
+from prefetchd.data.kinds import InapplicableOption, kind_of
+from prefetchd.data.registry import Source, open_source
 from prefetchd.errors import ConfigError
 from prefetchd.ipc.reader_messages import OpenDataset
 from prefetchd.ring.layout import BatchLayout
 from prefetchd.sampling.order import Order
-from prefetchd.sources import Source, open_source
-from prefetchd.sources.applicable import InapplicableOption
-from prefetchd.sources.patterns import kind_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)

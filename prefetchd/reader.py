@@ -25,13 +25,13 @@ import numpy as np
 from prefetchd.config.options import make_config
 from prefetchd.config.units import format_bytes
 from prefetchd.data.images.decode import detach_native_stderr
+from prefetchd.data.registry import Source, attach_source
 from prefetchd.errors import PrefetchdError
 from prefetchd.ipc import reader_messages, sockets
 from prefetchd.reader_memory import ReaderMemory
 from prefetchd.ring.layout import BatchLayout, layout_from_wire
 from prefetchd.ring.segment import keep_from_children, map_writable
 from prefetchd.sampling.order import Order
-from prefetchd.sources import Source, attach_source
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -22,15 +22,15 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from prefetchd.config.options import Config, make_config
+from prefetchd.data.faults import SampleFault, TransformFault, WrongResult
 from prefetchd.data.images.decode import detach_native_stderr
 from prefetchd.data.images.dry_run import subject
 from prefetchd.data.images.source import ImageSource
 from prefetchd.data.images.user_functions import code_digest
+from prefetchd.data.registry import attach_source
+from prefetchd.data.source import ReserveMemory
 from prefetchd.errors import PrefetchdError
-from prefetchd.faults import SampleFault, TransformFault, WrongResult
 from prefetchd.ipc import reader_messages, sockets
-from prefetchd.sources import attach_source
-from prefetchd.sources.base import ReserveMemory
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -93,7 +93,7 @@ def _contenders(config: Config, n_readers: int) -> tuple[dict[str, Opens], list[
     """Return who takes part, by name, and a line on each who does not."""
     from prefetchd.data.images.source import ImageSource
     from prefetchd.data.manifest.records import Manifest
-    from prefetchd.sources import open_source
+    from prefetchd.data.registry import open_source
     from prefetchd.tools import peers
 
     contenders: dict[str, Opens] = {_PREFETCHD: lambda: _prefetchd(config)}

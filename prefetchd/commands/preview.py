@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _open(config: Config) -> ImageSource:
     """Open the source here too, for its labels; the samples come from a daemon."""
     from prefetchd.data.images.source import ImageSource
-    from prefetchd.sources import open_source
+    from prefetchd.data.registry import open_source
 
     source = open_source(config)
     if not isinstance(source, ImageSource):

@@ -28,6 +28,7 @@ from prefetchd.cursor import Cursor
 from prefetchd.data.images.inspection import FACTS, InspectedImages
 from prefetchd.data.images.source import ImageSource
 from prefetchd.data.manifest.dialect import MalformedLine
+from prefetchd.data.registry import open_source
 from prefetchd.datasets import Dataset
 from prefetchd.errors import ConfigError
 from prefetchd.filling import BadSample
@@ -41,7 +42,6 @@ from prefetchd.ring.layout import BatchLayout
 from prefetchd.ring.segment import anonymous_file, map_read_only, map_writable
 from prefetchd.ring.slots import Content, Key, Ring, Slot
 from prefetchd.sampling.order import Order, Shard
-from prefetchd.sources import open_source
 from prefetchd.tools.inspection_results import KEPT, Inspected
 
 if TYPE_CHECKING:

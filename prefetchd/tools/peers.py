@@ -23,7 +23,7 @@ from prefetchd.sampling.order import Order
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from prefetchd.sources.records import Records
+    from prefetchd.data.records import Records
 
 Batches = Iterator[tuple[Any, Any]]
 

@@ -57,8 +57,8 @@ def decode_all(paths: list[str], epochs: int, *, shrinks: bool) -> dict[str, flo
     import cv2
     import numpy as np
 
+    from prefetchd.data.files import FileBuffer, read_file
     from prefetchd.data.images import decode
-    from prefetchd.file_bytes import FileBuffer, read_file
 
     cv2.setNumThreads(0)
     buffer, batch = FileBuffer(), np.empty((BATCH_SIZE, SIZE_PX, SIZE_PX, 3), np.uint8)

@@ -21,9 +21,9 @@ from prefetchd.data.cache.keys import check_cache
 from prefetchd.data.cache.reader_side import CacheInReader
 from prefetchd.data.cache.run_state import RunState, StateShape, make_state
 from prefetchd.data.cache.size_limit import Room
+from prefetchd.data.records import Sample
 from prefetchd.errors import ConfigError
 from prefetchd.limits import CgroupMemory
-from prefetchd.sample import Sample
 
 CHANNELS = 3
 PIPELINE = keys.pipeline_of(make_config(source="x", image_size=8), "decoder 1")

@@ -20,6 +20,15 @@ import pytest
 from PIL import Image
 
 from prefetchd.config.options import Color, Resize
+from prefetchd.data.faults import (
+    EnvironmentFault,
+    FaultKind,
+    SampleFault,
+    UndecodableImage,
+    UnreadableFile,
+    fault_of,
+)
+from prefetchd.data.files import FileBuffer, read_file
 from prefetchd.data.images.decode import (
     choose_reduction,
     decode_image,
@@ -29,15 +38,6 @@ from prefetchd.data.images.decode import (
     silence_decoders,
 )
 from prefetchd.data.images.header import ImageHeader
-from prefetchd.faults import (
-    EnvironmentFault,
-    FaultKind,
-    SampleFault,
-    UndecodableImage,
-    UnreadableFile,
-    fault_of,
-)
-from prefetchd.file_bytes import FileBuffer, read_file
 from tests.images import exif, photograph, write_bad, write_jpeg, write_kinds
 
 # cv2.imread refuses a TIFF that its own orientation turns on its side; cv2.imdecode, which we use, does not.
@@ -257,7 +257,7 @@ def test_too_little_memory_is_a_memory_error_and_not_a_bad_image(tmp_path: Path)
     script = textwrap.dedent("""
         import resource, sys
         from prefetchd.data.images.decode import *
-        from prefetchd.file_bytes import FileBuffer, read_file
+        from prefetchd.data.files import FileBuffer, read_file
         data = bytes(read_file(sys.argv[1], FileBuffer()))
         header = identify(data)
         used = next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith("VmData"))
@@ -292,7 +292,7 @@ def test_the_estimate_is_above_the_peak_and_within_reason(tmp_path: Path) -> Non
     script = textwrap.dedent("""
         import os, sys, cv2, numpy
         from prefetchd.data.images.decode import *
-        from prefetchd.file_bytes import FileBuffer, read_file
+        from prefetchd.data.files import FileBuffer, read_file
         cv2.setNumThreads(0)
         silence_decoders()
         def status(key):

@@ -9,7 +9,7 @@ import numpy as np
 from prefetchd.config.options import make_config
 from prefetchd.data.images.inspection import FACTS, InspectedImages
 from prefetchd.data.images.source import ImageSource
-from prefetchd.sources import attach_source, open_source
+from prefetchd.data.registry import attach_source, open_source
 
 
 def test_facts_are_of_the_sample_also_where_reads_run_ahead(photographs):

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from prefetchd.config.options import make_config
+from prefetchd.data.registry import open_source
 from prefetchd.errors import ConfigError, ManifestError
 from prefetchd.ring.layout import BatchLayout
-from prefetchd.sources import open_source
 from tests.unit.test_arrays import attached, no_descriptor_is_left, same, saved, served  # noqa: F401
 
 ENDS = ("pre", "post")

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from prefetchd.config.options import make_config
+from prefetchd.data.faults import EnvironmentFault, FaultKind, TransformFault, WrongResult
 from prefetchd.data.images.user_functions import UserFunctions, import_function
 from prefetchd.errors import ConfigError
-from prefetchd.faults import EnvironmentFault, FaultKind, TransformFault, WrongResult
 from prefetchd.sampling.randomness import SampleRandomness
 from tests.images import photograph
 

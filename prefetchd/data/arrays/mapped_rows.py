@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefetchd.data.arrays.npy import ArrayFile, open_file
+from prefetchd.data.files import identity
 from prefetchd.errors import ManifestError
-from prefetchd.file_state import identity
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

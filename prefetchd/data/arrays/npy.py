@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from prefetchd.data.files import identity
 from prefetchd.errors import ManifestError, one_line
-from prefetchd.file_state import identity
 from prefetchd.ring.layout import DTYPES
 
 # More than any array without named fields needs, and than numpy itself takes for harmless.

@@ -11,8 +11,8 @@ import struct
 from typing import TYPE_CHECKING
 
 from prefetchd.data.arrays.npy import ArrayFile, opened, read_at, read_header
+from prefetchd.data.files import identity
 from prefetchd.errors import ManifestError, one_line
-from prefetchd.file_state import identity
 
 if TYPE_CHECKING:
     import zipfile

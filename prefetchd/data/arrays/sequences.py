@@ -26,15 +26,15 @@ from prefetchd.data.arrays.array_set import (
 from prefetchd.data.arrays.npy import ArrayFile, open_npy, opened, read_at
 from prefetchd.data.arrays.sequence_rows import SequenceRows
 from prefetchd.data.arrays.source import MappedSource, check_counts, unreadable
-from prefetchd.errors import ConfigError, ManifestError, one_line
-from prefetchd.ipc.reader_messages import Fault
-from prefetchd.sources.applicable import (
+from prefetchd.data.kinds import (
     COLUMN_OPTIONS,
     IMAGE_OPTIONS,
     LIST_OPTIONS,
     refuse_given,
 )
-from prefetchd.sources.base import ReserveMemory
+from prefetchd.data.source import ReserveMemory
+from prefetchd.errors import ConfigError, ManifestError, one_line
+from prefetchd.ipc.reader_messages import Fault
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

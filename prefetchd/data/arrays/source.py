@@ -28,17 +28,17 @@ from prefetchd.data.arrays.array_set import (
     read_table,
     write_table,
 )
-from prefetchd.errors import ConfigError, ManifestError
-from prefetchd.faults import fault_of
-from prefetchd.ipc.reader_messages import Fault
-from prefetchd.sources.applicable import (
+from prefetchd.data.faults import fault_of
+from prefetchd.data.kinds import (
     COLUMN_OPTIONS,
     IMAGE_OPTIONS,
     LIST_OPTIONS,
     SEQUENCE_OPTIONS,
     refuse_given,
 )
-from prefetchd.sources.base import ReserveMemory
+from prefetchd.data.source import ReserveMemory
+from prefetchd.errors import ConfigError, ManifestError
+from prefetchd.ipc.reader_messages import Fault
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -29,7 +29,7 @@ from prefetchd.data.cache.size_limit import Room
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from prefetchd.sample import Sample
+    from prefetchd.data.records import Sample
 
 _MAX_OPEN = 256  # and a quarter of the process's descriptors
 _MAX_OWN_SEGMENTS = 16_000

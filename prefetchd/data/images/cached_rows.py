@@ -14,8 +14,7 @@ import numpy as np
 
 from prefetchd.config.options import Config
 from prefetchd.data.cache.reader_side import CacheInReader
-from prefetchd.sample import Sample
-from prefetchd.sources.records import Records
+from prefetchd.data.records import Records, Sample
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from prefetchd.data.faults import UndecodableImage
 from prefetchd.data.images.header import ImageHeader, read_header
-from prefetchd.faults import UndecodableImage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -16,17 +16,16 @@ from typing import TYPE_CHECKING, Any
 from prefetchd.config.options import Config
 from prefetchd.data.images.header import FORMATS, read_header
 from prefetchd.data.images.source import ImageSource
+from prefetchd.data.records import Records, Sample
+from prefetchd.data.registry import attach_images
+from prefetchd.data.source import ReserveMemory
 from prefetchd.ipc.reader_messages import Fault
-from prefetchd.sample import Sample
-from prefetchd.sources import attach_images
-from prefetchd.sources.base import ReserveMemory
-from prefetchd.sources.records import Records
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from prefetchd.file_bytes import FileBuffer
+    from prefetchd.data.files import FileBuffer
 
 # The columns of `x`, int64: the size as shown, and a digest of the encoded bytes.
 FACTS = ("digest", "n_bytes", "width_px", "height_px", "channels", "bits", "format", "progressive", "label")

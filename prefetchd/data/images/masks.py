@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from prefetchd.data.faults import UndecodableImage
 from prefetchd.data.images import decode
-from prefetchd.faults import UndecodableImage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

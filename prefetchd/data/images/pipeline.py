@@ -14,6 +14,8 @@ import numpy as np
 
 from prefetchd.config.augment import parameters
 from prefetchd.config.options import Config
+from prefetchd.data.faults import SampleFault, UndecodableImage
+from prefetchd.data.files import FileBuffer
 from prefetchd.data.images import decode
 from prefetchd.data.images.cacheable import KeptImages
 from prefetchd.data.images.color_jitter import ColorJitter
@@ -23,13 +25,11 @@ from prefetchd.data.images.masks import decode_mask
 from prefetchd.data.images.normalize import PixelPipeline
 from prefetchd.data.images.resample import Placer
 from prefetchd.data.images.user_functions import UserFunctions
+from prefetchd.data.read_ahead import ReadAhead
+from prefetchd.data.records import Records
+from prefetchd.data.source import ReserveMemory
 from prefetchd.errors import one_line
-from prefetchd.faults import SampleFault, UndecodableImage
-from prefetchd.file_bytes import FileBuffer
 from prefetchd.sampling.randomness import BLOCK_WORDS, SampleRandomness
-from prefetchd.sources.base import ReserveMemory
-from prefetchd.sources.read_ahead import ReadAhead
-from prefetchd.sources.records import Records
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from prefetchd.data.cache.reader_side import CacheInReader
-    from prefetchd.sample import Sample
+    from prefetchd.data.records import Sample
 
 # A file buffer larger than this is given back after the image that needed it.
 _KEPT_FILE_BYTES = 4 << 20

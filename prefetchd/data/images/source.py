@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from prefetchd.config.options import Config
 from prefetchd.data.cache.keys import check_cache
+from prefetchd.data.faults import FaultKind
+from prefetchd.data.read_ahead import ReadAhead
+from prefetchd.data.records import Records
+from prefetchd.data.source import ReserveMemory
 from prefetchd.errors import one_line
-from prefetchd.faults import FaultKind
 from prefetchd.ipc.reader_messages import Fault, TrialDone
-from prefetchd.sources.base import ReserveMemory
-from prefetchd.sources.read_ahead import ReadAhead
-from prefetchd.sources.records import Records
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from prefetchd.data.cache.daemon_side import CacheInDaemon
     from prefetchd.data.images.cached_rows import CachedRows
     from prefetchd.data.images.pipeline import ImageReader
-    from prefetchd.sample import Sample
+    from prefetchd.data.records import Sample
 
 
 _MAX_TASK_ROWS = 64

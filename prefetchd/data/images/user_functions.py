@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefetchd.config.units import format_bytes
+from prefetchd.data.faults import EnvironmentFault, FaultKind, SampleFault, TransformFault, WrongResult, fault_of
 from prefetchd.errors import ConfigError, one_line
-from prefetchd.faults import EnvironmentFault, FaultKind, SampleFault, TransformFault, WrongResult, fault_of
 from prefetchd.ring.layout import DTYPES
 from prefetchd.sampling import randomness
 

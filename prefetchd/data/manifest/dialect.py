@@ -22,8 +22,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from prefetchd.data.files import read_exactly
 from prefetchd.errors import ManifestError
-from prefetchd.file_state import read_exactly
 
 LabelKind = Literal["none", "number", "class", "path"]
 

@@ -16,13 +16,13 @@ from itertools import islice
 from typing import Any
 
 from prefetchd.config.options import Config
+from prefetchd.data.files import identity, read_exactly
 from prefetchd.data.manifest.dialect import IMAGE_SUFFIXES, Dialect, MalformedLine, is_sample, sample_lines
 from prefetchd.data.manifest.folder import list_folder
 from prefetchd.data.manifest.json import is_json_object
 from prefetchd.data.manifest.scan import Scan
 from prefetchd.data.manifest.sniff import SNIFFED_LINES, Line, sniff
 from prefetchd.errors import ManifestError, one_line
-from prefetchd.file_state import identity, read_exactly
 from prefetchd.ipc.descriptors import memfd, seal
 
 _PEEKED_BYTES = 1 << 20

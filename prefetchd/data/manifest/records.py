@@ -22,16 +22,16 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from prefetchd.config.options import Config
+from prefetchd.data.files import identity, read_exactly
 from prefetchd.data.manifest.dialect import LINES_PER_ENTRY, BadLine, Dialect, MalformedLine, is_sample, sample_lines
 from prefetchd.data.manifest.line import check_line, parse_line
+from prefetchd.data.records import Label, Sample
 from prefetchd.errors import ManifestError, one_line
-from prefetchd.file_state import identity, read_exactly
 from prefetchd.ipc.descriptors import memfd_bytes
-from prefetchd.sample import Label, Sample
 
 if TYPE_CHECKING:
-    from prefetchd.file_bytes import FileBuffer
-    from prefetchd.sources.base import ReserveMemory
+    from prefetchd.data.files import FileBuffer
+    from prefetchd.data.source import ReserveMemory
 
 _CACHED_BYTES = 1 << 20
 _ENTRY = struct.Struct("=4q")
@@ -184,7 +184,7 @@ class Manifest:
 
     def read(self, sample: Sample, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
         """Return the bytes of the sample's file; see `Records.read`."""
-        from prefetchd.file_bytes import read_file
+        from prefetchd.data.files import read_file
 
         return read_file(sample.path, buffer, reserve=reserve)
 

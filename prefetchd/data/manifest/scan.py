@@ -19,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+from prefetchd.data.files import read_exactly
 from prefetchd.data.manifest.dialect import (
     LINES_PER_ENTRY,
     MAX_LINE_BYTES,
@@ -31,7 +32,6 @@ from prefetchd.data.manifest.dialect import (
 )
 from prefetchd.data.manifest.line import check_line
 from prefetchd.errors import ManifestError
-from prefetchd.file_state import read_exactly
 
 if TYPE_CHECKING:
     from prefetchd.data.manifest.block_check import Checked

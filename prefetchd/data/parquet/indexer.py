@@ -12,13 +12,13 @@ import os
 from typing import Any
 
 from prefetchd.config.options import Config
+from prefetchd.data.labels import BadLabel, Labels, Numbers
 from prefetchd.data.manifest.json import LABEL_KEYS, PATH_KEYS
 from prefetchd.data.parquet.library import load_pyarrow, refusal
+from prefetchd.data.record_index import IndexWriter, write_all
+from prefetchd.data.shards import identity_of
 from prefetchd.errors import ManifestError
 from prefetchd.ipc.descriptors import memfd
-from prefetchd.sources.labels import BadLabel, Labels, Numbers
-from prefetchd.sources.record_index import IndexWriter, write_all
-from prefetchd.sources.shard_files import identity_of
 
 _IMAGE_COLUMNS = (
     "image",

@@ -15,22 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 from prefetchd.config.options import Config
 from prefetchd.config.units import format_bytes
+from prefetchd.data.faults import EnvironmentFault, SampleFault, UndecodableImage, UnreadableFile, fault_of
+from prefetchd.data.files import read_exactly
+from prefetchd.data.kinds import expand
 from prefetchd.data.parquet.library import PYARROW_BYTES, load_pyarrow
+from prefetchd.data.records import Sample
+from prefetchd.data.shards import ShardRecords, write_table
 from prefetchd.errors import one_line
-from prefetchd.faults import EnvironmentFault, SampleFault, UndecodableImage, UnreadableFile, fault_of
-from prefetchd.file_state import read_exactly
 from prefetchd.ipc.descriptors import memfd_bytes, seal
-from prefetchd.sample import Sample
-from prefetchd.sources.patterns import expand
-from prefetchd.sources.shard_files import write_table
-from prefetchd.sources.shard_records import ShardRecords
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from prefetchd.file_bytes import FileBuffer
-    from prefetchd.sources.base import ReserveMemory
+    from prefetchd.data.files import FileBuffer
+    from prefetchd.data.source import ReserveMemory
 
 log = logging.getLogger("prefetchd")
 
@@ -156,7 +155,7 @@ class ParquetRecords(ShardRecords):
     def read(self, sample: Sample, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
         """Return the bytes of the image; see `Records.read`."""
         if not self._is_bytes:
-            from prefetchd.file_bytes import read_file
+            from prefetchd.data.files import read_file
 
             return read_file(sample.path, buffer, reserve=reserve)
         file, group, row = sample.place

@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from prefetchd.config.options import Config
+from prefetchd.data.files import identity
+from prefetchd.data.labels import BadLabel, Labels, Numbers
 from prefetchd.data.manifest.dialect import IMAGE_SUFFIXES, BadLine, show
 from prefetchd.data.manifest.json import LABEL_KEYS, NoObject, json_object, json_value
+from prefetchd.data.record_index import IndexWriter
+from prefetchd.data.shards import identity_of
 from prefetchd.data.tar.headers import BLOCK_BYTES, BLOCKS_BITS, Member, TarHeaders
 from prefetchd.errors import ManifestError
-from prefetchd.file_state import identity
-from prefetchd.sources.labels import BadLabel, Labels, Numbers
-from prefetchd.sources.record_index import IndexWriter
-from prefetchd.sources.shard_files import identity_of
 
 log = logging.getLogger("prefetchd")
 

@@ -12,18 +12,17 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from prefetchd.config.options import Config
+from prefetchd.data.faults import SampleFault, UnreadableFile, fault_of
+from prefetchd.data.kinds import expand
 from prefetchd.data.manifest.dialect import show
+from prefetchd.data.records import Sample
+from prefetchd.data.shards import ShardRecords, write_table
 from prefetchd.data.tar.headers import BLOCK_BYTES, BLOCKS_BITS, TarHeaders, compressed
 from prefetchd.errors import ManifestError, one_line
-from prefetchd.faults import SampleFault, UnreadableFile, fault_of
-from prefetchd.sample import Sample
-from prefetchd.sources.patterns import expand
-from prefetchd.sources.shard_files import write_table
-from prefetchd.sources.shard_records import ShardRecords
 
 if TYPE_CHECKING:
-    from prefetchd.file_bytes import FileBuffer
-    from prefetchd.sources.base import ReserveMemory
+    from prefetchd.data.files import FileBuffer
+    from prefetchd.data.source import ReserveMemory
 
 _COMPRESSED = {"gz": "gzip", "tgz": "gzip", "bz2": "bzip2", "tbz": "bzip2", "tbz2": "bzip2", "xz": "xz", "txz": "xz"}
 

@@ -12,10 +12,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from prefetchd.config.options import Config
-from prefetchd.sources.applicable import ARRAY_OPTIONS, MASK_OPTIONS, SEQUENCE_OPTIONS, refuse_given
-from prefetchd.sources.base import Source
-from prefetchd.sources.patterns import kind_of
-from prefetchd.sources.records import Records
+from prefetchd.data.kinds import ARRAY_OPTIONS, MASK_OPTIONS, SEQUENCE_OPTIONS, kind_of, refuse_given
+from prefetchd.data.records import Records
+from prefetchd.data.source import Source
 
 if TYPE_CHECKING:
     from prefetchd.data.images.source import ImageSource

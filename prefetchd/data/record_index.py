@@ -14,15 +14,15 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from prefetchd.file_state import read_exactly
+from prefetchd.data.files import read_exactly
+from prefetchd.data.records import Label
 from prefetchd.ipc.descriptors import memfd, memfd_bytes, seal
-from prefetchd.sample import Label
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from prefetchd.sources.labels import Labels, Numbers
+    from prefetchd.data.labels import Labels, Numbers
 
 _BLOCK_ROWS = 1 << 16
 

@@ -24,12 +24,11 @@ from collections import deque
 from collections.abc import Iterable
 from functools import partial
 
-from prefetchd import file_bytes
-from prefetchd.file_bytes import FileBuffer
-from prefetchd.sample import Sample
-from prefetchd.sources.ahead_parts import AheadRead, Fetch, MappedBuffer
-from prefetchd.sources.base import ReserveMemory
-from prefetchd.sources.records import Records
+from prefetchd.data import files as file_bytes
+from prefetchd.data.buffer_pool import AheadRead, Fetch, MappedBuffer
+from prefetchd.data.files import FileBuffer
+from prefetchd.data.records import Records, Sample
+from prefetchd.data.source import ReserveMemory
 
 N_THREADS = 32  # and so many samples are on their way, or wait for the reader, at most
 MAX_BYTES = 9 << 19  # within a reader's allowance

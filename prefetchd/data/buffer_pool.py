@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from prefetchd.file_bytes import FileBuffer
-from prefetchd.sources.base import ReserveMemory
+from prefetchd.data.files import FileBuffer
+from prefetchd.data.source import ReserveMemory
 
 Fetch = Callable[[FileBuffer, ReserveMemory], memoryview]  # reads one file's bytes, as `Records.read` does
 
