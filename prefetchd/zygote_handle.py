@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from prefetchd.ipc import reader_messages, sockets
 from prefetchd.ipc.process import process_state
-from prefetchd.zygote import ENVIRONMENT
+from prefetchd.reader.fork_server import ENVIRONMENT
 
 log = logging.getLogger("prefetchd")
 
@@ -39,7 +39,7 @@ class ZygoteHandle:
             sys.executable,
             "-P",
             "-m",
-            "prefetchd.zygote",
+            "prefetchd.reader.fork_server",
             str(theirs.fileno()),
             str(os.getpid()),
             *files_to_remove,

@@ -55,8 +55,10 @@ class Roles:
                 return "other"
             if "prefetchd.daemon.private" in words:
                 name = "daemon"
-            elif "prefetchd.zygote" in words:
-                name = "reader" if parent is not None and "prefetchd.zygote" in parent.cmdline() else "zygote"
+            elif "prefetchd.reader.fork_server" in words:
+                name = (
+                    "reader" if parent is not None and "prefetchd.reader.fork_server" in parent.cmdline() else "zygote"
+                )
             elif any("resource_tracker" in word for word in words):
                 name = "tracker"
             else:

@@ -210,7 +210,7 @@ class World:
         def find() -> int:
             for child in psutil.Process(parent).children():
                 with contextlib.suppress(psutil.Error):
-                    if "prefetchd.zygote" in child.cmdline():
+                    if "prefetchd.reader.fork_server" in child.cmdline():
                         return child.pid
             return 0
 

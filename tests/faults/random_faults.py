@@ -76,7 +76,9 @@ def _befall(party: str, fault: str, daemon: int, trainers: list[Trainer], rng: r
         elif party == "daemon":
             pid = daemon
         else:
-            zygote = next(one for one in psutil.Process(daemon).children() if "prefetchd.zygote" in one.cmdline())
+            zygote = next(
+                one for one in psutil.Process(daemon).children() if "prefetchd.reader.fork_server" in one.cmdline()
+            )
             pid = zygote.pid if party == "zygote" else rng.choice(zygote.children()).pid
         if fault == "stop":
             os.kill(pid, signal.SIGSTOP)

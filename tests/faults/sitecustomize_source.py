@@ -22,7 +22,7 @@ import sys
 MARK = b"\nSABOTAGE "
 MARK_BYTES = 32
 
-if "prefetchd.zygote" in sys.orig_argv:
+if "prefetchd.reader.fork_server" in sys.orig_argv:
     import contextlib
     import signal
     import threading

@@ -156,7 +156,7 @@ def test_stale_files_of_a_family_killed_together(serve: Serve, forty: Path, fort
     daemon = serve(forty, *exact("--num-workers", 2))
     family = daemon.descendants()
     for process in family:
-        if "prefetchd.zygote" in " ".join(process.cmdline()) and process.ppid() == daemon.pid:
+        if "prefetchd.reader.fork_server" in " ".join(process.cmdline()) and process.ppid() == daemon.pid:
             process.suspend()
             zygote = process
     os.kill(daemon.pid, signal.SIGKILL)

@@ -1,6 +1,6 @@
 """The daemon's side of the trial: what users' functions make of a sample, found out before any memory is planned.
 
-    daemon --OpenDataset + descriptors--> python -P -m prefetchd.trial --TrialDone | TrialFailed--> daemon
+    daemon --OpenDataset + descriptors--> python -P -m prefetchd.reader.dry_run --TrialDone | TrialFailed--> daemon
 
 Called by a source when it is opened with a `transform`, a `target_transform` or masks; otherwise nothing is started.
 The process imports and runs user code, which the daemon never does. Its end without an answer, by a crash or an exit,
@@ -33,7 +33,7 @@ def run_trial(config: Config, handle: dict[str, Any], fds: list[int]) -> reader_
     """
     ours, theirs = sockets.socket_pair()
     stderr = os.memfd_create("prefetchd-trial-stderr", os.MFD_CLOEXEC)
-    command = [sys.executable, "-P", "-m", "prefetchd.trial", str(theirs.fileno())]
+    command = [sys.executable, "-P", "-m", "prefetchd.reader.dry_run", str(theirs.fileno())]
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,

@@ -1,6 +1,6 @@
 """The zygote: a small process that has numpy and cv2 loaded, with one thread, and forks a reader whenever it is asked.
 
-    python -P -m prefetchd.zygote SOCKET_FD DAEMON_PID [FILE ... LOCK]
+    python -P -m prefetchd.reader.fork_server SOCKET_FD DAEMON_PID [FILE ... LOCK]
 
 A fork takes some milliseconds where a fresh interpreter takes a third of a second, and readers share the libraries'
 private pages. It is started before the daemon has any thread, and has none itself, so `fork` is sound. The standard
@@ -115,7 +115,7 @@ def _run_reader(fd: int, inherited: list[int], zygote: int) -> None:
         if os.getppid() != zygote:
             os._exit(status)  # it died before we asked for the signal
         sockets.close_all(inherited)
-        from prefetchd import reader
+        from prefetchd.reader import process as reader
 
         reader.main(socket.socket(fileno=fd))
         status = 0

@@ -28,7 +28,7 @@ from prefetchd.data.images.decode import detach_native_stderr
 from prefetchd.data.registry import Source, attach_source
 from prefetchd.errors import PrefetchdError
 from prefetchd.ipc import reader_messages, sockets
-from prefetchd.reader_memory import ReaderMemory
+from prefetchd.reader.memory_limit import ReaderMemory
 from prefetchd.ring.layout import BatchLayout, layout_from_wire
 from prefetchd.ring.segment import keep_from_children, map_writable
 from prefetchd.sampling.order import Order
