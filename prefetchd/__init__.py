@@ -24,10 +24,10 @@ from prefetchd.errors import (
 )
 
 if TYPE_CHECKING:
-    from prefetchd.api import batches
-    from prefetchd.batch import Batch
-    from prefetchd.live_options import set_options
-    from prefetchd.loader import Loader
+    from prefetchd.client.admin import set_options
+    from prefetchd.client.api import batches
+    from prefetchd.client.batch import Batch
+    from prefetchd.client.loader import Loader
 
 __all__ = [
     "__version__",

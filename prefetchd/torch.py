@@ -31,8 +31,8 @@ except ImportError as error:
         f"cannot import prefetchd.torch: PyTorch cannot be imported ({error}); pip install 'prefetchd[torch]'"
     ) from error
 
-from prefetchd.api import batches as numpy_batches
-from prefetchd.batch import Batch, InEpoch
+from prefetchd.client.api import batches as numpy_batches
+from prefetchd.client.batch import Batch, InEpoch
 from prefetchd.device_copies import Arriving, Cuda, DeviceCopies
 from prefetchd.errors import ConfigError, PrefetchdError
 from prefetchd.torch_options import choose_share, conversion, find_device
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from prefetchd.batch_options import BatchOptions
-    from prefetchd.loader import Loader
-    from prefetchd.resume import Position
+    from prefetchd.client.loader import Loader
+    from prefetchd.client.state import Position
     from prefetchd.ring.layout import BatchLayout
 
 __all__ = ["TensorBatch", "TensorLoader", "batches"]

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from prefetchd.client.user_warnings import warn_user
 from prefetchd.config.options import make_config
 from prefetchd.errors import ConfigError
-from prefetchd.user_warnings import warn_user
 
 if TYPE_CHECKING:
     from prefetchd.batch_options import BatchOptions
-    from prefetchd.loader import Loader
+    from prefetchd.client.loader import Loader
 
 
 def find_device(device: str | int | torch.device | None) -> torch.device:

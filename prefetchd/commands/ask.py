@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from prefetchd.asking import ask_daemon
+from prefetchd.client.admin import ask_daemon
 from prefetchd.ipc.run_directory import choose_name
 
 

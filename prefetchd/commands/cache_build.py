@@ -12,12 +12,12 @@ import sys
 import time
 from pathlib import Path
 
+from prefetchd.client.loader import Loader
+from prefetchd.client.session import Endpoint
 from prefetchd.config.options import Config
 from prefetchd.config.units import parse_bytes
 from prefetchd.data.cache.keys import check_cache
 from prefetchd.errors import ConfigError
-from prefetchd.loader import Loader
-from prefetchd.session import Endpoint
 
 _BATCH = 64
 _LOOK_S = 1.0

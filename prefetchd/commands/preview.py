@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from prefetchd.client.loader import Loader
     from prefetchd.config.options import Config
     from prefetchd.data.images.source import ImageSource
-    from prefetchd.loader import Loader
     from prefetchd.tools.contact_sheet import Tile
 
 _COLUMNS = 6
@@ -107,7 +107,7 @@ def _tiles(
     What a sample is like depends on seed, epoch and sample alone, so that batches of one, taken with a stride, show
     what batches of any size and order hold.
     """
-    from prefetchd.loader import Loader
+    from prefetchd.client.loader import Loader
     from prefetchd.tools.measuring import endpoint_of
 
     total = source.n_samples

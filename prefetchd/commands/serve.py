@@ -11,7 +11,7 @@ import socket
 from collections.abc import Iterable
 from typing import Any
 
-from prefetchd.asking import ask_daemon
+from prefetchd.client.admin import ask_daemon
 from prefetchd.commands.parsers import Subparsers
 from prefetchd.commands.source_options import EPILOG, add_source_options, configs_of
 from prefetchd.daemon.json_log import JsonFormatter

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 
+from prefetchd.client.admin import change_options
 from prefetchd.commands.ask import name_of
 from prefetchd.commands.parsers import Subparsers
 from prefetchd.errors import ConfigError
-from prefetchd.live_options import change_options
 
 _EPILOG = (
     "Consumers notice nothing, and what they hold stays valid: a smaller ring gives up its free slots at once and the "

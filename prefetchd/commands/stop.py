@@ -7,7 +7,7 @@ import os
 import select
 from collections.abc import Iterable
 
-from prefetchd.asking import ask_over
+from prefetchd.client.admin import ask_over
 from prefetchd.commands.ask import add_name, name_of
 from prefetchd.commands.parsers import Subparsers
 from prefetchd.errors import PrefetchdError
@@ -24,7 +24,7 @@ def add(commands: Subparsers, datasets: Iterable[str]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Stop the daemon and wait for its end."""
-    from prefetchd import launch
+    from prefetchd.client import launch
     from prefetchd.ipc import messages, sockets
     from prefetchd.ipc.process import describe_process
 

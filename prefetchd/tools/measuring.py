@@ -14,9 +14,9 @@ from typing import Any
 
 import psutil
 
+from prefetchd.client.loader import Loader
+from prefetchd.client.session import Endpoint
 from prefetchd.config.options import Config
-from prefetchd.loader import Loader
-from prefetchd.session import Endpoint
 from prefetchd.tools.rates import rates
 
 _WARM_UP_S = 0.3

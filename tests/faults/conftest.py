@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import prefetchd
-from prefetchd import launch
+from prefetchd.client import launch
 from prefetchd.ipc import messages, sockets
 from tests.conftest import wait_until
 from tests.images import write_jpeg

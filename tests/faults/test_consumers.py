@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import prefetchd
+from prefetchd.client.state import MAX_EPOCH
 from prefetchd.ipc import messages, reader_messages, sockets
 from prefetchd.ipc.run_directory import daemon_paths
-from prefetchd.resume import MAX_EPOCH
 from tests.conftest import PROMPT_S, DaemonProcess, wait_until
 from tests.faults.conftest import Content, Script, ask_status, content_of, exact
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import prefetchd
-from prefetchd.client import Connection
+from prefetchd.client.connection import Connection
 from prefetchd.ipc import messages, sockets
 from prefetchd.ring.queues import Outbox, ReturnedLeases
 from prefetchd.sampling.order import Shard

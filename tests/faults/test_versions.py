@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 import prefetchd
-from prefetchd import launch
+from prefetchd.client import launch
 from prefetchd.ipc import messages, sockets
 from prefetchd.ipc.run_directory import daemon_paths
 from tests.conftest import DaemonProcess

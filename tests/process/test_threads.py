@@ -7,7 +7,7 @@ import threading
 import pytest
 
 import prefetchd
-from prefetchd.leases import Leases
+from prefetchd.client.leases import Leases
 from prefetchd.ring.queues import ENOUGH_AHEAD
 from tests.conftest import wait_until
 

@@ -24,9 +24,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from prefetchd._version import __version__
-from prefetchd.batch import Batch
 from prefetchd.budget import MIN_SLOTS
-from prefetchd.client import Connection
+from prefetchd.client.batch import Batch
+from prefetchd.client.connection import Connection
 from prefetchd.config.options import make_config
 from prefetchd.front_desk import FrontDesk
 from prefetchd.ipc import messages

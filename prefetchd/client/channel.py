@@ -12,9 +12,9 @@ import select
 import socket
 
 from prefetchd._version import __version__
+from prefetchd.client.waiting import LOOK_S, Silence
 from prefetchd.errors import DaemonNotFound, PrefetchdError
 from prefetchd.ipc import messages, sockets
-from prefetchd.silence import LOOK_S, Silence
 
 
 class Uplink:

@@ -17,22 +17,21 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from prefetchd._version import __version__
+from prefetchd.client.channel import Uplink
+from prefetchd.client.leases import Leases
+from prefetchd.client.waiting import LOOK_S, Silence, Stall
 from prefetchd.errors import DaemonLost, PrefetchdError, error_from_name
 from prefetchd.ipc import messages, sockets
 from prefetchd.ipc.descriptors import read_classes
 from prefetchd.ipc.process import describe_process
-from prefetchd.leases import Leases
 from prefetchd.ring.layout import BatchLayout, layout_from_wire
 from prefetchd.ring.queues import Mailbox, Returns
-from prefetchd.silence import LOOK_S, Silence
-from prefetchd.stall import Stall
-from prefetchd.uplink import Uplink
 
 if TYPE_CHECKING:
     import mmap
     import socket
 
-    from prefetchd.batch import Batch
+    from prefetchd.client.batch import Batch
     from prefetchd.ring.queues import Granted
     from prefetchd.sampling.order import Shard
 

@@ -8,6 +8,9 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from prefetchd.client.loader import Loader
+from prefetchd.client.ranks import choose_rank
+from prefetchd.client.session import Endpoint
 from prefetchd.config.options import (
     OPTIONS,
     PATH_OPTIONS,
@@ -26,9 +29,6 @@ from prefetchd.config.options import (
 )
 from prefetchd.errors import ConfigError
 from prefetchd.ipc.run_directory import choose_name
-from prefetchd.loader import Loader
-from prefetchd.ranks import choose_rank
-from prefetchd.session import Endpoint
 
 
 def batches(

@@ -1,4 +1,9 @@
-"""A wait for a daemon that says nothing: looks into it, says what is found, and gives the daemon up in the end.
+"""A wait for a batch that no slot can be spared for: warns who holds what, then ends in `RingExhausted`.
+
+Used by the `Connection` while a loop waits for its next batch. The daemon tells it of the stall, and again after a slot
+came back to anybody: the time runs from then. While it lasts nobody wonders at the daemon's silence (`silence`).
+
+A wait for a daemon that says nothing: looks into it, says what is found, and gives the daemon up in the end.
 
 Used by the `Connection` and its `Uplink` wherever they wait. A daemon that is stopped is named after the first look;
 one at work is asked what at, and its answer is logged; one that says nothing for minutes, though asked, is lost.
@@ -11,7 +16,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from prefetchd.errors import DaemonLost
+from prefetchd.client.user_warnings import warn_user
+from prefetchd.errors import DaemonLost, RingExhausted
 from prefetchd.ipc.process import describe_process, process_state
 
 log = logging.getLogger("prefetchd")
@@ -89,3 +95,47 @@ class Silence:
             self._pid,
             readers,
         )
+
+
+_WARN_S = 1.0  # or half the hold time-out, if that is less
+
+
+class Stall:
+    """At most one for each wait for a batch.
+
+    Args:
+        hold_timeout_s: how long to wait for a slot.
+    """
+
+    def __init__(self, hold_timeout_s: float) -> None:
+        self._hold_timeout_s = hold_timeout_s
+        self._warn_after_s = min(_WARN_S, hold_timeout_s / 2)
+        self._warned = False
+        self._holders = ""
+        self._since_s = 0.0
+
+    def begin(self, holders: str) -> None:
+        """No slot can be spared from now on, since `holders` hold them."""
+        self._holders = holders
+        self._since_s = time.monotonic()
+
+    def look(self) -> float:
+        """Say so once if it has lasted long; return after how many seconds to look again.
+
+        Raises:
+            RingExhausted: if it has lasted as long as it may.
+        """
+        lasts_s = time.monotonic() - self._since_s
+        if lasts_s >= self._warn_after_s and not self._warned:
+            self._warned = True
+            warn_user(
+                f"waiting for a slot: {self._holders}; drop batches that you are done with, or pass "
+                f"on_hold='copy' (RingExhausted in {self._hold_timeout_s - lasts_s:.0f} s)"
+            )
+        if lasts_s >= self._hold_timeout_s:
+            raise RingExhausted(
+                f"cannot get the next batch: {self._holders}, and none came back in "
+                f"{self._hold_timeout_s:g} s; copy what you keep (x.copy()), pass on_hold='copy', or give the "
+                "daemon a larger memory_budget"
+            )
+        return min(self._warn_after_s, self._hold_timeout_s - lasts_s)

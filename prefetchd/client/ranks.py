@@ -7,8 +7,8 @@ import operator
 import os
 from typing import Literal
 
+from prefetchd.client.user_warnings import warn_user
 from prefetchd.errors import ConfigError
-from prefetchd.user_warnings import warn_user
 
 
 def choose_rank(rank: int | Literal["env"] | None, world_size: int | None) -> tuple[int, int]:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prefetchd.batch import Batch
+from prefetchd.client.batch import Batch
 from prefetchd.errors import PrefetchdError
 from prefetchd.ipc import messages, sockets
 from prefetchd.ring import segment

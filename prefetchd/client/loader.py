@@ -15,12 +15,12 @@ import weakref
 from collections.abc import Collection, Generator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from prefetchd.batch import Batch
+from prefetchd.client.batch import Batch
+from prefetchd.client.session import Endpoint
+from prefetchd.client.state import MAX_EPOCH, Position, check_same, make_state, read_state
+from prefetchd.client.user_warnings import warn_user
 from prefetchd.errors import ConfigError, DaemonLost
-from prefetchd.resume import MAX_EPOCH, Position, check_same, make_state, read_state
 from prefetchd.sampling.order import Shard
-from prefetchd.session import Endpoint
-from prefetchd.user_warnings import warn_user
 
 if TYPE_CHECKING:
     import mmap
@@ -266,7 +266,7 @@ class Loader:
         return joined.pop()
 
     def _run_in_group(self, serial: int, stop_epoch: int | None, join: bool) -> Generator[Batch, None, None]:
-        from prefetchd.client import PassEnded  # numpy is imported by now
+        from prefetchd.client.connection import PassEnded  # numpy is imported by now
 
         try:
             self._open_cursor(serial, stop_epoch)

@@ -14,8 +14,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prefetchd import launch
 from prefetchd._version import __version__
+from prefetchd.client import launch
 from prefetchd.config.options import Config
 from prefetchd.errors import ConfigError, DaemonLost, DaemonNotFound
 from prefetchd.ipc import messages, sockets
@@ -23,7 +23,7 @@ from prefetchd.ipc.process import remove_left_files
 from prefetchd.ipc.run_directory import daemon_paths
 
 if TYPE_CHECKING:
-    from prefetchd.client import Connection
+    from prefetchd.client.connection import Connection
 
 _END_S = 5.0
 _RETRY_S = 0.05
@@ -110,7 +110,7 @@ class Endpoint:
             sock, process = launch.start_private(self.config)
         else:
             sock, timeout_s = launch.connect(self.daemon, self.timeout_s), self.timeout_s
-        from prefetchd.client import Connection  # numpy is imported here, while a private daemon starts
+        from prefetchd.client.connection import Connection  # numpy is imported here, while a private daemon starts
 
         daemon_pid = sockets.peer_pid(sock) if process is None else process.pid
         connection = Connection(sock, daemon_pid, writable=self.writable, hold_timeout_s=self.hold_timeout_s)
