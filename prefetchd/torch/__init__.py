@@ -33,9 +33,9 @@ except ImportError as error:
 
 from prefetchd.client.api import batches as numpy_batches
 from prefetchd.client.batch import Batch, InEpoch
-from prefetchd.device_copies import Arriving, Cuda, DeviceCopies
 from prefetchd.errors import ConfigError, PrefetchdError
-from prefetchd.torch_options import choose_share, conversion, find_device
+from prefetchd.torch.device_copies import Arriving, Cuda, DeviceCopies
+from prefetchd.torch.options import choose_share, conversion, find_device
 
 if TYPE_CHECKING:
     from typing import Unpack
