@@ -12,8 +12,8 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
-from prefetchd.cursor import Cursor
-from prefetchd.datasets import Dataset
+from prefetchd.daemon.schedule.cursor import Cursor
+from prefetchd.daemon.schedule.datasets import Dataset
 from prefetchd.ipc import messages, sockets
 from prefetchd.ring.queues import Outbox, ReturnedLeases
 from prefetchd.ring.slots import Slot

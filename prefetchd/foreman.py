@@ -15,14 +15,14 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from prefetchd.cursor import Cursor
-from prefetchd.datasets import Dataset
+from prefetchd.daemon.schedule.cursor import Cursor
+from prefetchd.daemon.schedule.datasets import Dataset
+from prefetchd.daemon.schedule.scheduler import next_fills
 from prefetchd.filling import BadSample, Chunk, Failure, Filler, Job
 from prefetchd.histogram import Histogram
 from prefetchd.ipc import reader_messages
 from prefetchd.pool import Pool
 from prefetchd.ring.slots import Key, Ring
-from prefetchd.scheduler import next_fills
 
 log = logging.getLogger("prefetchd")
 

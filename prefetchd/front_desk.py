@@ -20,8 +20,10 @@ from prefetchd.admission import Admission
 from prefetchd.budget import MIN_SLOTS
 from prefetchd.config.units import format_count
 from prefetchd.consumers import Consumer
-from prefetchd.cursor import Cursor
-from prefetchd.datasets import Dataset
+from prefetchd.daemon.schedule.cursor import Cursor
+from prefetchd.daemon.schedule.datasets import Dataset
+from prefetchd.daemon.schedule.pacing import Pacer
+from prefetchd.daemon.schedule.scheduler import Reserve
 from prefetchd.door import Door, most_consumers
 from prefetchd.foreman import Foreman
 from prefetchd.granting import Granter
@@ -35,9 +37,7 @@ from prefetchd.releases import Releases
 from prefetchd.ring import queues
 from prefetchd.ring.slots import Ring, Slot
 from prefetchd.sampling.order import Shard
-from prefetchd.scheduler import Reserve
 from prefetchd.start_line import StartLine
-from prefetchd.windows import Pacer
 
 log = logging.getLogger("prefetchd")
 

@@ -18,8 +18,8 @@ from prefetchd.auto_readers import WINDOW_S, AutoReaders, Window
 from prefetchd.budget import Plan
 from prefetchd.config.options import Config
 from prefetchd.config.units import format_bytes, format_count
-from prefetchd.cursor import Cursor
 from prefetchd.daemon.memory.pressure import Costs, PressurePolicy, Stance
+from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.guard import Guard
 from prefetchd.limits import Shortage
 from prefetchd.pool import Pool

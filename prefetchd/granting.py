@@ -11,14 +11,14 @@ import time
 from collections.abc import Mapping
 
 from prefetchd.consumers import Consumer
-from prefetchd.cursor import Cursor
+from prefetchd.daemon.schedule.cursor import Cursor
+from prefetchd.daemon.schedule.scheduler import Reserve, can_spare, may_grant, ready_for
 from prefetchd.foreman import Foreman
 from prefetchd.guard import Guard
 from prefetchd.histogram import Histogram
 from prefetchd.ipc import messages
 from prefetchd.ring.queues import MAX_GRANTS_AHEAD
 from prefetchd.ring.slots import Content, Key, Ring, Slot
-from prefetchd.scheduler import Reserve, can_spare, may_grant, ready_for
 
 _MANY_SLOTS = 16
 _SLOTS_PER_GRANT = 2

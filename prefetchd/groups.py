@@ -15,12 +15,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from prefetchd.consumers import Consumer
-from prefetchd.cursor import Cursor
+from prefetchd.daemon.schedule.cursor import Cursor
+from prefetchd.daemon.schedule.scheduler import Reserve, may_grant, ready_for
 from prefetchd.granting import Granter
 from prefetchd.ipc import messages
 from prefetchd.ring.slots import Key, Ring, Slot
 from prefetchd.sampling.order import Shard
-from prefetchd.scheduler import Reserve, may_grant, ready_for
 
 _MAX_GROUPS = 1024  # then those that nobody is in are forgotten, and which epoch they were at
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from prefetchd.consumers import Consumer
-from prefetchd.cursor import Cursor
-from prefetchd.datasets import Dataset
+from prefetchd.daemon.schedule.cursor import Cursor
+from prefetchd.daemon.schedule.datasets import Dataset
+from prefetchd.daemon.schedule.pacing import join_window, most_windows, n_places, reaches
 from prefetchd.foreman import Foreman
 from prefetchd.groups import Groups
 from prefetchd.guard import Guard
@@ -20,7 +21,6 @@ from prefetchd.ipc import messages
 from prefetchd.ring.slots import Ring
 from prefetchd.sampling.order import Shard
 from prefetchd.start_line import StartLine
-from prefetchd.windows import join_window, most_windows, n_places, reaches
 
 
 class Openings:

@@ -102,7 +102,7 @@ def _take_targets(arguments: argparse.Namespace) -> float | None:
 def _measure_all(config: Config, seconds: float, progress: Progress) -> tuple[list[Measured], list[str]]:
     """Measure points of more readers and larger budgets as long as they gain something; return those, and refusals."""
     from prefetchd import budget
-    from prefetchd.datasets import open_datasets
+    from prefetchd.daemon.schedule.datasets import open_datasets
     from prefetchd.errors import ManifestError, PrefetchdError
     from prefetchd.limits import machine_limits
     from prefetchd.tools.measuring import measure

@@ -23,10 +23,10 @@ from typing import Any
 
 from prefetchd import budget, limits
 from prefetchd.config.options import LIVE_OPTIONS, Config, make_config
-from prefetchd.cursor import Cursor
 from prefetchd.daemon import status as report
 from prefetchd.daemon.memory.pressure import CachePages
-from prefetchd.datasets import open_datasets
+from prefetchd.daemon.schedule.cursor import Cursor
+from prefetchd.daemon.schedule.datasets import open_datasets
 from prefetchd.errors import ConfigError, PrefetchdError
 from prefetchd.foreman import Foreman
 from prefetchd.front_desk import FrontDesk

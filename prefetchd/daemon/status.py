@@ -15,8 +15,8 @@ from prefetchd._version import __version__
 from prefetchd.budget import Footprint, Plan
 from prefetchd.config.units import format_bytes, format_count
 from prefetchd.consumers import Consumer
-from prefetchd.cursor import Cursor
-from prefetchd.datasets import Dataset
+from prefetchd.daemon.schedule.cursor import Cursor
+from prefetchd.daemon.schedule.datasets import Dataset
 from prefetchd.errors import one_line
 from prefetchd.foreman import Foreman
 from prefetchd.governor import Governor

@@ -24,12 +24,12 @@ import numpy as np
 
 from prefetchd import budget
 from prefetchd.config.options import Config
-from prefetchd.cursor import Cursor
+from prefetchd.daemon.schedule.cursor import Cursor
+from prefetchd.daemon.schedule.datasets import Dataset
 from prefetchd.data.images.inspection import FACTS, InspectedImages
 from prefetchd.data.images.source import ImageSource
 from prefetchd.data.manifest.dialect import MalformedLine
 from prefetchd.data.registry import open_source
-from prefetchd.datasets import Dataset
 from prefetchd.errors import ConfigError
 from prefetchd.filling import BadSample
 from prefetchd.foreman import Foreman

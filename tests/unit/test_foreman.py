@@ -7,13 +7,13 @@ from typing import Any, cast
 
 import pytest
 
-from prefetchd.cursor import Cursor
+from prefetchd.daemon.schedule.cursor import Cursor
+from prefetchd.daemon.schedule.scheduler import ready_for
 from prefetchd.filling import Chunk
 from prefetchd.foreman import Foreman
 from prefetchd.ipc import reader_messages
 from prefetchd.ring.slots import Ring, Slot
 from prefetchd.sampling.order import Order, Shard
-from prefetchd.scheduler import ready_for
 from tests.unit.test_slots import ring_of
 
 

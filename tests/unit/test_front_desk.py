@@ -28,6 +28,7 @@ from prefetchd.budget import MIN_SLOTS
 from prefetchd.client.batch import Batch
 from prefetchd.client.connection import Connection
 from prefetchd.config.options import make_config
+from prefetchd.daemon.schedule.scheduler import next_fills, to_give_back
 from prefetchd.front_desk import FrontDesk
 from prefetchd.ipc import messages
 from prefetchd.ring import segment
@@ -35,7 +36,6 @@ from prefetchd.ring.layout import BatchLayout
 from prefetchd.ring.queues import N_BYTES
 from prefetchd.ring.slots import Key, Ring, Slot
 from prefetchd.sampling.order import Shard
-from prefetchd.scheduler import next_fills, to_give_back
 
 LAYOUT = BatchLayout(4, (8,), "uint8", (), "int64")
 MAX_LOOPS = 4

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefetchd.consumers import Consumer
+from prefetchd.daemon.schedule.scheduler import Reserve, next_fills
 from prefetchd.groups import Group
 from prefetchd.ipc import messages
 from prefetchd.ring.slots import Ring, Slot
 from prefetchd.sampling.order import Shard
-from prefetchd.scheduler import Reserve, next_fills
 from tests.unit.test_slots import ring_of
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from prefetchd import guard as guard_module
 from prefetchd.budget import ALLOWANCE_BYTES, DAEMON_BYTES, MIB, MIN_SLOTS, READER_BYTES, Budget, Footprint, Plan
-from prefetchd.cursor import Cursor
+from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.filling import Chunk, Job
 from prefetchd.guard import Guard
 from prefetchd.limits import Limit

@@ -10,9 +10,9 @@ import operator
 from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass
 
-from prefetchd.cursor import Cursor
+from prefetchd.daemon.schedule.cursor import Cursor
+from prefetchd.daemon.schedule.pacing import Window, arrange, reaches
 from prefetchd.ring.slots import Content, Key, Ring, Slot
-from prefetchd.windows import Window, arrange, reaches
 
 Urgency = tuple[int, bool]  # batches until it is needed, and whether nobody stands still for it
 

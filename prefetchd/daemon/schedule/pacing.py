@@ -20,7 +20,7 @@ import math
 from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass, field
 
-from prefetchd.cursor import Cursor
+from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.ring.slots import Key, Ring
 
 _LEAST_S = 0.001  # a clock need not tell less apart
