@@ -20,12 +20,12 @@ from prefetchd.admission import Admission
 from prefetchd.budget import MIN_SLOTS
 from prefetchd.config.units import format_count
 from prefetchd.consumers import Consumer
+from prefetchd.daemon.readers.batch_builder import Foreman
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import Dataset
 from prefetchd.daemon.schedule.pacing import Pacer
 from prefetchd.daemon.schedule.scheduler import Reserve
 from prefetchd.door import Door, most_consumers
-from prefetchd.foreman import Foreman
 from prefetchd.granting import Granter
 from prefetchd.groups import Groups
 from prefetchd.guard import Guard

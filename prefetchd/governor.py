@@ -19,10 +19,10 @@ from prefetchd.budget import Plan
 from prefetchd.config.options import Config
 from prefetchd.config.units import format_bytes, format_count
 from prefetchd.daemon.memory.pressure import Costs, PressurePolicy, Stance
+from prefetchd.daemon.readers.pool import Pool
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.guard import Guard
 from prefetchd.limits import Shortage
-from prefetchd.pool import Pool
 from prefetchd.ring.slots import Ring
 
 log = logging.getLogger("prefetchd")

@@ -24,6 +24,9 @@ import numpy as np
 
 from prefetchd import budget
 from prefetchd.config.options import Config
+from prefetchd.daemon.readers.batch_builder import Foreman
+from prefetchd.daemon.readers.batch_job import BadSample
+from prefetchd.daemon.readers.pool import Pool, PoolEvents
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import Dataset
 from prefetchd.data.images.inspection import FACTS, InspectedImages
@@ -31,13 +34,10 @@ from prefetchd.data.images.source import ImageSource
 from prefetchd.data.manifest.dialect import MalformedLine
 from prefetchd.data.registry import open_source
 from prefetchd.errors import ConfigError
-from prefetchd.filling import BadSample
-from prefetchd.foreman import Foreman
 from prefetchd.guard import Guard
 from prefetchd.ipc import messages
 from prefetchd.ipc.event_loop import EventLoop
 from prefetchd.limits import machine_limits
-from prefetchd.pool import Pool, PoolEvents
 from prefetchd.ring.layout import BatchLayout
 from prefetchd.ring.segment import anonymous_file, map_read_only, map_writable
 from prefetchd.ring.slots import Content, Key, Ring, Slot

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import psutil
 
-from prefetchd.filling import CRASH_TRIES
-from prefetchd.pool import MAX_BOOT_FAILURES
+from prefetchd.daemon.readers.batch_job import CRASH_TRIES
+from prefetchd.daemon.readers.pool import MAX_BOOT_FAILURES
 from tests.conftest import wait_until
 from tests.faults.campaign import Trainer, World, as_content
 from tests.faults.conftest import ask_status

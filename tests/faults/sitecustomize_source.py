@@ -122,7 +122,7 @@ if os.environ.get("SABOTAGE_UNKILLABLE") and "serve" in sys.orig_argv:
     # Stands in for a process that the kernel does not let go: the one at the gate, which says so before it is there.
     import signal
 
-    from prefetchd import reader_handle
+    from prefetchd.daemon.readers import reader_handle
 
     reader_handle._STUCK_S = 0.3
     _send = signal.pidfd_send_signal

@@ -7,10 +7,10 @@ from typing import Any, cast
 
 import pytest
 
+from prefetchd.daemon.readers.batch_builder import Foreman
+from prefetchd.daemon.readers.batch_job import Chunk
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.scheduler import ready_for
-from prefetchd.filling import Chunk
-from prefetchd.foreman import Foreman
 from prefetchd.ipc import reader_messages
 from prefetchd.ring.slots import Ring, Slot
 from prefetchd.sampling.order import Order, Shard

@@ -8,8 +8,8 @@ import pytest
 
 from prefetchd import guard as guard_module
 from prefetchd.budget import ALLOWANCE_BYTES, DAEMON_BYTES, MIB, MIN_SLOTS, READER_BYTES, Budget, Footprint, Plan
+from prefetchd.daemon.readers.batch_job import Chunk, Job
 from prefetchd.daemon.schedule.cursor import Cursor
-from prefetchd.filling import Chunk, Job
 from prefetchd.guard import Guard
 from prefetchd.limits import Limit
 from prefetchd.ring.slots import Ring, Slot

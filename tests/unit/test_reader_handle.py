@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from prefetchd import reader_handle
-from prefetchd.filling import Chunk
+from prefetchd.daemon.readers import reader_handle
+from prefetchd.daemon.readers.batch_job import Chunk
+from prefetchd.daemon.readers.reader_handle import CHUNKS_IN_HAND, ReaderHandle
 from prefetchd.ipc import reader_messages, sockets
-from prefetchd.reader_handle import CHUNKS_IN_HAND, ReaderHandle
 from prefetchd.ring.segment import Segment
 from prefetchd.ring.slots import Ring
 

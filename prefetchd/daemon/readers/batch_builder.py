@@ -15,13 +15,13 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from prefetchd.daemon.readers.batch_job import BadSample, Chunk, Failure, Filler, Job
+from prefetchd.daemon.readers.pool import Pool
+from prefetchd.daemon.readers.reader_handle import Histogram
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import Dataset
 from prefetchd.daemon.schedule.scheduler import next_fills
-from prefetchd.filling import BadSample, Chunk, Failure, Filler, Job
-from prefetchd.histogram import Histogram
 from prefetchd.ipc import reader_messages
-from prefetchd.pool import Pool
 from prefetchd.ring.slots import Key, Ring
 
 log = logging.getLogger("prefetchd")

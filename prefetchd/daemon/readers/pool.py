@@ -16,14 +16,14 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from prefetchd.daemon.readers.batch_job import Chunk, describe_exit
+from prefetchd.daemon.readers.fork_server_handle import ZygoteHandle
+from prefetchd.daemon.readers.reader_handle import ReaderHandle
 from prefetchd.errors import PrefetchdError, error_from_name
-from prefetchd.filling import Chunk, describe_exit
 from prefetchd.ipc import reader_messages
 from prefetchd.ipc import sockets as control
 from prefetchd.ipc.reader_messages import Done, Message
-from prefetchd.reader_handle import ReaderHandle
 from prefetchd.ring.slots import Slot
-from prefetchd.zygote_handle import ZygoteHandle
 
 MAX_BOOT_FAILURES = 3
 

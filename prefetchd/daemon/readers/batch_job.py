@@ -10,6 +10,8 @@ A `Job` is done when no chunk is queued or out. What decides a batch's content i
   and the like, an exit of its own); SIGKILL is the environment's doing;
 - what the environment does is tried again `ENVIRONMENT_TRIES` times and then fails the batch under any policy.
 Pure: it knows neither processes nor sockets.
+
+A set of sample numbers that takes a bit a sample at most, and nothing where there are none. Pure; the filler's.
 """
 
 from __future__ import annotations
@@ -23,7 +25,30 @@ from dataclasses import dataclass, field
 from prefetchd.config.options import OnError
 from prefetchd.ipc.reader_messages import Fault
 from prefetchd.ring.slots import Key, Slot
-from prefetchd.sample_set import SampleSet
+
+_BLOCK_SAMPLES = 1 << 15
+
+
+class SampleSet:
+    """Sample numbers from 0 on. Blocks of bits are made as numbers of theirs come in.
+
+    One bitmap for all samples would be made at start whatever is in it: 512 MiB for the 2**32 rows of a large array.
+    """
+
+    def __init__(self) -> None:
+        self._blocks: dict[int, bytearray] = {}
+
+    def add(self, sample_id: int) -> None:
+        """Put a number in."""
+        number, bit = divmod(sample_id, _BLOCK_SAMPLES)
+        block = self._blocks.setdefault(number, bytearray(_BLOCK_SAMPLES // 8))
+        block[bit // 8] |= 1 << bit % 8
+
+    def __contains__(self, sample_id: int) -> bool:
+        number, bit = divmod(sample_id, _BLOCK_SAMPLES)
+        block = self._blocks.get(number)
+        return block is not None and bool(block[bit // 8] >> bit % 8 & 1)
+
 
 ENVIRONMENT_TRIES = 4
 CRASH_TRIES = 2
