@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from prefetchd._version import __version__
 from prefetchd.config.units import format_count
 from prefetchd.consumers import Consumer
+from prefetchd.daemon.memory.manager import Guard
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import Dataset
 from prefetchd.daemon.schedule.scheduler import slots_promised
 from prefetchd.errors import ConfigError, PrefetchdError
-from prefetchd.guard import Guard
 from prefetchd.ipc import messages, sockets
 from prefetchd.ipc.descriptors import write_classes
 from prefetchd.ring.queues import Outbox, ReturnedLeases

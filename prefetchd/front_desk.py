@@ -17,9 +17,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from prefetchd.admission import Admission
-from prefetchd.budget import MIN_SLOTS
 from prefetchd.config.units import format_count
 from prefetchd.consumers import Consumer
+from prefetchd.daemon.memory.manager import Guard
+from prefetchd.daemon.memory.plan import MIN_SLOTS
 from prefetchd.daemon.readers.batch_builder import Foreman
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import Dataset
@@ -28,7 +29,6 @@ from prefetchd.daemon.schedule.scheduler import Reserve
 from prefetchd.door import Door, most_consumers
 from prefetchd.granting import Granter
 from prefetchd.groups import Groups
-from prefetchd.guard import Guard
 from prefetchd.hearing import Hearing
 from prefetchd.ipc import messages
 from prefetchd.ipc.event_loop import EventLoop

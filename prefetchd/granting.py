@@ -11,11 +11,11 @@ import time
 from collections.abc import Mapping
 
 from prefetchd.consumers import Consumer
+from prefetchd.daemon.memory.manager import Guard
 from prefetchd.daemon.readers.batch_builder import Foreman
 from prefetchd.daemon.readers.reader_handle import Histogram
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.scheduler import Reserve, can_spare, may_grant, ready_for
-from prefetchd.guard import Guard
 from prefetchd.ipc import messages
 from prefetchd.ring.queues import MAX_GRANTS_AHEAD
 from prefetchd.ring.slots import Content, Key, Ring, Slot

@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from prefetchd.consumers import Consumer
+from prefetchd.daemon.memory.manager import Guard
 from prefetchd.daemon.readers.batch_builder import Foreman
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import Dataset
 from prefetchd.daemon.schedule.pacing import join_window, most_windows, n_places, reaches
 from prefetchd.groups import Groups
-from prefetchd.guard import Guard
 from prefetchd.ipc import messages
 from prefetchd.ring.slots import Ring
 from prefetchd.sampling.order import Shard

@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     target = _take_targets(arguments)
     _check_plot(arguments.plot)
     config = config_of(arguments, "tune")
-    from prefetchd import budget
+    from prefetchd.daemon.memory import plan as budget
     from prefetchd.tools import plan_choice
     from prefetchd.tools.progress import Progress
 
@@ -101,10 +101,10 @@ def _take_targets(arguments: argparse.Namespace) -> float | None:
 
 def _measure_all(config: Config, seconds: float, progress: Progress) -> tuple[list[Measured], list[str]]:
     """Measure points of more readers and larger budgets as long as they gain something; return those, and refusals."""
-    from prefetchd import budget
+    from prefetchd.daemon.memory import plan as budget
+    from prefetchd.daemon.memory.limits import machine_limits
     from prefetchd.daemon.schedule.datasets import open_datasets
     from prefetchd.errors import ManifestError, PrefetchdError
-    from prefetchd.limits import machine_limits
     from prefetchd.tools.measuring import measure
     from prefetchd.tools.plan_choice import RING_SLOTS, is_worth_more, reader_counts
 

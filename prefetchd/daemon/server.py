@@ -21,9 +21,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from prefetchd import budget, limits
 from prefetchd.config.options import LIVE_OPTIONS, Config, make_config
 from prefetchd.daemon import status as report
+from prefetchd.daemon.memory import limits
+from prefetchd.daemon.memory import plan as budget
+from prefetchd.daemon.memory.controller import Governor
+from prefetchd.daemon.memory.manager import Guard
 from prefetchd.daemon.memory.pressure import CachePages
 from prefetchd.daemon.readers.batch_builder import Foreman
 from prefetchd.daemon.readers.pool import Pool, PoolEvents
@@ -31,8 +34,6 @@ from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import open_datasets
 from prefetchd.errors import ConfigError, PrefetchdError
 from prefetchd.front_desk import FrontDesk
-from prefetchd.governor import Governor
-from prefetchd.guard import Guard
 from prefetchd.ipc import messages, os_errors
 from prefetchd.ipc.event_loop import EventLoop
 from prefetchd.ring.segment import remove_stale_names

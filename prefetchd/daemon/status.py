@@ -12,19 +12,19 @@ from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from prefetchd._version import __version__
-from prefetchd.budget import Footprint, Plan
 from prefetchd.config.units import format_bytes, format_count
 from prefetchd.consumers import Consumer
+from prefetchd.daemon.memory.controller import Governor
+from prefetchd.daemon.memory.limits import read_shortage
+from prefetchd.daemon.memory.manager import Guard
+from prefetchd.daemon.memory.plan import Footprint, Plan
 from prefetchd.daemon.readers.batch_builder import Foreman
 from prefetchd.daemon.readers.pool import Pool
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import Dataset
 from prefetchd.errors import one_line
-from prefetchd.governor import Governor
 from prefetchd.granting import Granter
-from prefetchd.guard import Guard
 from prefetchd.ipc.process import process_state
-from prefetchd.limits import read_shortage
 from prefetchd.ring.segment import shm_free_bytes
 from prefetchd.ring.slots import Content, Ring
 

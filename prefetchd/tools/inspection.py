@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefetchd import budget
 from prefetchd.config.options import Config
+from prefetchd.daemon.memory import plan as budget
+from prefetchd.daemon.memory.limits import machine_limits
+from prefetchd.daemon.memory.manager import Guard
 from prefetchd.daemon.readers.batch_builder import Foreman
 from prefetchd.daemon.readers.batch_job import BadSample
 from prefetchd.daemon.readers.pool import Pool, PoolEvents
@@ -34,10 +36,8 @@ from prefetchd.data.images.source import ImageSource
 from prefetchd.data.manifest.dialect import MalformedLine
 from prefetchd.data.registry import open_source
 from prefetchd.errors import ConfigError
-from prefetchd.guard import Guard
 from prefetchd.ipc import messages
 from prefetchd.ipc.event_loop import EventLoop
-from prefetchd.limits import machine_limits
 from prefetchd.ring.layout import BatchLayout
 from prefetchd.ring.segment import anonymous_file, map_read_only, map_writable
 from prefetchd.ring.slots import Content, Key, Ring, Slot

@@ -35,7 +35,7 @@ import psutil
 from measure import MIB, Sampler, descendants, manifest_or_photographs, private_bytes, setting, shared_bytes, table
 
 import prefetchd
-from prefetchd.budget import ALLOWANCE_BYTES, DAEMON_BYTES, READER_BYTES
+from prefetchd.daemon.memory.plan import ALLOWANCE_BYTES, DAEMON_BYTES, READER_BYTES
 
 
 class Roles:

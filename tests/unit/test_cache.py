@@ -13,6 +13,7 @@ import pytest
 
 from prefetchd.commands.cache_build import _duration
 from prefetchd.config.options import make_config
+from prefetchd.daemon.memory.limits import CgroupMemory
 from prefetchd.daemon.memory.pressure import CachePages
 from prefetchd.data.cache import directory, keys, lookup, segment
 from prefetchd.data.cache.daemon_side import CacheInDaemon
@@ -23,7 +24,6 @@ from prefetchd.data.cache.run_state import RunState, StateShape, make_state
 from prefetchd.data.cache.size_limit import Room
 from prefetchd.data.records import Sample
 from prefetchd.errors import ConfigError
-from prefetchd.limits import CgroupMemory
 
 CHANNELS = 3
 PIPELINE = keys.pipeline_of(make_config(source="x", image_size=8), "decoder 1")

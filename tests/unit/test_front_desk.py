@@ -24,10 +24,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from prefetchd._version import __version__
-from prefetchd.budget import MIN_SLOTS
 from prefetchd.client.batch import Batch
 from prefetchd.client.connection import Connection
 from prefetchd.config.options import make_config
+from prefetchd.daemon.memory.plan import MIN_SLOTS
 from prefetchd.daemon.schedule.scheduler import next_fills, to_give_back
 from prefetchd.front_desk import FrontDesk
 from prefetchd.ipc import messages

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from prefetchd import budget
+from prefetchd.daemon.memory import plan
 from prefetchd.data import read_ahead
 from prefetchd.data.buffer_pool import AheadRead
 from prefetchd.data.faults import UnreadableFile
@@ -225,7 +225,7 @@ def test_waiting_for_reads_is_told_apart(files: Files, monkeypatch: pytest.Monke
 
 
 def test_the_allowance_is_the_budgets() -> None:
-    assert ALLOWANCE_BYTES == budget.ALLOWANCE_BYTES
+    assert ALLOWANCE_BYTES == plan.ALLOWANCE_BYTES
 
 
 @pytest.mark.usefixtures("slow")

@@ -22,8 +22,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from prefetchd.daemon.memory.limits import CgroupMemory, Shortage, ample_bytes, cgroups, short_bytes
 from prefetchd.data.cache.daemon_side import CacheInDaemon
-from prefetchd.limits import CgroupMemory, Shortage, ample_bytes, cgroups, short_bytes
 
 MIB = 1 << 20
 SHORT_STALLED_PERCENT = 10.0

@@ -14,15 +14,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from prefetchd.auto_readers import WINDOW_S, AutoReaders, Window
-from prefetchd.budget import Plan
 from prefetchd.config.options import Config
 from prefetchd.config.units import format_bytes, format_count
+from prefetchd.daemon.memory.autoscale import WINDOW_S, AutoReaders, Window
+from prefetchd.daemon.memory.limits import Shortage
+from prefetchd.daemon.memory.manager import Guard
+from prefetchd.daemon.memory.plan import Plan
 from prefetchd.daemon.memory.pressure import Costs, PressurePolicy, Stance
 from prefetchd.daemon.readers.pool import Pool
 from prefetchd.daemon.schedule.cursor import Cursor
-from prefetchd.guard import Guard
-from prefetchd.limits import Shortage
 from prefetchd.ring.slots import Ring
 
 log = logging.getLogger("prefetchd")

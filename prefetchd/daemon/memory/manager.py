@@ -11,15 +11,15 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 
-from prefetchd.budget import MIN_SLOTS, Budget, Footprint, Plan, measure
 from prefetchd.config.units import format_bytes
+from prefetchd.daemon.memory.limits import Limit, cgroup_limits
+from prefetchd.daemon.memory.plan import MIN_SLOTS, Budget, Footprint, Plan, measure
 from prefetchd.daemon.readers.pool import Pool
 from prefetchd.daemon.readers.reader_handle import ReaderHandle
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.scheduler import needed_last, to_give_back
 from prefetchd.errors import BudgetError, PrefetchdError
 from prefetchd.ipc.descriptors import check_descriptors
-from prefetchd.limits import Limit, cgroup_limits
 from prefetchd.ring.segment import SHM_FOLDER, Segment, shm_free_bytes
 from prefetchd.ring.slots import Ring, Slot
 

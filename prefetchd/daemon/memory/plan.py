@@ -16,9 +16,9 @@ import psutil
 
 from prefetchd.config.options import Config
 from prefetchd.config.units import format_bytes, format_count, parse_bytes
+from prefetchd.daemon.memory.limits import Limit
 from prefetchd.errors import BudgetError
 from prefetchd.ipc.reader_messages import Boot
-from prefetchd.limits import Limit
 
 MIB = 1 << 20
 # Measured with scripts/bench/footprint.py on Python 3.11, numpy 2.4, OpenCV 5.0, rounded up.
