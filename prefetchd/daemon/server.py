@@ -23,6 +23,7 @@ from typing import Any
 
 from prefetchd.config.options import LIVE_OPTIONS, Config, make_config
 from prefetchd.daemon import status as report
+from prefetchd.daemon.consumers.manager import FrontDesk
 from prefetchd.daemon.memory import limits
 from prefetchd.daemon.memory import plan as budget
 from prefetchd.daemon.memory.controller import Governor
@@ -33,7 +34,6 @@ from prefetchd.daemon.readers.pool import Pool, PoolEvents
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import open_datasets
 from prefetchd.errors import ConfigError, PrefetchdError
-from prefetchd.front_desk import FrontDesk
 from prefetchd.ipc import messages, os_errors
 from prefetchd.ipc.event_loop import EventLoop
 from prefetchd.ring.segment import remove_stale_names

@@ -13,7 +13,8 @@ from typing import Any
 
 from prefetchd._version import __version__
 from prefetchd.config.units import format_bytes, format_count
-from prefetchd.consumers import Consumer
+from prefetchd.daemon.consumers.consumer import Consumer
+from prefetchd.daemon.consumers.grants import Granter
 from prefetchd.daemon.memory.controller import Governor
 from prefetchd.daemon.memory.limits import read_shortage
 from prefetchd.daemon.memory.manager import Guard
@@ -23,7 +24,6 @@ from prefetchd.daemon.readers.pool import Pool
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import Dataset
 from prefetchd.errors import one_line
-from prefetchd.granting import Granter
 from prefetchd.ipc.process import process_state
 from prefetchd.ring.segment import shm_free_bytes
 from prefetchd.ring.slots import Content, Ring

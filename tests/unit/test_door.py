@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prefetchd.door import Door
+from prefetchd.daemon.consumers.acceptor import Door
 from prefetchd.ipc.event_loop import Callback
 
 

@@ -27,9 +27,9 @@ from prefetchd._version import __version__
 from prefetchd.client.batch import Batch
 from prefetchd.client.connection import Connection
 from prefetchd.config.options import make_config
+from prefetchd.daemon.consumers.manager import FrontDesk
 from prefetchd.daemon.memory.plan import MIN_SLOTS
 from prefetchd.daemon.schedule.scheduler import next_fills, to_give_back
-from prefetchd.front_desk import FrontDesk
 from prefetchd.ipc import messages
 from prefetchd.ring import segment
 from prefetchd.ring.layout import BatchLayout

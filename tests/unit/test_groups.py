@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefetchd.consumers import Consumer
+from prefetchd.daemon.consumers.consumer import Consumer
+from prefetchd.daemon.consumers.groups import Group
 from prefetchd.daemon.schedule.scheduler import Reserve, next_fills
-from prefetchd.groups import Group
 from prefetchd.ipc import messages
 from prefetchd.ring.slots import Ring, Slot
 from prefetchd.sampling.order import Shard

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from prefetchd.consumers import Consumer
+from prefetchd.daemon.consumers.consumer import Consumer
 from prefetchd.daemon.memory.manager import Guard
 from prefetchd.daemon.readers.batch_builder import Foreman
 from prefetchd.daemon.readers.reader_handle import Histogram

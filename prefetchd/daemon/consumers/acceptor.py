@@ -13,7 +13,7 @@ import os
 import socket
 from collections.abc import Callable, Mapping
 
-from prefetchd.consumers import Consumer
+from prefetchd.daemon.consumers.consumer import Consumer
 from prefetchd.ipc import messages, sockets
 from prefetchd.ipc.descriptors import raise_descriptor_limit
 from prefetchd.ipc.event_loop import EventLoop

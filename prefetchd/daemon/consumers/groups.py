@@ -14,10 +14,10 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from prefetchd.consumers import Consumer
+from prefetchd.daemon.consumers.consumer import Consumer
+from prefetchd.daemon.consumers.grants import Granter
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.scheduler import Reserve, may_grant, ready_for
-from prefetchd.granting import Granter
 from prefetchd.ipc import messages
 from prefetchd.ring.slots import Key, Ring, Slot
 from prefetchd.sampling.order import Shard

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from prefetchd._version import __version__
 from prefetchd.config.units import format_count
-from prefetchd.consumers import Consumer
+from prefetchd.daemon.consumers.consumer import Consumer
 from prefetchd.daemon.memory.manager import Guard
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import Dataset

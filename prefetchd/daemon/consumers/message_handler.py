@@ -15,13 +15,13 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from prefetchd.admission import Admission, refuse_protocol
-from prefetchd.consumers import Consumer
+from prefetchd.daemon.consumers.attach import Admission, refuse_protocol
+from prefetchd.daemon.consumers.consumer import Consumer
+from prefetchd.daemon.consumers.groups import Groups
+from prefetchd.daemon.consumers.loops import Openings
+from prefetchd.daemon.consumers.releases import Releases
 from prefetchd.errors import PrefetchdError
-from prefetchd.groups import Groups
 from prefetchd.ipc import messages, sockets
-from prefetchd.openings import Openings
-from prefetchd.releases import Releases
 
 log = logging.getLogger("prefetchd")
 

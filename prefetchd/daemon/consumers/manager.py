@@ -16,9 +16,15 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from prefetchd.admission import Admission
 from prefetchd.config.units import format_count
-from prefetchd.consumers import Consumer
+from prefetchd.daemon.consumers.acceptor import Door, most_consumers
+from prefetchd.daemon.consumers.attach import Admission
+from prefetchd.daemon.consumers.consumer import Consumer
+from prefetchd.daemon.consumers.grants import Granter
+from prefetchd.daemon.consumers.groups import Groups
+from prefetchd.daemon.consumers.loops import Openings, StartLine
+from prefetchd.daemon.consumers.message_handler import Hearing
+from prefetchd.daemon.consumers.releases import Releases
 from prefetchd.daemon.memory.manager import Guard
 from prefetchd.daemon.memory.plan import MIN_SLOTS
 from prefetchd.daemon.readers.batch_builder import Foreman
@@ -26,18 +32,11 @@ from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import Dataset
 from prefetchd.daemon.schedule.pacing import Pacer
 from prefetchd.daemon.schedule.scheduler import Reserve
-from prefetchd.door import Door, most_consumers
-from prefetchd.granting import Granter
-from prefetchd.groups import Groups
-from prefetchd.hearing import Hearing
 from prefetchd.ipc import messages
 from prefetchd.ipc.event_loop import EventLoop
-from prefetchd.openings import Openings
-from prefetchd.releases import Releases
 from prefetchd.ring import queues
 from prefetchd.ring.slots import Ring, Slot
 from prefetchd.sampling.order import Shard
-from prefetchd.start_line import StartLine
 
 log = logging.getLogger("prefetchd")
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from prefetchd.consumers import Consumer
-from prefetchd.groups import Groups
+from prefetchd.daemon.consumers.consumer import Consumer
+from prefetchd.daemon.consumers.groups import Groups
 from prefetchd.ipc.event_loop import EventLoop
 from prefetchd.ring.queues import ENOUGH_AHEAD
 from prefetchd.ring.slots import Ring
