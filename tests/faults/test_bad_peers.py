@@ -161,7 +161,7 @@ def test_thousands_of_connections_one_after_the_other(serve: Serve, forty: Path,
 LIMITED = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, ({limit}, {limit}))
-from prefetchd.cli import main
+from prefetchd.cli.main import main
 sys.exit(main())
 """
 

@@ -89,7 +89,7 @@ def test_stopped_daemon_is_given_up_in_the_end_by_all_who_wait(
         with pytest.raises(prefetchd.DaemonLost, match=r"has not answered for 0\.2 s: pid .* is stopped"):
             prefetchd.batches(timeout=0.2)
         monkeypatch.setattr(admin, "ANSWER_S", 0.2)
-        from prefetchd.cli import main
+        from prefetchd.cli.main import main
 
         monkeypatch.setattr(sys, "argv", ["prefetchd", "status"])
         assert main() == 1

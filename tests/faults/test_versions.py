@@ -87,7 +87,7 @@ def test_daemon_of_another_protocol_is_told_in_one_line(fake_daemon: Callable[[l
 def test_status_of_another_version_is_told_in_one_line(
     fake_daemon: Callable[[list[bytes]], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from prefetchd.cli import main
+    from prefetchd.cli.main import main
 
     monkeypatch.setattr("sys.argv", ["prefetchd", "status"])
     fake_daemon([msgspec.msgpack.encode(["News", 1])])

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from prefetchd.cli.views.contact_sheet import Tile, draw_sheet, mask_to_display, to_display
 from prefetchd.config.options import make_config
 from prefetchd.data.images.normalize import PixelPipeline
-from prefetchd.tools.contact_sheet import Tile, draw_sheet
-from prefetchd.tools.display import mask_to_display, to_display
 from tests.images import photograph
 
 

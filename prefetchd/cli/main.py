@@ -12,8 +12,8 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from prefetchd._version import __version__
-from prefetchd.commands import COMMANDS
-from prefetchd.commands.parsers import Parser
+from prefetchd.cli.arguments import Parser
+from prefetchd.cli.commands import COMMANDS
 from prefetchd.errors import PrefetchdError
 from prefetchd.ipc import os_errors
 from prefetchd.ipc.descriptors import open_standard_descriptors

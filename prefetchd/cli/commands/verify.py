@@ -9,12 +9,11 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from prefetchd.commands.parsers import Subparsers
-from prefetchd.commands.source_options import EPILOG, add_source_options, config_of
+from prefetchd.cli.arguments import EPILOG, Subparsers, add_source_options, config_of
 
 if TYPE_CHECKING:
+    from prefetchd.cli.verify.results import Inspected
     from prefetchd.config.options import Config
-    from prefetchd.tools.inspection_results import Inspected
 
 _TOLD_WHERE = 1000
 
@@ -40,9 +39,9 @@ def add(commands: Subparsers, datasets: Iterable[str]) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Verify and report."""
     config = config_of(arguments, "verify")
-    from prefetchd.tools import clean_manifest
-    from prefetchd.tools.inspection import inspect
-    from prefetchd.tools.progress import Progress
+    from prefetchd.cli.verify import clean_manifest
+    from prefetchd.cli.verify.inspection import inspect
+    from prefetchd.cli.views.progress import Progress
 
     if arguments.write_clean is not None:
         clean_manifest.check_target(config.source, arguments.write_clean)
@@ -56,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(report, indent=2))
     else:
-        from prefetchd.tools.findings import describe
+        from prefetchd.cli.verify.findings import describe
 
         print("\n".join(describe(report)))
         if arguments.write_clean is not None:
@@ -68,7 +67,7 @@ def _report(config: Config, inspected: Inspected) -> dict[str, Any]:
     """Everything that `--json` prints."""
     from dataclasses import asdict
 
-    from prefetchd.tools.findings import summarise
+    from prefetchd.cli.verify.findings import summarise
 
     records = inspected.source.records
     first = records.samples([0])[0].label
@@ -99,7 +98,7 @@ def _report(config: Config, inspected: Inspected) -> dict[str, Any]:
 
 def _write_clean(config: Config, inspected: Inspected, target: str) -> dict[str, Any]:
     """Write the clean manifest, unless not every sample was judged; return what was done."""
-    from prefetchd.tools.clean_manifest import write_clean
+    from prefetchd.cli.verify.clean_manifest import write_clean
 
     unjudged = sum(not judged for _, judged in inspected.verdicts.values())
     if inspected.interrupted or unjudged:

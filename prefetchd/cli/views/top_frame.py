@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from prefetchd.cli.measure.rates import Rates, Report, rates
+from prefetchd.cli.views.charts import bar, short_duration, sparkline, stacked_bar
 from prefetchd.config.units import format_bytes
-from prefetchd.tools.charts import bar, short_duration, sparkline, stacked_bar
-from prefetchd.tools.rates import Rates, Report, rates
 
 _BAR_WIDTH = 24
 _TOLD_BAD = 5

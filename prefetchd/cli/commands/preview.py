@@ -10,18 +10,17 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from prefetchd.commands.parsers import Subparsers
-from prefetchd.commands.source_options import EPILOG, add_source_options, config_of
+from prefetchd.cli.arguments import EPILOG, Subparsers, add_source_options, config_of
 from prefetchd.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from prefetchd.cli.views.contact_sheet import Tile
     from prefetchd.client.loader import Loader
     from prefetchd.config.options import Config
     from prefetchd.data.images.source import ImageSource
-    from prefetchd.tools.contact_sheet import Tile
 
 _COLUMNS = 6
 _MAX_SAMPLES = 1000
@@ -68,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not os.access(folder, os.W_OK):
         raise ConfigError(f"cannot write {arguments.output}: {folder} is no folder that can be written to")
     config = config_of(arguments, "preview")
-    from prefetchd.tools.contact_sheet import draw_sheet
+    from prefetchd.cli.views.contact_sheet import draw_sheet
 
     source = _open(config)
     tiles, bad, counts, seen = _tiles(config, source, arguments.samples, n_epochs)
@@ -82,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     for found in bad:
         print(f"  bad: {found['where']}: {found['reason']}")
     if counts:
-        from prefetchd.tools.charts import histogram
+        from prefetchd.cli.views.charts import histogram
 
         print("\n".join(["  labels:", *(f"    {line}" for line in histogram(counts))]))
     return 0
@@ -107,8 +106,8 @@ def _tiles(
     What a sample is like depends on seed, epoch and sample alone, so that batches of one, taken with a stride, show
     what batches of any size and order hold.
     """
+    from prefetchd.cli.measure.measure import endpoint_of
     from prefetchd.client.loader import Loader
-    from prefetchd.tools.measuring import endpoint_of
 
     total = source.n_samples
     stride = max(1, total // n_samples)
@@ -130,8 +129,7 @@ def _tiles(
 def _tile(batch: Any, loader: Loader, config: Config) -> Tile:
     import numpy as np
 
-    from prefetchd.tools.contact_sheet import Tile
-    from prefetchd.tools.display import mask_to_display, to_display
+    from prefetchd.cli.views.contact_sheet import Tile, mask_to_display, to_display
 
     if not len(batch.sample_ids):
         return Tile(None, f"#{batch.index} bad")

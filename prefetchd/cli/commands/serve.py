@@ -11,9 +11,8 @@ import socket
 from collections.abc import Iterable
 from typing import Any
 
+from prefetchd.cli.arguments import EPILOG, Subparsers, add_source_options, configs_of
 from prefetchd.client.admin import ask_daemon
-from prefetchd.commands.parsers import Subparsers
-from prefetchd.commands.source_options import EPILOG, add_source_options, configs_of
 from prefetchd.daemon.json_log import JsonFormatter
 from prefetchd.daemon.metrics import MetricsServer
 from prefetchd.errors import ConfigError, DaemonNotFound

@@ -1,17 +1,53 @@
-"""The options of `config.Config` as words of a command: for every command that is given a source."""
+"""The options of `config.Config` as words of a command: for every command that is given a source.
+
+What the commands' parsers have in common.
+
+The words that name a daemon, and one question to it: what `status`, `stop` and their like have in common.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
 from collections.abc import Container, Iterable
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, NoReturn, TypeAlias, get_args, get_origin
 
+from prefetchd.client.admin import ask_daemon
 from prefetchd.config import options as configuration
 from prefetchd.config.datasets import make_configs, read_config_file, split_sources
 from prefetchd.config.options import Config
 from prefetchd.errors import ConfigError
 from prefetchd.ipc.run_directory import choose_name
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as every other failure does; the usage is for `--help`."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the process with status 2."""
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+Subparsers: TypeAlias = "argparse._SubParsersAction[Parser]"
+
+
+def add_name(parser: argparse.ArgumentParser) -> None:
+    """Add the words that name a daemon, and `--debug`."""
+    parser.add_argument("positional_name", nargs="?", metavar="NAME", help="the daemon (default, or PREFETCHD_NAME)")
+    parser.add_argument("--name", help="the same, as an option")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+
+
+def name_of(arguments: argparse.Namespace) -> str:
+    """Return the name of the daemon that the arguments name."""
+    return choose_name(arguments.positional_name or arguments.name)
+
+
+def ask(arguments: argparse.Namespace, question: Any) -> tuple[str, Any]:
+    """Send one question to the daemon that the arguments name; return its name and the answer."""
+    name = name_of(arguments)
+    return name, ask_daemon(name, question)
+
 
 EPILOG = "Sizes are written 512MiB, 1.5GB or 25% (of the machine's memory)."
 

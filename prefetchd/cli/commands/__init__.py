@@ -6,19 +6,7 @@ here and its name in `COMMANDS`.
 
 from __future__ import annotations
 
-from prefetchd.commands import (
-    bench,
-    cache,
-    completion,
-    preview,
-    serve,
-    set,
-    status,
-    stop,
-    top,
-    tune,
-    verify,
-)
+from prefetchd.cli.commands import bench, cache, completion, preview, serve, set, status, stop, top, tune, verify
 
 # In the order of `prefetchd --help`.
 COMMANDS = (serve, status, top, set, cache, stop, verify, preview, tune, bench, completion)

@@ -6,8 +6,7 @@ import argparse
 import json
 from collections.abc import Iterable
 
-from prefetchd.commands.ask import add_name, ask
-from prefetchd.commands.parsers import Subparsers
+from prefetchd.cli.arguments import Subparsers, add_name, ask
 
 
 def add(commands: Subparsers, datasets: Iterable[str]) -> None:
@@ -27,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(report, indent=2))
     else:
-        from prefetchd.tools.status_text import describe
+        from prefetchd.cli.views.status_text import describe
 
         print(describe(report))
     return 0

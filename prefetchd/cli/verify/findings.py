@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prefetchd.cli.views.charts import histogram, short_duration
 from prefetchd.config.units import format_bytes, format_count
 from prefetchd.data.images.header import FORMATS
-from prefetchd.tools.charts import histogram, short_duration
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 
-from prefetchd.commands.parsers import Subparsers
+from prefetchd.cli.arguments import Subparsers
 from prefetchd.errors import ConfigError
 
 SHELLS = ("bash", "zsh", "fish")

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prefetchd.cli.verify.results import KEPT, Inspected
 from prefetchd.config.options import Config
 from prefetchd.daemon.memory import plan as budget
 from prefetchd.daemon.memory.limits import machine_limits
@@ -42,7 +43,6 @@ from prefetchd.ring.layout import BatchLayout
 from prefetchd.ring.segment import anonymous_file, map_read_only, map_writable
 from prefetchd.ring.slots import Content, Key, Ring, Slot
 from prefetchd.sampling.order import Order, Shard
-from prefetchd.tools.inspection_results import KEPT, Inspected
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

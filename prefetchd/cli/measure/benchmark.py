@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from prefetchd.cli.measure.measure import Measured
+from prefetchd.cli.measure.peers import Opens, children_bytes
 from prefetchd.config.units import format_bytes
-from prefetchd.tools.measuring import Measured
-from prefetchd.tools.peers import Opens, children_bytes
 
 _WARM_UP_S = 0.3
 _PART_S = 0.25

@@ -9,12 +9,11 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from prefetchd.commands.ask import add_name, ask
-from prefetchd.commands.parsers import Subparsers
+from prefetchd.cli.arguments import Subparsers, add_name, ask
 from prefetchd.errors import ConfigError
 
 if TYPE_CHECKING:
-    from prefetchd.tools.rates import Report
+    from prefetchd.cli.measure.rates import Report
 
 _ONCE_S = 0.5
 _KEPT_REPORTS = 240
@@ -36,8 +35,8 @@ def add(commands: Subparsers, datasets: Iterable[str]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Show frames until told to end, or until the daemon does."""
-    from prefetchd.tools.frame import frame
-    from prefetchd.tools.screen import full_screen
+    from prefetchd.cli.views.screen import full_screen
+    from prefetchd.cli.views.top_frame import frame
 
     if not 0.1 <= arguments.interval <= 3600:
         raise ConfigError(f"cannot use --interval {arguments.interval:g}: it must be from 0.1 to 3600 seconds")

@@ -8,8 +8,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from prefetchd.commands.parsers import Subparsers
-from prefetchd.commands.source_options import EPILOG, add_source_options, configs_of
+from prefetchd.cli.arguments import EPILOG, Subparsers, add_source_options, configs_of
 from prefetchd.errors import ConfigError
 
 _DAY_S = 86400.0
@@ -54,7 +53,7 @@ def add(commands: Subparsers, datasets: Iterable[str]) -> None:
 
 def run_build(arguments: argparse.Namespace) -> int:
     """Fill the cache of each data set."""
-    from prefetchd.commands.cache_build import build
+    from prefetchd.cli.commands.cache_build import build
 
     return max([build(name, config) for name, config in configs_of(arguments).items()])
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-from prefetchd.tools.charts import bar, short_duration
+from prefetchd.cli.views.charts import bar, short_duration
 
 _REDRAW_S = 0.1
 _LINE_S = 10.0

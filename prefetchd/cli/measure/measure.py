@@ -14,10 +14,10 @@ from typing import Any
 
 import psutil
 
+from prefetchd.cli.measure.rates import rates
 from prefetchd.client.loader import Loader
 from prefetchd.client.session import Endpoint
 from prefetchd.config.options import Config
-from prefetchd.tools.rates import rates
 
 _WARM_UP_S = 0.3
 _PART_S = 0.4

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 
+from prefetchd.cli.arguments import Subparsers, name_of
 from prefetchd.client.admin import change_options
-from prefetchd.commands.ask import name_of
-from prefetchd.commands.parsers import Subparsers
 from prefetchd.errors import ConfigError
 
 _EPILOG = (

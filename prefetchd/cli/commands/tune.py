@@ -10,14 +10,13 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from prefetchd.commands.parsers import Subparsers
-from prefetchd.commands.source_options import EPILOG, add_source_options, config_of
+from prefetchd.cli.arguments import EPILOG, Subparsers, add_source_options, config_of
 from prefetchd.errors import BudgetError, ConfigError
 
 if TYPE_CHECKING:
+    from prefetchd.cli.measure.measure import Measured
+    from prefetchd.cli.views.progress import Progress
     from prefetchd.config.options import Config
-    from prefetchd.tools.measuring import Measured
-    from prefetchd.tools.progress import Progress
 
 
 def add(commands: Subparsers, datasets: Iterable[str]) -> None:
@@ -54,9 +53,9 @@ def run(arguments: argparse.Namespace) -> int:
     target = _take_targets(arguments)
     _check_plot(arguments.plot)
     config = config_of(arguments, "tune")
+    from prefetchd.cli.measure import plan_choice
+    from prefetchd.cli.views.progress import Progress
     from prefetchd.daemon.memory import plan as budget
-    from prefetchd.tools import plan_choice
-    from prefetchd.tools.progress import Progress
 
     with Progress("measuring", sys.stderr) as progress:
         points, refused = _measure_all(config, arguments.seconds, progress)
@@ -101,12 +100,12 @@ def _take_targets(arguments: argparse.Namespace) -> float | None:
 
 def _measure_all(config: Config, seconds: float, progress: Progress) -> tuple[list[Measured], list[str]]:
     """Measure points of more readers and larger budgets as long as they gain something; return those, and refusals."""
+    from prefetchd.cli.measure.measure import measure
+    from prefetchd.cli.measure.plan_choice import RING_SLOTS, is_worth_more, reader_counts
     from prefetchd.daemon.memory import plan as budget
     from prefetchd.daemon.memory.limits import machine_limits
     from prefetchd.daemon.schedule.datasets import open_datasets
     from prefetchd.errors import ManifestError, PrefetchdError
-    from prefetchd.tools.measuring import measure
-    from prefetchd.tools.plan_choice import RING_SLOTS, is_worth_more, reader_counts
 
     (dataset,) = open_datasets({"": config})
     slot_bytes, source = dataset.layout.slot_bytes, dataset.source
@@ -154,7 +153,7 @@ def _write_plot(
     path: str, points: list[Measured], chosen: Measured, config: Config, target: float | None
 ) -> ConfigError | None:
     """Write the plot; return what was wrong."""
-    from prefetchd.tools.plot_svg import plot
+    from prefetchd.cli.views.charts import plot
 
     try:
         with open(path, "w", encoding="utf-8") as file:

@@ -10,9 +10,9 @@ import math
 import shlex
 from collections.abc import Sequence
 
+from prefetchd.cli.measure.measure import Measured
 from prefetchd.config.options import OPTIONS, Config
 from prefetchd.config.units import format_bytes, format_count
-from prefetchd.tools.measuring import Measured
 
 KNEE_SHARE = 0.9
 RING_SLOTS = (3, 4, 6, 10, 16)

@@ -10,13 +10,12 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from prefetchd.commands.parsers import Subparsers
-from prefetchd.commands.source_options import EPILOG, add_source_options, config_of
+from prefetchd.cli.arguments import EPILOG, Subparsers, add_source_options, config_of
 from prefetchd.errors import ConfigError
 
 if TYPE_CHECKING:
+    from prefetchd.cli.measure.peers import Batches, Opens
     from prefetchd.config.options import Config
-    from prefetchd.tools.peers import Batches, Opens
 
 _PREFETCHD = "prefetchd"
 _GENERATOR = "generator (cv2)"
@@ -50,9 +49,9 @@ def run(arguments: argparse.Namespace) -> int:
         if not low <= value <= high:
             raise ConfigError(f"cannot use --{option.replace('_', '-')} {value:g}: it must be from {low} to {high}")
     config = config_of(arguments, "bench")
-    from prefetchd.tools.benchmark import Figures, limit_of, summarise, table, take_turn
-    from prefetchd.tools.measuring import measure
-    from prefetchd.tools.progress import Progress
+    from prefetchd.cli.measure.benchmark import Figures, limit_of, summarise, table, take_turn
+    from prefetchd.cli.measure.measure import measure
+    from prefetchd.cli.views.progress import Progress
 
     step_s = arguments.step_ms / 1000
     with Progress("measuring", sys.stderr) as progress:
@@ -91,10 +90,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _contenders(config: Config, n_readers: int) -> tuple[dict[str, Opens], list[str]]:
     """Return who takes part, by name, and a line on each who does not."""
+    from prefetchd.cli.measure import peers
     from prefetchd.data.images.source import ImageSource
     from prefetchd.data.manifest.records import Manifest
     from prefetchd.data.registry import open_source
-    from prefetchd.tools import peers
 
     contenders: dict[str, Opens] = {_PREFETCHD: lambda: _prefetchd(config)}
     source = open_source(config)
@@ -116,7 +115,7 @@ def _contenders(config: Config, n_readers: int) -> tuple[dict[str, Opens], list[
 
 @contextlib.contextmanager
 def _prefetchd(config: Config) -> Iterator[Batches]:
-    from prefetchd.tools.measuring import open_loader
+    from prefetchd.cli.measure.measure import open_loader
 
     with open_loader(config) as loader:
         yield iter(loader)

@@ -7,9 +7,8 @@ import os
 import select
 from collections.abc import Iterable
 
+from prefetchd.cli.arguments import Subparsers, add_name, name_of
 from prefetchd.client.admin import ask_over
-from prefetchd.commands.ask import add_name, name_of
-from prefetchd.commands.parsers import Subparsers
 from prefetchd.errors import PrefetchdError
 
 _STOP_S = 10.0
