@@ -49,7 +49,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in ("keras", "tensorflow", "torch"):  # `import prefetchd` alone is enough, and loads none of them
         return importlib.import_module(f"prefetchd.{name}")
-    home = {"Batch": "batch", "Loader": "loader", "batches": "api", "set_options": "live_options"}.get(name)
+    home = {"Batch": "batch", "Loader": "loader", "batches": "api", "set_options": "admin"}.get(name)
     if home is not None:
-        return getattr(importlib.import_module(f"prefetchd.{home}"), name)
+        return getattr(importlib.import_module(f"prefetchd.client.{home}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from prefetchd.client.batch import Batch
     from prefetchd.ring.queues import Granted
-    from prefetchd.sampling.order import Shard
+    from prefetchd.sampling.sharding import Shard
 
 
 class PassEnded(PrefetchdError):

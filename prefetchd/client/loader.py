@@ -20,7 +20,7 @@ from prefetchd.client.session import Endpoint
 from prefetchd.client.state import MAX_EPOCH, Position, check_same, make_state, read_state
 from prefetchd.client.user_warnings import warn_user
 from prefetchd.errors import ConfigError, DaemonLost
-from prefetchd.sampling.order import Shard
+from prefetchd.sampling.sharding import Shard
 
 if TYPE_CHECKING:
     import mmap

@@ -18,10 +18,22 @@ from typing import Annotated, Any
 
 import msgspec
 
-from prefetchd.ipc.sockets import Count, Position
-from prefetchd.ipc.sockets import DecodeError as DecodeError
-from prefetchd.ipc.sockets import Message as Message
-from prefetchd.ipc.sockets import encode as encode
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+Position = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+
+# Text that is no UTF-8 is an error of its own.
+DecodeError = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True):
+    """Base of every message, also of `reader_messages`: a tagged MessagePack array; the tag is the class's name.
+
+    Nothing is pickled. A decoder returns one of the messages that it was made for, every field within its bounds, or
+    raises one of `DecodeError`, whatever bytes come.
+    """
+
+
+encode = msgspec.msgpack.Encoder().encode
 
 PROTOCOL = 4
 MAX_RELEASED = 64

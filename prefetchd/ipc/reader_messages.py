@@ -10,14 +10,15 @@ decoder of its own.
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import msgspec
 
-from prefetchd.ipc.sockets import Count
-from prefetchd.ipc.sockets import DecodeError as DecodeError
-from prefetchd.ipc.sockets import Message as Message
-from prefetchd.ipc.sockets import encode as encode
+from prefetchd.ipc.messages import Count
+from prefetchd.ipc.messages import DecodeError as DecodeError
+from prefetchd.ipc.messages import Message as Message
+from prefetchd.ipc.messages import encode as encode
 
 # --- daemon to reader
 
@@ -222,3 +223,13 @@ decode_from_reader = msgspec.msgpack.Decoder(FromReader).decode
 decode_to_zygote = msgspec.msgpack.Decoder(Spawn).decode
 decode_from_zygote = msgspec.msgpack.Decoder(FromZygote).decode
 decode_from_trial = msgspec.msgpack.Decoder(FromTrial).decode
+
+
+def describe_exit(exit_code: int) -> str:
+    """Say how a process ended: `exit status 3`, `killed by SIGSEGV`."""
+    if exit_code >= 0:
+        return f"exit status {exit_code}"
+    try:
+        return f"killed by {signal.Signals(-exit_code).name}"
+    except ValueError:
+        return f"killed by signal {-exit_code}"

@@ -2,12 +2,6 @@
 
 Every socket is `AF_UNIX`, `SOCK_SEQPACKET`: messages keep their boundaries, arrive in order, and the end of the peer
 is an empty read. A message is at most `MAX_MESSAGE_BYTES`.
-
-The one codec of the messages that cross processes: tagged MessagePack arrays, validated as they arrive.
-
-Nothing is pickled. A message is a frozen `Message` with typed fields; its tag is the name of its class. Whatever bytes
-come, a decoder gives one of the messages that it was made for, every field within its bounds, or raises one of
-`DecodeError`. Used by the vocabularies, one a conversation: `messages` and `reader_messages`.
 """
 
 from __future__ import annotations
@@ -17,23 +11,6 @@ import os
 import socket
 import struct
 from collections.abc import Sequence
-from typing import Annotated
-
-import msgspec
-
-Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
-Position = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
-
-# Text that is no UTF-8 is an error of its own.
-DecodeError = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-
-
-class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True):
-    """Base of every message."""
-
-
-encode = msgspec.msgpack.Encoder().encode
-
 
 # Below the size from which malloc takes fresh pages for the buffer of every receive.
 MAX_MESSAGE_BYTES = 96 * 1024

@@ -9,8 +9,6 @@ A few rounds on a small square are not a fair shuffle: on two by two they reach 
 whatever the round function. So up to `SORTED_UP_TO` samples are sorted by a keyed hash of their numbers, once an epoch.
 
 The hash, and the model of the round function, is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
-
-What one rank sees of an epoch: from step to batch. Pure; consumers and the daemon both count with it.
 """
 
 from __future__ import annotations
@@ -24,45 +22,6 @@ import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """What rank `rank` of `world_size` sees of an epoch of `n_batches`: batches rank, rank + W, rank + 2W, ...
-
-    Batches are never divided for another world size. Every rank takes the same number of steps. Without `drop_last`
-    batches past the end wrap round to the front and are flagged as repeated; with it the steps that not every rank can
-    take are left out.
-
-    An epoch that was interrupted is finished from batch `start` on: start + rank, start + rank + W, ... So any number
-    of ranks goes on from where any other number of ranks was.
-
-    `rotation` is for one rank alone: its epochs begin at that batch and wrap round, so that they are whole, too.
-    """
-
-    n_batches: int
-    rank: int = 0
-    world_size: int = 1
-    drop_last: bool = False
-    rotation: int = 0
-
-    def steps(self, start: int = 0) -> int:
-        """Batches that this rank sees of an epoch, from the batch `start` on."""
-        left = max(0, self.n_batches - start)
-        return left // self.world_size if self.drop_last else -(-left // self.world_size)
-
-    def batch(self, step: int, start: int = 0) -> tuple[int, bool]:
-        """Return the number of the batch at `step`, counted from `start` on, and whether it is a repeated one."""
-        index = start + step * self.world_size + self.rank
-        return (index + self.rotation) % self.n_batches, index >= self.n_batches
-
-    def after(self, epoch: int, step: int, start: int = 0) -> tuple[int, int]:
-        """Return (epoch, batch): where all ranks together go on once each has taken `step` steps from `start` on.
-
-        It is the start of the next epoch where none is left of this one.
-        """
-        return (epoch + 1, 0) if step >= self.steps(start) else (epoch, start + step * self.world_size)
-
 
 SORTED_UP_TO = 1 << 12
 

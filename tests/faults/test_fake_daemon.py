@@ -19,7 +19,7 @@ import prefetchd
 from prefetchd.client.connection import Connection
 from prefetchd.ipc import messages, sockets
 from prefetchd.ring.queues import Outbox, ReturnedLeases
-from prefetchd.sampling.order import Shard
+from prefetchd.sampling.sharding import Shard
 
 LAYOUT = {"batch_size": 2, "x_shape": [4], "x_dtype": "uint8", "y_shape": [], "y_dtype": "int64"}
 SLOT_BYTES = 4096

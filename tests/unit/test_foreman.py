@@ -13,7 +13,8 @@ from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.scheduler import ready_for
 from prefetchd.ipc import reader_messages
 from prefetchd.ring.slots import Ring, Slot
-from prefetchd.sampling.order import Order, Shard
+from prefetchd.sampling.order import Order
+from prefetchd.sampling.sharding import Shard
 from tests.unit.test_slots import ring_of
 
 

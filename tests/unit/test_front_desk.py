@@ -33,9 +33,9 @@ from prefetchd.daemon.schedule.scheduler import next_fills, to_give_back
 from prefetchd.ipc import messages
 from prefetchd.ring import segment
 from prefetchd.ring.layout import BatchLayout
-from prefetchd.ring.queues import N_BYTES
+from prefetchd.ring.queues import GRANT_QUEUE_BYTES
 from prefetchd.ring.slots import Key, Ring, Slot
-from prefetchd.sampling.order import Shard
+from prefetchd.sampling.sharding import Shard
 
 LAYOUT = BatchLayout(4, (8,), "uint8", (), "int64")
 MAX_LOOPS = 4
@@ -391,7 +391,7 @@ class Machine(RuleBasedStateMachine):
         consumer.hostile = True
         consumer.held.clear()
         memory = consumer.connection._returns._memory
-        at = data.draw(st.integers(0, N_BYTES - len(rubbish)))
+        at = data.draw(st.integers(0, GRANT_QUEUE_BYTES - len(rubbish)))
         memory[at : at + len(rubbish)] = rubbish
         for lease in forged:  # its own, others', or to come
             consumer.connection._returns.note(lease, data.draw(st.sampled_from([0, lease, 2**64 - 1])))

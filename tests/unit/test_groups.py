@@ -14,7 +14,7 @@ from prefetchd.daemon.consumers.groups import Group
 from prefetchd.daemon.schedule.scheduler import Reserve, next_fills
 from prefetchd.ipc import messages
 from prefetchd.ring.slots import Ring, Slot
-from prefetchd.sampling.order import Shard
+from prefetchd.sampling.sharding import Shard
 from tests.unit.test_slots import ring_of
 
 

@@ -22,7 +22,7 @@ from prefetchd.daemon.memory.plan import (
 from prefetchd.daemon.readers.batch_job import Chunk, Job
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.ring.slots import Ring, Slot
-from prefetchd.sampling.order import Shard
+from prefetchd.sampling.sharding import Shard
 
 SLOT_BYTES = MIB
 

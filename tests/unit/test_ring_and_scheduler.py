@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.scheduler import Reserve, may_grant, next_fills, ready_for, slots_promised
 from prefetchd.ring.slots import Content, Key, Ring, Slot
-from prefetchd.sampling.order import Shard
+from prefetchd.sampling.sharding import Shard
 from tests.unit.test_slots import FakeSegment
 
 N_READERS = 3

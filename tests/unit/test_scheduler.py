@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.scheduler import FillPlan, Reserve, may_grant, next_fills, ready_for, slots_promised
 from prefetchd.ring.slots import Content, Key, Ring
-from prefetchd.sampling.order import Shard
+from prefetchd.sampling.sharding import Shard
 from tests.unit.test_slots import ready, ring_of
 
 

@@ -15,7 +15,7 @@ from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.pacing import Pacer, arrange, most_windows, n_places, reaches
 from prefetchd.daemon.schedule.scheduler import Reserve, may_grant, next_fills, ready_for
 from prefetchd.ring.slots import Content, Key
-from prefetchd.sampling.order import Shard
+from prefetchd.sampling.sharding import Shard
 from tests.unit.test_slots import ring_of
 
 

@@ -153,7 +153,7 @@ def _write_plot(
     path: str, points: list[Measured], chosen: Measured, config: Config, target: float | None
 ) -> ConfigError | None:
     """Write the plot; return what was wrong."""
-    from prefetchd.cli.views.charts import plot
+    from prefetchd.cli.measure.plot_svg import plot
 
     try:
         with open(path, "w", encoding="utf-8") as file:

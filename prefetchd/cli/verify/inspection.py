@@ -42,7 +42,8 @@ from prefetchd.ipc.event_loop import EventLoop
 from prefetchd.ring.layout import BatchLayout
 from prefetchd.ring.segment import anonymous_file, map_read_only, map_writable
 from prefetchd.ring.slots import Content, Key, Ring, Slot
-from prefetchd.sampling.order import Order, Shard
+from prefetchd.sampling.order import Order
+from prefetchd.sampling.sharding import Shard
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -20,7 +20,7 @@ from prefetchd.errors import ConfigError, PrefetchdError
 from prefetchd.ipc import messages, sockets
 from prefetchd.ipc.descriptors import write_classes
 from prefetchd.ring.queues import Outbox, ReturnedLeases
-from prefetchd.sampling.order import Shard
+from prefetchd.sampling.sharding import Shard
 
 
 class Admission:

@@ -20,7 +20,7 @@ from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.scheduler import Reserve, may_grant, ready_for
 from prefetchd.ipc import messages
 from prefetchd.ring.slots import Key, Ring, Slot
-from prefetchd.sampling.order import Shard
+from prefetchd.sampling.sharding import Shard
 
 _MAX_GROUPS = 1024  # then those that nobody is in are forgotten, and which epoch they were at
 

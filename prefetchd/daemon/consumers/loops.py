@@ -26,7 +26,7 @@ from prefetchd.daemon.schedule.pacing import join_window, most_windows, n_places
 from prefetchd.ipc import messages
 from prefetchd.ipc.event_loop import EventLoop
 from prefetchd.ring.slots import Ring
-from prefetchd.sampling.order import Shard
+from prefetchd.sampling.sharding import Shard
 
 
 class StartLine:

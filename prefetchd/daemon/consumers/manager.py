@@ -36,7 +36,7 @@ from prefetchd.ipc import messages
 from prefetchd.ipc.event_loop import EventLoop
 from prefetchd.ring import queues
 from prefetchd.ring.slots import Ring, Slot
-from prefetchd.sampling.order import Shard
+from prefetchd.sampling.sharding import Shard
 
 log = logging.getLogger("prefetchd")
 

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from prefetchd.config.options import OnError
-from prefetchd.ipc.reader_messages import Fault
+from prefetchd.ipc.reader_messages import Fault, describe_exit
 from prefetchd.ring.slots import Key, Slot
 
 _BLOCK_SAMPLES = 1 << 15
@@ -306,13 +306,3 @@ class Filler:
             job.compacted = True
         else:
             job.queued.append(Chunk(job, kept, compact=True))
-
-
-def describe_exit(exit_code: int) -> str:
-    """Say how a process ended: `exit status 3`, `killed by SIGSEGV`."""
-    if exit_code >= 0:
-        return f"exit status {exit_code}"
-    try:
-        return f"killed by {signal.Signals(-exit_code).name}"
-    except ValueError:
-        return f"killed by signal {-exit_code}"

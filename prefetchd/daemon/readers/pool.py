@@ -16,13 +16,13 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from prefetchd.daemon.readers.batch_job import Chunk, describe_exit
+from prefetchd.daemon.readers.batch_job import Chunk
 from prefetchd.daemon.readers.fork_server_handle import ZygoteHandle
 from prefetchd.daemon.readers.reader_handle import ReaderHandle
 from prefetchd.errors import PrefetchdError, error_from_name
 from prefetchd.ipc import reader_messages
 from prefetchd.ipc import sockets as control
-from prefetchd.ipc.reader_messages import Done, Message
+from prefetchd.ipc.reader_messages import Done, Message, describe_exit
 from prefetchd.ring.slots import Slot
 
 MAX_BOOT_FAILURES = 3

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from prefetchd.ring.slots import Key
-from prefetchd.sampling.order import Shard
+from prefetchd.sampling.sharding import Shard
 
 
 @dataclass(slots=True, eq=False)

@@ -51,7 +51,7 @@ def run_trial(config: Config, handle: dict[str, Any], fds: list[int]) -> reader_
         process.wait()
         os.close(stderr)
     if answer is None:
-        from prefetchd.daemon.readers.batch_job import describe_exit
+        from prefetchd.ipc.reader_messages import describe_exit
 
         last = (words.strip().splitlines() or ["it said nothing"])[-1]
         raise ConfigError(
