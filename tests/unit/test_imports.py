@@ -144,7 +144,7 @@ def test_views_draw_without_machinery():
 
 
 @pytest.mark.parametrize(
-    "module", ["prefetchd", "prefetchd.client.api", "prefetchd.client.launch", "prefetchd.cli.main"]
+    "module", ["", ".client.api", ".client.launch", ".cli.main"]
 )
 def test_import_loads_neither_numpy_nor_opencv(module):
     heavy = "{'numpy', 'cv2', 'psutil', 'torch', 'keras', 'jax'}"
