@@ -49,7 +49,7 @@ def shm_names() -> set[str]:
     return {name for name in os.listdir("/dev/shm") if name.startswith(("prefetchd", "psm_"))}
 
 
-def test_waiting_consumer_hears_within_a_second(serve: Serve, sabotage: Sabotage, tmp_path: Path) -> None:
+def test_waiting_consumer_keeps_what_it_holds(serve: Serve, sabotage: Sabotage, tmp_path: Path) -> None:
     """It waits for a batch that a reader stands in the middle of."""
     manifest = write_manifest(tmp_path, 20)
     sabotage.mark(tmp_path / "012.jpg", "gate-012")
