@@ -143,9 +143,7 @@ def test_views_draw_without_machinery():
             assert not {other.partition(".")[0] for other in IMPORTED[module]} & MACHINERY, module
 
 
-@pytest.mark.parametrize(
-    "module", ["", ".client.api", ".client.launch", ".cli.main"]
-)
+@pytest.mark.parametrize("module", ["", ".client.api", ".client.launch", ".cli.main"])
 def test_import_loads_neither_numpy_nor_opencv(module):
     heavy = "{'numpy', 'cv2', 'psutil', 'torch', 'keras', 'jax'}"
     code = f"import sys, prefetchd{module}; print(sorted({heavy} & set(sys.modules)))"
