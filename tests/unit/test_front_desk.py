@@ -33,7 +33,7 @@ from prefetchd.daemon.schedule.scheduler import next_fills, to_give_back
 from prefetchd.ipc import messages
 from prefetchd.ring import segment
 from prefetchd.ring.layout import BatchLayout
-from prefetchd.ring.queues import GRANT_QUEUE_BYTES
+from prefetchd.ring.queues import RETURN_QUEUE_BYTES
 from prefetchd.ring.slots import Key, Ring, Slot
 from prefetchd.sampling.sharding import Shard
 
@@ -391,7 +391,7 @@ class Machine(RuleBasedStateMachine):
         consumer.hostile = True
         consumer.held.clear()
         memory = consumer.connection._returns._memory
-        at = data.draw(st.integers(0, GRANT_QUEUE_BYTES - len(rubbish)))
+        at = data.draw(st.integers(0, RETURN_QUEUE_BYTES - len(rubbish)))
         memory[at : at + len(rubbish)] = rubbish
         for lease in forged:  # its own, others', or to come
             consumer.connection._returns.note(lease, data.draw(st.sampled_from([0, lease, 2**64 - 1])))
