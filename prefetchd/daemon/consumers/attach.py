@@ -80,12 +80,9 @@ class Admission:
         n_slots = self._memory.budget.plan.n_slots
         attached = self.attached
         needed = self.slots_promised([*attached, consumer], n_slots)
-        if needed > n_slots:
-            refuse(
-                "BudgetError",
-                f"cannot attach: with {format_count(len(attached), 'other loop')} the ring needs {needed} slots and "
-                f"has {n_slots}; give the daemon --memory-budget {self._memory.budget.budget_for_slots(needed)}MiB",
-            )
+        if not self._memory.growth.reserve_slots(needed):
+            beside = f"cannot attach beside {format_count(len(attached), 'other loop')}"
+            refuse("BudgetError", f"{beside}: {self._memory.growth.too_few_slots(needed)}")
             return
         classes = dataset.source.classes
         fds: list[int] = []

@@ -148,6 +148,11 @@ class FrontDesk:
         return max(MIN_SLOTS, self._admission.least_slots)
 
     @property
+    def comfortable_slots(self) -> int:
+        """How many slots serve those attached well: what each is guaranteed, and two to fill."""
+        return sum(consumer.guaranteed_slots for consumer in self._admission.attached) + 2
+
+    @property
     def mail_bytes(self) -> int:
         """What the consumers' mailboxes and pages of returned leases take."""
         each = queues.GRANT_QUEUE_BYTES + queues.RETURN_QUEUE_BYTES
