@@ -55,8 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
             handler.setFormatter(JsonFormatter(name))
 
     from prefetchd.ipc.event_loop import EventLoop
-    from prefetchd.ipc.process import RunLock, lock_owner, remove_files_of_others
-    from prefetchd.ipc.run_directory import daemon_paths
+    from prefetchd.ipc.run_directory import RunLock, daemon_paths, lock_owner, remove_files_of_others
 
     paths = daemon_paths(name, create=True)
     loop = EventLoop()
