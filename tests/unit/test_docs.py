@@ -38,9 +38,21 @@ def test_help_of_every_command_can_be_printed():
 
 
 def test_every_page_is_in_the_navigation():
-    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
+    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
     assert set(re.findall(r"^ +- (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)) == pages
-    assert set(re.findall(r"\(docs/([\w-]+\.md)", README)) >= pages - {"index.md"}
+    assert set(re.findall(r"\(docs/([\w-]+\.md)", README)) >= {page for page in pages if "/" not in page} - {"index.md"}
+
+
+def test_index_of_decisions_names_every_record_with_its_title():
+    records = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))
+    titles = {path.name: path.read_text().partition("\n")[0].removeprefix("# ") for path in records}
+    index = (ROOT / "docs" / "decisions" / "index.md").read_text()
+    rows = {
+        name: f"{number}. {title}"
+        for number, title, name in re.findall(r"^\| (\d+) \| \[(.+)\]\((.+)\) \|$", index, re.M)
+    }
+    assert rows == titles
+    assert [int(path.name[:4]) for path in records] == list(range(1, len(records) + 1))
 
 
 def test_readme_names_each_option_once():
