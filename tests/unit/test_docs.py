@@ -7,8 +7,9 @@ import inspect
 import re
 import subprocess
 import sys
-from fnmatch import fnmatch
 from pathlib import Path
+
+import pytest
 
 import prefetchd
 from prefetchd.cli import make_parser
@@ -16,6 +17,10 @@ from prefetchd.config import OPTIONS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+PAGES = sorted(
+    path.relative_to(ROOT)
+    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / ".github").rglob("*.md"))
+)
 
 
 def test_page_of_the_command_line_is_not_stale():
@@ -64,13 +69,21 @@ def test_readme_names_each_option_once():
     assert flags == {name.replace("_", "-") for name in OPTIONS} - {"source"}
 
 
-def test_readme_maps_every_module():
-    named = re.findall(r"[\w*]+\.py\b|\b[a-z]+/", README.partition("## Map of the files")[2])
-    modules = [
-        path.name + "/" * path.is_dir()
-        for path in (ROOT / "prefetchd").iterdir()
-        if not path.name.startswith((".", "__pycache__"))
-    ]
-    ours = [name for name in modules if name.endswith((".py", "/"))]
-    assert [name for name in ours if not any(fnmatch(name, pattern) for pattern in named)] == []
-    assert len(named) == len(set(named)), "named twice"
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_page_names_files_that_exist(page: Path):
+    named = re.findall(
+        r"(?<![\w./~-])(?:prefetchd|tests|scripts|examples|docs)/[\w./-]*[\w/]", (ROOT / page).read_text()
+    )
+    assert [name for name in dict.fromkeys(named) if not (ROOT / name).exists()] == []
+
+
+def test_journey_of_a_batch_names_functions_of_its_files():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    file, missing, n_found = "", [], 0
+    for path, function in re.findall(r"`(prefetchd/[\w/]+\.py)`|`(\w+)\(\)`", text):
+        file = path or file
+        if function and not re.search(rf"^ *def {function}\(", (ROOT / file).read_text(), re.MULTILINE):
+            missing.append(f"{file} has no {function}()")
+        n_found += bool(function)
+    assert missing == []
+    assert n_found > 20
