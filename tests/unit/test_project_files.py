@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from prefetchd.cli import make_parser
+from prefetchd.cli.main import make_parser
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
