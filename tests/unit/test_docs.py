@@ -87,3 +87,18 @@ def test_journey_of_a_batch_names_functions_of_its_files():
         n_found += bool(function)
     assert missing == []
     assert n_found > 20
+
+
+def test_glossary_defines_each_term_once_and_says_where_it_is_met():
+    sections = re.split(r"^### ", (ROOT / "docs" / "glossary.md").read_text(), flags=re.MULTILINE)[1:]
+    terms = [section.partition("\n")[0].casefold() for section in sections]
+    assert len(terms) == len(set(terms))
+    for section in sections:
+        assert section.count("*Code:*") == section.count("*Interface:*") == 1, section
+        definition = section.partition("\n")[2].partition("*Code:*")[0]
+        assert 1 <= len(re.findall(r"[.:](?:\s|$)", definition)) <= 5, section
+
+
+@pytest.mark.parametrize("term", ["batch", "sample", "slot", "ring", "lease", "grant", "cursor", "consumer", "reader"])
+def test_glossary_has_the_term(term: str):
+    assert f"\n### {term.capitalize()}\n" in (ROOT / "docs" / "glossary.md").read_text()
