@@ -86,16 +86,6 @@ class Daemon:
         self._pool = Pool(
             config.num_workers or budget.usable_cores(),
             config.reader_timeout,
-            PoolEvents(
-                done=lambda reader, chunk, done: self._builder.done(reader, chunk, done),
-                lost=lambda reader, chunk, suspect, code: self._builder.lost(
-                    reader, chunk, suspect=suspect, exit_code=code
-                ),
-                stuck=lambda pid, reader, chunk: self._builder.stuck(pid, reader, chunk),
-                gone=lambda reader: self._builder.gone(reader),
-                memory=lambda: self._memory.serve_requests(self._desk.cursors),
-                outgrown=lambda reader, n_bytes: self._memory.outgrown(reader, n_bytes),
-            ),
             watch=loop.watch,
             unwatch=loop.unwatch,
             clock=loop.clock,
@@ -155,8 +145,16 @@ class Daemon:
             self._loop.watch(self._trigger.fileno(), self._stalled)
         for _ in range(_FIRST_SLOTS):
             self._memory.add_slot()
-        briefing: list[tuple[messages.Message, list[int]]] = [dataset.for_readers() for dataset in self._datasets]
-        self._pool.boot([*briefing, (budget.reader_limits(plan), [])])
+        events = PoolEvents(
+            done=self._builder.done,
+            lost=self._builder.lost,
+            stuck=self._builder.stuck,
+            gone=self._builder.gone,
+            memory=lambda: self._memory.serve_requests(self._desk.cursors),
+            outgrown=self._memory.outgrown,
+        )
+        first: list[tuple[messages.Message, list[int]]] = [dataset.for_readers() for dataset in self._datasets]
+        self._pool.boot([*first, (budget.reader_limits(plan), [])], events)
 
     def _plan_for(self, config: Config, least_slots: int, own_bytes: int) -> budget.Plan:
         """Plan with the memory that the machine has for this daemon, `own_bytes`, that it has taken, included."""

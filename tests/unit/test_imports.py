@@ -45,6 +45,8 @@ PURE = (
     "daemon.schedule.pacing",
     "daemon.schedule.scheduler",
     "daemon.readers.batch_job",
+    "daemon.readers.batching",
+    "daemon.readers.job_tracker",
 )
 
 

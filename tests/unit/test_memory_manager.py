@@ -41,8 +41,17 @@ class FakeReader:
     retiring: bool = False
     chunks: dict[int, Chunk] = field(default_factory=dict)
 
+    denied: list[str] = field(default_factory=list)
+
     def retire(self) -> None:
         self.retiring = True
+
+    def grant_memory(self, n_bytes: int, now_s: float) -> None:
+        self.needs_bytes, self.has_bytes = 0, n_bytes
+
+    def deny_memory(self, reason: str) -> None:
+        self.needs_bytes = 0
+        self.denied.append(reason)
 
 
 class FakePool:
@@ -51,7 +60,10 @@ class FakePool:
         self.n_readers = n_readers
         self.pids = [reader.pid for reader in self.readers.values()]
         self.closed: list[int] = []
-        self.denied: list[str] = []
+
+    @property
+    def denied(self) -> list[str]:
+        return [text for reader in self.readers.values() for text in reader.denied]
 
     def resize(self, n_readers: int) -> None:
         """Those that are to go stay until the test lets them."""
@@ -64,13 +76,6 @@ class FakePool:
 
     def remove_slot(self, slot: Slot) -> None:
         self.closed.append(slot.number)
-
-    def grant_memory(self, reader: FakeReader, n_bytes: int) -> None:
-        reader.needs_bytes, reader.has_bytes = 0, n_bytes
-
-    def deny_memory(self, reader: FakeReader, reason: str) -> None:
-        reader.needs_bytes = 0
-        self.denied.append(reason)
 
 
 class Rig:

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 
 from prefetchd.daemon.consumers.consumer import Consumer
 from prefetchd.daemon.memory.manager import MemoryManager
-from prefetchd.daemon.readers.batch_builder import BatchBuilder
-from prefetchd.daemon.readers.reader_handle import Histogram
+from prefetchd.daemon.readers.batch_builder import BatchBuilder, Histogram
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.scheduler import Reserve, can_spare, may_grant, ready_for
 from prefetchd.ipc import messages

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 
 from prefetchd.config.units import format_bytes
@@ -47,6 +48,7 @@ class MemoryManager:
         on_removed: called with each slot that is given up.
         mail_bytes: what consumers' queues take.
         read_limits: what the machine allows, tightest first, given what the daemon takes already.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class MemoryManager:
         on_removed: Callable[[Slot], None],
         mail_bytes: Callable[[], int] = lambda: 0,
         read_limits: Callable[[int], Sequence[Limit]] = machine_limits,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.budget = budget
         self.max_footprint_bytes = 0
@@ -69,6 +72,7 @@ class MemoryManager:
         self._ring = ring
         self._pool = pool
         self._on_removed = on_removed
+        self._clock = clock
         self._mail_bytes = mail_bytes
         self.growth = BudgetGrowth(budget, lambda: read_limits(self.measure().total_bytes))
         self._warned = False
@@ -187,7 +191,7 @@ class MemoryManager:
                     self.growth.read_ceiling()
                 self.growth.grow_for(need)
             if need > self.budget.largest_decode_bytes:
-                self._pool.deny_memory(reader, self.growth.too_little_memory(need))  # the reader names the sample
+                reader.deny_memory(self.growth.too_little_memory(need))  # the reader names the sample
                 continue
             while self.budget.spare_bytes < need and len(self._ring.slots) > MIN_SLOTS:
                 slot = needed_last(self._ring, cursors)
@@ -200,7 +204,7 @@ class MemoryManager:
             self._ticks_since_request = 0
             if self.budget.spare_bytes >= need:
                 self.budget.large_bytes += need
-                self._pool.grant_memory(reader, need)
+                reader.grant_memory(need, self._clock())
 
     def help_stalled(self) -> bool:
         """Do what can be done for a loop that waits while every slot is held; return whether anything was done.
