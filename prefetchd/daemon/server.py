@@ -245,7 +245,7 @@ class Daemon:
             self._announced = True
             log.info("%s", budget.explain(self._memory.budget.plan, self._memory.segments))
             log.info("%s", report.ready_line(self.status(), self._attach_hint))
-        if self._pool.busy or self._builder.queue or self._memory.is_grown or not self._controller.relieved:
+        if self._pool.busy or self._builder.has_queued or self._memory.is_grown or not self._controller.relieved:
             self._begin_ticking()
 
     def _give_work(self, cursors: list[Cursor]) -> None:

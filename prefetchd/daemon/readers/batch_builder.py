@@ -78,7 +78,8 @@ class BatchBuilder:
             )
             for dataset in datasets
         ]
-        self.queue: deque[Chunk] = deque()  # in the order of need
+        self._queue: deque[Chunk] = deque()  # in the order of need
+        self._fresh_queue: deque[Chunk] = deque()  # those for fresh readers
         self.failed: dict[Key, Failure] = {}
         self.batches_made = 0
         self.samples_made = 0
@@ -94,6 +95,11 @@ class BatchBuilder:
     def has_jobs(self) -> bool:
         """Whether a batch is being made."""
         return bool(self._jobs)
+
+    @property
+    def has_queued(self) -> bool:
+        """Whether a chunk waits for a reader."""
+        return bool(self._queue or self._fresh_queue)
 
     # --- giving work
 
@@ -116,9 +122,14 @@ class BatchBuilder:
 
     def _give_queued(self) -> bool:
         """Give queued chunks to readers; return whether some reader wants more than there are."""
-        waiting: list[Chunk] = []  # for a fresh reader, or for what another finds out
-        while self.queue:
-            chunk = self.queue.popleft()
+        self._give_from(self._fresh_queue)  # before another chunk makes a fresh reader a used one
+        self._give_from(self._queue)
+        return self._pool.wants_more
+
+    def _give_from(self, queue: deque[Chunk]) -> None:
+        waiting: list[Chunk] = []
+        while queue:
+            chunk = queue.popleft()
             job, tracker = chunk.job, self.trackers[chunk.job.dataset]
             if job.failure is not None:
                 continue
@@ -131,14 +142,11 @@ class BatchBuilder:
             reader = self._pool.pick_reader(chunk)
             if reader is None:
                 waiting.append(chunk)
-                if chunk.fresh:
-                    continue
                 break
             tracker.give(chunk)
             self._ring.add_writer(job.slot, reader.number)
             self._pool.give(reader, chunk)
-        self.queue.extendleft(reversed(waiting))
-        return self._pool.wants_more
+        queue.extendleft(reversed(waiting))
 
     def _begin_batches(self, cursors: list[Cursor]) -> bool:
         """Queue the chunks of the batches that are needed next; return whether there were any."""
@@ -214,15 +222,14 @@ class BatchBuilder:
 
     def _after(self, job: Job) -> None:
         """Queue what a job needs done, in its turn; finish or abandon it when nothing is left."""
-        if job.queued:
-            new = [chunk for chunk in job.queued if not chunk.is_planned]
-            place = len(self.queue)
+        for chunk in reversed([chunk for chunk in job.queued if not chunk.is_planned]):
+            chunk.is_planned = True
+            queue = self._fresh_queue if chunk.fresh else self._queue
+            place = len(queue)
             # What is done again goes before its job's other chunks, and never before those of jobs needed sooner.
-            while place and self.queue[place - 1].job.turn >= job.turn:
+            while place and queue[place - 1].job.turn >= job.turn:
                 place -= 1
-            for chunk in reversed(new):
-                chunk.is_planned = True
-                self.queue.insert(place, chunk)
+            queue.insert(place, chunk)
         if not job.finished:
             return
         self._jobs.remove(job)

@@ -82,6 +82,7 @@ class Pool:
         self._next_reader = 1
         self._next_task = 1
         self._first_messages: list[tuple[Message, list[int]]] = []
+        self._start_s = 0.05  # that the last reader took to start
         self._boot_failures = 0
         self._stopping = False
         self._buffer = bytearray(sockets.MAX_MESSAGE_BYTES)
@@ -134,13 +135,13 @@ class Pool:
     # --- work
 
     def pick_reader(self, chunk: Chunk) -> ReaderHandle | None:
-        """Return the least busy reader that can take `chunk`; where it needs a fresh one, see that there will be one."""
+        """Return the least busy reader that can take `chunk`; if it needs a fresh one, see that there will be one."""
         able = [reader for reader in self.readers.values() if reader.can_take]
         able = [reader for reader in able if reader.fresh] if chunk.fresh else self._not_kept(able)
         if able:
             return min(able, key=lambda reader: len(reader.chunks))
         here = [reader for reader in self.readers.values() if not reader.stuck]
-        if chunk.fresh and here and not any(reader.retiring or not reader.ready for reader in here):
+        if chunk.fresh and here and not any(reader.retiring or not reader.ready or reader.fresh for reader in here):
             min(here, key=lambda reader: len(reader.chunks)).retire()
         return None
 
@@ -153,7 +154,7 @@ class Pool:
         """Return those of `readers` that are not kept for samples in doubt; one that is alone is kept for nothing."""
         if len(self.readers) < 2:
             return readers
-        return [reader for reader in readers if not reader.is_kept(self._clock())]
+        return [reader for reader in readers if not reader.is_kept(self._clock(), self._start_s)]
 
     def give(self, reader: ReaderHandle, chunk: Chunk) -> None:
         """Give a chunk to a reader that `pick_reader` returned; it may go out with the next `flush` only."""
@@ -189,6 +190,7 @@ class Pool:
             except sockets.ConnectionEnded:
                 self._unwatch(reader.sock.fileno())  # the fork server reports the exit itself
                 return
+            quiet_s = self._clock() - reader.since
             reader.progressed(self._clock())
             try:
                 message = reader_messages.decode_from_reader(data)
@@ -214,7 +216,7 @@ class Pool:
                     self._events.outgrown(reader, n_bytes)
                 case reader_messages.ReaderReady():
                     reader.ready = True
-                    self._boot_failures = 0
+                    self._start_s, self._boot_failures = quiet_s, 0
                 case reader_messages.BootFailed() as failed:
                     raise error_from_name(failed.error, failed.text)
 

@@ -27,7 +27,6 @@ from prefetchd.ring.slots import Slot
 log = logging.getLogger("prefetchd")
 
 _MAX_CONFIRMED = 64  # samples that one fresh reader confirms to be bad
-_KEPT_S = 0.05
 _STOPPED_S = 1.0
 _STACK_S = 0.5
 _MAX_STACK_BYTES = 64 << 10
@@ -134,12 +133,12 @@ class ReaderHandle:
         """Whether more batches should be begun for it."""
         return self.ready and self.usable and BATCHING.wants_more(len(self.chunks), self.in_hand_s, self.read_s)
 
-    def is_kept(self, now_s: float) -> bool:
-        """Return whether it should be kept for samples in doubt: it has just confirmed some, and is fresh still.
+    def is_kept(self, now_s: float, start_s: float) -> bool:
+        """Return whether to keep it for samples in doubt: it has just confirmed some, and is fresh still.
 
-        Another fresh reader costs about as long as it is kept.
+        It is kept as long as another would take to start, `start_s` seconds: waiting costs no more than that.
         """
-        return self.fresh and self.n_confirmed > 0 and now_s - self.since < _KEPT_S
+        return self.fresh and self.n_confirmed > 0 and now_s - self.since < start_s
 
     def finished(self, done: reader_messages.Done) -> Chunk:
         """Take in its answer to a task; return what that was."""
