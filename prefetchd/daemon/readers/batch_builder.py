@@ -133,7 +133,7 @@ class BatchBuilder:
             job, tracker = chunk.job, self.trackers[chunk.job.dataset]
             if job.failure is not None:
                 continue
-            if tracker.settle(chunk):
+            if tracker.split(chunk) or tracker.settle(chunk):
                 self._after(job)
                 continue
             if tracker.must_wait(chunk):
@@ -162,7 +162,9 @@ class BatchBuilder:
             chunk_rows = self._chunk_rows(number, n_rows)
             job = self.trackers[number].start(plan.slot, plan.key, n_rows, chunk_rows, row_s, self._n_begun)
             self._jobs.append(job)
-            self._after(job)
+            for chunk in job.queued:
+                chunk.is_planned = True
+            self._queue.extend(job.queued)
         return bool(plans)
 
     def _batches_at_once(self) -> int:

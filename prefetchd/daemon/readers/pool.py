@@ -276,10 +276,8 @@ class Pool:
         log.warning("the fork server ended by itself (%s); starting another with new readers", describe_exit(status))
         self._boot_failures += 1
         if self._boot_failures >= MAX_BOOT_FAILURES:
-            raise PrefetchdError(
-                f"cannot start readers: the fork server ended {self._boot_failures} times in a row "
-                f"({describe_exit(status)}); see the lines above"
-            )
+            times = f"{self._boot_failures} times in a row ({describe_exit(status)})"
+            raise PrefetchdError(f"cannot start readers: the fork server ended {times}; see the lines above")
         orphans = list(self.readers.values())
         for reader in orphans:
             reader.kill()

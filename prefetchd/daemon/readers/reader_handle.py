@@ -309,17 +309,18 @@ class ReaderHandle:
                 return
 
 
-_PACKAGE = str(Path(__file__).parents[2])
+_IMAGES = str(Path(__file__).parents[2] / "data" / "images")
 
 
 def at_content(stack: str) -> bool:
     """Return whether a reader was at work on a sample's content, such as decoding it, and not waiting for a read.
 
     `stack` is what `faulthandler` writes: threads, each with its innermost frame first. A reader's main thread is the
-    one that `reader/process.py` runs in. Where its innermost frame of ours is says what it was at.
+    one that `reader/process.py` runs in. Its innermost frame of ours says what it was at. A user's function is no part
+    of the sample.
     """
     for thread in stack.split("\n\n"):
-        ours = [line for line in thread.splitlines() if f'"{_PACKAGE}/' in line]
-        if any("/reader/process.py" in line for line in ours):
-            return f'"{_PACKAGE}/data/images/' in ours[0]
+        ours = [line for line in thread.splitlines() if "/prefetchd/" in line]
+        if any("/prefetchd/reader/process.py" in line for line in ours):
+            return f'"{_IMAGES}/' in ours[0] and "/user_functions.py" not in ours[0]
     return False
