@@ -6,6 +6,7 @@ import gc
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from prefetchd import messages
+from prefetchd.asking import ask_daemon
 from prefetchd.liveness import lock_owner
 from prefetchd.names import daemon_paths
 
@@ -63,28 +66,33 @@ def _descriptors() -> set[str]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """After every test with processes: no child, no `/dev/shm` name, no file in the run directory, no descriptor."""
+def nothing_left(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """After every test with processes: no child, no `/dev/shm` name, no file in the run directory, no descriptor.
+
+    Other workers of pytest-xdist run tests meanwhile: the mark in the environment tells their processes apart, and a
+    name of theirs in `/dev/shm` lasts a moment.
+    """
     if "unit" in request.path.parts:
         yield
         return
-    run_directory = tmp_path / "run"
-    run_directory.mkdir(mode=0o700)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(run_directory))
-    monkeypatch.setenv("PREFETCHD_TEST_MARK", f"{os.getpid()}-{request.node.nodeid}")
-    monkeypatch.delenv("PREFETCHD_NAME", raising=False)
-    names, descriptors = _shm_names(), _descriptors()
-    yield
-    gc.collect()
-    try:
-        wait_until(lambda: not _own_processes(), "every process of the test has ended")
-    except BaseException:
-        for pid in _own_processes():
-            psutil.Process(pid).kill()
-        raise
-    wait_until(lambda: _shm_names() <= names, "no new name is in /dev/shm")  # other runs have theirs for a moment
-    assert not list(run_directory.rglob("*.*"))
-    assert _descriptors() <= descriptors
+    # Not in tmp_path: the path of a socket has 107 bytes at most, and a worker's temporary folder is deep already.
+    with tempfile.TemporaryDirectory(prefix="prefetchd-test-") as run_directory:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", run_directory)
+        monkeypatch.setenv("PREFETCHD_TEST_MARK", f"{os.getpid()}-{request.node.nodeid}")
+        monkeypatch.delenv("PREFETCHD_NAME", raising=False)
+        names, descriptors = _shm_names(), _descriptors()
+        yield
+        gc.collect()
+        try:
+            wait_until(lambda: not _own_processes(), "every process of the test has ended")
+        except BaseException:
+            for pid in _own_processes():
+                psutil.Process(pid).kill()
+            raise
+        new = _shm_names() - names
+        wait_until(lambda: not new & _shm_names(), "no new name is in /dev/shm")
+        assert not list(Path(run_directory).rglob("*.*"))
+        assert _descriptors() <= descriptors
 
 
 class DaemonProcess:
@@ -117,12 +125,8 @@ class DaemonProcess:
         return psutil.Process(self.pid).children(recursive=True)
 
     def status(self) -> dict:
-        import json
-
-        command = [sys.executable, "-m", "prefetchd", "status", "--json", self.name]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=30)
-        assert result.returncode == 0, result.stderr
-        return json.loads(result.stdout)
+        """What `prefetchd status --json` prints, without a process for it."""
+        return ask_daemon(self.name, messages.AskStatus(messages.PROTOCOL)).report
 
     def reader_pids(self) -> list[int]:
         return [reader["pid"] for reader in self.status()["readers"] if reader["ready"]]
@@ -146,6 +150,9 @@ def serve(tmp_path: Path, nothing_left: None) -> Iterator[Callable[..., DaemonPr
         return daemon.wait_ready() if ready else daemon
 
     yield start
+    for daemon in started:
+        if daemon.process.poll() is None:
+            daemon.process.terminate()  # all at once, then wait
     for daemon in started:
         daemon.stop()
     for daemon in started:
