@@ -1,14 +1,13 @@
 """The fault campaign: party x fault x moment, each cell with its stated outcome, run against real processes.
 
-The cells are data (`CELLS`); `run_cell` brings a daemon and a consumer to the moment, does the fault, and holds the
+The cells are data (`cells.py`); `run_cell` brings a daemon and a consumer to the moment, does the fault, and holds the
 outcome to what was stated: by a checksum of every batch delivered, and by counting what is left. A selection runs as
-tests (`test_campaign.py`); `scripts/bench/chaos.py --cells` runs all and writes the table of `docs/reliability.md`.
+tests (`test_campaign.py`); `scripts/bench/chaos.py --cells` runs all, and so does `scripts/nightly`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import enum
 import gc
 import json
 import os
@@ -16,8 +15,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -25,75 +22,13 @@ import pytest
 
 import prefetchd
 from tests.conftest import PROMPT_S, DaemonProcess, _descriptors, _own_processes, _shm_names, wait_until
+from tests.faults.cells import SIGNALS, Cell, Outcome
 from tests.faults.conftest import Content, Sabotage, Script, ask_status, content_of, exact, expected_content
 from tests.faults.conftest import write_manifest as write_samples
 
 ROOT = Path(__file__).parents[2]
 GATE = 17  # the sample in whose decoding a reader stands still at the moment `filling`
 
-
-class Outcome(enum.Enum):
-    """What a cell promises, in the words of the table."""
-
-    EXACT = "every batch arrives, exact; what died is replaced"
-    RESUMES = "named in `status` or its error; goes on exactly when it is continued"
-    LOST = "`DaemonLost` within a second; held arrays stay; nothing is left; the next daemon serves the same"
-    FREED = "its slots are back within a second; others see every batch"
-    BEARS = "named in `status`, blocks nobody; goes on exactly when it is continued"
-    ENDS = "all end; nothing is left"
-    NONE = "there is none: nothing to kill"
-    MEMFD = "slots come from a memfd instead; every batch arrives, exact"
-    REFUSED = "refused in one line; nothing is left"
-    NEWCOMERS = "those attached go on exactly; newcomers are told that none is to be found"
-
-
-MOMENTS = ("start", "filling", "ready", "leased", "epoch end", "shutting down")
-SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGSTOP": signal.SIGSTOP, "SIGSEGV": signal.SIGSEGV}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell: `fault` befalls `party` at `moment`; `outcome` is what must be."""
-
-    party: str
-    fault: str
-    moment: str
-    outcome: Outcome
-
-    def __str__(self) -> str:
-        return f"{self.party}-{self.fault}-{self.moment}".replace(" ", "_")
-
-
-def _cells() -> Iterator[Cell]:
-    deadly = ("SIGKILL", "SIGSEGV")
-    for moment in MOMENTS:
-        ends = moment == "shutting down"
-        for fault in deadly:
-            yield Cell("daemon", fault, moment, Outcome.ENDS if ends else Outcome.LOST)
-            yield Cell("zygote", fault, moment, Outcome.ENDS if ends else Outcome.EXACT)
-            yield Cell("reader", fault, moment, Outcome.ENDS if ends else Outcome.EXACT)
-            yield Cell("consumer", fault, moment, Outcome.ENDS if ends else Outcome.FREED)
-        yield Cell("daemon", "SIGSTOP", moment, Outcome.ENDS if ends else Outcome.RESUMES)
-        yield Cell("zygote", "SIGSTOP", moment, Outcome.ENDS if ends else Outcome.EXACT)
-        yield Cell("reader", "SIGSTOP", moment, Outcome.ENDS if ends else Outcome.EXACT)
-        yield Cell("consumer", "SIGSTOP", moment, Outcome.ENDS if ends else Outcome.BEARS)
-    for fault in ("exit 0", "exception", "MemoryError", "closed descriptors"):
-        yield Cell("reader", fault, "filling", Outcome.EXACT)
-        for moment in ("ready", "leased", "epoch end"):
-            yield Cell("consumer", fault, moment, Outcome.FREED)
-    for fault in (*deadly, "exit 0", "exception", "MemoryError"):
-        for moment in ("start", "filling", "leased", "epoch end"):
-            yield Cell("embedded parent", fault, moment, Outcome.ENDS)
-    for fault in SIGNALS:
-        yield Cell("resource tracker", fault, "ready", Outcome.NONE)
-    yield Cell("daemon", "full /dev/shm", "start", Outcome.MEMFD)
-    yield Cell("daemon", "full disk", "start", Outcome.REFUSED)
-    for moment in ("ready", "leased"):
-        yield Cell("daemon", "socket removed", moment, Outcome.NEWCOMERS)
-    yield Cell("daemon", "clock jump", "leased", Outcome.EXACT)
-
-
-CELLS = tuple(_cells())
 
 # The consumer in a process of its own. It tells what it has, and hears one word for each thing that it is to do.
 CONSUMER = """
@@ -190,6 +125,7 @@ class World:
         )
         gc.collect()
         self._names, self._fds = _shm_names(), _descriptors()
+        self.took_s: list[float] = []
         self._daemons: list[DaemonProcess] = []
         self._trainers: list[Trainer] = []
 
@@ -210,7 +146,7 @@ class World:
         def find() -> int:
             for child in psutil.Process(parent).children():
                 with contextlib.suppress(psutil.Error):
-                    if "prefetchd.zygote" in child.cmdline():
+                    if "prefetchd.reader.fork_server" in child.cmdline():
                         return child.pid
             return 0
 
@@ -249,8 +185,12 @@ def as_content(told: list[list[object]]) -> Content:
     return [(e, i, tuple(ids), digest) for e, i, ids, digest in told]  # type: ignore[misc, arg-type]
 
 
-def run_cell(cell: Cell, folder: Path) -> None:
-    """Run one cell in an empty folder; raise if it is not as stated."""
+def run_cell(cell: Cell, folder: Path) -> list[float]:
+    """Run one cell in an empty folder; raise if it is not as stated.
+
+    Returns:
+        How long what is promised within a second took, in seconds; empty where nothing such was measured.
+    """
     world = World(folder)
     try:
         if cell.outcome is Outcome.NONE:
@@ -267,6 +207,7 @@ def run_cell(cell: Cell, folder: Path) -> None:
             _attached(world, cell)
     finally:
         world.close()
+    return world.took_s
 
 
 SOFT = {"exit 0": "leave", "exception": "raise", "MemoryError": "memory", "closed descriptors": "close"}
@@ -340,7 +281,7 @@ def _goes_on(world: World, cell: Cell, daemon: DaemonProcess, trainer: Trainer) 
 
 def _resumes(world: World, cell: Cell, daemon: DaemonProcess, trainer: Trainer) -> None:
     wait_until(lambda: psutil.Process(daemon.pid).status() == psutil.STATUS_STOPPED, "the daemon is stopped")
-    from prefetchd.liveness import describe_process
+    from prefetchd.ipc.process import describe_process
 
     assert "is stopped" in describe_process(daemon.pid)
     os.kill(daemon.pid, signal.SIGCONT)
@@ -353,7 +294,8 @@ def _lost(world: World, cell: Cell, daemon: DaemonProcess, trainer: Trainer) -> 
         trainer.tell("to the end")
         said = trainer.line()
         assert said == "lost true", said
-        assert time.monotonic() - started_s < PROMPT_S
+        world.took_s.append(time.monotonic() - started_s)
+        assert world.took_s[0] < PROMPT_S
     trainer.end()
     world.sabotage.open_gates()
     daemon.process.wait(20)
@@ -366,8 +308,10 @@ def _freed(world: World, cell: Cell, daemon: DaemonProcess, trainer: Trainer) ->
     trainer.process.wait(10)
     if cell.moment == "start":
         daemon.wait_ready()
+    started_s = time.monotonic()
     wait_until(lambda: not ask_status()["consumers"], "the consumer is forgotten", PROMPT_S)
     wait_until(lambda: ask_status()["ring"]["leased"] == 0, "its slots are back", PROMPT_S)
+    world.took_s.append(time.monotonic() - started_s)
     _witness(world)
 
 

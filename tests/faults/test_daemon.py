@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 import prefetchd
-from prefetchd.liveness import lock_owner
-from prefetchd.names import daemon_paths
+from prefetchd.ipc.process import lock_owner
+from prefetchd.ipc.run_directory import daemon_paths
 from tests.conftest import DEADLINE_S, PROMPT_S, DaemonProcess, wait_until
 from tests.faults.conftest import Content, Sabotage, Script, content_of, exact, write_manifest
 
@@ -49,7 +49,7 @@ def shm_names() -> set[str]:
     return {name for name in os.listdir("/dev/shm") if name.startswith(("prefetchd", "psm_"))}
 
 
-def test_waiting_consumer_hears_within_a_second(serve: Serve, sabotage: Sabotage, tmp_path: Path) -> None:
+def test_waiting_consumer_keeps_what_it_holds(serve: Serve, sabotage: Sabotage, tmp_path: Path) -> None:
     """It waits for a batch that a reader stands in the middle of."""
     manifest = write_manifest(tmp_path, 20)
     sabotage.mark(tmp_path / "012.jpg", "gate-012")
@@ -156,7 +156,7 @@ def test_stale_files_of_a_family_killed_together(serve: Serve, forty: Path, fort
     daemon = serve(forty, *exact("--num-workers", 2))
     family = daemon.descendants()
     for process in family:
-        if "prefetchd.zygote" in " ".join(process.cmdline()) and process.ppid() == daemon.pid:
+        if "prefetchd.reader.fork_server" in " ".join(process.cmdline()) and process.ppid() == daemon.pid:
             process.suspend()
             zygote = process
     os.kill(daemon.pid, signal.SIGKILL)
@@ -196,7 +196,7 @@ def private_daemon() -> psutil.Process:
     found = []
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):  # a zombie, which a later wait() will reap
-            if "prefetchd.private_daemon" in child.cmdline():
+            if "prefetchd.daemon.private" in child.cmdline():
                 found.append(child)
     assert len(found) == 1
     return found[0]

@@ -14,8 +14,9 @@ from typing import Any
 
 import psutil
 
-from prefetchd import budget, cli
-from prefetchd.layout import BatchLayout
+from prefetchd.cli.main import main
+from prefetchd.daemon.memory import plan
+from prefetchd.ring.layout import BatchLayout
 
 Result = subprocess.CompletedProcess[str]
 
@@ -49,7 +50,7 @@ def run_here(*arguments: object) -> Result:
         stack.enter_context(contextlib.redirect_stdout(files[0]))
         stack.enter_context(contextlib.redirect_stderr(files[1]))
         try:
-            status: Any = cli.main(words)
+            status: Any = main(words)
         except SystemExit as end:
             status = end.code
         finally:
@@ -114,7 +115,7 @@ def run_script(path: Path, code: str, *options: str) -> Result:
 def large_ring(n_slots: int) -> tuple[str, ...]:
     """Options for a daemon with `LARGE` batches and exactly `n_slots` slots."""
     mib = 1 << 20
-    budget_bytes = budget.smallest_budget(1, -(-n_slots * LARGE_SLOT_BYTES // budget.MIN_SLOTS))
+    budget_bytes = plan.smallest_budget(1, -(-n_slots * LARGE_SLOT_BYTES // plan.MIN_SLOTS))
     return (*LARGE, "--memory-budget", f"{budget_bytes // mib}MiB")
 
 

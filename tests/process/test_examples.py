@@ -25,24 +25,30 @@ def tinted_photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("example", "needs"),
+    ("example", "needs", "keras_backend"),
     [
-        ("pytorch_train", "torch"),
-        ("keras_train", "keras torch"),
-        ("jax_train", "jax"),
-        ("tensorflow_train", "tensorflow"),
-        ("sklearn_partial_fit", "sklearn"),
+        ("pytorch_train", "torch", None),
+        ("keras_train", "keras torch", "torch"),
+        ("keras_train", "keras jax", "jax"),
+        ("jax_train", "jax", None),
+        ("tensorflow_train", "tensorflow", None),
+        ("sklearn_partial_fit", "sklearn", None),
     ],
 )
-def test_example_learns(example, needs, tinted_photographs):
+def test_example_learns(example, needs, keras_backend, tinted_photographs, tmp_path):
     if missing := [name for name in needs.split() if not importlib.util.find_spec(name)]:
         pytest.skip(f"needs {', '.join(missing)}")
+    # Without a backend in the environment or in the home directory, Keras takes TensorFlow, as for any user.
+    environment = {**os.environ, "KERAS_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    environment.pop("KERAS_BACKEND", None)
+    if keras_backend is not None:
+        environment["KERAS_BACKEND"] = keras_backend
     result = subprocess.run(
         [sys.executable, str(EXAMPLES / f"{example}.py"), str(tinted_photographs), "--epochs", "4"],
         capture_output=True,
         text=True,
         timeout=110,
-        env={**os.environ, "KERAS_BACKEND": "torch"},
+        env=environment,
     )
     assert result.returncode == 0, result.stderr
     losses = [float(loss) for loss in re.findall(r"^epoch \d+: loss ([\d.]+)$", result.stdout, re.MULTILINE)]

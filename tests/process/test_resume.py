@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 import prefetchd
+from prefetchd.sampling.order import Order
+from tests.conftest import wait_until
 from tests.faults.conftest import Content, content_of
+from tests.process.commands import large_ring
 
 OPTIONS = {"batch_size": 4, "image_size": 16, "shuffle": True, "seed": 3}
 
@@ -95,11 +98,24 @@ def test_named_daemon_goes_on_where_a_private_one_was(serve, photographs, whole)
         assert before + content_of(loader) == whole[:26]
 
 
-def test_position_a_million_batches_in_is_reached_at_once(photographs, whole):
-    with load(photographs) as loader:
+def test_position_a_million_epochs_in_is_reached_without_making_a_batch_before_it(serve, photographs):
+    n_slots = 5
+    daemon = serve(photographs, *large_ring(n_slots), "--shuffle")
+    with prefetchd.batches() as loader:
+        wait_until(lambda: daemon.status()["readers"][0]["does"] == "idle", "the ring is full")
+        made_before = loader.status()["batches_made"]
         state = {**loader.state_dict(), "epoch": 1_000_000, "first_epoch": 1_000_000, "next_batch": 11}
         loader.load_state_dict(state)
-        assert [(batch.epoch, batch.index) for batch in loader] == [(1_000_000, 11), (1_000_000, 12)]
+        batches = iter(loader)
+        seen = [next(batches)]
+        # What is made ahead fills the ring. The batches that come before are 11 of this epoch, and 13 of each other.
+        assert loader.status()["batches_made"] - made_before <= n_slots
+        seen += batches
+        assert [(batch.epoch, batch.index) for batch in seen] == [(1_000_000, 11), (1_000_000, 12)]
+        order = Order(50, 4, drop_last=False, shuffle=True, seed=0)
+        for batch in seen:
+            wanted = order.sample_ids(batch.epoch, batch.index, 0, len(batch.y)).tolist()
+            assert batch.sample_ids.tolist() == batch.y.tolist() == wanted
 
 
 def test_state_counts_what_the_loop_was_given_and_not_what_was_prefetched(photographs):

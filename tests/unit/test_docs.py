@@ -11,8 +11,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import prefetchd
-from prefetchd.cli import make_parser
-from prefetchd.config import OPTIONS
+from prefetchd.cli.main import make_parser
+from prefetchd.config.options import OPTIONS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

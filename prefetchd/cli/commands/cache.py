@@ -1,0 +1,117 @@
+"""`prefetchd cache build|info|clear`: fill a cache of decoded samples ahead, look into it, remove it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from prefetchd.cli.arguments import EPILOG, Subparsers, add_source_options, configs_of
+from prefetchd.errors import ConfigError
+
+_DAY_S = 86400.0
+
+
+def add(commands: Subparsers, datasets: Iterable[str]) -> None:
+    """Declare the commands."""
+    parser = commands.add_parser(
+        "cache",
+        help="fill, show or clear a cache of decoded samples",
+        description="A cache keeps decoded images in files (--cache DIR), so that nothing is decoded twice. It fills "
+        "by itself in the first epoch.",
+    )
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    build = actions.add_parser(
+        "build",
+        help="fill a cache ahead of training",
+        description="Decode every sample of MANIFEST that is not in the cache yet. Give the options that training "
+        "will have: those that decide what is kept (image-size, resize, color, ...) choose the rows. May be "
+        "interrupted and started again.",
+        epilog=EPILOG,
+    )
+    add_source_options(build, datasets)
+    build.set_defaults(run=run_build)
+
+    info = actions.add_parser("info", help="show what a cache holds", description="Show what a cache holds.")
+    info.add_argument("folder", metavar="DIR", type=Path, help="the folder that --cache names")
+    info.add_argument("--json", action="store_true", help="print everything, as JSON")
+    info.set_defaults(run=run_info)
+
+    clear = actions.add_parser(
+        "clear",
+        help="remove a cache, or what is old in it",
+        description="Remove the rows of a cache. Only files that are prefetchd's are removed, and none that a daemon "
+        "is using.",
+    )
+    clear.add_argument("folder", metavar="DIR", type=Path, help="the folder that --cache names")
+    clear.add_argument("--only", metavar="ID", help="the rows of one pipeline, as `cache info` names it")
+    clear.add_argument("--unused-days", metavar="N", type=float, help="only what no daemon has opened for N days")
+    clear.set_defaults(run=run_clear)
+
+
+def run_build(arguments: argparse.Namespace) -> int:
+    """Fill the cache of each data set."""
+    from prefetchd.cli.commands.cache_build import build
+
+    return max([build(name, config) for name, config in configs_of(arguments).items()])
+
+
+def run_info(arguments: argparse.Namespace) -> int:
+    """Print what the cache holds."""
+    from prefetchd.config.units import format_bytes, format_count
+    from prefetchd.data.cache.directory import list_cache
+
+    found = list_cache(arguments.folder)
+    if arguments.json:
+        described = [
+            {
+                "id": kept.folder.name,
+                "rows": kept.rows,
+                "bytes": kept.n_bytes,
+                "last_used": kept.last_used_s,
+                "in_use": kept.in_use,
+                "pipeline": kept.pipeline,
+            }
+            for kept in found
+        ]
+        print(json.dumps(described, indent=2))
+        return 0
+    total = sum(kept.n_bytes for kept in found)
+    print(f"{arguments.folder}: {format_count(len(found), 'pipeline')}, {format_bytes(total)}")
+    for kept in found:
+        used = (
+            "in use"
+            if kept.in_use
+            else f"last used {time.strftime('%Y-%m-%d %H:%M', time.localtime(kept.last_used_s))}"
+        )
+        options = " ".join(f"{name}={_shown(value)}" for name, value in kept.pipeline.items() if value is not None)
+        print(f"  {kept.folder.name}  {format_count(kept.rows, 'row')}, {format_bytes(kept.n_bytes)}, {used}")
+        print(f"    {options}")
+    return 0
+
+
+def _shown(value: object) -> str:
+    return "x".join(map(str, value)) if isinstance(value, list) else str(value).replace(" ", "-")
+
+
+def run_clear(arguments: argparse.Namespace) -> int:
+    """Remove what the arguments choose."""
+    from prefetchd.config.units import format_bytes, format_count
+    from prefetchd.data.cache.directory import list_cache, remove, remove_empty
+
+    found = list_cache(arguments.folder)
+    if arguments.only is not None:
+        chosen = [kept for kept in found if kept.folder.name == arguments.only]
+        if not chosen:
+            known = ", ".join(kept.folder.name for kept in found)
+            raise ConfigError(f"cannot clear {arguments.only!r}: {arguments.folder} has {known or 'no rows'}")
+        found = chosen
+    if arguments.unused_days is not None:
+        before_s = time.time() - arguments.unused_days * _DAY_S
+        found = [kept for kept in found if kept.last_used_s < before_s and not kept.in_use]
+    freed = sum(remove(kept) for kept in found)
+    remove_empty(arguments.folder)
+    print(f"removed {format_count(len(found), 'pipeline')}, {format_bytes(freed)}")
+    return 0
