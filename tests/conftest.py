@@ -75,6 +75,12 @@ def _descriptors() -> set[str]:
     return found
 
 
+def pytest_collection_finish() -> None:
+    """Exempt what is loaded by now from garbage collection: one is made after each test, in a tenth of the time."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def nothing_left(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """After every test with processes: no child, no `/dev/shm` name, no file in the run directory, no descriptor.

@@ -32,7 +32,7 @@ def run_command(*arguments: object, cwd: Path | None = None) -> Result:
 
 
 def run_here(*arguments: object) -> Result:
-    """Run `prefetchd ARGUMENTS` in this process: a tenth of the time, for what ends before it starts any process.
+    """Run `prefetchd ARGUMENTS` in this process: for what ends before it opens or starts anything.
 
     What is written to descriptors 1 and 2 is caught, as that of a process is.
     """
@@ -70,7 +70,7 @@ def refused(*arguments: object) -> str:
 
 
 def refused_here(*arguments: object) -> str:
-    """Do as `refused`, in this process: for words that are refused before any daemon, reader or trial starts."""
+    """Do as `refused`, in this process: for words that are refused before anything is opened or started."""
     return _only_line(run_here(*arguments))
 
 

@@ -122,7 +122,6 @@ def test_command_without_a_daemon_says_how_to_start_one(command):
         (["--batch-size", "0"], "batch-size='0'|batch-size=0"),
         (["--batch-size", "many"], "batch-size='many'.*whole number"),
         (["--image-size", "1x2x3"], "image-size='1x2x3'"),
-        (["--memory-budget", "lots"], "size 'lots'"),
         (["--scale", "0.5"], "uint8"),
         (["--mean", "1,2", "--dtype", "float32"], "mean"),
         (["--name", "../up"], "name='../up'"),
@@ -145,13 +144,17 @@ def test_unknown_key_in_the_toml_file_is_refused_with_the_near_one(photographs, 
 def test_empty_manifest_is_refused(tmp_path, text):
     manifest = tmp_path / "manifest.txt"
     manifest.write_text(text)
-    assert str(manifest) in refused_here("serve", manifest)
+    assert str(manifest) in refused("serve", manifest)
     assert not run_files()
 
 
 def test_missing_manifest_is_refused(tmp_path):
-    assert "nowhere.txt" in refused_here("serve", tmp_path / "nowhere.txt")
+    assert "nowhere.txt" in refused("serve", tmp_path / "nowhere.txt")
     assert "no manifest was given" in refused_here("serve")
+
+
+def test_budget_that_is_no_size_is_refused(photographs):
+    assert "size 'lots'" in refused("serve", photographs, "--memory-budget", "lots")
 
 
 def test_budget_too_small_names_the_smallest_and_that_one_works(serve, photographs):

@@ -151,7 +151,7 @@ def _catches_sigterm(pid: int) -> bool:
 
 def test_what_cannot_be_verified_is_refused_in_one_line(photographs, tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((4, 2)))
-    assert "arrays have nothing to decode" in refused_here("verify", tmp_path / "x.npy")
+    assert "arrays have nothing to decode" in refused("verify", tmp_path / "x.npy")
     assert "2 data sets" in refused_here("verify", f"a={photographs}", f"b={photographs}")
     assert "over" in refused_here("verify", photographs, "--write-clean", photographs)
     assert "no manifest was given" in refused("verify")
