@@ -126,7 +126,14 @@ def nothing_left(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 class DaemonProcess:
     """A `prefetchd serve` started for a test; `wrapper` are words that run the command behind them in their place."""
 
-    def __init__(self, folder: Path, arguments: list[str], name: str, wrapper: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        arguments: list[str],
+        name: str,
+        wrapper: tuple[str, ...] = (),
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self.name = name
         self.log_path = folder / f"{name}.log"
         with self.log_path.open("wb") as log:
@@ -134,6 +141,7 @@ class DaemonProcess:
                 [*wrapper, sys.executable, "-m", "prefetchd", "serve", *arguments, "--name", name],
                 stdin=subprocess.DEVNULL,
                 stderr=log,
+                env=environment,
             )
 
     @property
@@ -185,6 +193,35 @@ def serve(tmp_path: Path, nothing_left: None) -> Iterator[Callable[..., DaemonPr
         daemon.stop()
     for daemon in started:
         assert lock_owner(daemon_paths(daemon.name).lock) is None
+
+
+@pytest.fixture(scope="module")
+def _module_daemon(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[DaemonProcess, str]]:
+    with tempfile.TemporaryDirectory(prefix="prefetchd-test-") as run_directory:
+        environment = {**os.environ, "XDG_RUNTIME_DIR": run_directory}
+        words = [str(photographs), "--batch-size", "4", "--image-size", "16", "--num-workers", "1"]
+        daemon = DaemonProcess(tmp_path_factory.mktemp("daemon"), words, "default", environment=environment)
+        try:
+            yield daemon.wait_ready(), run_directory
+        finally:
+            assert daemon.stop() == 0, daemon.log
+        assert not list(Path(run_directory).rglob("*.*"))
+
+
+@pytest.fixture
+def module_daemon(
+    _module_daemon: tuple[DaemonProcess, str], nothing_left: None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[DaemonProcess]:
+    """A daemon for tests that only read, one a module: the photographs in order, 13 batches of 4 of 16 x 16 pixels."""
+    daemon, run_directory = _module_daemon
+    monkeypatch.setenv("XDG_RUNTIME_DIR", run_directory)
+    yield daemon
+
+    def is_left_alone() -> bool:
+        status = daemon.status()
+        return not status["consumers"] and status["ring"]["leased"] == 0
+
+    wait_until(is_left_alone, "the test has given all back")
 
 
 @pytest.fixture(scope="session")
