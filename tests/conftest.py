@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +33,12 @@ def wait_until(condition: Callable[[], object], what: str, deadline_s: float = D
         if time.monotonic() > end_s:
             pytest.fail(f"not within {deadline_s:g} s: {what}")
         time.sleep(0.01)
+
+
+def end_thread(thread: threading.Thread, deadline_s: float = DEADLINE_S) -> None:
+    """Wait for the end of `thread`; fail if it does not come in time."""
+    thread.join(deadline_s)
+    assert not thread.is_alive(), f"{thread.name} has not ended within {deadline_s:g} s"
 
 
 def assert_prompt(took_s: list[float]) -> None:
@@ -156,8 +164,13 @@ def serve(tmp_path: Path, nothing_left: None) -> Iterator[Callable[..., DaemonPr
         return daemon.wait_ready() if ready else daemon
 
     yield start
+    ends = []  # of those that served to the last, or were killed so late that nobody has reaped them
     for daemon in started:
-        daemon.stop()
+        served = daemon.process.poll() is None and "ready:" in daemon.log
+        status = daemon.stop()
+        if served:
+            ends.append((daemon.name, status))
+    assert all(status in (0, -signal.SIGKILL) for _, status in ends), ends
     for daemon in started:
         assert lock_owner(daemon_paths(daemon.name).lock) is None
 

@@ -13,7 +13,7 @@ import pytest
 import prefetchd
 from prefetchd import control, launch, messages
 from prefetchd.names import daemon_paths
-from tests.conftest import DaemonProcess
+from tests.conftest import DaemonProcess, end_thread
 from tests.faults.conftest import exact
 
 Serve = Callable[..., DaemonProcess]
@@ -62,7 +62,7 @@ def fake_daemon(nothing_left: None) -> Iterator[Callable[[list[bytes]], None]]:
 
     yield answer
     for thread in threads:
-        thread.join(10)
+        end_thread(thread)
     listener.close()
     path.unlink()
 
