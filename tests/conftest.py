@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+import tests.profiles  # noqa: F401
 from prefetchd.liveness import lock_owner
 from prefetchd.names import daemon_paths
 
