@@ -26,20 +26,19 @@ SCRIPTS = {
     "cache": ("MANIFEST --images 64 --image-size 32 --batch-size 8 --batches 16 --rounds 1", "bare copy"),
     "chaos": ("--cells --only daemon-SIGKILL-ready", "1 of 116 cells, 0 promises broken"),
     "decode": ("MANIFEST --images 8 --rounds 1", "cv2, full size"),
-    "footprint": ("MANIFEST --workers 1 --seconds 0.2", "ALLOWANCE_BYTES"),
+    "footprint": ("MANIFEST --seconds 0.2", "ALLOWANCE_BYTES"),
     "handoff": ("MANIFEST --batches 2 --warm-up 1", "arrays, tight loop"),
     "latency": ("MANIFEST --delay-ms 1 --repeat 11 --rounds 1", "1 ms more"),
     "limit": ("MANIFEST --repeat 1 --rounds 1 --full-size", "CPU ms/image"),
     "manifest": ("MANIFEST --sizes 100 --rounds 1 --only prefetchd", "footprint MiB"),
     "measure_loader": ("generator TABS --folder . --epochs 1 --ready 1 --batch-size 16", "images_per_s"),
-    "peers": (
-        "MANIFEST --rounds 1 --epochs 1 --ready 1 --batch-size 16 --only ours,generator",
-        "hand-written generator",
-    ),
+    "peers": ("MANIFEST --rounds 1 --epochs 1 --ready 1 --batch-size 16 --only ours,generator", "hand-written"),
     "sharing": ("MANIFEST --trainers 2 --rounds 1 --seconds 0.3 --no-torch", "2 x prefetchd"),
     "startup": ("MANIFEST --rounds 1", "first batch"),
     "throughput": ("MANIFEST --rounds 1 --epochs 1 --ready 1 --batch-size 16", "prefetchd, exact"),
 }
+# These end with status 1 where a promise of memory does not hold, which a moment is too short to tell.
+JUDGES = ("budget", "footprint")
 MORE = {"sharing": ("--handoff 1,2 --seconds 0.3", "daemon's CPU")}
 
 
@@ -60,14 +59,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(script: str, arguments: str, data: Path, folder: Path) -> str:
     """Run a script in an empty folder; return what it printed."""
     places = {"MANIFEST": str(data / "manifest.txt"), "TABS": str(data / "tabs.tsv")}
-    command = [
-        sys.executable,
-        str(BENCH / f"{script}.py"),
-        *(places.get(word, word) for word in shlex.split(arguments)),
-    ]
+    words = [places.get(word, word) for word in shlex.split(arguments)]
+    command = [sys.executable, str(BENCH / f"{script}.py"), *words]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
     result = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=folder, env=environment)
-    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.returncode in ((0, 1) if script in JUDGES else (0,)), result.stdout + result.stderr
+    assert "Traceback" not in result.stderr, result.stderr
     return result.stdout
 
 
