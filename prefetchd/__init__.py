@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from prefetchd._version import __version__
 from prefetchd.errors import (
     BudgetError,
     ConfigError,
@@ -23,14 +24,13 @@ from prefetchd.errors import (
 )
 
 if TYPE_CHECKING:
-    from prefetchd.api import batches
-    from prefetchd.batch import Batch
-    from prefetchd.live_options import set_options
-    from prefetchd.loader import Loader
-
-__version__ = "0.1.0"
+    from prefetchd.client.admin import set_options
+    from prefetchd.client.api import batches
+    from prefetchd.client.batch import Batch
+    from prefetchd.client.loader import Loader
 
 __all__ = [
+    "__version__",
     "Batch",
     "BudgetError",
     "ConfigError",
@@ -49,7 +49,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in ("keras", "tensorflow", "torch"):  # `import prefetchd` alone is enough, and loads none of them
         return importlib.import_module(f"prefetchd.{name}")
-    home = {"Batch": "batch", "Loader": "loader", "batches": "api", "set_options": "live_options"}.get(name)
+    home = {"Batch": "batch", "Loader": "loader", "batches": "api", "set_options": "admin"}.get(name)
     if home is not None:
-        return getattr(importlib.import_module(f"prefetchd.{home}"), name)
+        return getattr(importlib.import_module(f"prefetchd.client.{home}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypedDict
 
-from prefetchd.config import (
+from prefetchd.config.options import (
     Color,
     Dtype,
     End,

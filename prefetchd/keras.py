@@ -29,14 +29,14 @@ except ImportError as error:
         "backend such as 'prefetchd[torch]'"
     ) from error
 
-from prefetchd.api import batches
+from prefetchd.client.api import batches
 
 if TYPE_CHECKING:
     from typing import Unpack
 
-    from prefetchd.batch import Batch
     from prefetchd.batch_options import BatchOptions
-    from prefetchd.loader import Loader
+    from prefetchd.client.batch import Batch
+    from prefetchd.client.loader import Loader
 
 __all__ = ["Dataset", "dataset"]
 

@@ -22,7 +22,7 @@ except ImportError as error:
     ) from error
 
 if TYPE_CHECKING:
-    from prefetchd.loader import Loader
+    from prefetchd.client.loader import Loader
 
 __all__ = ["dataset", "signature"]
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from prefetchd.cli import make_parser
+from prefetchd.cli.main import make_parser
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
 HEAD = """<!-- Made by scripts/cli_page.py; do not edit. -->

@@ -17,8 +17,7 @@ import psutil
 import pytest
 
 import tests.profiles  # noqa: F401
-from prefetchd.liveness import lock_owner
-from prefetchd.names import daemon_paths
+from prefetchd.ipc.run_directory import daemon_paths, lock_owner
 
 DEADLINE_S = 30.0
 # A promise of a second is held to it by the median of several measurements (`assert_prompt`). A single one may take

@@ -192,10 +192,10 @@ def run(make: Loader, folder: Path, options: argparse.Namespace) -> tuple[float,
 
 def fill_s(folder: Path, options: argparse.Namespace) -> float:
     """Return what a reader's work on one batch takes, without any process around it."""
-    from prefetchd.config import make_config
-    from prefetchd.layout import BatchLayout
-    from prefetchd.order import Order
-    from prefetchd.sources import attach_source, open_source
+    from prefetchd.config.options import make_config
+    from prefetchd.data.registry import attach_source, open_source
+    from prefetchd.ring.layout import BatchLayout
+    from prefetchd.sampling.order import Order
 
     config = make_config(source=folder / "x.npy", labels=folder / "y.npy", batch_size=options.batch_size, shuffle=True)
     opened = open_source(config)

@@ -14,10 +14,10 @@ import time
 
 import numpy as np
 
-from prefetchd.config import make_config
-from prefetchd.decode import detach_native_stderr
-from prefetchd.manifest import Manifest
-from prefetchd.sources.image_files import ImageReader
+from prefetchd.config.options import make_config
+from prefetchd.data.images.decode import detach_native_stderr
+from prefetchd.data.images.pipeline import ImageReader
+from prefetchd.data.manifest.records import Manifest
 
 KINDS = {
     "none": "",

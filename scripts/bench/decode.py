@@ -19,8 +19,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from prefetchd import decode
-from prefetchd.image_header import ImageHeader
+from prefetchd.data.images import decode
+from prefetchd.data.images.header import ImageHeader
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from measure import setting, table

@@ -35,7 +35,7 @@ import psutil
 from measure import MIB, Sampler, descendants, manifest_or_photographs, private_bytes, setting, shared_bytes, table
 
 import prefetchd
-from prefetchd.budget import ALLOWANCE_BYTES, DAEMON_BYTES, READER_BYTES
+from prefetchd.daemon.memory.plan import ALLOWANCE_BYTES, DAEMON_BYTES, READER_BYTES
 
 
 class Roles:
@@ -53,10 +53,12 @@ class Roles:
                 words, parent = process.cmdline(), process.parent()
             except psutil.NoSuchProcess:
                 return "other"
-            if "prefetchd.private_daemon" in words:
+            if "prefetchd.daemon.private" in words:
                 name = "daemon"
-            elif "prefetchd.zygote" in words:
-                name = "reader" if parent is not None and "prefetchd.zygote" in parent.cmdline() else "zygote"
+            elif "prefetchd.reader.fork_server" in words:
+                name = (
+                    "reader" if parent is not None and "prefetchd.reader.fork_server" in parent.cmdline() else "zygote"
+                )
             elif any("resource_tracker" in word for word in words):
                 name = "tracker"
             else:

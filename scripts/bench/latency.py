@@ -30,15 +30,15 @@ def late(image: object, rng: object) -> object:
 
 
 def _delay_reads(delay_s: float) -> None:
-    from prefetchd import file_bytes
+    from prefetchd.data import files
 
-    read = file_bytes.read_file
+    read = files.read_file
 
     def read_late(*args: object, **options: object) -> memoryview:
         time.sleep(delay_s)
         return read(*args, **options)  # type: ignore[arg-type]
 
-    file_bytes.read_file = read_late  # type: ignore[assignment]
+    files.read_file = read_late  # type: ignore[assignment]
 
 
 if os.environ.get(DELAY):

@@ -57,8 +57,8 @@ def decode_all(paths: list[str], epochs: int, *, shrinks: bool) -> dict[str, flo
     import cv2
     import numpy as np
 
-    from prefetchd import decode
-    from prefetchd.file_bytes import FileBuffer, read_file
+    from prefetchd.data.files import FileBuffer, read_file
+    from prefetchd.data.images import decode
 
     cv2.setNumThreads(0)
     buffer, batch = FileBuffer(), np.empty((BATCH_SIZE, SIZE_PX, SIZE_PX, 3), np.uint8)
@@ -122,7 +122,7 @@ def run_prefetchd(manifest: Path, n_images: int, workers: int) -> dict[str, floa
             next(batches)
         wall_s, own_s = time.perf_counter() - started_s, time.process_time() - own_s
         used = {pid: cpu_s(process) - before[pid] for pid, process in tree.items()}
-        daemon = sum(seconds for pid, seconds in used.items() if "prefetchd.private_daemon" in tree[pid].cmdline())
+        daemon = sum(seconds for pid, seconds in used.items() if "prefetchd.daemon.private" in tree[pid].cmdline())
     images = n_images * EPOCHS
     return {
         "images_per_s": images / wall_s,

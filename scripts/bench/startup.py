@@ -36,7 +36,7 @@ KINDS = {
         "    print(time.time() - float(sys.argv[2]))"
     ),
     "attach": (
-        "import numpy, prefetchd, prefetchd.client\nprefetchd.batches\n"
+        "import numpy, prefetchd, prefetchd.client.connection\nprefetchd.batches\n"
         + TIMED.format(work=f"loader = prefetchd.batches(daemon={NAME!r}); next(iter(loader))")
     ),
 }

@@ -146,7 +146,7 @@ class World:
         def find() -> int:
             for child in psutil.Process(parent).children():
                 with contextlib.suppress(psutil.Error):
-                    if "prefetchd.zygote" in child.cmdline():
+                    if "prefetchd.reader.fork_server" in child.cmdline():
                         return child.pid
             return 0
 
@@ -281,7 +281,7 @@ def _goes_on(world: World, cell: Cell, daemon: DaemonProcess, trainer: Trainer) 
 
 def _resumes(world: World, cell: Cell, daemon: DaemonProcess, trainer: Trainer) -> None:
     wait_until(lambda: psutil.Process(daemon.pid).status() == psutil.STATUS_STOPPED, "the daemon is stopped")
-    from prefetchd.liveness import describe_process
+    from prefetchd.ipc.process import describe_process
 
     assert "is stopped" in describe_process(daemon.pid)
     os.kill(daemon.pid, signal.SIGCONT)

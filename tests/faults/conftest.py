@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 import prefetchd
-from prefetchd import control, launch, messages
+from prefetchd.client import launch
+from prefetchd.ipc import messages, sockets
 from tests.conftest import wait_until
 from tests.images import write_jpeg
 
@@ -178,8 +179,8 @@ def ask_status(name: str = "default") -> dict[str, Any]:
     """What `prefetchd status --json` prints, without the time that an interpreter takes to start."""
     sock = launch.connect(name, timeout_s=0)
     try:
-        control.send(sock, messages.encode(messages.AskStatus(messages.PROTOCOL)))
-        data, _ = control.receive(sock)
+        sockets.send(sock, messages.encode(messages.AskStatus(messages.PROTOCOL)))
+        data, _ = sockets.receive(sock)
     finally:
         sock.close()
     report: dict[str, Any] = messages.decode_to_consumer(data).report

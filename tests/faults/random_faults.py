@@ -17,8 +17,8 @@ from pathlib import Path
 
 import psutil
 
-from prefetchd.filling import CRASH_TRIES
-from prefetchd.pool import MAX_BOOT_FAILURES
+from prefetchd.daemon.readers.batch_job import CRASH_TRIES
+from prefetchd.daemon.readers.pool import MAX_BOOT_FAILURES
 from tests.conftest import wait_until
 from tests.faults.campaign import Trainer, World, as_content
 from tests.faults.conftest import ask_status
@@ -76,7 +76,9 @@ def _befall(party: str, fault: str, daemon: int, trainers: list[Trainer], rng: r
         elif party == "daemon":
             pid = daemon
         else:
-            zygote = next(one for one in psutil.Process(daemon).children() if "prefetchd.zygote" in one.cmdline())
+            zygote = next(
+                one for one in psutil.Process(daemon).children() if "prefetchd.reader.fork_server" in one.cmdline()
+            )
             pid = zygote.pid if party == "zygote" else rng.choice(zygote.children()).pid
         if fault == "stop":
             os.kill(pid, signal.SIGSTOP)

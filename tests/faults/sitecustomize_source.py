@@ -22,7 +22,7 @@ import sys
 MARK = b"\nSABOTAGE "
 MARK_BYTES = 32
 
-if "prefetchd.zygote" in sys.orig_argv:
+if "prefetchd.reader.fork_server" in sys.orig_argv:
     import contextlib
     import signal
     import threading
@@ -78,9 +78,9 @@ if "prefetchd.zygote" in sys.orig_argv:
     cv2.imdecode = _saboteur
 
     if os.environ.get("SABOTAGE_READ_S"):
-        from prefetchd import file_bytes
+        from prefetchd.data import files
 
-        _read_file = file_bytes.read_file
+        _read_file = files.read_file
         _n_to_meet, _, _first_to_meet = os.environ.get("SABOTAGE_MEET", "0 ~").partition(" ")
         _meeting = threading.Barrier(
             int(_n_to_meet) or 1, action=lambda: os.close(os.open(f"{_folder}/met", os.O_CREAT)), timeout=10
@@ -99,7 +99,7 @@ if "prefetchd.zygote" in sys.orig_argv:
                 _meet()
             return _read_file(path, buffer, **options)
 
-        file_bytes.read_file = _read_late
+        files.read_file = _read_late
 
     if os.environ.get("SABOTAGE_FORK"):
         # As where the user has no more processes.
@@ -122,7 +122,7 @@ if os.environ.get("SABOTAGE_UNKILLABLE") and "serve" in sys.orig_argv:
     # Stands in for a process that the kernel does not let go: the one at the gate, which says so before it is there.
     import signal
 
-    from prefetchd import reader_handle
+    from prefetchd.daemon.readers import reader_handle
 
     reader_handle._STUCK_S = 0.3
     _send = signal.pidfd_send_signal

@@ -20,8 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import prefetchd
-from prefetchd import control, door, messages
-from prefetchd.names import daemon_paths
+from prefetchd.daemon.consumers import acceptor
+from prefetchd.ipc import messages, sockets
+from prefetchd.ipc.run_directory import daemon_paths
 from tests.conftest import DaemonProcess, wait_until
 from tests.faults.conftest import Content, ask_status, content_of, exact
 
@@ -110,11 +111,11 @@ def test_fuzzed_conversations(serve: Serve, forty: Path, forty_content: Content)
         sock = connect()
         try:
             fds = [0] * n_fds
-            with contextlib.suppress(control.ConnectionEnded):
+            with contextlib.suppress(sockets.ConnectionEnded):
                 if first:
-                    control.send(sock, messages.encode(HELLO))
+                    sockets.send(sock, messages.encode(HELLO))
                 for data in words:
-                    control.send(sock, data, fds)
+                    sockets.send(sock, data, fds)
         finally:
             sock.close()
 
@@ -151,7 +152,7 @@ def test_thousands_of_connections_one_after_the_other(serve: Serve, forty: Path,
     for number in range(3000):
         sock = connect()
         if number % 3 == 0:
-            control.send(sock, messages.encode(HELLO))
+            sockets.send(sock, messages.encode(HELLO))
         sock.close()
     with prefetchd.batches() as loader:
         assert content_of(loader) == forty_content
@@ -161,7 +162,7 @@ def test_thousands_of_connections_one_after_the_other(serve: Serve, forty: Path,
 LIMITED = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, ({limit}, {limit}))
-from prefetchd.cli import main
+from prefetchd.cli.main import main
 sys.exit(main())
 """
 
@@ -196,7 +197,7 @@ def limited(tmp_path: Path, nothing_left: None, forty: Path) -> Iterator[Callabl
 def test_newcomers_beyond_the_limit_are_told_and_the_others_go_on(
     limited: Callable[[int], LimitedDaemon], forty_content: Content
 ) -> None:
-    daemon = limited(4 * door.DESCRIPTORS_EACH * 20)
+    daemon = limited(4 * acceptor.DESCRIPTORS_EACH * 20)
     with prefetchd.batches() as loader:
         batches = iter(loader)
         seen = content_of([next(batches)])
@@ -218,8 +219,8 @@ def test_newcomers_beyond_the_limit_are_told_and_the_others_go_on(
 def test_of_few_descriptors_a_quarter_is_for_consumers(
     monkeypatch: pytest.MonkeyPatch, descriptors: int, consumers: int
 ) -> None:
-    monkeypatch.setattr(door, "raise_descriptor_limit", lambda: descriptors)
-    assert door.most_consumers() == consumers
+    monkeypatch.setattr(acceptor, "raise_descriptor_limit", lambda: descriptors)
+    assert acceptor.most_consumers() == consumers
 
 
 def test_no_descriptor_left_to_accept_with_costs_no_processor_time(
@@ -279,8 +280,8 @@ def test_consumer_that_stops_reading_is_named_and_served_when_it_reads_again(
     """Its socket is full when its batch is ready; nothing but its reading tells that it can be granted."""
     serve(forty, *exact("--num-workers", 1))
     sock = connect()
-    control.send(sock, messages.encode(HELLO))
-    control.close_all(control.receive(sock)[1])
+    sockets.send(sock, messages.encode(HELLO))
+    sockets.close_all(sockets.receive(sock)[1])
     sock.setblocking(False)
     question = messages.encode(messages.AskStatus(messages.PROTOCOL))
     full = time.monotonic() + 20
@@ -293,12 +294,12 @@ def test_consumer_that_stops_reading_is_named_and_served_when_it_reads_again(
     report = ask_status()["consumers"][0]
     assert report["pid"] == os.getpid()
     assert not report["reads"]
-    control.send(sock, messages.encode(messages.OpenCursor(1, 0, 0, 0, 1, 0, 1)))
-    control.send(sock, messages.encode(messages.Want(1, 0)))
+    sockets.send(sock, messages.encode(messages.OpenCursor(1, 0, 0, 0, 1, 0, 1)))
+    sockets.send(sock, messages.encode(messages.Want(1, 0)))
     kinds = []
-    while "Mail" not in kinds:
-        data, fds = control.receive(sock)
-        control.close_all(fds)
+    while "GrantReady" not in kinds:
+        data, fds = sockets.receive(sock)
+        sockets.close_all(fds)
         kinds.append(type(messages.decode_to_consumer(data)).__name__)
     assert "StatusReport" in kinds
     sock.close()
@@ -354,13 +355,13 @@ def test_permissions(serve: Serve, forty: Path) -> None:
     assert paths.lock.stat().st_mode & 0o077 == 0
     sock = connect()
     for message in (HELLO, messages.OpenCursor(1, 0, 0, 0, 1, 0, 1), messages.Want(1, 0)):
-        control.send(sock, messages.encode(message))
+        sockets.send(sock, messages.encode(message))
     slot = -1
     while slot < 0:
-        data, fds = control.receive(sock)
+        data, fds = sockets.receive(sock)
         if isinstance(messages.decode_to_consumer(data), messages.SlotOpened):
             slot = fds.pop()
-        control.close_all(fds)
+        sockets.close_all(fds)
     try:
         assert os.fstat(slot).st_mode & 0o177 == 0
         with pytest.raises(OSError):

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import prefetchd
-from prefetchd import control, messages, reader_messages
-from prefetchd.names import daemon_paths
-from prefetchd.resume import MAX_EPOCH
+from prefetchd.client.state import MAX_EPOCH
+from prefetchd.ipc import messages, reader_messages, sockets
+from prefetchd.ipc.run_directory import daemon_paths
 from tests.conftest import PROMPT_S, DaemonProcess, wait_until
 from tests.faults.conftest import Content, Script, ask_status, content_of, exact
 
@@ -200,23 +200,23 @@ def test_odd_but_lawful_words_harm_nobody(serve: Serve, forty: Path, forty_conte
         seen = content_of([held])
         sock = raw_connection()
         sock.send(HELLO)
-        control.close_all(control.receive(sock)[1])
+        sockets.close_all(sockets.receive(sock)[1])
         for lease in range(1, 20):
-            control.send(sock, messages.encode(messages.Release([lease], 0)))  # one that it may not have taken
+            sockets.send(sock, messages.encode(messages.Release([lease], 0)))  # one that it may not have taken
             assert ask_status()["pid"] == daemon.pid
-            control.send(sock, messages.encode(messages.Release([lease], 2**62)))
+            sockets.send(sock, messages.encode(messages.Release([lease], 2**62)))
         pipe = os.pipe()
-        control.send(sock, messages.encode(messages.Want(7, 7)), [pipe[0]] * 4)
-        control.close_all(pipe)
+        sockets.send(sock, messages.encode(messages.Want(7, 7)), [pipe[0]] * 4)
+        sockets.close_all(pipe)
         for epoch, step, rank, size in ((MAX_EPOCH, 0, 0, 1), (0, 0, 2**31 - 1, 2**31), (5, 3, 1, 2)):
-            control.send(sock, messages.encode(messages.OpenCursor(1, 0, epoch, step, None, rank, size)))
-            control.send(sock, messages.encode(messages.Want(1, 0)))
-        control.send(sock, messages.encode(messages.CloseCursor(1, 0)))
-        control.send(sock, messages.encode(messages.AskStatus(messages.PROTOCOL)))
+            sockets.send(sock, messages.encode(messages.OpenCursor(1, 0, epoch, step, None, rank, size)))
+            sockets.send(sock, messages.encode(messages.Want(1, 0)))
+        sockets.send(sock, messages.encode(messages.CloseCursor(1, 0)))
+        sockets.send(sock, messages.encode(messages.AskStatus(messages.PROTOCOL)))
         answer = None
         while not isinstance(answer, messages.StatusReport):  # it was not sent away for any of these
-            data, fds = control.receive(sock)
-            control.close_all(fds)
+            data, fds = sockets.receive(sock)
+            sockets.close_all(fds)
             answer = messages.decode_to_consumer(data)
         sock.close()
         assert content_of([held]) == seen

@@ -16,8 +16,7 @@ import psutil
 import pytest
 
 import prefetchd
-from prefetchd.liveness import lock_owner
-from prefetchd.names import daemon_paths
+from prefetchd.ipc.run_directory import daemon_paths, lock_owner
 from tests.conftest import DEADLINE_S, PROMPT_S, DaemonProcess, end_thread, wait_until
 from tests.faults.conftest import Content, Sabotage, Script, content_of, exact, write_manifest
 
@@ -156,7 +155,7 @@ def test_stale_files_of_a_family_killed_together(serve: Serve, forty: Path, fort
     daemon = serve(forty, *exact("--num-workers", 2))
     family = daemon.descendants()
     for process in family:
-        if "prefetchd.zygote" in " ".join(process.cmdline()) and process.ppid() == daemon.pid:
+        if "prefetchd.reader.fork_server" in " ".join(process.cmdline()) and process.ppid() == daemon.pid:
             process.suspend()
             zygote = process
     os.kill(daemon.pid, signal.SIGKILL)
@@ -196,7 +195,7 @@ def private_daemon() -> psutil.Process:
     found = []
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):  # a zombie, which a later wait() will reap
-            if "prefetchd.private_daemon" in child.cmdline():
+            if "prefetchd.daemon.private" in child.cmdline():
                 found.append(child)
     assert len(found) == 1
     return found[0]

@@ -16,11 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import prefetchd
-from prefetchd import control, messages
-from prefetchd.client import Connection
-from prefetchd.mailbox import Outbox
-from prefetchd.returns import ReturnedLeases
-from prefetchd.shard import Shard
+from prefetchd.client.connection import Connection
+from prefetchd.ipc import messages, sockets
+from prefetchd.ring.queues import Outbox, ReturnedLeases
+from prefetchd.sampling.sharding import Shard
 
 LAYOUT = {"batch_size": 2, "x_shape": [4], "x_dtype": "uint8", "y_shape": [], "y_dtype": "int64"}
 SLOT_BYTES = 4096
@@ -58,7 +57,7 @@ Words = list[tuple[bytes, list[int]] | Grant]
 
 def consume(words: Words, *, writable: bool = False) -> str:
     """Attach to a daemon that says `words` and ends; take what batches it grants; return how that ended."""
-    ours, theirs = control.socket_pair()
+    ours, theirs = sockets.socket_pair()
     connection = Connection(ours, os.getpid(), writable=writable, hold_timeout_s=0.1)
     outbox, mailbox = Outbox.create()
     returned, returns = ReturnedLeases.create()
@@ -69,7 +68,7 @@ def consume(words: Words, *, writable: bool = False) -> str:
             outbox.put(word.lease, word.slot, word.epoch, word.batch, word.rows, repeated=False, told=word.told)
         else:
             data, fds = word
-            control.send(theirs, data, [pages.get(fd, fd) for fd in fds])
+            sockets.send(theirs, data, [pages.get(fd, fd) for fd in fds])
     theirs.shutdown(socket.SHUT_WR)
     try:
         connection.attach(messages.Attach(messages.PROTOCOL, "0", None, {}, 2), 1.0)
@@ -86,7 +85,7 @@ def consume(words: Words, *, writable: bool = False) -> str:
         theirs.close()
         outbox.close()
         returned.close()
-        control.close_all([mailbox, returns])
+        sockets.close_all([mailbox, returns])
 
 
 MAILBOX, RETURNS = -1, -2  # stand for the descriptors of the two pages
@@ -142,7 +141,7 @@ def test_lies(words: Words, error: str, writable: bool) -> None:
         said = [word if isinstance(word, Grant) else (word[0], open_all(word[1])) for word in words]
         assert error in consume(said, writable=writable)
     finally:
-        control.close_all(opened)
+        sockets.close_all(opened)
 
 
 counts = st.integers(0, 2**62) | st.integers(0, 3)
@@ -159,7 +158,7 @@ WORDS = st.one_of(
     ),
     st.builds(messages.SlotOpened, counts, counts).map(messages.encode),
     st.builds(messages.SlotClosed, counts).map(messages.encode),
-    st.builds(messages.Mail, counts).map(messages.encode),
+    st.builds(messages.GrantReady, counts).map(messages.encode),
     st.builds(messages.Stalled, counts, st.text(max_size=9)).map(messages.encode),
     st.builds(messages.Failed, st.just(1), st.text(max_size=9), st.text(max_size=9)).map(messages.encode),
     st.builds(messages.StatusReport, st.dictionaries(st.text(max_size=7), st.integers(0, 9))).map(messages.encode),
@@ -192,7 +191,7 @@ def test_fuzzed(begins: bool, words: list[tuple[bytes, list[str]] | Grant], writ
             warnings.simplefilter("ignore")  # it may well be told that it waits for a slot
             consume(first + said, writable=writable)
     finally:
-        control.close_all([fd for fd in (*have.values(), pipe[1]) if fd >= 0])
+        sockets.close_all([fd for fd in (*have.values(), pipe[1]) if fd >= 0])
     if len(os.listdir("/proc/self/fd")) > before:
         gc.collect()  # an error may hold what it met
     assert len(os.listdir("/proc/self/fd")) <= before

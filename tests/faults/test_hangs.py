@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import signal
@@ -17,8 +18,8 @@ import psutil
 import pytest
 
 import prefetchd
-from prefetchd import asking, launch, silence
-from prefetchd.names import daemon_paths
+from prefetchd.client import admin, launch, waiting
+from prefetchd.ipc.run_directory import daemon_paths
 from tests.conftest import DEADLINE_S, DaemonProcess, end_thread, wait_until
 from tests.faults.conftest import (
     Content,
@@ -38,16 +39,16 @@ Serve = Callable[..., DaemonProcess]
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks and tells sooner than users' processes do, and gives up when it would: not before it is continued."""
-    monkeypatch.setattr(silence, "LOOK_S", 0.1)
-    monkeypatch.setattr("prefetchd.client.LOOK_S", 0.1)
-    monkeypatch.setattr("prefetchd.uplink.LOOK_S", 0.1)
-    monkeypatch.setattr(silence, "REPORT_S", 0.3)
+    monkeypatch.setattr(waiting, "LOOK_S", 0.1)
+    monkeypatch.setattr("prefetchd.client.connection.LOOK_S", 0.1)
+    monkeypatch.setattr("prefetchd.client.channel.LOOK_S", 0.1)
+    monkeypatch.setattr(waiting, "REPORT_S", 0.3)
 
 
 @pytest.fixture
 def resigned(impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gives up sooner, too: for daemons that nobody continues."""
-    monkeypatch.setattr(silence, "GIVE_UP_S", 1.0)
+    monkeypatch.setattr(waiting, "GIVE_UP_S", 1.0)
 
 
 def test_loop_names_a_stopped_daemon_and_goes_on_when_it_is_continued(
@@ -88,8 +89,8 @@ def test_stopped_daemon_is_given_up_in_the_end_by_all_who_wait(
             loader.status()
         with pytest.raises(prefetchd.DaemonLost, match=r"has not answered for 0\.2 s: pid .* is stopped"):
             prefetchd.batches(timeout=0.2)
-        monkeypatch.setattr(asking, "ANSWER_S", 0.2)
-        from prefetchd.cli import main
+        monkeypatch.setattr(admin, "ANSWER_S", 0.2)
+        from prefetchd.cli.main import main
 
         monkeypatch.setattr(sys, "argv", ["prefetchd", "status"])
         assert main() == 1
@@ -136,16 +137,18 @@ def test_loader_that_is_closed_by_another_thread_ends_its_loop_and_starts_no_oth
     end_thread(thread)
     continuing.join()
     assert len(errors) == 1
-    assert not [child for child in psutil.Process().children() if "prefetchd.private_daemon" in child.cmdline()]
+    assert not [child for child in psutil.Process().children() if "prefetchd.daemon.private" in child.cmdline()]
 
 
 @pytest.mark.parametrize("adapter", ["prefetchd", "prefetchd.torch"])
 def test_thread_that_waits_is_woken_at_once_by_close_though_batches_are_held(
     serve: Serve, forty: Path, monkeypatch: pytest.MonkeyPatch, adapter: str
 ) -> None:
-    monkeypatch.setattr("prefetchd.client.LOOK_S", 3600.0)  # it does not wake by itself
+    if adapter == "prefetchd.torch":
+        pytest.importorskip("torch")
+    monkeypatch.setattr("prefetchd.client.connection.LOOK_S", 3600.0)  # it does not wake by itself
     daemon = serve(forty, *exact("--num-workers", 1))
-    loader = pytest.importorskip(adapter).batches(epochs=None)
+    loader = importlib.import_module(adapter).batches(epochs=None)
     batches = iter(loader)
     held = [next(batches)]
     said = []
@@ -209,7 +212,7 @@ def test_private_daemon_that_is_stopped_as_it_starts_is_given_up_and_ended(
     stopping.write_text(f'#!/bin/sh\nkill -STOP $$\nexec {sys.executable} "$@"\n')
     stopping.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(stopping))
-    monkeypatch.setattr("prefetchd.session._END_S", 0.2)
+    monkeypatch.setattr("prefetchd.client.session._END_S", 0.2)
     with pytest.raises(prefetchd.DaemonLost, match="is stopped"):
         prefetchd.batches(forty, batch_size=5, image_size=32, num_workers=1)
 

@@ -19,7 +19,9 @@ Serve = Callable[..., DaemonProcess]
 
 def zygote_pid(daemon: DaemonProcess) -> int:
     return next(
-        child.pid for child in psutil.Process(daemon.pid).children() if "prefetchd.zygote" in " ".join(child.cmdline())
+        child.pid
+        for child in psutil.Process(daemon.pid).children()
+        if "prefetchd.reader.fork_server" in " ".join(child.cmdline())
     )
 
 

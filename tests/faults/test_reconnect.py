@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import prefetchd
-from prefetchd import loader as loader_module
-from prefetchd.mailbox import MAX_GRANTS_AHEAD
+from prefetchd.client import loader as loader_module
+from prefetchd.ring.queues import MAX_GRANTS_AHEAD
 from tests.conftest import DaemonProcess, end_thread
 from tests.faults.conftest import content_of, exact, expected_content, write_manifest
 from tests.faults.test_daemon import over_epochs

@@ -11,8 +11,9 @@ import msgspec
 import pytest
 
 import prefetchd
-from prefetchd import control, launch, messages
-from prefetchd.names import daemon_paths
+from prefetchd.client import launch
+from prefetchd.ipc import messages, sockets
+from prefetchd.ipc.run_directory import daemon_paths
 from tests.conftest import DaemonProcess, end_thread
 from tests.faults.conftest import exact
 
@@ -30,8 +31,8 @@ def test_consumer_of_another_protocol_is_told_in_one_line(serve: Serve, forty: P
     ):
         sock = launch.connect("default", timeout_s=0)
         sock.settimeout(10)
-        control.send(sock, msgspec.msgpack.encode(words))
-        data, _ = control.receive(sock)
+        sockets.send(sock, msgspec.msgpack.encode(words))
+        data, _ = sockets.receive(sock)
         answer = messages.decode_to_consumer(data)
         assert isinstance(answer, messages.Fatal), words
         assert f"protocol {messages.PROTOCOL}" in answer.text
@@ -53,9 +54,9 @@ def fake_daemon(nothing_left: None) -> Iterator[Callable[[list[bytes]], None]]:
         def run() -> None:
             sock, _ = listener.accept()
             with sock:
-                control.receive(sock)
+                sockets.receive(sock)
                 for data in words:
-                    control.send(sock, data)
+                    sockets.send(sock, data)
 
         threads.append(threading.Thread(target=run))
         threads[-1].start()
@@ -86,7 +87,7 @@ def test_daemon_of_another_protocol_is_told_in_one_line(fake_daemon: Callable[[l
 def test_status_of_another_version_is_told_in_one_line(
     fake_daemon: Callable[[list[bytes]], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from prefetchd.cli import main
+    from prefetchd.cli.main import main
 
     monkeypatch.setattr("sys.argv", ["prefetchd", "status"])
     fake_daemon([msgspec.msgpack.encode(["News", 1])])

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import psutil
 
-from prefetchd import budget
-from prefetchd.layout import BatchLayout
+from prefetchd.daemon.memory import plan
+from prefetchd.ring.layout import BatchLayout
 
 Result = subprocess.CompletedProcess[str]
 
@@ -68,7 +68,7 @@ def run_script(path: Path, code: str, *options: str) -> Result:
 def large_ring(n_slots: int) -> tuple[str, ...]:
     """Options for a daemon with `LARGE` batches and exactly `n_slots` slots."""
     mib = 1 << 20
-    budget_bytes = budget.smallest_budget(1, -(-n_slots * LARGE_SLOT_BYTES // budget.MIN_SLOTS))
+    budget_bytes = plan.smallest_budget(1, -(-n_slots * LARGE_SLOT_BYTES // plan.MIN_SLOTS))
     return (*LARGE, "--memory-budget", f"{budget_bytes // mib}MiB")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import prefetchd
-from prefetchd.returns import ENOUGH_AHEAD
+from prefetchd.ring.queues import ENOUGH_AHEAD
 from tests.conftest import end_thread, wait_until
 from tests.process.commands import refused, run_command
 
@@ -156,7 +156,9 @@ def test_slot_that_comes_back_while_its_loop_has_more_to_go_on_with_is_there_for
 
     One that is over has nothing to go on with, though grants of it lie unread in its mailbox: it tells at once.
     """
-    monkeypatch.setattr("prefetchd.client.LOOK_S", 60)  # whoever waits does not wake the daemon to ask what it is at
+    monkeypatch.setattr(
+        "prefetchd.client.connection.LOOK_S", 60
+    )  # whoever waits does not wake the daemon to ask what it is at
     np.save(tmp_path / "x.npy", np.zeros((1024, 4), np.int32))
     serve(tmp_path / "x.npy", "--batch-size", 1, "--shuffle", "--num-workers", 1)
     with prefetchd.batches() as holder, prefetchd.batches(hold_timeout=60) as other:

@@ -265,7 +265,7 @@ def test_killed_daemon_takes_a_hanging_trial_with_it(photographs: Path, users: P
     process = subprocess.Popen([*map(str, command), "--name", "hung"], stderr=subprocess.DEVNULL)
 
     def trial_runs() -> list[psutil.Process]:
-        return [p for p in psutil.Process(process.pid).children() if "prefetchd.trial" in p.cmdline()]
+        return [p for p in psutil.Process(process.pid).children() if "prefetchd.reader.dry_run" in p.cmdline()]
 
     wait_until(trial_runs, "the trial runs")
     everyone = tree(process.pid)

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from prefetchd.tools.peers import has_torch
+from prefetchd.cli.measure.peers import has_torch
 from tests.process.commands import refused, run_command
 
 QUICK = ("--image-size", "16", "--batch-size", "4", "--num-workers", "1", "--rounds", "1", "--seconds", "0.2")

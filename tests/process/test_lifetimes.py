@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import prefetchd
-from prefetchd.returns import ENOUGH_AHEAD
+from prefetchd.ring.queues import ENOUGH_AHEAD
 from tests.conftest import end_thread, wait_until
 from tests.process.commands import (
     LARGE,

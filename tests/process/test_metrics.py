@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import prefetchd
-from prefetchd import metrics
+from prefetchd.daemon import metrics
 from tests.process.commands import refused
 
 pytest.importorskip("prometheus_client")

@@ -102,7 +102,7 @@ def test_a_shard_that_is_appended_to_while_it_is_served_ends_the_daemon(tmp_path
 
 def write_parquet(folder: Path, images: list[bytes], labels: list[str], **options: object) -> Path:
     pytest.importorskip("pyarrow")
-    from prefetchd.sources.parquet_library import load_pyarrow
+    from prefetchd.data.parquet.library import load_pyarrow
 
     pa, pq = load_pyarrow()
     folder.mkdir()

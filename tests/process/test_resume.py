@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import prefetchd
-from prefetchd.order import Order
+from prefetchd.sampling.order import Order
 from tests.conftest import wait_until
 from tests.faults.conftest import Content, content_of
 from tests.process.commands import large_ring

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import prefetchd
-from prefetchd.budget import MIN_SLOTS
+from prefetchd.daemon.memory.plan import MIN_SLOTS
 from tests.conftest import DaemonProcess, wait_until
 from tests.process.commands import run_command
 

@@ -7,8 +7,8 @@ import threading
 import pytest
 
 import prefetchd
-from prefetchd.leases import Leases
-from prefetchd.returns import ENOUGH_AHEAD
+from prefetchd.client.leases import Leases
+from prefetchd.ring.queues import ENOUGH_AHEAD
 from tests.conftest import end_thread, wait_until
 
 QUICK = ("--batch-size", "4", "--image-size", "16", "--num-workers", "1")

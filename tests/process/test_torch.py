@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import prefetchd
-from prefetchd.mailbox import MAX_GRANTS_AHEAD
+from prefetchd.ring.queues import MAX_GRANTS_AHEAD
 from tests.conftest import wait_until
 
 torch = pytest.importorskip("torch", reason="needs prefetchd[torch]")

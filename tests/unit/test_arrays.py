@@ -16,17 +16,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prefetchd.config import OPTIONS, make_config
-from prefetchd.errors import ConfigError, ManifestError
-from prefetchd.layout import DTYPES, BatchLayout
-from prefetchd.sources import Source, attach_source, mapped_rows, open_source
-from prefetchd.sources.applicable import (
+from prefetchd.config.options import OPTIONS, make_config
+from prefetchd.data.arrays import mapped_rows
+from prefetchd.data.kinds import (
     ARRAY_OPTIONS,
     COLUMN_OPTIONS,
     IMAGE_OPTIONS,
     LIST_OPTIONS,
     SEQUENCE_OPTIONS,
 )
+from prefetchd.data.registry import Source, attach_source, open_source
+from prefetchd.errors import ConfigError, ManifestError
+from prefetchd.ring.layout import DTYPES, BatchLayout
 
 _open_sources: list[Any] = []
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from prefetchd.augment_spec import AUGMENTATIONS, canonical, parameters
-from prefetchd.config import make_config
-from prefetchd.config_file import read_config_file
+from prefetchd.config.augment import AUGMENTATIONS, canonical, parameters
+from prefetchd.config.datasets import read_config_file
+from prefetchd.config.options import make_config
 from prefetchd.errors import ConfigError
 
 

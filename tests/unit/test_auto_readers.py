@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from prefetchd.auto_readers import AutoReaders, Window
+from prefetchd.daemon.memory.autoscale import AutoReaders, Window
 
 
 def simulate(policy: AutoReaders, n: int, windows: int, *, consumes: float, each: float, useful: int) -> list[int]:

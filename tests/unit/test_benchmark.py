@@ -8,12 +8,12 @@ import itertools
 import numpy as np
 import pytest
 
-from prefetchd.config import make_config
-from prefetchd.manifest import Manifest
-from prefetchd.order import Order
-from prefetchd.tools import peers
-from prefetchd.tools.benchmark import Figures, limit_of, summarise, table, take_turn
-from prefetchd.tools.measuring import Measured
+from prefetchd.cli.measure import peers
+from prefetchd.cli.measure.benchmark import Figures, limit_of, summarise, table, take_turn
+from prefetchd.cli.measure.measure import Measured
+from prefetchd.config.options import make_config
+from prefetchd.data.manifest.records import Manifest
+from prefetchd.sampling.order import Order
 
 ROWS = {
     "prefetchd": Figures([100.0, 300.0, 200.0], [0.2, 0.3, 0.4], [10 << 20, 12 << 20], [0.001] * 99 + [0.1]),

@@ -11,8 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefetchd import budget, limits
-from prefetchd.budget import (
+from prefetchd.config.options import make_config
+from prefetchd.config.units import format_bytes, parse_bytes
+from prefetchd.daemon.memory import limits
+from prefetchd.daemon.memory import plan as budget
+from prefetchd.daemon.memory.plan import (
     ALLOWANCE_BYTES,
     DAEMON_BYTES,
     MIB,
@@ -24,9 +27,7 @@ from prefetchd.budget import (
     make_plan,
     smallest_budget,
 )
-from prefetchd.config import make_config
 from prefetchd.errors import BudgetError, ConfigError
-from prefetchd.units import format_bytes, parse_bytes
 
 SLOT = 32 * 224 * 224 * 3
 PLENTY = Limit(1 << 40, "available memory")

@@ -10,20 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from prefetchd.cli.commands.cache_build import _duration
 
-from prefetchd.cache import directory, keys, lookup, segment
-from prefetchd.cache.directory import CacheError
-from prefetchd.cache.in_daemon import CacheInDaemon
-from prefetchd.cache.in_reader import CacheInReader
-from prefetchd.cache.pressure import CachePages
-from prefetchd.cache.room import Room
-from prefetchd.cache.rules import check_cache
-from prefetchd.cache.run_state import RunState, StateShape, make_state
-from prefetchd.commands.cache_build import _duration
-from prefetchd.config import make_config
+from prefetchd.config.options import make_config
+from prefetchd.daemon.memory.limits import CgroupMemory
+from prefetchd.daemon.memory.pressure import CachePages
+from prefetchd.data.cache import directory, keys, lookup, segment
+from prefetchd.data.cache.daemon_side import CacheInDaemon
+from prefetchd.data.cache.directory import CacheError
+from prefetchd.data.cache.keys import check_cache
+from prefetchd.data.cache.reader_side import CacheInReader
+from prefetchd.data.cache.run_state import RunState, StateShape, make_state
+from prefetchd.data.cache.size_limit import Room
+from prefetchd.data.records import Sample
 from prefetchd.errors import ConfigError
-from prefetchd.limits import CgroupMemory
-from prefetchd.sample import Sample
 
 CHANNELS = 3
 PIPELINE = keys.pipeline_of(make_config(source="x", image_size=8), "decoder 1")
@@ -433,7 +433,7 @@ def samples(tmp_path: Path) -> list[Sample]:
 @pytest.fixture(autouse=True)
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of these tests are as good as old."""
-    monkeypatch.setattr("prefetchd.cache.in_reader.is_settled", lambda found, now_ns: True)
+    monkeypatch.setattr("prefetchd.data.cache.reader_side.is_settled", lambda found, now_ns: True)
 
 
 def store_all(reader: CacheInReader, samples: list[Sample]) -> None:
@@ -505,7 +505,7 @@ def test_a_file_that_was_read_before_it_was_replaced_is_not_kept(
     tmp_path: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As one that was read ahead of the look at its state, however long ago that is now."""
-    monkeypatch.setattr("prefetchd.cache.in_reader.is_settled", keys.is_settled)
+    monkeypatch.setattr("prefetchd.data.cache.reader_side.is_settled", keys.is_settled)
     daemon, reader = open_both(tmp_path / "cache")
     changed_ns = os.stat(samples[0].path).st_ctime_ns
     for read_ns, is_kept in ((changed_ns - 1, False), (changed_ns + keys.CLOCK_STEP_NS + 1, True)):
@@ -520,7 +520,7 @@ def test_a_modification_time_in_the_future_keeps_no_file_from_the_cache(
     tmp_path: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An archive may have been made by a clock that was ahead: the change time says when a file was written here."""
-    monkeypatch.setattr("prefetchd.cache.in_reader.is_settled", keys.is_settled)
+    monkeypatch.setattr("prefetchd.data.cache.reader_side.is_settled", keys.is_settled)
     os.utime(samples[0].path, (4e9, 4e9))
     daemon, reader = open_both(tmp_path / "cache")
     assert reader.find(samples[0], 0) is None
@@ -559,7 +559,7 @@ def test_a_reader_with_few_descriptors_keeps_some_for_images(
         reader.close()
         daemon.close()
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    monkeypatch.setattr("prefetchd.cache.in_reader.resource.getrlimit", lambda _: (8, limits[1]))
+    monkeypatch.setattr("prefetchd.data.cache.reader_side.resource.getrlimit", lambda _: (8, limits[1]))
     daemon, reader = open_both(tmp_path / "cache")
     for number, sample in enumerate(samples):
         np.testing.assert_array_equal(reader.find(sample, number), pixels(number))

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from prefetchd.config import make_config
-from prefetchd.config_file import read_config_file
+from prefetchd.config.datasets import read_config_file
+from prefetchd.config.options import make_config
 from prefetchd.errors import ConfigError
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prefetchd.dataset_options import make_configs, split_sources
+from prefetchd.config.datasets import make_configs, split_sources
 from prefetchd.errors import ConfigError
 
 

@@ -19,16 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prefetchd.config import Color, Resize
-from prefetchd.decode import (
-    choose_reduction,
-    decode_image,
-    decode_working_bytes,
-    identify,
-    rows_to_decode,
-    silence_decoders,
-)
-from prefetchd.faults import (
+from prefetchd.config.options import Color, Resize
+from prefetchd.data.faults import (
     EnvironmentFault,
     FaultKind,
     SampleFault,
@@ -36,8 +28,16 @@ from prefetchd.faults import (
     UnreadableFile,
     fault_of,
 )
-from prefetchd.file_bytes import FileBuffer, read_file
-from prefetchd.image_header import ImageHeader
+from prefetchd.data.files import FileBuffer, read_file
+from prefetchd.data.images.decode import (
+    choose_reduction,
+    decode_image,
+    decode_working_bytes,
+    identify,
+    rows_to_decode,
+    silence_decoders,
+)
+from prefetchd.data.images.header import ImageHeader
 from tests.images import exif, photograph, write_bad, write_jpeg, write_kinds
 
 # cv2.imread refuses a TIFF that its own orientation turns on its side; cv2.imdecode, which we use, does not.
@@ -256,8 +256,8 @@ def test_too_little_memory_is_a_memory_error_and_not_a_bad_image(tmp_path: Path)
     path = write_jpeg(tmp_path / "large.jpg", (3000, 3000))
     script = textwrap.dedent("""
         import resource, sys
-        from prefetchd.decode import *
-        from prefetchd.file_bytes import FileBuffer, read_file
+        from prefetchd.data.images.decode import *
+        from prefetchd.data.files import FileBuffer, read_file
         data = bytes(read_file(sys.argv[1], FileBuffer()))
         header = identify(data)
         used = next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith("VmData"))
@@ -291,8 +291,8 @@ def test_the_estimate_is_above_the_peak_and_within_reason(tmp_path: Path) -> Non
     kinds = write_kinds(folder, (700, 900))
     script = textwrap.dedent("""
         import os, sys, cv2, numpy
-        from prefetchd.decode import *
-        from prefetchd.file_bytes import FileBuffer, read_file
+        from prefetchd.data.images.decode import *
+        from prefetchd.data.files import FileBuffer, read_file
         cv2.setNumThreads(0)
         silence_decoders()
         def status(key):
@@ -351,7 +351,7 @@ def test_detached_native_stderr_keeps_the_codecs_quiet_and_the_real_one_open(kin
     data = bytearray(kinds["baseline.jpg"].read_bytes())
     script = textwrap.dedent("""
         import os, sys
-        from prefetchd.decode import *
+        from prefetchd.data.images.decode import *
         silence_decoders()
         real = detach_native_stderr()
         data = sys.stdin.buffer.read()

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from prefetchd.config import make_config
-from prefetchd.tools.contact_sheet import Tile, draw_sheet
-from prefetchd.tools.display import mask_to_display, to_display
-from prefetchd.transforms import PixelPipeline
+from prefetchd.cli.views.contact_sheet import Tile, draw_sheet, mask_to_display, to_display
+from prefetchd.config.options import make_config
+from prefetchd.data.images.normalize import PixelPipeline
 from tests.images import photograph
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from prefetchd.door import Door
-from prefetchd.loop import Callback
+from prefetchd.daemon.consumers.acceptor import Door
+from prefetchd.ipc.event_loop import Callback
 
 
 class Loop:

@@ -11,10 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefetchd.filling import CRASH_TRIES, ENVIRONMENT_TRIES, BadSample, Chunk, Filler, Job, describe_exit
-from prefetchd.reader_messages import Fault
-from prefetchd.sample_set import SampleSet
-from prefetchd.slots import Slot
+from prefetchd.daemon.readers.batch_job import (
+    CRASH_TRIES,
+    ENVIRONMENT_TRIES,
+    BadSample,
+    Chunk,
+    Filler,
+    Job,
+    SampleSet,
+    describe_exit,
+)
+from prefetchd.ipc.reader_messages import Fault
+from prefetchd.ring.slots import Slot
 
 N_SAMPLES = 20
 SEGV = -signal.SIGSEGV

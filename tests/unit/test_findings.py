@@ -6,9 +6,9 @@ import json
 
 import numpy as np
 
-from prefetchd.image_header import FORMATS
-from prefetchd.tools.findings import describe, summarise
-from prefetchd.tools.inspection_results import KEPT
+from prefetchd.cli.verify.findings import describe, summarise
+from prefetchd.cli.verify.results import KEPT
+from prefetchd.data.images.header import FORMATS
 
 
 def facts(*rows: dict) -> np.ndarray:

@@ -7,14 +7,14 @@ from typing import Any, cast
 
 import pytest
 
-from prefetchd import reader_messages
-from prefetchd.cursor import Cursor
-from prefetchd.filling import Chunk
-from prefetchd.foreman import Foreman
-from prefetchd.order import Order
-from prefetchd.scheduler import ready_for
-from prefetchd.shard import Shard
-from prefetchd.slots import Ring, Slot
+from prefetchd.daemon.readers.batch_builder import Foreman
+from prefetchd.daemon.readers.batch_job import Chunk
+from prefetchd.daemon.schedule.cursor import Cursor
+from prefetchd.daemon.schedule.scheduler import ready_for
+from prefetchd.ipc import reader_messages
+from prefetchd.ring.slots import Ring, Slot
+from prefetchd.sampling.order import Order
+from prefetchd.sampling.sharding import Shard
 from tests.unit.test_slots import ring_of
 
 

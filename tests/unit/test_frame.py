@@ -6,8 +6,8 @@ import copy
 
 import pytest
 
-from prefetchd.tools.frame import frame
-from prefetchd.tools.rates import rates
+from prefetchd.cli.measure.rates import rates
+from prefetchd.cli.views.top_frame import frame
 
 
 def consumer(number=1, **other):

@@ -23,17 +23,19 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from prefetchd import __version__, messages, segment
-from prefetchd.batch import Batch
-from prefetchd.budget import MIN_SLOTS
-from prefetchd.client import Connection
-from prefetchd.config import make_config
-from prefetchd.front_desk import FrontDesk
-from prefetchd.layout import BatchLayout
-from prefetchd.returns import N_BYTES
-from prefetchd.scheduler import next_fills, to_give_back
-from prefetchd.shard import Shard
-from prefetchd.slots import Key, Ring, Slot
+from prefetchd._version import __version__
+from prefetchd.client.batch import Batch
+from prefetchd.client.connection import Connection
+from prefetchd.config.options import make_config
+from prefetchd.daemon.consumers.manager import FrontDesk
+from prefetchd.daemon.memory.plan import MIN_SLOTS
+from prefetchd.daemon.schedule.scheduler import next_fills, to_give_back
+from prefetchd.ipc import messages
+from prefetchd.ring import segment
+from prefetchd.ring.layout import BatchLayout
+from prefetchd.ring.queues import RETURN_QUEUE_BYTES
+from prefetchd.ring.slots import Key, Ring, Slot
+from prefetchd.sampling.sharding import Shard
 
 LAYOUT = BatchLayout(4, (8,), "uint8", (), "int64")
 MAX_LOOPS = 4
@@ -389,7 +391,7 @@ class Machine(RuleBasedStateMachine):
         consumer.hostile = True
         consumer.held.clear()
         memory = consumer.connection._returns._memory
-        at = data.draw(st.integers(0, N_BYTES - len(rubbish)))
+        at = data.draw(st.integers(0, RETURN_QUEUE_BYTES - len(rubbish)))
         memory[at : at + len(rubbish)] = rubbish
         for lease in forged:  # its own, others', or to come
             consumer.connection._returns.note(lease, data.draw(st.sampled_from([0, lease, 2**64 - 1])))

@@ -9,13 +9,13 @@ import cv2
 import numpy as np
 import pytest
 
-from prefetchd.augment_spec import canonical
-from prefetchd.decode import choose_reduction
-from prefetchd.geometry import Geometry, GeometryDraws, inverse_affine, random_resized_crop, same_aspect
-from prefetchd.image_header import ImageHeader
-from prefetchd.placing import Placer
-from prefetchd.randomness import SampleRandomness
-from prefetchd.transforms import crop_box, fit_box
+from prefetchd.config.augment import canonical
+from prefetchd.data.images.decode import choose_reduction
+from prefetchd.data.images.geometry import Geometry, GeometryDraws, inverse_affine, random_resized_crop, same_aspect
+from prefetchd.data.images.header import ImageHeader
+from prefetchd.data.images.normalize import crop_box, fit_box
+from prefetchd.data.images.resample import Placer
+from prefetchd.sampling.randomness import SampleRandomness
 from tests.images import photograph
 
 RNG = SampleRandomness(5)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from prefetchd.budget import MIB, MIN_SLOTS
-from prefetchd.config import make_config
-from prefetchd.governor import Governor
-from prefetchd.limits import SHORT_BYTES, Shortage
+from prefetchd.config.options import make_config
+from prefetchd.daemon.memory.controller import Governor
+from prefetchd.daemon.memory.limits import SHORT_BYTES, Shortage
+from prefetchd.daemon.memory.plan import MIB, MIN_SLOTS
 from tests.unit.test_guard import FakePool, FakeReader, Rig
 
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefetchd import messages
-from prefetchd.consumers import Consumer
-from prefetchd.groups import Group
-from prefetchd.scheduler import Reserve, next_fills
-from prefetchd.shard import Shard
-from prefetchd.slots import Ring, Slot
+from prefetchd.daemon.consumers.consumer import Consumer
+from prefetchd.daemon.consumers.groups import Group
+from prefetchd.daemon.schedule.scheduler import Reserve, next_fills
+from prefetchd.ipc import messages
+from prefetchd.ring.slots import Ring, Slot
+from prefetchd.sampling.sharding import Shard
 from tests.unit.test_slots import ring_of
 
 

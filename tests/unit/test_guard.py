@@ -6,14 +6,23 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from prefetchd import guard as guard_module
-from prefetchd.budget import ALLOWANCE_BYTES, DAEMON_BYTES, MIB, MIN_SLOTS, READER_BYTES, Budget, Footprint, Plan
-from prefetchd.cursor import Cursor
-from prefetchd.filling import Chunk, Job
-from prefetchd.guard import Guard
-from prefetchd.limits import Limit
-from prefetchd.shard import Shard
-from prefetchd.slots import Ring, Slot
+from prefetchd.daemon.memory import manager as guard_module
+from prefetchd.daemon.memory.limits import Limit
+from prefetchd.daemon.memory.manager import Guard
+from prefetchd.daemon.memory.plan import (
+    ALLOWANCE_BYTES,
+    DAEMON_BYTES,
+    MIB,
+    MIN_SLOTS,
+    READER_BYTES,
+    Budget,
+    Footprint,
+    Plan,
+)
+from prefetchd.daemon.readers.batch_job import Chunk, Job
+from prefetchd.daemon.schedule.cursor import Cursor
+from prefetchd.ring.slots import Ring, Slot
+from prefetchd.sampling.sharding import Shard
 
 SLOT_BYTES = MIB
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from prefetchd.reader_handle import ReaderHandle
+from prefetchd.daemon.readers.reader_handle import ReaderHandle
 
 HANG_S = 60.0
 

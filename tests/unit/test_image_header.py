@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from prefetchd.image_header import FORMATS, read_header
+from prefetchd.data.images.header import FORMATS, read_header
 from tests.images import write_jpeg, write_kinds
 
 

@@ -1,4 +1,4 @@
-"""Imports point one way: cli -> daemon -> pool -> reader -> leaves; the client never sees the daemon."""
+"""Imports point one way, from the command line down to the errors: one list of layers holds for every module."""
 
 from __future__ import annotations
 
@@ -12,33 +12,39 @@ import pytest
 import prefetchd
 
 ROOT = Path(prefetchd.__file__).parent
-DAEMON_SIDE = frozenset(
-    {
-        "daemon",
-        "foreman",
-        "front_desk",
-        "door",
-        "hearing",
-        "releases",
-        "openings",
-        "granting",
-        "start_line",
-        "guard",
-        "pool",
-        "reader",
-        "reader_messages",
-        "reader_handle",
-        "zygote",
-        "zygote_handle",
-        "budget",
-        "sources",
-        "datasets",
-        "admission",
-        "groups",
-    }
+# A module imports from its own package, and from packages that stand above its own in this list.
+LAYERS = (
+    ("errors", "_version"),
+    ("config", "sampling"),
+    ("ipc", "ring"),
+    ("data", "client"),
+    ("batch_options", "reader"),
+    ("torch", "keras", "tensorflow"),
+    ("daemon.schedule",),
+    ("daemon.readers",),
+    ("daemon.memory",),
+    ("daemon.consumers",),
+    ("daemon",),
+    ("cli.measure",),
+    ("cli.views",),
+    ("cli.verify",),
+    ("cli",),
+    ("__main__",),
 )
+LAYER_OF = {package: number for number, packages in enumerate(LAYERS) for package in packages}
+# What the layers would allow, and must not be.
+NEVER = (("client", "ring.slots"), ("reader", "client"), ("torch", "reader"), ("keras", "reader"), ("daemon", "torch"))
 MACHINERY = frozenset(
     {"socket", "subprocess", "multiprocessing", "threading", "selectors", "select", "asyncio", "mmap"}
+)
+PURE = (
+    "sampling.order",
+    "ring.layout",
+    "ring.slots",
+    "daemon.schedule.cursor",
+    "daemon.schedule.pacing",
+    "daemon.schedule.scheduler",
+    "daemon.readers.batch_job",
 )
 
 
@@ -82,6 +88,14 @@ GRAPH = {
 }
 
 
+def package_of(name: str) -> str:
+    """Return the longest prefix of a module's name that stands in `LAYERS`."""
+    while name not in LAYER_OF:
+        name, _, last = name.rpartition(".")
+        assert last, "a module that is in no layer"
+    return name
+
+
 def reached_from(start: str) -> set[str]:
     found: set[str] = set()
     new = {start}
@@ -89,6 +103,20 @@ def reached_from(start: str) -> set[str]:
         found |= new
         new = {other for name in new for other in GRAPH[name]} - found
     return found - {start}
+
+
+@pytest.mark.parametrize("name", sorted(set(FILES) - {""}))
+def test_each_module_imports_only_from_the_layers_above_its_own(name):
+    mine = package_of(name)
+    for other in GRAPH[name]:
+        if FILES[other].name == "__init__.py" and other in ("data", "daemon", "cli"):
+            continue  # a docstring
+        theirs = package_of(other)
+        assert theirs == mine or LAYER_OF[theirs] < LAYER_OF[mine], f"{name} imports {other}"
+        assert not any(
+            (name + ".").startswith(importer + ".") and (other + ".").startswith(never + ".")
+            for importer, never in NEVER
+        ), f"{name} imports {other}"
 
 
 def test_no_module_imports_itself_by_a_circle():
@@ -101,40 +129,7 @@ def reached_from_others(name: str) -> set[str]:
     return {other for first in GRAPH[name] for other in {first} | reached_from(first)}
 
 
-@pytest.mark.parametrize(
-    "name", ["api", "loader", "session", "client", "uplink", "launch", "control", "messages", "segment"]
-)
-def test_consumers_side_never_imports_the_daemons(name):
-    reached = {module.partition(".")[0] for module in reached_from(name)}
-    assert not reached & (DAEMON_SIDE | {"cli", "commands", "tools", "consumers", "scheduler", "slots"})
-
-
-@pytest.mark.parametrize("name", ["reader", "zygote", "sources.images"])
-def test_readers_know_nothing_of_the_daemon(name):
-    assert not reached_from(name) & {
-        "cli",
-        "commands",
-        "daemon",
-        "pool",
-        "budget",
-        "consumers",
-        "scheduler",
-        "client",
-        "loader",
-    }
-
-
-@pytest.mark.parametrize("name", sorted(set(FILES) - {"commands.serve", "private_daemon", "shared_daemon"}))
-def test_only_the_commands_that_are_a_daemon_import_it(name):
-    assert not GRAPH[name] & {"daemon", "private_daemon", "shared_daemon"}
-
-
-@pytest.mark.parametrize("name", sorted(set(FILES) - {"__main__"}))
-def test_nothing_imports_the_command_line(name):
-    assert "cli" not in GRAPH[name]
-
-
-@pytest.mark.parametrize("name", ["slots", "scheduler", "windows", "cursor", "order", "shard", "layout", "filling"])
+@pytest.mark.parametrize("name", PURE)
 def test_pure_modules_reach_no_sockets_or_processes_and_use_no_clock(name):
     assert not IMPORTED[name] & {"os", "time"}
     for module in {name} | reached_from(name):
@@ -142,23 +137,15 @@ def test_pure_modules_reach_no_sockets_or_processes_and_use_no_clock(name):
         assert not top & MACHINERY, module
 
 
-@pytest.mark.parametrize("name", sorted(name for name in FILES if name.partition(".")[0] not in ("commands", "tools")))
-def test_only_commands_use_the_tools(name):
-    assert not any(other.partition(".")[0] == "tools" for other in GRAPH[name])
+def test_views_draw_without_machinery():
+    for name in ("cli.views.charts", "cli.views.top_frame", "cli.views.status_text", "cli.verify.findings"):
+        for module in {name} | reached_from(name):
+            assert not {other.partition(".")[0] for other in IMPORTED[module]} & MACHINERY, module
 
 
-@pytest.mark.parametrize(
-    "name", ["tools.charts", "tools.findings", "tools.frame", "tools.rates", "tools.display", "tools.status_text"]
-)
-def test_tools_that_judge_or_draw_are_pure(name):
-    for module in {name} | reached_from(name):
-        assert not {other.partition(".")[0] for other in IMPORTED[module]} & MACHINERY, module
-
-
-@pytest.mark.parametrize("module", ["prefetchd", "prefetchd.api", "prefetchd.launch", "prefetchd.cli"])
+@pytest.mark.parametrize("module", ["", ".client.api", ".client.launch", ".cli.main"])
 def test_import_loads_neither_numpy_nor_opencv(module):
-    code = (
-        f"import sys, {module}; print(sorted({{'numpy', 'cv2', 'psutil', 'torch', 'keras', 'jax'}} & set(sys.modules)))"
-    )
+    heavy = "{'numpy', 'cv2', 'psutil', 'torch', 'keras', 'jax'}"
+    code = f"import sys, prefetchd{module}; print(sorted({heavy} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"

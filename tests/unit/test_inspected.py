@@ -6,10 +6,10 @@ import os
 
 import numpy as np
 
-from prefetchd.config import make_config
-from prefetchd.sources import attach_source, open_source
-from prefetchd.sources.images import ImageSource
-from prefetchd.sources.inspected import FACTS, InspectedImages
+from prefetchd.config.options import make_config
+from prefetchd.data.images.inspection import FACTS, InspectedImages
+from prefetchd.data.images.source import ImageSource
+from prefetchd.data.registry import attach_source, open_source
 
 
 def test_facts_are_of_the_sample_also_where_reads_run_ahead(photographs):

@@ -7,8 +7,8 @@ import colorsys
 import numpy as np
 import pytest
 
-from prefetchd.augment_spec import canonical, parameters
-from prefetchd.jitter import ColorJitter
+from prefetchd.config.augment import canonical, parameters
+from prefetchd.data.images.color_jitter import ColorJitter
 from tests.images import photograph
 
 WEIGHTS = np.array([0.299, 0.587, 0.114])

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prefetchd.config import make_config
+from prefetchd.config.options import make_config
+from prefetchd.data.manifest.dialect import MalformedLine
+from prefetchd.data.manifest.records import Manifest, Sample
+from prefetchd.data.manifest.scan import Scan
 from prefetchd.errors import ManifestError
-from prefetchd.manifest import Manifest, Sample
-from prefetchd.manifest_dialect import MalformedLine
-from prefetchd.manifest_scan import Scan
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from prefetchd.manifest_block import BlockCheck
-from prefetchd.manifest_dialect import BadLine, Dialect, is_sample
-from prefetchd.manifest_format import check_number, parse_line
+from prefetchd.data.manifest.block_check import BlockCheck
+from prefetchd.data.manifest.dialect import BadLine, Dialect, is_sample
+from prefetchd.data.manifest.line import check_number, parse_line
 
 DIALECTS = {
     "one number": Dialect("text", "number", 1, exact=True),

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from prefetchd.config import make_config
+from prefetchd.config.options import make_config
+from prefetchd.data.manifest.records import Manifest
 from prefetchd.errors import ManifestError
-from prefetchd.manifest import Manifest
 
 
 def make(folder: Path, *names: str | bytes) -> str:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from prefetchd.config import make_config
+from prefetchd.config.options import make_config
+from prefetchd.data.manifest.records import Manifest
 from prefetchd.errors import ManifestError
-from prefetchd.manifest import Manifest
 from tests.unit.test_manifest import no_descriptor_and_no_thread_is_left, pairs, refusal, write  # noqa: F401
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prefetchd import decode
-from prefetchd.faults import UndecodableImage
-from prefetchd.masks import decode_mask
+from prefetchd.data.faults import UndecodableImage
+from prefetchd.data.images import decode
+from prefetchd.data.images.masks import decode_mask
 
 RNG = np.random.default_rng(0)
 SIZE = (37, 53)

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from prefetchd.config import make_config
-from prefetchd.errors import ConfigError, PrefetchdError, error_from_name
-from prefetchd.manifest import Manifest
-from prefetchd.one_line import one_line
+from prefetchd.config.options import make_config
+from prefetchd.data.manifest.records import Manifest
+from prefetchd.errors import ConfigError, PrefetchdError, error_from_name, one_line
 
 
 @pytest.mark.parametrize(

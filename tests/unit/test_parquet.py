@@ -13,13 +13,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from prefetchd.config import make_config
+from prefetchd.config.options import make_config
+from prefetchd.data.faults import SampleFault, UnreadableFile
+from prefetchd.data.files import FileBuffer
+from prefetchd.data.parquet import records as module
+from prefetchd.data.parquet.library import PYARROW_BYTES, load_pyarrow
+from prefetchd.data.parquet.records import ParquetRecords
 from prefetchd.errors import ConfigError, ManifestError
-from prefetchd.faults import SampleFault, UnreadableFile
-from prefetchd.file_bytes import FileBuffer
-from prefetchd.sources import parquet as module
-from prefetchd.sources.parquet import ParquetRecords
-from prefetchd.sources.parquet_library import PYARROW_BYTES, load_pyarrow
 
 pytest.importorskip("pyarrow")
 pa, pq = load_pyarrow()
@@ -261,7 +261,8 @@ def test_pyarrow_is_not_loaded_for_other_sources(tmp_path: Path) -> None:
     """It takes a quarter of a second and 10 MiB."""
     (tmp_path / "a.txt").write_text("a.jpg 1\n")
     code = (
-        "import sys; from prefetchd.sources import open_source; from prefetchd.config import make_config; "
+        "import sys; from prefetchd.data.registry import open_source; "
+        "from prefetchd.config.options import make_config; "
         f"open_source(make_config(source={str(tmp_path / 'a.txt')!r})); print('pyarrow' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
@@ -273,9 +274,9 @@ def test_reading_gives_memory_back(tmp_path: Path) -> None:
     source = table(tmp_path, {"image": images}, row_group_size=20)
     code = f"""
 import numpy, cv2
-from prefetchd.sources.parquet import ParquetRecords
-from prefetchd.config import make_config
-from prefetchd.file_bytes import FileBuffer
+from prefetchd.data.parquet.records import ParquetRecords
+from prefetchd.config.options import make_config
+from prefetchd.data.files import FileBuffer
 def status(key):
     return next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith(key))
 before = status("RssAnon")

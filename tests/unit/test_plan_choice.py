@@ -8,12 +8,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from prefetchd.cli import make_parser
-from prefetchd.commands.source_options import configs_of
-from prefetchd.config import make_config
-from prefetchd.tools import plan_choice
-from prefetchd.tools.measuring import Measured
-from prefetchd.tools.plot_svg import plot
+from prefetchd.cli.arguments import configs_of
+from prefetchd.cli.main import make_parser
+from prefetchd.cli.measure import plan_choice
+from prefetchd.cli.measure.measure import Measured
+from prefetchd.cli.measure.plot_svg import plot
+from prefetchd.config.options import make_config
 
 MIB = 1 << 20
 

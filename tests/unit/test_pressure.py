@@ -7,8 +7,8 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefetchd.limits import AMPLE_BYTES, SHORT_BYTES, Shortage
-from prefetchd.pressure import CALM_TICKS, MIB, Costs, PressurePolicy, Stance
+from prefetchd.daemon.memory.limits import AMPLE_BYTES, SHORT_BYTES, Shortage
+from prefetchd.daemon.memory.pressure import CALM_TICKS, MIB, Costs, PressurePolicy, Stance
 
 FULL = Stance(16, 4)
 COSTS = Costs(4 * MIB, 24 * MIB, least_slots=3)

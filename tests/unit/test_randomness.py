@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from prefetchd.randomness import AUGMENT, GLOBAL_SEEDS, TARGET_TRANSFORM, TRANSFORM, SampleRandomness, between
+from prefetchd.sampling.randomness import AUGMENT, GLOBAL_SEEDS, TARGET_TRANSFORM, TRANSFORM, SampleRandomness, between
 
 MASK = (1 << 64) - 1
 

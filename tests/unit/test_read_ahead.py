@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from prefetchd import budget
-from prefetchd.faults import UnreadableFile
-from prefetchd.file_bytes import FileBuffer, read_file
-from prefetchd.sample import Sample
-from prefetchd.sources import read_ahead
-from prefetchd.sources.ahead_parts import AheadRead
-from prefetchd.sources.read_ahead import ALLOWANCE_BYTES, MAX_BYTES, N_THREADS, ReadAhead
+from prefetchd.daemon.memory import plan
+from prefetchd.data import read_ahead
+from prefetchd.data.buffer_pool import AheadRead
+from prefetchd.data.faults import UnreadableFile
+from prefetchd.data.files import FileBuffer, read_file
+from prefetchd.data.read_ahead import ALLOWANCE_BYTES, MAX_BYTES, N_THREADS, ReadAhead
+from prefetchd.data.records import Sample
 
 
 class Files:
@@ -137,7 +137,7 @@ def test_buffers_serve_file_after_file_whatever_their_sizes(files: Files, monkey
         return mapped(fd, n_bytes, flags)
 
     mapped = mmap.mmap
-    monkeypatch.setattr("prefetchd.sources.ahead_parts.mmap.mmap", new)
+    monkeypatch.setattr("prefetchd.data.buffer_pool.mmap.mmap", new)
     numbers = [number for number in range(100) if (files.folder / str(number)).stat().st_size < 192 << 10]
     (files.folder / str(numbers[0])).write_bytes(bytes(1 << 20))
     ahead, buffer = ReadAhead(files), FileBuffer()
@@ -225,7 +225,7 @@ def test_waiting_for_reads_is_told_apart(files: Files, monkeypatch: pytest.Monke
 
 
 def test_the_allowance_is_the_budgets() -> None:
-    assert ALLOWANCE_BYTES == budget.ALLOWANCE_BYTES
+    assert ALLOWANCE_BYTES == plan.ALLOWANCE_BYTES
 
 
 @pytest.mark.usefixtures("slow")

@@ -7,30 +7,31 @@ from types import SimpleNamespace
 
 import pytest
 
-from prefetchd import control, reader_handle, reader_messages
-from prefetchd.filling import Chunk
-from prefetchd.reader_handle import CHUNKS_IN_HAND, ReaderHandle
-from prefetchd.segment import Segment
-from prefetchd.slots import Ring
+from prefetchd.daemon.readers import reader_handle
+from prefetchd.daemon.readers.batch_job import Chunk
+from prefetchd.daemon.readers.reader_handle import CHUNKS_IN_HAND, ReaderHandle
+from prefetchd.ipc import reader_messages, sockets
+from prefetchd.ring.segment import Segment
+from prefetchd.ring.slots import Ring
 
 
 def test_reader_that_is_told_to_go_still_gets_the_memory_it_asked_for():
     """It hears that it may decode before it hears that it is enough; a closed socket would end it in mid-sample."""
-    ours, theirs = control.socket_pair()
+    ours, theirs = sockets.socket_pair()
     with ours, theirs:
         handle = ReaderHandle(1, ours)
         handle.retire()
         handle.retire()
         handle.send(reader_messages.MemoryGranted())
-        said = [reader_messages.decode_to_reader(control.receive(theirs, wait=False)[0]) for _ in range(2)]
+        said = [reader_messages.decode_to_reader(sockets.receive(theirs, wait=False)[0]) for _ in range(2)]
         assert said == [reader_messages.Retire(), reader_messages.MemoryGranted()]
         with pytest.raises(BlockingIOError):
-            control.receive(theirs, wait=False)
+            sockets.receive(theirs, wait=False)
 
 
 def test_reader_whose_first_tasks_were_of_unknown_length_has_room_for_more_when_they_are_known():
     """It is never without work, so there is no moment at which all that it has in hand is known to be nothing."""
-    ours, theirs = control.socket_pair()
+    ours, theirs = sockets.socket_pair()
     with ours, theirs:
         handle = ReaderHandle(1, ours, read_s=0.02)
         slot = Ring().add(Segment.create(1 << 12))
@@ -50,7 +51,7 @@ def test_retiring_idle_reader_that_does_not_go_is_killed(monkeypatch):
     killed = []
     monkeypatch.setattr(ReaderHandle, "_signal", lambda self, number: killed.append(number.name))
     monkeypatch.setattr(reader_handle, "process_state", lambda pid: "T")
-    ours, theirs = control.socket_pair()
+    ours, theirs = sockets.socket_pair()
     with ours, theirs:
         handle = ReaderHandle(1, ours, pid=99, ready=True, since=0.0)
         handle.check_progress(1e9, 60)
@@ -62,7 +63,7 @@ def test_retiring_idle_reader_that_does_not_go_is_killed(monkeypatch):
 
 def test_killed_reader_that_does_not_end_is_stuck_and_said_so_once(monkeypatch, caplog):
     monkeypatch.setattr(ReaderHandle, "_signal", lambda self, number: None)
-    ours, theirs = control.socket_pair()
+    ours, theirs = sockets.socket_pair()
     with ours, theirs:
         handle = ReaderHandle(1, ours, pid=99, pidfd=0, ready=True)
         handle.kill("it hangs")
@@ -77,7 +78,7 @@ def test_killed_reader_that_does_not_end_is_stuck_and_said_so_once(monkeypatch, 
 def test_ring_that_grows_and_shrinks_does_not_fill_the_socket_of_a_reader_that_starts():
     """It is told of a slot when it is to write there, so it need not read what comes and goes meanwhile."""
     ring = Ring()
-    ours, theirs = control.socket_pair()
+    ours, theirs = sockets.socket_pair()
     with ours, theirs:
         handle = ReaderHandle(1, ours)
         for task in range(400):
@@ -90,9 +91,9 @@ def test_ring_that_grows_and_shrinks_does_not_fill_the_socket_of_a_reader_that_s
         assert not handle.killed_s
         said, mapped = [], []
         for _ in range(5):
-            data, fds = control.receive(theirs, wait=False)
+            data, fds = sockets.receive(theirs, wait=False)
             said.append(type(reader_messages.decode_to_reader(data)).__name__)
-            control.close_all(fds)
+            sockets.close_all(fds)
             mapped += fds
         assert said == ["MapSlot", "FillOne", "UnmapSlots", "MapSlot", "FillOne"]
         assert len(mapped) == 2

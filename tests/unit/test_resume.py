@@ -9,10 +9,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from prefetchd.config import make_config
+from prefetchd.client.state import Position, make_state, read_state
+from prefetchd.config.options import make_config
 from prefetchd.errors import ConfigError, ManifestError, PrefetchdError
-from prefetchd.messages import Attached
-from prefetchd.resume import Position, make_state, read_state
+from prefetchd.ipc.messages import Attached
 
 
 def info(*, manifest: str = "m" * 16, decoder: str = "opencv 5", n_batches: int = 10, **options: Any) -> Attached:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefetchd.returns import _TAKEN_AT, MAX_NOTED, N_BYTES, ReturnedLeases, Returns
+from prefetchd.ring.queues import _TAKEN_AT, MAX_NOTED, RETURN_QUEUE_BYTES, ReturnedLeases, Returns
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_the_page_cannot_be_cut(ends):
     with pytest.raises(PermissionError):
         os.truncate(ends[2], 0)
     with pytest.raises(PermissionError):
-        os.ftruncate(ends[2], 2 * N_BYTES)
+        os.ftruncate(ends[2], 2 * RETURN_QUEUE_BYTES)
 
 
 def test_too_small_a_file_is_refused(tmp_path):

@@ -14,10 +14,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from prefetchd.cursor import Cursor
-from prefetchd.scheduler import Reserve, may_grant, next_fills, ready_for, slots_promised
-from prefetchd.shard import Shard
-from prefetchd.slots import Content, Key, Ring, Slot
+from prefetchd.daemon.schedule.cursor import Cursor
+from prefetchd.daemon.schedule.scheduler import Reserve, may_grant, next_fills, ready_for, slots_promised
+from prefetchd.ring.slots import Content, Key, Ring, Slot
+from prefetchd.sampling.sharding import Shard
 from tests.unit.test_slots import FakeSegment
 
 N_READERS = 3

@@ -7,10 +7,10 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefetchd.cursor import Cursor
-from prefetchd.scheduler import FillPlan, Reserve, may_grant, next_fills, ready_for, slots_promised
-from prefetchd.shard import Shard
-from prefetchd.slots import Content, Key, Ring
+from prefetchd.daemon.schedule.cursor import Cursor
+from prefetchd.daemon.schedule.scheduler import FillPlan, Reserve, may_grant, next_fills, ready_for, slots_promised
+from prefetchd.ring.slots import Content, Key, Ring
+from prefetchd.sampling.sharding import Shard
 from tests.unit.test_slots import ready, ring_of
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from prefetchd import segment
 from prefetchd.errors import BudgetError
-from prefetchd.segment import Segment
+from prefetchd.ring import segment
+from prefetchd.ring.segment import Segment
 
 N_BYTES = 3 * 4096
 
@@ -103,7 +103,7 @@ def test_segment_starts_no_resource_tracker_and_leaves_no_name():
     code = (
         "import os\n"
         "from multiprocessing import resource_tracker, shared_memory\n"
-        "from prefetchd.segment import Segment\n"
+        "from prefetchd.ring.segment import Segment\n"
         "made = Segment.create(4096)\n"
         "assert os.fstat(made.fd).st_size == 4096\n"
         "assert resource_tracker._resource_tracker._pid is None\n"

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prefetchd.config import make_config
+from prefetchd.config.options import make_config
+from prefetchd.data.registry import open_source
 from prefetchd.errors import ConfigError, ManifestError
-from prefetchd.layout import BatchLayout
-from prefetchd.sources import open_source
+from prefetchd.ring.layout import BatchLayout
 from tests.unit.test_arrays import attached, no_descriptor_is_left, same, saved, served  # noqa: F401
 
 ENDS = ("pre", "post")
@@ -170,7 +170,7 @@ def test_options_that_cannot_be_met_are_refused(tmp_path, dtype, labels, options
 )
 def test_wrong_offsets_are_refused_at_start(tmp_path, offsets, words, monkeypatch):
     """Wherever in the file they are: it is read in blocks."""
-    from prefetchd.sources import sequences
+    from prefetchd.data.arrays import sequences
 
     for block_bytes in (8, 16, 1 << 20):
         monkeypatch.setattr(sequences, "_BLOCK_BYTES", block_bytes)

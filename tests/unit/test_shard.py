@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefetchd.shard import Shard
+from prefetchd.sampling.sharding import Shard
 
 BATCHES = st.integers(1, 200)
 RANKS = st.integers(1, 17)

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefetchd.order import SORTED_UP_TO, Order, Permutation
+from prefetchd.sampling.order import SORTED_UP_TO, Order, Permutation
 
 LIMIT = 4.5
 DRAWS = 100

@@ -6,9 +6,9 @@ import logging
 
 import pytest
 
-from prefetchd import silence
+from prefetchd.client import waiting
+from prefetchd.client.waiting import GIVE_UP_S, LOOK_S, REPORT_S, Silence
 from prefetchd.errors import DaemonLost
-from prefetchd.silence import GIVE_UP_S, LOOK_S, REPORT_S, Silence
 
 
 class World:
@@ -22,9 +22,9 @@ class World:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     world = World()
-    monkeypatch.setattr("prefetchd.silence.time.monotonic", lambda: world.now_s)
-    monkeypatch.setattr(silence, "process_state", lambda pid: world.state)
-    monkeypatch.setattr("prefetchd.liveness.process_state", lambda pid: world.state)
+    monkeypatch.setattr("prefetchd.client.waiting.time.monotonic", lambda: world.now_s)
+    monkeypatch.setattr(waiting, "process_state", lambda pid: world.state)
+    monkeypatch.setattr("prefetchd.ipc.process.process_state", lambda pid: world.state)
     return world
 
 

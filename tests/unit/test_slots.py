@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from prefetchd.slots import Content, Key, Ring
+from prefetchd.ring.slots import Content, Key, Ring
 
 
 class FakeSegment:

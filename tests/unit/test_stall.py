@@ -6,8 +6,9 @@ import warnings
 
 import pytest
 
-from prefetchd import RingExhausted, stall
-from prefetchd.stall import Stall
+from prefetchd import RingExhausted
+from prefetchd.client import waiting
+from prefetchd.client.waiting import Stall
 
 
 class Clock:
@@ -21,7 +22,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(stall, "time", clock)
+    monkeypatch.setattr(waiting, "time", clock)
     return clock
 
 

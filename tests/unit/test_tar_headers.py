@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from prefetchd.data.tar.headers import Member, TarHeaders
 from prefetchd.errors import ManifestError
-from prefetchd.sources.tar_headers import Member, TarHeaders
 from tests.records import write_tar
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]

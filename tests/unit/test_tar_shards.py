@@ -11,12 +11,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from prefetchd.config import make_config
+from prefetchd.config.options import make_config
+from prefetchd.data.faults import UnreadableFile
+from prefetchd.data.files import FileBuffer
+from prefetchd.data.kinds import kind_of
+from prefetchd.data.tar.records import TarShards
 from prefetchd.errors import ManifestError
-from prefetchd.faults import UnreadableFile
-from prefetchd.file_bytes import FileBuffer
-from prefetchd.sources.patterns import kind_of
-from prefetchd.sources.tar_shards import TarShards
 from tests.records import Content, write_tar
 
 

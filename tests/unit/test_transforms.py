@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 import pytest
 
-from prefetchd.config import make_config
-from prefetchd.decode import decode_image, identify
-from prefetchd.file_bytes import FileBuffer, read_file
-from prefetchd.transforms import PixelPipeline, crop_box, fit_box, value_table
+from prefetchd.config.options import make_config
+from prefetchd.data.files import FileBuffer, read_file
+from prefetchd.data.images.decode import decode_image, identify
+from prefetchd.data.images.normalize import PixelPipeline, crop_box, fit_box, value_table
 from tests.images import photograph, write_kinds
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

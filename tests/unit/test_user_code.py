@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prefetchd.config import make_config
+from prefetchd.config.options import make_config
+from prefetchd.data.faults import EnvironmentFault, FaultKind, TransformFault, WrongResult
+from prefetchd.data.images.user_functions import UserFunctions, import_function
 from prefetchd.errors import ConfigError
-from prefetchd.faults import EnvironmentFault, FaultKind, TransformFault, WrongResult
-from prefetchd.randomness import SampleRandomness
-from prefetchd.user_code import UserFunctions, import_function
+from prefetchd.sampling.randomness import SampleRandomness
 from tests.images import photograph
 
 MODULE = """

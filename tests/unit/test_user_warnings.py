@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from prefetchd.user_warnings import warn_user
+from prefetchd.client.user_warnings import warn_user
 
 
 def function_in(path: str, module: str, body: str) -> Any:
@@ -19,7 +19,7 @@ def function_in(path: str, module: str, body: str) -> Any:
     return scope["f"]
 
 
-OURS = function_in("/anywhere/prefetchd/loader.py", "prefetchd.loader", "warn_user(what)")
+OURS = function_in("/anywhere/prefetchd/loader.py", "prefetchd.client.loader", "warn_user(what)")
 LIBRARY = f"{sysconfig.get_path('purelib')}/keras/trainer.py"
 
 

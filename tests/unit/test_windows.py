@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from prefetchd.cursor import Cursor
-from prefetchd.scheduler import Reserve, may_grant, next_fills, ready_for
-from prefetchd.shard import Shard
-from prefetchd.slots import Content, Key
-from prefetchd.windows import Pacer, arrange, most_windows, n_places, reaches
+from prefetchd.daemon.schedule.cursor import Cursor
+from prefetchd.daemon.schedule.pacing import Pacer, arrange, most_windows, n_places, reaches
+from prefetchd.daemon.schedule.scheduler import Reserve, may_grant, next_fills, ready_for
+from prefetchd.ring.slots import Content, Key
+from prefetchd.sampling.sharding import Shard
 from tests.unit.test_slots import ring_of
 
 

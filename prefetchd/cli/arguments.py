@@ -1,0 +1,135 @@
+"""What commands share: the options of a source, the name of a daemon, and one question to that daemon."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Container, Iterable
+from typing import Any, Literal, NoReturn, TypeAlias, get_args, get_origin
+
+from prefetchd.client.admin import ask_daemon
+from prefetchd.config import options as configuration
+from prefetchd.config.datasets import make_configs, read_config_file, split_sources
+from prefetchd.config.options import Config
+from prefetchd.errors import ConfigError
+from prefetchd.ipc.run_directory import choose_name
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, like every other failure. Only `--help` prints the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the process with status 2."""
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+Subparsers: TypeAlias = "argparse._SubParsersAction[Parser]"
+
+
+def add_name(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that name a daemon, and `--debug`."""
+    parser.add_argument("positional_name", nargs="?", metavar="NAME", help="the daemon (default, or PREFETCHD_NAME)")
+    parser.add_argument("--name", help="the same, as an option")
+    add_debug(parser)
+
+
+def add_debug(parser: argparse.ArgumentParser) -> None:
+    """Add `--debug`."""
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+
+
+def name_of(arguments: argparse.Namespace) -> str:
+    """Return the name of the daemon that the arguments name."""
+    return choose_name(arguments.positional_name or arguments.name)
+
+
+def ask(arguments: argparse.Namespace, question: Any) -> tuple[str, Any]:
+    """Send one question to the daemon that the arguments name; return its name and the answer."""
+    name = name_of(arguments)
+    return name, ask_daemon(name, question)
+
+
+EPILOG = "Sizes are written 512MiB, 1.5GB or 25% (of the machine's memory)."
+
+
+def add_source_options(
+    parser: argparse.ArgumentParser, datasets: Iterable[str] = (), *, without: Container[str] = ()
+) -> None:
+    """Add the sources, `--config`, every option of `Config`, those of each of `datasets`, and `--debug`.
+
+    The command itself adds the options in `without`.
+    """
+    parser.add_argument(
+        "sources",
+        nargs="*",
+        metavar="[NAME=]MANIFEST",
+        help="a list file (a path and a label per line, .csv, .tsv, .jsonl), a directory with a folder per class, "
+        "tar shards or Parquet files (one, a directory of them, or a quoted pattern such as 's-{000..099}.tar'), or "
+        "arrays (.npy, .npz, a directory of .npy shards); several, each with a name, share the readers, the ring "
+        "and the budget: train=train.txt val=val.txt",
+    )
+    parser.add_argument(
+        "--config",
+        default=argparse.SUPPRESS,
+        metavar="FILE",
+        help="TOML file with these options (source = 'train.txt', batch-size = 64); the command line wins",
+    )
+    for name in configuration.OPTIONS:
+        if name != "source" and name not in without:
+            _add_option(parser, name)
+    for dataset in datasets:
+        for name in configuration.OPTIONS:
+            if name != "source":
+                _add_option(parser, name, dataset)
+    add_debug(parser)
+
+
+def _add_option(parser: argparse.ArgumentParser, name: str, dataset: str = "") -> None:
+    """Add the option `name`, as its field describes it. Values stay text, for `make_config`.
+
+    The option of a single data set is `--DATASET.OPTION`; `--help` explains the form and lists none of them.
+    """
+    field, kind = configuration.OPTIONS[name], configuration.OPTION_TYPES[name]
+    more: dict[str, Any] = {"metavar": field.metadata["metavar"]}
+    if kind is bool:
+        more = {"action": argparse.BooleanOptionalAction}
+    elif get_origin(kind) is Literal:
+        more = {"choices": get_args(kind)}
+    prefix = f"{dataset}." if dataset else ""
+    parser.add_argument(
+        f"--{prefix}{name.replace('_', '-')}",
+        dest=prefix + name,
+        default=argparse.SUPPRESS,
+        help=argparse.SUPPRESS if dataset else field.metadata["help"].replace("%", "%%"),
+        **more,
+    )
+
+
+def configs_of(arguments: argparse.Namespace) -> dict[str, Config]:
+    """Return the configurations to serve, by data set. Options of the command line win over those of the file."""
+    common: dict[str, Any] = {}
+    by_dataset: dict[str, dict[str, Any]] = {
+        name: {"source": source} for name, source in split_sources(arguments.sources).items()
+    }
+    for key, value in vars(arguments).items():
+        dataset, _, option = key.rpartition(".")
+        if option in configuration.OPTIONS:
+            (by_dataset.setdefault(dataset, {}) if dataset else common)[option] = value
+    file_common, file_tables = read_config_file(arguments.config) if "config" in arguments else ({}, {})
+    file_common.setdefault("name", choose_name())
+    every = (common, file_common, *by_dataset.values(), *file_tables.values())
+    if any(options.get("transform") or options.get("target_transform") for options in every):
+        file_common.setdefault("python_path", [os.getcwd()])
+    return make_configs(common, by_dataset, file_common=file_common, file_by_dataset=file_tables)
+
+
+def config_of(arguments: argparse.Namespace, command: str) -> Config:
+    """Return the configuration of a command that takes one data set.
+
+    Raises:
+        ConfigError: if the arguments name several.
+    """
+    configs = configs_of(arguments)
+    if len(configs) > 1:
+        raise ConfigError(f"cannot {command} {len(configs)} data sets at once; name one of {', '.join(configs)}")
+    return next(iter(configs.values()))

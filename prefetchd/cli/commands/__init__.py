@@ -1,0 +1,24 @@
+"""The commands of the command line. Each `add` declares a command to the parser, and its `run` does the work.
+
+The parser needs them all, so they import heavy modules only when they run. A new command is a module here and its
+`add` in `COMMANDS`.
+"""
+
+from __future__ import annotations
+
+from prefetchd.cli.commands import bench, cache, completion, daemons, preview, serve, top, tune, verify
+
+# In the order of `prefetchd --help`.
+COMMANDS = (
+    serve.add,
+    daemons.add_status,
+    top.add,
+    daemons.add_set,
+    cache.add,
+    daemons.add_stop,
+    verify.add,
+    preview.add,
+    tune.add,
+    bench.add,
+    completion.add,
+)

@@ -1,0 +1,194 @@
+"""`prefetchd preview`: a contact sheet of what trainers will really get."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from prefetchd.cli.arguments import EPILOG, Subparsers, add_source_options, config_of
+from prefetchd.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from prefetchd.cli.views.contact_sheet import Tile
+    from prefetchd.client.loader import Loader
+    from prefetchd.config.options import Config
+    from prefetchd.data.images.source import ImageSource
+
+_COLUMNS = 6
+_MAX_SAMPLES = 1000
+_TOLD_CLASSES = 16
+_COUNTED_LABELS = 50_000
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_MOST_PX = {".webp": 16383, ".jpg": 65500, ".jpeg": 65500}  # a side, as the encoders have it
+_PNG_PX = 1_000_000
+
+
+def add(commands: Subparsers, datasets: Iterable[str]) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "preview",
+        help="draw a contact sheet of what trainers will get",
+        description="Draw samples spread evenly over the data set, as a trainer gets them with these options: "
+        "decoded, cropped, augmented, transformed; normalisation is undone for display. Below them a histogram of the "
+        "labels.",
+        epilog=EPILOG,
+    )
+    parser.add_argument("-o", "--output", default="preview.png", metavar="FILE", help="the sheet (preview.png)")
+    parser.add_argument("--samples", type=int, default=24, metavar="N", help="how many samples (24)")
+    parser.add_argument(
+        "--augmented",
+        nargs="?",
+        type=int,
+        const=_COLUMNS,
+        metavar="EPOCHS",
+        help=f"show each sample as it is in so many epochs, side by side ({_COLUMNS}); give it after the manifest",
+    )
+    add_source_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Draw the sheet."""
+    n_epochs = 1 if arguments.augmented is None else arguments.augmented
+    for option, value, most in (("samples", arguments.samples, _MAX_SAMPLES), ("augmented", n_epochs, 64)):
+        if not 1 <= value <= most:
+            raise ConfigError(f"cannot use --{option} {value}: it must be from 1 to {most}")
+    if not arguments.output.lower().endswith(_SUFFIXES):
+        raise ConfigError(f"cannot write {arguments.output}: name a file that ends with one of {', '.join(_SUFFIXES)}")
+    folder = os.path.dirname(os.path.abspath(arguments.output))
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"cannot write {arguments.output}: {folder} is no folder that can be written to")
+    config = config_of(arguments, "preview")
+    from prefetchd.cli.views.contact_sheet import draw_sheet
+
+    source = _open(config)
+    tiles, bad, counts, seen = _tiles(config, source, arguments.samples, n_epochs)
+    rows = tiles if n_epochs > 1 else _grid([row[0] for row in tiles])
+    title = f"{os.path.basename(config.source)}: {len(tiles):,} of {seen:,} samples"
+    title += f", epochs 0 to {n_epochs - 1}" if n_epochs > 1 else ""
+    height, width = config.image_size
+    shown = (height, 2 * width) if config.target == "mask" else (height, width)
+    _write(arguments.output, draw_sheet(rows, shown, title, counts))
+    print(f"{arguments.output}: {title}")
+    for found in bad:
+        print(f"  bad: {found['where']}: {found['reason']}")
+    if counts:
+        from prefetchd.cli.views.charts import histogram
+
+        print("\n".join(["  labels:", *(f"    {line}" for line in histogram(counts))]))
+    return 0
+
+
+def _open(config: Config) -> ImageSource:
+    """Open the source here too, for its labels; the samples come from a daemon."""
+    from prefetchd.data.images.source import ImageSource
+    from prefetchd.data.registry import open_source
+
+    source = open_source(config)
+    if not isinstance(source, ImageSource):
+        raise ConfigError(f"cannot preview {config.source}: arrays are no pictures; give images")
+    return source
+
+
+def _tiles(
+    config: Config, source: ImageSource, n_samples: int, n_epochs: int
+) -> tuple[list[list[Tile]], list[dict[str, Any]], list[tuple[str, int]], int]:
+    """Return a row of tiles for each sample, the bad samples met, the counts of labels, and how many samples there are.
+
+    What a sample is like depends on seed, epoch and sample alone, so that batches of one, taken with a stride, show
+    what batches of any size and order hold.
+    """
+    from prefetchd.cli.measure.measure import endpoint_of
+    from prefetchd.client.loader import Loader
+
+    total = source.n_samples
+    stride = max(1, total // n_samples)
+    single = dataclasses.replace(config, batch_size=1, shuffle=False, drop_last=False, on_error="skip")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about ranks whose batches are shorter: here that shows a bad sample
+        loader = Loader(endpoint_of(single), rank=0, world_size=stride, epochs=1, copy_when_held=False, reconnect=False)
+    with loader:
+        rows: list[list[Tile]] = [[] for _ in range(min(n_samples, -(-total // stride)))]
+        for epoch in range(n_epochs):
+            loader.set_epoch(epoch)
+            batches = iter(loader)
+            for row in rows:
+                row.append(_tile(next(batches), loader, config))
+            batches.close()
+        return rows, loader.status()["bad"], _counts(source, loader.classes), total
+
+
+def _tile(batch: Any, loader: Loader, config: Config) -> Tile:
+    import numpy as np
+
+    from prefetchd.cli.views.contact_sheet import Tile, mask_to_display, to_display
+
+    if not len(batch.sample_ids):
+        return Tile(None, f"#{batch.index} bad")
+    picture = to_display(batch.x[0], config)
+    if config.target == "mask" and batch.y[0].shape[:2] == picture.shape[:2]:
+        return Tile(np.hstack([picture, mask_to_display(batch.y[0])]), f"#{batch.index}")
+    return Tile(picture, f"#{batch.index}: {_label(batch.y[0], loader.classes)}")
+
+
+def _label(label: NDArray[Any] | np.generic, classes: tuple[str, ...] | None) -> str:
+    import numpy as np
+
+    if np.ndim(label) == 0:
+        value = label.item()
+        if classes is not None and isinstance(value, int) and 0 <= value < len(classes):
+            return classes[value]
+        return str(value) if isinstance(value, int) else f"{value:.4g}"
+    flat = np.asarray(label).ravel()
+    return " ".join(f"{value:.3g}" for value in flat[:8].tolist()) + (" ..." if len(flat) > 8 else "")
+
+
+def _counts(source: ImageSource, classes: tuple[str, ...] | None) -> list[tuple[str, int]]:
+    """Count whole-number labels, of samples spread over the data set where there are very many; most frequent first."""
+    total = source.n_samples
+    step = -(-total // _COUNTED_LABELS)
+    counted: Counter[int] = Counter()
+    for first in range(0, total, step * 256):
+        for sample in source.records.samples(range(first, min(total, first + step * 256), step)):
+            if not isinstance(sample.label, int):
+                return []
+            counted[sample.label] += step
+    rows = [
+        (classes[number] if classes is not None and 0 <= number < len(classes) else str(number), count)
+        for number, count in counted.most_common()
+    ]
+    if len(rows) > _TOLD_CLASSES:
+        rest = sum(count for _, count in rows[_TOLD_CLASSES - 1 :])
+        rows = [*rows[: _TOLD_CLASSES - 1], (f"{len(rows) - _TOLD_CLASSES + 1:,} others", rest)]
+    return rows
+
+
+def _grid(tiles: list[Tile]) -> list[list[Tile]]:
+    return [tiles[first : first + _COLUMNS] for first in range(0, len(tiles), _COLUMNS)]
+
+
+def _write(path: str, sheet: NDArray[np.uint8]) -> None:
+    import cv2
+
+    suffix = os.path.splitext(path)[1]
+    height, width = sheet.shape[:2]
+    if max(height, width) > _MOST_PX.get(suffix.lower(), _PNG_PX):
+        raise ConfigError(
+            f"cannot write {path}: a sheet of {width}x{height} px is too large for that format; name a .png, or show "
+            "fewer --samples"
+        )
+    ok, encoded = cv2.imencode(suffix, sheet)
+    assert ok, path
+    try:
+        with open(path, "wb") as file:
+            file.write(encoded.tobytes())
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}; name another file with -o") from None

@@ -1,0 +1,1 @@
+"""What `bench` and `tune` measure."""

@@ -1,0 +1,278 @@
+"""An inspection: every sample of a list of images decoded once, by a daemon's own parts without consumers.
+
+    Sweep (which batches are left) -> foreman -> readers -> facts in the ring -> `Inspected`
+
+Called by `prefetchd verify`, in its own process: it owns pool, ring and guard, and whatever ends the process ends the
+readers, as with a daemon. A sample is bad by the same rules as in serving (`filling`): what a decoder refuses, or what
+ends it, is confirmed alone. What would fail a whole batch (the machine's doing, a decode that the budget cannot hold)
+is found by asking for that batch's samples one at a time, in a second data set whose batches are single samples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prefetchd.cli.verify.results import KEPT, Inspected
+from prefetchd.config.options import Config
+from prefetchd.daemon.memory import plan as budget
+from prefetchd.daemon.memory.limits import machine_limits
+from prefetchd.daemon.memory.manager import Guard
+from prefetchd.daemon.readers.batch_builder import Foreman
+from prefetchd.daemon.readers.batch_job import BadSample
+from prefetchd.daemon.readers.pool import Pool, PoolEvents
+from prefetchd.daemon.schedule.cursor import Cursor
+from prefetchd.daemon.schedule.datasets import Dataset
+from prefetchd.data.images.inspection import FACTS, InspectedImages
+from prefetchd.data.images.source import ImageSource
+from prefetchd.data.manifest.dialect import MalformedLine
+from prefetchd.data.registry import open_source
+from prefetchd.errors import ConfigError
+from prefetchd.ipc import messages
+from prefetchd.ipc.event_loop import EventLoop
+from prefetchd.ring.layout import BatchLayout
+from prefetchd.ring.segment import anonymous_file, map_read_only, map_writable
+from prefetchd.ring.slots import Content, Key, Ring, Slot
+from prefetchd.sampling.order import Order
+from prefetchd.sampling.sharding import Shard
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BATCH_ROWS = 64
+_ALONE = 1  # the number of the data set whose batches are single samples
+_FIRST_SLOTS = 2
+_TICK_S = 0.5
+
+
+def inspect(config: Config, on_progress: Callable[[int, int, int], None]) -> Inspected:
+    """Decode every sample of `config.source` once; the options are those that it would be served with.
+
+    Args:
+        config: its `num_workers` and `memory_budget` hold here too.
+        on_progress: called now and then with (samples done, samples, bad ones so far).
+
+    Raises:
+        PrefetchdError: if it cannot be served at all.
+    """
+    started_s = time.monotonic()
+    inspection = _Inspection(config, on_progress)
+    try:
+        inspection.run()
+    finally:
+        inspection.close()
+    return Inspected(
+        inspection.images,
+        inspection.malformed,
+        inspection.facts,
+        inspection.verdicts,
+        inspection.interrupted,
+        time.monotonic() - started_s,
+        inspection.n_readers,
+    )
+
+
+@dataclass(slots=True)
+class _Sweep(Cursor):
+    """A cursor that passes each batch once, and takes what is done in any order."""
+
+    left: Iterator[Key] = field(default_factory=lambda: iter(()))
+    begun: dict[Key, None] = field(default_factory=dict)  # ordered: what was begun first is needed first
+
+    def upcoming(self, horizon: int) -> Iterator[Key]:
+        """The batches that were begun and are not done, and as many more as make `horizon`."""
+        for key in islice(self.left, max(0, horizon - len(self.begun))):
+            self.begun[key] = None
+        return islice(self.begun, horizon)
+
+
+class _Inspection:
+    def __init__(self, config: Config, on_progress: Callable[[int, int, int], None]) -> None:
+        self._on_progress = on_progress
+        self.malformed: list[MalformedLine] = []
+        self.verdicts: dict[int, tuple[str, bool]] = {}
+        self._reasons: dict[str, str] = {}  # each kept once
+        self.interrupted = False
+        self._done = 0
+        self._ticking = False
+        self._loop = EventLoop()
+        # As in a daemon, readers start before the manifest is read.
+        self._pool = Pool(
+            config.num_workers or budget.usable_cores(),
+            config.reader_timeout,
+            PoolEvents(
+                done=lambda reader, chunk, done: self._foreman.done(reader, chunk, done),
+                lost=lambda reader, chunk, suspect, code: self._foreman.lost(
+                    reader, chunk, suspect=suspect, exit_code=code
+                ),
+                gone=lambda reader: self._foreman.gone(reader),
+                stuck=lambda pid, reader, chunk: self._foreman.stuck(pid, reader, chunk),
+                memory=lambda: self._guard.serve_wishes([self._sweep]),
+                outgrown=lambda reader, n_bytes: self._guard.outgrown(reader, n_bytes),
+            ),
+            watch=self._loop.watch,
+            unwatch=self._loop.unwatch,
+            clock=self._loop.clock,
+        )
+        self._ring = Ring()
+        try:
+            self._build(config)
+        except BaseException:
+            self.close()
+            raise
+
+    def _build(self, config: Config) -> None:
+        # Whole images: of a random crop, only the rows that it shows are decoded.
+        config = dataclasses.replace(
+            config, augment=(), cache=None, cache_size="auto", cache_image_size=None, on_error="skip", shuffle=False,
+            drop_last=False, batch_size=BATCH_ROWS,
+        )  # fmt: skip
+        source = open_source(config, self.malformed)
+        if not isinstance(source, ImageSource):
+            raise ConfigError(
+                f"cannot verify {config.source}: arrays have nothing to decode; give a list of images, a directory of "
+                "them, tar shards or Parquet files"
+            )
+        self.images = source
+        inspected = InspectedImages(source)
+        self._datasets = [
+            _dataset(0, config, inspected),
+            _dataset(_ALONE, dataclasses.replace(config, batch_size=1), inspected),
+        ]
+        self.facts = _shared_array(inspected.n_samples)
+        slot_bytes = self._datasets[0].layout.slot_bytes
+        source_bytes = inspected.shared_bytes + self.facts.nbytes
+        plan = budget.make_plan(config, slot_bytes, machine_limits(), source_bytes, 2 * inspected.reader_bytes)
+        self.n_readers = plan.n_readers
+        self._pool.resize(plan.n_readers)
+        self._foreman = Foreman(self._datasets, self._ring, self._pool, self._found_bad)
+        self._guard = Guard(budget.Budget(plan), self._ring, self._pool, on_removed=lambda slot: None)
+        for _ in range(_FIRST_SLOTS):
+            self._guard.add_slot()
+        briefing: list[tuple[messages.Message, list[int]]] = [dataset.for_readers() for dataset in self._datasets]
+        self._pool.boot([*briefing, (budget.reader_limits(plan), [])])
+        n_batches = self._datasets[0].order.batches_per_epoch
+        # It always waits: it takes no leases, whose return would be the foreman's occasion to begin more.
+        self._sweep = _Sweep(0, 0, 0, Shard(n_batches), waiting=True, left=self._keys(n_batches))
+
+    def _keys(self, n_batches: int) -> Iterator[Key]:
+        for batch in range(n_batches):
+            yield 0, 0, batch
+
+    def run(self) -> None:
+        """Go on until every batch is done, or a signal asks for the end."""
+        quiet = logging.getLogger("prefetchd")
+        level = quiet.level
+        quiet.setLevel(logging.CRITICAL)  # what happens to samples is for the report to say, once
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._loop.on_signal(number, self._interrupt)
+        try:
+            self._loop.run(self._pump)
+        finally:
+            quiet.setLevel(level)
+
+    def _interrupt(self) -> None:
+        self.interrupted = True
+        self._loop.stop()
+
+    def _pump(self) -> None:
+        while self._take_finished():
+            pass
+        if not self._sweep.begun and next(self._sweep.upcoming(1), None) is None:
+            self._loop.stop()
+            return
+        if self._guard.may_grow():
+            self._guard.grow()
+            self._loop.call_later(0, lambda: None)
+        self._foreman.give_work([self._sweep])
+        if not self._ticking:
+            self._ticking = True
+            self._loop.call_later(_TICK_S, self._tick)
+
+    def _take_finished(self) -> bool:
+        """Take in the batches that are made, and those that cannot be; return whether there were any."""
+        found = False
+        for key in list(self._sweep.begun):
+            slot = self._ring.find(key)
+            if slot is not None and slot.content is Content.READY:
+                self._take(key, slot)
+            elif key in self._foreman.failed:
+                self._take_failed(key, self._foreman.failed.pop(key).text)
+            else:
+                continue
+            found = True
+            del self._sweep.begun[key]
+        return found
+
+    def _take(self, key: Key, slot: Slot) -> None:
+        number, _, batch = key
+        layout = self._datasets[number].layout
+        memory = map_read_only(slot.segment.fd, slot.segment.n_bytes)
+        root = np.frombuffer(memory, np.uint8)
+        x, _ = layout.xy(root, slot.rows)
+        kept = self.facts[layout.sample_ids(root, slot.rows)]
+        for column, name in enumerate(FACTS):
+            kept[name] = x[:, column]
+        kept["seen"] = True
+        self.facts[layout.sample_ids(root, slot.rows)] = kept
+        self._count(self._datasets[number].order.rows(batch))
+
+    def _take_failed(self, key: Key, text: str) -> None:
+        number, _, batch = key
+        order = self._datasets[number].order
+        if number != _ALONE:
+            first = batch * BATCH_ROWS
+            for sample_id in range(first, first + order.rows(batch)):
+                self._sweep.begun[_ALONE, 0, sample_id] = None
+        else:
+            self._note(batch, text, judged=False)
+            self._count(1)
+
+    def _count(self, n_samples: int) -> None:
+        self._done += n_samples
+        self._on_progress(self._done, len(self.facts), len(self.verdicts))
+
+    def _found_bad(self, dataset: Dataset, sample: BadSample) -> None:
+        self._note(sample.sample_id, sample.reason, judged=True)
+
+    def _note(self, sample_id: int, reason: str, *, judged: bool) -> None:
+        self.verdicts[sample_id] = self._reasons.setdefault(reason, reason), judged
+
+    def _tick(self) -> None:
+        """As a daemon's: verify the footprint, look for hung readers, look after the manifest."""
+        self._ticking = False
+        self._datasets[0].source.check_unchanged()
+        self._pool.tick()
+        self._guard.serve_wishes([self._sweep])
+        self._guard.verify([self._sweep])
+        self._on_progress(self._done, len(self.facts), len(self.verdicts))
+
+    def close(self) -> None:
+        """End the readers and give the ring back; the source stays open."""
+        self._pool.stop()
+        self._ring.close()
+        self._loop.close()
+
+
+def _shared_array(n_samples: int) -> NDArray[Any]:
+    """Return zeros in a segment, so that the footprint counts them once: as the source's and not as the process's."""
+    n_bytes = max(1, n_samples * KEPT.itemsize)
+    fd = anonymous_file("prefetchd-facts", n_bytes)
+    try:
+        return np.frombuffer(map_writable(fd, n_bytes), KEPT, n_samples)
+    finally:
+        os.close(fd)
+
+
+def _dataset(number: int, config: Config, source: InspectedImages) -> Dataset:
+    order = Order(source.n_samples, config.batch_size, drop_last=False, shuffle=False, seed=config.seed)
+    return Dataset(number, "", config, source, order, BatchLayout(config.batch_size, *source.x, *source.y))

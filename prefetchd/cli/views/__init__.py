@@ -1,0 +1,1 @@
+"""What commands show: charts, sheets, tables, progress."""

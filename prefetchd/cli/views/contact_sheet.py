@@ -1,0 +1,132 @@
+"""A contact sheet: pictures in a grid with a caption each, and a histogram below. Draws with OpenCV; no files.
+
+Delivered batches turned back into pictures: normalisation undone, layout and colours as files have them. Pure.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from prefetchd.config.options import Config
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def to_display(x: NDArray[Any], config: Config) -> NDArray[np.uint8]:
+    """Return one delivered sample as (height, width, 3) uint8 in BGR, as OpenCV writes it.
+
+    Args:
+        x: the sample, (height, width, channels) or (channels, height, width), as `config.layout` says.
+        config: what it was delivered by: scale, mean, std, layout and colour order are undone.
+    """
+    pixels = x if config.layout == "nhwc" else np.moveaxis(x, 0, -1)
+    if x.dtype != np.uint8:
+        values = pixels.astype(np.float64)
+        if config.std is not None:
+            values = values * np.asarray(config.std)
+        if config.mean is not None:
+            values = values + np.asarray(config.mean)
+        if config.scale:
+            values = values / config.scale
+        pixels = np.clip(np.nan_to_num(values) + 0.5, 0, 255).astype(np.uint8)
+    if pixels.shape[-1] == 1:
+        pixels = np.repeat(pixels, 3, axis=-1)
+    elif config.color == "rgb":
+        pixels = pixels[..., ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def mask_to_display(mask: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return a mask of class numbers as (height, width, 3) uint8: 0 is black, neighbours have unlike colours."""
+    colours = np.array(
+        [(0, 0, 0)] + [[255 * c for c in colorsys.hsv_to_rgb(n * 0.618 % 1, 0.75, 1)] for n in range(255)]
+    ).astype(np.uint8)
+    numbers = np.asarray(mask).astype(np.int64)
+    return colours[np.where(numbers == 0, 0, (numbers - 1) % 255 + 1)]
+
+
+_MARGIN_PX = 8
+_CAPTION_PX = 20
+_MAX_TILE_PX = 224
+_MIN_TILE_PX = 96
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_FONT_SCALE = 0.42
+_INK, _GREY, _BAR, _BAD = (40, 40, 40), (225, 225, 225), (178, 114, 0), (60, 60, 200)
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One place of the sheet: a picture, (height, width, 3) uint8 BGR, or `None` for one that cannot be had."""
+
+    picture: NDArray[np.uint8] | None
+    caption: str
+
+
+def draw_sheet(
+    rows: Sequence[Sequence[Tile]], size: tuple[int, int], title: str, counts: Sequence[tuple[str, int]]
+) -> NDArray[np.uint8]:
+    """Return the sheet, (height, width, 3) uint8 BGR.
+
+    Args:
+        rows: the tiles, by row.
+        size: (height, width) in pixels of the pictures; they are drawn at that size, within limits.
+        title: the line on top.
+        counts: (name, count) of the histogram; none if empty.
+    """
+    factor = min(1.0, _MAX_TILE_PX / max(size))
+    factor = max(factor, _MIN_TILE_PX / max(size))
+    height, width = max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+    across = max((len(row) for row in rows), default=1)
+    sheet_width = max(400, _MARGIN_PX + across * (width + _MARGIN_PX))
+    top = _CAPTION_PX + _MARGIN_PX
+    bars_px = (len(counts) + 1) * _CAPTION_PX + _MARGIN_PX if counts else 0
+    sheet = np.full((top + len(rows) * (height + _CAPTION_PX + _MARGIN_PX) + bars_px, sheet_width, 3), 255, np.uint8)
+    _write(sheet, _MARGIN_PX, top - 10, title, sheet_width - 2 * _MARGIN_PX)
+    for row, tiles in enumerate(rows):
+        y = top + row * (height + _CAPTION_PX + _MARGIN_PX)
+        for column, tile in enumerate(tiles):
+            x = _MARGIN_PX + column * (width + _MARGIN_PX)
+            _draw_tile(sheet[y : y + height, x : x + width], tile)
+            _write(sheet, x, y + height + 14, tile.caption, width, _INK if tile.picture is not None else _BAD)
+    if counts:
+        _draw_bars(sheet[-bars_px:], counts)
+    return sheet
+
+
+def _draw_tile(place: NDArray[np.uint8], tile: Tile) -> None:
+    height, width = place.shape[:2]
+    if tile.picture is None:
+        place[:] = _GREY
+        cv2.line(place, (0, 0), (width, height), _BAD, 1, cv2.LINE_AA)
+        cv2.line(place, (width, 0), (0, height), _BAD, 1, cv2.LINE_AA)
+        return
+    shrinks = tile.picture.shape[0] > height
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST  # small images are shown as the pixels that they are
+    place[:] = cv2.resize(tile.picture, (width, height), interpolation=how)
+
+
+def _draw_bars(place: NDArray[np.uint8], counts: Sequence[tuple[str, int]]) -> None:
+    _write(place, _MARGIN_PX, 16, "labels", place.shape[1])
+    most = max(count for _, count in counts) or 1
+    room = place.shape[1] - 220
+    for row, (name, count) in enumerate(counts):
+        y = (row + 1) * _CAPTION_PX
+        _write(place, _MARGIN_PX, y + 15, name, 120)
+        length = max(1, round(room * count / most)) if count else 0
+        place[y + 3 : y + _CAPTION_PX - 2, 140 : 140 + length] = _BAR
+        _write(place, 146 + length, y + 15, f"{count:,}", 70)
+
+
+def _write(sheet: NDArray[Any], x: int, y: int, text: str, width: int, colour: tuple[int, int, int] = _INK) -> None:
+    """Write a line, cut to `width` pixels; the font has no letters but ASCII's."""
+    shown = text.encode("ascii", "replace").decode()
+    while shown and cv2.getTextSize(shown, _FONT, _FONT_SCALE, 1)[0][0] > width:
+        shown = shown[:-1]
+    cv2.putText(sheet, shown, (x, y), _FONT, _FONT_SCALE, colour, 1, cv2.LINE_AA)

@@ -1,0 +1,98 @@
+"""Changing a running daemon: `prefetchd.set_options`, and what `prefetchd set` does with its words.
+
+The daemon checks what it is asked for and answers with its plan; a change that it refuses changes nothing. Each call is
+a connection of its own, so a daemon or a caller that dies meanwhile leaves nothing behind.
+
+One question to a running daemon and its answer, over a connection of its own.
+
+Called by commands (`status`, `set`, `stop` and their like) and by `live_options`. A daemon that ends meanwhile, or that
+says nothing for `ANSWER_S`, is an error in words.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+from prefetchd.errors import ConfigError, DaemonNotFound, PrefetchdError
+from prefetchd.ipc.run_directory import choose_name
+
+ANSWER_S = 10.0
+
+
+def ask_daemon(name: str, question: Any) -> Any:
+    """Send one question to the daemon `name`; return its answer."""
+    from prefetchd.client import launch
+
+    with launch.connect(name, timeout_s=0) as sock:
+        return ask_over(sock, name, question)
+
+
+def ask_over(sock: socket.socket, name: str, question: Any) -> Any:
+    """Send one question to the daemon `name` at the other end of `sock`; return its answer."""
+    from prefetchd._version import __version__
+    from prefetchd.errors import error_from_name
+    from prefetchd.ipc import messages, sockets
+    from prefetchd.ipc.process import describe_process
+
+    sock.settimeout(ANSWER_S)
+    try:
+        sockets.send(sock, messages.encode(question))
+        data, fds = sockets.receive(sock)
+        sockets.close_all(fds)
+        answer = messages.decode_to_consumer(data)
+    except (TimeoutError, BlockingIOError):
+        raise PrefetchdError(
+            f"cannot reach the daemon {name!r}: it has not answered for {ANSWER_S:g} s: "
+            f"{describe_process(sockets.peer_pid(sock))}"
+        ) from None
+    except messages.DecodeError:
+        raise PrefetchdError(
+            f"cannot understand the daemon {name!r}: it is of another version than this prefetchd {__version__} "
+            f"(protocol {messages.PROTOCOL}); stop it (kill {sockets.peer_pid(sock)}) and start this one"
+        ) from None
+    except sockets.ConnectionEnded:
+        raise DaemonNotFound(f"cannot reach the daemon {name!r}: it ended just now; see its log") from None
+    if isinstance(answer, messages.Fatal):
+        raise error_from_name(answer.error, answer.text)
+    return answer
+
+
+def set_options(
+    daemon: str | None = None, *, memory_budget: str | int | None = None, num_workers: int | str | None = None
+) -> str:
+    """Change the memory budget or the number of readers of a running daemon, as `prefetchd set` does.
+
+    Consumers notice nothing, and what they hold stays valid: a smaller ring gives up its free slots at once and the
+    others as they come back. Batches are the same.
+
+    Args:
+        daemon: the daemon's name; `PREFETCHD_NAME` or `default` if not given.
+        memory_budget: `auto`, or bytes such as `512MiB` or `25%`; as it is if not given.
+        num_workers: reader processes, or `"auto"`; as they are if not given.
+
+    Returns:
+        The plan that is in force from now on, in words for people.
+
+    Raises:
+        ConfigError: for a value that is wrong, or if nothing was given.
+        BudgetError: if the budget cannot work, with the smallest one that can; then nothing has changed.
+        DaemonNotFound: if no such daemon runs.
+
+    Example:
+        >>> prefetchd.set_options("default", memory_budget="1GiB", num_workers=4)  # doctest: +SKIP
+    """
+    options = {"memory_budget": memory_budget, "num_workers": num_workers}
+    given = {name: str(value) for name, value in options.items() if value is not None}
+    if not given:
+        raise ConfigError("cannot set nothing: no option was given; give memory_budget=, num_workers= or both")
+    return change_options(choose_name(daemon), given)
+
+
+def change_options(name: str, options: Mapping[str, str]) -> str:
+    """Change `options` (values as text) of the daemon `name`; return its new plan in words; raises as `set_options`."""
+    from prefetchd.ipc import messages
+
+    answer: messages.OptionsChanged = ask_daemon(name, messages.ChangeOptions(messages.PROTOCOL, dict(options)))
+    return answer.text

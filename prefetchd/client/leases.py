@@ -1,0 +1,266 @@
+"""Leases: batches over the slots that a consumer has mapped, and their release when the last view of one dies.
+
+    open_slot --> prepared --take(grant)--> held --the last view dies--> Release, prepared again ... close_slot
+
+A lease lives as long as any view of its root array, and a root array is one `np.frombuffer` of the slot's map: every
+slice, reshape, tensor or memoryview keeps it alive. When it dies the release goes out at once, from whatever thread and
+inside whatever garbage collection that happens: so it takes no lock and never blocks. What the socket has no room for
+goes with the next release, or when the loop asks for its next batch. A loop that has enough grants to go on with leaves
+a note of it in shared memory (`returns`), and tells several together.
+
+Owned by the consumer's `Connection`. When the daemon dies the maps stay valid: the memory is freed with the last of
+them. A forked child gets no maps and sends no releases.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import mmap
+import os
+import socket
+import weakref
+from collections import deque
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from prefetchd.client.batch import Batch
+from prefetchd.errors import PrefetchdError
+from prefetchd.ipc import messages, sockets
+from prefetchd.ring import segment
+from prefetchd.ring.queues import ENOUGH_AHEAD, MAX_NOTED
+
+if TYPE_CHECKING:
+    from prefetchd.ring.layout import BatchLayout
+    from prefetchd.ring.queues import Granted, Mailbox, Returns
+
+
+class _LeaseRef(weakref.ref["np.ndarray[tuple[int], np.dtype[np.uint8]]"]):
+    """A weak reference to a lease's root array. It keeps its `Leases`: views may outlive all else of the connection.
+
+    Lighter than `weakref.finalize`, which costs as much as all the rest of a ready batch, and never called at exit.
+    """
+
+    __slots__ = ("lease", "leases", "slot")
+    leases: Leases
+    lease: int  # 0 until it is granted
+    slot: int
+
+
+# What keeps the references themselves, by their id, until their arrays die.
+_held_refs: dict[int, _LeaseRef] = {}
+_all_leases: weakref.WeakSet[Leases] = weakref.WeakSet()
+
+
+def _root_died(ref: _LeaseRef) -> None:
+    if ref.lease:
+        _held_refs.pop(id(ref), None)  # Ctrl-C may have come before it was kept
+        ref.leases._release(ref.lease, ref.slot)
+
+
+class Leases:
+    """The mapped slots of one connection and the leases on them. Lives until it is closed and no view of it is left.
+
+    Args:
+        sock: where releases go; owned, and nobody else's object: nothing that the loop does to its socket reaches it.
+        layout: of the batches.
+        mailbox: where the loop's grants are, borrowed: with enough of them there a release need not wake the daemon.
+        returns: where it is noted then, borrowed.
+        writable: give each lease a copy-on-write map of its own.
+    """
+
+    def __init__(
+        self, sock: socket.socket, layout: BatchLayout, mailbox: Mailbox, returns: Returns, *, writable: bool
+    ) -> None:
+        self._sock = sock
+        self._layout = layout
+        self._mailbox = mailbox
+        self._returns = returns
+        self._writable = writable
+        self._pid = os.getpid()
+        self._maps: dict[int, mmap.mmap] = {}  # read-only, one a slot
+        self._fds: dict[int, int] = {}  # writable: every lease has a map of its own
+        # The next leases of slots, made ahead of their grants. One at most a slot, over the whole of it.
+        self._prepared: dict[int, tuple[_LeaseRef, Batch]] = {}
+        self._held: set[int] = set()
+        self._closing = False
+        self._noted: deque[int] = deque()  # releases that go with the next
+        self.unsent: deque[int] = deque()  # releases that the socket had no room for
+        self.taken = 0  # the last lease that the loop took
+        _all_leases.add(self)
+
+    @property
+    def n_held(self) -> int:
+        """How many leases are held."""
+        return len(self._held)
+
+    # --- slots
+
+    def open_slot(self, slot: int, slot_bytes: int, fds: list[int]) -> None:
+        """Map a slot; with `writable` keep its descriptor, which is taken out of `fds`.
+
+        Raises:
+            PrefetchdError: if it is not as large as was agreed.
+        """
+        if slot_bytes < self._layout.slot_bytes or len(fds) != 1:
+            raise PrefetchdError(f"cannot map slot {slot}: it is smaller than was agreed")
+        try:
+            if self._writable:
+                segment.check_length(fds[0], self._layout.slot_bytes)
+                self._fds[slot] = fds.pop()
+            else:
+                self._maps[slot] = segment.map_read_only(fds[0], self._layout.slot_bytes)
+                self._prepare_again(slot)
+        except (ValueError, OSError) as error:
+            raise PrefetchdError(f"cannot map slot {slot}: {error}") from None
+
+    def close_slot(self, slot: int) -> None:
+        """The daemon has given the slot up; nobody holds it."""
+        self._maps.pop(slot, None)
+        self._prepared.pop(slot, None)
+        if slot in self._fds:
+            os.close(self._fds.pop(slot))
+
+    @property
+    def maps(self) -> Collection[mmap.mmap]:
+        """The read-only maps of the slots that the daemon has opened and not closed again."""
+        return self._maps.values()
+
+    # --- leases
+
+    def take(self, grant: Granted) -> Batch:
+        """Return the batch that was granted. The lease ends when its root array and the last of its views die.
+
+        Raises:
+            PrefetchdError: if the grant makes no sense.
+        """
+        prepared = self._prepared.pop(grant.slot, None)
+        if prepared is None or grant.rows != self._layout.batch_size:
+            prepared = self._prepare(grant.slot, grant.rows)
+        ref, batch = prepared
+        batch._grant = grant
+        ref.lease = grant.lease
+        _held_refs[id(ref)] = ref
+        self._held.add(grant.lease)
+        # Last: a lease that the loop never came to have, as Ctrl-C was faster, goes back with the cursor.
+        if grant.lease > self.taken:  # else another thread has begun another loop since, and it has taken more
+            self.taken = grant.lease
+            self._returns.took(grant.lease)
+        return batch
+
+    def _prepare(self, slot: int, rows: int) -> tuple[_LeaseRef, Batch]:
+        memory = self._maps.get(slot)
+        if memory is None:
+            if slot not in self._fds:
+                raise PrefetchdError(f"cannot read the batch: the daemon granted slot {slot}, which it never opened")
+            memory = segment.map_copy_on_write(self._fds[slot], self._layout.slot_bytes)
+        if rows > self._layout.batch_size:
+            raise PrefetchdError(f"cannot read the batch: {rows} rows were granted of {self._layout.batch_size}")
+        return self._prepare_over(memory, slot, rows)
+
+    def _prepare_over(self, memory: mmap.mmap, slot: int, rows: int) -> tuple[_LeaseRef, Batch]:
+        """Return the next lease of a slot, but for its number, and the batch over it."""
+        root = np.frombuffer(memory, np.uint8, self._layout.slot_bytes)
+        ref = _LeaseRef(root, _root_died)
+        ref.leases, ref.slot, ref.lease = self, slot, 0
+        return ref, Batch.over(root, rows, self._layout)
+
+    def _prepare_again(self, slot: int) -> None:
+        """Prepare the slot's next lease. In any thread: the loop's own may close the slot in the meantime."""
+        memory = self._maps.get(slot)
+        if memory is None or slot in self._prepared:
+            return
+        with contextlib.suppress(MemoryError):  # then it is made when it is granted
+            self._prepared[slot] = self._prepare_over(memory, slot, self._layout.batch_size)
+        if slot not in self._maps:
+            self._prepared.pop(slot, None)
+
+    def _release(self, lease: int, slot: int) -> None:
+        """The last view of `lease` died. May run in any thread, at any moment: no lock, no blocking."""
+        self._held.discard(lease)
+        if os.getpid() != self._pid or self._sock.fileno() < 0:
+            return
+        try:
+            if self._note(lease):
+                self._noted.append(lease)
+            elif self._send_release([lease, *_drain(self._noted)]) and self.unsent:
+                self.send_unsent()
+        except BaseException:  # Ctrl-C, or no memory: told with the next, perhaps twice
+            self.unsent.append(lease)
+            raise
+        self._prepare_again(slot)
+        if self._closing and not self._held:
+            self._end()
+
+    def _note(self, lease: int) -> bool:
+        """Note a release that the daemon may hear of later, as the loop has enough grants to go on with; whether so."""
+        if self._closing or len(self._noted) >= MAX_NOTED - 1:
+            return False
+        with contextlib.suppress(ValueError):  # another thread has closed the connection since
+            if self._mailbox.has_ahead(ENOUGH_AHEAD):
+                self._returns.note(lease, self.taken)
+                return True
+        return False
+
+    def _send_release(self, leases: list[int]) -> bool:
+        """Send releases, or keep them; whether they went. The daemon takes no harm from one that it hears twice."""
+        try:
+            sockets.send(self._sock, messages.encode(messages.Release(leases, self.taken)), wait=False)
+        except BlockingIOError:
+            self.unsent.extend(leases)
+            return False
+        except (sockets.ConnectionEnded, OSError):
+            pass  # the daemon is gone, and the leases with it
+        except BaseException:  # Ctrl-C, or no memory
+            self.unsent.extend(leases)
+            raise
+        return True
+
+    def send_unsent(self) -> bool:
+        """Send the releases that the socket had no room for, as far as it has now; whether all went."""
+        while leases := _drain(self.unsent, messages.MAX_RELEASED):
+            if not self._send_release(leases):
+                return False
+        return True
+
+    # --- the end
+
+    def close(self, *, at_once: bool) -> None:
+        """End the connection: now, or when the last view is gone. What is held stays readable either way."""
+        self._closing = True
+        self._maps.clear()
+        self._prepared.clear()
+        sockets.close_all(list(self._fds.values()))
+        self._fds.clear()
+        if at_once or not self._held:
+            self._end()
+
+    def _end(self) -> None:
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)  # a forked child may have the socket too, and keep it open
+        self._sock.close()
+
+    def _in_forked_child(self) -> None:
+        """Have a child that touches an array which it did not inherit killed with its traceback, not without a word."""
+        if self._held and not faulthandler.is_enabled():
+            with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):  # no such stderr
+                faulthandler.enable()
+
+
+def _drain(leases: deque[int], most: int = MAX_NOTED) -> list[int]:
+    """Take leases from the front, `most` at most; another thread may do so, too."""
+    taken: list[int] = []
+    with contextlib.suppress(IndexError):
+        while len(taken) < most:
+            taken.append(leases.popleft())
+    return taken
+
+
+def _after_fork_in_child() -> None:
+    for leases in list(_all_leases):
+        leases._in_forked_child()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

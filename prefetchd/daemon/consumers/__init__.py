@@ -1,0 +1,1 @@
+"""Everybody who is attached: their loops, grants, releases and groups."""

@@ -1,0 +1,1 @@
+"""The pool of readers, and the batches that they build."""

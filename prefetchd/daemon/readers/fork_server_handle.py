@@ -1,0 +1,106 @@
+"""The daemon's handle on the zygote: starts it, asks it for readers, sees that it goes on, and waits for its end.
+
+    start -> Spawn (with the reader's socket) -> Spawned (with its pidfd) ... Exited -> hang_up -> gone
+
+Owned by the pool, which takes in what the zygote says. One that is stopped, or forks nobody, is killed: its end is then
+observed as that of one that died by itself, and the pool starts another. It ends by itself when its socket does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from prefetchd.ipc import reader_messages, sockets
+from prefetchd.ipc.process import process_state
+from prefetchd.reader.fork_server import ENVIRONMENT
+
+log = logging.getLogger("prefetchd")
+
+_END_S = 3.0
+_FORK_S = 60.0  # it forks in milliseconds, once it has loaded its libraries
+
+
+class ZygoteHandle:
+    """A zygote that runs; owns its socket and its process.
+
+    Args:
+        files_to_remove: what it removes should this process be killed.
+    """
+
+    def __init__(self, files_to_remove: Sequence[str] = ()) -> None:
+        self._sock, theirs = sockets.socket_pair()
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "prefetchd.reader.fork_server",
+            str(theirs.fileno()),
+            str(os.getpid()),
+            *files_to_remove,
+        ]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            env={**os.environ, **ENVIRONMENT},
+            start_new_session=True,  # Ctrl-C in the terminal is the daemon's to hear
+        )
+        theirs.close()
+        self._was_stopped = False
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
+    def fileno(self) -> int:
+        """Its socket, to be watched; negative once that is closed."""
+        return self._sock.fileno()
+
+    def spawn(self, reader: int, fd: int) -> None:
+        """Have it fork a reader whose end of its socket is `fd`, borrowed."""
+        with contextlib.suppress(sockets.ConnectionEnded):  # the loop is about to hear of it and starts another zygote
+            sockets.send(self._sock, reader_messages.encode(reader_messages.Spawn(reader)), [fd])
+
+    def receive(self) -> tuple[reader_messages.FromForkServer, list[int]] | None:
+        """Return what it says, and the descriptors that came with it, which the caller then owns; `None` if nothing.
+
+        Raises:
+            ConnectionEnded: if it is gone.
+        """
+        try:
+            data, fds = sockets.receive(self._sock, wait=False)
+        except BlockingIOError:
+            return None
+        return reader_messages.decode_from_fork_server(data), fds
+
+    def check(self, waited_s: float, hang_s: float) -> None:
+        """Kill it if it is stopped, or does not fork: a reader has been waited for for `waited_s` seconds."""
+        stopped = process_state(self.pid) in ("T", "t")
+        if stopped and self._was_stopped:  # for two looks: one that is continued at once is left alone
+            log.warning("killing the zygote (pid %d): it is stopped", self.pid)
+            self._process.kill()
+        elif waited_s > max(_FORK_S, hang_s):
+            log.warning("killing the zygote (pid %d): it has forked no reader for %.0f s", self.pid, waited_s)
+            self._process.kill()
+        self._was_stopped = stopped
+
+    def hang_up(self) -> None:
+        """Close its socket: it kills its children and exits."""
+        self._sock.close()
+
+    def wait(self) -> int:
+        """Wait for its end, once its socket has ended, and kill it if it takes long; return its exit code."""
+        for _ in range(2):
+            try:
+                return self._process.wait(_END_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+        log.error("the zygote (pid %d) was killed and does not end; leaving it behind", self.pid)
+        return -signal.SIGKILL

@@ -1,0 +1,353 @@
+"""The pool: starts readers through the zygote, gives them chunks, watches them, replaces them.
+
+    start -> BOOTING -> READY <-> at work (some chunks in hand) -> gone (crash, hang, recycled) -> start
+
+Owned by the daemon's loop, which calls back for the sockets that are watched, and `tick` now and then. Every reader has
+a socket of its own (`reader_handle`); nothing is shared between readers, so a killed one blocks nobody. A reader that
+ends unasked, also with status 0, has crashed: its chunks go back to the filler and another reader takes its place. With
+a zygote (`zygote_handle`) its readers die; others are started from another.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from prefetchd.daemon.readers.batch_job import Chunk
+from prefetchd.daemon.readers.fork_server_handle import ZygoteHandle
+from prefetchd.daemon.readers.reader_handle import ReaderHandle
+from prefetchd.errors import PrefetchdError, error_from_name
+from prefetchd.ipc import reader_messages
+from prefetchd.ipc import sockets as control
+from prefetchd.ipc.reader_messages import Done, Message, describe_exit
+from prefetchd.ring.slots import Slot
+
+MAX_BOOT_FAILURES = 3
+
+log = logging.getLogger("prefetchd")
+
+
+@dataclass(frozen=True, slots=True)
+class PoolEvents:
+    """What the pool tells the daemon.
+
+    Attributes:
+        done: a chunk was finished by a reader: (reader, chunk, its report).
+        lost: the reader of a chunk is gone; (reader, chunk, suspect, exit code).
+        stuck: the reader of a chunk was killed and does not end: (reader's pid, reader, chunk).
+        gone: a reader has exited and writes nowhere any more.
+        memory: a reader's wish for working memory changed.
+        outgrown: a reader has found that it takes more than its share; (reader, bytes).
+    """
+
+    done: Callable[[int, Chunk, Done], None]
+    lost: Callable[[int, Chunk, bool, int], None]
+    stuck: Callable[[int, int, Chunk], None]
+    gone: Callable[[int], None]
+    memory: Callable[[], None]
+    outgrown: Callable[[ReaderHandle, int], None]
+
+
+class Pool:
+    """All readers of one daemon."""
+
+    def __init__(
+        self,
+        n_readers: int,
+        hang_s: float,
+        events: PoolEvents,
+        *,
+        watch: Callable[[int, Callable[[], None]], None],
+        unwatch: Callable[[int], None],
+        clock: Callable[[], float],
+        files_to_remove: tuple[str, ...] = (),
+    ) -> None:
+        self.n_readers = n_readers
+        self.crashes = 0
+        self._hang_s = hang_s
+        self._events = events
+        self._watch = watch
+        self._unwatch = unwatch
+        self._clock = clock
+        self._files_to_remove = files_to_remove
+        self.readers: dict[int, ReaderHandle] = {}
+        self._next_reader = 1
+        self._next_task = 1
+        self._briefing: list[tuple[Message, list[int]]] = []
+        self._boot_failures = 0
+        self._stopping = False
+        self._buffer = bytearray(control.MAX_MESSAGE_BYTES)
+        self._zygote: ZygoteHandle
+        self._start_zygote()
+
+    # --- starting
+
+    def _start_zygote(self) -> None:
+        self._zygote = ZygoteHandle(self._files_to_remove)
+        self._watch(self._zygote.fileno(), self._on_zygote)
+        for _ in range(self.n_readers):
+            self._spawn()
+
+    def _spawn(self) -> None:
+        ours, theirs = control.socket_pair()
+        reader = ReaderHandle(self._next_reader, ours, since=self._clock())
+        self._next_reader += 1
+        self.readers[reader.number] = reader
+        self._watch(ours.fileno(), lambda: self._on_reader(reader))
+        self._zygote.spawn(reader.number, theirs.fileno())
+        theirs.close()
+        self._brief(reader)
+
+    def resize(self, n_readers: int) -> None:
+        """Have `n_readers` readers; those beyond finish what they have and go, and only then others come."""
+        self.n_readers = n_readers
+        staying = [reader for reader in self.readers.values() if not reader.retiring]
+        for reader in staying[n_readers:]:
+            reader.retire()
+        for _ in range(n_readers - len(self.readers)):
+            self._spawn()
+
+    def boot(self, briefing: list[tuple[Message, list[int]]]) -> None:
+        """Tell every reader, those to come included, what to serve: messages and their descriptors, borrowed."""
+        self._briefing = briefing
+        for reader in self.readers.values():
+            self._brief(reader)
+
+    def _brief(self, reader: ReaderHandle) -> None:
+        for message, fds in self._briefing:
+            reader.send(message, fds)
+
+    def remove_slot(self, slot: Slot) -> None:
+        """Take a slot away from every reader."""
+        for reader in self.readers.values():
+            reader.close_slot(slot)
+
+    # --- work
+
+    def pick_reader(self, chunk: Chunk) -> ReaderHandle | None:
+        """Return the least busy reader that can take `chunk`, or `None`.
+
+        Where the chunk needs a fresh reader and none is coming, one that has worked makes way for it.
+        """
+        able = [
+            reader
+            for reader in self.readers.values()
+            if reader.ready and reader.usable and reader.has_room and (reader.fresh or not chunk.fresh)
+        ]
+        if able:
+            return min(able, key=lambda reader: len(reader.chunks))
+        here = [reader for reader in self.readers.values() if not reader.stuck]
+        if chunk.fresh and here and not any(reader.retiring or not reader.ready for reader in here):
+            min(here, key=lambda reader: len(reader.chunks)).retire()
+        return None
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether some reader is about to run out of work."""
+        return any(reader.ready and reader.usable and reader.wants_more for reader in self.readers.values())
+
+    def give(self, reader: ReaderHandle, chunk: Chunk) -> None:
+        """Give a chunk to a reader that `pick_reader` returned; it may go out with the next `flush` only."""
+        reader.assign(self._next_task, chunk, self._clock())
+        self._next_task += 1
+
+    def flush(self) -> None:
+        """Send what readers were given."""
+        for reader in self.readers.values():
+            reader.flush()
+
+    @property
+    def any_ready(self) -> bool:
+        """Whether some reader has booted."""
+        return any(reader.ready for reader in self.readers.values())
+
+    @property
+    def busy(self) -> bool:
+        """Whether any reader has work, is still to boot, or is to end."""
+        return any(
+            not reader.stuck and (reader.chunks or not reader.ready or reader.retiring or reader.killed_s)
+            for reader in self.readers.values()
+        )
+
+    def grant_memory(self, reader: ReaderHandle, n_bytes: int) -> None:
+        """Let a waiting reader go on with `n_bytes` of working memory."""
+        reader.needs_bytes, reader.has_bytes = 0, n_bytes
+        reader.since = self._clock()
+        reader.send(reader_messages.MemoryGranted())
+
+    def deny_memory(self, reader: ReaderHandle, reason: str) -> None:
+        """Tell a waiting reader that it can never have what it needs."""
+        reader.needs_bytes = 0
+        reader.send(reader_messages.MemoryDenied(reason))
+
+    # --- what readers say
+
+    def _on_reader(self, reader: ReaderHandle) -> None:
+        for _ in range(64):
+            try:
+                data, fds = control.receive(reader.sock, wait=False, buffer=self._buffer)
+            except BlockingIOError:
+                return
+            except control.ConnectionEnded:
+                self._unwatch(reader.sock.fileno())  # the zygote reports the exit itself
+                return
+            control.close_all(fds)
+            reader.progressed(self._clock())
+            try:
+                message = reader_messages.decode_from_reader(data)
+            except reader_messages.DecodeError:
+                reader.kill("it sent no message of ours")
+                return
+            match message:
+                case reader_messages.AllDone():
+                    if not all(done.task in reader.chunks for done in message.done):
+                        reader.kill("it answered what it was not given")
+                        return
+                    for done in message.done:
+                        reader.read_s = done.read_s
+                        reader.busy_s += done.took_s
+                        self._events.done(reader.number, reader.finished(done.task), done)
+                case reader_messages.NeedMemory() as need:
+                    # A second wish of the same decode replaces the first, so that two readers cannot wait in a ring.
+                    reader.needs_bytes, reader.has_bytes = need.n_bytes, 0
+                    self._events.memory()
+                case reader_messages.Outgrown(n_bytes=n_bytes):
+                    self._events.outgrown(reader, n_bytes)
+                case reader_messages.ReaderReady():
+                    reader.ready = True
+                    self._boot_failures = 0
+                case reader_messages.BootFailed() as failed:
+                    raise error_from_name(failed.error, failed.text)
+
+    def _on_zygote(self) -> None:
+        try:
+            said = self._zygote.receive()
+        except control.ConnectionEnded:
+            self._zygote_died()
+            return
+        match said:
+            case reader_messages.Spawned() as spawned, fds:
+                self.readers[spawned.reader].born(spawned.pid, fds[0])
+            case reader_messages.Exited() as exited, _:
+                self._exited(self.readers[exited.reader], exited.exit_code)
+
+    def _exited(self, reader: ReaderHandle, exit_code: int) -> None:
+        # What it acknowledged before it died is in its socket still.
+        if reader.sock.fileno() >= 0:
+            self._on_reader(reader)
+        self._close(reader)
+        self._events.gone(reader.number)
+        expected = reader.retiring and not reader.chunks
+        if reader.stuck:
+            log.warning("reader %d (pid %d), which hung in the kernel, has ended at last", reader.number, reader.pid)
+        elif not expected and not self._stopping:
+            self.crashes += 1
+            log.warning(
+                "reader %d (pid %d) ended by itself (%s) with %d tasks in hand; they are done again by another",
+                reader.number, reader.pid, describe_exit(exit_code), len(reader.chunks),
+            )  # fmt: skip
+            if not reader.ready:
+                self._boot_failures += 1
+        # The last first, as each goes to the front of the queue: what was to be done first still is.
+        for position, chunk in reversed(list(enumerate(reader.chunks.values()))):
+            self._events.lost(reader.number, chunk, position == 0 and not expected, exit_code)
+        if self._stopping:
+            return
+        if self._boot_failures >= MAX_BOOT_FAILURES:
+            raise PrefetchdError(
+                f"cannot start readers: {self._boot_failures} in a row ended before they were ready "
+                f"({describe_exit(exit_code)}); see the lines above, or the kernel's log if they were killed"
+            )
+        while len(self.readers) < self.n_readers:
+            self._spawn()
+
+    def _close(self, reader: ReaderHandle) -> None:
+        del self.readers[reader.number]
+        self._unwatch(reader.sock.fileno())
+        reader.close()
+
+    def _zygote_died(self) -> None:
+        self._unwatch(self._zygote.fileno())
+        self._zygote.hang_up()
+        status = self._zygote.wait()
+        if self._stopping:
+            return
+        log.warning("the zygote ended by itself (%s); starting another with new readers", describe_exit(status))
+        self._boot_failures += 1
+        if self._boot_failures >= MAX_BOOT_FAILURES:
+            raise PrefetchdError(
+                f"cannot start readers: the zygote ended {self._boot_failures} times in a row "
+                f"({describe_exit(status)}); see the lines above"
+            )
+        orphans = list(self.readers.values())
+        for reader in orphans:
+            reader.kill()
+        for reader in orphans:
+            if reader.wait_for_exit():
+                self._events.gone(reader.number)
+            else:
+                self._quarantine(reader)
+            self._close(reader)
+        self._start_zygote()
+        for reader in orphans:
+            for position, chunk in reversed(list(enumerate(reader.chunks.values()))):
+                # Suspect too: what takes so much memory that the kernel kills may do that again and again.
+                self._events.lost(reader.number, chunk, position == 0, -signal.SIGKILL)
+
+    def _quarantine(self, reader: ReaderHandle) -> None:
+        """Nobody reports this reader's end any more, and it may still write: what is its own stays so until then."""
+        number, pidfd = reader.number, reader.pidfd
+        reader.pidfd = -1
+
+        def ended() -> None:
+            self._unwatch(pidfd)
+            os.close(pidfd)
+            self._events.gone(number)
+
+        self._watch(pidfd, ended)
+
+    # --- hangs
+
+    def tick(self) -> None:
+        """Look for readers that make no progress, and after the zygote; call about once a second while `busy`.
+
+        Raises:
+            PrefetchdError: if no reader is left that could work.
+        """
+        unborn = [reader for reader in self.readers.values() if not reader.pid]
+        waited_s = max((self._clock() - reader.since for reader in unborn), default=0.0)
+        self._zygote.check(waited_s, self._hang_s)
+        for reader in list(self.readers.values()):
+            was_stuck = reader.stuck
+            reader.check_progress(self._clock(), self._hang_s)
+            if reader.stuck and not was_stuck:
+                chunks, reader.chunks = reader.chunks, {}
+                for chunk in chunks.values():
+                    self._events.stuck(reader.pid, reader.number, chunk)
+        if self.readers and all(reader.stuck for reader in self.readers.values()):
+            pids = ", ".join(str(reader.pid) for reader in self.readers.values())
+            raise PrefetchdError(
+                f"cannot go on: every reader (pid {pids}) hangs in the kernel and cannot be ended; see to the file "
+                "system that the samples are on, then start again"
+            )
+
+    # --- the end
+
+    @property
+    def pids(self) -> list[int]:
+        """The zygote and all readers."""
+        return [self._zygote.pid, *(reader.pid for reader in self.readers.values() if reader.pid)]
+
+    def stop(self) -> None:
+        """End all readers and the zygote; waits until they are gone."""
+        self._stopping = True
+        if self._zygote.fileno() >= 0:
+            self._unwatch(self._zygote.fileno())
+            self._zygote.hang_up()
+        for reader in list(self.readers.values()):
+            reader.kill()
+            self._close(reader)
+        self._zygote.wait()

@@ -1,0 +1,1 @@
+"""Which batch is filled next, and into which slot."""

@@ -1,0 +1,87 @@
+"""What a daemon serves: one data set or several, each with its own configuration, source, order and layout.
+
+Made once, when the daemon starts, and never changed. All of them share the pool of readers, the ring and the memory
+budget, so the options that concern those are the daemon's and the same for all (`config.DAEMON_OPTIONS`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from prefetchd.config.options import Config
+from prefetchd.data.kinds import InapplicableOption, kind_of
+from prefetchd.data.registry import Source, open_source
+from prefetchd.errors import ConfigError
+from prefetchd.ipc.reader_messages import OpenDataset
+from prefetchd.ring.layout import BatchLayout
+from prefetchd.sampling.order import Order
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dataset:
+    """One data set.
+
+    Attributes:
+        number: its name on the wire and in the ring's keys, from 0.
+        name: its name for consumers; empty where the daemon serves just one that was given no name.
+        config: its options.
+        source: where its samples come from, owned.
+        order: which samples are in which batch.
+        layout: how a batch lies in a slot.
+    """
+
+    number: int
+    name: str
+    config: Config
+    source: Source
+    order: Order
+    layout: BatchLayout
+
+    def for_readers(self) -> tuple[OpenDataset, list[int]]:
+        """Return what a reader must be told to serve it, and the source's descriptors, borrowed."""
+        handle, fds = self.source.handle()
+        return OpenDataset(self.number, self.config.to_wire(), handle, self.layout.to_wire()), fds
+
+
+def open_datasets(configs: Mapping[str, Config]) -> list[Dataset]:
+    """Open and check every data set, by name.
+
+    Raises:
+        PrefetchdError: if one of them cannot be served.
+    """
+    datasets = []
+    for number, (name, config) in enumerate(configs.items()):
+        try:
+            datasets.append(_open(number, name, config))
+        except InapplicableOption as error:
+            raise ConfigError(_explained(error, config, configs)) from None
+    return datasets
+
+
+def _explained(error: InapplicableOption, config: Config, configs: Mapping[str, Config]) -> str:
+    """Return the message of `error`, with how to give the option to those data sets alone that it may be for."""
+    value = getattr(config, error.option)
+    is_off = "no-" if value is False else ""
+    flag = error.option.replace("_", "-")
+    flags = [
+        f"--{is_off}{name}.{flag}"
+        for name, other in configs.items()
+        if getattr(other, error.option) == value and kind_of(other.source) != kind_of(config.source)
+    ]
+    if not flags:
+        return str(error)
+    return f"{error.why}; what is for some of the data sets is given to each of them: {' '.join(flags)}"
+
+
+def _open(number: int, name: str, config: Config) -> Dataset:
+    source = open_source(config)
+    order = Order(source.n_samples, config.batch_size, config.drop_last, config.shuffle, config.seed)
+    if not order.batches_per_epoch:
+        which = f" the data set {name!r}" if name else ""
+        raise ConfigError(
+            f"cannot serve{which}: {source.n_samples} samples make no batch of {config.batch_size} with "
+            "--drop-last; lower --batch-size or leave --drop-last out"
+        )
+    layout = BatchLayout(config.batch_size, *source.x, *source.y)
+    return Dataset(number, name, config, source, order, layout)

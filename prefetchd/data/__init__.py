@@ -1,0 +1,1 @@
+"""Where samples come from: every source of data, behind one interface (`source.Source`)."""

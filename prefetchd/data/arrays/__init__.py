@@ -1,0 +1,1 @@
+"""Arrays: `.npy` and `.npz` files, shards of them, and ragged sequences."""

@@ -1,0 +1,254 @@
+"""Ragged sequences in files: one array of all tokens end to end, and one of where each sequence begins.
+
+Sequence i is `tokens[offsets[i]:offsets[i + 1]]`. Readers cut and pad it to one length as Keras' `pad_sequences` does,
+with its defaults (`pre`, `pre`, 0). The daemon reads all offsets once, in blocks, to check them, and no tokens.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prefetchd.config.options import Config
+from prefetchd.data.arrays.array_set import (
+    ArraySet,
+    MappedSet,
+    array_set_from_wire,
+    combined_digest,
+    open_array_set,
+    read_table,
+    write_table,
+)
+from prefetchd.data.arrays.npy import ArrayFile, open_npy, opened, read_at
+from prefetchd.data.arrays.sequence_rows import SequenceRows
+from prefetchd.data.arrays.source import MappedSource, check_counts, unreadable
+from prefetchd.data.kinds import (
+    COLUMN_OPTIONS,
+    IMAGE_OPTIONS,
+    LIST_OPTIONS,
+    refuse_given,
+)
+from prefetchd.data.source import ReserveMemory
+from prefetchd.errors import ConfigError, ManifestError, one_line
+from prefetchd.ipc.reader_messages import Fault
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_BLOCK_BYTES = 1 << 20
+# What y becomes where the length goes with it.
+_WITH_LENGTH = {
+    **dict.fromkeys(("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "int64"), "int64"),
+    "float16": "float32", "float32": "float32", "float64": "float64",
+}  # fmt: skip
+
+
+class SequenceSource(MappedSource):
+    """Sequences of tokens, padded or truncated, with labels or their own numbers as y."""
+
+    def __init__(
+        self, config: Config, tokens: ArraySet, offsets: ArraySet, labels: ArraySet | None, max_length: int, fd: int
+    ) -> None:
+        """Take over `fd`, which has the three for the readers. Use `open` or `attach`."""
+        super().__init__((tokens, offsets, labels), fd)
+        self._config = config
+        self._tokens = tokens
+        self._offsets = offsets
+        self._labels = labels
+        self._max_length = max_length
+        self._rows: SequenceRows
+        self._label_rows: MappedSet | None = None
+
+    @classmethod
+    def open(cls, config: Config) -> SequenceSource:
+        """Check headers, sizes and all offsets of what the configuration names."""
+        assert config.offsets is not None
+        refuse_given(config, IMAGE_OPTIONS, "images")
+        refuse_given(config, LIST_OPTIONS, "lists of images")
+        refuse_given(config, COLUMN_OPTIONS, "tables and .npz files")
+        tokens, offsets = _single(config.source, "tokens"), _single(config.offsets, "offsets")
+        longest = check_offsets(offsets.files[0], tokens.files[0])
+        max_length = config.max_length or max(1, longest)
+        labels = None if config.labels is None else open_array_set(config.labels)
+        check_counts(tokens, max(0, offsets.n_rows - 1), labels)
+        _check_pad_value(config, tokens)
+        table = [tokens.to_wire(), offsets.to_wire(), None if labels is None else labels.to_wire()]
+        source = cls(config, tokens, offsets, labels, max_length, -1)
+        source._check_lengths()
+        tokens.check_batch(config.batch_size * max_length)
+        if labels is not None:
+            labels.check_batch(config.batch_size)
+        source._digest = combined_digest("sequences", tokens, offsets, labels)
+        source._table_fd = write_table(table)
+        return source
+
+    @classmethod
+    def attach(cls, config: Config, handle: dict[str, Any], fds: list[int]) -> SequenceSource:
+        """Map the files, in a reader."""
+        tokens, offsets, labels = (None if wire is None else array_set_from_wire(wire) for wire in read_table(fds[0]))
+        assert tokens is not None
+        assert offsets is not None
+        source = cls(config, tokens, offsets, labels, handle["max_length"], fds[0])
+        source._digest = handle["digest"]
+        source._rows = SequenceRows(config, tokens.files[0], offsets.files[0], source._max_length)
+        source._maps.append(source._rows)
+        if labels is not None:
+            source._label_rows = MappedSet(labels, shuffled=config.shuffle)
+            source._maps.append(source._label_rows)
+        return source
+
+    def handle(self) -> tuple[dict[str, Any], list[int]]:
+        """Plain values and descriptors from which a reader attaches."""
+        return {"kind": "sequences", "digest": self._digest, "max_length": self._max_length}, [self._table_fd]
+
+    @property
+    def n_samples(self) -> int:
+        """Sequences: one fewer than offsets."""
+        return self._offsets.n_rows - 1
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The version of what is made of the files' bytes."""
+        return {"sequences": "1"}
+
+    @property
+    def x(self) -> tuple[tuple[int, ...], str]:
+        """(max_length, *token shape), one longer with `lengths="x"`, and the tokens' dtype."""
+        length = self._max_length + (self._config.lengths == "x")
+        return (length, *self._tokens.row_shape), self._tokens.dtype_name
+
+    @property
+    def y(self) -> tuple[tuple[int, ...], str]:
+        """The labels' row shape and dtype, () and int64 without labels; with `lengths="y"` one longer, see there."""
+        shape, dtype = ((), "int64") if self._labels is None else (self._labels.row_shape, self._labels.dtype_name)
+        if self._config.lengths != "y":
+            return shape, dtype
+        return (math.prod(shape) + 1,), _WITH_LENGTH[dtype]
+
+    def where(self, sample_id: int) -> str:
+        """File and number of a sequence."""
+        return f"{self._tokens.name} sequence {sample_id}"
+
+    def fill(
+        self,
+        epoch: int,
+        sample_ids: NDArray[np.int64],
+        rows: Sequence[int],
+        x: NDArray[Any],
+        y: NDArray[Any],
+        reserve: ReserveMemory,
+    ) -> list[Fault]:
+        """Gather the sequences of a chunk, or read a single one; `rows` follow one another."""
+        into = slice(rows[0], rows[0] + len(sample_ids))
+        x, y = x[into], y[into]
+        ids = np.asarray(sample_ids, np.int64)
+        tokens = x[:, 1:] if self._config.lengths == "x" else x
+        labels = y if self._config.lengths != "y" else self._empty_labels(len(ids))
+        if len(ids) == 1:
+            sample_id = int(sample_ids[0])
+            try:
+                lengths = np.array([self._rows.read(sample_id, tokens[0])])
+                if self._label_rows is not None:
+                    self._label_rows.read(sample_id, labels)
+            except OSError as error:
+                return [unreadable(error, rows[0], sample_id, self.where(sample_id))]
+        else:
+            lengths = self._rows.gather(ids, tokens)
+            if self._label_rows is not None:
+                self._label_rows.gather(ids, labels)
+        if self._label_rows is None:
+            labels[:] = ids
+        if self._config.lengths == "x":
+            x[:, 0] = lengths
+        elif self._config.lengths == "y":
+            y[:, :-1] = labels.reshape(len(ids), -1)
+            y[:, -1] = lengths
+        return []
+
+    def _empty_labels(self, n: int) -> NDArray[Any]:
+        if self._labels is None:
+            return np.empty(n, np.int64)
+        return np.empty((n, *self._labels.row_shape), self._labels.dtype_name)
+
+    def _check_lengths(self) -> None:
+        """Raise `ConfigError` if the lengths do not fit where they are to go."""
+        where = self._config.lengths
+        shape, dtype = ((), "int64") if self._labels is None else (self._labels.row_shape, self._labels.dtype_name)
+        if where == "y" and (len(shape) > 1 or dtype not in _WITH_LENGTH):
+            raise ConfigError(
+                f"cannot put lengths into y: a label of {shape} {dtype} takes no length beside it; "
+                "use lengths=x, or labels that are numbers or vectors"
+            )
+        if where == "x":
+            tokens = np.dtype(self._tokens.dtype_name)
+            largest = np.iinfo(tokens).max if tokens.kind in "iu" else 0
+            if tokens.kind == "f":
+                largest = 2 ** (np.finfo(tokens).nmant + 1)
+            if self._tokens.row_shape or largest < self._max_length:
+                raise ConfigError(
+                    f"cannot put lengths of up to {self._max_length} into x: its tokens are {tokens.name}, of shape "
+                    f"{self._tokens.row_shape}; use lengths=y, or tokens that are numbers of a larger dtype"
+                )
+
+
+def _single(path: str, what: str) -> ArraySet:
+    """Return the array of one `.npy` file."""
+    if os.path.isdir(os.path.expanduser(path)) or not path.lower().endswith(".npy"):
+        raise ManifestError(f"cannot take {what} from {one_line(path)}: they must be one array; give a .npy file")
+    file = open_npy(path)
+    return ArraySet(file.name, (file,))
+
+
+def _check_pad_value(config: Config, tokens: ArraySet) -> None:
+    dtype, value = np.dtype(tokens.dtype_name), config.pad_value
+    fits = True
+    if dtype.kind in "iu":
+        fits = value.is_integer() and np.iinfo(dtype).min <= value <= np.iinfo(dtype).max
+    elif dtype.kind == "b":
+        fits = value in (0, 1)
+    if not fits:
+        raise ConfigError(
+            f"cannot pad {tokens.name} with pad-value={value:g}: it is {dtype.name}; give a value of that"
+        )
+
+
+def check_offsets(offsets: ArrayFile, tokens: ArrayFile) -> int:
+    """Read all offsets, in blocks, and return the length of the longest sequence.
+
+    Raises:
+        ManifestError: unless they are whole numbers in one column that never fall and stay within the tokens.
+    """
+    dtype = np.dtype(offsets.dtype)
+    if offsets.row_shape or dtype.kind not in "iu":
+        raise ManifestError(
+            f"cannot use {offsets.name} as offsets: it is {offsets.shape} {dtype.name}; give whole numbers in one "
+            "dimension: np.save(path, np.concatenate(([0], np.cumsum(lengths))))"
+        )
+    longest, before = 0, 0
+    with opened(offsets.path, offsets.name) as fd:
+        for start in range(0, offsets.n_bytes, _BLOCK_BYTES):
+            raw = read_at(fd, offsets.offset_bytes + start, min(_BLOCK_BYTES, offsets.n_bytes - start), offsets.name)
+            block = np.frombuffer(raw, dtype)
+            first = start // dtype.itemsize
+            outside = (block > tokens.n_rows) | (block < 0)
+            if outside.any():
+                place = int(outside.argmax())
+                raise ManifestError(
+                    f"cannot use {offsets.name}: offsets[{first + place}] is {block[place]}, and {tokens.name} has "
+                    f"{tokens.n_rows} tokens; make both anew from the same sequences"
+                )
+            block = block.astype(np.int64)
+            lengths = np.diff(block, prepend=block[0] if not start else before)
+            if (lengths < 0).any():
+                place = int((lengths < 0).argmax())
+                raise ManifestError(
+                    f"cannot use {offsets.name}: offsets[{first + place}] = {block[place]} is less than the one "
+                    f"before it; sequences must follow one another: np.concatenate(([0], np.cumsum(lengths)))"
+                )
+            longest, before = max(longest, int(lengths.max())), int(block[-1])
+    offsets.check_path()
+    return longest

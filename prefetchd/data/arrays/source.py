@@ -1,0 +1,268 @@
+"""Arrays in files: rows of `.npy` files, shards or `.npz` members, gathered straight into slots.
+
+The daemon reads headers and some sampled bytes; the data is never loaded. There are no bad samples: a row can be had,
+or the file is not what it was (`ManifestError`), or the machine failed.
+
+What sources of mapped array files have in common: the table of files for readers, and looking after the files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from prefetchd.config.options import Config
+from prefetchd.config.units import format_count
+from prefetchd.config.validate import MAX_BATCH_SIZE
+from prefetchd.data.arrays.array_set import (
+    ArraySet,
+    MappedSet,
+    array_set_from_wire,
+    combined_digest,
+    is_npz,
+    open_array_set,
+    open_npz,
+    read_table,
+    write_table,
+)
+from prefetchd.data.faults import fault_of
+from prefetchd.data.kinds import (
+    COLUMN_OPTIONS,
+    IMAGE_OPTIONS,
+    LIST_OPTIONS,
+    SEQUENCE_OPTIONS,
+    refuse_given,
+)
+from prefetchd.data.source import ReserveMemory
+from prefetchd.errors import ConfigError, ManifestError
+from prefetchd.ipc.reader_messages import Fault
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class Mapped(Protocol):
+    """What a reader has mapped."""
+
+    def confirm(self) -> None:
+        """Raise `ManifestError` if a file that was read since the last call is not as it was."""
+
+    def close(self) -> None:
+        """Give descriptors and maps back."""
+
+
+class MappedSource:
+    """The base of sources whose rows come from maps of array files. Owns the table's descriptor, and a reader's maps.
+
+    Args:
+        files: what it is made of, for the looks at whether it has changed.
+        table_fd: a memfd with the files for the readers; -1 until there is one.
+    """
+
+    def __init__(self, files: Sequence[ArraySet | None], table_fd: int) -> None:
+        self._files = [each for each in files if each is not None]
+        self._table_fd = table_fd
+        self._digest = ""
+        self._turn = 0
+        self._maps: list[Mapped] = []
+
+    def close(self) -> None:
+        """Give all descriptors back, and a reader's maps."""
+        os.close(self._table_fd)
+        while self._maps:
+            self._maps.pop().close()
+
+    @property
+    def digest(self) -> str:
+        """Digest of headers, sizes and sampled data of all files; see `ArrayFile.digest`."""
+        return self._digest
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """None: labels are numbers."""
+        return None
+
+    @property
+    def shared_bytes(self) -> int:
+        """The table of files, a memfd."""
+        return os.fstat(self._table_fd).st_blocks * 512
+
+    @property
+    def reader_bytes(self) -> int:
+        """Nothing of note: files are mapped."""
+        return 0
+
+    @property
+    def max_task_rows(self) -> int:
+        """Any number: there are no bad rows to report."""
+        return MAX_BATCH_SIZE
+
+    @property
+    def read_s(self) -> float:
+        """Nothing: the kernel reads ahead in a mapped file."""
+        return 0.0
+
+    @property
+    def waited_s(self) -> float:
+        """Not known: whoever touches a page waits for it."""
+        return 0.0
+
+    def expect(self, sample_ids: Iterable[int]) -> None:
+        """Nothing; see `read_s`."""
+
+    @property
+    def answers_together(self) -> bool:
+        """Yes: a batch of rows costs as much as a message."""
+        return True
+
+    @property
+    def cache(self) -> None:
+        """None: nothing is decoded."""
+        return
+
+    def check_unchanged(self) -> None:
+        """Raise `ManifestError` if a file was written to, replaced or removed."""
+        self._turn += 1
+        for each in self._files:
+            each.check_unchanged(self._turn)
+
+    def confirm(self) -> None:
+        """Raise `ManifestError` if a file that rows were taken from since the last call is not as it was."""
+        for maps in self._maps:
+            maps.confirm()
+
+
+class ArraySource(MappedSource):
+    """Rows of x, and of y where there are labels; else y is the row's number."""
+
+    def __init__(self, x: ArraySet, y: ArraySet | None, table_fd: int) -> None:
+        """Take over `table_fd`, which has `x` and `y` for the readers. Use `open` or `attach`."""
+        super().__init__((x, y), table_fd)
+        self._x = x
+        self._y = y
+        self._x_rows: MappedSet
+        self._y_rows: MappedSet | None = None
+
+    @classmethod
+    def open(cls, config: Config) -> ArraySource:
+        """Check headers, shapes and sizes of what the configuration names."""
+        refuse_given(config, IMAGE_OPTIONS, "images")
+        refuse_given(config, LIST_OPTIONS, "lists of images")
+        refuse_given(config, SEQUENCE_OPTIONS, "ragged sequences (with offsets)")
+        y: ArraySet | None = None
+        if is_npz(config.source):
+            x, y = open_npz(config.source, config.x_column, config.y_column)
+            if config.labels is not None and config.y_column is not None:
+                raise ConfigError(f"cannot take y from labels={config.labels!r} and from y-column: give one of them")
+        else:
+            refuse_given(config, COLUMN_OPTIONS, "tables and .npz files")
+            x = open_array_set(config.source)
+        if config.labels is not None:
+            y = open_array_set(config.labels)
+        check_counts(x, x.n_rows, y)
+        x.check_batch(config.batch_size)
+        if y is not None:
+            y.check_batch(config.batch_size)
+        digest = combined_digest("arrays", x, y)
+        source = cls(x, y, write_table([x.to_wire(), None if y is None else y.to_wire()]))
+        source._digest = digest
+        return source
+
+    @classmethod
+    def attach(cls, config: Config, handle: dict[str, Any], fds: list[int]) -> ArraySource:
+        """Map the files, in a reader."""
+        x, y = (None if wire is None else array_set_from_wire(wire) for wire in read_table(fds[0]))
+        assert x is not None
+        source = cls(x, y, fds[0])
+        source._digest = handle["digest"]
+        source._x_rows = MappedSet(x, shuffled=config.shuffle)
+        source._maps.append(source._x_rows)
+        if y is not None:
+            source._y_rows = MappedSet(y, shuffled=config.shuffle)
+            source._maps.append(source._y_rows)
+        return source
+
+    def handle(self) -> tuple[dict[str, Any], list[int]]:
+        """Plain values and descriptors from which a reader attaches."""
+        return {"kind": "arrays", "digest": self._digest}, [self._table_fd]
+
+    @property
+    def n_samples(self) -> int:
+        """Rows."""
+        return self._x.n_rows
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The version of what is made of the files' bytes."""
+        return {"arrays": "1"}
+
+    @property
+    def x(self) -> tuple[tuple[int, ...], str]:
+        """The array's own row shape and dtype."""
+        return self._x.row_shape, self._x.dtype_name
+
+    @property
+    def y(self) -> tuple[tuple[int, ...], str]:
+        """The labels' own row shape and dtype; () and int64 without labels."""
+        return ((), "int64") if self._y is None else (self._y.row_shape, self._y.dtype_name)
+
+    def where(self, sample_id: int) -> str:
+        """File and row of a sample."""
+        return self._x.where(sample_id)
+
+    def fill(
+        self,
+        epoch: int,
+        sample_ids: NDArray[np.int64],
+        rows: Sequence[int],
+        x: NDArray[Any],
+        y: NDArray[Any],
+        reserve: ReserveMemory,
+    ) -> list[Fault]:
+        """Gather the rows of a chunk, or read a single one; `rows` follow one another."""
+        into = slice(rows[0], rows[0] + len(sample_ids))
+        x, y = x[into], y[into]
+        if len(sample_ids) == 1:
+            sample_id = int(sample_ids[0])
+            try:
+                self._x_rows.read(sample_id, x)
+                if self._y_rows is not None:
+                    self._y_rows.read(sample_id, y)
+            except OSError as error:
+                return [unreadable(error, rows[0], sample_id, self.where(sample_id))]
+            if self._y_rows is None:
+                y[0] = sample_id
+            return []
+        ids = np.asarray(sample_ids, np.int64)
+        self._x_rows.gather(ids, x)
+        if self._y_rows is None:
+            y[:] = ids
+        else:
+            self._y_rows.gather(ids, y)
+        return []
+
+
+def check_counts(x: ArraySet, n_samples: int, y: ArraySet | None) -> None:
+    """Raise `ManifestError` unless there are samples, and a label for each."""
+    if not n_samples:
+        raise ManifestError(f"cannot serve {x.name}: it has no samples; give an array with a row for each")
+    if y is not None and y.n_rows != n_samples:
+        raise ManifestError(
+            f"cannot serve: {x.name} has {format_count(n_samples, 'sample')} and {y.name} has "
+            f"{format_count(y.n_rows, 'label')}; give as many labels as samples"
+        )
+
+
+def unreadable(error: OSError, row: int, sample_id: int, where: str) -> Fault:
+    """Return the fault for a row that the machine did not give."""
+    return Fault(
+        row=row,
+        sample_id=sample_id,
+        where=where,
+        reason=fault_of(error).reason,
+        content=False,
+        needs_fresh_reader=False,
+    )

@@ -1,0 +1,280 @@
+"""The folders and files of a cache: made, listed, removed.
+
+    DIR/CACHEDIR.TAG                        so that backups leave it out
+    DIR/<pipeline's digest>/pipeline.json   what made the rows; its modification time is the last use
+    DIR/<pipeline's digest>/<run>-<n>.rows  pixels, one writer's
+    DIR/<pipeline's digest>/<run>-<n>.index what is where in them
+
+Used by the daemon and by `commands.cache`. Files appear whole or are appended to by the one process that made them, so
+any party may die at any time. The daemon holds a shared lock on the folder it uses, which only `remove` looks at.
+Nothing is ever removed that is not named like this, in a folder that has a `pipeline.json` of ours.
+
+Opening what a cache's folder holds: regular files, and nothing that stands in their place.
+
+Whoever may write to the folder may put a pipe there, whose opening never ends, or a link to a device, whose reading
+never does. Used by the daemon, readers and `commands.cache`; holds nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefetchd.data.cache.segment import RECORD_BYTES
+from prefetchd.errors import PrefetchdError
+
+
+def open_regular(path: Path) -> int:
+    """Return a descriptor for reading, the caller's, of the regular file at `path`.
+
+    Raises:
+        OSError: if there is none.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "no regular file", os.fspath(path))
+    return fd
+
+
+def read_regular(path: Path, most_bytes: int) -> bytes:
+    """Return the first `most_bytes` of a regular file; raises as `open_regular` does."""
+    fd = open_regular(path)
+    try:
+        return os.pread(fd, most_bytes, 0)
+    finally:
+        os.close(fd)
+
+
+_TAG = (
+    "Signature: 8a477f597d28d172789f06886806bc55\n"  # of the Cache Directory Tagging Specification
+    "# Decoded samples, kept by prefetchd; see `prefetchd cache --help`.\n"
+)
+_DESCRIPTION = "pipeline.json"
+_MOST_DESCRIPTION_BYTES = 1 << 16
+FULL = (errno.ENOSPC, errno.EDQUOT)  # what a disk says that has no more room
+_MADE_BY = "prefetchd decoded-sample cache"
+_FOLDER = re.compile(r"[0-9a-f]{16}")
+_SEGMENT = r"[0-9a-f]{16}-[0-9]{1,5}"
+_INDEX = re.compile(rf"({_SEGMENT})\.index")
+_FILE = re.compile(rf"{_SEGMENT}\.(rows|index)|pipeline\.json(\.[0-9a-f]{{16}})?|state\.[0-9a-z_]+")
+
+
+class CacheError(PrefetchdError):
+    """A cache's folder cannot be used as one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One pipeline's folder, as it is found.
+
+    Attributes:
+        folder: where it is.
+        pipeline: what made the rows.
+        rows: how many there are, as far as the indexes say.
+        n_bytes: sizes of all files.
+        last_used_s: when a daemon last opened it, in seconds since 1970.
+        in_use: whether a daemon has it open now.
+    """
+
+    folder: Path
+    pipeline: dict[str, Any]
+    rows: int
+    n_bytes: int
+    last_used_s: float
+    in_use: bool
+
+
+def open_folder(cache: Path, digest: str, pipeline: dict[str, Any]) -> tuple[Path, int | None]:
+    """Make the folder of a pipeline, or find it; return it, and a descriptor that holds it against `remove`.
+
+    One that is there, whole, may be read-only. On a full disk there is perhaps none, nor a descriptor: a cache is never
+    asked to decide anything, that it cannot be filled included.
+
+    Raises:
+        CacheError: if it cannot be made or read, for any other reason.
+    """
+    folder = cache / digest
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not (cache / "CACHEDIR.TAG").exists():
+            _write_whole(cache / "CACHEDIR.TAG", _TAG)
+        description = folder / _DESCRIPTION
+        if _is_missing_or_torn(description):
+            _write_whole(description, json.dumps({"made_by": _MADE_BY, "pipeline": pipeline}, indent=2) + "\n")
+        with contextlib.suppress(OSError):  # it is read-only, or another user's: who may write there finds out
+            os.utime(description)
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # if there is nothing in it: nobody would ever clear it
+        if error.errno in FULL:
+            return folder, None
+        raise CacheError(
+            f"cannot use the cache {cache}: {error.strerror} ({error.filename or folder}); give a folder that can be "
+            "written to, or one that was filled with these options"
+        ) from None
+    with contextlib.suppress(OSError):  # some file systems have no locks: then `remove` cannot know
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    return folder, fd
+
+
+def _is_missing_or_torn(description: Path) -> bool:
+    """Whether a description is to be written: a power cut may have left one that is empty."""
+    try:
+        json.loads(read_regular(description, _MOST_DESCRIPTION_BYTES))
+    except (FileNotFoundError, ValueError):
+        return True
+    except OSError:
+        pass  # what stands there is not ours to replace
+    return False
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Have a file appear with all of `text`; nothing is left where that fails."""
+    scratch = path.with_name(f"{path.name}.{os.urandom(8).hex()}")
+    try:
+        scratch.write_text(text)
+        scratch.replace(path)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise
+
+
+def segment_names(folder: Path) -> list[str]:
+    """Return the names of the segments in a pipeline's folder, sorted; none if it was cleared away."""
+    try:
+        found = [_INDEX.fullmatch(entry) for entry in os.listdir(folder)]
+    except OSError:
+        return []
+    return sorted(match[1] for match in found if match)
+
+
+def used_bytes(cache: Path) -> int:
+    """Return the sizes of all files of a cache, of whatever pipeline."""
+    return sum(size for folder in _folders(cache) for _, size in _files(folder))
+
+
+def describe(folder: Path) -> Kept | None:
+    """Return what a pipeline's folder holds; `None` if it is not one of ours."""
+    try:
+        described = json.loads(read_regular(folder / _DESCRIPTION, _MOST_DESCRIPTION_BYTES))
+        if described["made_by"] != _MADE_BY:
+            return None
+        files = _files(folder)
+        return Kept(
+            folder,
+            dict(described["pipeline"]),
+            sum(size // RECORD_BYTES for name, size in files if name.endswith(".index")),
+            sum(size for _, size in files),
+            (folder / _DESCRIPTION).stat().st_mtime,
+            _is_in_use(folder),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def list_cache(cache: Path) -> list[Kept]:
+    """Return what a cache holds, by pipeline, the last used first.
+
+    Raises:
+        CacheError: if it is no cache.
+    """
+    kept = [found for folder in _folders(cache) if (found := describe(folder)) is not None]
+    if not kept and not _is_ours(cache):
+        raise CacheError(f"cannot look into {cache}: it is no cache of prefetchd's; check the path")
+    return sorted(kept, key=lambda found: -found.last_used_s)
+
+
+def remove(kept: Kept) -> int:
+    """Remove one pipeline's folder; return the bytes that this frees. A file that is not ours stays, and its folder.
+
+    Raises:
+        CacheError: if a daemon uses it, or its files may not be removed.
+    """
+    try:
+        fd = os.open(kept.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return 0  # somebody else has cleared it meanwhile
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CacheError(f"cannot clear {kept.folder}: a daemon is using it; stop the daemon first") from None
+        except OSError:
+            pass
+        freed = 0
+        try:
+            for name, size in sorted(_files(kept.folder)):  # the description goes last: what is left is ours still
+                if _FILE.fullmatch(name) and name != _DESCRIPTION:
+                    (kept.folder / name).unlink(missing_ok=True)
+                    freed += size
+            (kept.folder / _DESCRIPTION).unlink(missing_ok=True)
+        except OSError as error:
+            raise CacheError(
+                f"cannot clear {kept.folder}: {error.strerror} ({error.filename}); see to who may write there, and "
+                "clear it again"
+            ) from None
+        with contextlib.suppress(OSError):
+            kept.folder.rmdir()
+        return freed
+    finally:
+        os.close(fd)
+
+
+def remove_empty(cache: Path) -> None:
+    """Remove the cache's own folder if nothing is left in it but the tag."""
+    if _is_ours(cache) and os.listdir(cache) == ["CACHEDIR.TAG"]:
+        (cache / "CACHEDIR.TAG").unlink()
+        with contextlib.suppress(OSError):
+            cache.rmdir()
+
+
+def _is_ours(cache: Path) -> bool:
+    try:
+        return read_regular(cache / "CACHEDIR.TAG", len(_TAG) + 1) == _TAG.encode()
+    except OSError:
+        return False
+
+
+def _folders(cache: Path) -> Iterator[Path]:
+    try:
+        names = sorted(os.listdir(cache))
+    except OSError:
+        return
+    for name in names:
+        if _FOLDER.fullmatch(name) and not (cache / name).is_symlink():
+            yield cache / name
+
+
+def _files(folder: Path) -> list[tuple[str, int]]:
+    """Names and sizes of the files; those that vanish meanwhile are left out."""
+    found = []
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                if entry.is_file(follow_symlinks=False):
+                    found.append((entry.name, entry.stat(follow_symlinks=False).st_size))
+    return found
+
+
+def _is_in_use(folder: Path) -> bool:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return False

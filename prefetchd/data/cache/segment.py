@@ -1,0 +1,153 @@
+"""One writer's rows, and the index of them that is written behind each row. Used in readers.
+
+    NAME.rows    pixels after pixels
+    NAME.index   records of 40 bytes: key, where the row is, its shape, its checksum, the record's own checksum
+
+Only the process that made a segment appends to it, and it never goes back, so writers need no lock and any of them may
+be killed at any instant: what is torn has no record, or one whose checksum is wrong. After a power cut a record may be
+on disk and its row not: a row is checked against its checksum before it is used for the first time in a run.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prefetchd.data.cache.keys import KEY_BYTES
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_BODY = struct.Struct(f"={KEY_BYTES}sQIHHI")
+_SUM = struct.Struct("=I")
+RECORD_BYTES = _BODY.size + _SUM.size
+_MAX_SIDE_PX = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Where a row is and what it is.
+
+    Attributes:
+        key: of `keys.key_of`.
+        offset: where it starts in the rows' file.
+        n_bytes: its length.
+        height, width: of the kept image.
+        checksum: CRC-32 of its bytes.
+    """
+
+    key: bytes
+    offset: int
+    n_bytes: int
+    height: int
+    width: int
+    checksum: int
+
+    def pack(self) -> bytes:
+        """Return the record as it is written."""
+        body = _BODY.pack(self.key, self.offset, self.n_bytes, self.height, self.width, self.checksum)
+        return body + _SUM.pack(zlib.crc32(body))
+
+
+def unpack(raw: bytes) -> Record | None:
+    """Return the record that `raw` holds; `None` if it is torn or damaged."""
+    if len(raw) != RECORD_BYTES or zlib.crc32(raw[: _BODY.size]) != _SUM.unpack(raw[_BODY.size :])[0]:
+        return None
+    return Record(*_BODY.unpack(raw[: _BODY.size]))
+
+
+def read_row(fd: int, record: Record, channels: int) -> NDArray[np.uint8] | None:
+    """Return the pixels of a record, or `None` if they are not what was written.
+
+    Raises:
+        OSError: if they cannot be read.
+    """
+    if record.height * record.width * channels != record.n_bytes:
+        return None
+    pixels = np.empty(shape_of(record.height, record.width, channels), np.uint8)
+    if not read_into(fd, bytes_of(pixels), record.offset):
+        return None
+    return pixels if zlib.crc32(bytes_of(pixels)) == record.checksum else None
+
+
+def read_into(fd: int, row: memoryview, offset: int) -> bool:
+    """Fill `row` with what is at `offset`; whether there was as much.
+
+    Read, and never mapped: a mapped file that someone truncates is a SIGBUS.
+    """
+    n_read = os.preadv(fd, (row,), offset)
+    while 0 < n_read < len(row):
+        n_new = os.preadv(fd, (row[n_read:],), offset + n_read)
+        if n_new == 0:
+            return False
+        n_read += n_new
+    return n_read == len(row)
+
+
+def bytes_of(pixels: NDArray[Any]) -> memoryview:
+    """The memory of a C-contiguous array, as bytes."""
+    return memoryview(pixels).cast("B")  # type: ignore[arg-type, unused-ignore]
+
+
+def shape_of(height: int, width: int, channels: int) -> tuple[int, ...]:
+    """The shape of a kept image: OpenCV's, without a dimension for one channel."""
+    return (height, width) if channels == 1 else (height, width, channels)
+
+
+class SegmentWriter:
+    """Appends rows to a segment of its own. Owns its descriptors.
+
+    Raises:
+        FileExistsError: if there is a segment of that name.
+        OSError: if the files cannot be made.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self.fd = os.open(folder / f"{name}.rows", flags, 0o600)
+        try:
+            self._index_fd = os.open(folder / f"{name}.index", flags, 0o600)
+        except BaseException:
+            os.close(self.fd)
+            raise
+        self._end = 0
+        self._index_end = 0
+
+    def append(self, key: bytes, pixels: NDArray[Any]) -> tuple[int, int]:
+        """Write a row and then its record; return where the row starts, and the record's number.
+
+        Raises:
+            OSError: if it cannot be written whole; nothing of it is left then.
+        """
+        height, width = pixels.shape[:2]
+        assert max(height, width) < _MAX_SIDE_PX
+        offset = self._end
+        record = Record(key, offset, pixels.nbytes, height, width, zlib.crc32(bytes_of(pixels)))
+        try:
+            _write(self.fd, bytes_of(pixels), offset)
+            _write(self._index_fd, memoryview(record.pack()), self._index_end)
+        except OSError:
+            os.ftruncate(self._index_fd, self._index_end)
+            os.ftruncate(self.fd, offset)
+            raise
+        self._end += pixels.nbytes
+        self._index_end += RECORD_BYTES
+        return offset, self._index_end // RECORD_BYTES - 1
+
+    def close(self) -> None:
+        """Give the descriptors back; the files stay."""
+        os.close(self.fd)
+        os.close(self._index_fd)
+
+
+def _write(fd: int, data: memoryview, offset: int) -> None:
+    """Write all of `data`; the rest of what a nearly full disk took is tried again, which says what is wrong."""
+    while data:
+        n_written = os.pwrite(fd, data, offset)
+        data, offset = data[n_written:], offset + n_written

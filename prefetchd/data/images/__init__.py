@@ -1,0 +1,1 @@
+"""Encoded images to rows of a batch: header, decode, augment, resample, normalize."""

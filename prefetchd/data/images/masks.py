@@ -1,0 +1,81 @@
+"""Masks: label images whose pixels are class numbers, decoded to those numbers and never to colours.
+
+Called in readers. What a file gives:
+
+- PNG with a palette (as in PASCAL VOC): the *indices*. OpenCV knows colours only, so the file is handed to it as the
+  grey image that its indices make: another header, no palette, the same compressed rows. No other decoder is needed.
+- grey of 8 or 16 bits: the pixels; of 1, 2 or 4 bits: scaled to 255, as `cv2.imread` gives them.
+- JPEG: grey, and lossy: class numbers come out changed. For pictures of something else than classes.
+- colour whose three channels are equal: that channel. Any other colour image is a bad sample.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from prefetchd.data.faults import UndecodableImage
+from prefetchd.data.images import decode
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from prefetchd.data.images.header import ImageHeader
+
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_HEADER_END = 33  # of the signature and the chunk IHDR
+_BITS_AT, _COLOUR_AT = 24, 25
+_PALETTE = 3
+
+
+def decode_mask(data: memoryview, header: ImageHeader) -> NDArray[Any]:
+    """Return the mask in the encoded `data`: (H, W), uint8, or uint16 for 16 bits.
+
+    Raises:
+        UndecodableImage: if it does not decode, or is a colour image.
+        MemoryError: if the memory for it could not be had.
+    """
+    if header.format == "png" and data[_COLOUR_AT] == _PALETTE:
+        bits = data[_BITS_AT]
+        indices = decode.decode_image(without_palette(data), header, color="gray", reduction=1)
+        # OpenCV stretches 1, 2 and 4 bits to the full range; the highest index became 255.
+        return indices if bits == 8 else indices // np.uint8(255 // (2**bits - 1))
+    if header.format == "jpeg" or header.channels <= 2:
+        if header.bits > 8:
+            return _decode_deep(data, header)
+        return decode.decode_image(data, header, color="gray", reduction=1)
+    pixels = decode.decode_image(data, header, color="bgr", reduction=1)
+    blue, green, red = cv2.split(pixels)
+    if not (np.array_equal(blue, green) and np.array_equal(blue, red)):
+        raise UndecodableImage(
+            f"the mask is a {header.format.upper()} in colour; a mask has one channel, or a palette (PNG)"
+        )
+    return blue
+
+
+def _decode_deep(data: memoryview, header: ImageHeader) -> NDArray[Any]:
+    """Decode 16-bit grey. The 8-bit decode comes first: it tells what is wrong with a file that is no good."""
+    decode.decode_image(data, header, color="gray", reduction=1)
+    image: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
+    if image is None:
+        raise MemoryError(f"no memory to decode {header.pixels} pixels of 16 bits")
+    if image.dtype not in (np.uint8, np.uint16):
+        raise UndecodableImage(f"the mask's pixels are {image.dtype}; they must be whole numbers of 8 or 16 bits")
+    return image  # type: ignore[no-any-return]
+
+
+def without_palette(data: memoryview) -> bytes:
+    """Return the palette PNG in `data` as a grey PNG of its indices: the same rows under another header."""
+    head = bytearray(data[12:29])  # "IHDR" and its 13 bytes
+    head[_COLOUR_AT - 12] = 0
+    parts = [_PNG_START, bytes(data[8:12]), bytes(head), zlib.crc32(head).to_bytes(4, "big")]
+    position = _HEADER_END
+    while position + 12 <= len(data):
+        end = position + 12 + int.from_bytes(data[position : position + 4], "big")
+        if bytes(data[position + 4 : position + 8]) in (b"IDAT", b"IEND", b"eXIf"):
+            parts.append(bytes(data[position:end]))
+        position = end
+    return b"".join(parts)

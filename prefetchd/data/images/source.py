@@ -1,0 +1,238 @@
+"""Images by any kind of records (a manifest, tar shards, ...): sample -> read -> decode -> row of the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from prefetchd.config.options import Config
+from prefetchd.data.cache.keys import check_cache
+from prefetchd.data.faults import FaultKind
+from prefetchd.data.read_ahead import ReadAhead
+from prefetchd.data.records import Records
+from prefetchd.data.source import ReserveMemory
+from prefetchd.errors import one_line
+from prefetchd.ipc.reader_messages import DryRunDone, Fault
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from prefetchd.data.cache.daemon_side import CacheInDaemon
+    from prefetchd.data.images.cached_rows import CachedRows
+    from prefetchd.data.images.pipeline import ImageReader
+    from prefetchd.data.records import Sample
+
+
+_MAX_TASK_ROWS = 64
+_SAID_CHARACTERS = 400  # of a reason, in a report of faults
+
+
+class ImageSource:
+    """Encoded images. The daemon needs the records only; the decoder is loaded in readers.
+
+    Owns the records.
+    """
+
+    def __init__(self, config: Config, kind: str, records: Records, decoder: str) -> None:
+        self._config = config
+        self._kind = kind
+        self._records = records
+        self._decoder = decoder
+        self._reader: ImageReader | None = None
+        self._ahead = ReadAhead(records, with_masks=config.target == "mask")
+        self._cache: CacheInDaemon | None = None
+        self._rows: CachedRows | None = None
+        self._trial: DryRunDone | None = None
+
+    @classmethod
+    def open(cls, config: Config, kind: str, records: Records) -> ImageSource:
+        """Return the source of the images that `records`, of this kind, name; in the daemon.
+
+        With users' functions or masks, they are tried on a sample.
+        """
+        from importlib.metadata import version
+
+        source = cls(config, kind, records, f"opencv {version('opencv-python-headless')}")
+        check_cache(config)
+        if config.transform is not None or config.target_transform is not None or config.target == "mask":
+            from prefetchd.data.images.dry_run import run_trial
+
+            source._trial = run_trial(config, *source.handle())
+        if config.cache is not None:
+            from prefetchd.data.cache.daemon_side import CacheInDaemon
+
+            source._cache = CacheInDaemon(
+                config, source._decoder, len(records), tuple(records.label_shape), records.label_dtype
+            )
+        return source
+
+    @classmethod
+    def attach(cls, config: Config, handle: dict[str, Any], records: Records, cache_fds: list[int]) -> ImageSource:
+        """Return, in a reader, the source whose `handle()` this is, with the records attached; owns `cache_fds`."""
+        from prefetchd.data.images.pipeline import ImageReader
+
+        source = cls(config, handle["kind"], records, handle["decoder"])
+        cache = None
+        if handle["cache"] is not None:
+            from prefetchd.data.cache.reader_side import CacheInReader
+            from prefetchd.data.images.cached_rows import CachedRows
+
+            cache = CacheInReader(handle["cache"], cache_fds, config.image_size, config.channels)
+            source._rows = CachedRows(config, cache, records)
+        source._reader = ImageReader(config, records, source._ahead, cache)
+        return source
+
+    @property
+    def records(self) -> Records:
+        """What lists the samples, borrowed."""
+        return self._records
+
+    def try_out(self, sample_id: int, reserve: ReserveMemory) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return x and y of one sample, as they come, in the trial process; raises as `ImageReader.try_out` does."""
+        assert self._reader is not None, "only a reader tries"
+        return self._reader.try_out(self._records.samples([sample_id])[0], sample_id, reserve)
+
+    def handle(self) -> tuple[dict[str, Any], list[int]]:
+        """Plain values and descriptors from which a reader attaches."""
+        records, fds = self._records.handle()
+        cache, cache_fds = (None, []) if self._cache is None else self._cache.handle()
+        facts = {"kind": self._kind, "records": records, "decoder": self._decoder, "cache": cache}
+        return {**facts, "n_cache_fds": len(cache_fds)}, [*fds, *cache_fds]
+
+    @property
+    def n_samples(self) -> int:
+        """Samples in the data set."""
+        return len(self._records)
+
+    @property
+    def digest(self) -> str:
+        """The records' digest."""
+        return self._records.digest
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The decoder's name and version, and digests of the code of users' functions."""
+        return {"decoder": self._decoder, **({} if self._trial is None else self._trial.code)}
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Class names, sorted, where labels were text."""
+        return self._records.classes
+
+    @property
+    def x(self) -> tuple[tuple[int, ...], str]:
+        """(height, width, channels) or (channels, height, width), and the dtype."""
+        height, width = self._config.image_size
+        channels = self._config.channels
+        shape = (height, width, channels) if self._config.layout == "nhwc" else (channels, height, width)
+        return shape, self._config.dtype
+
+    @property
+    def y(self) -> tuple[tuple[int, ...], str]:
+        """() or (k,), and int64 or float32; of masks and `target_transform`, what the trial found."""
+        if self._trial is not None:
+            return tuple(self._trial.y_shape), self._trial.y_dtype
+        return self._records.label_shape, self._records.label_dtype
+
+    @property
+    def shared_bytes(self) -> int:
+        """What the records hold in memory segments."""
+        return self._records.shared_bytes + (0 if self._cache is None else self._cache.shared_bytes)
+
+    @property
+    def cache(self) -> CacheInDaemon | None:
+        """The cache of decoded samples, in the daemon."""
+        return self._cache
+
+    @property
+    def read_s(self) -> float:
+        """How long a read takes, where reads are slow."""
+        return self._ahead.read_s
+
+    @property
+    def waited_s(self) -> float:
+        """How long it has waited for reads."""
+        return self._ahead.waited_s
+
+    def expect(self, sample_ids: Iterable[int]) -> None:
+        """Read these samples' images and masks ahead, if reads are slow and they are not in the cache."""
+        if self._rows is not None and self._ahead.read_s:
+            sample_ids = self._rows.unknown(sample_ids)
+        self._ahead.expect(sample_ids)
+
+    @property
+    def answers_together(self) -> bool:
+        """No: behind an image that is done quickly may come one that takes long, or a function that hangs."""
+        return False
+
+    @property
+    def reader_bytes(self) -> int:
+        """What the records take in each reader, and users' functions, as the trial found."""
+        return self._records.reader_bytes + (0 if self._trial is None else self._trial.reader_bytes)
+
+    @property
+    def max_task_rows(self) -> int:
+        """As many faults, each told in some hundred characters, fit in a message."""
+        return _MAX_TASK_ROWS
+
+    def check_unchanged(self) -> None:
+        """Raise `ManifestError` if the records are no longer what was opened."""
+        self._records.check_unchanged()
+
+    def where(self, sample_id: int) -> str:
+        """Where a sample is named, and what it is."""
+        return self._records.where(self._records.samples([sample_id])[0])
+
+    def confirm(self) -> None:
+        """Nothing: the records are looked at as each sample's line is read."""
+
+    def fill(
+        self,
+        epoch: int,
+        sample_ids: NDArray[np.int64],
+        rows: Sequence[int],
+        x: NDArray[Any],
+        y: NDArray[Any],
+        reserve: ReserveMemory,
+    ) -> list[Fault]:
+        """Read, decode and write each sample into its row."""
+        assert self._reader is not None, "only a reader fills"
+        asked_for = sample_ids
+        try:
+            if self._rows is None:
+                samples: Sequence[Sample] = self._records.samples(sample_ids)
+            else:
+                sample_ids, rows, samples = self._rows.fill(sample_ids, rows, x, y)
+            return self._load_all(epoch, sample_ids, rows, samples, x, y, reserve)
+        finally:
+            self._ahead.pass_over(asked_for)
+
+    def _load_all(
+        self,
+        epoch: int,
+        sample_ids: NDArray[np.int64],
+        rows: Sequence[int],
+        samples: Sequence[Sample],
+        x: NDArray[Any],
+        y: NDArray[Any],
+        reserve: ReserveMemory,
+    ) -> list[Fault]:
+        assert self._reader is not None
+        faults = []
+        for sample_id, row, sample in zip(sample_ids, rows, samples, strict=True):
+            fault = self._reader.load(sample, int(sample_id), epoch, x[row], y[row, ...], reserve)
+            if fault is not None:
+                faults.append(
+                    Fault(
+                        row=row,
+                        sample_id=int(sample_id),
+                        where=self._records.where(self._records.samples([sample_id])[0]),
+                        reason=one_line(fault.reason)[:_SAID_CHARACTERS],
+                        content=fault.kind is FaultKind.CONTENT,
+                        needs_fresh_reader=fault.needs_fresh_reader,
+                        this_epoch=fault.this_epoch,
+                        detail=fault.detail if len(rows) == 1 else "",
+                    )
+                )
+        return faults

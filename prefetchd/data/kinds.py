@@ -1,0 +1,150 @@
+"""What kind of data set a source is, by its name, and which files a pattern or a directory of shards stands for.
+
+Called at open, in the daemon. A pattern is expanded here and not by a shell, so that it works the same from Python,
+TOML and the command line (where it has to be quoted).
+
+Which options concern which kind of source: one that means nothing for a source is refused, never ignored.
+
+Called when a source is opened. Whether an option was given is told by its value: one that is the default changes
+nothing.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from typing import Literal
+
+from prefetchd.config.options import OPTIONS, Config
+from prefetchd.data.manifest.dialect import IMAGE_SUFFIXES
+from prefetchd.errors import ConfigError, ManifestError, one_line
+
+IMAGE_OPTIONS = (
+    "image_size", "color", "dtype", "scale", "mean", "std", "layout", "resize", "interpolation", "shrink_on_load",
+    "max_image_pixels", "augment", "transform", "target_transform", "target", "mask_border",
+    "cache", "cache_size", "cache_image_size",
+)  # fmt: skip
+MASK_OPTIONS = ("target", "mask_border")
+LIST_OPTIONS = ("root", "label_columns")
+COLUMN_OPTIONS = ("x_column", "y_column")
+ARRAY_OPTIONS = ("labels",)
+SEQUENCE_OPTIONS = ("offsets", "max_length", "padding", "truncating", "pad_value", "lengths")
+
+
+class InapplicableOption(ConfigError):
+    """An option that means nothing for a source; `datasets` makes a plain `ConfigError` of it.
+
+    Attributes:
+        option: its name.
+        why: the message, but for what to do about it.
+    """
+
+    def __init__(self, option: str, why: str) -> None:
+        super().__init__(f"{why}; leave it out")
+        self.option = option
+        self.why = why
+
+
+def refuse_given(config: Config, names: tuple[str, ...], concern: str) -> None:
+    """Raise `InapplicableOption` if one of the options `names` was given; `concern` says what they are for."""
+    for name in names:
+        if getattr(config, name) != OPTIONS[name].default:
+            flag = name.replace("_", "-")
+            raise InapplicableOption(
+                name, f"cannot use {flag} with {one_line(config.source)}: it concerns {concern} only"
+            )
+
+
+Kind = Literal["manifest", "tar", "parquet", "arrays"]
+
+_SUFFIXES: dict[str, Kind] = {
+    ".tar": "tar", ".parquet": "parquet", ".pq": "parquet", ".npy": "arrays", ".npz": "arrays",
+}  # fmt: skip
+_COMPRESSED_TAR = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_MAX_FILES = 1 << 20
+
+
+def kind_of(source: str) -> Kind:
+    """Return what kind of data set `source` names; what is nothing else is a manifest's to explain."""
+    path = os.path.expanduser(source)
+    if os.path.isdir(path):
+        return _kind_of_folder(path)
+    return _kind_of_name(path)
+
+
+def _kind_of_name(path: str) -> Kind:
+    if _COMPRESSED_TAR.search(path):
+        return "tar"
+    # A brace may hold the suffix: `a.{tar,tar}` is nothing that anybody writes, so the end decides.
+    return _SUFFIXES.get(os.path.splitext(path)[1].lower(), "manifest")
+
+
+def _kind_of_folder(path: str) -> Kind:
+    """A folder of shards holds tars, Parquet files or arrays, and neither folders nor images of its own."""
+    kind: Kind = "manifest"
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir() or entry.name.lower().endswith(IMAGE_SUFFIXES):
+                    return "manifest"
+                if kind == "manifest":
+                    kind = _kind_of_name(entry.name)
+    except OSError:
+        return "manifest"
+    return kind
+
+
+def expand(source: str, kind: Kind, name: str) -> list[str]:
+    """Return the absolute paths of the files that `source` stands for: a file, a directory or a pattern.
+
+    Files of a directory and of a glob come in sorted order, those of braces in the order they are written in.
+
+    Raises:
+        ManifestError: if there are none.
+    """
+    path = os.path.expanduser(source)
+    if os.path.isdir(path):
+        # All that may be meant, so that a compressed one among them is refused and not left out.
+        found = [os.path.join(path, entry) for entry in sorted(os.listdir(path)) if _kind_of_name(entry) == kind]
+        found = [each for each in found if not os.path.basename(each).startswith(".")]
+    elif os.path.exists(path):
+        found = [path]
+    else:
+        found = []
+        for each in _braces(path, name):
+            found += sorted(glob.glob(each)) if glob.has_magic(each) else [each]
+    if not found:
+        raise ManifestError(f"cannot open {name}: no file has such a name; check the pattern")
+    return [os.path.abspath(each) for each in found]
+
+
+def _braces(pattern: str, name: str) -> list[str]:
+    """Return what a shell makes of `{000..099}` and `{a,b}` in `pattern`."""
+    done: list[str] = []
+    todo = [pattern]
+    while todo:
+        text = todo.pop()
+        match = next((m for m in _BRACES.finditer(text) if "," in m[1] or _RANGE.fullmatch(m[1])), None)
+        if match is None:
+            done.append(text)
+            continue
+        limits = _RANGE.fullmatch(match[1])
+        parts = match[1].split(",")
+        if limits is not None:
+            first, last = int(limits[1]), int(limits[2])
+            if abs(last - first) >= _MAX_FILES:
+                raise ManifestError(
+                    f"cannot open {name}: {match[0]} is more than {_MAX_FILES} files; check the pattern"
+                )
+            width = max(len(limits[1]), len(limits[2])) if limits[1].startswith("0") or limits[2].startswith("0") else 0
+            step = 1 if last >= first else -1
+            parts = [f"{number:0{width}d}" for number in range(first, last + step, step)]
+        if len(parts) * (len(todo) + len(done) + 1) > _MAX_FILES:
+            raise ManifestError(f"cannot open {name}: it is more than {_MAX_FILES} files; check the pattern")
+        todo += [text[: match.start()] + part + text[match.end() :] for part in reversed(parts)]
+    return done

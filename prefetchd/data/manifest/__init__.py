@@ -1,0 +1,1 @@
+"""List files and class folders: how they are written, checked and read."""

@@ -1,0 +1,205 @@
+"""What numpy can tell about a block of whole lines: where they are, which are samples, and which are surely good.
+
+Called by `manifest_scan`, in a thread of its own: numpy gives up the interpreter's lock, and nothing here makes an
+object for each line. A line that is not surely good is *doubtful*, and `manifest_scan` parses it; so the checks here
+may doubt too much, and must never be sure of a line that `parse_line` would refuse or read with another kind of label.
+Where many lines are unusual (quotes, spaces in paths without labels), the pass takes its time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from prefetchd.data.manifest.block_fields import (
+    DOUBT,
+    FRACTION,
+    LONGEST_FIELD_BYTES,
+    LONGEST_NUMBER_BYTES,
+    SURE,
+    WHITE,
+    KnownLabels,
+    not_a_number_table,
+    number_table,
+    read_backwards,
+    word_table,
+)
+from prefetchd.data.manifest.dialect import Dialect, is_sample
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from prefetchd.data.manifest.block_fields import Bytes, Places
+
+_MAX_PADDING = 4  # white space around a string label that is passed over here
+_IS_WHITE = np.zeros(256, bool)
+_IS_WHITE[list(WHITE)] = True
+
+
+class Checked(NamedTuple):
+    """What is known of a block.
+
+    Attributes:
+        n_lines: how many lines it has, comments and blank ones too.
+        longest: the row of its longest line, and that line's bytes.
+        starts: (samples,) where in the block each sample's line begins.
+        ends: (samples,) where its line break is.
+        rows: (samples,) which of the block's lines it is, from 0.
+        doubtful: which of the samples, in rising order, are to be parsed.
+        any_fraction: some numeric label of the others is not an integer.
+        labels: string labels of the others, all that may be new at least.
+    """
+
+    n_lines: int
+    longest: tuple[int, int]
+    starts: Places
+    ends: Places
+    rows: Places
+    doubtful: Places
+    any_fraction: bool
+    labels: set[bytes]
+
+
+class BlockCheck:
+    """Checks block after block of one manifest; for one thread."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+        self._known_labels = KnownLabels()
+        self._any_fraction = False
+        self._labels: set[bytes] = set()
+
+    def __call__(self, block: bytes) -> Checked:
+        """Check `block`, whole lines with a line break at the end."""
+        codes = np.frombuffer(block, np.uint8)
+        breaks = np.flatnonzero(codes == 10)
+        starts = np.empty_like(breaks)
+        starts[0] = 0
+        np.add(breaks[:-1], 1, out=starts[1:])
+        lengths = breaks - starts
+        longest = int(lengths.argmax())
+        first = codes.take(starts)
+        kept = np.ones(len(starts), bool)
+        for row in np.flatnonzero((first <= 32) | (first == 35)).tolist():
+            kept[row] = is_sample(block[starts[row] : breaks[row]])
+        rows = np.flatnonzero(kept)
+        ends = breaks
+        if len(rows) < len(kept):
+            starts, ends, first = starts[kept], ends[kept], first[kept]
+        self._any_fraction, self._labels = False, set()
+        sure = self._sure(block, codes, starts, ends, first)
+        return Checked(
+            n_lines=len(kept),
+            longest=(longest, int(lengths[longest])),
+            starts=starts,
+            ends=ends,
+            rows=rows,
+            doubtful=np.flatnonzero(~sure),
+            any_fraction=self._any_fraction,
+            labels=self._labels,
+        )
+
+    def _sure(self, block: bytes, codes: Bytes, starts: Places, ends: Places, first: Bytes) -> NDArray[np.bool_]:
+        """Return (samples,) whether each line is surely good; takes in the labels of those lines, and of no other."""
+        kind = self._dialect.kind
+        if kind == "tree" or not len(starts):
+            return np.ones(len(starts), bool)
+        if kind == "json" or self._dialect.label_kind == "path":
+            return np.zeros(len(starts), bool)
+        sure = first > 32
+        if b'"' in block:
+            sure[_lines_with(np.flatnonzero(codes == ord('"')), starts, ends)] = False
+        if b"\r" in block:
+            returns = np.flatnonzero(codes == 13)
+            sure[_lines_with(returns[codes[returns + 1] != 10], starts, ends)] = False
+        if kind == "table":
+            self._table(block, codes, starts, ends, sure)
+        else:
+            self._text(block, codes, starts, ends, sure)
+        return sure
+
+    # Each of these clears `sure` where it is in doubt.
+
+    def _text(self, block: bytes, codes: Bytes, starts: Places, ends: Places, sure: NDArray[np.bool_]) -> None:
+        dialect = self._dialect
+        if dialect.label_kind == "class":
+            states, before = read_backwards(word_table(), codes, ends, LONGEST_FIELD_BYTES)
+            sure &= states == SURE
+            self._string_labels(block, codes, before + 1, ends, sure)
+        elif dialect.label_kind == "number":
+            fractions = np.zeros(len(ends), bool)
+            table = number_table(WHITE, WHITE)
+            for _ in range(dialect.label_count):
+                states, ends = read_backwards(table, codes, ends, LONGEST_NUMBER_BYTES)
+                sure &= states != DOUBT
+                fractions |= states == FRACTION
+            if dialect.exact:
+                states, _ = read_backwards(not_a_number_table(), codes, ends, LONGEST_FIELD_BYTES)
+                sure &= states == SURE
+            self._any_fraction = bool((fractions & sure).any())
+        elif dialect.exact:
+            # A path with spaces may be a path and a label.
+            spaces = np.flatnonzero((codes <= 32) & (codes != 10) & (codes != 13))
+            sure[_lines_with(spaces, starts, ends)] = False
+
+    def _table(self, block: bytes, codes: Bytes, starts: Places, ends: Places, sure: NDArray[np.bool_]) -> None:
+        dialect = self._dialect
+        separators = _separators(codes, ord(dialect.separator), starts, ends, dialect.columns - 1, sure)
+        white = WHITE.replace(dialect.separator.encode(), b"")
+        table = number_table(white, dialect.separator.encode() + b"\n")
+        path = codes.take(starts if dialect.x == 0 else separators[dialect.x - 1] + 1)
+        sure &= (path > 32) & (path != ord(dialect.separator))
+        fractions = np.zeros(len(ends), bool)
+        for column in dialect.y:
+            end = ends if column == dialect.columns - 1 else separators[column]
+            if dialect.label_kind == "number":
+                states, _ = read_backwards(table, codes, end, LONGEST_NUMBER_BYTES)
+                sure &= states != DOUBT
+                fractions |= states == FRACTION
+            else:
+                self._string_labels(block, codes, starts if column == 0 else separators[column - 1] + 1, end, sure)
+        self._any_fraction = bool((fractions & sure).any())
+
+    def _string_labels(self, block: bytes, codes: Bytes, starts: Places, ends: Places, sure: NDArray[np.bool_]) -> None:
+        """Take in the labels from `starts` to `ends`, less the white space around them."""
+        for _ in range(_MAX_PADDING):
+            padded = _IS_WHITE.take(codes.take(starts)) & (starts < ends)
+            if not padded.any():
+                break
+            starts = starts + padded
+        for _ in range(_MAX_PADDING):
+            padded = _IS_WHITE.take(codes.take(ends - 1)) & (starts < ends)
+            if not padded.any():
+                break
+            ends = ends - padded
+        sure &= starts < ends
+        sure &= ~(_IS_WHITE.take(codes.take(starts)) | _IS_WHITE.take(codes.take(ends - 1)))
+        rows = np.flatnonzero(sure)
+        self._labels, refused = self._known_labels.learn(block, starts[rows], ends[rows])
+        sure[rows[refused]] = False
+
+
+def _lines_with(places: Places, starts: Places, ends: Places) -> Places:
+    """Return which of the lines have one of `places` in them; places between the lines are nobody's."""
+    lines = np.minimum(np.searchsorted(ends, places), len(ends) - 1)
+    return lines[places >= starts[lines]]
+
+
+def _separators(
+    codes: Bytes, separator: int, starts: Places, ends: Places, per_line: int, sure: NDArray[np.bool_]
+) -> Places:
+    """Return (per_line, lines) where the separators are; clears `sure` where a line has more or fewer."""
+    found = np.flatnonzero(codes == separator)
+    if not per_line:
+        sure[_lines_with(found, starts, ends)] = False
+        return np.empty((0, len(starts)), np.int64)
+    if len(found) == per_line * len(starts):
+        places = found.reshape(len(starts), per_line).T
+        if (places[0] >= starts).all() and (places[-1] < ends).all():
+            return places
+    before = np.searchsorted(found, starts)
+    sure &= np.searchsorted(found, ends) - before == per_line
+    # Lines in doubt get some place or other.
+    found = np.append(found, np.full(per_line, ends[-1] - 1))
+    return found[np.minimum(before, len(found) - per_line) + np.arange(per_line)[:, np.newaxis]]

@@ -1,0 +1,148 @@
+"""The lines of a manifest by position: what the pass at open and the lookups share.
+
+Called by `manifest` (daemon and readers), `manifest_open` and `manifest_scan`. Holds no state.
+
+How a manifest is written: the `Dialect` of a file, and the words in which lines are judged. Pure.
+
+Four kinds of line:
+
+- `text`: `path label`, fields separated by white space, labels last; the path may hold spaces. A path (or a
+  label) in double quotes is taken as it stands; `""` is a quote inside.
+- `table`: a constant number of columns separated by a tab, comma or semicolon, quoted as in CSV.
+- `json`: an object, with the path and the labels under keys.
+- `tree`: what `manifest_folder` writes for a directory: `class number <tab> escaped path`.
+
+`manifest_sniff` finds it out once, at open; `manifest_format` parses lines by it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from prefetchd.data.files import read_exactly
+from prefetchd.errors import ManifestError
+
+LabelKind = Literal["none", "number", "class", "path"]
+
+MAX_LINE_BYTES = 1 << 20
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp", ".avif", ".tif", ".tiff",
+)  # fmt: skip
+_IMAGE_SUFFIXES = tuple(suffix.encode() for suffix in IMAGE_SUFFIXES)
+
+_NUMBER = re.compile(rb"[+-]?(?:(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?|nan|inf|infinity)", re.IGNORECASE)
+
+
+class BadLine(Exception):
+    """What is wrong with a line (`what`), and what to do about it (`remedy`)."""
+
+    def __init__(self, what: str, remedy: str = "mend the line, or put # before it to leave it out") -> None:
+        super().__init__(what)
+        self.what = what
+        self.remedy = remedy
+
+
+class MalformedLine(NamedTuple):
+    """A line that is no sample: its number from 1, and what is wrong with it."""
+
+    number: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How the lines of one manifest are read; plain values, so that it can be sent to readers.
+
+    Attributes:
+        kind: `text`, `table`, `json` or `tree`.
+        label_kind: no labels, numbers, one string that names a class, or one path of a mask.
+        label_count: how many label fields a line has.
+        exact: a text line must end in exactly `label_count` numbers (it was found out, not given).
+        separator: between the columns of a table.
+        columns: how many columns every line of a table has.
+        x: the table's column with the path.
+        y: the table's label columns.
+        keys: of a `json` object: the path's, then the labels'; dots lead into nested objects.
+    """
+
+    kind: Literal["text", "table", "json", "tree"]
+    label_kind: LabelKind
+    label_count: int
+    exact: bool = False
+    separator: str = ""
+    columns: int = 0
+    x: int = 0
+    y: tuple[int, ...] = ()
+    keys: tuple[str, ...] = ()
+
+
+def is_number(field: bytes) -> bool:
+    """Whether `field` is written like a number; `nan` and `inf` are, and are refused as labels later."""
+    return _NUMBER.fullmatch(field) is not None
+
+
+def is_image(field: bytes) -> bool:
+    """Whether `field` ends with the suffix of an image file, in any case."""
+    return field.lower().endswith(_IMAGE_SUFFIXES)
+
+
+def is_sample(line: bytes) -> bool:
+    """Whether `line` is neither blank nor a comment."""
+    bare = line.strip()
+    return bool(bare) and not bare.startswith(b"#")
+
+
+def show(field: bytes, longest: int = 100) -> str:
+    """Return `field` quoted, on one line, printable whatever its bytes are, and shortened."""
+    text = field.decode("utf-8", "surrogateescape")
+    return repr(text if len(text) <= longest else text[: longest - 3] + "...")
+
+
+LINES_PER_ENTRY = 64
+_CHUNK_BYTES = 1 << 16
+
+
+def refuse_long_line(name: str, number: int) -> ManifestError:
+    """Return the error for a line over the limit."""
+    return ManifestError(
+        f"cannot use line {number} of {name}: it is longer than {MAX_LINE_BYTES} bytes; is this a manifest?"
+    )
+
+
+def sample_lines(fd: int, start: int, end: int, number: int, name: str) -> Iterator[tuple[int, bytes, int, int]]:
+    """Yield (line number, line, its offset, the offset after it) for sample lines in bytes `start` to `end`.
+
+    Raises:
+        ManifestError: if a line is too long, there is a NUL byte, or the file is shorter.
+    """
+    rest, offset, position = b"", start, start
+    while position < end or rest:
+        at_end = position >= end
+        if not at_end:
+            fresh = read_exactly(fd, position, min(_CHUNK_BYTES, end - position), name)
+            if b"\0" in fresh:
+                raise looks_binary(name, position + fresh.index(b"\0"))
+            position += len(fresh)
+            rest += fresh
+        lines = rest.split(b"\n")
+        rest = b"" if at_end else lines.pop()
+        for line in lines:
+            after = min(offset + len(line) + 1, end)
+            if len(line) > MAX_LINE_BYTES:
+                raise refuse_long_line(name, number)
+            if is_sample(line):
+                yield number, line, offset, after
+            offset, number = after, number + 1
+        if len(rest) > MAX_LINE_BYTES:
+            raise refuse_long_line(name, number)
+
+
+def looks_binary(name: str, offset: int) -> ManifestError:
+    """Return the error for a file with NUL bytes."""
+    return ManifestError(
+        f"cannot read the manifest {name}: it has a NUL byte (at byte {offset}) and looks binary; "
+        "is this a manifest? give a text, CSV or TSV file, saved as UTF-8"
+    )

@@ -1,0 +1,212 @@
+"""Opening a manifest: is it one, how is it written, are all its lines good, where are they.
+
+Called once, by `Manifest.open` in the daemon; readers never import it. What it finds out is a dictionary of
+plain values, the *facts*, which `Manifest` works from wherever it is attached.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import time
+from dataclasses import asdict
+from hashlib import blake2b
+from itertools import islice
+from typing import Any
+
+from prefetchd.config.options import Config
+from prefetchd.data.files import identity, read_exactly
+from prefetchd.data.manifest.dialect import IMAGE_SUFFIXES, Dialect, MalformedLine, is_sample, sample_lines
+from prefetchd.data.manifest.folder import list_folder
+from prefetchd.data.manifest.json import is_json_object
+from prefetchd.data.manifest.scan import Scan
+from prefetchd.data.manifest.sniff import SNIFFED_LINES, Line, sniff
+from prefetchd.errors import ManifestError, one_line
+from prefetchd.ipc.descriptors import memfd, seal
+
+_PEEKED_BYTES = 1 << 20
+_BOM = b"\xef\xbb\xbf"
+_CLOCK_STEP_NS = 20_000_000
+_OTHER_SUFFIXES = {
+    ".json": "JSON in one piece", ".zip": "a zip archive", ".gz": "compressed",
+    ".bz2": "compressed", ".xz": "compressed", ".zst": "compressed", ".pkl": "a pickle", ".h5": "an "
+    "HDF5 file",
+    ".tfrecord": "TFRecords", ".xlsx": "a spreadsheet",
+}  # fmt: skip
+
+
+def open_manifest(config: Config, malformed: list[MalformedLine] | None = None) -> tuple[dict[str, Any], int, int]:
+    """Return the facts, the index's descriptor and the manifest's descriptor; the caller owns both.
+
+    Args:
+        config: the options.
+        malformed: takes the lines that are no samples, which are left out then; without it they are refused.
+
+    Raises:
+        ManifestError: if the manifest cannot be read, is empty, or has a bad line.
+    """
+    source = os.path.expanduser(config.source)
+    name = one_line(config.source)
+    try:
+        found = os.stat(source)
+    except (OSError, ValueError) as error:
+        raise _cannot_open(name, error) from None
+    index_fd = memfd("prefetchd-manifest-index")
+    fd = -1
+    try:
+        if stat.S_ISDIR(found.st_mode):
+            fd = memfd("prefetchd-manifest")
+            return _open_folder(config, source, name, index_fd, fd), index_fd, fd
+        fd = _open_file(source, name, found.st_mode)
+        return _scan_file(config, source, name, index_fd, fd, malformed), index_fd, fd
+    except BaseException:
+        os.close(index_fd)
+        if fd >= 0:
+            os.close(fd)
+        raise
+
+
+def _cannot_open(name: str, error: OSError | ValueError) -> ManifestError:
+    what = f"{error.strerror} (errno {error.errno})" if isinstance(error, OSError) else str(error)
+    remedy = "check the path and its permissions"
+    if "://" in name:
+        remedy = "files of this machine are served: download or mount what is elsewhere"
+    return ManifestError(f"cannot open the manifest {name}: {what}; {remedy}")
+
+
+def _open_file(source: str, name: str, mode: int) -> int:
+    if not stat.S_ISREG(mode):
+        kind = "a FIFO" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+        raise ManifestError(
+            f"cannot open the manifest {name}: it is {kind}, and lines are read by position; write it to a file first"
+        )
+    suffix = os.path.splitext(source)[1].lower()
+    if suffix in _OTHER_SUFFIXES and not (suffix == ".json" and _is_json_lines(source)):
+        raise ManifestError(
+            f"cannot read {name} as an image manifest: {suffix} is {_OTHER_SUFFIXES[suffix]}; "
+            "give a text, CSV, TSV or JSONL file of paths and labels, or a directory of class folders"
+        )
+    if suffix in IMAGE_SUFFIXES:
+        raise ManifestError(
+            f"cannot read {name} as a manifest: {suffix} is an image; give a list of images, or their directory"
+        )
+    try:
+        return os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise _cannot_open(name, error) from None
+
+
+def _is_json_lines(source: str) -> bool:
+    """Whether a file called `.json` is written as JSON lines, as many programs do: an object, and more below it."""
+    try:
+        with open(source, "rb") as file:
+            lines = [line for line in file.read(_PEEKED_BYTES).removeprefix(_BOM).split(b"\n") if is_sample(line)]
+    except OSError:
+        return False  # whoever opens it says why
+    return len(lines) > 1 and is_json_object(lines[0])
+
+
+def _scan_file(
+    config: Config, source: str, name: str, index_fd: int, fd: int, malformed: list[MalformedLine] | None
+) -> dict[str, Any]:
+    """Find out the dialect, check all lines, write the index; return the facts for `handle()`."""
+    _wait_for_the_clock(os.fstat(fd))
+    before = identity(os.fstat(fd))
+    size = before[2]
+    head = read_exactly(fd, 0, min(4, size), name)
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ManifestError(f"cannot read the manifest {name}: it is UTF-16; save it as UTF-8")
+    start = 3 if head.startswith(_BOM) else 0
+    rows = sample_lines(fd, start, size, 1, name)
+    first = [Line(*row) for row in islice(rows, SNIFFED_LINES)]
+    if not first:
+        what = "it has 0 bytes" if not size else f"its {size} bytes are all blank lines and comments"
+        raise ManifestError(f"cannot serve {name}: it has no samples ({what}); write a line `path label` for each")
+    root = os.path.abspath(os.path.expanduser(config.root) if config.root is not None else os.path.dirname(source))
+    encoded_root = os.fsencode(root)
+    dialect, skip_header = sniff(config, name, first, lambda path: os.path.isfile(os.path.join(encoded_root, path)))
+    first_line = 1
+    if skip_header:
+        start, first_line = first[0].end, first[0].number + 1
+    scan = Scan(dialect, name, tolerant=malformed is not None)
+    scan.run(fd, size, start, first_line, index_fd)
+    if identity(os.fstat(fd)) != before:
+        raise ManifestError(f"cannot use {name}: it was written to while it was read; start again when it is complete")
+    if not scan.samples:
+        raise ManifestError(f"cannot serve {name}: it has no samples below its header; write a line for each sample")
+    if malformed is not None:
+        malformed += scan.malformed
+    classes = None
+    if dialect.label_kind == "class":
+        classes = tuple(sorted(label.decode("utf-8", "surrogateescape") for label in scan.labels))
+    return _facts(scan, dialect, classes, name, os.path.abspath(source), root, before, index_fd)
+
+
+def _wait_for_the_clock(found: os.stat_result) -> None:
+    """Wait until a write to the file would give it another time than it has.
+
+    Many kernels take the times of files from a clock that moves once in 4 to 10 ms, so that of two writes at nearly
+    the same time the second may not show. The readers are starting meanwhile; nobody waits for this.
+    """
+    age_ns = time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns)
+    if 0 <= age_ns < _CLOCK_STEP_NS:
+        time.sleep((_CLOCK_STEP_NS - age_ns) / 1e9)
+
+
+def _open_folder(config: Config, source: str, name: str, index_fd: int, fd: int) -> dict[str, Any]:
+    """List a directory of class folders into `fd` and index that; return the facts for `handle()`."""
+    for option in ("x_column", "y_column"):
+        if getattr(config, option) is not None:
+            raise ManifestError(f"cannot use {option} with {name}: it is a directory; leave the option out")
+    if config.target == "mask":
+        raise ManifestError(
+            f"cannot take masks from {name}: a directory names classes; give a list with a line `image mask` for each"
+        )
+    if config.label_columns not in (None, 0, 1):
+        raise ManifestError(
+            f"cannot take label_columns={config.label_columns} from {name}: a directory gives one "
+            "label, the class "
+            "folder; leave the option out, or give 0 for no labels"
+        )
+    root = os.path.abspath(source)
+    classes = list_folder(root, name, fd, labels=config.label_columns != 0)
+    seal(fd)
+    dialect = Dialect("tree", "none" if classes is None else "number", 0 if classes is None else 1)
+    scan = Scan(dialect, name)
+    scan.run(fd, os.fstat(fd).st_size, 0, 1, index_fd)
+    return _facts(scan, dialect, classes, name, root, root, None, index_fd)
+
+
+def _facts(
+    scan: Scan,
+    dialect: Dialect,
+    classes: tuple[str, ...] | None,
+    name: str,
+    path: str,
+    root: str,
+    identity: list[int] | None,
+    index_fd: int,
+) -> dict[str, Any]:
+    classes_at = os.fstat(index_fd).st_size
+    text = b"" if classes is None else json.dumps(classes).encode()
+    written = 0
+    while written < len(text):
+        written += os.write(index_fd, text[written:])
+    seal(index_fd)
+    meaning = {**asdict(dialect), "y": list(dialect.y)}
+    scan.digest.update(json.dumps([meaning, classes], sort_keys=True).encode())
+    return {
+        "samples": scan.samples,
+        "identity": identity,
+        "path": os.fsencode(path),
+        "root": os.fsencode(root),
+        "dialect": meaning,
+        "leaves_out_lines": bool(scan.malformed),
+        "label_dtype": "float32" if scan.any_fraction else "int64",
+        "label_shape": [dialect.label_count] if dialect.label_count > 1 else [],
+        "digest": blake2b(scan.digest.digest(), digest_size=8).hexdigest(),
+        "name": name,
+        "classes_at": classes_at,
+        "classes_bytes": len(text),
+    }

@@ -1,0 +1,255 @@
+"""The manifest: sample number -> (path, label), by random access, for files of any length.
+
+The daemon calls `Manifest.open`, which finds out how the file is written (`manifest_sniff`), checks every
+line once, and writes a sparse index of lines into a memfd (`manifest_scan`). Readers get `handle()` and the
+two descriptors, and `attach`: no second pass, no copy. A lookup reads the few lines around the sample and
+parses one (`manifest_format`).
+
+The file is read with `pread`, never through a mapping: a mapped file that someone truncates is a SIGBUS. A
+file that changes while it is in use is a `ManifestError`, never other data. When the daemon or a reader dies,
+the kernel frees the memfds with the last descriptor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from prefetchd.config.options import Config
+from prefetchd.data.files import identity, read_exactly
+from prefetchd.data.manifest.dialect import LINES_PER_ENTRY, BadLine, Dialect, MalformedLine, is_sample, sample_lines
+from prefetchd.data.manifest.line import check_line, parse_line
+from prefetchd.data.records import Label, Sample
+from prefetchd.errors import ManifestError, one_line
+from prefetchd.ipc.descriptors import memfd_bytes
+
+if TYPE_CHECKING:
+    from prefetchd.data.files import FileBuffer
+    from prefetchd.data.source import ReserveMemory
+
+_CACHED_BYTES = 1 << 20
+_ENTRY = struct.Struct("=4q")
+_SAID_CHARACTERS = 400  # of a path, in a report of faults
+
+
+class Manifest:
+    """Sample numbers from 0 to `len() - 1`, each with its path and label.
+
+    Owns its descriptors; `close()` ends it.
+
+    Attributes:
+        label_shape: of one label: `()`, or `(k,)` for vectors.
+        label_dtype: `int64`, or `float32` if any label has a fraction or an exponent.
+        classes: the names of the classes by number, for string labels and directories; else `None`.
+        digest: 16 hexadecimal digits that follow the content and what is made of it, not where it lies.
+        name: how errors name it.
+    """
+
+    label_shape: tuple[int, ...]
+    label_dtype: str
+    classes: tuple[str, ...] | None
+    digest: str
+    name: str
+    _is_ours: Callable[[bytes], bool]
+
+    def __init__(self, facts: dict[str, Any], index_fd: int, fd: int) -> None:
+        """Take over the descriptors; `facts` are those of `handle()`. Use `open` or `attach`."""
+        self._facts = facts
+        self._index_fd = index_fd
+        self._fd = fd
+        self._samples: int = facts["samples"]
+        self._is_folder: bool = facts["identity"] is None
+        self._path: bytes = facts["path"]
+        self._root = os.fsdecode(facts["root"])
+        dialect = facts["dialect"]
+        checked = Dialect(**{**dialect, "y": tuple(dialect["y"]), "keys": tuple(dialect["keys"])})
+        # All lines were checked at open: what the labels are is not found out again, unless some were left out.
+        self._dialect = dataclasses.replace(checked, exact=False)
+        self._is_ours = partial(_fits, checked) if facts["leaves_out_lines"] else is_sample
+        self._any_fraction: bool = facts["label_dtype"] == "float32"
+        self._cached_entry = -1
+        self._cached_lines: list[bytes] = []
+        self._cached_numbers: Sequence[int] = ()
+        self.label_dtype = facts["label_dtype"]
+        self.label_shape = tuple(facts["label_shape"])
+        self.digest = facts["digest"]
+        self.name = facts["name"]
+        self.classes = None
+        if facts["classes_bytes"]:
+            text = read_exactly(index_fd, facts["classes_at"], facts["classes_bytes"], self.name)
+            self.classes = tuple(json.loads(text))
+        self._class_numbers: dict[bytes, int] = {}
+        if self._dialect.label_kind == "class" and self.classes is not None:
+            self._class_numbers = {_encode(label): number for number, label in enumerate(self.classes)}
+
+    @classmethod
+    def open(cls, config: Config, malformed: list[MalformedLine] | None = None) -> Manifest:
+        """Read and check the whole manifest that `config.source` names, and index it.
+
+        Args:
+            config: the options.
+            malformed: takes the lines that are no samples, which are left out then; without it they are refused.
+
+        Raises:
+            ManifestError: if it cannot be read, is empty, or has a bad line.
+        """
+        from prefetchd.data.manifest.open import open_manifest
+
+        return cls(*open_manifest(config, malformed))
+
+    @classmethod
+    def attach(cls, handle: dict[str, Any], fds: list[int]) -> Manifest:
+        """Return the manifest that `handle()` described, in another process; it owns `fds` from here on."""
+        index_fd, fd = fds
+        return cls(handle, index_fd, fd)
+
+    def handle(self) -> tuple[dict[str, Any], list[int]]:
+        """Return what `attach` needs: plain values (numbers, text, bytes, lists, dicts), and two descriptors.
+
+        The descriptors stay this object's; whoever attaches needs copies of them (sent over a
+        socket, inherited or from `os.dup`).
+        """
+        return self._facts, [self._index_fd, self._fd]
+
+    def close(self) -> None:
+        """Close the descriptors; may be called twice."""
+        for fd in (self._index_fd, self._fd):
+            if fd >= 0:
+                os.close(fd)
+        self._index_fd = self._fd = -1
+        self._cached_entry = -1
+
+    def __enter__(self) -> Manifest:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Manifest {self.name}: {self._samples} samples, {self.label_dtype} labels {self.label_shape}>"
+
+    def __len__(self) -> int:
+        return self._samples
+
+    def sample(self, sample_id: int) -> Sample:
+        """Return the sample numbered `sample_id`; raises as `samples` does."""
+        return self.samples((sample_id,))[0]
+
+    def samples(self, sample_ids: Iterable[int]) -> list[Sample]:
+        """Return the samples numbered `sample_ids`, in that order.
+
+        Raises:
+            ManifestError: if the file changed on disk since it was opened.
+            IndexError: for a number outside of 0 to `len() - 1`.
+        """
+        found = [self._line(int(sample_id)) for sample_id in sample_ids]
+        self.check_unchanged()
+        return [self._parse(number, raw) for number, raw in found]
+
+    def check_unchanged(self) -> None:
+        """Raise `ManifestError` if the file is not the one that was opened, or was written to since."""
+        if self._is_folder:
+            return
+        try:
+            now: list[int] | None = identity(os.stat(self._path))
+        except OSError as error:
+            now, what = None, f"it cannot be found any more ({error.strerror})"
+        if now != self._facts["identity"]:
+            if now is not None:
+                before, what = self._facts["identity"], "it was written to, or replaced"
+                if before[2] != now[2]:
+                    what += f" (from {before[2]} to {now[2]} bytes)"
+            raise ManifestError(f"cannot go on with {self.name}: {what} while in use; start again to serve it as it is")
+
+    @property
+    def shared_bytes(self) -> int:
+        """The index, and the listing of a directory: memfds."""
+        return memfd_bytes(self._index_fd) + (memfd_bytes(self._fd) if self._is_folder else 0)
+
+    @property
+    def reads_apart(self) -> bool:
+        """Yes: each is a file of its own."""
+        return True
+
+    @property
+    def reader_bytes(self) -> int:
+        """Nothing to speak of: readers share the index."""
+        return 0
+
+    def read(self, sample: Sample, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
+        """Return the bytes of the sample's file; see `Records.read`."""
+        from prefetchd.data.files import read_file
+
+        return read_file(sample.path, buffer, reserve=reserve)
+
+    def where(self, sample: Sample) -> str:
+        """Manifest, line and path of a sample; the path alone in a directory."""
+        path = one_line(sample.path)
+        if len(path) > _SAID_CHARACTERS:
+            path = "..." + path[-_SAID_CHARACTERS:]
+        return f"{self.name} line {sample.line}: {path}" if sample.line else path
+
+    def _line(self, sample_id: int) -> tuple[int, bytes]:
+        """Return the line number and the bytes of a sample's line."""
+        if not 0 <= sample_id < self._samples:
+            raise IndexError(f"sample {sample_id} of {self._samples} in {self.name}")
+        entry, place = divmod(sample_id, LINES_PER_ENTRY)
+        if entry != self._cached_entry:
+            index = read_exactly(self._index_fd, entry * _ENTRY.size // 2, _ENTRY.size, self.name)
+            offset, number, end, next_number = _ENTRY.unpack(index)
+            if end - offset > _CACHED_BYTES:
+                lines = (row for row in sample_lines(self._fd, offset, end, number, self.name) if self._is_ours(row[1]))
+                found = next(islice(lines, place, None), None)
+                if found is None:
+                    raise self._changed()
+                return found[0], found[1]
+            raw = read_exactly(self._fd, offset, end - offset, self.name)
+            self._cached_lines, self._cached_numbers = raw.split(b"\n"), range(number, next_number)
+            # As many lines as samples: there is nothing to filter out.
+            if next_number - number != min(LINES_PER_ENTRY, self._samples - entry * LINES_PER_ENTRY):
+                rows = [row for row in enumerate(self._cached_lines, number) if self._is_ours(row[1])]
+                self._cached_lines, self._cached_numbers = [row[1] for row in rows], [row[0] for row in rows]
+            self._cached_entry = entry
+        if place >= min(len(self._cached_lines), len(self._cached_numbers)):
+            raise self._changed()
+        return self._cached_numbers[place], self._cached_lines[place]
+
+    def _changed(self) -> ManifestError:
+        self._cached_entry = -1
+        return ManifestError(f"cannot go on with {self.name}: it was written to while in use; start again")
+
+    def _parse(self, number: int, raw: bytes) -> Sample:
+        try:
+            path, fields = parse_line(self._dialect, raw)
+            label: Label = None
+            if self._dialect.label_kind == "class":
+                label = self._class_numbers[fields[0]]
+            elif self._dialect.label_kind == "path":
+                label = os.path.join(self._root, fields[0].decode("utf-8", "surrogateescape"))
+            elif fields:
+                convert = float if self._any_fraction else int
+                numbers = tuple(convert(field) for field in fields)
+                label = numbers if self.label_shape else numbers[0]
+        except (BadLine, LookupError, ValueError):
+            # All lines were good at open, so the bytes are not those that were checked.
+            raise self._changed() from None
+        line = 0 if self._is_folder else number
+        return Sample(os.path.join(self._root, path.decode("utf-8", "surrogateescape")), label, line)
+
+
+def _fits(dialect: Dialect, line: bytes) -> bool:
+    """Whether `line` is a sample that the pass at open did not leave out."""
+    try:
+        return is_sample(line) and bool(check_line(dialect, line))
+    except BadLine:
+        return False
+
+
+def _encode(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")

@@ -1,0 +1,195 @@
+"""The one full pass over a manifest at open: every line is checked, and the sparse index of lines is written.
+
+Called by `manifest_open`. Streams the file in blocks of whole lines, so that memory does not grow with its length:
+
+    read, digest (this thread) -> check (another thread, `manifest_block`) -> index, parse doubtful lines (this)
+
+A second thread for the checks would gain nothing: while a daemon starts, its readers take the other core. The thread
+ends with the pass. The index goes into a memfd as it is made: for every `LINES_PER_ENTRY` samples the offset and the
+number of a line (int64 each), and once more for the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from prefetchd.data.files import read_exactly
+from prefetchd.data.manifest.dialect import (
+    LINES_PER_ENTRY,
+    MAX_LINE_BYTES,
+    BadLine,
+    Dialect,
+    MalformedLine,
+    looks_binary,
+    refuse_long_line,
+    show,
+)
+from prefetchd.data.manifest.line import check_line
+from prefetchd.errors import ManifestError
+
+if TYPE_CHECKING:
+    from prefetchd.data.manifest.block_check import Checked
+
+MAX_CLASSES = 1_000_000
+_BLOCK_BYTES = 1 << 19
+_BLOCKS_AHEAD = 3
+_SHOWN_BAD_LINES = 3
+_MAX_BAD_LINES = 10_000  # so many say that the file is not what it should be; parsing them all takes long
+
+
+class Scan:
+    """The state and the results of the pass: `run` fills them in.
+
+    Args:
+        dialect: how the lines are written.
+        name: how errors name the manifest.
+        tolerant: leave malformed lines out, in place of refusing the manifest for them; up to 10,000.
+
+    Attributes:
+        samples: how many samples there are.
+        lines: how many lines there are, comments and blank ones too.
+        any_fraction: some numeric label is not an integer.
+        labels: the different string labels.
+        digest: of all the manifest's bytes.
+        malformed: the lines that are no samples.
+    """
+
+    def __init__(self, dialect: Dialect, name: str, *, tolerant: bool = False) -> None:
+        self.samples = 0
+        self.lines = 0
+        self.any_fraction = False
+        self.labels: set[bytes] = set()
+        self.digest = hashlib.sha256()
+        self._dialect = dialect
+        self._name = name
+        self._tolerant = tolerant
+        self.malformed: list[MalformedLine] = []
+        self._remedy = ""
+
+    def run(self, fd: int, size_bytes: int, start: int, first_line: int, index_fd: int) -> None:
+        """Check the lines from byte `start` on, where line `first_line` begins; index them in `index_fd`.
+
+        Raises:
+            ManifestError: for bad lines (the first ones, and how many more there are), or a file that is no text.
+        """
+        import numpy as np
+
+        self.digest.update(read_exactly(fd, 0, start, self._name))
+        self.lines = first_line - 1
+        with closing(self._checked_blocks(fd, size_bytes, start)) as blocks:  # so that its threads end on an error too
+            for block, block_start, checked in blocks:
+                self._take(block, block_start, checked, index_fd)
+                if len(self.malformed) >= _MAX_BAD_LINES:
+                    raise self._refusal()
+        if self.malformed and not (self._tolerant and self.samples):
+            raise self._refusal()
+        os.write(index_fd, np.array([size_bytes, self.lines + 1], np.int64).tobytes())
+
+    def _blocks(self, fd: int, size_bytes: int, start: int) -> Iterator[tuple[bytes, int]]:
+        """Yield blocks of whole lines, each ended by a line break, with the offset of each; digest them."""
+        rest, offset = b"", start
+        while offset < size_bytes:
+            fresh = read_exactly(fd, offset, min(_BLOCK_BYTES, size_bytes - offset), self._name)
+            self.digest.update(fresh)
+            if b"\0" in fresh:
+                raise looks_binary(self._name, offset + fresh.index(b"\0"))
+            block_start = offset - len(rest)
+            offset += len(fresh)
+            if offset == size_bytes:
+                last = rest + fresh
+                yield last if last.endswith(b"\n") else last + b"\n", block_start
+                return
+            cut = fresh.rfind(b"\n") + 1
+            block, rest = (rest + fresh[:cut], fresh[cut:]) if cut else (b"", rest + fresh)
+            if block:
+                yield block, block_start
+            if len(rest) > MAX_LINE_BYTES:
+                # Its number is not known before all blocks were taken in: a line of that length is in the next one.
+                yield rest + b"\n", offset - len(rest)
+                return
+
+    def _checked_blocks(
+        self, fd: int, size_bytes: int, start: int
+    ) -> Generator[tuple[bytes, int, Checked], None, None]:
+        """Yield each block, its offset and what `BlockCheck` found, in the order of the file."""
+        from prefetchd.data.manifest.block_check import BlockCheck
+
+        check = BlockCheck(self._dialect)
+        if size_bytes - start <= _BLOCK_BYTES:
+            for block, block_start in self._blocks(fd, size_bytes, start):
+                yield block, block_start, check(block)
+            return
+        with ThreadPoolExecutor(1) as thread:
+            under_way: deque[tuple[bytes, int, Future[Checked]]] = deque()
+            for block, block_start in self._blocks(fd, size_bytes, start):
+                under_way.append((block, block_start, thread.submit(check, block)))
+                if len(under_way) >= _BLOCKS_AHEAD:
+                    first, first_start, future = under_way.popleft()
+                    yield first, first_start, future.result()
+            for first, first_start, future in under_way:
+                yield first, first_start, future.result()
+
+    def _take(self, block: bytes, block_start: int, checked: Checked, index_fd: int) -> None:
+        """Count the lines of a block, index its samples, take in its labels, and parse what is doubtful."""
+        import numpy as np
+
+        row, longest_bytes = checked.longest
+        if longest_bytes > MAX_LINE_BYTES:
+            raise self._refusal() if self.malformed else refuse_long_line(self._name, self.lines + 1 + row)
+        first_line = self.lines + 1
+        self.lines += checked.n_lines
+        self.any_fraction |= checked.any_fraction
+        self._add_labels(checked.labels)
+        malformed = []
+        for sample in checked.doubtful.tolist():
+            line = block[checked.starts[sample] : checked.ends[sample]]
+            if not self._parse(line, first_line + int(checked.rows[sample])):
+                malformed.append(sample)
+        starts, rows = checked.starts, checked.rows
+        if malformed:
+            starts, rows = np.delete(starts, malformed), np.delete(rows, malformed)
+        marked = slice(-self.samples % LINES_PER_ENTRY, None, LINES_PER_ENTRY)
+        entries = np.stack([starts[marked] + block_start, rows[marked] + first_line], axis=1)
+        os.write(index_fd, entries.astype(np.int64).tobytes())
+        self.samples += len(starts)
+
+    def _parse(self, line: bytes, number: int) -> bool:
+        """Parse one line; take in its labels, or note what is wrong with it; return whether it is good."""
+        try:
+            labels, is_fraction = check_line(self._dialect, line)
+        except BadLine as bad:
+            self.malformed.append(MalformedLine(number, f"{bad.what}: {show(line.strip())}"))
+            self._remedy = self._remedy or bad.remedy
+            return False
+        self.any_fraction |= is_fraction
+        if self._dialect.label_kind == "class":
+            self._add_labels(set(labels))
+        return True
+
+    def _refusal(self) -> ManifestError:
+        """Return the error for the bad lines."""
+        first, *others = self.malformed[:_SHOWN_BAD_LINES]
+        shown = f"line {first.number} of {self._name}: {first.reason}"
+        shown += "".join(f"; line {number}: {reason}" for number, reason in others)
+        more = len(self.malformed) - _SHOWN_BAD_LINES
+        if more > 0:
+            least = "at least " if len(self.malformed) >= _MAX_BAD_LINES else ""
+            shown += f"; and {least}{more} more bad line{'s' * (more != 1)}"
+        remedy = self._remedy
+        if others and len(self.malformed) < min(_MAX_BAD_LINES, self.samples):  # most lines of it are good
+            remedy += ", or let prefetchd verify --write-clean FILE write the list without such lines"
+        return ManifestError(f"cannot use {shown}; {remedy}")
+
+    def _add_labels(self, found: set[bytes]) -> None:
+        self.labels |= found
+        if len(self.labels) > MAX_CLASSES:
+            raise ManifestError(
+                f"cannot use {self._name}: its string labels name more than {MAX_CLASSES} classes; if "
+                "the lines hold only paths, give label_columns=0"
+            )

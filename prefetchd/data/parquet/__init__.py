@@ -1,0 +1,1 @@
+"""Parquet files of images, read by row group."""

@@ -1,0 +1,104 @@
+"""The protocol between `ImageSource` and what lists its samples: a manifest, tar shards, Parquet files.
+
+Records say which samples there are, with which labels, and fetch the encoded bytes of one; they know nothing of pixels.
+`open` (each kind has its own) is called in the daemon, which checks everything once. Readers get `handle()` and attach.
+
+One sample as its records name it: where its bytes are, and its label. Plain values; pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from prefetchd.data.source import ReserveMemory
+
+if TYPE_CHECKING:
+    from prefetchd.data.files import FileBuffer
+
+
+Label = int | float | tuple[int | float, ...] | str | None
+
+
+class Sample(NamedTuple):
+    """One sample of a data set.
+
+    Attributes:
+        path: the file that its bytes are in, absolute; bytes that are not UTF-8 are surrogate escapes, as
+            `os.fsdecode` makes.
+        label: a number, a tuple of them, the class's number for string labels, the absolute path of a
+            mask, or `None` without labels.
+        line: its line in the manifest, from 1; 0 where there is none, as for a directory.
+        place: where in the file, in numbers that only its own records read; empty if the file is the sample.
+    """
+
+    path: str
+    label: Label
+    line: int = 0
+    place: tuple[int, ...] = ()
+
+
+class Records(Protocol):
+    """The samples of a data set by random access, from 0 to `len() - 1`. Owns its descriptors."""
+
+    @property
+    def name(self) -> str:
+        """How errors name it."""
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits that follow which samples there are, in which order, with which labels."""
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The names of the classes by number, where labels were text."""
+
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        """Shape of one label: `()`, or `(k,)` for vectors."""
+
+    @property
+    def label_dtype(self) -> str:
+        """`int64`, or `float32` if any label has a fraction."""
+
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes of memory segments that it holds for all readers, such as an index."""
+
+    @property
+    def reader_bytes(self) -> int:
+        """Private memory that it takes in each reader beyond what every reader has, such as a library's."""
+
+    @property
+    def reads_apart(self) -> bool:
+        """Whether several threads may call `read` at once."""
+
+    def __len__(self) -> int:
+        """How many samples there are."""
+
+    def samples(self, sample_ids: Iterable[int]) -> list[Sample]:
+        """Return the samples of these numbers, in that order.
+
+        Raises:
+            ManifestError: if what lists them changed since it was opened.
+            IndexError: for a number that is none of a sample.
+        """
+
+    def read(self, sample: Sample, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
+        """Return the encoded bytes of `sample`, valid until the next read; in readers only.
+
+        `reserve` as in `Source.fill`: before memory beyond the reader's allowance is taken.
+
+        Raises:
+            SampleFault: if there are none to be had.
+            ManifestError: if the file that holds them and others changed since it was opened.
+        """
+
+    def where(self, sample: Sample) -> str:
+        """Say where a sample is named and what it is, such as manifest, line and path; printable."""
+
+    def check_unchanged(self) -> None:
+        """Raise `ManifestError` if what was opened is not what is there now."""
+
+    def handle(self) -> tuple[dict[str, Any], list[int]]:
+        """Plain values, and descriptors that stay this object's, from which a reader attaches."""

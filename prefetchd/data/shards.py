@@ -1,0 +1,183 @@
+"""The files that an index points into: opened on demand, a few at a time, and held to be those that were indexed.
+
+`write_table` is called at open; `ShardFiles` is used in the daemon and in readers. The table of paths and identities
+lies in the index's memfd, so a hundred thousand shards cost a reader nothing. A file is read, and never mapped: a
+mapped file that someone truncates is a SIGBUS.
+
+What records in shards have alike, tar shards and Parquet files: an index of the samples, and the files they lie in.
+
+The base of `TarShards` and `ParquetRecords`; it knows nothing of how a sample is found in its file.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from collections import OrderedDict
+from typing import Any, Self
+
+from prefetchd.data.faults import fault_of
+from prefetchd.data.files import identity
+from prefetchd.data.record_index import IndexWriter, RecordIndex
+from prefetchd.errors import ManifestError, one_line
+
+
+class ShardRecords:
+    """An index and the table of files behind it, of `Records`. Owns their descriptors."""
+
+    def __init__(self, facts: dict[str, Any], index_fd: int, *, at_random: bool = False) -> None:
+        """Take over the descriptor; `facts` are those of `handle()`."""
+        self.name: str = facts["name"]
+        self.digest: str = facts["digest"]
+        self._facts = facts
+        self._index = RecordIndex(facts, index_fd, self.name)
+        self._files = ShardFiles(facts, self._index, self.name, at_random=at_random)
+
+    def close(self) -> None:
+        """Close the descriptors; may be called twice."""
+        self._files.close()
+        self._index.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return self._index.n_samples
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Class names: sorted where labels were text, or as a file's own description numbers them."""
+        return self._index.classes
+
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        """`()`, or `(k,)` for vectors."""
+        return self._index.label_shape
+
+    @property
+    def label_dtype(self) -> str:
+        """`int64` or `float32`."""
+        return self._index.label_dtype
+
+    def check_unchanged(self) -> None:
+        """Raise `ManifestError` if a file is not what was indexed; some of them are looked at each time."""
+        self._files.check_unchanged()
+
+
+_ENTRY = struct.Struct("=2q2Q3q")  # where the path is and its length; device, inode, size, times of change
+_MAX_OPEN = 16
+_CHECKED_AT_ONCE = 256
+
+
+def identity_of(path: str) -> list[int]:
+    """Return the identity of a file that is to be indexed; it must be a regular one.
+
+    Raises:
+        ManifestError: if it cannot be looked at, or is a directory, FIFO or device.
+    """
+    shown = one_line(path)
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise ManifestError(
+            f"cannot open {shown}: {error.strerror} (errno {error.errno}); check the path and its permissions"
+        ) from None
+    if not stat.S_ISREG(found.st_mode):
+        raise ManifestError(
+            f"cannot open {shown}: it is no regular file, and samples are read by position; write them to files first"
+        )
+    return identity(found)
+
+
+def write_table(writer: IndexWriter, paths: list[str], identities: list[list[int]]) -> dict[str, Any]:
+    """Append the table of the files to the index and return the facts for `ShardFiles`."""
+    encoded = [os.fsencode(path) for path in paths]
+    at = writer.append(b"".join(encoded))
+    entries = []
+    for path, found in zip(encoded, identities, strict=True):
+        entries.append(_ENTRY.pack(at, len(path), *found))
+        at += len(path)
+    return {"files": len(paths), "table_at": writer.append(b"".join(entries))}
+
+
+class ShardFiles:
+    """The files by number. Owns the descriptors that it opened; borrows the index."""
+
+    def __init__(self, facts: dict[str, Any], index: RecordIndex, name: str, *, at_random: bool = False) -> None:
+        self._index = index
+        self._name = name
+        self._n_files: int = facts["files"]
+        self._table_at: int = facts["table_at"]
+        self._at_random = at_random
+        self._open: OrderedDict[int, tuple[int, list[int]]] = OrderedDict()
+        self._next_checked = 0
+
+    def path(self, number: int) -> str:
+        """Return the absolute path of a file."""
+        return self._entry(number)[0]
+
+    def _entry(self, number: int) -> tuple[str, list[int]]:
+        raw = self._index.at(self._table_at + number * _ENTRY.size, _ENTRY.size)
+        at, n_bytes, *found = _ENTRY.unpack(raw)
+        return os.fsdecode(self._index.at(at, n_bytes)), found
+
+    def descriptor(self, number: int) -> int:
+        """Return a descriptor of a file, borrowed until the next call, after a look whether it is unchanged.
+
+        Raises:
+            ManifestError: if it is not what was indexed, or is not there any more.
+            SampleFault: if the machine fails.
+        """
+        if number in self._open:
+            self._open.move_to_end(number)
+            fd, expected = self._open[number]
+        else:
+            path, expected = self._entry(number)
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+                raise self._changed(path, f"it cannot be opened any more ({error.strerror})") from None
+            except OSError as error:
+                raise fault_of(error) from None
+            if self._at_random:
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+            self._open[number] = fd, expected
+            if len(self._open) > _MAX_OPEN:
+                os.close(self._open.popitem(last=False)[1][0])
+        # Also tells of a file that was replaced: losing its name is a change of the old one.
+        self._compare(number, os.fstat(fd), expected)
+        return fd
+
+    def check_unchanged(self) -> None:
+        """Look at the next few files, all in turn, by their paths; raise `ManifestError` if one has changed."""
+        for _ in range(min(_CHECKED_AT_ONCE, self._n_files)):
+            number = self._next_checked
+            self._next_checked = (number + 1) % self._n_files
+            path, expected = self._entry(number)
+            try:
+                found = os.stat(path)
+            except OSError as error:
+                raise self._changed(path, f"it cannot be found any more ({error.strerror})") from None
+            self._compare(number, found, expected)
+
+    def _compare(self, number: int, found: os.stat_result, expected: list[int]) -> None:
+        now = identity(found)
+        if now != expected:
+            size = f" (from {expected[2]} to {now[2]} bytes)" if now[2] != expected[2] else ""
+            raise self._changed(self.path(number), f"it was written to, or replaced{size}")
+
+    def _changed(self, path: str, what: str) -> ManifestError:
+        shown = one_line(path)
+        return ManifestError(
+            f"cannot go on with {self._name}: of {shown}, {what} while in use; start again to serve it as it is"
+        )
+
+    def close(self) -> None:
+        """Close the files; may be called twice."""
+        for fd, _ in self._open.values():
+            os.close(fd)
+        self._open.clear()

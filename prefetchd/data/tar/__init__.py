@@ -1,0 +1,1 @@
+"""Tar shards, read at random by an index of their members."""

@@ -1,0 +1,308 @@
+"""Indexing tar shards at open: consecutive members with one key are a sample; which is its image, what is its label.
+
+Called once, by `TarShards.open` in the daemon; readers never import it. Only headers and label members are read: the
+images are passed over. A sample that does not fit is refused with its shard and name, as a manifest's line is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from prefetchd.config.options import Config
+from prefetchd.data.files import identity
+from prefetchd.data.labels import BadLabel, Labels, Numbers
+from prefetchd.data.manifest.dialect import IMAGE_SUFFIXES, BadLine, show
+from prefetchd.data.manifest.json import LABEL_KEYS, NoObject, json_object, json_value
+from prefetchd.data.record_index import IndexWriter
+from prefetchd.data.shards import identity_of
+from prefetchd.data.tar.headers import BLOCK_BYTES, BLOCKS_BITS, Member, TarHeaders
+from prefetchd.errors import ManifestError
+
+log = logging.getLogger("prefetchd")
+
+_IMAGES = frozenset(suffix[1:].encode() for suffix in IMAGE_SUFFIXES)
+_MAX_LABEL_BYTES = 1 << 20
+_ROWS = 4096
+_LOOKED_AT = 256  # samples whose JSON is looked into for a label that the first has not
+
+LabelPart = tuple[bytes, str | None]
+"""Where a part of the label is: the member's extension, and the key in it if it is JSON."""
+
+
+class _Bad(Exception):
+    """What is wrong with a sample, in words that follow its name."""
+
+
+def split_key(name: bytes) -> tuple[bytes, bytes] | None:
+    """Return key and extension of a member's name, by WebDataset's rule; `None` for what belongs to no sample.
+
+    The key is the path up to the first dot of the last part. Names that begin with a dot (or `__`: WebDataset's own)
+    and names without a dot belong to no sample.
+    """
+    folder, slash, base = name.rpartition(b"/")
+    stem, _, extension = base.partition(b".")
+    if not stem or not extension or (stem.startswith(b"__") and stem.endswith(b"__")):
+        return None
+    return folder + slash + stem, extension.lower()
+
+
+class TarIndexer:
+    """The state of the pass over all shards; `run` fills an `IndexWriter`.
+
+    Attributes:
+        writer: the index; a row's numbers are (shard and header blocks, where the data starts, its bytes).
+        labels: what the labels are.
+        digest: of keys, sizes and labels in order, and of the shards' sizes; not of where the shards lie.
+        identities: of each shard, as `identity` makes it.
+    """
+
+    def __init__(self, config: Config, name: str) -> None:
+        self.labels = Labels(name)
+        self.digest = hashlib.blake2b(digest_size=8)
+        self.identities: list[list[int]] = []
+        self._name = name
+        self._image_extensions = [part.lower().encode() for part in _parts(config.x_column)]
+        self._parts: list[LabelPart] | None = None
+        if config.label_columns == 0:
+            self._parts = []
+        elif config.label_columns is not None:
+            raise ManifestError(
+                f"cannot take label_columns={config.label_columns} from {name}: members have no order; "
+                "name the labels' extensions with y_column (cls, or json:label), or give 0 for none"
+            )
+        elif config.y_column is not None:
+            parts = [part.partition(":") for part in _parts(config.y_column)]
+            self._parts = [(extension.lower().encode(), key or None) for extension, _, key in parts]
+        self._found_out = self._parts is None
+        self._looked_at = 0
+        self._bad = 0
+        self._first_bad = ""
+        self.writer = IndexWriter(3, self.labels)
+
+    def run(self, paths: list[str]) -> None:
+        """Index the shards at `paths`.
+
+        Raises:
+            ManifestError: if a shard cannot be read, or a sample does not fit (the first, and how many more).
+        """
+        for number, path in enumerate(paths):
+            self._shard(number, path)
+        if self._bad:
+            more = f" ({self._bad - 1} more bad samples after it)" if self._bad > 1 else ""
+            raise ManifestError(
+                f"cannot use {self._first_bad}{more}; write the shard again, or see --x-column, --y-column"
+            )
+        if not self.writer.samples:
+            raise ManifestError(
+                f"cannot serve {self._name}: it has no samples (such as 0001.jpg and 0001.cls); check the shards"
+            )
+
+        self.digest.update(repr((self.labels.kind, self.labels.count, list(self.labels.names))).encode())
+
+    def _shard(self, number: int, path: str) -> None:
+        name = show(os.fsencode(os.path.basename(path)), 200)[1:-1]
+        before = identity_of(path)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise ManifestError(
+                f"cannot open the shard {path}: {error.strerror} (errno {error.errno}); check path and permissions"
+            ) from None
+        try:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # reading ahead would read the images
+            headers = TarHeaders(fd, before[2], name)
+            self._samples(number, name, headers)
+            if identity(os.fstat(fd)) != before:
+                raise ManifestError(
+                    f"cannot use the shard {path}: it was written to while it was read; start again when it is complete"
+                )
+        finally:
+            os.close(fd)
+        if not headers.has_end_mark and before[2]:
+            log.warning(
+                "the shard %s has no end mark: some programs leave it out, but if it was cut short or is still being "
+                "written, samples are missing; compare its size with the original's",
+                path,
+            )
+        self.identities.append(before)
+        self.digest.update(b"shard %d\n" % before[2])
+
+    def _samples(self, number: int, name: str, headers: TarHeaders) -> None:
+        rows: list[tuple[int, int, int]] = []
+        labels: list[Numbers] = []
+        said: list[bytes] = []
+        for key, members in _grouped(headers):
+            try:
+                extension, image = self._image(members)
+                label = self._label(headers, members)
+            except (_Bad, BadLabel, BadLine) as bad:
+                self._bad += 1
+                self._first_bad = self._first_bad or f"{name} sample {show(key)[1:-1]}: {bad}"
+                continue
+            blocks = (image.data_at - image.header_at) // BLOCK_BYTES
+            rows.append((number << BLOCKS_BITS | blocks, image.data_at, image.n_bytes))
+            labels.append(label)
+            said.append(b"%s\0%s\0%d\0%s\n" % (key, extension, image.n_bytes, repr(label).encode()))
+            if len(rows) == _ROWS:
+                self._add(rows, labels, said)
+        self._add(rows, labels, said)
+
+    def _add(self, rows: list[tuple[int, int, int]], labels: list[Numbers], said: list[bytes]) -> None:
+        if not self._bad:
+            self.writer.add(rows, labels)
+        self.digest.update(b"".join(said))
+        for each in (rows, labels, said):
+            each.clear()
+
+    def _image(self, members: dict[bytes, list[Member]]) -> tuple[bytes, Member]:
+        """Return the image's extension and its member."""
+        if self._image_extensions:
+            found = [extension for extension in self._image_extensions if extension in members][:1]
+        else:
+            found = [extension for extension in members if extension in _IMAGES]
+            if not found:
+                found = [extension for extension in members if extension.rpartition(b".")[2] in _IMAGES]
+        if not found:
+            wanted = b", .".join(self._image_extensions)
+            what = f"no .{wanted.decode('utf-8', 'replace')}" if wanted else "no image"
+            raise _Bad(f"it has {what} among its members ({_listing(members)})")
+        if len(found) > 1:
+            raise _Bad(f"it has {len(found)} images ({_listing(found)}); give x_column={found[0].decode()} or another")
+        return found[0], _one(members, found[0])
+
+    def _label(self, headers: TarHeaders, members: dict[bytes, list[Member]]) -> Numbers:
+        if self._parts is None:
+            self._parts = self._find_label(headers, members)
+        if not self._parts:
+            if self._found_out and (part := self._part_that_others_lack(headers, members)):
+                raise _Bad(
+                    f"it has a label (.{part}), and the first sample has none; give y_column={part}, or label_columns=0"
+                )
+            return ()
+        values = []
+        for extension, key in self._parts:
+            if extension not in members:
+                raise _Bad(f"it has no label .{extension.decode('utf-8', 'replace')} ({_listing(members)})")
+            member = _one(members, extension)
+            values.append(self._value(headers, member, extension, key))
+        return self.labels.take(values)
+
+    def _find_label(self, headers: TarHeaders, members: dict[bytes, list[Member]]) -> list[LabelPart]:
+        """Return where the label is by the first sample: .cls, or a well-known key of .json, or nowhere."""
+        if b"cls" in members:
+            return [(b"cls", None)]
+        if b"json" in members:
+            member = _one(members, b"json")
+            try:
+                key = _label_key(_content(headers, member))
+            except BadLine as bad:
+                raise _Bad(f"its {_shown(member.name)}: {bad}; give label_columns=0 if no label is in it") from None
+            return [(b"json", key)] if key else []
+        return []
+
+    def _part_that_others_lack(self, headers: TarHeaders, members: dict[bytes, list[Member]]) -> str:
+        """Return the label that a sample has although the first had none; of JSON, some are looked at."""
+        if b"cls" in members:
+            return "cls"
+        if b"json" not in members or self._looked_at == _LOOKED_AT:
+            return ""
+        self._looked_at += 1
+        try:
+            key = _label_key(_content(headers, _one(members, b"json")))
+        except BadLine:
+            return ""
+        return f"json:{key}" if key else ""
+
+    def _value(self, headers: TarHeaders, member: Member, extension: bytes, key: str | None) -> Any:
+        content = _content(headers, member)
+        shown = f"its label {_shown(member.name)}"
+        if key is not None:
+            try:
+                return json_value(json_object(content), key)
+            except BadLine as bad:
+                raise _Bad(f"{shown}: {bad}") from None
+        try:
+            text = content.decode().strip()
+        except UnicodeDecodeError:
+            raise _Bad(f"{shown} is not text in UTF-8 ({show(content, 40)})") from None
+        if not text:
+            raise _Bad(f"{shown} is empty")
+        if extension == b"json":
+            raise _Bad(f"{shown} is JSON; give its key, as y_column=json:label")
+        try:
+            return [_as_number(part) for part in text.split()]
+        except ValueError:
+            return text
+
+
+def _label_key(content: bytes) -> str:
+    """Return the key of the label in a `.json` member, empty if there is none; raises `BadLine` if it is not JSON."""
+    try:
+        found = json_object(content)
+    except NoObject:
+        return ""
+    return next((key for key in LABEL_KEYS if key in found), "")
+
+
+def _parts(option: str | None) -> list[str]:
+    """Return the parts of a column option; WebDataset separates alternatives with semicolons."""
+    if option is None:
+        return []
+    return [part.strip().removeprefix(".") for part in option.replace(";", ",").split(",") if part.strip()]
+
+
+def _as_number(text: str) -> int | float:
+    if "_" in text:
+        raise ValueError
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def _grouped(headers: TarHeaders) -> Iterator[tuple[bytes, dict[bytes, list[Member]]]]:
+    """Yield key and members, by extension, of each run of members with one key."""
+    current: bytes | None = None
+    members: dict[bytes, list[Member]] = {}
+    for member in headers:
+        if member.kind == b"5" or (split := split_key(member.name)) is None:
+            continue
+        key, extension = split
+        if key != current:
+            if current is not None:
+                yield current, members
+            current, members = key, {}
+        members.setdefault(extension, []).append(member)
+    if current is not None:
+        yield current, members
+
+
+def _one(members: dict[bytes, list[Member]], extension: bytes) -> Member:
+    """Return the member with `extension`; it must be one, with content of its own."""
+    first, *more = members[extension]
+    if more:
+        raise _Bad(f"it has {len(more) + 1} members {_shown(first.name)}")
+    kinds = {b"1": "a hard link", b"2": "a symbolic link", b"S": "a sparse file"}
+    if first.kind != b"0":
+        kind = kinds.get(first.kind, f"of the type {show(first.kind)}")
+        raise _Bad(f"its member {_shown(first.name)} is {kind}, and no regular file")
+    return first
+
+
+def _content(headers: TarHeaders, member: Member) -> bytes:
+    if member.n_bytes > _MAX_LABEL_BYTES:
+        raise _Bad(f"its label {_shown(member.name)} has {member.n_bytes} bytes; is it one?")
+    return headers.read(member.data_at, member.n_bytes)
+
+
+def _shown(name: bytes) -> str:
+    return show(name.rpartition(b"/")[2])[1:-1]
+
+
+def _listing(extensions: Any) -> str:
+    listed = [f".{extension.decode('utf-8', 'backslashreplace')}" for extension in extensions]
+    return ", ".join(listed[:10]) + (f" and {len(listed) - 10} more" if len(listed) > 10 else "")

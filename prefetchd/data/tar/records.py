@@ -1,0 +1,132 @@
+"""WebDataset tar shards: samples by random access, from an index of the headers.
+
+`TarShards.open` indexes the shards in the daemon (`tar_index`); readers attach to the index and read a sample with one
+`pread` of its member. The order is that of the shards and of the members in them, and is shuffled like any other
+source's: over all samples, not within a buffer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from prefetchd.config.options import Config
+from prefetchd.data.faults import SampleFault, UnreadableFile, fault_of
+from prefetchd.data.kinds import expand
+from prefetchd.data.manifest.dialect import show
+from prefetchd.data.records import Sample
+from prefetchd.data.shards import ShardRecords, write_table
+from prefetchd.data.tar.headers import BLOCK_BYTES, BLOCKS_BITS, TarHeaders, compressed
+from prefetchd.errors import ManifestError, one_line
+
+if TYPE_CHECKING:
+    from prefetchd.data.files import FileBuffer
+    from prefetchd.data.source import ReserveMemory
+
+_COMPRESSED = {"gz": "gzip", "tgz": "gzip", "bz2": "bzip2", "tbz": "bzip2", "tbz2": "bzip2", "xz": "xz", "txz": "xz"}
+
+
+class TarShards(ShardRecords):
+    """The samples of tar shards; see `Records`. A sample's place is (shard, header blocks, data offset, bytes)."""
+
+    def __init__(self, facts: dict[str, Any], index_fd: int) -> None:
+        """Take over the descriptor; `facts` are those of `handle()`. Use `open` or `attach`."""
+        super().__init__(facts, index_fd, at_random=facts["at_random"])
+
+    @classmethod
+    def open(cls, config: Config) -> TarShards:
+        """Index the shards that `config.source` names.
+
+        Raises:
+            ManifestError: if one cannot be read, there are no samples, or one of them does not fit.
+        """
+        from prefetchd.data.tar.indexer import TarIndexer
+
+        name = one_line(config.source)
+        paths = expand(config.source, "tar", name)
+        for path in paths:
+            suffix = path.rpartition(".")[2].lower()
+            if suffix != "tar":
+                raise compressed(one_line(path), _COMPRESSED.get(suffix, suffix))
+        indexer = TarIndexer(config, name)
+        try:
+            indexer.run(paths)
+            facts = indexer.writer.finish()
+            files = write_table(indexer.writer, paths, indexer.identities)
+        except BaseException:
+            indexer.writer.close()
+            raise
+        described = {"name": name, "digest": indexer.digest.hexdigest(), "at_random": config.shuffle}
+        return cls({**facts, **files, **described}, indexer.writer.seal())
+
+    @classmethod
+    def attach(cls, handle: dict[str, Any], fds: list[int]) -> TarShards:
+        """Return the shards that `handle()` described, in another process; it owns `fds` from here on."""
+        (index_fd,) = fds
+        return cls(handle, index_fd)
+
+    def handle(self) -> tuple[dict[str, Any], list[int]]:
+        """Plain values and a descriptor from which a reader attaches."""
+        return self._facts, [self._index.fd]
+
+    @property
+    def shared_bytes(self) -> int:
+        """The index."""
+        return self._index.n_bytes
+
+    @property
+    def reads_apart(self) -> bool:
+        """No: open shards are kept and closed in the order of their use."""
+        return False
+
+    @property
+    def reader_bytes(self) -> int:
+        """Nothing to speak of: readers share the index."""
+        return 0
+
+    def samples(self, sample_ids: Iterable[int]) -> list[Sample]:
+        """Return the samples of these numbers; see `Records.samples`. Whether a shard has changed is for `read`."""
+        found = []
+        for (packed, data_at, n_bytes), label in self._index.rows(sample_ids):
+            shard, blocks = packed >> BLOCKS_BITS, packed & (1 << BLOCKS_BITS) - 1
+            found.append(Sample(self._files.path(shard), label, place=(shard, blocks, data_at, n_bytes)))
+        return found
+
+    def read(self, sample: Sample, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
+        """Return the bytes of the image member; see `Records.read`."""
+        shard, _, data_at, n_bytes = sample.place
+        fd = self._files.descriptor(shard)
+        if not n_bytes:
+            raise UnreadableFile("the member is empty (0 bytes)")
+        if n_bytes > buffer.capacity_bytes:
+            reserve(n_bytes)
+        n_read = 0
+        try:
+            view = buffer.view(n_bytes)
+            while n_read < n_bytes:
+                n_new = os.preadv(fd, [view[n_read:]], data_at + n_read)
+                if n_new == 0:
+                    raise ManifestError(
+                        f"cannot go on with {self.name}: {one_line(sample.path)} became shorter while in use "
+                        f"(ends at byte {data_at + n_read}); start again"
+                    )
+                n_read += n_new
+        except (OSError, MemoryError) as error:
+            raise fault_of(error) from None
+        return view
+
+    def where(self, sample: Sample) -> str:
+        """Shard, key and member: `shard-000.tar sample a/n01_10: n01_10.jpg`."""
+        shard, blocks, data_at, _ = sample.place
+        shard_name = show(os.fsencode(os.path.basename(sample.path)), 200)[1:-1]
+        try:
+            fd = self._files.descriptor(shard)
+            member = TarHeaders(fd, os.fstat(fd).st_size, shard_name).member(data_at - blocks * BLOCK_BYTES)
+        except (ManifestError, SampleFault):
+            member = None
+        if member is None:
+            return f"{shard_name} at byte {data_at}"
+        folder, slash, base = member.name.rpartition(b"/")
+        key = show(folder + slash + base.partition(b".")[0], 200)[1:-1]
+        return f"{shard_name} sample {key}: {show(base, 200)[1:-1]}"

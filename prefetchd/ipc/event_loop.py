@@ -1,0 +1,76 @@
+"""The daemon's event loop: callbacks for readable descriptors, timers and signals, all in one thread."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable
+
+Callback = Callable[[], None]
+
+
+class EventLoop:
+    """Wait for descriptors and timers, and run their callbacks in the thread that called `run`."""
+
+    def __init__(self) -> None:
+        self.clock = time.monotonic
+        self._selector = selectors.DefaultSelector()
+        self._timers: list[tuple[float, int, Callback]] = []
+        self._numbers = itertools.count()
+        self._stopped = False
+        self._wake, self._wake_end = socket.socketpair()
+        self._wake.setblocking(False)
+        self._wake_end.setblocking(False)
+        self.watch(self._wake.fileno(), lambda: self._drain())
+
+    def watch(self, fd: int, callback: Callback) -> None:
+        """Call `callback` whenever `fd` is readable."""
+        self._selector.register(fd, selectors.EVENT_READ, callback)
+
+    def unwatch(self, fd: int) -> None:
+        """Stop watching `fd`, if it is watched."""
+        if fd >= 0 and fd in self._selector.get_map():
+            self._selector.unregister(fd)
+
+    def call_later(self, delay_s: float, callback: Callback) -> None:
+        """Call `callback` once, `delay_s` seconds from now."""
+        heapq.heappush(self._timers, (self.clock() + delay_s, next(self._numbers), callback))
+
+    def on_signal(self, number: int, callback: Callback) -> None:
+        """Call `callback` from the loop, not from the signal handler, when the signal arrives."""
+        signal.set_wakeup_fd(self._wake_end.fileno(), warn_on_full_buffer=False)
+        signal.signal(number, lambda *_: self.call_later(0, callback))
+
+    def stop(self) -> None:
+        """Make `run` return after the callbacks of this round."""
+        self._stopped = True
+
+    def run(self, after_events: Callback) -> None:
+        """Run until `stop`; `after_events` is called after each round of callbacks."""
+        while not self._stopped:
+            timeout = max(0.0, self._timers[0][0] - self.clock()) if self._timers else None
+            for key, _ in self._selector.select(timeout):
+                # An earlier callback may have closed it, and its number may belong to another file now.
+                if self._selector.get_map().get(key.fd) is key:
+                    key.data()
+            while self._timers and self._timers[0][0] <= self.clock():
+                heapq.heappop(self._timers)[2]()
+            after_events()
+
+    def close(self) -> None:
+        """Close the loop's own descriptors."""
+        signal.set_wakeup_fd(-1)
+        self._selector.close()
+        self._wake.close()
+        self._wake_end.close()
+
+    def _drain(self) -> None:
+        try:
+            while self._wake.recv(64):
+                pass
+        except BlockingIOError:
+            pass

@@ -1,0 +1,133 @@
+"""Sockets: send and receive one message, with descriptors beside it. Every process uses it.
+
+Each socket is `AF_UNIX`, `SOCK_SEQPACKET`: messages keep their boundaries and arrive in order, and an empty read means
+that the peer has ended. A message has at most `MAX_MESSAGE_BYTES`.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+import struct
+from collections.abc import Sequence
+
+# Below the size from which malloc takes fresh pages for the buffer of every receive.
+MAX_MESSAGE_BYTES = 96 * 1024
+_MAX_FDS = 8
+_ANCILLARY_BYTES = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
+_RECEIVE = int(socket.MSG_CMSG_CLOEXEC)
+_RECEIVE_NOW = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
+_SEND = int(socket.MSG_NOSIGNAL)
+_SEND_NOW = int(socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+_SO_PEERPIDFD = 77  # Linux 6.5; not named by the socket module yet
+
+
+class ConnectionEnded(Exception):
+    """The peer has closed its end, or is gone."""
+
+
+class OwnedSocket(socket.socket):
+    """A socket that closes with its last user, without a warning: arrays that a user holds keep it open."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def socket_pair() -> tuple[socket.socket, socket.socket]:
+    """Return two connected sockets."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def send(sock: socket.socket, data: bytes, fds: Sequence[int] = (), *, wait: bool = True) -> None:
+    """Send one message.
+
+    Raises:
+        BlockingIOError: with `wait=False`, if the peer's buffer is full; nothing was sent.
+        ConnectionEnded: if the peer is gone.
+    """
+    flags = _SEND if wait else _SEND_NOW
+    try:
+        if fds:
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+            sock.sendmsg([data], ancillary, flags)
+        else:
+            sock.send(data, flags)
+    except (BrokenPipeError, ConnectionError) as error:
+        raise ConnectionEnded from error
+
+
+def receive(
+    sock: socket.socket, *, wait: bool = True, buffer: bytearray | None = None
+) -> tuple[bytes | memoryview, list[int]]:
+    """Return the next message and the descriptors that came with it, which the caller then owns.
+
+    With a `buffer` of `MAX_MESSAGE_BYTES` the message is a view of it, valid until the next call.
+
+    Raises:
+        BlockingIOError: with `wait=False`, if there is no message.
+        ConnectionEnded: if the peer has closed its end or is gone.
+    """
+    flags = _RECEIVE if wait else _RECEIVE_NOW
+    try:
+        data, ancillary = _receive(sock, flags, buffer)
+    except ConnectionResetError:
+        # The peer closed with messages of ours unread. The error comes once, before the peer's last message.
+        try:
+            data, ancillary = _receive(sock, flags, buffer)
+        except ConnectionError as error:
+            raise ConnectionEnded from error
+    except ConnectionError as error:
+        raise ConnectionEnded from error
+    fds = _descriptors(ancillary) if ancillary else []
+    if not data:
+        close_all(fds)
+        raise ConnectionEnded
+    return data, fds
+
+
+def _receive(
+    sock: socket.socket, flags: int, buffer: bytearray | None
+) -> tuple[bytes | memoryview, list[tuple[int, int, bytes]]]:
+    if buffer is None:
+        data, ancillary, _, _ = sock.recvmsg(MAX_MESSAGE_BYTES, _ANCILLARY_BYTES, flags)
+        return data, ancillary
+    n_bytes, ancillary, _, _ = sock.recvmsg_into([buffer], _ANCILLARY_BYTES, flags)
+    return memoryview(buffer)[:n_bytes], ancillary
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    fds: list[int] = []
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            numbers = array.array("i")
+            numbers.frombytes(payload[: len(payload) - len(payload) % numbers.itemsize])
+            fds.extend(numbers)
+    return fds
+
+
+def close_all(fds: Sequence[int]) -> None:
+    """Close every descriptor of `fds`."""
+    for fd in fds:
+        os.close(fd)
+
+
+def peer_pid(sock: socket.socket) -> int:
+    """Return the pid of the process that created the peer's end, or listened on it."""
+    pid: int = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+    return pid
+
+
+def peer(sock: socket.socket) -> tuple[int, int, int]:
+    """Return the peer's pid, user id and a pidfd that the caller owns.
+
+    Raises:
+        ProcessLookupError: if the peer is gone already.
+    """
+    pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    try:
+        pidfd = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+        os.set_inheritable(pidfd, False)
+    except OSError:
+        pidfd = os.pidfd_open(pid)
+    return pid, uid, pidfd

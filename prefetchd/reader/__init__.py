@@ -1,0 +1,1 @@
+"""The reader processes, and the fork server that starts them."""

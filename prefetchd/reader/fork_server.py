@@ -1,0 +1,157 @@
+"""The zygote: a small process that has numpy and cv2 loaded, with one thread, and forks a reader whenever it is asked.
+
+    python -P -m prefetchd.reader.fork_server SOCKET_FD DAEMON_PID [FILE ... LOCK]
+
+A fork takes some milliseconds where a fresh interpreter takes a third of a second, and readers share the libraries'
+private pages. It is started before the daemon has any thread, and has none itself, so `fork` is sound. The standard
+library's forkserver does the same, but leaves its socket's folder behind when its parent is killed, tells nobody how
+a child ended but its creator, and hands out no pidfd.
+
+When the daemon dies, by whatever means, the zygote's socket ends: it kills the readers (a stopped one does not see its
+own socket end), removes the daemon's files unless a successor has them (their lock is the last), and exits. The kernel
+wakes a stopped zygote as the daemon dies, and kills the readers as the zygote dies. A parent-death signal is sent as
+the *thread* ends that forked; daemon and zygote have just one, so it is sound here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+
+from prefetchd.errors import PrefetchdError
+from prefetchd.ipc import os_errors, reader_messages, sockets
+from prefetchd.ipc.run_directory import remove_left_files
+
+# Read by the allocator and the libraries when the zygote starts: one thread, one arena, and big buffers go back to the
+# kernel when they are freed instead of staying in the heap.
+ENVIRONMENT = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(4 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(8 << 20),
+    "OPENCV_LOG_LEVEL": "OFF",
+    "OPENCV_FFMPEG_LOGLEVEL": "-8",
+}
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_UNLOCK_S = 1.0
+_KILL_S = 2.0
+_prctl = ctypes.CDLL(None).prctl
+
+
+class Zygote:
+    """Forks readers for the daemon at the other end of `sock` and reports how they end."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+        self._children: dict[int, tuple[int, int]] = {}  # pidfd -> (reader, pid)
+
+    def run(self) -> None:
+        """Serve until the daemon is gone."""
+        try:
+            while True:
+                for fd, _ in self._poll.poll():
+                    if fd in self._children:
+                        self._reap(fd)
+                    else:
+                        data, fds = sockets.receive(self._sock)
+                        self._spawn(reader_messages.decode_to_fork_server(data).reader, fds[0])
+        except sockets.ConnectionEnded:
+            return
+        finally:
+            self._kill_all()
+
+    def _spawn(self, reader: int, fd: int) -> None:
+        zygote = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            _run_reader(fd, [self._sock.fileno(), *self._children], zygote)
+        os.close(fd)
+        pidfd = os.pidfd_open(pid)
+        self._children[pidfd] = reader, pid
+        self._poll.register(pidfd, select.POLLIN)
+        sockets.send(self._sock, reader_messages.encode(reader_messages.Spawned(reader, pid)), [pidfd])
+
+    def _reap(self, pidfd: int) -> None:
+        reader, pid = self._children.pop(pidfd)
+        self._poll.unregister(pidfd)
+        os.close(pidfd)
+        exit_code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        sockets.send(self._sock, reader_messages.encode(reader_messages.Exited(reader, exit_code)))
+
+    def _kill_all(self) -> None:
+        import psutil
+
+        for descendant in psutil.Process().children(recursive=True):  # users' functions may have started some
+            with contextlib.suppress(psutil.NoSuchProcess):
+                descendant.kill()
+        for pidfd in self._children:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        deadline_s = time.monotonic() + _KILL_S  # one that hangs in the kernel does not keep us from cleaning up
+        for pidfd, (_, pid) in self._children.items():
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            if poll.poll(max(0.0, deadline_s - time.monotonic()) * 1000):
+                os.waitpid(pid, 0)
+
+
+def _run_reader(fd: int, inherited: list[int], zygote: int) -> None:
+    """Be the reader, in the forked child; never returns."""
+    status = 1
+    try:
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != zygote:
+            os._exit(status)  # it died before we asked for the signal
+        sockets.close_all(inherited)
+        from prefetchd.reader import process as reader
+
+        reader.main(socket.socket(fileno=fd))
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _remove_half_made_segments(daemon_pid: str) -> None:
+    """Remove the name of a segment that the daemon was killed in the midst of making; it has no memory yet."""
+    for name in os.listdir("/dev/shm"):
+        if name.startswith(f"prefetchd-{daemon_pid}-"):
+            with contextlib.suppress(OSError):
+                os.unlink(f"/dev/shm/{name}")
+
+
+def main(argv: list[str]) -> None:
+    """Run the zygote; see the module's docstring for `argv`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what a reader leaves behind is ours to end
+
+    try:
+        with os_errors.explained("start a reader"):
+            Zygote(socket.socket(fileno=int(argv[0]))).run()
+    except PrefetchdError as error:
+        print(f"prefetchd: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)  # the pool starts another, and gives up after some
+    with contextlib.suppress(OSError):
+        _remove_half_made_segments(argv[1])
+    if argv[2:]:
+        remove_left_files(argv[2:], _UNLOCK_S)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

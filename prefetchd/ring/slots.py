@@ -1,0 +1,205 @@
+"""The ring: slots, what they hold, and who holds them. The truth about leases is here, in the daemon's memory.
+
+    FREE --start_fill--> FILLING --finish_fill--> READY --start_fill (another batch)--> FILLING
+      ^                     |
+      +------abandon--------+   a batch that cannot be made
+
+The ring is a window over the sequence of batches, keyed by (data set, epoch, batch). A slot, whatever it holds, may be
+filled anew only if nobody holds it (`leases`, by consumer) and nobody may still write into it (`writers`, by reader): a
+writer leaves by its acknowledgement or its observed exit alone. Pure bookkeeping: no clock, no socket, no map.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prefetchd.ring.segment import Segment
+
+Key = tuple[int, int, int]  # (data set, epoch, batch)
+
+
+class Content(enum.Enum):
+    """What a slot holds."""
+
+    FREE = "free"
+    FILLING = "filling"
+    READY = "ready"
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """One batch buffer.
+
+    Attributes:
+        number: the slot's name on the wire.
+        segment: its memory, owned.
+        content: what it holds.
+        key: the batch it holds or is being filled with.
+        rows: samples in a READY batch.
+        leases: leases on it, each with the number of its consumer.
+        writers: readers that may still write into it, each with the number of its tasks there.
+    """
+
+    number: int
+    segment: Segment
+    content: Content = Content.FREE
+    key: Key | None = None
+    rows: int = 0
+    leases: dict[int, int] = field(default_factory=dict)
+    writers: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def reusable(self) -> bool:
+        """Whether a new batch may be put here now, what it holds being given up."""
+        return self.content is not Content.FILLING and not self.leases and not self.writers
+
+
+class Ring:
+    """All slots, and where each batch is."""
+
+    def __init__(self) -> None:
+        self.slots: dict[int, Slot] = {}
+        self._by_key: dict[Key, Slot] = {}
+        self._lease_slots: dict[int, Slot] = {}
+        self._held: dict[int, dict[int, int]] = {}  # by consumer: how many leases it has on each slot
+        self.leased_slots = 0  # how many slots have a holder
+        self.n_returned = 0  # how often the last holder of a slot has let go of it
+        self._next_lease = 1
+        self._next_number = 1
+
+    # --- slots
+
+    def add(self, segment: Segment) -> Slot:
+        """Take a segment in as a FREE slot."""
+        slot = Slot(self._next_number, segment)
+        self._next_number += 1
+        self.slots[slot.number] = slot
+        return slot
+
+    def remove(self, slot: Slot) -> None:
+        """Give a reusable slot's segment back to the machine."""
+        assert slot.reusable
+        self._forget_key(slot)
+        del self.slots[slot.number]
+        slot.segment.discard()
+
+    def close(self) -> None:
+        """Give every segment up, at the daemon's end; maps of consumers live on."""
+        for slot in self.slots.values():
+            slot.segment.close()
+        self.slots.clear()
+
+    def find(self, key: Key) -> Slot | None:
+        """Return the slot that holds the batch, or is being filled with it."""
+        return self._by_key.get(key)
+
+    def missing(self, keys: Iterable[Key]) -> list[Key]:
+        """Return those of the batches that no slot holds, or is being filled with."""
+        held = self._by_key
+        return [key for key in keys if key not in held]
+
+    def reusable_slots(self) -> list[Slot]:
+        """Return the slots that a new batch may be put into now (`Slot.reusable`)."""
+        filling = Content.FILLING
+        return [
+            slot for slot in self.slots.values() if slot.content is not filling and not slot.leases and not slot.writers
+        ]
+
+    def count(self, content: Content) -> int:
+        """How many slots are in that state."""
+        return sum(slot.content is content for slot in self.slots.values())
+
+    # --- content
+
+    def start_fill(self, slot: Slot, key: Key) -> None:
+        """Give up what a reusable slot holds and begin to fill it with the batch `key`."""
+        assert slot.reusable, slot
+        assert key not in self._by_key, key
+        self._forget_key(slot)
+        slot.content, slot.key, slot.rows = Content.FILLING, key, 0
+        self._by_key[key] = slot
+
+    def finish_fill(self, slot: Slot, rows: int) -> None:
+        """The batch is whole, with `rows` samples."""
+        assert slot.content is Content.FILLING
+        assert not slot.writers
+        slot.content, slot.rows = Content.READY, rows
+
+    def abandon(self, slot: Slot) -> None:
+        """Give up a batch that cannot be made; the slot is reused when its last writer has left."""
+        assert slot.content is Content.FILLING
+        self._forget_key(slot)
+        slot.content = Content.FREE
+
+    def _forget_key(self, slot: Slot) -> None:
+        if slot.key is not None:
+            del self._by_key[slot.key]
+        slot.key, slot.content = None, Content.FREE
+
+    # --- writers
+
+    def add_writer(self, slot: Slot, reader: int) -> None:
+        """A task that writes here was given to `reader`."""
+        slot.writers[reader] = slot.writers.get(reader, 0) + 1
+
+    def drop_writer(self, slot: Slot, reader: int) -> None:
+        """`reader` has acknowledged one task."""
+        slot.writers[reader] -= 1
+        if not slot.writers[reader]:
+            del slot.writers[reader]
+
+    def reader_exited(self, reader: int) -> None:
+        """`reader` is gone for certain and writes nowhere any more."""
+        for slot in self.slots.values():
+            slot.writers.pop(reader, None)
+
+    # --- leases
+
+    def grant(self, slot: Slot, consumer: int) -> int:
+        """Lease a READY slot to a consumer; return the lease's number, used once only."""
+        assert slot.content is Content.READY
+        lease = self._next_lease
+        self._next_lease += 1
+        self.leased_slots += not slot.leases
+        slot.leases[lease] = consumer
+        held = self._held.setdefault(consumer, {})
+        held[slot.number] = held.get(slot.number, 0) + 1
+        self._lease_slots[lease] = slot
+        return lease
+
+    def release(self, lease: int, consumer: int) -> bool:
+        """End a lease; `False` if there is no such lease of this consumer (a stale or foreign message)."""
+        slot = self._lease_slots.get(lease)
+        if slot is None or slot.leases.get(lease) != consumer:
+            return False
+        del slot.leases[lease], self._lease_slots[lease]
+        if not slot.leases:
+            self.leased_slots -= 1
+            self.n_returned += 1
+        held = self._held[consumer]
+        held[slot.number] -= 1
+        if not held[slot.number]:
+            del held[slot.number]
+            if not held:
+                del self._held[consumer]
+        return True
+
+    def release_all(self, consumer: int) -> int:
+        """End every lease of a consumer that is gone; return how many there were."""
+        slots = [self.slots[number] for number in self._held.get(consumer, ())]
+        gone = [lease for slot in slots for lease, holder in slot.leases.items() if holder == consumer]
+        for lease in gone:
+            self.release(lease, consumer)
+        return len(gone)
+
+    def rows_in(self, leases: Iterable[int]) -> int:
+        """How many samples there are in the batches of those of `leases` that have not ended."""
+        return sum(self._lease_slots[lease].rows for lease in leases if lease in self._lease_slots)
+
+    def held_by(self, consumer: int) -> int:
+        """How many slots a consumer holds."""
+        return len(self._held.get(consumer, ()))

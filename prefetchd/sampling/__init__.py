@@ -1,0 +1,1 @@
+"""Which sample stands where, and its random numbers: pure functions of (seed, epoch, position)."""

@@ -1,0 +1,287 @@
+"""PyTorch: batches as tensors, on the processor or on their way to a CUDA device.
+
+    import prefetchd.torch
+
+    for x, y in prefetchd.torch.batches("train.txt", batch_size=64, shuffle=True, device="cuda"):
+        ...
+
+On the processor a tensor shares the slot's memory, and the slot is held as long as the tensor or any view of it lives.
+The memory is mapped copy-on-write, so in-place operations are safe: what they write stays in this process. To a CUDA
+device the next batch is copied beside the step that is running (`device_copies`); its slot goes back as soon as the
+copy is done, whatever the loop keeps.
+
+The loader is an iterable with a length, a state and `set_epoch`, which is what Lightning, Accelerate and torchdata's
+stateful loaders look for. When a daemon dies it behaves as `prefetchd.Loader` does, which it is made of.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import weakref
+from collections import deque
+from collections.abc import Callable, Generator, Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+try:
+    import torch
+    from torch.utils.data import IterableDataset
+except ImportError as error:
+    raise ImportError(
+        f"cannot import prefetchd.torch: PyTorch cannot be imported ({error}); pip install 'prefetchd[torch]'"
+    ) from error
+
+from prefetchd.client.api import batches as numpy_batches
+from prefetchd.client.batch import Batch, InEpoch
+from prefetchd.errors import ConfigError, PrefetchdError
+from prefetchd.torch.device_copies import Arriving, Cuda, DeviceCopies
+from prefetchd.torch.options import choose_share, conversion, find_device
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from prefetchd.batch_options import BatchOptions
+    from prefetchd.client.loader import Loader
+    from prefetchd.client.state import Position
+    from prefetchd.ring.layout import BatchLayout
+
+__all__ = ["TensorBatch", "TensorLoader", "batches"]
+
+_VALUE_OPTIONS = ("dtype", "scale", "mean", "std")
+
+
+class _Tensors(NamedTuple):
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+class TensorBatch(InEpoch, _Tensors):  # type: ignore[misc]  # index hides tuple.index, on purpose
+    """One batch of tensors: unpacks as `x, y`, and has `.epoch`, `.index`, `.repeated` and `.sample_ids`.
+
+    Attributes:
+        x: the samples; images are (rows, channels, height, width).
+        y: the labels, as `prefetchd.batches` delivers them.
+        sample_ids: (rows,) int64, a numpy array: the number of each sample in the data, from 0.
+    """
+
+    sample_ids: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, batch: Batch, x: torch.Tensor, y: torch.Tensor, sample_ids: NDArray[np.int64]) -> TensorBatch:
+        """Return `x, y` with what `batch` tells of its place."""
+        made = tuple.__new__(cls, (x, y))
+        made._grant, made.sample_ids = batch.place, sample_ids
+        return made
+
+
+class _Ahead(NamedTuple):
+    """A batch whose copy was started, and where the user's loop is when it has it."""
+
+    tensors: TensorBatch
+    arriving: Arriving
+    after: Position
+
+
+def batches(
+    source: str | bytes | os.PathLike[str] | None = None,
+    *,
+    device: str | int | torch.device | None = None,
+    normalize: Literal["readers", "device"] = "readers",
+    **options: Unpack[BatchOptions],
+) -> TensorLoader:
+    """Return a re-iterable loader of batches `x, y` of tensors.
+
+    Images are (rows, channels, height, width). From the default layout, `nhwc`, they are so without a copy, in the
+    memory format `torch.channels_last`, which convolutions like best; `layout="nchw"` makes them contiguous, and
+    `layout="nhwc"`, said expressly, leaves the channels last in the shape too. Arrays keep their shape.
+
+    Args:
+        source: as for `prefetchd.batches`: a private daemon's data, or nothing to attach to a daemon.
+        device: where the tensors are; the processor if not given. For a CUDA device the next batch is copied beside
+            the step that is running.
+        normalize: where `dtype`, `scale`, `mean` and `std` are applied: by the readers, or by the device, to uint8
+            batches, which take a quarter of the ring and of the copy that float32 does.
+        options: every option of `prefetchd.batches`. Tensors on the processor can always be written (`writable`).
+            Without `rank`, the share of this process is that of torch.distributed's process group, or of torchrun's
+            variables, if there is one, and a warning says so; `rank="env"` says that it is meant, and `rank=0,
+            world_size=1` that every process shall see everything.
+
+    Raises:
+        ConfigError: for a device that there is not, and as `prefetchd.batches`.
+        PrefetchdError: as `prefetchd.batches`.
+
+    Example:
+        >>> loader = prefetchd.torch.batches("train.txt", batch_size=64, device="cuda", dtype="float32", scale=1 / 255,
+        ...                                  normalize="device")  # doctest: +SKIP
+        >>> for x, y in loader:  # doctest: +SKIP
+        ...     loss = criterion(model(x), y)
+    """
+    to = find_device(device)
+    if normalize not in ("readers", "device"):
+        raise ConfigError(f"cannot use normalize={normalize!r}: it must be 'readers' or 'device'")
+    values = {name: options.pop(name, None) for name in _VALUE_OPTIONS} if normalize == "device" else {}  # type: ignore[misc]
+    choose_share(options)
+    options["writable"] = to.type != "cuda"
+    loader = numpy_batches(source, **options)
+    try:
+        on_device = conversion(loader, to, values, permute=options.get("layout") is None)
+        cuda = Cuda(to) if to.type == "cuda" else None
+        return TensorLoader(loader, to, on_device, cuda)
+    except BaseException:
+        loader.close()
+        raise
+
+
+class TensorLoader(IterableDataset[TensorBatch]):
+    """A re-iterable source of batches of tensors, made by `batches`. Close it with `close()` or `with`, or drop it.
+
+    It is a `torch.utils.data.IterableDataset` of whole batches, for libraries that ask for one. Nothing is gained by a
+    `DataLoader` around it; one with workers is refused, since a loader belongs to the process that made it.
+    """
+
+    def __init__(
+        self,
+        loader: Loader,
+        device: torch.device,
+        on_device: Callable[[torch.Tensor], torch.Tensor],
+        cuda: Cuda | None,
+    ) -> None:
+        self._loader = loader
+        self._device = device
+        self._on_device = on_device
+        self._copies = DeviceCopies(cuda, loader.layout, lambda: loader.maps, on_device) if cuda is not None else None
+        self._end = weakref.finalize(self, self._copies.close) if self._copies is not None else None
+        self._current: weakref.ref[Generator[TensorBatch, None, None]] | None = None
+        # Where the user's loop is, while that of the copies is ahead of it.
+        self._delivered: Position | None = None
+
+    def __len__(self) -> int:
+        """Batches in an epoch, as this rank sees it."""
+        return len(self._loader)
+
+    def __repr__(self) -> str:
+        return f"<prefetchd.torch.TensorLoader to {self._device} of {self._loader!r}>"
+
+    @property
+    def n_samples(self) -> int:
+        """Samples in the data set."""
+        return self._loader.n_samples
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of the classes by number, where the labels were text; else `None`."""
+        return self._loader.classes
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration of the daemon that serves this loader, by option name."""
+        return self._loader.config
+
+    @property
+    def layout(self) -> BatchLayout:
+        """Shapes and dtypes of a batch as the daemon delivers it."""
+        return self._loader.layout
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self._device
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next iteration begin with `epoch`; see `prefetchd.Loader.set_epoch`."""
+        self._loader.set_epoch(epoch)
+        if self._current is None or self._current() is None:
+            self._delivered = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the user's loop is, as plain JSON values; batches on their way to the device do not count."""
+        if self._delivered is not None:
+            return self._loader.state_at(self._delivered)
+        return self._loader.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the next iteration go on from `state`; see `prefetchd.Loader.load_state_dict`."""
+        self._end_current()
+        self._loader.load_state_dict(state)
+        self._delivered = None
+
+    def __iter__(self) -> Generator[TensorBatch, None, None]:
+        """Return a generator over the next `epochs` epochs; an earlier one of this loader ends."""
+        self._end_current()
+        self._delivered = None
+        arrays = iter(self._loader)
+        generator = self._run(arrays) if self._copies is None else self._run_ahead(arrays, self._copies)
+        self._current = weakref.ref(generator)
+        return generator
+
+    # Neither generator may hold a batch while the user's loop has it: the slot must go back when the user's tensors do.
+
+    def _run(self, arrays: Generator[Batch, None, None]) -> Generator[TensorBatch, None, None]:
+        try:
+            yield from map(self._tensors, arrays)
+        finally:
+            arrays.close()
+
+    def _tensors(self, batch: Batch) -> TensorBatch:
+        x, y = (torch.from_numpy(array).to(self._device) for array in batch)
+        return TensorBatch.of(batch, self._on_device(x), y, batch.sample_ids)
+
+    def _run_ahead(
+        self, arrays: Generator[Batch, None, None], copies: DeviceCopies
+    ) -> Generator[TensorBatch, None, None]:
+        """Start a batch's copy before the one before it is delivered: if it is here already, and in the same epoch."""
+        ahead: deque[_Ahead] = deque()
+        try:
+            while True:
+                if ahead and (ahead[0].after.batch == 0 or not self._loader.is_ready):
+                    yield self._deliver(ahead.popleft(), copies)
+                copies.make_room()
+                try:
+                    batch = next(arrays, None)
+                except PrefetchdError:
+                    if ahead:
+                        yield self._deliver(ahead.popleft(), copies)
+                    raise
+                if batch is None:
+                    if ahead:
+                        yield self._deliver(ahead.popleft(), copies)
+                    return
+                arriving = copies.start(batch.root, len(batch.y))
+                tensors = TensorBatch.of(batch, arriving.x, arriving.y, batch.sample_ids.copy())
+                ahead.append(_Ahead(tensors, arriving, self._loader.position))
+                del batch, tensors, arriving
+                if len(ahead) > 1:
+                    yield self._deliver(ahead.popleft(), copies)
+        finally:
+            arrays.close()
+            copies.make_room(0)
+
+    def _deliver(self, ahead: _Ahead, copies: DeviceCopies) -> TensorBatch:
+        copies.hand_over(ahead.arriving)
+        self._delivered = ahead.after
+        return ahead.tensors
+
+    def _end_current(self) -> None:
+        generator = self._current() if self._current is not None else None
+        if generator is not None:
+            with contextlib.suppress(ValueError):  # another thread is in the midst of it: the loader's end wakes that
+                generator.close()
+
+    def close(self) -> None:
+        """End the loader, and with it a private daemon. Tensors that were delivered stay valid.
+
+        Another thread that waits for a batch of it gets a `PrefetchdError` that says so.
+        """
+        self._end_current()
+        if self._end is not None:
+            self._end()
+        self._loader.close()
+
+    def __enter__(self) -> TensorLoader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

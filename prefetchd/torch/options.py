@@ -1,0 +1,99 @@
+"""What the options of `prefetchd.torch.batches` come to: a device, a share of the ranks, what is made of x there.
+
+Called once a loader, by `prefetchd.torch`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from prefetchd.client.user_warnings import warn_user
+from prefetchd.config.options import make_config
+from prefetchd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from prefetchd.batch_options import BatchOptions
+    from prefetchd.client.loader import Loader
+
+
+def find_device(device: str | int | torch.device | None) -> torch.device:
+    """Return the device, if there is one of that name.
+
+    Raises:
+        ConfigError: if not.
+    """
+    try:
+        wanted = torch.device("cpu" if device is None else device)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"cannot use device={device!r}: {str(error).splitlines()[0]}") from None
+    if wanted.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"cannot deliver to {wanted}: PyTorch {torch.__version__} finds no CUDA device here; "
+            "leave device out, or install a build of PyTorch for CUDA and its driver"
+        )
+    if wanted.type == "cuda" and wanted.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return wanted
+
+
+def choose_share(options: BatchOptions) -> None:
+    """Fill in `rank` and `world_size` from the process group or torchrun's variables, where they are not numbers."""
+    if options.get("rank") not in (None, "env") or options.get("world_size") is not None:
+        return
+    share: tuple[int, int] | None = None
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        share = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        where = "the process group"
+    elif os.environ.get("RANK", "").isdecimal() and os.environ.get("WORLD_SIZE", "").isdecimal():
+        share = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        where = "RANK and WORLD_SIZE"
+    if share is None:
+        return  # and with rank="env" the error says what is missing
+    if options.get("rank") is None and share[1] > 1:
+        warn_user(
+            f"this loader delivers the share of rank {share[0]} of {share[1]}, found in {where}; pass rank='env' if "
+            "that is meant, or rank=0, world_size=1 for every rank to see everything, as for validation"
+        )
+    options["rank"], options["world_size"] = share
+
+
+def conversion(
+    loader: Loader, device: torch.device, values: Mapping[str, Any], *, permute: bool
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what is made of x where it is wanted: channels second, and normalised by `values`."""
+    config = loader.config
+    is_images = loader.serves_images
+    channels_second = config["layout"] == "nchw" or permute
+    moves = is_images and config["layout"] == "nhwc" and permute
+    given = {name: value for name, value in values.items() if value is not None}
+    if given and not (is_images and config["dtype"] == "uint8"):
+        what = f"{config['dtype']} images" if is_images else "arrays"
+        raise ConfigError(
+            f"cannot normalize on the device: the daemon serves {what}, and this is for uint8 images; "
+            "leave normalize out, or serve dtype=uint8"
+        )
+    factors: tuple[torch.Tensor, torch.Tensor] | None = None
+    dtype = None
+    if given:
+        checked = make_config(source=".", color=config["color"], **given)
+        dtype = getattr(torch, checked.dtype)
+        if len(given) > 1:
+            shape = (-1, 1, 1) if channels_second else (-1,)
+            scale, mean, std = (
+                torch.tensor(value if value is not None else default, dtype=torch.float64).reshape(shape)
+                for value, default in ((checked.scale, 1.0), (checked.mean, 0.0), (checked.std, 1.0))
+            )
+            factors = (scale / std).float().to(device), (-mean / std).float().to(device)
+
+    def convert(x: torch.Tensor) -> torch.Tensor:
+        if moves:
+            x = x.permute(0, 3, 1, 2)
+        if factors is not None:
+            x = x.float().mul_(factors[0]).add_(factors[1])
+        return x if dtype is None else x.to(dtype)
+
+    return convert
