@@ -1,6 +1,6 @@
 """The daemon's side of the trial: what users' functions make of a sample, found out before any memory is planned.
 
-    daemon --OpenDataset + descriptors--> python -P -m prefetchd.reader.dry_run --TrialDone | TrialFailed--> daemon
+    daemon --OpenDataset + descriptors--> python -P -m prefetchd.reader.dry_run --DryRunDone | DryRunFailed--> daemon
 
 Called by a source when it is opened with a `transform`, a `target_transform` or masks; otherwise nothing is started.
 The process imports and runs user code, which the daemon never does. Its end without an answer, by a crash or an exit,
@@ -25,7 +25,7 @@ _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARE
 _MAX_WORDS_BYTES = 1 << 20
 
 
-def run_trial(config: Config, handle: dict[str, Any], fds: list[int]) -> reader_messages.TrialDone:
+def run_trial(config: Config, handle: dict[str, Any], fds: list[int]) -> reader_messages.DryRunDone:
     """Return what the functions give; `handle` and `fds` are those that a reader would attach with.
 
     Raises:
@@ -58,7 +58,7 @@ def run_trial(config: Config, handle: dict[str, Any], fds: list[int]) -> reader_
             f"cannot use {subject(config)}: the trial with one sample ended by itself "
             f"({describe_exit(process.returncode)}; {last}); try the function in Python first"
         )
-    if isinstance(answer, reader_messages.TrialFailed):
+    if isinstance(answer, reader_messages.DryRunFailed):
         raise ConfigError(answer.text)
     if words:
         sys.stderr.write(words)  # what the modules said as they were imported
@@ -72,7 +72,7 @@ def _ask(
     config: Config,
     opened: reader_messages.OpenDataset,
     fds: list[int],
-) -> reader_messages.FromTrial | None:
+) -> reader_messages.FromDryRun | None:
     """Return the answer, or `None` if the process ended without one, and is waited for."""
     try:
         sockets.send(sock, reader_messages.encode(opened), fds)
@@ -81,7 +81,7 @@ def _ask(
                 f"cannot use {subject(config)}: a trial with one sample has not ended within "
                 f"{config.reader_timeout:g} s; see where it waits, or give a longer --reader-timeout"
             )
-        answer: reader_messages.FromTrial = reader_messages.decode_from_trial(sockets.receive(sock)[0])
+        answer: reader_messages.FromDryRun = reader_messages.decode_from_dry_run(sockets.receive(sock)[0])
         return answer
     except sockets.ConnectionEnded:
         process.wait()

@@ -12,7 +12,7 @@ from prefetchd.data.read_ahead import ReadAhead
 from prefetchd.data.records import Records
 from prefetchd.data.source import ReserveMemory
 from prefetchd.errors import one_line
-from prefetchd.ipc.reader_messages import Fault, TrialDone
+from prefetchd.ipc.reader_messages import DryRunDone, Fault
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,7 +43,7 @@ class ImageSource:
         self._ahead = ReadAhead(records, with_masks=config.target == "mask")
         self._cache: CacheInDaemon | None = None
         self._rows: CachedRows | None = None
-        self._trial: TrialDone | None = None
+        self._trial: DryRunDone | None = None
 
     @classmethod
     def open(cls, config: Config, kind: str, records: Records) -> ImageSource:
