@@ -49,9 +49,8 @@ def refuse_given(config: Config, names: tuple[str, ...], concern: str) -> None:
     """Raise `InapplicableOption` if one of the options `names` was given; `concern` says what they are for."""
     for name in names:
         if getattr(config, name) != OPTIONS[name].default:
-            flag = name.replace("_", "-")
             raise InapplicableOption(
-                name, f"cannot use {flag} with {one_line(config.source)}: it concerns {concern} only"
+                name, f"cannot use {name} with {one_line(config.source)}: it concerns {concern} only"
             )
 
 
