@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from prefetchd.config.options import Config
-    from prefetchd.data.images.header import ImageHeader
+    from prefetchd.data.images.headers.header import ImageHeader
 
 
 class KeptImages:

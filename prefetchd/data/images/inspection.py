@@ -14,7 +14,8 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from prefetchd.config.options import Config
-from prefetchd.data.images.header import FORMATS, read_header
+from prefetchd.data.images.headers.header import FORMATS
+from prefetchd.data.images.headers.read import read_header
 from prefetchd.data.images.source import ImageSource
 from prefetchd.data.records import Records, Sample
 from prefetchd.data.registry import attach_images

@@ -23,7 +23,7 @@ from prefetchd.data.images import decode
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from prefetchd.data.images.header import ImageHeader
+    from prefetchd.data.images.headers.header import ImageHeader
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _HEADER_END = 33  # of the signature and the chunk IHDR

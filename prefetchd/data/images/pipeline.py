@@ -20,11 +20,12 @@ from prefetchd.data.images import decode
 from prefetchd.data.images.cacheable import KeptImages
 from prefetchd.data.images.color_jitter import ColorJitter
 from prefetchd.data.images.geometry import FIRST_WORD, Box, Geometry, GeometryDraws, same_aspect
-from prefetchd.data.images.header import ImageHeader
+from prefetchd.data.images.headers.header import ImageHeader
 from prefetchd.data.images.masks import decode_mask
 from prefetchd.data.images.normalize import PixelPipeline
 from prefetchd.data.images.resample import Placer
 from prefetchd.data.images.user_functions import UserFunctions
+from prefetchd.data.images.working_memory import decode_working_bytes
 from prefetchd.data.read_ahead import ReadAhead
 from prefetchd.data.records import Records
 from prefetchd.data.source import ReserveMemory
@@ -179,7 +180,7 @@ class ImageReader:
             top, _, tall, _ = geometry.crop
             bottom = -(-(top + tall) // reduction)  # the crop in what is decoded ends there or above
             n_rows = decode.rows_to_decode(header, reduction, bottom)
-        working_bytes = decode.decode_working_bytes(header, len(data), color=config.color, reduced=reduction)
+        working_bytes = decode_working_bytes(header, len(data), color=config.color, reduced=reduction)
         self._ahead.make_room(working_bytes)
         reserve(working_bytes)
         image = decode.decode_image(data, header, color=config.color, reduction=reduction, n_rows=n_rows)
@@ -205,7 +206,7 @@ class ImageReader:
         data = self._ahead.read(sample_id, sample, self._buffer, reserve)
         header = self._header(data)
         reduction = kept.reduction(header) if self._config.shrink_on_load else 1
-        working = decode.decode_working_bytes(header, len(data), color=self._config.color, reduced=reduction)
+        working = decode_working_bytes(header, len(data), color=self._config.color, reduced=reduction)
         working += kept.n_bytes if kept.n_bytes > _SMALL_IMAGE_BYTES else 0
         self._ahead.make_room(working)
         reserve(working)
@@ -227,7 +228,7 @@ class ImageReader:
                     "which is another aspect"
                 )
             # As colour, for 16 bits are more than a byte, and a colour image is looked at before it is refused.
-            working_bytes = decode.decode_working_bytes(header, len(data), color="rgb", reduced=1)
+            working_bytes = decode_working_bytes(header, len(data), color="rgb", reduced=1)
             self._ahead.make_room(working_bytes)
             reserve(working_bytes)
             mask = decode_mask(data, header)
