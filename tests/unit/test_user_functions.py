@@ -150,7 +150,7 @@ def test_transform_has_its_own_copy(module: str, tmp_path: Path):
 def test_floats_are_taken_for_float_types_only(module: str, tmp_path: Path):
     result, _ = functions(module, tmp_path, transform="floats", dtype="float16").transform(IMAGE, 0, 0)
     assert result.dtype == np.float32
-    with pytest.raises(WrongResult, match=r"returned an array of \(20, 30, 3\) float32.*dtype=float32 takes"):
+    with pytest.raises(WrongResult, match=r'returned an array of \(20, 30, 3\) float32.*dtype="float32" takes'):
         functions(module, tmp_path, transform="floats").transform(IMAGE, 0, 0)
 
 
