@@ -1,7 +1,7 @@
 """The daemon: builds its parts, ties them together in one event loop, and takes them down again.
 
     consumer --OpenCursor/Want/Release--> front desk    foreman --Fill--> pool of readers
-             <--mailbox, Mail------------            ring       <--AllDone--
+             <--mailbox, GrantReady------------            ring       <--AllDone--
                                                      guard (memory budget)
 
 After every round of events `_pump` runs the whole journey once: queued chunks to idle readers, new batches to fill if
@@ -211,7 +211,7 @@ class Daemon:
         # A message wakes the daemon on the sender's processor: it must not take that from a trainer in mid-step.
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         try:
-            with os_errors.said("go on"):
+            with os_errors.explained("go on"):
                 self._loop.run(self._pump)
         except PrefetchdError as error:
             self._desk.tell_all(messages.Fatal(type(error).__name__, str(error)))

@@ -1,6 +1,6 @@
 """The daemon's side of the dry run: what users' functions give for one sample, before memory is planned.
 
-    daemon --OpenDataset + descriptors--> python -P -m prefetchd.reader.dry_run --TrialDone | TrialFailed--> daemon
+    daemon --OpenDataset + descriptors--> python -P -m prefetchd.reader.dry_run --DryRunDone | DryRunFailed--> daemon
 
 A source calls it when it is opened with a `transform`, a `target_transform` or masks. The process imports and runs user
 code, which the daemon never does. If it crashes or exits without an answer, that is a `ConfigError`; if it hangs, it is
@@ -25,7 +25,7 @@ _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARE
 _MAX_STDERR_BYTES = 1 << 20
 
 
-def dry_run(config: Config, handle: dict[str, Any], fds: list[int]) -> reader_messages.TrialDone:
+def dry_run(config: Config, handle: dict[str, Any], fds: list[int]) -> reader_messages.DryRunDone:
     """Return what the functions give for one sample.
 
     Args:
@@ -63,7 +63,7 @@ def dry_run(config: Config, handle: dict[str, Any], fds: list[int]) -> reader_me
             f"cannot use {subject(config)}: the dry run with one sample ended by itself "
             f"({describe_exit(process.returncode)}; {last}); try the function in Python first"
         )
-    if isinstance(answer, reader_messages.TrialFailed):
+    if isinstance(answer, reader_messages.DryRunFailed):
         raise ConfigError(answer.text)
     if output:
         sys.stderr.write(output)  # what the modules printed when they were imported
@@ -77,7 +77,7 @@ def _ask(
     config: Config,
     opened: reader_messages.OpenDataset,
     fds: list[int],
-) -> reader_messages.FromTrial | None:
+) -> reader_messages.FromDryRun | None:
     """Return the answer; `None` if the process ended without one, after it was waited for."""
     try:
         sockets.send(sock, reader_messages.encode(opened), fds)
@@ -86,7 +86,7 @@ def _ask(
                 f"cannot use {subject(config)}: a dry run with one sample has not ended within "
                 f"{config.reader_timeout:g} s; see where it waits, or give a larger reader_timeout"
             )
-        answer: reader_messages.FromTrial = reader_messages.decode_from_trial(sockets.receive(sock)[0])
+        answer: reader_messages.FromDryRun = reader_messages.decode_from_dry_run(sockets.receive(sock)[0])
         return answer
     except sockets.ConnectionEnded:
         process.wait()

@@ -16,7 +16,7 @@ from prefetchd.data.read_ahead import ReadAhead
 from prefetchd.data.records import Records
 from prefetchd.data.source import ReserveMemory
 from prefetchd.errors import one_line
-from prefetchd.ipc.reader_messages import Fault, TrialDone
+from prefetchd.ipc.reader_messages import DryRunDone, Fault
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +51,7 @@ class ImageSource:
         self._ahead = ReadAhead(records, with_masks=config.target == "mask")
         self._cache: CacheInDaemon | None = None
         self._rows: CachedRows | None = None
-        self._dry_run: TrialDone | None = None
+        self._dry_run: DryRunDone | None = None
 
     @classmethod
     def open(cls, config: Config, kind: str, records: Records) -> ImageSource:
