@@ -194,7 +194,7 @@ def test_files_must_be_parquet_and_of_one_kind(tmp_path: Path) -> None:
     assert "no file" in refusal(tmp_path / "*.x.parquet")
     assert "No such file" in refusal(tmp_path / "none.parquet")
     os.mkfifo(tmp_path / "fifo.parquet")
-    assert "no regular file" in refusal(tmp_path / "fifo.parquet")
+    assert "it is a FIFO" in refusal(tmp_path / "fifo.parquet")
 
 
 def test_null_empty_and_damaged_images_are_faults_of_their_sample(tmp_path: Path) -> None:
