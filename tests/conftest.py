@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,10 +17,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+import tests.profiles  # noqa: F401
 from prefetchd.client.admin import ask_daemon
 from prefetchd.ipc import messages
-from prefetchd.ipc.process import lock_owner
-from prefetchd.ipc.run_directory import daemon_paths
+from prefetchd.ipc.run_directory import daemon_paths, lock_owner
 
 DEADLINE_S = 30.0
 # A promise of a second is held to it by the median of several measurements (`assert_prompt`). A single one may take
@@ -34,6 +36,12 @@ def wait_until(condition: Callable[[], object], what: str, deadline_s: float = D
         if time.monotonic() > end_s:
             pytest.fail(f"not within {deadline_s:g} s: {what}")
         time.sleep(0.01)
+
+
+def end_thread(thread: threading.Thread, deadline_s: float = DEADLINE_S) -> None:
+    """Wait for the end of `thread`; fail if it does not come in time."""
+    thread.join(deadline_s)
+    assert not thread.is_alive(), f"{thread.name} has not ended within {deadline_s:g} s"
 
 
 def assert_prompt(took_s: list[float]) -> None:
@@ -186,11 +194,15 @@ def serve(tmp_path: Path, nothing_left: None) -> Iterator[Callable[..., DaemonPr
         return daemon.wait_ready() if ready else daemon
 
     yield start
+    serving = []  # those that served to the last, or were killed so late that they were not reaped
     for daemon in started:
         if daemon.process.poll() is None:
+            serving += [daemon] if "ready:" in daemon.log else []
             daemon.process.terminate()  # all at once, then wait
     for daemon in started:
         daemon.stop()
+    ends = [(daemon.name, daemon.process.returncode) for daemon in serving]
+    assert all(status in (0, -signal.SIGKILL) for _, status in ends), ends
     for daemon in started:
         assert lock_owner(daemon_paths(daemon.name).lock) is None
 

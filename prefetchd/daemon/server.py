@@ -1,7 +1,7 @@
 """The daemon: builds its parts, ties them together in one event loop, and takes them down again.
 
     consumer --OpenCursor/Want/Release--> front desk    foreman --Fill--> pool of readers
-             <--mailbox, Mail------------            ring       <--AllDone--
+             <--mailbox, GrantReady------------            ring       <--AllDone--
                                                      guard (memory budget)
 
 After every round of events `_pump` runs the whole journey once: queued chunks to idle readers, new batches to fill if
@@ -21,7 +21,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from prefetchd.config.options import LIVE_OPTIONS, Config, make_config
+from prefetchd.config.options import LIVE_OPTIONS, Config
+from prefetchd.config.validate import make_config
 from prefetchd.daemon import status as report
 from prefetchd.daemon.consumers.manager import FrontDesk
 from prefetchd.daemon.memory import limits
@@ -211,7 +212,7 @@ class Daemon:
         # A message wakes the daemon on the sender's processor: it must not take that from a trainer in mid-step.
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         try:
-            with os_errors.said("go on"):
+            with os_errors.explained("go on"):
                 self._loop.run(self._pump)
         except PrefetchdError as error:
             self._desk.tell_all(messages.Fatal(type(error).__name__, str(error)))

@@ -27,7 +27,7 @@ import traceback
 
 from prefetchd.errors import PrefetchdError
 from prefetchd.ipc import os_errors, reader_messages, sockets
-from prefetchd.ipc.process import remove_left_files
+from prefetchd.ipc.run_directory import remove_left_files
 
 # Read by the allocator and the libraries when the zygote starts: one thread, one arena, and big buffers go back to the
 # kernel when they are freed instead of staying in the heap.
@@ -66,7 +66,7 @@ class Zygote:
                         self._reap(fd)
                     else:
                         data, fds = sockets.receive(self._sock)
-                        self._spawn(reader_messages.decode_to_zygote(data).reader, fds[0])
+                        self._spawn(reader_messages.decode_to_fork_server(data).reader, fds[0])
         except sockets.ConnectionEnded:
             return
         finally:
@@ -142,7 +142,7 @@ def main(argv: list[str]) -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what a reader leaves behind is ours to end
 
     try:
-        with os_errors.said("start a reader"):
+        with os_errors.explained("start a reader"):
             Zygote(socket.socket(fileno=int(argv[0]))).run()
     except PrefetchdError as error:
         print(f"prefetchd: {error}", file=sys.stderr, flush=True)

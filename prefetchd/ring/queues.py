@@ -18,9 +18,9 @@ A consumer's mailbox: a page of shared memory in which the daemon leaves the gra
     daemon: Outbox.put(grant) -> page (written by the daemon alone) -> consumer: Mailbox.take() -> grant, or None
 
 A loop that finds its next grant here makes no system call, which is most of what a message costs after a pause. A loop
-that finds none says `Want` on its socket and sleeps; then the daemon says `Mail` once there is a grant. Sockets carry
-everything else. Each record says how many messages were sent on the socket before it (`told`), so that the consumer
-knows without looking whether there is something to read first, such as the slot that the grant is for.
+that finds none says `Want` on its socket and sleeps; then the daemon says `GrantReady` once there is a grant. Sockets
+carry everything else. Each record says how many messages were sent on the socket before it (`told`), so that the
+consumer knows without looking whether there is something to read first, such as the slot that the grant is for.
 
 Grants are numbered from 1 for each cursor. A record holds a checksum over itself: whatever order the processor lets
 another one see the writes in, it is whole or not there yet. A record is written over only long after it was taken, as

@@ -158,7 +158,7 @@ WORDS = st.one_of(
     ),
     st.builds(messages.SlotOpened, counts, counts).map(messages.encode),
     st.builds(messages.SlotClosed, counts).map(messages.encode),
-    st.builds(messages.Mail, counts).map(messages.encode),
+    st.builds(messages.GrantReady, counts).map(messages.encode),
     st.builds(messages.Stalled, counts, st.text(max_size=9)).map(messages.encode),
     st.builds(messages.Failed, st.just(1), st.text(max_size=9), st.text(max_size=9)).map(messages.encode),
     st.builds(messages.StatusReport, st.dictionaries(st.text(max_size=7), st.integers(0, 9))).map(messages.encode),
@@ -167,7 +167,7 @@ WORDS = st.one_of(
 DESCRIPTORS = st.lists(st.sampled_from(("mailbox", "returns", "segment", "short", "pipe", "folder")), max_size=3)
 
 
-@settings(max_examples=400, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=400, suppress_health_check=list(HealthCheck))
 @given(
     begins=st.booleans(),
     words=st.lists(st.tuples(WORDS, DESCRIPTORS) | st.builds(Grant, *[counts] * 6), max_size=8),

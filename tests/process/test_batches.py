@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 import prefetchd
-from tests.conftest import wait_until
+from tests.conftest import end_thread, wait_until
 from tests.process.commands import ended, finish, run_script, start_script
 
 QUICK = ("--batch-size", "4", "--image-size", "16", "--num-workers", "1")
@@ -162,7 +162,7 @@ def test_batches_waits_for_a_daemon_and_says_what_it_waits_for(serve, photograph
         thread.start()
         wait_until(lambda: "waiting for the daemon 'default': none is running" in caplog.text, "the warning")
         serve(photographs, *QUICK, ready=False)
-        thread.join(60)
+        end_thread(thread, 60)
     loader = loaders.get_nowait()
     assert isinstance(loader, prefetchd.Loader)
     assert sum(len(y) for _, y in loader) == 50
@@ -269,9 +269,8 @@ def test_loader_goes_on_when_the_thread_that_started_it_has_ended(photographs):
     loaders: queue.SimpleQueue[prefetchd.Loader] = queue.SimpleQueue()
     thread = threading.Thread(target=lambda: loaders.put(private(photographs)))
     thread.start()
-    thread.join(30)
+    end_thread(thread)
     loader = loaders.get_nowait()
-    assert not thread.is_alive()
     for _ in range(3):
         assert sum(len(y) for _, y in loader) == 50
     loader.close()
@@ -286,7 +285,7 @@ def test_loop_runs_in_a_thread(photographs):
 
     thread = threading.Thread(target=train)
     thread.start()
-    thread.join(60)
+    end_thread(thread, 60)
     assert counted == [50]
 
 

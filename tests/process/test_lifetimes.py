@@ -16,7 +16,7 @@ import pytest
 
 import prefetchd
 from prefetchd.ring.queues import ENOUGH_AHEAD
-from tests.conftest import wait_until
+from tests.conftest import end_thread, wait_until
 from tests.process.commands import (
     LARGE,
     finish,
@@ -233,7 +233,7 @@ def test_slot_that_comes_back_in_a_small_ring_is_told_at_once_and_there_for_a_lo
             assert not untold(holder)
             wait_until(lambda: len(theirs) > n_theirs, "it has what the other held")
             other.close()
-            asker.join()
+            end_thread(asker)
 
 
 def test_nothing_of_a_loader_is_left_that_was_closed_before_it_told_what_it_dropped(module_daemon):
@@ -262,7 +262,7 @@ def test_nothing_is_granted_to_a_loop_that_waited_for_a_slot_when_another_thread
         thread.start()
         wait_until(lambda: any(one["waiting"] for one in daemon.status()["consumers"]), "the loop waits for a slot")
         loader.close()
-        thread.join(20)
+        end_thread(thread)
     assert said
     for left in reversed(range(len(held))):
         held.pop()

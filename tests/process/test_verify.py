@@ -61,7 +61,9 @@ def test_all_that_is_bad_is_listed_with_line_and_reason_and_the_rest_is_counted(
 
 def test_what_verify_passes_is_what_is_served(mixed):
     manifest, _, _ = mixed
-    report = json.loads(run_command("verify", manifest, *QUICK, "--json").stdout)
+    result = run_command("verify", manifest, *QUICK, "--json")
+    assert result.returncode == 1, result.stderr
+    report = json.loads(result.stdout)
     bad = {found["sample_id"] for found in report["bad"]}
     with prefetchd.batches(manifest, image_size=32, num_workers=1, on_error="skip") as loader:
         served = {number for batch in loader for number in batch.sample_ids.tolist()}
@@ -101,7 +103,9 @@ def test_many_batches_of_samples_are_each_counted_once(photographs, tmp_path):
     manifest = tmp_path / "long.txt"
     lines = photographs.read_text().splitlines(True)
     manifest.write_text("".join(lines * 9))
-    report = json.loads(run_command("verify", manifest, *QUICK, "--root", photographs.parent, "--json").stdout)
+    result = run_command("verify", manifest, *QUICK, "--root", photographs.parent, "--json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
     assert report["good_samples"] == report["verified"] == 450
     assert report["duplicates"]["groups"] == 50
     assert report["duplicates"]["superfluous_samples"] == 400

@@ -32,12 +32,12 @@ from prefetchd.data.files import FileBuffer, read_file
 from prefetchd.data.images.decode import (
     choose_reduction,
     decode_image,
-    decode_working_bytes,
     identify,
     rows_to_decode,
     silence_decoders,
 )
-from prefetchd.data.images.header import ImageHeader
+from prefetchd.data.images.headers.header import ImageHeader
+from prefetchd.data.images.working_memory import decode_working_bytes
 from tests.images import exif, photograph, write_bad, write_jpeg, write_kinds
 
 # cv2.imread refuses a TIFF that its own orientation turns on its side; cv2.imdecode, which we use, does not.
@@ -292,6 +292,7 @@ def test_the_estimate_is_above_the_peak_and_within_reason(tmp_path: Path) -> Non
     script = textwrap.dedent("""
         import os, sys, cv2, numpy
         from prefetchd.data.images.decode import *
+        from prefetchd.data.images.working_memory import decode_working_bytes
         from prefetchd.data.files import FileBuffer, read_file
         cv2.setNumThreads(0)
         silence_decoders()

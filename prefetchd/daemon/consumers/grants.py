@@ -1,6 +1,6 @@
 """Granting: which of a consumer's next batches it is given now, and what it is told while it has to wait.
 
-    ready_for, may_grant (scheduler) -> lease (ring) -> outbox, Mail | Failed | Stalled -> consumer
+    ready_for, may_grant (scheduler) -> lease (ring) -> outbox, GrantReady | Failed | Stalled -> consumer
 
 The front desk calls `grant` for every consumer after each round of events. Borrows all that it works with.
 """
@@ -74,7 +74,7 @@ class Granter:
         if waited:
             consumer.stalled = False
             self.wait_seconds.observe(time.monotonic() - consumer.wanted_s)
-            consumer.send_sooner_or_later(messages.Mail(serial))
+            consumer.send_sooner_or_later(messages.GrantReady(serial))
 
     @property
     def _grants_ahead(self) -> int:

@@ -136,7 +136,7 @@ class Hearing:
             consumer.set_waiting(not consumer.untaken)
             consumer.wanted_s = time.monotonic()
             if consumer.untaken:
-                consumer.send_sooner_or_later(messages.Mail(message.serial))
+                consumer.send_sooner_or_later(messages.GrantReady(message.serial))
 
     def _report(self) -> dict[str, Any]:
         """The status, its lists cut short until it fits into one message."""

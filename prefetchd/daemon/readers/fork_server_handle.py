@@ -68,7 +68,7 @@ class ZygoteHandle:
         with contextlib.suppress(sockets.ConnectionEnded):  # the loop is about to hear of it and starts another zygote
             sockets.send(self._sock, reader_messages.encode(reader_messages.Spawn(reader)), [fd])
 
-    def receive(self) -> tuple[reader_messages.FromZygote, list[int]] | None:
+    def receive(self) -> tuple[reader_messages.FromForkServer, list[int]] | None:
         """Return what it says, and the descriptors that came with it, which the caller then owns; `None` if nothing.
 
         Raises:
@@ -78,7 +78,7 @@ class ZygoteHandle:
             data, fds = sockets.receive(self._sock, wait=False)
         except BlockingIOError:
             return None
-        return reader_messages.decode_from_zygote(data), fds
+        return reader_messages.decode_from_fork_server(data), fds
 
     def check(self, waited_s: float, hang_s: float) -> None:
         """Kill it if it is stopped, or does not fork: a reader has been waited for for `waited_s` seconds."""
