@@ -39,8 +39,7 @@ def ids_by_epoch(loader: prefetchd.Loader) -> dict[int, list[int]]:
 # --- attached
 
 
-def test_attached_loop_sees_every_batch_of_an_epoch_in_order(serve, photographs):
-    serve(photographs, *QUICK)
+def test_attached_loop_sees_every_batch_of_an_epoch_in_order(module_daemon):
     loader = prefetchd.batches()
     rows, labels = [], []
     for number, batch in enumerate(loader):
@@ -60,8 +59,7 @@ def test_attached_loop_sees_every_batch_of_an_epoch_in_order(serve, photographs)
     loader.close()
 
 
-def test_every_pass_is_a_new_epoch_and_a_peek_uses_one_up(serve, photographs):
-    serve(photographs, *QUICK)
+def test_every_pass_is_a_new_epoch_and_a_peek_uses_one_up(module_daemon):
     with prefetchd.batches() as loader:
         assert {batch.epoch for batch in loader} == {0}
         assert {batch.epoch for batch in loader} == {1}
@@ -104,17 +102,15 @@ def test_argument_that_is_no_such_thing_is_refused_in_one_line(source, options, 
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
-def test_a_loader_is_neither_copied_nor_pickled_and_says_what_to_do(serve, photographs, copied):
+def test_a_loader_is_neither_copied_nor_pickled_and_says_what_to_do(module_daemon, copied):
     """A copy would end with the loader it was made from."""
-    serve(photographs, *QUICK)
     with prefetchd.batches() as loader:
         with pytest.raises(prefetchd.ConfigError, match=r"cannot copy or pickle a loader.*call prefetchd\.batches"):
             copied(loader)
         assert next(iter(loader)).index == 0
 
 
-def test_a_new_iter_ends_the_earlier_one(serve, photographs):
-    serve(photographs, *QUICK)
+def test_a_new_iter_ends_the_earlier_one(module_daemon):
     with prefetchd.batches() as loader:
         first = iter(loader)
         next(first)
@@ -123,8 +119,7 @@ def test_a_new_iter_ends_the_earlier_one(serve, photographs):
         assert list(first) == []
 
 
-def test_break_and_close_leave_what_was_delivered_and_refuse_more(serve, photographs):
-    serve(photographs, *QUICK)
+def test_break_and_close_leave_what_was_delivered_and_refuse_more(module_daemon):
     loader = prefetchd.batches()
     batch = next(iter(loader))
     before = batch.x.copy()
@@ -174,8 +169,7 @@ def test_batches_waits_for_a_daemon_and_says_what_it_waits_for(serve, photograph
     loader.close()
 
 
-def test_option_that_contradicts_the_daemon_is_refused_and_one_that_agrees_is_not(serve, photographs):
-    serve(photographs, *QUICK)
+def test_option_that_contradicts_the_daemon_is_refused_and_one_that_agrees_is_not(module_daemon, photographs):
     with pytest.raises(prefetchd.ConfigError, match=r"batch_size=9.*batch_size=4"):
         prefetchd.batches(batch_size=9)
     with pytest.raises(prefetchd.ConfigError, match="image_size"):

@@ -14,7 +14,7 @@ import pytest
 
 import prefetchd
 from prefetchd.client.launch import shared_config
-from prefetchd.config.options import make_config
+from prefetchd.config.validate import make_config
 from prefetchd.ipc.run_directory import RunLock, daemon_paths, lock_owner, remove_left_files
 from tests.conftest import end_thread, wait_until
 from tests.process.commands import large_ring, start_script

@@ -16,7 +16,7 @@ import pytest
 import prefetchd
 from tests.conftest import wait_until
 from tests.images import write_bad, write_jpeg, write_kinds
-from tests.process.commands import refused, run_command
+from tests.process.commands import refused, refused_here, run_command
 
 QUICK = ("--image-size", "32", "--num-workers", "2")
 
@@ -156,8 +156,8 @@ def _catches_sigterm(pid: int) -> bool:
 def test_what_cannot_be_verified_is_refused_in_one_line(photographs, tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((4, 2)))
     assert "arrays have nothing to decode" in refused("verify", tmp_path / "x.npy")
-    assert "2 data sets" in refused("verify", f"a={photographs}", f"b={photographs}")
-    assert "over" in refused("verify", photographs, "--write-clean", photographs)
+    assert "2 data sets" in refused_here("verify", f"a={photographs}", f"b={photographs}")
+    assert "over" in refused_here("verify", photographs, "--write-clean", photographs)
     assert "no manifest was given" in refused("verify")
 
 

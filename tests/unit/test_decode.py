@@ -32,12 +32,12 @@ from prefetchd.data.files import FileBuffer, read_file
 from prefetchd.data.images.decode import (
     choose_reduction,
     decode_image,
-    decode_working_bytes,
     identify,
     rows_to_decode,
     silence_decoders,
 )
-from prefetchd.data.images.header import ImageHeader
+from prefetchd.data.images.headers.header import ImageHeader
+from prefetchd.data.images.working_memory import decode_working_bytes
 from tests.images import exif, photograph, write_bad, write_jpeg, write_kinds
 
 # cv2.imread refuses a TIFF that its own orientation turns on its side; cv2.imdecode, which we use, does not.
@@ -157,7 +157,7 @@ def test_what_is_often_found_in_place_of_an_image_is_named(start: bytes, words: 
     assert re.search(words, caught.value.reason), caught.value.reason
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+@pytest.mark.not_root
 def test_a_forbidden_file_is_a_fault_of_the_content(bad: dict[str, Path]) -> None:
     with pytest.raises(UnreadableFile, match="Permission denied"):
         load(bad["no_permission"])
@@ -292,6 +292,7 @@ def test_the_estimate_is_above_the_peak_and_within_reason(tmp_path: Path) -> Non
     script = textwrap.dedent("""
         import os, sys, cv2, numpy
         from prefetchd.data.images.decode import *
+        from prefetchd.data.images.working_memory import decode_working_bytes
         from prefetchd.data.files import FileBuffer, read_file
         cv2.setNumThreads(0)
         silence_decoders()

@@ -1,18 +1,45 @@
-"""The numbers in the first directory of a TIFF file, and the orientation in EXIF, which is such a file inside another.
+"""The first directory of a TIFF file, and the orientation in an EXIF block, which has the layout of such a file. Pure.
 
-Used by `image_header` for TIFF and for all formats that carry EXIF. Pure; what is cut short is `struct.error` or has no
-tags, and nothing is allocated in proportion to what a directory claims.
+Used for TIFF, and by the parsers of formats that carry EXIF. Nothing is allocated in proportion to what a directory
+claims.
 """
 
 from __future__ import annotations
 
 import struct
 
+from prefetchd.data.images.headers.header import ImageHeader
+
 _MAX_ENTRIES = 4096
+_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES = 256, 257, 258, 262, 274, 277
+_PALETTE = 3
+
+
+def read_tiff(data: memoryview) -> ImageHeader | None:
+    """Read the first directory, whose image is the one that OpenCV decodes."""
+    tags = tiff_tags(data)
+    if _WIDTH not in tags or _HEIGHT not in tags:
+        return None
+    orientation = tags.get(_ORIENTATION, 1)
+    has_palette = tags.get(_PHOTOMETRIC) == _PALETTE
+    channels = 3 if has_palette else tags.get(_SAMPLES, 1)
+    return ImageHeader(
+        "tiff",
+        tags[_WIDTH],
+        tags[_HEIGHT],
+        channels,
+        8 if has_palette else tags.get(_BITS, 1),
+        orientation=orientation if 1 <= orientation <= 8 else 1,
+        samples_per_px=float(channels),
+    )
 
 
 def tiff_tags(data: memoryview) -> dict[int, int]:
-    """The first value of each whole-number tag in the first directory of a TIFF (classic or Big)."""
+    """Return the first value of each whole-number tag in the first directory of a TIFF (classic or Big).
+
+    Raises:
+        struct.error: if the header is cut short.
+    """
     order = {b"II": "<", b"MM": ">"}.get(bytes(data[:2]))
     if order is None:
         return {}
@@ -42,9 +69,9 @@ def tiff_tags(data: memoryview) -> dict[int, int]:
 
 
 def exif_orientation(exif: memoryview) -> int:
-    """The orientation in an EXIF block that starts at its TIFF header; 1 if it has none."""
+    """Return the orientation in an EXIF block that starts at its TIFF header; 1 if it has none."""
     try:
-        value = tiff_tags(exif).get(0x112, 1)
+        value = tiff_tags(exif).get(_ORIENTATION, 1)
     except struct.error:
         return 1
     return value if 1 <= value <= 8 else 1
