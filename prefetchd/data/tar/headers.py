@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 from zlib import adler32
 
+from prefetchd.data.manifest.dialect import show
 from prefetchd.errors import ManifestError
 
 BLOCK_BYTES = 512
@@ -208,6 +209,11 @@ def compressed(name: str, program: str) -> ManifestError:
         f"cannot use {name}: it is compressed ({program}), and samples are read by position; "
         f"decompress it first ({program} -d): images hardly shrink"
     )
+
+
+def printable(name: bytes) -> str:
+    """Return a member's or an archive's name for errors."""
+    return show(name, 200)[1:-1]
 
 
 def _name(block: bytes) -> bytes:
