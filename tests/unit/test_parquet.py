@@ -17,6 +17,7 @@ from prefetchd.config.validate import make_config
 from prefetchd.data.faults import SampleFault, UnreadableFile
 from prefetchd.data.files import FileBuffer
 from prefetchd.data.parquet import records as module
+from prefetchd.data.parquet import row_group
 from prefetchd.data.parquet.library import PYARROW_BYTES, load_pyarrow
 from prefetchd.data.parquet.records import ParquetRecords
 from prefetchd.errors import ConfigError, ManifestError
@@ -233,10 +234,103 @@ def test_what_a_row_group_takes_is_planned_or_reserved(tmp_path: Path, monkeypat
         assert records.reader_bytes == PYARROW_BYTES
         view = records.read(records.samples([13])[0], FileBuffer(), asked.append)
         assert view == images[13]
-        assert records._data is None
+        assert records._kept is None
     assert asked[0] > 3_000_000
     assert "row groups of" in caplog.text
     assert "row_group_size" in caplog.text
+
+
+def repeated(times: int, sizes: tuple[int, ...] = (50_000, 60_000, 70_000)) -> list[bytes]:
+    return [os.urandom(n_bytes) for n_bytes in sizes] * times
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="dictionary"),
+        pytest.param({"data_page_version": "2.0", "compression": "zstd"}, id="pages of version 2"),
+        pytest.param({"use_dictionary": False}, id="plain"),
+        pytest.param({"use_dictionary": False, "column_encoding": {"image": "DELTA_BYTE_ARRAY"}}, id="shared starts"),
+        pytest.param({"dictionary_pagesize_limit": 100_000, "write_batch_size": 2}, id="dictionary given up half-way"),
+    ],
+)
+def test_rows_that_repeat_an_image_are_all_served(tmp_path: Path, options: dict[str, Any]) -> None:
+    """The file has each image once, and so has the reader: what it decodes at a time stays small."""
+    images = repeated(200)
+    source = table(tmp_path, {"image": images, "label": list(range(len(images)))}, **options)
+    with opened(source) as records:
+        planned = records.reader_bytes - PYARROW_BYTES
+        assert [(bytes(view), label) for view, label in contents(records)] == list(
+            zip(images, range(len(images)), strict=True)
+        )
+        if records._kept is not None:
+            assert records._kept[1].capacity_bytes <= planned
+
+
+def test_an_image_far_larger_than_the_others_is_decoded_by_itself(tmp_path: Path) -> None:
+    """The mean size says nothing of it: batches of the first size would hold it a thousand times."""
+    images = [bytes([number]) * 10 for number in range(200)] + [os.urandom(300_000)] * 300
+    with opened(table(tmp_path, {"image": images})) as records:
+        fd = records._files.descriptor(0)
+        metadata = pq.read_metadata(f"/proc/self/fd/{fd}")
+        n_batch, may_repeat = row_group._batching(fd, len(images), metadata.row_group(0).column(0))
+        assert may_repeat
+        before = pa.total_allocated_bytes()
+        taken = []
+        add = row_group.RowGroup.add
+
+        def watched(rows: row_group.RowGroup, image: Any) -> None:
+            taken.append(pa.total_allocated_bytes() - before)
+            add(rows, image)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(row_group.RowGroup, "add", watched)
+            assert [content for content, _ in contents(records)] == images
+        assert n_batch * 300_000 > 20 << 20  # what a batch could have held
+        assert max(taken) < 10 << 20
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_column_of_the_dictionary_type_is_images(tmp_path: Path, nested: bool) -> None:
+    """As a pandas category is; pyarrow then decodes the whole dictionary for each batch."""
+    images: list[bytes | None] = [*repeated(20), None]
+    column = pa.array(images, pa.binary()).dictionary_encode()
+    if nested:
+        column = pa.StructArray.from_arrays([column, pa.nulls(len(column), pa.string())], ["bytes", "path"])
+    with opened(table(tmp_path, {"image": column})) as records:
+        samples = records.samples(range(len(images)))
+        for image, sample in zip(images[:-1], samples, strict=False):
+            assert bytes(records.read(sample, FileBuffer(), lambda _: None)) == image
+        with pytest.raises(UnreadableFile, match="null"):
+            records.read(samples[-1], FileBuffer(), lambda _: None)
+        assert records.reader_bytes > PYARROW_BYTES + 5 * 180_000
+
+
+def test_what_a_file_does_not_say_is_reserved(tmp_path: Path) -> None:
+    """Images that share their starts are larger in memory than in the file, and may not be kept for nothing."""
+    start = os.urandom(100_000)
+    images = [start + b"%03d" % number for number in range(40)]
+    source = table(tmp_path, {"image": images}, use_dictionary=False, column_encoding={"image": "DELTA_BYTE_ARRAY"})
+    asked: list[int] = []
+    with opened(source) as records:
+        assert records.reader_bytes < PYARROW_BYTES + 1_000_000
+        for sample, image in zip(records.samples(range(40)), images, strict=True):
+            assert bytes(records.read(sample, FileBuffer(), asked.append)) == image
+        assert records._kept is None
+    assert max(asked) > sum(map(len, images))
+
+
+def test_the_head_of_a_dictionary_s_page_is_read(tmp_path: Path) -> None:
+    """Its size and how many values it has; nothing is made of a head that is none."""
+    images = repeated(3)
+    source = table(tmp_path, {"image": images}, compression="none")
+    column = pq.read_metadata(source).row_group(0).column(0)
+    head = Path(source).read_bytes()[column.dictionary_page_offset :][:64]
+    assert row_group.dictionary_of(head) == (sum(map(len, images[:3])) + 3 * 4, 3)
+    for wrong in (b"", b"\0" * 64, b"\xff" * 64, head[:5], head[4:], b"\x15\x00" + head[2:]):
+        assert row_group.dictionary_of(wrong) is None
+    for place in range(len(head)):
+        row_group.dictionary_of(head[:place] + bytes([head[place] ^ 0x80]) + head[place + 1 :])
 
 
 def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
