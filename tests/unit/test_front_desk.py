@@ -394,9 +394,9 @@ class Machine(RuleBasedStateMachine):
         at = data.draw(st.integers(0, RETURN_QUEUE_BYTES - len(rubbish)))
         memory[at : at + len(rubbish)] = rubbish
         for lease in forged:  # its own, others', or to come
-            consumer.connection._returns.note(lease, data.draw(st.sampled_from([0, lease, 2**64 - 1])))
+            consumer.connection._returns.write(lease, data.draw(st.sampled_from([0, lease, 2**64 - 1])))
         if forged:
-            consumer.connection._returns.took(forged[0])
+            consumer.connection._returns.write_taken(forged[0])
 
     # --- what always holds
 
