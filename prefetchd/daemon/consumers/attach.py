@@ -19,7 +19,7 @@ from prefetchd.daemon.schedule.scheduler import slots_promised
 from prefetchd.errors import ConfigError, PrefetchdError
 from prefetchd.ipc import messages, sockets
 from prefetchd.ipc.descriptors import write_classes
-from prefetchd.ring.queues import Outbox, ReturnedLeases
+from prefetchd.ring.queues import GrantWriter, ReturnReader
 from prefetchd.sampling.sharding import Shard
 
 
@@ -90,9 +90,9 @@ class Admission:
         classes = dataset.source.classes
         fds: list[int] = []
         try:
-            consumer.outbox, mailbox = Outbox.create()
+            consumer.outbox, mailbox = GrantWriter.create()
             fds.append(mailbox)
-            consumer.returned, returns = ReturnedLeases.create()
+            consumer.returned, returns = ReturnReader.create()
             fds.append(returns)
             if classes is not None:
                 fds.append(write_classes(classes))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import Dataset
 from prefetchd.ipc import messages, sockets
-from prefetchd.ring.queues import Outbox, ReturnedLeases
+from prefetchd.ring.queues import GrantWriter, ReturnReader
 from prefetchd.ring.slots import Slot
 
 
@@ -65,8 +65,8 @@ class Consumer:
     wanted_s: float = 0.0
     stalled: bool = False
     slots: set[int] = field(default_factory=set)
-    outbox: Outbox | None = None
-    returned: ReturnedLeases | None = None
+    outbox: GrantWriter | None = None
+    returned: ReturnReader | None = None
     told: int = 0
     batches: int = 0
     samples: int = 0

@@ -66,7 +66,7 @@ class Granter:
         """Leave a grant of `place` (epoch, batch, repeated) in the consumer's mailbox; tell it if it waits for one."""
         assert consumer.outbox is not None
         epoch, batch, repeated = place
-        consumer.outbox.put(lease, slot.number, epoch, batch, slot.rows, repeated=repeated, told=consumer.told)
+        consumer.outbox.write(lease, slot.number, epoch, batch, slot.rows, repeated=repeated, n_sent=consumer.told)
         consumer.untaken.append(lease)
         consumer.batches += 1
         consumer.samples += slot.rows

@@ -22,7 +22,7 @@ from prefetchd.daemon.memory.manager import Guard
 from prefetchd.daemon.readers.batch_builder import Foreman
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import Dataset
-from prefetchd.daemon.schedule.pacing import join_window, most_windows, n_places, reaches
+from prefetchd.daemon.schedule.windows import arrange_patiently, join_window, most_windows, n_places
 from prefetchd.ipc import messages
 from prefetchd.ipc.event_loop import EventLoop
 from prefetchd.ring.slots import Ring
@@ -153,7 +153,7 @@ class Openings:
         if message.join:
             join_window(cursor, running)
         n_slots = self._guard.budget.plan.n_slots
-        windows = n_places(reaches([*running, cursor], n_slots))
+        windows = n_places(arrange_patiently([*running, cursor], n_slots))
         if running and windows > most_windows(n_slots):
             consumer.send_sooner_or_later(
                 messages.Failed(

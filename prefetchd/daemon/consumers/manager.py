@@ -182,7 +182,7 @@ class FrontDesk:
 
     def _pace(self) -> None:
         """Let the time that loops stand still count against the patience of those whom they wait for."""
-        if len(self.consumers) < 2 and not self._pacer.waited_for:
+        if len(self.consumers) < 2 and not self._pacer.waits:
             return
         now_s = self._loop.clock()
         look_s, spent = self._pacer.look(now_s, self._ring, self.cursors, self._foreman.failed)
@@ -207,7 +207,7 @@ class FrontDesk:
     @property
     def waited_for(self) -> set[int]:
         """The consumers that others stand still for now."""
-        return {cursor.consumer for cursor in self._pacer.waited_for}
+        return {cursor.consumer for cursor in self._pacer.waits.values()}
 
     def slot_removed(self, slot: Slot) -> None:
         """Tell whoever knows the slot that it is gone."""

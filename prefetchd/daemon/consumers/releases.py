@@ -66,7 +66,7 @@ class Releases:
         if consumer.returned is None:
             return
         consumer.took(consumer.returned.taken)
-        if noted := consumer.returned.new():
+        if noted := consumer.returned.read_new():
             self.take_back(consumer, [lease for lease, _ in noted], max(taken for _, taken in noted))
 
     def look_for_notes(self) -> None:
