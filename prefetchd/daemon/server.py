@@ -1,14 +1,15 @@
 """The daemon: builds its parts, ties them together in one event loop, and takes them down again.
 
-    consumer --OpenCursor/Want/Release--> front desk    foreman --Fill--> pool of readers
+    consumer --OpenCursor/Want/Release--> front desk    batch builder --Fill--> pool of readers
              <--mailbox, Mail------------            ring       <--AllDone--
-                                                     guard (memory budget)
+                                                     memory manager (memory budget)
 
 After every round of events `_pump` runs the whole journey once: queued chunks to idle readers, new batches to fill if
 readers are idle still, ready batches to the consumers. When nothing is left to do the loop sleeps without a time-out.
 
 A named daemon (`serve`) listens on a socket in the run directory; a private one serves the socket it inherited, and
-ends with its parent. Neither leaves anything behind, see `zygote` and `segment` for why not even when it is killed.
+ends with its parent. Neither leaves anything behind, not even when it is killed: see `fork_server`
+and `segment`.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from prefetchd.daemon import status as report
 from prefetchd.daemon.consumers.manager import FrontDesk
 from prefetchd.daemon.memory import limits
 from prefetchd.daemon.memory import plan as budget
-from prefetchd.daemon.memory.controller import Governor
-from prefetchd.daemon.memory.manager import Guard
+from prefetchd.daemon.memory.controller import MemoryController
+from prefetchd.daemon.memory.manager import MemoryManager
 from prefetchd.daemon.memory.pressure import CachePages
-from prefetchd.daemon.readers.batch_builder import Foreman
+from prefetchd.daemon.readers.batch_builder import BatchBuilder
 from prefetchd.daemon.readers.pool import Pool, PoolEvents
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import open_datasets
@@ -51,7 +52,7 @@ class Daemon:
     Args:
         configs: what to serve, by the data sets' names; the options of `DAEMON_OPTIONS` are the first's.
         loop: the loop to run in, borrowed.
-        files_to_remove: for the zygote to remove should this process be killed, its lock the last.
+        files_to_remove: for the fork server to remove should this process be killed, its lock the last.
         attach_hint: how consumers attach, for the ready line.
         linger_s: after how long without a consumer it ends; `None` for never.
 
@@ -86,14 +87,14 @@ class Daemon:
             config.num_workers or budget.usable_cores(),
             config.reader_timeout,
             PoolEvents(
-                done=lambda reader, chunk, done: self._foreman.done(reader, chunk, done),
-                lost=lambda reader, chunk, suspect, code: self._foreman.lost(
+                done=lambda reader, chunk, done: self._builder.done(reader, chunk, done),
+                lost=lambda reader, chunk, suspect, code: self._builder.lost(
                     reader, chunk, suspect=suspect, exit_code=code
                 ),
-                stuck=lambda pid, reader, chunk: self._foreman.stuck(pid, reader, chunk),
-                gone=lambda reader: self._foreman.gone(reader),
-                memory=lambda: self._guard.serve_wishes(self._desk.cursors),
-                outgrown=lambda reader, n_bytes: self._guard.outgrown(reader, n_bytes),
+                stuck=lambda pid, reader, chunk: self._builder.stuck(pid, reader, chunk),
+                gone=lambda reader: self._builder.gone(reader),
+                memory=lambda: self._memory.serve_requests(self._desk.cursors),
+                outgrown=lambda reader, n_bytes: self._memory.outgrown(reader, n_bytes),
             ),
             watch=loop.watch,
             unwatch=loop.unwatch,
@@ -115,9 +116,9 @@ class Daemon:
         plan = self._plan_for(self._config, budget.MIN_SLOTS, own_bytes=0)
         self._pool.resize(plan.n_readers)
         self._ring = Ring()
-        self._foreman = Foreman(self._datasets, self._ring, self._pool)
+        self._builder = BatchBuilder(self._datasets, self._ring, self._pool)
         self._caches = CachePages([cache for dataset in self._datasets if (cache := dataset.source.cache)])
-        self._guard = Guard(
+        self._memory = MemoryManager(
             budget.Budget(plan),
             self._ring,
             self._pool,
@@ -127,22 +128,22 @@ class Daemon:
         self._desk = FrontDesk(
             self._datasets,
             self._ring,
-            self._foreman,
-            self._guard,
+            self._builder,
+            self._memory,
             self._loop,
             status=self.status,
             change=self._change_options,
             stop=self._loop.stop,
             linger_s=self._linger_s,
         )
-        self._governor = Governor(
+        self._controller = MemoryController(
             self._config,
-            self._guard,
+            self._memory,
             self._ring,
             self._pool,
-            plan_for=lambda config, least: self._plan_for(config, least, self._guard.measure().total_bytes),
+            plan_for=lambda config, least: self._plan_for(config, least, self._memory.measure().total_bytes),
             promised_slots=lambda: self._desk.promised_slots,
-            work_done=lambda: (self._foreman.busy_s, self._foreman.samples_made),
+            work_done=lambda: (self._builder.busy_s, self._builder.samples_made),
             read_shortage=limits.read_shortage,
             n_cores=budget.usable_cores(),
             clock=self._loop.clock,
@@ -151,7 +152,7 @@ class Daemon:
             self._trigger = limits.StallTrigger()
             self._loop.watch(self._trigger.fileno(), self._stalled)
         for _ in range(_FIRST_SLOTS):
-            self._guard.add_slot()
+            self._memory.add_slot()
         briefing: list[tuple[messages.Message, list[int]]] = [dataset.for_readers() for dataset in self._datasets]
         self._pool.boot([*briefing, (budget.reader_limits(plan), [])])
 
@@ -175,8 +176,8 @@ class Daemon:
                     f"cannot set {name.replace('_', '-')}: of a running daemon can be changed "
                     f"{', '.join(live.replace('_', '-') for live in LIVE_OPTIONS)}; restart it with the option"
                 )
-        config = make_config(**{**self._governor.config.to_wire(), **options})
-        text = budget.explain(self._governor.change(config))
+        config = make_config(**{**self._controller.config.to_wire(), **options})
+        text = budget.explain(self._controller.change(config))
         changed = ", ".join(f"{name.replace('_', '-')}={options[name]}" for name in options)
         log.info("set %s; %s", changed, text)
         return text
@@ -231,28 +232,28 @@ class Daemon:
     def _pump(self) -> None:
         self._desk.take_back_noted()
         cursors = self._desk.cursors
-        self._governor.settle(cursors)
+        self._controller.settle(cursors)
         self._give_work(cursors)
-        if self._guard.may_grow():
-            self._guard.grow()
+        if self._memory.may_grow():
+            self._memory.grow()
             self._give_work(cursors)
         self._desk.serve_all()
-        self._governor.note(any(cursor.waiting for cursor in cursors))
-        if self._guard.readers_in_the_way or self._guard.may_grow():
+        self._controller.note(any(cursor.waiting for cursor in cursors))
+        if self._memory.readers_in_the_way or self._memory.may_grow():
             self._loop.call_later(0, lambda: None)  # come round again without waiting
-        if not self._announced and not self._guard.may_grow() and self._pool.any_ready:
+        if not self._announced and not self._memory.may_grow() and self._pool.any_ready:
             self._announced = True
-            log.info("%s", budget.explain(self._guard.budget.plan, self._guard.segments))
+            log.info("%s", budget.explain(self._memory.budget.plan, self._memory.segments))
             log.info("%s", report.ready_line(self.status(), self._attach_hint))
-        if self._pool.busy or self._foreman.queue or not self._governor.relieved:
+        if self._pool.busy or self._builder.queue or not self._controller.relieved:
             self._begin_ticking()
 
     def _give_work(self, cursors: list[Cursor]) -> None:
         """Keep the readers busy; in want of memory only for loops that wait, a batch at a time."""
-        if self._governor.paused:
+        if self._controller.paused:
             waiting = [cursor for cursor in cursors if cursor.waiting]
-            cursors = [] if self._foreman.has_jobs else waiting[:1]
-        self._foreman.give_work(cursors)
+            cursors = [] if self._builder.has_jobs else waiting[:1]
+        self._builder.give_work(cursors)
 
     def _tick(self) -> None:
         """While there is work: verify the footprint, look for hung readers, look after the manifest."""
@@ -262,9 +263,9 @@ class Daemon:
         self._caches.tick()
         self._pool.tick()
         cursors = self._desk.cursors
-        self._guard.serve_wishes(cursors)
-        self._guard.verify(cursors)
-        self._governor.tick()
+        self._memory.serve_requests(cursors)
+        self._memory.verify(cursors)
+        self._controller.tick()
 
     def status(self) -> dict[str, Any]:
         """Return everything that `prefetchd status --json` prints; see `report.status`."""
@@ -273,11 +274,11 @@ class Daemon:
             self._datasets,
             self._ring,
             self._pool,
-            self._guard,
-            self._foreman,
+            self._memory,
+            self._builder,
             self._desk.granter,
             list(self._desk.consumers.values()),
-            self._governor,
+            self._controller,
             passes=self._desk.passes,
             waited_for=self._desk.waited_for,
             uptime_s=time.monotonic() - self._started_s,

@@ -15,11 +15,11 @@ from prefetchd._version import __version__
 from prefetchd.config.units import format_bytes, format_count
 from prefetchd.daemon.consumers.consumer import Consumer
 from prefetchd.daemon.consumers.grants import Granter
-from prefetchd.daemon.memory.controller import Governor
+from prefetchd.daemon.memory.controller import MemoryController
 from prefetchd.daemon.memory.limits import read_shortage
-from prefetchd.daemon.memory.manager import Guard
+from prefetchd.daemon.memory.manager import MemoryManager
 from prefetchd.daemon.memory.plan import Footprint, Plan
-from prefetchd.daemon.readers.batch_builder import Foreman
+from prefetchd.daemon.readers.batch_builder import BatchBuilder
 from prefetchd.daemon.readers.pool import Pool
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import Dataset
@@ -36,30 +36,30 @@ def status(
     datasets: Sequence[Dataset],
     ring: Ring,
     pool: Pool,
-    guard: Guard,
-    foreman: Foreman,
+    memory: MemoryManager,
+    builder: BatchBuilder,
     granter: Granter,
     consumers: Sequence[Consumer],
-    governor: Governor,
+    controller: MemoryController,
     *,
     passes: Mapping[int, Cursor],
     waited_for: Container[int],
     uptime_s: float,
 ) -> dict[str, Any]:
     """Return the report that `prefetchd status --json` prints: plain values, bytes and seconds named as such."""
-    plan = guard.budget.plan
-    footprint = guard.measure()
-    shortage = governor.shortage or read_shortage()
+    plan = memory.budget.plan
+    footprint = memory.measure()
+    shortage = controller.shortage or read_shortage()
     return {
         "version": __version__,
         "name": name,
         "pid": os.getpid(),
         "uptime_s": round(uptime_s, 3),
         "datasets": [_dataset(dataset) for dataset in datasets],
-        "batches_made": foreman.batches_made,
-        "samples_made": foreman.samples_made,
+        "batches_made": builder.batches_made,
+        "samples_made": builder.samples_made,
         "delivered": granter.delivered,
-        "sample_seconds": foreman.sample_seconds.report(),
+        "sample_seconds": builder.sample_seconds.report(),
         "wait_seconds": granter.wait_seconds.report(),
         "ring": {
             "slots": len(ring.slots),
@@ -73,26 +73,26 @@ def status(
             "budget_bytes": plan.budget_bytes,
             "limited_by": plan.limited_by,
             "footprint_bytes": footprint.total_bytes,
-            "max_footprint_bytes": guard.max_footprint_bytes,
+            "max_footprint_bytes": memory.max_footprint_bytes,
             "ring_bytes": footprint.ring_bytes,
             "source_bytes": footprint.source_bytes,
             "mail_bytes": footprint.mail_bytes,
             "process_bytes": {str(pid): n for pid, n in footprint.processes.items()},
-            "in_force_bytes": guard.budget.in_force_bytes,
-            "reserved_bytes": guard.budget.reserved_bytes,
+            "in_force_bytes": memory.budget.in_force_bytes,
+            "reserved_bytes": memory.budget.reserved_bytes,
             "plan": _plan(plan),
             "measured": _measured(footprint, pool),
             "pressure": {
                 "headroom_bytes": shortage.headroom_bytes,
                 "source": shortage.source,
                 "stalled_percent": shortage.stalled_percent,
-                "given_back": not governor.relieved,
-                "paused": governor.paused,
+                "given_back": not controller.relieved,
+                "paused": controller.paused,
             },
         },
-        "num_workers": {"wanted": pool.n_readers, "auto": governor.is_auto, "outgrown": guard.outgrown_readers},
-        "waited_s": round(governor.waited_s, 3),
-        "busy_s": round(foreman.busy_s, 3),
+        "num_workers": {"wanted": pool.n_readers, "auto": controller.is_auto, "outgrown": memory.outgrown_readers},
+        "waited_s": round(controller.waited_s, 3),
+        "busy_s": round(builder.busy_s, 3),
         "readers": [
             {
                 "pid": reader.pid,
@@ -119,11 +119,11 @@ def status(
             for consumer in consumers
             if consumer.attached
         ],
-        "bad_samples": sum(filler.n_bad for filler in foreman.fillers),
+        "bad_samples": sum(tracker.n_bad for tracker in builder.trackers),
         "bad": [
             {"dataset": dataset.name, "sample_id": bad.sample_id, "where": bad.where, "reason": bad.reason}
             for dataset in datasets
-            for bad in foreman.fillers[dataset.number].first_bad[:_LISTED_BAD]
+            for bad in builder.trackers[dataset.number].first_bad[:_LISTED_BAD]
         ],
     }
 
@@ -179,7 +179,7 @@ def _plan(plan: Plan) -> dict[str, Any]:
 
 
 def _measured(footprint: Footprint, pool: Pool) -> dict[str, int]:
-    """What was planned, as it is: the base (with the zygote), and the largest reader."""
+    """What was planned, as it is: the base (with the fork server), and the largest reader."""
     readers = {reader.pid: footprint.processes.get(reader.pid, 0) for reader in pool.readers.values()}
     base = sum(n for pid, n in footprint.processes.items() if pid not in readers)
     return {"base_bytes": base + footprint.source_bytes, "reader_bytes": max(readers.values(), default=0)}

@@ -1,7 +1,7 @@
 """What the system has no more of (descriptors, memory, processes, room for files), said in one line with what to do.
 
 Any call that opens, maps, forks or writes can meet it. It is nobody's bug, so it is told as every other failure is:
-around a command (`cli`), a private daemon's start, the zygote, and the daemon's loop, which tells every consumer.
+around a command (`cli`), a private daemon's start, the fork server, and the daemon's loop, which tells every consumer.
 """
 
 from __future__ import annotations

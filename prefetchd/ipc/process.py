@@ -3,8 +3,8 @@
 A daemon is alive if and only if its lock file is locked (`flock`), whatever files lie about: a lock that can be taken
 belonged to a dead one. The kernel drops the lock with the process, so no clean-up can be forgotten.
 
-The files of one that was killed are removed by whoever notices first: its zygote, who looks for it, the loader that
-loses it, or the next daemon of any name. Each does so with the lock held, so what a successor has made is safe.
+The files of one that was killed are removed by the first who notices: its fork server, the loader that loses it, or the
+next daemon of any name. Each does so with the lock held, so what a successor has made is safe.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""What the daemon says to its own processes, and they to it: the readers, the zygote that forks them, and the trial.
+"""Messages between the daemon and its own processes: the readers, the fork server that forks them, and the dry run.
 
-    zygote:  Spawn -> Spawned ... Exited
-    reader:  OpenDataset ... Boot -> ReaderReady   MapSlot, Fills, FillOne, Compact -> AllDone   NeedMemory -> Memory...
-    trial:   OpenDataset -> TrialDone, TrialFailed
+    fork server: Spawn -> Spawned ... Exited
+    reader:      OpenDataset ... Boot -> ReaderReady   MapSlot, Fills, FillOne, Compact -> AllDone
+                 NeedMemory -> MemoryGranted, MemoryDenied
+    dry run:     OpenDataset -> DryRunDone, DryRunFailed
 
 Both ends are of one version, always. Sockets, descriptors and codec are those of `messages`; each direction has a
 decoder of its own.
@@ -172,7 +173,7 @@ class BootFailed(Message, frozen=True):
     text: str
 
 
-# --- daemon and zygote
+# --- daemon and fork server
 
 
 class Spawn(Message, frozen=True):
@@ -195,10 +196,10 @@ class Exited(Message, frozen=True):
     exit_code: int
 
 
-# --- trial to daemon
+# --- dry run to daemon
 
 
-class TrialDone(Message, frozen=True):
+class DryRunDone(Message, frozen=True):
     """What the users' functions give: y's shape and dtype, a digest of each one's code, bytes they take in a reader."""
 
     y_shape: list[Count]
@@ -207,7 +208,7 @@ class TrialDone(Message, frozen=True):
     reader_bytes: Count
 
 
-class TrialFailed(Message, frozen=True):
+class DryRunFailed(Message, frozen=True):
     """The functions cannot be used, and why."""
 
     text: str
@@ -215,14 +216,14 @@ class TrialFailed(Message, frozen=True):
 
 ToReader = OpenDataset | Boot | MapSlot | UnmapSlots | Fills | FillOne | Compact | Retire | MemoryGranted | MemoryDenied
 FromReader = ReaderReady | AllDone | NeedMemory | Outgrown | BootFailed
-FromZygote = Spawned | Exited
-FromTrial = TrialDone | TrialFailed
+FromForkServer = Spawned | Exited
+FromDryRun = DryRunDone | DryRunFailed
 
 decode_to_reader = msgspec.msgpack.Decoder(ToReader).decode
 decode_from_reader = msgspec.msgpack.Decoder(FromReader).decode
-decode_to_zygote = msgspec.msgpack.Decoder(Spawn).decode
-decode_from_zygote = msgspec.msgpack.Decoder(FromZygote).decode
-decode_from_trial = msgspec.msgpack.Decoder(FromTrial).decode
+decode_to_fork_server = msgspec.msgpack.Decoder(Spawn).decode
+decode_from_fork_server = msgspec.msgpack.Decoder(FromForkServer).decode
+decode_from_dry_run = msgspec.msgpack.Decoder(FromDryRun).decode
 
 
 def describe_exit(exit_code: int) -> str:

@@ -1,4 +1,4 @@
-"""The trial process: attaches to the source as a reader does, runs one good sample, tells what came of it, and ends.
+"""The dry run process: attaches to the source as a reader does, runs one good sample, tells what came of it, and ends.
 
     python -P -m prefetchd.reader.dry_run SOCKET_FD
 
@@ -41,7 +41,7 @@ _OWN_BYTES = 4 << 20  # what decoding the first samples takes, whoever does it: 
 _MARGIN = 1.2
 
 
-def run(opened: reader_messages.OpenDataset, fds: list[int]) -> reader_messages.TrialDone:
+def run(opened: reader_messages.OpenDataset, fds: list[int]) -> reader_messages.DryRunDone:
     """Try the functions that `opened` names.
 
     Raises:
@@ -61,7 +61,7 @@ def run(opened: reader_messages.OpenDataset, fds: list[int]) -> reader_messages.
     grown_bytes = max(0, kept_bytes, peak_bytes)
     specs = {"transform": config.transform, "target_transform": config.target_transform}
     code = {f"{option}_code": code_digest(spec) for option, spec in specs.items() if spec is not None}
-    return reader_messages.TrialDone(list(y.shape), y.dtype.name, code, int(grown_bytes * _MARGIN))
+    return reader_messages.DryRunDone(list(y.shape), y.dtype.name, code, int(grown_bytes * _MARGIN))
 
 
 def _first_good(config: Config, source: ImageSource, reserve: ReserveMemory) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -114,7 +114,7 @@ def _end_with(sock: socket.socket) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Run the trial; see the module's docstring for `argv`."""
+    """Run the dry run; see the module's docstring for `argv`."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C in the terminal: end, without a traceback
     sys.stderr = os.fdopen(detach_native_stderr(), "w", buffering=1)
     sock = socket.socket(fileno=int(argv[0]))
@@ -123,11 +123,11 @@ def main(argv: list[str]) -> None:
     assert isinstance(opened, reader_messages.OpenDataset)
     signal.alarm(int(opened.config["reader_timeout"]) + _ALARM_AFTER_S)
     threading.Thread(target=_end_with, args=(sock,), daemon=True).start()
-    answer: reader_messages.FromTrial
+    answer: reader_messages.FromDryRun
     try:
         answer = run(opened, fds)
     except PrefetchdError as error:
-        answer = reader_messages.TrialFailed(str(error))
+        answer = reader_messages.DryRunFailed(str(error))
     with contextlib.suppress(sockets.ConnectionEnded):
         sockets.send(sock, reader_messages.encode(answer))
     sys.stdout.flush()

@@ -125,7 +125,7 @@ class Machine(RuleBasedStateMachine):
         for _ in range(n_slots):
             self.ring.add(Page())  # type: ignore[arg-type]
         self.loop = Rounds()
-        self.guard = SimpleNamespace(
+        self.memory = SimpleNamespace(
             budget=SimpleNamespace(
                 plan=SimpleNamespace(n_slots=n_slots, slot_bytes=LAYOUT.slot_bytes), budget_for_slots=lambda _: 1
             ),
@@ -143,7 +143,7 @@ class Machine(RuleBasedStateMachine):
             datasets,
             self.ring,
             SimpleNamespace(failed={}),  # type: ignore[arg-type]
-            self.guard,  # type: ignore[arg-type]
+            self.memory,  # type: ignore[arg-type]
             self.loop,  # type: ignore[arg-type]
             status=dict,
             change=str,
@@ -175,7 +175,7 @@ class Machine(RuleBasedStateMachine):
     def come_round(self) -> None:
         self.loop.turn()
         self.desk.take_back_noted()
-        while (slot := to_give_back(self.ring, self.desk.cursors, self.guard.slots_wanted)) is not None:
+        while (slot := to_give_back(self.ring, self.desk.cursors, self.memory.slots_wanted)) is not None:
             self.desk.slot_removed(slot)
             self.ring.remove(slot)
         self.desk.serve_all()
@@ -204,7 +204,7 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def budget_is_set(self, data: st.DataObject) -> None:
         n_slots = data.draw(st.integers(max(MIN_SLOTS, self.desk.promised_slots), max(60, self.n_slots)))
-        self.guard.slots_wanted = self.guard.budget.plan.n_slots = n_slots
+        self.memory.slots_wanted = self.memory.budget.plan.n_slots = n_slots
         while len(self.ring.slots) < n_slots:
             self.ring.add(Page())  # type: ignore[arg-type]
 
@@ -490,7 +490,7 @@ def test_loop_that_stands_still_with_many_grants_leaves_others_enough_of_a_ring_
         machine.daemon_works(4, 8)
         assert machine.ring.held_by(idle.number) > 5
         machine.end_loop(other)
-        machine.guard.slots_wanted = machine.guard.budget.plan.n_slots = 5
+        machine.memory.slots_wanted = machine.memory.budget.plan.n_slots = 5
         machine.daemon_works(4, 8)
         assert len(machine.ring.slots) < 40
         machine.begin_loop(other, 5, 0, 2)  # nothing of what lies ready for the other
@@ -551,6 +551,6 @@ def test_loops_far_apart_go_on_in_the_smallest_ring_that_a_lowered_budget_leaves
         for number, consumer in enumerate(machine.consumers):
             machine.begin_loop(consumer, 0, 9 * number, 1)  # one window of the large ring
         machine.come_round()
-        machine.guard.slots_wanted = machine.guard.budget.plan.n_slots = machine.desk.promised_slots
+        machine.memory.slots_wanted = machine.memory.budget.plan.n_slots = machine.desk.promised_slots
     finally:
         machine.teardown()  # all of them get on to their end

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from prefetchd._version import __version__
 from prefetchd.config.units import format_count
 from prefetchd.daemon.consumers.consumer import Consumer
-from prefetchd.daemon.memory.manager import Guard
+from prefetchd.daemon.memory.manager import MemoryManager
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import Dataset
 from prefetchd.daemon.schedule.scheduler import slots_promised
@@ -26,10 +26,10 @@ from prefetchd.sampling.sharding import Shard
 class Admission:
     """Answers `Attach`; borrows all that it works with."""
 
-    def __init__(self, datasets: Sequence[Dataset], consumers: Mapping[int, Consumer], guard: Guard) -> None:
+    def __init__(self, datasets: Sequence[Dataset], consumers: Mapping[int, Consumer], memory: MemoryManager) -> None:
         self._datasets = datasets
         self._consumers = consumers
-        self._guard = guard
+        self._memory = memory
 
     @property
     def attached(self) -> list[Consumer]:
@@ -77,14 +77,14 @@ class Admission:
         consumer.group = attach.group
         consumer.start_together = attach.start_together
         consumer.start_timeout_s = attach.start_timeout_s
-        n_slots = self._guard.budget.plan.n_slots
+        n_slots = self._memory.budget.plan.n_slots
         attached = self.attached
         needed = self.slots_promised([*attached, consumer], n_slots)
         if needed > n_slots:
             refuse(
                 "BudgetError",
                 f"cannot attach: with {format_count(len(attached), 'other loop')} the ring needs {needed} slots and "
-                f"has {n_slots}; give the daemon --memory-budget {self._guard.budget.budget_for_slots(needed)}MiB",
+                f"has {n_slots}; give the daemon --memory-budget {self._memory.budget.budget_for_slots(needed)}MiB",
             )
             return
         classes = dataset.source.classes

@@ -11,8 +11,8 @@ import time
 from collections.abc import Mapping
 
 from prefetchd.daemon.consumers.consumer import Consumer
-from prefetchd.daemon.memory.manager import Guard
-from prefetchd.daemon.readers.batch_builder import Foreman
+from prefetchd.daemon.memory.manager import MemoryManager
+from prefetchd.daemon.readers.batch_builder import BatchBuilder
 from prefetchd.daemon.readers.reader_handle import Histogram
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.scheduler import Reserve, can_spare, may_grant, ready_for
@@ -28,10 +28,12 @@ _MAX_BYTES_AHEAD = 4 << 20  # what a loop that stands still keeps from the other
 class Granter:
     """Gives leases on ready batches to the consumers whose turn it is."""
 
-    def __init__(self, ring: Ring, foreman: Foreman, guard: Guard, consumers: Mapping[int, Consumer]) -> None:
+    def __init__(
+        self, ring: Ring, builder: BatchBuilder, memory: MemoryManager, consumers: Mapping[int, Consumer]
+    ) -> None:
         self._ring = ring
-        self._foreman = foreman
-        self._guard = guard
+        self._builder = builder
+        self._memory = memory
         self._consumers = consumers
         self.delivered = 0
         self.wait_seconds = Histogram()
@@ -82,7 +84,7 @@ class Granter:
         n_slots = len(self._ring.slots)
         if n_slots < _MANY_SLOTS:
             return 1
-        enough = _MAX_BYTES_AHEAD // self._guard.budget.plan.slot_bytes
+        enough = _MAX_BYTES_AHEAD // self._memory.budget.plan.slot_bytes
         return max(1, min(MAX_GRANTS_AHEAD, n_slots // _SLOTS_PER_GRANT, enough))
 
     def _explain_own_wait(self, consumer: Consumer, cursor: Cursor, slot: Slot | None, reserve: Reserve) -> None:
@@ -98,7 +100,7 @@ class Granter:
 
         `cursor` is the consumer's standing with the ring. Returns whether it cannot be made, and was told so.
         """
-        failure = self._foreman.failed.get(key) if key is not None and slot is None else None
+        failure = self._builder.failed.get(key) if key is not None and slot is None else None
         if failure is not None:
             return consumer.send(messages.Failed(cursor.serial, failure.error, failure.text))
         if key is not None:
@@ -111,11 +113,11 @@ class Granter:
             return
         if ready is None:
             # A slot that is being filled with another batch is free for this one when that is done.
-            coming = not self._guard.starved and (self._guard.may_grow() or self._ring.count(Content.FILLING))
+            coming = not self._memory.starved and (self._memory.may_grow() or self._ring.count(Content.FILLING))
             # One that is kept for others is not to be had, however long it lies there.
             if coming or (self._ring.reusable_slots() and can_spare(self._ring, cursor, reserve)):
                 return
-        if self._guard.help_stalled():
+        if self._memory.help_stalled():
             return
         holders = []
         for other in self._consumers.values():

@@ -18,8 +18,8 @@ from collections.abc import Mapping
 
 from prefetchd.daemon.consumers.consumer import Consumer
 from prefetchd.daemon.consumers.groups import Groups
-from prefetchd.daemon.memory.manager import Guard
-from prefetchd.daemon.readers.batch_builder import Foreman
+from prefetchd.daemon.memory.manager import MemoryManager
+from prefetchd.daemon.readers.batch_builder import BatchBuilder
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import Dataset
 from prefetchd.daemon.schedule.windows import arrange_patiently, join_window, most_windows, n_places
@@ -91,16 +91,16 @@ class Openings:
         groups: Groups,
         start_line: StartLine,
         ring: Ring,
-        foreman: Foreman,
-        guard: Guard,
+        builder: BatchBuilder,
+        memory: MemoryManager,
         patience_s: float,
     ) -> None:
         self._consumers = consumers
         self._groups = groups
         self._start_line = start_line
         self._ring = ring
-        self._foreman = foreman
-        self._guard = guard
+        self._builder = builder
+        self._memory = memory
         self._patience_s = patience_s
 
     def begin(self, consumer: Consumer, message: messages.OpenCursor) -> bool:
@@ -109,7 +109,7 @@ class Openings:
         if not consumer.attached or dataset is None or message.rank >= message.world_size:
             return False
         self._drop_untaken(consumer, message.taken)
-        self._foreman.failed.clear()  # a new loop tries again: the file may have been mended
+        self._builder.failed.clear()  # a new loop tries again: the file may have been mended
         shard = Shard(
             dataset.order.batches_per_epoch,
             message.rank,
@@ -152,7 +152,7 @@ class Openings:
         ]
         if message.join:
             join_window(cursor, running)
-        n_slots = self._guard.budget.plan.n_slots
+        n_slots = self._memory.budget.plan.n_slots
         windows = n_places(arrange_patiently([*running, cursor], n_slots))
         if running and windows > most_windows(n_slots):
             consumer.send_sooner_or_later(
@@ -161,7 +161,7 @@ class Openings:
                     "BudgetError",
                     f"cannot begin here: loops would be at {windows} places far apart, and the ring's {n_slots} slots "
                     f"are enough for {most_windows(n_slots)}; begin where the others are, or give the daemon "
-                    f"--memory-budget {self._guard.budget.budget_for_slots(2 * windows + 1)}MiB",
+                    f"--memory-budget {self._memory.budget.budget_for_slots(2 * windows + 1)}MiB",
                 )
             )
             return None

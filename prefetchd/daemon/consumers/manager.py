@@ -25,9 +25,9 @@ from prefetchd.daemon.consumers.groups import Groups
 from prefetchd.daemon.consumers.loops import Openings, StartLine
 from prefetchd.daemon.consumers.message_handler import Hearing
 from prefetchd.daemon.consumers.releases import Releases
-from prefetchd.daemon.memory.manager import Guard
+from prefetchd.daemon.memory.manager import MemoryManager
 from prefetchd.daemon.memory.plan import MIN_SLOTS
-from prefetchd.daemon.readers.batch_builder import Foreman
+from prefetchd.daemon.readers.batch_builder import BatchBuilder
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import Dataset
 from prefetchd.daemon.schedule.pacing import Pacer
@@ -49,7 +49,7 @@ class FrontDesk:
 
     Args:
         datasets: what is served; told to whoever attaches.
-        ring, foreman, guard: borrowed; leases come from the ring, failures from the foreman.
+        ring, batch builder, memory manager: borrowed; leases come from the ring, failures from the batch builder.
         loop: where its sockets and pidfds are watched.
         status: makes the answer to `prefetchd status`.
         change: changes options for `prefetchd set`; returns what that gave.
@@ -61,8 +61,8 @@ class FrontDesk:
         self,
         datasets: Sequence[Dataset],
         ring: Ring,
-        foreman: Foreman,
-        guard: Guard,
+        builder: BatchBuilder,
+        memory: MemoryManager,
         loop: EventLoop,
         *,
         status: Callable[[], dict[str, Any]],
@@ -71,8 +71,8 @@ class FrontDesk:
         linger_s: float | None = None,
     ) -> None:
         self.consumers: dict[int, Consumer] = {}
-        self.granter = Granter(ring, foreman, guard, self.consumers)
-        self._admission = Admission(datasets, self.consumers, guard)
+        self.granter = Granter(ring, builder, memory, self.consumers)
+        self._admission = Admission(datasets, self.consumers, memory)
         self._groups = Groups(ring, self.granter)
         self._releases = Releases(self.consumers, ring, self._groups, loop, self._wants_slots)
         openings = Openings(
@@ -80,14 +80,14 @@ class FrontDesk:
             self._groups,
             StartLine(self.consumers, loop),
             ring,
-            foreman,
-            guard,
+            builder,
+            memory,
             patience_s=datasets[0].config.patience,
         )
         self._datasets = datasets
         self._ring = ring
-        self._foreman = foreman
-        self._guard = guard
+        self._builder = builder
+        self._memory = memory
         self._loop = loop
         self._hearing = Hearing(
             self.consumers,
@@ -171,7 +171,7 @@ class FrontDesk:
             self._loop.call_later(_RETRY_S, self._unblock)
 
     def _wants_slots(self) -> bool:
-        return len(self._ring.slots) > self._guard.slots_wanted or any(cursor.waiting for cursor in self.cursors)
+        return len(self._ring.slots) > self._memory.slots_wanted or any(cursor.waiting for cursor in self.cursors)
 
     def _unblock(self) -> None:
         """Look whether those whose sockets were full have read."""
@@ -185,7 +185,7 @@ class FrontDesk:
         if len(self.consumers) < 2 and not self._pacer.waits:
             return
         now_s = self._loop.clock()
-        look_s, spent = self._pacer.look(now_s, self._ring, self.cursors, self._foreman.failed)
+        look_s, spent = self._pacer.look(now_s, self._ring, self.cursors, self._builder.failed)
         for cursor in spent:
             consumer = self.consumers.get(cursor.consumer)
             if consumer is not None:
