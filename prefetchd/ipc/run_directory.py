@@ -12,7 +12,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefetchd.config.validate import check_name
+from prefetchd.config.convert import daemon_name
 from prefetchd.errors import ConfigError
 
 _SUN_PATH_BYTES = 107
@@ -54,7 +54,7 @@ def daemon_paths(name: str, *, create: bool = False) -> DaemonPaths:
         ConfigError: if the name cannot be one, or the directory cannot be made, is not the user's alone, or has too
             long a path for a socket.
     """
-    check_name(name)
+    daemon_name(name)
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     if runtime and Path(runtime).is_dir() and os.access(runtime, os.W_OK):
         directory = Path(runtime) / "prefetchd"

@@ -14,7 +14,7 @@ import pytest
 
 import prefetchd
 from prefetchd.client.launch import shared_config
-from prefetchd.config.options import make_config
+from prefetchd.config.validate import make_config
 from prefetchd.ipc.process import RunLock, lock_owner, remove_left_files
 from prefetchd.ipc.run_directory import daemon_paths
 from tests.conftest import wait_until

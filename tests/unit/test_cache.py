@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from prefetchd.cli.commands.cache_build import _duration
-from prefetchd.config.options import make_config
+from prefetchd.config.validate import make_config
 from prefetchd.daemon.memory.limits import CgroupMemory
 from prefetchd.daemon.memory.pressure import CachePages
 from prefetchd.data.cache import directory, keys, lookup, segment

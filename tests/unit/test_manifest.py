@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prefetchd.config.options import make_config
+from prefetchd.config.validate import make_config
 from prefetchd.data.manifest.dialect import MalformedLine
 from prefetchd.data.manifest.records import Manifest, Sample
 from prefetchd.data.manifest.scan import Scan
