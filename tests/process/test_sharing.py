@@ -43,7 +43,7 @@ def test_leader_waits_for_the_laggard_up_to_the_patience_and_then_goes_on_alone(
         waited_s = time.monotonic() - started_s
         assert indexes == list(range(13))
         assert waited_s > 1.4
-        assert "waited for for 1.5 s in epoch 0" in daemon.log
+        assert "waited 1.5 s for the loop of pid" in daemon.log
         made = daemon.status()["batches_made"]
         assert [held.index, *(batch.index for batch in laggard)] == list(range(13))  # its own are made for it
         assert daemon.status()["batches_made"] > made

@@ -110,16 +110,6 @@ class _Inspection:
         self._pool = Pool(
             config.num_workers or budget.usable_cores(),
             config.reader_timeout,
-            PoolEvents(
-                done=lambda reader, chunk, done: self._builder.done(reader, chunk, done),
-                lost=lambda reader, chunk, suspect, code: self._builder.lost(
-                    reader, chunk, suspect=suspect, exit_code=code
-                ),
-                gone=lambda reader: self._builder.gone(reader),
-                stuck=lambda pid, reader, chunk: self._builder.stuck(pid, reader, chunk),
-                memory=lambda: self._memory.serve_requests([self._sweep]),
-                outgrown=lambda reader, n_bytes: self._memory.outgrown(reader, n_bytes),
-            ),
             watch=self._loop.watch,
             unwatch=self._loop.unwatch,
             clock=self._loop.clock,
@@ -160,10 +150,18 @@ class _Inspection:
         for _ in range(_FIRST_SLOTS):
             self._memory.add_slot()
         briefing: list[tuple[messages.Message, list[int]]] = [dataset.for_readers() for dataset in self._datasets]
-        self._pool.boot([*briefing, (budget.reader_limits(plan), [])])
         n_batches = self._datasets[0].order.batches_per_epoch
         # It always waits: it takes no leases, whose return would be the batch builder's occasion to begin more.
         self._sweep = _Sweep(0, 0, 0, Shard(n_batches), waiting=True, left=self._keys(n_batches))
+        events = PoolEvents(
+            done=self._builder.done,
+            lost=self._builder.lost,
+            stuck=self._builder.stuck,
+            gone=self._builder.gone,
+            memory=lambda: self._memory.serve_requests([self._sweep]),
+            outgrown=self._memory.outgrown,
+        )
+        self._pool.boot([*briefing, (budget.reader_limits(plan), [])], events)
 
     def _keys(self, n_batches: int) -> Iterator[Key]:
         for batch in range(n_batches):

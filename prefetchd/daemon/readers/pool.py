@@ -58,7 +58,6 @@ class Pool:
         self,
         n_readers: int,
         hang_s: float,
-        events: PoolEvents,
         *,
         watch: Callable[[int, Callable[[], None]], None],
         unwatch: Callable[[int], None],
@@ -68,7 +67,7 @@ class Pool:
         self.n_readers = n_readers
         self.crashes = 0
         self._hang_s = hang_s
-        self._events = events
+        self._events: PoolEvents  # from `boot` on; nothing happens before
         self._watch = watch
         self._unwatch = unwatch
         self._clock = clock
@@ -110,9 +109,10 @@ class Pool:
         for _ in range(n_readers - len(self.readers)):
             self._spawn()
 
-    def boot(self, briefing: list[tuple[Message, list[int]]]) -> None:
-        """Tell every reader, those to come included, what to serve: messages and their descriptors, borrowed."""
+    def boot(self, briefing: list[tuple[Message, list[int]]], events: PoolEvents) -> None:
+        """Tell every reader, also later ones, what to serve: messages and their descriptors, borrowed."""
         self._briefing = briefing
+        self._events = events
         for reader in self.readers.values():
             self._brief(reader)
 
