@@ -125,7 +125,7 @@ class ConsumerManager:
         consumer.held_back = False
 
     def _process_ended(self, consumer: Consumer) -> None:
-        """Remove a consumer whose process has ended. Its last messages first: a group grants no batch again for them."""
+        """Remove a consumer whose process has ended, after its last messages: a group gives no batch again for them."""
         for _ in range(_LAST_READS):  # a forked child of it may go on to send
             if consumer.socket.fileno() < 0 or not self._messages.read(consumer):
                 break

@@ -37,6 +37,7 @@ class Needs:
 
     def __init__(self, ring: Ring, cursors: Collection[Cursor]) -> None:
         self._ring = ring
+        self._cursors = cursors
         self._never = (len(ring.slots), True)
         self.windows = arrange(cursors, len(ring.slots))
         need: dict[Key, Urgency] = {}
@@ -54,9 +55,13 @@ class Needs:
         return (len(self._ring.slots) + 1, True) if slot.key is None else self.urgency.get(slot.key, self._never)
 
     def could_spare_slot(self, cursor: Cursor) -> bool:
-        """Return whether a slot would be given up for the cursor's next batch if that was the next need of a window."""
-        urgency = (0, not _is_in_a_hurry(self._ring, cursor))
-        return any(self.of(slot) > urgency for slot in self._ring.reusable_slots())
+        """Return whether a slot would be given up for the cursor's next batch if the cursor had a window of its own."""
+        reusable = self._ring.reusable_slots()
+        if any(self.of(slot)[0] > 0 for slot in reusable):
+            return True
+        # All are needed next. A loop in a hurry gets one that no other loop in a hurry needs.
+        hurried = {other.next_key for other in self._cursors if _is_in_a_hurry(self._ring, other)}
+        return _is_in_a_hurry(self._ring, cursor) and any(slot.key not in hurried for slot in reusable)
 
 
 def _is_in_a_hurry(ring: Ring, cursor: Cursor) -> bool:
