@@ -14,8 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from prefetchd.ipc.process import lock_owner
-from prefetchd.ipc.run_directory import daemon_paths
+from prefetchd.ipc.run_directory import daemon_paths, lock_owner
 
 DEADLINE_S = 30.0
 # A promise of a second is held to it by the median of several measurements (`assert_prompt`). A single one may take

@@ -1,9 +1,4 @@
-"""The options of `config.Config` as words of a command: for every command that is given a source.
-
-What the commands' parsers have in common.
-
-The words that name a daemon, and one question to it: what `status`, `stop` and their like have in common.
-"""
+"""What commands share: the options of a source, the name of a daemon, and one question to that daemon."""
 
 from __future__ import annotations
 
@@ -21,7 +16,7 @@ from prefetchd.ipc.run_directory import choose_name
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as every other failure does; the usage is for `--help`."""
+    """A parser whose errors are one line, like every other failure. Only `--help` prints the usage."""
 
     def error(self, message: str) -> NoReturn:
         """End the process with status 2."""
@@ -32,9 +27,14 @@ Subparsers: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
 def add_name(parser: argparse.ArgumentParser) -> None:
-    """Add the words that name a daemon, and `--debug`."""
+    """Add the arguments that name a daemon, and `--debug`."""
     parser.add_argument("positional_name", nargs="?", metavar="NAME", help="the daemon (default, or PREFETCHD_NAME)")
     parser.add_argument("--name", help="the same, as an option")
+    add_debug(parser)
+
+
+def add_debug(parser: argparse.ArgumentParser) -> None:
+    """Add `--debug`."""
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
 
 
@@ -55,18 +55,18 @@ EPILOG = "Sizes are written 512MiB, 1.5GB or 25% (of the machine's memory)."
 def add_source_options(
     parser: argparse.ArgumentParser, datasets: Iterable[str] = (), *, without: Container[str] = ()
 ) -> None:
-    """Add the sources, `--config`, every option of `Config`, and those of each of `datasets`, and `--debug`.
+    """Add the sources, `--config`, every option of `Config`, those of each of `datasets`, and `--debug`.
 
-    Options `without` which it is are the command's own to add.
+    The command itself adds the options in `without`.
     """
     parser.add_argument(
         "sources",
         nargs="*",
         metavar="[NAME=]MANIFEST",
-        help="a list file (`path label` a line, .csv, .tsv, .jsonl), a directory with a folder per class, tar shards "
-        "or Parquet files (one, a directory of them, or a quoted pattern such as 's-{000..099}.tar'), or arrays (.npy, "
-        ".npz, a directory of .npy shards); several, each with a name, share the readers, the ring and the budget: "
-        "train=train.txt val=val.txt",
+        help="a list file (a path and a label per line, .csv, .tsv, .jsonl), a directory with a folder per class, "
+        "tar shards or Parquet files (one, a directory of them, or a quoted pattern such as 's-{000..099}.tar'), or "
+        "arrays (.npy, .npz, a directory of .npy shards); several, each with a name, share the readers, the ring "
+        "and the budget: train=train.txt val=val.txt",
     )
     parser.add_argument(
         "--config",
@@ -81,13 +81,13 @@ def add_source_options(
         for name in configuration.OPTIONS:
             if name != "source":
                 _add_option(parser, name, dataset)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+    add_debug(parser)
 
 
 def _add_option(parser: argparse.ArgumentParser, name: str, dataset: str = "") -> None:
-    """Add the configuration's option `name`, as its field describes it; values stay text, for `make_config`.
+    """Add the option `name`, as its field describes it. Values stay text, for `make_config`.
 
-    For one data set of several it is `--DATASET.OPTION`, which `--help` explains and does not list.
+    The option of a single data set is `--DATASET.OPTION`; `--help` explains the form and lists none of them.
     """
     field, kind = configuration.OPTIONS[name], configuration.OPTION_TYPES[name]
     more: dict[str, Any] = {"metavar": field.metadata["metavar"]}
@@ -106,7 +106,7 @@ def _add_option(parser: argparse.ArgumentParser, name: str, dataset: str = "") -
 
 
 def configs_of(arguments: argparse.Namespace) -> dict[str, Config]:
-    """Return what to serve, by the names of the data sets: the command line's options over the file's."""
+    """Return the configurations to serve, by data set. Options of the command line win over those of the file."""
     common: dict[str, Any] = {}
     by_dataset: dict[str, dict[str, Any]] = {
         name: {"source": source} for name, source in split_sources(arguments.sources).items()
@@ -124,10 +124,10 @@ def configs_of(arguments: argparse.Namespace) -> dict[str, Config]:
 
 
 def config_of(arguments: argparse.Namespace, command: str) -> Config:
-    """Return what the arguments name, for a command that takes one data set.
+    """Return the configuration of a command that takes one data set.
 
     Raises:
-        ConfigError: if they name several.
+        ConfigError: if the arguments name several.
     """
     configs = configs_of(arguments)
     if len(configs) > 1:

@@ -1,7 +1,4 @@
-"""The command line: parses its words, runs the command that they name, and turns every failure into one clear line.
-
-Each command is a module of `commands`.
-"""
+"""The command line: parse the arguments, run the command, and turn every failure into one clear line."""
 
 from __future__ import annotations
 
@@ -14,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from prefetchd._version import __version__
 from prefetchd.cli.arguments import Parser
 from prefetchd.cli.commands import COMMANDS
+from prefetchd.cli.spelling import FlagFormatter, as_flags
 from prefetchd.errors import PrefetchdError
 from prefetchd.ipc import os_errors
 from prefetchd.ipc.descriptors import open_standard_descriptors
@@ -22,37 +20,43 @@ _DATASET_OPTION = re.compile(r"--(?:no-)?([\w-]+)\.[a-z]")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit status: 0, 1 for a failure, 2 for words that make no sense."""
+    """Run one command; return its exit status: 0, 1 for a failure, 2 for arguments that make no sense."""
     open_standard_descriptors()
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names of files may be bytes that are no text
+        sys.stdout.reconfigure(errors="backslashreplace")  # like stderr: names of files may be bytes that are not text
     words = sys.argv[1:] if argv is None else argv
     parser = make_parser(sorted({match[1] for match in map(_DATASET_OPTION.match, words) if match}))
     arguments = parser.parse_args(words)
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="prefetchd: %(message)s")
+    _log_to_stderr()
     try:
-        with os_errors.said("go on"):
+        with os_errors.explained("go on"):
             status: int = arguments.run(arguments)
     except PrefetchdError as error:
         if getattr(arguments, "debug", False):
             raise
-        print(f"prefetchd: {error}", file=sys.stderr)
+        print(f"prefetchd: {as_flags(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has had enough
+        sys.stderr.close()  # the reader of our output has ended
         return 1
     return status
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(FlagFormatter("prefetchd: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
 
 
 def make_parser(datasets: Iterable[str] = ()) -> Parser:
     """Return the parser of all commands, with options for single data sets of these names."""
     parser = Parser(prog="prefetchd", description="A shared-memory prefetching loader daemon for training data.")
     parser.add_argument("--version", action="version", version=f"prefetchd {__version__}")
-    parser.set_defaults(whole_parser=parser)  # for a command that is about the others
+    parser.set_defaults(whole_parser=parser)  # for `completion`
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     names = tuple(datasets)
-    for command in COMMANDS:
-        command.add(commands, names)
+    for add in COMMANDS:
+        add(commands, names)
     return parser

@@ -14,8 +14,8 @@ import time
 from prefetchd.config.options import PATH_OPTIONS, Config
 from prefetchd.errors import DaemonNotFound, PrefetchdError, error_from_name
 from prefetchd.ipc import messages, sockets
-from prefetchd.ipc.process import describe_process, lock_owner, process_state, remove_left_files
-from prefetchd.ipc.run_directory import daemon_paths
+from prefetchd.ipc.process import describe_process, process_state
+from prefetchd.ipc.run_directory import daemon_paths, lock_owner, remove_left_files
 
 log = logging.getLogger("prefetchd")
 

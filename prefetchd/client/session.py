@@ -19,8 +19,7 @@ from prefetchd.client import launch
 from prefetchd.config.options import Config
 from prefetchd.errors import ConfigError, DaemonLost, DaemonNotFound
 from prefetchd.ipc import messages, sockets
-from prefetchd.ipc.process import remove_left_files
-from prefetchd.ipc.run_directory import daemon_paths
+from prefetchd.ipc.run_directory import daemon_paths, remove_left_files
 
 if TYPE_CHECKING:
     from prefetchd.client.connection import Connection

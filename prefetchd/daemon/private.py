@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
 
         loop = EventLoop()
         loop.on_signal(signal.SIGTERM, loop.stop)
-        with os_errors.said("start"):
+        with os_errors.explained("start"):
             daemon = Daemon(configs, loop)
             daemon.serve_parent(sock, parent_pidfd)
     except sockets.ConnectionEnded:

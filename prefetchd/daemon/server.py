@@ -1,7 +1,7 @@
 """The daemon: builds its parts, ties them together in one event loop, and takes them down again.
 
     consumer --OpenCursor/Want/Release--> consumers' manager    batch builder --Fill--> pool of readers
-             <--grant queue, Mail--------                   ring              <--AllDone--
+             <--grant queue, GrantReady--------                   ring              <--AllDone--
                                                         memory manager
 
 After each round of events `_pump` goes through all of it once: queued chunks to idle readers, new batches if readers
@@ -210,7 +210,7 @@ class Daemon:
         # A message wakes the daemon on the sender's processor: it must not preempt a trainer that works on a batch.
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         try:
-            with os_errors.said("go on"):
+            with os_errors.explained("go on"):
                 self._loop.run(self._pump)
         except PrefetchdError as error:
             self._consumers.send_to_all(messages.Fatal(type(error).__name__, str(error)))

@@ -25,8 +25,7 @@ from prefetchd.config.validate import make_config
 from prefetchd.errors import ConfigError, PrefetchdError
 from prefetchd.ipc import messages, sockets
 from prefetchd.ipc.event_loop import EventLoop
-from prefetchd.ipc.process import RunLock, remove_files_of_others
-from prefetchd.ipc.run_directory import DaemonPaths, daemon_paths
+from prefetchd.ipc.run_directory import DaemonPaths, RunLock, daemon_paths, remove_files_of_others
 
 LINGER_S = 3.0
 _REFUSE_S = 1.0  # for how long those who wait for it are told why it cannot serve

@@ -1,15 +1,7 @@
-"""Class names on their way to consumers: a sealed memfd with JSON, since a million of them fit in no message.
+"""Descriptors: the standard three, how many this process may have, and memfds.
 
-Descriptors 0, 1 and 2, which a process may be started without.
-
-How many descriptors the daemon may have: as many as the system lets it, asked for as it starts.
-
-A quarter of them (16 at least) is kept from the ring, one of whose slots takes one: a daemon whose slots had them all
-could not hear a loop, start a reader or look at what is free.
-
-Memfds: files in memory without a name, in which the daemon leaves indexes for readers.
-
-The kernel frees one with its last descriptor, so no death of any party leaves it behind.
+A memfd is a file in memory without a name. The daemon puts indexes and class names into memfds for readers and
+consumers. The kernel frees one with its last descriptor, so no process that dies leaves one behind.
 """
 
 from __future__ import annotations
@@ -24,9 +16,15 @@ from collections.abc import Sequence
 
 from prefetchd.errors import PrefetchdError
 
+_MAX_DESCRIPTORS = 65536
+# The ring leaves a quarter of the descriptors, and at least this many, to others. Each slot takes one; a daemon whose
+# slots took them all could accept no consumer and start no reader.
+_LEAST_KEPT = 16
+_MAX_CLASSES_BYTES = 1 << 30
+
 
 def open_standard_descriptors() -> None:
-    """Put /dev/null where 0, 1 or 2 are closed: a socket that came to be 2 would be written to as stderr."""
+    """Open /dev/null as 0, 1 or 2 where they are closed: otherwise a socket could become 2 and receive error texts."""
     for fd in range(3):
         try:
             os.fstat(fd)
@@ -37,14 +35,10 @@ def open_standard_descriptors() -> None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - for the life of the process
 
 
-_MAX_DESCRIPTORS = 65536
-_LEAST_KEPT = 16
-
-
 def raise_descriptor_limit() -> int:
-    """Let this process have as many descriptors as it is allowed, `_MAX_DESCRIPTORS` at most; return how many that is.
+    """Raise the soft limit of descriptors as far as allowed, at most to `_MAX_DESCRIPTORS`; return the limit.
 
-    Descriptors that wait in sockets count too: where many readers start with many slots, thousands do.
+    Descriptors that wait in sockets count too. A start with many readers and many slots has thousands of them.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MAX_DESCRIPTORS)
@@ -55,9 +49,9 @@ def raise_descriptor_limit() -> int:
 
 
 def check_descriptors(newest: int) -> None:
-    """Raise `PrefetchdError` if the descriptor `newest`, a slot's, is one of those that are kept for others.
+    """Raise `PrefetchdError` if a slot may not have the descriptor `newest`, as it is kept for consumers and readers.
 
-    The system gives the lowest number that is free, so its number says how many there are.
+    The system gives out the lowest free number, so the number says how many are in use.
     """
     allowed = raise_descriptor_limit()
     kept = max(_LEAST_KEPT, allowed // 4)
@@ -69,44 +63,44 @@ def check_descriptors(newest: int) -> None:
 
 
 def memfd(label: str) -> int:
-    """Return a new anonymous file in memory; the caller owns it."""
+    """Return the descriptor of a new memfd; the caller owns it."""
     return os.memfd_create(label, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
 
 
 def memfd_bytes(fd: int) -> int:
-    """Return the memory that the memfd `fd` takes."""
+    """Return the bytes of memory that the memfd `fd` occupies."""
     return os.fstat(fd).st_blocks * 512
 
 
 def seal(fd: int) -> None:
-    """Make the memfd `fd` immutable for everyone who holds it."""
+    """Make the memfd `fd` immutable for every process that holds it."""
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-
-
-_MAX_BYTES = 1 << 30
 
 
 def write_classes(classes: Sequence[str]) -> int:
-    """Return a new descriptor, the caller's own, from which `read_classes` reads `classes`."""
-    fd = os.memfd_create("prefetchd-classes", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    """Return a sealed memfd with the class names as JSON, for `read_classes`; the caller owns it.
+
+    A memfd and not a message, since a million names do not fit into one.
+    """
+    fd = memfd("prefetchd-classes")
     with os.fdopen(os.dup(fd), "wb") as file:
         file.write(json.dumps(list(classes)).encode())
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    seal(fd)
     return fd
 
 
 def read_classes(fd: int) -> tuple[str, ...]:
-    """Return the class names behind `fd`, which stays the caller's.
+    """Return the class names in the memfd `fd`, which the caller keeps.
 
     Raises:
-        ValueError: if it is no such file, or one too large.
+        ValueError: if it is not a file of JSON text, or is too large.
     """
     found = os.fstat(fd)
-    if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_BYTES:
-        raise ValueError(f"the class names are no file, or one of {found.st_size} bytes")
+    if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_CLASSES_BYTES:
+        raise ValueError(f"the class names are not a file, or are one of {found.st_size} bytes")
     with os.fdopen(os.dup(fd), "rb") as file:
         file.seek(0)
-        names = json.loads(file.read(_MAX_BYTES))
+        names = json.loads(file.read(_MAX_CLASSES_BYTES))
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError("the class names are no list of text")
+        raise ValueError("the class names are not a list of text")
     return tuple(names)

@@ -1,4 +1,4 @@
-"""A small event loop: callbacks for readable descriptors, timers, and signals that only wake it. The daemon's own."""
+"""The daemon's event loop: callbacks for readable descriptors, timers and signals, all in one thread."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Callback = Callable[[], None]
 
 
 class EventLoop:
-    """Waits for descriptors and timers in one place; everything runs in its thread."""
+    """Wait for descriptors and timers, and run their callbacks in the thread that called `run`."""
 
     def __init__(self) -> None:
         self.clock = time.monotonic
@@ -32,7 +32,7 @@ class EventLoop:
         self._selector.register(fd, selectors.EVENT_READ, callback)
 
     def unwatch(self, fd: int) -> None:
-        """Forget `fd`; nothing happens if it is not watched."""
+        """Stop watching `fd`, if it is watched."""
         if fd >= 0 and fd in self._selector.get_map():
             self._selector.unregister(fd)
 
@@ -46,7 +46,7 @@ class EventLoop:
         signal.signal(number, lambda *_: self.call_later(0, callback))
 
     def stop(self) -> None:
-        """Make `run` return after the callbacks at hand."""
+        """Make `run` return after the callbacks of this round."""
         self._stopped = True
 
     def run(self, after_events: Callback) -> None:
@@ -54,7 +54,7 @@ class EventLoop:
         while not self._stopped:
             timeout = max(0.0, self._timers[0][0] - self.clock()) if self._timers else None
             for key, _ in self._selector.select(timeout):
-                # An earlier callback may have dropped it, and its number may be another's by now.
+                # An earlier callback may have closed it, and its number may belong to another file now.
                 if self._selector.get_map().get(key.fd) is key:
                     key.data()
             while self._timers and self._timers[0][0] <= self.clock():
@@ -62,7 +62,7 @@ class EventLoop:
             after_events()
 
     def close(self) -> None:
-        """Give the loop's own descriptors back."""
+        """Close the loop's own descriptors."""
         signal.set_wakeup_fd(-1)
         self._selector.close()
         self._wake.close()

@@ -1,15 +1,16 @@
-"""What consumers and the daemon say to each other, and what any two versions understand of each other.
+"""The messages between consumers and the daemon.
 
-    Attach -> Attached   OpenCursor -> SlotOpened ...   Want -> Mail, Ended, Stalled, Failed   Release   CloseCursor
+    Attach -> Attached   OpenCursor -> SlotOpened ...   Want -> GrantReady, Ended, Stalled, Failed
+    Release   CloseCursor
     in place of Attach: AskStatus -> StatusReport   AskStop -> Stopping   ChangeOptions -> OptionsChanged
 
-Every message is one datagram of a `SOCK_SEQPACKET` socket, so there is no framing to get out of step; file descriptors
-travel beside the bytes (`control.send`, `control.receive`). Grants are no messages: they lie in the `mailbox`. Each
-direction has a decoder of its own, so that a consumer cannot speak a reader's lines (`reader_messages`).
+Each message is one datagram of a `SOCK_SEQPACKET` socket, so there are no frames that could get out of step.
+Descriptors travel beside the bytes (`sockets.send`, `sockets.receive`). Grants are not messages: they lie in shared
+memory (`ring.queues`). Each direction has its own decoder, so a consumer cannot send a reader's message.
 
-`PROTOCOL` changes with any of these messages. What never changes, so that any two versions can tell each other that
-they do not fit: `Attach`, `AskStatus` and `AskStop` begin with the protocol (`Attach` then with the version),
-`Attached` with the version; `Fatal` is as it is.
+`PROTOCOL` changes with any of these messages. Some facts never change, so that any two versions can tell each other
+that they do not fit: `Attach`, `AskStatus` and `AskStop` begin with the protocol; in `Attach` and `Attached` the
+version comes next; `Fatal` keeps its fields.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import msgspec
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Position = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
-# Text that is no UTF-8 is an error of its own.
+# Text that is not UTF-8 raises an error of its own.
 DecodeError = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
@@ -43,10 +44,10 @@ MAX_RELEASED = 64
 
 
 class Attach(Message, frozen=True):
-    """The first line of a consumer: what it speaks, which data set it wants, what it expects of its configuration.
+    """The first message of a consumer: its protocol, the data set that it wants, the options that it expects.
 
-    `dataset` is `None` where the daemon is expected to serve just one. Members of a `group` share their passes. The
-    first loop waits until `start_together` loaders have begun theirs, for `start_timeout_s` seconds.
+    `dataset` is `None` if the daemon is expected to serve only one. Members of a `group` share each pass. The first
+    loop waits until `start_together` loaders have begun theirs, at most `start_timeout_s` seconds.
     """
 
     protocol: Count
@@ -63,11 +64,11 @@ class Attach(Message, frozen=True):
 class OpenCursor(Message, frozen=True):
     """Serve from (epoch, batch) as rank `rank` of `world_size`; replaces the connection's earlier cursor.
 
-    The first batch is `batch + rank`: all ranks resume from the same `batch`, however many they were before. It runs
-    on from epoch to epoch, up to and without `stop_epoch` (`None`: for ever). Epochs begin at batch `rotation` and wrap
-    round. With `join` the daemon chooses epoch (from `epoch` on) and rotation, so that it begins where others are, and
-    `stop_epoch` moves along.
-    Leases after `taken` were granted to the earlier cursor and not taken; they end with this.
+    The first batch is `batch + rank`: all ranks resume from the same `batch`, whatever their number was before. The
+    cursor goes on from epoch to epoch and ends before `stop_epoch` (`None`: never). Epochs begin at batch `rotation`
+    and wrap round. With `join` the daemon chooses the epoch (`epoch` or later) and the rotation, so that the loop
+    begins where others are; `stop_epoch` moves by as much. Leases after `taken` were granted to the earlier cursor but
+    not taken; this message ends them.
     """
 
     serial: Count
@@ -82,7 +83,7 @@ class OpenCursor(Message, frozen=True):
 
 
 class CloseCursor(Message, frozen=True):
-    """The loop has ended; leases after `taken` were not taken and end with this."""
+    """The loop has ended. Leases after `taken` were not taken; this message ends them."""
 
     serial: Count
     taken: Count
@@ -96,7 +97,7 @@ class Want(Message, frozen=True):
 
 
 class Release(Message, frozen=True):
-    """The last views of leases died (it also tells the last lease taken, so that most loops need no `Want`)."""
+    """The last views of these leases died. `taken` is the last lease taken, so most loops need no `Want`."""
 
     leases: Annotated[list[Count], msgspec.Meta(max_length=MAX_RELEASED)]
     taken: Count
@@ -133,7 +134,7 @@ class Configure(Message, frozen=True):
 class Attached(Message, frozen=True):
     """The answer to `Attach`: everything a loader must know.
 
-    Its descriptors are the mailbox, the page for returned leases and, where labels are text, the class names.
+    Its descriptors are the grant queue, the return queue and, where labels are text, the class names.
     """
 
     version: str
@@ -151,39 +152,39 @@ class Attached(Message, frozen=True):
 
 
 class SlotOpened(Message, frozen=True):
-    """A slot that grants may name from now on; its descriptor comes with the message."""
+    """A slot that grants may name from now on. Its descriptor comes with the message."""
 
     slot: Count
     slot_bytes: Count
 
 
 class SlotClosed(Message, frozen=True):
-    """The daemon gave the slot up; the consumer drops its map once no view needs it."""
+    """The daemon gave the slot up. The consumer unmaps it once no view needs it."""
 
     slot: Count
 
 
-class Mail(Message, frozen=True):
-    """A loop that said `Want` has a grant in its mailbox (`mailbox`) now."""
+class GrantReady(Message, frozen=True):
+    """The grant queue of a loop that sent `Want` has a grant now."""
 
     serial: Count
 
 
 class Ended(Message, frozen=True):
-    """The group's pass is over: every batch was given, and everybody is done."""
+    """The group's pass is over: every batch was delivered, and every member has finished with it."""
 
     serial: Count
 
 
 class Stalled(Message, frozen=True):
-    """No slot can be spared for this cursor's next batch; `holders` says who holds what."""
+    """No slot is free for this cursor's next batch; `holders` says who holds which."""
 
     serial: Count
     holders: str
 
 
 class Failed(Message, frozen=True):
-    """The cursor's next batch cannot be made, or the request cannot be met."""
+    """The cursor's next batch cannot be made, or a request cannot be met, and why."""
 
     serial: Count
     error: str
@@ -204,7 +205,7 @@ class StatusReport(Message, frozen=True):
 
 
 class OptionsChanged(Message, frozen=True):
-    """The answer to `ChangeOptions`: the plan that is in force from now on, in words."""
+    """The answer to `ChangeOptions`: the new plan, in words."""
 
     text: str
 
@@ -220,7 +221,7 @@ ToConsumer = (
     Attached
     | SlotOpened
     | SlotClosed
-    | Mail
+    | GrantReady
     | Ended
     | Stalled
     | Failed
@@ -238,7 +239,7 @@ decode_to_consumer = msgspec.msgpack.Decoder(ToConsumer).decode
 
 
 class Introduction(msgspec.Struct, frozen=True):
-    """What every version's first line begins with, whatever follows: its tag, then the protocol, then the version."""
+    """How the first message of any version begins: its tag, then the protocol, then the version."""
 
     what: str
     protocol: int
@@ -246,7 +247,7 @@ class Introduction(msgspec.Struct, frozen=True):
 
 
 def read_introduction(data: bytes | memoryview) -> Introduction | None:
-    """Return how a peer of any version introduces itself, or `None` if this is no first line of a consumer."""
+    """Return the beginning of a first message of any version, or `None` if `data` is not one."""
     try:
         words = msgspec.msgpack.decode(data)
     except DecodeError:

@@ -1,7 +1,7 @@
-"""What the system has no more of (descriptors, memory, processes, room for files), said in one line with what to do.
+"""Errors of the system that ran out of something (descriptors, memory, processes, disk), as one line with a remedy.
 
-Any call that opens, maps, forks or writes can meet it. It is nobody's bug, so it is told as every other failure is:
-around a command (`cli`), a private daemon's start, the fork server, and the daemon's loop, which tells every consumer.
+Any call that opens, maps, forks or writes can fail so. `explained` wraps each command, a daemon's start, the fork
+server, and the daemon's event loop, which passes the line on to every consumer.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _LIMITS = {
 
 
 @contextlib.contextmanager
-def said(cannot: str) -> Iterator[None]:
-    """Raise what runs out inside as *cannot* `cannot`; every other error stays as it is.
+def explained(cannot: str) -> Iterator[None]:
+    """Turn an `OSError` for lack of something into one line, *cannot* `cannot`: ...; leave other errors alone.
 
     Raises:
-        PrefetchdError: in place of an `OSError` for want of something.
+        PrefetchdError: in place of such an `OSError`.
     """
     try:
         yield
@@ -51,5 +51,5 @@ def _line(cannot: str, error: OSError) -> str:
     if error.errno in _LIMITS:
         soft = resource.getrlimit(_LIMITS[error.errno])[0]
         facts += [] if soft == resource.RLIM_INFINITY else [f"the limit is {soft}"]
-    told = f" ({', '.join(facts)})" if facts else ""
-    return f"cannot {cannot}: {error.strerror}{told}; {_REMEDIES[error.errno]}"
+    details = f" ({', '.join(facts)})" if facts else ""
+    return f"cannot {cannot}: {error.strerror}{details}; {_REMEDIES[error.errno]}"

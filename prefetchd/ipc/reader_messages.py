@@ -1,12 +1,11 @@
-"""Messages between the daemon and its own processes: the readers, the fork server that forks them, and the dry run.
+"""The messages between the daemon and its own processes: readers, the fork server, and the dry run of users' functions.
 
-    fork server: Spawn -> Spawned ... Exited
-    reader:      OpenDataset ... Boot -> ReaderReady   MapSlot, Fills, FillOne, Compact -> AllDone
-                 NeedMemory -> MemoryGranted, MemoryDenied
-    dry run:     OpenDataset -> DryRunDone, DryRunFailed
+    fork server:  Spawn -> Spawned ... Exited
+    reader:       OpenDataset ... Boot -> ReaderReady   MapSlot, Fills, FillOne, Compact -> AllDone
+                  NeedMemory -> MemoryGranted, MemoryDenied
+    dry run:      OpenDataset -> DryRunDone, DryRunFailed
 
-Both ends are of one version, always. Sockets, descriptors and codec are those of `messages`; each direction has a
-decoder of its own.
+Both ends always have the same version. Each direction has its own decoder.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from prefetchd.ipc.messages import encode as encode
 
 
 class OpenDataset(Message, frozen=True):
-    """The first lines to a reader: a data set's configuration, source handle and layout; its descriptors come along."""
+    """The first messages to a reader: a data set's options, source handle and layout, with its descriptors."""
 
     dataset: Count
     config: dict[str, Any]
@@ -34,9 +33,9 @@ class OpenDataset(Message, frozen=True):
 
 
 class Boot(Message, frozen=True):
-    """All data sets were told; a decode may take `allowance_bytes` of working memory without asking.
+    """All data sets were sent. A decode may take `allowance_bytes` of working memory without asking.
 
-    The whole process may take `share_bytes`, and map `slack_bytes` more that it does not touch.
+    The process may take `share_bytes` in all, and may map `slack_bytes` more that it does not touch.
     """
 
     allowance_bytes: Count
@@ -45,20 +44,20 @@ class Boot(Message, frozen=True):
 
 
 class MapSlot(Message, frozen=True):
-    """A slot to write into; its descriptor comes with the message."""
+    """A slot to write into. Its descriptor comes with the message."""
 
     slot: Count
     slot_bytes: Count
 
 
 class UnmapSlots(Message, frozen=True):
-    """These slots are given up."""
+    """The daemon gave these slots up; unmap them."""
 
     slots: list[Count]
 
 
 class Fill(msgspec.Struct, frozen=True, array_like=True):
-    """Fill rows `first_row` onwards of a batch, in the order's own sequence."""
+    """Fill the rows of a batch from `first_row` on, with the samples that the order names."""
 
     task: Count
     slot: Count
@@ -70,13 +69,13 @@ class Fill(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Fills(Message, frozen=True):
-    """Several fills in one message, to be done in this order: a message costs as much as filling some cheap rows."""
+    """Several fills, to be done in this order. They share a message, as one costs as much as some cheap rows."""
 
     fills: list[Fill]
 
 
 class FillOne(Message, frozen=True):
-    """Fill one row with one named sample: a retry, a confirmation or a substitute."""
+    """Fill one row with one given sample: a retry, a confirmation or a substitute."""
 
     task: Count
     slot: Count
@@ -87,7 +86,7 @@ class FillOne(Message, frozen=True):
 
 
 class Compact(Message, frozen=True):
-    """Close the gaps that skipped samples left: move the rows that are kept to the front, in order.
+    """Close the gaps of skipped samples: move the rows that are kept to the front, in order.
 
     `skipped` has a bit a row, the first row in the lowest bit of the first byte.
     """
@@ -100,15 +99,15 @@ class Compact(Message, frozen=True):
 
 
 class Retire(Message, frozen=True):
-    """Do what was said before this, then end: another takes your place."""
+    """Finish the tasks sent before this message, then exit; another reader takes this one's place."""
 
 
 class MemoryGranted(Message, frozen=True):
-    """The answer to `NeedMemory`: go on."""
+    """The answer to `NeedMemory`: decode."""
 
 
 class MemoryDenied(Message, frozen=True):
-    """The answer to `NeedMemory` where no budget can be made to fit: the reason."""
+    """The answer to `NeedMemory` if the budget can never hold the decode, and why."""
 
     reason: str
 
@@ -121,7 +120,7 @@ class ReaderReady(Message, frozen=True):
 
 
 class Fault(msgspec.Struct, frozen=True, array_like=True):
-    """One row that could not be filled. `content` tells faults of the sample from those of the environment."""
+    """One row that could not be filled. `content` is true for a fault of the sample, false for the environment's."""
 
     row: int
     sample_id: int
@@ -129,15 +128,15 @@ class Fault(msgspec.Struct, frozen=True, array_like=True):
     reason: str
     content: bool
     needs_fresh_reader: bool
-    this_epoch: bool = False  # the verdict holds for this epoch only: what failed is random
+    this_epoch: bool = False  # the verdict holds for this epoch only, since what failed depends on random numbers
     detail: str = ""  # for the log, such as a traceback; only where one row was asked for
 
 
 class Done(msgspec.Struct, frozen=True, array_like=True):
-    """A task's end, with the rows that failed and the seconds that it took, and that one read takes if reads are slow.
+    """The end of a task: the rows that failed, the seconds that it took, and those of one read if reads are slow.
 
-    Of the time that it took, `waited_s` went by in waiting for reads: more hands, not more time, make that less.
-    The last `rows_left` rows were not begun: the reader has grown beyond its share, and another is to do them.
+    Of `took_s`, the reader waited `waited_s` for reads; more readers shorten that. It did not begin the last
+    `rows_left` rows, since it has outgrown its share; another reader must fill them.
     """
 
     task: Count
@@ -149,19 +148,19 @@ class Done(msgspec.Struct, frozen=True, array_like=True):
 
 
 class AllDone(Message, frozen=True):
-    """The ends of tasks, in their order; those of cheap ones travel together."""
+    """The ends of tasks, in order. Those of cheap tasks share a message."""
 
     done: list[Done]
 
 
 class NeedMemory(Message, frozen=True):
-    """A decode needs more than the reader's allowance; it waits for the answer. 0 gives it back."""
+    """A decode needs `n_bytes`, more than the reader's allowance; it waits for the answer. 0 returns the grant."""
 
     n_bytes: Count
 
 
 class Outgrown(Message, frozen=True):
-    """The reader takes `n_bytes`, which is more than its share, though it decodes nothing: it is to be replaced."""
+    """The reader takes `n_bytes`, more than its share, while it decodes nothing; it must be replaced."""
 
     n_bytes: Count
 
@@ -177,13 +176,13 @@ class BootFailed(Message, frozen=True):
 
 
 class Spawn(Message, frozen=True):
-    """Fork a reader whose end of the socket comes with the message."""
+    """Fork a reader. Its end of the socket comes with the message."""
 
     reader: Count
 
 
 class Spawned(Message, frozen=True):
-    """The reader's pid; a pidfd comes with the message."""
+    """The reader's pid. A pidfd comes with the message."""
 
     reader: Count
     pid: int
@@ -200,7 +199,7 @@ class Exited(Message, frozen=True):
 
 
 class DryRunDone(Message, frozen=True):
-    """What the users' functions give: y's shape and dtype, a digest of each one's code, bytes they take in a reader."""
+    """What the users' functions return: y's shape and dtype; a digest of each one's code; their bytes in a reader."""
 
     y_shape: list[Count]
     y_dtype: str
@@ -227,7 +226,7 @@ decode_from_dry_run = msgspec.msgpack.Decoder(FromDryRun).decode
 
 
 def describe_exit(exit_code: int) -> str:
-    """Say how a process ended: `exit status 3`, `killed by SIGSEGV`."""
+    """Describe how a process ended: `exit status 3`, `killed by SIGSEGV`."""
     if exit_code >= 0:
         return f"exit status {exit_code}"
     try:

@@ -1,7 +1,7 @@
-"""Sockets: one datagram a message, descriptors beside it. Used by every process; knows nothing of what is said.
+"""Sockets: send and receive one message, with descriptors beside it. Every process uses it.
 
-Every socket is `AF_UNIX`, `SOCK_SEQPACKET`: messages keep their boundaries, arrive in order, and the end of the peer
-is an empty read. A message is at most `MAX_MESSAGE_BYTES`.
+Each socket is `AF_UNIX`, `SOCK_SEQPACKET`: messages keep their boundaries and arrive in order, and an empty read means
+that the peer has ended. A message has at most `MAX_MESSAGE_BYTES`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ConnectionEnded(Exception):
 
 
 class OwnedSocket(socket.socket):
-    """A socket that ends with its last user, without Python's warning: how long that is, is for held views to say."""
+    """A socket that closes with its last user, without a warning: arrays that a user holds keep it open."""
 
     def __del__(self) -> None:
         self.close()
@@ -62,17 +62,17 @@ def receive(
 ) -> tuple[bytes | memoryview, list[int]]:
     """Return the next message and the descriptors that came with it, which the caller then owns.
 
-    With a `buffer` of `MAX_MESSAGE_BYTES` the message stays there, until the next one: no memory is taken for it.
+    With a `buffer` of `MAX_MESSAGE_BYTES` the message is a view of it, valid until the next call.
 
     Raises:
-        BlockingIOError: with `wait=False`, if there is none.
-        ConnectionEnded: at the end of the peer.
+        BlockingIOError: with `wait=False`, if there is no message.
+        ConnectionEnded: if the peer has closed its end or is gone.
     """
     flags = _RECEIVE if wait else _RECEIVE_NOW
     try:
         data, ancillary = _receive(sock, flags, buffer)
     except ConnectionResetError:
-        # The peer closed with messages of ours unread. Told once, and before what it said last, which is there still.
+        # The peer closed with messages of ours unread. The error comes once, before the peer's last message.
         try:
             data, ancillary = _receive(sock, flags, buffer)
         except ConnectionError as error:
@@ -107,13 +107,13 @@ def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
 
 
 def close_all(fds: Sequence[int]) -> None:
-    """Close descriptors that nobody will use."""
+    """Close every descriptor of `fds`."""
     for fd in fds:
         os.close(fd)
 
 
 def peer_pid(sock: socket.socket) -> int:
-    """Return the pid of the process that made the peer's end, or listened for it."""
+    """Return the pid of the process that created the peer's end, or listened on it."""
     pid: int = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
     return pid
 

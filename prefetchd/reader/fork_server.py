@@ -27,7 +27,7 @@ import traceback
 
 from prefetchd.errors import PrefetchdError
 from prefetchd.ipc import os_errors, reader_messages, sockets
-from prefetchd.ipc.process import remove_left_files
+from prefetchd.ipc.run_directory import remove_left_files
 
 # The allocator and the libraries read it when the fork server starts: one thread, one arena. Big buffers go back to the
 # kernel when they are freed, instead of staying in the heap.
@@ -142,7 +142,7 @@ def main(argv: list[str]) -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what a reader leaves behind is ours to end
 
     try:
-        with os_errors.said("start a reader"):
+        with os_errors.explained("start a reader"):
             ForkServer(socket.socket(fileno=int(argv[0]))).run()
     except PrefetchdError as error:
         print(f"prefetchd: {error}", file=sys.stderr, flush=True)

@@ -296,7 +296,7 @@ def test_consumer_that_stops_reading_is_named_and_served_when_it_reads_again(
     sockets.send(sock, messages.encode(messages.OpenCursor(1, 0, 0, 0, 1, 0, 1)))
     sockets.send(sock, messages.encode(messages.Want(1, 0)))
     kinds = []
-    while "Mail" not in kinds:
+    while "GrantReady" not in kinds:
         data, fds = sockets.receive(sock)
         sockets.close_all(fds)
         kinds.append(type(messages.decode_to_consumer(data)).__name__)

@@ -16,8 +16,7 @@ import psutil
 import pytest
 
 import prefetchd
-from prefetchd.ipc.process import lock_owner
-from prefetchd.ipc.run_directory import daemon_paths
+from prefetchd.ipc.run_directory import daemon_paths, lock_owner
 from tests.conftest import DEADLINE_S, PROMPT_S, DaemonProcess, wait_until
 from tests.faults.conftest import Content, Sabotage, Script, content_of, exact, write_manifest
 

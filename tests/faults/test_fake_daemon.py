@@ -158,7 +158,7 @@ WORDS = st.one_of(
     ),
     st.builds(messages.SlotOpened, counts, counts).map(messages.encode),
     st.builds(messages.SlotClosed, counts).map(messages.encode),
-    st.builds(messages.Mail, counts).map(messages.encode),
+    st.builds(messages.GrantReady, counts).map(messages.encode),
     st.builds(messages.Stalled, counts, st.text(max_size=9)).map(messages.encode),
     st.builds(messages.Failed, st.just(1), st.text(max_size=9), st.text(max_size=9)).map(messages.encode),
     st.builds(messages.StatusReport, st.dictionaries(st.text(max_size=7), st.integers(0, 9))).map(messages.encode),

@@ -242,7 +242,7 @@ def test_build_fills_all_and_goes_on_after_an_interruption(serve: Serve, photogr
     process.communicate()
     result = run_command("cache", "build", photographs, *options, "--transform", "no_such_module:function")
     assert result.returncode == 0, result.stderr
-    assert result.stderr.splitlines()[-1].startswith(f"{N} of {N} samples, ")
+    assert result.stderr.splitlines()[-1].startswith(f"{N:,} of {N:,} samples, ")
     assert result.stderr.rstrip().endswith(" rows written: done")
     assert N <= rows_of(cache) <= N + 64
     daemon = serve(photographs, *options)

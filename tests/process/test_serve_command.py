@@ -125,7 +125,7 @@ def test_command_without_a_daemon_says_how_to_start_one(command):
         (["--memory-budget", "lots"], "size 'lots'"),
         (["--scale", "0.5"], "uint8"),
         (["--mean", "1,2", "--dtype", "float32"], "mean"),
-        (["--name", "../up"], "name='../up'"),
+        (["--name", "../up"], "--name ../up"),
         (["--config", "/nowhere/at/all.toml"], "/nowhere/at/all.toml"),
         (["--color", "puce"], "puce.*rgb"),
         (["--colour", "rgb"], "--colour"),

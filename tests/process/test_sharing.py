@@ -15,8 +15,7 @@ import pytest
 import prefetchd
 from prefetchd.client.launch import shared_config
 from prefetchd.config.validate import make_config
-from prefetchd.ipc.process import RunLock, lock_owner, remove_left_files
-from prefetchd.ipc.run_directory import daemon_paths
+from prefetchd.ipc.run_directory import RunLock, daemon_paths, lock_owner, remove_left_files
 from tests.conftest import wait_until
 from tests.process.commands import large_ring, start_script
 

@@ -7,8 +7,9 @@ import inspect
 import re
 import subprocess
 import sys
-from fnmatch import fnmatch
 from pathlib import Path
+
+import pytest
 
 import prefetchd
 from prefetchd.cli.main import make_parser
@@ -16,6 +17,10 @@ from prefetchd.config.options import OPTIONS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+PAGES = sorted(
+    path.relative_to(ROOT)
+    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / ".github").rglob("*.md"))
+)
 
 
 def test_page_of_the_command_line_is_not_stale():
@@ -38,9 +43,21 @@ def test_help_of_every_command_can_be_printed():
 
 
 def test_every_page_is_in_the_navigation():
-    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
+    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
     assert set(re.findall(r"^ +- (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)) == pages
-    assert set(re.findall(r"\(docs/([\w-]+\.md)", README)) >= pages - {"index.md"}
+    assert set(re.findall(r"\(docs/([\w-]+\.md)", README)) >= {page for page in pages if "/" not in page} - {"index.md"}
+
+
+def test_index_of_decisions_names_every_record_with_its_title():
+    records = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))
+    titles = {path.name: path.read_text().partition("\n")[0].removeprefix("# ") for path in records}
+    index = (ROOT / "docs" / "decisions" / "index.md").read_text()
+    rows = {
+        name: f"{number}. {title}"
+        for number, title, name in re.findall(r"^\| (\d+) \| \[(.+)\]\((.+)\) \|$", index, re.M)
+    }
+    assert rows == titles
+    assert [int(path.name[:4]) for path in records] == list(range(1, len(records) + 1))
 
 
 def test_readme_names_each_option_once():
@@ -52,13 +69,36 @@ def test_readme_names_each_option_once():
     assert flags == {name.replace("_", "-") for name in OPTIONS} - {"source"}
 
 
-def test_readme_maps_every_module():
-    named = re.findall(r"[\w*]+\.py\b|\b[a-z]+/", README.partition("## Map of the files")[2])
-    modules = [
-        path.name + "/" * path.is_dir()
-        for path in (ROOT / "prefetchd").iterdir()
-        if not path.name.startswith((".", "__pycache__"))
-    ]
-    ours = [name for name in modules if name.endswith((".py", "/"))]
-    assert [name for name in ours if not any(fnmatch(name, pattern) for pattern in named)] == []
-    assert len(named) == len(set(named)), "named twice"
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_page_names_files_that_exist(page: Path):
+    named = re.findall(
+        r"(?<![\w./~-])(?:prefetchd|tests|scripts|examples|docs)/[\w./-]*[\w/]", (ROOT / page).read_text()
+    )
+    assert [name for name in dict.fromkeys(named) if not (ROOT / name).exists()] == []
+
+
+def test_journey_of_a_batch_names_functions_of_its_files():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    file, missing, n_found = "", [], 0
+    for path, function in re.findall(r"`(prefetchd/[\w/]+\.py)`|`(\w+)\(\)`", text):
+        file = path or file
+        if function and not re.search(rf"^ *def {function}\(", (ROOT / file).read_text(), re.MULTILINE):
+            missing.append(f"{file} has no {function}()")
+        n_found += bool(function)
+    assert missing == []
+    assert n_found > 20
+
+
+def test_glossary_defines_each_term_once_and_says_where_it_is_met():
+    sections = re.split(r"^### ", (ROOT / "docs" / "glossary.md").read_text(), flags=re.MULTILINE)[1:]
+    terms = [section.partition("\n")[0].casefold() for section in sections]
+    assert len(terms) == len(set(terms))
+    for section in sections:
+        assert section.count("*Code:*") == section.count("*Interface:*") == 1, section
+        definition = section.partition("\n")[2].partition("*Code:*")[0]
+        assert 1 <= len(re.findall(r"[.:](?:\s|$)", definition)) <= 5, section
+
+
+@pytest.mark.parametrize("term", ["batch", "sample", "slot", "ring", "lease", "grant", "cursor", "consumer", "reader"])
+def test_glossary_has_the_term(term: str):
+    assert f"\n### {term.capitalize()}\n" in (ROOT / "docs" / "glossary.md").read_text()

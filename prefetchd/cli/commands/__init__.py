@@ -1,12 +1,24 @@
-"""The commands of the command line, a module each: `add` declares its words to the parser, and `run` does it.
+"""The commands of the command line. Each `add` declares a command to the parser, and its `run` does the work.
 
-`cli` imports them all to build the parser, so they import what is heavy only as they run. A new command is a module
-here and its name in `COMMANDS`.
+The parser needs them all, so they import heavy modules only when they run. A new command is a module here and its
+`add` in `COMMANDS`.
 """
 
 from __future__ import annotations
 
-from prefetchd.cli.commands import bench, cache, completion, preview, serve, set, status, stop, top, tune, verify
+from prefetchd.cli.commands import bench, cache, completion, daemons, preview, serve, top, tune, verify
 
 # In the order of `prefetchd --help`.
-COMMANDS = (serve, status, top, set, cache, stop, verify, preview, tune, bench, completion)
+COMMANDS = (
+    serve.add,
+    daemons.add_status,
+    top.add,
+    daemons.add_set,
+    cache.add,
+    daemons.add_stop,
+    verify.add,
+    preview.add,
+    tune.add,
+    bench.add,
+    completion.add,
+)

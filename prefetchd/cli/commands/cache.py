@@ -1,17 +1,26 @@
-"""`prefetchd cache build|info|clear`: fill a cache of decoded samples ahead, look into it, remove it."""
+"""`prefetchd cache build|info|clear`: fill a cache of decoded samples ahead, describe it, remove it."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import os
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prefetchd.cli.arguments import EPILOG, Subparsers, add_source_options, configs_of
 from prefetchd.errors import ConfigError
 
+if TYPE_CHECKING:
+    from prefetchd.config.options import Config
+
 _DAY_S = 86400.0
+_BATCH = 64
+_CHECK_S = 1.0  # how often the free space is checked
 
 
 def add(commands: Subparsers, datasets: Iterable[str]) -> None:
@@ -52,10 +61,82 @@ def add(commands: Subparsers, datasets: Iterable[str]) -> None:
 
 
 def run_build(arguments: argparse.Namespace) -> int:
-    """Fill the cache of each data set."""
-    from prefetchd.cli.commands.cache_build import build
+    """Fill the cache of each data set; return 1 if not all samples could be kept."""
+    return max([_build(name, config) for name, config in configs_of(arguments).items()])
 
-    return max([build(name, config) for name, config in configs_of(arguments).items()])
+
+def _build(name: str, config: Config) -> int:
+    """Fill the cache that `config` names by one epoch of a private daemon; return the exit status.
+
+    Rows from earlier runs are found and checked, and not decoded again. So an interrupted build goes on where it was.
+
+    Raises:
+        PrefetchdError: if the pipeline cannot be cached, or the source cannot be served.
+    """
+    from prefetchd.cli.measure.measure import endpoint_of
+    from prefetchd.cli.views.progress import Progress
+    from prefetchd.client.loader import Loader
+    from prefetchd.data.cache.keys import check_cache
+
+    if config.cache is None:
+        which = f" for the data set {name!r}" if name else ""
+        raise ConfigError(f"cannot build a cache{which}: none is named; give --cache DIR")
+    check_cache(config)
+    # What concerns only later steps does not change what is kept.
+    kept_only = dataclasses.replace(
+        config,
+        batch_size=_BATCH,
+        dtype="uint8",
+        scale=None,
+        mean=None,
+        std=None,
+        layout="nhwc",
+        augment=(),
+        transform=None,
+        target_transform=None,
+        shuffle=False,
+        drop_last=False,
+        on_error="skip",
+    )
+    loader = Loader(endpoint_of(kept_only), rank=0, world_size=1, epochs=1, copy_when_held=False, reconnect=False)
+    what = f"filling the cache of {name}" if name else "filling the cache"
+    with loader, Progress(what, sys.stderr) as progress:
+        done = good = 0
+        checked_s = time.monotonic()
+        for batch in loader:
+            good += len(batch.x)
+            done = min(loader.n_samples, (batch.index + 1) * _BATCH)
+            progress.update(done, loader.n_samples)
+            if time.monotonic() - checked_s > _CHECK_S:
+                checked_s = time.monotonic()
+                if not _has_room(kept_only):
+                    break
+        cache = loader.status()["datasets"][0]["cache"]
+    bad = loader.n_samples - good
+    left_out = f"; {bad} bad samples were left out" if bad and done == loader.n_samples else ""
+    is_done = done == loader.n_samples and not cache["stopped"]
+    state = "done" if is_done else f"not all are kept, {cache['stopped'] or 'there is no space for more'}"
+    what = f"{name}: " if name else ""
+    counts = f"{done:,} of {loader.n_samples:,} samples, {cache['rows_written']:,} rows written"
+    print(f"{what}{counts}: {state}{left_out}", file=sys.stderr)
+    return 0 if is_done else 1
+
+
+def _has_room(config: Config) -> bool:
+    """Return whether another row may be written, as far as this process can see."""
+    from prefetchd.config.units import parse_bytes
+    from prefetchd.data.cache.size_limit import Room
+
+    assert config.cache is not None
+    cache = Path(config.cache).expanduser().absolute()
+    height, width = config.cache_image_size or config.image_size
+    row_bytes = height * width * config.channels
+    limit_bytes = None if config.cache_size == "auto" else parse_bytes(config.cache_size)
+    try:
+        disk = os.statvfs(cache)
+        return disk.f_bavail * disk.f_frsize > row_bytes and Room(cache, limit_bytes).take(row_bytes)
+    except OSError:  # it was removed, or its disk is gone
+        return False
 
 
 def run_info(arguments: argparse.Namespace) -> int:
@@ -97,7 +178,7 @@ def _shown(value: object) -> str:
 
 
 def run_clear(arguments: argparse.Namespace) -> int:
-    """Remove what the arguments choose."""
+    """Remove the chosen rows."""
     from prefetchd.config.units import format_bytes, format_count
     from prefetchd.data.cache.directory import list_cache, remove, remove_empty
 

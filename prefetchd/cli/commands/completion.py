@@ -1,11 +1,11 @@
-"""`prefetchd completion`: a script that completes prefetchd's words in a shell, made from the parser by shtab."""
+"""`prefetchd completion`: a shell script that completes commands and options, made from the parser by shtab."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
 
-from prefetchd.cli.arguments import Subparsers
+from prefetchd.cli.arguments import Subparsers, add_debug
 from prefetchd.errors import ConfigError
 
 SHELLS = ("bash", "zsh", "fish")
@@ -15,13 +15,13 @@ def add(commands: Subparsers, datasets: Iterable[str]) -> None:
     """Declare the command."""
     parser = commands.add_parser(
         "completion",
-        help="print a script that completes these words in a shell",
-        description="Print a script that completes prefetchd's words. Needs the extra completion.",
+        help="print a shell script that completes commands and options",
+        description="Print a shell script that completes prefetchd's commands and options. Needs the extra completion.",
         epilog='For this shell: eval "$(prefetchd completion bash)"; for every one, put that line into ~/.bashrc or '
         "~/.zshrc. Fish: prefetchd completion fish > ~/.config/fish/completions/prefetchd.fish",
     )
     parser.add_argument("shell", choices=SHELLS, help="which shell")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+    add_debug(parser)
     parser.set_defaults(run=run)
 
 

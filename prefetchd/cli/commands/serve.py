@@ -1,9 +1,11 @@
-"""`prefetchd serve`: be a daemon with a name."""
+"""`prefetchd serve`: run a daemon with a name."""
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import functools
+import json
 import logging
 import os
 import signal
@@ -12,8 +14,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from prefetchd.cli.arguments import EPILOG, Subparsers, add_source_options, configs_of
+from prefetchd.cli.spelling import as_flags
 from prefetchd.client.admin import ask_daemon
-from prefetchd.daemon.json_log import JsonFormatter
 from prefetchd.daemon.metrics import MetricsServer
 from prefetchd.errors import ConfigError, DaemonNotFound
 
@@ -52,11 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
     log.setLevel(logging.INFO)
     if arguments.log_format == "json":
         for handler in logging.getLogger().handlers:
-            handler.setFormatter(JsonFormatter(name))
+            handler.setFormatter(_JsonFormatter(name))
 
     from prefetchd.ipc.event_loop import EventLoop
-    from prefetchd.ipc.process import RunLock, lock_owner, remove_files_of_others
-    from prefetchd.ipc.run_directory import daemon_paths
+    from prefetchd.ipc.run_directory import RunLock, daemon_paths, lock_owner, remove_files_of_others
 
     paths = daemon_paths(name, create=True)
     loop = EventLoop()
@@ -102,8 +103,36 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _report(name: str) -> dict[str, Any]:
-    """What this daemon says of itself, asked from another thread."""
+    """Ask this daemon for its report; called from the thread of the metrics."""
     from prefetchd.ipc import messages
 
     report: dict[str, Any] = ask_daemon(name, messages.AskStatus(messages.PROTOCOL)).report
     return report
+
+
+class _JsonFormatter(logging.Formatter):
+    """One object a record: `time` (ISO 8601, UTC), `level`, `daemon`, `pid`, `message`, and `detail` if there is any.
+
+    A record's first line is its message; what follows, such as the traceback of a user's function, is its detail.
+    """
+
+    def __init__(self, daemon: str) -> None:
+        super().__init__()
+        self._daemon = daemon
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        message, _, detail = as_flags(record.getMessage()).partition("\n")
+        if record.exc_info:
+            detail = "\n".join(filter(None, (detail, self.formatException(record.exc_info))))
+        when = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+        entry = {
+            "time": when.isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "daemon": self._daemon,
+            "pid": record.process,
+            "message": message,
+        }
+        if detail:
+            entry["detail"] = detail
+        return json.dumps(entry, ensure_ascii=False)

@@ -1,6 +1,6 @@
 """Grants: which of its next batches a consumer gets now, and what it is told while it waits.
 
-    ready_for, may_grant (scheduler) -> lease (ring) -> grant queue, Mail | Failed | Stalled -> consumer
+    ready_for, may_grant (scheduler) -> lease (ring) -> grant queue, GrantReady | Failed | Stalled -> consumer
 
 The consumers' manager calls `grant` for each consumer after each round of events. The granter borrows all its parts.
 """
@@ -76,7 +76,7 @@ class Granter:
         if consumer.is_waiting:
             self.wait_seconds.observe(self._clock() - consumer.waiting_since_s)
             consumer.become(State.RUNNING)
-            consumer.socket.send_surely(messages.Mail(consumer.cursor.serial))
+            consumer.socket.send_surely(messages.GrantReady(consumer.cursor.serial))
 
     @property
     def _grants_ahead(self) -> int:

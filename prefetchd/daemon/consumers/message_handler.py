@@ -119,7 +119,7 @@ class MessageHandler:
         if not consumer.is_looping or consumer.cursor is None or consumer.cursor.serial != message.serial:
             return  # of a loop that has ended
         if consumer.untaken:  # a grant was written before the message came
-            consumer.socket.send_surely(messages.Mail(message.serial))
+            consumer.socket.send_surely(messages.GrantReady(message.serial))
         elif consumer.state is State.RUNNING:
             consumer.become(State.WAITING)
 

@@ -1,6 +1,6 @@
 """The daemon's side of the dry run: what users' functions make of a sample, found out before any memory is planned.
 
-    daemon --OpenDataset + descriptors--> python -P -m prefetchd.reader.dry_run --TrialDone | TrialFailed--> daemon
+    daemon --OpenDataset + descriptors--> python -P -m prefetchd.reader.dry_run --DryRunDone | DryRunFailed--> daemon
 
 Called by a source when it is opened with a `transform`, a `target_transform` or masks; otherwise nothing is started.
 The process imports and runs user code, which the daemon never does. Its end without an answer, by a crash or an exit,

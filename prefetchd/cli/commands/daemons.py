@@ -1,0 +1,103 @@
+"""`prefetchd status`, `set` and `stop`: one question to a running daemon, and its answer."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import select
+from collections.abc import Iterable
+
+from prefetchd.cli.arguments import Subparsers, add_debug, add_name, ask, name_of
+from prefetchd.client.admin import ask_over, change_options
+from prefetchd.errors import ConfigError, PrefetchdError
+
+_STOP_S = 10.0
+
+
+def add_status(commands: Subparsers, datasets: Iterable[str]) -> None:
+    """Declare `status`."""
+    parser = commands.add_parser(
+        "status", help="show what a daemon is doing", description="Show what a daemon is doing."
+    )
+    add_name(parser)
+    parser.add_argument("--json", action="store_true", help="print everything, as JSON")
+    parser.set_defaults(run=run_status)
+
+
+def run_status(arguments: argparse.Namespace) -> int:
+    """Print the daemon's report."""
+    from prefetchd.cli.views.status_text import describe
+    from prefetchd.ipc import messages
+
+    _, answer = ask(arguments, messages.AskStatus(messages.PROTOCOL))
+    print(json.dumps(answer.report, indent=2) if arguments.json else describe(answer.report))
+    return 0
+
+
+def add_set(commands: Subparsers, datasets: Iterable[str]) -> None:
+    """Declare `set`."""
+    parser = commands.add_parser(
+        "set",
+        help="change the memory budget or the readers of a daemon",
+        description="Change options of a running daemon: memory-budget=SIZE, num-workers=N (or auto).",
+        epilog="Consumers are not disturbed, and the batches that they hold stay valid. A smaller ring gives up its "
+        "free slots at once, and the others when their batches are released. A budget that cannot work is refused; "
+        "the error names the smallest one that can.",
+    )
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="[NAME] OPTION=VALUE",
+        help="the daemon (default, or PREFETCHD_NAME), and what to change: memory-budget=1GiB num-workers=4",
+    )
+    parser.add_argument("--name", help="the daemon, as an option")
+    add_debug(parser)
+    parser.set_defaults(run=run_set)
+
+
+def run_set(arguments: argparse.Namespace) -> int:
+    """Change the daemon's options and print its new plan."""
+    names = [word for word in arguments.words if "=" not in word]
+    pairs = [word.removeprefix("--").split("=", 1) for word in arguments.words if "=" in word]
+    options = {option.replace("-", "_"): value for option, value in pairs}
+    if len(options) < len(pairs):
+        raise ConfigError(f"cannot set {' '.join(arguments.words)}: an option is given twice; give it once")
+    if len(names) > 1 or not options or "" in options:
+        raise ConfigError(
+            f"cannot set {' '.join(arguments.words)}: give at most one daemon's name, and then OPTION=VALUE, "
+            "such as: prefetchd set train memory-budget=1GiB num-workers=4"
+        )
+    arguments.positional_name = names[0] if names else None
+    print(change_options(name_of(arguments), options))
+    return 0
+
+
+def add_stop(commands: Subparsers, datasets: Iterable[str]) -> None:
+    """Declare `stop`."""
+    parser = commands.add_parser("stop", help="stop a daemon", description="Stop a daemon and wait until it has ended.")
+    add_name(parser)
+    parser.set_defaults(run=run_stop)
+
+
+def run_stop(arguments: argparse.Namespace) -> int:
+    """Stop the daemon and wait for its end."""
+    from prefetchd.client import launch
+    from prefetchd.ipc import messages, sockets
+    from prefetchd.ipc.process import describe_process
+
+    name = name_of(arguments)
+    with launch.connect(name, timeout_s=0) as sock:
+        _, _, pidfd = sockets.peer(sock)  # not its pid: if it runs in a container, that is another process's here
+        try:
+            answer = ask_over(sock, name, messages.AskStop(messages.PROTOCOL))
+            has_ended = bool(select.select([pidfd], [], [], _STOP_S)[0])
+        finally:
+            os.close(pidfd)
+    if not has_ended:
+        raise PrefetchdError(
+            f"cannot stop the daemon {name!r}: it has not ended for {_STOP_S:g} s: {describe_process(answer.pid)}, "
+            f"then: kill -9 {answer.pid}"
+        )
+    print(f"stopped the daemon {name!r} (pid {answer.pid})")
+    return 0

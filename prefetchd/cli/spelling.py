@@ -1,0 +1,50 @@
+"""Options in the spelling of the command line.
+
+Messages name options as Python does (`on_error="skip"`), since the same daemon serves both. What a command prints
+passes through `as_flags`, which turns those names into flags (`--on-error skip`).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+
+from prefetchd.config.options import OPTION_TYPES, OPTIONS
+
+# A name at the start of a word: not in a path (`/data/root=1`), not behind a flag's dashes. With an underscore it is no
+# English word, so it counts without `=` too.
+_NAMES = "|".join(sorted((name for name in OPTIONS if name != "source"), key=len, reverse=True))
+_SPELLED = re.compile(rf"""(?<![\w./\-"'])({_NAMES})(?:=("[^"]*"|'[^']*'|\([^)]*\)|[^\s,;:()"']*)|(?=[^\w./-]|$))""")
+
+
+def as_flags(text: str) -> str:
+    """Return `text` with every option in the spelling of the command line.
+
+    >>> as_flags('cannot decode a.jpg: it is empty; use on_error="skip" or a larger memory_budget')
+    'cannot decode a.jpg: it is empty; use --on-error skip or a larger --memory-budget'
+    """
+    return _SPELLED.sub(_flag, text)
+
+
+def _flag(match: re.Match[str]) -> str:
+    name, value = match[1], match[2]
+    flag = "--" + name.replace("_", "-")
+    if value is None:
+        return flag if "_" in name else match[0]
+    if value[:1] == "(":  # a tuple: (224, 224)
+        value = re.sub(r",\s*", "x" if "size" in name else ",", value.strip("()").rstrip(","))
+    ends = re.search(r"[.]+$", value)  # the full stop of a sentence
+    rest = ends[0] if ends and value[:1] not in "\"'" else ""
+    value = value.removesuffix(rest).strip("\"'")
+    if OPTION_TYPES[name] is bool and value in ("True", "False"):
+        return (flag if value == "True" else flag.replace("--", "--no-", 1)) + rest
+    return f"{flag} {value}{rest}" if value else flag + rest
+
+
+class FlagFormatter(logging.Formatter):
+    """A formatter whose messages name options as flags."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name of `logging`
+        """Return the line of `record`."""
+        record.message = as_flags(record.message)
+        return super().formatMessage(record)

@@ -1,0 +1,53 @@
+"""What a command prints names options as flags, whatever part of prefetchd wrote the message."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from prefetchd.cli.spelling import FlagFormatter, as_flags
+from prefetchd.config.options import OPTIONS
+
+
+@pytest.mark.parametrize(
+    ("python", "flags"),
+    [
+        ('use on_error="skip"', "use --on-error skip"),
+        ("use on_error='skip', or none", "use --on-error skip, or none"),
+        ('give memory_budget="512MiB" or more', "give --memory-budget 512MiB or more"),
+        ("raise memory_budget= or lower batch_size=", "raise --memory-budget or lower --batch-size"),
+        ("lower batch_size, image_size or num_workers", "lower --batch-size, --image-size or --num-workers"),
+        ("use shuffle=True; or shrink_on_load=False.", "use --shuffle; or --no-shrink-on-load."),
+        ("serves image_size=(224, 320)", "serves --image-size 224x320"),
+        ("cannot use batch_size=0: it must be from 1 to 5", "cannot use --batch-size 0: it must be from 1 to 5"),
+        ("scale=1/255, dtype=float32", "--scale 1/255, --dtype float32"),
+        ("with target=mask.", "with --target mask."),
+    ],
+)
+def test_options_in_pythons_spelling_become_flags(python: str, flags: str) -> None:
+    assert as_flags(python) == flags
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cannot read /data/root=1/a.jpg: it is empty",
+        "the labels of the root are in a cache by that name",  # English words that are options too
+        "start it with --batch-size 4 --name x",
+        "my_batch_size=3 and batch_sizes",
+        "'batch_size': a file's key",
+    ],
+)
+def test_everything_else_stays_as_it_is(text: str) -> None:
+    assert as_flags(text) == text
+
+
+@pytest.mark.parametrize("name", sorted(set(OPTIONS) - {"source"}))
+def test_every_option_is_translated(name: str) -> None:
+    assert as_flags(f"set {name}=1; then go on") == f"set --{name.replace('_', '-')} 1; then go on"
+
+
+def test_log_lines_are_translated_and_their_arguments_with_them() -> None:
+    record = logging.LogRecord("prefetchd", logging.INFO, "", 0, "raise %s to %d", ("memory_budget", 5), None)
+    assert FlagFormatter("prefetchd: %(message)s").format(record) == "prefetchd: raise --memory-budget to 5"
