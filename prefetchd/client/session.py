@@ -134,7 +134,7 @@ class Endpoint:
         return session
 
     def clear_up_after_lost(self) -> None:
-        """Remove what a daemon that is gone has left, if its zygote was killed with it, and no other has its name."""
+        """Remove the files of a daemon that is gone, if its fork server was killed too and no other has its name."""
         if self.config is not None and not self.shared:
             return  # a private one has no files
         name = launch.shared_config(self.config).name if self.config is not None else self.daemon

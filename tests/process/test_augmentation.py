@@ -232,7 +232,7 @@ REFUSALS = [
         r"transform='users_functions:raises': it raised ValueError: always \(users_functions.py line \d+, in raises\), "
         r"and raised on every sample tried \(8\)",
     ),
-    (["--transform", "users_functions:leaves"], r"trial with one sample ended by itself \(exit status 7"),
+    (["--transform", "users_functions:leaves"], r"dry run with one sample ended by itself \(exit status 7"),
     (["--transform", "users_functions:crashes"], r"killed by SIGSEGV"),
     (["--transform", "users_functions:hangs", "--reader-timeout", "2"], "has not ended within 2 s"),
     (["--target-transform", "users_functions:words"], "target_transform='users_functions:words': it returned"),
@@ -267,7 +267,7 @@ def test_killed_daemon_takes_a_hanging_trial_with_it(photographs: Path, users: P
     def trial_runs() -> list[psutil.Process]:
         return [p for p in psutil.Process(process.pid).children() if "prefetchd.reader.dry_run" in p.cmdline()]
 
-    wait_until(trial_runs, "the trial runs")
+    wait_until(trial_runs, "the dry run runs")
     everyone = tree(process.pid)
     process.kill()
     process.wait()
@@ -380,7 +380,7 @@ def test_manifest_line_without_a_mask_is_refused_with_its_number(masks: Path):
     assert "y_column" in refused("serve", three, "--target", "mask")
 
 
-@pytest.mark.timeout(400)  # importing the library takes seconds, in the trial and in each reader
+@pytest.mark.timeout(400)  # importing the library takes seconds, in the dry run and in each reader
 def test_albumentations_pipeline_runs_the_same_whoever_reads(masks: Path, users: Path, monkeypatch: pytest.MonkeyPatch):
     """The real library, where it is installed: by name, seeded a sample, with the mask turned as its image."""
     if importlib.util.find_spec("albumentations") is None:

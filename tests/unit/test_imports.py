@@ -44,6 +44,7 @@ PURE = (
     "ring.slots",
     "daemon.schedule.cursor",
     "daemon.schedule.pacing",
+    "daemon.schedule.windows",
     "daemon.schedule.scheduler",
     "daemon.readers.batch_job",
 )

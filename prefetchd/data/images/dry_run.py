@@ -1,4 +1,4 @@
-"""The daemon's side of the trial: what users' functions make of a sample, found out before any memory is planned.
+"""The daemon's side of the dry run: what users' functions make of a sample, found out before any memory is planned.
 
     daemon --OpenDataset + descriptors--> python -P -m prefetchd.reader.dry_run --DryRunDone | DryRunFailed--> daemon
 
@@ -25,14 +25,14 @@ _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARE
 _MAX_WORDS_BYTES = 1 << 20
 
 
-def run_trial(config: Config, handle: dict[str, Any], fds: list[int]) -> reader_messages.DryRunDone:
+def dry_run(config: Config, handle: dict[str, Any], fds: list[int]) -> reader_messages.DryRunDone:
     """Return what the functions give; `handle` and `fds` are those that a reader would attach with.
 
     Raises:
         ConfigError: if they cannot be used, with the reason in one line.
     """
     ours, theirs = sockets.socket_pair()
-    stderr = os.memfd_create("prefetchd-trial-stderr", os.MFD_CLOEXEC)
+    stderr = os.memfd_create("prefetchd-dry-run-stderr", os.MFD_CLOEXEC)
     command = [sys.executable, "-P", "-m", "prefetchd.reader.dry_run", str(theirs.fileno())]
     process = subprocess.Popen(
         command,
@@ -55,7 +55,7 @@ def run_trial(config: Config, handle: dict[str, Any], fds: list[int]) -> reader_
 
         last = (words.strip().splitlines() or ["it said nothing"])[-1]
         raise ConfigError(
-            f"cannot use {subject(config)}: the trial with one sample ended by itself "
+            f"cannot use {subject(config)}: the dry run with one sample ended by itself "
             f"({describe_exit(process.returncode)}; {last}); try the function in Python first"
         )
     if isinstance(answer, reader_messages.DryRunFailed):
@@ -78,7 +78,7 @@ def _ask(
         sockets.send(sock, reader_messages.encode(opened), fds)
         if not select.select([sock], [], [], config.reader_timeout)[0]:
             raise ConfigError(
-                f"cannot use {subject(config)}: a trial with one sample has not ended within "
+                f"cannot use {subject(config)}: a dry run with one sample has not ended within "
                 f"{config.reader_timeout:g} s; see where it waits, or give a longer --reader-timeout"
             )
         answer: reader_messages.FromDryRun = reader_messages.decode_from_dry_run(sockets.receive(sock)[0])
@@ -89,7 +89,7 @@ def _ask(
 
 
 def subject(config: Config) -> str:
-    """Name what the trial is about: `transform='m:f'`."""
+    """Name what the dry run is about: `transform='m:f'`."""
     given = {name: getattr(config, name) for name in ("transform", "target_transform")}
     named = [f"{name}={spec!r}" for name, spec in given.items() if spec is not None]
     return " and ".join(named) or "target='mask'"

@@ -56,9 +56,9 @@ class ImageSource:
         source = cls(config, kind, records, f"opencv {version('opencv-python-headless')}")
         check_cache(config)
         if config.transform is not None or config.target_transform is not None or config.target == "mask":
-            from prefetchd.data.images.dry_run import run_trial
+            from prefetchd.data.images.dry_run import dry_run
 
-            source._trial = run_trial(config, *source.handle())
+            source._trial = dry_run(config, *source.handle())
         if config.cache is not None:
             from prefetchd.data.cache.daemon_side import CacheInDaemon
 
@@ -89,7 +89,7 @@ class ImageSource:
         return self._records
 
     def try_out(self, sample_id: int, reserve: ReserveMemory) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return x and y of one sample, as they come, in the trial process; raises as `ImageReader.try_out` does."""
+        """Return x and y of one sample, as they come, in the dry run process; raises as `ImageReader.try_out` does."""
         assert self._reader is not None, "only a reader tries"
         return self._reader.try_out(self._records.samples([sample_id])[0], sample_id, reserve)
 
@@ -130,7 +130,7 @@ class ImageSource:
 
     @property
     def y(self) -> tuple[tuple[int, ...], str]:
-        """() or (k,), and int64 or float32; of masks and `target_transform`, what the trial found."""
+        """() or (k,), and int64 or float32; of masks and `target_transform`, what the dry run found."""
         if self._trial is not None:
             return tuple(self._trial.y_shape), self._trial.y_dtype
         return self._records.label_shape, self._records.label_dtype
@@ -168,7 +168,7 @@ class ImageSource:
 
     @property
     def reader_bytes(self) -> int:
-        """What the records take in each reader, and users' functions, as the trial found."""
+        """What the records take in each reader, and users' functions, as the dry run found."""
         return self._records.reader_bytes + (0 if self._trial is None else self._trial.reader_bytes)
 
     @property

@@ -1,6 +1,6 @@
 """Users' functions: finding `package.module:function`, calling it with a sample's randomness, judging what it gives.
 
-Loaded in readers and in the trial process only: the daemon never imports or runs user code. What a function raises is
+Loaded in readers and in the dry run process only: the daemon never imports or runs user code. What a function raises is
 a fault of its sample (`TransformFault`, with the traceback), except for what is the environment's doing: no memory, and
 I/O errors. `sys.exit` or `KeyboardInterrupt` in it counts as an exception (no signal raises one in a reader). A crash
 or a hang is the pool's to handle, as with a decoder.
@@ -175,7 +175,7 @@ class UserFunctions:
         return result
 
     def as_wanted(self, value: NDArray[Any], shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Return `value`, which `target` made, if it is as the trial found it.
+        """Return `value`, which `target` made, if it is as the dry run found it.
 
         Raises:
             WrongResult: if it has another shape, or a dtype that does not fit.
