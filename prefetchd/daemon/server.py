@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
 import time
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from prefetchd.config.options import LIVE_OPTIONS, Config
 from prefetchd.config.validate import make_config
 from prefetchd.daemon import status as report
 from prefetchd.daemon.consumers.manager import ConsumerManager
+from prefetchd.daemon.failures import explained, fatal
 from prefetchd.daemon.memory import limits
 from prefetchd.daemon.memory import plan as budget
 from prefetchd.daemon.memory.controller import MemoryController
@@ -35,7 +37,7 @@ from prefetchd.daemon.readers.pool import Pool, PoolEvents
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import open_datasets
 from prefetchd.errors import ConfigError, PrefetchdError
-from prefetchd.ipc import messages, os_errors
+from prefetchd.ipc import messages
 from prefetchd.ipc.event_loop import EventLoop
 from prefetchd.ring.segment import remove_stale_names
 from prefetchd.ring.slots import Ring
@@ -76,6 +78,9 @@ class Daemon:
         self._linger_s = linger_s
         self._started_s = time.monotonic()
         remove_stale_names()
+        # Both are inherited: ignored, it hides the exit status of readers; blocked, others do not stop the daemon.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         self._source_bytes = self._source_reader_bytes = self._slot_bytes = 0
         self._is_cheap = False
         self._trigger: limits.StallTrigger | None = None
@@ -210,10 +215,10 @@ class Daemon:
         # A message wakes the daemon on the sender's processor: it must not preempt a trainer that works on a batch.
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         try:
-            with os_errors.explained("go on"):
+            with explained("go on"):
                 self._loop.run(self._pump)
         except PrefetchdError as error:
-            self._consumers.send_to_all(messages.Fatal(type(error).__name__, str(error)))
+            self._consumers.send_to_all(fatal(error))
             raise
         finally:
             self._caches.tick()
