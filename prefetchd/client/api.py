@@ -51,6 +51,8 @@ def batches(
     config: str | os.PathLike[str] | None = None,
     root: str | os.PathLike[str] | None = None,
     label_columns: int | None = None,
+    label_separator: str | None = None,
+    missing_label: str | float | None = None,
     x_column: str | int | None = None,
     y_column: str | int | Sequence[str | int] | None = None,
     labels: str | bytes | os.PathLike[str] | None = None,
@@ -129,6 +131,9 @@ def batches(
         config: a TOML file with options; those given here win. With `daemon`, the file's `source` is the daemon's.
         root: folder that relative paths start from; the manifest's own by default.
         label_columns: how many trailing fields of a text line are labels; found out by default.
+        label_separator: what separates several labels in one field, such as "|"; y is then float32 (batch, classes) of
+            0 and 1. "" takes a field that looks like a list of labels as the name of one class.
+        missing_label: the label of samples whose label is empty or not a number; they are refused by default.
         x_column: name or number (from 0) of the path's column, for CSV and TSV; in an `.npz`, the name of x.
         y_column: names or numbers of the label columns, for CSV and TSV; in an `.npz`, the name of y.
         labels: for arrays, a `.npy` file with a row of y for each row of x, or a directory of such shards.

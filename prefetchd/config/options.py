@@ -102,6 +102,12 @@ class Config:
     label_columns: int | None = _option(
         None, "how many trailing fields of a text line are labels (found out); 0 for no labels", metavar="N"
     )
+    label_separator: str | None = _option(
+        None, "what separates several labels in one field: y is a 0/1 vector; '' takes fields whole", metavar="TEXT"
+    )
+    missing_label: str | None = _option(
+        None, "label of samples whose label is empty or not a number (refused)", metavar="LABEL"
+    )
     x_column: str | None = _option(
         None,
         "the path's column (name, or number from 0), key (JSONL), the image's extension (tar), or x's name (.npz)",
@@ -282,6 +288,7 @@ _CONVERTERS = {
     "transform": values.function("transform"),
     "target_transform": values.function("target_transform"),
     "python_path": values.folders,
+    "missing_label": values.columns,
     "x_column": values.columns,
     "y_column": values.columns,
 }
