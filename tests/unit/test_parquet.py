@@ -16,8 +16,8 @@ import pytest
 from prefetchd.config.validate import make_config
 from prefetchd.data.faults import SampleFault, UnreadableFile
 from prefetchd.data.files import FileBuffer
+from prefetchd.data.parquet import page_heads, row_group
 from prefetchd.data.parquet import records as module
-from prefetchd.data.parquet import row_group
 from prefetchd.data.parquet.library import PYARROW_BYTES, load_pyarrow
 from prefetchd.data.parquet.records import ParquetRecords
 from prefetchd.errors import ConfigError, ManifestError
@@ -219,7 +219,7 @@ def test_null_empty_and_damaged_images_are_faults_of_their_sample(tmp_path: Path
 
 
 def test_what_a_row_group_takes_is_planned_or_reserved(tmp_path: Path, monkeypatch, caplog) -> None:
-    """A group that may be kept is part of each reader's share; a larger one is asked for, and given back."""
+    """A group that may be kept is part of each reader's share; of a larger one a block is, and its pages are reserved."""
     asked: list[int] = []
     images = [os.urandom(100_000) for _ in range(20)]
     source = table(tmp_path, {"image": images}, row_group_size=10)
@@ -231,11 +231,12 @@ def test_what_a_row_group_takes_is_planned_or_reserved(tmp_path: Path, monkeypat
     assert not caplog.records
     monkeypatch.setattr(module, "KEPT_BYTES", 500_000)
     with opened(source) as records:
-        assert records.reader_bytes == PYARROW_BYTES
+        assert records.reader_bytes == PYARROW_BYTES + module.BLOCK_BYTES
         view = records.read(records.samples([13])[0], FileBuffer(), asked.append)
         assert view == images[13]
-        assert records._kept is None
-    assert asked[0] > 3_000_000
+        assert records._kept is not None
+        assert records._kept[1].capacity_bytes <= module.BLOCK_BYTES
+    assert asked[0] > 1_000_000
     assert "row groups of" in caplog.text
     assert "row_group_size" in caplog.text
 
@@ -273,20 +274,20 @@ def test_an_image_far_larger_than_the_others_is_decoded_by_itself(tmp_path: Path
     with opened(table(tmp_path, {"image": images})) as records:
         fd = records._files.descriptor(0)
         metadata = pq.read_metadata(f"/proc/self/fd/{fd}")
-        n_batch, may_repeat = row_group._batching(fd, len(images), metadata.row_group(0).column(0))
-        assert may_repeat
+        column = row_group.describe_column(fd, metadata, 0, "image")
+        assert column.may_repeat
         before = pa.total_allocated_bytes()
         taken = []
-        add = row_group.RowGroup.add
+        add = row_group.RowBlock.add
 
-        def watched(rows: row_group.RowGroup, image: Any) -> None:
+        def watched(rows: row_group.RowBlock, image: Any) -> bool:
             taken.append(pa.total_allocated_bytes() - before)
-            add(rows, image)
+            return add(rows, image)
 
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(row_group.RowGroup, "add", watched)
+            patched.setattr(row_group.RowBlock, "add", watched)
             assert [content for content, _ in contents(records)] == images
-        assert n_batch * 300_000 > 20 << 20  # what a batch could have held
+        assert column.n_batch * 300_000 > 20 << 20  # what a batch could have held
         assert max(taken) < 10 << 20
 
 
@@ -306,31 +307,77 @@ def test_a_column_of_the_dictionary_type_is_images(tmp_path: Path, nested: bool)
         assert records.reader_bytes > PYARROW_BYTES + 5 * 180_000
 
 
-def test_what_a_file_does_not_say_is_reserved(tmp_path: Path) -> None:
-    """Images that share their starts are larger in memory than in the file, and may not be kept for nothing."""
+def test_images_larger_than_the_file_says_are_read_in_blocks(tmp_path: Path) -> None:
+    """Where they share their starts: the plan has no more memory than the file says."""
     start = os.urandom(100_000)
     images = [start + b"%03d" % number for number in range(40)]
     source = table(tmp_path, {"image": images}, use_dictionary=False, column_encoding={"image": "DELTA_BYTE_ARRAY"})
     asked: list[int] = []
     with opened(source) as records:
-        assert records.reader_bytes < PYARROW_BYTES + 1_000_000
+        planned = records.reader_bytes - PYARROW_BYTES
+        assert planned < 1_000_000
         for sample, image in zip(records.samples(range(40)), images, strict=True):
             assert bytes(records.read(sample, FileBuffer(), asked.append)) == image
-        assert records._kept is None
-    assert max(asked) > sum(map(len, images))
+            assert records._kept is None or records._kept[1].capacity_bytes <= planned
+    assert not asked
 
 
-def test_the_head_of_a_dictionary_s_page_is_read(tmp_path: Path) -> None:
-    """Its size and how many values it has; nothing is made of a head that is none."""
+@pytest.mark.parametrize("distinct", [30, 600])
+def test_a_row_group_that_is_larger_than_all_that_is_kept_is_read_in_blocks(
+    tmp_path: Path, monkeypatch, distinct: int
+) -> None:
+    """In any order, with null rows, and images larger than a block; one pass where distinct images fit in a block."""
+    monkeypatch.setattr(module, "KEPT_BYTES", 500_000)
+    monkeypatch.setattr(module, "BLOCK_BYTES", 200_000)
+    images: list[bytes | None] = [os.urandom(5_000 + number) for number in range(distinct)] * (600 // distinct)
+    if distinct == 600:
+        images[17] = images[599] = None
+        images[18], images[301] = os.urandom(300_000), os.urandom(250_000)
+    passes = []
+    read_rows = module.read_rows
+    monkeypatch.setattr(module, "read_rows", lambda *given: passes.append(given) or read_rows(*given))
+    asked: list[int] = []
+    source = table(tmp_path, {"image": images}, use_dictionary=False, data_page_size=50_000, write_batch_size=8)
+    with opened(source) as records:
+        assert records.reader_bytes == PYARROW_BYTES + 200_000
+        buffer = FileBuffer(1000)
+        in_order = -1
+        for turn, number in enumerate([*range(600), 301, 17, 18, 300, 302, 599, 5]):
+            if turn == 600:
+                in_order = len(passes)
+            (sample,) = records.samples([number])
+            if images[number] is None:
+                with pytest.raises(UnreadableFile, match="null"):
+                    records.read(sample, buffer, asked.append)
+            else:
+                assert bytes(records.read(sample, buffer, asked.append)) == images[number]
+        assert records._kept is not None
+    assert in_order == 1 if distinct == 30 else 12 < in_order < 40
+    assert 0 < max(asked) < 8 << 20  # pages, and not the row group
+
+
+def test_the_heads_of_pages_are_read(tmp_path: Path) -> None:
+    """Sizes, and how many values a dictionary has; nothing is made of a head that is none, and no walk is endless."""
     images = repeated(3)
     source = table(tmp_path, {"image": images}, compression="none")
     column = pq.read_metadata(source).row_group(0).column(0)
-    head = Path(source).read_bytes()[column.dictionary_page_offset :][:64]
-    assert row_group.dictionary_of(head) == (sum(map(len, images[:3])) + 3 * 4, 3)
-    for wrong in (b"", b"\0" * 64, b"\xff" * 64, head[:5], head[4:], b"\x15\x00" + head[2:]):
-        assert row_group.dictionary_of(wrong) is None
+    content = Path(source).read_bytes()
+    start, n_bytes = column.dictionary_page_offset, column.total_compressed_size
+    with open(source, "rb") as file:
+        heads = page_heads.read_page_heads(file.fileno(), start, n_bytes)
+        assert page_heads.read_page_heads(file.fileno(), 0, n_bytes) is None
+        assert page_heads.read_page_heads(file.fileno(), len(content) - 3, n_bytes) is None
+    assert heads is not None
+    assert [head.n_dictionary for head in heads] == [3, None]
+    assert heads[0].uncompressed_bytes == sum(map(len, images[:3])) + 3 * 4
+    assert sum(head.head_bytes + head.compressed_bytes for head in heads) == n_bytes
+    head = content[start : start + 64]
+    for wrong in (b"", b"\0" * 64, b"\xff" * 64, head[:5], head[4:], b"\x1c" * 64):
+        assert page_heads.page_head(wrong) is None
     for place in range(len(head)):
-        row_group.dictionary_of(head[:place] + bytes([head[place] ^ 0x80]) + head[place + 1 :])
+        for bit in range(8):
+            found = page_heads.page_head(head[:place] + bytes([head[place] ^ 1 << bit]) + head[place + 1 :])
+            assert found is None or found.head_bytes > 0 <= found.compressed_bytes
 
 
 def test_a_changed_file_is_noticed(tmp_path: Path) -> None:

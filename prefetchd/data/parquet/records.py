@@ -2,8 +2,8 @@
 
 `ParquetRecords.open` indexes the rows in the daemon (`indexer`). Paths are then files like a manifest's. Images in a
 column come by row group, the smallest piece that pyarrow reads: a reader keeps the images of the last one that it read.
-The plan has memory for that in each reader (`reader_bytes`), up to `KEPT_BYTES`. Larger row groups are read anew for
-each sample, with memory that is reserved and given back.
+The plan has memory for that in each reader (`reader_bytes`), up to `KEPT_BYTES`. Of larger row groups a reader keeps a
+block of rows, and reserves what pyarrow takes to get there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from prefetchd.config.units import format_bytes
 from prefetchd.data.files import read_exactly, read_file
 from prefetchd.data.kinds import expand
 from prefetchd.data.parquet.library import PYARROW_BYTES, load_pyarrow
-from prefetchd.data.parquet.row_group import RowGroup, RowGroupTooSmallError, read_metadata, read_row_group
+from prefetchd.data.parquet.row_group import RowBlock, describe_column, read_metadata, read_rows
 from prefetchd.data.records import Sample
 from prefetchd.data.shards import ShardRecords, write_table
 from prefetchd.errors import one_line
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("prefetchd")
 
 KEPT_BYTES = 64 << 20
+BLOCK_BYTES = 8 << 20  # of images that are kept of a larger row group
 _SLOW_SHUFFLE_BYTES = 8 << 20
 _DICTIONARY_COPIES = 5  # that pyarrow and this module have of a column at once whose type is a dictionary
 
@@ -46,7 +47,7 @@ class ParquetRecords(ShardRecords):
         super().__init__(facts, index_fd)
         self._paths_fd = paths_fd
         self._is_bytes: bool = facts["is_bytes"]
-        self._kept: tuple[tuple[int, int], RowGroup] | None = None  # by file and number
+        self._kept: tuple[tuple[int, int], RowBlock] | None = None  # by file and number
         self._metadata: tuple[int, Any] | None = None
 
     @classmethod
@@ -113,12 +114,18 @@ class ParquetRecords(ShardRecords):
 
     @property
     def reader_bytes(self) -> int:
-        """pyarrow, and the images of a row group while they are read: as stored, decompressed, and copied."""
+        """pyarrow, and the images of a row group while they are read; of a large one, the block that is kept."""
         if not self._is_bytes:
             return 0
-        return PYARROW_BYTES + (self._reading_bytes() if self._facts["largest"][0] <= KEPT_BYTES else 0)
+        return PYARROW_BYTES + (BLOCK_BYTES if self._is_large else self._reading_bytes)
 
+    @property
+    def _is_large(self) -> bool:
+        return bool(self._facts["largest"][0] > KEPT_BYTES)
+
+    @property
     def _reading_bytes(self) -> int:
+        """What the largest row group takes while it is read whole: as stored, decompressed, and copied."""
         decompressed, stored = self._facts["largest"]
         copies = _DICTIONARY_COPIES if self._facts["is_dictionary"] else 2
         return int(copies * decompressed + stored)
@@ -128,7 +135,7 @@ class ParquetRecords(ShardRecords):
         largest = self._facts["largest"][0]
         if not self._is_bytes or largest <= (_SLOW_SHUFFLE_BYTES if config.shuffle else KEPT_BYTES):
             return
-        why = "a shuffled order reads one for each sample" if config.shuffle else "they are too large to be kept"
+        why = "a shuffled order reads one for each sample" if config.shuffle else "they are too large to be kept whole"
         log.warning(
             "slow: row groups of %s have up to %s of images, and %s; write the files with a smaller row_group_size "
             "(some 10 images), or convert them to tar shards",
@@ -154,28 +161,23 @@ class ParquetRecords(ShardRecords):
             return read_file(sample.path, buffer, reserve=reserve)
         file, group, row = sample.place
         fd = self._files.descriptor(file)
-        if self._kept is not None and self._kept[0] == (file, group):
+        if self._kept is not None and self._kept[0] == (file, group) and row in self._kept[1]:
             return self._kept[1].image(row)
         self._kept = None
-        is_large = self._facts["largest"][0] > KEPT_BYTES
-        reading_bytes = self._reading_bytes() if is_large else 0
-        if is_large:
-            reserve(reading_bytes)
-        images: RowGroup | None = None
-        n_bytes = 0
-        while images is None:
-            try:
-                images = read_row_group(fd, self._metadata_of(file, group, fd), group, self._facts["column"], n_bytes)
-            except RowGroupTooSmallError as error:
-                # The file stores what images share once. What it does not say is not in the plan, either.
-                n_bytes, is_large = error.needed_bytes, True
-                reserve(reading_bytes + n_bytes)
-        view = images.image(row)
-        if not is_large:
-            self._kept = (file, group), images
-            return view
+        metadata, name = self._metadata_of(file, group, fd), self._facts["column"]
+        column = describe_column(fd, metadata, group, name)
+        capacity_bytes, working_bytes = column.bytes, 0
+        if self._is_large:
+            capacity_bytes = min(capacity_bytes, BLOCK_BYTES)
+            working_bytes = self._reading_bytes if self._facts["is_dictionary"] else column.working_bytes
+            reserve(working_bytes)
+        block = read_rows(fd, metadata, group, name, column, row, capacity_bytes)
+        if block.capacity_bytes <= capacity_bytes:
+            self._kept = (file, group), block
+            return block.image(row)
+        view = block.image(row)
         if len(view) > buffer.capacity_bytes:
-            reserve(reading_bytes + n_bytes + len(view))
+            reserve(working_bytes + 2 * len(view))
         copy = buffer.view(len(view))
         copy[:] = view
         return copy

@@ -1,21 +1,23 @@
 """The images of one row group, read from the file into one buffer. `ParquetRecords` calls it, in readers.
 
-What a column takes in the file is no measure of what it is in memory: a dictionary stores an image once for all rows
-that have it. So rows are decoded a few at a time, and an image that repeats is kept once, as in the file. What is kept
-is then no larger than the file says, and nor is what decoding takes.
+What a column takes in the file is no measure of what its rows take in memory: a dictionary stores an image once for all
+rows that have it, and a row group may be larger than all memory. So rows are decoded a few at a time, an image that
+repeats is kept once, and of a row group that does not fit in the buffer a block of rows is kept. The blocks are the
+same for each pass, so that rows in order take one pass a block.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from prefetchd.data.faults import EnvironmentFault, SampleFault, UndecodableImage, UnreadableFile, fault_of
 from prefetchd.data.parquet.library import load_pyarrow
+from prefetchd.data.parquet.page_heads import read_page_heads
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,44 +25,32 @@ if TYPE_CHECKING:
 _BATCH_BYTES = 1 << 20  # decoded at a time: more would be memory beyond the plan
 _UNEVEN = 4  # a batch that is so many times larger than planned is decoded again in smaller ones
 _COMPARED_BYTES = 32  # of two images' ends before the images are compared: their headers are often equal
-_DICTIONARY_ENCODINGS = {"PLAIN_DICTIONARY", "RLE_DICTIONARY"}
 _SHARING_ENCODING = "DELTA_BYTE_ARRAY"  # stores only what differs from the value before
-# Of the head of a dictionary's page, in Thrift's compact protocol.
-_PAGE_HEAD_BYTES = 64
-_TYPE, _UNCOMPRESSED_BYTES, _DICTIONARY_HEAD = 1, 2, 7
-_DICTIONARY_PAGE = 2
-_I32, _STRUCT = 5, 12
 
 
-class RowGroupTooSmallError(Exception):
-    """The images are larger together than the buffer.
-
-    Attributes:
-        needed_bytes: a size to try next.
-    """
-
-    def __init__(self, needed_bytes: int) -> None:
-        super().__init__(f"{needed_bytes} bytes")
-        self.needed_bytes = needed_bytes
-
-
-class RowGroup:
-    """The encoded images of a row group, by row.
+class RowBlock:
+    """The encoded images of rows of a row group that follow one another.
 
     Args:
-        capacity_bytes: of the buffer.
+        wanted: the row that the block must hold in the end.
+        capacity_bytes: of the buffer. An image that is larger gets a buffer and a block of its own.
         may_repeat: whether images may repeat, and are to be kept once.
+
+    Attributes:
+        first: number of its first row.
     """
 
-    def __init__(self, capacity_bytes: int, *, may_repeat: bool) -> None:
+    def __init__(self, wanted: int, capacity_bytes: int, *, may_repeat: bool) -> None:
+        self.first = 0
+        self._wanted = wanted
         self._data: NDArray[np.uint8] = np.empty(capacity_bytes, np.uint8)
         self._end = 0
         self._places: list[tuple[int, int] | None] = []  # start and end of each row's image; None for null
         self._may_repeat = may_repeat
         self._known: dict[tuple[int, bytes], list[int]] = {}  # where images of this length and with this end start
 
-    def __len__(self) -> int:
-        return len(self._places)
+    def __contains__(self, row: int) -> bool:
+        return self.first <= row < self.first + len(self._places)
 
     @property
     def capacity_bytes(self) -> int:
@@ -73,7 +63,7 @@ class RowGroup:
         Raises:
             UnreadableFile: if it is null or empty.
         """
-        place = self._places[row]
+        place = self._places[row - self.first]
         if place is None:
             raise UnreadableFile("the image is null")
         start, end = place
@@ -81,68 +71,117 @@ class RowGroup:
             raise UnreadableFile("the image is empty (0 bytes)")
         return memoryview(self._data)[start:end]  # type: ignore[arg-type, unused-ignore]
 
-    def add(self, image: Any) -> None:
-        """Append a row with its image, an Arrow buffer, or with `None`.
+    def add(self, image: Any) -> bool:
+        """Append the next row with its image, an Arrow buffer, or with `None`; return whether more rows are wanted.
 
-        Raises:
-            RowGroupTooSmallError: if the buffer is full.
+        A full block ends if it holds the wanted row; otherwise the next one begins.
         """
         if image is None:
             self._places.append(None)
-            return
+            return True
         content = np.frombuffer(image, np.uint8)
         start = self._find(content) if self._may_repeat else None
         if start is None:
+            if self._end + len(content) > self.capacity_bytes:
+                if self._wanted in self:
+                    return False
+                self._begin_at(self.first + len(self._places))
+                if len(content) > self.capacity_bytes:
+                    if self.first != self._wanted:
+                        self.first += 1
+                        return True
+                    self._data = np.empty(len(content), np.uint8)
             start = self._end
-            if start + len(content) > self.capacity_bytes:
-                raise RowGroupTooSmallError(max(start + len(content), self.capacity_bytes * 3 // 2))
             self._end += len(content)
             self._data[start : self._end] = content
+            if self._may_repeat:
+                self._known.setdefault(_key(content), []).append(start)
         self._places.append((start, start + len(content)))
+        return True
 
     def finish(self) -> None:
         """Drop what only `add` needs."""
         self._known.clear()
 
+    def _begin_at(self, row: int) -> None:
+        self.first, self._end = row, 0
+        self._places.clear()
+        self._known.clear()
+
     def _find(self, content: NDArray[np.uint8]) -> int | None:
-        """Return where an equal image starts; `None` for a new one, which will start at the end."""
-        key = len(content), content[-_COMPARED_BYTES:].tobytes()
-        starts = self._known.setdefault(key, [])
-        for start in starts:
+        """Return where an equal image starts, if there is one."""
+        for start in self._known.get(_key(content), ()):
             if np.array_equal(self._data[start : start + len(content)], content):
                 return start
-        starts.append(self._end)
         return None
 
 
+def _key(content: NDArray[np.uint8]) -> tuple[int, bytes]:
+    return len(content), content[-_COMPARED_BYTES:].tobytes()
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """The image column of a row group, as the file describes it.
+
+    Attributes:
+        n_rows: rows of the group.
+        bytes: of the column, decompressed.
+        n_batch: rows to decode at a time.
+        may_repeat: whether images may repeat.
+        working_bytes: what pyarrow takes while it decodes: a page as stored and decompressed, a dictionary, a batch.
+    """
+
+    n_rows: int
+    bytes: int
+    n_batch: int
+    may_repeat: bool
+    working_bytes: int
+
+
 def read_metadata(fd: int, group: int) -> Any:
-    """Return what pyarrow says of the file behind `fd`; raises as `read_row_group` does."""
+    """Return what pyarrow says of the file behind `fd`; raises as `read_rows` does."""
     _, parquet = load_pyarrow()
     with _faults(group):
         return parquet.read_metadata(f"/proc/self/fd/{fd}")
 
 
-def read_row_group(fd: int, metadata: Any, group: int, name: str, capacity_bytes: int = 0) -> RowGroup:
-    """Return the images in the column `name` of a row group of the file behind `fd`.
-
-    Args:
-        fd: the file; borrowed.
-        metadata: the file's, as pyarrow read it.
-        group: the row group's number.
-        name: the column's dotted name.
-        capacity_bytes: of the buffer; at least what the file says the column takes.
-
-    Raises:
-        SampleFault: if the file is damaged there, or the machine fails.
-        RowGroupTooSmallError: if the images need a larger buffer.
-    """
+def describe_column(fd: int, metadata: Any, group: int, name: str) -> Column:
+    """Return what is known of the column `name` in a row group before it is read; raises as `read_rows` does."""
     with _faults(group):
         described = metadata.row_group(group)
         columns = map(described.column, range(described.num_columns))
         column = next(found for found in columns if found.path_in_schema == name)
-        n_batch, may_repeat = _batching(fd, described.num_rows, column)
+        n_rows, n_bytes, stored = described.num_rows, column.total_uncompressed_size, column.total_compressed_size
+        start = column.data_page_offset
+        if column.has_dictionary_page:
+            start = min(start, column.dictionary_page_offset)
+        heads = read_page_heads(fd, start, stored)
+        if heads is None:
+            return Column(n_rows, n_bytes, 1, True, n_bytes + stored)
+        mean_bytes = n_bytes // max(1, n_rows)
+        may_repeat = _SHARING_ENCODING in column.encodings
+        working_bytes = _UNEVEN * _BATCH_BYTES
+        for head in heads:
+            if head.n_dictionary is not None:
+                mean_bytes = max(mean_bytes, head.uncompressed_bytes // max(1, head.n_dictionary))
+                may_repeat = may_repeat or head.n_dictionary < n_rows
+                working_bytes += 2 * head.uncompressed_bytes  # its page, and the decoder's copy
+        working_bytes += max((head.uncompressed_bytes + head.compressed_bytes for head in heads), default=0)
+        return Column(n_rows, n_bytes, max(1, _BATCH_BYTES // max(1, mean_bytes)), may_repeat, working_bytes)
+
+
+def read_rows(fd: int, metadata: Any, group: int, name: str, column: Column, row: int, capacity_bytes: int) -> RowBlock:
+    """Return a block of rows with `row` in it, of the column `name` in a row group of the file behind `fd`.
+
+    Raises:
+        SampleFault: if the file is damaged there, or the machine fails.
+    """
+    with _faults(group):
+        n_batch = column.n_batch
+        may_repeat = column.may_repeat or column.bytes > capacity_bytes
         while True:
-            rows = RowGroup(max(capacity_bytes, column.total_uncompressed_size), may_repeat=may_repeat)
+            rows = RowBlock(row, capacity_bytes, may_repeat=may_repeat)
             try:
                 n_next = _fill(rows, fd, metadata, group, name, n_batch)
             except MemoryError:
@@ -150,29 +189,16 @@ def read_row_group(fd: int, metadata: Any, group: int, name: str, capacity_bytes
                     raise
                 n_next = 1  # a few images are far larger than the others
             if n_next == n_batch:
-                rows.finish()
-                return rows
+                break
             n_batch = n_next
+        if row not in rows:
+            raise ValueError(f"it ends before row {row}")
+        rows.finish()
+        return rows
 
 
-@contextlib.contextmanager
-def _faults(group: int) -> Iterator[None]:
-    """Raise a `SampleFault` for what pyarrow raises."""
-    pa, _ = load_pyarrow()
-    try:
-        yield
-    except MemoryError as error:
-        raise fault_of(error) from None
-    except (ValueError, pa.ArrowNotImplementedError, StopIteration) as error:  # ArrowInvalid is a ValueError
-        raise _damaged(group, error) from None
-    except OSError as error:  # pyarrow raises it for damaged data too
-        raise (_damaged(group, error) if error.errno is None else EnvironmentFault(str(error))) from None
-    finally:
-        pa.default_memory_pool().release_unused()  # small pieces stay in the C library's heap otherwise
-
-
-def _fill(rows: RowGroup, fd: int, metadata: Any, group: int, name: str, n_batch: int) -> int:
-    """Add all rows of a row group to `rows` and return `n_batch`, or return another number to decode at a time.
+def _fill(rows: RowBlock, fd: int, metadata: Any, group: int, name: str, n_batch: int) -> int:
+    """Add rows to `rows` and return `n_batch`, or return another number of rows to decode at a time.
 
     pyarrow's arrays are gone on return, and what it took goes back at once.
     """
@@ -186,8 +212,8 @@ def _fill(rows: RowGroup, fd: int, metadata: Any, group: int, name: str, n_batch
                     return int(n_rows)
             elif n_batch > 1 and values.nbytes > _UNEVEN * _BATCH_BYTES:
                 return int(max(1, n_batch * _BATCH_BYTES // values.nbytes))
-            for image in _images(values):
-                rows.add(image)
+            if not all(map(rows.add, _images(values))):
+                break
     return n_batch
 
 
@@ -211,55 +237,20 @@ def _leaf(batch: Any, column: str) -> Any:
     return pyarrow.compute.struct_field(batch.column(first), rest)
 
 
-def _batching(fd: int, n_rows: int, column: Any) -> tuple[int, bool]:
-    """Return how many rows to decode at a time, and whether images may repeat."""
-    mean_bytes = column.total_uncompressed_size // max(1, n_rows)
-    may_repeat = _SHARING_ENCODING in column.encodings
-    if column.has_dictionary_page or _DICTIONARY_ENCODINGS.intersection(column.encodings):
-        start = column.dictionary_page_offset if column.has_dictionary_page else column.data_page_offset
-        found = dictionary_of(os.pread(fd, _PAGE_HEAD_BYTES, start))
-        if found is None:
-            return 1, True
-        n_bytes, n_values = found
-        mean_bytes = max(mean_bytes, n_bytes // max(1, n_values))
-        may_repeat = may_repeat or n_values < n_rows
-    return int(max(1, _BATCH_BYTES // max(1, mean_bytes))), may_repeat
-
-
-def dictionary_of(head: bytes) -> tuple[int, int] | None:
-    """Return the bytes and the number of a dictionary's values, by the head of its page; `None` if it is none.
-
-    pyarrow does not tell them. The format is that of `PageHeader` in Parquet's `parquet.thrift`.
-    """
-    found: dict[int, int] = {}
-    place = field = 0
+@contextlib.contextmanager
+def _faults(group: int) -> Iterator[None]:
+    """Raise a `SampleFault` for what pyarrow raises."""
+    pa, _ = load_pyarrow()
     try:
-        while head[place]:
-            field += head[place] >> 4
-            kind = head[place] & 15
-            place += 1
-            if kind == _STRUCT and field == _DICTIONARY_HEAD:
-                if head[place] != 1 << 4 | _I32 or found[_TYPE] != _DICTIONARY_PAGE:
-                    return None
-                return found[_UNCOMPRESSED_BYTES], _integer(head, place + 1)[0]
-            if kind != _I32:
-                return None
-            found[field], place = _integer(head, place)
-    except (IndexError, KeyError):
-        pass
-    return None
-
-
-def _integer(head: bytes, place: int) -> tuple[int, int]:
-    """Return the integer at `place`, and where it ends: 7 bits a byte, the lowest first, its sign in the lowest bit."""
-    value = shift = 0
-    while True:
-        byte = head[place]
-        place += 1
-        value |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            return value >> 1 ^ -(value & 1), place
+        yield
+    except MemoryError as error:
+        raise fault_of(error) from None
+    except (ValueError, pa.ArrowNotImplementedError, StopIteration) as error:  # ArrowInvalid is a ValueError
+        raise _damaged(group, error) from None
+    except OSError as error:  # pyarrow raises it for damaged data too
+        raise (_damaged(group, error) if error.errno is None else EnvironmentFault(str(error))) from None
+    finally:
+        pa.default_memory_pool().release_unused()  # small pieces stay in the C library's heap otherwise
 
 
 def _damaged(group: int, error: BaseException) -> SampleFault:
