@@ -23,10 +23,9 @@ from prefetchd.config.options import (
     OnError,
     Resize,
     Target,
-    check_options,
-    make_config,
     wire_options,
 )
+from prefetchd.config.validate import check_options, make_config
 from prefetchd.errors import ConfigError
 from prefetchd.ipc.run_directory import choose_name
 

@@ -19,7 +19,7 @@ from prefetchd.errors import ConfigError
 
 def wrong(name: str, value: object, wanted: str) -> ConfigError:
     """Return the error for a value that is not what is `wanted`."""
-    return ConfigError(f"cannot use {name.replace('_', '-')}={value!r}: it must be {wanted}")
+    return ConfigError(f"cannot use {name}={value!r}: it must be {wanted}")
 
 
 def coerce(name: str, value: object, hint: Any) -> Any:
@@ -181,13 +181,13 @@ def function(name: str) -> Callable[[object], str | None]:
         module, qualname = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
         if not callable(value) or not isinstance(module, str) or not isinstance(qualname, str):
             raise ConfigError(
-                f"cannot use {name.replace('_', '-')}={type(value).__name__} object: it has no name to import it by; "
+                f"cannot use {name}={type(value).__name__} object: it has no name to import it by; "
                 "give it a name in a module and pass 'module:name'"
             )
         if module == "__main__" or "<" in qualname:
             where = "this script or notebook" if module == "__main__" else f"a function of {module}, or is a lambda"
             raise ConfigError(
-                f"cannot use {name.replace('_', '-')}={qualname}: it is defined in {where}, and the readers, processes "
+                f"cannot use {name}={qualname}: it is defined in {where}, and the readers, processes "
                 f"of their own, cannot import it from there; put it at the top level of a module and pass "
                 f"'module:{qualname.rpartition('.')[2].strip('<>')}'"
             )
@@ -206,6 +206,14 @@ def folders(value: object) -> tuple[str, ...]:
     if isinstance(value, list | tuple):
         return tuple(folder for part in value if (folder := path(part)) is not None)
     return tuple(part for part in (path(value) or "").split(os.pathsep) if part)
+
+
+def daemon_name(value: object) -> str:
+    """Return the name of a daemon, which is also the name of its files."""
+    name = value if isinstance(value, str) else ""
+    if not 1 <= len(name) <= 64 or name.startswith(".") or not all(c.isalnum() or c in "-_." for c in name):
+        raise wrong("name", value, "1 to 64 letters, digits, '-', '_' or '.', and not start with '.'")
+    return name
 
 
 def comparable(name: str, value: Any) -> Any:

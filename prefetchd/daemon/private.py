@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 
-from prefetchd.config import options as configuration
+from prefetchd.config.validate import make_config
 from prefetchd.errors import PrefetchdError
 from prefetchd.ipc import messages, os_errors, sockets
 from prefetchd.ipc.descriptors import open_standard_descriptors
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
         sockets.close_all(fds)
         configure = messages.decode_to_daemon(data)
         assert isinstance(configure, messages.Configure)
-        configs = {name: configuration.make_config(**options) for name, options in configure.datasets.items()}
+        configs = {name: make_config(**options) for name, options in configure.datasets.items()}
         from prefetchd.daemon.server import Daemon
 
         loop = EventLoop()

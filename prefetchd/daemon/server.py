@@ -21,7 +21,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from prefetchd.config.options import LIVE_OPTIONS, Config, make_config
+from prefetchd.config.options import LIVE_OPTIONS, Config
+from prefetchd.config.validate import make_config
 from prefetchd.daemon import status as report
 from prefetchd.daemon.consumers.manager import FrontDesk
 from prefetchd.daemon.memory import limits

@@ -20,7 +20,8 @@ import socket
 import sys
 import time
 
-from prefetchd.config import options as configuration
+from prefetchd.config.options import Config
+from prefetchd.config.validate import make_config
 from prefetchd.errors import ConfigError, PrefetchdError
 from prefetchd.ipc import messages, sockets
 from prefetchd.ipc.event_loop import EventLoop
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> int:
             configure = _hear(sock)
             if configure is None:
                 return 1
-            configs = {name: configuration.make_config(**options) for name, options in configure.datasets.items()}
+            configs = {name: make_config(**options) for name, options in configure.datasets.items()}
             try:
                 paths = daemon_paths(next(iter(configs.values())).name, create=True)
                 listener = _take_place(paths, place)
@@ -94,9 +95,7 @@ def _take_place(paths: DaemonPaths, place: contextlib.ExitStack) -> socket.socke
     return listener
 
 
-def _serve(
-    configs: dict[str, configuration.Config], loop: EventLoop, listener: socket.socket, paths: DaemonPaths
-) -> int:
+def _serve(configs: dict[str, Config], loop: EventLoop, listener: socket.socket, paths: DaemonPaths) -> int:
     from prefetchd.daemon.server import Daemon
 
     try:

@@ -1,36 +1,46 @@
-"""The labels of records that are read one by one: are they all of one kind, and which numbers do names get.
+"""What labels may be, whatever lists them: numbers, vectors of a constant length, or names of classes.
 
-Used at open by the indexers of tar shards and Parquet files. The rules are the manifest's: numbers, vectors of a
-constant length, or one name of a class; one fraction anywhere makes all labels float32; class numbers follow the
-sorted names.
+The rules and the names of columns that lists, tar shards and Parquet files share. `Labels` checks labels that come
+one by one; the indexers of tar shards and Parquet files call it at open. Pure.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
-from prefetchd.data.manifest.dialect import LabelKind
-from prefetchd.data.manifest.json import json_kind
-from prefetchd.data.manifest.line import FLOAT32_MAX
-from prefetchd.data.manifest.scan import MAX_CLASSES
 from prefetchd.errors import ManifestError
+
+LabelKind = Literal["none", "number", "class", "path"]
+
+FLOAT32_MAX = 3.4028234663852886e38
+MAX_CLASSES = 1_000_000
+# Names under which paths, labels and masks are found without an option, the most usual first.
+PATH_NAMES = (
+    "path", "image", "file", "filename", "file_name", "filepath", "file_path", "image_path", "image_file", "img",
+    "img_path", "image_name",
+)  # fmt: skip
+LABEL_NAMES = (
+    "label", "labels", "class", "target", "targets", "category", "class_id", "class_name", "label_id", "label_name",
+    "category_id",
+)  # fmt: skip
+MASK_NAMES = ("mask", "mask_path", "segmentation", "annotation", "label", "target")
 
 Numbers = tuple[int | float, ...]
 
 
 class BadLabel(Exception):
-    """What is wrong with a label, in words that follow "cannot use <sample>: "."""
+    """Says what is wrong with a label, in words that follow "cannot use <sample>: "."""
 
 
 class Labels:
-    """What the labels are, as found out from the first and held against all the others.
+    """The labels of records that come one by one; the first decides the kind, and all others must be like it.
 
     Attributes:
-        kind: numbers, names or none; `None` before the first.
+        kind: numbers or names; `None` before the first.
         count: numbers in one label.
         any_fraction: whether a label is not an integer.
-        names: classes by their provisional numbers, in the order in which they came.
+        names: provisional numbers of the classes, in the order in which they came.
     """
 
     def __init__(self, name: str) -> None:
@@ -41,7 +51,7 @@ class Labels:
         self._name = name
 
     def take(self, values: list[Any]) -> Numbers:
-        """Return the numbers of one label: what was under each of its keys; a name gets a provisional number.
+        """Return the numbers of one label, given the value under each of its keys; a name gets a provisional number.
 
         Raises:
             BadLabel: if it is not as the others are.
@@ -84,8 +94,17 @@ class Labels:
                 raise BadLabel(f"its label {value} does not fit 64 bits")
             return int(value)
         if not isinstance(value, float):
-            raise BadLabel(f"its label is {json_kind(value)}, and no number")
+            raise BadLabel(f"its label is {json_kind(value)}, and not a number")
         if not math.isfinite(value) or abs(value) > FLOAT32_MAX:
             raise BadLabel(f"its label {value} is not finite, or does not fit float32")
         self.any_fraction = True
         return value
+
+
+def json_kind(value: Any) -> str:
+    """Return what a JSON value is, for errors."""
+    if value is None or value in ("", [], {}):
+        return "null" if value is None else "empty"
+    kinds = {bool: "a truth value", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+    kind, text = kinds.get(type(value), f"of the type {type(value).__name__}"), repr(value)
+    return f"{kind} ({text if len(text) <= 60 else text[:57] + '...'})"

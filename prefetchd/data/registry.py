@@ -1,8 +1,8 @@
-"""What samples come from. A source fills rows of a batch; this is the only place that knows which kinds there are.
+"""The kinds of sources by name: opens one in the daemon, attaches to it in a reader.
 
-To add one: a kind for it in `patterns.kind_of`; then for another way to list encoded images a class that fulfils
-`Records` and a line in `_IMAGES`, and for anything else a class that fulfils `Source` and a line in `_SOURCES`. Modules
-are imported when they are needed.
+To add a kind, return its name from `kinds.kind_of`. For another list of encoded images, write a class that fulfils
+`Records` and add it to `_IMAGES`; for anything else, one that fulfils `Source`, added to `_SOURCES`. Modules are
+imported when they are needed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Source", "attach_source", "open_source"]
 
-# Module and class of each kind: of what lists encoded images, and of sources of their own.
+# Module and class of each kind: first those that list encoded images, then other sources.
 _IMAGES = {
     "manifest": ("prefetchd.data.manifest.records", "Manifest"),
     "tar": ("prefetchd.data.tar.records", "TarShards"),
@@ -35,16 +35,15 @@ _INSPECTED = "prefetchd.data.images.inspection", "InspectedImages"  # made by `v
 
 
 def open_source(config: Config, malformed: list[MalformedLine] | None = None) -> Source:
-    """Open and check what `config.source` names, in the daemon.
+    """Open and check the data set that `config.source` names, in the daemon.
 
     Args:
         config: the options.
-        malformed: takes the lines of a list file that are no samples, which are left out then; without it they are
-            refused.
+        malformed: collects malformed lines of a list, which are left out then; without it they are refused.
 
     Raises:
         ManifestError: if it cannot be served, with the reason.
-        ConfigError: if an option means nothing for it, or it takes a library that is not installed.
+        ConfigError: if an option means nothing for it, or a library that it needs is not installed.
     """
     kind = "sequences" if config.offsets is not None else kind_of(config.source)
     if kind in _SOURCES:

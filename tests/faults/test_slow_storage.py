@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 import prefetchd
-from prefetchd.data.read_ahead import N_THREADS
+from prefetchd.data.read_threads import N_THREADS
 from tests.conftest import DaemonProcess, wait_until
 from tests.faults.conftest import BATCH, Sabotage, content_of, exact, expected_content, write_manifest
 from tests.images import write_jpeg

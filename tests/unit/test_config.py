@@ -7,7 +7,7 @@ import os
 import pytest
 
 from prefetchd.config.datasets import read_config_file
-from prefetchd.config.options import make_config
+from prefetchd.config.validate import check_agrees, make_config
 from prefetchd.errors import ConfigError
 
 
@@ -42,8 +42,8 @@ def test_path_that_is_not_utf8_survives_the_wire():
         ({"batchsize": 3}, "did you mean 'batch_size'"),
         ({"batch_size": 0}, "from 1 to 262144; raise it"),
         ({"seed": 1 << 63}, "from 0 to 9223372036854775807; lower it"),
-        ({"label_columns": -1}, "0 is for no labels"),
-        ({"max_length": 0}, "leave it out"),
+        ({"label_columns": -1}, "0 or more; raise it"),
+        ({"max_length": 0}, "from 1 to 1099511627776; raise it"),
         ({"scale": "inf", "dtype": "float32"}, "finite; give"),
         ({"batch_size": 1.5}, "a whole number"),
         ({"image_size": "0"}, "pixels from 1"),
@@ -85,19 +85,19 @@ def test_equal_options_agree_however_they_are_written():
     config = make_config(
         source="m", memory_budget="256MiB", dtype="float32", mean=0.5, std=(0.2, 0.2, 0.2), root="here/../there"
     )
-    config.check_agrees(
-        {"memory_budget": "0.25GiB", "mean": [0.5, 0.5, 0.5], "std": "1/5", "root": os.path.abspath("there")}
+    check_agrees(
+        config, {"memory_budget": "0.25GiB", "mean": [0.5, 0.5, 0.5], "std": "1/5", "root": os.path.abspath("there")}
     )
-    make_config(source="m", memory_budget="290MB").check_agrees({"memory_budget": "0.29 GB"})
-    make_config(source="m", memory_budget="25%").check_agrees({"memory_budget": "25.0 %"})
-    config.check_agrees({"scale": None, "image_size": "224x224", "shuffle": "no"})
+    check_agrees(make_config(source="m", memory_budget="290MB"), {"memory_budget": "0.29 GB"})
+    check_agrees(make_config(source="m", memory_budget="25%"), {"memory_budget": "25.0 %"})
+    check_agrees(config, {"scale": None, "image_size": "224x224", "shuffle": "no"})
     with pytest.raises(ConfigError, match="its configuration decides"):
-        make_config(source="m", memory_budget="25%").check_agrees({"memory_budget": "256TiB"})
+        check_agrees(make_config(source="m", memory_budget="25%"), {"memory_budget": "256TiB"})
     for options in ({"memory_budget": "1GiB"}, {"mean": 0.4}, {"root": "there"}, {"seed": 1}, {"image_size": 225}):
         with pytest.raises(ConfigError, match="its configuration decides"):
-            make_config(source="m").check_agrees(options)
+            check_agrees(make_config(source="m"), options)
     with pytest.raises(ConfigError, match="no such option"):
-        config.check_agrees({"to_wire": 1})
+        check_agrees(config, {"to_wire": 1})
 
 
 def test_auto_readers_are_written_auto_or_0():

@@ -177,7 +177,7 @@ def test_what_is_often_found_in_place_of_an_image_is_named(start: bytes, words: 
     assert re.search(words, caught.value.reason), caught.value.reason
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+@pytest.mark.not_root
 def test_a_forbidden_file_is_a_fault_of_the_content(bad: dict[str, Path]) -> None:
     with pytest.raises(UnreadableFile, match="Permission denied"):
         load(bad["no_permission"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from prefetchd.cli.views.contact_sheet import Tile, draw_sheet, mask_to_display, to_display
-from prefetchd.config.options import make_config
+from prefetchd.config.validate import make_config
 from prefetchd.data.images.normalize import Normalizer
 from tests.images import photograph
 

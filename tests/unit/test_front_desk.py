@@ -26,7 +26,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from prefetchd._version import __version__
 from prefetchd.client.batch import Batch
 from prefetchd.client.connection import Connection
-from prefetchd.config.options import make_config
+from prefetchd.config.validate import make_config
 from prefetchd.daemon.consumers.manager import FrontDesk
 from prefetchd.daemon.memory.plan import MIN_SLOTS
 from prefetchd.daemon.schedule.scheduler import next_fills, to_give_back

@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from prefetchd.config.options import make_config
+from prefetchd.config.validate import make_config
 from prefetchd.data.images.inspection import FACTS, InspectedImages
 from prefetchd.data.images.source import ImageSource
 from prefetchd.data.registry import attach_source, open_source

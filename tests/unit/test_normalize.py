@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from prefetchd.config.options import make_config
+from prefetchd.config.validate import make_config
 from prefetchd.data.files import FileBuffer, read_file
 from prefetchd.data.images.decode import decode_image, identify
 from prefetchd.data.images.normalize import Normalizer, value_table

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from prefetchd.config.options import make_config
+from prefetchd.config.validate import make_config
 from prefetchd.data.faults import SampleFault, UnreadableFile
 from prefetchd.data.files import FileBuffer
 from prefetchd.data.parquet import records as module
@@ -194,7 +194,7 @@ def test_files_must_be_parquet_and_of_one_kind(tmp_path: Path) -> None:
     assert "no file" in refusal(tmp_path / "*.x.parquet")
     assert "No such file" in refusal(tmp_path / "none.parquet")
     os.mkfifo(tmp_path / "fifo.parquet")
-    assert "no regular file" in refusal(tmp_path / "fifo.parquet")
+    assert "it is a FIFO" in refusal(tmp_path / "fifo.parquet")
 
 
 def test_null_empty_and_damaged_images_are_faults_of_their_sample(tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_pyarrow_is_not_loaded_for_other_sources(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a.jpg 1\n")
     code = (
         "import sys; from prefetchd.data.registry import open_source; "
-        "from prefetchd.config.options import make_config; "
+        "from prefetchd.config.validate import make_config; "
         f"open_source(make_config(source={str(tmp_path / 'a.txt')!r})); print('pyarrow' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
@@ -275,7 +275,7 @@ def test_reading_gives_memory_back(tmp_path: Path) -> None:
     code = f"""
 import numpy, cv2
 from prefetchd.data.parquet.records import ParquetRecords
-from prefetchd.config.options import make_config
+from prefetchd.config.validate import make_config
 from prefetchd.data.files import FileBuffer
 def status(key):
     return next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith(key))

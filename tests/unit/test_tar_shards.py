@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from prefetchd.config.options import make_config
+from prefetchd.config.validate import make_config
 from prefetchd.data.faults import UnreadableFile
 from prefetchd.data.files import FileBuffer
 from prefetchd.data.kinds import kind_of
@@ -111,7 +111,7 @@ def test_directories_and_other_members_are_passed_over(tmp_path: Path) -> None:
         ([("b.jpg", b"B"), ("b.png", b"C"), ("b.cls", "1")], {},
          r"sample b: it has 2 images \(.jpg, .png\); give x_column"),
         ([("b.jpg", b"B"), ("b.jpg", b"C"), ("b.cls", "1")], {}, "sample b: it has 2 members b.jpg"),
-        ([("b.jpg", b"B"), ("b.cls", "cat")], {}, "sample b: its label is text .'cat'., and no number"),
+        ([("b.jpg", b"B"), ("b.cls", "cat")], {}, "sample b: its label is text .'cat'., and not a number"),
         ([("b.jpg", b"B"), ("b.cls", "")], {}, "sample b: its label b.cls is empty"),
         ([("b.jpg", b"B"), ("b.cls", b"\xff")], {}, "sample b: its label b.cls is not text"),
         ([("b.jpg", b"B"), ("b.cls", "1 2")], {}, "sample b: its label has 2 numbers, and the first has 1"),
@@ -207,7 +207,7 @@ def test_no_samples_and_compressed_shards_are_refused(tmp_path: Path) -> None:
     assert "gzip -d" in refusal(tmp_path)
     assert "No such file" in refusal(tmp_path / "none.tar")
     os.mkfifo(tmp_path / "fifo.tar")
-    assert "no regular file" in refusal(tmp_path / "fifo.tar")
+    assert "it is a FIFO" in refusal(tmp_path / "fifo.tar")
 
 
 def test_a_reader_attaches_and_reads_any_sample(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prefetchd.config.options import make_config
+from prefetchd.config.validate import make_config
 from prefetchd.data.faults import EnvironmentFault, FaultKind, TransformFault, WrongResult
 from prefetchd.data.images.user_functions import UserFunctions, import_function
 from prefetchd.errors import ConfigError

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from prefetchd._version import __version__
 from prefetchd.config.units import format_count
+from prefetchd.config.validate import check_agrees
 from prefetchd.daemon.consumers.consumer import Consumer
 from prefetchd.daemon.memory.manager import Guard
 from prefetchd.daemon.schedule.cursor import Cursor
@@ -68,7 +69,7 @@ class Admission:
             return
         try:
             dataset = self._choose(attach.dataset)
-            dataset.config.check_agrees(attach.options)
+            check_agrees(dataset.config, attach.options)
         except PrefetchdError as error:
             refuse(type(error).__name__, str(error))
             return

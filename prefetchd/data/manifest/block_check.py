@@ -1,9 +1,9 @@
 """What numpy can tell about a block of whole lines: where they are, which are samples, and which are surely good.
 
-Called by `manifest_scan`, in a thread of its own: numpy gives up the interpreter's lock, and nothing here makes an
-object for each line. A line that is not surely good is *doubtful*, and `manifest_scan` parses it; so the checks here
-may doubt too much, and must never be sure of a line that `parse_line` would refuse or read with another kind of label.
-Where many lines are unusual (quotes, spaces in paths without labels), the pass takes its time.
+`scan` calls it in a thread of its own: numpy releases the interpreter's lock, and nothing here makes an object for each
+line. A line that is not surely good is *doubtful*, and `scan` parses it. So the checks may doubt too much, but must
+never be sure of a line that `parse_line` would refuse or read with another kind of label. Many unusual lines (quotes,
+spaces in paths without labels) make the pass slower.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ if TYPE_CHECKING:
 
     from prefetchd.data.manifest.block_fields import Bytes, Places
 
-_MAX_PADDING = 4  # white space around a string label that is passed over here
+_MAX_PADDING = 4  # white space around a string label that is skipped here
 _IS_WHITE = np.zeros(256, bool)
 _IS_WHITE[list(WHITE)] = True
 
 
 class Checked(NamedTuple):
-    """What is known of a block.
+    """What the check found in a block.
 
     Attributes:
-        n_lines: how many lines it has, comments and blank ones too.
-        longest: the row of its longest line, and that line's bytes.
+        n_lines: number of lines, comments and blank ones too.
+        longest: the row of the longest line, and that line's bytes.
         starts: (samples,) where in the block each sample's line begins.
         ends: (samples,) where its line break is.
         rows: (samples,) which of the block's lines it is, from 0.
-        doubtful: which of the samples, in rising order, are to be parsed.
+        doubtful: which of the samples, in rising order, have to be parsed.
         any_fraction: some numeric label of the others is not an integer.
-        labels: string labels of the others, all that may be new at least.
+        labels: string labels of the others; at least all that may be new.
     """
 
     n_lines: int
@@ -62,7 +62,7 @@ class Checked(NamedTuple):
 
 
 class BlockCheck:
-    """Checks block after block of one manifest; for one thread."""
+    """Checks block after block of one list; for one thread."""
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
@@ -101,7 +101,7 @@ class BlockCheck:
         )
 
     def _sure(self, block: bytes, codes: Bytes, starts: Places, ends: Places, first: Bytes) -> NDArray[np.bool_]:
-        """Return (samples,) whether each line is surely good; takes in the labels of those lines, and of no other."""
+        """Return (samples,) whether each line is surely good; adds the labels of those lines, and of no other."""
         kind = self._dialect.kind
         if kind == "tree" or not len(starts):
             return np.ones(len(starts), bool)
@@ -162,7 +162,7 @@ class BlockCheck:
         self._any_fraction = bool((fractions & sure).any())
 
     def _string_labels(self, block: bytes, codes: Bytes, starts: Places, ends: Places, sure: NDArray[np.bool_]) -> None:
-        """Take in the labels from `starts` to `ends`, less the white space around them."""
+        """Add the labels from `starts` to `ends`, without the white space around them."""
         for _ in range(_MAX_PADDING):
             padded = _IS_WHITE.take(codes.take(starts)) & (starts < ends)
             if not padded.any():
@@ -181,7 +181,7 @@ class BlockCheck:
 
 
 def _lines_with(places: Places, starts: Places, ends: Places) -> Places:
-    """Return which of the lines have one of `places` in them; places between the lines are nobody's."""
+    """Return which of the lines have one of `places` in them; places between the lines belong to none."""
     lines = np.minimum(np.searchsorted(ends, places), len(ends) - 1)
     return lines[places >= starts[lines]]
 
@@ -200,6 +200,6 @@ def _separators(
             return places
     before = np.searchsorted(found, starts)
     sure &= np.searchsorted(found, ends) - before == per_line
-    # Lines in doubt get some place or other.
+    # Doubtful lines get any place.
     found = np.append(found, np.full(per_line, ends[-1] - 1))
     return found[np.minimum(before, len(found) - per_line) + np.arange(per_line)[:, np.newaxis]]

@@ -1,15 +1,16 @@
-"""A directory as a manifest: a folder per class, listed into a `tree` manifest in a memfd.
+"""Lists a directory of class folders into a `tree` list in a memfd.
 
-Called by `manifest_open`. Folders and files are taken in sorted order, one folder at a time, so that
-memory is bounded by the largest folder. Names that begin with a dot are left out. Links to folders are
-followed, but a folder is never entered from inside itself.
+Called by `open`. Folders and files are taken in sorted order, one folder at a time, so that memory is bounded by the
+largest folder. Names that begin with a dot are left out. Links to folders are followed, but a folder is never entered
+from inside itself.
 """
 
 from __future__ import annotations
 
 import os
 
-from prefetchd.data.manifest.dialect import IMAGE_SUFFIXES, MAX_LINE_BYTES
+from prefetchd.data.kinds import IMAGE_SUFFIXES
+from prefetchd.data.manifest.dialect import MAX_LINE_BYTES
 from prefetchd.data.manifest.line import escape_path
 from prefetchd.errors import ManifestError
 

@@ -1,10 +1,7 @@
-"""Finding out under which keys a JSONL manifest has its paths and labels, from its first lines and the options.
+"""JSONL lists: the object of a line, the path and the labels under its keys, and which keys those are. Pure.
 
-Called once at open, by `manifest_sniff`. Every line is held against what is found out here in the full pass.
-
-A JSON line of a manifest: the object that it is, and the path and the labels under its keys. Pure.
-
-Used by `manifest_format` for lines, and wherever else an object has labels (`sources/tar_index`).
+`manifest.line` parses lines with it, `manifest.sniff` finds the keys out with it once, at open. Tar shards take labels
+from JSON members with `json_object` and `json_value`.
 """
 
 from __future__ import annotations
@@ -15,19 +12,22 @@ from typing import Any
 import msgspec
 
 from prefetchd.config.options import Config
-from prefetchd.data.manifest.dialect import BadLine, Dialect, LabelKind, is_image, show
+from prefetchd.data.labels import LABEL_NAMES, MASK_NAMES, PATH_NAMES, LabelKind, json_kind
+from prefetchd.data.manifest.dialect import BadLine, Dialect, is_image, show
 from prefetchd.errors import ManifestError
+
+JSON_SUFFIXES = (".jsonl", ".ndjson")
 
 
 class NoObject(BadLine):
-    """It is JSON, and no object."""
+    """The line is JSON, but no object."""
 
 
 def json_object(line: bytes) -> dict[str, Any]:
-    """Return the JSON object that `line` is; of a key that is there twice, the last.
+    """Parse `line` as a JSON object; the last of equal keys counts.
 
     Raises:
-        BadLine: if it is none.
+        BadLine: if it is no object.
     """
     try:
         found = msgspec.json.decode(line)
@@ -41,10 +41,10 @@ def json_object(line: bytes) -> dict[str, Any]:
 
 
 def json_value(found: dict[str, Any], key: str) -> Any:
-    """Return what is under `key`, whole or as a way by dots through nested objects.
+    """Return the value under `key`; dots lead into nested objects where no key has that name.
 
     Raises:
-        BadLine: if nothing is.
+        BadLine: if there is no such key.
     """
     if key in found:
         return found[key]
@@ -87,30 +87,8 @@ def parse_json(dialect: Dialect, line: bytes) -> tuple[bytes, list[bytes]]:
     return path.encode(), labels
 
 
-def json_kind(value: Any) -> str:
-    """Say what a JSON value is, for errors."""
-    if value is None or value in ("", [], {}):
-        return "null" if value is None else "empty"
-    kinds = {bool: "a truth value", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
-    kind, text = kinds.get(type(value), f"of the type {type(value).__name__}"), repr(value)
-    return f"{kind} ({text if len(text) <= 60 else text[:57] + '...'})"
-
-
-JSON_SUFFIXES = (".jsonl", ".ndjson")
-PATH_KEYS = (
-    "path", "image", "file", "filename", "file_name", "filepath", "file_path", "image_path", "image_file", "img",
-    "img_path", "image_name",
-)  # fmt: skip
-LABEL_KEYS = (
-    "label", "labels", "class", "target", "targets", "category", "class_id", "class_name", "label_id", "label_name",
-    "category_id",
-)  # fmt: skip
-
-MASK_KEYS = ("mask", "mask_path", "segmentation", "annotation", "label", "target")
-
-
 def is_json_object(line: bytes) -> bool:
-    """Whether `line` is a JSON object, which no path and label is."""
+    """Return whether `line` is a JSON object, which no path and label is."""
     try:
         return line.strip().startswith(b"{") and bool(json_object(line.strip()))
     except BadLine:
@@ -118,10 +96,10 @@ def is_json_object(line: bytes) -> bool:
 
 
 def sniff_json(config: Config, name: str, lines: list[bytes]) -> Dialect:
-    """Return the dialect of the manifest whose first samples are `lines` (at least one).
+    """Return the dialect of the list whose first samples are `lines` (at least one).
 
     Raises:
-        ManifestError: if no line is an object, or no key of theirs is the path's.
+        ManifestError: if no line is an object, or no key has the path.
     """
     objects = []
     for line in lines:
@@ -155,7 +133,7 @@ def _path_key(config: Config, name: str, objects: list[dict[str, Any]]) -> str:
     if config.x_column is not None:
         return config.x_column
     common = _common(objects)
-    for key in PATH_KEYS:
+    for key in PATH_NAMES:
         if isinstance(common.get(key), str):
             return key
     for key, value in common.items():
@@ -177,7 +155,7 @@ def _label_keys(config: Config, name: str, objects: list[dict[str, Any]]) -> tup
     if config.y_column is not None:
         return tuple(part.strip() for part in config.y_column.split(",") if part.strip())
     common = _common(objects)
-    known = MASK_KEYS if config.target == "mask" else LABEL_KEYS
+    known = MASK_NAMES if config.target == "mask" else LABEL_NAMES
     return tuple([key for key in known if key in common][:1])
 
 
@@ -193,7 +171,7 @@ def _common(objects: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _labels(objects: list[dict[str, Any]], keys: tuple[str, ...]) -> tuple[LabelKind, int]:
-    """Return what labels the majority of the objects have, the earlier in a tie, and how many numbers."""
+    """Return the kind of labels that most objects have, the earlier in a tie, and how many numbers."""
     if not keys:
         return "none", 0
     found: Counter[tuple[LabelKind, int]] = Counter()
@@ -203,7 +181,7 @@ def _labels(objects: list[dict[str, Any]], keys: tuple[str, ...]) -> tuple[Label
         except BadLine:
             continue
         if [] in values:
-            continue  # it says no label, and its line is refused
+            continue  # an empty label, whose line is refused
         if any(isinstance(value, str) for value in values):
             found["class", 1] += 1
         else:

@@ -1,8 +1,7 @@
-"""One line of a manifest by its `Dialect`: its fields, its path and labels, and whether the labels can be served. Pure.
+"""Parses one line by its `Dialect`: its fields, its path and labels, and whether the labels can be served. Pure.
 
-Called by `manifest_sniff` (which finds the dialect out), `manifest_scan` (which checks every line once at open) and
-`manifest` (which parses the line of a sample on demand). Lines are bytes here, without their line break, so that file
-names that are not UTF-8 pass through unharmed. JSON lines are `manifest_json_line`'s.
+`sniff` calls it to find the dialect out, `scan` for every doubtful line at open, and `records` for the line of a sample
+on demand. Lines are bytes, without their line break, so that file names that are not UTF-8 pass through unharmed.
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ import math
 import re
 from functools import lru_cache
 
+from prefetchd.data.labels import FLOAT32_MAX
 from prefetchd.data.manifest.dialect import BadLine, Dialect, is_image, is_number, show
 from prefetchd.data.manifest.json import parse_json
 
-FLOAT32_MAX = 3.4028234663852886e38
 _INTEGER = re.compile(rb"[+-]?\d+")
 _TOKEN = re.compile(rb'"([^"]*(?:""[^"]*)*)"(?=\s|$)|(\S+)')
 _TREE_ESCAPE = {b"\\": b"\\\\", b"\n": b"\\n", b"\r": b"\\r"}
@@ -154,7 +153,7 @@ def _check_count(dialect: Dialect, values: list[bytes]) -> None:
 
 
 def check_number(field: bytes) -> bool:
-    """Return whether the label `field` is a fraction (else it is an integer).
+    """Return whether the label `field` is a fraction; else it is an integer.
 
     Raises:
         BadLine: if it is no number, is not finite, or fits neither int64 nor float32.

@@ -1,12 +1,11 @@
-"""The one full pass over a manifest at open: every line is checked, and the sparse index of lines is written.
+"""The one full pass over a list at open: checks every line, writes the sparse index of lines, digests the bytes.
 
-Called by `manifest_open`. Streams the file in blocks of whole lines, so that memory does not grow with its length:
+Called by `open`. Streams the file in blocks of whole lines, so that memory does not grow with its length:
 
-    read, digest (this thread) -> check (another thread, `manifest_block`) -> index, parse doubtful lines (this)
+    read, digest (this thread) -> check (another thread, `block_check`) -> index, parse doubtful lines (this thread)
 
-A second thread for the checks would gain nothing: while a daemon starts, its readers take the other core. The thread
-ends with the pass. The index goes into a memfd as it is made: for every `LINES_PER_ENTRY` samples the offset and the
-number of a line (int64 each), and once more for the end.
+The index goes into a memfd as it is made: for every `LINES_PER_ENTRY` samples the offset and the number of a line
+(int64 each), and once more for the end. The thread ends with the pass.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from prefetchd.data.files import read_exactly
+from prefetchd.data.labels import MAX_CLASSES
 from prefetchd.data.manifest.dialect import (
     LINES_PER_ENTRY,
     MAX_LINE_BYTES,
@@ -36,11 +36,10 @@ from prefetchd.errors import ManifestError
 if TYPE_CHECKING:
     from prefetchd.data.manifest.block_check import Checked
 
-MAX_CLASSES = 1_000_000
 _BLOCK_BYTES = 1 << 19
 _BLOCKS_AHEAD = 3
 _SHOWN_BAD_LINES = 3
-_MAX_BAD_LINES = 10_000  # so many say that the file is not what it should be; parsing them all takes long
+_MAX_BAD_LINES = 10_000  # with so many the file is something else; parsing them all takes long
 
 
 class Scan:
@@ -48,16 +47,16 @@ class Scan:
 
     Args:
         dialect: how the lines are written.
-        name: how errors name the manifest.
-        tolerant: leave malformed lines out, in place of refusing the manifest for them; up to 10,000.
+        name: the list's name in errors.
+        tolerant: leave malformed lines out, up to 10,000, in place of refusing the list for them.
 
     Attributes:
-        samples: how many samples there are.
-        lines: how many lines there are, comments and blank ones too.
+        samples: number of samples.
+        lines: number of lines, comments and blank ones too.
         any_fraction: some numeric label is not an integer.
         labels: the different string labels.
-        digest: of all the manifest's bytes.
-        malformed: the lines that are no samples.
+        digest: of all the bytes of the list.
+        malformed: the malformed lines.
     """
 
     def __init__(self, dialect: Dialect, name: str, *, tolerant: bool = False) -> None:
@@ -110,10 +109,11 @@ class Scan:
             if block:
                 yield block, block_start
             if len(rest) > MAX_LINE_BYTES:
-                # Its number is not known before all blocks were taken in: a line of that length is in the next one.
+                # `_take` refuses it: the line's number is known once all blocks before it were counted.
                 yield rest + b"\n", offset - len(rest)
                 return
 
+    # One thread checks. A second would gain nothing: while a daemon starts, its readers take the other core.
     def _checked_blocks(
         self, fd: int, size_bytes: int, start: int
     ) -> Generator[tuple[bytes, int, Checked], None, None]:
@@ -136,7 +136,7 @@ class Scan:
                 yield first, first_start, future.result()
 
     def _take(self, block: bytes, block_start: int, checked: Checked, index_fd: int) -> None:
-        """Count the lines of a block, index its samples, take in its labels, and parse what is doubtful."""
+        """Count the lines of a block, index its samples, add its labels, and parse its doubtful lines."""
         import numpy as np
 
         row, longest_bytes = checked.longest
@@ -160,7 +160,7 @@ class Scan:
         self.samples += len(starts)
 
     def _parse(self, line: bytes, number: int) -> bool:
-        """Parse one line; take in its labels, or note what is wrong with it; return whether it is good."""
+        """Parse one line; add its labels, or record what is wrong with it; return whether it is good."""
         try:
             labels, is_fraction = check_line(self._dialect, line)
         except BadLine as bad:
@@ -182,7 +182,7 @@ class Scan:
             least = "at least " if len(self.malformed) >= _MAX_BAD_LINES else ""
             shown += f"; and {least}{more} more bad line{'s' * (more != 1)}"
         remedy = self._remedy
-        if others and len(self.malformed) < min(_MAX_BAD_LINES, self.samples):  # most lines of it are good
+        if others and len(self.malformed) < min(_MAX_BAD_LINES, self.samples):  # most lines are good
             remedy += ", or let prefetchd verify --write-clean FILE write the list without such lines"
         return ManifestError(f"cannot use {shown}; {remedy}")
 

@@ -1,12 +1,11 @@
-"""Finding out how a manifest is written, from its first lines, its suffix and the options.
+"""Finds out how a list is written, from its first lines, its suffix and the options.
 
-Called once at open, by `manifest_open`. What is found out here is held against every line in the full pass
-afterwards: a line that does not fit is refused there with its number, never read in another way.
+Called once at open, by `open`. The full pass afterwards holds every line against the result: a line that does not fit
+is refused there with its number, never read in another way.
 
-The rules for text are decided by the majority of the first `SNIFFED_LINES` samples (the earlier kind in a
-tie), so that one odd line among them is the one that is refused. They look at the end of the line: one field,
-or an image's suffix at the end, means no label; trailing numbers are labels, all of them; anything else is
-the name of a class.
+The majority of the first `SNIFFED_LINES` samples decides (the earlier kind in a tie), so that one odd line among them
+is the one that is refused. The rules look at the end of a text line: one field, or an image's suffix at the end, means
+no label; trailing numbers are labels, all of them; anything else is the name of a class.
 """
 
 from __future__ import annotations
@@ -17,7 +16,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from prefetchd.config.options import Config
-from prefetchd.data.manifest.dialect import BadLine, Dialect, LabelKind, is_image, is_number, show
+from prefetchd.data.labels import PATH_NAMES, LabelKind
+from prefetchd.data.manifest.dialect import BadLine, Dialect, is_image, is_number, show
 from prefetchd.data.manifest.json import JSON_SUFFIXES, is_json_object, sniff_json
 from prefetchd.data.manifest.line import split_columns, tokens, trailing_numbers
 from prefetchd.errors import ManifestError
@@ -25,9 +25,7 @@ from prefetchd.errors import ManifestError
 SNIFFED_LINES = 256
 _ASKED_OF_DISK = 8
 _SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon"}
-_PATH_HEADERS = frozenset(
-    b"path paths image images img file files filename file_name filepath file_path image_path".split()
-)
+_PATH_HEADERS = frozenset(name.encode() for name in (*PATH_NAMES, "paths", "images", "files"))
 
 
 class Line(NamedTuple):
@@ -47,13 +45,13 @@ class Sniffed(NamedTuple):
 
 
 def sniff(config: Config, name: str, lines: list[Line], exists: Callable[[bytes], bool]) -> Sniffed:
-    """Return the dialect of the manifest whose first samples are `lines` (at least one).
+    """Return the dialect of the list whose first samples are `lines` (at least one).
 
     Args:
         config: the options, and the suffix of `source`.
-        name: how errors name the manifest.
+        name: the list's name in errors.
         lines: the first sample lines, `SNIFFED_LINES` at most.
-        exists: tells whether a path of the manifest is a file; asked for a few lines only.
+        exists: returns whether a path of the list is a file; called for a few lines only.
 
     Raises:
         ManifestError: if an option names a column that is not there, or the columns are ambiguous.
@@ -67,7 +65,7 @@ def sniff(config: Config, name: str, lines: list[Line], exists: Callable[[bytes]
 
 
 def _table_separator(config: Config, name: str, lines: list[bytes]) -> str:
-    """Return the separator if the manifest is a table, else an empty string."""
+    """Return the separator if the list is a table, else an empty string."""
     suffix = os.path.splitext(config.source)[1].lower()
     first = lines[0]
     if suffix == ".tsv":
@@ -79,8 +77,7 @@ def _table_separator(config: Config, name: str, lines: list[bytes]) -> str:
             if separator.encode() in first:
                 return separator
         raise ManifestError(
-            f"cannot use x_column or y_column with {name}: its first line ({show(first)}) has no tab "
-            "or comma; "
+            f"cannot use x_column or y_column with {name}: its first line ({show(first)}) has no tab or comma; "
             "separate the columns, or leave the options out"
         )
     if (rows := _columns_by(b"\t", lines)) is not None:
@@ -167,7 +164,7 @@ def _sniff_table(config: Config, name: str, lines: list[Line], separator: str) -
 
 
 def _header(config: Config, rows: list[list[bytes]]) -> bool:
-    """Whether the first row names the columns."""
+    """Return whether the first row names the columns."""
     first = rows[0]
     asked = [part for value in (config.x_column, config.y_column) if value for part in value.split(",")]
     if any(not part.strip().isdecimal() for part in asked):
@@ -196,8 +193,7 @@ class _Columns:
         if self._header and encoded in self._first:
             if self._first.count(encoded) > 1:
                 raise ManifestError(
-                    f"cannot use {option}={key!r} with {self._name}: {self._first.count(encoded)} "
-                    "columns are called "
+                    f"cannot use {option}={key!r} with {self._name}: {self._first.count(encoded)} columns are called "
                     "that; give the column's number, from 0"
                 )
             return self._first.index(encoded)
@@ -209,8 +205,7 @@ class _Columns:
         )
 
     def path_column(self, first: list[bytes]) -> int:
-        """Return the column with the path where none was named: the first that holds an image, else "
-        "the first."""
+        """Return the column with the path, where no option names it: the first that holds an image, else the first."""
         for column, field in enumerate(first):
             if is_image(field):
                 return column
@@ -221,15 +216,13 @@ class _Columns:
         return 0
 
     def label_columns(self, config: Config, x: int, first: list[bytes]) -> tuple[int, ...]:
-        """Return the label columns: those named, or the last `label_columns`, or all others if that "
-        "is clear."""
+        """Return the label columns: those named, or the last `label_columns`, or all others if that is clear."""
         wanted = config.label_columns
         if config.y_column is not None:
             named = tuple(self.find("y_column", part) for part in config.y_column.split(",") if part.strip())
             if wanted is not None and wanted != len(named):
                 raise ManifestError(
-                    f"cannot use label_columns={wanted} with {self._name}: y_column names "
-                    f"{len(named)}; give one of them"
+                    f"cannot use label_columns={wanted} with {self._name}: y_column names {len(named)}; give one"
                 )
             return named
         unnamed_index = self._header and self._first[0] == b"" and x != 0
@@ -237,16 +230,14 @@ class _Columns:
         if wanted is not None:
             if wanted > len(others):
                 raise ManifestError(
-                    f"cannot take label_columns={wanted} from {self._name}: beside the path there are "
-                    f"{len(others)} "
+                    f"cannot take label_columns={wanted} from {self._name}: beside the path there are {len(others)} "
                     f"({self._listing()}); give a smaller number"
                 )
             return tuple(others[len(others) - wanted :])
         if len(others) < 2 or all(is_number(first[column]) for column in others):
             return tuple(others)
         raise ManifestError(
-            f"cannot tell which columns of {self._name} are labels, as they are not all numbers: "
-            f"{self._listing()}; "
+            f"cannot tell which columns of {self._name} are labels, as they are not all numbers: {self._listing()}; "
             "give y_column (names or numbers, separated by commas), or label_columns=0 for none"
         )
 

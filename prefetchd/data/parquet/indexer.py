@@ -12,12 +12,11 @@ import os
 from typing import Any
 
 from prefetchd.config.options import Config
-from prefetchd.data.labels import BadLabel, Labels, Numbers
-from prefetchd.data.manifest.json import LABEL_KEYS, PATH_KEYS
+from prefetchd.data.files import check_complete, identity_of, write_all
+from prefetchd.data.labels import LABEL_NAMES, PATH_NAMES, BadLabel, Labels, Numbers
 from prefetchd.data.parquet.library import load_pyarrow, refusal
-from prefetchd.data.record_index import IndexWriter, write_all
-from prefetchd.data.shards import identity_of
-from prefetchd.errors import ManifestError
+from prefetchd.data.record_index import IndexWriter
+from prefetchd.errors import ManifestError, one_line
 from prefetchd.ipc.descriptors import memfd
 
 _IMAGE_COLUMNS = (
@@ -90,10 +89,7 @@ class ParquetIndexer:
                     self._check_columns(file.schema_arrow, path)
                 self._file(number, path, file)
             self.identities.append(before)
-            if identity_of(path) != before:
-                raise ManifestError(
-                    f"cannot use {path}: it was written to while it was read; start again when it is complete"
-                )
+            check_complete(path, before, one_line(path))
         if not self.writer.samples:
             raise ManifestError(f"cannot serve {self._name}: it has no rows; write a row for each sample")
         self.digest.update(repr((self.is_bytes, self.labels.kind, list(self.labels.names), self.classes)).encode())
@@ -134,7 +130,7 @@ class ParquetIndexer:
         if config.y_column is not None:
             self._label_columns = [part.strip() for part in config.y_column.split(",") if part.strip()]
         else:
-            self._label_columns = [key for key in LABEL_KEYS if key in schema.names and key != found][:1]
+            self._label_columns = [key for key in LABEL_NAMES if key in schema.names and key != found][:1]
         for column in self._label_columns:
             self._type_of(schema, column, "y_column")
         if len(self._label_columns) == 1:
@@ -153,7 +149,7 @@ class ParquetIndexer:
                 or pa.types.is_struct(kind)
             ):
                 usable.append(field.name)
-        for name in (*_IMAGE_COLUMNS, *PATH_KEYS):
+        for name in (*_IMAGE_COLUMNS, *PATH_NAMES):
             if name in usable:
                 return name
         raise refusal(

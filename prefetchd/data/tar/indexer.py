@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from prefetchd.config.options import Config
-from prefetchd.data.files import identity
-from prefetchd.data.labels import BadLabel, Labels, Numbers
-from prefetchd.data.manifest.dialect import IMAGE_SUFFIXES, BadLine, show
-from prefetchd.data.manifest.json import LABEL_KEYS, NoObject, json_object, json_value
+from prefetchd.data.files import check_complete, identity, open_regular
+from prefetchd.data.kinds import IMAGE_SUFFIXES
+from prefetchd.data.labels import LABEL_NAMES, BadLabel, Labels, Numbers
+from prefetchd.data.manifest.dialect import BadLine, show
+from prefetchd.data.manifest.json import NoObject, json_object, json_value
 from prefetchd.data.record_index import IndexWriter
-from prefetchd.data.shards import identity_of
 from prefetchd.data.tar.headers import BLOCK_BYTES, BLOCKS_BITS, Member, TarHeaders
-from prefetchd.errors import ManifestError
+from prefetchd.errors import ManifestError, one_line
 
 log = logging.getLogger("prefetchd")
 
@@ -105,21 +105,14 @@ class TarIndexer:
 
     def _shard(self, number: int, path: str) -> None:
         name = show(os.fsencode(os.path.basename(path)), 200)[1:-1]
-        before = identity_of(path)
+        shown = one_line(path)
+        fd = open_regular(path, shown)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as error:
-            raise ManifestError(
-                f"cannot open the shard {path}: {error.strerror} (errno {error.errno}); check path and permissions"
-            ) from None
-        try:
+            before = identity(os.fstat(fd))
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # reading ahead would read the images
             headers = TarHeaders(fd, before[2], name)
             self._samples(number, name, headers)
-            if identity(os.fstat(fd)) != before:
-                raise ManifestError(
-                    f"cannot use the shard {path}: it was written to while it was read; start again when it is complete"
-                )
+            check_complete(fd, before, shown)
         finally:
             os.close(fd)
         if not headers.has_end_mark and before[2]:
@@ -245,7 +238,7 @@ def _label_key(content: bytes) -> str:
         found = json_object(content)
     except NoObject:
         return ""
-    return next((key for key in LABEL_KEYS if key in found), "")
+    return next((key for key in LABEL_NAMES if key in found), "")
 
 
 def _parts(option: str | None) -> list[str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefetchd.config.options import Config
 from prefetchd.data.faults import SampleFault, UnreadableFile, fault_of
+from prefetchd.data.files import read_into
 from prefetchd.data.kinds import expand
 from prefetchd.data.manifest.dialect import show
 from prefetchd.data.records import Sample
@@ -101,19 +102,16 @@ class TarShards(ShardRecords):
             raise UnreadableFile("the member is empty (0 bytes)")
         if n_bytes > buffer.capacity_bytes:
             reserve(n_bytes)
-        n_read = 0
         try:
             view = buffer.view(n_bytes)
-            while n_read < n_bytes:
-                n_new = os.preadv(fd, [view[n_read:]], data_at + n_read)
-                if n_new == 0:
-                    raise ManifestError(
-                        f"cannot go on with {self.name}: {one_line(sample.path)} became shorter while in use "
-                        f"(ends at byte {data_at + n_read}); start again"
-                    )
-                n_read += n_new
+            n_read = read_into(fd, view, data_at)
         except (OSError, MemoryError) as error:
             raise fault_of(error) from None
+        if n_read < n_bytes:
+            raise ManifestError(
+                f"cannot go on with {self.name}: {one_line(sample.path)} became shorter while in use "
+                f"(ends at byte {data_at + n_read}); start again"
+            )
         return view
 
     def where(self, sample: Sample) -> str:
