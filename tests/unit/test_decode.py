@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import socket
+import struct
 import subprocess
 import sys
 import textwrap
@@ -142,7 +143,7 @@ def test_the_reduction_leaves_nothing_to_enlarge(
 
 def test_bad_files_are_faults_of_the_content_that_say_why(bad: dict[str, Path]) -> None:
     by_stat = {"missing": "No such file", "empty": "empty", "directory": "a directory", "fifo": "a FIFO"}
-    by_decoder = {
+    by_header = {
         "truncated": "cut short",
         "truncated_progressive": "cut short",
         "truncated_png": "cut short",
@@ -150,13 +151,39 @@ def test_bad_files_are_faults_of_the_content_that_say_why(bad: dict[str, Path]) 
         "text": "not an image",
         "zeros": "not an image",
     }
-    for names, fresh in ((by_stat, False), (by_decoder, True)):
-        for name, words in names.items():
-            with pytest.raises(SampleFault, match=words) as caught:
-                load(bad[name])
-            assert caught.value.kind is FaultKind.CONTENT, name
-            assert caught.value.needs_fresh_reader is fresh, name
-            assert "\n" not in caught.value.reason, name
+    for name, words in (by_stat | by_header).items():
+        with pytest.raises(SampleFault, match=words) as caught:
+            load(bad[name])
+        assert caught.value.kind is FaultKind.CONTENT, name
+        assert not caught.value.needs_fresh_reader, name  # no decoder was asked
+        assert "\n" not in caught.value.reason, name
+
+
+def test_what_a_decoder_refuses_needs_a_fresh_reader_and_is_described(kinds: dict[str, Path]) -> None:
+    twelve_bits = bytearray(kinds["baseline.jpg"].read_bytes())
+    header = identify(bytes(twelve_bits))
+    twelve_bits[header.rows_at - 1] = 12
+    five_channels = _tiff(8, 6, channels=5, bits=16)
+    floats = cv2.imencode(".tiff", photograph(6, 8).astype(np.float32))[1].tobytes()
+    deep = cv2.imencode(".pam", photograph(6, 8).astype(np.uint16))[1].tobytes()
+    for data, words in (
+        (bytes(twelve_bits), "3 channels of 12 bits, baseline.* does not decode: .*; convert it to 8 or 16 bits"),
+        (five_channels, "8 x 6 px, 5 channels of 16 bits, uncompressed"),
+        (floats, r"8 x 6 px, 3 channels of 32 bits \(floating point\), .* convert it to 8 or 16 bits"),
+        (deep, "PAM data .8 x 6 px, 3 channels of 16 bits"),
+    ):
+        with pytest.raises(UndecodableImage, match=words) as caught:
+            decode_image(data, identify(data), color="rgb", reduction=1)
+        assert caught.value.needs_fresh_reader
+
+
+def _tiff(width: int, height: int, channels: int, bits: int) -> bytes:
+    """Encode black pixels as a TIFF in one strip, which libraries do not write with so many channels."""
+    n_bytes = width * height * channels * bits // 8
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 8, 277: channels, 278: height, 279: n_bytes}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8 + n_bytes) + bytes(n_bytes) + directory
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from prefetchd.data.faults import UndecodableImage
+from prefetchd.data.faults import RefusedImage, UndecodableImage
 from prefetchd.data.images.headers.header import ImageHeader
 from prefetchd.data.images.headers.read import parser_of, read_header
 from prefetchd.data.images.working_memory import decode_working_bytes
@@ -80,17 +80,17 @@ def identify(data: memoryview | NDArray[np.uint8] | bytes) -> ImageHeader:
     """Return the header of the image in `data`.
 
     Raises:
-        UndecodableImage: if it is not an image of a known format, or ends within its header.
+        RefusedImage: if it is not an image of a known format, or is cut short, as far as the header tells.
     """
     header = read_header(data)
     if header is None:
         start = bytes(data[:64])
         other = _other_format(start)
         if not other and (parser_of(start) is not None or start.startswith(b"RIFF")):
-            raise UndecodableImage(f"the image is cut short, or its header damaged ({len(data)} bytes)")
-        raise UndecodableImage(f"not an image of a known format{other} (it starts with {start[:8]!r})")
+            raise RefusedImage(f"the image is cut short, or its header damaged ({len(data)} bytes)")
+        raise RefusedImage(f"not an image of a known format{other} (it starts with {start[:8]!r})")
     if len(data) < header.least_bytes:
-        raise UndecodableImage(
+        raise RefusedImage(
             f"the {header.format.upper()} file is cut short ({len(data)} bytes, and {header.describe()} take at least "
             f"{header.least_bytes})"
         )
@@ -165,11 +165,12 @@ def decode_image(
         n_rows: what `rows_to_decode` returned, if not all rows are wanted. H is then smaller, if `data` is writable.
 
     Raises:
-        UndecodableImage: the image is cut short, or OpenCV refuses it.
+        RefusedImage: the image is cut short.
+        UndecodableImage: OpenCV refuses it.
         MemoryError: there was not enough memory, which is no fault of the image.
     """
     if _is_cut_short(data, header):
-        raise UndecodableImage(f"the {header.format.upper()} file is cut short ({len(data)} bytes, no end marker)")
+        raise RefusedImage(f"the {header.format.upper()} file is cut short ({len(data)} bytes, no end marker)")
     encoded = data if isinstance(data, np.ndarray) else np.frombuffer(data, np.uint8)
     swap = color == "rgb" and header.format not in _RGB_FORMATS
     if color == "gray" and (header.format, header.channels) != ("sunraster", 1):  # which OpenCV decodes to black
