@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from prefetchd.data.faults import UndecodableImage
+from prefetchd.data.faults import RefusedImage, UndecodableImage
 from prefetchd.data.images.headers.header import ImageHeader
-from prefetchd.data.images.headers.read import read_header
+from prefetchd.data.images.headers.read import parser_of, read_header
 from prefetchd.data.images.working_memory import decode_working_bytes
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ _HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", 
 _OTHER_FORMATS = {
     b"version https://git-lfs": "a pointer of Git LFS: fetch the file itself (git lfs pull)",
     b"<svg": "SVG", b"<": "HTML or XML, as a failed download leaves", b"{": "JSON or the like",
-    b"\0\0\0\x0cjP  ": "JPEG 2000", b"\0\0\0\x0cJXL ": "JPEG XL", b"\xff\x0a": "JPEG XL", b"8BPS": "a Photoshop file",
-    b"\0\0\1\0": "an icon", b"P5": "a PGM", b"P6": "a PPM", b"%PDF": "a PDF", b"\x1f\x8b": "compressed (gzip)",
+    b"\0\0\0\x0cJXL ": "JPEG XL", b"\xff\x0a": "JPEG XL", b"8BPS": "a Photoshop file",
+    b"\0\0\1\0": "an icon", b"%PDF": "a PDF", b"\x1f\x8b": "compressed (gzip)",
     b"PK\3\4": "a zip archive", b"\x93NUMPY": "an array (.npy)",
 }  # fmt: skip
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
@@ -80,15 +80,20 @@ def identify(data: memoryview | NDArray[np.uint8] | bytes) -> ImageHeader:
     """Return the header of the image in `data`.
 
     Raises:
-        UndecodableImage: if it is not an image of a known format, or ends within its header.
+        RefusedImage: if it is not an image of a known format, or is cut short, as far as the header tells.
     """
     header = read_header(data)
     if header is None:
-        start = bytes(data[:8])
-        if start.startswith((b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"II*", b"MM\0*")):
-            raise UndecodableImage(f"the image is cut short, or its header damaged ({len(data)} bytes)")
-        other = _other_format(bytes(data[:64]))
-        raise UndecodableImage(f"not an image of a known format{other} (it starts with {start!r})")
+        start = bytes(data[:64])
+        other = _other_format(start)
+        if not other and (parser_of(start) is not None or start.startswith(b"RIFF")):
+            raise RefusedImage(f"the image is cut short, or its header damaged ({len(data)} bytes)")
+        raise RefusedImage(f"not an image of a known format{other} (it starts with {start[:8]!r})")
+    if len(data) < header.least_bytes:
+        raise RefusedImage(
+            f"the {header.format.upper()} file is cut short ({len(data)} bytes, and {header.describe()} take at least "
+            f"{header.least_bytes})"
+        )
     return header
 
 
@@ -160,29 +165,30 @@ def decode_image(
         n_rows: what `rows_to_decode` returned, if not all rows are wanted. H is then smaller, if `data` is writable.
 
     Raises:
-        UndecodableImage: the image is cut short, or OpenCV refuses it.
+        RefusedImage: the image is cut short.
+        UndecodableImage: OpenCV refuses it.
         MemoryError: there was not enough memory, which is no fault of the image.
     """
     if _is_cut_short(data, header):
-        raise UndecodableImage(f"the {header.format.upper()} file is cut short ({len(data)} bytes, no end marker)")
+        raise RefusedImage(f"the {header.format.upper()} file is cut short ({len(data)} bytes, no end marker)")
     encoded = data if isinstance(data, np.ndarray) else np.frombuffer(data, np.uint8)
     swap = color == "rgb" and header.format not in _RGB_FORMATS
-    if color == "gray":
+    if color == "gray" and (header.format, header.channels) != ("sunraster", 1):  # which OpenCV decodes to black
         flags = cv2.IMREAD_GRAYSCALE
-    elif color == "bgr" or swap:
+    elif color != "rgb" or swap:
         flags = cv2.IMREAD_COLOR
     else:
         flags = cv2.IMREAD_COLOR_RGB
     # The reduction's bits alone: IMREAD_REDUCED_COLOR_2 contains IMREAD_COLOR, which excludes IMREAD_COLOR_RGB.
     flags |= _REDUCED_BITS[reduction]
-    reason = "the decoder refuses it"
+    reason = "OpenCV refuses it"
     image: Any = None
     wanted = header.height_px if n_rows is None else n_rows
     is_partial = wanted < header.height_px and encoded.flags.writeable
     try:
         if is_partial:
             _write_rows(encoded, header, wanted)
-        image = cv2.imdecode(encoded, flags)
+        image = _decode_from_memory_file(encoded, flags) if header.format == "hdr" else cv2.imdecode(encoded, flags)
     except cv2.error as error:
         reason = " ".join(str(error.err or error).split()) or reason
         if error.code == cv2.Error.StsNoMem or any(words in str(error).lower() for words in _NO_MEMORY_WORDS):
@@ -196,12 +202,37 @@ def decode_image(
         # The whole image decides the verdict, and the sides, if OpenCV reads another orientation than we do.
         return decode_image(data, header, color=color, reduction=reduction)
     if image is not None and image.size:
-        pixels: NDArray[np.uint8] = cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image) if swap else image
-        return pixels
+        return _in_order(image, color, swap=swap)
     # OpenCV also returns None for a good image when memory runs out, so check that before the file is blamed.
     _check_memory(decode_working_bytes(header, 0, color=color, reduced=reduction))
-    shape = f"{header.width_px} x {header.height_px} px"
-    raise UndecodableImage(f"the {header.format.upper()} data ({shape}) does not decode: {reason}")
+    raise UndecodableImage(
+        f"the {header.format.upper()} data ({header.describe()}) does not decode: {reason}"
+        + ("; convert it to 8 or 16 bits" if header.bits not in (8, 16) else "")
+    )
+
+
+def _in_order(image: Any, color: Color, *, swap: bool) -> NDArray[np.uint8]:
+    """Return the pixels of a decoded image with the channels of `color`."""
+    if color == "gray":
+        pixels = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    elif image.ndim == 2:  # a PFM keeps the channels that it has
+        pixels = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+    else:
+        pixels = cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image) if swap else image
+    return pixels  # type: ignore[no-any-return]
+
+
+def _decode_from_memory_file(encoded: NDArray[np.uint8], flags: int) -> Any:
+    """Decode a format that OpenCV reads from files only."""
+    # `imdecode` would write a temporary file, which a reader that is killed leaves behind.
+    fd = os.memfd_create("prefetchd-image", os.MFD_CLOEXEC)
+    try:
+        view = memoryview(encoded)  # type: ignore[arg-type, unused-ignore]
+        while view:
+            view = view[os.write(fd, view) :]
+        return cv2.imread(f"/proc/self/fd/{fd}", flags)
+    finally:
+        os.close(fd)
 
 
 def _write_rows(encoded: NDArray[np.uint8], header: ImageHeader, n_rows: int) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 
 from prefetchd.config.augment import parameters
 from prefetchd.config.options import Config
-from prefetchd.data.faults import SampleFault, UndecodableImage
+from prefetchd.config.units import format_bytes
+from prefetchd.data.faults import RefusedImage, SampleFault, UndecodableImage
 from prefetchd.data.files import FileBuffer
 from prefetchd.data.images import decode
 from prefetchd.data.images.cacheable import CacheableImages
@@ -25,7 +26,12 @@ from prefetchd.data.images.masks import decode_mask
 from prefetchd.data.images.normalize import Normalizer
 from prefetchd.data.images.resample import Placer
 from prefetchd.data.images.user_functions import UserFunctions
-from prefetchd.data.images.working_memory import decode_working_bytes
+from prefetchd.data.images.working_memory import (
+    LIMIT_BYTES_A_PIXEL,
+    claimed_bytes,
+    decode_working_bytes,
+    limit_bytes,
+)
 from prefetchd.data.read_ahead import ReadAhead
 from prefetchd.data.records import Records
 from prefetchd.data.source import ReserveMemory
@@ -230,7 +236,7 @@ class ImageReader:
             header = self._header(data)
             height, width = header.oriented_size
             if not same_aspect((height, width), geometry.full_size):
-                raise UndecodableImage(
+                raise RefusedImage(
                     f"it is {width}x{height} and the image {geometry.full_size[1]}x{geometry.full_size[0]} (upright), "
                     "which is another aspect"
                 )
@@ -259,7 +265,14 @@ class ImageReader:
         header = decode.identify(data)
         most = self._config.max_image_pixels
         if header.pixels > most:
-            raise UndecodableImage(f"{header.width_px}x{header.height_px} has more pixels than max_image_pixels={most}")
+            raise RefusedImage(f"{header.width_px}x{header.height_px} has more pixels than max_image_pixels={most}")
+        claimed, limit = claimed_bytes(header, shrink_on_load=self._config.shrink_on_load), limit_bytes(most)
+        if claimed > limit:
+            raise RefusedImage(
+                f"the {header.format.upper()} ({header.describe()}) takes {format_bytes(claimed)} to decode, and the "
+                f"limit is {format_bytes(limit)}, {LIMIT_BYTES_A_PIXEL} bytes for each of max_image_pixels={most}; "
+                f"give max_image_pixels={-(-claimed // LIMIT_BYTES_A_PIXEL)} to decode it"
+            )
         return header
 
     def _label(self, sample: Sample, sample_id: int) -> Any:

@@ -8,6 +8,7 @@ from prefetchd.data.images.headers.header import ImageHeader
 from prefetchd.data.images.headers.tiff import exif_orientation
 
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
+_MAX_PNG_CHUNKS = 1 << 18  # as many as 2 GiB in the smallest pieces that encoders write
 _MAX_RIFF_CHUNKS = 4096
 
 _u32be = struct.Struct(">I").unpack_from
@@ -23,7 +24,9 @@ def read_png(data: memoryview) -> ImageHeader | None:
         return None
     orientation, animated = 1, False
     position = 33
-    while position + 8 <= len(data):
+    for _ in range(_MAX_PNG_CHUNKS):
+        if position + 8 > len(data):
+            break
         (length,) = _u32be(data, position)
         name = bytes(data[position + 4 : position + 8])
         if name == b"eXIf":
@@ -56,11 +59,12 @@ def read_webp(data: memoryview) -> ImageHeader | None:
     return _read_extended_webp(data) if kind == b"VP8X" else None
 
 
-def _read_extended_webp(data: memoryview) -> ImageHeader:
+def _read_extended_webp(data: memoryview) -> ImageHeader | None:
     flags = data[20]
     width = 1 + (data[24] | data[25] << 8 | data[26] << 16)
     height = 1 + (data[27] | data[28] << 8 | data[29] << 16)
     orientation, samples = 1, 1.5
+    has_pixels = False
     position = 30
     for _ in range(_MAX_RIFF_CHUNKS):
         if position + 8 > len(data):
@@ -70,8 +74,11 @@ def _read_extended_webp(data: memoryview) -> ImageHeader:
         if name == b"EXIF":
             block = data[position + 8 : position + 8 + length]
             orientation = exif_orientation(block[6:] if bytes(block[:6]) == b"Exif\0\0" else block)
-        elif name in (b"VP8L", b"ANMF"):
-            samples = 4.0
+        elif name in (b"VP8 ", b"VP8L", b"ANMF"):
+            has_pixels = True
+            samples = samples if name == b"VP8 " else 4.0
         position += 8 + length + (length & 1)
+    if not has_pixels:
+        return None
     channels = 4 if flags & 0x10 else 3
     return ImageHeader("webp", width, height, channels, 8, False, orientation, samples, animated=bool(flags & 0x02))

@@ -5,9 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Format = Literal["jpeg", "png", "webp", "bmp", "gif", "tiff", "avif"]
+Format = Literal[
+    "jpeg", "png", "webp", "bmp", "gif", "tiff", "avif",
+    "jpeg2000", "pbm", "pgm", "ppm", "pam", "pfm", "hdr", "sunraster",
+]  # fmt: skip
 
-FORMATS: tuple[Format, ...] = ("jpeg", "png", "webp", "bmp", "gif", "tiff", "avif")
+FORMATS: tuple[Format, ...] = (
+    "jpeg", "png", "webp", "bmp", "gif", "tiff", "avif",
+    "jpeg2000", "pbm", "pgm", "ppm", "pam", "pfm", "hdr", "sunraster",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +34,11 @@ class ImageHeader:
         rows_at: offset of a JPEG's two bytes for the number of rows, if one scan codes them from top to bottom, so
             that a decoder may be given a smaller number; 0 otherwise.
         unit_rows: rows that such a JPEG codes together.
+        is_float: its components are floating-point numbers.
+        compression: how its pixels are compressed, in words, where a format has several ways; empty otherwise.
+        block_px: pixels of the largest strip or tile that a TIFF is decoded by.
+        n_tiles: tiles that a JPEG 2000 is divided into.
+        least_bytes: a file with these pixels cannot be shorter; 0 if nothing is known.
     """
 
     format: Format
@@ -42,6 +53,11 @@ class ImageHeader:
     scan_at: int = 0
     rows_at: int = 0
     unit_rows: int = 8
+    is_float: bool = False
+    compression: str = ""
+    block_px: int = 0
+    n_tiles: int = 1
+    least_bytes: int = 0
 
     @property
     def pixels(self) -> int:
@@ -54,3 +70,10 @@ class ImageHeader:
         if self.orientation >= 5:
             return self.width_px, self.height_px
         return self.height_px, self.width_px
+
+    def describe(self) -> str:
+        """Return size, channels, bits and compression in words."""
+        channels = f"{self.channels} channels" if self.channels != 1 else "1 channel"
+        of_bits = f" of {self.bits} bits" + (" (floating point)" if self.is_float else "")
+        compression = f", {self.compression}" if self.compression else ""
+        return f"{self.width_px} x {self.height_px} px, {channels}{of_bits}{compression}"

@@ -1,9 +1,12 @@
 """The header of a JPEG (ITU-T T.81, annex B). Pure.
 
-Segments are walked, not searched: thumbnails contain start-of-frame markers of their own.
+Segments are walked, not searched: thumbnails contain start-of-frame markers of their own. The walk is bounded, so that
+a file of millions of empty segments, or of zeros, costs milliseconds.
 """
 
 from __future__ import annotations
+
+import re
 
 from prefetchd.data.images.headers.header import ImageHeader
 from prefetchd.data.images.headers.tiff import exif_orientation
@@ -13,6 +16,13 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
 _SEQUENTIAL = frozenset((0xC0, 0xC1))  # and Huffman coded
 _END_OF_IMAGE, _START_OF_SCAN, _APP1 = 0xD9, 0xDA, 0xE1
+_CODINGS = {
+    0xC0: "baseline", 0xC1: "extended", 0xC2: "progressive", 0xC3: "lossless",
+    0xC9: "arithmetic coding", 0xCA: "progressive arithmetic coding", 0xCB: "lossless arithmetic coding",
+}  # fmt: skip
+_MARKER = re.compile(rb"\xff[^\x00\xff]")
+_MAX_SEGMENTS = 1 << 16
+_MAX_GARBAGE_BYTES = 1 << 20
 
 
 def read_jpeg(data: memoryview) -> ImageHeader | None:
@@ -21,11 +31,18 @@ def read_jpeg(data: memoryview) -> ImageHeader | None:
     position = 2
     orientation = 0
     frame: tuple[int, int, int, int, int, float, int] | None = None
-    rows_at = 0
-    while position < end - 3:
+    rows_at = n_garbage = 0
+    for _ in range(_MAX_SEGMENTS):
+        if position >= end - 3:
+            return None
         marker = data[position + 1]
         if data[position] != 0xFF or marker in (0x00, 0xFF):
-            position += 1  # fill bytes, and garbage between segments, which libjpeg skips too
+            # Fill bytes, and garbage between segments, which libjpeg skips too.
+            found = _MARKER.search(data, position, position + _MAX_GARBAGE_BYTES - n_garbage)
+            if found is None:
+                return None
+            n_garbage += found.start() - position
+            position = found.start()
             continue
         if marker in _WITHOUT_LENGTH:
             position += 2
@@ -59,6 +76,7 @@ def read_jpeg(data: memoryview) -> ImageHeader | None:
                 scan_at=position,
                 rows_at=0 if several_scans or kind not in _SEQUENTIAL else rows_at,
                 unit_rows=unit_rows,
+                compression=_CODINGS.get(kind, "hierarchical"),
             )
         position += 2 + length
     return None

@@ -11,8 +11,16 @@ import struct
 from prefetchd.data.images.headers.header import ImageHeader
 
 _MAX_ENTRIES = 4096
-_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES = 256, 257, 258, 262, 274, 277
-_PALETTE = 3
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES = 256, 257, 258, 259, 262, 274, 277
+_ROWS_PER_STRIP, _TILE_WIDTH, _TILE_HEIGHT, _SAMPLE_FORMAT = 278, 322, 323, 339
+_PALETTE, _YCBCR = 3, 6  # photometric interpretations
+_UNCOMPRESSED = 1
+_FLOATS = (3, 6)  # sample formats
+_COMPRESSIONS = {
+    _UNCOMPRESSED: "uncompressed", 2: "CCITT", 3: "CCITT fax 3", 4: "CCITT fax 4", 5: "LZW", 6: "old-style JPEG",
+    7: "JPEG", 8: "Deflate", 32773: "PackBits", 32946: "Deflate", 33003: "JPEG 2000", 34712: "JPEG 2000",
+    34887: "LERC", 34925: "LZMA", 50000: "Zstandard", 50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL",
+}  # fmt: skip
 
 
 def read_tiff(data: memoryview) -> ImageHeader | None:
@@ -20,17 +28,32 @@ def read_tiff(data: memoryview) -> ImageHeader | None:
     tags = tiff_tags(data)
     if _WIDTH not in tags or _HEIGHT not in tags:
         return None
+    width, height = tags[_WIDTH], tags[_HEIGHT]
     orientation = tags.get(_ORIENTATION, 1)
-    has_palette = tags.get(_PHOTOMETRIC) == _PALETTE
-    channels = 3 if has_palette else tags.get(_SAMPLES, 1)
+    photometric = tags.get(_PHOTOMETRIC)
+    stored_channels, stored_bits = tags.get(_SAMPLES, 1), tags.get(_BITS, 1)
+    has_palette = photometric == _PALETTE
+    channels = 3 if has_palette else stored_channels
+    compression = tags.get(_COMPRESSION, _UNCOMPRESSED)
+    if _TILE_WIDTH in tags and _TILE_HEIGHT in tags:
+        block_px = tags[_TILE_WIDTH] * tags[_TILE_HEIGHT]
+    else:
+        block_px = width * (min(height, tags.get(_ROWS_PER_STRIP, height)) or height)
+    least_bytes = 0
+    if compression == _UNCOMPRESSED and photometric != _YCBCR:  # which may be subsampled
+        least_bytes = height * -(-width * stored_channels * stored_bits // 8)
     return ImageHeader(
         "tiff",
-        tags[_WIDTH],
-        tags[_HEIGHT],
+        width,
+        height,
         channels,
-        8 if has_palette else tags.get(_BITS, 1),
+        8 if has_palette else stored_bits,
         orientation=orientation if 1 <= orientation <= 8 else 1,
         samples_per_px=float(channels),
+        is_float=tags.get(_SAMPLE_FORMAT, 1) in _FLOATS,
+        compression=_COMPRESSIONS.get(compression, f"compression {compression}"),
+        least_bytes=least_bytes,
+        block_px=block_px,
     )
 
 
