@@ -219,7 +219,7 @@ def test_null_empty_and_damaged_images_are_faults_of_their_sample(tmp_path: Path
 
 
 def test_what_a_row_group_takes_is_planned_or_reserved(tmp_path: Path, monkeypatch, caplog) -> None:
-    """A group that may be kept is part of each reader's share; of a larger one a block is, and its pages are reserved."""
+    """A group that may be kept is part of a reader's share; of a larger one a block is, and its pages are reserved."""
     asked: list[int] = []
     images = [os.urandom(100_000) for _ in range(20)]
     source = table(tmp_path, {"image": images}, row_group_size=10)
@@ -400,6 +400,7 @@ def test_without_pyarrow_the_error_says_how_to_get_it(tmp_path: Path, monkeypatc
 
 def test_pyarrow_is_not_loaded_for_other_sources(tmp_path: Path) -> None:
     """It takes a quarter of a second and 10 MiB."""
+    (tmp_path / "a.jpg").write_bytes(b"")
     (tmp_path / "a.txt").write_text("a.jpg 1\n")
     code = (
         "import sys; from prefetchd.data.registry import open_source; "
