@@ -1,15 +1,14 @@
 """The daemon: builds its parts, ties them together in one event loop, and takes them down again.
 
-    consumer --OpenCursor/Want/Release--> front desk    batch builder --Fill--> pool of readers
-             <--grant queue, GrantReady--            ring       <--AllDone--
-                                                     memory manager (memory budget)
+    consumer --OpenCursor/Want/Release--> consumers' manager    batch builder --Fill--> pool of readers
+             <--grant queue, GrantReady--------                   ring              <--AllDone--
+                                                        memory manager
 
-After every round of events `_pump` runs the whole journey once: queued chunks to idle readers, new batches to fill if
-readers are idle still, ready batches to the consumers. When nothing is left to do the loop sleeps without a time-out.
+After each round of events `_pump` goes through all of it once: queued chunks to idle readers, new batches if readers
+are still idle, ready batches to the consumers. With nothing to do the event loop sleeps without a time-out.
 
-A named daemon (`serve`) listens on a socket in the run directory; a private one serves the socket it inherited, and
-ends with its parent. Neither leaves anything behind, not even when it is killed: see `fork_server`
-and `segment`.
+A named daemon (`serve`) listens on a socket in the run directory. A private one serves the socket that it inherited,
+and ends with its parent. Neither leaves anything behind, not even when it is killed: see `fork_server` and `segment`.
 """
 
 from __future__ import annotations
@@ -17,14 +16,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from prefetchd.config.options import LIVE_OPTIONS, Config, make_config
+from prefetchd.config.options import LIVE_OPTIONS, Config
+from prefetchd.config.validate import make_config
 from prefetchd.daemon import status as report
-from prefetchd.daemon.consumers.manager import FrontDesk
+from prefetchd.daemon.consumers.manager import ConsumerManager
+from prefetchd.daemon.failures import explained, fatal
 from prefetchd.daemon.memory import limits
 from prefetchd.daemon.memory import plan as budget
 from prefetchd.daemon.memory.controller import MemoryController
@@ -35,26 +37,26 @@ from prefetchd.daemon.readers.pool import Pool, PoolEvents
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import open_datasets
 from prefetchd.errors import ConfigError, PrefetchdError
-from prefetchd.ipc import messages, os_errors
+from prefetchd.ipc import messages
 from prefetchd.ipc.event_loop import EventLoop
 from prefetchd.ring.segment import remove_stale_names
 from prefetchd.ring.slots import Ring
 
 log = logging.getLogger("prefetchd")
 
-_FIRST_SLOTS = 2  # enough for the first batch; reserving pages takes time, so the others come behind
+_FIRST_SLOTS = 2  # enough for the first batch; reserving pages takes time, so the others come later
 _TICK_S = 0.5
 
 
 class Daemon:
-    """One daemon; `run` returns when it was asked to stop.
+    """One daemon; `run` returns after `stop`.
 
     Args:
         configs: what to serve, by the data sets' names; the options of `DAEMON_OPTIONS` are the first's.
-        loop: the loop to run in, borrowed.
-        files_to_remove: for the fork server to remove should this process be killed, its lock the last.
-        attach_hint: how consumers attach, for the ready line.
-        linger_s: after how long without a consumer it ends; `None` for never.
+        loop: the event loop to run in, borrowed.
+        files_to_remove: the fork server removes them if this process is killed, its lock last.
+        attach_hint: says in the ready line how consumers attach.
+        linger_s: it ends after so many seconds without a consumer; `None` for never.
 
     Raises:
         PrefetchdError: if the source or the budget cannot be served.
@@ -76,6 +78,9 @@ class Daemon:
         self._linger_s = linger_s
         self._started_s = time.monotonic()
         remove_stale_names()
+        # Both are inherited: ignored, it hides the exit status of readers; blocked, others do not stop the daemon.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         self._source_bytes = self._source_reader_bytes = self._slot_bytes = 0
         self._is_cheap = False
         self._trigger: limits.StallTrigger | None = None
@@ -112,19 +117,11 @@ class Daemon:
             budget.Budget(plan),
             self._ring,
             self._pool,
-            on_removed=lambda slot: self._desk.slot_removed(slot),
-            mail_bytes=lambda: self._desk.mail_bytes,
+            on_removed=lambda slot: self._consumers.slot_removed(slot),
+            mail_bytes=lambda: self._consumers.queue_bytes,
         )
-        self._desk = FrontDesk(
-            self._datasets,
-            self._ring,
-            self._builder,
-            self._memory,
-            self._loop,
-            status=self.status,
-            change=self._change_options,
-            stop=self._loop.stop,
-            linger_s=self._linger_s,
+        self._consumers = ConsumerManager(
+            self._datasets, self._ring, self._builder, self._memory, self._loop, self, linger_s=self._linger_s
         )
         self._controller = MemoryController(
             self._config,
@@ -132,8 +129,8 @@ class Daemon:
             self._ring,
             self._pool,
             plan_for=lambda config, least: self._plan_for(config, least, self._memory.measure().total_bytes),
-            promised_slots=lambda: self._desk.promised_slots,
-            comfortable_slots=lambda: self._desk.comfortable_slots,
+            promised_slots=lambda: self._consumers.promised_slots,
+            comfortable_slots=lambda: self._consumers.comfortable_slots,
             work_done=lambda: (self._builder.busy_s, self._builder.samples_made),
             read_shortage=limits.read_shortage,
             idle_s=limits.idle_seconds,
@@ -150,14 +147,14 @@ class Daemon:
             lost=self._builder.lost,
             stuck=self._builder.stuck,
             gone=self._builder.gone,
-            memory=lambda: self._memory.serve_requests(self._desk.cursors),
+            memory=lambda: self._memory.serve_requests(self._consumers.cursors),
             outgrown=self._memory.outgrown,
         )
         first: list[tuple[messages.Message, list[int]]] = [dataset.for_readers() for dataset in self._datasets]
         self._pool.boot([*first, (budget.reader_limits(plan), [])], events)
 
     def _plan_for(self, config: Config, least_slots: int, own_bytes: int) -> budget.Plan:
-        """Plan with the memory that the machine has for this daemon, `own_bytes`, that it has taken, included."""
+        """Plan with the memory that the machine has for this daemon, including the `own_bytes` that it has taken."""
         return budget.make_plan(
             config,
             self._slot_bytes,
@@ -168,8 +165,16 @@ class Daemon:
             least_slots=least_slots,
         )
 
-    def _change_options(self, options: Mapping[str, str]) -> str:
-        """Change options while running, for `prefetchd set`; return what came of it, in a line."""
+    def stop(self) -> None:
+        """Make `run` return after the events at hand."""
+        self._loop.stop()
+
+    def change_options(self, options: dict[str, str]) -> str:
+        """Change options for `prefetchd set`; return a line that says what is in force now.
+
+        Raises:
+            ConfigError: if an option cannot be changed, or has an invalid value.
+        """
         for name in options:
             if name not in LIVE_OPTIONS:
                 raise ConfigError(
@@ -183,7 +188,7 @@ class Daemon:
         return text
 
     def _stalled(self) -> None:
-        """Tasks stall for want of memory, the kernel says: look now, though there may be nothing to do."""
+        """React to the kernel: tasks wait for memory, so look now, also without work."""
         assert self._trigger is not None
         self._trigger.clear()
         self._begin_ticking()
@@ -194,32 +199,32 @@ class Daemon:
             self._loop.call_later(_TICK_S, self._tick)
 
     def listen(self, listener: socket.socket) -> None:
-        """Serve whoever connects to `listener`, which the daemon then owns."""
-        self._desk.listen(listener)
+        """Serve each connection to `listener`, which the daemon then owns."""
+        self._consumers.listen(listener)
 
     def serve_parent(self, sock: socket.socket, parent_pidfd: int) -> None:
         """Serve the process that started this private daemon, and end with it; owns both."""
         self._parent_pidfd = parent_pidfd
-        self._loop.watch(parent_pidfd, self._loop.stop)
-        self._desk.serve_only(sock)
+        self._loop.watch(parent_pidfd, self.stop)
+        self._consumers.serve_only(sock)
 
     def run(self) -> None:
-        """Serve until `EventLoop.stop`.
+        """Serve until `stop`.
 
         Raises:
             PrefetchdError: if the daemon cannot go on, after telling every consumer.
         """
-        # A message wakes the daemon on the sender's processor: it must not take that from a trainer in mid-step.
+        # A message wakes the daemon on the sender's processor: it must not preempt a trainer that works on a batch.
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         try:
-            with os_errors.explained("go on"):
+            with explained("go on"):
                 self._loop.run(self._pump)
         except PrefetchdError as error:
-            self._desk.tell_all(messages.Fatal(type(error).__name__, str(error)))
+            self._consumers.send_to_all(fatal(error))
             raise
         finally:
             self._caches.tick()
-            self._desk.close()
+            self._consumers.close()
             self._pool.stop()
             self._ring.close()
             if self._trigger is not None:
@@ -230,14 +235,14 @@ class Daemon:
                 os.close(self._parent_pidfd)
 
     def _pump(self) -> None:
-        self._desk.take_back_noted()
-        cursors = self._desk.cursors
+        self._consumers.read_queues()
+        cursors = self._consumers.cursors
         self._controller.settle(cursors)
         self._give_work(cursors)
         if self._memory.may_grow():
             self._memory.grow()
             self._give_work(cursors)
-        self._desk.serve_all()
+        self._consumers.serve_all()
         self._controller.note_waiting(any(cursor.waiting for cursor in cursors))
         if self._memory.readers_in_the_way or self._memory.may_grow():
             self._loop.call_later(0, lambda: None)  # come round again without waiting
@@ -249,20 +254,20 @@ class Daemon:
             self._begin_ticking()
 
     def _give_work(self, cursors: list[Cursor]) -> None:
-        """Keep the readers busy; in want of memory only for loops that wait, a batch at a time."""
+        """Keep the readers busy; while memory is short, only for loops that wait, one batch at a time."""
         if self._controller.paused:
             waiting = [cursor for cursor in cursors if cursor.waiting]
             cursors = [] if self._builder.has_jobs else waiting[:1]
         self._builder.give_work(cursors)
 
     def _tick(self) -> None:
-        """While there is work: verify the footprint, look for hung readers, look after the manifest."""
+        """Check the footprint, hung readers and the source; runs while there is work."""
         self._ticking = False
         for dataset in self._datasets:
             dataset.source.check_unchanged()
         self._caches.tick()
         self._pool.tick()
-        cursors = self._desk.cursors
+        cursors = self._consumers.cursors
         self._memory.serve_requests(cursors)
         self._memory.verify(cursors)
         self._controller.tick()
@@ -276,10 +281,7 @@ class Daemon:
             self._pool,
             self._memory,
             self._builder,
-            self._desk.granter,
-            list(self._desk.consumers.values()),
+            self._consumers,
             self._controller,
-            passes=self._desk.passes,
-            waited_for=self._desk.waited_for,
             uptime_s=time.monotonic() - self._started_s,
         )

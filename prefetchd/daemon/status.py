@@ -1,6 +1,6 @@
-"""What the daemon says of itself: the status report, and the line that says that it serves.
+"""The status report of a daemon, and the line that says that it is ready.
 
-Made in the daemon's loop, for whoever asks; reads the parts, changes nothing. `tools/status_text` has it for people.
+Made in the daemon's loop when a command asks. It reads the parts and changes nothing. `cli/views` shows it to people.
 """
 
 from __future__ import annotations
@@ -8,20 +8,19 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from prefetchd._version import __version__
 from prefetchd.config.units import format_bytes, format_count
-from prefetchd.daemon.consumers.consumer import Consumer
-from prefetchd.daemon.consumers.grants import Granter
+from prefetchd.daemon.consumers.consumer import Consumer, State
+from prefetchd.daemon.consumers.manager import ConsumerManager
 from prefetchd.daemon.memory.controller import MemoryController
 from prefetchd.daemon.memory.limits import Footprint, read_shortage
 from prefetchd.daemon.memory.manager import MemoryManager
 from prefetchd.daemon.memory.plan import Plan
 from prefetchd.daemon.readers.batch_builder import BatchBuilder
 from prefetchd.daemon.readers.pool import Pool
-from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import Dataset
 from prefetchd.errors import one_line
 from prefetchd.ipc.process import process_state
@@ -38,12 +37,9 @@ def status(
     pool: Pool,
     memory: MemoryManager,
     builder: BatchBuilder,
-    granter: Granter,
-    consumers: Sequence[Consumer],
+    manager: ConsumerManager,
     controller: MemoryController,
     *,
-    passes: Mapping[int, Cursor],
-    waited_for: Container[int],
     uptime_s: float,
 ) -> dict[str, Any]:
     """Return the report that `prefetchd status --json` prints: plain values, bytes and seconds named as such."""
@@ -58,9 +54,9 @@ def status(
         "datasets": [_dataset(dataset) for dataset in datasets],
         "batches_made": builder.batches_made,
         "samples_made": builder.samples_made,
-        "delivered": granter.delivered,
+        "delivered": manager.granter.delivered,
         "sample_seconds": builder.sample_seconds.report(),
-        "wait_seconds": granter.wait_seconds.report(),
+        "wait_seconds": manager.granter.wait_seconds.report(),
         "ring": {
             "slots": len(ring.slots),
             "slot_bytes": plan.slot_bytes,
@@ -110,15 +106,9 @@ def status(
         ],
         "reader_crashes": pool.crashes,
         "consumers": [
-            _consumer(
-                consumer,
-                consumer.cursor or passes.get(consumer.number),
-                held_slots=ring.held_by(consumer.number),
-                rows_ahead=ring.rows_in(consumer.untaken),
-                waited_for=consumer.number in waited_for,
-            )
-            for consumer in consumers
-            if consumer.attached
+            _consumer(consumer, manager, ring, is_short_of_memory=controller.paused)
+            for consumer in manager.consumers.values()
+            if consumer.attachment is not None
         ],
         "bad_samples": sum(tracker.n_bad for tracker in builder.trackers),
         "bad": [
@@ -129,44 +119,72 @@ def status(
     }
 
 
-def _consumer(
-    consumer: Consumer, cursor: Cursor | None, *, held_slots: int, rows_ahead: int, waited_for: bool
-) -> dict[str, Any]:
-    """One loader, as far as it has taken what was granted; `cursor` is its own, or that of all members of its group."""
+def _consumer(consumer: Consumer, manager: ConsumerManager, ring: Ring, *, is_short_of_memory: bool) -> dict[str, Any]:
+    """Report one loader, as far as it has taken its grants; a member of a group is where its group is."""
+    assert consumer.attachment is not None
     n_ahead = len(consumer.untaken)
+    cursor = consumer.cursor if consumer.group is None else manager.groups.passes.get(consumer.number)
     epoch, step = (None, None) if cursor is None else cursor.before(0 if consumer.group else n_ahead)
+    waited_for = {head.consumer for head in manager.pacer.waits.values()}
     return {
         "number": consumer.number,
         "pid": consumer.pid,
-        "dataset": consumer.dataset.name if consumer.dataset else None,
+        "name": consumer.attachment.request.name,
+        "dataset": consumer.attachment.dataset.name,
         "group": consumer.group,
         "epoch": epoch,
         "step": step,
         "rank": cursor.shard.rank if cursor else None,
         "world_size": cursor.shard.world_size if cursor else None,
-        "held_slots": max(0, held_slots - n_ahead),
+        "held_slots": max(0, ring.held_by(consumer.number) - n_ahead),
         "ahead_slots": n_ahead,
         "batches": consumer.batches - n_ahead,
-        "samples": consumer.samples - rows_ahead,
+        "samples": consumer.samples - ring.rows_in(consumer.untaken),
         "waited_s": round(consumer.waited_s, 3),
+        "waited_for_slower_s": round(manager.pacer.waited_s.get(consumer.number, 0.0), 3),
         "running": bool(cursor and cursor.open and not cursor.at_end),
-        "stalled": consumer.stalled,
-        "waiting": consumer.waits,
-        "waited_for": waited_for,
+        "stalled": consumer.state is State.STALLED,
+        "waiting": consumer.is_waiting,
+        "waits_for": _waits_for(consumer, manager, is_short_of_memory=is_short_of_memory),
+        "waited_for": consumer.number in waited_for,
         "patience_left_s": _patience_left(consumer),
-        "reads": not consumer.blocked,
+        "reads": not consumer.socket.blocked,
         "state": process_state(consumer.pid),
     }
 
 
+def _waits_for(consumer: Consumer, manager: ConsumerManager, *, is_short_of_memory: bool) -> dict[str, Any] | None:
+    """Return what a waiting loop waits for; `None` if it does not wait.
+
+    `reason` is "slower loop" (with its `pid` and `name`), "other loaders" (of its `start_together`), "members" (of its
+    group, which hold the last batches), "slots" (which others or itself hold), "memory", or "readers".
+    """
+    if not consumer.is_waiting:
+        return None
+    slower = manager.pacer.waits.get(consumer.number)
+    head = manager.consumers.get(slower.consumer) if slower is not None else None
+    if head is not None and head.attachment is not None:
+        return {"reason": "slower loop", "pid": head.pid, "name": head.attachment.request.name}
+    group = manager.groups.of(consumer)
+    if consumer.held_back:
+        reason = "other loaders"
+    elif group is not None and group.cursor.at_end:
+        reason = "members"
+    elif consumer.state is State.STALLED:
+        reason = "slots"
+    else:
+        reason = "memory" if is_short_of_memory else "readers"
+    return {"reason": reason, "pid": None, "name": None}
+
+
 def _patience_left(consumer: Consumer) -> float | None:
-    """Seconds for which others would still wait for it; `None` for always, as JSON has no infinity."""
+    """Return the seconds for which others will still wait for it; `None` for always, as JSON has no infinity."""
     left_s = consumer.cursor.patience_left_s if consumer.cursor is not None else 0.0
     return round(left_s, 3) if math.isfinite(left_s) else None
 
 
 def _plan(plan: Plan) -> dict[str, Any]:
-    """What everything was planned to cost, how many of each the budget buys, and what would have allowed more."""
+    """Report the planned cost of each part, how many of each the budget has, and what limits it."""
     return {
         "base_bytes": plan.base_bytes,
         "reader_bytes": plan.reader_share_bytes,
@@ -180,7 +198,7 @@ def _plan(plan: Plan) -> dict[str, Any]:
 
 
 def _measured(footprint: Footprint, pool: Pool) -> dict[str, int]:
-    """What was planned, as it is: the base (with the fork server), and the largest reader."""
+    """Report what the planned parts take: the base (with the fork server), and the largest reader."""
     readers = {reader.pid: footprint.processes.get(reader.pid, 0) for reader in pool.readers.values()}
     base = sum(n for pid, n in footprint.processes.items() if pid not in readers)
     return {"base_bytes": base + footprint.source_bytes, "reader_bytes": max(readers.values(), default=0)}

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from prefetchd.config.options import Config, make_config
+from prefetchd.config.options import Config
+from prefetchd.config.validate import make_config
 from prefetchd.data.faults import SampleFault, TransformFault, WrongResult
 from prefetchd.data.images.decode import detach_native_stderr
 from prefetchd.data.images.dry_run import subject

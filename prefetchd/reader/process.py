@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from prefetchd.config.options import make_config
 from prefetchd.config.units import format_bytes
+from prefetchd.config.validate import make_config
 from prefetchd.data.images.decode import detach_native_stderr
 from prefetchd.data.registry import Source, attach_source
 from prefetchd.errors import PrefetchdError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prefetchd.config.options import make_config
+from prefetchd.config.validate import make_config
 from prefetchd.daemon.memory.controller import MemoryController
 from prefetchd.daemon.memory.limits import SHORT_BYTES, Shortage
 from prefetchd.daemon.memory.plan import MIB, MIN_SLOTS

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prefetchd.config.options import make_config
+from prefetchd.config.validate import make_config
 from prefetchd.daemon.memory import manager as manager_module
 from prefetchd.daemon.memory.limits import Footprint, Limit
 from prefetchd.daemon.memory.manager import MemoryManager
