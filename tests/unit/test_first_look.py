@@ -99,3 +99,10 @@ def test_a_list_that_is_verified_is_opened_whatever_is_missing(folder: Path) -> 
     assert source.n_samples == 1
     for fd in source.handle()[1]:
         os.close(fd)
+
+
+@pytest.mark.parametrize("name", ["*.csv", "img/{x,y}.jpg", "img/*.jpg"])
+def test_a_pattern_is_no_list(folder: Path, name: str) -> None:
+    """Patterns name shards; of lists and images the words say so."""
+    with pytest.raises(ManifestError, match=r"patterns name tar shards.*give a list file, or a directory"):
+        open_source(make_config(source=str(folder / name)))

@@ -242,3 +242,11 @@ def test_a_json_label_under_an_unknown_key_has_to_be_named(tmp_path: Path) -> No
     assert "give y_column='breed', or label_columns=0" in refusal(tmp_path, text, "l.jsonl")
     assert labels(tmp_path, text, "l.jsonl", y_column="breed") == [0, 1]
     assert labels(tmp_path, text, "l.jsonl", label_columns=0) == [None, None]
+
+
+def test_nan_as_python_writes_it_is_a_missing_label(tmp_path: Path) -> None:
+    """`json.dumps` writes NaN, which is no JSON."""
+    text = "".join(json.dumps({"image": "a.jpg", "label": label}) + "\n" for label in (1, float("nan"), 2))
+    assert "line 2 of" in refusal(tmp_path, text, "l.jsonl")
+    assert "missing_label" in refusal(tmp_path, text, "l.jsonl")
+    assert labels(tmp_path, text, "l.jsonl", missing_label=-1) == [1, -1, 2]
