@@ -119,7 +119,52 @@ def write_kinds(folder: Path, size: tuple[int, int] = (60, 83)) -> dict[str, Pat
     if features.check("avif"):
         put("rgb.avif", image, speed=10)
         put("alpha.avif", alpha, speed=10)
+    if features.check("jpg_2000"):
+        put("rgb.jp2", image)
+        put("grey.jp2", image.convert("L"))
+        put("alpha.jp2", alpha)
+        put("deep.jp2", Image.fromarray(bgr[..., 0].astype(np.uint16) * 257))
+        put("tiles.jp2", image, tile_size=(32, 32))
+        put("lossy.jp2", image, irreversible=True, quality_layers=[20])
+        put("codestream.j2k", image, no_jp2=True)
+    for name, data in write_rasters(bgr).items():
+        paths[name] = folder / name
+        paths[name].write_bytes(data)
     return paths
+
+
+def write_rasters(bgr: Pixels) -> dict[str, bytes]:
+    """Encode `bgr` in the formats that are rows of numbers behind a short header; return name -> file."""
+    gray = np.ascontiguousarray(bgr[..., 0])
+    height, width = gray.shape
+    floats = bgr.astype(np.float32)
+
+    def encoded(suffix: str, pixels: NDArray[Any], *options: int) -> bytes:
+        ok, data = cv2.imencode(suffix, pixels, options)
+        assert ok
+        return data.tobytes()
+
+    bits = "\n".join("".join(map(str, row)) for row in (gray > 120).astype(int).tolist())
+    return {
+        "grey.pgm": encoded(".pgm", gray),
+        "deep.pgm": encoded(".pgm", gray.astype(np.uint16) * 257),
+        "plain.pgm": encoded(".pgm", gray, cv2.IMWRITE_PXM_BINARY, 0),
+        "few.pgm": b"P5 # levels from 0 to 77\n# a comment\n%d %d\t77\n" % (width, height) + (gray % 78).tobytes(),
+        "rgb.ppm": encoded(".ppm", bgr),
+        "deep.ppm": encoded(".ppm", bgr.astype(np.uint16) * 257),
+        "plain.ppm": encoded(".ppm", bgr, cv2.IMWRITE_PXM_BINARY, 0),
+        "packed.pbm": encoded(".pbm", gray),
+        "plain.pbm": f"P1\n{width} {height}\n{bits}\n".encode(),
+        "rgb.pam": encoded(".pam", bgr),
+        "grey.pam": encoded(".pam", gray),
+        "rgb.pfm": encoded(".pfm", floats),
+        "grey.pfm": encoded(".pfm", np.ascontiguousarray(floats[..., 0])),
+        "rgb.hdr": encoded(".hdr", floats / 255),
+        "flat.hdr": encoded(".hdr", floats / 255, cv2.IMWRITE_HDR_COMPRESSION, 0),
+        "rgb.ras": encoded(".ras", bgr),
+        "grey.ras": encoded(".ras", gray),
+        "alpha.ras": encoded(".ras", np.dstack([bgr, gray])),
+    }
 
 
 def write_bad(folder: Path) -> dict[str, Path]:

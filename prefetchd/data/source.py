@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from prefetchd.data.cache.daemon_side import CacheInDaemon
 
 ReserveMemory = Callable[[int], None]
+ALLOWANCE_BYTES = 12 << 20  # working memory that a reader may take without `reserve`
 
 
 class Source(Protocol):

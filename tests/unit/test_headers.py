@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from prefetchd.data.images.header import FORMATS, read_header
+from prefetchd.data.images.headers.header import FORMATS
+from prefetchd.data.images.headers.read import read_header
 from tests.images import write_jpeg, write_kinds
 
 
