@@ -402,6 +402,7 @@ def test_pyarrow_is_not_loaded_for_other_sources(tmp_path: Path) -> None:
     """It takes a quarter of a second and 10 MiB."""
     (tmp_path / "a.jpg").write_bytes(b"")
     (tmp_path / "a.txt").write_text("a.jpg 1\n")
+    (tmp_path / "a.jpg").touch()
     code = (
         "import sys; from prefetchd.data.registry import open_source; "
         "from prefetchd.config.validate import make_config; "
