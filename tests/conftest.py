@@ -112,7 +112,7 @@ def nothing_left(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
         yield
         return
     # Not in tmp_path: the path of a socket has 107 bytes at most, and a worker's temporary folder is deep already.
-    with tempfile.TemporaryDirectory(prefix="prefetchd-test-") as run_directory:
+    with tempfile.TemporaryDirectory(prefix="test-run-") as run_directory:
         monkeypatch.setenv("XDG_RUNTIME_DIR", run_directory)
         monkeypatch.setenv("PREFETCHD_TEST_MARK", f"{os.getpid()}-{request.node.nodeid}")
         monkeypatch.delenv("PREFETCHD_NAME", raising=False)
@@ -209,7 +209,7 @@ def serve(tmp_path: Path, nothing_left: None) -> Iterator[Callable[..., DaemonPr
 
 @pytest.fixture(scope="module")
 def _module_daemon(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[DaemonProcess, str]]:
-    with tempfile.TemporaryDirectory(prefix="prefetchd-test-") as run_directory:
+    with tempfile.TemporaryDirectory(prefix="test-run-") as run_directory:
         environment = {**os.environ, "XDG_RUNTIME_DIR": run_directory}
         words = [str(photographs), "--batch-size", "4", "--image-size", "16", "--num-workers", "1"]
         daemon = DaemonProcess(tmp_path_factory.mktemp("daemon"), words, "default", environment=environment)

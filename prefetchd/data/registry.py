@@ -57,7 +57,17 @@ def open_source(config: Config, malformed: list[MalformedLine] | None = None) ->
     refuse_given(config, ARRAY_OPTIONS, "arrays")
     refuse_given(config, SEQUENCE_OPTIONS, "ragged sequences")
     opened = _class(_IMAGES[kind])
-    return ImageSource.open(config, kind, opened.open(config, malformed) if is_list else opened.open(config))
+    if not is_list:
+        refuse_given(config, ("missing_label",), "lists of images")
+        return ImageSource.open(config, kind, opened.open(config))
+    records = opened.open(config, malformed)
+    if malformed is None:  # else the caller reports what is missing
+        try:
+            records.check_files()
+        except BaseException:
+            records.close()
+            raise
+    return ImageSource.open(config, kind, records)
 
 
 def attach_source(config: Config, handle: dict[str, Any], fds: list[int]) -> Source:

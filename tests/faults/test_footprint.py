@@ -208,7 +208,6 @@ def test_status_agrees_with_what_is_seen_from_outside(serve: Serve, photographs:
     status = daemon.status()
     family = family_of(daemon.pid)
     assert set(map(int, status["memory"]["process_bytes"])) == set(family)
-    segments = status["memory"]["ring_bytes"] + status["memory"]["mail_bytes"]
-    wait_until(lambda: segment_bytes(family, slots_only=True) == segments, "the loader's own mail is unmapped too")
+    assert status["memory"]["ring_bytes"] + status["memory"]["mail_bytes"] == segment_bytes(family, slots_only=True)
     outside = sum(map(process_bytes, family))
     assert outside == pytest.approx(sum(status["memory"]["process_bytes"].values()), rel=0.1)

@@ -1,4 +1,4 @@
-"""Nobody waits without an end, or without its being said: stopped daemons and zygotes, readers stuck in the kernel."""
+"""Nobody waits without an end or a message: stopped daemons and fork servers, readers stuck in the kernel."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.faults.conftest import (
     write_manifest,
 )
 from tests.faults.test_daemon import wait_gone
-from tests.faults.test_readers import zygote_pid
+from tests.faults.test_readers import fork_server_pid
 
 Serve = Callable[..., DaemonProcess]
 
@@ -239,22 +239,22 @@ def test_daemon_at_work_says_at_what(
     assert "on epoch 0 batch 1" in caplog.text
 
 
-def test_stopped_zygote_is_replaced(serve: Serve, forty: Path, forty_content: Content) -> None:
+def test_stopped_fork_server_is_replaced(serve: Serve, forty: Path, forty_content: Content) -> None:
     """Also if no reader has died that it would have to replace."""
     daemon = serve(forty, *exact("--num-workers", 2))
-    zygote = zygote_pid(daemon)
-    os.kill(zygote, signal.SIGSTOP)
+    fork_server = fork_server_pid(daemon)
+    os.kill(fork_server, signal.SIGSTOP)
     with prefetchd.batches(epochs=None) as loader:
         batches = iter(loader)
         assert content_of([next(batches) for _ in range(8)]) == forty_content
-        while psutil.pid_exists(zygote):
+        while psutil.pid_exists(fork_server):
             next(batches)
-    assert "killing the zygote" in daemon.log
+    assert "killing the fork server" in daemon.log
     wait_until(lambda: len(daemon.reader_pids()) == 2, "two readers stand")
 
 
-def test_killed_daemon_leaves_nothing_though_its_zygote_and_readers_are_stopped(serve: Serve, forty: Path) -> None:
-    """The kernel continues the zygote as its parent dies."""
+def test_killed_daemon_leaves_nothing_though_its_fork_server_and_readers_are_stopped(serve: Serve, forty: Path) -> None:
+    """The kernel continues the fork server as its parent dies."""
     daemon = serve(forty, *exact("--num-workers", 2))
     family = daemon.descendants()
     for process in family:
@@ -265,15 +265,15 @@ def test_killed_daemon_leaves_nothing_though_its_zygote_and_readers_are_stopped(
     wait_until(lambda: not list(daemon_paths("default").socket.parent.iterdir()), "the run directory is empty")
 
 
-def test_killed_daemon_and_zygote_leave_no_stopped_readers(serve: Serve, forty: Path) -> None:
+def test_killed_daemon_and_fork_server_leave_no_stopped_readers(serve: Serve, forty: Path) -> None:
     daemon = serve(forty, *exact("--num-workers", 2))
     family = daemon.descendants()
     for pid in daemon.reader_pids():
         os.kill(pid, signal.SIGSTOP)
-    zygote = zygote_pid(daemon)
-    os.kill(zygote, signal.SIGSTOP)
+    fork_server = fork_server_pid(daemon)
+    os.kill(fork_server, signal.SIGSTOP)
     os.kill(daemon.pid, signal.SIGKILL)
-    os.kill(zygote, signal.SIGKILL)
+    os.kill(fork_server, signal.SIGKILL)
     daemon.process.wait(20)
     wait_gone(family)
     for path in daemon_paths("default").socket.parent.iterdir():  # nobody was left to remove them

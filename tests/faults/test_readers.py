@@ -18,7 +18,7 @@ from tests.faults.conftest import Content, Sabotage, content_of, exact, expected
 Serve = Callable[..., DaemonProcess]
 
 
-def zygote_pid(daemon: DaemonProcess) -> int:
+def fork_server_pid(daemon: DaemonProcess) -> int:
     return next(
         child.pid
         for child in psutil.Process(daemon.pid).children()
@@ -97,21 +97,21 @@ def test_all_readers_at_once(serve: Serve, sabotage: Sabotage, tmp_path: Path) -
     assert not pids & set(daemon.reader_pids())
 
 
-def test_zygote_killed(serve: Serve, sabotage: Sabotage, tmp_path: Path) -> None:
+def test_fork_server_killed(serve: Serve, sabotage: Sabotage, tmp_path: Path) -> None:
     manifest = write_manifest(tmp_path, 40)
     wanted = expected_content(manifest)
     sabotage.mark(tmp_path / "017.jpg", "gate-017")
     daemon = serve(manifest, *exact("--num-workers", 2), ready=False)
     at_gate = sabotage.wait_pid("gate-017")
-    zygote = zygote_pid(daemon)
-    os.kill(zygote, signal.SIGKILL)
+    fork_server = fork_server_pid(daemon)
+    os.kill(fork_server, signal.SIGKILL)
     wait_until(lambda: not psutil.pid_exists(at_gate), "its reader is gone")
     with prefetchd.batches() as loader:
         assert content_of(loader) == wanted
     wait_until(lambda: len(daemon.reader_pids()) == 2, "two new readers stand")
     assert at_gate not in daemon.reader_pids()
-    assert zygote_pid(daemon) != zygote
-    assert "the zygote ended" in daemon.log
+    assert fork_server_pid(daemon) != fork_server
+    assert "the fork server ended" in daemon.log
 
 
 def test_hung_reader_is_replaced_after_the_timeout(serve: Serve, sabotage: Sabotage, tmp_path: Path) -> None:

@@ -153,8 +153,8 @@ def test_batch_that_ends_every_daemon_is_given_up(
         "    if label == 137:\n"
         f"        while not os.path.exists({str(gate)!r}):\n"
         "            time.sleep(0.01)\n"
-        "        zygote = psutil.Process(os.getppid())\n"
-        "        os.kill(zygote.ppid(), signal.SIGKILL)\n"
+        "        fork_server = psutil.Process(os.getppid())\n"
+        "        os.kill(fork_server.ppid(), signal.SIGKILL)\n"
         "        signal.pause()\n"
         "    return label\n"
     )

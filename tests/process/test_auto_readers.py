@@ -20,7 +20,7 @@ import os, sys
 from prefetchd.daemon.memory import autoscale
 autoscale.WINDOW_S /= 10
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
-from prefetchd.cli import main
+from prefetchd.cli.main import main
 sys.argv[:] = sys.argv[3:]
 sys.exit(main())
 """

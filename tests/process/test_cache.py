@@ -172,7 +172,7 @@ def test_killed_in_mid_fill_it_goes_on_where_it_was(serve: Serve, photographs: P
                     os.kill(pid, signal.SIGKILL)
         daemon.process.kill()
         daemon.process.wait()
-    wait_until(lambda: not list(Path(os.environ["XDG_RUNTIME_DIR"]).rglob("*.sock*")), "the zygote has cleaned up")
+    wait_until(lambda: not list(Path(os.environ["XDG_RUNTIME_DIR"]).rglob("*.sock*")), "the fork server has cleaned up")
     assert rows_of(cache) > 0
     assert content(photographs, cache=cache) == expected
     found, report, _ = served(serve, photographs, cache, "two")

@@ -42,7 +42,7 @@ def test_leader_waits_for_the_laggard_up_to_the_patience_and_then_goes_on_alone(
         waited_s = time.monotonic() - started_s
         assert indexes == list(range(13))
         assert waited_s > 1.4
-        assert "waited for for 1.5 s in epoch 0" in daemon.log
+        assert "waited 1.5 s for the loop of pid" in daemon.log
         made = daemon.status()["batches_made"]
         assert [held.index, *(batch.index for batch in laggard)] == list(range(13))  # its own are made for it
         assert daemon.status()["batches_made"] > made
@@ -322,12 +322,12 @@ def left_alone(photographs, tmp_path) -> None:
 def test_killed_shared_daemon_leaves_no_file(photographs, tmp_path):
     (process,) = start_sharing(tmp_path, 1, photographs)
     sharing_daemon(process).kill()
-    wait_until(lambda: not run_files(), "its zygote has removed its files", 10)
+    wait_until(lambda: not run_files(), "its fork server has removed its files", 10)
     out, _ = process.communicate("\n", timeout=30)
     assert out.startswith("DaemonLost"), out
 
 
-def test_files_of_a_shared_daemon_that_was_killed_with_its_zygote_go_with_the_loader_that_loses_it(
+def test_files_of_a_shared_daemon_that_was_killed_with_its_fork_server_go_with_the_loader_that_loses_it(
     photographs, tmp_path
 ):
     with prefetchd.batches(photographs, **OPTIONS, share=True, epochs=None) as loader:
@@ -335,10 +335,10 @@ def test_files_of_a_shared_daemon_that_was_killed_with_its_zygote_go_with_the_lo
         daemon = psutil.Process(loader.status()["pid"])
         (log,) = daemon_paths("any").lock.parent.glob("*.log")
         wait_until(lambda: "ready:" in log.read_text(), "no segment is just being made")
-        (zygote,) = daemon.children()
-        zygote.suspend()  # it is killed before it hears of the end
+        (fork_server,) = daemon.children()
+        fork_server.suspend()  # it is killed before it hears of the end
         family = [daemon, *daemon.children(recursive=True)]
-        zygote.kill()
+        fork_server.kill()
         daemon.kill()
         psutil.wait_procs(family, 10)
         assert run_files()

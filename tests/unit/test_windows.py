@@ -12,8 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from prefetchd.daemon.schedule.cursor import Cursor
-from prefetchd.daemon.schedule.pacing import Pacer, arrange, most_windows, n_places, reaches
+from prefetchd.daemon.schedule.pacing import Pacer
 from prefetchd.daemon.schedule.scheduler import Reserve, may_grant, next_fills, ready_for
+from prefetchd.daemon.schedule.windows import arrange, arrange_patiently, most_windows, n_places
 from prefetchd.ring.slots import Content, Key
 from prefetchd.sampling.sharding import Shard
 from tests.unit.test_slots import ring_of
@@ -215,7 +216,7 @@ def test_patience_is_charged_by_the_time_that_was_waited():
     assert len(arrange([head, leader], 8)) == 2
     head.patience_left_s = math.inf
     assert pacer.look(90, ring, [head, leader]) == (None, [])  # no timer is that long
-    assert pacer.waited_for == [head]
+    assert pacer.waits == {2: head}
 
 
 def test_a_ring_too_small_for_another_window_paces_whatever_the_patience():
@@ -253,7 +254,7 @@ def test_every_loop_sees_its_epochs_in_order_and_none_stands_still_for_ever(n_sl
                 shard=Shard(n_batches, rotation=rotation % n_batches if rotation > 9 else 0),
             )
         )  # fmt: skip
-    while n_places(reaches([one.cursor for one in made], n_slots)) > most_windows(n_slots):
+    while n_places(arrange_patiently([one.cursor for one in made], n_slots)) > most_windows(n_slots):
         made.pop()  # the daemon refuses it, with numbers
     box = Box(n_slots, made, n_readers=n_readers, seed=seed)
     firsts = {id(one): one.cursor.epoch for one in made}

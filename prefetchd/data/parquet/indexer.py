@@ -48,6 +48,7 @@ class ParquetIndexer:
         digest: of the labels, the paths or the row groups' sizes, in order; not of where the files lie.
         identities: of each file, as `identity` makes it.
         is_bytes: whether the column has encoded images, and not paths.
+        is_dictionary: whether its Arrow type is a dictionary, so that pyarrow decodes all of it at once.
         column: the leaf of it that is read, by its dotted name.
         largest_bytes: of the image column in one row group, decompressed and as stored.
         classes: names from the file's own description of its labels (as Hugging Face writes it).
@@ -64,7 +65,7 @@ class ParquetIndexer:
         self.identities: list[list[int]] = []
         self.largest_bytes = (0, 0)
         self.classes: list[str] | None = None
-        self.is_bytes = False
+        self.is_bytes = self.is_dictionary = False
         self.column = ""
         self._label_columns: list[str] = []
         self._config = config
@@ -122,7 +123,7 @@ class ParquetIndexer:
                 raise refusal(self._name, f"column {found!r} is a {kind} without bytes or path")
             found, kind = f"{found}.{part}", inner[part]
         self.column = found
-        self.is_bytes = is_bytes(kind)
+        self.is_bytes, self.is_dictionary = is_bytes(kind), pa.types.is_dictionary(kind)
         if not self.is_bytes and not is_text(pa, kind):
             raise refusal(self._name, f"column {found!r} holds {kind}, neither encoded images nor paths")
         if config.label_columns == 0:
@@ -142,12 +143,7 @@ class ParquetIndexer:
         usable = []
         for field in schema:
             kind = field.type
-            if (
-                pa.types.is_binary(kind)
-                or pa.types.is_large_binary(kind)
-                or is_text(pa, kind)
-                or pa.types.is_struct(kind)
-            ):
+            if is_bytes(kind) or is_text(pa, kind) or pa.types.is_struct(kind):
                 usable.append(field.name)
         for name in (*_IMAGE_COLUMNS, *PATH_NAMES):
             if name in usable:
@@ -247,6 +243,8 @@ def is_bytes(kind: Any) -> bool:
     """Whether an Arrow type is encoded images, and not paths."""
     import pyarrow as pa
 
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
