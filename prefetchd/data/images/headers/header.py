@@ -36,6 +36,7 @@ class ImageHeader:
         unit_rows: rows that such a JPEG codes together.
         is_float: its components are floating-point numbers.
         compression: how its pixels are compressed, in words, where a format has several ways; empty otherwise.
+        scaled_from: the largest number of a plain-text PGM or PPM of 8 bits, which OpenCV scales to 255; 0 elsewhere.
         block_px: pixels of the largest strip or tile that a TIFF is decoded by.
         n_tiles: tiles that a JPEG 2000 is divided into.
         least_bytes: a file with these pixels cannot be shorter; 0 if nothing is known.
@@ -55,6 +56,7 @@ class ImageHeader:
     unit_rows: int = 8
     is_float: bool = False
     compression: str = ""
+    scaled_from: int = 0
     block_px: int = 0
     n_tiles: int = 1
     least_bytes: int = 0
