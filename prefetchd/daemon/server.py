@@ -240,7 +240,8 @@ class Daemon:
         if self._memory.may_grow():
             self._memory.grow()
             self._give_work(cursors)
-        self._consumers.serve_all()
+        if self._consumers.serve_all():
+            self._give_work(cursors)  # a grant moves a cursor on: a batch for which another loop waits may fit now
         self._controller.note(any(cursor.waiting for cursor in cursors))
         if self._memory.readers_in_the_way or self._memory.may_grow():
             self._loop.call_later(0, lambda: None)  # come round again without waiting
