@@ -219,7 +219,7 @@ def test_null_empty_and_damaged_images_are_faults_of_their_sample(tmp_path: Path
 
 
 def test_what_a_row_group_takes_is_planned_or_reserved(tmp_path: Path, monkeypatch, caplog) -> None:
-    """A group that may be kept is part of each reader's share; of a larger one a block is, and its pages are reserved."""
+    """A group that may be kept is part of each reader's share. Of a larger one a block is, and pages are reserved."""
     asked: list[int] = []
     images = [os.urandom(100_000) for _ in range(20)]
     source = table(tmp_path, {"image": images}, row_group_size=10)
