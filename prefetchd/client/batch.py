@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from prefetchd.ring.layout import BatchLayout
-    from prefetchd.ring.queues import Granted
+    from prefetchd.ring.queues import Grant
 
 
 class InEpoch:
@@ -23,10 +23,10 @@ class InEpoch:
     A batch that a framework's tree function has made of another one does not know its place.
     """
 
-    _grant: Granted | None = None
+    _grant: Grant | None = None
 
     @property
-    def place(self) -> Granted:
+    def place(self) -> Grant:
         """All that it tells of its place."""
         if self._grant is None:
             raise AttributeError(
@@ -78,7 +78,7 @@ class Batch(InEpoch, _Arrays):  # type: ignore[misc]  # index hides tuple.index,
         return batch
 
     @classmethod
-    def of(cls, grant: Granted, root: NDArray[np.uint8], layout: BatchLayout) -> Batch:
+    def of(cls, grant: Grant, root: NDArray[np.uint8], layout: BatchLayout) -> Batch:
         """Return the batch of `grant` over `root`."""
         batch = cls.over(root, grant.rows, layout)
         batch._grant = grant

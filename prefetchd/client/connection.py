@@ -25,14 +25,14 @@ from prefetchd.ipc import messages, sockets
 from prefetchd.ipc.descriptors import read_classes
 from prefetchd.ipc.process import describe_process
 from prefetchd.ring.layout import BatchLayout, layout_from_wire
-from prefetchd.ring.queues import Mailbox, Returns
+from prefetchd.ring.queues import GrantReader, ReturnWriter
 
 if TYPE_CHECKING:
     import mmap
     import socket
 
     from prefetchd.client.batch import Batch
-    from prefetchd.ring.queues import Granted
+    from prefetchd.ring.queues import Grant
     from prefetchd.sampling.sharding import Shard
 
 
@@ -50,8 +50,8 @@ class Connection:
         self._hold_timeout_s = hold_timeout_s
         self._turn = threading.RLock()
         self._heard = 0  # as the uplink has: `next_batch` looks at it, and at nothing that is further away
-        self._mailbox: Mailbox
-        self._returns: Returns
+        self._mailbox: GrantReader
+        self._returns: ReturnWriter
         self._leases: Leases
         self._closing = False
         self._attached = False
@@ -156,8 +156,8 @@ class Connection:
         if self._closing or os.getpid() != self._pid:
             self._check_process()
         try:
-            grant = self._mailbox.take()
-            if grant is None or grant.told > self._heard or self._leases.unsent:
+            grant = self._mailbox.read()
+            if grant is None or grant.n_sent > self._heard or self._leases.unsent:
                 grant = self._wait_for_grant(serial, grant)
             batch = self._leases.take(grant)
         except (OSError, ValueError, PrefetchdError):
@@ -182,13 +182,13 @@ class Connection:
                     f"cannot take the batch: the daemon says it sent {told} messages, {self._heard} are there"
                 ) from None
 
-    def _wait_for_grant(self, serial: int, grant: Granted | None) -> Granted:
+    def _wait_for_grant(self, serial: int, grant: Grant | None) -> Grant:
         """Return `grant`, or the next one once it is in the mailbox, with all that was said before it taken in."""
         with self._turn:
             try:
                 self._flush()
                 grant = grant or self._ask_for_grant(serial)
-                self._catch_up(grant.told)
+                self._catch_up(grant.n_sent)
             except sockets.ConnectionEnded:
                 self._raise_lost()
         return grant
@@ -200,7 +200,7 @@ class Connection:
             return False
         return self._mailbox.has_next or self._uplink.wait(0)
 
-    def _ask_for_grant(self, serial: int) -> Granted:
+    def _ask_for_grant(self, serial: int) -> Grant:
         """Ask for the next grant and wait until it is in the mailbox."""
         self._uplink.send(messages.Want(serial, self._leases.taken))
         silence = self._uplink.silence(ask=True)
@@ -211,7 +211,7 @@ class Connection:
                     silence.look()
                 continue
             message = self._receive(wait=True)
-            grant = self._mailbox.take()
+            grant = self._mailbox.read()
             if grant is not None:
                 return grant
             match message:
@@ -295,8 +295,8 @@ class Connection:
             match message:
                 case messages.Attached():
                     try:
-                        self._mailbox = Mailbox(fds[0])
-                        self._returns = Returns(fds[1])
+                        self._mailbox = GrantReader(fds[0])
+                        self._returns = ReturnWriter(fds[1])
                         if len(fds) > 2:
                             self.classes = read_classes(fds[2])
                     except (ValueError, IndexError, OSError) as error:

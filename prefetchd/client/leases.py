@@ -30,11 +30,11 @@ from prefetchd.client.batch import Batch
 from prefetchd.errors import PrefetchdError
 from prefetchd.ipc import messages, sockets
 from prefetchd.ring import segment
-from prefetchd.ring.queues import ENOUGH_AHEAD, MAX_NOTED
+from prefetchd.ring.queues import ENOUGH_AHEAD, MAX_RETURNS_UNSENT
 
 if TYPE_CHECKING:
     from prefetchd.ring.layout import BatchLayout
-    from prefetchd.ring.queues import Granted, Mailbox, Returns
+    from prefetchd.ring.queues import Grant, GrantReader, ReturnWriter
 
 
 class _LeaseRef(weakref.ref["np.ndarray[tuple[int], np.dtype[np.uint8]]"]):
@@ -72,7 +72,7 @@ class Leases:
     """
 
     def __init__(
-        self, sock: socket.socket, layout: BatchLayout, mailbox: Mailbox, returns: Returns, *, writable: bool
+        self, sock: socket.socket, layout: BatchLayout, mailbox: GrantReader, returns: ReturnWriter, *, writable: bool
     ) -> None:
         self._sock = sock
         self._layout = layout
@@ -130,7 +130,7 @@ class Leases:
 
     # --- leases
 
-    def take(self, grant: Granted) -> Batch:
+    def take(self, grant: Grant) -> Batch:
         """Return the batch that was granted. The lease ends when its root array and the last of its views die.
 
         Raises:
@@ -147,7 +147,7 @@ class Leases:
         # Last: a lease that the loop never came to have, as Ctrl-C was faster, goes back with the cursor.
         if grant.lease > self.taken:  # else another thread has begun another loop since, and it has taken more
             self.taken = grant.lease
-            self._returns.took(grant.lease)
+            self._returns.write_taken(grant.lease)
         return batch
 
     def _prepare(self, slot: int, rows: int) -> tuple[_LeaseRef, Batch]:
@@ -196,11 +196,11 @@ class Leases:
 
     def _note(self, lease: int) -> bool:
         """Note a release that the daemon may hear of later, as the loop has enough grants to go on with; whether so."""
-        if self._closing or len(self._noted) >= MAX_NOTED - 1:
+        if self._closing or len(self._noted) >= MAX_RETURNS_UNSENT - 1:
             return False
         with contextlib.suppress(ValueError):  # another thread has closed the connection since
             if self._mailbox.has_ahead(ENOUGH_AHEAD):
-                self._returns.note(lease, self.taken)
+                self._returns.write(lease, self.taken)
                 return True
         return False
 
@@ -249,7 +249,7 @@ class Leases:
                 faulthandler.enable()
 
 
-def _drain(leases: deque[int], most: int = MAX_NOTED) -> list[int]:
+def _drain(leases: deque[int], most: int = MAX_RETURNS_UNSENT) -> list[int]:
     """Take leases from the front, `most` at most; another thread may do so, too."""
     taken: list[int] = []
     with contextlib.suppress(IndexError):

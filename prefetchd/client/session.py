@@ -74,6 +74,7 @@ class Endpoint:
         shared: whether the daemon that serves `config` is that of all processes which ask for the same.
         group: the group whose passes are shared.
         start_together: how many loaders the first loop is to start with.
+        name: what people see of the loader.
     """
 
     config: Config | None
@@ -87,6 +88,7 @@ class Endpoint:
     shared: bool = False
     group: str | None = None
     start_together: int = 0
+    name: str = ""
 
     def open(self) -> Session:
         """Start or find the daemon and attach to it.
@@ -132,7 +134,7 @@ class Endpoint:
         return session
 
     def clear_up_after_lost(self) -> None:
-        """Remove what a daemon that is gone has left, if its zygote was killed with it, and no other has its name."""
+        """Remove the files of a daemon that is gone, if its fork server was killed too and no other has its name."""
         if self.config is not None and not self.shared:
             return  # a private one has no files
         name = launch.shared_config(self.config).name if self.config is not None else self.daemon

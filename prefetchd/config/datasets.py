@@ -1,12 +1,9 @@
-"""From what was written on the command line and in a TOML file to the configuration of each data set of a daemon. Pure.
+"""From a command line and a TOML file to the configuration of each data set of a daemon. Pure but for that file.
 
-A source that is written `name=path` is a data set with a name; so is every table of the TOML file. The options beside
-them hold for all data sets, unless a data set has its own. What is on the command line wins over the file.
+A source written `name=path` is a named data set; so is each table of the TOML file. The options beside them hold for
+all data sets, unless a data set has its own. The command line wins over the file.
 
-The configuration as a TOML file: the options of all data sets, and a table for each one's own.
-
-Read by `prefetchd.batches(config=...)` and by the commands' `--config`. What the options mean is for `config` to say;
-here they only get the names and the paths that they have there.
+Called by `prefetchd.batches(config=...)` and by the commands with `--config`.
 """
 
 from __future__ import annotations
@@ -18,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prefetchd.config.options import DAEMON_OPTIONS, PATH_OPTIONS, Config, make_config
+from prefetchd.config.options import DAEMON_OPTIONS, PATH_OPTIONS, Config
+from prefetchd.config.validate import make_config
 from prefetchd.errors import ConfigError
 
 

@@ -1,27 +1,25 @@
-"""One validated, frozen configuration, whatever it came from (command line, TOML file, Python keywords).
+"""`Config`: every option of a data set and its daemon, with its type, default, range and help text. Pure.
 
-`Config` holds the options that decide what is served and how; each field carries its own help text, from which the
-command line is made. Options that change the bytes of a batch are *content* options and enter `Config.content()`, from
-which the configuration's digest is made; the others (`num_workers`, `memory_budget`, ...) never change what a consumer
-sees. Pure.
+The command line, its help and the TOML file's keys are made from these fields. Options that change the bytes of a batch
+are *content* options: `Config.content()` returns them, and the configuration's digest is made from them. The others
+(`num_workers`, `memory_budget`, ...) change how fast and in what memory the same bytes are served.
+
+`prefetchd.config.validate.make_config` makes a `Config` of what a user gave.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
+import math
 import os
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from prefetchd.config import augment as augment_spec
-from prefetchd.config import convert as values
-from prefetchd.config.validate import check_config
-from prefetchd.errors import ConfigError
+from prefetchd.config.convert import wire_path
 
 Color = Literal["rgb", "bgr", "gray"]
 Dtype = Literal["uint8", "float32", "float16"]
@@ -34,17 +32,28 @@ Lengths = Literal["none", "x", "y"]
 Target = Literal["label", "mask"]
 
 
-def _option(default: Any, help: str, *, metavar: str | None = None, content: bool = True) -> Any:
-    """A field that is an option.
+MAX_BATCH_SIZE = 1 << 18
+
+
+def _option(
+    default: Any,
+    help: str,
+    *,
+    metavar: str | None = None,
+    content: bool = True,
+    limits: tuple[float, float] | None = None,
+) -> Any:
+    """Return a field that is an option.
 
     Args:
-        default: its value where it is not given.
-        help: what it does, in a line or two, for `--help` and for readers of this file.
-        metavar: the placeholder of its value in `--help`; choices and switches have none.
-        content: whether it decides the bytes of a batch; the others decide how fast, in what memory or under what
-            name the same bytes are served.
+        default: the value where the option is not given.
+        help: what the option does, in a line or two, for `--help` and for readers of this file.
+        metavar: the placeholder of the value in `--help`; choices and switches have none.
+        content: whether the option decides the bytes of a batch.
+        limits: the least and the greatest number allowed, or `None`.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "metavar": metavar, "content": content})
+    metadata = {"help": help, "metavar": metavar, "content": content, "limits": limits}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,52 +64,70 @@ class Config:
     given as.
     """
 
-    source: str = dataclasses.field(metadata={"content": False})
+    source: str = dataclasses.field(metadata={"content": False, "limits": None})
 
-    batch_size: int = _option(32, "samples in a batch (32)", metavar="N")
+    batch_size: int = _option(32, "samples in a batch (32)", metavar="N", limits=(1, MAX_BATCH_SIZE))
     image_size: tuple[int, int] = _option((224, 224), "size of the delivered images (224)", metavar="PX|HxW")
     color: Color = _option("rgb", "channel order; gray has one channel (rgb)")
     dtype: Dtype = _option("uint8", "type of the delivered pixels (uint8)")
     scale: float | None = _option(
-        None, "(pixel * scale - mean) / std, pixels being 0 to 255; such as 1/255", metavar="X"
+        None, "what multiplies a pixel, which is 0 to 255: (pixel * scale - mean) / std; such as 1/255", metavar="X"
     )
     mean: tuple[float, ...] | None = _option(
-        None, "see --scale; one number, or one a channel; --mean=-1,0,1 if negative", metavar="X[,X,X]"
+        None,
+        "what is subtracted after scale: one number, or one a channel (negative: --mean=-1,0,1)",
+        metavar="X[,X,X]",
     )
     std: tuple[float, ...] | None = _option(
-        None, "see --scale; one number, or one a channel, in the order of --color", metavar="X[,X,X]"
+        None, "what divides after that: one number, or one a channel in the order of color", metavar="X[,X,X]"
     )
     layout: Layout = _option("nhwc", "order of the dimensions (nhwc)")
     resize: Resize = _option("stretch", "stretch (default), crop the centre at the aspect, or pad with black")
     interpolation: Interpolation = _option("linear", "how pixels are interpolated (linear)")
-    shrink_on_load: bool = _option(
-        True, "decode large JPEGs at 1/2, 1/4 or 1/8 (yes); --no-shrink-on-load is pixel-exact"
-    )
+    shrink_on_load: bool = _option(True, "decode large JPEGs at 1/2, 1/4 or 1/8 (yes); pixels are exact without it")
     augment: tuple[str, ...] = _option(
         (),
-        "random_resized_crop, hflip, vflip, rotate, affine, color_jitter; parameters as in 'rotate(degrees=10), hflip'",
+        "random_resized_crop, hflip, vflip, rotate, affine, color_jitter, with parameters as in 'rotate(degrees=10), "
+        "hflip'; other pixels each epoch (none)",
         metavar="NAMES",
     )
     transform: str | None = _option(
-        None, "function (image, rng) -> image, or Albumentations pipeline, run in the readers", metavar="MODULE:NAME"
+        None,
+        "function (image, rng) -> image of a module, or Albumentations pipeline; readers run it after augment",
+        metavar="MODULE:NAME",
     )
     target_transform: str | None = _option(
-        None, "function (label, rng) -> label, run in the readers", metavar="MODULE:NAME"
+        None,
+        "function (label, rng) -> label of a module; what it returns decides the shape and dtype of y",
+        metavar="MODULE:NAME",
     )
     target: Target = _option("label", "what labels are: numbers and classes, or paths of mask images (label)")
-    mask_border: int = _option(0, "what a mask holds where pad, rotate or affine leave it empty (0)", metavar="N")
+    mask_border: int = _option(
+        0, "what a mask holds where pad, rotate or affine leave it empty (0)", metavar="N", limits=(0, 65535)
+    )
     shuffle: bool = _option(False, "a new order each epoch (no)")
-    seed: int = _option(0, "decides the shuffled orders and the augmentation (0)", metavar="N")
+    seed: int = _option(0, "decides the shuffled orders and the augmentation (0)", metavar="N", limits=(0, 2**63 - 1))
     drop_last: bool = _option(False, "leave out a shorter last batch (no)")
     on_error: OnError = _option(
         "raise", "bad samples: raise (default), skip (shorter batch) or substitute (the next good one)"
     )
-    max_image_pixels: int = _option(250_000_000, "larger images are bad samples (250 million)", metavar="N")
+    max_image_pixels: int = _option(
+        250_000_000, "larger images are bad samples (250 million)", metavar="N", limits=(1, 1 << 34)
+    )
     root: str | None = _option(
         None, "folder that relative paths start from (the manifest's)", metavar="DIR", content=False
     )
     label_columns: int | None = _option(
-        None, "how many trailing fields of a text line are labels (found out); 0 for no labels", metavar="N"
+        None,
+        "how many trailing fields of a text line are labels (found out); 0 for no labels",
+        metavar="N",
+        limits=(0, math.inf),
+    )
+    label_separator: str | None = _option(
+        None, "what separates several labels in one field: y is a 0/1 vector; '' takes fields whole", metavar="TEXT"
+    )
+    missing_label: str | None = _option(
+        None, "label of samples whose label is empty or not a number (refused)", metavar="LABEL"
     )
     x_column: str | None = _option(
         None,
@@ -125,7 +152,10 @@ class Config:
         content=False,
     )
     max_length: int | None = _option(
-        None, "sequences: length that they are padded or truncated to (the longest one's)", metavar="N"
+        None,
+        "sequences: length that they are padded or truncated to (the longest one's)",
+        metavar="N",
+        limits=(1, 1 << 40),
     )
     padding: End = _option("pre", "sequences: the end at which a shorter one is padded (pre)")
     truncating: End = _option("pre", "sequences: the end at which a longer one is cut (pre)")
@@ -136,7 +166,7 @@ class Config:
 
     python_path: tuple[str, ...] = _option(
         (),
-        "folders to find the modules of transforms in (the working directory)",
+        "folders to find the modules of the functions in (the working directory; in Python sys.path)",
         metavar=f"DIR[{os.pathsep}DIR]",
         content=False,
     )
@@ -145,24 +175,31 @@ class Config:
         "reader processes; auto, or 0, begins with the usable cores (half of them for arrays) and follows the loops",
         metavar="N",
         content=False,
+        limits=(0, 1024),
     )
     memory_budget: str = _option(
         "auto", "most memory for daemon, readers and ring together (auto)", metavar="SIZE", content=False
     )
     reader_timeout: float = _option(
-        60.0, "seconds without progress after which a reader is replaced (60)", metavar="S", content=False
+        60.0,
+        "seconds without progress after which a reader is replaced (60)",
+        metavar="S",
+        content=False,
+        limits=(0.5, 86400),
     )
     patience: float = _option(
         10.0,
         "seconds in all that loops wait for a slower one in an epoch, so that it finds their batches (10); 0 or inf",
         metavar="S",
         content=False,
+        limits=(0, math.inf),
     )
     consumers: int = _option(
         1,
         "loops at different batches, such as ranks, that an automatic budget has slots for (1)",
         metavar="N",
         content=False,
+        limits=(1, 1024),
     )
     cache: str | None = _option(
         None,
@@ -197,18 +234,8 @@ class Config:
         text = json.dumps({**self.content(), **also}, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
-    def check_agrees(self, options: Mapping[str, Any]) -> None:
-        """Raise `ConfigError` where one of `options`, as a consumer sent them, contradicts this configuration."""
-        for name, wanted in check_options(options).items():
-            mine = getattr(self, name)
-            if values.comparable(name, mine) != values.comparable(name, wanted):
-                raise ConfigError(
-                    f"cannot attach with {name}={wanted!r}: the daemon {self.name!r} serves {name}={mine!r}, "
-                    "and its configuration decides; leave the option out, or start a daemon with it"
-                )
-
     def to_wire(self) -> dict[str, Any]:
-        """Every option as plain JSON values; `make_config(**wire)` is the inverse."""
+        """Every option as plain JSON values; `validate.make_config(**wire)` is the inverse."""
         return wire_options(dataclasses.asdict(self))
 
 
@@ -220,68 +247,15 @@ LIVE_OPTIONS = ("memory_budget", "num_workers")  # what `prefetchd set` changes
 DAEMON_OPTIONS = ("num_workers", "memory_budget", "reader_timeout", "patience", "consumers", "name")
 
 
-def make_config(**options: Any) -> Config:
-    """Return the validated configuration that `options` name; values may be strings as from a command line.
-
-    Raises:
-        ConfigError: for an unknown name, a value of the wrong kind or out of range, or a contradiction.
-    """
-    checked = check_options(options)
-    if "source" not in checked:
-        raise ConfigError("cannot serve: no manifest was given; name a list file or a directory of class folders")
-    config = Config(**checked)
-    check_config(config)
-    return config
-
-
-def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `options`, each as its one checked value, without looking at how they go together.
-
-    Raises:
-        ConfigError: for an unknown name or a value of the wrong kind.
-    """
-    checked: dict[str, Any] = {}
-    for name, value in options.items():
-        if name not in OPTIONS:
-            near = difflib.get_close_matches(name, OPTIONS, 1)
-            meant = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"cannot use the option {name!r}: there is no such option{meant}")
-        convert = _CONVERTERS.get(name)
-        checked[name] = convert(value) if convert else values.coerce(name, value, OPTION_TYPES[name])
-    return checked
-
-
 def wire_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return checked options as plain JSON values; `check_options` is the inverse.
+    """Return checked options as plain JSON values; `validate.check_options` is the inverse.
 
     A path that is not UTF-8 goes as NUL and hexadecimal digits: no path has a NUL of its own.
     """
     wire = dict(options)
     for name in PATH_OPTIONS:
         if wire.get(name) is not None:
-            wire[name] = values.wire_path(wire[name])
+            wire[name] = wire_path(wire[name])
     if "python_path" in wire:
-        wire["python_path"] = [values.wire_path(folder) for folder in wire["python_path"]]
+        wire["python_path"] = [wire_path(folder) for folder in wire["python_path"]]
     return wire
-
-
-_CONVERTERS = {
-    "num_workers": values.num_workers,
-    "source": values.path,
-    "root": values.path,
-    "labels": values.path,
-    "offsets": values.path,
-    "image_size": values.image_size,
-    "cache": values.path,
-    "cache_size": values.size,
-    "cache_image_size": values.optional_image_size,
-    "scale": values.scale,
-    "mean": values.channel_numbers("mean"),
-    "std": values.channel_numbers("std"),
-    "augment": augment_spec.canonical,
-    "transform": values.function("transform"),
-    "target_transform": values.function("target_transform"),
-    "python_path": values.folders,
-    "x_column": values.columns,
-    "y_column": values.columns,
-}

@@ -1,47 +1,107 @@
-"""Which values of a configuration are out of range, and which contradict each other. Pure.
+"""From the options that a user gave to one validated `Config`, and whether two sets of options agree. Pure.
 
-Called by `config` as it makes one; `names` takes `check_name`, as a name also comes from the environment.
+`make_config` converts each option (`convert`), checks its range (`options`) and refuses options that contradict each
+other. The command line, `prefetchd.batches`, the daemon and its readers all call it, so each checks what it was sent.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
+from prefetchd.config import augment, convert
 from prefetchd.config.convert import wrong
+from prefetchd.config.hints import explain_unknown
+from prefetchd.config.options import OPTION_TYPES, OPTIONS, Config
 from prefetchd.errors import ConfigError
 
-if TYPE_CHECKING:
-    from prefetchd.config.options import Config
+# Options without a converter of their own are converted by their type.
+_CONVERTERS: dict[str, Callable[[object], Any]] = {
+    "num_workers": convert.num_workers,
+    "source": convert.path,
+    "root": convert.path,
+    "labels": convert.path,
+    "offsets": convert.path,
+    "image_size": convert.image_size,
+    "dtype": lambda value: convert.coerce("dtype", convert.dtype_name(value), OPTION_TYPES["dtype"]),
+    "cache": convert.path,
+    "cache_size": convert.cache_size,
+    "cache_image_size": convert.cache_image_size,
+    "scale": convert.scale,
+    "mean": convert.channel_numbers("mean"),
+    "std": convert.channel_numbers("std"),
+    "augment": augment.canonical,
+    "transform": convert.function("transform"),
+    "target_transform": convert.function("target_transform"),
+    "python_path": convert.folders,
+    "missing_label": convert.columns,
+    "x_column": convert.columns,
+    "y_column": convert.columns,
+    "name": convert.daemon_name,
+}
 
-MAX_BATCH_SIZE = 1 << 18
+
+def make_config(**options: Any) -> Config:
+    """Return the validated configuration of `options`; values may be text as on a command line.
+
+    Raises:
+        ConfigError: for an unknown name, a value of the wrong kind or out of range, or a contradiction.
+    """
+    checked = check_options(options)
+    if "source" not in checked:
+        raise ConfigError("cannot serve: no manifest was given; name a list file or a directory of class folders")
+    config = Config(**checked)
+    _check_together(config)
+    return config
 
 
-def check_config(config: Config) -> None:
-    """Raise `ConfigError` for values out of range and for options that contradict each other."""
-    ranges: list[tuple[str, float, float]] = [
-        ("batch_size", 1, MAX_BATCH_SIZE),
-        ("num_workers", 0, 1024),
-        ("max_image_pixels", 1, 1 << 34),
-        ("reader_timeout", 0.5, 86400),
-        ("patience", 0, math.inf),
-        ("consumers", 1, 1024),
-        ("seed", 0, 2**63 - 1),
-        ("mask_border", 0, 65535),
-    ]
-    for name, low, high in ranges:
-        value = getattr(config, name)
-        if not low <= value <= high:
-            do = "raise it" if value < low else "lower it"
-            raise wrong(name, value, f"from {low} to {high}; {do}")
-    if config.max_length is not None and not 1 <= config.max_length <= 1 << 40:
-        raise wrong("max_length", config.max_length, "1 or more, in tokens; leave it out for the longest one's")
-    if config.label_columns is not None and config.label_columns < 0:
-        raise wrong("label_columns", config.label_columns, "0 or more; 0 is for no labels")
+def check_options(options: Mapping[str, Any], *, others: Iterable[str] = ()) -> dict[str, Any]:
+    """Return `options`, each as its one checked value. Contradictions between them are not looked for.
+
+    Args:
+        options: what a user gave, by name.
+        others: more names that the user may have meant by an unknown one.
+
+    Raises:
+        ConfigError: for an unknown name, or a value of the wrong kind or out of range.
+    """
+    checked: dict[str, Any] = {}
+    for name, value in options.items():
+        if name not in OPTIONS:
+            raise ConfigError(explain_unknown(name, (*OPTIONS, *others)))
+        converter = _CONVERTERS.get(name)
+        checked[name] = converter(value) if converter else convert.coerce(name, value, OPTION_TYPES[name])
+        _check_limits(name, checked[name])
+    return checked
+
+
+def check_agrees(config: Config, options: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` where one of `options`, as a consumer sent them, contradicts `config`."""
+    for name, wanted in check_options(options).items():
+        served = getattr(config, name)
+        if convert.comparable(name, served) != convert.comparable(name, wanted):
+            raise ConfigError(
+                f"cannot attach with {name}={wanted!r}: the daemon {config.name!r} serves {name}={served!r}, "
+                "and its configuration decides; leave the option out, or start a daemon with it"
+            )
+
+
+def _check_limits(name: str, value: Any) -> None:
+    limits = OPTIONS[name].metadata["limits"]
+    if limits is None or value is None or limits[0] <= value <= limits[1]:
+        return
+    low, high = limits
+    wanted = f"from {low} to {high}" if high != math.inf else f"{low} or more"
+    raise wrong(name, value, f"{wanted}; {'raise' if value < low else 'lower'} it")
+
+
+def _check_together(config: Config) -> None:
+    """Raise `ConfigError` for options that contradict each other."""
     for name in ("mean", "std"):
         numbers = getattr(config, name)
         if numbers is not None and len(numbers) not in (1, config.channels):
-            raise wrong(name, numbers, f"one number or {config.channels}, one a channel of color={config.color}")
+            raise wrong(name, numbers, f"one number or {config.channels}, one a channel of color={config.color!r}")
         if numbers is not None and not all(map(math.isfinite, numbers)):
             raise wrong(name, numbers, "finite; give numbers as in 0.485,0.456,0.406")
     if config.scale is not None and not math.isfinite(config.scale):
@@ -50,16 +110,17 @@ def check_config(config: Config) -> None:
         raise wrong("std", config.std, "other than 0; give the deviation of the pixels, or leave it out")
     if config.dtype == "uint8" and any(x is not None for x in (config.scale, config.mean, config.std)):
         raise ConfigError(
-            "cannot scale uint8 pixels: scale, mean and std give fractions; use dtype=float32 or float16 with them"
+            "cannot scale uint8 pixels: scale, mean and std give fractions; use dtype='float32' or 'float16' with them"
         )
     if config.target == "mask" and config.label_columns not in (None, 1):
-        raise wrong("label_columns", config.label_columns, "1, or not given, with target=mask: one path a line")
-    check_name(config.name)
+        raise wrong("label_columns", config.label_columns, "1, or not given, with target='mask': one path a line")
 
 
-def check_name(name: str) -> None:
-    """Raise `ConfigError` unless `name` can be a daemon's: a file name of harmless characters."""
-    if not 1 <= len(name) <= 64 or name.startswith(".") or not all(c.isalnum() or c in "-_." for c in name):
-        raise ConfigError(
-            f"cannot use name={name!r}: it must be 1 to 64 letters, digits, '-', '_' or '.', and not start with '.'"
-        )
+def doubts(config: Config) -> str:
+    """Return a warning about options that are allowed and most likely a mistake; empty if there are none."""
+    mean, std = config.mean or (), config.std or ()
+    changes = any(mean) or any(number != 1 for number in std)
+    if config.scale is not None or not changes or any(abs(number) > 1 for number in (*mean, *std)):
+        return ""
+    given = " and ".join(f"{name}={numbers}" for name, numbers in (("mean", mean), ("std", std)) if numbers)
+    return f"{given}: these are for pixels from 0 to 1, and without scale pixels are 0 to 255; pass scale=1/255"

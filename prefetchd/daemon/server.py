@@ -1,14 +1,14 @@
 """The daemon: builds its parts, ties them together in one event loop, and takes them down again.
 
-    consumer --OpenCursor/Want/Release--> front desk    foreman --Fill--> pool of readers
-             <--mailbox, GrantReady------------            ring       <--AllDone--
-                                                     guard (memory budget)
+    consumer --OpenCursor/Want/Release--> consumers' manager    batch builder --Fill--> pool of readers
+             <--grant queue, GrantReady--------                   ring              <--AllDone--
+                                                        memory manager
 
-After every round of events `_pump` runs the whole journey once: queued chunks to idle readers, new batches to fill if
-readers are idle still, ready batches to the consumers. When nothing is left to do the loop sleeps without a time-out.
+After each round of events `_pump` goes through all of it once: queued chunks to idle readers, new batches if readers
+are still idle, ready batches to the consumers. With nothing to do the event loop sleeps without a time-out.
 
-A named daemon (`serve`) listens on a socket in the run directory; a private one serves the socket it inherited, and
-ends with its parent. Neither leaves anything behind, see `zygote` and `segment` for why not even when it is killed.
+A named daemon (`serve`) listens on a socket in the run directory. A private one serves the socket that it inherited,
+and ends with its parent. Neither leaves anything behind, not even when it is killed: see `fork_server` and `segment`.
 """
 
 from __future__ import annotations
@@ -16,44 +16,47 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from prefetchd.config.options import LIVE_OPTIONS, Config, make_config
+from prefetchd.config.options import LIVE_OPTIONS, Config
+from prefetchd.config.validate import make_config
 from prefetchd.daemon import status as report
-from prefetchd.daemon.consumers.manager import FrontDesk
+from prefetchd.daemon.consumers.manager import ConsumerManager
+from prefetchd.daemon.failures import explained, fatal
 from prefetchd.daemon.memory import limits
 from prefetchd.daemon.memory import plan as budget
-from prefetchd.daemon.memory.controller import Governor
-from prefetchd.daemon.memory.manager import Guard
+from prefetchd.daemon.memory.controller import MemoryController
+from prefetchd.daemon.memory.manager import MemoryManager
 from prefetchd.daemon.memory.pressure import CachePages
-from prefetchd.daemon.readers.batch_builder import Foreman
+from prefetchd.daemon.readers.batch_builder import BatchBuilder
 from prefetchd.daemon.readers.pool import Pool, PoolEvents
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import open_datasets
 from prefetchd.errors import ConfigError, PrefetchdError
-from prefetchd.ipc import messages, os_errors
+from prefetchd.ipc import messages
 from prefetchd.ipc.event_loop import EventLoop
 from prefetchd.ring.segment import remove_stale_names
 from prefetchd.ring.slots import Ring
 
 log = logging.getLogger("prefetchd")
 
-_FIRST_SLOTS = 2  # enough for the first batch; reserving pages takes time, so the others come behind
+_FIRST_SLOTS = 2  # enough for the first batch; reserving pages takes time, so the others come later
 _TICK_S = 0.5
 
 
 class Daemon:
-    """One daemon; `run` returns when it was asked to stop.
+    """One daemon; `run` returns after `stop`.
 
     Args:
         configs: what to serve, by the data sets' names; the options of `DAEMON_OPTIONS` are the first's.
-        loop: the loop to run in, borrowed.
-        files_to_remove: for the zygote to remove should this process be killed, its lock the last.
-        attach_hint: how consumers attach, for the ready line.
-        linger_s: after how long without a consumer it ends; `None` for never.
+        loop: the event loop to run in, borrowed.
+        files_to_remove: the fork server removes them if this process is killed, its lock last.
+        attach_hint: says in the ready line how consumers attach.
+        linger_s: it ends after so many seconds without a consumer; `None` for never.
 
     Raises:
         PrefetchdError: if the source or the budget cannot be served.
@@ -75,6 +78,9 @@ class Daemon:
         self._linger_s = linger_s
         self._started_s = time.monotonic()
         remove_stale_names()
+        # Both are inherited: ignored, it hides the exit status of readers; blocked, others do not stop the daemon.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         self._source_bytes = self._source_reader_bytes = self._slot_bytes = 0
         self._is_cheap = False
         self._trigger: limits.StallTrigger | None = None
@@ -85,16 +91,6 @@ class Daemon:
         self._pool = Pool(
             config.num_workers or budget.usable_cores(),
             config.reader_timeout,
-            PoolEvents(
-                done=lambda reader, chunk, done: self._foreman.done(reader, chunk, done),
-                lost=lambda reader, chunk, suspect, code: self._foreman.lost(
-                    reader, chunk, suspect=suspect, exit_code=code
-                ),
-                stuck=lambda pid, reader, chunk: self._foreman.stuck(pid, reader, chunk),
-                gone=lambda reader: self._foreman.gone(reader),
-                memory=lambda: self._guard.serve_wishes(self._desk.cursors),
-                outgrown=lambda reader, n_bytes: self._guard.outgrown(reader, n_bytes),
-            ),
             watch=loop.watch,
             unwatch=loop.unwatch,
             clock=loop.clock,
@@ -115,34 +111,26 @@ class Daemon:
         plan = self._plan_for(self._config, budget.MIN_SLOTS, own_bytes=0)
         self._pool.resize(plan.n_readers)
         self._ring = Ring()
-        self._foreman = Foreman(self._datasets, self._ring, self._pool)
+        self._builder = BatchBuilder(self._datasets, self._ring, self._pool)
         self._caches = CachePages([cache for dataset in self._datasets if (cache := dataset.source.cache)])
-        self._guard = Guard(
+        self._memory = MemoryManager(
             budget.Budget(plan),
             self._ring,
             self._pool,
-            on_removed=lambda slot: self._desk.slot_removed(slot),
-            mail_bytes=lambda: self._desk.mail_bytes,
+            on_removed=lambda slot: self._consumers.slot_removed(slot),
+            mail_bytes=lambda: self._consumers.queue_bytes,
         )
-        self._desk = FrontDesk(
-            self._datasets,
-            self._ring,
-            self._foreman,
-            self._guard,
-            self._loop,
-            status=self.status,
-            change=self._change_options,
-            stop=self._loop.stop,
-            linger_s=self._linger_s,
+        self._consumers = ConsumerManager(
+            self._datasets, self._ring, self._builder, self._memory, self._loop, self, linger_s=self._linger_s
         )
-        self._governor = Governor(
+        self._controller = MemoryController(
             self._config,
-            self._guard,
+            self._memory,
             self._ring,
             self._pool,
-            plan_for=lambda config, least: self._plan_for(config, least, self._guard.measure().total_bytes),
-            promised_slots=lambda: self._desk.promised_slots,
-            work_done=lambda: (self._foreman.busy_s, self._foreman.samples_made),
+            plan_for=lambda config, least: self._plan_for(config, least, self._memory.measure().total_bytes),
+            promised_slots=lambda: self._consumers.promised_slots,
+            work_done=lambda: (self._builder.busy_s, self._builder.samples_made),
             read_shortage=limits.read_shortage,
             n_cores=budget.usable_cores(),
             clock=self._loop.clock,
@@ -151,12 +139,20 @@ class Daemon:
             self._trigger = limits.StallTrigger()
             self._loop.watch(self._trigger.fileno(), self._stalled)
         for _ in range(_FIRST_SLOTS):
-            self._guard.add_slot()
+            self._memory.add_slot()
         briefing: list[tuple[messages.Message, list[int]]] = [dataset.for_readers() for dataset in self._datasets]
-        self._pool.boot([*briefing, (budget.reader_limits(plan), [])])
+        events = PoolEvents(
+            done=self._builder.done,
+            lost=self._builder.lost,
+            stuck=self._builder.stuck,
+            gone=self._builder.gone,
+            memory=lambda: self._memory.serve_requests(self._consumers.cursors),
+            outgrown=self._memory.outgrown,
+        )
+        self._pool.boot([*briefing, (budget.reader_limits(plan), [])], events)
 
     def _plan_for(self, config: Config, least_slots: int, own_bytes: int) -> budget.Plan:
-        """Plan with the memory that the machine has for this daemon, `own_bytes`, that it has taken, included."""
+        """Plan with the memory that the machine has for this daemon, including the `own_bytes` that it has taken."""
         return budget.make_plan(
             config,
             self._slot_bytes,
@@ -167,22 +163,30 @@ class Daemon:
             least_slots=least_slots,
         )
 
-    def _change_options(self, options: Mapping[str, str]) -> str:
-        """Change options while running, for `prefetchd set`; return what came of it, in a line."""
+    def stop(self) -> None:
+        """Make `run` return after the events at hand."""
+        self._loop.stop()
+
+    def change_options(self, options: dict[str, str]) -> str:
+        """Change options for `prefetchd set`; return a line that says what is in force now.
+
+        Raises:
+            ConfigError: if an option cannot be changed, or has an invalid value.
+        """
         for name in options:
             if name not in LIVE_OPTIONS:
                 raise ConfigError(
                     f"cannot set {name.replace('_', '-')}: of a running daemon can be changed "
                     f"{', '.join(live.replace('_', '-') for live in LIVE_OPTIONS)}; restart it with the option"
                 )
-        config = make_config(**{**self._governor.config.to_wire(), **options})
-        text = budget.explain(self._governor.change(config))
+        config = make_config(**{**self._controller.config.to_wire(), **options})
+        text = budget.explain(self._controller.change(config))
         changed = ", ".join(f"{name.replace('_', '-')}={options[name]}" for name in options)
         log.info("set %s; %s", changed, text)
         return text
 
     def _stalled(self) -> None:
-        """Tasks stall for want of memory, the kernel says: look now, though there may be nothing to do."""
+        """React to the kernel: tasks wait for memory, so look now, also without work."""
         assert self._trigger is not None
         self._trigger.clear()
         self._begin_ticking()
@@ -193,32 +197,32 @@ class Daemon:
             self._loop.call_later(_TICK_S, self._tick)
 
     def listen(self, listener: socket.socket) -> None:
-        """Serve whoever connects to `listener`, which the daemon then owns."""
-        self._desk.listen(listener)
+        """Serve each connection to `listener`, which the daemon then owns."""
+        self._consumers.listen(listener)
 
     def serve_parent(self, sock: socket.socket, parent_pidfd: int) -> None:
         """Serve the process that started this private daemon, and end with it; owns both."""
         self._parent_pidfd = parent_pidfd
-        self._loop.watch(parent_pidfd, self._loop.stop)
-        self._desk.serve_only(sock)
+        self._loop.watch(parent_pidfd, self.stop)
+        self._consumers.serve_only(sock)
 
     def run(self) -> None:
-        """Serve until `EventLoop.stop`.
+        """Serve until `stop`.
 
         Raises:
             PrefetchdError: if the daemon cannot go on, after telling every consumer.
         """
-        # A message wakes the daemon on the sender's processor: it must not take that from a trainer in mid-step.
+        # A message wakes the daemon on the sender's processor: it must not preempt a trainer that works on a batch.
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         try:
-            with os_errors.explained("go on"):
+            with explained("go on"):
                 self._loop.run(self._pump)
         except PrefetchdError as error:
-            self._desk.tell_all(messages.Fatal(type(error).__name__, str(error)))
+            self._consumers.send_to_all(fatal(error))
             raise
         finally:
             self._caches.tick()
-            self._desk.close()
+            self._consumers.close()
             self._pool.stop()
             self._ring.close()
             if self._trigger is not None:
@@ -229,42 +233,43 @@ class Daemon:
                 os.close(self._parent_pidfd)
 
     def _pump(self) -> None:
-        self._desk.take_back_noted()
-        cursors = self._desk.cursors
-        self._governor.settle(cursors)
+        self._consumers.read_queues()
+        cursors = self._consumers.cursors
+        self._controller.settle(cursors)
         self._give_work(cursors)
-        if self._guard.may_grow():
-            self._guard.grow()
+        if self._memory.may_grow():
+            self._memory.grow()
             self._give_work(cursors)
-        self._desk.serve_all()
-        self._governor.note(any(cursor.waiting for cursor in cursors))
-        if self._guard.readers_in_the_way or self._guard.may_grow():
+        if self._consumers.serve_all():
+            self._give_work(cursors)  # a grant moves a cursor on: a batch for which another loop waits may fit now
+        self._controller.note(any(cursor.waiting for cursor in cursors))
+        if self._memory.readers_in_the_way or self._memory.may_grow():
             self._loop.call_later(0, lambda: None)  # come round again without waiting
-        if not self._announced and not self._guard.may_grow() and self._pool.any_ready:
+        if not self._announced and not self._memory.may_grow() and self._pool.any_ready:
             self._announced = True
-            log.info("%s", budget.explain(self._guard.budget.plan, self._guard.segments))
+            log.info("%s", budget.explain(self._memory.budget.plan, self._memory.segments))
             log.info("%s", report.ready_line(self.status(), self._attach_hint))
-        if self._pool.busy or self._foreman.queue or not self._governor.relieved:
+        if self._pool.busy or self._builder.queue or not self._controller.relieved:
             self._begin_ticking()
 
     def _give_work(self, cursors: list[Cursor]) -> None:
-        """Keep the readers busy; in want of memory only for loops that wait, a batch at a time."""
-        if self._governor.paused:
+        """Keep the readers busy; while memory is short, only for loops that wait, one batch at a time."""
+        if self._controller.paused:
             waiting = [cursor for cursor in cursors if cursor.waiting]
-            cursors = [] if self._foreman.has_jobs else waiting[:1]
-        self._foreman.give_work(cursors)
+            cursors = [] if self._builder.has_jobs else waiting[:1]
+        self._builder.give_work(cursors)
 
     def _tick(self) -> None:
-        """While there is work: verify the footprint, look for hung readers, look after the manifest."""
+        """Check the footprint, hung readers and the source; runs while there is work."""
         self._ticking = False
         for dataset in self._datasets:
             dataset.source.check_unchanged()
         self._caches.tick()
         self._pool.tick()
-        cursors = self._desk.cursors
-        self._guard.serve_wishes(cursors)
-        self._guard.verify(cursors)
-        self._governor.tick()
+        cursors = self._consumers.cursors
+        self._memory.serve_requests(cursors)
+        self._memory.verify(cursors)
+        self._controller.tick()
 
     def status(self) -> dict[str, Any]:
         """Return everything that `prefetchd status --json` prints; see `report.status`."""
@@ -273,12 +278,9 @@ class Daemon:
             self._datasets,
             self._ring,
             self._pool,
-            self._guard,
-            self._foreman,
-            self._desk.granter,
-            list(self._desk.consumers.values()),
-            self._governor,
-            passes=self._desk.passes,
-            waited_for=self._desk.waited_for,
+            self._memory,
+            self._builder,
+            self._consumers,
+            self._controller,
             uptime_s=time.monotonic() - self._started_s,
         )

@@ -1,6 +1,6 @@
-"""What the daemon says of itself: the status report, and the line that says that it serves.
+"""The status report of a daemon, and the line that says that it is ready.
 
-Made in the daemon's loop, for whoever asks; reads the parts, changes nothing. `tools/status_text` has it for people.
+Made in the daemon's loop when a command asks. It reads the parts and changes nothing. `cli/views` shows it to people.
 """
 
 from __future__ import annotations
@@ -8,20 +8,19 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from prefetchd._version import __version__
 from prefetchd.config.units import format_bytes, format_count
-from prefetchd.daemon.consumers.consumer import Consumer
-from prefetchd.daemon.consumers.grants import Granter
-from prefetchd.daemon.memory.controller import Governor
+from prefetchd.daemon.consumers.consumer import Consumer, State
+from prefetchd.daemon.consumers.manager import ConsumerManager
+from prefetchd.daemon.memory.controller import MemoryController
 from prefetchd.daemon.memory.limits import read_shortage
-from prefetchd.daemon.memory.manager import Guard
+from prefetchd.daemon.memory.manager import MemoryManager
 from prefetchd.daemon.memory.plan import Footprint, Plan
-from prefetchd.daemon.readers.batch_builder import Foreman
+from prefetchd.daemon.readers.batch_builder import BatchBuilder
 from prefetchd.daemon.readers.pool import Pool
-from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import Dataset
 from prefetchd.errors import one_line
 from prefetchd.ipc.process import process_state
@@ -36,31 +35,28 @@ def status(
     datasets: Sequence[Dataset],
     ring: Ring,
     pool: Pool,
-    guard: Guard,
-    foreman: Foreman,
-    granter: Granter,
-    consumers: Sequence[Consumer],
-    governor: Governor,
+    memory: MemoryManager,
+    builder: BatchBuilder,
+    manager: ConsumerManager,
+    controller: MemoryController,
     *,
-    passes: Mapping[int, Cursor],
-    waited_for: Container[int],
     uptime_s: float,
 ) -> dict[str, Any]:
     """Return the report that `prefetchd status --json` prints: plain values, bytes and seconds named as such."""
-    plan = guard.budget.plan
-    footprint = guard.measure()
-    shortage = governor.shortage or read_shortage()
+    plan = memory.budget.plan
+    footprint = memory.measure()
+    shortage = controller.shortage or read_shortage()
     return {
         "version": __version__,
         "name": name,
         "pid": os.getpid(),
         "uptime_s": round(uptime_s, 3),
         "datasets": [_dataset(dataset) for dataset in datasets],
-        "batches_made": foreman.batches_made,
-        "samples_made": foreman.samples_made,
-        "delivered": granter.delivered,
-        "sample_seconds": foreman.sample_seconds.report(),
-        "wait_seconds": granter.wait_seconds.report(),
+        "batches_made": builder.batches_made,
+        "samples_made": builder.samples_made,
+        "delivered": manager.granter.delivered,
+        "sample_seconds": builder.sample_seconds.report(),
+        "wait_seconds": manager.granter.wait_seconds.report(),
         "ring": {
             "slots": len(ring.slots),
             "slot_bytes": plan.slot_bytes,
@@ -73,26 +69,26 @@ def status(
             "budget_bytes": plan.budget_bytes,
             "limited_by": plan.limited_by,
             "footprint_bytes": footprint.total_bytes,
-            "max_footprint_bytes": guard.max_footprint_bytes,
+            "max_footprint_bytes": memory.max_footprint_bytes,
             "ring_bytes": footprint.ring_bytes,
             "source_bytes": footprint.source_bytes,
             "mail_bytes": footprint.mail_bytes,
             "process_bytes": {str(pid): n for pid, n in footprint.processes.items()},
-            "in_force_bytes": guard.budget.in_force_bytes,
-            "reserved_bytes": guard.budget.reserved_bytes,
+            "in_force_bytes": memory.budget.in_force_bytes,
+            "reserved_bytes": memory.budget.reserved_bytes,
             "plan": _plan(plan),
             "measured": _measured(footprint, pool),
             "pressure": {
                 "headroom_bytes": shortage.headroom_bytes,
                 "source": shortage.source,
                 "stalled_percent": shortage.stalled_percent,
-                "given_back": not governor.relieved,
-                "paused": governor.paused,
+                "given_back": not controller.relieved,
+                "paused": controller.paused,
             },
         },
-        "num_workers": {"wanted": pool.n_readers, "auto": governor.is_auto, "outgrown": guard.outgrown_readers},
-        "waited_s": round(governor.waited_s, 3),
-        "busy_s": round(foreman.busy_s, 3),
+        "num_workers": {"wanted": pool.n_readers, "auto": controller.is_auto, "outgrown": memory.outgrown_readers},
+        "waited_s": round(controller.waited_s, 3),
+        "busy_s": round(builder.busy_s, 3),
         "readers": [
             {
                 "pid": reader.pid,
@@ -109,63 +105,85 @@ def status(
         ],
         "reader_crashes": pool.crashes,
         "consumers": [
-            _consumer(
-                consumer,
-                consumer.cursor or passes.get(consumer.number),
-                held_slots=ring.held_by(consumer.number),
-                rows_ahead=ring.rows_in(consumer.untaken),
-                waited_for=consumer.number in waited_for,
-            )
-            for consumer in consumers
-            if consumer.attached
+            _consumer(consumer, manager, ring, is_short_of_memory=controller.paused)
+            for consumer in manager.consumers.values()
+            if consumer.attachment is not None
         ],
-        "bad_samples": sum(filler.n_bad for filler in foreman.fillers),
+        "bad_samples": sum(tracker.n_bad for tracker in builder.trackers),
         "bad": [
             {"dataset": dataset.name, "sample_id": bad.sample_id, "where": bad.where, "reason": bad.reason}
             for dataset in datasets
-            for bad in foreman.fillers[dataset.number].first_bad[:_LISTED_BAD]
+            for bad in builder.trackers[dataset.number].first_bad[:_LISTED_BAD]
         ],
     }
 
 
-def _consumer(
-    consumer: Consumer, cursor: Cursor | None, *, held_slots: int, rows_ahead: int, waited_for: bool
-) -> dict[str, Any]:
-    """One loader, as far as it has taken what was granted; `cursor` is its own, or that of all members of its group."""
+def _consumer(consumer: Consumer, manager: ConsumerManager, ring: Ring, *, is_short_of_memory: bool) -> dict[str, Any]:
+    """Report one loader, as far as it has taken its grants; a member of a group is where its group is."""
+    assert consumer.attachment is not None
     n_ahead = len(consumer.untaken)
+    cursor = consumer.cursor if consumer.group is None else manager.groups.passes.get(consumer.number)
     epoch, step = (None, None) if cursor is None else cursor.before(0 if consumer.group else n_ahead)
+    waited_for = {head.consumer for head in manager.pacer.waits.values()}
     return {
         "number": consumer.number,
         "pid": consumer.pid,
-        "dataset": consumer.dataset.name if consumer.dataset else None,
+        "name": consumer.attachment.request.name,
+        "dataset": consumer.attachment.dataset.name,
         "group": consumer.group,
         "epoch": epoch,
         "step": step,
         "rank": cursor.shard.rank if cursor else None,
         "world_size": cursor.shard.world_size if cursor else None,
-        "held_slots": max(0, held_slots - n_ahead),
+        "held_slots": max(0, ring.held_by(consumer.number) - n_ahead),
         "ahead_slots": n_ahead,
         "batches": consumer.batches - n_ahead,
-        "samples": consumer.samples - rows_ahead,
+        "samples": consumer.samples - ring.rows_in(consumer.untaken),
         "waited_s": round(consumer.waited_s, 3),
+        "waited_for_slower_s": round(manager.pacer.waited_s.get(consumer.number, 0.0), 3),
         "running": bool(cursor and cursor.open and not cursor.at_end),
-        "stalled": consumer.stalled,
-        "waiting": consumer.waits,
-        "waited_for": waited_for,
+        "stalled": consumer.state is State.STALLED,
+        "waiting": consumer.is_waiting,
+        "waits_for": _waits_for(consumer, manager, is_short_of_memory=is_short_of_memory),
+        "waited_for": consumer.number in waited_for,
         "patience_left_s": _patience_left(consumer),
-        "reads": not consumer.blocked,
+        "reads": not consumer.socket.blocked,
         "state": process_state(consumer.pid),
     }
 
 
+def _waits_for(consumer: Consumer, manager: ConsumerManager, *, is_short_of_memory: bool) -> dict[str, Any] | None:
+    """Return what a waiting loop waits for; `None` if it does not wait.
+
+    `reason` is "slower loop" (with its `pid` and `name`), "other loaders" (of its `start_together`), "members" (of its
+    group, which hold the last batches), "slots" (which others or itself hold), "memory", or "readers".
+    """
+    if not consumer.is_waiting:
+        return None
+    slower = manager.pacer.waits.get(consumer.number)
+    head = manager.consumers.get(slower.consumer) if slower is not None else None
+    if head is not None and head.attachment is not None:
+        return {"reason": "slower loop", "pid": head.pid, "name": head.attachment.request.name}
+    group = manager.groups.of(consumer)
+    if consumer.held_back:
+        reason = "other loaders"
+    elif group is not None and group.cursor.at_end:
+        reason = "members"
+    elif consumer.state is State.STALLED:
+        reason = "slots"
+    else:
+        reason = "memory" if is_short_of_memory else "readers"
+    return {"reason": reason, "pid": None, "name": None}
+
+
 def _patience_left(consumer: Consumer) -> float | None:
-    """Seconds for which others would still wait for it; `None` for always, as JSON has no infinity."""
+    """Return the seconds for which others will still wait for it; `None` for always, as JSON has no infinity."""
     left_s = consumer.cursor.patience_left_s if consumer.cursor is not None else 0.0
     return round(left_s, 3) if math.isfinite(left_s) else None
 
 
 def _plan(plan: Plan) -> dict[str, Any]:
-    """What everything was planned to cost, how many of each the budget buys, and what would have allowed more."""
+    """Report the planned cost of each part, how many of each the budget has, and what limits it."""
     return {
         "base_bytes": plan.base_bytes,
         "reader_bytes": plan.reader_share_bytes,
@@ -179,7 +197,7 @@ def _plan(plan: Plan) -> dict[str, Any]:
 
 
 def _measured(footprint: Footprint, pool: Pool) -> dict[str, int]:
-    """What was planned, as it is: the base (with the zygote), and the largest reader."""
+    """Report what the planned parts take: the base (with the fork server), and the largest reader."""
     readers = {reader.pid: footprint.processes.get(reader.pid, 0) for reader in pool.readers.values()}
     base = sum(n for pid, n in footprint.processes.items() if pid not in readers)
     return {"base_bytes": base + footprint.source_bytes, "reader_bytes": max(readers.values(), default=0)}

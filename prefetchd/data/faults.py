@@ -52,10 +52,21 @@ class UnreadableFile(SampleFault):
 
 
 class UndecodableImage(SampleFault):
-    """The bytes are no image, an image cut short, or one that the decoder refuses (content)."""
+    """The decoder refuses the bytes (content)."""
+
+    def __init__(self, reason: str, *, needs_fresh_reader: bool = True) -> None:
+        super().__init__(reason, FaultKind.CONTENT, needs_fresh_reader=needs_fresh_reader)
+
+
+class RefusedImage(UndecodableImage):
+    """The bytes are no image, an image cut short, or beyond the limits, as their header says (content).
+
+    No decoder was asked, so nothing that an earlier image left behind in one can be the cause, and no fresh reader is
+    started for a second look.
+    """
 
     def __init__(self, reason: str) -> None:
-        super().__init__(reason, FaultKind.CONTENT, needs_fresh_reader=True)
+        super().__init__(reason, needs_fresh_reader=False)
 
 
 class TransformFault(SampleFault):

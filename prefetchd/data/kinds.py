@@ -16,8 +16,16 @@ from typing import Literal
 from prefetchd.config.options import OPTIONS, Config
 from prefetchd.errors import ConfigError, ManifestError, one_line
 
+# What `cv2.imread` reads, the most usual first. A file with another suffix is no image in a directory or a shard.
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp", ".avif", ".tif", ".tiff",
+    ".pbm", ".pgm", ".ppm", ".pnm", ".pxm", ".pam", ".pfm", ".jp2", ".hdr", ".pic", ".sr", ".ras",
+    ".apng", ".mpo",
+)  # fmt: skip
+# Images that OpenCV does not read. A directory's listing leaves them out, and warns.
+UNREAD_SUFFIXES = (
+    ".heic", ".heif", ".jxl", ".svg", ".psd", ".tga", ".ico", ".exr", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw",
+    ".dcm", ".eps", ".xcf", ".pcx", ".jxr",
 )  # fmt: skip
 IMAGE_OPTIONS = (
     "image_size", "color", "dtype", "scale", "mean", "std", "layout", "resize", "interpolation", "shrink_on_load",
@@ -25,7 +33,7 @@ IMAGE_OPTIONS = (
     "cache", "cache_size", "cache_image_size",
 )  # fmt: skip
 MASK_OPTIONS = ("target", "mask_border")
-LIST_OPTIONS = ("root", "label_columns")
+LIST_OPTIONS = ("root", "label_columns", "label_separator", "missing_label")
 COLUMN_OPTIONS = ("x_column", "y_column")
 ARRAY_OPTIONS = ("labels",)
 SEQUENCE_OPTIONS = ("offsets", "max_length", "padding", "truncating", "pad_value", "lengths")
@@ -49,9 +57,8 @@ def refuse_given(config: Config, names: tuple[str, ...], concern: str) -> None:
     """Raise `InapplicableOption` if one of the options `names` was given; `concern` says what they are for."""
     for name in names:
         if getattr(config, name) != OPTIONS[name].default:
-            flag = name.replace("_", "-")
             raise InapplicableOption(
-                name, f"cannot use {flag} with {one_line(config.source)}: it concerns {concern} only"
+                name, f"cannot use {name} with {one_line(config.source)}: it concerns {concern} only"
             )
 
 

@@ -74,6 +74,7 @@ class IndexWriter:
 
         labels = self._labels
         if labels.kind == "class":
+            labels.check_complete()
             classes = sorted(labels.names)
             order = np.empty(len(classes), np.int64)
             order[[labels.names[name] for name in classes]] = np.arange(len(classes))

@@ -58,6 +58,7 @@ class Attach(Message, frozen=True):
     group: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | None = None
     start_together: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0
     start_timeout_s: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 0.0
+    name: Annotated[str, msgspec.Meta(max_length=200)] = ""
 
 
 class OpenCursor(Message, frozen=True):

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefetchd.config.validate import check_name
+from prefetchd.config.convert import daemon_name
 from prefetchd.errors import ConfigError
 
 _SUN_PATH_BYTES = 107
@@ -65,7 +65,7 @@ def daemon_paths(name: str, *, create: bool = False) -> DaemonPaths:
         ConfigError: if the name is not valid, or if the directory cannot be made, is not the user's alone, or has a
             path that is too long for a socket.
     """
-    check_name(name)
+    daemon_name(name)
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     if runtime and Path(runtime).is_dir() and os.access(runtime, os.W_OK):
         directory = Path(runtime) / "prefetchd"

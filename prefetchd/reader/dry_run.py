@@ -1,4 +1,4 @@
-"""The trial process: attaches to the source as a reader does, runs one good sample, tells what came of it, and ends.
+"""The dry run process: attaches to the source as a reader does, runs one good sample, tells what came of it, and ends.
 
     python -P -m prefetchd.reader.dry_run SOCKET_FD
 
@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from prefetchd.config.options import Config, make_config
+from prefetchd.config.options import Config
+from prefetchd.config.validate import make_config
 from prefetchd.data.faults import SampleFault, TransformFault, WrongResult
 from prefetchd.data.images.decode import detach_native_stderr
 from prefetchd.data.images.dry_run import subject
@@ -114,7 +115,7 @@ def _end_with(sock: socket.socket) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Run the trial; see the module's docstring for `argv`."""
+    """Run the dry run; see the module's docstring for `argv`."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C in the terminal: end, without a traceback
     sys.stderr = os.fdopen(detach_native_stderr(), "w", buffering=1)
     sock = socket.socket(fileno=int(argv[0]))

@@ -1,4 +1,4 @@
-"""The zygote: a small process that has numpy and cv2 loaded, with one thread, and forks a reader whenever it is asked.
+"""The fork server: a small process with one thread that has numpy and cv2 loaded, and forks a reader on request.
 
     python -P -m prefetchd.reader.fork_server SOCKET_FD DAEMON_PID [FILE ... LOCK]
 
@@ -7,10 +7,10 @@ private pages. It is started before the daemon has any thread, and has none itse
 library's forkserver does the same, but leaves its socket's folder behind when its parent is killed, tells nobody how
 a child ended but its creator, and hands out no pidfd.
 
-When the daemon dies, by whatever means, the zygote's socket ends: it kills the readers (a stopped one does not see its
+When the daemon dies, by any means, the fork server's socket ends: it kills the readers (a stopped one does not see its
 own socket end), removes the daemon's files unless a successor has them (their lock is the last), and exits. The kernel
-wakes a stopped zygote as the daemon dies, and kills the readers as the zygote dies. A parent-death signal is sent as
-the *thread* ends that forked; daemon and zygote have just one, so it is sound here.
+wakes a stopped fork server as the daemon dies, and kills the readers as the fork server dies. A parent-death signal is
+sent as the *thread* ends that forked. Daemon and fork server have just one thread, so it is sound here.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from prefetchd.errors import PrefetchdError
 from prefetchd.ipc import os_errors, reader_messages, sockets
 from prefetchd.ipc.run_directory import remove_left_files
 
-# Read by the allocator and the libraries when the zygote starts: one thread, one arena, and big buffers go back to the
-# kernel when they are freed instead of staying in the heap.
+# The allocator and the libraries read it when the fork server starts: one thread, one arena. Big buffers go back to the
+# kernel when they are freed, instead of staying in the heap.
 ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
@@ -48,7 +48,7 @@ _KILL_S = 2.0
 _prctl = ctypes.CDLL(None).prctl
 
 
-class Zygote:
+class ForkServer:
     """Forks readers for the daemon at the other end of `sock` and reports how they end."""
 
     def __init__(self, sock: socket.socket) -> None:
@@ -73,10 +73,10 @@ class Zygote:
             self._kill_all()
 
     def _spawn(self, reader: int, fd: int) -> None:
-        zygote = os.getpid()
+        fork_server = os.getpid()
         pid = os.fork()
         if pid == 0:
-            _run_reader(fd, [self._sock.fileno(), *self._children], zygote)
+            _run_reader(fd, [self._sock.fileno(), *self._children], fork_server)
         os.close(fd)
         pidfd = os.pidfd_open(pid)
         self._children[pidfd] = reader, pid
@@ -107,12 +107,12 @@ class Zygote:
                 os.waitpid(pid, 0)
 
 
-def _run_reader(fd: int, inherited: list[int], zygote: int) -> None:
+def _run_reader(fd: int, inherited: list[int], fork_server: int) -> None:
     """Be the reader, in the forked child; never returns."""
     status = 1
     try:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != zygote:
+        if os.getppid() != fork_server:
             os._exit(status)  # it died before we asked for the signal
         sockets.close_all(inherited)
         from prefetchd.reader import process as reader
@@ -135,15 +135,18 @@ def _remove_half_made_segments(daemon_pid: str) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Run the zygote; see the module's docstring for `argv`."""
+    """Run the fork server; see the module's docstring for `argv`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what a reader leaves behind is ours to end
+    # Loaded here once, and shared by every reader: one that loads them itself outgrows its share of the budget.
+    import prefetchd.data.images.pipeline
+    import prefetchd.reader.process  # noqa: F401
 
     try:
         with os_errors.explained("start a reader"):
-            Zygote(socket.socket(fileno=int(argv[0]))).run()
+            ForkServer(socket.socket(fileno=int(argv[0]))).run()
     except PrefetchdError as error:
         print(f"prefetchd: {error}", file=sys.stderr, flush=True)
         sys.exit(1)  # the pool starts another, and gives up after some

@@ -28,7 +28,7 @@ class ReaderMemory:
     def __init__(self, share_bytes: int, slack_bytes: int) -> None:
         self.share_bytes = share_bytes
         self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
-        # Pages shared with the zygote count in part, until one of the two writes to them: growth is counted from here.
+        # Pages shared with the fork server count in part, until one of the two writes to them. Growth counts from here.
         self._private_bytes = _pss_anon_bytes()
         self._anonymous_bytes = self._read()
         self._lent_bytes = 0

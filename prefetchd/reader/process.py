@@ -1,4 +1,4 @@
-"""A reader process: task -> read -> decode -> slot. Forked by the zygote, spoken to by the daemon over one socket.
+"""A reader process: task -> read -> decode -> slot. Forked by the fork server, spoken to by the daemon over one socket.
 
 It owns nothing that matters: slots are the daemon's, and whatever it was doing when it dies is done again by another.
 When the daemon dies its socket ends, and so does the reader. It holds no lock that another process waits for.
@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from prefetchd.config.options import make_config
 from prefetchd.config.units import format_bytes
+from prefetchd.config.validate import make_config
 from prefetchd.data.images.decode import detach_native_stderr
 from prefetchd.data.registry import Source, attach_source
 from prefetchd.errors import PrefetchdError

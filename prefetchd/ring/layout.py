@@ -1,11 +1,11 @@
-"""The layout of one slot: where pixels, labels and sample ids of a batch lie. Pure.
+"""The layout of one slot: where the pixels, labels and sample ids of a batch are. Pure.
 
     | x: batch_size rows | y: batch_size labels | sample ids: batch_size int64 |
     0                    ^ each part starts on a 64-byte boundary
 
-Readers write through `BatchLayout.xy` and `sample_ids` of a writable mapping, consumers read through the same views of
-a read-only one. Both sides derive the layout from the same few numbers (`to_wire`), checked before any memory is taken
-for them.
+Readers write through `BatchLayout.xy` and `sample_ids` over a writable map. Consumers read through the same views over
+a read-only map. Both sides derive the layout from the same few numbers (`to_wire`), and check them before they take
+any memory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ITEM_BYTES = {
     "bool": 1, "uint8": 1, "int8": 1, "uint16": 2, "int16": 2, "float16": 2, "uint32": 4, "int32": 4,
     "float32": 4, "uint64": 8, "int64": 8, "float64": 8, "complex64": 8, "complex128": 16,
 }  # fmt: skip
-DTYPES = tuple(_ITEM_BYTES)  # numpy names of what a slot can hold
+DTYPES = tuple(_ITEM_BYTES)  # numpy names of the dtypes that a slot can hold
 
 
 def _aligned(n_bytes: int, to: int = ALIGNMENT_BYTES) -> int:
@@ -55,7 +55,7 @@ class BatchLayout:
     x_dtype: str
     y_shape: tuple[int, ...]
     y_dtype: str
-    # Worked out once: `xy` is on the way of every batch.
+    # Computed once: every batch calls `xy`.
     x_bytes: int = field(init=False)
     y_offset_bytes: int = field(init=False)
     ids_offset_bytes: int = field(init=False)
@@ -103,7 +103,7 @@ class BatchLayout:
         return np.ndarray((rows,), np.int64, root, self.ids_offset_bytes)
 
     def to_wire(self) -> dict[str, Any]:
-        """The layout as plain values; `layout_from_wire` is the inverse."""
+        """Return the layout as plain values; `layout_from_wire` is the inverse."""
         return {
             "batch_size": self.batch_size,
             "x_shape": list(self.x_shape),
@@ -117,7 +117,7 @@ def layout_from_wire(wire: dict[str, Any]) -> BatchLayout:
     """Return the layout that `wire` describes.
 
     Raises:
-        ValueError, KeyError or TypeError: if the values make no layout.
+        ValueError, KeyError or TypeError: if the values are no layout.
     """
     return BatchLayout(
         batch_size=int(wire["batch_size"]),

@@ -1,32 +1,22 @@
-"""Releases that need not wake the daemon: a page of shared memory in which a consumer notes leases that have ended.
+"""The two queues of shared memory between the daemon and one consumer. They carry what would else be a message a batch.
 
-    consumer: the last view dies -> Returns.note(lease) -> page -> daemon: ReturnedLeases.new()
+    daemon:   GrantWriter.write(...)          -> page -> consumer: GrantReader.read() -> Grant, or None
+    consumer: ReturnWriter.write(lease, ...)  -> page -> daemon:   ReturnReader.read_new() -> [(lease, taken), ...]
 
-A loop that has several grants in its mailbox is in no need of more, so the daemon may hear of what it gives back with
-the next message, for several batches at once: waking it for each would cost both as much as all the rest of a cheap
-batch. But a slot goes back when its last view dies: so the lease is noted here at that moment, and the daemon looks
-whenever it looks at anything, and every few milliseconds while somebody waits for a slot.
+Grants: the daemon writes the grants that it makes ahead. A loop that finds its next grant there makes no system call. A
+loop that finds none sends `Want` on its socket and sleeps. The daemon answers `GrantReady` once one is there. Grants
+have numbers from 1 for each cursor. Each says how many messages the daemon had sent on the socket before (`n_sent`), so
+that the consumer knows whether to read one first, such as the slot that the grant is for.
 
-Every noted lease is told in the next `Release` besides; so nothing depends on when the page is read, and a note that is
-written over before is no loss. Notes hold a checksum: one that is read while it is written is not there yet.
+Returns: a consumer with several grants ahead needs nothing now, so a lease that ends need not wake the daemon. The
+consumer writes the lease here at that moment, and sends it again later in a `Release` for several leases. So nothing
+depends on when the daemon reads the page. It reads at every round, and every few milliseconds while a loop waits for a
+slot.
 
-Memory: the daemon makes the page and maps it read-only; the consumer alone writes to it. It cannot be cut, which would
-make the daemon's map a SIGBUS. Both maps go with their process.
+Every record carries a checksum: a reader of the page sees a record whole, or does not see it yet.
 
-A consumer's mailbox: a page of shared memory in which the daemon leaves the grants that it makes ahead.
-
-    daemon: Outbox.put(grant) -> page (written by the daemon alone) -> consumer: Mailbox.take() -> grant, or None
-
-A loop that finds its next grant here makes no system call, which is most of what a message costs after a pause. A loop
-that finds none says `Want` on its socket and sleeps; then the daemon says `GrantReady` once there is a grant. Sockets
-carry everything else. Each record says how many messages were sent on the socket before it (`told`), so that the
-consumer knows without looking whether there is something to read first, such as the slot that the grant is for.
-
-Grants are numbered from 1 for each cursor. A record holds a checksum over itself: whatever order the processor lets
-another one see the writes in, it is whole or not there yet. A record is written over only long after it was taken, as
-fewer are ever granted ahead than there are records.
-
-Memory: the daemon owns the descriptor and its map, the consumer a map that it cannot write. Both go with their process.
+Memory: the daemon makes both pages. Only one side can write each, and nobody can cut them, which would make the other
+side's map a SIGBUS. The maps go with their processes, so a party that dies leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -53,10 +43,10 @@ _new = tuple.__new__
 _STRIDE_BYTES = 128
 _N_RECORDS = 64
 GRANT_QUEUE_BYTES = _N_RECORDS * _STRIDE_BYTES
-MAX_GRANTS_AHEAD = _N_RECORDS // 2
+MAX_GRANTS_AHEAD = _N_RECORDS // 2  # so a record is written over only long after it was read
 
 
-class Granted(NamedTuple):
+class Grant(NamedTuple):
     """A lease on a ready batch.
 
     Attributes:
@@ -68,8 +58,8 @@ class Granted(NamedTuple):
         batch: its number in the epoch.
         rows: how many samples it has.
         repeated: 1 if it wrapped round past the end of the epoch, else 0.
-        told: how many messages the daemon had sent to the consumer before.
-        check: the checksum over the others.
+        n_sent: how many messages the daemon had sent to the consumer before.
+        check: the checksum over the other fields.
     """
 
     number: int
@@ -80,12 +70,12 @@ class Granted(NamedTuple):
     batch: int
     rows: int
     repeated: int
-    told: int
+    n_sent: int
     check: int
 
 
-class Outbox:
-    """The daemon's end. Owns the page; takes one descriptor."""
+class GrantWriter:
+    """The daemon's end of the grant queue. Owns its map of the page."""
 
     def __init__(self, memory: mmap.mmap) -> None:
         self._memory = memory
@@ -93,50 +83,50 @@ class Outbox:
         self._number = 0
 
     @classmethod
-    def create(cls) -> tuple[Outbox, int]:
-        """Return an empty one, and the consumer's descriptor of it, the caller's own, which nothing is written by.
+    def create(cls) -> tuple[GrantWriter, int]:
+        """Return an empty queue, and a read-only descriptor of it for the consumer, which the caller owns.
 
         Raises:
             OSError: if the process has no descriptor left, or the machine no memory.
         """
-        fd = segment.anonymous_file("prefetchd-mailbox", GRANT_QUEUE_BYTES)
+        fd = segment.anonymous_file("prefetchd-grants", GRANT_QUEUE_BYTES)
         try:
-            outbox = cls(segment.map_writable(fd, GRANT_QUEUE_BYTES))
+            writer = cls(segment.map_writable(fd, GRANT_QUEUE_BYTES))
             try:
-                return outbox, segment.read_only(fd)
+                return writer, segment.read_only(fd)
             except OSError:
-                outbox.close()
+                writer.close()
                 raise
         finally:
             os.close(fd)
 
     def open(self, serial: int) -> None:
-        """Begin with another cursor; what the last one was granted and has not taken is void."""
+        """Begin with another cursor: grants of the last one that were not read are void."""
         self._serial, self._number = serial, 0
 
-    def put(self, lease: int, slot: int, epoch: int, batch: int, rows: int, *, repeated: bool, told: int) -> None:
-        """Leave a grant for the cursor."""
+    def write(self, lease: int, slot: int, epoch: int, batch: int, rows: int, *, repeated: bool, n_sent: int) -> None:
+        """Write the cursor's next grant."""
         self._number += 1
-        fields = self._number, self._serial, lease, slot, epoch, batch, rows, repeated, told
+        fields = self._number, self._serial, lease, slot, epoch, batch, rows, repeated, n_sent
         check = crc32(_RECORD.pack(*fields, 0)[:-_CHECK_BYTES])
         at = self._number % _N_RECORDS * _STRIDE_BYTES
         self._memory[at : at + _RECORD_BYTES] = _RECORD.pack(*fields, check)
 
     def close(self) -> None:
-        """Give the page up; the consumer's map lives on."""
+        """Drop the map; the consumer's lives on."""
         self._memory.close()
 
 
-class Mailbox:
-    """The consumer's end: a read-only map of the page.
+class GrantReader:
+    """The consumer's end of the grant queue: a read-only map of the page.
 
     Raises:
-        ValueError: if what `fd` names is smaller than a mailbox.
+        ValueError: if the file of `fd` is smaller than a grant queue.
     """
 
     def __init__(self, fd: int) -> None:
         self._memory = segment.map_read_only(fd, GRANT_QUEUE_BYTES)
-        self.serial = 0  # of the cursor whose grants it takes; 0 for none
+        self.serial = 0  # of the cursor whose grants it reads; 0 for none
         self._number = 1
 
     def close(self) -> None:
@@ -144,26 +134,26 @@ class Mailbox:
         self._memory.close()
 
     def open(self, serial: int) -> None:
-        """Wait for the grants of another cursor."""
+        """Read the grants of another cursor from now on."""
         self.serial, self._number = serial, 1
 
     def end(self, serial: int) -> None:
-        """Take no more grants of a cursor that has ended, unless another one has begun: those made ahead are void."""
+        """Read no more grants of the cursor `serial`, unless another cursor has begun: grants made ahead are void."""
         if self.serial == serial:
             self.serial = 0
 
     @property
     def has_next(self) -> bool:
-        """Whether the cursor's next grant is there, or being written."""
+        """Whether the cursor's next grant is there, or is being written."""
         return self.has_ahead(1)
 
     def has_ahead(self, count: int) -> bool:
-        """Whether at least `count` grants are there (or the last of them is being written). In any thread."""
+        """Whether at least `count` grants are there, or the last of them is being written. Any thread may call it."""
         number = self._number + count - 1
         found, serial = _begin(self._memory, number % _N_RECORDS * _STRIDE_BYTES)
         return bool(found == number and serial == self.serial)
 
-    def take(self) -> Granted | None:
+    def read(self) -> Grant | None:
         """Return the cursor's next grant; `None` if it is not there yet."""
         number = self._number
         at = number % _N_RECORDS * _STRIDE_BYTES
@@ -172,30 +162,30 @@ class Mailbox:
         if fields[0] != number or fields[1] != self.serial or fields[-1] != crc32(record[:-_CHECK_BYTES]):
             return None
         self._number = number + 1
-        return _new(Granted, fields)  # what Granted._make does, without a call of Python's
+        return _new(Grant, fields)  # what Grant._make does, without a Python call
 
 
-_NOTE = struct.Struct("<3Q")  # lease, last lease taken, checksum
-_N_NOTES = 16
+_RETURN = struct.Struct("<3Q")  # lease, last lease taken, checksum
+_N_RETURNS = 16
 _TAKEN = struct.Struct("<2Q")  # last lease taken, checksum
-_TAKEN_AT = _NOTE.size * _N_NOTES
-_CHECK = 0x9E3779B97F4A7C15  # so that a page of zeros is no note
+_TAKEN_AT = _RETURN.size * _N_RETURNS
+_CHECK = 0x9E3779B97F4A7C15  # so that a page of zeros holds no record
 RETURN_QUEUE_BYTES = 4096
-MAX_NOTED = 8
-ENOUGH_AHEAD = 2  # grants in the mailbox with which a loop does without the daemon
+MAX_RETURNS_UNSENT = 8  # leases that a consumer writes to the page before it sends them in a `Release`
+ENOUGH_AHEAD = 2  # grants in its queue with which a loop does without the daemon
 
 
-class ReturnedLeases:
-    """The daemon's end. Owns its map of the page."""
+class ReturnReader:
+    """The daemon's end of the return queue. Owns its map of the page."""
 
     def __init__(self, memory: mmap.mmap) -> None:
         self._memory = memory
-        self._page = bytes(_NOTE.size * _N_NOTES)
-        self._notes: set[tuple[int, int]] = set()
+        self._page = bytes(_RETURN.size * _N_RETURNS)
+        self._returns: set[tuple[int, int]] = set()
 
     @classmethod
-    def create(cls) -> tuple[ReturnedLeases, int]:
-        """Return an empty page, and the consumer's descriptor of it, the caller's own.
+    def create(cls) -> tuple[ReturnReader, int]:
+        """Return an empty queue, and a descriptor of it for the consumer, which the caller owns.
 
         Raises:
             OSError: if the process has no descriptor left, or the machine no memory.
@@ -207,21 +197,21 @@ class ReturnedLeases:
             os.close(fd)
             raise
 
-    def new(self) -> list[tuple[int, int]]:
-        """Return what was noted since the last time: (lease, last lease taken then)."""
+    def read_new(self) -> list[tuple[int, int]]:
+        """Return what was written since the last call: (lease, last lease taken at that time)."""
         page = self._memory[: len(self._page)]
         if page == self._page:
             return []
         self._page = page
-        before = self._notes
-        self._notes = {
-            (lease, taken) for lease, taken, check in _NOTE.iter_unpack(page) if check == lease ^ taken ^ _CHECK
+        before = self._returns
+        self._returns = {
+            (lease, taken) for lease, taken, check in _RETURN.iter_unpack(page) if check == lease ^ taken ^ _CHECK
         }
-        return sorted(self._notes - before)
+        return sorted(self._returns - before)
 
     @property
     def taken(self) -> int:
-        """The last lease that the loop has taken; 0 if that is not known just now."""
+        """The last lease that the loop has taken; 0 while that is being written."""
         taken, check = _TAKEN.unpack_from(self._memory, _TAKEN_AT)
         return taken if check == taken ^ _CHECK else 0
 
@@ -230,11 +220,11 @@ class ReturnedLeases:
         self._memory.close()
 
 
-class Returns:
-    """The consumer's end: a map that it writes through.
+class ReturnWriter:
+    """The consumer's end of the return queue: a map that it writes through.
 
     Raises:
-        ValueError: if what `fd` names is smaller than a page.
+        ValueError: if the file of `fd` is smaller than a return queue.
     """
 
     def __init__(self, fd: int) -> None:
@@ -243,13 +233,13 @@ class Returns:
         segment.keep_from_children(self._memory)
         self._numbers = itertools.count()
 
-    def note(self, lease: int, taken: int) -> None:
-        """Note that a lease has ended. In any thread, at any moment: each note has a place of its own."""
-        at = next(self._numbers) % _N_NOTES * _NOTE.size
-        self._memory[at : at + _NOTE.size] = _NOTE.pack(lease, taken, lease ^ taken ^ _CHECK)
+    def write(self, lease: int, taken: int) -> None:
+        """Write that a lease has ended. Any thread may call it at any moment: each record has a place of its own."""
+        at = next(self._numbers) % _N_RETURNS * _RETURN.size
+        self._memory[at : at + _RETURN.size] = _RETURN.pack(lease, taken, lease ^ taken ^ _CHECK)
 
-    def took(self, lease: int) -> None:
-        """Note that the loop has taken a lease, so that `status` can tell what it holds from what lies ready for it."""
+    def write_taken(self, lease: int) -> None:
+        """Write that the loop has taken a lease: `status` counts those after it as granted ahead, not as held."""
         with contextlib.suppress(ValueError):  # another thread has closed the connection
             self._memory[_TAKEN_AT : _TAKEN_AT + _TAKEN.size] = _TAKEN.pack(lease, lease ^ _CHECK)
 

@@ -1,9 +1,9 @@
-"""Shared memory: the only module that creates segments and maps them.
+"""Shared memory: this module alone creates segments and maps them.
 
-The daemon creates a segment for each slot, reserves all its pages at once (a full `/dev/shm` is an error now, not a
-SIGBUS later), removes its name at once, and passes the descriptor on. From then on the kernel frees the memory when the
-last descriptor and map are gone: no kill of any party leaves anything behind, and no consumer's exit can unlink a ring
-that is in use. Consumers get a descriptor that was opened for reading only, so they cannot write, nor truncate.
+The daemon creates a segment for each slot and reserves all its pages at once, so that a full `/dev/shm` is an error now
+and not a SIGBUS later. It removes the name at once and passes the descriptor on. The kernel frees the memory with the
+last descriptor and map: a killed party leaves nothing behind, and no consumer's exit unlinks a ring that is in use.
+Consumers get a read-only descriptor, so they can neither write nor truncate.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from prefetchd.errors import BudgetError
 SHM_FOLDER = "/dev/shm"
 _NAME = "prefetchd-"
 _STALE_S = 60.0
-_LEFT_IN_SHM = 2  # a slot is made there if it holds so many: other programs need it, and cannot do without
+_LEFT_IN_SHM = 2  # slots for which /dev/shm must have room before one is made there: other programs need it too
 
 
 class Segment:
-    """Owns the descriptor of an unnamed segment of `n_bytes`, all of whose pages are reserved."""
+    """An unnamed segment of `n_bytes`, all of whose pages are reserved. Owns the descriptor."""
 
     def __init__(self, fd: int, n_bytes: int, *, is_memfd: bool = False) -> None:
         self.fd = fd
@@ -39,7 +39,7 @@ class Segment:
 
     @classmethod
     def create(cls, n_bytes: int) -> Segment:
-        """Make and reserve a segment: POSIX shared memory, or a memfd where `/dev/shm` has no room for it.
+        """Create and reserve a segment: POSIX shared memory, or a memfd where `/dev/shm` has too little room.
 
         Raises:
             BudgetError: if the machine cannot give `n_bytes`.
@@ -58,7 +58,7 @@ class Segment:
             os.close(fd)
             raise BudgetError(
                 f"cannot reserve a slot: the machine has no {format_bytes(n_bytes)} of memory left ({error.strerror}); "
-                "lower --batch-size, --image-size or --memory-budget, or free memory"
+                "lower batch_size, image_size or memory_budget, or free memory"
             ) from None
         _seal_length(fd)
         os.fchmod(fd, 0o600)
@@ -66,27 +66,27 @@ class Segment:
 
     @property
     def allocated_bytes(self) -> int:
-        """Bytes of the pages that the segment occupies now."""
+        """Bytes of the pages that the segment has now."""
         return os.fstat(self.fd).st_blocks * 512
 
     def read_only_fd(self) -> int:
-        """Return a new descriptor, the caller's own, through which nothing can be written."""
+        """Return a new read-only descriptor, which the caller owns."""
         return read_only(self.fd)
 
     def discard(self) -> None:
-        """Give the pages back now, also those that consumers still map (nobody may hold a view), and close."""
+        """Free the pages now, also those that consumers still map, and close. Nobody may hold a view."""
         memory = map_writable(self.fd, self.n_bytes)
         memory.madvise(mmap.MADV_REMOVE)
         memory.close()
         self.close()
 
     def close(self) -> None:
-        """Drop the daemon's hold; maps of other processes live on."""
+        """Close the daemon's descriptor; maps of other processes live on."""
         os.close(self.fd)
 
 
 def shm_free_bytes() -> int | None:
-    """Return the free bytes of `/dev/shm`; `None` if it has no bound, or is not there."""
+    """Return the free bytes of `/dev/shm`; `None` if it has no limit or does not exist."""
     try:
         state = os.statvfs(SHM_FOLDER)
     except OSError:
@@ -100,8 +100,8 @@ def _posix_segment(n_bytes: int) -> int:
     try:
         fd = os.open(f"{SHM_FOLDER}/{name}", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     finally:
-        # Before its pages are reserved, which takes a while: whatever kills us then leaves no name behind.
-        with contextlib.suppress(FileNotFoundError):  # taken for a dead daemon's while we were stopped
+        # Before the pages are reserved, which takes a while: a kill during that leaves no name behind.
+        with contextlib.suppress(FileNotFoundError):  # another daemon removed it as stale while this one was stopped
             os.unlink(f"{SHM_FOLDER}/{name}")  # `memory.unlink()` would tell the tracker
         memory.close()
     try:
@@ -113,7 +113,7 @@ def _posix_segment(n_bytes: int) -> int:
 
 
 def anonymous_file(label: str, n_bytes: int) -> int:
-    """Return the descriptor, the caller's own, of `n_bytes` of memory, no more and no less, that has no name."""
+    """Return a descriptor, which the caller owns, of `n_bytes` of memory without a name and of fixed length."""
     fd = os.memfd_create(label, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, n_bytes)
     _seal_length(fd)
@@ -121,17 +121,17 @@ def anonymous_file(label: str, n_bytes: int) -> int:
 
 
 def _seal_length(fd: int) -> None:
-    """See that who has a descriptor for writing cannot cut the file: that would make every map of it a SIGBUS."""
+    """Seal the length: a writer that cut the file would make every map of it a SIGBUS."""
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
 
 
 def read_only(fd: int) -> int:
-    """Return a new descriptor, the caller's own, of the same memory, through which nothing can be written."""
+    """Return a new read-only descriptor of the same memory, which the caller owns."""
     return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
 
 
 class _NoTracker:
-    """Stands in for the resource tracker: a process that could itself be stopped or killed, and then stops us."""
+    """Stands in for the resource tracker, a process: if that is stopped, it stops this one too."""
 
     @staticmethod
     def register(name: str, kind: str) -> None:
@@ -141,10 +141,10 @@ class _NoTracker:
 
 
 def _untracked(name: str, n_bytes: int) -> shared_memory.SharedMemory:
-    """Return a new named segment that no resource tracker knows of: its name is gone in an instant.
+    """Return a new named segment that no resource tracker knows; the caller removes the name at once.
 
-    Before Python 3.13 that is no option of `SharedMemory`. It would start a tracker process and write to its pipe: one
-    that is stopped makes the daemon wait for ever once the pipe is full. The daemon has one thread: a patch is sound.
+    Before Python 3.13 `SharedMemory` has no option for that. It starts a tracker process and writes to its pipe. A
+    stopped tracker blocks the daemon once the pipe is full. The patch is safe: the daemon has one thread.
     """
     if sys.version_info >= (3, 13):
         return shared_memory.SharedMemory(name, create=True, size=n_bytes, track=False)
@@ -157,9 +157,9 @@ def _untracked(name: str, n_bytes: int) -> shared_memory.SharedMemory:
 
 
 def remove_stale_names() -> None:
-    """Remove the names of segments whose daemons were killed in the midst of making them; they have no memory yet.
+    """Remove the names that killed daemons have left. A daemon calls it at its start.
 
-    A name exists for microseconds, so an old one is nobody's. Called as a daemon starts, for those before it.
+    A name exists for microseconds before its segment has memory, so an old name belongs to no live daemon.
     """
     with contextlib.suppress(OSError):
         for entry in os.scandir(SHM_FOLDER):
@@ -171,12 +171,12 @@ def remove_stale_names() -> None:
 
 
 def map_writable(fd: int, n_bytes: int) -> mmap.mmap:
-    """Return a shared map to write through."""
+    """Return a writable shared map."""
     return mmap.mmap(fd, n_bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
 
 
 def map_read_only(fd: int, n_bytes: int) -> mmap.mmap:
-    """Return a shared map with its page table filled, that cannot be written and that forked children do not get.
+    """Return a read-only shared map with its page table filled. Forked children do not get it.
 
     Raises:
         ValueError: if the segment is shorter than `n_bytes`.
@@ -188,7 +188,7 @@ def map_read_only(fd: int, n_bytes: int) -> mmap.mmap:
 
 
 def map_copy_on_write(fd: int, n_bytes: int) -> mmap.mmap:
-    """Return a private map: what is written stays with this map; forked children do not get it.
+    """Return a private map that keeps its writes to itself. Forked children do not get it.
 
     Raises:
         ValueError: if the segment is shorter than `n_bytes`.
@@ -203,7 +203,7 @@ _kept_from_children: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 
 
 def keep_from_children(memory: mmap.mmap) -> None:
-    """Let children that this process forks have nothing of a map."""
+    """Keep a map from the children that this process forks."""
     memory.madvise(mmap.MADV_DONTFORK)
     _kept_from_children.add(memory)
 
@@ -211,8 +211,8 @@ def keep_from_children(memory: mmap.mmap) -> None:
 def _never_unmap_in_child() -> None:
     """Keep a forked child's copies of the map objects for ever.
 
-    Where the maps were, the child has nothing; what the kernel puts there next is the child's own, arrays and stacks. A
-    map object that was dropped would unmap that.
+    The child has nothing mapped there, so the kernel may put the child's own arrays and stacks there. A map object
+    that is dropped would unmap those.
     """
     if _kept_from_children:
         import ctypes  # numpy has imported it

@@ -1,12 +1,12 @@
-"""The ring: slots, what they hold, and who holds them. The truth about leases is here, in the daemon's memory.
+"""The ring: slots, the batch in each, and the leases on them. The daemon's own record; no other process has one.
 
     FREE --start_fill--> FILLING --finish_fill--> READY --start_fill (another batch)--> FILLING
       ^                     |
       +------abandon--------+   a batch that cannot be made
 
 The ring is a window over the sequence of batches, keyed by (data set, epoch, batch). A slot, whatever it holds, may be
-filled anew only if nobody holds it (`leases`, by consumer) and nobody may still write into it (`writers`, by reader): a
-writer leaves by its acknowledgement or its observed exit alone. Pure bookkeeping: no clock, no socket, no map.
+filled again only if no consumer holds it (`leases`) and no reader may still write into it (`writers`). A writer leaves
+only by its acknowledgement or its observed exit. Pure: no clock, no socket, no map.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Slot:
 
     @property
     def reusable(self) -> bool:
-        """Whether a new batch may be put here now, what it holds being given up."""
+        """Whether a new batch may replace what the slot holds now."""
         return self.content is not Content.FILLING and not self.leases and not self.writers
 
 
@@ -67,14 +67,14 @@ class Ring:
         self._lease_slots: dict[int, Slot] = {}
         self._held: dict[int, dict[int, int]] = {}  # by consumer: how many leases it has on each slot
         self.leased_slots = 0  # how many slots have a holder
-        self.n_returned = 0  # how often the last holder of a slot has let go of it
+        self.n_returned = 0  # how often the last lease on a slot has ended
         self._next_lease = 1
         self._next_number = 1
 
     # --- slots
 
     def add(self, segment: Segment) -> Slot:
-        """Take a segment in as a FREE slot."""
+        """Add a segment as a FREE slot."""
         slot = Slot(self._next_number, segment)
         self._next_number += 1
         self.slots[slot.number] = slot
@@ -88,7 +88,7 @@ class Ring:
         slot.segment.discard()
 
     def close(self) -> None:
-        """Give every segment up, at the daemon's end; maps of consumers live on."""
+        """Close every segment, at the daemon's end; maps of consumers live on."""
         for slot in self.slots.values():
             slot.segment.close()
         self.slots.clear()
@@ -103,20 +103,20 @@ class Ring:
         return [key for key in keys if key not in held]
 
     def reusable_slots(self) -> list[Slot]:
-        """Return the slots that a new batch may be put into now (`Slot.reusable`)."""
+        """Return the slots that are `Slot.reusable`."""
         filling = Content.FILLING
         return [
             slot for slot in self.slots.values() if slot.content is not filling and not slot.leases and not slot.writers
         ]
 
     def count(self, content: Content) -> int:
-        """How many slots are in that state."""
+        """Return how many slots are in that state."""
         return sum(slot.content is content for slot in self.slots.values())
 
     # --- content
 
     def start_fill(self, slot: Slot, key: Key) -> None:
-        """Give up what a reusable slot holds and begin to fill it with the batch `key`."""
+        """Drop what a reusable slot holds and begin to fill it with the batch `key`."""
         assert slot.reusable, slot
         assert key not in self._by_key, key
         self._forget_key(slot)
@@ -124,13 +124,13 @@ class Ring:
         self._by_key[key] = slot
 
     def finish_fill(self, slot: Slot, rows: int) -> None:
-        """The batch is whole, with `rows` samples."""
+        """Make a filled slot READY, with `rows` samples."""
         assert slot.content is Content.FILLING
         assert not slot.writers
         slot.content, slot.rows = Content.READY, rows
 
     def abandon(self, slot: Slot) -> None:
-        """Give up a batch that cannot be made; the slot is reused when its last writer has left."""
+        """Drop a batch that cannot be made; the slot is reusable when its last writer has left."""
         assert slot.content is Content.FILLING
         self._forget_key(slot)
         slot.content = Content.FREE
@@ -143,17 +143,17 @@ class Ring:
     # --- writers
 
     def add_writer(self, slot: Slot, reader: int) -> None:
-        """A task that writes here was given to `reader`."""
+        """Count one more task of `reader` that writes here."""
         slot.writers[reader] = slot.writers.get(reader, 0) + 1
 
     def drop_writer(self, slot: Slot, reader: int) -> None:
-        """`reader` has acknowledged one task."""
+        """Count one task of `reader` less: it has acknowledged it."""
         slot.writers[reader] -= 1
         if not slot.writers[reader]:
             del slot.writers[reader]
 
     def reader_exited(self, reader: int) -> None:
-        """`reader` is gone for certain and writes nowhere any more."""
+        """Drop `reader` from every slot: its exit was observed, so it writes nowhere."""
         for slot in self.slots.values():
             slot.writers.pop(reader, None)
 
@@ -197,9 +197,9 @@ class Ring:
         return len(gone)
 
     def rows_in(self, leases: Iterable[int]) -> int:
-        """How many samples there are in the batches of those of `leases` that have not ended."""
+        """Return how many samples the batches of `leases` have, without leases that have ended."""
         return sum(self._lease_slots[lease].rows for lease in leases if lease in self._lease_slots)
 
     def held_by(self, consumer: int) -> int:
-        """How many slots a consumer holds."""
+        """Return how many slots a consumer holds."""
         return len(self._held.get(consumer, ()))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from prefetchd.client.user_warnings import warn_user
-from prefetchd.config.options import make_config
+from prefetchd.config.validate import make_config
 from prefetchd.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -192,7 +192,7 @@ def run(make: Loader, folder: Path, options: argparse.Namespace) -> tuple[float,
 
 def fill_s(folder: Path, options: argparse.Namespace) -> float:
     """Return what a reader's work on one batch takes, without any process around it."""
-    from prefetchd.config.options import make_config
+    from prefetchd.config.validate import make_config
     from prefetchd.data.registry import attach_source, open_source
     from prefetchd.ring.layout import BatchLayout
     from prefetchd.sampling.order import Order

@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-from prefetchd.config.options import make_config
+from prefetchd.config.validate import make_config
 from prefetchd.data.images.decode import detach_native_stderr
 from prefetchd.data.images.pipeline import ImageReader
 from prefetchd.data.manifest.records import Manifest

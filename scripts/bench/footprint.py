@@ -7,10 +7,10 @@ Runs two private daemons and reads Pss_Anon + SwapPss of each of their processes
   idle      on images of 8x8 pixels: what the processes take before they decode anything that matters
   working   on the given photographs, or on some made in code, in a loop without pause
 
-Pages that the zygote and the readers share after the fork are counted in parts (that is what Pss does), so the parts
-depend on the number of readers, and the sum does not. Compared are the constants of prefetchd/budget.py:
+Pages that the fork server and the readers share after the fork are counted in parts, as Pss does. So the parts depend
+on the number of readers, and the sum does not. Compared are the constants of prefetchd/budget.py:
 
-  DAEMON_BYTES      with daemon + zygote + resource tracker, at most
+  DAEMON_BYTES      with daemon + fork server + resource tracker, at most
   READER_BYTES      with the largest idle reader, at most
   ALLOWANCE_BYTES   with the largest working reader's maximum less the largest idle one's
   plan              all of these together, with the maximum of the sum over all processes of the working daemon
@@ -57,7 +57,9 @@ class Roles:
                 name = "daemon"
             elif "prefetchd.reader.fork_server" in words:
                 name = (
-                    "reader" if parent is not None and "prefetchd.reader.fork_server" in parent.cmdline() else "zygote"
+                    "reader"
+                    if parent is not None and "prefetchd.reader.fork_server" in parent.cmdline()
+                    else "fork server"
                 )
             elif any("resource_tracker" in word for word in words):
                 name = "tracker"
@@ -141,7 +143,9 @@ def main() -> int:
     rows.append(row("footprint", [a + b for a, b in zip(idle.totals, idle.rings, strict=True)], both))
     print(f"\n{table(rows)}\n")
 
-    fixed = max(sum(roles.max_bytes(kind) for kind in ("daemon", "zygote", "tracker")) for roles in (idle, working))
+    fixed = max(
+        sum(roles.max_bytes(kind) for kind in ("daemon", "fork server", "tracker")) for roles in (idle, working)
+    )
     idle_reader, working_reader = idle.max_bytes("reader"), working.max_bytes("reader")
     plan = DAEMON_BYTES + options.workers * (READER_BYTES + ALLOWANCE_BYTES)
     checks = [

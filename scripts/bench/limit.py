@@ -14,7 +14,7 @@ compare CPU-seconds an image.
 
   images/s      of wall time; `ratio` is to the floor of the same round, medians over the rounds
   CPU ms/image  of the whole tree; `ratio` as above
-  daemon, loop  of one core: the daemon's own process and the zygote, and the loop's
+  daemon, loop  of one core: the daemon's own process and the fork server, and the loop's
 """
 
 from __future__ import annotations

@@ -142,7 +142,7 @@ class World:
     def private_options(self) -> dict[str, object]:
         return {"batch_size": 5, "image_size": 32, "color": "bgr", "shrink_on_load": False, "num_workers": 2}
 
-    def zygote(self, parent: int) -> int:
+    def fork_server(self, parent: int) -> int:
         def find() -> int:
             for child in psutil.Process(parent).children():
                 with contextlib.suppress(psutil.Error):
@@ -150,13 +150,13 @@ class World:
                         return child.pid
             return 0
 
-        wait_until(find, "there is a zygote")
+        wait_until(find, "there is a fork server")
         return find()
 
     def reader(self, parent: int) -> int:
-        zygote = psutil.Process(self.zygote(parent))
-        wait_until(zygote.children, "there is a reader")
-        return zygote.children()[0].pid
+        fork_server = psutil.Process(self.fork_server(parent))
+        wait_until(fork_server.children, "there is a reader")
+        return fork_server.children()[0].pid
 
     def close(self) -> None:
         """End everything, and hold that nothing is left."""
@@ -222,8 +222,8 @@ def _attached(world: World, cell: Cell) -> None:
     trainer = world.trainer()
     if cell.moment == "start":
         victim = {
-            "daemon": lambda: daemon.pid if world.zygote(daemon.pid) else 0,
-            "zygote": lambda: world.zygote(daemon.pid),
+            "daemon": lambda: daemon.pid if world.fork_server(daemon.pid) else 0,
+            "fork server": lambda: world.fork_server(daemon.pid),
             "reader": lambda: world.reader(daemon.pid),
             "consumer": lambda: trainer.pid,
         }[cell.party]()
@@ -239,7 +239,7 @@ def _attached(world: World, cell: Cell) -> None:
             at_gate = world.sabotage.wait_pid(f"gate-{GATE:03d}")
         victim = {
             "daemon": lambda: daemon.pid,
-            "zygote": lambda: world.zygote(daemon.pid),
+            "fork server": lambda: world.fork_server(daemon.pid),
             "reader": lambda: at_gate or world.reader(daemon.pid),
             "consumer": lambda: trainer.pid,
         }[cell.party]()

@@ -53,11 +53,11 @@ def _cells() -> Iterator[Cell]:
         ends = moment == "shutting down"
         for fault in deadly:
             yield Cell("daemon", fault, moment, Outcome.ENDS if ends else Outcome.LOST)
-            yield Cell("zygote", fault, moment, Outcome.ENDS if ends else Outcome.EXACT)
+            yield Cell("fork server", fault, moment, Outcome.ENDS if ends else Outcome.EXACT)
             yield Cell("reader", fault, moment, Outcome.ENDS if ends else Outcome.EXACT)
             yield Cell("consumer", fault, moment, Outcome.ENDS if ends else Outcome.FREED)
         yield Cell("daemon", "SIGSTOP", moment, Outcome.ENDS if ends else Outcome.RESUMES)
-        yield Cell("zygote", "SIGSTOP", moment, Outcome.ENDS if ends else Outcome.EXACT)
+        yield Cell("fork server", "SIGSTOP", moment, Outcome.ENDS if ends else Outcome.EXACT)
         yield Cell("reader", "SIGSTOP", moment, Outcome.ENDS if ends else Outcome.EXACT)
         yield Cell("consumer", "SIGSTOP", moment, Outcome.ENDS if ends else Outcome.BEARS)
     for fault in ("exit 0", "exception", "MemoryError", "closed descriptors"):

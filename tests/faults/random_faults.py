@@ -38,15 +38,15 @@ def run_round(seed: int, folder: Path, done: list[str], n_faults: int = 12) -> N
             assert trainer.line() == "attached"
             trainer.tell("rest")
         crashes = 0  # of readers; one that crashes on the same sample time and again is taken at its word, rightly
-        in_a_row = 0  # of readers and zygotes; a daemon whose readers never get ready gives up after three, rightly
+        in_a_row = 0  # of readers and fork servers; a daemon gives up after three that never get ready, rightly
         for _ in range(n_faults):
             time.sleep(rng.uniform(0, 0.08))  # no synchronisation: at any moment is the point
-            party = rng.choice(("daemon", "zygote", "reader", "reader", "consumer", "newcomer"))
+            party = rng.choice(("daemon", "fork server", "reader", "reader", "consumer", "newcomer"))
             fault = rng.choice(("kill", "segv", "stop"))
             if party == "reader" and fault == "segv":
                 crashes += 1
                 fault = "kill" if crashes > CRASH_TRIES else fault
-            in_a_row += party in ("zygote", "reader") and fault != "stop"
+            in_a_row += party in ("fork server", "reader") and fault != "stop"
             if in_a_row == MAX_BOOT_FAILURES:
                 wait_until(lambda: any(one["ready"] for one in ask_status()["readers"]), "a reader is ready")
                 in_a_row = 1  # the one that comes now
@@ -76,10 +76,10 @@ def _befall(party: str, fault: str, daemon: int, trainers: list[Trainer], rng: r
         elif party == "daemon":
             pid = daemon
         else:
-            zygote = next(
+            fork_server = next(
                 one for one in psutil.Process(daemon).children() if "prefetchd.reader.fork_server" in one.cmdline()
             )
-            pid = zygote.pid if party == "zygote" else rng.choice(zygote.children()).pid
+            pid = fork_server.pid if party == "fork server" else rng.choice(fork_server.children()).pid
         if fault == "stop":
             os.kill(pid, signal.SIGSTOP)
             time.sleep(rng.uniform(0, 0.3))

@@ -1,6 +1,6 @@
 """Put into the daemon's interpreter as `sitecustomize` by the `sabotage` fixture: makes decoding go wrong on purpose.
 
-Works in the zygote, and so in the readers that it forks, and nowhere else. A file whose last bytes are
+Works in the fork server, and so in the readers that it forks, and nowhere else. A file whose last bytes are
 `\\nSABOTAGE word` (padded to 32 bytes) does what the word says when it is decoded:
 
 - `segv`: the decoder crashes; `exit`: it ends the process with status 0; `kill`: SIGKILL, as the kernel's killer does;

@@ -17,7 +17,7 @@ import pytest
 
 import prefetchd
 from prefetchd.ipc.run_directory import daemon_paths, lock_owner
-from tests.conftest import DEADLINE_S, PROMPT_S, DaemonProcess, wait_until
+from tests.conftest import DEADLINE_S, PROMPT_S, DaemonProcess, end_thread, wait_until
 from tests.faults.conftest import Content, Sabotage, Script, content_of, exact, write_manifest
 
 Serve = Callable[..., DaemonProcess]
@@ -71,7 +71,7 @@ def test_waiting_consumer_keeps_what_it_holds(serve: Serve, sabotage: Sabotage, 
     with pytest.raises(prefetchd.DaemonLost, match=r"daemon 'default' \(pid \d+\) ended.*stays"):
         next(batches)
     raised_at = time.monotonic()
-    killer.join()
+    end_thread(killer)
     assert raised_at - killed_at[0] < PROMPT_S
     wait_gone(family)
     wait_until(lambda: not run_files(), "the run directory is empty")
@@ -125,7 +125,7 @@ def test_busy_consumers_hear_at_their_next_batch(
 
 
 def test_killed_with_a_stopped_reader(serve: Serve, forty: Path) -> None:
-    """A stopped reader does not see its socket end; the zygote ends it."""
+    """A stopped reader does not see its socket end; the fork server ends it."""
     daemon = serve(forty, *exact("--num-workers", 2))
     family = daemon.descendants()
     os.kill(daemon.reader_pids()[0], signal.SIGSTOP)
@@ -136,13 +136,13 @@ def test_killed_with_a_stopped_reader(serve: Serve, forty: Path) -> None:
 
 
 def test_next_serve_takes_over_at_once(serve: Serve, forty: Path, forty_content: Content) -> None:
-    """It starts while the dead one's zygote still cleans up, and keeps its files."""
+    """It starts while the dead one's fork server still cleans up, and keeps its files."""
     for _ in range(3):
         daemon = serve(forty, *exact("--num-workers", 1))
         os.kill(daemon.pid, signal.SIGKILL)
         daemon.process.wait(20)
     daemon = serve(forty, *exact("--num-workers", 1))
-    wait_until(lambda: len(psutil.Process(daemon.pid).children()) >= 1, "it has a zygote")
+    wait_until(lambda: len(psutil.Process(daemon.pid).children()) >= 1, "it has a fork server")
     assert lock_owner(daemon_paths("default").lock) == daemon.pid
     with prefetchd.batches(timeout=5) as loader:
         assert content_of(loader) == forty_content
@@ -151,15 +151,15 @@ def test_next_serve_takes_over_at_once(serve: Serve, forty: Path, forty_content:
 
 
 def test_stale_files_of_a_family_killed_together(serve: Serve, forty: Path, forty_content: Content) -> None:
-    """Daemon and zygote die in one moment: nobody cleans up, and the next takes the name over all the same."""
+    """Daemon and fork server die in one moment: nobody cleans up, and the next takes the name over all the same."""
     daemon = serve(forty, *exact("--num-workers", 2))
     family = daemon.descendants()
     for process in family:
         if "prefetchd.reader.fork_server" in " ".join(process.cmdline()) and process.ppid() == daemon.pid:
             process.suspend()
-            zygote = process
+            fork_server = process
     os.kill(daemon.pid, signal.SIGKILL)
-    zygote.kill()
+    fork_server.kill()
     daemon.process.wait(20)
     wait_gone(family)
     assert sorted(run_files()) == ["default.lock", "default.sock"]
@@ -178,7 +178,7 @@ def test_stale_files_of_a_family_killed_together(serve: Serve, forty: Path, fort
 
 def test_killed_while_it_starts(serve: Serve, forty: Path) -> None:
     daemon = serve(forty, *exact("--num-workers", 2), ready=False)
-    wait_until(lambda: len(psutil.Process(daemon.pid).children(recursive=True)) >= 1, "its zygote was started")
+    wait_until(lambda: len(psutil.Process(daemon.pid).children(recursive=True)) >= 1, "its fork server was started")
     family = daemon.descendants()
     os.kill(daemon.pid, signal.SIGKILL)
     daemon.process.wait(20)
@@ -235,7 +235,7 @@ def test_private_daemon_ends_with_a_killed_parent(script: Start, forty: Path) ->
     family: list[psutil.Process] = []
 
     def complete() -> bool:
-        """Whether its daemon, the zygote and both readers are there: the first batch takes but one of these."""
+        """Whether its daemon, the fork server and both readers are there: the first batch takes but one of these."""
         family[:] = [one for one in psutil.Process(consumer.pid).children(recursive=True) if one.pid != child.pid]
         return len(family) >= 4
 

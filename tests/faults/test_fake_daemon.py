@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import prefetchd
 from prefetchd.client.connection import Connection
 from prefetchd.ipc import messages, sockets
-from prefetchd.ring.queues import Outbox, ReturnedLeases
+from prefetchd.ring.queues import GrantWriter, ReturnReader
 from prefetchd.sampling.sharding import Shard
 
 LAYOUT = {"batch_size": 2, "x_shape": [4], "x_dtype": "uint8", "y_shape": [], "y_dtype": "int64"}
@@ -59,13 +59,13 @@ def consume(words: Words, *, writable: bool = False) -> str:
     """Attach to a daemon that says `words` and ends; take what batches it grants; return how that ended."""
     ours, theirs = sockets.socket_pair()
     connection = Connection(ours, os.getpid(), writable=writable, hold_timeout_s=0.1)
-    outbox, mailbox = Outbox.create()
-    returned, returns = ReturnedLeases.create()
+    outbox, mailbox = GrantWriter.create()
+    returned, returns = ReturnReader.create()
     pages = {MAILBOX: mailbox, RETURNS: returns}
     outbox.open(1)
     for word in words:
         if isinstance(word, Grant):
-            outbox.put(word.lease, word.slot, word.epoch, word.batch, word.rows, repeated=False, told=word.told)
+            outbox.write(word.lease, word.slot, word.epoch, word.batch, word.rows, repeated=False, n_sent=word.told)
         else:
             data, fds = word
             sockets.send(theirs, data, [pages.get(fd, fd) for fd in fds])
@@ -167,7 +167,7 @@ WORDS = st.one_of(
 DESCRIPTORS = st.lists(st.sampled_from(("mailbox", "returns", "segment", "short", "pipe", "folder")), max_size=3)
 
 
-@settings(max_examples=400, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=400, suppress_health_check=list(HealthCheck))
 @given(
     begins=st.booleans(),
     words=st.lists(st.tuples(WORDS, DESCRIPTORS) | st.builds(Grant, *[counts] * 6), max_size=8),

@@ -1,7 +1,8 @@
-"""Nobody waits without an end, or without its being said: stopped daemons and zygotes, readers stuck in the kernel."""
+"""Nobody waits without an end or a message: stopped daemons and fork servers, readers stuck in the kernel."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
@@ -20,7 +21,7 @@ import pytest
 import prefetchd
 from prefetchd.client import admin, launch, waiting
 from prefetchd.ipc.run_directory import daemon_paths
-from tests.conftest import DEADLINE_S, DaemonProcess, wait_until
+from tests.conftest import DEADLINE_S, DaemonProcess, end_thread, wait_until
 from tests.faults.conftest import (
     Content,
     Sabotage,
@@ -31,7 +32,7 @@ from tests.faults.conftest import (
     write_manifest,
 )
 from tests.faults.test_daemon import wait_gone
-from tests.faults.test_readers import zygote_pid
+from tests.faults.test_readers import fork_server_pid
 
 Serve = Callable[..., DaemonProcess]
 
@@ -66,7 +67,7 @@ def test_loop_names_a_stopped_daemon_and_goes_on_when_it_is_continued(
         thread = threading.Thread(target=continue_it)
         thread.start()
         assert content_of(batches) == forty_content
-        thread.join()
+        end_thread(thread)
     assert (
         f"pid {daemon.pid} is stopped (SIGSTOP, or a debugger); continue it with: kill -CONT {daemon.pid}"
         in caplog.text
@@ -134,7 +135,7 @@ def test_loader_that_is_closed_by_another_thread_ends_its_loop_and_starts_no_oth
     continuing = threading.Timer(0.2, os.kill, (pid, signal.SIGCONT))  # else the end is waited for, then forced
     continuing.start()
     loader.close()
-    thread.join()
+    end_thread(thread)
     continuing.join()
     assert len(errors) == 1
     assert not [child for child in psutil.Process().children() if "prefetchd.daemon.private" in child.cmdline()]
@@ -166,8 +167,7 @@ def test_thread_that_waits_is_woken_at_once_by_close_though_batches_are_held(
         thread.start()
         wait_until(lambda: held_up(thread), "the loop waits")
         loader.close()
-        thread.join(20)
-        assert not thread.is_alive()
+        end_thread(thread)
     finally:
         os.kill(daemon.pid, signal.SIGCONT)
     assert "it was closed" in said[0]
@@ -202,7 +202,7 @@ def test_status_from_another_thread_takes_nothing_from_the_loop(
             assert content_of(iter(loader)) == forty_content
         over.set()
         for thread in threads:
-            thread.join()
+            end_thread(thread)
         assert names == {"default"}
 
 
@@ -235,26 +235,26 @@ def test_daemon_at_work_says_at_what(
     with caplog.at_level(logging.WARNING), prefetchd.batches() as loader:
         thread.start()
         assert content_of(loader) == wanted
-    thread.join()
+    end_thread(thread)
     assert "on epoch 0 batch 1" in caplog.text
 
 
-def test_stopped_zygote_is_replaced(serve: Serve, forty: Path, forty_content: Content) -> None:
+def test_stopped_fork_server_is_replaced(serve: Serve, forty: Path, forty_content: Content) -> None:
     """Also if no reader has died that it would have to replace."""
     daemon = serve(forty, *exact("--num-workers", 2))
-    zygote = zygote_pid(daemon)
-    os.kill(zygote, signal.SIGSTOP)
+    fork_server = fork_server_pid(daemon)
+    os.kill(fork_server, signal.SIGSTOP)
     with prefetchd.batches(epochs=None) as loader:
         batches = iter(loader)
         assert content_of([next(batches) for _ in range(8)]) == forty_content
-        while psutil.pid_exists(zygote):
+        while psutil.pid_exists(fork_server):
             next(batches)
-    assert "killing the zygote" in daemon.log
+    assert "killing the fork server" in daemon.log
     wait_until(lambda: len(daemon.reader_pids()) == 2, "two readers stand")
 
 
-def test_killed_daemon_leaves_nothing_though_its_zygote_and_readers_are_stopped(serve: Serve, forty: Path) -> None:
-    """The kernel continues the zygote as its parent dies."""
+def test_killed_daemon_leaves_nothing_though_its_fork_server_and_readers_are_stopped(serve: Serve, forty: Path) -> None:
+    """The kernel continues the fork server as its parent dies."""
     daemon = serve(forty, *exact("--num-workers", 2))
     family = daemon.descendants()
     for process in family:
@@ -265,15 +265,15 @@ def test_killed_daemon_leaves_nothing_though_its_zygote_and_readers_are_stopped(
     wait_until(lambda: not list(daemon_paths("default").socket.parent.iterdir()), "the run directory is empty")
 
 
-def test_killed_daemon_and_zygote_leave_no_stopped_readers(serve: Serve, forty: Path) -> None:
+def test_killed_daemon_and_fork_server_leave_no_stopped_readers(serve: Serve, forty: Path) -> None:
     daemon = serve(forty, *exact("--num-workers", 2))
     family = daemon.descendants()
     for pid in daemon.reader_pids():
         os.kill(pid, signal.SIGSTOP)
-    zygote = zygote_pid(daemon)
-    os.kill(zygote, signal.SIGSTOP)
+    fork_server = fork_server_pid(daemon)
+    os.kill(fork_server, signal.SIGSTOP)
     os.kill(daemon.pid, signal.SIGKILL)
-    os.kill(zygote, signal.SIGKILL)
+    os.kill(fork_server, signal.SIGKILL)
     daemon.process.wait(20)
     wait_gone(family)
     for path in daemon_paths("default").socket.parent.iterdir():  # nobody was left to remove them
@@ -298,7 +298,8 @@ def test_reader_that_the_kernel_does_not_let_go_is_named_and_fails_its_batch_alo
         if readers == 1:
             with pytest.raises(prefetchd.PrefetchdError, match=rf"every reader \(pid {pid}\) hangs in the kernel"):
                 next(batches)
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # the zygote may have ended it, once the daemon gave up
+                os.kill(pid, signal.SIGKILL)
             daemon.process.wait(10)
             return
         with pytest.raises(prefetchd.SampleError, match=rf"batch 3: its reader \(pid {pid}\) hangs in the kernel"):

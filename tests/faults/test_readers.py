@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from tests.faults.conftest import Content, Sabotage, content_of, exact, expected
 Serve = Callable[..., DaemonProcess]
 
 
-def zygote_pid(daemon: DaemonProcess) -> int:
+def fork_server_pid(daemon: DaemonProcess) -> int:
     return next(
         child.pid
         for child in psutil.Process(daemon.pid).children()
@@ -96,21 +97,21 @@ def test_all_readers_at_once(serve: Serve, sabotage: Sabotage, tmp_path: Path) -
     assert not pids & set(daemon.reader_pids())
 
 
-def test_zygote_killed(serve: Serve, sabotage: Sabotage, tmp_path: Path) -> None:
+def test_fork_server_killed(serve: Serve, sabotage: Sabotage, tmp_path: Path) -> None:
     manifest = write_manifest(tmp_path, 40)
     wanted = expected_content(manifest)
     sabotage.mark(tmp_path / "017.jpg", "gate-017")
     daemon = serve(manifest, *exact("--num-workers", 2), ready=False)
     at_gate = sabotage.wait_pid("gate-017")
-    zygote = zygote_pid(daemon)
-    os.kill(zygote, signal.SIGKILL)
+    fork_server = fork_server_pid(daemon)
+    os.kill(fork_server, signal.SIGKILL)
     wait_until(lambda: not psutil.pid_exists(at_gate), "its reader is gone")
     with prefetchd.batches() as loader:
         assert content_of(loader) == wanted
     wait_until(lambda: len(daemon.reader_pids()) == 2, "two new readers stand")
     assert at_gate not in daemon.reader_pids()
-    assert zygote_pid(daemon) != zygote
-    assert "the zygote ended" in daemon.log
+    assert fork_server_pid(daemon) != fork_server
+    assert "the fork server ended" in daemon.log
 
 
 def test_hung_reader_is_replaced_after_the_timeout(serve: Serve, sabotage: Sabotage, tmp_path: Path) -> None:
@@ -139,6 +140,14 @@ def test_readers_killed_at_random_moments(serve: Serve, forty: Path, forty_conte
             if number % 4 == 1:
                 pids = daemon.reader_pids()
                 if pids:
-                    os.kill(pids[0], signal.SIGKILL)
+                    with contextlib.suppress(ProcessLookupError):  # the daemon may not have seen its end yet
+                        os.kill(pids[0], signal.SIGKILL)
     assert seen == wanted
     assert daemon.status()["bad_samples"] == 0
+
+
+def test_libraries_are_loaded_once_and_not_by_each_reader(serve: Serve, forty: Path) -> None:
+    """The process that forks the readers has OpenCV mapped: a fresh reader stands in milliseconds."""
+    daemon = serve(forty, *exact("--num-workers", 1))
+    wait_until(daemon.reader_pids, "a reader stands")
+    assert "/cv2" in Path(f"/proc/{fork_server_pid(daemon)}/maps").read_text()

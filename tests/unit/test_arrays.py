@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prefetchd.config.options import OPTIONS, make_config
+from prefetchd.config.options import OPTIONS
+from prefetchd.config.validate import make_config
 from prefetchd.data.arrays import mapped_rows
 from prefetchd.data.kinds import (
     ARRAY_OPTIONS,

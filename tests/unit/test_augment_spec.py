@@ -8,7 +8,7 @@ import pytest
 
 from prefetchd.config.augment import AUGMENTATIONS, canonical, parameters
 from prefetchd.config.datasets import read_config_file
-from prefetchd.config.options import make_config
+from prefetchd.config.validate import make_config
 from prefetchd.errors import ConfigError
 
 

@@ -11,7 +11,7 @@ import pytest
 from prefetchd.cli.measure import peers
 from prefetchd.cli.measure.benchmark import Figures, limit_of, summarise, table, take_turn
 from prefetchd.cli.measure.measure import Measured
-from prefetchd.config.options import make_config
+from prefetchd.config.validate import make_config
 from prefetchd.data.manifest.records import Manifest
 from prefetchd.sampling.order import Order
 

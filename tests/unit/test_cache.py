@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prefetchd.config.options import make_config
+from prefetchd.config.validate import make_config
 from prefetchd.daemon.memory.limits import CgroupMemory
 from prefetchd.daemon.memory.pressure import CachePages
 from prefetchd.data.cache import directory, keys, lookup, segment

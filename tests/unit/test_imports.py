@@ -16,9 +16,10 @@ ROOT = Path(prefetchd.__file__).parent
 LAYERS = (
     ("errors", "_version"),
     ("config", "sampling"),
+    ("batch_options",),
     ("ipc", "ring"),
     ("data", "client"),
-    ("batch_options", "reader"),
+    ("reader",),
     ("torch", "keras", "tensorflow"),
     ("daemon.schedule",),
     ("daemon.readers",),
@@ -43,6 +44,7 @@ PURE = (
     "ring.slots",
     "daemon.schedule.cursor",
     "daemon.schedule.pacing",
+    "daemon.schedule.windows",
     "daemon.schedule.scheduler",
     "daemon.readers.batch_job",
 )

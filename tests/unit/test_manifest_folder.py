@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prefetchd.config.options import make_config
+from prefetchd.config.validate import make_config
 from prefetchd.data.manifest.records import Manifest
 from prefetchd.errors import ManifestError
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from prefetchd.config.options import make_config
+from prefetchd.config.validate import make_config
 from prefetchd.data.manifest.records import Manifest
 from prefetchd.errors import ManifestError
 from tests.unit.test_manifest import no_descriptor_and_no_thread_is_left, pairs, refusal, write  # noqa: F401

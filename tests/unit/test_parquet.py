@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from prefetchd.config.options import make_config
+from prefetchd.config.validate import make_config
 from prefetchd.data.faults import SampleFault, UnreadableFile
 from prefetchd.data.files import FileBuffer
 from prefetchd.data.parquet import page_heads, row_group
@@ -219,7 +219,7 @@ def test_null_empty_and_damaged_images_are_faults_of_their_sample(tmp_path: Path
 
 
 def test_what_a_row_group_takes_is_planned_or_reserved(tmp_path: Path, monkeypatch, caplog) -> None:
-    """A group that may be kept is part of each reader's share. Of a larger one a block is, and pages are reserved."""
+    """A group that may be kept is part of a reader's share; of a larger one a block is, and its pages are reserved."""
     asked: list[int] = []
     images = [os.urandom(100_000) for _ in range(20)]
     source = table(tmp_path, {"image": images}, row_group_size=10)
@@ -400,10 +400,12 @@ def test_without_pyarrow_the_error_says_how_to_get_it(tmp_path: Path, monkeypatc
 
 def test_pyarrow_is_not_loaded_for_other_sources(tmp_path: Path) -> None:
     """It takes a quarter of a second and 10 MiB."""
+    (tmp_path / "a.jpg").write_bytes(b"")
     (tmp_path / "a.txt").write_text("a.jpg 1\n")
+    (tmp_path / "a.jpg").touch()
     code = (
         "import sys; from prefetchd.data.registry import open_source; "
-        "from prefetchd.config.options import make_config; "
+        "from prefetchd.config.validate import make_config; "
         f"open_source(make_config(source={str(tmp_path / 'a.txt')!r})); print('pyarrow' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
@@ -416,7 +418,7 @@ def test_reading_gives_memory_back(tmp_path: Path) -> None:
     code = f"""
 import numpy, cv2
 from prefetchd.data.parquet.records import ParquetRecords
-from prefetchd.config.options import make_config
+from prefetchd.config.validate import make_config
 from prefetchd.data.files import FileBuffer
 def status(key):
     return next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith(key))

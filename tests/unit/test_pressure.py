@@ -8,34 +8,34 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefetchd.daemon.memory.limits import AMPLE_BYTES, SHORT_BYTES, Shortage
-from prefetchd.daemon.memory.pressure import CALM_TICKS, MIB, Costs, PressurePolicy, Stance
+from prefetchd.daemon.memory.pressure import CALM_TICKS, MIB, Costs, PressurePolicy, Target
 
-FULL = Stance(16, 4)
+FULL = Target(16, 4)
 COSTS = Costs(4 * MIB, 24 * MIB, least_slots=3)
 SHORT = Shortage(SHORT_BYTES - 1, "test")
 AMPLE = Shortage(AMPLE_BYTES + 1024 * MIB, "test")
 BETWEEN = Shortage((SHORT_BYTES + AMPLE_BYTES) // 2, "test")
 
 
-def run(policy: PressurePolicy, readings: list[Shortage], stance: Stance = FULL) -> list[Stance]:
-    """The stance after each reading, the daemon being where it was told to be."""
+def run(policy: PressurePolicy, readings: list[Shortage], target: Target = FULL) -> list[Target]:
+    """The target after each reading, the daemon being where it was told to be."""
     found = []
     for reading in readings:
-        stance = policy.step(reading, stance, FULL, COSTS)
-        found.append(stance)
+        target = policy.step(reading, target, FULL, COSTS)
+        found.append(target)
     return found
 
 
 def test_slots_go_first_then_readers_then_it_pauses():
     """Each short reading costs one step, and what delivers one batch at a time is never given up."""
     stances = run(PressurePolicy(), [SHORT] * 12)
-    slots = [stance.n_slots for stance in stances]
+    slots = [target.n_slots for target in stances]
     assert slots == sorted(slots, reverse=True)
     assert min(slots) == COSTS.least_slots
-    first_fewer_readers = next(i for i, stance in enumerate(stances) if stance.n_readers < FULL.n_readers)
+    first_fewer_readers = next(i for i, target in enumerate(stances) if target.n_readers < FULL.n_readers)
     assert stances[first_fewer_readers].n_slots == COSTS.least_slots
-    first_paused = next(i for i, stance in enumerate(stances) if stance.paused)
-    assert stances[first_paused] == Stance(COSTS.least_slots, 1, paused=True)
+    first_paused = next(i for i, target in enumerate(stances) if target.paused)
+    assert stances[first_paused] == Target(COSTS.least_slots, 1, paused=True)
     assert stances[-1] == stances[first_paused]
 
 
@@ -70,29 +70,29 @@ def test_a_step_back_needs_room_for_what_it_takes():
 
 def test_it_does_not_flap_where_its_own_memory_makes_the_shortage():
     """Back to full is short again at once: each try waits twice as long, so tries become rare."""
-    policy, stance, changes = PressurePolicy(), FULL, 0
+    policy, target, changes = PressurePolicy(), FULL, 0
     for _ in range(3000):
-        after = policy.step(SHORT if stance == FULL else AMPLE, stance, FULL, COSTS)
-        changes += after != stance
-        stance = after
+        after = policy.step(SHORT if target == FULL else AMPLE, target, FULL, COSTS)
+        changes += after != target
+        target = after
     assert 4 < changes < 30
 
 
 def test_after_a_long_calm_it_forgets_that_it_once_relapsed():
     policy = PressurePolicy()
-    stance = run(policy, [SHORT])[-1]
+    target = run(policy, [SHORT])[-1]
     for _ in range(3):
-        stance = run(policy, [AMPLE] * 1000, stance)[-1]
-        stance = run(policy, [SHORT], stance)[-1]
-    assert run(policy, [AMPLE] * CALM_TICKS, stance)[-1] == FULL
+        target = run(policy, [AMPLE] * 1000, target)[-1]
+        target = run(policy, [SHORT], target)[-1]
+    assert run(policy, [AMPLE] * CALM_TICKS, target)[-1] == FULL
 
 
 @given(st.lists(st.sampled_from([SHORT, AMPLE, BETWEEN]), max_size=200), st.integers(3, 40), st.integers(1, 16))
 def test_always_within_the_plan_and_never_below_the_least(readings, n_slots, n_readers):
-    full = Stance(n_slots, n_readers)
-    policy, stance = PressurePolicy(), full
+    full = Target(n_slots, n_readers)
+    policy, target = PressurePolicy(), full
     for reading in readings:
-        stance = policy.step(reading, stance, full, COSTS)
-        assert COSTS.least_slots <= stance.n_slots <= n_slots
-        assert 1 <= stance.n_readers <= n_readers
-        assert policy.relieved == (stance == full) or policy.relieved is False
+        target = policy.step(reading, target, full, COSTS)
+        assert COSTS.least_slots <= target.n_slots <= n_slots
+        assert 1 <= target.n_readers <= n_readers
+        assert policy.relieved == (target == full) or policy.relieved is False

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from prefetchd.client.state import Position, make_state, read_state
-from prefetchd.config.options import make_config
+from prefetchd.config.validate import make_config
 from prefetchd.errors import ConfigError, ManifestError, PrefetchdError
 from prefetchd.ipc.messages import Attached
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prefetchd.config.options import make_config
+from prefetchd.config.validate import make_config
 from prefetchd.data.registry import open_source
 from prefetchd.errors import ConfigError, ManifestError
 from prefetchd.ring.layout import BatchLayout
@@ -138,7 +138,7 @@ def test_lengths_in_y_are_its_last_column(tmp_path, ids, labels, dtype):
         ("int32", np.zeros(2, "c8"), {"lengths": "y"}, "takes no length beside it"),
         ("uint8", None, {"pad_value": -1}, "pad-value=-1: it is uint8"),
         ("int32", None, {"pad_value": 0.5}, "pad-value=0.5: it is int32"),
-        ("int32", None, {"max_length": 0}, "1 or more"),
+        ("int32", None, {"max_length": 0}, "from 1 to"),
         ("int32", None, {"padding": "both"}, "one of pre, post"),
         ("int32", None, {"x_column": "a"}, "leave it out"),
     ],

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from prefetchd.config.options import make_config
+from prefetchd.config.validate import make_config
 from prefetchd.data.faults import UnreadableFile
 from prefetchd.data.files import FileBuffer
 from prefetchd.data.kinds import kind_of

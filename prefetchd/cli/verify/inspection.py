@@ -1,9 +1,10 @@
 """An inspection: every sample of a list of images decoded once, by a daemon's own parts without consumers.
 
-    Sweep (which batches are left) -> foreman -> readers -> facts in the ring -> `Inspected`
+    Sweep (which batches are left) -> batch builder -> readers -> facts in the ring -> `Inspected`
 
-Called by `prefetchd verify`, in its own process: it owns pool, ring and guard, and whatever ends the process ends the
-readers, as with a daemon. A sample is bad by the same rules as in serving (`filling`): what a decoder refuses, or what
+Called by `prefetchd verify`, in its own process: it owns pool, ring and memory manager. Its end, by
+any cause, ends the readers, as with a daemon. The rules for bad samples are those of serving (`batch_job`): what a
+decoder refuses, or what
 ends it, is confirmed alone. What would fail a whole batch (the machine's doing, a decode that the budget cannot hold)
 is found by asking for that batch's samples one at a time, in a second data set whose batches are single samples.
 """
@@ -26,8 +27,8 @@ from prefetchd.cli.verify.results import KEPT, Inspected
 from prefetchd.config.options import Config
 from prefetchd.daemon.memory import plan as budget
 from prefetchd.daemon.memory.limits import machine_limits
-from prefetchd.daemon.memory.manager import Guard
-from prefetchd.daemon.readers.batch_builder import Foreman
+from prefetchd.daemon.memory.manager import MemoryManager
+from prefetchd.daemon.readers.batch_builder import BatchBuilder
 from prefetchd.daemon.readers.batch_job import BadSample
 from prefetchd.daemon.readers.pool import Pool, PoolEvents
 from prefetchd.daemon.schedule.cursor import Cursor
@@ -109,16 +110,6 @@ class _Inspection:
         self._pool = Pool(
             config.num_workers or budget.usable_cores(),
             config.reader_timeout,
-            PoolEvents(
-                done=lambda reader, chunk, done: self._foreman.done(reader, chunk, done),
-                lost=lambda reader, chunk, suspect, code: self._foreman.lost(
-                    reader, chunk, suspect=suspect, exit_code=code
-                ),
-                gone=lambda reader: self._foreman.gone(reader),
-                stuck=lambda pid, reader, chunk: self._foreman.stuck(pid, reader, chunk),
-                memory=lambda: self._guard.serve_wishes([self._sweep]),
-                outgrown=lambda reader, n_bytes: self._guard.outgrown(reader, n_bytes),
-            ),
             watch=self._loop.watch,
             unwatch=self._loop.unwatch,
             clock=self._loop.clock,
@@ -143,7 +134,7 @@ class _Inspection:
                 "them, tar shards or Parquet files"
             )
         self.images = source
-        inspected = InspectedImages(source)
+        inspected = InspectedImages.of(source)
         self._datasets = [
             _dataset(0, config, inspected),
             _dataset(_ALONE, dataclasses.replace(config, batch_size=1), inspected),
@@ -154,15 +145,23 @@ class _Inspection:
         plan = budget.make_plan(config, slot_bytes, machine_limits(), source_bytes, 2 * inspected.reader_bytes)
         self.n_readers = plan.n_readers
         self._pool.resize(plan.n_readers)
-        self._foreman = Foreman(self._datasets, self._ring, self._pool, self._found_bad)
-        self._guard = Guard(budget.Budget(plan), self._ring, self._pool, on_removed=lambda slot: None)
+        self._builder = BatchBuilder(self._datasets, self._ring, self._pool, self._found_bad)
+        self._memory = MemoryManager(budget.Budget(plan), self._ring, self._pool, on_removed=lambda slot: None)
         for _ in range(_FIRST_SLOTS):
-            self._guard.add_slot()
+            self._memory.add_slot()
         briefing: list[tuple[messages.Message, list[int]]] = [dataset.for_readers() for dataset in self._datasets]
-        self._pool.boot([*briefing, (budget.reader_limits(plan), [])])
         n_batches = self._datasets[0].order.batches_per_epoch
-        # It always waits: it takes no leases, whose return would be the foreman's occasion to begin more.
+        # It always waits: it takes no leases, whose return would be the batch builder's occasion to begin more.
         self._sweep = _Sweep(0, 0, 0, Shard(n_batches), waiting=True, left=self._keys(n_batches))
+        events = PoolEvents(
+            done=self._builder.done,
+            lost=self._builder.lost,
+            stuck=self._builder.stuck,
+            gone=self._builder.gone,
+            memory=lambda: self._memory.serve_requests([self._sweep]),
+            outgrown=self._memory.outgrown,
+        )
+        self._pool.boot([*briefing, (budget.reader_limits(plan), [])], events)
 
     def _keys(self, n_batches: int) -> Iterator[Key]:
         for batch in range(n_batches):
@@ -190,10 +189,10 @@ class _Inspection:
         if not self._sweep.begun and next(self._sweep.upcoming(1), None) is None:
             self._loop.stop()
             return
-        if self._guard.may_grow():
-            self._guard.grow()
+        if self._memory.may_grow():
+            self._memory.grow()
             self._loop.call_later(0, lambda: None)
-        self._foreman.give_work([self._sweep])
+        self._builder.give_work([self._sweep])
         if not self._ticking:
             self._ticking = True
             self._loop.call_later(_TICK_S, self._tick)
@@ -205,8 +204,8 @@ class _Inspection:
             slot = self._ring.find(key)
             if slot is not None and slot.content is Content.READY:
                 self._take(key, slot)
-            elif key in self._foreman.failed:
-                self._take_failed(key, self._foreman.failed.pop(key).text)
+            elif key in self._builder.failed:
+                self._take_failed(key, self._builder.failed.pop(key).text)
             else:
                 continue
             found = True
@@ -252,8 +251,8 @@ class _Inspection:
         self._ticking = False
         self._datasets[0].source.check_unchanged()
         self._pool.tick()
-        self._guard.serve_wishes([self._sweep])
-        self._guard.verify([self._sweep])
+        self._memory.serve_requests([self._sweep])
+        self._memory.verify([self._sweep])
         self._on_progress(self._done, len(self.facts), len(self.verdicts))
 
     def close(self) -> None:

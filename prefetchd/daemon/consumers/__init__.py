@@ -1,1 +1,1 @@
-"""Everybody who is attached: their loops, grants, releases and groups."""
+"""The consumers of a daemon: their connections, loops, grants, releases and groups."""

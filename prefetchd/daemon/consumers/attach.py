@@ -1,7 +1,7 @@
-"""Admission: who may attach, to which data set, and what it is told of it. A part of the front desk.
+"""Attaching: who may attach to which data set, and what the answer says.
 
-A consumer is refused, in words, for another protocol, an option that contradicts the configuration, a data set that is
-not served, or a ring without slots for it. It stays connected: what it does with the refusal is up to it.
+The daemon refuses in words: another protocol, an option that contradicts the configuration, a data set that it does not
+serve, a ring without slots for one more loop. A consumer that was refused stays connected, and may try again.
 """
 
 from __future__ import annotations
@@ -11,97 +11,79 @@ from collections.abc import Mapping, Sequence
 
 from prefetchd._version import __version__
 from prefetchd.config.units import format_count
-from prefetchd.daemon.consumers.consumer import Consumer
-from prefetchd.daemon.memory.manager import Guard
+from prefetchd.config.validate import check_agrees
+from prefetchd.daemon.consumers.consumer import Attachment, Consumer, State
+from prefetchd.daemon.memory.manager import MemoryManager
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import Dataset
 from prefetchd.daemon.schedule.scheduler import slots_promised
-from prefetchd.errors import ConfigError, PrefetchdError
+from prefetchd.errors import BudgetError, ConfigError, PrefetchdError
 from prefetchd.ipc import messages, sockets
 from prefetchd.ipc.descriptors import write_classes
-from prefetchd.ring.queues import Outbox, ReturnedLeases
+from prefetchd.ring.queues import GrantWriter, ReturnReader
 from prefetchd.sampling.sharding import Shard
 
 
-class Admission:
-    """Answers `Attach`; borrows all that it works with."""
+class Attaching:
+    """Answers `Attach`; borrows all its parts."""
 
-    def __init__(self, datasets: Sequence[Dataset], consumers: Mapping[int, Consumer], guard: Guard) -> None:
+    def __init__(self, datasets: Sequence[Dataset], consumers: Mapping[int, Consumer], memory: MemoryManager) -> None:
         self._datasets = datasets
         self._consumers = consumers
-        self._guard = guard
-
-    @property
-    def attached(self) -> list[Consumer]:
-        """Those who were let in and are there."""
-        return [consumer for consumer in self._consumers.values() if consumer.attached and consumer.sock.fileno() >= 0]
-
-    def slots_promised(self, consumers: Sequence[Consumer], n_slots: int) -> int:
-        """Return how many slots a ring of `n_slots` must have for `consumers`, and for the readers to fill."""
-        alone = slots_promised(n_slots, [self._cursor_of(one) for one in consumers if one.group is None])
-        return alone + sum(one.guaranteed_slots for one in consumers if one.group is not None)
+        self._memory = memory
 
     @property
     def least_slots(self) -> int:
-        """How many slots the smallest ring has that holds what those attached are promised in it.
+        """How many slots the smallest ring has that holds what the attached consumers are promised in it.
 
-        Loops that one window of a large ring reaches may be several in a smaller one.
+        Loops that one window of a large ring reaches may be several windows in a smaller one.
         """
-        attached = self.attached
-        too_few, enough = 0, self.slots_promised(attached, 1)
+        too_few, enough = 0, self._slots_promised(1)
         while enough - too_few > 1:
             n_slots = (too_few + enough) // 2
-            if self.slots_promised(attached, n_slots) > n_slots:
+            if self._slots_promised(n_slots) > n_slots:
                 too_few = n_slots
             else:
                 enough = n_slots
         return enough
 
-    def attach(self, consumer: Consumer, attach: messages.Attach) -> None:
-        """Answer a consumer that has introduced itself."""
+    def _slots_promised(self, n_slots: int, newcomer: tuple[Dataset, messages.Attach] | None = None) -> int:
+        """Return how many slots a ring of `n_slots` must have for those attached, a newcomer, and the readers."""
+        attached = [
+            (consumer.cursor, consumer.attachment.dataset, consumer.attachment.request)
+            for consumer in self._consumers.values()
+            if consumer.is_attached and consumer.attachment is not None
+        ]
+        if newcomer is not None:
+            attached.append((None, *newcomer))
+        cursors = [
+            # A consumer that has begun no loop yet will begin at the front.
+            cursor or _first_cursor(dataset, request.guaranteed_slots)
+            for cursor, dataset, request in attached
+            if request.group is None
+        ]
+        in_groups = sum(request.guaranteed_slots for _, _, request in attached if request.group is not None)
+        return slots_promised(n_slots, cursors) + in_groups
 
-        def refuse(error: str, text: str) -> None:
-            consumer.send(messages.Fatal(error, text))
-
-        if attach.protocol != messages.PROTOCOL:
-            refuse_protocol(consumer, messages.Introduction("Attach", attach.protocol, attach.version))
+    def attach(self, consumer: Consumer, request: messages.Attach) -> None:
+        """Answer a consumer that wants to attach."""
+        if request.protocol != messages.PROTOCOL:
+            refuse_protocol(consumer, messages.Introduction("Attach", request.protocol, request.version))
             return
-        try:
-            dataset = self._choose(attach.dataset)
-            dataset.config.check_agrees(attach.options)
-        except PrefetchdError as error:
-            refuse(type(error).__name__, str(error))
-            return
-        consumer.dataset = dataset
-        consumer.guaranteed_slots = attach.guaranteed_slots
-        consumer.group = attach.group
-        consumer.start_together = attach.start_together
-        consumer.start_timeout_s = attach.start_timeout_s
-        n_slots = self._guard.budget.plan.n_slots
-        attached = self.attached
-        needed = self.slots_promised([*attached, consumer], n_slots)
-        if needed > n_slots:
-            refuse(
-                "BudgetError",
-                f"cannot attach: with {format_count(len(attached), 'other loop')} the ring needs {needed} slots and "
-                f"has {n_slots}; give the daemon --memory-budget {self._guard.budget.budget_for_slots(needed)}MiB",
-            )
-            return
-        classes = dataset.source.classes
         fds: list[int] = []
         try:
-            consumer.outbox, mailbox = Outbox.create()
-            fds.append(mailbox)
-            consumer.returned, returns = ReturnedLeases.create()
-            fds.append(returns)
-            if classes is not None:
-                fds.append(write_classes(classes))
-        except OSError as error:
-            sockets.close_all(fds)
-            refuse("PrefetchdError", f"cannot attach: the daemon has no room for a mailbox ({error.strerror})")
+            dataset = self._choose(request.dataset)
+            check_agrees(dataset.config, request.options)
+            self._check_slots(dataset, request)
+            consumer.attachment = _open_queues(dataset, request, fds)
+        except PrefetchdError as error:
+            consumer.socket.send(messages.Fatal(type(error).__name__, str(error)))
             return
-        consumer.attached = True
-        consumer.send(
+        finally:
+            if consumer.attachment is None:
+                sockets.close_all(fds)
+        consumer.become(State.IDLE)
+        consumer.socket.send(
             messages.Attached(
                 version=__version__,
                 pid=os.getpid(),
@@ -136,21 +118,53 @@ class Admission:
         serves = known or "one data set that has no name; leave dataset out"
         raise ConfigError(f"cannot attach to the data set {name!r}: the daemon {daemon!r} serves {serves}")
 
-    def _cursor_of(self, consumer: Consumer) -> Cursor:
-        """Where an attached consumer is, or will start if it has not said."""
-        assert consumer.dataset is not None
-        if consumer.cursor is not None:
-            return consumer.cursor
-        dataset = consumer.dataset
-        whole = Shard(dataset.order.batches_per_epoch)
-        return Cursor(consumer.number, 0, dataset.number, whole, guaranteed_slots=consumer.guaranteed_slots)
+    def _check_slots(self, dataset: Dataset, request: messages.Attach) -> None:
+        """Raise `BudgetError` if the ring has no slots for one more loop."""
+        n_slots = self._memory.budget.plan.n_slots
+        needed = self._slots_promised(n_slots, (dataset, request))
+        if needed > n_slots:
+            n_others = sum(consumer.is_attached for consumer in self._consumers.values())
+            raise BudgetError(
+                f"cannot attach: with {format_count(n_others, 'other loop')} the ring needs {needed} slots and "
+                f"has {n_slots}; give the daemon --memory-budget {self._memory.budget.budget_for_slots(needed)}MiB"
+            )
+
+
+def _first_cursor(dataset: Dataset, guaranteed_slots: int) -> Cursor:
+    whole = Shard(dataset.order.batches_per_epoch)
+    return Cursor(0, 0, dataset.number, whole, guaranteed_slots=guaranteed_slots)
+
+
+def _open_queues(dataset: Dataset, request: messages.Attach, fds: list[int]) -> Attachment:
+    """Make a consumer's queues, and append its descriptors to `fds`, of which the caller owns each.
+
+    Raises:
+        PrefetchdError: if the daemon has no memory or descriptor left for them.
+    """
+    grants = returns = None
+    try:
+        grants, fd = GrantWriter.create()
+        fds.append(fd)
+        returns, fd = ReturnReader.create()
+        fds.append(fd)
+        if dataset.source.classes is not None:
+            fds.append(write_classes(dataset.source.classes))
+        return Attachment(request, dataset, grants, returns)
+    except OSError as error:
+        for queue in (grants, returns):
+            if queue is not None:
+                queue.close()
+        raise PrefetchdError(
+            f"cannot attach: the daemon cannot make the queues of one more loader ({error.strerror}); close some, or "
+            "raise the daemon's limits of memory and open files"
+        ) from None
 
 
 def refuse_protocol(consumer: Consumer, introduction: messages.Introduction) -> None:
-    """Tell a consumer that speaks another protocol so."""
+    """Tell a consumer that it speaks another protocol."""
     theirs = f"{introduction.version or 'of another version'} (protocol {introduction.protocol})"
     text = (
         f"cannot attach: this daemon is prefetchd {__version__} (protocol {messages.PROTOCOL}), the consumer "
         f"{theirs}; restart the daemon with the consumer's version"
     )
-    consumer.send(messages.Fatal("DaemonNotFound", text))
+    consumer.socket.send(messages.Fatal("DaemonNotFound", text))

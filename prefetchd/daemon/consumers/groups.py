@@ -1,11 +1,11 @@
-"""Groups: loops that share one pass over the data, so that each batch goes to exactly one of them, whoever asks.
+"""Groups: loops that share one pass over the data, so that each batch goes to exactly one of them.
 
-    Want --> asking --grant--> at work on it --Want, CloseCursor--> ... --Ended--> the pass is over
+    Want --> waiting --grant--> works on it --Want, CloseCursor--> ... --Ended--> the pass is over
 
-Used by the front desk, which tells what members say. Nothing is granted ahead: a batch that a slow member had not
-asked for would wait for it. A batch counts as done when its lease ends, or its loop does. When a member's process dies,
-the batches that it held go to others before any new one: at least once for those, exactly once for all the rest. So the
-pass is over only when every batch was given, and whoever holds one still asks for another.
+Nothing is granted ahead: a batch that a slow member had not asked for would wait for it. A batch is done when its lease
+ends, or the loop that holds it. When a member's process dies, its batches go to others before any new one: those at
+least once, all others exactly once. So a pass is over only when every batch was granted and every member that holds one
+asks for another.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from prefetchd.daemon.consumers.consumer import Consumer
+from prefetchd.daemon.consumers.consumer import Consumer, State
 from prefetchd.daemon.consumers.grants import Granter
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.scheduler import Reserve, may_grant, ready_for
@@ -22,7 +22,7 @@ from prefetchd.ipc import messages
 from prefetchd.ring.slots import Key, Ring, Slot
 from prefetchd.sampling.sharding import Shard
 
-_MAX_GROUPS = 1024  # then those that nobody is in are forgotten, and which epoch they were at
+_MAX_GROUPS = 1024  # above that, groups without members are dropped, with the epoch that they were at
 
 
 @dataclass(slots=True, eq=False)
@@ -31,12 +31,12 @@ class Member:
 
     Attributes:
         consumer: borrowed.
-        cursor: its standing with the ring: its number, its guarantee, whether it asks. It goes nowhere.
-        out: the batches that it was given and that are not done, by lease.
+        guaranteed_slots: how many slots it may hold, however many the others hold.
+        out: by lease: the batches that it was granted and has not done.
     """
 
     consumer: Consumer
-    cursor: Cursor
+    guaranteed_slots: int
     out: dict[int, Key] = field(default_factory=dict)
 
 
@@ -47,69 +47,45 @@ class Group:
         self.cursor = Cursor(-number, 0, dataset, shard, open=False)
         self.members: dict[int, Member] = {}
 
-    def begin(self, consumer: Consumer, message: messages.OpenCursor) -> None:
-        """A loop of the member begins: it joins the pass that is going on, or begins the next one."""
-        self.end(consumer, message.taken)
-        standing = Cursor(
-            consumer.number,
-            message.serial,
-            self.cursor.dataset,
-            self.cursor.shard,
-            guaranteed_slots=consumer.guaranteed_slots,
-        )
-        self.members[consumer.number] = Member(consumer, standing)
+    def begin(self, consumer: Consumer, message: messages.OpenCursor, guaranteed_slots: int) -> Cursor:
+        """Begin a loop of the member: it joins the pass that is going on, or begins the next one.
+
+        Returns its standing with the ring: a cursor that goes nowhere.
+        """
+        self.leave(consumer, message.taken)
+        self.members[consumer.number] = Member(consumer, guaranteed_slots)
         if not self.cursor.open:
             n_epochs = None if message.stop_epoch is None else message.stop_epoch - message.epoch
             self.cursor.begin_epoch(max(self.cursor.epoch, message.epoch))
             self.cursor.stop_epoch = None if n_epochs is None else self.cursor.epoch + n_epochs
             self.cursor.open = True
+        return Cursor(
+            consumer.number,
+            message.serial,
+            self.cursor.dataset,
+            self.cursor.shard,
+            guaranteed_slots=guaranteed_slots,
+        )
 
-    def end(self, consumer: Consumer, taken: int) -> None:
-        """The member's loop has ended; what it had not taken goes to others."""
+    def leave(self, consumer: Consumer, taken: int = 0) -> None:
+        """Remove a member whose loop or process has ended; batches of leases after `taken` go to others."""
         member = self.members.pop(consumer.number, None)
-        if member is not None:
-            self.cursor.again.extend(key for lease, key in member.out.items() if lease > taken)
-            self._end_if_left()
-
-    def is_at(self, consumer: Consumer, serial: int) -> bool:
-        """Whether that is the member's loop, and not one that it has left since."""
-        member = self.members.get(consumer.number)
-        return member is not None and member.cursor.serial == serial
-
-    def hung_up(self, consumer: Consumer) -> None:
-        """The member's socket has ended; what it holds is its own until its process has ended, too."""
-        if (member := self.members.get(consumer.number)) is not None:
-            member.cursor.waiting = False
-            member.consumer.set_waiting(False)
-
-    def died(self, consumer: Consumer) -> None:
-        """The member's process is gone; what it held goes to others."""
-        member = self.members.pop(consumer.number, None)
-        if member is not None:
-            self.cursor.again.extend(member.out.values())
-            self._end_if_left()
-
-    def _end_if_left(self) -> None:
-        """A pass that nobody is in any more is over; the next one is the next epoch."""
+        if member is None:
+            return
+        self.cursor.again.extend(key for lease, key in member.out.items() if lease > taken)
         if not self.members and self.cursor.open:
-            self._close()
+            self._close()  # nobody is in the pass any more
 
     def _close(self) -> None:
+        """End the pass; the next one is the next epoch."""
         cursor = self.cursor
         cursor.again.clear()
         cursor.open = False
         cursor.begin_epoch(cursor.epoch if cursor.stop_epoch == cursor.epoch else cursor.epoch + 1)
         cursor.stop_epoch = None
 
-    def asks(self, consumer: Consumer, message: messages.Want) -> None:
-        """The member wants its next batch."""
-        if self.is_at(consumer, message.serial):
-            member = self.members[consumer.number]
-            member.cursor.waiting = not consumer.untaken
-            consumer.set_waiting(member.cursor.waiting)
-
     def released(self, consumer: Consumer, lease: int) -> None:
-        """The member is done with a batch."""
+        """Count a batch of the member as done."""
         member = self.members.get(consumer.number)
         if member is not None:
             member.out.pop(lease, None)
@@ -117,47 +93,50 @@ class Group:
     def prepare(self) -> Cursor:
         """Return the pass's cursor, with what its members may still claim."""
         members = self.members.values()
-        self.cursor.waiting = any(member.cursor.waiting for member in members)
-        self.cursor.guaranteed_slots = sum(
-            max(0, member.cursor.guaranteed_slots - len(member.out)) for member in members
-        )
+        self.cursor.waiting = any(member.consumer.is_waiting for member in members)
+        self.cursor.guaranteed_slots = sum(max(0, member.guaranteed_slots - len(member.out)) for member in members)
         return self.cursor
 
     def serve(self, ring: Ring, reserve: Reserve, granter: Granter) -> None:
-        """Give those who ask what is ready; tell them when the pass is over."""
-        asking = [member for member in self.members.values() if _can_be_given(member)]
-        asking.sort(key=lambda member: member.consumer.wanted_s)
-        for member in asking:
+        """Grant ready batches to the members that wait; tell all when the pass is over."""
+        waiting = [member for member in self.members.values() if _can_be_served(member.consumer)]
+        waiting.sort(key=lambda member: member.consumer.waiting_since_s)
+        for member in waiting:
+            consumer = member.consumer
+            assert consumer.cursor is not None
             slot = ready_for(ring, self.cursor)
-            if slot is None or not may_grant(ring, member.cursor, reserve, slot) or not member.consumer.open_slot(slot):
-                key = None if self.cursor.at_end else self.cursor.next_key
-                if granter.explain_wait(member.consumer, member.cursor, key, slot, reserve):
-                    member.cursor.waiting = False
-                    member.consumer.set_waiting(False)
-                continue
-            self._give(member, slot, ring, granter)
-        asking = [member for member in asking if member.cursor.waiting]
-        all_done = all(member.cursor.waiting or not member.out for member in self.members.values())
-        if self.cursor.open and self.cursor.at_end and asking and all_done:
+            if (
+                slot is None
+                or not may_grant(ring, consumer.cursor, reserve, slot)
+                or not consumer.socket.open_slot(slot)
+            ):
+                granter.explain_wait(consumer, None if self.cursor.at_end else self.cursor.next_key, slot, reserve)
+            else:
+                self._grant(member, slot, ring, granter)
+        waiting = [member for member in waiting if member.consumer.is_waiting]
+        all_done = all(member.consumer.is_waiting or not member.out for member in self.members.values())
+        if self.cursor.open and self.cursor.at_end and waiting and all_done:
             for member in self.members.values():
-                member.cursor.waiting = False
-                member.consumer.set_waiting(False)
-                member.consumer.send_sooner_or_later(messages.Ended(member.cursor.serial))
+                _send_ended(member.consumer)
             self.members.clear()
             self._close()
 
-    def _give(self, member: Member, slot: Slot, ring: Ring, granter: Granter) -> None:
+    def _grant(self, member: Member, slot: Slot, ring: Ring, granter: Granter) -> None:
         key = self.cursor.next_key
         assert key is not None
         lease = ring.grant(slot, member.consumer.number)
         member.out[lease] = key
-        member.cursor.waiting = False
-        member.consumer.set_waiting(False)
-        granter.hand_over(member.consumer, member.cursor.serial, slot, lease, self.cursor.advance(), waited=True)
+        granter.hand_over(member.consumer, slot, lease, self.cursor.advance())
 
 
-def _can_be_given(member: Member) -> bool:
-    return member.cursor.waiting and not member.consumer.held_back and not member.consumer.blocked
+def _can_be_served(consumer: Consumer) -> bool:
+    return consumer.is_waiting and not consumer.held_back and not consumer.socket.blocked
+
+
+def _send_ended(consumer: Consumer) -> None:
+    if consumer.is_looping and consumer.cursor is not None:
+        consumer.socket.send_surely(messages.Ended(consumer.cursor.serial))
+        consumer.become(State.IDLE)
 
 
 class Groups:
@@ -171,14 +150,15 @@ class Groups:
 
     def of(self, consumer: Consumer) -> Group | None:
         """Return the group that an attached consumer is in, or `None`."""
-        if consumer.group is None or consumer.dataset is None or not consumer.attached:
+        if consumer.attachment is None or consumer.group is None:
             return None
-        key = consumer.dataset.number, consumer.group
+        dataset = consumer.attachment.dataset
+        key = dataset.number, consumer.group
         if key not in self._groups:
             if len(self._groups) >= _MAX_GROUPS:
                 self._groups = {name: group for name, group in self._groups.items() if group.members}
-            shard = Shard(consumer.dataset.order.batches_per_epoch)
-            self._groups[key] = Group(next(self._numbers), consumer.dataset.number, shard)
+            shard = Shard(dataset.order.batches_per_epoch)
+            self._groups[key] = Group(next(self._numbers), dataset.number, shard)
         return self._groups[key]
 
     @property
@@ -188,7 +168,7 @@ class Groups:
 
     @property
     def passes(self) -> dict[int, Cursor]:
-        """The cursor of the pass that each member is in, by the consumer's number."""
+        """By the number of each member: the cursor of the pass that it is in."""
         return {number: group.cursor for group in self._groups.values() for number in group.members}
 
     def serve(self, reserve: Reserve) -> None:

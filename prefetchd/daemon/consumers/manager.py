@@ -1,10 +1,9 @@
-"""The front desk: everybody who is here, from the door to their end; serves them all after each round of events.
+"""The consumers' manager: all connections of a daemon, from their start to their end. Serves them after each round.
 
-    door -> entered -> Attach -> attached -> OpenCursor -> served (grants ... Release) -> CloseCursor ... -> buried
+    acceptor -> added -> Attach -> OpenCursor -> served (grants ... Release) -> CloseCursor ... -> removed
 
-Owned by the daemon's loop; each step has a room of its own: `door`, `hearing`, `admission`, `openings`, `granting`,
-`releases`. A consumer lives until its process ends (by pidfd: a forked child may keep its socket open), or its socket
-ends with no lease out; its leases end with it.
+Owned by the daemon's event loop. Each step is a part of its own: `acceptor`, `message_handler`, `attach`, `loops`,
+`grants`, `releases`, `groups`. `consumer` says how long a consumer lives; its leases end with it.
 """
 
 from __future__ import annotations
@@ -13,21 +12,20 @@ import functools
 import logging
 import os
 import socket
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from prefetchd.config.units import format_count
-from prefetchd.daemon.consumers.acceptor import Door, most_consumers
-from prefetchd.daemon.consumers.attach import Admission
-from prefetchd.daemon.consumers.consumer import Consumer
+from prefetchd.daemon.consumers.acceptor import Acceptor, most_consumers
+from prefetchd.daemon.consumers.attach import Attaching
+from prefetchd.daemon.consumers.consumer import Consumer, Control, State
 from prefetchd.daemon.consumers.grants import Granter
 from prefetchd.daemon.consumers.groups import Groups
-from prefetchd.daemon.consumers.loops import Openings, StartLine
-from prefetchd.daemon.consumers.message_handler import Hearing
+from prefetchd.daemon.consumers.loops import Loops, StartLine
+from prefetchd.daemon.consumers.message_handler import MessageHandler
 from prefetchd.daemon.consumers.releases import Releases
-from prefetchd.daemon.memory.manager import Guard
+from prefetchd.daemon.memory.manager import MemoryManager
 from prefetchd.daemon.memory.plan import MIN_SLOTS
-from prefetchd.daemon.readers.batch_builder import Foreman
+from prefetchd.daemon.readers.batch_builder import BatchBuilder
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import Dataset
 from prefetchd.daemon.schedule.pacing import Pacer
@@ -41,102 +39,141 @@ from prefetchd.sampling.sharding import Shard
 log = logging.getLogger("prefetchd")
 
 _RETRY_S = 0.1
-_LAST_WORDS = 16  # times that a dead consumer is listened to
+_LAST_READS = 16  # times that the socket of a dead consumer is read
 
 
-class FrontDesk:
+class ConsumerManager:
     """All consumers of one daemon.
 
     Args:
-        datasets: what is served; told to whoever attaches.
-        ring, foreman, guard: borrowed; leases come from the ring, failures from the foreman.
-        loop: where its sockets and pidfds are watched.
-        status: makes the answer to `prefetchd status`.
-        change: changes options for `prefetchd set`; returns what that gave.
-        stop: ends the daemon.
-        linger_s: after how long without a consumer it does so; `None` for never.
+        datasets: those that are served.
+        ring, builder, memory: borrowed.
+        loop: watches sockets and pidfds.
+        control: what consumers and commands may ask of the daemon.
+        linger_s: ends the daemon after so many seconds without a consumer; `None` for never.
     """
 
     def __init__(
         self,
         datasets: Sequence[Dataset],
         ring: Ring,
-        foreman: Foreman,
-        guard: Guard,
+        builder: BatchBuilder,
+        memory: MemoryManager,
         loop: EventLoop,
+        control: Control,
         *,
-        status: Callable[[], dict[str, Any]],
-        change: Callable[[dict[str, str]], str],
-        stop: Callable[[], None],
         linger_s: float | None = None,
     ) -> None:
         self.consumers: dict[int, Consumer] = {}
-        self.granter = Granter(ring, foreman, guard, self.consumers)
-        self._admission = Admission(datasets, self.consumers, guard)
-        self._groups = Groups(ring, self.granter)
-        self._releases = Releases(self.consumers, ring, self._groups, loop, self._wants_slots)
-        openings = Openings(
-            self.consumers,
-            self._groups,
-            StartLine(self.consumers, loop),
-            ring,
-            foreman,
-            guard,
-            patience_s=datasets[0].config.patience,
-        )
+        self.granter = Granter(ring, builder, memory, self.consumers, loop.clock)
+        self.groups = Groups(ring, self.granter)
+        self.pacer = Pacer()
         self._datasets = datasets
         self._ring = ring
-        self._foreman = foreman
-        self._guard = guard
+        self._builder = builder
         self._loop = loop
-        self._hearing = Hearing(
-            self.consumers,
-            self._admission,
-            openings,
-            self._releases,
-            self._groups,
-            status=status,
-            change=change,
-            stop=stop,
-            hang_up=self._hang_up,
+        self._control = control
+        self._attaching = Attaching(datasets, self.consumers, memory)
+        self._releases = Releases(self.consumers, ring, self.groups, memory, loop)
+        start_line = StartLine(self.consumers, loop)
+        patience_s = datasets[0].config.patience
+        loops = Loops(self.consumers, self.groups, start_line, ring, builder, memory, patience_s)
+        self._messages = MessageHandler(
+            self.consumers, self._attaching, loops, self._releases, control, self._disconnect
         )
-        self._door = Door(
-            self.consumers,
-            most_consumers(),
-            loop,
-            enter=self._enter,
-            send_away=self._bury,
-            stop=stop,
-            linger_s=linger_s,
+        self._acceptor = Acceptor(
+            self.consumers, most_consumers(), loop, control, add=self._add, remove=self._remove, linger_s=linger_s
         )
-        self._stop = stop
-        self._private = False
-        self._pacer = Pacer()
+        self._is_private = False
         self._look_again_s = 0.0
         self._retrying = False
 
+    # --- connections
+
     def listen(self, listener: socket.socket) -> None:
-        """Serve whoever connects to `listener`, which the desk then owns."""
-        self._door.open(listener)
+        """Serve each connection to `listener`, which the manager then owns."""
+        self._acceptor.listen(listener)
 
     def serve_only(self, sock: socket.socket) -> None:
         """Serve one connection, and end the daemon with it."""
-        self._private = True
-        self._door.admit(sock)
+        self._is_private = True
+        self._acceptor.admit(sock)
 
-    def _enter(self, consumer: Consumer) -> None:
+    def _add(self, consumer: Consumer) -> None:
         self.consumers[consumer.number] = consumer
-        self._loop.watch(consumer.sock.fileno(), functools.partial(self._hear, consumer))
-        self._loop.watch(consumer.pidfd, functools.partial(self._has_died, consumer))
+        self._loop.watch(consumer.socket.fileno(), functools.partial(self._read, consumer))
+        self._loop.watch(consumer.pidfd, functools.partial(self._process_ended, consumer))
 
-    def _hear(self, consumer: Consumer) -> None:
-        self._hearing.hear(consumer)
+    def _read(self, consumer: Consumer) -> None:
+        self._messages.read(consumer)
+
+    def _disconnect(self, consumer: Consumer) -> None:
+        """End the connection. What the consumer holds, or may have taken, stays until its process ends."""
+        self._releases.read_queue(consumer)  # the last views may be recorded there only
+        self._close_socket(consumer)
+        if self._is_private:
+            self._control.stop()  # the loader was closed; views outlive the daemon
+        elif not self._ring.held_by(consumer.number):
+            self._remove(consumer)
+
+    def _close_socket(self, consumer: Consumer) -> None:
+        if consumer.socket.fileno() >= 0:
+            self._loop.unwatch(consumer.socket.fileno())
+            consumer.socket.close()
+            consumer.become(State.DISCONNECTED)
+        consumer.cursor = None
+        consumer.held_back = False
+
+    def _process_ended(self, consumer: Consumer) -> None:
+        """Remove a consumer whose process has ended, after its last messages: a group gives no batch again for them."""
+        for _ in range(_LAST_READS):  # a forked child of it may go on to send
+            if consumer.socket.fileno() < 0 or not self._messages.read(consumer):
+                break
+        self._remove(consumer)
+
+    def _remove(self, consumer: Consumer) -> None:
+        """Drop a consumer whose process has ended, or of which nothing is left."""
+        if consumer.number not in self.consumers:
+            return
+        self._releases.read_queue(consumer)
+        del self.consumers[consumer.number]
+        self.pacer.forget(consumer.number)
+        if not self.consumers:
+            self._acceptor.emptied()
+        self._close_socket(consumer)
+        self._loop.unwatch(consumer.pidfd)
+        os.close(consumer.pidfd)
+        if (group := self.groups.of(consumer)) is not None:
+            group.leave(consumer)
+        if consumer.attachment is not None:
+            consumer.attachment.close()
+        returned = self._ring.release_all(consumer.number)
+        if returned:
+            log.info(
+                "consumer %d (pid %d) ended and gave back %s",
+                consumer.number,
+                consumer.pid,
+                format_count(returned, "slot"),
+            )
+
+    def send_to_all(self, message: messages.Message) -> None:
+        """Send a message to every consumer."""
+        for consumer in self.consumers.values():
+            consumer.socket.send(message)
+
+    def close(self) -> None:
+        """End every connection; what consumers hold stays valid in their maps."""
+        self._acceptor.close()
+        for consumer in list(self.consumers.values()):
+            self._remove(consumer)
+
+    # --- what the scheduler and the memory manager ask
 
     @property
     def cursors(self) -> list[Cursor]:
-        """Where all loops are; the start of the first epoch if there is none, so that its batches stand ready."""
-        cursors = [consumer.cursor for consumer in self.consumers.values() if consumer.cursor is not None]
-        cursors += self._groups.cursors
+        """Where all loops are; without any, the front of each data set, so that its first batches are ready."""
+        cursors = [cursor for consumer in self.consumers.values() if (cursor := consumer.own_cursor) is not None]
+        cursors += self.groups.cursors
         return cursors or [
             Cursor(0, 0, dataset.number, Shard(dataset.order.batches_per_epoch), open=False)
             for dataset in self._datasets
@@ -144,136 +181,62 @@ class FrontDesk:
 
     @property
     def promised_slots(self) -> int:
-        """How many slots those attached need, and the readers to fill: fewer could not deliver one batch at a time."""
-        return max(MIN_SLOTS, self._admission.least_slots)
+        """The fewest slots with which each attached consumer gets its batches, and the readers have one to fill."""
+        return max(MIN_SLOTS, self._attaching.least_slots)
 
     @property
-    def mail_bytes(self) -> int:
-        """What the consumers' mailboxes and pages of returned leases take."""
+    def queue_bytes(self) -> int:
+        """The memory of the consumers' queues."""
         each = queues.GRANT_QUEUE_BYTES + queues.RETURN_QUEUE_BYTES
-        return each * sum(consumer.outbox is not None for consumer in self.consumers.values())
+        return each * sum(consumer.attachment is not None for consumer in self.consumers.values())
 
-    def take_back_noted(self) -> None:
-        """Take back the leases that consumers have noted, and not told yet, to have ended."""
-        self._releases.take_back_noted()
+    def slot_removed(self, slot: Slot) -> None:
+        """Tell the consumers that know a slot that it is gone."""
+        for consumer in self.consumers.values():
+            consumer.socket.close_slot(slot)
 
-    def serve_all(self) -> None:
-        """Grant every consumer what is ready for it."""
+    # --- each round
+
+    def read_queues(self) -> None:
+        """Take back the leases that consumers have written to their return queues."""
+        self._releases.read_queues()
+
+    def serve_all(self) -> bool:
+        """Grant every consumer what is ready for it; return whether there was a grant while a loop still waits."""
+        n_before = self.granter.delivered
         reserve = Reserve(self._ring, self.cursors)
         for consumer in list(self.consumers.values()):
             if not consumer.held_back:
                 self.granter.grant(consumer, reserve)
-        self._groups.serve(reserve)
-        self._releases.look_for_notes()
+        self.groups.serve(reserve)
+        self._releases.poll_queues()
         self._pace()
-        if not self._retrying and any(consumer.blocked for consumer in self.consumers.values()):
+        if not self._retrying and any(consumer.socket.blocked for consumer in self.consumers.values()):
             self._retrying = True
             self._loop.call_later(_RETRY_S, self._unblock)
-
-    def _wants_slots(self) -> bool:
-        return len(self._ring.slots) > self._guard.slots_wanted or any(cursor.waiting for cursor in self.cursors)
+        return self.granter.delivered > n_before and any(consumer.is_waiting for consumer in self.consumers.values())
 
     def _unblock(self) -> None:
-        """Look whether those whose sockets were full have read."""
         self._retrying = False
         for consumer in self.consumers.values():
-            if consumer.blocked:
-                consumer.unblock()
+            if consumer.socket.blocked:
+                consumer.socket.unblock()
 
     def _pace(self) -> None:
-        """Let the time that loops stand still count against the patience of those whom they wait for."""
-        if len(self.consumers) < 2 and not self._pacer.waited_for:
+        """Charge the time that loops wait for a slower one to that one's patience."""
+        if len(self.consumers) < 2 and not self.pacer.waits:
             return
         now_s = self._loop.clock()
-        look_s, spent = self._pacer.look(now_s, self._ring, self.cursors, self._foreman.failed)
+        look_s, spent = self.pacer.look(now_s, self._ring, self.cursors, self._builder.failed)
         for cursor in spent:
             consumer = self.consumers.get(cursor.consumer)
             if consumer is not None:
                 log.info(
-                    "the loop of pid %d was waited for for %g s in epoch %d; it goes on alone until it has caught up",
-                    consumer.pid, cursor.patience_s, cursor.epoch,
+                    "others have waited %g s for the loop of pid %d in epoch %d and go on without it",
+                    cursor.patience_s, consumer.pid, cursor.epoch,
                 )  # fmt: skip
         if spent:
-            self._loop.call_later(0, lambda: None)  # come round again: those who waited go on
+            self._loop.call_later(0, lambda: None)  # come round again: those that waited go on
         if look_s is not None and not now_s < self._look_again_s <= now_s + look_s:
             self._look_again_s = now_s + look_s
             self._loop.call_later(look_s, lambda: None)
-
-    @property
-    def passes(self) -> dict[int, Cursor]:
-        """The cursors that members of groups share, by the consumer's number."""
-        return self._groups.passes
-
-    @property
-    def waited_for(self) -> set[int]:
-        """The consumers that others stand still for now."""
-        return {cursor.consumer for cursor in self._pacer.waited_for}
-
-    def slot_removed(self, slot: Slot) -> None:
-        """Tell whoever knows the slot that it is gone."""
-        for consumer in self.consumers.values():
-            if slot.number in consumer.slots:
-                consumer.slots.discard(slot.number)
-                consumer.send_sooner_or_later(messages.SlotClosed(slot.number))
-
-    def tell_all(self, message: messages.Message) -> None:
-        """Send a message to every consumer."""
-        for consumer in self.consumers.values():
-            consumer.send(message)
-
-    def close(self) -> None:
-        """End every connection; what consumers hold stays valid in their maps."""
-        self._door.close()
-        for consumer in list(self.consumers.values()):
-            self._bury(consumer)
-
-    def _hang_up(self, consumer: Consumer) -> None:
-        """The consumer's socket has ended. What it holds, or may have taken, stays until its process ends."""
-        self._releases.take_back_noted_by(consumer)  # the end may be all that tells of the last views
-        if consumer.sock.fileno() >= 0:
-            self._loop.unwatch(consumer.sock.fileno())
-            consumer.sock.close()
-        consumer.set_waiting(False)
-        if (group := self._groups.of(consumer)) is not None:
-            group.hung_up(consumer)
-        consumer.cursor = None
-        consumer.held_back = False
-        if self._private:
-            self._stop()  # the loader was closed; views outlive the daemon
-        elif not self._ring.held_by(consumer.number):
-            self._bury(consumer)
-
-    def _has_died(self, consumer: Consumer) -> None:
-        """The consumer's process has ended. What it said last is heard first: a group gives no batch again for that."""
-        for _ in range(_LAST_WORDS):  # a child that it forked may talk on
-            if consumer.sock.fileno() < 0 or not self._hearing.hear(consumer):
-                break
-        self._bury(consumer)
-
-    def _bury(self, consumer: Consumer) -> None:
-        """The consumer's process has ended, or nothing of it is left."""
-        if consumer.number not in self.consumers:
-            return
-        self._releases.take_back_noted_by(consumer)
-        del self.consumers[consumer.number]
-        if not self.consumers:
-            self._door.nobody_inside()
-        if consumer.sock.fileno() >= 0:
-            self._loop.unwatch(consumer.sock.fileno())
-            consumer.sock.close()
-        self._loop.unwatch(consumer.pidfd)
-        os.close(consumer.pidfd)
-        if (group := self._groups.of(consumer)) is not None:
-            group.died(consumer)
-        if consumer.outbox is not None:
-            consumer.outbox.close()
-        if consumer.returned is not None:
-            consumer.returned.close()
-        returned = self._ring.release_all(consumer.number)
-        if returned:
-            log.info(
-                "consumer %d (pid %d) ended holding %s, free again",
-                consumer.number,
-                consumer.pid,
-                format_count(returned, "slot"),
-            )

@@ -1,81 +1,77 @@
-"""Releases: takes back leases that have ended, by what consumers tell and what they note. A part of the front desk.
+"""Releases: takes leases back that have ended, from messages and from the return queues.
 
-    last view dies -> Release (told), or a note in a page (`returns`) -> ring, group -> who waits is told again
+    the last view dies -> `Release`, or a record in the return queue -> ring, group -> stalled loops wait again
 
-Numbers of leases that are others', or old, are ignored by the ring. A note wakes nobody: so the daemon looks at the
-notes whenever it looks at anything, and comes round to look while slots are wanted that somebody may note as returned.
-What a consumer holds when it dies is no release: the front desk takes that back.
+The ring ignores numbers of leases that are old or another consumer's. A record in a queue wakes nobody, so the daemon
+reads the queues in every round, and comes round to read them while a loop or the budget needs slots. The leases of a
+consumer that died are no release: the manager ends them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from prefetchd.daemon.consumers.consumer import Consumer
+from prefetchd.daemon.consumers.consumer import Consumer, State
 from prefetchd.daemon.consumers.groups import Groups
+from prefetchd.daemon.memory.manager import MemoryManager
 from prefetchd.ipc.event_loop import EventLoop
 from prefetchd.ring.queues import ENOUGH_AHEAD
 from prefetchd.ring.slots import Ring
 
-_LOOK_FOR_NOTES_S = 0.005
+_POLL_S = 0.005
 
 
 class Releases:
-    """Takes leases back into the ring; borrows all that it works with.
-
-    Args:
-        consumers: who is here.
-        ring: where the leases are from.
-        groups: told of what a member is done with.
-        loop: brings the daemon round to the notes.
-        wants_slots: whether somebody waits for slots that may lie with consumers.
-    """
+    """Takes leases back into the ring; borrows all its parts."""
 
     def __init__(
         self,
         consumers: Mapping[int, Consumer],
         ring: Ring,
         groups: Groups,
+        memory: MemoryManager,
         loop: EventLoop,
-        wants_slots: Callable[[], bool],
     ) -> None:
         self._consumers = consumers
         self._ring = ring
         self._groups = groups
+        self._memory = memory
         self._loop = loop
-        self._wants_slots = wants_slots
-        self._looking = False
+        self._polling = False
 
     def take_back(self, consumer: Consumer, leases: Sequence[int], taken: int) -> None:
-        """The consumer's `leases` have ended, and it has taken every lease up to `taken`."""
-        consumer.took(taken)
+        """End the consumer's `leases`; it has taken every lease up to `taken`."""
+        consumer.take(taken)
         group = self._groups.of(consumer)
         for lease in leases:
             if self._ring.release(lease, consumer.number) and group is not None:
                 group.released(consumer, lease)
         for other in self._consumers.values():
-            other.stalled = False  # who waits still is told again
+            if other.state is State.STALLED:
+                other.become(State.WAITING)  # told again if it still gets no slot
 
-    def take_back_noted(self) -> None:
-        """Take back the leases that consumers have noted, and not told yet, to have ended."""
+    def read_queues(self) -> None:
+        """Take back the leases in every consumer's return queue."""
         for consumer in self._consumers.values():
-            self.take_back_noted_by(consumer)
+            self.read_queue(consumer)
 
-    def take_back_noted_by(self, consumer: Consumer) -> None:
-        """Take back what one consumer has noted."""
-        if consumer.returned is None:
+    def read_queue(self, consumer: Consumer) -> None:
+        """Take back the leases in one consumer's return queue."""
+        if consumer.attachment is None:
             return
-        consumer.took(consumer.returned.taken)
-        if noted := consumer.returned.new():
-            self.take_back(consumer, [lease for lease, _ in noted], max(taken for _, taken in noted))
+        returns = consumer.attachment.returns
+        consumer.take(returns.taken)
+        if new := returns.read_new():
+            self.take_back(consumer, [lease for lease, _ in new], max(taken for _, taken in new))
 
-    def look_for_notes(self) -> None:
-        """See that the loop comes round again while slots are wanted that somebody may note as returned."""
-        if self._looking or not any(len(consumer.untaken) >= ENOUGH_AHEAD for consumer in self._consumers.values()):
+    def poll_queues(self) -> None:
+        """Make the loop come round soon, while slots are needed that a queue may give back."""
+        if self._polling or not any(len(consumer.untaken) >= ENOUGH_AHEAD for consumer in self._consumers.values()):
             return
-        if self._wants_slots():
-            self._looking = True
-            self._loop.call_later(_LOOK_FOR_NOTES_S, self._looked)
+        too_many = len(self._ring.slots) > self._memory.slots_wanted
+        if too_many or any(consumer.is_waiting for consumer in self._consumers.values()):
+            self._polling = True
+            self._loop.call_later(_POLL_S, self._polled)
 
-    def _looked(self) -> None:
-        self._looking = False
+    def _polled(self) -> None:
+        self._polling = False

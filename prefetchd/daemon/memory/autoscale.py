@@ -1,8 +1,8 @@
 """How many readers `num_workers=auto` has: more while loops wait and it helps, fewer while readers idle. Pure.
 
-Fed once a window of some seconds by the governor. It climbs a step at a time and looks at what came of it: a step up
-that brought no more samples, or a step down after which loops wait, is taken back, and the next try in that direction
-waits twice as long. So it settles, and still follows a loop that changes its pace.
+The memory controller feeds it once a window of some seconds. It climbs a step at a time and looks at the result: a step
+up that brought no more samples, or a step down after which loops wait, is taken back, and the next try in that
+direction waits twice as long. So it settles, and still follows a loop that changes its pace.
 """
 
 from __future__ import annotations

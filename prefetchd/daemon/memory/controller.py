@@ -1,7 +1,7 @@
-"""The governor: how many slots and readers the daemon is to have now, and the steps that lead there.
+"""The memory controller: how many slots and readers the daemon is to have now, and the steps that lead there.
 
     plan (start, `prefetchd set`) --+
-    auto_readers (num_workers=auto) +--> target: slots, readers, paused --settle--> guard (ring), pool (readers)
+    auto_readers (num_workers=auto) +--> target: slots, readers, paused --settle--> memory manager, pool
     pressure (machine runs short) --+
 
 Owned by the daemon's loop, which calls `settle` after each round of events and `tick` twice a second. What users hold
@@ -18,9 +18,9 @@ from prefetchd.config.options import Config
 from prefetchd.config.units import format_bytes, format_count
 from prefetchd.daemon.memory.autoscale import WINDOW_S, AutoReaders, Window
 from prefetchd.daemon.memory.limits import Shortage
-from prefetchd.daemon.memory.manager import Guard
+from prefetchd.daemon.memory.manager import MemoryManager
 from prefetchd.daemon.memory.plan import Plan
-from prefetchd.daemon.memory.pressure import Costs, PressurePolicy, Stance
+from prefetchd.daemon.memory.pressure import Costs, PressurePolicy, Target
 from prefetchd.daemon.readers.pool import Pool
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.ring.slots import Ring
@@ -30,12 +30,12 @@ log = logging.getLogger("prefetchd")
 _READERS_A_CORE = 2  # more than cores, for data that comes over a network
 
 
-class Governor:
+class MemoryController:
     """Leads ring and readers to what plan, pressure and automatism want.
 
     Args:
         config: the options in force; `change` replaces those that may be changed.
-        guard, ring, pool: borrowed.
+        memory manager, ring, pool: borrowed.
         plan_for: makes a plan for a configuration: (config, the fewest slots it may have).
         promised_slots: the fewest slots that those attached can work with.
         work_done: what readers have done so far: (seconds of all together, samples).
@@ -47,7 +47,7 @@ class Governor:
     def __init__(
         self,
         config: Config,
-        guard: Guard,
+        memory: MemoryManager,
         ring: Ring,
         pool: Pool,
         *,
@@ -61,7 +61,7 @@ class Governor:
         self.config = config
         self.shortage: Shortage | None = None  # as last read
         self.waited_s = 0.0  # in which some loop stood still for its next batch
-        self._guard = guard
+        self._memory = memory
         self._ring = ring
         self._pool = pool
         self._plan_for = plan_for
@@ -71,7 +71,7 @@ class Governor:
         self._clock = clock
         self._policy = PressurePolicy()
         self._auto = AutoReaders(_READERS_A_CORE * n_cores)
-        self._stance = self._full
+        self._target = self._full
         self._noted_s = self._window_s = clock()
         self._was_waiting = False
         self._at_window = (0.0, 0.0, 0)
@@ -80,14 +80,14 @@ class Governor:
     # --- what is wanted
 
     @property
-    def _full(self) -> Stance:
-        plan = self._guard.budget.plan
-        return Stance(plan.n_slots, plan.n_readers)
+    def _full(self) -> Target:
+        plan = self._memory.budget.plan
+        return Target(plan.n_slots, plan.n_readers)
 
     @property
     def paused(self) -> bool:
         """Whether batches are made only for loops that wait for them."""
-        return self._stance.paused
+        return self._target.paused
 
     @property
     def relieved(self) -> bool:
@@ -112,8 +112,8 @@ class Governor:
         return plan
 
     def _replan(self, plan: Plan) -> None:
-        self._guard.replan(plan)
-        self._stance = self._policy.under(self._full)  # `settle` goes there, with all that the loops hold in view
+        self._memory.replan(plan)
+        self._target = self._policy.under(self._full)  # `settle` goes there, with all that the loops hold in view
 
     # --- getting there
 
@@ -126,18 +126,18 @@ class Governor:
 
     def settle(self, cursors: list[Cursor]) -> None:
         """Take the steps towards the target that can be taken now."""
-        guard, pool = self._guard, self._pool
-        budget = guard.budget
-        if guard.readers_in_the_way:
+        memory, pool = self._memory, self._pool
+        budget = memory.budget
+        if memory.readers_in_the_way:
             self._withdraw_readers()
-        guard.slots_wanted = self._stance.n_slots
+        memory.slots_wanted = self._target.n_slots
         if self.relieved:
-            guard.slots_needed = 0
+            memory.slots_needed = 0
         else:  # somebody may have attached meanwhile, or hold many batches
-            least = max(self._promised_slots(), guard.slots_needed)
-            guard.slots_wanted = max(guard.slots_wanted, min(least, budget.plan.n_slots))
-        guard.shrink(cursors)
-        wanted = max(1, self._stance.n_readers)
+            least = max(self._promised_slots(), memory.slots_needed)
+            memory.slots_wanted = max(memory.slots_wanted, min(least, budget.plan.n_slots))
+        memory.shrink(cursors)
+        wanted = max(1, self._target.n_readers)
         if wanted < pool.n_readers:
             pool.resize(wanted)
         while pool.n_readers < wanted:
@@ -151,13 +151,13 @@ class Governor:
     def _withdraw_readers(self) -> None:
         """Go back to the readers that were asked for, for good: large decodes, or loops that hold many batches, need
         the memory of the others."""
-        self._guard.readers_in_the_way = False
-        plan = self._guard.budget.plan
+        self._memory.readers_in_the_way = False
+        plan = self._memory.budget.plan
         self._auto.most = min(self._auto.most, plan.asked_readers or plan.n_readers)
         back = plan.with_readers(min(plan.n_readers, self._auto.most), 0)
         if back is not None:
-            self._guard.replan(back)
-            self._stance = self._policy.under(self._full)
+            self._memory.replan(back)
+            self._target = self._policy.under(self._full)
 
     def tick(self) -> None:
         """Look at the machine, and at the loops."""
@@ -167,22 +167,22 @@ class Governor:
             self._heed_loops(elapsed_s)
 
     def _heed_pressure(self) -> None:
-        plan = self._guard.budget.plan
+        plan = self._memory.budget.plan
         try:
             self.shortage = self._read_shortage()
         except OSError:  # no descriptor left to look with
             return
-        now = Stance(len(self._ring.slots), len(self._pool.readers), self._stance.paused)
+        now = Target(len(self._ring.slots), len(self._pool.readers), self._target.paused)
         costs = Costs(plan.slot_bytes, plan.reader_share_bytes, self._promised_slots())
-        stance = self._policy.step(self.shortage, now, self._full, costs)
-        if stance == self._stance:
+        target = self._policy.step(self.shortage, now, self._full, costs)
+        if target == self._target:
             return
-        gives = (stance.n_slots, stance.n_readers, not stance.paused) < (
-            self._stance.n_slots,
-            self._stance.n_readers,
-            not self._stance.paused,
+        gives = (target.n_slots, target.n_readers, not target.paused) < (
+            self._target.n_slots,
+            self._target.n_readers,
+            not self._target.paused,
         )
-        self._stance = stance
+        self._target = target
         log.warning(
             "%s: %s left (%s), tasks stalled %.0f%% of the time; %s %s, %s%s",
             "short of memory" if gives else "memory is there again",
@@ -190,9 +190,9 @@ class Governor:
             self.shortage.source,
             self.shortage.stalled_percent,
             "down to" if gives else "back to",
-            format_count(stance.n_slots, "slot"),
-            format_count(stance.n_readers, "reader"),
-            ", batches only for loops that wait" if stance.paused else "",
+            format_count(target.n_slots, "slot"),
+            format_count(target.n_readers, "reader"),
+            ", batches only for loops that wait" if target.paused else "",
         )
 
     def _heed_loops(self, elapsed_s: float) -> None:
@@ -206,7 +206,7 @@ class Governor:
             (self._at_window[1] - busy_s) / elapsed_s,
             (self._at_window[2] - samples) / elapsed_s,
         )
-        n_readers = self._guard.budget.plan.n_readers
+        n_readers = self._memory.budget.plan.n_readers
         settled = n_readers == self._pool.n_readers == sum(reader.ready for reader in self._pool.readers.values())
         is_whole, self._is_whole = self._is_whole, self._is_whole or settled
         if not self.is_auto or not self.relieved or not settled or not is_whole:
@@ -214,7 +214,7 @@ class Governor:
         wanted = self._auto.step(n_readers, window)
         if wanted == n_readers:
             return
-        plan = self._guard.budget.plan.with_readers(wanted, max(self._promised_slots() + 1, self._ring.leased_slots))
+        plan = self._memory.budget.plan.with_readers(wanted, max(self._promised_slots() + 1, self._ring.leased_slots))
         if plan is None:
             return
         self._replan(plan)

@@ -1,4 +1,4 @@
-"""The guard of the memory budget: the ring's growth, the readers' wishes, and the check that the promise holds.
+"""The memory manager: the ring's growth, the readers' requests, and the check that the budget holds.
 
 Everything that takes memory asks here first (`add_slot`, `serve_wishes`); `verify` measures what is really in use and
 gives back if it is too much. Owned by the daemon's loop; `budget` has the arithmetic.
@@ -27,10 +27,10 @@ log = logging.getLogger("prefetchd")
 
 _EXACT_EVERY_TICKS = 16
 _NO_GROWTH_TICKS = 20  # after the budget was exceeded
-_FORGET_WISH_TICKS = 20  # a ring that grows between any two large decodes would only be shrunk again
+_FORGET_REQUEST_TICKS = 20  # a ring that grows between any two large decodes would only be shrunk again
 
 
-class Guard:
+class MemoryManager:
     """Holds the daemon to its budget.
 
     Args:
@@ -63,14 +63,14 @@ class Guard:
         self._mail_bytes = mail_bytes
         self._warned = False
         self._grown_out = False
-        self._lately_wished_bytes = 0
-        self._ticks = self._ticks_since_wish = 0
+        self._lately_requested_bytes = 0
+        self._ticks = self._ticks_since_request = 0
 
     def may_grow(self) -> bool:
         """Whether the plan and the budget hold one more slot, besides the large decodes seen lately."""
         if self._no_growth_ticks or len(self._ring.slots) >= self.slots_wanted:
             return False
-        return self.budget.spare_bytes - self._lately_wished_bytes >= self.budget.plan.slot_bytes
+        return self.budget.spare_bytes - self._lately_requested_bytes >= self.budget.plan.slot_bytes
 
     def replan(self, plan: Plan) -> None:
         """Let another plan be in force; ring and readers follow as they can."""
@@ -130,7 +130,7 @@ class Guard:
         self.budget.ring_bytes -= slot.segment.n_bytes
         self._ring.remove(slot)
 
-    def serve_wishes(self, cursors: Sequence[Cursor]) -> None:
+    def serve_requests(self, cursors: Sequence[Cursor]) -> None:
         """Grant the readers that wait for working memory what fits, making room in the ring if need be.
 
         `cursors` tell which batches are needed last, and are given up first.
@@ -151,8 +151,8 @@ class Guard:
                 self.remove_slot(slot)
             if self.budget.spare_bytes < need and len(self._ring.slots) <= MIN_SLOTS:
                 self.ask_readers_to_make_way()
-            self._lately_wished_bytes = max(self._lately_wished_bytes, need)
-            self._ticks_since_wish = 0
+            self._lately_requested_bytes = max(self._lately_requested_bytes, need)
+            self._ticks_since_request = 0
             if self.budget.spare_bytes >= need:
                 self.budget.large_bytes += need
                 self._pool.grant_memory(reader, need)
@@ -219,10 +219,10 @@ class Guard:
         an upper bound is within it, as nearly always, that is enough, but for a look now and then for `status`.
         """
         self._ticks += 1
-        self._ticks_since_wish += 1
+        self._ticks_since_request += 1
         self._no_growth_ticks = max(0, self._no_growth_ticks - 1)
-        if self._ticks_since_wish > _FORGET_WISH_TICKS:
-            self._lately_wished_bytes = 0
+        if self._ticks_since_request > _FORGET_REQUEST_TICKS:
+            self._lately_requested_bytes = 0
         in_force = min([Limit(self.budget.in_force_bytes, "budget"), *cgroup_limits()], key=lambda limit: limit.n_bytes)
         footprint = self.measure(exact=self._ticks % _EXACT_EVERY_TICKS == 1)
         if footprint.total_bytes > in_force.n_bytes:

@@ -23,7 +23,7 @@ from prefetchd.ipc.reader_messages import Boot
 
 MIB = 1 << 20
 # Measured with scripts/bench/footprint.py on Python 3.11, numpy 2.4, OpenCV 5.0, rounded up.
-DAEMON_BYTES = 48 * MIB  # the daemon and the zygote
+DAEMON_BYTES = 48 * MIB  # the daemon and the fork server
 READER_BYTES = 12 * MIB  # a reader's own pages, before it decodes anything
 MIN_SLOTS = 3  # one the loop holds, one granted next, one to fill
 _AUTO_SLOTS = 8

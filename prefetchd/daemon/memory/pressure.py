@@ -5,12 +5,12 @@ by page, while somebody waits for memory, and it cannot know that a cache's page
 when what a group cannot give up (all but the pages of files) comes near its limit, the caches' pages go at once. One
 that is merely full of pages of files is as it should be: nothing is dropped then.
 
-What to give back when the machine runs short of memory, and when to take it again. Pure: readings in, stance out.
+What to give back when the machine runs short of memory, and when to take it again. Pure: readings in, target out.
 
     full --short--> fewer slots --short--> fewer readers --short--> paused     a step at each reading that is short
     full <--ample-- fewer slots <--ample-- fewer readers <--ample-- paused     a step after a calm that lasted
 
-Used by the governor, at each of its ticks. *Short* and *ample* are far apart, and a step up is taken only after
+The memory controller uses it at each tick. *Short* and *ample* are far apart, and a step up is taken only after
 `CALM_TICKS` ample readings in a row, in a machine that has room for what the step takes; if it is short again soon, the
 next calm must last twice as long. So it neither flaps nor gives up for good. It never goes below what delivers one
 batch at a time: paused means that batches are made for loops that wait, and not ahead.
@@ -34,7 +34,7 @@ _RELAPSE_TICKS = 60
 
 
 @dataclass(frozen=True, slots=True)
-class Stance:
+class Target:
     """How much the daemon may use: slots, readers, and whether it makes batches ahead."""
 
     n_slots: int
@@ -55,8 +55,8 @@ class PressurePolicy:
     """Remembers what was given back, and for how long it has been calm."""
 
     def __init__(self) -> None:
-        self._given_back: list[Stance] = []  # the stances that were left, in order; the last is the next to return to
-        self._stance = Stance(0, 0)  # in force while something is given back
+        self._given_back: list[Target] = []  # the targets that were left, in order; the last is the next to return to
+        self._target = Target(0, 0)  # in force while something is given back
         self._calm_ticks = 0
         self._wanted_calm = CALM_TICKS
         self._since_recovery = _RELAPSE_TICKS
@@ -66,8 +66,8 @@ class PressurePolicy:
         """Whether nothing is given back."""
         return not self._given_back
 
-    def step(self, shortage: Shortage, now: Stance, full: Stance, costs: Costs) -> Stance:
-        """Return the stance after a reading; `now` is what is in use (never more than allowed), `full` the plan."""
+    def step(self, shortage: Shortage, now: Target, full: Target, costs: Costs) -> Target:
+        """Return the target after a reading; `now` is what is in use (never more than allowed), `full` the plan."""
         self._since_recovery += 1
         is_little = shortage.headroom_bytes < short_bytes(shortage.limit_bytes)
         if is_little or shortage.stalled_percent >= SHORT_STALLED_PERCENT:
@@ -83,42 +83,42 @@ class PressurePolicy:
         else:
             self._calm_ticks += 1
         if self._calm_ticks < self._wanted_calm:
-            return self._capped(self._stance, full)
+            return self._capped(self._target, full)
         self._calm_ticks = 0
         self._since_recovery = 0
-        self._stance = self._given_back.pop()
+        self._target = self._given_back.pop()
         return full if not self._given_back else back
 
-    def under(self, full: Stance) -> Stance:
-        """Return the stance in force under a plan that has changed."""
-        return full if self.relieved else self._capped(self._stance, full)
+    def under(self, full: Target) -> Target:
+        """Return the target in force under a plan that has changed."""
+        return full if self.relieved else self._capped(self._target, full)
 
-    def _give_back(self, now: Stance, full: Stance, costs: Costs) -> Stance:
+    def _give_back(self, now: Target, full: Target, costs: Costs) -> Target:
         self._calm_ticks = 0
         if self._since_recovery < _RELAPSE_TICKS:
             self._wanted_calm = min(_MAX_CALM_TICKS, 2 * self._wanted_calm)
             self._since_recovery = _RELAPSE_TICKS
         elif not self._given_back:
             self._wanted_calm = CALM_TICKS
-        held = self._capped(self._stance, full) if self._given_back else full
+        held = self._capped(self._target, full) if self._given_back else full
         slots = min(held.n_slots, max(now.n_slots, costs.least_slots))
         readers = min(held.n_readers, max(now.n_readers, 1))
         if slots > costs.least_slots:
-            lower = Stance(max(costs.least_slots, (slots + costs.least_slots) // 2), held.n_readers)
+            lower = Target(max(costs.least_slots, (slots + costs.least_slots) // 2), held.n_readers)
         elif readers > 1:
-            lower = Stance(held.n_slots, readers // 2)
+            lower = Target(held.n_slots, readers // 2)
         elif not held.paused:
-            lower = Stance(held.n_slots, held.n_readers, paused=True)
+            lower = Target(held.n_slots, held.n_readers, paused=True)
         else:
             return held
         self._given_back.append(held)
-        self._stance = lower
+        self._target = lower
         return lower
 
     @staticmethod
-    def _capped(stance: Stance, full: Stance) -> Stance:
-        """A stance under a plan that has changed meanwhile."""
-        return Stance(min(stance.n_slots, full.n_slots), min(stance.n_readers, full.n_readers), stance.paused)
+    def _capped(target: Target, full: Target) -> Target:
+        """A target under a plan that has changed meanwhile."""
+        return Target(min(target.n_slots, full.n_slots), min(target.n_readers, full.n_readers), target.paused)
 
 
 _NEAR = 0.9

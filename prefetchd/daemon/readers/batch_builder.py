@@ -1,6 +1,6 @@
-"""The foreman: keeps the readers busy with what the cursors need next, and sees each batch through.
+"""The batch builder: keeps the readers busy with what the cursors need next, and sees each batch through.
 
-    scheduler.next_fills -> Job -> chunks in `queue` -> pool -> Done -> filler (policy) -> READY, or `failed`
+    scheduler.next_fills -> Job -> chunks in `queue` -> pool -> Done -> tracker (policy) -> READY, or `failed`
 
 Owned by the daemon's loop. A batch that cannot be made is kept in `failed`, for every loop that asks for it, until a
 new loop begins (the file may have been mended by then); its slot goes back to the ring. It borrows ring and pool;
@@ -15,7 +15,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from prefetchd.daemon.readers.batch_job import BadSample, Chunk, Failure, Filler, Job
+from prefetchd.daemon.readers.batch_job import BadSample, Chunk, Failure, Job, JobTracker
 from prefetchd.daemon.readers.pool import Pool
 from prefetchd.daemon.readers.reader_handle import Histogram
 from prefetchd.daemon.schedule.cursor import Cursor
@@ -33,7 +33,7 @@ _RING_PARTS = 4
 _MAX_FAILED = 256
 
 
-class Foreman:
+class BatchBuilder:
     """Work in hand: jobs, their chunks, and the batches that failed. A bad sample is logged, or told to `on_bad`."""
 
     def __init__(
@@ -46,8 +46,8 @@ class Foreman:
         self._datasets = datasets
         self._ring = ring
         self._pool = pool
-        self.fillers = [
-            Filler(
+        self.trackers = [
+            JobTracker(
                 dataset.config.on_error,
                 dataset.source.n_samples,
                 self._sample_id_at,
@@ -120,7 +120,7 @@ class Foreman:
             number, _, batch = plan.key
             n_rows = self._datasets[number].order.rows(batch)
             row_s = self._seconds_per_sample[number] or math.inf
-            job = self.fillers[number].start(plan.slot, plan.key, n_rows, self._chunk_rows(number, n_rows), row_s)
+            job = self.trackers[number].start(plan.slot, plan.key, n_rows, self._chunk_rows(number, n_rows), row_s)
             self._jobs.append(job)
             self.queue.extend(job.queued)
         return bool(plans)
@@ -163,12 +163,12 @@ class Foreman:
             cost, so_far = (done.took_s - done.waited_s) / n_done, self._seconds_per_sample[number]
             self._seconds_per_sample[number] += (cost - so_far) * (0.2 if so_far else 1)
             self.sample_seconds.observe(done.took_s / n_done, n_done)
-        self.fillers[number].done(chunk, done.faults, done.rows_left)
+        self.trackers[number].done(chunk, done.faults, done.rows_left)
         self._after(chunk.job)
 
     def lost(self, reader: int, chunk: Chunk, suspect: bool, exit_code: int) -> None:
         """The reader that had `chunk` is gone; `suspect` if it was at work on it."""
-        self.fillers[chunk.job.dataset].lost(chunk, suspect=suspect, exit_code=exit_code)
+        self.trackers[chunk.job.dataset].lost(chunk, suspect=suspect, exit_code=exit_code)
         self._after(chunk.job)
 
     def stuck(self, pid: int, reader: int, chunk: Chunk) -> None:

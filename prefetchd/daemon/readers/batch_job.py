@@ -11,7 +11,7 @@ A `Job` is done when no chunk is queued or out. What decides a batch's content i
 - what the environment does is tried again `ENVIRONMENT_TRIES` times and then fails the batch under any policy.
 Pure: it knows neither processes nor sockets.
 
-A set of sample numbers that takes a bit a sample at most, and nothing where there are none. Pure; the filler's.
+A set of sample numbers that takes a bit a sample at most, and nothing where there are none. Pure; the tracker's.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class BadSample:
     detail: str = ""
 
 
-class Filler:
+class JobTracker:
     """Applies the policy to what the readers report; remembers which samples are bad."""
 
     def __init__(

@@ -1,9 +1,9 @@
-"""The daemon's handle on the zygote: starts it, asks it for readers, sees that it goes on, and waits for its end.
+"""The daemon's handle on the fork server: starts it, asks it for readers, sees that it goes on, and waits for its end.
 
     start -> Spawn (with the reader's socket) -> Spawned (with its pidfd) ... Exited -> hang_up -> gone
 
-Owned by the pool, which takes in what the zygote says. One that is stopped, or forks nobody, is killed: its end is then
-observed as that of one that died by itself, and the pool starts another. It ends by itself when its socket does.
+Owned by the pool, which handles the fork server's messages. One that is stopped, or forks nobody, is killed: the pool
+sees its end and starts another. It ends by itself when its socket does.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _END_S = 3.0
 _FORK_S = 60.0  # it forks in milliseconds, once it has loaded its libraries
 
 
-class ZygoteHandle:
-    """A zygote that runs; owns its socket and its process.
+class ForkServerHandle:
+    """A fork server that runs; owns its socket and its process.
 
     Args:
         files_to_remove: what it removes should this process be killed.
@@ -65,7 +65,7 @@ class ZygoteHandle:
 
     def spawn(self, reader: int, fd: int) -> None:
         """Have it fork a reader whose end of its socket is `fd`, borrowed."""
-        with contextlib.suppress(sockets.ConnectionEnded):  # the loop is about to hear of it and starts another zygote
+        with contextlib.suppress(sockets.ConnectionEnded):  # the loop sees that next and starts another
             sockets.send(self._sock, reader_messages.encode(reader_messages.Spawn(reader)), [fd])
 
     def receive(self) -> tuple[reader_messages.FromForkServer, list[int]] | None:
@@ -84,10 +84,10 @@ class ZygoteHandle:
         """Kill it if it is stopped, or does not fork: a reader has been waited for for `waited_s` seconds."""
         stopped = process_state(self.pid) in ("T", "t")
         if stopped and self._was_stopped:  # for two looks: one that is continued at once is left alone
-            log.warning("killing the zygote (pid %d): it is stopped", self.pid)
+            log.warning("killing the fork server (pid %d): it is stopped", self.pid)
             self._process.kill()
         elif waited_s > max(_FORK_S, hang_s):
-            log.warning("killing the zygote (pid %d): it has forked no reader for %.0f s", self.pid, waited_s)
+            log.warning("killing the fork server (pid %d): it has forked no reader for %.0f s", self.pid, waited_s)
             self._process.kill()
         self._was_stopped = stopped
 
@@ -102,5 +102,5 @@ class ZygoteHandle:
                 return self._process.wait(_END_S)
             except subprocess.TimeoutExpired:
                 self._process.kill()
-        log.error("the zygote (pid %d) was killed and does not end; leaving it behind", self.pid)
+        log.error("the fork server (pid %d) was killed and does not end; leaving it behind", self.pid)
         return -signal.SIGKILL

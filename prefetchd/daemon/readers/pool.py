@@ -1,11 +1,11 @@
-"""The pool: starts readers through the zygote, gives them chunks, watches them, replaces them.
+"""The pool: starts readers through the fork server, gives them chunks, watches them, replaces them.
 
     start -> BOOTING -> READY <-> at work (some chunks in hand) -> gone (crash, hang, recycled) -> start
 
 Owned by the daemon's loop, which calls back for the sockets that are watched, and `tick` now and then. Every reader has
 a socket of its own (`reader_handle`); nothing is shared between readers, so a killed one blocks nobody. A reader that
-ends unasked, also with status 0, has crashed: its chunks go back to the filler and another reader takes its place. With
-a zygote (`zygote_handle`) its readers die; others are started from another.
+ends unasked, also with status 0, has crashed: its chunks go back to the batch builder, and another reader
+takes its place. The readers of a fork server (`fork_server_handle`) die with it; another one starts others.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from prefetchd.daemon.readers.batch_job import Chunk
-from prefetchd.daemon.readers.fork_server_handle import ZygoteHandle
+from prefetchd.daemon.readers.fork_server_handle import ForkServerHandle
 from prefetchd.daemon.readers.reader_handle import ReaderHandle
 from prefetchd.errors import PrefetchdError, error_from_name
 from prefetchd.ipc import reader_messages
@@ -58,7 +58,6 @@ class Pool:
         self,
         n_readers: int,
         hang_s: float,
-        events: PoolEvents,
         *,
         watch: Callable[[int, Callable[[], None]], None],
         unwatch: Callable[[int], None],
@@ -68,7 +67,7 @@ class Pool:
         self.n_readers = n_readers
         self.crashes = 0
         self._hang_s = hang_s
-        self._events = events
+        self._events: PoolEvents  # from `boot` on; nothing happens before
         self._watch = watch
         self._unwatch = unwatch
         self._clock = clock
@@ -80,14 +79,14 @@ class Pool:
         self._boot_failures = 0
         self._stopping = False
         self._buffer = bytearray(control.MAX_MESSAGE_BYTES)
-        self._zygote: ZygoteHandle
-        self._start_zygote()
+        self._fork_server: ForkServerHandle
+        self._start_fork_server()
 
     # --- starting
 
-    def _start_zygote(self) -> None:
-        self._zygote = ZygoteHandle(self._files_to_remove)
-        self._watch(self._zygote.fileno(), self._on_zygote)
+    def _start_fork_server(self) -> None:
+        self._fork_server = ForkServerHandle(self._files_to_remove)
+        self._watch(self._fork_server.fileno(), self._on_fork_server)
         for _ in range(self.n_readers):
             self._spawn()
 
@@ -97,7 +96,7 @@ class Pool:
         self._next_reader += 1
         self.readers[reader.number] = reader
         self._watch(ours.fileno(), lambda: self._on_reader(reader))
-        self._zygote.spawn(reader.number, theirs.fileno())
+        self._fork_server.spawn(reader.number, theirs.fileno())
         theirs.close()
         self._brief(reader)
 
@@ -110,9 +109,10 @@ class Pool:
         for _ in range(n_readers - len(self.readers)):
             self._spawn()
 
-    def boot(self, briefing: list[tuple[Message, list[int]]]) -> None:
-        """Tell every reader, those to come included, what to serve: messages and their descriptors, borrowed."""
+    def boot(self, briefing: list[tuple[Message, list[int]]], events: PoolEvents) -> None:
+        """Tell every reader, also later ones, what to serve: messages and their descriptors, borrowed."""
         self._briefing = briefing
+        self._events = events
         for reader in self.readers.values():
             self._brief(reader)
 
@@ -192,7 +192,7 @@ class Pool:
             except BlockingIOError:
                 return
             except control.ConnectionEnded:
-                self._unwatch(reader.sock.fileno())  # the zygote reports the exit itself
+                self._unwatch(reader.sock.fileno())  # the fork server reports the exit itself
                 return
             control.close_all(fds)
             reader.progressed(self._clock())
@@ -222,11 +222,11 @@ class Pool:
                 case reader_messages.BootFailed() as failed:
                     raise error_from_name(failed.error, failed.text)
 
-    def _on_zygote(self) -> None:
+    def _on_fork_server(self) -> None:
         try:
-            said = self._zygote.receive()
+            said = self._fork_server.receive()
         except control.ConnectionEnded:
-            self._zygote_died()
+            self._fork_server_died()
             return
         match said:
             case reader_messages.Spawned() as spawned, fds:
@@ -269,17 +269,17 @@ class Pool:
         self._unwatch(reader.sock.fileno())
         reader.close()
 
-    def _zygote_died(self) -> None:
-        self._unwatch(self._zygote.fileno())
-        self._zygote.hang_up()
-        status = self._zygote.wait()
+    def _fork_server_died(self) -> None:
+        self._unwatch(self._fork_server.fileno())
+        self._fork_server.hang_up()
+        status = self._fork_server.wait()
         if self._stopping:
             return
-        log.warning("the zygote ended by itself (%s); starting another with new readers", describe_exit(status))
+        log.warning("the fork server ended by itself (%s); starting another with new readers", describe_exit(status))
         self._boot_failures += 1
         if self._boot_failures >= MAX_BOOT_FAILURES:
             raise PrefetchdError(
-                f"cannot start readers: the zygote ended {self._boot_failures} times in a row "
+                f"cannot start readers: the fork server ended {self._boot_failures} times in a row "
                 f"({describe_exit(status)}); see the lines above"
             )
         orphans = list(self.readers.values())
@@ -291,7 +291,7 @@ class Pool:
             else:
                 self._quarantine(reader)
             self._close(reader)
-        self._start_zygote()
+        self._start_fork_server()
         for reader in orphans:
             for position, chunk in reversed(list(enumerate(reader.chunks.values()))):
                 # Suspect too: what takes so much memory that the kernel kills may do that again and again.
@@ -312,14 +312,14 @@ class Pool:
     # --- hangs
 
     def tick(self) -> None:
-        """Look for readers that make no progress, and after the zygote; call about once a second while `busy`.
+        """Look for readers that make no progress, and after the fork server; call about once a second while `busy`.
 
         Raises:
             PrefetchdError: if no reader is left that could work.
         """
         unborn = [reader for reader in self.readers.values() if not reader.pid]
         waited_s = max((self._clock() - reader.since for reader in unborn), default=0.0)
-        self._zygote.check(waited_s, self._hang_s)
+        self._fork_server.check(waited_s, self._hang_s)
         for reader in list(self.readers.values()):
             was_stuck = reader.stuck
             reader.check_progress(self._clock(), self._hang_s)
@@ -338,16 +338,16 @@ class Pool:
 
     @property
     def pids(self) -> list[int]:
-        """The zygote and all readers."""
-        return [self._zygote.pid, *(reader.pid for reader in self.readers.values() if reader.pid)]
+        """The fork server and all readers."""
+        return [self._fork_server.pid, *(reader.pid for reader in self.readers.values() if reader.pid)]
 
     def stop(self) -> None:
-        """End all readers and the zygote; waits until they are gone."""
+        """End all readers and the fork server; waits until they are gone."""
         self._stopping = True
-        if self._zygote.fileno() >= 0:
-            self._unwatch(self._zygote.fileno())
-            self._zygote.hang_up()
+        if self._fork_server.fileno() >= 0:
+            self._unwatch(self._fork_server.fileno())
+            self._fork_server.hang_up()
         for reader in list(self.readers.values()):
             reader.kill()
             self._close(reader)
-        self._zygote.wait()
+        self._fork_server.wait()

@@ -70,9 +70,9 @@ class ReaderHandle:
     """One reader, as the daemon sees it.
 
     Attributes:
-        number: its name on the zygote's socket.
+        number: its name on the fork server's socket.
         sock: the daemon's end of its socket, owned.
-        pid, pidfd: known once the zygote has forked it; the pidfd is owned.
+        pid, pidfd: known once the fork server has forked it; the pidfd is owned.
         ready: whether it has booted.
         fresh: whether it has been given no work yet.
         retiring: whether it was told to go, so that its end is no crash.
@@ -273,7 +273,7 @@ class ReaderHandle:
         self._signal(signal.SIGKILL)
 
     def born(self, pid: int, pidfd: int) -> None:
-        """The zygote has forked it; owns `pidfd`."""
+        """The fork server has forked it; owns `pidfd`."""
         self.pid, self.pidfd = pid, pidfd
         if self.killed_s:  # before it was born
             self.killed_s = 0.0

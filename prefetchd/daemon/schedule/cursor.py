@@ -1,4 +1,4 @@
-"""Where one loop is in the sequence of batches. Pure; the daemon's own, moved on by what is granted to the loop."""
+"""The cursor: where one loop is in the sequence of batches. Pure. The daemon moves it on with each grant."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prefetchd.sampling.sharding import Shard
 
 @dataclass(slots=True, eq=False)
 class Cursor:
-    """Where one consumer, or one group of them, is: the next batch that it has not been granted yet.
+    """Where one consumer or one group is: the next batch that it has not been granted yet.
 
     Attributes:
         consumer: the consumer's number.
@@ -20,15 +20,15 @@ class Cursor:
         dataset: the data set that it reads.
         shard: which batches of an epoch it sees.
         epoch: the epoch of the next batch.
-        start: the batch from which its shard is counted in this epoch: 0, but where an epoch is resumed.
+        start: the batch from which its shard is counted in this epoch: 0 unless the epoch was resumed.
         step: the step, from `start` on, of the next batch.
-        guaranteed_slots: how many slots it may hold whatever the others do.
+        guaranteed_slots: how many slots it may hold, however many the others hold.
         stop_epoch: the epoch before which it ends; `None` for never.
-        waiting: whether the loop is blocked, waiting for the next batch.
-        open: whether the loop goes on; a closed cursor only shows where the next epoch would start.
-        patience_s: how long others wait for it in each of its epochs, all waits together.
-        patience_left_s: what is left of that in this epoch; with none left nobody waits for it.
-        again: batches to be given once more before the next: those of a member of a group that died.
+        waiting: whether the loop waits for the next batch.
+        open: whether the loop goes on; a closed cursor shows where the next epoch would start.
+        patience_s: how long others wait for it in each of its epochs, in all.
+        patience_left_s: what is left of that in this epoch; at 0 the others go on without it.
+        again: batches to be granted again first: those of a group's member that died.
     """
 
     consumer: int
@@ -57,7 +57,7 @@ class Cursor:
 
     @property
     def is_waited_for(self) -> bool:
-        """Whether loops ahead of it hold back, so that it finds what they left for it."""
+        """Whether loops ahead of it wait, so that it finds their batches in the ring."""
         return self.open and self.patience_left_s > 0 and not self.at_end
 
     @property
@@ -65,22 +65,22 @@ class Cursor:
         """The next batch; `None` where an epoch has none."""
         if self.again:
             return self.again[0]
-        if self.step < self.shard.steps(self.start):  # as nearly always; the rule is `upcoming`'s
+        if self.step < self.shard.steps(self.start):  # nearly always; as in `upcoming`
             return self.dataset, self.epoch, self._position % self.shard.n_batches
         return next(self.upcoming(1), None)
 
     @property
     def place(self) -> tuple[int, int, int, int]:
-        """What orders cursors: those that go through the same batches stand together, the hindmost first."""
+        """The sort key of cursors: those that see the same batches are together, the slowest first."""
         return self.dataset, self.shard.world_size, self.epoch, self._position
 
     @property
     def lane(self) -> tuple[int, int]:
-        """Which of the batches of an epoch it goes through: the stride, and where it falls."""
+        """Which batches of an epoch it sees: the stride and the offset."""
         return self.shard.world_size, (self.start + self.shard.rank) % self.shard.world_size
 
     def advance(self) -> tuple[int, int, bool]:
-        """Go on to the next batch, of the next epoch after the last of one; return (epoch, batch, repeated) passed."""
+        """Go on to the next batch, over the end of an epoch too; return the (epoch, batch, repeated) passed."""
         if self.again:
             _, epoch, batch = self.again.popleft()
             return epoch, batch, False
@@ -91,7 +91,7 @@ class Cursor:
         return passed
 
     def before(self, n_grants: int) -> tuple[int, int]:
-        """Return the epoch and step that it stood at before the last `n_grants` grants."""
+        """Return the epoch and step before the last `n_grants` grants."""
         epoch, step = self.epoch, self.step - n_grants
         while step < 0 and epoch > 0 and self.shard.steps():
             epoch, step = epoch - 1, step + self.shard.steps()
@@ -103,7 +103,7 @@ class Cursor:
         self.patience_left_s = self.patience_s
 
     def upcoming(self, horizon: int) -> Iterator[Key]:
-        """Yield the next `horizon` batches in the order of need, running on into the next epoch."""
+        """Yield the next `horizon` batches in the order of need, over the end of the epoch too."""
         if self.again:
             again = list(self.again)[:horizon]
             yield from again
@@ -114,7 +114,7 @@ class Cursor:
         steps = self.shard.steps()
         if not steps:
             return
-        # A tuple a batch and no more: it is asked for as far as the ring reaches, for every handful of batches.
+        # No more than a tuple a batch: the scheduler asks as far as the ring reaches, for every few batches.
         while horizon > 0:
             if left <= 0:
                 epoch, left, index = epoch + 1, steps, self.shard.rank + self.shard.rotation

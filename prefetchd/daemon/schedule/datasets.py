@@ -1,7 +1,7 @@
-"""What a daemon serves: one data set or several, each with its own configuration, source, order and layout.
+"""The data sets of a daemon, each with its own configuration, source, order and layout.
 
-Made once, when the daemon starts, and never changed. All of them share the pool of readers, the ring and the memory
-budget, so the options that concern those are the daemon's and the same for all (`config.DAEMON_OPTIONS`).
+The daemon opens them once, at its start, and never changes them. They share readers, ring and memory budget, so the
+options of those are the daemon's and the same for all (`config.DAEMON_OPTIONS`).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class Dataset:
 
     Attributes:
         number: its name on the wire and in the ring's keys, from 0.
-        name: its name for consumers; empty where the daemon serves just one that was given no name.
+        name: its name for consumers; empty if the daemon serves one data set without a name.
         config: its options.
         source: where its samples come from, owned.
         order: which samples are in which batch.
-        layout: how a batch lies in a slot.
+        layout: of a batch in a slot.
     """
 
     number: int
@@ -39,7 +39,7 @@ class Dataset:
     layout: BatchLayout
 
     def for_readers(self) -> tuple[OpenDataset, list[int]]:
-        """Return what a reader must be told to serve it, and the source's descriptors, borrowed."""
+        """Return the message with which a reader opens it, and the source's descriptors, borrowed."""
         handle, fds = self.source.handle()
         return OpenDataset(self.number, self.config.to_wire(), handle, self.layout.to_wire()), fds
 
@@ -55,12 +55,12 @@ def open_datasets(configs: Mapping[str, Config]) -> list[Dataset]:
         try:
             datasets.append(_open(number, name, config))
         except InapplicableOption as error:
-            raise ConfigError(_explained(error, config, configs)) from None
+            raise ConfigError(_explain(error, config, configs)) from None
     return datasets
 
 
-def _explained(error: InapplicableOption, config: Config, configs: Mapping[str, Config]) -> str:
-    """Return the message of `error`, with how to give the option to those data sets alone that it may be for."""
+def _explain(error: InapplicableOption, config: Config, configs: Mapping[str, Config]) -> str:
+    """Return the message of `error`, and how to give the option to those data sets only that take it."""
     value = getattr(config, error.option)
     is_off = "no-" if value is False else ""
     flag = error.option.replace("_", "-")
@@ -71,7 +71,7 @@ def _explained(error: InapplicableOption, config: Config, configs: Mapping[str, 
     ]
     if not flags:
         return str(error)
-    return f"{error.why}; what is for some of the data sets is given to each of them: {' '.join(flags)}"
+    return f"{error.why}; give an option of some data sets to each of them: {' '.join(flags)}"
 
 
 def _open(number: int, name: str, config: Config) -> Dataset:
@@ -81,7 +81,7 @@ def _open(number: int, name: str, config: Config) -> Dataset:
         which = f" the data set {name!r}" if name else ""
         raise ConfigError(
             f"cannot serve{which}: {source.n_samples} samples make no batch of {config.batch_size} with "
-            "--drop-last; lower --batch-size or leave --drop-last out"
+            "drop_last=True; lower batch_size or leave drop_last out"
         )
     layout = BatchLayout(config.batch_size, *source.x, *source.y)
     return Dataset(number, name, config, source, order, layout)

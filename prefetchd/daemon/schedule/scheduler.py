@@ -1,7 +1,7 @@
-"""Which batch to fill next, into which slot, and who may have a lease. Pure, so that it can be tested by the million.
+"""Which batch to fill next, in which slot, and which grant may be made. Pure, so that tests run millions of schedules.
 
-The ring is a cache of the sequence of batches whose future is known, so the rule is Belady's (IBM Systems Journal 5,
-1966): what is needed soonest by any cursor is filled first, and what is needed last is given up first.
+The ring is a cache of a sequence of batches whose future is known, so the rule is Belady's (IBM Systems Journal 5,
+1966): fill first what any cursor needs soonest, and give up first what is needed last.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass
 
 from prefetchd.daemon.schedule.cursor import Cursor
-from prefetchd.daemon.schedule.pacing import Window, arrange, reaches
+from prefetchd.daemon.schedule.windows import Window, arrange, arrange_patiently
 from prefetchd.ring.slots import Content, Key, Ring, Slot
 
-Urgency = tuple[int, bool]  # batches until it is needed, and whether nobody stands still for it
+Urgency = tuple[int, bool]  # batches until it is needed, and whether no loop waits for it; the smallest is most urgent
+
+_urgency = operator.itemgetter(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,22 +27,60 @@ class FillPlan:
     key: Key
 
 
-def next_fills(
-    ring: Ring, cursors: Sequence[Cursor], unmakeable: Container[Key] = (), *, limit: int = 1
-) -> list[FillPlan]:
-    """Return the fills to begin next, `limit` at most, soonest needed first; none if all that fits is there or coming.
+class Needs:
+    """How urgent each batch is that some cursor needs, as far as the ring reaches.
 
-    Batches in `unmakeable` are known to fail and are passed over.
+    Attributes:
+        windows: the windows of the cursors.
+        urgency: by batch.
     """
-    need = _needs(ring, cursors)
+
+    def __init__(self, ring: Ring, cursors: Collection[Cursor]) -> None:
+        self._ring = ring
+        self._never = (len(ring.slots), True)
+        self.windows = arrange(cursors, len(ring.slots))
+        need: dict[Key, Urgency] = {}
+        for window in self.windows:
+            needed = {key: (distance, True) for distance, key in enumerate(window.keys)}
+            for member in window.members:
+                # Of two batches that are needed next, the one for which a loop waits comes first. Not all of its
+                # window: what a loop that has stopped needs next would be kept from one that waits elsewhere.
+                if _is_in_a_hurry(ring, member) and (key := member.next_key) in needed:
+                    needed[key] = (needed[key][0], False)
+            if need:
+                needed.update({key: min(need[key], needed[key]) for key in need.keys() & needed.keys()})
+            need.update(needed)
+        self.urgency = need
+
+    def of(self, slot: Slot) -> Urgency:
+        """Return how urgent the batch in a slot is; an empty slot is least urgent of all."""
+        return (len(self._ring.slots) + 1, True) if slot.key is None else self.urgency.get(slot.key, self._never)
+
+    def could_spare_slot(self, cursor: Cursor) -> bool:
+        """Return whether a slot would be given up for the cursor's next batch if the cursor had a window of its own."""
+        urgency = (0, not _is_in_a_hurry(self._ring, cursor))
+        return any(self.of(slot) > urgency for slot in self._ring.reusable_slots())
+
+
+def _is_in_a_hurry(ring: Ring, cursor: Cursor) -> bool:
+    return cursor.waiting and ring.held_by(cursor.consumer) < cursor.guaranteed_slots
+
+
+def next_fills(
+    ring: Ring, cursors: Collection[Cursor], unmakeable: Container[Key] = (), *, limit: int = 1
+) -> list[FillPlan]:
+    """Return the fills to begin next, `limit` at most, the soonest needed first; none if no slot can be spared.
+
+    Batches in `unmakeable` are known to fail and are left out.
+    """
+    needs = Needs(ring, cursors)
+    need = needs.urgency
     wanted = sorted([(need[key], key) for key in ring.missing(need) if key not in unmakeable])
     if not wanted:
         return []
-    never = (len(ring.slots), True)
-    # What is needed last is given up first; an empty slot costs nothing.
     reusable = ring.reusable_slots()
     empty = [slot for slot in reusable if slot.key is None]
-    full = [(need.get(slot.key, never), slot) for slot in reusable if slot.key is not None]
+    full = [(needs.of(slot), slot) for slot in reusable if slot.key is not None]
     full.sort(key=_urgency)
     plans: list[FillPlan] = []
     for urgency, key in wanted[:limit]:
@@ -53,43 +93,16 @@ def next_fills(
     return plans
 
 
-_urgency = operator.itemgetter(0)
-
-
-def _needs(ring: Ring, cursors: Sequence[Cursor]) -> dict[Key, Urgency]:
-    """Return how urgent each batch is that some cursor needs, as far as the ring reaches."""
-    need: dict[Key, Urgency] = {}
-    for window in arrange(cursors, len(ring.slots)):
-        # Of two batches that are needed next, the one for which a loop stands still comes first.
-        in_no_hurry = not any(
-            member.waiting and ring.held_by(member.consumer) < member.guaranteed_slots for member in window.members
-        )
-        needed = {key: (distance, in_no_hurry) for distance, key in enumerate(window.keys)}
-        if need:
-            needed.update({key: min(need[key], needed[key]) for key in need.keys() & needed.keys()})
-        need.update(needed)
-    return need
-
-
 def needed_last(ring: Ring, cursors: Collection[Cursor]) -> Slot | None:
-    """Return the reusable slot whose batch is needed last, an empty one before all; `None` if none is reusable."""
-    horizon = len(ring.slots)
-    distance: dict[Key, int] = {}
-    for window in arrange(cursors, horizon):
-        for position, key in enumerate(window.keys):
-            distance[key] = min(position, distance.get(key, horizon))
-
-    def when(slot: Slot) -> int:
-        return horizon + 1 if slot.key is None else distance.get(slot.key, horizon)
-
-    return max(ring.reusable_slots(), key=when, default=None)
+    """Return the reusable slot whose batch is needed last, an empty slot first; `None` if no slot is reusable."""
+    return max(ring.reusable_slots(), key=Needs(ring, cursors).of, default=None)
 
 
 def to_give_back(ring: Ring, cursors: Collection[Cursor], n_wanted: int) -> Slot | None:
-    """Return the slot to give up in a ring that should have `n_wanted`; `None` if it may give up none now.
+    """Return the slot to remove from a ring that should have `n_wanted` slots; `None` if none may go now.
 
-    What a loop has beyond its guarantee, as it lies granted ahead while the loop stands still, cannot be taken back. It
-    is no reason for others to have less than they were promised: it comes on top until it is returned.
+    A loop that has stopped may hold grants beyond its guarantee, which cannot be taken back. Others must not have less
+    than they were promised for that, so those slots come on top until they are returned.
     """
     if len(ring.slots) <= n_wanted:
         return None
@@ -100,9 +113,9 @@ def to_give_back(ring: Ring, cursors: Collection[Cursor], n_wanted: int) -> Slot
 
 
 class Reserve:
-    """What the loops that hold less than they are guaranteed must find, window by window.
+    """The slots that must stay for loops that hold less than they are guaranteed, by window.
 
-    Made for a round of granting, and worked out when it is first asked for: most rounds grant nothing that is short.
+    Made for one round of grants, and computed at the first question: most rounds have no shortage.
     """
 
     def __init__(self, ring: Ring, cursors: Collection[Cursor]) -> None:
@@ -111,10 +124,10 @@ class Reserve:
         self._of: dict[int, Window] = {}
         self._short: dict[int, int] = {}
         self._total = 0
-        # A loop that is alone need leave nothing to others; the cursor of a group (below 0) stands for several loops.
+        # A loop that is alone leaves nothing to others. The cursor of a group (below 0) stands for several loops.
         self._is_known = len(cursors) < 2 and all(cursor.consumer >= 0 for cursor in cursors)
 
-    def _find_out(self) -> None:
+    def _compute(self) -> None:
         self._is_known = True
         windows = [
             window
@@ -126,26 +139,26 @@ class Reserve:
         self._total = sum(self._short.values())
 
     def for_others(self, cursor: Cursor) -> int:
-        """How many slots loops of other windows than the cursor's may still claim."""
+        """Return how many slots loops of windows other than the cursor's may still claim."""
         if not self._is_known:
-            self._find_out()
+            self._compute()
         window = self._of.get(id(cursor))
         return self._total - (self._short[id(window)] if window is not None else 0)
 
     def beside(self, cursor: Cursor) -> int:
-        """How many slots another loop of the cursor's own window may still claim."""
+        """Return how many slots another loop of the cursor's own window may still claim."""
         if not self._is_known:
-            self._find_out()
+            self._compute()
         window = self._of.get(id(cursor))
         others = (other for other in window.members if other is not cursor and other.open) if window else ()
         return max((0, *(other.guaranteed_slots - self._ring.held_by(other.consumer) for other in others)))
 
     def wanted_beside(self, cursor: Cursor) -> bool:
-        """Whether another loop stands still."""
+        """Return whether another loop waits."""
         return any(other.waiting and other is not cursor for other in self._cursors)
 
     def granted(self, cursor: Cursor) -> None:
-        """The cursor's consumer holds one more."""
+        """Take into account that the cursor's consumer holds one slot more."""
         window = self._of.get(id(cursor))
         if window is not None:
             short = self._shortfall(window)
@@ -164,18 +177,18 @@ class Reserve:
 
 
 def may_grant(ring: Ring, cursor: Cursor, reserve: Reserve, slot: Slot) -> bool:
-    """Whether `cursor` may be given a lease on the READY `slot` now.
+    """Return whether `cursor` may be given a lease on the READY `slot` now.
 
-    A slot that somebody holds already costs nothing more. A loop that stands still within its guarantee gets its batch.
-    Whatever is granted ahead must leave the other windows what they are guaranteed, and what goes beyond the cursor's
-    own guarantee must besides leave a slot for the readers to fill, and another if it is granted ahead while some other
-    loop stands still: that one has the better claim, however much it holds.
+    A slot that a consumer holds already costs nothing more. A loop that waits within its guarantee gets its batch. A
+    grant ahead must leave the other windows what they are guaranteed. A grant beyond the cursor's own guarantee must
+    also leave a slot for the readers to fill, and one more if it is ahead while another loop waits: that loop has the
+    better claim, however much it holds.
     """
     return bool(slot.leases) or can_spare(ring, cursor, reserve)
 
 
 def can_spare(ring: Ring, cursor: Cursor, reserve: Reserve) -> bool:
-    """Whether `cursor` may have one more slot to itself now: the rule of `may_grant`, whatever its next batch is."""
+    """Return whether `cursor` may have one more slot to itself now: the rule of `may_grant` for any batch."""
     within_guarantee = ring.held_by(cursor.consumer) < cursor.guaranteed_slots
     if within_guarantee and cursor.waiting:
         return True
@@ -192,7 +205,7 @@ def slots_promised(n_slots: int, cursors: Sequence[Cursor]) -> int:
 
     Cursors that are served from the same slots count as one window.
     """
-    return sum(window.guaranteed_slots for window in reaches(cursors, n_slots)) + 1
+    return sum(window.guaranteed_slots for window in arrange_patiently(cursors, n_slots)) + 1
 
 
 def ready_for(ring: Ring, cursor: Cursor) -> Slot | None:

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from prefetchd.config.options import Config
+from prefetchd.config.options import MAX_BATCH_SIZE, Config
 from prefetchd.config.units import format_count
-from prefetchd.config.validate import MAX_BATCH_SIZE
 from prefetchd.data.arrays.array_set import (
     ArraySet,
     MappedSet,

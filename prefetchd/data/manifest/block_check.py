@@ -15,6 +15,7 @@ import numpy as np
 from prefetchd.data.manifest.block_fields import (
     DOUBT,
     FRACTION,
+    INTEGER,
     LONGEST_FIELD_BYTES,
     LONGEST_NUMBER_BYTES,
     SURE,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from prefetchd.data.manifest.block_fields import Bytes, Places
 
+_LONGEST_EXACT_BYTES = 8  # an integer of 7 digits, and the byte before it: float32 holds it
 _MAX_PADDING = 4  # white space around a string label that is skipped here
 _IS_WHITE = np.zeros(256, bool)
 _IS_WHITE[list(WHITE)] = True
@@ -48,6 +50,7 @@ class Checked(NamedTuple):
         rows: (samples,) which of the block's lines it is, from 0.
         doubtful: which of the samples, in rising order, have to be parsed.
         any_fraction: some numeric label of the others is not an integer.
+        any_long: some label may be an integer that float32 does not hold.
         labels: string labels of the others; at least all that may be new.
     """
 
@@ -58,6 +61,7 @@ class Checked(NamedTuple):
     rows: Places
     doubtful: Places
     any_fraction: bool
+    any_long: bool
     labels: set[bytes]
 
 
@@ -67,7 +71,7 @@ class BlockCheck:
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
         self._known_labels = KnownLabels()
-        self._any_fraction = False
+        self._any_fraction = self._any_long = False
         self._labels: set[bytes] = set()
 
     def __call__(self, block: bytes) -> Checked:
@@ -82,12 +86,12 @@ class BlockCheck:
         first = codes.take(starts)
         kept = np.ones(len(starts), bool)
         for row in np.flatnonzero((first <= 32) | (first == 35)).tolist():
-            kept[row] = is_sample(block[starts[row] : breaks[row]])
+            kept[row] = is_sample(block[starts[row] : breaks[row]], hash_rows=self._dialect.hash_rows)
         rows = np.flatnonzero(kept)
         ends = breaks
         if len(rows) < len(kept):
             starts, ends, first = starts[kept], ends[kept], first[kept]
-        self._any_fraction, self._labels = False, set()
+        self._any_fraction, self._any_long, self._labels = False, False, set()
         sure = self._sure(block, codes, starts, ends, first)
         return Checked(
             n_lines=len(kept),
@@ -97,6 +101,7 @@ class BlockCheck:
             rows=rows,
             doubtful=np.flatnonzero(~sure),
             any_fraction=self._any_fraction,
+            any_long=self._any_long,
             labels=self._labels,
         )
 
@@ -123,7 +128,7 @@ class BlockCheck:
 
     def _text(self, block: bytes, codes: Bytes, starts: Places, ends: Places, sure: NDArray[np.bool_]) -> None:
         dialect = self._dialect
-        if dialect.label_kind == "class":
+        if dialect.label_kind in ("class", "classes"):
             states, before = read_backwards(word_table(), codes, ends, LONGEST_FIELD_BYTES)
             sure &= states == SURE
             self._string_labels(block, codes, before + 1, ends, sure)
@@ -131,9 +136,11 @@ class BlockCheck:
             fractions = np.zeros(len(ends), bool)
             table = number_table(WHITE, WHITE)
             for _ in range(dialect.label_count):
-                states, ends = read_backwards(table, codes, ends, LONGEST_NUMBER_BYTES)
+                states, before = read_backwards(table, codes, ends, LONGEST_NUMBER_BYTES)
                 sure &= states != DOUBT
                 fractions |= states == FRACTION
+                self._any_long |= bool(((ends - before > _LONGEST_EXACT_BYTES) & (states == INTEGER)).any())
+                ends = before
             if dialect.exact:
                 states, _ = read_backwards(not_a_number_table(), codes, ends, LONGEST_FIELD_BYTES)
                 sure &= states == SURE
@@ -154,9 +161,10 @@ class BlockCheck:
         for column in dialect.y:
             end = ends if column == dialect.columns - 1 else separators[column]
             if dialect.label_kind == "number":
-                states, _ = read_backwards(table, codes, end, LONGEST_NUMBER_BYTES)
+                states, before = read_backwards(table, codes, end, LONGEST_NUMBER_BYTES)
                 sure &= states != DOUBT
                 fractions |= states == FRACTION
+                self._any_long |= bool(((end - before > _LONGEST_EXACT_BYTES) & (states == INTEGER)).any())
             else:
                 self._string_labels(block, codes, starts if column == 0 else separators[column - 1] + 1, end, sure)
         self._any_fraction = bool((fractions & sure).any())

@@ -28,13 +28,17 @@ LINES_PER_ENTRY = 64  # samples between two lines of the index
 _CHUNK_BYTES = 1 << 16
 _IMAGE_SUFFIXES = tuple(suffix.encode() for suffix in IMAGE_SUFFIXES)
 
+# Remedies.
+MEND = "mend the line, or put '# ' before it to leave it out"
+FILL = "mend the line, give missing_label=-1 (or another) where there is none, or put '# ' before it to leave it out"
+_COMMENT = re.compile(rb"#+(\s|!|$)")
 _NUMBER = re.compile(rb"[+-]?(?:(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?|nan|inf|infinity)", re.IGNORECASE)
 
 
 class BadLine(Exception):
     """Says what is wrong with a line (`what`), and what to do about it (`remedy`)."""
 
-    def __init__(self, what: str, remedy: str = "mend the line, or put # before it to leave it out") -> None:
+    def __init__(self, what: str, remedy: str = MEND) -> None:
         super().__init__(what)
         self.what = what
         self.remedy = remedy
@@ -47,13 +51,22 @@ class MalformedLine(NamedTuple):
     reason: str
 
 
+class Line(NamedTuple):
+    """A sample line (neither blank nor comment) of the file."""
+
+    number: int
+    raw: bytes
+    offset: int
+    end: int
+
+
 @dataclass(frozen=True, slots=True)
 class Dialect:
     """How the lines of one list are read; plain values, so that it can be sent to readers.
 
     Attributes:
         kind: `text`, `table`, `json` or `tree`.
-        label_kind: no labels, numbers, one string that names a class, or one path of a mask.
+        label_kind: no labels, numbers, one string that names a class or several, or one path of a mask.
         label_count: how many label fields a line has.
         exact: a text line must end in exactly `label_count` numbers (it was found out, not given).
         separator: between the columns of a table.
@@ -61,6 +74,9 @@ class Dialect:
         x: the table's column with the path.
         y: the table's label columns.
         keys: of a `json` object: the path's, then the labels'; dots lead into nested objects.
+        label_separator: between the names of a field with several classes.
+        missing: the label of lines without one; `None` refuses such lines.
+        hash_rows: a line that begins with `#` is a sample unless white space follows, as CSV has no comments.
     """
 
     kind: Literal["text", "table", "json", "tree"]
@@ -72,6 +88,9 @@ class Dialect:
     x: int = 0
     y: tuple[int, ...] = ()
     keys: tuple[str, ...] = ()
+    label_separator: str = ""
+    missing: str | None = None
+    hash_rows: bool = False
 
 
 def is_number(field: bytes) -> bool:
@@ -84,10 +103,12 @@ def is_image(field: bytes) -> bool:
     return field.lower().endswith(_IMAGE_SUFFIXES)
 
 
-def is_sample(line: bytes) -> bool:
-    """Return whether `line` is neither blank nor a comment."""
+def is_sample(line: bytes, *, hash_rows: bool = False) -> bool:
+    """Return whether `line` is neither blank nor a comment; for `hash_rows` see `Dialect`."""
     bare = line.strip()
-    return bool(bare) and not bare.startswith(b"#")
+    if not bare.startswith(b"#"):
+        return bool(bare)
+    return hash_rows and _COMMENT.match(bare) is None
 
 
 def show(field: bytes, longest: int = 100) -> str:
@@ -103,8 +124,12 @@ def refuse_long_line(name: str, number: int) -> ManifestError:
     )
 
 
-def sample_lines(fd: int, start: int, end: int, number: int, name: str) -> Iterator[tuple[int, bytes, int, int]]:
+def sample_lines(
+    fd: int, start: int, end: int, number: int, name: str, *, hash_rows: bool = False
+) -> Iterator[tuple[int, bytes, int, int]]:
     """Yield (line number, line, its offset, the offset after it) for sample lines in bytes `start` to `end`.
+
+    `number` is the line at `start`; for `hash_rows` see `Dialect`.
 
     Raises:
         ManifestError: if a line is too long, there is a NUL byte, or the file is shorter.
@@ -124,7 +149,7 @@ def sample_lines(fd: int, start: int, end: int, number: int, name: str) -> Itera
             after = min(offset + len(line) + 1, end)
             if len(line) > MAX_LINE_BYTES:
                 raise refuse_long_line(name, number)
-            if is_sample(line):
+            if is_sample(line, hash_rows=hash_rows):
                 yield number, line, offset, after
             offset, number = after, number + 1
         if len(rest) > MAX_LINE_BYTES:

@@ -6,11 +6,12 @@ Called once, by `Manifest.open` in the daemon; readers never import it. Its resu
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import stat
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import blake2b
 from itertools import islice
 from typing import Any
@@ -18,14 +19,18 @@ from typing import Any
 from prefetchd.config.options import Config
 from prefetchd.data.files import cannot_open, check_complete, identity, open_regular, read_exactly, write_all
 from prefetchd.data.kinds import IMAGE_SUFFIXES
-from prefetchd.data.manifest.dialect import Dialect, MalformedLine, is_sample, sample_lines
+from prefetchd.data.labels import check_names, sorted_classes
+from prefetchd.data.manifest.dialect import Dialect, Line, MalformedLine, is_sample, sample_lines
 from prefetchd.data.manifest.folder import list_folder
 from prefetchd.data.manifest.json import is_json_object
+from prefetchd.data.manifest.line import split_classes
 from prefetchd.data.manifest.scan import Scan
-from prefetchd.data.manifest.sniff import SNIFFED_LINES, Line, sniff
+from prefetchd.data.manifest.sniff import SNIFFED_LINES, sniff
 from prefetchd.errors import ManifestError, one_line
 from prefetchd.ipc.descriptors import memfd, seal
 
+_TABLE_SUFFIXES = (".csv", ".tsv")
+_MAX_VECTOR = 65_536  # classes of a 0/1 vector
 _PEEKED_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 _CLOCK_STEP_NS = 20_000_000
@@ -51,6 +56,11 @@ def open_manifest(config: Config, malformed: list[MalformedLine] | None = None) 
     try:
         is_folder = stat.S_ISDIR(os.stat(source).st_mode)
     except (OSError, ValueError) as error:
+        if glob.has_magic(source) or "{" in source:
+            raise ManifestError(
+                f"cannot open {name}: there is no such file, and patterns name tar shards, Parquet files and .npy "
+                "shards only; give a list file, or a directory"
+            ) from None
         raise cannot_open(name, error) from None
     index_fd = memfd("prefetchd-manifest-index")
     fd = -1
@@ -102,17 +112,19 @@ def _scan_file(
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ManifestError(f"cannot read {name}: it is UTF-16; save it as UTF-8")
     start = 3 if head.startswith(_BOM) else 0
-    rows = sample_lines(fd, start, size, 1, name)
+    hash_rows = os.path.splitext(source)[1].lower() in _TABLE_SUFFIXES
+    rows = sample_lines(fd, start, size, 1, name, hash_rows=hash_rows)
     first = [Line(*row) for row in islice(rows, SNIFFED_LINES)]
     if not first:
         what = "it has 0 bytes" if not size else f"its {size} bytes are all blank lines and comments"
         raise ManifestError(f"cannot serve {name}: it has no samples ({what}); write a line `path label` for each")
     root = os.path.abspath(os.path.expanduser(config.root) if config.root is not None else os.path.dirname(source))
     encoded_root = os.fsencode(root)
-    dialect, skip_header = sniff(config, name, first, lambda path: os.path.isfile(os.path.join(encoded_root, path)))
+    dialect, skipped = sniff(config, name, first, lambda path: os.path.isfile(os.path.join(encoded_root, path)))
+    dialect = replace(dialect, hash_rows=hash_rows)
     first_line = 1
-    if skip_header:
-        start, first_line = first[0].end, first[0].number + 1
+    if skipped:
+        start, first_line = first[skipped - 1].end, first[skipped - 1].number + 1
     scan = Scan(dialect, name, tolerant=malformed is not None)
     scan.run(fd, size, start, first_line, index_fd)
     check_complete(fd, before, name)
@@ -120,10 +132,30 @@ def _scan_file(
         raise ManifestError(f"cannot serve {name}: it has no samples below its header; write a line for each sample")
     if malformed is not None:
         malformed += scan.malformed
-    classes = None
-    if dialect.label_kind == "class":
-        classes = tuple(sorted(label.decode("utf-8", "surrogateescape") for label in scan.labels))
+    classes = _classes(config, name, dialect, scan.labels)
     return _facts(scan, dialect, classes, name, os.path.abspath(source), root, before, index_fd)
+
+
+def _classes(config: Config, name: str, dialect: Dialect, labels: set[bytes]) -> tuple[str, ...] | None:
+    """Return the sorted names of the classes, where labels are names.
+
+    Raises:
+        ManifestError: if labels look like lists of labels, or there are too many classes for a vector.
+    """
+    if dialect.label_kind == "class":
+        names = sorted(label.decode("utf-8", "surrogateescape") for label in labels)
+        if config.label_separator is None:
+            check_names(names, name)
+        return tuple(names)
+    if dialect.label_kind != "classes":
+        return None
+    parts = {part for label in labels for part in split_classes(label, dialect.label_separator)}
+    if not 1 <= len(parts) <= _MAX_VECTOR:
+        raise ManifestError(
+            f"cannot use label_separator={dialect.label_separator!r} with {name}: its labels name {len(parts)} "
+            f"classes, and y has a number for each, at most {_MAX_VECTOR}; check the separator and y_column"
+        )
+    return tuple(sorted_classes([part.decode("utf-8", "surrogateescape") for part in parts]))
 
 
 def _wait_for_the_clock(found: os.stat_result) -> None:
@@ -139,7 +171,7 @@ def _wait_for_the_clock(found: os.stat_result) -> None:
 
 def _open_folder(config: Config, source: str, name: str, index_fd: int, fd: int) -> dict[str, Any]:
     """List a directory of class folders into `fd` and index that; return the facts for `handle()`."""
-    for option in ("x_column", "y_column"):
+    for option in ("x_column", "y_column", "label_separator", "missing_label"):
         if getattr(config, option) is not None:
             raise ManifestError(f"cannot use {option} with {name}: it is a directory; leave the option out")
     if config.target == "mask":
@@ -152,7 +184,7 @@ def _open_folder(config: Config, source: str, name: str, index_fd: int, fd: int)
             "folder; leave the option out, or give 0 for no labels"
         )
     root = os.path.abspath(source)
-    classes = list_folder(root, name, fd, labels=config.label_columns != 0)
+    classes = list_folder(root, name, fd, label_columns=config.label_columns)
     seal(fd)
     dialect = Dialect("tree", "none" if classes is None else "number", 0 if classes is None else 1)
     scan = Scan(dialect, name)
@@ -174,6 +206,7 @@ def _facts(
     text = b"" if classes is None else json.dumps(classes).encode()
     write_all(index_fd, text)
     seal(index_fd)
+    n_labels, is_vector = dialect.label_count, dialect.label_kind == "classes"
     meaning = {**asdict(dialect), "y": list(dialect.y)}
     scan.digest.update(json.dumps([meaning, classes], sort_keys=True).encode())
     return {
@@ -183,8 +216,8 @@ def _facts(
         "root": os.fsencode(root),
         "dialect": meaning,
         "leaves_out_lines": bool(scan.malformed),
-        "label_dtype": "float32" if scan.any_fraction else "int64",
-        "label_shape": [dialect.label_count] if dialect.label_count > 1 else [],
+        "label_dtype": "float32" if scan.any_fraction or is_vector else "int64",
+        "label_shape": [len(classes)] if is_vector and classes else [n_labels] if n_labels > 1 else [],
         "digest": blake2b(scan.digest.digest(), digest_size=8).hexdigest(),
         "name": name,
         "classes_at": classes_at,

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from prefetchd.config.options import Config
 from prefetchd.data.files import check_unchanged, read_exactly, read_file
 from prefetchd.data.manifest.dialect import LINES_PER_ENTRY, BadLine, Dialect, MalformedLine, is_sample, sample_lines
-from prefetchd.data.manifest.line import check_line, parse_line
+from prefetchd.data.manifest.line import check_line, parse_line, split_classes
 from prefetchd.data.records import Label, Sample
 from prefetchd.errors import ManifestError, one_line
 from prefetchd.ipc.descriptors import memfd_bytes
@@ -67,7 +67,8 @@ class Manifest:
         checked = Dialect(**{**dialect, "y": tuple(dialect["y"]), "keys": tuple(dialect["keys"])})
         # All lines were checked at open: the kind of their labels is not found out again, unless lines were left out.
         self._dialect = dataclasses.replace(checked, exact=False)
-        self._is_ours = partial(_fits, checked) if facts["leaves_out_lines"] else is_sample
+        is_line = partial(is_sample, hash_rows=checked.hash_rows)
+        self._is_ours = partial(_fits, checked) if facts["leaves_out_lines"] else is_line
         self._any_fraction: bool = facts["label_dtype"] == "float32"
         self._cached_entry = -1
         self._cached_lines: list[bytes] = []
@@ -81,7 +82,7 @@ class Manifest:
             text = read_exactly(index_fd, facts["classes_at"], facts["classes_bytes"], self.name)
             self.classes = tuple(json.loads(text))
         self._class_numbers: dict[bytes, int] = {}
-        if self._dialect.label_kind == "class" and self.classes is not None:
+        if self._dialect.label_kind in ("class", "classes") and self.classes is not None:
             self._class_numbers = {_encode(label): number for number, label in enumerate(self.classes)}
 
     @classmethod
@@ -104,6 +105,13 @@ class Manifest:
         """Return the manifest that `handle()` described, in another process; it owns `fds` from here on."""
         index_fd, fd = fds
         return cls(handle, index_fd, fd)
+
+    def check_files(self) -> None:
+        """Raise `ManifestError` if none of some samples of a list, spread over it, is there."""
+        from prefetchd.data.manifest.first_look import check_some_exist
+
+        if not self._is_folder:
+            check_some_exist(self.samples, len(self), self._root, self.name)
 
     def handle(self) -> tuple[dict[str, Any], list[int]]:
         """Return what `attach` needs: plain values (numbers, text, bytes, lists, dicts), and two descriptors.
@@ -188,7 +196,8 @@ class Manifest:
             index = read_exactly(self._index_fd, entry * _ENTRY.size // 2, _ENTRY.size, self.name)
             offset, number, end, next_number = _ENTRY.unpack(index)
             if end - offset > _CACHED_BYTES:
-                lines = (row for row in sample_lines(self._fd, offset, end, number, self.name) if self._is_ours(row[1]))
+                every = sample_lines(self._fd, offset, end, number, self.name, hash_rows=self._dialect.hash_rows)
+                lines = (row for row in every if self._is_ours(row[1]))
                 found = next(islice(lines, place, None), None)
                 if found is None:
                     raise self._changed()
@@ -204,6 +213,13 @@ class Manifest:
             raise self._changed()
         return self._cached_numbers[place], self._cached_lines[place]
 
+    def _vector(self, field: bytes) -> tuple[int, ...]:
+        """Return 1 for each class that a field names, and 0 for all others."""
+        vector = [0] * len(self._class_numbers)
+        for name in split_classes(field, self._dialect.label_separator):
+            vector[self._class_numbers[name]] = 1
+        return tuple(vector)
+
     def _changed(self) -> ManifestError:
         self._cached_entry = -1
         return ManifestError(f"cannot go on with {self.name}: it was written to while in use; start again")
@@ -214,6 +230,8 @@ class Manifest:
             label: Label = None
             if self._dialect.label_kind == "class":
                 label = self._class_numbers[fields[0]]
+            elif self._dialect.label_kind == "classes":
+                label = self._vector(fields[0])
             elif self._dialect.label_kind == "path":
                 label = os.path.join(self._root, fields[0].decode("utf-8", "surrogateescape"))
             elif fields:
@@ -230,7 +248,7 @@ class Manifest:
 def _fits(dialect: Dialect, line: bytes) -> bool:
     """Return whether `line` is a sample that the pass at open did not leave out."""
     try:
-        return is_sample(line) and bool(check_line(dialect, line))
+        return is_sample(line, hash_rows=dialect.hash_rows) and bool(check_line(dialect, line))
     except BadLine:
         return False
 

@@ -19,7 +19,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from prefetchd.data.files import read_exactly
-from prefetchd.data.labels import MAX_CLASSES
+from prefetchd.data.labels import MAX_CLASSES, fits_float32, refuse_large
 from prefetchd.data.manifest.dialect import (
     LINES_PER_ENTRY,
     MAX_LINE_BYTES,
@@ -28,6 +28,7 @@ from prefetchd.data.manifest.dialect import (
     MalformedLine,
     looks_binary,
     refuse_long_line,
+    sample_lines,
     show,
 )
 from prefetchd.data.manifest.line import check_line
@@ -54,6 +55,7 @@ class Scan:
         samples: number of samples.
         lines: number of lines, comments and blank ones too.
         any_fraction: some numeric label is not an integer.
+        any_long: some label may be an integer that float32 does not hold.
         labels: the different string labels.
         digest: of all the bytes of the list.
         malformed: the malformed lines.
@@ -62,7 +64,7 @@ class Scan:
     def __init__(self, dialect: Dialect, name: str, *, tolerant: bool = False) -> None:
         self.samples = 0
         self.lines = 0
-        self.any_fraction = False
+        self.any_fraction = self.any_long = False
         self.labels: set[bytes] = set()
         self.digest = hashlib.sha256()
         self._dialect = dialect
@@ -89,6 +91,20 @@ class Scan:
         if self.malformed and not (self._tolerant and self.samples):
             raise self._refusal()
         os.write(index_fd, np.array([size_bytes, self.lines + 1], np.int64).tobytes())
+        if self.any_fraction and self.any_long:
+            self._check_float32(fd, size_bytes, start, first_line)
+
+    def _check_float32(self, fd: int, size_bytes: int, start: int, first_line: int) -> None:
+        """Refuse an integer label that the fractions among the others would change."""
+        rows = sample_lines(fd, start, size_bytes, first_line, self._name, hash_rows=self._dialect.hash_rows)
+        for number, line, _, _ in rows:
+            try:
+                labels, _ = check_line(self._dialect, line)
+            except BadLine:
+                continue  # left out
+            for label in labels:
+                if _is_changed_by_float32(label):
+                    raise ManifestError(refuse_large(f"line {number} of {self._name}", label.decode()))
 
     def _blocks(self, fd: int, size_bytes: int, start: int) -> Iterator[tuple[bytes, int]]:
         """Yield blocks of whole lines, each ended by a line break, with the offset of each; digest them."""
@@ -145,6 +161,7 @@ class Scan:
         first_line = self.lines + 1
         self.lines += checked.n_lines
         self.any_fraction |= checked.any_fraction
+        self.any_long |= checked.any_long
         self._add_labels(checked.labels)
         malformed = []
         for sample in checked.doubtful.tolist():
@@ -168,7 +185,9 @@ class Scan:
             self._remedy = self._remedy or bad.remedy
             return False
         self.any_fraction |= is_fraction
-        if self._dialect.label_kind == "class":
+        if self._dialect.label_kind == "number":
+            self.any_long |= any(map(_is_changed_by_float32, labels))
+        if self._dialect.label_kind in ("class", "classes"):
             self._add_labels(set(labels))
         return True
 
@@ -193,3 +212,7 @@ class Scan:
                 f"cannot use {self._name}: its string labels name more than {MAX_CLASSES} classes; if "
                 "the lines hold only paths, give label_columns=0"
             )
+
+
+def _is_changed_by_float32(label: bytes) -> bool:
+    return label.lstrip(b"+-").isdigit() and not fits_float32(int(label))

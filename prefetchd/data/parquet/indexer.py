@@ -60,7 +60,7 @@ class ParquetIndexer:
                 f"cannot take label_columns={config.label_columns} from {name}: columns have no order; "
                 "name the label columns with y_column, or give 0 for none"
             )
-        self.labels = Labels(name)
+        self.labels = Labels(name, whole=config.label_separator == "")
         self.digest = hashlib.blake2b(digest_size=8)
         self.identities: list[list[int]] = []
         self.largest_bytes = (0, 0)

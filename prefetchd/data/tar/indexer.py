@@ -62,7 +62,7 @@ class TarIndexer:
     """
 
     def __init__(self, config: Config, name: str) -> None:
-        self.labels = Labels(name)
+        self.labels = Labels(name, whole=config.label_separator == "")
         self.digest = hashlib.blake2b(digest_size=8)
         self.identities: list[list[int]] = []
         self._name = name

@@ -1,4 +1,4 @@
-"""The foreman: what readers report of their time decides how large the next tasks are, and when they are planned."""
+"""The batch builder: how many batches it begins, and how it cuts them into chunks. Pool and ring are real or small."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from prefetchd.daemon.readers.batch_builder import Foreman
+from prefetchd.daemon.readers.batch_builder import BatchBuilder
 from prefetchd.daemon.readers.batch_job import Chunk
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.scheduler import ready_for
@@ -19,22 +19,22 @@ from tests.unit.test_slots import ring_of
 
 
 @pytest.fixture
-def foreman() -> Foreman:
+def builder() -> BatchBuilder:
     """One of two readers and one data set, in batches of 64."""
     source = SimpleNamespace(n_samples=1000, where=str, max_task_rows=64)
     dataset = SimpleNamespace(config=SimpleNamespace(on_error="raise", batch_size=64), source=source)
-    return Foreman(cast(Any, [dataset]), Ring(), cast(Any, SimpleNamespace(n_readers=2)))
+    return BatchBuilder(cast(Any, [dataset]), Ring(), cast(Any, SimpleNamespace(n_readers=2)))
 
 
-def test_waiting_for_reads_makes_tasks_no_shorter(foreman: Foreman) -> None:
+def test_waiting_for_reads_makes_tasks_no_shorter(builder: BatchBuilder) -> None:
     """They would be few samples, and so would those that are read ahead."""
     slot = Slot(1, cast(Any, None), writers={1: 2})
-    job = foreman.fillers[0].start(slot, (0, 0, 0), 64, 32)
+    job = builder.trackers[0].start(slot, (0, 0, 0), 64, 32)
     job.out, chunk = 2, job.queued.popleft()
-    foreman.done(1, chunk, reader_messages.Done(1, [], took_s=32 * 0.021, waited_s=32 * 0.020))
-    assert foreman._chunk_rows(0, 64) == 32
-    foreman.done(1, chunk, reader_messages.Done(2, [], took_s=32 * 0.021))
-    assert foreman._chunk_rows(0, 64) < 10
+    builder.done(1, chunk, reader_messages.Done(1, [], took_s=32 * 0.021, waited_s=32 * 0.020))
+    assert builder._chunk_rows(0, 64) == 32
+    builder.done(1, chunk, reader_messages.Done(2, [], took_s=32 * 0.021))
+    assert builder._chunk_rows(0, 64) < 10
 
 
 class EagerPool:
@@ -63,13 +63,13 @@ def test_cheap_batches_are_begun_several_at_once_but_for_a_loop_that_stands_stil
     config = SimpleNamespace(on_error="raise", batch_size=10)
     dataset = SimpleNamespace(number=0, config=config, source=source, order=order)
     ring, pool = ring_of(16), EagerPool()
-    foreman = Foreman(cast(Any, [dataset]), ring, cast(Any, pool))
-    foreman._seconds_per_sample[0] = 1e-6
+    builder = BatchBuilder(cast(Any, [dataset]), ring, cast(Any, pool))
+    builder._seconds_per_sample[0] = 1e-6
     cursor = Cursor(1, 1, 0, Shard(1000))
 
     def finish_all() -> int:
         for task, chunk in enumerate(pool.given):
-            foreman.done(1, chunk, reader_messages.Done(task, [], took_s=1e-5))
+            builder.done(1, chunk, reader_messages.Done(task, [], took_s=1e-5))
         n_done = len(pool.given)
         pool.given.clear()
         return n_done
@@ -80,9 +80,9 @@ def test_cheap_batches_are_begun_several_at_once_but_for_a_loop_that_stands_stil
             assert slot is not None
             ring.release(ring.grant(slot, 1), 1)
             cursor.advance()
-        foreman.give_work([cursor])
+        builder.give_work([cursor])
 
-    foreman.give_work([cursor])
+    builder.give_work([cursor])
     assert finish_all() == 16
     take(3)
     assert finish_all() == 0
@@ -95,5 +95,5 @@ def test_cheap_batches_are_begun_several_at_once_but_for_a_loop_that_stands_stil
     take(3)
     assert finish_all() == 0
     ring.add(cast(Any, None))
-    foreman.give_work([cursor])
+    builder.give_work([cursor])
     assert finish_all() == 4

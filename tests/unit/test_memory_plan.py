@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefetchd.config.options import make_config
 from prefetchd.config.units import format_bytes, parse_bytes
+from prefetchd.config.validate import make_config
 from prefetchd.daemon.memory import limits
 from prefetchd.daemon.memory import plan as budget
 from prefetchd.daemon.memory.plan import (

@@ -16,8 +16,8 @@ from prefetchd.daemon.readers.batch_job import (
     ENVIRONMENT_TRIES,
     BadSample,
     Chunk,
-    Filler,
     Job,
+    JobTracker,
     SampleSet,
     describe_exit,
 )
@@ -51,7 +51,7 @@ class Readers:
     delivered: dict[int, int] = field(default_factory=dict)
     tasks: int = 0
 
-    def run(self, filler: Filler, job: Job) -> None:
+    def run(self, tracker: JobTracker, job: Job) -> None:
         """Work until the job is finished."""
         while not job.finished:
             self.tasks += 1
@@ -59,22 +59,22 @@ class Readers:
             assert not job.out
             chunk = job.queued.pop() if self.last_first else job.queued.popleft()
             job.out += 1
-            self._answer(filler, chunk)
+            self._answer(tracker, chunk)
 
-    def _answer(self, filler: Filler, chunk: Chunk) -> None:
+    def _answer(self, tracker: JobTracker, chunk: Chunk) -> None:
         job = chunk.job
         if chunk.compact:
             kept = list(chunk.rows)
             moved = {to: self.delivered[row] for to, row in enumerate(kept)}
             self.delivered = moved
-            filler.done(chunk, [])
+            tracker.done(chunk, [])
             return
         faults = []
         for row in chunk.rows:
             sample = chunk.sample_id if chunk.sample_id is not None else job.batch * job.n_rows + row
             if sample in self.deadly and self.deadly_times > 0:
                 self.deadly_times -= 1
-                filler.lost(chunk, suspect=True, exit_code=self.deadly[sample])
+                tracker.lost(chunk, suspect=True, exit_code=self.deadly[sample])
                 return
             if sample in self.missing:
                 faults.append(self._fault(row, sample, content=True, fresh=False))
@@ -85,7 +85,7 @@ class Readers:
                 faults.append(self._fault(row, sample, content=False, fresh=False))
             else:
                 self.delivered[row] = sample
-        filler.done(chunk, faults)
+        tracker.done(chunk, faults)
 
     @staticmethod
     def _fault(row: int, sample: int, *, content: bool, fresh: bool) -> Fault:
@@ -93,11 +93,11 @@ class Readers:
 
 
 class Bench:
-    """A filler of `N_SAMPLES` in order, and what it reported."""
+    """A tracker of `N_SAMPLES` in order, and what it reported."""
 
     def __init__(self, policy: Any) -> None:
         self.reported: list[BadSample] = []
-        self.filler = Filler(
+        self.tracker = JobTracker(
             policy,
             N_SAMPLES,
             lambda job, row: job.batch * job.n_rows + row,
@@ -107,8 +107,8 @@ class Bench:
 
     def fill(self, readers: Readers, *, batch: int = 0, rows: int = 5, chunk_rows: int = 2, epoch: int = 0) -> Job:
         readers.delivered = {}
-        job = self.filler.start(Slot(1, None), (0, epoch, batch), rows, chunk_rows)  # type: ignore[arg-type]
-        readers.run(self.filler, job)
+        job = self.tracker.start(Slot(1, None), (0, epoch, batch), rows, chunk_rows)  # type: ignore[arg-type]
+        readers.run(self.tracker, job)
         return job
 
     @property
@@ -185,10 +185,10 @@ def test_a_crash_in_a_group_or_once_alone_is_no_verdict(exit_code: int) -> None:
 @pytest.mark.parametrize("exit_code", [SEGV, 0])
 def test_a_kill_from_outside_is_no_part_of_a_verdict(exit_code: int) -> None:
     bench = Bench("skip")
-    job = bench.filler.start(Slot(1, None), (0, 0, 0), 1, 1)  # type: ignore[arg-type]
+    job = bench.tracker.start(Slot(1, None), (0, 0, 0), 1, 1)  # type: ignore[arg-type]
     for code in (SEGV, -signal.SIGKILL, exit_code):  # the first is in a group
         job.out += 1
-        bench.filler.lost(job.queued.popleft(), suspect=True, exit_code=code)
+        bench.tracker.lost(job.queued.popleft(), suspect=True, exit_code=code)
     assert not bench.bad
     assert [list(chunk.rows) for chunk in job.queued] == [[0]]
 
@@ -219,10 +219,10 @@ def test_environment_is_tried_again_and_then_raised(policy: str) -> None:
 def test_unsuspected_chunks_are_done_again_as_they_are() -> None:
     """The second chunk in the hands of a reader that died was not what it worked on."""
     bench = Bench("skip")
-    job = bench.filler.start(Slot(1, None), (0, 0, 0), 4, 2)  # type: ignore[arg-type]
+    job = bench.tracker.start(Slot(1, None), (0, 0, 0), 4, 2)  # type: ignore[arg-type]
     chunk = job.queued.pop()
     job.out += 1
-    bench.filler.lost(chunk, suspect=False, exit_code=SEGV)
+    bench.tracker.lost(chunk, suspect=False, exit_code=SEGV)
     assert job.queued[0] is chunk
     assert not job.out
     assert chunk.sample_id is None
@@ -307,9 +307,9 @@ def test_describe_exit() -> None:
 def test_verdict_on_a_users_function_holds_for_its_epoch_only():
     """What one epoch found does not shorten another's judgement, so it cannot change what that one delivers."""
     told: list[BadSample] = []
-    filler = Filler("substitute", 4, lambda job, row: row, lambda sample: "w", told.append)
+    tracker = JobTracker("substitute", 4, lambda job, row: row, lambda sample: "w", told.append)
     for epoch in range(3):
-        job = filler.start(Slot(0, None), (0, epoch, 0), 4, 4)  # type: ignore[arg-type]
+        job = tracker.start(Slot(0, None), (0, epoch, 0), 4, 4)  # type: ignore[arg-type]
         asked = []
         while not job.finished:
             chunk = job.queued.popleft()
@@ -321,27 +321,27 @@ def test_verdict_on_a_users_function_holds_for_its_epoch_only():
                 for place, sample in enumerate(ids)
                 if sample == 1 and epoch != 1
             ]
-            filler.done(chunk, faults)
+            tracker.done(chunk, faults)
         looks = [([0, 1, 2, 3], False)]
         assert asked == (looks if epoch == 1 else [*looks, ([1], True), ([2], False)])
-    assert filler.n_bad == 1
+    assert tracker.n_bad == 1
     assert [(sample.sample_id, sample.detail) for sample in told] == [(1, "Traceback")]
 
 
 def test_a_closing_task_that_ends_its_readers_fails_the_batch_in_the_end() -> None:
     """No sample has a part in it, so nothing else would bound its tries."""
     bench, readers = Bench("skip"), Readers(missing={3})
-    filler = bench.filler
-    job = filler.start(Slot(1, None), (0, 0, 0), 5, 2)  # type: ignore[arg-type]
+    tracker = bench.tracker
+    job = tracker.start(Slot(1, None), (0, 0, 0), 5, 2)  # type: ignore[arg-type]
     lost = 0
     while not job.finished:
         chunk = job.queued.popleft()
         job.out += 1
         if chunk.compact:
             lost += 1
-            filler.lost(chunk, suspect=True, exit_code=-signal.SIGKILL)
+            tracker.lost(chunk, suspect=True, exit_code=-signal.SIGKILL)
         else:
-            readers._answer(filler, chunk)
+            readers._answer(tracker, chunk)
     assert lost == ENVIRONMENT_TRIES
     assert job.failure is not None
     assert "SIGKILL" in job.failure.text
@@ -350,31 +350,31 @@ def test_a_closing_task_that_ends_its_readers_fails_the_batch_in_the_end() -> No
 @pytest.mark.parametrize("alone", [False, True])
 def test_rows_that_a_full_reader_left_are_done_by_another(alone):
     """They are no fault of the samples: nothing is counted against them, and what was done is not done again."""
-    filler = Filler("raise", 8, lambda job, row: row, lambda sample: "w", lambda sample: None)
-    job = filler.start(Slot(0, None), (0, 0, 0), 8, 8)  # type: ignore[arg-type]
+    tracker = JobTracker("raise", 8, lambda job, row: row, lambda sample: "w", lambda sample: None)
+    job = tracker.start(Slot(0, None), (0, 0, 0), 8, 8)  # type: ignore[arg-type]
     chunk = job.queued.popleft()
     if alone:
         chunk = Chunk(job, [5], sample_id=5, fresh=True)
     job.out += 1
-    filler.done(chunk, [], rows_left=1 if alone else 3)
+    tracker.done(chunk, [], rows_left=1 if alone else 3)
     left = job.queued.popleft()
     assert list(left.rows) == ([5] if alone else [5, 6, 7])
     assert (left.sample_id, left.fresh) == ((5, True) if alone else (None, False))
     job.out += 1
-    filler.done(left, [])
+    tracker.done(left, [])
     assert job.finished
     assert job.failure is None
 
 
 def test_want_of_memory_is_tried_in_fresh_readers_and_then_told_under_any_policy():
-    filler = Filler("skip", 4, lambda job, row: row, lambda sample: "w", lambda sample: None)
-    job = filler.start(Slot(0, None), (0, 0, 0), 4, 4)  # type: ignore[arg-type]
+    tracker = JobTracker("skip", 4, lambda job, row: row, lambda sample: "w", lambda sample: None)
+    job = tracker.start(Slot(0, None), (0, 0, 0), 4, 4)  # type: ignore[arg-type]
     fresh = []
     while not job.finished:
         chunk = job.queued.popleft()
         fresh.append(chunk.fresh)
         job.out += 1
-        filler.done(chunk, [Fault(2, 2, "w", "no memory", content=False, needs_fresh_reader=True)])
+        tracker.done(chunk, [Fault(2, 2, "w", "no memory", content=False, needs_fresh_reader=True)])
     assert fresh == [False, True, True, True]
     assert job.failure is not None
     assert not job.skipped

@@ -1,14 +1,14 @@
-"""The governor: the steps from one plan to another, with a real guard and ring, and stand-ins for pool and machine."""
+"""The memory controller: from one plan to another, with a real manager and ring, stand-ins for pool and machine."""
 
 from __future__ import annotations
 
 import pytest
 
-from prefetchd.config.options import make_config
-from prefetchd.daemon.memory.controller import Governor
+from prefetchd.config.validate import make_config
+from prefetchd.daemon.memory.controller import MemoryController
 from prefetchd.daemon.memory.limits import SHORT_BYTES, Shortage
 from prefetchd.daemon.memory.plan import MIB, MIN_SLOTS
-from tests.unit.test_guard import FakePool, FakeReader, Rig
+from tests.unit.test_memory_manager import FakePool, FakeReader, Rig
 
 
 class ResizablePool(FakePool):
@@ -31,11 +31,11 @@ class ResizablePool(FakePool):
 def rig():
     one = Rig(40)
     one.pool = ResizablePool(2)
-    one.guard._pool = one.pool  # type: ignore[assignment]
+    one.memory._pool = one.pool  # type: ignore[assignment]
     one.shortage = Shortage(1 << 40, "test")
-    one.governor = Governor(
+    one.controller = MemoryController(
         make_config(source="-", num_workers=2),
-        one.guard,
+        one.memory,
         one.ring,
         one.pool,
         plan_for=lambda config, least: one.plan.with_readers(config.num_workers, least),
@@ -53,41 +53,41 @@ def test_readers_wait_for_the_room_of_slots_that_are_held(rig):
     """More readers need slots' memory; those that users hold are not taken, so the reader comes when they return."""
     for slot in rig.ring.slots.values():
         rig.hold(slot)
-    rig.governor.change(make_config(source="-", num_workers=3))
+    rig.controller.change(make_config(source="-", num_workers=3))
     assert len(rig.pool.readers) == 2
-    assert rig.guard.budget.in_force_bytes == rig.plan.budget_bytes
+    assert rig.memory.budget.in_force_bytes == rig.plan.budget_bytes
     rig.ring.release_all(1)
-    rig.governor.settle([])
+    rig.controller.settle([])
     assert len(rig.pool.readers) == 3
-    assert rig.guard.budget.reserved_bytes <= rig.plan.budget_bytes
+    assert rig.memory.budget.reserved_bytes <= rig.plan.budget_bytes
     assert len(rig.ring.slots) < 40
 
 
 def test_readers_that_are_to_go_are_counted_until_they_are_gone(rig):
-    rig.governor.change(make_config(source="-", num_workers=1))
-    assert rig.guard.budget.n_readers == 2
+    rig.controller.change(make_config(source="-", num_workers=1))
+    assert rig.memory.budget.n_readers == 2
     del rig.pool.readers[1]
-    rig.governor.settle([])
-    assert rig.guard.budget.n_readers == 1
+    rig.controller.settle([])
+    assert rig.memory.budget.n_readers == 1
 
 
 def test_pressure_takes_slots_and_readers_and_pauses_and_each_step_is_logged(rig, caplog):
     rig.shortage = Shortage(SHORT_BYTES - MIB, "cgroup /x")
     for _ in range(20):
-        rig.governor.tick()
-        rig.governor.settle([])
+        rig.controller.tick()
+        rig.controller.settle([])
         for number in [number for number, reader in rig.pool.readers.items() if reader.retiring]:
             del rig.pool.readers[number]
     assert len(rig.ring.slots) == MIN_SLOTS
     assert rig.pool.n_readers == 1
-    assert rig.governor.paused
+    assert rig.controller.paused
     assert "63.0 MiB left (cgroup /x)" in caplog.text
     steps = caplog.text.count("short of memory")
     rig.shortage = Shortage(1 << 40, "test")
     for _ in range(200):
-        rig.governor.tick()
-        rig.governor.settle([])
-    assert rig.governor.relieved
+        rig.controller.tick()
+        rig.controller.settle([])
+    assert rig.controller.relieved
     assert rig.pool.n_readers == 2
     assert caplog.text.count("memory is there again") == steps
 
@@ -99,12 +99,12 @@ def test_loop_that_holds_many_goes_on_while_memory_is_short(rig):
         rig.hold(slot)
     rig.shortage = Shortage(SHORT_BYTES - MIB, "cgroup /x")
     for _ in range(20):
-        rig.governor.tick()
-        rig.governor.settle([])
+        rig.controller.tick()
+        rig.controller.settle([])
     assert len(rig.ring.slots) == 8
-    assert not rig.guard.may_grow()
-    assert rig.guard.help_stalled()
-    rig.governor.settle([])
-    assert rig.guard.slots_wanted == 10
-    assert rig.guard.may_grow()
-    assert not rig.guard.help_stalled(), "that is all there is to do"
+    assert not rig.memory.may_grow()
+    assert rig.memory.help_stalled()
+    rig.controller.settle([])
+    assert rig.memory.slots_wanted == 10
+    assert rig.memory.may_grow()
+    assert not rig.memory.help_stalled(), "that is all there is to do"

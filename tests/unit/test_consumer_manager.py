@@ -1,6 +1,6 @@
-"""The front desk and real consumers' connections in one process, under any sequence of events, with real pages between.
+"""The consumers' manager and real connections in one process, under any sequence of events, over real shared pages.
 
-Hypothesis chooses: loops that begin, take, hold and drop in any order, are closed or killed with notes untold and
+Hypothesis chooses: loops that begin, take, hold and drop in any order, are closed or killed with returns unsent and
 grants untaken, a ring that shrinks and grows, consumers that write nonsense into their own page. What a loop holds must
 never change; each sees its batches once and in order; and whatever has happened, those who are left get on.
 """
@@ -26,8 +26,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from prefetchd._version import __version__
 from prefetchd.client.batch import Batch
 from prefetchd.client.connection import Connection
-from prefetchd.config.options import make_config
-from prefetchd.daemon.consumers.manager import FrontDesk
+from prefetchd.config.validate import make_config
+from prefetchd.daemon.consumers.manager import ConsumerManager
 from prefetchd.daemon.memory.plan import MIN_SLOTS
 from prefetchd.daemon.schedule.scheduler import next_fills, to_give_back
 from prefetchd.ipc import messages
@@ -125,7 +125,7 @@ class Machine(RuleBasedStateMachine):
         for _ in range(n_slots):
             self.ring.add(Page())  # type: ignore[arg-type]
         self.loop = Rounds()
-        self.guard = SimpleNamespace(
+        self.memory = SimpleNamespace(
             budget=SimpleNamespace(
                 plan=SimpleNamespace(n_slots=n_slots, slot_bytes=LAYOUT.slot_bytes), budget_for_slots=lambda _: 1
             ),
@@ -139,22 +139,20 @@ class Machine(RuleBasedStateMachine):
         order = SimpleNamespace(batches_per_epoch=n_batches)
         dataset = SimpleNamespace(number=0, name="", config=config, source=source, order=order, layout=LAYOUT)
         datasets: Any = [dataset]
-        self.desk = FrontDesk(
+        self.manager = ConsumerManager(
             datasets,
             self.ring,
             SimpleNamespace(failed={}),  # type: ignore[arg-type]
-            self.guard,  # type: ignore[arg-type]
+            self.memory,  # type: ignore[arg-type]
             self.loop,  # type: ignore[arg-type]
-            status=dict,
-            change=str,
-            stop=lambda: None,
+            SimpleNamespace(status=dict, change_options=str, stop=lambda: None),  # type: ignore[arg-type]
         )
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         listener.bind("")  # a name of the kernel's choice
         listener.listen()
         listener.setblocking(False)
         self.address = listener.getsockname()
-        self.desk.listen(listener)
+        self.manager.listen(listener)
         self.consumers: list[Consumer] = []
         self.filling: list[Slot] = []
         for _ in range(2):
@@ -174,15 +172,15 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def come_round(self) -> None:
         self.loop.turn()
-        self.desk.take_back_noted()
-        while (slot := to_give_back(self.ring, self.desk.cursors, self.guard.slots_wanted)) is not None:
-            self.desk.slot_removed(slot)
+        self.manager.read_queues()
+        while (slot := to_give_back(self.ring, self.manager.cursors, self.memory.slots_wanted)) is not None:
+            self.manager.slot_removed(slot)
             self.ring.remove(slot)
-        self.desk.serve_all()
+        self.manager.serve_all()
 
     @rule(limit=st.integers(1, 8))
     def fills_begin(self, limit: int) -> None:
-        for plan in next_fills(self.ring, self.desk.cursors, limit=limit):
+        for plan in next_fills(self.ring, self.manager.cursors, limit=limit):
             self.ring.start_fill(plan.slot, plan.key)
             page: Any = plan.slot.segment
             page.write((9, 9, 9))  # half done
@@ -203,8 +201,8 @@ class Machine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def budget_is_set(self, data: st.DataObject) -> None:
-        n_slots = data.draw(st.integers(max(MIN_SLOTS, self.desk.promised_slots), max(60, self.n_slots)))
-        self.guard.slots_wanted = self.guard.budget.plan.n_slots = n_slots
+        n_slots = data.draw(st.integers(max(MIN_SLOTS, self.manager.promised_slots), max(60, self.n_slots)))
+        self.memory.slots_wanted = self.memory.budget.plan.n_slots = n_slots
         while len(self.ring.slots) < n_slots:
             self.ring.add(Page())  # type: ignore[arg-type]
 
@@ -242,7 +240,7 @@ class Machine(RuleBasedStateMachine):
             connection.close(at_once=False)
             self.loop.turn()
             return False
-        self.consumers.append(Consumer(connection, max(self.desk.consumers)))
+        self.consumers.append(Consumer(connection, max(self.manager.consumers)))
         return True
 
     @precondition(lambda self: self.here)
@@ -376,8 +374,8 @@ class Machine(RuleBasedStateMachine):
     def kill(self, consumer: Consumer) -> None:
         """Its process ends in this moment, whatever it has not said, and its memory with it."""
         number = consumer.number
-        if number in self.desk.consumers:
-            self.loop.watched[self.desk.consumers[number].pidfd]()
+        if number in self.manager.consumers:
+            self.loop.watched[self.manager.consumers[number].pidfd]()
         consumer.connection.close(at_once=True)
         consumer.held.clear()
         self.consumers.remove(consumer)
@@ -394,9 +392,9 @@ class Machine(RuleBasedStateMachine):
         at = data.draw(st.integers(0, RETURN_QUEUE_BYTES - len(rubbish)))
         memory[at : at + len(rubbish)] = rubbish
         for lease in forged:  # its own, others', or to come
-            consumer.connection._returns.note(lease, data.draw(st.sampled_from([0, lease, 2**64 - 1])))
+            consumer.connection._returns.write(lease, data.draw(st.sampled_from([0, lease, 2**64 - 1])))
         if forged:
-            consumer.connection._returns.took(forged[0])
+            consumer.connection._returns.write_taken(forged[0])
 
     # --- what always holds
 
@@ -435,15 +433,15 @@ class Machine(RuleBasedStateMachine):
                 consumer.held.clear()
             for _ in range(3):
                 self.come_round()
-            held = {number: self.ring.held_by(number) for number in self.desk.consumers}
+            held = {number: self.ring.held_by(number) for number in self.manager.consumers}
             assert not any(held.values()), held
-            assert not self.desk.consumers
+            assert not self.manager.consumers
             assert self.ring.leased_slots == 0
         finally:
             for consumer in self.consumers:
                 consumer.held.clear()
                 consumer.connection.close(at_once=True)
-            self.desk.close()
+            self.manager.close()
             self.ring.close()
 
 
@@ -490,7 +488,7 @@ def test_loop_that_stands_still_with_many_grants_leaves_others_enough_of_a_ring_
         machine.daemon_works(4, 8)
         assert machine.ring.held_by(idle.number) > 5
         machine.end_loop(other)
-        machine.guard.slots_wanted = machine.guard.budget.plan.n_slots = 5
+        machine.memory.slots_wanted = machine.memory.budget.plan.n_slots = 5
         machine.daemon_works(4, 8)
         assert len(machine.ring.slots) < 40
         machine.begin_loop(other, 5, 0, 2)  # nothing of what lies ready for the other
@@ -530,14 +528,14 @@ def test_ring_is_never_made_smaller_than_its_loops_need_where_they_are_in_it():
     machine.begin(40, 20, 5.0)
     one, other = machine.consumers
     try:
-        assert machine.desk.promised_slots == 3  # they are level
+        assert machine.manager.promised_slots == 3  # they are level
         machine.begin_loop(other, 0, 10, 1)
         machine.daemon_works(1, 3)
         assert len(machine.ring.slots) == 40  # where they are one window
-        assert machine.desk.promised_slots == 5
+        assert machine.manager.promised_slots == 5
         machine.begin_loop(one, 0, 8, 1)
         machine.come_round()
-        assert machine.desk.promised_slots == 3
+        assert machine.manager.promised_slots == 3
     finally:
         machine.teardown()
 
@@ -551,6 +549,6 @@ def test_loops_far_apart_go_on_in_the_smallest_ring_that_a_lowered_budget_leaves
         for number, consumer in enumerate(machine.consumers):
             machine.begin_loop(consumer, 0, 9 * number, 1)  # one window of the large ring
         machine.come_round()
-        machine.guard.slots_wanted = machine.guard.budget.plan.n_slots = machine.desk.promised_slots
+        machine.memory.slots_wanted = machine.memory.budget.plan.n_slots = machine.manager.promised_slots
     finally:
         machine.teardown()  # all of them get on to their end

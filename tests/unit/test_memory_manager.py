@@ -1,4 +1,4 @@
-"""The guard: what it grants, refuses and takes back. Pool and readers are stand-ins; ring, slots and sums are real."""
+"""The memory manager: what it grants, refuses and takes back. Pool and readers are stand-ins, the ring is real."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from prefetchd.daemon.memory import manager as guard_module
+from prefetchd.daemon.memory import manager as manager_module
 from prefetchd.daemon.memory.limits import Limit
-from prefetchd.daemon.memory.manager import Guard
+from prefetchd.daemon.memory.manager import MemoryManager
 from prefetchd.daemon.memory.plan import (
     ALLOWANCE_BYTES,
     DAEMON_BYTES,
@@ -60,21 +60,21 @@ class FakePool:
 
 
 class Rig:
-    """A guard with room for `n_slots` slots and no more, and every part that it touches."""
+    """A memory manager with room for `n_slots` slots and no more, and every part that it touches."""
 
     def __init__(self, n_slots: int, n_readers: int = 2) -> None:
         fixed = DAEMON_BYTES + n_readers * (READER_BYTES + ALLOWANCE_BYTES)
         self.plan = Plan(fixed + n_slots * SLOT_BYTES, n_readers, n_slots, SLOT_BYTES, "test")
         self.ring, self.pool = Ring(), FakePool(n_readers)
         self.removed: list[int] = []
-        self.guard = Guard(
+        self.memory = MemoryManager(
             Budget(self.plan),
             self.ring,
             self.pool,
             on_removed=lambda slot: self.removed.append(slot.number),
         )
-        while self.guard.may_grow():
-            self.guard.add_slot()
+        while self.memory.may_grow():
+            self.memory.add_slot()
 
     def hold(self, slot: Slot) -> None:
         self.ring.start_fill(slot, (0, 0, slot.number))
@@ -99,7 +99,7 @@ def test_ring_grows_to_the_plan_and_no_further(rig):
     """Every slot is taken from the budget before it is made."""
     one = rig(6)
     assert len(one.ring.slots) == 6
-    assert one.guard.budget.spare_bytes == 0
+    assert one.memory.budget.spare_bytes == 0
 
 
 def test_large_decode_gets_its_memory_from_the_ring(rig):
@@ -107,14 +107,14 @@ def test_large_decode_gets_its_memory_from_the_ring(rig):
     one = rig(6)
     reader = one.pool.readers[0]
     reader.needs_bytes = 2 * SLOT_BYTES
-    one.guard.serve_wishes([])
+    one.memory.serve_requests([])
     assert reader.has_bytes == 2 * SLOT_BYTES
     assert len(one.ring.slots) == 4
     assert len(one.removed) == 2
     reader.has_bytes = 0
-    one.guard.serve_wishes([])
-    assert one.guard.budget.spare_bytes == 2 * SLOT_BYTES
-    assert not one.guard.may_grow()
+    one.memory.serve_requests([])
+    assert one.memory.budget.spare_bytes == 2 * SLOT_BYTES
+    assert not one.memory.may_grow()
 
 
 def test_a_large_decode_takes_what_is_needed_last(rig):
@@ -124,7 +124,7 @@ def test_a_large_decode_takes_what_is_needed_last(rig):
         one.ring.start_fill(slot, (0, 0, number))
         one.ring.finish_fill(slot, 1)
     one.pool.readers[0].needs_bytes = 2 * SLOT_BYTES
-    one.guard.serve_wishes([Cursor(1, 1, 0, Shard(10))])
+    one.memory.serve_requests([Cursor(1, 1, 0, Shard(10))])
     assert [slot.key for slot in one.ring.slots.values()] == [(0, 0, number) for number in range(4)]
 
 
@@ -133,12 +133,12 @@ def test_large_decodes_take_turns(rig):
     one = rig(6)
     first, second = one.pool.readers.values()
     first.needs_bytes = second.needs_bytes = 2 * SLOT_BYTES
-    one.guard.serve_wishes([])
+    one.memory.serve_requests([])
     assert (first.has_bytes, second.has_bytes) == (2 * SLOT_BYTES, 0)
     assert len(one.ring.slots) == MIN_SLOTS
-    assert not one.guard.starved
+    assert not one.memory.starved
     first.has_bytes = 0
-    one.guard.serve_wishes([])
+    one.memory.serve_requests([])
     assert second.has_bytes == 2 * SLOT_BYTES
 
 
@@ -148,9 +148,9 @@ def test_held_slots_are_never_taken_and_the_wait_for_them_is_known(rig):
     for slot in one.ring.slots.values():
         one.hold(slot)
     one.pool.readers[0].needs_bytes = SLOT_BYTES
-    one.guard.serve_wishes([])
+    one.memory.serve_requests([])
     assert len(one.ring.slots) == 6
-    assert one.guard.starved
+    assert one.memory.starved
 
 
 def test_decode_that_no_part_of_the_budget_can_hold_names_the_budget_that_would(rig):
@@ -160,7 +160,7 @@ def test_decode_that_no_part_of_the_budget_can_hold_names_the_budget_that_would(
     ring_slot = one.ring.slots[1]
     reader.chunks[1] = chunk = Chunk(Job(ring_slot, 0, 0, 7, 1), [0])
     reader.needs_bytes = 100 * MIB
-    one.guard.serve_wishes([])
+    one.memory.serve_requests([])
     assert chunk.job.failure is not None
     text = chunk.job.failure.text
     assert chunk.job.failure.error == "BudgetError"
@@ -172,7 +172,7 @@ def test_decode_that_no_part_of_the_budget_can_hold_names_the_budget_that_would(
 
 def measured(monkeypatch: pytest.MonkeyPatch, one: Rig, process_bytes: dict[int, int]) -> None:
     monkeypatch.setattr(
-        guard_module, "measure", lambda pids, ring_bytes, source_bytes, **_: Footprint(process_bytes, ring_bytes)
+        manager_module, "measure", lambda pids, ring_bytes, source_bytes, **_: Footprint(process_bytes, ring_bytes)
     )
 
 
@@ -180,7 +180,7 @@ def test_reader_that_outgrew_its_share_is_retired_first(rig, monkeypatch):
     """A leak costs its reader, not the ring."""
     one = rig(6)
     measured(monkeypatch, one, {1000: 10 * MIB, 1001: one.plan.budget_bytes})
-    one.guard.verify([])
+    one.memory.verify([])
     assert [reader.retiring for reader in one.pool.readers.values()] == [False, True]
     assert len(one.ring.slots) == 6
 
@@ -190,7 +190,7 @@ def test_without_a_culprit_slots_go_down_to_the_least(rig, monkeypatch):
     one = rig(6)
     measured(monkeypatch, one, {1: one.plan.budget_bytes})
     for _ in range(10):
-        one.guard.verify([])
+        one.memory.verify([])
     assert len(one.ring.slots) == MIN_SLOTS
 
 
@@ -198,8 +198,8 @@ def test_limit_of_the_control_group_that_was_lowered_counts(rig, monkeypatch):
     """What the kernel would kill for is as hard as the budget."""
     one = rig(6)
     measured(monkeypatch, one, {1000: MIB})
-    monkeypatch.setattr(guard_module, "cgroup_limits", lambda: [Limit(2 * MIB, "cgroup")])
-    one.guard.verify([])
+    monkeypatch.setattr(manager_module, "cgroup_limits", lambda: [Limit(2 * MIB, "cgroup")])
+    one.memory.verify([])
     assert len(one.ring.slots) == 5
 
 
@@ -207,47 +207,47 @@ def test_within_the_budget_nothing_is_taken(rig, monkeypatch):
     """The check alone changes nothing."""
     one = rig(6)
     measured(monkeypatch, one, {1000: MIB})
-    one.guard.verify([])
+    one.memory.verify([])
     assert len(one.ring.slots) == 6
-    assert one.guard.max_footprint_bytes == MIB + 6 * SLOT_BYTES
+    assert one.memory.max_footprint_bytes == MIB + 6 * SLOT_BYTES
 
 
 def test_readers_that_were_added_make_room_for_a_large_decode(rig):
     """It was promised before there were more readers than asked for, so they are in the way, and it is not refused."""
     one = rig(40)
-    one.guard.replan(one.plan.with_readers(3, MIN_SLOTS))
-    one.guard.budget.n_readers = 3
-    one.guard.shrink([])
+    one.memory.replan(one.plan.with_readers(3, MIN_SLOTS))
+    one.memory.budget.n_readers = 3
+    one.memory.shrink([])
     reader = one.pool.readers[0]
-    reader.needs_bytes = need = one.guard.budget.largest_decode_bytes
-    one.guard.serve_wishes([])
+    reader.needs_bytes = need = one.memory.budget.largest_decode_bytes
+    one.memory.serve_requests([])
     assert one.pool.denied == []
-    assert one.guard.readers_in_the_way
-    one.guard.replan(one.guard.budget.plan.with_readers(2, MIN_SLOTS))
-    one.guard.budget.n_readers = 2
-    one.guard.serve_wishes([])
+    assert one.memory.readers_in_the_way
+    one.memory.replan(one.memory.budget.plan.with_readers(2, MIN_SLOTS))
+    one.memory.budget.n_readers = 2
+    one.memory.serve_requests([])
     assert reader.has_bytes == need
 
 
 def test_readers_that_were_added_make_room_for_a_loop_that_holds_many(rig):
     """The ring was larger before there were more readers than asked for: what was held then may be held now."""
     one = rig(40)
-    one.guard.replan(one.plan.with_readers(3, MIN_SLOTS))
-    one.guard.budget.n_readers = 3
-    assert one.guard.help_stalled()
-    assert one.guard.readers_in_the_way
-    one.guard.budget.n_readers = 2
-    assert not one.guard.help_stalled(), "nothing was taken from the ring: the loop holds too many"
+    one.memory.replan(one.plan.with_readers(3, MIN_SLOTS))
+    one.memory.budget.n_readers = 3
+    assert one.memory.help_stalled()
+    assert one.memory.readers_in_the_way
+    one.memory.budget.n_readers = 2
+    assert not one.memory.help_stalled(), "nothing was taken from the ring: the loop holds too many"
 
 
 def test_slots_beyond_what_is_wanted_go_free_ones_first_and_held_ones_when_they_return(rig):
     one = rig(6)
     for slot in list(one.ring.slots.values())[:4]:
         one.hold(slot)
-    one.guard.slots_wanted = 3
-    one.guard.shrink([])
+    one.memory.slots_wanted = 3
+    one.memory.shrink([])
     assert set(one.removed) == {5, 6}
     one.ring.release_all(1)
-    one.guard.shrink([])
+    one.memory.shrink([])
     assert len(one.ring.slots) == 3
-    assert not one.guard.may_grow()
+    assert not one.memory.may_grow()
