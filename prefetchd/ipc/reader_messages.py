@@ -130,6 +130,7 @@ class Fault(msgspec.Struct, frozen=True, array_like=True):
     needs_fresh_reader: bool
     this_epoch: bool = False  # the verdict holds for this epoch only, since what failed depends on random numbers
     detail: str = ""  # for the log, such as a traceback; only where one row was asked for
+    over_budget: bool = False  # the daemon refused the memory: of several rows, one is too large
 
 
 class Done(msgspec.Struct, frozen=True, array_like=True):

@@ -115,9 +115,9 @@ def _run_reader(fd: int, inherited: list[int], fork_server: int) -> None:
         if os.getppid() != fork_server:
             os._exit(status)  # it died before we asked for the signal
         sockets.close_all(inherited)
-        from prefetchd.reader import process as reader
+        from prefetchd.reader import process
 
-        reader.main(socket.socket(fileno=fd))
+        process.main(socket.socket(fileno=fd))
         status = 0
     except BaseException:
         traceback.print_exc()
@@ -142,10 +142,14 @@ def main(argv: list[str]) -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what a reader leaves behind is ours to end
     # Loaded here once, and shared by every reader: one that loads them itself outgrows its share of the budget.
     import prefetchd.data.images.pipeline
-    import prefetchd.reader.process  # noqa: F401
+    import prefetchd.reader.process
 
     try:
         with os_errors.explained("start a reader"):
+            # Readers inherit what is loaded: loading it takes a tenth of a second, and a fork some milliseconds.
+            import prefetchd.data.images.pipeline
+            import prefetchd.reader.process  # noqa: F401
+
             ForkServer(socket.socket(fileno=int(argv[0]))).run()
     except PrefetchdError as error:
         print(f"prefetchd: {error}", file=sys.stderr, flush=True)
