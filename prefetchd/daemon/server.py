@@ -142,6 +142,7 @@ class Daemon:
             self._loop.watch(self._trigger.fileno(), self._stalled)
         for _ in range(_FIRST_SLOTS):
             self._memory.add_slot()
+        briefing: list[tuple[messages.Message, list[int]]] = [dataset.for_readers() for dataset in self._datasets]
         events = PoolEvents(
             done=self._builder.done,
             lost=self._builder.lost,
@@ -150,8 +151,7 @@ class Daemon:
             memory=lambda: self._memory.serve_requests(self._consumers.cursors),
             outgrown=self._memory.outgrown,
         )
-        first: list[tuple[messages.Message, list[int]]] = [dataset.for_readers() for dataset in self._datasets]
-        self._pool.boot([*first, (budget.reader_limits(plan), [])], events)
+        self._pool.boot([*briefing, (budget.reader_limits(plan), [])], events)
 
     def _plan_for(self, config: Config, least_slots: int, own_bytes: int) -> budget.Plan:
         """Plan with the memory that the machine has for this daemon, including the `own_bytes` that it has taken."""
@@ -242,7 +242,8 @@ class Daemon:
         if self._memory.may_grow():
             self._memory.grow()
             self._give_work(cursors)
-        self._consumers.serve_all()
+        if self._consumers.serve_all():
+            self._give_work(cursors)  # a grant moves a cursor on: a batch for which another loop waits may fit now
         self._controller.note_waiting(any(cursor.waiting for cursor in cursors))
         if self._memory.readers_in_the_way or self._memory.may_grow():
             self._loop.call_later(0, lambda: None)  # come round again without waiting

@@ -149,9 +149,6 @@ class _Inspection:
         self._memory = MemoryManager(budget.Budget(plan), self._ring, self._pool, on_removed=lambda slot: None)
         for _ in range(_FIRST_SLOTS):
             self._memory.add_slot()
-        n_batches = self._datasets[0].order.batches_per_epoch
-        # It always waits: it takes no leases, whose return would be the batch builder's occasion to begin more.
-        self._sweep = _Sweep(0, 0, 0, Shard(n_batches), waiting=True, left=self._keys(n_batches))
         events = PoolEvents(
             done=self._builder.done,
             lost=self._builder.lost,
@@ -162,6 +159,9 @@ class _Inspection:
         )
         first: list[tuple[messages.Message, list[int]]] = [dataset.for_readers() for dataset in self._datasets]
         self._pool.boot([*first, (budget.reader_limits(plan), [])], events)
+        n_batches = self._datasets[0].order.batches_per_epoch
+        # It always waits: it takes no leases, whose return would be the batch builder's occasion to begin more.
+        self._sweep = _Sweep(0, 0, 0, Shard(n_batches), waiting=True, left=self._keys(n_batches))
 
     def _keys(self, n_batches: int) -> Iterator[Key]:
         for batch in range(n_batches):

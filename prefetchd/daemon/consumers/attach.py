@@ -119,12 +119,14 @@ class Attaching:
         raise ConfigError(f"cannot attach to the data set {name!r}: the daemon {daemon!r} serves {serves}")
 
     def _check_slots(self, dataset: Dataset, request: messages.Attach) -> None:
-        """Raise `BudgetError` if the ring has no slots for one more loop."""
+        """Raise `BudgetError` if the ring has no slots for one more loop, and cannot grow."""
         needed = self._slots_promised(self._memory.budget.plan.n_slots, (dataset, request))
         if not self._memory.growth.reserve_slots(needed):
             n_others = sum(consumer.is_attached for consumer in self._consumers.values())
-            beside = f"cannot attach beside {format_count(n_others, 'other loop')}"
-            raise BudgetError(f"{beside}: {self._memory.growth.too_few_slots(needed)}")
+            raise BudgetError(
+                f"cannot attach beside {format_count(n_others, 'other loop')}: "
+                f"{self._memory.growth.too_few_slots(needed)}"
+            )
 
 
 def _first_cursor(dataset: Dataset, guaranteed_slots: int) -> Cursor:

@@ -73,7 +73,7 @@ class Pool:
         self.n_readers = n_readers
         self.crashes = 0
         self._hang_s = hang_s
-        self._events: PoolEvents  # from `boot` on; nothing happens before
+        self._events: PoolEvents
         self._watch = watch
         self._unwatch = unwatch
         self._clock = clock
