@@ -193,7 +193,7 @@ class BatchBuilder:
         self.busy_s += done.took_s
         self.samples_made += n_done
         if n_done > 0:
-            # Without the waiting for reads: it says how much should be read ahead, and not how much there is to do.
+            # Without the waiting for reads, which decides how much to read ahead, and not how much work there is.
             cost, so_far = (done.took_s - done.waited_s) / n_done, self._seconds_per_sample[number]
             self._seconds_per_sample[number] += (cost - so_far) * (0.2 if so_far else 1)
             self.sample_seconds.observe(done.took_s / n_done, n_done)

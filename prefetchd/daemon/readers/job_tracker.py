@@ -38,7 +38,7 @@ class SampleSet:
     """Sample numbers from 0 on, in blocks of bits that are made as numbers of theirs come in.
 
     It takes a bit a sample at most, and nothing where there are none. One bitmap for all samples would be made at the
-    start whatever is in it: 512 MiB for the 2**32 rows of a large array.
+    start also for no bad sample: 512 MiB for the 2**32 rows of a large array.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class SampleSet:
 
 @dataclass(slots=True)
 class BadSample:
-    """A sample found bad: what the log and `status` say of it."""
+    """A bad sample, as the log and `status` show it."""
 
     sample_id: int
     where: str
@@ -70,7 +70,7 @@ class JobTracker:
     """Applies the policy to what the readers report; remembers which samples are bad.
 
     Args:
-        policy: what `on_error` says.
+        policy: the option `on_error`.
         n_samples: of the data set.
         sample_ids: the samples of a job's rows: (job, first row, rows).
         where: names a sample, such as by its file and line.

@@ -52,7 +52,7 @@ class ReaderHandle:
         read_s: how long one of its reads takes, where reads are slow; 0 otherwise.
         unsent: fills that it was given and that are still to be sent, together.
         slots: the slots that it has a map of.
-        closed_slots: those that are gone, which its next message says.
+        closed_slots: those that are gone, which its next message names.
         since: when it last made progress, by the monotonic clock, in seconds.
         asked_for_stack: when it was asked for its stack, being hung; 0 if it was not.
         killed_s: when it was killed; 0 if it was not.
@@ -208,7 +208,7 @@ class ReaderHandle:
         return not self.retiring and not self.stuck
 
     def describe(self, now_s: float) -> str:
-        """Return what it does: `idle`, `at work for 3 s on epoch 0 batch 4`, `stuck ...`."""
+        """Return what it does: `idle`, `at work for 3 s on epoch 0 batch 4`, `stuck in the kernel ...`."""
         chunk = next(iter(self.chunks.values()), None)
         if self.stuck:
             return f"stuck in the kernel, killed {now_s - self.killed_s:.0f} s ago"
@@ -316,8 +316,8 @@ def at_content(stack: str) -> bool:
     """Return whether a reader was at work on a sample's content, such as decoding it, and not waiting for a read.
 
     `stack` is what `faulthandler` writes: threads, each with its innermost frame first. A reader's main thread is the
-    one that `reader/process.py` runs in. Its innermost frame of ours says what it was at. A user's function is no part
-    of the sample.
+    one that `reader/process.py` runs in. The innermost frame of ours there shows what it did. A user's function is no
+    part of the sample.
     """
     for thread in stack.split("\n\n"):
         ours = [line for line in thread.splitlines() if "/prefetchd/" in line]
