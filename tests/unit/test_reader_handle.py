@@ -125,8 +125,6 @@ def test_fresh_reader_that_refuses_stays_fresh_and_one_that_decodes_does_not():
             assert handle.fresh
         handle.finished(reader_messages.Done(0, [fault], 0.1))
         assert handle.fresh
-        assert handle.is_kept(0.5, start_s=1.0)
-        assert not handle.is_kept(1.5, start_s=1.0)
         handle.finished(reader_messages.Done(1, [], 0.1))
         assert not handle.fresh
         for chunk in (

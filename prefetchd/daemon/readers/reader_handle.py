@@ -133,13 +133,6 @@ class ReaderHandle:
         """Whether more batches should be begun for it."""
         return self.ready and self.usable and BATCHING.wants_more(len(self.chunks), self.in_hand_s, self.read_s)
 
-    def is_kept(self, now_s: float, start_s: float) -> bool:
-        """Return whether to keep it for samples in doubt: it has just confirmed some, and is fresh still.
-
-        It is kept as long as another would take to start, `start_s` seconds: waiting costs no more than that.
-        """
-        return self.fresh and self.n_confirmed > 0 and now_s - self.since < start_s
-
     def finished(self, done: reader_messages.Done) -> Chunk:
         """Take in its answer to a task; return what that was."""
         chunk = self.chunks.pop(done.task)
