@@ -53,3 +53,8 @@ def __getattr__(name: str) -> Any:
     if home is not None:
         return getattr(importlib.import_module(f"prefetchd.client.{home}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the public names alone: completion shows neither submodules nor what this module imports."""
+    return __all__

@@ -1,16 +1,17 @@
-"""The options of `prefetchd.batches` as one type, for functions that pass them on (`prefetchd.torch.batches`).
+"""The options of `prefetchd.batches` as types, for functions that pass them on (`prefetchd.torch.batches`).
 
     def my_batches(source: str, **options: Unpack[BatchOptions]) -> Loader:
         return prefetchd.batches(source, **options)
 
-A test holds it to the signature of `batches`, where each option is explained.
+`DataOptions` is the one place for the types that a data set's options may have in Python. What an option does, its
+default and its range stand in `prefetchd.config.options`; `help(prefetchd.batches)` shows both.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from prefetchd.config.options import (
     Color,
@@ -24,23 +25,17 @@ from prefetchd.config.options import (
     Target,
 )
 
+if TYPE_CHECKING:
+    import numpy as np
 
-class BatchOptions(TypedDict, total=False):
-    """Keyword arguments of `prefetchd.batches`; what is left out has its default."""
 
-    daemon: str | None
-    dataset: str | None
-    epochs: int | None
-    rank: int | Literal["env"] | None
-    world_size: int | None
-    reconnect: bool
-    timeout: float
-    on_hold: Literal["wait", "copy"]
-    hold_timeout: float
-    writable: bool
-    config: str | os.PathLike[str] | None
+class DataOptions(TypedDict, total=False):
+    """The options of a data set and its daemon; an option that is left out, or `None`, has its default."""
+
     root: str | os.PathLike[str] | None
     label_columns: int | None
+    label_separator: str | None
+    missing_label: str | float | None
     x_column: str | int | None
     y_column: str | int | Sequence[str | int] | None
     labels: str | bytes | os.PathLike[str] | None
@@ -53,7 +48,7 @@ class BatchOptions(TypedDict, total=False):
     batch_size: int | None
     image_size: int | str | tuple[int, int] | None
     color: Color | None
-    dtype: Dtype | None
+    dtype: Dtype | type[Any] | np.dtype[Any] | None
     scale: float | None
     mean: float | Sequence[float] | None
     std: float | Sequence[float] | None
@@ -73,14 +68,31 @@ class BatchOptions(TypedDict, total=False):
     on_error: OnError | None
     max_image_pixels: int | None
     num_workers: int | str | None
+    memory_budget: str | int | None
+    reader_timeout: float | None
+    patience: float | None
+    consumers: int | None
     cache: str | bytes | os.PathLike[str] | None
     cache_size: str | int | None
     cache_image_size: int | str | tuple[int, int] | None
-    memory_budget: str | int | None
-    reader_timeout: float | None
+
+
+class BatchOptions(DataOptions, total=False):
+    """All keyword arguments of `prefetchd.batches`."""
+
+    daemon: str | None
+    dataset: str | None
+    name: str | None
+    epochs: int | None
+    rank: int | Literal["env"] | None
+    world_size: int | None
+    reconnect: bool
+    timeout: float
+    on_hold: Literal["wait", "copy"]
+    hold_timeout: float
+    writable: bool
     share: bool | None
     group: str | None
     join: Literal["start", "now"]
     start_together: int | None
-    patience: float | None
-    consumers: int | None
+    config: str | os.PathLike[str] | None

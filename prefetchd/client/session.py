@@ -74,6 +74,7 @@ class Endpoint:
         shared: whether the daemon that serves `config` is that of all processes which ask for the same.
         group: the group whose passes are shared.
         start_together: how many loaders the first loop is to start with.
+        name: what people see of the loader.
     """
 
     config: Config | None
@@ -87,6 +88,7 @@ class Endpoint:
     shared: bool = False
     group: str | None = None
     start_together: int = 0
+    name: str = ""
 
     def open(self) -> Session:
         """Start or find the daemon and attach to it.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import ast
 import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from prefetchd.errors import ConfigError
@@ -145,7 +145,7 @@ def canonical(value: object) -> tuple[str, ...]:
     """
     if value is None:
         return ()
-    if not isinstance(value, str | list | tuple) or not all(isinstance(part, str) for part in value):
+    if not isinstance(value, str | Sequence) or not all(isinstance(part, str) for part in value):
         raise _refuse(value, "it must be text, or a list of texts, such as 'random_resized_crop, hflip(p=0.5)'")
     found: dict[str, dict[str, Any]] = {}
     for part in [value] if isinstance(value, str) else value:

@@ -1,20 +1,26 @@
-"""From whatever an option was written as (command line, TOML, Python) to its one checked value. Pure.
+"""Converters: from an option as it was written (command line, TOML, Python) to its one checked value. Pure.
 
-Called by `config`, one converter an option: a wrong value is a `ConfigError` that names the option and what would do.
+`validate` calls them, one for each option. They take numbers as text, and the values that programs have at hand: numpy
+scalars and arrays, dtypes, paths, lists of any kind. A wrong value is a `ConfigError` that names the option in Python's
+spelling, and says what would do.
 """
 
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 import re
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from prefetchd.config.units import parse_bytes
 from prefetchd.errors import ConfigError
+
+_MOST_PIXELS = 32768  # in a row or column of a delivered image
+_WORDS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
 
 
 def wrong(name: str, value: object, wanted: str) -> ConfigError:
@@ -22,120 +28,154 @@ def wrong(name: str, value: object, wanted: str) -> ConfigError:
     return ConfigError(f"cannot use {name}={value!r}: it must be {wanted}")
 
 
+def plain(value: Any) -> Any:
+    """Return Python's own number, text or list for a scalar or array of numpy, PyTorch, JAX and the like."""
+    if isinstance(value, type) or not hasattr(value, "tolist"):
+        return value
+    try:
+        return value.tolist()
+    except (TypeError, ValueError, RuntimeError):  # a tensor without values
+        return value
+
+
 def coerce(name: str, value: object, hint: Any) -> Any:
-    """Return `value` as the field's type; numbers may come as text, and `None` only where the field allows it."""
+    """Return `value` as the type `hint`; numbers may come as text, and `None` only where the type allows it."""
+    value = plain(value)
     kinds = typing.get_args(hint) if type(None) in typing.get_args(hint) else (hint,)
     if value is None and type(None) in kinds:
         return None
     kind = kinds[0]
     if typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)
-        if value not in choices:
+        if not isinstance(value, str) or value not in choices:
             raise wrong(name, value, "one of " + ", ".join(choices))
-        return value
+        return str(value)
     if kind is str:
         if not isinstance(value, str | Path | int):
             raise wrong(name, value, "text")
         return str(value)
     if kind is bool:
-        words = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
-        if isinstance(value, bool):
-            return value
-        if isinstance(value, str) and value.lower() in words:
-            return words[value.lower()]
+        if isinstance(value, str) and value.lower() in _WORDS:
+            return _WORDS[value.lower()]
+        if isinstance(value, bool) or (isinstance(value, int) and value in (0, 1)):
+            return bool(value)
         raise wrong(name, value, "true or false")
     try:
-        if isinstance(value, bool):
-            raise ValueError
-        number = float(value)  # type: ignore[arg-type]
-        if kind is int:
-            whole = int(value)  # type: ignore[call-overload]
-            if whole != number:
-                raise ValueError
-            return whole
+        return whole_number(value) if kind is int else _number(value)
     except (TypeError, ValueError, OverflowError):
         raise wrong(name, value, "a whole number" if kind is int else "a number") from None
-    return number
+
+
+def whole_number(value: object) -> int:
+    """Return a whole number, exactly: it never goes through a float, which has 53 bits.
+
+    Raises:
+        TypeError, ValueError, OverflowError: if it is not one.
+    """
+    value = plain(value)
+    if isinstance(value, bool):
+        raise TypeError
+    if isinstance(value, str):
+        return int(value)
+    if isinstance(value, float):
+        if not value.is_integer():
+            raise ValueError
+        return int(value)
+    return operator.index(value)  # type: ignore[arg-type]
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool):
+        raise TypeError
+    return float(value)  # type: ignore[arg-type]
+
+
+def _fraction(value: object) -> float:
+    """Return a number; text such as `1/255` is one too."""
+    if isinstance(value, str) and value.count("/") == 1:
+        above, below = value.split("/")
+        return float(above) / float(below)
+    return _number(plain(value))
 
 
 def num_workers(value: object) -> int:
     """Return the number of readers; 0 for `auto`."""
-    return 0 if value == "auto" else int(coerce("num_workers", value, int))
+    return 0 if isinstance(value, str) and value == "auto" else int(coerce("num_workers", value, int))
+
+
+def dtype_name(value: object) -> object:
+    """Return the name of a dtype or scalar class of numpy, PyTorch or TensorFlow; another value as it is."""
+    if isinstance(value, str):
+        return value
+    name = getattr(value, "name", None) or getattr(value, "__name__", None)
+    if isinstance(name, str):
+        return name
+    module, _, last = str(value).rpartition(".")
+    return last if module == "torch" else value
 
 
 def is_unicode(text: str) -> bool:
-    """Whether `text` is what UTF-8 can hold: no surrogate escapes of other bytes in it."""
+    """Return whether UTF-8 can hold `text`: it has no surrogate escapes."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def wire_path(path: str) -> str:
     """Return a path as text that any message can hold; `path` is the inverse.
 
-    One that is not UTF-8 goes as NUL and hexadecimal digits: no path has a NUL of its own.
+    A path that is not UTF-8 goes as NUL and hexadecimal digits: no path has a NUL of its own.
     """
     return path if is_unicode(path) else "\0" + os.fsencode(path).hex()
 
 
 def path(value: object) -> str | None:
-    """Text, bytes or a `Path`; NUL and hexadecimal digits as `Config.to_wire` makes them."""
+    """Return a path given as text, bytes or a `Path`, or as `wire_path` makes it."""
     if value is None:
         return None
     if not isinstance(value, str | bytes | os.PathLike):
-        # Not the value itself: it may be an array, or a list of a million samples.
+        # The message leaves the value out: it may be an array, or a list of a million samples.
         raise ConfigError(
             f"cannot use an object of the type {type(value).__name__} as a path: it must be text; write what is in "
             "memory to a file first, samples as a list file (`path label` a line), arrays with numpy.save"
         )
     if not value:
         raise ConfigError("cannot use the path '': it is empty; give a file or a directory")
-    decoded = os.fsdecode(value)
+    decoded = str(os.fsdecode(value))
     return os.fsdecode(bytes.fromhex(decoded[1:])) if decoded.startswith("\0") else decoded
 
 
-def fraction(value: object) -> float:
-    """A number, or text such as `1/255`."""
-    if isinstance(value, str) and value.count("/") == 1:
-        above, below = value.split("/")
-        return float(above) / float(below)
-    if isinstance(value, bool):
-        raise ValueError
-    return float(value)  # type: ignore[arg-type]
-
-
 def scale(value: object) -> float | None:
-    """A number or a fraction."""
+    """Return a number, or a fraction such as `1/255`."""
     try:
-        return None if value is None else fraction(value)
+        return None if value is None else _fraction(value)
     except (TypeError, ValueError, ZeroDivisionError):
         raise wrong("scale", value, "a number, such as 0.5 or 1/255") from None
 
 
 def image_size(value: object) -> tuple[int, int]:
-    """`224`, `"224"`, `"256x320"` or `(256, 320)`, always height before width."""
-    parts = value.lower().split("x") if isinstance(value, str) else value
+    """Return (height, width) for `224`, `"224"`, `"256x320"` or `(256, 320)`."""
+    parts = value.lower().split("x") if isinstance(value, str) else plain(value)
     try:
-        if hasattr(parts, "__index__") and not isinstance(parts, bool):
-            parts = (parts,)
-        sizes = [int(part) for part in parts]  # type: ignore[attr-defined]
+        sizes = [whole_number(part) for part in (parts if isinstance(parts, Sequence) else (parts,))]
         height, width = sizes if len(sizes) == 2 else (sizes[0], sizes[0])
-        if len(sizes) > 2 or not (0 < height <= 32768 and 0 < width <= 32768):
+        if len(sizes) > 2 or not (0 < height <= _MOST_PIXELS and 0 < width <= _MOST_PIXELS):
             raise ValueError
-    except (TypeError, ValueError, IndexError):
-        raise wrong("image_size", value, "pixels from 1 to 32768, such as 224 or 256x320 (height x width)") from None
+    except (TypeError, ValueError, OverflowError, IndexError):
+        wanted = f"pixels from 1 to {_MOST_PIXELS}, such as 224 or 256x320 (height x width)"
+        raise wrong("image_size", value, wanted) from None
     return height, width
 
 
-def optional_image_size(value: object) -> tuple[int, int] | None:
-    """As `image_size`, or `None`."""
+def cache_image_size(value: object) -> tuple[int, int] | None:
+    """Return (height, width) as `image_size`, or `None`."""
     try:
         return None if value is None else image_size(value)
     except ConfigError:
-        raise wrong("cache_image_size", value, "pixels from 1 to 32768, such as 256 or 256x320") from None
+        raise wrong("cache_image_size", value, f"pixels from 1 to {_MOST_PIXELS}, such as 256 or 256x320") from None
 
 
-def size(value: object) -> str:
-    """`auto`, or bytes as a number or as `50GiB`, kept as text."""
-    text = str(value)
+def cache_size(value: object) -> str:
+    """Return `auto`, or bytes given as a number or as `50GiB`, as text."""
+    text = str(plain(value))
     if text != "auto" and parse_bytes(text) < 1:
         raise wrong("cache_size", value, "auto, or a size such as 50GiB")
     return text
@@ -145,14 +185,11 @@ def channel_numbers(name: str) -> Callable[[object], tuple[float, ...] | None]:
     """Return the converter of the option `name`: one number, or one a channel."""
 
     def convert(value: object) -> tuple[float, ...] | None:
-        if value is None:
+        parts = value.split(",") if isinstance(value, str) else plain(value)
+        if parts is None:
             return None
         try:
-            if isinstance(value, str):
-                return tuple(fraction(part) for part in value.split(","))
-            if isinstance(value, int | float):
-                return (float(value),)
-            return tuple(float(part) for part in value)  # type: ignore[attr-defined]
+            return tuple(_fraction(part) for part in (parts if isinstance(parts, Sequence) else (parts,)))
         except (TypeError, ValueError, ZeroDivisionError):
             raise wrong(name, value, "one number, or one a channel, such as 0.485,0.456,0.406") from None
 
@@ -160,16 +197,20 @@ def channel_numbers(name: str) -> Callable[[object], tuple[float, ...] | None]:
 
 
 def columns(value: object) -> str | None:
-    """Names or numbers of columns, in a list or separated by commas."""
+    """Return names or numbers of columns, given in a list or separated by commas, with commas between them."""
+    value = plain(value)
     if value is None:
         return None
-    if isinstance(value, list | tuple):
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return ",".join(str(part) for part in value)
     return str(value)
 
 
+_FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+
 def function(name: str) -> Callable[[object], str | None]:
-    """Return the converter of the option `name`: a function that can be imported by name, or `module:name`."""
+    """Return the converter of the option `name`: `module:name`, or a function that can be imported by its name."""
 
     def convert(value: object) -> str | None:
         if value is None or value == "":
@@ -177,7 +218,7 @@ def function(name: str) -> Callable[[object], str | None]:
         if isinstance(value, str):
             if not _FUNCTION.fullmatch(value):
                 raise wrong(name, value, "written package.module:name, such as my_transforms:augment")
-            return value
+            return str(value)
         module, qualname = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
         if not callable(value) or not isinstance(module, str) or not isinstance(qualname, str):
             raise ConfigError(
@@ -196,14 +237,11 @@ def function(name: str) -> Callable[[object], str | None]:
     return convert
 
 
-_FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
-
-
 def folders(value: object) -> tuple[str, ...]:
-    """Folders in a list, or in one text as in PATH."""
+    """Return folders given in a list, or in one text as in PATH."""
     if value is None:
         return ()
-    if isinstance(value, list | tuple):
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return tuple(folder for part in value if (folder := path(part)) is not None)
     return tuple(part for part in (path(value) or "").split(os.pathsep) if part)
 
@@ -213,11 +251,11 @@ def daemon_name(value: object) -> str:
     name = value if isinstance(value, str) else ""
     if not 1 <= len(name) <= 64 or name.startswith(".") or not all(c.isalnum() or c in "-_." for c in name):
         raise wrong("name", value, "1 to 64 letters, digits, '-', '_' or '.', and not start with '.'")
-    return name
+    return str(name)
 
 
 def comparable(name: str, value: Any) -> Any:
-    """Return an option's value so that equal ones compare equal, however they were written."""
+    """Return an option's value in a form in which equal options are equal, whatever their spelling."""
     if name in ("memory_budget", "cache_size"):
         with contextlib.suppress(ConfigError):
             return "%" in value, parse_bytes(value, whole_bytes=1 << 50)

@@ -71,30 +71,35 @@ class Config:
     color: Color = _option("rgb", "channel order; gray has one channel (rgb)")
     dtype: Dtype = _option("uint8", "type of the delivered pixels (uint8)")
     scale: float | None = _option(
-        None, "(pixel * scale - mean) / std, pixels being 0 to 255; such as 1/255", metavar="X"
+        None, "what multiplies a pixel, which is 0 to 255: (pixel * scale - mean) / std; such as 1/255", metavar="X"
     )
     mean: tuple[float, ...] | None = _option(
-        None, "see --scale; one number, or one a channel; --mean=-1,0,1 if negative", metavar="X[,X,X]"
+        None,
+        "what is subtracted after scale: one number, or one a channel (negative: --mean=-1,0,1)",
+        metavar="X[,X,X]",
     )
     std: tuple[float, ...] | None = _option(
-        None, "see --scale; one number, or one a channel, in the order of --color", metavar="X[,X,X]"
+        None, "what divides after that: one number, or one a channel in the order of color", metavar="X[,X,X]"
     )
     layout: Layout = _option("nhwc", "order of the dimensions (nhwc)")
     resize: Resize = _option("stretch", "stretch (default), crop the centre at the aspect, or pad with black")
     interpolation: Interpolation = _option("linear", "how pixels are interpolated (linear)")
-    shrink_on_load: bool = _option(
-        True, "decode large JPEGs at 1/2, 1/4 or 1/8 (yes); --no-shrink-on-load is pixel-exact"
-    )
+    shrink_on_load: bool = _option(True, "decode large JPEGs at 1/2, 1/4 or 1/8 (yes); pixels are exact without it")
     augment: tuple[str, ...] = _option(
         (),
-        "random_resized_crop, hflip, vflip, rotate, affine, color_jitter; parameters as in 'rotate(degrees=10), hflip'",
+        "random_resized_crop, hflip, vflip, rotate, affine, color_jitter, with parameters as in 'rotate(degrees=10), "
+        "hflip'; other pixels each epoch (none)",
         metavar="NAMES",
     )
     transform: str | None = _option(
-        None, "function (image, rng) -> image, or Albumentations pipeline, run in the readers", metavar="MODULE:NAME"
+        None,
+        "function (image, rng) -> image of a module, or Albumentations pipeline; readers run it after augment",
+        metavar="MODULE:NAME",
     )
     target_transform: str | None = _option(
-        None, "function (label, rng) -> label, run in the readers", metavar="MODULE:NAME"
+        None,
+        "function (label, rng) -> label of a module; what it returns decides the shape and dtype of y",
+        metavar="MODULE:NAME",
     )
     target: Target = _option("label", "what labels are: numbers and classes, or paths of mask images (label)")
     mask_border: int = _option(
@@ -117,6 +122,12 @@ class Config:
         "how many trailing fields of a text line are labels (found out); 0 for no labels",
         metavar="N",
         limits=(0, math.inf),
+    )
+    label_separator: str | None = _option(
+        None, "what separates several labels in one field: y is a 0/1 vector; '' takes fields whole", metavar="TEXT"
+    )
+    missing_label: str | None = _option(
+        None, "label of samples whose label is empty or not a number (refused)", metavar="LABEL"
     )
     x_column: str | None = _option(
         None,
@@ -155,7 +166,7 @@ class Config:
 
     python_path: tuple[str, ...] = _option(
         (),
-        "folders to find the modules of transforms in (the working directory)",
+        "folders to find the modules of the functions in (the working directory; in Python sys.path)",
         metavar=f"DIR[{os.pathsep}DIR]",
         content=False,
     )

@@ -6,13 +6,13 @@ other. The command line, `prefetchd.batches`, the daemon and its readers all cal
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from prefetchd.config import augment, convert
 from prefetchd.config.convert import wrong
+from prefetchd.config.hints import explain_unknown
 from prefetchd.config.options import OPTION_TYPES, OPTIONS, Config
 from prefetchd.errors import ConfigError
 
@@ -24,9 +24,10 @@ _CONVERTERS: dict[str, Callable[[object], Any]] = {
     "labels": convert.path,
     "offsets": convert.path,
     "image_size": convert.image_size,
+    "dtype": lambda value: convert.coerce("dtype", convert.dtype_name(value), OPTION_TYPES["dtype"]),
     "cache": convert.path,
-    "cache_size": convert.size,
-    "cache_image_size": convert.optional_image_size,
+    "cache_size": convert.cache_size,
+    "cache_image_size": convert.cache_image_size,
     "scale": convert.scale,
     "mean": convert.channel_numbers("mean"),
     "std": convert.channel_numbers("std"),
@@ -34,6 +35,7 @@ _CONVERTERS: dict[str, Callable[[object], Any]] = {
     "transform": convert.function("transform"),
     "target_transform": convert.function("target_transform"),
     "python_path": convert.folders,
+    "missing_label": convert.columns,
     "x_column": convert.columns,
     "y_column": convert.columns,
     "name": convert.daemon_name,
@@ -54,8 +56,12 @@ def make_config(**options: Any) -> Config:
     return config
 
 
-def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `options`, each as its one checked value; not whether they go together.
+def check_options(options: Mapping[str, Any], *, others: Iterable[str] = ()) -> dict[str, Any]:
+    """Return `options`, each as its one checked value. Contradictions between them are not looked for.
+
+    Args:
+        options: what a user gave, by name.
+        others: more names that the user may have meant by an unknown one.
 
     Raises:
         ConfigError: for an unknown name, or a value of the wrong kind or out of range.
@@ -63,9 +69,7 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
     checked: dict[str, Any] = {}
     for name, value in options.items():
         if name not in OPTIONS:
-            near = difflib.get_close_matches(name, OPTIONS, 1)
-            meant = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"cannot use the option {name!r}: there is no such option{meant}")
+            raise ConfigError(explain_unknown(name, (*OPTIONS, *others)))
         converter = _CONVERTERS.get(name)
         checked[name] = converter(value) if converter else convert.coerce(name, value, OPTION_TYPES[name])
         _check_limits(name, checked[name])
@@ -110,3 +114,13 @@ def _check_together(config: Config) -> None:
         )
     if config.target == "mask" and config.label_columns not in (None, 1):
         raise wrong("label_columns", config.label_columns, "1, or not given, with target='mask': one path a line")
+
+
+def doubts(config: Config) -> str:
+    """Return a warning about options that are allowed and most likely a mistake; empty if there are none."""
+    mean, std = config.mean or (), config.std or ()
+    changes = any(mean) or any(number != 1 for number in std)
+    if config.scale is not None or not changes or any(abs(number) > 1 for number in (*mean, *std)):
+        return ""
+    given = " and ".join(f"{name}={numbers}" for name, numbers in (("mean", mean), ("std", std)) if numbers)
+    return f"{given}: these are for pixels from 0 to 1, and without scale pixels are 0 to 255; pass scale=1/255"

@@ -140,6 +140,9 @@ def main(argv: list[str]) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what a reader leaves behind is ours to end
+    # Loaded here once, and shared by every reader: one that loads them itself outgrows its share of the budget.
+    import prefetchd.data.images.pipeline
+    import prefetchd.reader.process  # noqa: F401
 
     try:
         with os_errors.explained("start a reader"):

@@ -95,6 +95,7 @@ def _too_large(words: object) -> bool:
     return isinstance(words, int) and not -(2**63) <= words < 2**64
 
 
+@pytest.mark.hypothesis  # it draws its examples inside
 def test_fuzzed_conversations(serve: Serve, forty: Path, forty_content: Content) -> None:
     """Random bytes, frames cut short, giant lengths, valid messages in the wrong state, unasked for descriptors.
 
@@ -104,7 +105,7 @@ def test_fuzzed_conversations(serve: Serve, forty: Path, forty_content: Content)
     ask_status()
     before = descriptors_of(daemon.pid)
 
-    @settings(max_examples=300, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=300, suppress_health_check=list(HealthCheck))
     @given(first=st.booleans(), words=st.lists(LAWFUL | RAW, max_size=8), n_fds=st.integers(0, 8))
     def talk(first: bool, words: list[bytes], n_fds: int) -> None:
         sock = connect()

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
+from collections import UserList
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from prefetchd.batch_options import BatchOptions
 from prefetchd.config.datasets import read_config_file
-from prefetchd.config.validate import check_agrees, make_config
+from prefetchd.config.hints import ELSEWHERE
+from prefetchd.config.validate import check_agrees, doubts, make_config
 from prefetchd.errors import ConfigError
+
+# Words on the page on other loaders that are no keywords of a loader.
+NO_KEYWORDS = {"on_epoch_end", "get_state", "set_state", "device", "fit", "rng", "random_split"}
 
 
 def test_text_and_values_give_the_same_configuration():
@@ -36,10 +45,100 @@ def test_path_that_is_not_utf8_survives_the_wire():
     assert make_config(**wire) == config
 
 
+@pytest.mark.parametrize("seed", [0, 2**31, 2**53 + 1, 1764355883123456789, 2**63 - 1])
+def test_seed_is_taken_exactly_as_number_and_as_text(seed):
+    """A float holds 53 bits of it."""
+    for value in (seed, str(seed), np.uint64(seed), np.array(seed)):
+        made = make_config(source="m", seed=value).seed
+        assert (made, type(made)) == (seed, int)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("batch_size", np.int32(4), 4),
+        ("batch_size", 4.0, 4),
+        ("image_size", np.array([8, 16]), (8, 16)),
+        ("image_size", np.int64(8), (8, 8)),
+        ("image_size", 8.0, (8, 8)),
+        ("image_size", UserList([8, 16]), (8, 16)),
+        ("mean", np.array([1, 2, 3], np.float32), (1.0, 2.0, 3.0)),
+        ("mean", ["1/2"], (0.5,)),
+        ("std", np.float32(0.5), (0.5,)),
+        ("scale", np.float32(0.25), 0.25),
+        ("shuffle", np.bool_(True), True),
+        ("shuffle", 1, True),
+        ("drop_last", np.array(False), False),
+        ("dtype", np.float16, "float16"),
+        ("dtype", np.dtype("float32"), "float32"),
+        ("dtype", np.str_("float32"), "float32"),
+        ("color", np.str_("bgr"), "bgr"),
+        ("num_workers", np.int64(3), 3),
+        ("memory_budget", np.int64(1 << 30), "1073741824"),
+        ("cache_size", np.int64(1 << 30), "1073741824"),
+        ("reader_timeout", np.float64(3), 3.0),
+        ("y_column", UserList(["a", 2]), "a,2"),
+        ("python_path", UserList(["/a", Path("/b")]), ("/a", "/b")),
+        ("augment", UserList(["hflip"]), ("hflip(p=0.5)",)),
+    ],
+)
+def test_value_of_numpy_or_of_another_list_is_an_option_value(name, value, expected):
+    made = getattr(make_config(source="m", **{"dtype": "float32", name: value}), name)
+    assert made == expected
+    assert type(made) is type(expected)
+
+
+def test_dtype_of_torch_is_an_option_value():
+    torch = pytest.importorskip("torch")
+    assert make_config(source="m", dtype=torch.float16).dtype == "float16"
+    assert make_config(source="m", seed=torch.tensor(2**62 + 1)).seed == 2**62 + 1
+
+
+@pytest.mark.parametrize("options", [{"image_size": 7.5}, {"shuffle": 2}, {"dtype": float}, {"batch_size": np.ones(2)}])
+def test_value_that_is_not_exactly_an_option_value_is_refused(options):
+    with pytest.raises(ConfigError, match="it must be"):
+        make_config(source="m", **options)
+
+
+def test_name_of_another_loader_gets_what_the_page_on_other_loaders_says():
+    """Every keyword of that page's tables is an option or in the list, and the other way round."""
+    page = (Path(__file__).parents[2] / "docs" / "coming-from.md").read_text()
+    first_cells = " ".join(re.findall(r"^\| ([^|]+) \|", page, re.MULTILINE))
+    assert [name for name in ELSEWHERE if not re.search(rf"\b{name}\b", first_cells)] == []
+    keywords = set(re.findall(r"`(?:[A-Z]+: )?([a-z_]+)(?:=[^`]*)?`", first_cells)) - NO_KEYWORDS
+    assert keywords - set(BatchOptions.__annotations__) - set(ELSEWHERE) == set()
+    for name, instead in ELSEWHERE.items():
+        with pytest.raises(ConfigError) as caught:
+            make_config(source="m", **{name: 1})
+        assert instead in str(caught.value)
+        used = set(re.findall(r"\b([a-z_]+)=", instead)) - {"device", "degrees", "scale"}
+        assert used <= set(BatchOptions.__annotations__)
+
+
+@pytest.mark.parametrize(
+    ("options", "warns"),
+    [
+        ({"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}, True),
+        ({"std": 0.5}, True),
+        ({"mean": 0.5, "std": 0.5, "scale": 1 / 255}, False),
+        ({"mean": 123.7, "std": 58.4}, False),
+        ({"mean": 127.5, "std": 1}, False),
+        ({"mean": 0, "std": 1}, False),
+        ({}, False),
+    ],
+)
+def test_mean_and_std_of_pixels_from_0_to_1_without_scale_are_doubted(options, warns):
+    assert ("pass scale=1/255" in doubts(make_config(source="m", dtype="float32", **options))) == warns
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"batchsize": 3}, "did you mean 'batch_size'"),
+        ({"Batch_Size": 3}, "did you mean 'batch_size'"),
+        ({"img_size": 3}, "did you mean 'image_size'"),
+        ({"pin_memory": True}, "another loader's; here use"),
+        ({"zyx": True}, r"see help\(prefetchd.batches\)"),
         ({"batch_size": 0}, "from 1 to 262144; raise it"),
         ({"seed": 1 << 63}, "from 0 to 9223372036854775807; lower it"),
         ({"label_columns": -1}, "0 or more; raise it"),

@@ -16,9 +16,10 @@ ROOT = Path(prefetchd.__file__).parent
 LAYERS = (
     ("errors", "_version"),
     ("config", "sampling"),
+    ("batch_options",),
     ("ipc", "ring"),
     ("data", "client"),
-    ("batch_options", "reader"),
+    ("reader",),
     ("torch", "keras", "tensorflow"),
     ("daemon.schedule",),
     ("daemon.readers",),

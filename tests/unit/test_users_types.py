@@ -12,6 +12,7 @@ import pytest
 
 import prefetchd
 from prefetchd import batch_options, errors
+from prefetchd.config.options import OPTIONS
 
 ROOT = Path(prefetchd.__file__).parents[1]
 
@@ -74,13 +75,14 @@ def test_package_says_that_it_is_typed():
 
 
 def test_options_type_is_the_signature_of_batches():
-    """An option that `batches` gets must be put into `BatchOptions` too, or the adapters do not pass it on."""
+    """An argument that `batches` gets must be put into `BatchOptions` too, or the adapters do not pass it on."""
     parameters = {
         name: parameter.annotation
         for name, parameter in inspect.signature(prefetchd.batches).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
     options = {name: hint.__forward_arg__ for name, hint in batch_options.BatchOptions.__annotations__.items()}
+    assert set(batch_options.DataOptions.__annotations__) == set(OPTIONS) - {"source", "name"}
     assert options == parameters
 
 
@@ -104,3 +106,7 @@ def test_errors_are_one_documented_family():
 @pytest.mark.parametrize("name", prefetchd.__all__)
 def test_public_names_exist_and_are_documented(name):
     assert inspect.getdoc(getattr(prefetchd, name))
+
+
+def test_completion_shows_the_public_names_and_no_others():
+    assert dir(prefetchd) == sorted(prefetchd.__all__)

@@ -134,7 +134,7 @@ class _Inspection:
                 "them, tar shards or Parquet files"
             )
         self.images = source
-        inspected = InspectedImages(source)
+        inspected = InspectedImages.of(source)
         self._datasets = [
             _dataset(0, config, inspected),
             _dataset(_ALONE, dataclasses.replace(config, batch_size=1), inspected),

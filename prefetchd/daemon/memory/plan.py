@@ -20,6 +20,7 @@ import psutil
 from prefetchd.config.options import Config
 from prefetchd.config.units import format_bytes, format_count, parse_bytes
 from prefetchd.daemon.memory.limits import Limit
+from prefetchd.data.source import ALLOWANCE_BYTES as ALLOWANCE_BYTES
 from prefetchd.errors import BudgetError
 from prefetchd.ipc.reader_messages import Boot
 
@@ -27,8 +28,6 @@ MIB = 1 << 20
 # Measured with scripts/bench/footprint.py on Python 3.11, numpy 2.4, OpenCV 5.0, rounded up.
 DAEMON_BYTES = 48 * MIB  # the daemon and the fork server
 READER_BYTES = 12 * MIB  # a reader's own pages, before it decodes anything
-# Decoding up to this much working memory needs no request. It is part of each reader's share.
-ALLOWANCE_BYTES = 12 * MIB
 MIN_SLOTS = 3  # one the loop holds, one granted next, one to fill
 _AUTO_SLOTS = 8
 _AUTO_RING_BYTES = 16 * MIB
