@@ -142,7 +142,7 @@ def main(argv: list[str]) -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what a reader leaves behind is ours to end
     # Loaded here once, and shared by every reader: one that loads them itself outgrows its share of the budget.
     import prefetchd.data.images.pipeline
-    import prefetchd.reader.process  # noqa: F401
+    import prefetchd.reader.process
 
     try:
         with os_errors.explained("start a reader"):
