@@ -186,8 +186,8 @@ def test_loop_that_begins_anew_while_it_waits_to_start_together_has_its_whole_ti
     """Ctrl-C and the cell run again: the first loop's time is none of the second's."""
     serve(photographs, *QUICK)
     with prefetchd.batches(start_together=2, timeout=2) as loader:
-        loader._session.connection.open_cursor(99, loader._shard, 0, 0, 1)
-        loader._session.connection.close_cursor(99)
+        loader._connection.open_cursor(99, loader._shard, 0, 0, 1)
+        loader._connection.close_cursor(99)
         time.sleep(1)  # no synchronisation: half of the first loop's time
         begun_s = time.monotonic()
         with pytest.raises(prefetchd.PrefetchdError, match="1 of 2 loaders"):
@@ -215,7 +215,7 @@ def test_word_of_a_loop_that_is_over_does_not_end_the_members_present_one(serve,
     with prefetchd.batches(group="workers") as loader:
         batches = iter(loader)
         indices = [next(batches).index]
-        loader._session.connection.close_cursor(loader._serial - 1)
+        loader._connection.close_cursor(loader._serial - 1)
         assert indices + [batch.index for batch in batches] == list(range(13))
 
 

@@ -25,7 +25,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from prefetchd._version import __version__
 from prefetchd.client.batch import Batch
-from prefetchd.client.connection import Connection
+from prefetchd.client.connection import Connection, connect
 from prefetchd.config.validate import make_config
 from prefetchd.daemon.consumers.manager import ConsumerManager
 from prefetchd.daemon.memory.plan import MIN_SLOTS
@@ -223,13 +223,13 @@ class Machine(RuleBasedStateMachine):
     def attach(self, group: str | None = None) -> bool:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         sock.connect(self.address)
-        connection = Connection(sock, os.getpid(), writable=False, hold_timeout_s=1)
         hello = messages.Attach(messages.PROTOCOL, __version__, None, {}, 2, group, 0, 1.0)
         refused: list[BaseException] = []
+        connected: list[Connection] = []
 
         def attach() -> None:
             try:
-                connection.attach(hello, 10)
+                connected.append(connect(sock, os.getpid(), hello, 10, writable=False, hold_timeout_s=1))
             except Exception as error:
                 refused.append(error)
 
@@ -239,10 +239,9 @@ class Machine(RuleBasedStateMachine):
             self.loop.turn()
         thread.join()
         if refused:
-            connection.close(at_once=False)
             self.loop.turn()
             return False
-        self.consumers.append(Consumer(connection, max(self.manager.consumers)))
+        self.consumers.append(Consumer(connected[0], max(self.manager.consumers)))
         return True
 
     @precondition(lambda self: self.here)
@@ -294,7 +293,7 @@ class Machine(RuleBasedStateMachine):
     def take(self, consumer: Consumer) -> bool:
         connection = consumer.connection
         assert consumer.expected is not None
-        if connection._mailbox.has_next:
+        if connection._grants.has_next:
             batch = connection.next_batch(consumer.serial, False)
             consumer.asked = False
             if consumer.joins_for:
@@ -312,7 +311,7 @@ class Machine(RuleBasedStateMachine):
             if not consumer.asked:
                 consumer.asked = True
                 connection._leases.send_unsent()
-                connection._uplink.send(messages.Want(consumer.serial, connection._leases.taken))
+                connection._channel.send(messages.Want(consumer.serial, connection._leases.taken))
             elif self.was_refused(consumer):
                 self.end_loop(consumer)
         else:
@@ -469,12 +468,12 @@ def test_what_a_member_of_a_group_was_done_with_is_not_given_again_though_its_de
         doomed.held.clear()  # told; and nobody has heard it yet
         machine.kill(doomed)
         for _ in range(10):
-            if other.connection._mailbox.has_next:
+            if other.connection._grants.has_next:
                 seen.append(other.connection.next_batch(other.serial, False).index)
                 other.asked = False
             elif not other.asked:
                 other.asked = True
-                other.connection._uplink.send(messages.Want(other.serial, other.connection._leases.taken))
+                other.connection._channel.send(messages.Want(other.serial, other.connection._leases.taken))
             machine.daemon_works(1, 3)
         assert seen == [0, 1, 2]
     finally:
@@ -515,7 +514,7 @@ def test_loop_that_would_begin_too_far_from_the_others_for_the_ring_is_told_so_w
         machine.begin_loop(farther, 6, 0, 1)
         machine.daemon_works(1, 3)
         said = []
-        while farther.connection._uplink.wait(0):
+        while farther.connection._channel.wait(0):
             said.append(farther.connection._receive(wait=False))
         failed = next(message for message in said if isinstance(message, messages.Failed))
         assert failed.error == "BudgetError"
