@@ -182,6 +182,10 @@ class Spawn(Message, frozen=True):
     reader: Count
 
 
+class Stop(Message, frozen=True):
+    """End: the daemon stops in order, and removes its files itself."""
+
+
 class Spawned(Message, frozen=True):
     """The reader's pid. A pidfd comes with the message."""
 
@@ -216,12 +220,13 @@ class DryRunFailed(Message, frozen=True):
 
 ToReader = OpenDataset | Boot | MapSlot | UnmapSlots | Fills | FillOne | Compact | Retire | MemoryGranted | MemoryDenied
 FromReader = ReaderReady | AllDone | NeedMemory | Outgrown | BootFailed
+ToForkServer = Spawn | Stop
 FromForkServer = Spawned | Exited
 FromDryRun = DryRunDone | DryRunFailed
 
 decode_to_reader = msgspec.msgpack.Decoder(ToReader).decode
 decode_from_reader = msgspec.msgpack.Decoder(FromReader).decode
-decode_to_fork_server = msgspec.msgpack.Decoder(Spawn).decode
+decode_to_fork_server = msgspec.msgpack.Decoder(ToForkServer).decode
 decode_from_fork_server = msgspec.msgpack.Decoder(FromForkServer).decode
 decode_from_dry_run = msgspec.msgpack.Decoder(FromDryRun).decode
 
