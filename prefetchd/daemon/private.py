@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     try:
         daemon.run()
     except PrefetchdError:
-        return 1  # `run` has told the consumer
+        return 1  # `run` has sent the reason
     return 0
 
 

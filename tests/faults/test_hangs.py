@@ -84,9 +84,9 @@ def test_stopped_daemon_is_given_up_in_the_end_by_all_who_wait(
     os.kill(daemon.pid, signal.SIGSTOP)
     try:
         started_s = time.monotonic()
-        with pytest.raises(prefetchd.DaemonLost, match=r"has said nothing for 1 s: pid .* is stopped.*kill -CONT"):
+        with pytest.raises(prefetchd.DaemonLost, match=r"has sent nothing for 1 s: pid .* is stopped.*kill -CONT"):
             next(batches)
-        with pytest.raises(prefetchd.DaemonLost, match=r"has said nothing for 1 s"):
+        with pytest.raises(prefetchd.DaemonLost, match=r"has sent nothing for 1 s"):
             loader.status()
         with pytest.raises(prefetchd.DaemonLost, match=r"has not answered for 0\.2 s: pid .* is stopped"):
             prefetchd.batches(timeout=0.2)
@@ -179,7 +179,7 @@ def test_thread_that_waits_is_woken_at_once_by_close_though_batches_are_held(
 def held_up(thread: threading.Thread) -> bool:
     """Whether a thread waits for what the daemon says."""
     frame = sys._current_frames().get(thread.ident or 0)
-    return frame is not None and frame.f_code.co_qualname == "Uplink.wait"
+    return frame is not None and frame.f_code.co_qualname == "Channel.wait"
 
 
 def test_status_from_another_thread_takes_nothing_from_the_loop(

@@ -264,7 +264,7 @@ def test_slot_is_held_until_the_copy_is_done_and_no_longer(serve, photographs):
     daemon = serve(photographs, "--batch-size", "4", "--image-size", "16", "--num-workers", "1")
 
     def held() -> int:  # what was granted ahead is leased too, but not held here
-        return loader._loader._session.connection.held
+        return loader._loader._connection._leases.n_held
 
     with on_model(ModelDevice()) as loader:
         items = iter(loader)
