@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import sys
 import time
 from collections.abc import Iterable
@@ -124,19 +123,12 @@ def _build(name: str, config: Config) -> int:
 
 def _has_room(config: Config) -> bool:
     """Return whether another row may be written, as far as this process can see."""
-    from prefetchd.config.units import parse_bytes
-    from prefetchd.data.cache.size_limit import Room
+    from prefetchd.data.cache.size_limit import WriteAllowance, limit_of
 
     assert config.cache is not None
     cache = Path(config.cache).expanduser().absolute()
     height, width = config.cache_image_size or config.image_size
-    row_bytes = height * width * config.channels
-    limit_bytes = None if config.cache_size == "auto" else parse_bytes(config.cache_size)
-    try:
-        disk = os.statvfs(cache)
-        return disk.f_bavail * disk.f_frsize > row_bytes and Room(cache, limit_bytes).take(row_bytes)
-    except OSError:  # it was removed, or its disk is gone
-        return False
+    return WriteAllowance(cache, limit_of(config)).allows(height * width * config.channels)
 
 
 def run_info(arguments: argparse.Namespace) -> int:
