@@ -79,7 +79,7 @@ class Box:
 
     def settle(self) -> None:
         self.fill()
-        while any([self.grant(loop) for loop in self.rng.sample(self.loops, len(self.loops))]):
+        while sum(self.grant(loop) for loop in self.rng.sample(self.loops, len(self.loops))):
             self.fill()
         look_s, spent = self.pacer.look(self.now_s, self.ring, self.cursors)
         if spent or look_s is not None:

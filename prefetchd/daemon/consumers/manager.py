@@ -185,6 +185,12 @@ class ConsumerManager:
         return max(MIN_SLOTS, self._attaching.least_slots)
 
     @property
+    def comfortable_slots(self) -> int:
+        """How many slots serve the attached consumers well: what each is guaranteed, and two to fill."""
+        attachments = [consumer.attachment for consumer in self.consumers.values() if consumer.is_attached]
+        return sum(attachment.request.guaranteed_slots for attachment in attachments if attachment is not None) + 2
+
+    @property
     def queue_bytes(self) -> int:
         """The memory of the consumers' queues."""
         each = queues.GRANT_QUEUE_BYTES + queues.RETURN_QUEUE_BYTES

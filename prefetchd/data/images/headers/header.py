@@ -76,6 +76,6 @@ class ImageHeader:
     def describe(self) -> str:
         """Return size, channels, bits and compression in words."""
         channels = f"{self.channels} channels" if self.channels != 1 else "1 channel"
-        of_bits = f" of {self.bits} bits" + (" (floating point)" if self.is_float else "")
+        of_bits = f" of {self.bits} bit{'s' if self.bits != 1 else ''}" + (" (floating point)" if self.is_float else "")
         compression = f", {self.compression}" if self.compression else ""
         return f"{self.width_px} x {self.height_px} px, {channels}{of_bits}{compression}"
