@@ -73,6 +73,7 @@ def _build(name: str, config: Config) -> int:
         PrefetchdError: if the pipeline cannot be cached, or the source cannot be served.
     """
     from prefetchd.cli.measure.measure import endpoint_of
+    from prefetchd.cli.spelling import as_flags
     from prefetchd.cli.views.progress import Progress
     from prefetchd.client.loader import Loader
     from prefetchd.data.cache.keys import check_cache
@@ -117,7 +118,7 @@ def _build(name: str, config: Config) -> int:
     state = "done" if is_done else f"not all are kept, {cache['stopped'] or 'there is no space for more'}"
     what = f"{name}: " if name else ""
     counts = f"{done:,} of {loader.n_samples:,} samples, {cache['rows_written']:,} rows written"
-    print(f"{what}{counts}: {state}{left_out}", file=sys.stderr)
+    print(as_flags(f"{what}{counts}: {state}{left_out}"), file=sys.stderr)
     return 0 if is_done else 1
 
 

@@ -219,7 +219,7 @@ def list_cache(cache: Path) -> list[Kept]:
     """
     kept = [found for folder in _folders(cache) if (found := describe(folder)) is not None]
     if not kept and not _is_ours(cache):
-        raise CacheError(f"cannot look into {cache}: it is no cache of prefetchd; check the path")
+        raise CacheError(f"cannot look into {cache}: it is no cache of prefetchd's; check the path")
     return sorted(kept, key=lambda found: -found.last_used_s)
 
 
