@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         for handler in logging.getLogger().handlers:
             handler.setFormatter(_JsonFormatter(name))
 
-    from prefetchd.ipc.event_loop import EventLoop
+    from prefetchd.ipc.event_loop import EventLoop, Interrupted
     from prefetchd.ipc.run_directory import RunLock, daemon_paths, lock_owner, remove_files_of_others
 
     paths = daemon_paths(name, create=True)
@@ -95,6 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
             metrics = MetricsServer(arguments.metrics_port, arguments.metrics_address, functools.partial(_report, name))
         daemon.run()
         log.info("stopped")
+    except Interrupted:
+        log.info("stopped before it served")
     finally:
         if metrics is not None:
             metrics.close()
