@@ -19,7 +19,7 @@ _BITMAP = re.compile(rb"P[14](?=\s)" + 2 * _NUMBER)
 _PIXMAP = re.compile(rb"P[2356](?=\s)" + 3 * _NUMBER)
 _PAM_LINE = re.compile(rb"\s*+(?:#[^\r\n]*+|(\w{1,8})(?:[ \t]++([^\r\n]{0,255}))?)[\r\n]")
 _PFM = re.compile(rb"P([fF])\n" + 2 * rb"(\d{1,10})(?!\d)\S{0,64}\s" + rb"\S{1,64}\s")
-_HDR_SIZE = re.compile(rb"\n\n-Y\s++(\d{1,10})\s++\+X\s++(\d{1,10})[^\n]*+\n")
+_HDR_SIZE = re.compile(rb"\n\n-Y\s*+(\d{1,10})\s*+\+X\s*+(\d{1,10})[^\n]*+\n")
 
 
 def read_netpbm(data: memoryview) -> ImageHeader | None:
