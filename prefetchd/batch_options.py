@@ -34,6 +34,8 @@ class DataOptions(TypedDict, total=False):
 
     root: str | os.PathLike[str] | None
     label_columns: int | None
+    label_separator: str | None
+    missing_label: str | float | None
     x_column: str | int | None
     y_column: str | int | Sequence[str | int] | None
     labels: str | bytes | os.PathLike[str] | None

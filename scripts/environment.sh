@@ -1,7 +1,8 @@
 # Sourced by scripts/demo, scripts/test and .ci/run: a virtual environment with prefetchd in it.
 #
-#     prepare_environment LEVEL     LEVEL is demo (a plain install), test or dev (editable, with that extra), or ci (dev,
-#                                   and the frameworks that the tests run with)
+#     prepare_environment LEVEL     LEVEL is demo (a plain install), test or dev (editable, with that extra), ci (dev, and
+#                                   the frameworks that the tests run with), or lowest (the lowest versions that
+#                                   pyproject.toml allows of what is always needed, and of test and parquet)
 #
 # Sets `python`. The environment is .venv in the checkout, or PREFETCHD_VENV. It is made if it is missing or broken, and
 # its stamp tells what was installed from what, so that a second run installs nothing. PYTHON chooses the interpreter.
@@ -46,7 +47,7 @@ _is_installed() {
     [[ -f $stamp ]] || return 1
     read -r has digest <"$stamp" || return 1
     case $level:$has in
-        demo:* | test:test | test:dev | test:ci | dev:dev | dev:ci | ci:ci) ;;
+        demo:* | test:test | test:dev | test:ci | test:lowest | dev:dev | dev:ci | ci:ci | lowest:lowest) ;;
         *) return 1 ;;
     esac
     [[ $digest == "$(_stamp_now "$has")" ]] || return 1
@@ -75,6 +76,10 @@ prepare_environment() {
     case $level in
         demo) ;;
         ci) what=(--editable ".[dev,frameworks]") ;;
+        lowest)
+            mapfile -t what < <("$python" scripts/lowest.py test parquet)
+            what+=(--editable ".[test,parquet]")
+            ;;
         *) what=(--editable ".[$level]") ;;
     esac
     say "installing prefetchd and what it needs ..."

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import statistics
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import given, settings
+from hypothesis.strategies import none
 
+import tests.profiles  # noqa: F401
+from prefetchd.client.admin import ask_daemon
+from prefetchd.ipc import messages
 from prefetchd.ipc.run_directory import daemon_paths, lock_owner
 
 DEADLINE_S = 30.0
@@ -30,6 +38,12 @@ def wait_until(condition: Callable[[], object], what: str, deadline_s: float = D
         if time.monotonic() > end_s:
             pytest.fail(f"not within {deadline_s:g} s: {what}")
         time.sleep(0.01)
+
+
+def end_thread(thread: threading.Thread, deadline_s: float = DEADLINE_S) -> None:
+    """Wait for the end of `thread`; fail if it does not come in time."""
+    thread.join(deadline_s)
+    assert not thread.is_alive(), f"{thread.name} has not ended within {deadline_s:g} s"
 
 
 def assert_prompt(took_s: list[float]) -> None:
@@ -71,35 +85,67 @@ def _descriptors() -> set[str]:
     return found
 
 
+def _reads_everything() -> bool:
+    """Whether this process may read files whose mode forbids it, as root may."""
+    with tempfile.NamedTemporaryFile() as file:
+        os.chmod(file.name, 0)
+        return os.access(file.name, os.R_OK)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("not_root") and _reads_everything():
+        pytest.skip("this user may read every file")
+
+
+def pytest_collection_finish() -> None:
+    """Exempt what is loaded by now from garbage collection: one is made after each test, in a tenth of the time."""
+    # Hypothesis takes note of random generators at its first example, and finds none that is exempt.
+    settings(max_examples=1)(given(none())(lambda _: None))()
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
-def nothing_left(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """After every test with processes: no child, no `/dev/shm` name, no file in the run directory, no descriptor."""
+def nothing_left(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """After every test with processes: no child, no `/dev/shm` name, no file in the run directory, no descriptor.
+
+    Other workers of pytest-xdist run tests meanwhile: the mark in the environment tells their processes apart, and a
+    name of theirs in `/dev/shm` lasts a moment.
+    """
     if "unit" in request.path.parts:
         yield
         return
-    run_directory = tmp_path / "run"
-    run_directory.mkdir(mode=0o700)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(run_directory))
-    monkeypatch.setenv("PREFETCHD_TEST_MARK", f"{os.getpid()}-{request.node.nodeid}")
-    monkeypatch.delenv("PREFETCHD_NAME", raising=False)
-    names, descriptors = _shm_names(), _descriptors()
-    yield
-    gc.collect()
-    try:
-        wait_until(lambda: not _own_processes(), "every process of the test has ended")
-    except BaseException:
-        for pid in _own_processes():
-            psutil.Process(pid).kill()
-        raise
-    wait_until(lambda: _shm_names() <= names, "no new name is in /dev/shm")  # other runs have theirs for a moment
-    assert not list(run_directory.rglob("*.*"))
-    assert _descriptors() <= descriptors
+    # Not in tmp_path: the path of a socket has 107 bytes at most, and a worker's temporary folder is deep already.
+    with tempfile.TemporaryDirectory(prefix="test-run-") as run_directory:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", run_directory)
+        monkeypatch.setenv("PREFETCHD_TEST_MARK", f"{os.getpid()}-{request.node.nodeid}")
+        monkeypatch.delenv("PREFETCHD_NAME", raising=False)
+        names, descriptors = _shm_names(), _descriptors()
+        yield
+        gc.collect()
+        try:
+            wait_until(lambda: not _own_processes(), "every process of the test has ended")
+        except BaseException:
+            for pid in _own_processes():
+                psutil.Process(pid).kill()
+            raise
+        new = _shm_names() - names
+        wait_until(lambda: not new & _shm_names(), "no new name is in /dev/shm")
+        assert not list(Path(run_directory).rglob("*.*"))
+        assert _descriptors() <= descriptors
 
 
 class DaemonProcess:
     """A `prefetchd serve` started for a test; `wrapper` are words that run the command behind them in their place."""
 
-    def __init__(self, folder: Path, arguments: list[str], name: str, wrapper: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        arguments: list[str],
+        name: str,
+        wrapper: tuple[str, ...] = (),
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self.name = name
         self.log_path = folder / f"{name}.log"
         with self.log_path.open("wb") as log:
@@ -107,6 +153,7 @@ class DaemonProcess:
                 [*wrapper, sys.executable, "-m", "prefetchd", "serve", *arguments, "--name", name],
                 stdin=subprocess.DEVNULL,
                 stderr=log,
+                env=environment,
             )
 
     @property
@@ -126,12 +173,8 @@ class DaemonProcess:
         return psutil.Process(self.pid).children(recursive=True)
 
     def status(self) -> dict:
-        import json
-
-        command = [sys.executable, "-m", "prefetchd", "status", "--json", self.name]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=30)
-        assert result.returncode == 0, result.stderr
-        return json.loads(result.stdout)
+        """What `prefetchd status --json` prints, without a process for it."""
+        return ask_daemon(self.name, messages.AskStatus(messages.PROTOCOL)).report
 
     def reader_pids(self) -> list[int]:
         return [reader["pid"] for reader in self.status()["readers"] if reader["ready"]]
@@ -155,10 +198,46 @@ def serve(tmp_path: Path, nothing_left: None) -> Iterator[Callable[..., DaemonPr
         return daemon.wait_ready() if ready else daemon
 
     yield start
+    serving = []  # those that served to the last, or were killed so late that they were not reaped
+    for daemon in started:
+        if daemon.process.poll() is None:
+            serving += [daemon] if "ready:" in daemon.log else []
+            daemon.process.terminate()  # all at once, then wait
     for daemon in started:
         daemon.stop()
+    ends = [(daemon.name, daemon.process.returncode) for daemon in serving]
+    assert all(status in (0, -signal.SIGKILL) for _, status in ends), ends
     for daemon in started:
         assert lock_owner(daemon_paths(daemon.name).lock) is None
+
+
+@pytest.fixture(scope="module")
+def _module_daemon(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[DaemonProcess, str]]:
+    with tempfile.TemporaryDirectory(prefix="test-run-") as run_directory:
+        environment = {**os.environ, "XDG_RUNTIME_DIR": run_directory}
+        words = [str(photographs), "--batch-size", "4", "--image-size", "16", "--num-workers", "1"]
+        daemon = DaemonProcess(tmp_path_factory.mktemp("daemon"), words, "default", environment=environment)
+        try:
+            yield daemon.wait_ready(), run_directory
+        finally:
+            assert daemon.stop() == 0, daemon.log
+        assert not list(Path(run_directory).rglob("*.*"))
+
+
+@pytest.fixture
+def module_daemon(
+    _module_daemon: tuple[DaemonProcess, str], nothing_left: None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[DaemonProcess]:
+    """A daemon for tests that only read, one a module: the photographs in order, 13 batches of 4 of 16 x 16 pixels."""
+    daemon, run_directory = _module_daemon
+    monkeypatch.setenv("XDG_RUNTIME_DIR", run_directory)
+    yield daemon
+
+    def is_left_alone() -> bool:
+        status = daemon.status()
+        return not status["consumers"] and status["ring"]["leased"] == 0
+
+    wait_until(is_left_alone, "the test has given all back")
 
 
 @pytest.fixture(scope="session")

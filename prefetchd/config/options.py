@@ -123,6 +123,12 @@ class Config:
         metavar="N",
         limits=(0, math.inf),
     )
+    label_separator: str | None = _option(
+        None, "what separates several labels in one field: y is a 0/1 vector; '' takes fields whole", metavar="TEXT"
+    )
+    missing_label: str | None = _option(
+        None, "label of samples whose label is empty or not a number (refused)", metavar="LABEL"
+    )
     x_column: str | None = _option(
         None,
         "the path's column (name, or number from 0), key (JSONL), the image's extension (tar), or x's name (.npz)",

@@ -35,6 +35,7 @@ _CONVERTERS: dict[str, Callable[[object], Any]] = {
     "transform": convert.function("transform"),
     "target_transform": convert.function("target_transform"),
     "python_path": convert.folders,
+    "missing_label": convert.columns,
     "x_column": convert.columns,
     "y_column": convert.columns,
     "name": convert.daemon_name,

@@ -1,20 +1,24 @@
-"""Being the private daemon of one process: what `launch.start_private` starts.
+"""The private daemon of one process: what `launch.start_private` starts.
 
     python -P -m prefetchd.daemon.private SOCKET_FD PARENT_PIDFD
 
-Its own entry, without the command line: its start is part of the wait for the first batch.
+The starter sends the configuration over SOCKET_FD, and then uses it as its connection. It gets every failure of the
+start as `Fatal`. The entry is apart from the command line, as its start is part of the wait for the first batch.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import socket
 import sys
 
+from prefetchd.config.options import Config
 from prefetchd.config.validate import make_config
+from prefetchd.daemon.failures import explained, fatal
 from prefetchd.errors import PrefetchdError
-from prefetchd.ipc import messages, os_errors, sockets
+from prefetchd.ipc import messages, sockets
 from prefetchd.ipc.descriptors import open_standard_descriptors
 from prefetchd.ipc.event_loop import EventLoop
 
@@ -27,31 +31,40 @@ def main(argv: list[str]) -> int:
     sock = socket.socket(fileno=socket_fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        data, fds = sockets.receive(sock)
-        sockets.close_all(fds)
-        configure = messages.decode_to_daemon(data)
-        assert isinstance(configure, messages.Configure)
-        configs = {name: make_config(**options) for name, options in configure.datasets.items()}
-        from prefetchd.daemon.server import Daemon
+        with explained("start the daemon"):
+            configs = receive_configs(sock)
+            # Imported here, so that a failure reaches the starter.
+            from prefetchd.daemon.server import Daemon
 
-        loop = EventLoop()
-        loop.on_signal(signal.SIGTERM, loop.stop)
-        with os_errors.explained("start"):
+            loop = EventLoop()
+            loop.on_signal(signal.SIGTERM, loop.stop)
             daemon = Daemon(configs, loop)
             daemon.serve_parent(sock, parent_pidfd)
     except sockets.ConnectionEnded:
         return 1
     except PrefetchdError as error:
-        try:
-            sockets.send(sock, messages.encode(messages.Fatal(type(error).__name__, str(error))))
-        except sockets.ConnectionEnded:
-            pass
+        with contextlib.suppress(sockets.ConnectionEnded):
+            sockets.send(sock, messages.encode(fatal(error)))
         return 1
     try:
         daemon.run()
     except PrefetchdError:
-        return 1  # the consumer was told
+        return 1  # `run` has told the consumer
     return 0
+
+
+def receive_configs(sock: socket.socket) -> dict[str, Config]:
+    """Return the configuration of each data set, which the starter sends first.
+
+    Raises:
+        ConnectionEnded: if the starter has gone.
+        ConfigError: if a configuration is not valid.
+    """
+    data, fds = sockets.receive(sock)
+    sockets.close_all(fds)
+    configure = messages.decode_to_daemon(data)
+    assert isinstance(configure, messages.Configure)
+    return {name: make_config(**options) for name, options in configure.datasets.items()}
 
 
 if __name__ == "__main__":

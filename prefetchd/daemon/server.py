@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
 import time
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from prefetchd.config.options import LIVE_OPTIONS, Config
 from prefetchd.config.validate import make_config
 from prefetchd.daemon import status as report
 from prefetchd.daemon.consumers.manager import ConsumerManager
+from prefetchd.daemon.failures import explained, fatal
 from prefetchd.daemon.memory import limits
 from prefetchd.daemon.memory import plan as budget
 from prefetchd.daemon.memory.controller import MemoryController
@@ -35,7 +37,7 @@ from prefetchd.daemon.readers.pool import Pool, PoolEvents
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import open_datasets
 from prefetchd.errors import ConfigError, PrefetchdError
-from prefetchd.ipc import messages, os_errors
+from prefetchd.ipc import messages
 from prefetchd.ipc.event_loop import EventLoop
 from prefetchd.ring.segment import remove_stale_names
 from prefetchd.ring.slots import Ring
@@ -76,6 +78,9 @@ class Daemon:
         self._linger_s = linger_s
         self._started_s = time.monotonic()
         remove_stale_names()
+        # Both are inherited: ignored, it hides the exit status of readers; blocked, others do not stop the daemon.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         self._source_bytes = self._source_reader_bytes = self._slot_bytes = 0
         self._is_cheap = False
         self._trigger: limits.StallTrigger | None = None
@@ -125,8 +130,10 @@ class Daemon:
             self._pool,
             plan_for=lambda config, least: self._plan_for(config, least, self._memory.measure().total_bytes),
             promised_slots=lambda: self._consumers.promised_slots,
+            comfortable_slots=lambda: self._consumers.comfortable_slots,
             work_done=lambda: (self._builder.busy_s, self._builder.samples_made),
             read_shortage=limits.read_shortage,
+            idle_s=limits.idle_seconds,
             n_cores=budget.usable_cores(),
             clock=self._loop.clock,
         )
@@ -210,10 +217,10 @@ class Daemon:
         # A message wakes the daemon on the sender's processor: it must not preempt a trainer that works on a batch.
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         try:
-            with os_errors.explained("go on"):
+            with explained("go on"):
                 self._loop.run(self._pump)
         except PrefetchdError as error:
-            self._consumers.send_to_all(messages.Fatal(type(error).__name__, str(error)))
+            self._consumers.send_to_all(fatal(error))
             raise
         finally:
             self._caches.tick()
@@ -235,15 +242,16 @@ class Daemon:
         if self._memory.may_grow():
             self._memory.grow()
             self._give_work(cursors)
-        self._consumers.serve_all()
-        self._controller.note(any(cursor.waiting for cursor in cursors))
+        if self._consumers.serve_all():
+            self._give_work(cursors)  # a grant moves a cursor on: a batch for which another loop waits may fit now
+        self._controller.note_waiting(any(cursor.waiting for cursor in cursors))
         if self._memory.readers_in_the_way or self._memory.may_grow():
             self._loop.call_later(0, lambda: None)  # come round again without waiting
         if not self._announced and not self._memory.may_grow() and self._pool.any_ready:
             self._announced = True
             log.info("%s", budget.explain(self._memory.budget.plan, self._memory.segments))
             log.info("%s", report.ready_line(self.status(), self._attach_hint))
-        if self._pool.busy or self._builder.queue or not self._controller.relieved:
+        if self._pool.busy or self._builder.has_queued or self._memory.is_grown or not self._controller.relieved:
             self._begin_ticking()
 
     def _give_work(self, cursors: list[Cursor]) -> None:

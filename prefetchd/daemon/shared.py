@@ -1,12 +1,12 @@
-"""Being the daemon that all processes share which ask for the same: what `launch.find_or_start_shared` starts.
+"""The daemon that all processes of a user share which ask for the same: what `launch.find_or_start_shared` starts.
 
     python -P -m prefetchd.daemon.shared SOCKET_FD
 
-The starter sends the configuration over SOCKET_FD, and waits until that ends: then somebody listens, or it was told why
-not. It is needed no more: this process puts itself out of the starter's session and family, so that neither a signal
-nor the starter's end reaches it. The run lock of its name decides between several that were started at once; the others
-leave without a word. It listens before it looks at the data, so that whoever connects hears, one by one, why it cannot
-serve. It ends `LINGER_S` after the last consumer.
+The starter sends the configuration over SOCKET_FD and waits for its end: then a daemon listens, or a `Fatal` said why
+not. After that this process needs the starter no more. It leaves the starter's session and family, so that neither a
+signal nor the starter's end reaches it. The run lock of its name decides between several that start at once; the others
+end silently. It listens before it looks at the data, so that each process that connects is told why it cannot serve. It
+ends `LINGER_S` after its last consumer.
 """
 
 from __future__ import annotations
@@ -21,56 +21,45 @@ import sys
 import time
 
 from prefetchd.config.options import Config
-from prefetchd.config.validate import make_config
+from prefetchd.daemon.failures import explained, fatal
+from prefetchd.daemon.private import receive_configs
 from prefetchd.errors import ConfigError, PrefetchdError
 from prefetchd.ipc import messages, sockets
 from prefetchd.ipc.event_loop import EventLoop
 from prefetchd.ipc.run_directory import DaemonPaths, RunLock, daemon_paths, remove_files_of_others
 
 LINGER_S = 3.0
-_REFUSE_S = 1.0  # for how long those who wait for it are told why it cannot serve
-_HEAR_S = 10.0
+_REFUSE_S = 1.0  # for how long those that connect are told why it cannot serve
+_RECEIVE_S = 10.0
 
 
 def main(argv: list[str]) -> int:
-    """Be the shared daemon if no other is; return the exit status."""
+    """Be the shared daemon, unless another process is; return the exit status."""
     sock = socket.socket(fileno=int(argv[0]))
     if os.fork():
         os._exit(0)  # the starter waits for this process, and then for the end of the socket
-    loop = EventLoop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # before the lock: it is never left behind
-        loop.on_signal(number, loop.stop)
-    with contextlib.ExitStack() as place:
+    with contextlib.ExitStack() as resources:
         with sock:
-            configure = _hear(sock)
-            if configure is None:
-                return 1
-            configs = {name: make_config(**options) for name, options in configure.datasets.items()}
+            sock.settimeout(_RECEIVE_S)
             try:
-                paths = daemon_paths(next(iter(configs.values())).name, create=True)
-                listener = _take_place(paths, place)
+                with explained("start the shared daemon"):
+                    loop = EventLoop()
+                    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # before the lock is taken
+                        loop.on_signal(number, loop.stop)
+                    configs = receive_configs(sock)
+                    paths = daemon_paths(next(iter(configs.values())).name, create=True)
+                    listener = _become_daemon(paths, resources)
+            except sockets.ConnectionEnded:
+                return 1
             except PrefetchdError as error:
                 with contextlib.suppress(sockets.ConnectionEnded):
-                    sockets.send(sock, messages.encode(messages.Fatal(type(error).__name__, str(error))))
+                    sockets.send(sock, messages.encode(fatal(error)))
                 return 1
         return 0 if listener is None else _serve(configs, loop, listener, paths)
 
 
-def _hear(sock: socket.socket) -> messages.Configure | None:
-    """Return what the starter wants served; `None` if it has gone without a word."""
-    sock.settimeout(_HEAR_S)
-    try:
-        data, fds = sockets.receive(sock)
-    except (sockets.ConnectionEnded, TimeoutError):
-        return None
-    sockets.close_all(fds)
-    configure = messages.decode_to_daemon(data)
-    assert isinstance(configure, messages.Configure)
-    return configure
-
-
-def _take_place(paths: DaemonPaths, place: contextlib.ExitStack) -> socket.socket | None:
-    """Become the daemon of that name, until `place` is closed; return its listener, or `None`: another was faster.
+def _become_daemon(paths: DaemonPaths, resources: contextlib.ExitStack) -> socket.socket | None:
+    """Take the run lock until `resources` is closed; return the listener, or `None` if another daemon has the lock.
 
     Raises:
         ConfigError: if its files cannot be made.
@@ -78,12 +67,12 @@ def _take_place(paths: DaemonPaths, place: contextlib.ExitStack) -> socket.socke
     lock = RunLock.acquire(paths)
     if lock is None:
         return None
-    place.callback(lock.release)
+    resources.callback(lock.release)
     remove_files_of_others(paths)
     try:
         _log_to(paths)
         paths.socket.unlink(missing_ok=True)
-        listener = place.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        listener = resources.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         listener.bind(os.fspath(paths.socket))
     except OSError as error:
         raise ConfigError(
@@ -96,23 +85,25 @@ def _take_place(paths: DaemonPaths, place: contextlib.ExitStack) -> socket.socke
 
 
 def _serve(configs: dict[str, Config], loop: EventLoop, listener: socket.socket, paths: DaemonPaths) -> int:
-    from prefetchd.daemon.server import Daemon
-
     try:
-        daemon = Daemon(configs, loop, files_to_remove=paths.files, linger_s=LINGER_S)
+        with explained("start the shared daemon"):
+            # Imported here, so that a failure reaches those that connect.
+            from prefetchd.daemon.server import Daemon
+
+            daemon = Daemon(configs, loop, files_to_remove=paths.files, linger_s=LINGER_S)
+            daemon.listen(listener.dup())
     except PrefetchdError as error:
-        _refuse_all(listener, messages.Fatal(type(error).__name__, str(error)))
+        _refuse_all(listener, fatal(error))
         return 1
     try:
-        daemon.listen(listener.dup())
         daemon.run()
     except PrefetchdError:
-        return 1  # the consumers were told
+        return 1  # `run` has told the consumers
     return 0
 
 
 def _log_to(paths: DaemonPaths) -> None:
-    """Log into a file beside the socket, removed with it: the starter's standard error may end before this does."""
+    """Log into a file beside the socket, removed with it: the starter's standard error may end earlier."""
     fd = os.open(paths.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
     os.dup2(fd, 2)
     os.close(fd)
@@ -120,7 +111,7 @@ def _log_to(paths: DaemonPaths) -> None:
 
 
 def _refuse_all(listener: socket.socket, why: messages.Fatal) -> None:
-    """Tell everybody who waits, and who comes in the next second, why it cannot serve."""
+    """Tell all that wait, and all that connect in the next second, why it cannot serve."""
     end_s = time.monotonic() + _REFUSE_S
     while (left_s := end_s - time.monotonic()) > 0:
         if not select.select([listener], [], [], left_s)[0]:
@@ -133,7 +124,7 @@ def _refuse_all(listener: socket.socket, why: messages.Fatal) -> None:
             try:
                 sockets.send(sock, messages.encode(why), wait=False)
                 sock.settimeout(max(0.01, min(left_s, 0.2)))
-                sockets.receive(sock)  # what it says first; unread, it would end the connection before it has read
+                sockets.receive(sock)  # unread, its first message would end the connection before it reads ours
             except (sockets.ConnectionEnded, OSError):
                 continue
 

@@ -1,77 +1,101 @@
-"""What `read_ahead` is made of: one read, on its way from the reader to a thread and back, and memory for its bytes.
+"""Memory for files that are read ahead: buffers under one limit, which are kept from file to file.
 
-Used by `read_ahead` alone, in readers; dies with the process.
+`ReadAhead` owns the pool, in a reader, and its threads take buffers from it. It dies with the process.
+Each buffer is a map of its own. In the heap, buffers would lie between those of decodes and keep their pages.
 """
 
 from __future__ import annotations
 
 import mmap
 import threading
-from collections.abc import Callable
+from collections import deque
 
 import numpy as np
 
 from prefetchd.data.files import FileBuffer
-from prefetchd.data.source import ReserveMemory
 
-Fetch = Callable[[FileBuffer, ReserveMemory], memoryview]  # reads one file's bytes, as `Records.read` does
+SMALLEST_BUFFER_BYTES = 128 << 10  # as large as most files need
+_LARGEST_FREE_BUFFER_BYTES = 512 << 10  # larger buffers are not kept for other files
+
+
+class PoolExhaustedError(Exception):
+    """The limit leaves no memory for a file. The reader reads it itself, in its turn."""
 
 
 class MappedBuffer(FileBuffer):
-    """A buffer in a map of its own, which goes back to the kernel with its last view."""
+    """A buffer in a map of its own. The kernel gets the map back with the buffer's last view."""
 
     def __init__(self) -> None:
         super().__init__(0)
 
     def view(self, n_bytes: int) -> memoryview:
-        """The first `n_bytes`, writable; grows to hold them."""
+        """Return the first `n_bytes`, writable; grow to hold them."""
         if n_bytes > self.capacity_bytes:
             own = mmap.mmap(-1, self.rounded(n_bytes), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             self._memory = np.frombuffer(own, np.uint8)
         return super().view(n_bytes)
 
     def take_from(self, other: FileBuffer) -> None:
-        """Have the memory of another one in place of one's own."""
+        """Replace the memory by that of another buffer."""
         self._memory = other._memory
 
 
-class AheadRead:
-    """One file's read: expected, then begun, then done. A `Future` would take a tenth of a decode's time.
+class BufferPool:
+    """The buffers and their limit. Several threads may use it.
 
     Attributes:
-        fetch: what reads it.
-        begun: whether it was given to a thread; written by the reader.
-        dropped: whether nobody wants it any more.
-        buffer: where the bytes are.
-        data: the bytes, once it is done; `None` if there was an error.
-        error: what was raised instead.
-        began_ns: when it began, by the clock of files.
-        took_s: how long it took, in seconds.
+        limit_bytes: the most that all buffers hold together. A lower limit holds once buffers come back.
+        held_bytes: what all buffers hold, free ones included.
     """
 
-    __slots__ = ("_pending", "began_ns", "begun", "buffer", "data", "dropped", "error", "fetch", "took_s")
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.held_bytes = 0
+        self._free: deque[MappedBuffer] = deque()
+        self._lock = threading.Lock()
 
-    def __init__(self, fetch: Fetch) -> None:
-        self.fetch = fetch
-        self.begun = self.dropped = False
-        self.buffer = MappedBuffer()  # without memory until the file's size is known: opening it needs none
-        self.data: memoryview | None = None
-        self.error: BaseException | None = None
-        self.began_ns = 0
-        self.took_s = 0.0
-        self._pending = threading.Lock()
-        self._pending.acquire()
+    def grow(self, buffer: MappedBuffer, n_bytes: int) -> None:
+        """Give `buffer` memory for `n_bytes`: that of a free buffer, or new pages.
 
-    @property
-    def done(self) -> bool:
-        """Whether there are bytes, or an error."""
-        return not self._pending.locked()
+        Raises:
+            PoolExhaustedError: if the limit, or the process, does not allow it.
+        """
+        with self._lock:
+            fitting = [each for each in reversed(self._free) if each.capacity_bytes >= n_bytes]
+            if fitting:
+                # The last used among the smallest: it is still in the processor's caches.
+                chosen = min(fitting, key=lambda each: each.capacity_bytes)
+                self._free.remove(chosen)
+                self.held_bytes -= buffer.capacity_bytes
+                buffer.take_from(chosen)
+                return
+            wanted_bytes = max(n_bytes, SMALLEST_BUFFER_BYTES)
+            more_bytes = FileBuffer.rounded(wanted_bytes) - buffer.capacity_bytes
+            self._release_free(self.limit_bytes - more_bytes)
+            if self.held_bytes + more_bytes > self.limit_bytes:
+                raise PoolExhaustedError
+            self.held_bytes += more_bytes
+        try:
+            buffer.view(wanted_bytes)
+        except OSError:  # the process may not have that much
+            with self._lock:
+                self.held_bytes -= more_bytes
+            raise PoolExhaustedError from None
 
-    def end(self) -> None:
-        """It is done."""
-        self._pending.release()
+    def give_back(self, buffer: MappedBuffer) -> None:
+        """Keep a buffer for another file, unless it is far larger than most files need."""
+        with self._lock:
+            # New pages cost more than reading a small file, so small buffers are kept.
+            if 0 < buffer.capacity_bytes <= _LARGEST_FREE_BUFFER_BYTES and self.held_bytes <= self.limit_bytes:
+                self._free.append(buffer)
+            else:
+                self.held_bytes -= buffer.capacity_bytes
 
-    def wait(self) -> None:
-        """Wait until it is done."""
-        with self._pending:
-            return
+    def trim(self, most_bytes: int) -> None:
+        """Release free buffers until all buffers hold at most `most_bytes`, or none is free."""
+        with self._lock:
+            self._release_free(most_bytes)
+
+    def _release_free(self, most_bytes: int) -> None:
+        while self.held_bytes > most_bytes and self._free:
+            self.held_bytes -= self._free.popleft().capacity_bytes

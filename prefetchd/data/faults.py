@@ -1,9 +1,8 @@
-"""Why a sample could not be had: the exceptions inside readers, and whose fault each is.
+"""Why a sample cannot be read: the exceptions inside readers, and whether content or environment is at fault.
 
-Owns the line between a fault of the *content*, which the policy `on_error` may pass over once a fresh reader
-has confirmed it, and one of the *environment*, which is tried again and raised under any policy: it never
-silently drops a sample. Raised wherever a sample is read, decoded or made; caught by the sources, which report them as
-`Fault` messages. Users never see these classes; they see `SampleError`.
+A fault of the *content* may be passed over (`on_error`), once a fresh reader has confirmed it. A fault of the
+*environment* is tried again and raised under any policy: it never drops a sample in silence. Raised where a sample is
+read, decoded or made; sources catch them and report them as `Fault` messages. Users see `SampleError`.
 """
 
 from __future__ import annotations
@@ -14,22 +13,22 @@ from enum import Enum
 
 
 class FaultKind(Enum):
-    """Whose fault it is."""
+    """What is at fault."""
 
     CONTENT = "content"
     ENVIRONMENT = "environment"
 
 
 class SampleFault(Exception):
-    """A sample could not be had.
+    """A sample cannot be read.
 
     Attributes:
         reason: why, in words that follow "cannot read the sample: ".
         kind: fault of the content or of the environment.
-        needs_fresh_reader: the verdict holds only once a fresh reader has come to it too (what a decoder
-            says); False for what the file system itself says.
+        needs_fresh_reader: a fresh reader must confirm it, as for what a decoder says; False for what the file system
+            says.
         detail: more lines for the log, such as a traceback; empty for none.
-        this_epoch: the verdict holds for this epoch only, as what was tried is random.
+        this_epoch: it holds for this epoch only, as the attempt was random.
     """
 
     detail = ""
@@ -42,29 +41,40 @@ class SampleFault(Exception):
         self.needs_fresh_reader = needs_fresh_reader
 
     def __str__(self) -> str:
-        return self.reason  # as it is by now: whoever passes a fault on may have said more in it
+        return self.reason  # handlers on the way may have added to it
 
 
 class UnreadableFile(SampleFault):
-    """The file system has no such file to give: missing, forbidden, not a regular file, empty (content)."""
+    """The file is missing, forbidden, not a regular file, or empty (content)."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason, FaultKind.CONTENT, needs_fresh_reader=False)
 
 
 class UndecodableImage(SampleFault):
-    """The bytes are no image, an image cut short, or one that the decoder refuses (content)."""
+    """The decoder refuses the bytes (content)."""
+
+    def __init__(self, reason: str, *, needs_fresh_reader: bool = True) -> None:
+        super().__init__(reason, FaultKind.CONTENT, needs_fresh_reader=needs_fresh_reader)
+
+
+class RefusedImage(UndecodableImage):
+    """The bytes are no image, an image cut short, or beyond the limits, as their header says (content).
+
+    No decoder was asked, so nothing that an earlier image left behind in one can be the cause, and no fresh reader is
+    started for a second look.
+    """
 
     def __init__(self, reason: str) -> None:
-        super().__init__(reason, FaultKind.CONTENT, needs_fresh_reader=True)
+        super().__init__(reason, needs_fresh_reader=False)
 
 
 class TransformFault(SampleFault):
     """The user's function raised an exception for this sample, or returned what does not fit (content).
 
-    It holds for the epoch alone: in another one the function draws other numbers. An exception leaves the reader as it
-    was, so no fresh one, which would import the function's module again, is asked. `what` follows "it" in a sentence
-    about the option `option`, which names the function `spec`.
+    It holds for this epoch alone: in another one the function draws other numbers. An exception leaves the reader as it
+    was, so no fresh reader confirms it, which would import the function's module again. `what` follows the option and
+    the function `spec` that it names.
     """
 
     this_epoch = True
@@ -76,7 +86,7 @@ class TransformFault(SampleFault):
 
 
 class WrongResult(TransformFault):
-    """The user's function returned something of another type, shape or dtype than can be delivered."""
+    """The user's function returned a type, shape or dtype that cannot be delivered."""
 
 
 class EnvironmentFault(SampleFault):
@@ -86,7 +96,7 @@ class EnvironmentFault(SampleFault):
         super().__init__(reason, FaultKind.ENVIRONMENT, needs_fresh_reader=needs_fresh_reader)
 
 
-# What these say is true of the path, and will be true the next time. Every other number is the environment's.
+# These say something of the path that stays true. Every other number is the environment's.
 _CONTENT_ERRNOS = frozenset(
     (
         errno.ENOENT,
@@ -103,9 +113,9 @@ _CONTENT_ERRNOS = frozenset(
 
 
 def fault_of(error: OSError | MemoryError | ValueError) -> SampleFault:
-    """Return the fault that `error`, raised while a sample's bytes were fetched or decoded, stands for.
+    """Return the fault for `error`, which was raised while a sample's bytes were fetched or decoded.
 
-    A `ValueError` is what Python raises for a path that no file can have (a NUL byte, a surrogate).
+    Python raises a `ValueError` for a path that no file can have (a NUL byte, a surrogate).
     """
     if isinstance(error, MemoryError):
         return EnvironmentFault(str(error) or "out of memory", needs_fresh_reader=True)

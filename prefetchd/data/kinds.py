@@ -1,12 +1,9 @@
-"""What kind of data set a source is, by its name, and which files a pattern or a directory of shards stands for.
+"""The kind of a source by its name, the files that a pattern stands for, and the options that concern each kind.
 
-Called at open, in the daemon. A pattern is expanded here and not by a shell, so that it works the same from Python,
-TOML and the command line (where it has to be quoted).
-
-Which options concern which kind of source: one that means nothing for a source is refused, never ignored.
-
-Called when a source is opened. Whether an option was given is told by its value: one that is the default changes
-nothing.
+The daemon calls it at open. Patterns are expanded here and not by a shell, so that they work the same from Python, TOML
+and the command line (where they have to be quoted). An option that means nothing for a source is refused, never
+ignored; one that has its default value counts as not given. Image suffixes stand here alone. Pure but for looks into
+folders.
 """
 
 from __future__ import annotations
@@ -17,27 +14,37 @@ import re
 from typing import Literal
 
 from prefetchd.config.options import OPTIONS, Config
-from prefetchd.data.manifest.dialect import IMAGE_SUFFIXES
 from prefetchd.errors import ConfigError, ManifestError, one_line
 
+# What `cv2.imread` reads, the most usual first. A file with another suffix is no image in a directory or a shard.
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp", ".avif", ".tif", ".tiff",
+    ".pbm", ".pgm", ".ppm", ".pnm", ".pxm", ".pam", ".pfm", ".jp2", ".hdr", ".pic", ".sr", ".ras",
+    ".apng", ".mpo",
+)  # fmt: skip
+# Images that OpenCV does not read. A directory's listing leaves them out, and warns.
+UNREAD_SUFFIXES = (
+    ".heic", ".heif", ".jxl", ".svg", ".psd", ".tga", ".ico", ".exr", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw",
+    ".dcm", ".eps", ".xcf", ".pcx", ".jxr",
+)  # fmt: skip
 IMAGE_OPTIONS = (
     "image_size", "color", "dtype", "scale", "mean", "std", "layout", "resize", "interpolation", "shrink_on_load",
     "max_image_pixels", "augment", "transform", "target_transform", "target", "mask_border",
     "cache", "cache_size", "cache_image_size",
 )  # fmt: skip
 MASK_OPTIONS = ("target", "mask_border")
-LIST_OPTIONS = ("root", "label_columns")
+LIST_OPTIONS = ("root", "label_columns", "label_separator", "missing_label")
 COLUMN_OPTIONS = ("x_column", "y_column")
 ARRAY_OPTIONS = ("labels",)
 SEQUENCE_OPTIONS = ("offsets", "max_length", "padding", "truncating", "pad_value", "lengths")
 
 
 class InapplicableOption(ConfigError):
-    """An option that means nothing for a source; `datasets` makes a plain `ConfigError` of it.
+    """An option that means nothing for a source; `schedule.datasets` makes a plain `ConfigError` of it.
 
     Attributes:
         option: its name.
-        why: the message, but for what to do about it.
+        why: the message without its remedy.
     """
 
     def __init__(self, option: str, why: str) -> None:
@@ -50,9 +57,8 @@ def refuse_given(config: Config, names: tuple[str, ...], concern: str) -> None:
     """Raise `InapplicableOption` if one of the options `names` was given; `concern` says what they are for."""
     for name in names:
         if getattr(config, name) != OPTIONS[name].default:
-            flag = name.replace("_", "-")
             raise InapplicableOption(
-                name, f"cannot use {flag} with {one_line(config.source)}: it concerns {concern} only"
+                name, f"cannot use {name} with {one_line(config.source)}: it concerns {concern} only"
             )
 
 
@@ -68,7 +74,7 @@ _MAX_FILES = 1 << 20
 
 
 def kind_of(source: str) -> Kind:
-    """Return what kind of data set `source` names; what is nothing else is a manifest's to explain."""
+    """Return the kind of data set that `source` names; `manifest`, which gives the error, if it is no other."""
     path = os.path.expanduser(source)
     if os.path.isdir(path):
         return _kind_of_folder(path)
@@ -78,7 +84,7 @@ def kind_of(source: str) -> Kind:
 def _kind_of_name(path: str) -> Kind:
     if _COMPRESSED_TAR.search(path):
         return "tar"
-    # A brace may hold the suffix: `a.{tar,tar}` is nothing that anybody writes, so the end decides.
+    # A brace that holds the suffix (`a.{tar,tar}`) is not supported: the end of the name decides.
     return _SUFFIXES.get(os.path.splitext(path)[1].lower(), "manifest")
 
 
@@ -109,7 +115,7 @@ def expand(source: str, kind: Kind, name: str) -> list[str]:
     """
     path = os.path.expanduser(source)
     if os.path.isdir(path):
-        # All that may be meant, so that a compressed one among them is refused and not left out.
+        # Compressed shards too, so that one among the others is refused and not left out.
         found = [os.path.join(path, entry) for entry in sorted(os.listdir(path)) if _kind_of_name(entry) == kind]
         found = [each for each in found if not os.path.basename(each).startswith(".")]
     elif os.path.exists(path):
@@ -124,7 +130,7 @@ def expand(source: str, kind: Kind, name: str) -> list[str]:
 
 
 def _braces(pattern: str, name: str) -> list[str]:
-    """Return what a shell makes of `{000..099}` and `{a,b}` in `pattern`."""
+    """Expand `{000..099}` and `{a,b}` in `pattern` as a shell does."""
     done: list[str] = []
     todo = [pattern]
     while todo:

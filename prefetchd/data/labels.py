@@ -1,47 +1,188 @@
-"""The labels of records that are read one by one: are they all of one kind, and which numbers do names get.
+"""What labels may be, whatever lists them: numbers, vectors of a constant length, or names of classes.
 
-Used at open by the indexers of tar shards and Parquet files. The rules are the manifest's: numbers, vectors of a
-constant length, or one name of a class; one fraction anywhere makes all labels float32; class numbers follow the
-sorted names.
+The rules, and the names under which columns, keys and members hold labels, are those of lists, tar shards and Parquet
+files alike. `Labels` checks labels that come one by one; the indexers of tar shards and Parquet files call it at open.
+Pure.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+import re
+from collections.abc import Collection, Sequence
+from typing import Any, Literal
 
-from prefetchd.data.manifest.dialect import LabelKind
-from prefetchd.data.manifest.json import json_kind
-from prefetchd.data.manifest.line import FLOAT32_MAX
-from prefetchd.data.manifest.scan import MAX_CLASSES
 from prefetchd.errors import ManifestError
+
+# "classes" are several names in one field, delivered as a vector of 0 and 1.
+LabelKind = Literal["none", "number", "class", "classes", "path"]
+
+FLOAT32_MAX = 3.4028234663852886e38
+FLOAT32_EXACT = 1 << 24  # float32 holds every integer up to here
+MAX_CLASSES = 1_000_000
+# Names under which paths, labels and masks are found without an option, the most usual first.
+PATH_NAMES = (
+    "path", "image", "file", "filename", "file_name", "filepath", "file_path", "image_path", "image_file", "img",
+    "img_path", "image_name",
+)  # fmt: skip
+LABEL_NAMES = (
+    "label", "labels", "class", "target", "targets", "category", "class_id", "class_name", "label_id", "label_name",
+    "category_id",
+)  # fmt: skip
+MASK_NAMES = ("mask", "mask_path", "segmentation", "annotation", "label", "target")
+# Names of what numbers or groups samples. A column with such a name is no label unless an option says so.
+ID_NAMES = frozenset(
+    (
+        "id", "idx", "index", "#", "no", "nr", "row", "rowid", "row_id", "image_id", "img_id", "id_code", "sample_id",
+        "uid", "uuid", "fold", "folds", "split",
+    )
+)  # fmt: skip
+# What pandas calls an index without a name.
+_PANDAS_INDEX = re.compile(r"|unnamed: *\d+(_level_\d+)?", re.IGNORECASE)
+
+_NUMBER = r"[+-]?\d+(?:\.\d+)?"
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+_NUMBERS = re.compile(rf"{_NUMBER}(?:[\s,;|]+{_NUMBER})+")
+_BRACKETS = {"[": "]", "(": ")", "{": "}"}
 
 Numbers = tuple[int | float, ...]
 
 
+def is_pandas_index(name: str) -> bool:
+    """Return whether a column's name is the one that pandas gives an index without a name."""
+    return _PANDAS_INDEX.fullmatch(name.strip()) is not None
+
+
+def is_id_name(name: str) -> bool:
+    """Return whether a column of this name numbers or groups samples, such as `id`, `fold` or `Unnamed: 0`."""
+    return name.strip().lower() in ID_NAMES or is_pandas_index(name)
+
+
+def known_label(names: Sequence[str], known: Sequence[str] = LABEL_NAMES) -> str | None:
+    """Return the name among `names`, in any case, that is the most usual one for labels; `None` if none is usual."""
+    by_name = {name.strip().lower(): name for name in reversed(names)}
+    return next((by_name[name] for name in known if name in by_name), None)
+
+
+def find_label(names: Sequence[str], source: str, what: str = "columns") -> str | None:
+    """Return which of `names`, those beside the image, holds the labels; `None` if there is nothing beside it.
+
+    An unknown name is never left out in silence: the label would be the sample's number, and train a wrong model.
+
+    Args:
+        names: names of columns, keys or members, without the image's.
+        source: the data set's name in errors.
+        what: the plural of what the names are, in errors.
+
+    Raises:
+        ManifestError: if there are names, and none is usual for labels.
+    """
+    found = known_label(names)
+    others = [name for name in names if not is_pandas_index(name)]
+    if found is not None or not others:
+        return found
+    listed = ", ".join(map(repr, others[:20])) + (f" and {len(others) - 20} more" if len(others) > 20 else "")
+    likely = next((name for name in others if not is_id_name(name)), others[0])
+    raise ManifestError(
+        f"cannot tell which of the {what} of {source} has the labels: beside the image there are {listed}; "
+        f"give y_column={likely!r}, or label_columns=0 for no labels"
+    )
+
+
+def check_names(names: Collection[str], source: str, *, can_split: bool = True) -> None:
+    """Refuse class names that are no names: decimal commas, and lists of labels.
+
+    Each combination of labels would become a class. Called with all the names of a data set; `label_separator=""`
+    takes them as they are.
+
+    Args:
+        names: the different class names.
+        source: the data set's name in errors.
+        can_split: whether `label_separator` can split them there.
+
+    Raises:
+        ManifestError: with an example, and the option that settles it.
+    """
+    whole = 'label_separator="" if each is one name'
+    for name in names:
+        text = name.strip()
+        if _DECIMAL_COMMA.fullmatch(text):
+            raise ManifestError(
+                f"cannot use the label {name!r} of {source}: it is written with a comma; write "
+                f"{text.replace(',', '.')} for a fraction, or give label_separator=',' for a list, or {whole}"
+            )
+    found = _list_of_labels(names)
+    if found is None:
+        return
+    example, separator = found
+    if can_split:
+        remedy = f"give label_separator={separator!r} for a 0/1 vector over the classes"
+    else:
+        remedy = "write a 0/1 vector, or one name"
+    raise ManifestError(
+        f"cannot use the label {example!r} of {source}: it looks like a list, and each combination would be a class; "
+        f"{remedy}, or {whole}"
+    )
+
+
+def _list_of_labels(names: Collection[str]) -> tuple[str, str] | None:
+    """Return a name that is a list of labels, and its separator."""
+    for name in names:
+        text = name.strip()
+        if len(text) > 1 and _BRACKETS.get(text[0]) == text[-1]:
+            return name, ","
+        if _NUMBERS.fullmatch(text):
+            return name, next((mark for mark in ",;|" if mark in text), " ")
+        for mark in "|;":
+            parts = text.split(mark)
+            if len(parts) > 1 and all(map(str.strip, parts)):
+                return name, mark
+        if re.search(r"\S,\S", text) and all(map(str.strip, text.split(","))):
+            return name, ","
+    # Commas before a space, and spaces, stand in names of one class too. Lists combine few labels in many ways.
+    for mark, most in ((",", 1.0), (" ", 0.5)):
+        lists = [name for name in names if mark in name.strip()]
+        if lists:
+            split = [tuple(part.strip() for part in name.split(mark) if part.strip()) for name in names]
+            n_parts = len({part for parts in split for part in parts})
+            if n_parts < most * len(names) and len({len(parts) for parts in split}) > 1:
+                return lists[0], mark
+    return None
+
+
+def sorted_classes(names: Collection[str]) -> list[str]:
+    """Return class names in the order of their numbers: as text, or as integers if all of them are integers."""
+    if names and all(re.fullmatch(r"[+-]?\d{1,18}", name) for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
+
+
 class BadLabel(Exception):
-    """What is wrong with a label, in words that follow "cannot use <sample>: "."""
+    """Says what is wrong with a label, in words that follow "cannot use <sample>: "."""
 
 
 class Labels:
-    """What the labels are, as found out from the first and held against all the others.
+    """The labels of records that come one by one; the first decides the kind, and all others must be like it.
 
     Attributes:
-        kind: numbers, names or none; `None` before the first.
+        kind: numbers or names; `None` before the first.
         count: numbers in one label.
         any_fraction: whether a label is not an integer.
-        names: classes by their provisional numbers, in the order in which they came.
+        names: provisional numbers of the classes, in the order in which they came.
+        whole: whether names that look like lists of labels are taken as names (`label_separator=""`).
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, whole: bool = False) -> None:
         self.kind: LabelKind | None = None
         self.count = 0
         self.any_fraction = False
         self.names: dict[str, int] = {}
+        self.whole = whole
         self._name = name
+        self._large: int | None = None  # an integer that float32 does not hold
 
     def take(self, values: list[Any]) -> Numbers:
-        """Return the numbers of one label: what was under each of its keys; a name gets a provisional number.
+        """Return the numbers of one label, given the value under each of its keys; a name gets a provisional number.
 
         Raises:
             BadLabel: if it is not as the others are.
@@ -67,6 +208,15 @@ class Labels:
             raise BadLabel(f"its label has {len(numbers)} numbers, and the first has {self.count}")
         return numbers
 
+    def check_complete(self) -> None:
+        """Check the class names, once all labels have come.
+
+        Raises:
+            ManifestError: if they look like lists of labels.
+        """
+        if not self.whole:
+            check_names(self.names, self._name, can_split=False)
+
     def _class(self, label: str) -> int:
         if not label:
             raise BadLabel("its label is empty")
@@ -82,10 +232,38 @@ class Labels:
         if isinstance(value, int):  # bool too: 0 or 1
             if not -(2**63) <= value < 2**63:
                 raise BadLabel(f"its label {value} does not fit 64 bits")
-            return int(value)
-        if not isinstance(value, float):
-            raise BadLabel(f"its label is {json_kind(value)}, and no number")
-        if not math.isfinite(value) or abs(value) > FLOAT32_MAX:
+            if self._large is None and not fits_float32(value):
+                self._large = int(value)
+        elif not isinstance(value, float):
+            raise BadLabel(f"its label is {json_kind(value)}, and not a number")
+        elif not math.isfinite(value) or abs(value) > FLOAT32_MAX:
             raise BadLabel(f"its label {value} is not finite, or does not fit float32")
-        self.any_fraction = True
-        return value
+        else:
+            self.any_fraction = True
+        if self.any_fraction and self._large is not None:
+            raise ManifestError(refuse_large(self._name, str(self._large)))
+        return int(value) if isinstance(value, int) else value
+
+
+def fits_float32(value: int) -> bool:
+    """Return whether float32 holds an integer unchanged."""
+    size = abs(value)
+    return size <= FLOAT32_EXACT or size % (1 << (size.bit_length() - 24)) == 0
+
+
+def refuse_large(where: str, label: str) -> str:
+    """Return the message for an integer label that float32, which another label's fraction asks for, would change."""
+    return (
+        f"cannot use the label {label} of {where}: other labels are fractions, which makes all of them float32, and "
+        f"float32 does not hold it exactly (beyond {FLOAT32_EXACT}); write all labels as integers, or name other "
+        "columns with y_column"
+    )
+
+
+def json_kind(value: Any) -> str:
+    """Return what a JSON value is, for errors."""
+    if value is None or value in ("", [], {}):
+        return "null" if value is None else "empty"
+    kinds = {bool: "a truth value", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+    kind, text = kinds.get(type(value), f"of the type {type(value).__name__}"), repr(value)
+    return f"{kind} ({text if len(text) <= 60 else text[:57] + '...'})"

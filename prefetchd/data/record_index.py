@@ -1,9 +1,9 @@
-"""The index of records that are no lines: a row of fixed width for each sample, in a memfd that readers share.
+"""The index of samples that no line lists: a row of fixed width for each, in a memfd that all readers share.
 
-    rows: n x (numbers..., label...), 8 bytes each | class names, as JSON | whatever the records append
+    rows: n x (numbers..., label...), 8 bytes each | class names, as JSON | what the records append
 
-`IndexWriter` is used once, at open in the daemon; `RecordIndex` in the daemon and in readers. A lookup is one `pread`,
-so an index of any length costs a reader nothing. The kernel frees it with the last descriptor.
+The daemon writes it once, at open, with `IndexWriter`; daemon and readers look rows up with `RecordIndex`. A lookup is
+one `pread`, so an index of any length costs a reader nothing. The kernel frees it with the last descriptor.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from prefetchd.data.files import read_exactly
+from prefetchd.data.files import read_exactly, write_all
 from prefetchd.data.records import Label
 from prefetchd.ipc.descriptors import memfd, memfd_bytes, seal
 
@@ -28,11 +28,11 @@ _BLOCK_ROWS = 1 << 16
 
 
 class IndexWriter:
-    """Writes the index; `finish` seals it and hands the descriptor over, `close` gives up.
+    """Writes the index. `finish`, then `seal`, which hands the descriptor over; or `close`, on an error.
 
     Args:
         n_numbers: how many numbers of the records' own a row has.
-        labels: what the labels are, as found out so far; asked when rows are added.
+        labels: the labels met so far; read when rows are added.
     """
 
     def __init__(self, n_numbers: int, labels: Labels) -> None:
@@ -65,15 +65,16 @@ class IndexWriter:
         self.samples += n_rows
 
     def finish(self, classes: Sequence[str] | None = None) -> dict[str, Any]:
-        """Give names their numbers and return the facts for `RecordIndex`; `append` and `seal` may follow.
+        """Number the classes and return the facts for `RecordIndex`; `append` and `seal` may follow.
 
         Args:
-            classes: names of the classes where labels are numbers already.
+            classes: names of the classes, where labels are numbers already.
         """
         import numpy as np
 
         labels = self._labels
         if labels.kind == "class":
+            labels.check_complete()
             classes = sorted(labels.names)
             order = np.empty(len(classes), np.int64)
             order[[labels.names[name] for name in classes]] = np.arange(len(classes))
@@ -116,15 +117,8 @@ class IndexWriter:
         os.lseek(self.fd, 0, os.SEEK_END)
 
 
-def write_all(fd: int, content: Any) -> None:
-    """Write all of `content`, bytes or an array, to `fd`."""
-    view = memoryview(content).cast("B") if len(content) else memoryview(b"")
-    while view:
-        view = view[os.write(fd, view) :]
-
-
 class RecordIndex:
-    """Looks rows up. Owns its descriptor."""
+    """The index, for look-ups. Owns its descriptor."""
 
     def __init__(self, facts: dict[str, Any], fd: int, name: str) -> None:
         self.fd = fd
@@ -147,7 +141,7 @@ class RecordIndex:
 
     @property
     def n_bytes(self) -> int:
-        """Memory that the index takes."""
+        """Bytes of memory that the index takes."""
         return memfd_bytes(self.fd)
 
     def at(self, offset: int, n_bytes: int) -> bytes:
@@ -158,7 +152,7 @@ class RecordIndex:
         """Return (numbers, label) of each sample.
 
         Raises:
-            IndexError: for a number that is none of a sample.
+            IndexError: for a number that no sample has.
         """
         found = []
         for sample_id in sample_ids:

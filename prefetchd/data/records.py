@@ -1,9 +1,8 @@
-"""The protocol between `ImageSource` and what lists its samples: a manifest, tar shards, Parquet files.
+"""What lists encoded images: `Records`, the protocol that lists, tar shards and Parquet files fulfil, and a `Sample`.
 
-Records say which samples there are, with which labels, and fetch the encoded bytes of one; they know nothing of pixels.
-`open` (each kind has its own) is called in the daemon, which checks everything once. Readers get `handle()` and attach.
-
-One sample as its records name it: where its bytes are, and its label. Plain values; pure.
+Records know which samples there are, with which labels, and fetch the encoded bytes of one; they know nothing of
+pixels. The daemon calls `open` (each kind has its own), which checks everything once. Readers call `attach` with
+`handle()`.
 """
 
 from __future__ import annotations
@@ -26,9 +25,8 @@ class Sample(NamedTuple):
     Attributes:
         path: the file that its bytes are in, absolute; bytes that are not UTF-8 are surrogate escapes, as
             `os.fsdecode` makes.
-        label: a number, a tuple of them, the class's number for string labels, the absolute path of a
-            mask, or `None` without labels.
-        line: its line in the manifest, from 1; 0 where there is none, as for a directory.
+        label: a number, a tuple of numbers, the number of a class, the absolute path of a mask, or `None`.
+        line: its line in the list, from 1; 0 where no line names it, as in a directory.
         place: where in the file, in numbers that only its own records read; empty if the file is the sample.
     """
 
@@ -43,7 +41,7 @@ class Records(Protocol):
 
     @property
     def name(self) -> str:
-        """How errors name it."""
+        """The name that errors use."""
 
     @property
     def digest(self) -> str:
@@ -74,14 +72,14 @@ class Records(Protocol):
         """Whether several threads may call `read` at once."""
 
     def __len__(self) -> int:
-        """How many samples there are."""
+        """Return the number of samples."""
 
     def samples(self, sample_ids: Iterable[int]) -> list[Sample]:
         """Return the samples of these numbers, in that order.
 
         Raises:
             ManifestError: if what lists them changed since it was opened.
-            IndexError: for a number that is none of a sample.
+            IndexError: for a number that no sample has.
         """
 
     def read(self, sample: Sample, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
@@ -90,15 +88,15 @@ class Records(Protocol):
         `reserve` as in `Source.fill`: before memory beyond the reader's allowance is taken.
 
         Raises:
-            SampleFault: if there are none to be had.
+            SampleFault: if they cannot be read.
             ManifestError: if the file that holds them and others changed since it was opened.
         """
 
     def where(self, sample: Sample) -> str:
-        """Say where a sample is named and what it is, such as manifest, line and path; printable."""
+        """Return where a sample comes from, such as list, line and path; printable."""
 
     def check_unchanged(self) -> None:
-        """Raise `ManifestError` if what was opened is not what is there now."""
+        """Raise `ManifestError` if a file is no longer what was opened."""
 
     def handle(self) -> tuple[dict[str, Any], list[int]]:
-        """Plain values, and descriptors that stay this object's, from which a reader attaches."""
+        """Return plain values and descriptors, which stay this object's, from which a reader attaches."""

@@ -1,14 +1,13 @@
-"""What samples come from. A source fills rows of a batch; this is the only place that knows which kinds there are.
+"""The kinds of sources by name: opens one in the daemon, attaches to it in a reader.
 
-To add one: a kind for it in `patterns.kind_of`; then for another way to list encoded images a class that fulfils
-`Records` and a line in `_IMAGES`, and for anything else a class that fulfils `Source` and a line in `_SOURCES`. Modules
-are imported when they are needed.
+To add a kind, return its name from `kinds.kind_of`. For another list of encoded images, write a class that fulfils
+`Records` and add it to `_IMAGES`; for anything else, one that fulfils `Source`, added to `_SOURCES`. Modules are
+imported when they are needed.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from prefetchd.config.options import Config
@@ -17,12 +16,11 @@ from prefetchd.data.records import Records
 from prefetchd.data.source import Source
 
 if TYPE_CHECKING:
-    from prefetchd.data.images.source import ImageSource
     from prefetchd.data.manifest.dialect import MalformedLine
 
-__all__ = ["Source", "attach_images", "attach_source", "open_source"]
+__all__ = ["Source", "attach_source", "open_source"]
 
-# Module and class of each kind: of what lists encoded images, and of sources of their own.
+# Module and class of each kind: first those that list encoded images, then other sources.
 _IMAGES = {
     "manifest": ("prefetchd.data.manifest.records", "Manifest"),
     "tar": ("prefetchd.data.tar.records", "TarShards"),
@@ -31,21 +29,21 @@ _IMAGES = {
 _SOURCES = {
     "arrays": ("prefetchd.data.arrays.source", "ArraySource"),
     "sequences": ("prefetchd.data.arrays.sequences", "SequenceSource"),
-    "inspected": ("prefetchd.data.images.inspection", "InspectedImages"),  # made by `verify`, never opened by name
 }
+_SERVED = "prefetchd.data.images.source", "ImageSource"
+_INSPECTED = "prefetchd.data.images.inspection", "InspectedImages"  # made by `verify`, never opened by name
 
 
 def open_source(config: Config, malformed: list[MalformedLine] | None = None) -> Source:
-    """Open and check what `config.source` names, in the daemon.
+    """Open and check the data set that `config.source` names, in the daemon.
 
     Args:
         config: the options.
-        malformed: takes the lines of a list file that are no samples, which are left out then; without it they are
-            refused.
+        malformed: collects malformed lines of a list, which are left out then; without it they are refused.
 
     Raises:
         ManifestError: if it cannot be served, with the reason.
-        ConfigError: if an option means nothing for it, or it takes a library that is not installed.
+        ConfigError: if an option means nothing for it, or a library that it needs is not installed.
     """
     kind = "sequences" if config.offsets is not None else kind_of(config.source)
     if kind in _SOURCES:
@@ -59,30 +57,33 @@ def open_source(config: Config, malformed: list[MalformedLine] | None = None) ->
     refuse_given(config, ARRAY_OPTIONS, "arrays")
     refuse_given(config, SEQUENCE_OPTIONS, "ragged sequences")
     opened = _class(_IMAGES[kind])
-    return ImageSource.open(config, kind, opened.open(config, malformed) if is_list else opened.open(config))
+    if not is_list:
+        refuse_given(config, ("missing_label",), "lists of images")
+        if config.label_separator:  # an empty one takes labels whole, wherever they are
+            refuse_given(config, ("label_separator",), "lists of images")
+        return ImageSource.open(config, kind, opened.open(config))
+    records = opened.open(config, malformed)
+    if malformed is None:  # else the caller reports what is missing
+        try:
+            records.check_files()
+        except BaseException:
+            records.close()
+            raise
+    return ImageSource.open(config, kind, records)
 
 
 def attach_source(config: Config, handle: dict[str, Any], fds: list[int]) -> Source:
     """Return, in a reader, the source that the daemon opened; owns `fds`."""
     kind = handle["kind"]
+    source: Source
     if kind in _SOURCES:
-        source: Source = _class(_SOURCES[kind]).attach(config, handle, fds)
+        source = _class(_SOURCES[kind]).attach(config, handle, fds)
         return source
-    return attach_images(config, handle, fds)
-
-
-def attach_images(
-    config: Config,
-    handle: dict[str, Any],
-    fds: list[int],
-    watch: Callable[[Records], Records] = lambda records: records,
-) -> ImageSource:
-    """Return, in a reader, the `ImageSource` that the daemon opened, its records passed through `watch`; owns `fds`."""
-    from prefetchd.data.images.source import ImageSource
-
     at = len(fds) - handle["n_cache_fds"]
-    records: Records = _class(_IMAGES[handle["kind"]]).attach(handle["records"], fds[:at])
-    return ImageSource.attach(config, handle, watch(records), fds[at:])
+    records: Records = _class(_IMAGES[kind]).attach(handle["records"], fds[:at])
+    images = _class(_INSPECTED if "is_inspected" in handle else _SERVED)
+    source = images.attach(config, handle, records, fds[at:])
+    return source
 
 
 def _class(home: tuple[str, str]) -> Any:

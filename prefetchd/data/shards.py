@@ -12,13 +12,12 @@ The base of `TarShards` and `ParquetRecords`; it knows nothing of how a sample i
 from __future__ import annotations
 
 import os
-import stat
 import struct
 from collections import OrderedDict
 from typing import Any, Self
 
 from prefetchd.data.faults import fault_of
-from prefetchd.data.files import identity
+from prefetchd.data.files import check_unchanged
 from prefetchd.data.record_index import IndexWriter, RecordIndex
 from prefetchd.errors import ManifestError, one_line
 
@@ -73,26 +72,6 @@ _MAX_OPEN = 16
 _CHECKED_AT_ONCE = 256
 
 
-def identity_of(path: str) -> list[int]:
-    """Return the identity of a file that is to be indexed; it must be a regular one.
-
-    Raises:
-        ManifestError: if it cannot be looked at, or is a directory, FIFO or device.
-    """
-    shown = one_line(path)
-    try:
-        found = os.stat(path)
-    except OSError as error:
-        raise ManifestError(
-            f"cannot open {shown}: {error.strerror} (errno {error.errno}); check the path and its permissions"
-        ) from None
-    if not stat.S_ISREG(found.st_mode):
-        raise ManifestError(
-            f"cannot open {shown}: it is no regular file, and samples are read by position; write them to files first"
-        )
-    return identity(found)
-
-
 def write_table(writer: IndexWriter, paths: list[str], identities: list[list[int]]) -> dict[str, Any]:
     """Append the table of the files to the index and return the facts for `ShardFiles`."""
     encoded = [os.fsencode(path) for path in paths]
@@ -113,7 +92,7 @@ class ShardFiles:
         self._n_files: int = facts["files"]
         self._table_at: int = facts["table_at"]
         self._at_random = at_random
-        self._open: OrderedDict[int, tuple[int, list[int]]] = OrderedDict()
+        self._open: OrderedDict[int, tuple[int, list[int], str]] = OrderedDict()
         self._next_checked = 0
 
     def path(self, number: int) -> str:
@@ -134,22 +113,26 @@ class ShardFiles:
         """
         if number in self._open:
             self._open.move_to_end(number)
-            fd, expected = self._open[number]
+            fd, expected, shown = self._open[number]
         else:
             path, expected = self._entry(number)
+            shown = self._shown(path)
             try:
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
-                raise self._changed(path, f"it cannot be opened any more ({error.strerror})") from None
+                raise ManifestError(
+                    f"cannot go on with {shown}: it cannot be opened any more ({error.strerror}) while in use; "
+                    "start again to serve it as it is"
+                ) from None
             except OSError as error:
                 raise fault_of(error) from None
             if self._at_random:
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-            self._open[number] = fd, expected
+            self._open[number] = fd, expected, shown
             if len(self._open) > _MAX_OPEN:
                 os.close(self._open.popitem(last=False)[1][0])
         # Also tells of a file that was replaced: losing its name is a change of the old one.
-        self._compare(number, os.fstat(fd), expected)
+        check_unchanged(fd, expected, shown)
         return fd
 
     def check_unchanged(self) -> None:
@@ -158,26 +141,13 @@ class ShardFiles:
             number = self._next_checked
             self._next_checked = (number + 1) % self._n_files
             path, expected = self._entry(number)
-            try:
-                found = os.stat(path)
-            except OSError as error:
-                raise self._changed(path, f"it cannot be found any more ({error.strerror})") from None
-            self._compare(number, found, expected)
+            check_unchanged(path, expected, self._shown(path))
 
-    def _compare(self, number: int, found: os.stat_result, expected: list[int]) -> None:
-        now = identity(found)
-        if now != expected:
-            size = f" (from {expected[2]} to {now[2]} bytes)" if now[2] != expected[2] else ""
-            raise self._changed(self.path(number), f"it was written to, or replaced{size}")
-
-    def _changed(self, path: str, what: str) -> ManifestError:
-        shown = one_line(path)
-        return ManifestError(
-            f"cannot go on with {self._name}: of {shown}, {what} while in use; start again to serve it as it is"
-        )
+    def _shown(self, path: str) -> str:
+        return f"{self._name}: {one_line(path)}"
 
     def close(self) -> None:
         """Close the files; may be called twice."""
-        for fd, _ in self._open.values():
+        for fd, *_ in self._open.values():
             os.close(fd)
         self._open.clear()

@@ -1,4 +1,4 @@
-"""The protocol between readers and sources."""
+"""The protocol between readers and data sources: a `Source` fills rows of a batch with samples."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ if TYPE_CHECKING:
     from prefetchd.data.cache.daemon_side import CacheInDaemon
 
 ReserveMemory = Callable[[int], None]
+ALLOWANCE_BYTES = 12 << 20  # working memory that a reader may take without `reserve`
 
 
 class Source(Protocol):
-    """A data set by random access. Opened and checked by the daemon, attached to by each reader."""
+    """A data set by random access. The daemon opens and checks it; each reader attaches to it."""
 
     @property
     def n_samples(self) -> int:
-        """Samples in the data set."""
+        """The number of samples."""
 
     @property
     def digest(self) -> str:
-        """A digest of which samples there are, in which order, with which labels."""
+        """16 hexadecimal digits that follow which samples there are, in which order, with which labels."""
 
     @property
     def versions(self) -> dict[str, str]:
-        """What besides the content options decides how a sample becomes a row: the decoder's version and the like."""
+        """Versions that decide a row's bytes besides the content options, such as the decoder's."""
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """Class names in the order of their numbers, where labels were text."""
+        """Class names by number, where labels were text."""
 
     @property
     def x(self) -> tuple[tuple[int, ...], str]:
@@ -45,43 +46,43 @@ class Source(Protocol):
 
     @property
     def shared_bytes(self) -> int:
-        """Bytes of memory segments that the source itself holds for all its readers, such as an index."""
+        """Bytes of memory segments that the source holds for all its readers, such as an index."""
 
     @property
     def max_task_rows(self) -> int:
-        """Rows that a reader may fill in one task at most; a report of faults in each of them must fit in a message."""
+        """Rows that one task may have at most; a report of a fault in each of them must fit in a message."""
 
     @property
     def answers_together(self) -> bool:
-        """Whether tasks take so little that the answer to one may wait until the next ones are done."""
+        """Whether tasks are so short that a reader answers several together."""
 
     @property
     def reader_bytes(self) -> int:
-        """Private memory that it takes in each reader, beyond what every reader has (`budget.READER_BYTES`)."""
+        """Bytes of private memory that it takes in each reader, beyond what every reader has."""
 
     @property
     def cache(self) -> CacheInDaemon | None:
-        """The cache of decoded samples, in the daemon, where there is one."""
+        """The cache of decoded samples, in the daemon; `None` without one."""
 
     @property
     def read_s(self) -> float:
-        """Seconds that a sample's read takes where it pays to be told of samples ahead (`expect`); 0 otherwise."""
+        """Seconds that a sample's read takes, where reading ahead (`expect`) pays; 0 otherwise."""
 
     @property
     def waited_s(self) -> float:
-        """Seconds that `fill` has waited for reads so far, those of all calls together; 0 where it is not known."""
+        """Seconds that all calls of `fill` have waited for reads; 0 where it is not known."""
 
     def expect(self, sample_ids: Iterable[int]) -> None:
-        """Begin to fetch samples that `fill` will be asked for next, in this order, if reads are slow; in readers."""
+        """Begin to fetch the samples that `fill` will need next, in this order, if reads are slow; in readers."""
 
     def check_unchanged(self) -> None:
-        """Raise `ManifestError` if the data set is no longer what was opened."""
+        """Raise `ManifestError` if a file is no longer what was opened."""
 
     def where(self, sample_id: int) -> str:
-        """Say where a sample is named and what it is: manifest, line and path."""
+        """Return where a sample comes from: list, line and path; printable."""
 
     def handle(self) -> tuple[dict[str, Any], list[int]]:
-        """Plain values and descriptors from which a reader attaches."""
+        """Return plain values and descriptors from which a reader attaches."""
 
     def fill(
         self,
@@ -94,12 +95,12 @@ class Source(Protocol):
     ) -> list[Fault]:
         """Write samples, as they are in `epoch`, into rows of `x` and `y`; return those that failed.
 
-        `rows` follow one another. A sample whose reader has died is asked for again, alone. The answer goes out after
-        `confirm` only.
+        `rows` follow one another. A sample whose reader died is filled again, alone. The reader answers after `confirm`
+        only.
 
-        `reserve(n_bytes)` must be called before working memory beyond the reader's allowance is taken, and
-        `reserve(0)` after it was given back.
+        `fill` calls `reserve(n_bytes)` before it takes working memory beyond the reader's allowance, and `reserve(0)`
+        after it gave that back.
         """
 
     def confirm(self) -> None:
-        """Raise `ManifestError` if what was filled since the last call may not be what was opened."""
+        """Raise `ManifestError` if rows filled since the last call may not be from what was opened."""

@@ -4,8 +4,8 @@
     consumer: ReturnWriter.write(lease, ...)  -> page -> daemon:   ReturnReader.read_new() -> [(lease, taken), ...]
 
 Grants: the daemon writes the grants that it makes ahead. A loop that finds its next grant there makes no system call. A
-loop that finds none sends `Want` on its socket and sleeps; the daemon answers `GrantReady` once a grant is there. Each
-cursor's grants have numbers from 1. Each says how many messages the daemon had sent on the socket before (`n_sent`), so
+loop that finds none sends `Want` on its socket and sleeps. The daemon answers `GrantReady` once one is there. Grants
+have numbers from 1 for each cursor. Each says how many messages the daemon had sent on the socket before (`n_sent`), so
 that the consumer knows whether to read one first, such as the slot that the grant is for.
 
 Returns: a consumer with several grants ahead needs nothing now, so a lease that ends need not wake the daemon. The

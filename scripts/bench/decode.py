@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from prefetchd.data.images import decode
-from prefetchd.data.images.header import ImageHeader
+from prefetchd.data.images.headers.header import ImageHeader
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from measure import setting, table

@@ -121,6 +121,11 @@ def main() -> None:
         options.workers,
         options.folder,
     )
+    if len(samples) <= options.batch_size:  # the first batch of an epoch is not ready, whatever the pause
+        raise SystemExit(
+            f"cannot time ready batches: batches of {options.batch_size} make one batch of {len(samples)} images; "
+            "give a smaller --batch-size or more images"
+        )
     try:
         loader = load(options.name)
     except ImportError as error:

@@ -95,6 +95,7 @@ def _too_large(words: object) -> bool:
     return isinstance(words, int) and not -(2**63) <= words < 2**64
 
 
+@pytest.mark.hypothesis  # it draws its examples inside
 def test_fuzzed_conversations(serve: Serve, forty: Path, forty_content: Content) -> None:
     """Random bytes, frames cut short, giant lengths, valid messages in the wrong state, unasked for descriptors.
 
@@ -104,7 +105,7 @@ def test_fuzzed_conversations(serve: Serve, forty: Path, forty_content: Content)
     ask_status()
     before = descriptors_of(daemon.pid)
 
-    @settings(max_examples=300, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=300, suppress_health_check=list(HealthCheck))
     @given(first=st.booleans(), words=st.lists(LAWFUL | RAW, max_size=8), n_fds=st.integers(0, 8))
     def talk(first: bool, words: list[bytes], n_fds: int) -> None:
         sock = connect()
@@ -234,7 +235,7 @@ def test_no_descriptor_left_to_accept_with_costs_no_processor_time(
         _, hard = process.rlimit(psutil.RLIMIT_NOFILE)
         process.rlimit(psutil.RLIMIT_NOFILE, (next_descriptor(daemon.pid), hard))
         knocking = [connect() for _ in range(5)]
-        wait_until(lambda: "cannot admit a consumer: Too many open files" in daemon.log, "it says so")
+        wait_until(lambda: "cannot accept a connection: Too many open files" in daemon.log, "it says so")
         used_s = sum(process.cpu_times()[:2])
         time.sleep(0.5)  # what is measured is time that passes
         assert sum(process.cpu_times()[:2]) - used_s < 0.25

@@ -246,7 +246,7 @@ def test_all_samples_bad(tmp_path: Path) -> None:
         next(iter(loader))
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")
+@pytest.mark.not_root
 def test_no_permission(tmp_path: Path) -> None:
     paths = write_bad(tmp_path / "bad")
     manifest = tmp_path / "list.txt"

@@ -17,7 +17,7 @@ import pytest
 
 import prefetchd
 from prefetchd.ipc.run_directory import daemon_paths, lock_owner
-from tests.conftest import DEADLINE_S, PROMPT_S, DaemonProcess, wait_until
+from tests.conftest import DEADLINE_S, PROMPT_S, DaemonProcess, end_thread, wait_until
 from tests.faults.conftest import Content, Sabotage, Script, content_of, exact, write_manifest
 
 Serve = Callable[..., DaemonProcess]
@@ -71,7 +71,7 @@ def test_waiting_consumer_keeps_what_it_holds(serve: Serve, sabotage: Sabotage, 
     with pytest.raises(prefetchd.DaemonLost, match=r"daemon 'default' \(pid \d+\) ended.*stays"):
         next(batches)
     raised_at = time.monotonic()
-    killer.join()
+    end_thread(killer)
     assert raised_at - killed_at[0] < PROMPT_S
     wait_gone(family)
     wait_until(lambda: not run_files(), "the run directory is empty")

@@ -170,7 +170,7 @@ WORDS = st.one_of(
 DESCRIPTORS = st.lists(st.sampled_from(("mailbox", "returns", "segment", "short", "pipe", "folder")), max_size=3)
 
 
-@settings(max_examples=400, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=400, suppress_health_check=list(HealthCheck))
 @given(
     begins=st.booleans(),
     words=st.lists(st.tuples(WORDS, DESCRIPTORS) | st.builds(Grant, *[counts] * 6), max_size=8),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
@@ -20,7 +21,7 @@ import pytest
 import prefetchd
 from prefetchd.client import admin, launch, waiting
 from prefetchd.ipc.run_directory import daemon_paths
-from tests.conftest import DEADLINE_S, DaemonProcess, wait_until
+from tests.conftest import DEADLINE_S, DaemonProcess, end_thread, wait_until
 from tests.faults.conftest import (
     Content,
     Sabotage,
@@ -66,7 +67,7 @@ def test_loop_names_a_stopped_daemon_and_goes_on_when_it_is_continued(
         thread = threading.Thread(target=continue_it)
         thread.start()
         assert content_of(batches) == forty_content
-        thread.join()
+        end_thread(thread)
     assert (
         f"pid {daemon.pid} is stopped (SIGSTOP, or a debugger); continue it with: kill -CONT {daemon.pid}"
         in caplog.text
@@ -134,7 +135,7 @@ def test_loader_that_is_closed_by_another_thread_ends_its_loop_and_starts_no_oth
     continuing = threading.Timer(0.2, os.kill, (pid, signal.SIGCONT))  # else the end is waited for, then forced
     continuing.start()
     loader.close()
-    thread.join()
+    end_thread(thread)
     continuing.join()
     assert len(errors) == 1
     assert not [child for child in psutil.Process().children() if "prefetchd.daemon.private" in child.cmdline()]
@@ -166,8 +167,7 @@ def test_thread_that_waits_is_woken_at_once_by_close_though_batches_are_held(
         thread.start()
         wait_until(lambda: held_up(thread), "the loop waits")
         loader.close()
-        thread.join(20)
-        assert not thread.is_alive()
+        end_thread(thread)
     finally:
         os.kill(daemon.pid, signal.SIGCONT)
     assert "it was closed" in said[0]
@@ -202,7 +202,7 @@ def test_status_from_another_thread_takes_nothing_from_the_loop(
             assert content_of(iter(loader)) == forty_content
         over.set()
         for thread in threads:
-            thread.join()
+            end_thread(thread)
         assert names == {"default"}
 
 
@@ -235,7 +235,7 @@ def test_daemon_at_work_says_at_what(
     with caplog.at_level(logging.WARNING), prefetchd.batches() as loader:
         thread.start()
         assert content_of(loader) == wanted
-    thread.join()
+    end_thread(thread)
     assert "on epoch 0 batch 1" in caplog.text
 
 
@@ -298,7 +298,8 @@ def test_reader_that_the_kernel_does_not_let_go_is_named_and_fails_its_batch_alo
         if readers == 1:
             with pytest.raises(prefetchd.PrefetchdError, match=rf"every reader \(pid {pid}\) hangs in the kernel"):
                 next(batches)
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # the zygote may have ended it, once the daemon gave up
+                os.kill(pid, signal.SIGKILL)
             daemon.process.wait(10)
             return
         with pytest.raises(prefetchd.SampleError, match=rf"batch 3: its reader \(pid {pid}\) hangs in the kernel"):

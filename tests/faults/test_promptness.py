@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import prefetchd
-from tests.conftest import PROMPT_S, DaemonProcess, assert_prompt, wait_until
+from tests.conftest import PROMPT_S, DaemonProcess, assert_prompt, end_thread, wait_until
 from tests.faults.conftest import Sabotage, Script, ask_status, exact, write_manifest
 from tests.faults.test_consumers import HOLD_TWO, HOLD_TWO_AND_FORK, consumer_of
 
@@ -50,7 +50,7 @@ def test_waiting_consumer_gets_daemon_lost(serve: Serve, sabotage: Sabotage, tmp
             with pytest.raises(prefetchd.DaemonLost):
                 next(batches)
             raised_at_s = time.monotonic()
-        killer.join()
+        end_thread(killer)
         took_s.append(raised_at_s - killed_at_s[0])
     assert_prompt(took_s)
 

@@ -14,7 +14,7 @@ import pytest
 import prefetchd
 from prefetchd.client import loader as loader_module
 from prefetchd.ring.queues import MAX_GRANTS_AHEAD
-from tests.conftest import DaemonProcess
+from tests.conftest import DaemonProcess, end_thread
 from tests.faults.conftest import content_of, exact, expected_content, write_manifest
 from tests.faults.test_daemon import over_epochs
 
@@ -61,7 +61,7 @@ def test_loop_that_waits_while_nothing_runs_goes_on_when_it_is_back(serve: Serve
         thread = threading.Thread(target=lambda: rest.extend(content_of(loop)))
         thread.start()
         serve(manifest, *exact(), ready=False)
-        thread.join()
+        end_thread(thread)
         assert seen + rest == over_epochs(expected_content(manifest), N_BATCHES)
 
 

@@ -14,7 +14,7 @@ import prefetchd
 from prefetchd.client import launch
 from prefetchd.ipc import messages, sockets
 from prefetchd.ipc.run_directory import daemon_paths
-from tests.conftest import DaemonProcess
+from tests.conftest import DaemonProcess, end_thread
 from tests.faults.conftest import exact
 
 Serve = Callable[..., DaemonProcess]
@@ -63,7 +63,7 @@ def fake_daemon(nothing_left: None) -> Iterator[Callable[[list[bytes]], None]]:
 
     yield answer
     for thread in threads:
-        thread.join(10)
+        end_thread(thread)
     listener.close()
     path.unlink()
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import psutil
 
+from prefetchd.cli.main import main
 from prefetchd.daemon.memory import plan
 from prefetchd.ring.layout import BatchLayout
 
@@ -25,9 +31,50 @@ def run_command(*arguments: object, cwd: Path | None = None) -> Result:
     return subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=cwd)
 
 
+def run_here(*arguments: object) -> Result:
+    """Run `prefetchd ARGUMENTS` in this process: for what ends before it opens or starts anything.
+
+    What is written to descriptors 1 and 2 is caught, as that of a process is.
+    """
+    root, ours = logging.getLogger(), logging.getLogger("prefetchd")
+    handlers, levels = root.handlers[:], (root.level, ours.level)
+    root.handlers[:] = []
+    words = list(map(str, arguments))
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(tempfile.TemporaryFile("w+", errors="surrogateescape")) for _ in range(2)]
+        for fd, file in enumerate(files, start=1):
+            saved = os.dup(fd)
+            stack.callback(os.close, saved)
+            stack.callback(os.dup2, saved, fd)
+            os.dup2(file.fileno(), fd)
+        stack.enter_context(contextlib.redirect_stdout(files[0]))
+        stack.enter_context(contextlib.redirect_stderr(files[1]))
+        try:
+            status: Any = main(words)
+        except SystemExit as end:
+            status = end.code
+        finally:
+            root.handlers[:] = handlers
+            root.setLevel(levels[0])
+            ours.setLevel(levels[1])
+        said = []
+        for file in files:
+            file.seek(0)
+            said.append(file.read())
+    return subprocess.CompletedProcess(words, status, *said)
+
+
 def refused(*arguments: object) -> str:
     """Run a command that must fail; return the one line, in our words, that it says about that."""
-    result = run_command(*arguments)
+    return _only_line(run_command(*arguments))
+
+
+def refused_here(*arguments: object) -> str:
+    """Do as `refused`, in this process: for words that are refused before anything is opened or started."""
+    return _only_line(run_here(*arguments))
+
+
+def _only_line(result: Result) -> str:
     assert result.returncode in (1, 2), result
     assert result.stdout == ""
     lines = result.stderr.splitlines()

@@ -13,7 +13,7 @@ import pytest
 
 import prefetchd
 from prefetchd.ring.queues import ENOUGH_AHEAD
-from tests.conftest import wait_until
+from tests.conftest import end_thread, wait_until
 from tests.process.commands import refused, run_command
 
 
@@ -187,5 +187,4 @@ def test_slot_that_comes_back_while_its_loop_has_more_to_go_on_with_is_there_for
             assert bool(connection._leases._unsent_returns) != is_over  # in the return queue, and not sent
             wait_until(lambda: len(theirs) > n_theirs, "it has its batch")
             other.close()
-            asker.join(20)
-            assert not asker.is_alive()  # closing ends its wait, though what it holds keeps the connection
+            end_thread(asker)  # closing ends its wait, though what it holds keeps the connection

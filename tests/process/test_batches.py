@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 import prefetchd
-from tests.conftest import wait_until
+from tests.conftest import end_thread, wait_until
 from tests.process.commands import ended, finish, run_script, start_script
 
 QUICK = ("--batch-size", "4", "--image-size", "16", "--num-workers", "1")
@@ -39,8 +39,7 @@ def ids_by_epoch(loader: prefetchd.Loader) -> dict[int, list[int]]:
 # --- attached
 
 
-def test_attached_loop_sees_every_batch_of_an_epoch_in_order(serve, photographs):
-    serve(photographs, *QUICK)
+def test_attached_loop_sees_every_batch_of_an_epoch_in_order(module_daemon):
     loader = prefetchd.batches()
     rows, labels = [], []
     for number, batch in enumerate(loader):
@@ -60,8 +59,7 @@ def test_attached_loop_sees_every_batch_of_an_epoch_in_order(serve, photographs)
     loader.close()
 
 
-def test_every_pass_is_a_new_epoch_and_a_peek_uses_one_up(serve, photographs):
-    serve(photographs, *QUICK)
+def test_every_pass_is_a_new_epoch_and_a_peek_uses_one_up(module_daemon):
     with prefetchd.batches() as loader:
         assert {batch.epoch for batch in loader} == {0}
         assert {batch.epoch for batch in loader} == {1}
@@ -104,17 +102,15 @@ def test_argument_that_is_no_such_thing_is_refused_in_one_line(source, options, 
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
-def test_a_loader_is_neither_copied_nor_pickled_and_says_what_to_do(serve, photographs, copied):
+def test_a_loader_is_neither_copied_nor_pickled_and_says_what_to_do(module_daemon, copied):
     """A copy would end with the loader it was made from."""
-    serve(photographs, *QUICK)
     with prefetchd.batches() as loader:
         with pytest.raises(prefetchd.ConfigError, match=r"cannot copy or pickle a loader.*call prefetchd\.batches"):
             copied(loader)
         assert next(iter(loader)).index == 0
 
 
-def test_a_new_iter_ends_the_earlier_one(serve, photographs):
-    serve(photographs, *QUICK)
+def test_a_new_iter_ends_the_earlier_one(module_daemon):
     with prefetchd.batches() as loader:
         first = iter(loader)
         next(first)
@@ -123,8 +119,7 @@ def test_a_new_iter_ends_the_earlier_one(serve, photographs):
         assert list(first) == []
 
 
-def test_break_and_close_leave_what_was_delivered_and_refuse_more(serve, photographs):
-    serve(photographs, *QUICK)
+def test_break_and_close_leave_what_was_delivered_and_refuse_more(module_daemon):
     loader = prefetchd.batches()
     batch = next(iter(loader))
     before = batch.x.copy()
@@ -167,15 +162,14 @@ def test_batches_waits_for_a_daemon_and_says_what_it_waits_for(serve, photograph
         thread.start()
         wait_until(lambda: "waiting for the daemon 'default': none is running" in caplog.text, "the warning")
         serve(photographs, *QUICK, ready=False)
-        thread.join(60)
+        end_thread(thread, 60)
     loader = loaders.get_nowait()
     assert isinstance(loader, prefetchd.Loader)
     assert sum(len(y) for _, y in loader) == 50
     loader.close()
 
 
-def test_option_that_contradicts_the_daemon_is_refused_and_one_that_agrees_is_not(serve, photographs):
-    serve(photographs, *QUICK)
+def test_option_that_contradicts_the_daemon_is_refused_and_one_that_agrees_is_not(module_daemon, photographs):
     with pytest.raises(prefetchd.ConfigError, match=r"batch_size=9.*batch_size=4"):
         prefetchd.batches(batch_size=9)
     with pytest.raises(prefetchd.ConfigError, match="image_size"):
@@ -275,9 +269,8 @@ def test_loader_goes_on_when_the_thread_that_started_it_has_ended(photographs):
     loaders: queue.SimpleQueue[prefetchd.Loader] = queue.SimpleQueue()
     thread = threading.Thread(target=lambda: loaders.put(private(photographs)))
     thread.start()
-    thread.join(30)
+    end_thread(thread)
     loader = loaders.get_nowait()
-    assert not thread.is_alive()
     for _ in range(3):
         assert sum(len(y) for _, y in loader) == 50
     loader.close()
@@ -292,7 +285,7 @@ def test_loop_runs_in_a_thread(photographs):
 
     thread = threading.Thread(target=train)
     thread.start()
-    thread.join(60)
+    end_thread(thread, 60)
     assert counted == [50]
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 
 import numpy as np
-import pytest
 
 from prefetchd.cli.measure.peers import has_torch
-from tests.process.commands import refused, run_command
+from tests.process.commands import refused, refused_here, run_command
 
 QUICK = ("--image-size", "16", "--batch-size", "4", "--num-workers", "1", "--rounds", "1", "--seconds", "0.2")
 
@@ -41,6 +40,7 @@ def test_what_the_others_cannot_read_is_measured_alone(tmp_path):
     assert "left out: the generator" in result.stdout
 
 
-@pytest.mark.parametrize("option", [("--rounds", "0"), ("--seconds", "0"), ("--step-ms", "-1")])
-def test_what_makes_no_sense_is_refused_in_one_line(photographs, option):
-    assert option[0] in refused("bench", photographs, *option)
+def test_what_makes_no_sense_is_refused_in_one_line(photographs):
+    assert "--rounds" in refused("bench", photographs, "--rounds", "0")
+    assert "--seconds" in refused_here("bench", photographs, "--seconds", "0")
+    assert "--step-ms" in refused_here("bench", photographs, "--step-ms", "-1")

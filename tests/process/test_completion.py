@@ -34,6 +34,7 @@ def completed(script: Path, *words: str) -> list[str]:
     """What bash offers after these words, the last of which is being typed."""
     command = ["bash", "-c", COMPLETE, "bash", str(script), "prefetchd", *words]
     result = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=script.parent)
+    assert result.returncode == 0, result.stderr
     return [word.strip() for word in result.stdout.split()]
 
 

@@ -16,7 +16,7 @@ import pytest
 
 import prefetchd
 from prefetchd.ring.queues import ENOUGH_AHEAD
-from tests.conftest import wait_until
+from tests.conftest import end_thread, wait_until
 from tests.process.commands import (
     LARGE,
     finish,
@@ -182,8 +182,7 @@ def test_tensors_of_torch_keep_their_batch(serve, photographs, tmp_path):
     assert result.stdout == "kept 10\n"
 
 
-def test_slot_goes_back_when_the_last_view_of_it_dies(serve, photographs):
-    daemon = serve(photographs, *QUICK)
+def test_slot_goes_back_when_the_last_view_of_it_dies(module_daemon):
     with prefetchd.batches() as loader:
         items = iter(loader)
         batch = next(items)
@@ -191,11 +190,11 @@ def test_slot_goes_back_when_the_last_view_of_it_dies(serve, photographs):
         pixels = memoryview(part[0])
         items.close()
         del batch, items
-        assert daemon.status()["ring"]["leased"] == 1
+        assert module_daemon.status()["ring"]["leased"] == 1
         del part
-        assert daemon.status()["ring"]["leased"] == 1
+        assert module_daemon.status()["ring"]["leased"] == 1
         del pixels
-        wait_until(lambda: daemon.status()["ring"]["leased"] == 0, "the release")
+        wait_until(lambda: module_daemon.status()["ring"]["leased"] == 0, "the release")
 
 
 # --- holding too much
@@ -234,18 +233,17 @@ def test_slot_that_comes_back_in_a_small_ring_is_told_at_once_and_there_for_a_lo
             assert not untold(holder)
             wait_until(lambda: len(theirs) > n_theirs, "it has what the other held")
             other.close()
-            asker.join()
+            end_thread(asker)
 
 
-def test_nothing_of_a_loader_is_left_that_was_closed_before_it_told_what_it_dropped(serve, photographs):
-    daemon = serve(photographs, *QUICK)
+def test_nothing_of_a_loader_is_left_that_was_closed_before_it_told_what_it_dropped(module_daemon):
     with prefetchd.batches() as loader:
         items = iter(loader)
         held = [next(items), next(items)]
         wait_until(lambda: loader._connection._grants.has_ahead(ENOUGH_AHEAD), "more is granted ahead")
         held.clear()
         assert untold(loader)
-    wait_until(lambda: not daemon.status()["consumers"], "the daemon knows it no more")
+    wait_until(lambda: not module_daemon.status()["consumers"], "the daemon knows it no more")
 
 
 def test_nothing_is_granted_to_a_loop_that_waited_for_a_slot_when_another_thread_closed_its_loader(serve, photographs):
@@ -264,7 +262,7 @@ def test_nothing_is_granted_to_a_loop_that_waited_for_a_slot_when_another_thread
         thread.start()
         wait_until(lambda: any(one["waiting"] for one in daemon.status()["consumers"]), "the loop waits for a slot")
         loader.close()
-        thread.join(20)
+        end_thread(thread)
     assert said
     for left in reversed(range(len(held))):
         held.pop()

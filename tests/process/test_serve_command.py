@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import prefetchd
-from tests.process.commands import refused, run_command
+from tests.process.commands import refused, refused_here, run_command
 
 QUICK = ("--batch-size", "4", "--image-size", "16", "--num-workers", "1")
 
@@ -122,7 +122,6 @@ def test_command_without_a_daemon_says_how_to_start_one(command):
         (["--batch-size", "0"], "batch-size='0'|batch-size=0"),
         (["--batch-size", "many"], "batch-size='many'.*whole number"),
         (["--image-size", "1x2x3"], "image-size='1x2x3'"),
-        (["--memory-budget", "lots"], "size 'lots'"),
         (["--scale", "0.5"], "uint8"),
         (["--mean", "1,2", "--dtype", "float32"], "mean"),
         (["--name", "../up"], "--name ../up"),
@@ -132,13 +131,13 @@ def test_command_without_a_daemon_says_how_to_start_one(command):
     ],
 )
 def test_wrong_option_is_refused_in_one_line(photographs, arguments, words):
-    assert re.search(words, refused("serve", photographs, *arguments))
+    assert re.search(words, refused_here("serve", photographs, *arguments))
 
 
 def test_unknown_key_in_the_toml_file_is_refused_with_the_near_one(photographs, tmp_path):
     config = tmp_path / "options.toml"
     config.write_text("batch-sise = 4\n")
-    assert "batch_size" in refused("serve", photographs, "--config", config).replace("-", "_")
+    assert "batch_size" in refused_here("serve", photographs, "--config", config).replace("-", "_")
 
 
 @pytest.mark.parametrize("text", ["", "\n# nothing but words\n\n"])
@@ -151,7 +150,11 @@ def test_empty_manifest_is_refused(tmp_path, text):
 
 def test_missing_manifest_is_refused(tmp_path):
     assert "nowhere.txt" in refused("serve", tmp_path / "nowhere.txt")
-    assert "no manifest was given" in refused("serve")
+    assert "no manifest was given" in refused_here("serve")
+
+
+def test_budget_that_is_no_size_is_refused(photographs):
+    assert "size 'lots'" in refused("serve", photographs, "--memory-budget", "lots")
 
 
 def test_budget_too_small_names_the_smallest_and_that_one_works(serve, photographs):

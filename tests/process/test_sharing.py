@@ -16,7 +16,7 @@ import prefetchd
 from prefetchd.client.launch import shared_config
 from prefetchd.config.validate import make_config
 from prefetchd.ipc.run_directory import RunLock, daemon_paths, lock_owner, remove_left_files
-from tests.conftest import wait_until
+from tests.conftest import end_thread, wait_until
 from tests.process.commands import large_ring, start_script
 
 QUICK = ("--batch-size", "4", "--image-size", "16", "--num-workers", "1")
@@ -60,7 +60,7 @@ def test_loops_within_the_window_share_what_is_made_however_slow_one_is(serve, p
         assert not seen[5:]
         del first
         assert [batch.index for batch in slow] == list(range(1, 13))
-        thread.join()
+        end_thread(thread)
         assert seen == list(range(13))
         assert daemon.status()["batches_made"] <= 13 + 4  # with what was made ahead of the next epoch
 
@@ -71,7 +71,7 @@ def test_loader_that_the_ring_has_no_slots_for_is_refused_with_numbers_and_the_o
     with ranks[0], ranks[1]:
         loops = [iter(rank) for rank in ranks]
         seen = [[next(loop).index] for loop in loops]
-        with pytest.raises(prefetchd.BudgetError, match=r"2 other loops the ring needs 7 slots and has 5; .*\d+MiB"):
+        with pytest.raises(prefetchd.BudgetError, match=r"2 other loops: it takes 7 slots, .* holds 5 slots .*\d+MiB"):
             prefetchd.batches(rank=2, world_size=3)
         for loop, mine in zip(loops, seen, strict=True):
             mine += [batch.index for batch in loop]
@@ -135,7 +135,7 @@ def test_loaders_that_start_together_wait_for_each_other(serve, photographs):
     barrier_s.append(time.monotonic())
     threads[2].start()
     for thread in threads:
-        thread.join()
+        end_thread(thread)
     assert len(started) == 3
     assert min(started) > barrier_s[0]
 
@@ -200,7 +200,7 @@ def test_each_batch_goes_to_one_member_and_those_of_one_that_died_to_another(ser
         assert thread.is_alive()
         doomed.kill()
         doomed.wait()
-        thread.join(20)
+        end_thread(thread)
         assert ended == [0]
         assert [batch.epoch for batch in loader] == [1] * 13  # the next pass is the next epoch
         with pytest.raises(prefetchd.ConfigError, match="member of the group 'workers'"):
@@ -224,7 +224,7 @@ def test_pass_ends_for_all_members_when_all_are_done(serve, photographs):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        end_thread(thread)
     # A thread that came when the pass was over had the next one to itself.
     assert len(seen) % 13 == 0
     assert sorted(seen[:13]) == list(range(13)) or sorted(seen) == sorted(list(range(13)) * (len(seen) // 13))
@@ -290,7 +290,7 @@ def test_processes_that_ask_for_the_same_find_one_daemon_that_outlives_its_start
         process.communicate()
     assert psutil.pid_exists(daemon)
     out, err = processes[3].communicate("\n", timeout=100)
-    assert (out, err) == (f"{list(range(13))}\n", "")
+    assert (processes[3].returncode, out, err) == (0, f"{list(range(13))}\n", "")
     wait_until(lambda: not psutil.pid_exists(daemon), "the daemon ends after its last loader")
 
 
@@ -354,6 +354,7 @@ def test_files_that_nobody_asks_for_again_go_when_any_other_daemon_starts_or_its
     left_alone(photographs, tmp_path)
     name = run_files()[0].partition(".")[0]
     status = subprocess.run([sys.executable, "-m", "prefetchd", "status", name], capture_output=True, text=True)
+    assert status.returncode == 1
     assert "none is running" in status.stderr
     assert not run_files()
     left_alone(photographs, tmp_path)
@@ -391,7 +392,7 @@ def test_clearing_up_never_takes_the_files_of_a_daemon_that_is_just_being_electe
     finally:
         over.set()
         for thread in threads:
-            thread.join()
+            end_thread(thread)
     remove_left_files(paths.files)
     assert not run_files()
 

@@ -13,7 +13,7 @@ import pytest
 import prefetchd
 from prefetchd.client.leases import Leases
 from prefetchd.ring.queues import ENOUGH_AHEAD
-from tests.conftest import wait_until
+from tests.conftest import end_thread, wait_until
 
 QUICK = ("--batch-size", "4", "--image-size", "16", "--num-workers", "1")
 
@@ -76,7 +76,7 @@ def test_loader_that_is_closed_while_another_thread_takes_a_batch_leaves_no_slot
         assert late.here.wait(30)
         loader.close()
         late.go.set()
-        thread.join()
+        end_thread(thread)
         assert len(errors) == 1
         assert "it was closed" in errors[0]
         wait_until(lambda: len(witness.status()["consumers"]) == 1, "the loader is forgotten")
@@ -96,7 +96,7 @@ def test_loop_that_another_thread_ends_by_a_new_one_gets_no_batch_whose_slot_may
         second = iter(loader)
         seen = [next(second).index]
         late.go.set()
-        thread.join()
+        end_thread(thread)
         assert len(errors) == 1
         assert "a newer iter() of the same loader" in errors[0]
         assert seen + [batch.index for batch in second] == list(range(13))

@@ -10,7 +10,7 @@ import termios
 
 import prefetchd
 from tests.conftest import wait_until
-from tests.process.commands import refused, run_command
+from tests.process.commands import refused, refused_here, run_command
 
 QUICK = ("--batch-size", "4", "--image-size", "16", "--num-workers", "1")
 
@@ -69,4 +69,4 @@ def test_on_a_terminal_it_is_drawn_until_q_and_the_terminal_is_given_back(serve,
 
 def test_without_a_daemon_it_says_so_in_one_line(photographs):
     assert "none is running" in refused("top", "--once")
-    assert "--interval" in refused("top", "--interval", "0")
+    assert "--interval" in refused_here("top", "--interval", "0")

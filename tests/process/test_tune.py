@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import prefetchd
-from tests.process.commands import refused, run_command
+from tests.process.commands import refused, refused_here, run_command
 
 QUICK = ("--image-size", "16", "--batch-size", "4", "--num-workers", "1", "--seconds", "0.2")
 
@@ -27,7 +27,7 @@ def test_points_are_measured_within_their_budgets_and_one_is_chosen(photographs,
 
 def test_a_plot_that_cannot_be_written_is_refused_at_once_or_costs_nothing_else(photographs, tmp_path):
     for plot in (tmp_path, tmp_path / "no" / "t.svg"):
-        assert "cannot write the plot" in refused("tune", photographs, *QUICK, "--plot", plot)
+        assert "cannot write the plot" in refused_here("tune", photographs, *QUICK, "--plot", plot)
     result = run_command("tune", photographs, *QUICK, "--plot", "/dev/full")
     assert result.returncode == 1, result
     assert "    prefetchd serve " in result.stdout
@@ -47,8 +47,8 @@ def test_a_target_that_is_not_held_is_an_exit_status(photographs, tmp_path):
 
 def test_what_makes_no_sense_is_refused_in_one_line(photographs):
     assert "--target" in refused("tune", photographs, "--target", "-3")
-    assert "target" in refused("tune", photographs, "--target", "masks")
-    assert "--seconds" in refused("tune", photographs, "--seconds", "0")
+    assert "target" in refused_here("tune", photographs, "--target", "masks")
+    assert "--seconds" in refused_here("tune", photographs, "--seconds", "0")
 
 
 def test_a_loader_tells_its_daemons_status_and_goes_on_where_it_was(photographs):

@@ -16,7 +16,7 @@ import pytest
 import prefetchd
 from tests.conftest import wait_until
 from tests.images import write_bad, write_jpeg, write_kinds
-from tests.process.commands import refused, run_command
+from tests.process.commands import refused, refused_here, run_command
 
 QUICK = ("--image-size", "32", "--num-workers", "2")
 
@@ -61,7 +61,9 @@ def test_all_that_is_bad_is_listed_with_line_and_reason_and_the_rest_is_counted(
 
 def test_what_verify_passes_is_what_is_served(mixed):
     manifest, _, _ = mixed
-    report = json.loads(run_command("verify", manifest, *QUICK, "--json").stdout)
+    result = run_command("verify", manifest, *QUICK, "--json")
+    assert result.returncode == 1, result.stderr
+    report = json.loads(result.stdout)
     bad = {found["sample_id"] for found in report["bad"]}
     with prefetchd.batches(manifest, image_size=32, num_workers=1, on_error="skip") as loader:
         served = {number for batch in loader for number in batch.sample_ids.tolist()}
@@ -101,7 +103,9 @@ def test_many_batches_of_samples_are_each_counted_once(photographs, tmp_path):
     manifest = tmp_path / "long.txt"
     lines = photographs.read_text().splitlines(True)
     manifest.write_text("".join(lines * 9))
-    report = json.loads(run_command("verify", manifest, *QUICK, "--root", photographs.parent, "--json").stdout)
+    result = run_command("verify", manifest, *QUICK, "--root", photographs.parent, "--json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
     assert report["good_samples"] == report["verified"] == 450
     assert report["duplicates"]["groups"] == 50
     assert report["duplicates"]["superfluous_samples"] == 400
@@ -152,8 +156,8 @@ def _catches_sigterm(pid: int) -> bool:
 def test_what_cannot_be_verified_is_refused_in_one_line(photographs, tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((4, 2)))
     assert "arrays have nothing to decode" in refused("verify", tmp_path / "x.npy")
-    assert "2 data sets" in refused("verify", f"a={photographs}", f"b={photographs}")
-    assert "over" in refused("verify", photographs, "--write-clean", photographs)
+    assert "2 data sets" in refused_here("verify", f"a={photographs}", f"b={photographs}")
+    assert "over" in refused_here("verify", photographs, "--write-clean", photographs)
     assert "no manifest was given" in refused("verify")
 
 

@@ -280,7 +280,7 @@ def test_missing_file_and_what_is_no_file_are_refused(tmp_path):
     with pytest.raises(ManifestError, match="No such file"):
         open_source(make_config(source=tmp_path / "x.npy"))
     os.mkfifo(tmp_path / "f.npy")
-    with pytest.raises(ManifestError, match="no regular file"):
+    with pytest.raises(ManifestError, match="it is a FIFO"):
         open_source(make_config(source=tmp_path / "f.npy"))
 
 

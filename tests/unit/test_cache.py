@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prefetchd.cli.commands.cache_build import _duration
 from prefetchd.config.validate import make_config
 from prefetchd.daemon.memory.limits import CgroupMemory
 from prefetchd.daemon.memory.pressure import CachePages
@@ -612,8 +611,3 @@ def test_pages_are_dropped_only_where_memory_is_short(tmp_path: Path, samples: l
     np.testing.assert_array_equal(reader.row(1), pixels(1))
     reader.close()
     daemon.close()
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (185, "3:05"), (7385, "2:03:05")])
-def test_durations_are_short(seconds: float, text: str) -> None:
-    assert _duration(seconds) == text

@@ -7,7 +7,7 @@ import pytest
 
 from prefetchd.cli.views.contact_sheet import Tile, draw_sheet, mask_to_display, to_display
 from prefetchd.config.validate import make_config
-from prefetchd.data.images.normalize import PixelPipeline
+from prefetchd.data.images.normalize import Normalizer
 from tests.images import photograph
 
 
@@ -28,7 +28,7 @@ def test_display_undoes_what_delivery_does(layout, color, values):
     shown = {"rgb": image[..., ::-1], "bgr": image, "gray": image[..., 0]}[color]
     shape = (20, 30, config.channels) if layout == "nhwc" else (config.channels, 20, 30)
     x = np.empty(shape, config.dtype)
-    PixelPipeline(config).write(np.ascontiguousarray(shown), x)
+    Normalizer(config).deliver(np.ascontiguousarray(shown), x)
     back = to_display(x, config)
     wanted = np.repeat(image[..., :1], 3, axis=-1) if color == "gray" else image
     assert back.shape == (20, 30, 3)

@@ -8,7 +8,7 @@ import numpy as np
 
 from prefetchd.cli.verify.findings import describe, summarise
 from prefetchd.cli.verify.results import KEPT
-from prefetchd.data.images.header import FORMATS
+from prefetchd.data.images.headers.header import FORMATS
 
 
 def facts(*rows: dict) -> np.ndarray:

@@ -12,9 +12,8 @@ import pytest
 from prefetchd.config.augment import canonical
 from prefetchd.data.images.decode import choose_reduction
 from prefetchd.data.images.geometry import Geometry, GeometryDraws, inverse_affine, random_resized_crop, same_aspect
-from prefetchd.data.images.header import ImageHeader
-from prefetchd.data.images.normalize import crop_box, fit_box
-from prefetchd.data.images.resample import Placer
+from prefetchd.data.images.headers.header import ImageHeader
+from prefetchd.data.images.resample import Placer, crop_box, fit_box
 from prefetchd.sampling.randomness import SampleRandomness
 from tests.images import photograph
 

@@ -16,6 +16,7 @@ import pytest
 from prefetchd.config.validate import make_config
 from prefetchd.data.faults import SampleFault, UnreadableFile
 from prefetchd.data.files import FileBuffer
+from prefetchd.data.parquet import page_heads, row_group
 from prefetchd.data.parquet import records as module
 from prefetchd.data.parquet.library import PYARROW_BYTES, load_pyarrow
 from prefetchd.data.parquet.records import ParquetRecords
@@ -87,6 +88,28 @@ def refusal(source: object, **options: object) -> str:
 def test_images_in_a_column_come_with_their_labels(tmp_path: Path, columns, options, expected) -> None:
     """Columns named or found out; Hugging Face's structs; numbers, vectors, names, truth values."""
     assert read(table(tmp_path, columns), **options) == expected
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "likely"),
+    [
+        ({"img": [b"A"], "fine_label": [3], "coarse_label": [1]}, {}, "fine_label"),
+        ({"image": [{"bytes": b"A"}], "id": [3], "breed": ["pug"]}, {}, "breed"),
+        ({"image": [b"A"], "id": [3]}, {}, "id"),
+        ({"path": ["a.jpg"], "kind": ["pug"]}, {}, "kind"),
+        ({"a": [{"b": b"A"}], "kind": ["pug"]}, {"x_column": "a.b"}, "kind"),
+    ],
+)
+def test_a_label_under_an_unknown_name_is_refused(tmp_path: Path, columns, options, likely) -> None:
+    """It would be left out in silence, and y be the row's number."""
+    source = table(tmp_path, columns)
+    message = refusal(source, **options)
+    assert message.startswith("cannot tell which of the columns of"), message
+    assert f"give y_column='{likely}', or label_columns=0" in message, message
+    with opened(source, label_columns=0, **options) as records:
+        assert records.samples([0])[0].label is None
+    with opened(source, y_column=likely, **options) as records:
+        assert records.samples([0])[0].label is not None
 
 
 @pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
@@ -194,7 +217,7 @@ def test_files_must_be_parquet_and_of_one_kind(tmp_path: Path) -> None:
     assert "no file" in refusal(tmp_path / "*.x.parquet")
     assert "No such file" in refusal(tmp_path / "none.parquet")
     os.mkfifo(tmp_path / "fifo.parquet")
-    assert "no regular file" in refusal(tmp_path / "fifo.parquet")
+    assert "it is a FIFO" in refusal(tmp_path / "fifo.parquet")
 
 
 def test_null_empty_and_damaged_images_are_faults_of_their_sample(tmp_path: Path) -> None:
@@ -218,7 +241,7 @@ def test_null_empty_and_damaged_images_are_faults_of_their_sample(tmp_path: Path
 
 
 def test_what_a_row_group_takes_is_planned_or_reserved(tmp_path: Path, monkeypatch, caplog) -> None:
-    """A group that may be kept is part of each reader's share; a larger one is asked for, and given back."""
+    """A group that may be kept is part of a reader's share; of a larger one a block is, and its pages are reserved."""
     asked: list[int] = []
     images = [os.urandom(100_000) for _ in range(20)]
     source = table(tmp_path, {"image": images}, row_group_size=10)
@@ -230,13 +253,153 @@ def test_what_a_row_group_takes_is_planned_or_reserved(tmp_path: Path, monkeypat
     assert not caplog.records
     monkeypatch.setattr(module, "KEPT_BYTES", 500_000)
     with opened(source) as records:
-        assert records.reader_bytes == PYARROW_BYTES
+        assert records.reader_bytes == PYARROW_BYTES + module.BLOCK_BYTES
         view = records.read(records.samples([13])[0], FileBuffer(), asked.append)
         assert view == images[13]
-        assert records._data is None
-    assert asked[0] > 3_000_000
+        assert records._kept is not None
+        assert records._kept[1].capacity_bytes <= module.BLOCK_BYTES
+    assert asked[0] > 1_000_000
     assert "row groups of" in caplog.text
     assert "row_group_size" in caplog.text
+
+
+def repeated(times: int, sizes: tuple[int, ...] = (50_000, 60_000, 70_000)) -> list[bytes]:
+    return [os.urandom(n_bytes) for n_bytes in sizes] * times
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="dictionary"),
+        pytest.param({"data_page_version": "2.0", "compression": "zstd"}, id="pages of version 2"),
+        pytest.param({"use_dictionary": False}, id="plain"),
+        pytest.param({"use_dictionary": False, "column_encoding": {"image": "DELTA_BYTE_ARRAY"}}, id="shared starts"),
+        pytest.param({"dictionary_pagesize_limit": 100_000, "write_batch_size": 2}, id="dictionary given up half-way"),
+    ],
+)
+def test_rows_that_repeat_an_image_are_all_served(tmp_path: Path, options: dict[str, Any]) -> None:
+    """The file has each image once, and so has the reader: what it decodes at a time stays small."""
+    images = repeated(200)
+    source = table(tmp_path, {"image": images, "label": list(range(len(images)))}, **options)
+    with opened(source) as records:
+        planned = records.reader_bytes - PYARROW_BYTES
+        assert [(bytes(view), label) for view, label in contents(records)] == list(
+            zip(images, range(len(images)), strict=True)
+        )
+        if records._kept is not None:
+            assert records._kept[1].capacity_bytes <= planned
+
+
+def test_an_image_far_larger_than_the_others_is_decoded_by_itself(tmp_path: Path) -> None:
+    """The mean size says nothing of it: batches of the first size would hold it a thousand times."""
+    images = [bytes([number]) * 10 for number in range(200)] + [os.urandom(300_000)] * 300
+    with opened(table(tmp_path, {"image": images})) as records:
+        fd = records._files.descriptor(0)
+        metadata = pq.read_metadata(f"/proc/self/fd/{fd}")
+        column = row_group.describe_column(fd, metadata, 0, "image")
+        assert column.may_repeat
+        before = pa.total_allocated_bytes()
+        taken = []
+        add = row_group.RowBlock.add
+
+        def watched(rows: row_group.RowBlock, image: Any) -> bool:
+            taken.append(pa.total_allocated_bytes() - before)
+            return add(rows, image)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(row_group.RowBlock, "add", watched)
+            assert [content for content, _ in contents(records)] == images
+        assert column.n_batch * 300_000 > 20 << 20  # what a batch could have held
+        assert max(taken) < 10 << 20
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_column_of_the_dictionary_type_is_images(tmp_path: Path, nested: bool) -> None:
+    """As a pandas category is; pyarrow then decodes the whole dictionary for each batch."""
+    images: list[bytes | None] = [*repeated(20), None]
+    column = pa.array(images, pa.binary()).dictionary_encode()
+    if nested:
+        column = pa.StructArray.from_arrays([column, pa.nulls(len(column), pa.string())], ["bytes", "path"])
+    with opened(table(tmp_path, {"image": column})) as records:
+        samples = records.samples(range(len(images)))
+        for image, sample in zip(images[:-1], samples, strict=False):
+            assert bytes(records.read(sample, FileBuffer(), lambda _: None)) == image
+        with pytest.raises(UnreadableFile, match="null"):
+            records.read(samples[-1], FileBuffer(), lambda _: None)
+        assert records.reader_bytes > PYARROW_BYTES + 5 * 180_000
+
+
+def test_images_larger_than_the_file_says_are_read_in_blocks(tmp_path: Path) -> None:
+    """Where they share their starts: the plan has no more memory than the file says."""
+    start = os.urandom(100_000)
+    images = [start + b"%03d" % number for number in range(40)]
+    source = table(tmp_path, {"image": images}, use_dictionary=False, column_encoding={"image": "DELTA_BYTE_ARRAY"})
+    asked: list[int] = []
+    with opened(source) as records:
+        planned = records.reader_bytes - PYARROW_BYTES
+        assert planned < 1_000_000
+        for sample, image in zip(records.samples(range(40)), images, strict=True):
+            assert bytes(records.read(sample, FileBuffer(), asked.append)) == image
+            assert records._kept is None or records._kept[1].capacity_bytes <= planned
+    assert not asked
+
+
+@pytest.mark.parametrize("distinct", [30, 600])
+def test_a_row_group_that_is_larger_than_all_that_is_kept_is_read_in_blocks(
+    tmp_path: Path, monkeypatch, distinct: int
+) -> None:
+    """In any order, with null rows, and images larger than a block; one pass where distinct images fit in a block."""
+    monkeypatch.setattr(module, "KEPT_BYTES", 500_000)
+    monkeypatch.setattr(module, "BLOCK_BYTES", 200_000)
+    images: list[bytes | None] = [os.urandom(5_000 + number) for number in range(distinct)] * (600 // distinct)
+    if distinct == 600:
+        images[17] = images[599] = None
+        images[18], images[301] = os.urandom(300_000), os.urandom(250_000)
+    passes = []
+    read_rows = module.read_rows
+    monkeypatch.setattr(module, "read_rows", lambda *given: passes.append(given) or read_rows(*given))
+    asked: list[int] = []
+    source = table(tmp_path, {"image": images}, use_dictionary=False, data_page_size=50_000, write_batch_size=8)
+    with opened(source) as records:
+        assert records.reader_bytes == PYARROW_BYTES + 200_000
+        buffer = FileBuffer(1000)
+        in_order = -1
+        for turn, number in enumerate([*range(600), 301, 17, 18, 300, 302, 599, 5]):
+            if turn == 600:
+                in_order = len(passes)
+            (sample,) = records.samples([number])
+            if images[number] is None:
+                with pytest.raises(UnreadableFile, match="null"):
+                    records.read(sample, buffer, asked.append)
+            else:
+                assert bytes(records.read(sample, buffer, asked.append)) == images[number]
+        assert records._kept is not None
+    assert in_order == 1 if distinct == 30 else 12 < in_order < 40
+    assert 0 < max(asked) < 8 << 20  # pages, and not the row group
+
+
+def test_the_heads_of_pages_are_read(tmp_path: Path) -> None:
+    """Sizes, and how many values a dictionary has; nothing is made of a head that is none, and no walk is endless."""
+    images = repeated(3)
+    source = table(tmp_path, {"image": images}, compression="none")
+    column = pq.read_metadata(source).row_group(0).column(0)
+    content = Path(source).read_bytes()
+    start, n_bytes = column.dictionary_page_offset, column.total_compressed_size
+    with open(source, "rb") as file:
+        heads = page_heads.read_page_heads(file.fileno(), start, n_bytes)
+        assert page_heads.read_page_heads(file.fileno(), 0, n_bytes) is None
+        assert page_heads.read_page_heads(file.fileno(), len(content) - 3, n_bytes) is None
+    assert heads is not None
+    assert [head.n_dictionary for head in heads] == [3, None]
+    assert heads[0].uncompressed_bytes == sum(map(len, images[:3])) + 3 * 4
+    assert sum(head.head_bytes + head.compressed_bytes for head in heads) == n_bytes
+    head = content[start : start + 64]
+    for wrong in (b"", b"\0" * 64, b"\xff" * 64, head[:5], head[4:], b"\x1c" * 64):
+        assert page_heads.page_head(wrong) is None
+    for place in range(len(head)):
+        for bit in range(8):
+            found = page_heads.page_head(head[:place] + bytes([head[place] ^ 1 << bit]) + head[place + 1 :])
+            assert found is None or found.head_bytes > 0 <= found.compressed_bytes
 
 
 def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
@@ -259,7 +422,9 @@ def test_without_pyarrow_the_error_says_how_to_get_it(tmp_path: Path, monkeypatc
 
 def test_pyarrow_is_not_loaded_for_other_sources(tmp_path: Path) -> None:
     """It takes a quarter of a second and 10 MiB."""
+    (tmp_path / "a.jpg").write_bytes(b"")
     (tmp_path / "a.txt").write_text("a.jpg 1\n")
+    (tmp_path / "a.jpg").touch()
     code = (
         "import sys; from prefetchd.data.registry import open_source; "
         "from prefetchd.config.validate import make_config; "

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from prefetchd.daemon.memory import plan
 from prefetchd.data import read_ahead
-from prefetchd.data.buffer_pool import AheadRead
 from prefetchd.data.faults import UnreadableFile
 from prefetchd.data.files import FileBuffer, read_file
-from prefetchd.data.read_ahead import ALLOWANCE_BYTES, MAX_BYTES, N_THREADS, ReadAhead
+from prefetchd.data.read_ahead import MAX_BYTES, ReadAhead
+from prefetchd.data.read_threads import N_THREADS, AheadRead
 from prefetchd.data.records import Sample
+from prefetchd.data.source import ALLOWANCE_BYTES
 
 
 class Files:
@@ -60,7 +60,7 @@ def test_fast_reads_start_no_thread(files: Files) -> None:
         ahead.expect([number])
         take(ahead, files, number, buffer)
     assert ahead.read_s == 0
-    assert not ahead._threads
+    assert not ahead._threads.started
 
 
 @pytest.mark.usefixtures("slow")
@@ -80,10 +80,10 @@ def test_what_comes_ahead_is_what_would_have_been_read(files: Files) -> None:
                 take(ahead, files, number, buffer)
             continue
         assert take(ahead, files, number, buffer) == (files.folder / str(number)).read_bytes()
-        assert ahead.held_bytes <= MAX_BYTES
+        assert ahead._pool.held_bytes <= MAX_BYTES
     assert not ahead._coming
     assert not ahead._later
-    assert len(ahead._threads) == N_THREADS
+    assert ahead._threads.started
     assert ahead._n_begun == 0
 
 
@@ -112,11 +112,12 @@ def test_a_large_decode_has_the_room_of_what_was_read_ahead(files: Files) -> Non
         if number in (10, 11, 50):
             room_bytes = (number - 10) * 10_000
             ahead.make_room(ALLOWANCE_BYTES - room_bytes)
-            assert ahead.held_bytes - ahead._lent_bytes <= room_bytes
+            lent_bytes = 0 if ahead._lent is None else ahead._lent.capacity_bytes
+            assert ahead._pool.held_bytes - lent_bytes <= room_bytes
             ahead.make_room(ALLOWANCE_BYTES + 1)  # it is asked for, besides the allowance
     for _ in range(MAX_BYTES):
         ahead.make_room(1)
-        if ahead._most_bytes == MAX_BYTES:
+        if ahead._pool.limit_bytes == MAX_BYTES:
             break
     ahead.expect(range(100))
     for number in range(100):
@@ -124,7 +125,7 @@ def test_a_large_decode_has_the_room_of_what_was_read_ahead(files: Files) -> Non
     assert not ahead._coming
     assert ahead._n_begun == 0
     take(ahead, files, 0, buffer)
-    assert ahead.held_bytes == sum(each.capacity_bytes for each in ahead._free) <= MAX_BYTES
+    assert ahead._pool.held_bytes == sum(each.capacity_bytes for each in ahead._pool._free) <= MAX_BYTES
 
 
 @pytest.mark.usefixtures("slow")
@@ -148,7 +149,7 @@ def test_buffers_serve_file_after_file_whatever_their_sizes(files: Files, monkey
             take(ahead, files, number, buffer)
     assert sum(n_bytes < 1 << 20 for n_bytes in made) < 4 * N_THREADS < len(numbers) * 20 / 4
     take(ahead, files, 0, buffer)
-    assert max(each.capacity_bytes for each in ahead._free) < 1 << 20
+    assert max(each.capacity_bytes for each in ahead._pool._free) < 1 << 20
 
 
 @pytest.mark.usefixtures("slow")
@@ -224,10 +225,6 @@ def test_waiting_for_reads_is_told_apart(files: Files, monkeypatch: pytest.Monke
     assert ahead.waited_s == 2.0
 
 
-def test_the_allowance_is_the_budgets() -> None:
-    assert ALLOWANCE_BYTES == plan.ALLOWANCE_BYTES
-
-
 @pytest.mark.usefixtures("slow")
 def test_what_was_held_is_given_back_when_reads_are_fast_again(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     ahead, buffer = ReadAhead(files), FileBuffer()
@@ -235,9 +232,9 @@ def test_what_was_held_is_given_back_when_reads_are_fast_again(files: Files, mon
     ahead.expect([1, 2, 3])
     for number in (1, 2, 3, 4):
         assert take(ahead, files, number, buffer) == (files.folder / str(number)).read_bytes()
-    assert ahead.held_bytes > 0
+    assert ahead._pool.held_bytes > 0
     monkeypatch.setattr(read_ahead, "FAST_S", 1e9)
     monkeypatch.setattr(read_ahead, "SLOW_S", 1e9)
     take(ahead, files, 5, buffer)
     assert ahead.read_s == 0
-    assert ahead.held_bytes == 0
+    assert ahead._pool.held_bytes == 0

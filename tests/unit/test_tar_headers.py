@@ -105,7 +105,7 @@ def test_a_size_in_base_256_is_read(tmp_path: Path) -> None:
 
 
 def test_an_archive_may_end_without_its_end_mark_but_not_in_a_member(tmp_path: Path) -> None:
-    """A cut in data, in a header or in an extension is told with its place."""
+    """The error names the place of a cut in data, in a header or in an extension."""
     path = Path(write_tar(tmp_path / "a.tar", [("a.jpg", b"x" * 1000), ("b.jpg", b"y" * 510)]))
     whole = path.read_bytes()
     last = walk(path)[1]
@@ -156,9 +156,50 @@ def test_a_damaged_header_in_the_middle_is_told_with_its_place(tmp_path: Path) -
 
 
 def test_an_archive_behind_the_archive_is_refused(tmp_path: Path) -> None:
-    """`cat a.tar b.tar` would lose all of b, silently."""
+    """`cat a.tar b.tar` would lose all of b in silence."""
     one = Path(write_tar(tmp_path / "a.tar", [("a.jpg", b"x")]))
     joined = tmp_path / "c.tar"
     joined.write_bytes(one.read_bytes() * 2)
     with pytest.raises(ManifestError, match="another archive follows"):
         walk(joined)
+
+
+def with_extension(path: Path, records: bytes, *, times: int = 1) -> Path:
+    """Write an archive of one empty file, with `records` in each of its pax headers."""
+    info = tarfile.TarInfo("./PaxHeaders/a")
+    info.type, info.size = tarfile.XHDTYPE, len(records)
+    extension = info.tobuf(tarfile.USTAR_FORMAT) + records + bytes(-len(records) % 512)
+    path.write_bytes(extension * times + tarfile.TarInfo("a.jpg").tobuf(tarfile.USTAR_FORMAT) + bytes(1024))
+    return path
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        pytest.param(b"0 path=x\n", id="zero"),
+        pytest.param(b"1 path=x\n", id="ends in its own length"),
+        pytest.param(b"2 \n", id="no text"),
+        pytest.param(b"-9 path=x\n", id="negative"),
+        pytest.param(b"+9 path=x\n", id="signed"),
+        pytest.param(b" 9 path=x\n", id="no number"),
+        pytest.param(b"99 path=x\n", id="beyond its end"),
+        pytest.param(b"9" * 600, id="no space"),
+        pytest.param(b"9" * 5009 + b" path=x\n", id="more digits than Python converts"),
+        pytest.param(b"5020 size=" + b"9" * 5009 + b"\n", id="a size of as many"),
+        pytest.param(b"10 size=x\n", id="a size in letters"),
+        pytest.param(b"11 size=-1\n", id="a negative size"),
+        pytest.param(b"28 size=9223372036854775807\n", id="a size beyond the archive"),
+    ],
+)
+def test_lengths_that_make_no_progress_are_refused(tmp_path: Path, records: bytes) -> None:
+    """None may repeat a record for ever, or end in anything but an error in words."""
+    with pytest.raises(ManifestError, match=r"cannot use .*(extended header|cut short)"):
+        walk(with_extension(tmp_path / "a.tar", records))
+
+
+def test_a_chain_of_extended_headers_ends(tmp_path: Path) -> None:
+    """An index has 24 bits for the blocks before a member's data."""
+    records = b"%d comment=" % (1 << 20) + b"y" * ((1 << 20) - 17) + b"\n"
+    assert [member.name for member in walk(with_extension(tmp_path / "a.tar", records, times=3))] == [b"a.jpg"]
+    with pytest.raises(ManifestError, match="headers of one member are longer"):
+        walk(with_extension(tmp_path / "b.tar", records, times=17))

@@ -75,10 +75,13 @@ def one(folder: Path, *members: tuple[str, Content], name: str = "a.tar") -> str
         ([("a.jpg", b"A"), ("a.json", '{"label": 5, "w": 1}')], {}, [(b"A", 5)]),
         ([("a.jpg", b"A"), ("a.json", '{"b": {"c": [1, 2.5]}}')], {"y_column": "json:b.c"}, [(b"A", (1.0, 2.5))]),
         ([("a.jpg", b"A"), ("a.json", '{"w": 2}'), ("a.cls", "1")], {"y_column": "cls,json:w"}, [(b"A", (1, 2))]),
-        ([("a.jpg", b"A"), ("a.json", '{"w": 2}')], {}, [(b"A", None)]),
+        ([("a.jpg", b"A"), ("a.json", '{"w": 2}')], {"label_columns": 0}, [(b"A", None)]),
+        ([("a.jpg", b"A"), ("a.json", "{}")], {}, [(b"A", None)]),
+        ([("a.jpg", b"A"), ("a.seg.png", b"B")], {}, [(b"A", None)]),
+        ([("2.0 (Clean).jpg", b"A"), ("2.0 (Clean).cls", "7")], {"y_column": "0 (Clean).cls"}, [(b"A", 7)]),
         ([("a.jpg", b"A"), ("a.txt", "dog"), ("b.jpg", b"B"), ("b.txt", "a cat")], {"y_column": "txt"},
          [(b"A", 1), (b"B", 0)]),
-        ([("a.jpg", b"A"), ("a.txt", "a caption")], {}, [(b"A", None)]),
+        ([("a.jpg", b"A"), ("a.txt", "a caption")], {"label_columns": 0}, [(b"A", None)]),
         ([("a.jpg", b"A"), ("a.png", b"B")], {"x_column": "png"}, [(b"B", None)]),
         ([("a.jpg", b"A"), ("b.png", b"B")], {"x_column": "jpg;png"}, [(b"A", None), (b"B", None)]),
         ([("a.input.jpg", b"A"), ("a.seg.png", b"B")], {"x_column": "input.jpg"}, [(b"A", None)]),
@@ -111,7 +114,7 @@ def test_directories_and_other_members_are_passed_over(tmp_path: Path) -> None:
         ([("b.jpg", b"B"), ("b.png", b"C"), ("b.cls", "1")], {},
          r"sample b: it has 2 images \(.jpg, .png\); give x_column"),
         ([("b.jpg", b"B"), ("b.jpg", b"C"), ("b.cls", "1")], {}, "sample b: it has 2 members b.jpg"),
-        ([("b.jpg", b"B"), ("b.cls", "cat")], {}, "sample b: its label is text .'cat'., and no number"),
+        ([("b.jpg", b"B"), ("b.cls", "cat")], {}, "sample b: its label is text .'cat'., and not a number"),
         ([("b.jpg", b"B"), ("b.cls", "")], {}, "sample b: its label b.cls is empty"),
         ([("b.jpg", b"B"), ("b.cls", b"\xff")], {}, "sample b: its label b.cls is not text"),
         ([("b.jpg", b"B"), ("b.cls", "1 2")], {}, "sample b: its label has 2 numbers, and the first has 1"),
@@ -130,7 +133,7 @@ def test_a_sample_that_does_not_fit_is_refused_by_shard_and_key(tmp_path: Path, 
     assert re.search(what, message), message
 
 
-def test_the_first_bad_sample_is_told_and_how_many_more(tmp_path: Path) -> None:
+def test_the_first_bad_sample_is_named_and_the_others_counted(tmp_path: Path) -> None:
     """As for a manifest's lines."""
     members = [(f"{i}.jpg", b"x") for i in range(5)]
     message = refusal(one(tmp_path, ("a.jpg", b"A"), ("a.cls", "0"), *members))
@@ -144,21 +147,46 @@ def test_a_label_that_only_later_samples_have_is_not_lost(tmp_path: Path) -> Non
 
 
 def test_a_json_label_that_only_later_samples_have_is_not_lost(tmp_path: Path) -> None:
-    """Nor one of a first sample whose JSON is damaged. What is no object has no label, and no fault either."""
-    for first in ("{}", '{"width": 3}', "[1, 2]"):
-        members = ("a.jpg", b"A"), ("a.json", first), ("b.jpg", b"B"), ("b.json", '{"label": 1}')
-        assert "sample b: it has a label (.json:label), and the first sample has none" in refusal(
-            one(tmp_path, *members)
-        )
-        assert count(one(tmp_path, *members), label_columns=0) == 2
+    """Nor one of a first sample whose JSON is damaged."""
+    members = ("a.jpg", b"A"), ("a.json", "{}"), ("b.jpg", b"B"), ("b.json", '{"label": 1}')
+    assert "sample b: it has a label (.json:label), and the first sample has none" in refusal(one(tmp_path, *members))
+    assert count(one(tmp_path, *members), label_columns=0) == 2
     damaged = one(tmp_path, ("a.jpg", b"A"), ("a.json", "{"), ("b.jpg", b"B"), ("b.json", '{"label": 1}'))
     assert "sample a: its a.json: it is not JSON" in refusal(damaged)
     assert count(damaged, label_columns=0) == 2
-    unlabelled = [(f"{i}.{kind}", content) for i in range(3) for kind, content in (("jpg", b"x"), ("json", "[1]"))]
-    assert count(one(tmp_path, *unlabelled)) == 3
+    late = one(tmp_path, ("a.jpg", b"A"), ("b.jpg", b"B"), ("b.label", "1"))
+    assert "sample b: it has a label (.label)" in refusal(late)
 
 
-def test_json_labels_that_are_bad_are_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("members", "what"),
+    [
+        ([("a.label", "1")], r"are \.label; give y_column='label', or label_columns=0"),
+        ([("a.txt", "a caption"), ("a.json", '{"breed": "pug", "width": 3}')],
+         r"are \.txt, \.json:breed, \.json:width; give y_column='txt', or label_columns=0"),
+        ([("a.json", "[1]")], r"are \.json; .*label_columns=0"),
+        ([("a.npy", b"1")], r"are \.npy; give y_column='npy', or"),
+    ],
+)  # fmt: skip
+def test_a_label_under_an_unknown_name_is_refused(tmp_path: Path, members, what) -> None:
+    """It would be left out in silence, and y be the sample's number."""
+    import re
+
+    source = one(tmp_path, ("a.jpg", b"A"), *members)
+    message = refusal(source)
+    assert message.startswith("cannot tell which member of a.tar sample a has the label"), message
+    assert re.search(what, message), message
+    assert read(source, label_columns=0) == [(b"A", None)]
+
+
+def test_a_dot_in_a_sample_s_name_does_not_lose_its_label(tmp_path: Path) -> None:
+    """WebDataset's key ends at the first dot, so `2.0 (Clean).cls` is no `.cls`."""
+    message = refusal(one(tmp_path, ("2.0 (Clean).jpg", b"A"), ("2.0 (Clean).cls", "7")))
+    assert "ends at its first dot" in message
+    assert "y_column='0 (clean).cls'" in message
+
+
+def test_json_labels_that_are_bad_are_named(tmp_path: Path) -> None:
     """Null, no JSON, no key."""
     for content, what in [('{"label": null}', "null"), ("{", "not JSON"), ("{}", "no key 'label'"), ("7", "no object")]:
         assert what in refusal(one(tmp_path, ("a.jpg", b"A"), ("a.json", content)), y_column="json:label")
@@ -170,7 +198,7 @@ def test_links_in_a_sample_are_refused(tmp_path: Path, kind: bytes) -> None:
     """Their content is elsewhere."""
     link = tarfile.TarInfo()
     link.type, link.linkname = kind, "a.jpg"
-    assert "link, and no regular file" in refusal(one(tmp_path, ("a.jpg", b"A"), ("b.jpg", link)))
+    assert "link, and not a regular file" in refusal(one(tmp_path, ("a.jpg", b"A"), ("b.jpg", link)))
 
 
 def test_the_order_is_that_of_the_shards_and_keys_may_come_again(tmp_path: Path) -> None:
@@ -207,7 +235,7 @@ def test_no_samples_and_compressed_shards_are_refused(tmp_path: Path) -> None:
     assert "gzip -d" in refusal(tmp_path)
     assert "No such file" in refusal(tmp_path / "none.tar")
     os.mkfifo(tmp_path / "fifo.tar")
-    assert "no regular file" in refusal(tmp_path / "fifo.tar")
+    assert "it is a FIFO" in refusal(tmp_path / "fifo.tar")
 
 
 def test_a_reader_attaches_and_reads_any_sample(tmp_path: Path) -> None:
@@ -326,7 +354,7 @@ def test_memory_for_a_large_image_is_asked_for_first(tmp_path: Path) -> None:
 def test_an_archive_without_its_end_mark_is_warned_of(
     tmp_path: Path, complete: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Cut between two members it looks whole, and samples would be missing without a word."""
+    """Cut between two members it looks whole, and samples would be missing in silence."""
     path = one(tmp_path, ("a.jpg", b"A"), ("b.jpg", b"B"))
     if not complete:
         with tarfile.open(path) as tar:

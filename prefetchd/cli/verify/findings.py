@@ -12,7 +12,7 @@ import numpy as np
 
 from prefetchd.cli.views.charts import histogram, short_duration
 from prefetchd.config.units import format_bytes, format_count
-from prefetchd.data.images.header import FORMATS
+from prefetchd.data.images.headers.header import FORMATS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefetchd.data.arrays.npy import ArrayFile, open_file
-from prefetchd.data.files import identity
+from prefetchd.data.arrays.npy import ArrayFile
+from prefetchd.data.files import check_unchanged, open_regular, read_into
 from prefetchd.errors import ManifestError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class MappedRows:
 
     def __init__(self, file: ArrayFile, *, shuffled: bool) -> None:
         self.file = file
-        self._fd = open_file(file.path, file.name)
+        self._fd = open_regular(file.path, file.name)
         try:
             self._map(shuffled)
         except BaseException:
@@ -131,7 +131,7 @@ class MappedRows:
                 self._advise_chunks = _ADVISED_CHUNKS
 
     def _check(self) -> None:
-        self.file.check(identity(os.fstat(self._fd)))
+        check_unchanged(self._fd, self.file.identity, self.file.name)
 
     def read(self, first: int, out: NDArray[Any]) -> None:
         """Read rows from `first` on into all of `out`, C-contiguous, without touching the map.
@@ -142,12 +142,7 @@ class MappedRows:
         """
         self._check()
         buffer = out.reshape(-1).view(np.uint8).data
-        place = 0
-        while place < len(buffer):
-            n_bytes = os.preadv(self._fd, [buffer[place:]], self.file.offset_bytes + first * self._row_bytes + place)
-            if not n_bytes:
-                break
-            place += n_bytes
+        n_read = read_into(self._fd, buffer, self.file.offset_bytes + first * self._row_bytes)
         self._check()
-        if place < len(buffer):
+        if n_read < len(buffer):
             raise ManifestError(f"cannot go on with {self.file.name}: it became shorter while in use; start again")

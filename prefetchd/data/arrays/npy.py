@@ -11,7 +11,6 @@ import contextlib
 import io
 import math
 import os
-import stat
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from prefetchd.data.files import identity
+from prefetchd.data.files import check_unchanged, identity, open_regular, read_exactly
 from prefetchd.errors import ManifestError, one_line
 from prefetchd.ring.layout import DTYPES
 
@@ -78,23 +77,7 @@ class ArrayFile:
 
     def check_path(self) -> None:
         """Raise `ManifestError` if the path no longer leads to the file as it was opened."""
-        try:
-            now = identity(os.stat(self.path))
-        except OSError as error:
-            raise ManifestError(
-                f"cannot go on with {self.name}: it cannot be found any more ({error.strerror}) while in use; "
-                "start again to serve what there is"
-            ) from None
-        self.check(now)
-
-    def check(self, now: list[int]) -> None:
-        """Raise `ManifestError` unless `now` is the identity of the file as it was opened."""
-        if (*now,) != self.identity:
-            sizes = "" if now[2] == self.identity[2] else f" (from {self.identity[2]} to {now[2]} bytes)"
-            raise ManifestError(
-                f"cannot go on with {self.name}: it was written to, or replaced{sizes} while in use; "
-                "start again to serve it as it is"
-            )
+        check_unchanged(self.path, self.identity, self.name)
 
     def digest(self, *, blocks: int = _DIGEST_BLOCKS) -> bytes:
         """Return a digest of dtype, shape, size and a sample of the data, not of where the file lies.
@@ -105,13 +88,13 @@ class ArrayFile:
         """
         found = blake2b(repr((self.dtype, self.shape, self.n_bytes)).encode())
         with opened(self.path, self.name) as fd:
-            self.check(identity(os.fstat(fd)))
+            check_unchanged(fd, self.identity, self.name)
             last = max(0, self.n_bytes - _DIGEST_BLOCK_BYTES)
             count = min(blocks, -(-self.n_bytes // _DIGEST_BLOCK_BYTES))
             for number in range(count):
                 start = last * number // max(1, count - 1)
                 n_bytes = min(_DIGEST_BLOCK_BYTES, self.n_bytes - start)
-                found.update(read_at(fd, self.offset_bytes + start, n_bytes, self.name))
+                found.update(read_exactly(fd, self.offset_bytes + start, n_bytes, self.name))
         return found.digest()
 
     def to_wire(self) -> list[Any]:
@@ -125,48 +108,14 @@ def array_file_from_wire(wire: list[Any]) -> ArrayFile:
     return ArrayFile(path, name, tuple(found), dtype, tuple(shape), offset_bytes)
 
 
-def open_file(path: str, name: str) -> int:
-    """Return a descriptor of a regular file, the caller's own.
-
-    Raises:
-        ManifestError: if it cannot be opened or is something else than a file.
-    """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (OSError, ValueError) as error:
-        what = f"{error.strerror} (errno {error.errno})" if isinstance(error, OSError) else str(error)
-        raise ManifestError(f"cannot open {name}: {what}; check the path and its permissions") from None
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise ManifestError(f"cannot read {name}: it is no regular file, and rows are read by position; give a file")
-    return fd
-
-
 @contextlib.contextmanager
 def opened(path: str, name: str) -> Iterator[int]:
-    """Open a file as `open_file` does, for the time of a block."""
-    fd = open_file(path, name)
+    """Open a regular file for the time of a block; errors call it `name`."""
+    fd = open_regular(path, name)
     try:
         yield fd
     finally:
         os.close(fd)
-
-
-def read_at(fd: int, offset: int, n_bytes: int, name: str) -> bytes:
-    """Return `n_bytes` of a file from `offset` on.
-
-    Raises:
-        ManifestError: if the file ends before, or cannot be read.
-    """
-    try:
-        found = os.pread(fd, n_bytes, offset)
-        while len(found) < n_bytes and (more := os.pread(fd, n_bytes - len(found), offset + len(found))):
-            found += more
-    except OSError as error:
-        raise ManifestError(f"cannot read {name}: {error.strerror} (at byte {offset}); check the disk") from None
-    if len(found) < n_bytes:
-        raise ManifestError(f"cannot read {name}: it became shorter while it was read; start again")
-    return found
 
 
 def open_npy(path: str) -> ArrayFile:
@@ -189,7 +138,7 @@ def read_header(fd: int, name: str, start: int, end: int) -> tuple[str, tuple[in
     Raises:
         ManifestError: if it is none, is shorter than its header says, or holds what cannot be served.
     """
-    head = io.BytesIO(read_at(fd, start, min(_HEAD_BYTES, end - start), name))
+    head = io.BytesIO(read_exactly(fd, start, min(_HEAD_BYTES, end - start), name))
     try:
         version = np.lib.format.read_magic(head)
         # Version 3 differs from 2 in the encoding of the names of fields, and arrays with those are refused.

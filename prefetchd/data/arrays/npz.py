@@ -10,8 +10,8 @@ import os
 import struct
 from typing import TYPE_CHECKING
 
-from prefetchd.data.arrays.npy import ArrayFile, opened, read_at, read_header
-from prefetchd.data.files import identity
+from prefetchd.data.arrays.npy import ArrayFile, opened, read_header
+from prefetchd.data.files import identity, read_exactly
 from prefetchd.errors import ManifestError, one_line
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _member(
             "np.savez(new_path, **np.load(path))"
         )
     signature, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(
-        read_at(fd, info.header_offset, _LOCAL_HEADER.size, title)
+        read_exactly(fd, info.header_offset, _LOCAL_HEADER.size, title)
     )
     start = info.header_offset + _LOCAL_HEADER.size + name_bytes + extra_bytes
     if signature != _SIGNATURE or start + info.file_size > found[2]:

@@ -23,9 +23,10 @@ from prefetchd.data.arrays.array_set import (
     read_table,
     write_table,
 )
-from prefetchd.data.arrays.npy import ArrayFile, open_npy, opened, read_at
+from prefetchd.data.arrays.npy import ArrayFile, open_npy, opened
 from prefetchd.data.arrays.sequence_rows import SequenceRows
 from prefetchd.data.arrays.source import MappedSource, check_counts, unreadable
+from prefetchd.data.files import read_exactly
 from prefetchd.data.kinds import (
     COLUMN_OPTIONS,
     IMAGE_OPTIONS,
@@ -231,7 +232,9 @@ def check_offsets(offsets: ArrayFile, tokens: ArrayFile) -> int:
     longest, before = 0, 0
     with opened(offsets.path, offsets.name) as fd:
         for start in range(0, offsets.n_bytes, _BLOCK_BYTES):
-            raw = read_at(fd, offsets.offset_bytes + start, min(_BLOCK_BYTES, offsets.n_bytes - start), offsets.name)
+            raw = read_exactly(
+                fd, offsets.offset_bytes + start, min(_BLOCK_BYTES, offsets.n_bytes - start), offsets.name
+            )
             block = np.frombuffer(raw, dtype)
             first = start // dtype.itemsize
             outside = (block > tokens.n_rows) | (block < 0)

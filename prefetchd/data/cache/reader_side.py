@@ -25,6 +25,7 @@ from prefetchd.data.cache.keys import is_settled, key_of
 from prefetchd.data.cache.lookup import Lookup
 from prefetchd.data.cache.run_state import LIMIT_REACHED, OFFSET_BITS, OFFSET_MASK, RunState, StateShape
 from prefetchd.data.cache.size_limit import Room
+from prefetchd.data.files import read_into
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -117,7 +118,7 @@ class CacheInReader:
         try:
             if number not in self._rows_fds:
                 self._open(number)
-            if segment.read_into(self._rows_fds[number], segment.bytes_of(pixels), word & OFFSET_MASK):
+            if read_into(self._rows_fds[number], segment.bytes_of(pixels), word & OFFSET_MASK) == pixels.nbytes:
                 self._state.count(hits=1)
                 return pixels
         except OSError:

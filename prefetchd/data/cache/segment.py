@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefetchd.data.cache.keys import KEY_BYTES
+from prefetchd.data.files import read_into
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -71,23 +72,9 @@ def read_row(fd: int, record: Record, channels: int) -> NDArray[np.uint8] | None
     if record.height * record.width * channels != record.n_bytes:
         return None
     pixels = np.empty(shape_of(record.height, record.width, channels), np.uint8)
-    if not read_into(fd, bytes_of(pixels), record.offset):
+    if read_into(fd, bytes_of(pixels), record.offset) < record.n_bytes:
         return None
     return pixels if zlib.crc32(bytes_of(pixels)) == record.checksum else None
-
-
-def read_into(fd: int, row: memoryview, offset: int) -> bool:
-    """Fill `row` with what is at `offset`; whether there was as much.
-
-    Read, and never mapped: a mapped file that someone truncates is a SIGBUS.
-    """
-    n_read = os.preadv(fd, (row,), offset)
-    while 0 < n_read < len(row):
-        n_new = os.preadv(fd, (row[n_read:],), offset + n_read)
-        if n_new == 0:
-            return False
-        n_read += n_new
-    return n_read == len(row)
 
 
 def bytes_of(pixels: NDArray[Any]) -> memoryview:

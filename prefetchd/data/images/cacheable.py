@@ -1,31 +1,32 @@
-"""The image between a file and the random part of its pipeline: made where a cache keeps it, or where a size is given.
+"""What the cache of decoded images keeps, and how a task is served from it. Used in readers.
 
-With `cache_image_size` it is the file fitted into that size at its own aspect, never enlarged; without, it is resized
-to the target as `resize` says, after which only flips, colours and users' functions follow. `cache.rules` has why.
-Used in readers.
+The cacheable image lies between a file and the random part of its pipeline. With `cache_image_size` it is the file
+fitted into that size at its own aspect, never enlarged; without, it is resized to the target as `resize` says, and only
+flips, colours and users' functions follow. `cache.keys` says why.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
 from prefetchd.data.images import decode
-from prefetchd.data.images.geometry import Geometry
-from prefetchd.data.images.normalize import INTERPOLATIONS, fit_box
-from prefetchd.data.images.resample import Placer
+from prefetchd.data.images.resample import INTERPOLATIONS, Placer, fit_box, keep
+from prefetchd.data.records import Records, Sample
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from prefetchd.config.options import Config
-    from prefetchd.data.images.header import ImageHeader
+    from prefetchd.data.cache.reader_side import CacheInReader
+    from prefetchd.data.images.headers.header import ImageHeader
 
 
-class KeptImages:
-    """Makes kept images as one configuration wants them. One thread."""
+class CacheableImages:
+    """Makes the cacheable images of one configuration. One thread."""
 
     def __init__(self, config: Config) -> None:
         self._fitted = config.cache_image_size is not None
@@ -37,23 +38,66 @@ class KeptImages:
 
     @property
     def n_bytes(self) -> int:
-        """Of the largest kept image."""
+        """Bytes of the largest one."""
         return self.size[0] * self.size[1] * self._channels
 
     def reduction(self, header: ImageHeader) -> int:
-        """The largest JPEG reduction that leaves enough pixels."""
+        """Return the largest JPEG reduction that leaves enough pixels."""
         return decode.choose_reduction(header, *self.size, "pad" if self._fitted else self._resize)
 
     def make(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return the kept image of a decoded one; it may be the same array."""
+        """Return the cacheable image of a decoded one; it may be the same array."""
         if not self._fitted:
-            kept = np.empty((*self.size, *image.shape[2:]), np.uint8)
-            self._placer.place(image, Geometry(image.shape[:2]), None, kept)
-            return kept
+            made = np.empty((*self.size, *image.shape[2:]), np.uint8)
+            self._placer.resize(image, made)
+            return made
         height, width = image.shape[:2]
         if height <= self.size[0] and width <= self.size[1]:
             return image
         _, _, tall, wide = fit_box(height, width, *self.size)
-        kept = np.empty((tall, wide, *image.shape[2:]), np.uint8)
-        cv2.resize(image, (wide, tall), dst=kept, interpolation=self._interpolation)
-        return kept
+        made = np.empty((tall, wide, *image.shape[2:]), np.uint8)
+        keep(cv2.resize(image, (wide, tall), dst=made, interpolation=self._interpolation), made)
+        return made
+
+
+class CachedRows:
+    """Serves what the cache knows, without a manifest line, a file or a decoder. Borrows cache and records.
+
+    If a row of the batch is the cacheable image itself (uint8, channels last, nothing random after it), all known rows
+    of a task are read straight into the slot. Otherwise a known sample has only its number and label, and passes
+    through the pipeline from its cached image on.
+    """
+
+    def __init__(self, config: Config, cache: CacheInReader, records: Records) -> None:
+        self._cache = cache
+        self._records = records
+        self._straight = (
+            config.dtype == "uint8"
+            and (config.layout == "nhwc" or config.channels == 1)
+            and config.cache_image_size is None
+            and not (config.augment or config.transform or config.target_transform)
+        )
+
+    def unknown(self, sample_ids: Iterable[int]) -> list[int]:
+        """Return those of the samples that are not known to be in the cache."""
+        ids = np.fromiter(sample_ids, np.int64)
+        return [int(sample_id) for sample_id, known in zip(ids, self._cache.known(ids), strict=True) if not known]
+
+    def fill(
+        self, sample_ids: NDArray[np.int64], rows: Sequence[int], x: NDArray[Any], y: NDArray[Any]
+    ) -> tuple[NDArray[np.int64], Sequence[int], list[Sample]]:
+        """Write the rows that can be read straight into the batch; return ids, rows and samples of the others."""
+        sample_ids = np.asarray(sample_ids)
+        if self._straight:
+            left = self._cache.fill_rows(sample_ids, rows[0], x, y)
+            if not left:
+                return sample_ids[:0], (), []
+            sample_ids, rows = sample_ids[left], [rows[place] for place in left]
+            return sample_ids, rows, self._records.samples(sample_ids)
+        known = self._cache.known(sample_ids)
+        unknown = iter(self._records.samples(sample_ids[[not each for each in known]]) if not all(known) else ())
+        samples = [
+            Sample("", self._cache.label(int(sample_id))) if is_known else next(unknown)
+            for sample_id, is_known in zip(sample_ids, known, strict=True)
+        ]
+        return sample_ids, rows, samples

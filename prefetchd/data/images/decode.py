@@ -1,18 +1,16 @@
 """From encoded bytes to pixels, with OpenCV.
 
-Owns the choice of the JPEG reduction, the estimate of what a decode takes, and the verdict on bytes that do not decode.
-`sources/image_files` calls it, in this order, so that each step is settled before it costs anything: `identify`, the
-limits and the budget from `decode_working_bytes`, then `decode_image`. One thread only: the caller sets
-`cv2.setNumThreads(0)`. When a decoder crashes the process, the pool sees it; nothing here outlives the process.
+Owns the choice of the JPEG reduction, the decode itself, and the verdict on bytes that do not decode. The pipeline
+calls it in readers, after it has checked the header's limits and reserved the working memory. One thread only: the
+caller sets `cv2.setNumThreads(0)`. A decoder that crashes ends the process, and the daemon's pool replaces the reader.
 
-Pixels are those of `cv2.imread(path, IMREAD_COLOR)`: EXIF orientation applied, alpha dropped, 16 bits cut to
-8, grey and palettes made colour. What differs: an image that is cut short is an error here and never grey
-below.
-
-Why OpenCV alone, and no second library for JPEG: of a photograph's decode three quarters are the entropy decoding,
-which libjpeg-turbo does in all of them, and what the others save of the rest is 1 to 4 % (docs/performance.md).
-What saves more is to decode no rows that a crop leaves out: see `rows_to_decode`.
+Pixels are those of `cv2.imread(path, IMREAD_COLOR)`: EXIF orientation applied, alpha dropped, 16 bits cut to 8, grey
+and palettes made colour. One difference: an image that is cut short is an error here, and not grey below.
 """
+
+# Why OpenCV alone, and no second library for JPEG: three quarters of a photograph's decode are the entropy decoding,
+# which libjpeg-turbo does in all of them, and others save 1 to 4 % of the rest (docs/performance.md). Decoding no rows
+# below a crop saves more: see `rows_to_decode`.
 
 from __future__ import annotations
 
@@ -24,8 +22,10 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from prefetchd.data.faults import UndecodableImage
-from prefetchd.data.images.header import ImageHeader, read_header
+from prefetchd.data.faults import RefusedImage, UndecodableImage
+from prefetchd.data.images.headers.header import ImageHeader
+from prefetchd.data.images.headers.read import parser_of, read_header
+from prefetchd.data.images.working_memory import decode_working_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,18 +45,16 @@ _HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", 
 _OTHER_FORMATS = {
     b"version https://git-lfs": "a pointer of Git LFS: fetch the file itself (git lfs pull)",
     b"<svg": "SVG", b"<": "HTML or XML, as a failed download leaves", b"{": "JSON or the like",
-    b"\0\0\0\x0cjP  ": "JPEG 2000", b"\0\0\0\x0cJXL ": "JPEG XL", b"\xff\x0a": "JPEG XL", b"8BPS": "a Photoshop file",
-    b"\0\0\1\0": "an icon", b"P5": "a PGM", b"P6": "a PPM", b"%PDF": "a PDF", b"\x1f\x8b": "compressed (gzip)",
+    b"\0\0\0\x0cJXL ": "JPEG XL", b"\xff\x0a": "JPEG XL", b"8BPS": "a Photoshop file",
+    b"\0\0\1\0": "an icon", b"%PDF": "a PDF", b"\x1f\x8b": "compressed (gzip)",
     b"PK\3\4": "a zip archive", b"\x93NUMPY": "an array (.npy)",
 }  # fmt: skip
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
-_CONSTANT_BYTES = 1 << 20
-_AVIF_CONSTANT_BYTES = 8 << 20
 _SEARCH_BYTES = 1 << 16
 
 
 def silence_decoders() -> None:
-    """Stop OpenCV from logging about each bad image. Call once in a reader.
+    """Stop OpenCV from logging each bad image. Call once in a reader.
 
     Its codecs (libpng, libjpeg) write to descriptor 2 themselves, and no option stops them: see
     `detach_native_stderr`.
@@ -68,9 +66,9 @@ def silence_decoders() -> None:
 def detach_native_stderr() -> int:
     """Send what C libraries write to descriptor 2 to /dev/null and return a new descriptor of the real one.
 
-    Call once in a reader, and give the result to `sys.stderr` and `faulthandler`. (Swapping the descriptor
-    around each decode would cost four system calls an image and lose a crash's trace.)
+    Call once in a reader, and give the result to `sys.stderr` and `faulthandler`.
     """
+    # Swapping the descriptor around each decode would cost four system calls an image and lose a crash's trace.
     real = os.dup(2)
     null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     os.dup2(null, 2)
@@ -82,20 +80,25 @@ def identify(data: memoryview | NDArray[np.uint8] | bytes) -> ImageHeader:
     """Return the header of the image in `data`.
 
     Raises:
-        UndecodableImage: if it is no image of a known format, or ends within its header.
+        RefusedImage: if it is not an image of a known format, or is cut short, as far as the header tells.
     """
     header = read_header(data)
     if header is None:
-        start = bytes(data[:8])
-        if start.startswith((b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"II*", b"MM\0*")):
-            raise UndecodableImage(f"the image is cut short, or its header damaged ({len(data)} bytes)")
-        other = _other_format(bytes(data[:64]))
-        raise UndecodableImage(f"not an image of a known format{other} (it starts with {start!r})")
+        start = bytes(data[:64])
+        other = _other_format(start)
+        if not other and (parser_of(start) is not None or start.startswith(b"RIFF")):
+            raise RefusedImage(f"the image is cut short, or its header damaged ({len(data)} bytes)")
+        raise RefusedImage(f"not an image of a known format{other} (it starts with {start[:8]!r})")
+    if len(data) < header.least_bytes:
+        raise RefusedImage(
+            f"the {header.format.upper()} file is cut short ({len(data)} bytes, and {header.describe()} take at least "
+            f"{header.least_bytes})"
+        )
     return header
 
 
 def _other_format(start: bytes) -> str:
-    """Say what a file is that is often found where an image was meant to be; empty if that is not known."""
+    """Return a name for what is often found in place of an image; empty if it is not known."""
     if start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS:
         return ", but HEIC, which OpenCV does not read: convert it"
     if not start.strip(b"\0"):
@@ -107,14 +110,16 @@ def _other_format(start: bytes) -> str:
 def choose_reduction(
     header: ImageHeader, target_h: int, target_w: int, resize: Resize, crop: tuple[int, int] | None = None
 ) -> int:
-    """Return the largest JPEG reduction (1, 2, 4 or 8) after which the resize still has nothing to enlarge.
+    """Return the largest JPEG reduction (1, 2, 4 or 8) after which the resize enlarges nothing.
 
-    With `stretch` and `crop` both sides of the reduced image stay at least the target's: the crop of an image
-    that covers the target covers it too. With `pad` one side is enough: the image is fitted into the target,
-    and that side decides by how much. Other formats have no cheaper way to decode: 1.
-
-    With `crop`, the (height, width) of a box in the full image that is taken in place of `resize`, it is the box that
-    stays at least the target, wherever it lies: so its sides over the reduction are rounded down.
+    Args:
+        header: the image's. Formats other than JPEG cannot be reduced: 1.
+        target_h: rows of the delivered image.
+        target_w: columns of the delivered image.
+        resize: with `stretch` and `crop` both sides stay at least the target's. With `pad` one side is enough, since
+            the side that fits exactly decides the scale.
+        crop: (height, width) of a box in the full image that is taken in place of `resize`. Then the box stays at
+            least the target, wherever it lies, so its sides over the reduction are rounded down.
     """
     if header.format != "jpeg":
         return 1
@@ -131,55 +136,15 @@ def choose_reduction(
 
 
 def rows_to_decode(header: ImageHeader, reduction: int, bottom: int) -> int:
-    """Return how many stored rows must be decoded for the first `bottom` rows of the image reduced by `reduction`.
+    """Return how many stored rows to decode for the first `bottom` rows of the image reduced by `reduction`.
 
-    All of them, unless the header lets a decoder stop early. The pixels of those first rows are then the same, bit by
-    bit: libjpeg looks at most one row of colour ahead, from which it smooths the last row but one of a unit's.
+    All of them, unless the header lets a decoder stop early. The pixels of the first rows are the same in every bit.
     """
+    # libjpeg reads at most one row of colour ahead, to smooth the last row but one of a unit.
     if not header.rows_at or header.orientation > 2:
         return header.height_px
     wanted = (bottom + 1) * reduction
     return min(header.height_px, -(-wanted // header.unit_rows) * header.unit_rows)
-
-
-def decode_working_bytes(header: ImageHeader, n_encoded_bytes: int, *, color: Color, reduced: int) -> int:
-    """Return an upper estimate of the private memory at the peak of decoding, the pixels returned included.
-
-    `n_encoded_bytes`, the file in its buffer, is part of it. The factors were measured with OpenCV 5.0, each
-    kind in a process of its own. Every decode ends with two copies of the pixels: OpenCV's matrix (rotated or
-    not) is copied into numpy's memory. For large images it is 1.01 to 1.75 times the peak, except for TIFF in
-    small strips (up to 11 times): only the directory's strip sizes would tell.
-    """
-    n_out_channels = 1 if color == "gray" else 3
-    n_pixels = header.pixels
-    n_delivered = -(-header.width_px // reduced) * -(-header.height_px // reduced) * n_out_channels
-    inner = 0.0  # bytes besides the delivered pixels while the codec works
-    match header.format:
-        case "jpeg":
-            if header.progressive:  # all coefficients, 16 bits each, in blocks of up to 4 x 8 pixels a side
-                padded = (header.width_px + 32) * (header.height_px + 32)
-                inner = 2 * header.samples_per_px * padded
-        case "png":
-            if header.progressive:  # interlaced: libpng keeps all rows, as stored
-                inner = n_pixels * header.channels * header.bits / 8
-            if header.animated:
-                inner = n_pixels * 16 * header.bits / 8
-        case "webp":
-            lossless_or_alpha = header.channels == 4 or header.samples_per_px == 4.0
-            inner = n_pixels * (header.channels + 4 * lossless_or_alpha + 4 * header.animated)
-        case "gif":
-            inner = n_pixels * 6
-        case "tiff":  # libtiff holds a strip or tile as stored, and as RGBA: either can be the whole image
-            stored = max(header.channels * header.bits / 8, 1)
-            widened = max(header.channels - n_out_channels, 0)
-            inner = n_pixels * (stored + widened + 4 * max(1, header.bits // 8))
-            inner += min(n_encoded_bytes, 2 * n_pixels * stored)  # a compressed strip is copied
-        case "avif":
-            planes = 20 + 16 * (header.channels == 4)
-            inner = n_pixels * planes * (1.25 if header.bits > 8 else 1) + _AVIF_CONSTANT_BYTES
-        case "bmp":
-            pass
-    return int(n_encoded_bytes + n_delivered + max(n_delivered, inner) + _CONSTANT_BYTES)
 
 
 def decode_image(
@@ -193,36 +158,37 @@ def decode_image(
     """Return the pixels of the encoded image in `data`: uint8, (H, W, 3), or (H, W) for `gray`.
 
     Args:
-        data: the whole file; its buffer is written to while `n_rows` is taken from it, and is then as before.
+        data: the whole file. With `n_rows` its buffer is changed during the decode, and restored.
         header: what `identify(data)` returned.
         color: the order of the channels.
         reduction: 1, or what `choose_reduction` chose: H and W are the stored sides over it, rounded up.
-        n_rows: what `rows_to_decode` returned, if not all rows are wanted. H is then less, where `data` may be written.
+        n_rows: what `rows_to_decode` returned, if not all rows are wanted. H is then smaller, if `data` is writable.
 
     Raises:
-        UndecodableImage: the image is cut short, or OpenCV refuses it.
-        MemoryError: the memory for it could not be had, which says nothing of the image.
+        RefusedImage: the image is cut short.
+        UndecodableImage: OpenCV refuses it.
+        MemoryError: there was not enough memory, which is no fault of the image.
     """
     if _is_cut_short(data, header):
-        raise UndecodableImage(f"the {header.format.upper()} file is cut short ({len(data)} bytes, no end marker)")
+        raise RefusedImage(f"the {header.format.upper()} file is cut short ({len(data)} bytes, no end marker)")
     encoded = data if isinstance(data, np.ndarray) else np.frombuffer(data, np.uint8)
     swap = color == "rgb" and header.format not in _RGB_FORMATS
-    if color == "gray":
+    if color == "gray" and (header.format, header.channels) != ("sunraster", 1):  # which OpenCV decodes to black
         flags = cv2.IMREAD_GRAYSCALE
-    elif color == "bgr" or swap:
+    elif color != "rgb" or swap:
         flags = cv2.IMREAD_COLOR
     else:
         flags = cv2.IMREAD_COLOR_RGB
-    # The reduction's bits alone: IMREAD_REDUCED_COLOR_2 holds IMREAD_COLOR, which may not go with IMREAD_COLOR_RGB.
+    # The reduction's bits alone: IMREAD_REDUCED_COLOR_2 contains IMREAD_COLOR, which excludes IMREAD_COLOR_RGB.
     flags |= _REDUCED_BITS[reduction]
-    reason = "the decoder refuses it"
+    reason = "OpenCV refuses it"
     image: Any = None
     wanted = header.height_px if n_rows is None else n_rows
     is_partial = wanted < header.height_px and encoded.flags.writeable
     try:
         if is_partial:
             _write_rows(encoded, header, wanted)
-        image = cv2.imdecode(encoded, flags)
+        image = _decode_from_memory_file(encoded, flags) if header.format == "hdr" else cv2.imdecode(encoded, flags)
     except cv2.error as error:
         reason = " ".join(str(error.err or error).split()) or reason
         if error.code == cv2.Error.StsNoMem or any(words in str(error).lower() for words in _NO_MEMORY_WORDS):
@@ -233,27 +199,50 @@ def decode_image(
         if is_partial:
             _write_rows(encoded, header, header.height_px)
     if is_partial and (image is None or image.shape[0] != -(-wanted // reduction)):
-        # The verdict is the whole image's, and so are the sides, should OpenCV read another orientation than we do.
+        # The whole image decides the verdict, and the sides, if OpenCV reads another orientation than we do.
         return decode_image(data, header, color=color, reduction=reduction)
     if image is not None and image.size:
-        pixels: NDArray[np.uint8] = cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image) if swap else image
-        return pixels
-    # OpenCV also returns None for a good image when memory runs out: look there first, then blame the file.
+        return _in_order(image, color, swap=swap)
+    # OpenCV also returns None for a good image when memory runs out, so check that before the file is blamed.
     _check_memory(decode_working_bytes(header, 0, color=color, reduced=reduction))
-    shape = f"{header.width_px} x {header.height_px} px"
-    raise UndecodableImage(f"the {header.format.upper()} data ({shape}) does not decode: {reason}")
+    raise UndecodableImage(
+        f"the {header.format.upper()} data ({header.describe()}) does not decode: {reason}"
+        + ("; convert it to 8 or 16 bits" if header.bits > 8 and header.bits != 16 else "")
+    )
+
+
+def _in_order(image: Any, color: Color, *, swap: bool) -> NDArray[np.uint8]:
+    """Return the pixels of a decoded image with the channels of `color`."""
+    if color == "gray":
+        pixels = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+    elif image.ndim == 2:  # a PFM keeps the channels that it has
+        pixels = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+    else:
+        pixels = cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image) if swap else image
+    return pixels  # type: ignore[no-any-return]
+
+
+def _decode_from_memory_file(encoded: NDArray[np.uint8], flags: int) -> Any:
+    """Decode a format that OpenCV reads from files only."""
+    # `imdecode` would write a temporary file, which a reader that is killed leaves behind.
+    fd = os.memfd_create("prefetchd-image", os.MFD_CLOEXEC)
+    try:
+        view = memoryview(encoded)  # type: ignore[arg-type, unused-ignore]
+        while view:
+            view = view[os.write(fd, view) :]
+        return cv2.imread(f"/proc/self/fd/{fd}", flags)
+    finally:
+        os.close(fd)
 
 
 def _write_rows(encoded: NDArray[np.uint8], header: ImageHeader, n_rows: int) -> None:
-    """Let the JPEG say that it has `n_rows` rows: the decoder ends with them, and passes over what follows.
-
-    There is no other way: neither OpenCV nor any library that comes as a wheel can decode a part of a JPEG.
-    """
+    """Write `n_rows` into the JPEG's header: the decoder stops after them and ignores the rest."""
+    # Neither OpenCV nor any library that is installed as a wheel can decode a part of a JPEG.
     encoded[header.rows_at : header.rows_at + 2] = divmod(n_rows, 256)
 
 
 def _check_memory(n_bytes: int) -> None:
-    """Raise `MemoryError` if `n_bytes` of private memory cannot be had now (RLIMIT_DATA, overcommit)."""
+    """Raise `MemoryError` if `n_bytes` of private memory cannot be mapped now (RLIMIT_DATA, overcommit)."""
     try:
         # Private, since only private pages count under RLIMIT_DATA; never touched, so it costs nothing.
         mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
@@ -262,10 +251,8 @@ def _check_memory(n_bytes: int) -> None:
 
 
 def _is_cut_short(data: memoryview | NDArray[np.uint8] | bytes, header: ImageHeader) -> bool:
-    """Whether the end of the image is missing, for the formats that mark it. Bytes after the end are common.
-
-    Decoders differ, also between versions of OpenCV, in whether they make up the missing rows in grey.
-    """
+    """Return whether the end of the image is missing, for formats that mark it. Bytes after the end are common."""
+    # Decoders, and versions of OpenCV, differ in whether they fill the missing rows with grey.
     if header.format == "jpeg":
         # No scan or table can hold FF D9, but a thumbnail before the first scan ends with it.
         return (data[-2] != 0xFF or data[-1] != 0xD9) and not _has_end_of_image(data, header.scan_at)
@@ -277,7 +264,7 @@ def _is_cut_short(data: memoryview | NDArray[np.uint8] | bytes, header: ImageHea
 
 
 def _has_end_of_image(data: memoryview | NDArray[np.uint8] | bytes, start: int) -> bool:
-    """Whether FF D9 occurs at or after `start`, searched from the end, in pieces that overlap by a byte."""
+    """Return whether FF D9 occurs at or after `start`; searches from the end, in pieces that overlap by a byte."""
     stop = len(data)
     while stop > start:
         at = max(start, stop - _SEARCH_BYTES)
@@ -288,7 +275,7 @@ def _has_end_of_image(data: memoryview | NDArray[np.uint8] | bytes, start: int) 
 
 
 def _has_end_chunk(data: memoryview | NDArray[np.uint8] | bytes) -> bool:
-    """Whether the chain of PNG chunks arrives at a whole IEND."""
+    """Return whether the chain of PNG chunks reaches a whole IEND."""
     position = 8
     while position + 12 <= len(data):
         if bytes(data[position + 4 : position + 8]) == b"IEND":

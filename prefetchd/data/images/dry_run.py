@@ -1,10 +1,10 @@
-"""The daemon's side of the dry run: what users' functions make of a sample, found out before any memory is planned.
+"""The daemon's side of the dry run: what users' functions give for one sample, before memory is planned.
 
     daemon --OpenDataset + descriptors--> python -P -m prefetchd.reader.dry_run --DryRunDone | DryRunFailed--> daemon
 
-Called by a source when it is opened with a `transform`, a `target_transform` or masks; otherwise nothing is started.
-The process imports and runs user code, which the daemon never does. Its end without an answer, by a crash or an exit,
-is a `ConfigError`; one that hangs is killed after `reader_timeout`. If the daemon dies its socket ends, and so does it.
+A source calls it when it is opened with a `transform`, a `target_transform` or masks. The process imports and runs user
+code, which the daemon never does. If it crashes or exits without an answer, that is a `ConfigError`; if it hangs, it is
+killed after `reader_timeout`. If the daemon dies, its socket closes and the process ends.
 """
 
 from __future__ import annotations
@@ -20,16 +20,21 @@ from prefetchd.config.options import Config
 from prefetchd.errors import ConfigError
 from prefetchd.ipc import reader_messages, sockets
 
-# One thread, as in a reader: what the functions' modules take is measured.
+# One thread, as in a reader: the memory of the functions' modules is measured.
 _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "OPENCV_LOG_LEVEL": "OFF"}
-_MAX_WORDS_BYTES = 1 << 20
+_MAX_STDERR_BYTES = 1 << 20
 
 
 def dry_run(config: Config, handle: dict[str, Any], fds: list[int]) -> reader_messages.DryRunDone:
-    """Return what the functions give; `handle` and `fds` are those that a reader would attach with.
+    """Return what the functions give for one sample.
+
+    Args:
+        config: names the functions.
+        handle: what a reader would attach with.
+        fds: the descriptors of `handle`, borrowed.
 
     Raises:
-        ConfigError: if they cannot be used, with the reason in one line.
+        ConfigError: if the functions cannot be used.
     """
     ours, theirs = sockets.socket_pair()
     stderr = os.memfd_create("prefetchd-dry-run-stderr", os.MFD_CLOEXEC)
@@ -44,7 +49,7 @@ def dry_run(config: Config, handle: dict[str, Any], fds: list[int]) -> reader_me
     theirs.close()
     try:
         answer = _ask(ours, process, config, reader_messages.OpenDataset(0, config.to_wire(), handle, {}), fds)
-        words = os.pread(stderr, _MAX_WORDS_BYTES, 0).decode(errors="replace")
+        output = os.pread(stderr, _MAX_STDERR_BYTES, 0).decode(errors="replace")
     finally:
         ours.close()
         process.kill()
@@ -53,15 +58,15 @@ def dry_run(config: Config, handle: dict[str, Any], fds: list[int]) -> reader_me
     if answer is None:
         from prefetchd.ipc.reader_messages import describe_exit
 
-        last = (words.strip().splitlines() or ["it said nothing"])[-1]
+        last = (output.strip().splitlines() or ["it printed nothing"])[-1]
         raise ConfigError(
             f"cannot use {subject(config)}: the dry run with one sample ended by itself "
             f"({describe_exit(process.returncode)}; {last}); try the function in Python first"
         )
     if isinstance(answer, reader_messages.DryRunFailed):
         raise ConfigError(answer.text)
-    if words:
-        sys.stderr.write(words)  # what the modules said as they were imported
+    if output:
+        sys.stderr.write(output)  # what the modules printed when they were imported
         sys.stderr.flush()
     return answer
 
@@ -73,13 +78,13 @@ def _ask(
     opened: reader_messages.OpenDataset,
     fds: list[int],
 ) -> reader_messages.FromDryRun | None:
-    """Return the answer, or `None` if the process ended without one, and is waited for."""
+    """Return the answer; `None` if the process ended without one, after it was waited for."""
     try:
         sockets.send(sock, reader_messages.encode(opened), fds)
         if not select.select([sock], [], [], config.reader_timeout)[0]:
             raise ConfigError(
                 f"cannot use {subject(config)}: a dry run with one sample has not ended within "
-                f"{config.reader_timeout:g} s; see where it waits, or give a longer --reader-timeout"
+                f"{config.reader_timeout:g} s; see where it waits, or give a larger reader_timeout"
             )
         answer: reader_messages.FromDryRun = reader_messages.decode_from_dry_run(sockets.receive(sock)[0])
         return answer

@@ -1,10 +1,10 @@
-"""Where a sample's pixels come from: the crop, flips and turn that one sample draws, and the map from target to source.
+"""Where a sample's pixels come from: its crop, flips and turn, and the map from target to source. Pure.
 
-Called in readers, once a sample, before its image is decoded (the crop decides how far a JPEG may be reduced); the same
-`Geometry` then places the image and its mask. Pure: the same draws and the same size give the same geometry.
+Called in readers, once a sample, before its image is decoded, since the crop decides how far a JPEG may be reduced. The
+same `Geometry` then places the image and its mask.
 
-Coordinates are continuous: pixel (row 0, column 0) covers 0 to 1 both ways, its centre is at 0.5. A crop is drawn in
-the full, upright image and scaled to what was decoded. An affine map is (a, b, c, d, e, f): x' = ax + by + c and
+Coordinates are continuous: pixel (row 0, column 0) covers 0 to 1 both ways, and its centre is at 0.5. A crop is drawn
+in the full, upright image and scaled to the decoded one. An affine map is (a, b, c, d, e, f): x' = ax + by + c and
 y' = dx + ey + f.
 """
 
@@ -30,14 +30,14 @@ FIRST_WORD = {name: block * BLOCK_WORDS for block, name in enumerate(AUGMENTATIO
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """What one sample's geometry is, for images and masks of any resolution.
+    """One sample's geometry, for images and masks of any resolution.
 
     Attributes:
         full_size: (height, width) of the upright image in which `crop` was drawn.
-        crop: the box to take, or `None` where the option `resize` decides.
+        crop: the box to take; `None` if the option `resize` decides.
         hflip: whether left and right are swapped, after the resize.
-        vflip: whether top and bottom are.
-        turn: the inverse of rotate and affine, from the target back to the target before them; `None` without.
+        vflip: whether top and bottom are swapped, after the resize.
+        turn: the inverse of rotate and affine: from the finished target to the target before them; `None` without.
     """
 
     full_size: tuple[int, int]
@@ -47,7 +47,7 @@ class Geometry:
     turn: Map | None = None
 
     def crop_in(self, height: int, width: int) -> Box | None:
-        """Return the crop in a version of the image that has `height` and `width`, to the nearest pixel."""
+        """Return the crop in a version of the image with `height` and `width`, to the nearest pixel."""
         if self.crop is None or (height, width) == self.full_size:
             return self.crop
         top, left, tall, wide = self.crop
@@ -60,7 +60,7 @@ class Geometry:
     def reduced_crop(self, reduction: int, height: int, width: int) -> Box | None:
         """Return the crop in the image decoded at 1/`reduction`, whose sides are `height` and `width`.
 
-        A reduced pixel covers exactly `reduction` full ones, also where the last is cut off by the image's edge.
+        A reduced pixel covers exactly `reduction` full ones, even if the image's edge cuts the last one off.
         """
         if self.crop is None or reduction == 1:
             return self.crop
@@ -78,7 +78,7 @@ class Geometry:
 
 
 class GeometryDraws:
-    """Turns a sample's random numbers into its geometry, as one configuration's `augment` says."""
+    """Turns a sample's random numbers into its geometry, as one configuration's `augment` says. Pure."""
 
     def __init__(self, texts: tuple[str, ...], target_size: tuple[int, int]) -> None:
         given = parameters(texts)
@@ -90,7 +90,7 @@ class GeometryDraws:
         self._height, self._width = target_size
 
     def draw(self, units: Sequence[float], full_size: tuple[int, int]) -> Geometry:
-        """Return the geometry that `units`, the sample's numbers, give an upright image of `full_size`."""
+        """Return the geometry that the sample's random numbers `units` give an upright image of `full_size`."""
         crop = None
         if self._crop is not None:
             at = FIRST_WORD["random_resized_crop"]
@@ -121,10 +121,10 @@ def random_resized_crop(
 ) -> Box:
     """Return the crop box that `units` choose, as torchvision's `RandomResizedCrop.get_params` does.
 
-    An area is drawn from `scale` and an aspect (width over height) log-uniformly from `ratio`, ten times at most, until
-    the box fits; if none does, the largest centred box whose aspect is within `ratio`. The tries' words come first and
-    the position's after all of them, so that the number of tries moves nothing.
+    An area is drawn from `scale` and an aspect (width over height) log-uniformly from `ratio`, at most ten times, until
+    the box fits. If none fits, it is the largest centred box whose aspect is within `ratio`.
     """
+    # The words of all tries come before those of the position, so that the number of tries changes no other draw.
     logs = math.log(ratio[0]), math.log(ratio[1])
     for attempt in range(_CROP_TRIES):
         area = height * width * between(units[2 * attempt], scale)
@@ -150,9 +150,9 @@ def inverse_affine(
     scale: float = 1.0,
     shear_degrees: float = 0.0,
 ) -> Map:
-    """Return the map from the result back: the result is sheared (x += tan(shear) y), scaled, turned, moved.
+    """Return the inverse of: shear (x += tan(shear) y), scale, turn about the centre, then move.
 
-    All about the centre; positive `degrees` turn counter-clockwise; `translate` is in pixels, right and down.
+    Positive `degrees` turn counter-clockwise; `translate` is in pixels, right and down.
     """
     angle = math.radians(degrees)
     cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
@@ -178,7 +178,7 @@ def _draw_affine(units: Sequence[float], given: Mapping[str, Any], height: int, 
 
 
 def same_aspect(size: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether two (height, width) are the same picture at two scales, within a pixel of the larger one's long side."""
+    """Return whether two (height, width) have the same aspect, within a pixel of the larger one's long side."""
     (height, width), (other_h, other_w) = size, other
     return abs(width * other_h - other_w * height) <= max(height, width, other_h, other_w)
 
@@ -191,5 +191,5 @@ def compose(after: Map, first: Map) -> Map:
 
 
 def _scaled(position: int, side: int, full_side: int) -> int:
-    """`position` of `full_side` in a side of `side` pixels, rounded half up."""
+    """Return `position` of `full_side` in a side of `side` pixels, rounded half up."""
     return (2 * position * side + full_side) // (2 * full_side)

@@ -1,12 +1,13 @@
 """Masks: label images whose pixels are class numbers, decoded to those numbers and never to colours.
 
-Called in readers. What a file gives:
+Called in readers. A file gives:
 
-- PNG with a palette (as in PASCAL VOC): the *indices*. OpenCV knows colours only, so the file is handed to it as the
-  grey image that its indices make: another header, no palette, the same compressed rows. No other decoder is needed.
+- PNG with a palette (as in PASCAL VOC): the *indices*. OpenCV decodes to colours only, so it gets the file as a grey
+  image of the indices: another header, no palette, the same compressed rows.
 - grey of 8 or 16 bits: the pixels; of 1, 2 or 4 bits: scaled to 255, as `cv2.imread` gives them.
-- JPEG: grey, and lossy: class numbers come out changed. For pictures of something else than classes.
-- colour whose three channels are equal: that channel. Any other colour image is a bad sample.
+- PGM or PPM in plain text: the numbers, which `cv2.imread` would scale to 255. PBM: 0 and 255.
+- JPEG: grey, and lossy, so class numbers change. Only for pictures that are not classes.
+- colour with three equal channels: that channel. Any other colour image is a bad sample.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from prefetchd.data.faults import UndecodableImage
+from prefetchd.data.faults import RefusedImage, UndecodableImage
 from prefetchd.data.images import decode
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from prefetchd.data.images.header import ImageHeader
+    from prefetchd.data.images.headers.header import ImageHeader
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _HEADER_END = 33  # of the signature and the chunk IHDR
@@ -36,34 +37,47 @@ def decode_mask(data: memoryview, header: ImageHeader) -> NDArray[Any]:
 
     Raises:
         UndecodableImage: if it does not decode, or is a colour image.
-        MemoryError: if the memory for it could not be had.
+        MemoryError: if there is not enough memory.
     """
+    if header.is_float:
+        raise RefusedImage(f"the mask is a {header.format.upper()} of floating-point numbers; a mask has integers")
     if header.format == "png" and data[_COLOUR_AT] == _PALETTE:
         bits = data[_BITS_AT]
         indices = decode.decode_image(without_palette(data), header, color="gray", reduction=1)
-        # OpenCV stretches 1, 2 and 4 bits to the full range; the highest index became 255.
+        # OpenCV scales 1, 2 and 4 bits to the full range, so the highest index became 255.
         return indices if bits == 8 else indices // np.uint8(255 // (2**bits - 1))
     if header.format == "jpeg" or header.channels <= 2:
         if header.bits > 8:
             return _decode_deep(data, header)
-        return decode.decode_image(data, header, color="gray", reduction=1)
+        return _unscaled(decode.decode_image(data, header, color="gray", reduction=1), header)
     pixels = decode.decode_image(data, header, color="bgr", reduction=1)
     blue, green, red = cv2.split(pixels)
     if not (np.array_equal(blue, green) and np.array_equal(blue, red)):
         raise UndecodableImage(
             f"the mask is a {header.format.upper()} in colour; a mask has one channel, or a palette (PNG)"
         )
-    return blue
+    return _unscaled(np.asarray(blue), header)
+
+
+def _unscaled(pixels: NDArray[Any], header: ImageHeader) -> NDArray[Any]:
+    """Undo OpenCV's scaling of a plain-text PGM or PPM, from 0 to its largest number, to 0 to 255."""
+    if header.scaled_from in (0, 255):
+        return pixels
+    numbers = np.arange(header.scaled_from + 1)
+    table = np.zeros(256, np.uint8)
+    table[numbers * 255 // header.scaled_from] = numbers
+    numbers_again: NDArray[Any] = table[pixels]
+    return numbers_again
 
 
 def _decode_deep(data: memoryview, header: ImageHeader) -> NDArray[Any]:
-    """Decode 16-bit grey. The 8-bit decode comes first: it tells what is wrong with a file that is no good."""
+    """Decode 16-bit grey. The 8-bit decode comes first, since it reports what is wrong with a bad file."""
     decode.decode_image(data, header, color="gray", reduction=1)
     image: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
     if image is None:
         raise MemoryError(f"no memory to decode {header.pixels} pixels of 16 bits")
     if image.dtype not in (np.uint8, np.uint16):
-        raise UndecodableImage(f"the mask's pixels are {image.dtype}; they must be whole numbers of 8 or 16 bits")
+        raise UndecodableImage(f"the mask's pixels are {image.dtype}; they must be integers of 8 or 16 bits")
     return image  # type: ignore[no-any-return]
 
 

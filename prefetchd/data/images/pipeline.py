@@ -1,8 +1,8 @@
 """One sample into its row: read -> header -> limits -> decode -> place -> jitter -> user's functions -> values.
 
-Loaded in readers only (it imports cv2). Each step is settled before it costs anything: a header that claims too many
+Loaded in readers only (it imports cv2). Each step is checked before it costs anything: a header that claims too many
 pixels is refused before they are decoded, and working memory beyond the allowance is reserved before it is taken.
-Without augmentation and functions an image takes the short way, straight into its row.
+Without augmentation and functions an image is resized straight into its row.
 """
 
 from __future__ import annotations
@@ -14,17 +14,24 @@ import numpy as np
 
 from prefetchd.config.augment import parameters
 from prefetchd.config.options import Config
-from prefetchd.data.faults import SampleFault, UndecodableImage
+from prefetchd.config.units import format_bytes
+from prefetchd.data.faults import RefusedImage, SampleFault, UndecodableImage
 from prefetchd.data.files import FileBuffer
 from prefetchd.data.images import decode
-from prefetchd.data.images.cacheable import KeptImages
+from prefetchd.data.images.cacheable import CacheableImages
 from prefetchd.data.images.color_jitter import ColorJitter
 from prefetchd.data.images.geometry import FIRST_WORD, Box, Geometry, GeometryDraws, same_aspect
-from prefetchd.data.images.header import ImageHeader
+from prefetchd.data.images.headers.header import ImageHeader
 from prefetchd.data.images.masks import decode_mask
-from prefetchd.data.images.normalize import PixelPipeline
+from prefetchd.data.images.normalize import Normalizer
 from prefetchd.data.images.resample import Placer
 from prefetchd.data.images.user_functions import UserFunctions
+from prefetchd.data.images.working_memory import (
+    LIMIT_BYTES_A_PIXEL,
+    claimed_bytes,
+    decode_working_bytes,
+    limit_bytes,
+)
 from prefetchd.data.read_ahead import ReadAhead
 from prefetchd.data.records import Records
 from prefetchd.data.source import ReserveMemory
@@ -32,31 +39,38 @@ from prefetchd.errors import one_line
 from prefetchd.sampling.randomness import BLOCK_WORDS, SampleRandomness
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     from prefetchd.data.cache.reader_side import CacheInReader
     from prefetchd.data.records import Sample
 
-# A file buffer larger than this is given back after the image that needed it.
+    OnRead = Callable[[Sample, memoryview, ImageHeader], None]
+
+# A larger file buffer is given back after the image that needed it.
 _KEPT_FILE_BYTES = 4 << 20
-# Up to this size the image that a cache keeps is part of every reader's share, as the delivered one is.
+# Up to this size a cacheable image is part of every reader's share, as the delivered one is.
 _SMALL_IMAGE_BYTES = 1 << 20
 
 
 class ImageReader:
-    """Loads samples as the configuration says; one a reader process.
+    """Loads samples as the configuration says. One thread; a reader has one for each data set.
 
     Args:
         config: the options.
-        records: what lists the samples and fetches their bytes; borrowed.
-        ahead: what reads them ahead; borrowed.
-        cache: where kept images may be, and go; borrowed.
+        records: list the samples and fetch their bytes; borrowed.
+        ahead: reads them ahead; borrowed.
+        cache: holds cacheable images, and takes new ones; borrowed.
+
+    Attributes:
+        on_read: called with each image's sample, encoded bytes and header, before the decode.
 
     Raises:
         ConfigError: if the user's functions cannot be imported.
     """
+
+    on_read: OnRead | None = None
 
     def __init__(
         self,
@@ -71,7 +85,7 @@ class ImageReader:
         self._records = records
         self._ahead = ahead or ReadAhead(records)
         self._buffer = FileBuffer()
-        self._pipeline = PixelPipeline(config)
+        self._normalizer = Normalizer(config)
         self._rng = SampleRandomness(config.seed)
         self._functions = UserFunctions(config, self._rng)
         self._draws = GeometryDraws(config.augment, config.image_size)
@@ -82,16 +96,16 @@ class ImageReader:
         self._mask_placer = Placer.for_masks(config.image_size, config.resize, config.mask_border)
         self._takes_masks = config.target == "mask"
         self._cache = cache
-        is_kept = cache is not None or config.cache_image_size is not None
-        self._kept = KeptImages(config) if is_kept else None
+        is_cacheable = cache is not None or config.cache_image_size is not None
+        self._cacheable = CacheableImages(config) if is_cacheable else None
         self._is_plain = not self._n_words and not self._functions.has_transform and not self._takes_masks
 
     def load(
         self, sample: Sample, sample_id: int, epoch: int, x: NDArray[Any], y: NDArray[Any], reserve: ReserveMemory
     ) -> SampleFault | None:
-        """Write a sample, as it is in `epoch`, into the rows `x` and `y`; return what was wrong with it, if anything.
+        """Write a sample, as it is in `epoch`, into its rows `x` and `y`; return its fault if it has one.
 
-        `y` is an array even where a label is a number, then of shape ().
+        `y` is an array of shape () where a label is a number.
 
         Raises:
             MemoryError: if `reserve` does.
@@ -119,11 +133,11 @@ class ImageReader:
         return None
 
     def try_out(self, sample: Sample, sample_id: int, reserve: ReserveMemory) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return the sample's x and y as they are in epoch 0, y in the shape and dtype that come of themselves.
+        """Return the sample's x and y as they are in epoch 0, y in the shape and dtype that the functions give.
 
         Raises:
-            SampleFault: what was wrong with it.
-            MemoryError: if there is not enough.
+            SampleFault: if the sample is bad.
+            MemoryError: if there is not enough memory.
         """
         config = self._config
         shape = (*config.image_size, config.channels)
@@ -135,40 +149,41 @@ class ImageReader:
         """Write the pixels into `x`; return the label, as a numpy scalar or vector, or the mask."""
         if self._is_plain:
             image, _, _ = self._read(sample, sample_id, (), reserve)
-            self._pipeline.write(image, x)
+            pixels = self._normalizer.canvas(x)
+            self._placer.resize(image, pixels)
+            self._normalizer.deliver(pixels, x)
             return self._label(sample, sample_id)
         units = self._rng.units(epoch, sample_id, self._n_words) if self._n_words else ()
         image, geometry, crop = self._read(sample, sample_id, units, reserve)
-        pixels = self._pipeline.canvas(x)
+        pixels = self._normalizer.canvas(x)
         self._placer.place(image, geometry, crop, pixels)
-        del image  # before a mask takes the reservation over
+        del image  # before its mask uses the same reservation
         if self._jitter is not None:
             self._jitter.apply(pixels, units)
         mask = self._mask(sample, sample_id, geometry, reserve) if self._takes_masks else None
         if not self._functions.has_transform:
-            self._pipeline.deliver(pixels, x)
+            self._normalizer.deliver(pixels, x)
         else:
             values, turned = self._functions.transform(
                 pixels, epoch, sample_id, mask if self._functions.takes_masks else None
             )
             mask = mask if turned is None else turned
             if values.dtype == np.uint8:
-                self._pipeline.deliver(values.reshape(pixels.shape), x)
+                self._normalizer.deliver(values.reshape(pixels.shape), x)
             else:
-                self._pipeline.deliver_floats(values, x)
+                self._normalizer.deliver_floats(values, x)
         return self._label(sample, sample_id) if mask is None else mask
 
     def _read(
         self, sample: Sample, sample_id: int, units: Sequence[float], reserve: ReserveMemory
     ) -> tuple[NDArray[np.uint8], Geometry, Box | None]:
-        """Return the decoded image, the geometry that `units` give it, and its crop in what was decoded."""
+        """Return the decoded image, the geometry that `units` give it, and its crop in the decoded image."""
         config = self._config
-        if self._kept is not None:
-            image = self._kept_image(self._kept, sample, sample_id, reserve)
+        if self._cacheable is not None:
+            image = self._cacheable_image(self._cacheable, sample, sample_id, reserve)
             geometry = self._draws.draw(units, image.shape[:2])
             return image, geometry, geometry.crop
-        data = self._ahead.read(sample_id, sample, self._buffer, reserve)
-        header = self._header(data)
+        data, header = self._encoded(sample, sample_id, reserve)
         geometry = self._draws.draw(units, header.oriented_size)
         size = geometry.crop[2:] if geometry.crop is not None else None
         reduction = 1
@@ -177,39 +192,38 @@ class ImageReader:
         n_rows = header.height_px
         if geometry.crop is not None:
             top, _, tall, _ = geometry.crop
-            bottom = -(-(top + tall) // reduction)  # the crop in what is decoded ends there or above
+            bottom = -(-(top + tall) // reduction)  # the crop in the decoded image ends there or above
             n_rows = decode.rows_to_decode(header, reduction, bottom)
-        working_bytes = decode.decode_working_bytes(header, len(data), color=config.color, reduced=reduction)
+        working_bytes = decode_working_bytes(header, len(data), color=config.color, reduced=reduction)
         self._ahead.make_room(working_bytes)
         reserve(working_bytes)
         image = decode.decode_image(data, header, color=config.color, reduction=reduction, n_rows=n_rows)
         height, width = image.shape[:2]
         if height == -(-n_rows // reduction):
-            height = -(-header.height_px // reduction)  # as if no rows had been left out
+            height = -(-header.height_px // reduction)  # of all rows, decoded or not
         return image, geometry, geometry.reduced_crop(reduction, height, width)
 
-    def _kept_image(
-        self, kept: KeptImages, sample: Sample, sample_id: int, reserve: ReserveMemory
+    def _cacheable_image(
+        self, cacheable: CacheableImages, sample: Sample, sample_id: int, reserve: ReserveMemory
     ) -> NDArray[np.uint8]:
-        """Return what is the same of a sample in every epoch, from the cache or decoded for it."""
+        """Return the image that is the same in every epoch, from the cache or decoded for it."""
         if self._cache is not None:
-            self._ahead.make_room(kept.n_bytes)  # of a row that is read
-            reserve(kept.n_bytes)
+            self._ahead.make_room(cacheable.n_bytes)  # of a row that is read
+            reserve(cacheable.n_bytes)
             found = self._cache.row(sample_id)
             if found is None:
-                if not sample.path:  # it was known, and its row is gone
+                if not sample.path:  # it was in the cache, and its row is gone
                     sample = self._records.samples([sample_id])[0]
                 found = self._cache.find(sample, sample_id)
             if found is not None:
                 return found
-        data = self._ahead.read(sample_id, sample, self._buffer, reserve)
-        header = self._header(data)
-        reduction = kept.reduction(header) if self._config.shrink_on_load else 1
-        working = decode.decode_working_bytes(header, len(data), color=self._config.color, reduced=reduction)
-        working += kept.n_bytes if kept.n_bytes > _SMALL_IMAGE_BYTES else 0
+        data, header = self._encoded(sample, sample_id, reserve)
+        reduction = cacheable.reduction(header) if self._config.shrink_on_load else 1
+        working = decode_working_bytes(header, len(data), color=self._config.color, reduced=reduction)
+        working += cacheable.n_bytes if cacheable.n_bytes > _SMALL_IMAGE_BYTES else 0
         self._ahead.make_room(working)
         reserve(working)
-        image = kept.make(decode.decode_image(data, header, color=self._config.color, reduction=reduction))
+        image = cacheable.make(decode.decode_image(data, header, color=self._config.color, reduction=reduction))
         if self._cache is not None:
             self._cache.store(sample, sample_id, image, self._ahead.began_ns)
         return image
@@ -222,12 +236,12 @@ class ImageReader:
             header = self._header(data)
             height, width = header.oriented_size
             if not same_aspect((height, width), geometry.full_size):
-                raise UndecodableImage(
+                raise RefusedImage(
                     f"it is {width}x{height} and the image {geometry.full_size[1]}x{geometry.full_size[0]} (upright), "
                     "which is another aspect"
                 )
-            # As colour, for 16 bits are more than a byte, and a colour image is looked at before it is refused.
-            working_bytes = decode.decode_working_bytes(header, len(data), color="rgb", reduced=1)
+            # As for colour: 16 bits take more than a byte, and a colour image is decoded before it is refused.
+            working_bytes = decode_working_bytes(header, len(data), color="rgb", reduced=1)
             self._ahead.make_room(working_bytes)
             reserve(working_bytes)
             mask = decode_mask(data, header)
@@ -238,12 +252,27 @@ class ImageReader:
         self._mask_placer.place(mask, geometry, geometry.crop_in(height, width), target)
         return target
 
+    def _encoded(self, sample: Sample, sample_id: int, reserve: ReserveMemory) -> tuple[memoryview, ImageHeader]:
+        """Return the encoded bytes of the sample's image, and their header."""
+        data = self._ahead.read(sample_id, sample, self._buffer, reserve)
+        header = self._header(data)
+        if self.on_read is not None:
+            self.on_read(sample, data, header)
+        return data, header
+
     def _header(self, data: memoryview) -> ImageHeader:
-        """Return the header of an encoded image that is not too large."""
+        """Return the header of an encoded image that is within the limits."""
         header = decode.identify(data)
         most = self._config.max_image_pixels
         if header.pixels > most:
-            raise UndecodableImage(f"{header.width_px}x{header.height_px} has more pixels than max_image_pixels={most}")
+            raise RefusedImage(f"{header.width_px}x{header.height_px} has more pixels than max_image_pixels={most}")
+        claimed, limit = claimed_bytes(header, shrink_on_load=self._config.shrink_on_load), limit_bytes(most)
+        if claimed > limit:
+            raise RefusedImage(
+                f"the {header.format.upper()} ({header.describe()}) takes {format_bytes(claimed)} to decode, and the "
+                f"limit is {format_bytes(limit)}, {LIMIT_BYTES_A_PIXEL} bytes for each of max_image_pixels={most}; "
+                f"give max_image_pixels={-(-claimed // LIMIT_BYTES_A_PIXEL)} to decode it"
+            )
         return header
 
     def _label(self, sample: Sample, sample_id: int) -> Any:

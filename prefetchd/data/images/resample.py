@@ -1,11 +1,12 @@
-"""Placing a decoded image or mask into its target: crop, resize, flip and turn, each pixel computed once if possible.
+"""Placing a decoded image or mask into its target: crop, resize, flip and turn, in as few passes as possible.
 
-Called in readers, with the same `Geometry` for an image and its mask. A crop is a slice and one `cv2.resize`; a flip
-one pass over the small result; with rotate or affine everything is one `cv2.warpAffine` straight from the crop, by the
-composed map. Only `area` (which no warp can do) and sides beyond `warpAffine`'s limit are resized first, then turned.
+Owns the options `resize` and `interpolation`. Called in readers, with the same `Geometry` for an image and its mask.
+A crop is a slice and one `cv2.resize`; a flip is one pass over the small result; rotate and affine are one
+`cv2.warpAffine` straight from the crop, by the composed map. Only `area` (which no warp can do) and sides beyond
+`warpAffine`'s limit are resized first and turned afterwards.
 
-What lies outside of the crop is `border`. At the rim of a turned image the pixels fade into it over one source pixel,
-as OpenCV interpolates them.
+Pixels outside the crop are `border`. At the rim of a turned image they fade into it over one source pixel, since
+OpenCV interpolates them.
 """
 
 from __future__ import annotations
@@ -16,14 +17,38 @@ import cv2
 import numpy as np
 
 from prefetchd.data.images.geometry import Box, Geometry, Map, compose
-from prefetchd.data.images.normalize import INTERPOLATIONS, crop_box, fit_box
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from prefetchd.config.options import Interpolation, Resize
 
-_WARP_LIMIT_PX = 32767  # a side that OpenCV's warps refuse
+INTERPOLATIONS = {
+    "nearest": cv2.INTER_NEAREST,
+    "linear": cv2.INTER_LINEAR,
+    "cubic": cv2.INTER_CUBIC,
+    "area": cv2.INTER_AREA,
+    "lanczos": cv2.INTER_LANCZOS4,
+}
+_WARP_LIMIT_PX = 32767  # OpenCV's warps refuse longer sides
+
+
+def crop_box(height: int, width: int, target_h: int, target_w: int) -> Box:
+    """Return (top, left, height, width) of the largest centred box with the target's aspect, to a pixel."""
+    if width * target_h >= height * target_w:
+        tall, wide = height, min(width, max(1, (2 * height * target_w + target_h) // (2 * target_h)))
+    else:
+        tall, wide = min(height, max(1, (2 * width * target_h + target_w) // (2 * target_w))), width
+    return (height - tall) // 2, (width - wide) // 2, tall, wide
+
+
+def fit_box(height: int, width: int, target_h: int, target_w: int) -> Box:
+    """Return (top, left, height, width) of the image in the target: centred, as large as it fits."""
+    if width * target_h >= height * target_w:
+        tall, wide = min(target_h, max(1, (2 * height * target_w + width) // (2 * width))), target_w
+    else:
+        tall, wide = target_h, min(target_w, max(1, (2 * width * target_h + height) // (2 * height)))
+    return (target_h - tall) // 2, (target_w - wide) // 2, tall, wide
 
 
 class Placer:
@@ -41,28 +66,25 @@ class Placer:
 
     @classmethod
     def for_masks(cls, size: tuple[int, int], resize: Resize, border: int) -> Placer:
-        """Return one that makes no new values: nearest neighbour, by the pixels' centres as `linear` goes."""
+        """Return one that makes no new values: nearest neighbour by the pixels' centres, as `linear` places them."""
         placer = cls(size, resize, "nearest", border)
         placer._interpolation = cv2.INTER_NEAREST_EXACT
         return placer
+
+    def resize(self, image: NDArray[Any], target: NDArray[Any]) -> None:
+        """Write `image` into `target` as the option `resize` says; shapes as for `place`."""
+        self._resize_into(*self._cropped(image, None), target)
 
     def place(self, image: NDArray[Any], geometry: Geometry, crop: Box | None, target: NDArray[Any]) -> None:
         """Write `image` into `target` as `geometry` says.
 
         Args:
             image: (H, W) or (H, W, 3).
-            geometry: flips and turn.
-            crop: the geometry's crop in the coordinates of `image`, or `None` for the option `resize`.
-            target: (height, width), with as many dimensions, of the same dtype.
+            geometry: its flips and turn.
+            crop: the geometry's crop in the coordinates of `image`; `None` for what the option `resize` takes.
+            target: (height, width), with as many dimensions and the same dtype.
         """
-        region: Box = (0, 0, self._height, self._width)
-        if crop is None and self._resize == "crop":
-            crop = crop_box(image.shape[0], image.shape[1], self._height, self._width)
-        elif crop is None and self._resize == "pad":
-            region = fit_box(image.shape[0], image.shape[1], self._height, self._width)
-        if crop is not None:
-            top, left, tall, wide = crop
-            image = image[top : top + tall, left : left + wide]
+        image, region = self._cropped(image, crop)
         if geometry.turn is None:
             self._resize_and_flip(image, region, geometry, target)
             return
@@ -75,6 +97,18 @@ class Placer:
         across, down = image.shape[1] / wide, image.shape[0] / tall
         self._turn(image, compose((across, 0.0, -left * across, 0.0, down, -top * down), back), target)
 
+    def _cropped(self, image: NDArray[Any], crop: Box | None) -> tuple[NDArray[Any], Box]:
+        """Return the part of the image that is shown, and the box of the target that it fills."""
+        region: Box = (0, 0, self._height, self._width)
+        if crop is None and self._resize == "crop":
+            crop = crop_box(image.shape[0], image.shape[1], self._height, self._width)
+        elif crop is None and self._resize == "pad":
+            region = fit_box(image.shape[0], image.shape[1], self._height, self._width)
+        if crop is not None:
+            top, left, tall, wide = crop
+            image = image[top : top + tall, left : left + wide]
+        return image, region
+
     def _resize_and_flip(self, image: NDArray[Any], region: Box, geometry: Geometry, target: NDArray[Any]) -> None:
         if not (geometry.hflip or geometry.vflip):
             self._resize_into(image, region, target)
@@ -82,17 +116,20 @@ class Placer:
         scratch = self._scratch_like(target)
         self._resize_into(image, region, scratch)
         code = -1 if geometry.hflip and geometry.vflip else 1 if geometry.hflip else 0
-        _keep(cv2.flip(scratch, code, dst=target), target)
+        keep(cv2.flip(scratch, code, dst=target), target)
 
     def _resize_into(self, image: NDArray[Any], region: Box, target: NDArray[Any]) -> None:
         top, left, tall, wide = region
         if (tall, wide) != (self._height, self._width):
-            target[...] = self._border
+            target[:top] = self._border
+            target[top + tall :] = self._border
+            target[:, :left] = self._border
+            target[:, left + wide :] = self._border
             target = target[top : top + tall, left : left + wide]
-        _keep(cv2.resize(image, (wide, tall), dst=target, interpolation=self._interpolation), target)
+        keep(cv2.resize(image, (wide, tall), dst=target, interpolation=self._interpolation), target)
 
     def _turn(self, image: NDArray[Any], back: Map, target: NDArray[Any]) -> None:
-        """Write into `target` what `back` leads to, a map from the target to `image`, by pixel centres."""
+        """Write `image` into `target`; `back` maps the target's pixel centres to those of `image`."""
         a, b, c, d, e, f = back
         matrix = np.array(((a, b, c + (a + b) / 2 - 0.5), (d, e, f + (d + e) / 2 - 0.5)))
         result = cv2.warpAffine(
@@ -104,7 +141,7 @@ class Placer:
             borderMode=cv2.BORDER_CONSTANT,
             borderValue=(self._border,) * 3,
         )
-        _keep(result, target)
+        keep(result, target)
 
     def _scratch_like(self, target: NDArray[Any]) -> NDArray[Any]:
         if self._scratch is None or self._scratch.shape != target.shape or self._scratch.dtype != target.dtype:
@@ -112,7 +149,7 @@ class Placer:
         return self._scratch
 
 
-def _keep(result: NDArray[Any], target: NDArray[Any]) -> None:
-    """OpenCV takes other memory, silently, where `dst` does not suit it."""
+def keep(result: NDArray[Any], target: NDArray[Any]) -> None:
+    """Copy `result` into `target` if OpenCV did not write there: it silently ignores a `dst` that does not suit it."""
     if result is not target:
         target[...] = result.reshape(target.shape)

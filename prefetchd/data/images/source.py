@@ -1,9 +1,13 @@
-"""Images by any kind of records (a manifest, tar shards, ...): sample -> read -> decode -> row of the batch."""
+"""The source of encoded images, listed by records of any kind (a manifest, tar shards, Parquet files).
+
+The daemon opens it, and needs the records only; readers attach, and load the decoder. It owns the records, the cache
+and the reads ahead: they end with the process that holds it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from prefetchd.config.options import Config
 from prefetchd.data.cache.keys import check_cache
@@ -19,19 +23,23 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from prefetchd.data.cache.daemon_side import CacheInDaemon
-    from prefetchd.data.images.cached_rows import CachedRows
+    from prefetchd.data.images.cacheable import CachedRows
     from prefetchd.data.images.pipeline import ImageReader
     from prefetchd.data.records import Sample
 
 
 _MAX_TASK_ROWS = 64
-_SAID_CHARACTERS = 400  # of a reason, in a report of faults
+_REASON_CHARACTERS = 400  # in a report of faults
 
 
 class ImageSource:
-    """Encoded images. The daemon needs the records only; the decoder is loaded in readers.
+    """A `Source` of images.
 
-    Owns the records.
+    Args:
+        config: the options.
+        kind: which class of records it has, as the registry names it.
+        records: list the samples; owned.
+        decoder: name and version of the decoder, for the digest.
     """
 
     def __init__(self, config: Config, kind: str, records: Records, decoder: str) -> None:
@@ -43,13 +51,16 @@ class ImageSource:
         self._ahead = ReadAhead(records, with_masks=config.target == "mask")
         self._cache: CacheInDaemon | None = None
         self._rows: CachedRows | None = None
-        self._trial: DryRunDone | None = None
+        self._dry_run: DryRunDone | None = None
 
     @classmethod
     def open(cls, config: Config, kind: str, records: Records) -> ImageSource:
-        """Return the source of the images that `records`, of this kind, name; in the daemon.
+        """Return, in the daemon, the source of the images that `records` list.
 
-        With users' functions or masks, they are tried on a sample.
+        Users' functions and masks are tried on a sample first.
+
+        Raises:
+            ConfigError: if the options contradict each other, or the functions cannot be used.
         """
         from importlib.metadata import version
 
@@ -58,7 +69,7 @@ class ImageSource:
         if config.transform is not None or config.target_transform is not None or config.target == "mask":
             from prefetchd.data.images.dry_run import dry_run
 
-            source._trial = dry_run(config, *source.handle())
+            source._dry_run = dry_run(config, *source.handle())
         if config.cache is not None:
             from prefetchd.data.cache.daemon_side import CacheInDaemon
 
@@ -68,15 +79,15 @@ class ImageSource:
         return source
 
     @classmethod
-    def attach(cls, config: Config, handle: dict[str, Any], records: Records, cache_fds: list[int]) -> ImageSource:
-        """Return, in a reader, the source whose `handle()` this is, with the records attached; owns `cache_fds`."""
+    def attach(cls, config: Config, handle: dict[str, Any], records: Records, cache_fds: list[int]) -> Self:
+        """Return, in a reader, the source whose `handle()` this is; owns the attached records and `cache_fds`."""
         from prefetchd.data.images.pipeline import ImageReader
 
         source = cls(config, handle["kind"], records, handle["decoder"])
         cache = None
         if handle["cache"] is not None:
             from prefetchd.data.cache.reader_side import CacheInReader
-            from prefetchd.data.images.cached_rows import CachedRows
+            from prefetchd.data.images.cacheable import CachedRows
 
             cache = CacheInReader(handle["cache"], cache_fds, config.image_size, config.channels)
             source._rows = CachedRows(config, cache, records)
@@ -85,12 +96,12 @@ class ImageSource:
 
     @property
     def records(self) -> Records:
-        """What lists the samples, borrowed."""
+        """The records; they stay the source's."""
         return self._records
 
     def try_out(self, sample_id: int, reserve: ReserveMemory) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return x and y of one sample, as they come, in the dry run process; raises as `ImageReader.try_out` does."""
-        assert self._reader is not None, "only a reader tries"
+        """Return x and y of one sample, in the dry run; raises as `ImageReader.try_out` does."""
+        assert self._reader is not None, "only in a process that attached"
         return self._reader.try_out(self._records.samples([sample_id])[0], sample_id, reserve)
 
     def handle(self) -> tuple[dict[str, Any], list[int]]:
@@ -113,7 +124,7 @@ class ImageSource:
     @property
     def versions(self) -> dict[str, str]:
         """The decoder's name and version, and digests of the code of users' functions."""
-        return {"decoder": self._decoder, **({} if self._trial is None else self._trial.code)}
+        return {"decoder": self._decoder, **({} if self._dry_run is None else self._dry_run.code)}
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -122,7 +133,7 @@ class ImageSource:
 
     @property
     def x(self) -> tuple[tuple[int, ...], str]:
-        """(height, width, channels) or (channels, height, width), and the dtype."""
+        """Shape (height, width, channels) or (channels, height, width), and the dtype."""
         height, width = self._config.image_size
         channels = self._config.channels
         shape = (height, width, channels) if self._config.layout == "nhwc" else (channels, height, width)
@@ -130,14 +141,14 @@ class ImageSource:
 
     @property
     def y(self) -> tuple[tuple[int, ...], str]:
-        """() or (k,), and int64 or float32; of masks and `target_transform`, what the dry run found."""
-        if self._trial is not None:
-            return tuple(self._trial.y_shape), self._trial.y_dtype
+        """Shape () or (k,), and int64 or float32; with masks or `target_transform`, what the dry run found."""
+        if self._dry_run is not None:
+            return tuple(self._dry_run.y_shape), self._dry_run.y_dtype
         return self._records.label_shape, self._records.label_dtype
 
     @property
     def shared_bytes(self) -> int:
-        """What the records hold in memory segments."""
+        """Bytes of the memory segments of records and cache."""
         return self._records.shared_bytes + (0 if self._cache is None else self._cache.shared_bytes)
 
     @property
@@ -147,33 +158,33 @@ class ImageSource:
 
     @property
     def read_s(self) -> float:
-        """How long a read takes, where reads are slow."""
+        """Seconds that a read takes, if reads are slow; else 0."""
         return self._ahead.read_s
 
     @property
     def waited_s(self) -> float:
-        """How long it has waited for reads."""
+        """Seconds spent waiting for reads so far."""
         return self._ahead.waited_s
 
     def expect(self, sample_ids: Iterable[int]) -> None:
-        """Read these samples' images and masks ahead, if reads are slow and they are not in the cache."""
+        """Begin to read these samples' images and masks, if reads are slow and the cache does not have them."""
         if self._rows is not None and self._ahead.read_s:
             sample_ids = self._rows.unknown(sample_ids)
         self._ahead.expect(sample_ids)
 
     @property
     def answers_together(self) -> bool:
-        """No: behind an image that is done quickly may come one that takes long, or a function that hangs."""
+        """No: after a quick image may come a slow one, or a function that hangs."""
         return False
 
     @property
     def reader_bytes(self) -> int:
-        """What the records take in each reader, and users' functions, as the dry run found."""
-        return self._records.reader_bytes + (0 if self._trial is None else self._trial.reader_bytes)
+        """Bytes that the records take in each reader, and users' functions, as the dry run found."""
+        return self._records.reader_bytes + (0 if self._dry_run is None else self._dry_run.reader_bytes)
 
     @property
     def max_task_rows(self) -> int:
-        """As many faults, each told in some hundred characters, fit in a message."""
+        """As many rows as can all be reported as faults in one message."""
         return _MAX_TASK_ROWS
 
     def check_unchanged(self) -> None:
@@ -181,11 +192,11 @@ class ImageSource:
         self._records.check_unchanged()
 
     def where(self, sample_id: int) -> str:
-        """Where a sample is named, and what it is."""
+        """Say where a sample is listed, and what it is."""
         return self._records.where(self._records.samples([sample_id])[0])
 
     def confirm(self) -> None:
-        """Nothing: the records are looked at as each sample's line is read."""
+        """Do nothing: the records are checked as each sample's line is read."""
 
     def fill(
         self,
@@ -197,7 +208,7 @@ class ImageSource:
         reserve: ReserveMemory,
     ) -> list[Fault]:
         """Read, decode and write each sample into its row."""
-        assert self._reader is not None, "only a reader fills"
+        assert self._reader is not None, "only in a process that attached"
         asked_for = sample_ids
         try:
             if self._rows is None:
@@ -228,7 +239,7 @@ class ImageSource:
                         row=row,
                         sample_id=int(sample_id),
                         where=self._records.where(self._records.samples([sample_id])[0]),
-                        reason=one_line(fault.reason)[:_SAID_CHARACTERS],
+                        reason=one_line(fault.reason)[:_REASON_CHARACTERS],
                         content=fault.kind is FaultKind.CONTENT,
                         needs_fresh_reader=fault.needs_fresh_reader,
                         this_epoch=fault.this_epoch,

@@ -1,9 +1,9 @@
-"""Users' functions: finding `package.module:function`, calling it with a sample's randomness, judging what it gives.
+"""Users' functions: importing `package.module:function`, calling it with a sample's randomness, checking its result.
 
-Loaded in readers and in the dry run process only: the daemon never imports or runs user code. What a function raises is
-a fault of its sample (`TransformFault`, with the traceback), except for what is the environment's doing: no memory, and
-I/O errors. `sys.exit` or `KeyboardInterrupt` in it counts as an exception (no signal raises one in a reader). A crash
-or a hang is the pool's to handle, as with a decoder.
+Loaded in readers and in the dry run only: the daemon never imports or runs user code. An exception in a function is a
+fault of its sample (`TransformFault`, with the traceback), except for those that the environment causes: no memory, and
+I/O errors. `sys.exit` or `KeyboardInterrupt` in it counts as an exception, since no signal raises one in a reader. The
+daemon's pool handles crashes and hangs, as with a decoder.
 """
 
 from __future__ import annotations
@@ -34,15 +34,20 @@ if TYPE_CHECKING:
     from prefetchd.config.options import Config
 
 _MAX_DETAIL_CHARACTERS = 8000
-_SAID_CHARACTERS = 250  # of an exception's message; the log has its traceback
+_MESSAGE_CHARACTERS = 250  # of an exception; the log has its traceback
 _ALBUMENTATIONS = ("albumentations", "albumentationsx", "albucore")
 
 
 def import_function(option: str, spec: str, python_path: tuple[str, ...]) -> Callable[..., Any]:
-    """Return what `spec`, `package.module:name`, names; `python_path` is appended to `sys.path`, shadowing nothing.
+    """Return the function that `spec` names.
+
+    Args:
+        option: the option that gave it, for errors.
+        spec: `package.module:name`.
+        python_path: folders, appended to `sys.path` so that they shadow nothing.
 
     Raises:
-        ConfigError: if it cannot be imported, is not there, or cannot be called.
+        ConfigError: if it cannot be imported, does not exist, or cannot be called.
     """
     sys.path.extend(folder for folder in python_path if folder not in sys.path)
     module_name, _, attribute = spec.partition(":")
@@ -77,18 +82,18 @@ def _cannot_import(option: str, spec: str, error: BaseException) -> ConfigError:
 
 
 def describe(error: BaseException) -> str:
-    """Return `ValueError: its message`, on one line, as far as the message can be had at all."""
+    """Return `ValueError: its message` on one line."""
     try:
         text = one_line(" ".join(str(error).split()))
     except Exception:  # whatever the exception's own `__str__` raises
-        text = "(it has no message that can be shown)"
-    if len(text) > _SAID_CHARACTERS:
-        text = text[: _SAID_CHARACTERS - 3] + "..."
+        text = "(its message cannot be shown)"
+    if len(text) > _MESSAGE_CHARACTERS:
+        text = text[: _MESSAGE_CHARACTERS - 3] + "..."
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def raised_at(error: BaseException) -> str:
-    """Return ` (file.py line 3, in f)`, the innermost place that `error` came through; empty if unknown."""
+    """Return ` (file.py line 3, in f)`, the innermost frame of `error`; empty if unknown."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if frame.filename != __file__ and not frame.filename.startswith("<frozen")]
     if not own:
@@ -97,7 +102,7 @@ def raised_at(error: BaseException) -> str:
 
 
 class UserFunctions:
-    """The functions of one configuration, imported. One thread.
+    """The imported functions of one configuration. One thread.
 
     Args:
         config: names them.
@@ -135,14 +140,14 @@ class UserFunctions:
     def transform(
         self, pixels: NDArray[np.uint8], epoch: int, sample_id: int, mask: NDArray[Any] | None = None
     ) -> tuple[NDArray[Any], NDArray[Any] | None]:
-        """Return what `transform` makes of a copy of `pixels`, (H, W, C), and the mask, if it takes masks.
+        """Return what `transform` gives for a copy of `pixels`, (H, W, C), and the mask, if it takes masks.
 
         Raises:
-            TransformFault: if it raises, or returns what cannot be delivered.
-            EnvironmentFault: if the machine failed it.
+            TransformFault: if it raises, or its result cannot be delivered.
+            EnvironmentFault: if it failed for lack of memory, or by an I/O error.
         """
         assert self._transform is not None
-        image = pixels.reshape(self._shape).copy()  # its own each time: it may change it, or keep it
+        image = pixels.reshape(self._shape).copy()  # a new one each time: the function may change or keep it
         rng = self._rng.generator(epoch, sample_id, randomness.TRANSFORM)
         try:
             self._seed_globals(epoch, sample_id, 0)
@@ -157,7 +162,7 @@ class UserFunctions:
         return result.reshape(self._shape), mask
 
     def target(self, label: Any, epoch: int, sample_id: int) -> NDArray[Any]:
-        """Return what `target_transform` makes of `label`, a numpy scalar, a vector or a mask, as an array; or `label`.
+        """Return what `target_transform` gives for `label` (a scalar, a vector or a mask) as an array; or `label`.
 
         Raises:
             TransformFault, EnvironmentFault: as `transform` does.
@@ -175,7 +180,7 @@ class UserFunctions:
         return result
 
     def as_wanted(self, value: NDArray[Any], shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Return `value`, which `target` made, if it is as the dry run found it.
+        """Return `value`, a result of `target`, if it is as the dry run found it.
 
         Raises:
             WrongResult: if it has another shape, or a dtype that does not fit.
@@ -201,7 +206,7 @@ class UserFunctions:
         return result["image"], turned.astype(mask.dtype, copy=False)
 
     def _seed_globals(self, epoch: int, sample_id: int, which: int) -> None:
-        """Seed the generators that functions use which do not take `rng`, so that these too repeat themselves."""
+        """Seed the global generators, so that functions which do not use `rng` give the same results again."""
         word = self._rng.word(epoch, sample_id, randomness.GLOBAL_SEEDS) + which
         random.seed(word)
         np.random.seed(word & 0xFFFFFFFF)
@@ -210,19 +215,19 @@ class UserFunctions:
             torch.manual_seed(word & 0x7FFFFFFFFFFFFFFF)
 
     def _wrong_image(self, result: Any) -> str:
-        """Say what is wrong with a transform's result; empty if nothing is."""
+        """Return what is wrong with a transform's result; empty if nothing is."""
         gray = self._shape[2] == 1
         fits = isinstance(result, np.ndarray) and (
             result.shape == self._shape or (gray and result.shape == self._shape[:2])
         )
         if fits and (result.dtype == np.uint8 or (self._floats_too and result.dtype.kind == "f")):
             return ""
-        dtypes = "uint8 or floating point" if self._floats_too else "uint8 (dtype=float32 takes floating point too)"
+        dtypes = "uint8 or floating point" if self._floats_too else 'uint8 (dtype="float32" takes floating point too)'
         return f"{_what(result)}, and it must be an array of {self._shape} {dtypes}"
 
 
 def is_albumentations(function: object) -> bool:
-    """Whether `function` is called as an Albumentations pipeline: an object of one of its classes."""
+    """Return whether `function` is an object of one of Albumentations' classes, and is called as its pipeline."""
     return any(cls.__module__.partition(".")[0] in _ALBUMENTATIONS for cls in type(function).__mro__)
 
 
@@ -233,7 +238,7 @@ def _what(value: Any) -> str:
 
 
 def _fault(name: tuple[str, str | None], error: BaseException) -> SampleFault:
-    """Return the fault that `error`, raised in the user's function of the option and spec `name`, stands for."""
+    """Return the fault for `error`, which the user's function raised; `name` is its option and spec."""
     if isinstance(error, SampleFault):
         return error
     if isinstance(error, MemoryError):
@@ -245,15 +250,15 @@ def _fault(name: tuple[str, str | None], error: BaseException) -> SampleFault:
 
 
 def _limit() -> str:
-    """How much a reader may have: what is short is seldom the machine's memory."""
+    """Return the reader's own limit in words: it is seldom the machine's memory that is short."""
     soft = resource.getrlimit(resource.RLIMIT_DATA)[0]
     return "" if soft == resource.RLIM_INFINITY else f" (its reader may map {format_bytes(soft)})"
 
 
 def code_digest(spec: str) -> str:
-    """Return a digest of the imported function's module: its source's bytes, and its library's version if it is one.
+    """Return a digest of the function's module: the bytes of its source, and the versions of known libraries.
 
-    What that module imports itself is not looked at.
+    What that module imports itself is not part of it.
     """
     module = sys.modules[spec.partition(":")[0]]
     digest = hashlib.blake2b(spec.encode(), digest_size=8)

@@ -1,9 +1,9 @@
 """What numpy can tell about a block of whole lines: where they are, which are samples, and which are surely good.
 
-Called by `manifest_scan`, in a thread of its own: numpy gives up the interpreter's lock, and nothing here makes an
-object for each line. A line that is not surely good is *doubtful*, and `manifest_scan` parses it; so the checks here
-may doubt too much, and must never be sure of a line that `parse_line` would refuse or read with another kind of label.
-Where many lines are unusual (quotes, spaces in paths without labels), the pass takes its time.
+`scan` calls it in a thread of its own: numpy releases the interpreter's lock, and nothing here makes an object for each
+line. A line that is not surely good is *doubtful*, and `scan` parses it. So the checks may doubt too much, but must
+never be sure of a line that `parse_line` would refuse or read with another kind of label. Many unusual lines (quotes,
+spaces in paths without labels) make the pass slower.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from prefetchd.data.manifest.block_fields import (
     DOUBT,
     FRACTION,
+    INTEGER,
     LONGEST_FIELD_BYTES,
     LONGEST_NUMBER_BYTES,
     SURE,
@@ -32,23 +33,25 @@ if TYPE_CHECKING:
 
     from prefetchd.data.manifest.block_fields import Bytes, Places
 
-_MAX_PADDING = 4  # white space around a string label that is passed over here
+_LONGEST_EXACT_BYTES = 8  # an integer of 7 digits, and the byte before it: float32 holds it
+_MAX_PADDING = 4  # white space around a string label that is skipped here
 _IS_WHITE = np.zeros(256, bool)
 _IS_WHITE[list(WHITE)] = True
 
 
 class Checked(NamedTuple):
-    """What is known of a block.
+    """What the check found in a block.
 
     Attributes:
-        n_lines: how many lines it has, comments and blank ones too.
-        longest: the row of its longest line, and that line's bytes.
+        n_lines: number of lines, comments and blank ones too.
+        longest: the row of the longest line, and that line's bytes.
         starts: (samples,) where in the block each sample's line begins.
         ends: (samples,) where its line break is.
         rows: (samples,) which of the block's lines it is, from 0.
-        doubtful: which of the samples, in rising order, are to be parsed.
+        doubtful: which of the samples, in rising order, have to be parsed.
         any_fraction: some numeric label of the others is not an integer.
-        labels: string labels of the others, all that may be new at least.
+        any_long: some label may be an integer that float32 does not hold.
+        labels: string labels of the others; at least all that may be new.
     """
 
     n_lines: int
@@ -58,16 +61,17 @@ class Checked(NamedTuple):
     rows: Places
     doubtful: Places
     any_fraction: bool
+    any_long: bool
     labels: set[bytes]
 
 
 class BlockCheck:
-    """Checks block after block of one manifest; for one thread."""
+    """Checks block after block of one list; for one thread."""
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
         self._known_labels = KnownLabels()
-        self._any_fraction = False
+        self._any_fraction = self._any_long = False
         self._labels: set[bytes] = set()
 
     def __call__(self, block: bytes) -> Checked:
@@ -82,12 +86,12 @@ class BlockCheck:
         first = codes.take(starts)
         kept = np.ones(len(starts), bool)
         for row in np.flatnonzero((first <= 32) | (first == 35)).tolist():
-            kept[row] = is_sample(block[starts[row] : breaks[row]])
+            kept[row] = is_sample(block[starts[row] : breaks[row]], hash_rows=self._dialect.hash_rows)
         rows = np.flatnonzero(kept)
         ends = breaks
         if len(rows) < len(kept):
             starts, ends, first = starts[kept], ends[kept], first[kept]
-        self._any_fraction, self._labels = False, set()
+        self._any_fraction, self._any_long, self._labels = False, False, set()
         sure = self._sure(block, codes, starts, ends, first)
         return Checked(
             n_lines=len(kept),
@@ -97,11 +101,12 @@ class BlockCheck:
             rows=rows,
             doubtful=np.flatnonzero(~sure),
             any_fraction=self._any_fraction,
+            any_long=self._any_long,
             labels=self._labels,
         )
 
     def _sure(self, block: bytes, codes: Bytes, starts: Places, ends: Places, first: Bytes) -> NDArray[np.bool_]:
-        """Return (samples,) whether each line is surely good; takes in the labels of those lines, and of no other."""
+        """Return (samples,) whether each line is surely good; adds the labels of those lines, and of no other."""
         kind = self._dialect.kind
         if kind == "tree" or not len(starts):
             return np.ones(len(starts), bool)
@@ -123,7 +128,7 @@ class BlockCheck:
 
     def _text(self, block: bytes, codes: Bytes, starts: Places, ends: Places, sure: NDArray[np.bool_]) -> None:
         dialect = self._dialect
-        if dialect.label_kind == "class":
+        if dialect.label_kind in ("class", "classes"):
             states, before = read_backwards(word_table(), codes, ends, LONGEST_FIELD_BYTES)
             sure &= states == SURE
             self._string_labels(block, codes, before + 1, ends, sure)
@@ -131,9 +136,11 @@ class BlockCheck:
             fractions = np.zeros(len(ends), bool)
             table = number_table(WHITE, WHITE)
             for _ in range(dialect.label_count):
-                states, ends = read_backwards(table, codes, ends, LONGEST_NUMBER_BYTES)
+                states, before = read_backwards(table, codes, ends, LONGEST_NUMBER_BYTES)
                 sure &= states != DOUBT
                 fractions |= states == FRACTION
+                self._any_long |= bool(((ends - before > _LONGEST_EXACT_BYTES) & (states == INTEGER)).any())
+                ends = before
             if dialect.exact:
                 states, _ = read_backwards(not_a_number_table(), codes, ends, LONGEST_FIELD_BYTES)
                 sure &= states == SURE
@@ -154,15 +161,16 @@ class BlockCheck:
         for column in dialect.y:
             end = ends if column == dialect.columns - 1 else separators[column]
             if dialect.label_kind == "number":
-                states, _ = read_backwards(table, codes, end, LONGEST_NUMBER_BYTES)
+                states, before = read_backwards(table, codes, end, LONGEST_NUMBER_BYTES)
                 sure &= states != DOUBT
                 fractions |= states == FRACTION
+                self._any_long |= bool(((end - before > _LONGEST_EXACT_BYTES) & (states == INTEGER)).any())
             else:
                 self._string_labels(block, codes, starts if column == 0 else separators[column - 1] + 1, end, sure)
         self._any_fraction = bool((fractions & sure).any())
 
     def _string_labels(self, block: bytes, codes: Bytes, starts: Places, ends: Places, sure: NDArray[np.bool_]) -> None:
-        """Take in the labels from `starts` to `ends`, less the white space around them."""
+        """Add the labels from `starts` to `ends`, without the white space around them."""
         for _ in range(_MAX_PADDING):
             padded = _IS_WHITE.take(codes.take(starts)) & (starts < ends)
             if not padded.any():
@@ -181,7 +189,7 @@ class BlockCheck:
 
 
 def _lines_with(places: Places, starts: Places, ends: Places) -> Places:
-    """Return which of the lines have one of `places` in them; places between the lines are nobody's."""
+    """Return which of the lines have one of `places` in them; places between the lines belong to none."""
     lines = np.minimum(np.searchsorted(ends, places), len(ends) - 1)
     return lines[places >= starts[lines]]
 
@@ -200,6 +208,6 @@ def _separators(
             return places
     before = np.searchsorted(found, starts)
     sure &= np.searchsorted(found, ends) - before == per_line
-    # Lines in doubt get some place or other.
+    # Doubtful lines get any place.
     found = np.append(found, np.full(per_line, ends[-1] - 1))
     return found[np.minimum(before, len(found) - per_line) + np.arange(per_line)[:, np.newaxis]]

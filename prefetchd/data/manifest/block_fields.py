@@ -1,16 +1,15 @@
-"""Which labels in a block are known already: string labels compared as machine words, without an object for each.
+"""The labels in a block of lines, in numpy without an object for each: numbers by automata, names as machine words.
 
-Called by `manifest_block`. A label of up to 32 bytes is at most four 64-bit words; a table of the labels seen so far,
-in a place that follows from the words, is compared with those of all lines at once. What is not in the table is looked
-at one by one, and goes in. Two labels of one place take turns, so a table that is full is slow and never wrong.
+`block_check` calls it. `read_backwards` runs a finite automaton over one field of many lines at once. All lines take a
+step together: each has a state and a position, a table gives the next state for the byte there, and the position moves
+on until the state is final. A step costs some 5 ns a line, so the longest field decides the time; so lines are read
+from the end, where the labels are, and an automaton gives up (`DOUBT`) on anything unusual. `line.parse_line` settles a
+doubt; an automaton must never be sure of a line that would be refused there.
 
-Reading one field of many lines at once, backwards from its end, by finite automata in numpy. Pure.
-
-Called by `manifest_block`. All lines take a step together: each has a state and a position, a table gives the next
-state for the byte there, and the position moves on until the state is final. A step costs some 5 ns a line whatever
-the bytes are, so what counts is how long the longest field is; that is why lines are read from the end, where the
-labels are, and why an automaton gives up (`DOUBT`) on anything unusual. A doubt is settled elsewhere, by
-`manifest_format.parse_line`; an automaton must never be sure of a line that would be refused there.
+`KnownLabels` compares string labels. A label of up to 32 bytes is at most four 64-bit words. A table of the labels met
+so far, indexed by a hash of the words, is compared with those of all lines at once; labels that are not in it are
+looked at one by one and added. Two labels with one place in the table replace each other by turns, so a full table is
+slow and never wrong. Pure.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     Places = NDArray[np.int64]
     States = NDArray[np.int64]
     Table = NDArray[np.int64]
-    from numpy.typing import NDArray
 
 
 WHITE = b"\t\v\f\r "
@@ -43,7 +41,7 @@ _FIRST_RUNNING = 1024
 
 _DIGIT = b"0123456789"
 _SIGN = b"+-"
-# What can be in a number as `manifest_format.is_number` knows them, "Infinity" and "nan" too.
+# Bytes of what `dialect.is_number` takes for a number, "Infinity" and "nan" too.
 _IN_NUMBERS = b"0123456789+-.eEnNaAiIfFtTyY"
 
 
@@ -54,7 +52,7 @@ def read_backwards(table: Table, codes: Bytes, ends: Places, longest: int) -> tu
         table: the automaton; each of its running states must be left at a line break.
         codes: whole lines, the last byte a line break. A place before the first byte means that last one.
         ends: (lines,) where to begin; the byte there is not looked at.
-        longest: what takes more bytes than this is doubtful.
+        longest: a field that takes more bytes is doubtful.
 
     Returns:
         (lines,) final states, and (lines,) places of the bytes that decided.
@@ -72,14 +70,14 @@ def read_backwards(table: Table, codes: Bytes, ends: Places, longest: int) -> tu
 
 @lru_cache(maxsize=8)
 def number_table(white: bytes, before: bytes) -> Table:
-    """Return the automaton of a number, which ends with `INTEGER` or `FRACTION` at the byte in front of it.
+    """Return the automaton of a number, which ends with `INTEGER` or `FRACTION` at the byte before it.
 
-    White space on either side is passed over. Doubtful are `nan`, `inf`, and exponents that are not negative, as such
+    White space on either side is skipped. Doubtful are `nan`, `inf`, and exponents that are not negative, as such
     a number may not fit float32.
 
     Args:
         white: what may stand around the number.
-        before: what ends the field in front; where that is white space too, the first such byte decides.
+        before: bytes that end the field before it; where white space is among them, the first such byte decides.
     """
     integer: dict[bytes, str | int] = {white: "integer, white", before: INTEGER}
     fraction: dict[bytes, str | int] = {white: "fraction, white", before: FRACTION}
@@ -115,7 +113,7 @@ def word_table() -> Table:
 
 @lru_cache(maxsize=1)
 def not_a_number_table() -> Table:
-    """Return the automaton of a word that is `SURE` to be the first of its line, or no number."""
+    """Return the automaton of a word that is `SURE` if it is the first of its line, or no number."""
     sure = bytes(set(range(256)) - set(WHITE + _IN_NUMBERS))
     return _table(
         {"start": {WHITE: "start", _IN_NUMBERS: "word", sure: SURE}, "word": {_IN_NUMBERS: "word", sure: SURE}}
@@ -123,9 +121,9 @@ def not_a_number_table() -> Table:
 
 
 def _table(rules: Mapping[str, Mapping[bytes, str | int]]) -> Table:
-    """Make a table of rules: for each running state, the first of which is the start, what follows on which bytes.
+    """Make a table of rules: for each running state, the start first, the state that follows on which bytes.
 
-    A later rule of a state overrides an earlier one, and what no rule names is `DOUBT`.
+    A later rule of a state overrides an earlier one; bytes without a rule lead to `DOUBT`.
     """
     numbers = {name: _FIRST_RUNNING + 256 * row for row, name in enumerate(rules)}
     table = np.zeros((_FIRST_RUNNING // 256 + len(rules), 256), np.int64)
@@ -147,17 +145,17 @@ _KEPT = np.array([b"\0" * (8 - count) + b"\xff" * count for count in range(9)], 
 
 
 class KnownLabels:
-    """The labels seen so far; for one thread."""
+    """The labels met so far; for one thread."""
 
     def __init__(self) -> None:
         self._table = np.zeros((_WORDS, 1 << _PLACE_BITS), np.uint64)
         self._used_words = 0  # all words of the table from here on are zero
 
     def learn(self, block: bytes, starts: Places, ends: Places) -> tuple[set[bytes], Places]:
-        """Take in the labels of a block that are from `starts` to `ends`, none of which is empty.
+        """Add the labels of a block that are from `starts` to `ends`, none of which is empty.
 
         Returns:
-            Those that may be new, and the rows of labels that are images' names, which are not taken in.
+            Those that may be new, and the rows of labels that are names of images, which are not added.
         """
         lengths = ends - starts
         n_words = min(_WORDS, -(-int(lengths.max(initial=1)) // 8))

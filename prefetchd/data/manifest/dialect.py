@@ -1,18 +1,14 @@
-"""The lines of a manifest by position: what the pass at open and the lookups share.
-
-Called by `manifest` (daemon and readers), `manifest_open` and `manifest_scan`. Holds no state.
-
-How a manifest is written: the `Dialect` of a file, and the words in which lines are judged. Pure.
+"""How a list is written (`Dialect`), how lines are judged, and the lines of a stretch of the file by position.
 
 Four kinds of line:
 
-- `text`: `path label`, fields separated by white space, labels last; the path may hold spaces. A path (or a
-  label) in double quotes is taken as it stands; `""` is a quote inside.
+- `text`: `path label`, fields separated by white space, labels last; the path may hold spaces. A path or label in
+  double quotes is taken as it stands; `""` is a quote inside.
 - `table`: a constant number of columns separated by a tab, comma or semicolon, quoted as in CSV.
 - `json`: an object, with the path and the labels under keys.
-- `tree`: what `manifest_folder` writes for a directory: `class number <tab> escaped path`.
+- `tree`: what `folder` writes for a directory: `class number <tab> escaped path`.
 
-`manifest_sniff` finds it out once, at open; `manifest_format` parses lines by it.
+`sniff` finds the dialect out once, at open; `line` parses lines by it, at open and in readers. Holds no state.
 """
 
 from __future__ import annotations
@@ -23,42 +19,54 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from prefetchd.data.files import read_exactly
+from prefetchd.data.kinds import IMAGE_SUFFIXES
+from prefetchd.data.labels import LabelKind
 from prefetchd.errors import ManifestError
 
-LabelKind = Literal["none", "number", "class", "path"]
-
 MAX_LINE_BYTES = 1 << 20
-IMAGE_SUFFIXES = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp", ".avif", ".tif", ".tiff",
-)  # fmt: skip
+LINES_PER_ENTRY = 64  # samples between two lines of the index
+_CHUNK_BYTES = 1 << 16
 _IMAGE_SUFFIXES = tuple(suffix.encode() for suffix in IMAGE_SUFFIXES)
 
+# Remedies.
+MEND = "mend the line, or put '# ' before it to leave it out"
+FILL = "mend the line, give missing_label=-1 (or another) where there is none, or put '# ' before it to leave it out"
+_COMMENT = re.compile(rb"#+(\s|!|$)")
 _NUMBER = re.compile(rb"[+-]?(?:(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?|nan|inf|infinity)", re.IGNORECASE)
 
 
 class BadLine(Exception):
-    """What is wrong with a line (`what`), and what to do about it (`remedy`)."""
+    """Says what is wrong with a line (`what`), and what to do about it (`remedy`)."""
 
-    def __init__(self, what: str, remedy: str = "mend the line, or put # before it to leave it out") -> None:
+    def __init__(self, what: str, remedy: str = MEND) -> None:
         super().__init__(what)
         self.what = what
         self.remedy = remedy
 
 
 class MalformedLine(NamedTuple):
-    """A line that is no sample: its number from 1, and what is wrong with it."""
+    """A line that cannot be read as a sample: its number from 1, and what is wrong with it."""
 
     number: int
     reason: str
 
 
+class Line(NamedTuple):
+    """A sample line (neither blank nor comment) of the file."""
+
+    number: int
+    raw: bytes
+    offset: int
+    end: int
+
+
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How the lines of one manifest are read; plain values, so that it can be sent to readers.
+    """How the lines of one list are read; plain values, so that it can be sent to readers.
 
     Attributes:
         kind: `text`, `table`, `json` or `tree`.
-        label_kind: no labels, numbers, one string that names a class, or one path of a mask.
+        label_kind: no labels, numbers, one string that names a class or several, or one path of a mask.
         label_count: how many label fields a line has.
         exact: a text line must end in exactly `label_count` numbers (it was found out, not given).
         separator: between the columns of a table.
@@ -66,6 +74,9 @@ class Dialect:
         x: the table's column with the path.
         y: the table's label columns.
         keys: of a `json` object: the path's, then the labels'; dots lead into nested objects.
+        label_separator: between the names of a field with several classes.
+        missing: the label of lines without one; `None` refuses such lines.
+        hash_rows: a line that begins with `#` is a sample unless white space follows, as CSV has no comments.
     """
 
     kind: Literal["text", "table", "json", "tree"]
@@ -77,22 +88,27 @@ class Dialect:
     x: int = 0
     y: tuple[int, ...] = ()
     keys: tuple[str, ...] = ()
+    label_separator: str = ""
+    missing: str | None = None
+    hash_rows: bool = False
 
 
 def is_number(field: bytes) -> bool:
-    """Whether `field` is written like a number; `nan` and `inf` are, and are refused as labels later."""
+    """Return whether `field` is written like a number; `nan` and `inf` are, and are refused as labels later."""
     return _NUMBER.fullmatch(field) is not None
 
 
 def is_image(field: bytes) -> bool:
-    """Whether `field` ends with the suffix of an image file, in any case."""
+    """Return whether `field` ends with the suffix of an image file, in any case."""
     return field.lower().endswith(_IMAGE_SUFFIXES)
 
 
-def is_sample(line: bytes) -> bool:
-    """Whether `line` is neither blank nor a comment."""
+def is_sample(line: bytes, *, hash_rows: bool = False) -> bool:
+    """Return whether `line` is neither blank nor a comment; for `hash_rows` see `Dialect`."""
     bare = line.strip()
-    return bool(bare) and not bare.startswith(b"#")
+    if not bare.startswith(b"#"):
+        return bool(bare)
+    return hash_rows and _COMMENT.match(bare) is None
 
 
 def show(field: bytes, longest: int = 100) -> str:
@@ -101,19 +117,19 @@ def show(field: bytes, longest: int = 100) -> str:
     return repr(text if len(text) <= longest else text[: longest - 3] + "...")
 
 
-LINES_PER_ENTRY = 64
-_CHUNK_BYTES = 1 << 16
-
-
 def refuse_long_line(name: str, number: int) -> ManifestError:
     """Return the error for a line over the limit."""
     return ManifestError(
-        f"cannot use line {number} of {name}: it is longer than {MAX_LINE_BYTES} bytes; is this a manifest?"
+        f"cannot use line {number} of {name}: it is longer than {MAX_LINE_BYTES} bytes; is this a list of images?"
     )
 
 
-def sample_lines(fd: int, start: int, end: int, number: int, name: str) -> Iterator[tuple[int, bytes, int, int]]:
+def sample_lines(
+    fd: int, start: int, end: int, number: int, name: str, *, hash_rows: bool = False
+) -> Iterator[tuple[int, bytes, int, int]]:
     """Yield (line number, line, its offset, the offset after it) for sample lines in bytes `start` to `end`.
+
+    `number` is the line at `start`; for `hash_rows` see `Dialect`.
 
     Raises:
         ManifestError: if a line is too long, there is a NUL byte, or the file is shorter.
@@ -133,7 +149,7 @@ def sample_lines(fd: int, start: int, end: int, number: int, name: str) -> Itera
             after = min(offset + len(line) + 1, end)
             if len(line) > MAX_LINE_BYTES:
                 raise refuse_long_line(name, number)
-            if is_sample(line):
+            if is_sample(line, hash_rows=hash_rows):
                 yield number, line, offset, after
             offset, number = after, number + 1
         if len(rest) > MAX_LINE_BYTES:
@@ -143,6 +159,6 @@ def sample_lines(fd: int, start: int, end: int, number: int, name: str) -> Itera
 def looks_binary(name: str, offset: int) -> ManifestError:
     """Return the error for a file with NUL bytes."""
     return ManifestError(
-        f"cannot read the manifest {name}: it has a NUL byte (at byte {offset}) and looks binary; "
-        "is this a manifest? give a text, CSV or TSV file, saved as UTF-8"
+        f"cannot read {name} as a list of images: it has a NUL byte (at byte {offset}) and looks binary; "
+        "give a text, CSV, TSV or JSONL file, saved as UTF-8"
     )

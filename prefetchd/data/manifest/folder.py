@@ -1,102 +1,163 @@
-"""A directory as a manifest: a folder per class, listed into a `tree` manifest in a memfd.
+"""Lists a directory of class folders into a `tree` list in a memfd.
 
-Called by `manifest_open`. Folders and files are taken in sorted order, one folder at a time, so that
-memory is bounded by the largest folder. Names that begin with a dot are left out. Links to folders are
-followed, but a folder is never entered from inside itself.
+Called by `open`. Folders and files are taken in sorted order, one folder at a time, so that memory is bounded by the
+largest folder. Hidden names and folders of operating systems and tools are left out. Links to folders are followed, but
+a folder is never entered from inside itself.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+from collections import Counter
 
-from prefetchd.data.manifest.dialect import IMAGE_SUFFIXES, MAX_LINE_BYTES
+from prefetchd.data.files import write_all
+from prefetchd.data.kinds import IMAGE_SUFFIXES, UNREAD_SUFFIXES
+from prefetchd.data.manifest.dialect import MAX_LINE_BYTES
 from prefetchd.data.manifest.line import escape_path
-from prefetchd.errors import ManifestError
+from prefetchd.errors import ManifestError, one_line
 
 _WRITE_BYTES = 1 << 20
+# Folders that archivers, file managers, file systems and Python leave beside data: neither classes nor data.
+_LEFT_OUT = frozenset(
+    ("__macosx", "__pycache__", "lost+found", "@eadir", "#recycle", "$recycle.bin", "system volume information")
+)
+# Lists that describe the images beside them, as Hugging Face's `datasets` writes them.
+_LISTS = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+
+log = logging.getLogger("prefetchd")
 
 
-def list_folder(folder: str, name: str, fd: int, *, labels: bool) -> tuple[str, ...] | None:
+def list_folder(folder: str, name: str, fd: int, *, label_columns: int | None) -> tuple[str, ...] | None:
     """Write a `tree` line for each image under `folder` to `fd`; return the classes.
 
-    The classes are the sorted names of the folders in it; images beside them belong to none and are left out.
-    Without folders, or with `labels` false, all images are taken, without labels, and the classes are `None`.
+    The classes are the sorted names of the folders in it; images beside them belong to none and are left out. Without
+    folders, or with 0 `label_columns`, all images are taken, without labels, and the classes are `None`.
 
     Raises:
-        ManifestError: if a folder cannot be listed, or there are no images.
+        ManifestError: if a folder cannot be listed, there are no images, or a list beside them may have their labels.
     """
-    files, folders = _entries(folder, name)
-    writer = _Writer(fd)
-    if labels and folders:
+    listing = _Listing(name, fd, refuse_lists=label_columns is None)
+    files, folders = listing.entries(folder)
+    if label_columns != 0 and folders:
+        listing.n_beside = len(files)
         for number, label in enumerate(folders):
-            _walk(os.path.join(folder, label), label, b"%d\t" % number, name, writer, ())
+            n_before = listing.lines
+            listing.walk(os.path.join(folder, label), label, b"%d\t" % number, ())
+            if listing.lines == n_before:
+                listing.empty.append(label)
         classes = tuple(folders)
     else:
-        _walk(folder, "", b"-\t", name, writer, ())
+        listing.n_unread.clear()  # the walk looks at the same folder again
+        listing.walk(folder, "", b"-\t", ())
         classes = None
-    writer.flush()
-    if not writer.lines:
+    listing.flush()
+    if not listing.lines:
         beside = f", and {len(files)} images beside them" if files and folders else ""
+        unread = f", and {listing.unread} which OpenCV does not read" if listing.n_unread else ""
         raise ManifestError(
-            f"cannot serve the directory {name}: no images in it ({len(folders)} class "
-            f"folders{beside}; suffixes "
-            f"{' '.join(IMAGE_SUFFIXES[:8])} ...); give a directory with a folder of images for each class"
+            f"cannot serve the directory {name}: no images in it ({len(folders)} class folders{beside}{unread}; "
+            f"suffixes {' '.join(IMAGE_SUFFIXES[:8])} ...); give a directory with a folder of images for each class"
         )
+    listing.warn()
     return classes
 
 
-class _Writer:
-    """Gathers lines and writes them in large pieces."""
+class _Listing:
+    """Walks through folders; gathers lines and writes them in large pieces.
 
-    def __init__(self, fd: int) -> None:
+    Attributes:
+        lines: number of lines so far.
+        empty: class folders without an image.
+        n_beside: number of images that lie beside the class folders.
+        n_unread: number of images by suffix that were left out, as OpenCV does not read them.
+    """
+
+    def __init__(self, name: str, fd: int, *, refuse_lists: bool) -> None:
         self.lines = 0
+        self.empty: list[str] = []
+        self.n_beside = 0
+        self.n_unread: Counter[str] = Counter()
+        self._name = name
         self._fd = fd
+        self._refuse_lists = refuse_lists
         self._pieces = bytearray()
 
-    def add(self, line: bytes) -> None:
+    @property
+    def unread(self) -> str:
+        """The images that were left out, such as `3 of .heic`."""
+        return ", ".join(f"{count} of {suffix}" for suffix, count in self.n_unread.most_common(5))
+
+    def warn(self) -> None:
+        """Log once what was left out."""
+        if self.n_unread:
+            log.warning("%s: left out %s, which OpenCV does not read; convert them", self._name, self.unread)
+        if self.n_beside:
+            log.warning("%s: left out %d images that lie in no class folder", self._name, self.n_beside)
+        if self.empty:
+            shown = ", ".join(map(one_line, self.empty[:5])) + (", ..." if len(self.empty) > 5 else "")
+            log.warning(
+                "%s: %d of the class folders have no images, and are classes all the same (%s); remove those that are "
+                "no classes",
+                self._name,
+                len(self.empty),
+                shown,
+            )
+
+    def flush(self) -> None:
+        """Write the lines gathered so far."""
+        write_all(self._fd, self._pieces)
+        self._pieces = bytearray()
+
+    def entries(self, folder: str) -> tuple[list[str], list[str]]:
+        """Return the names of the images and of the folders in `folder`, sorted; count what is left out."""
+        files, folders, lists = [], [], []
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    lower = entry.name.lower()
+                    if lower.startswith(".") or lower in _LEFT_OUT:
+                        continue
+                    if entry.is_dir():
+                        folders.append(entry.name)
+                    elif lower.endswith(IMAGE_SUFFIXES):
+                        files.append(entry.name)
+                    elif lower in _LISTS:
+                        lists.append(entry.name)
+                    elif lower.endswith(UNREAD_SUFFIXES):
+                        self.n_unread[os.path.splitext(lower)[1]] += 1
+        except OSError as error:
+            where = ascii(folder)[1:-1]
+            raise ManifestError(
+                f"cannot list the folder {where} of {self._name}: {error.strerror} (errno {error.errno}); "
+                "check its permissions, or take it out"
+            ) from None
+        if lists and self._refuse_lists:
+            where = one_line(os.path.join(folder, lists[0]))
+            raise ManifestError(
+                f"cannot tell the labels of {self._name}: {where} lies beside the images and may have them; serve that "
+                "list, or give label_columns=1 for the class folders, or label_columns=0 for no labels"
+            )
+        return sorted(files), sorted(folders)
+
+    def walk(self, folder: str, inside: str, label: bytes, above: tuple[object, ...]) -> None:
+        """Add the images under `folder`, which is `inside` of the directory; `label` is the class and a tab."""
+        here = os.stat(folder)
+        identity = (here.st_dev, here.st_ino)
+        if identity in above:
+            return
+        files, folders = self.entries(folder)
+        is_folder = dict.fromkeys(files, False) | dict.fromkeys(folders, True)
+        for entry in sorted(is_folder):
+            path = os.path.join(inside, entry)
+            if is_folder[entry]:
+                self.walk(os.path.join(folder, entry), path, label, (*above, identity))
+            else:
+                self._add(label + escape_path(path.encode("utf-8", "surrogateescape")) + b"\n")
+
+    def _add(self, line: bytes) -> None:
+        assert len(line) <= MAX_LINE_BYTES
         self._pieces += line
         self.lines += 1
         if len(self._pieces) >= _WRITE_BYTES:
             self.flush()
-
-    def flush(self) -> None:
-        while self._pieces:
-            del self._pieces[: os.write(self._fd, self._pieces)]
-
-
-def _entries(folder: str, name: str) -> tuple[list[str], list[str]]:
-    """Return the names of the images and of the folders in `folder`, sorted, without hidden ones."""
-    files, folders = [], []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    folders.append(entry.name)
-                elif entry.name.lower().endswith(IMAGE_SUFFIXES):
-                    files.append(entry.name)
-    except OSError as error:
-        where = ascii(folder)[1:-1]
-        raise ManifestError(
-            f"cannot list the folder {where} of {name}: {error.strerror} (errno {error.errno}); "
-            "check its permissions, or take it out"
-        ) from None
-    return sorted(files), sorted(folders)
-
-
-def _walk(folder: str, inside: str, label: bytes, name: str, writer: _Writer, above: tuple[object, ...]) -> None:
-    here = os.stat(folder)
-    identity = (here.st_dev, here.st_ino)
-    if identity in above:
-        return
-    files, folders = _entries(folder, name)
-    is_folder = dict.fromkeys(files, False) | dict.fromkeys(folders, True)
-    for entry in sorted(is_folder):
-        path = os.path.join(inside, entry)
-        if is_folder[entry]:
-            _walk(os.path.join(folder, entry), path, label, name, writer, (*above, identity))
-        else:
-            line = label + escape_path(path.encode("utf-8", "surrogateescape")) + b"\n"
-            assert len(line) <= MAX_LINE_BYTES
-            writer.add(line)

@@ -1,38 +1,42 @@
-"""Finding out under which keys a JSONL manifest has its paths and labels, from its first lines and the options.
+"""JSONL lists: the object of a line, the path and the labels under its keys, and which keys those are. Pure.
 
-Called once at open, by `manifest_sniff`. Every line is held against what is found out here in the full pass.
-
-A JSON line of a manifest: the object that it is, and the path and the labels under its keys. Pure.
-
-Used by `manifest_format` for lines, and wherever else an object has labels (`sources/tar_index`).
+`manifest.line` parses lines with it, `manifest.sniff` finds the keys out with it once, at open. Tar shards take labels
+from JSON members with `json_object` and `json_value`.
 """
 
 from __future__ import annotations
 
+import json
+import math
 from collections import Counter
 from typing import Any
 
 import msgspec
 
 from prefetchd.config.options import Config
-from prefetchd.data.manifest.dialect import BadLine, Dialect, LabelKind, is_image, show
+from prefetchd.data.labels import MASK_NAMES, PATH_NAMES, LabelKind, find_label, json_kind, known_label
+from prefetchd.data.manifest.dialect import FILL, MEND, BadLine, Dialect, is_image, show
 from prefetchd.errors import ManifestError
+
+JSON_SUFFIXES = (".jsonl", ".ndjson")
 
 
 class NoObject(BadLine):
-    """It is JSON, and no object."""
+    """The line is JSON, but no object."""
 
 
 def json_object(line: bytes) -> dict[str, Any]:
-    """Return the JSON object that `line` is; of a key that is there twice, the last.
+    """Parse `line` as a JSON object; the last of equal keys counts.
 
     Raises:
-        BadLine: if it is none.
+        BadLine: if it is no object.
     """
     try:
         found = msgspec.json.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadLine(f"it is not JSON ({error})") from None
+        found = _with_nan(line)
+        if found is None:
+            raise BadLine(f"it is not JSON ({error})") from None
     except RecursionError:
         raise BadLine("it is nested too deeply") from None
     if not isinstance(found, dict):
@@ -40,11 +44,21 @@ def json_object(line: bytes) -> dict[str, Any]:
     return found
 
 
+def _with_nan(line: bytes) -> Any:
+    """Return what a line with NaN is, which Python's `json` writes though it is no JSON; `None` if that is not why."""
+    if b"NaN" not in line:
+        return None
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
 def json_value(found: dict[str, Any], key: str) -> Any:
-    """Return what is under `key`, whole or as a way by dots through nested objects.
+    """Return the value under `key`; dots lead into nested objects where no key has that name.
 
     Raises:
-        BadLine: if nothing is.
+        BadLine: if there is no such key.
     """
     if key in found:
         return found[key]
@@ -66,51 +80,66 @@ def parse_json(dialect: Dialect, line: bytes) -> tuple[bytes, list[bytes]]:
     path = json_value(found, dialect.keys[0])
     if not isinstance(path, str) or not path:
         raise BadLine(f"the path under {dialect.keys[0]!r} is {json_kind(path)}")
-    labels: list[bytes] = []
+    fields: list[bytes] = []
     for key in dialect.keys[1:]:
+        fields += _label_fields(dialect, found, key)
+    if len(fields) != dialect.label_count:
+        raise BadLine(f"it has {len(fields)} label numbers where the others have {dialect.label_count}")
+    return path.encode(), fields
+
+
+def _label_fields(dialect: Dialect, found: dict[str, Any], key: str) -> list[bytes]:
+    """Return what is under a label's key as the fields of other lists have it; of several classes, one field."""
+    missing, kind = dialect.missing, dialect.label_kind
+    try:
         value = json_value(found, key)
-        if value == []:
-            raise BadLine(f"the label under {key!r} is empty", "give label_columns=0 if there are no labels")
-        if dialect.label_kind in ("class", "path"):
-            if not isinstance(value, str) or not value:
-                wanted = "a name, as the others are" if dialect.label_kind == "class" else "the path of a mask"
-                raise BadLine(f"the label under {key!r} is {json_kind(value)}, and not {wanted}")
-            if dialect.label_kind == "path" and not is_image(value.encode()):
-                raise BadLine(f"there is no mask: {show(value.encode(), 60)} is not named as an image")
-            return path.encode(), [value.encode()]
-        for number in value if isinstance(value, list) else [value]:
-            if not isinstance(number, int | float):
-                raise BadLine(f"the label under {key!r} is {json_kind(number)}, and not a number, as the others are")
-            labels.append(repr(number).encode() if isinstance(number, float) else b"%d" % number)
-    if len(labels) != dialect.label_count:
-        raise BadLine(f"it has {len(labels)} label numbers where the others have {dialect.label_count}")
-    return path.encode(), labels
+    except BadLine:
+        if missing is None:
+            raise
+        value = None
+    if kind == "classes" and value in (None, "", []):
+        return [b""]
+    if missing is not None and kind != "path":
+        if value in (None, "") or (kind == "number" and isinstance(value, float) and math.isnan(value)):
+            return [missing.encode("utf-8", "surrogateescape")]
+    elif value == []:
+        raise BadLine(f"the label under {key!r} is empty", "give label_columns=0 if there are no labels")
+    elif value is None and kind != "path":
+        raise BadLine(f"the label under {key!r} is null", FILL)
+    if kind == "classes":
+        return [_joined(dialect, key, value)]
+    if kind == "number":
+        return [_number_field(key, number) for number in (value if isinstance(value, list) else [value])]
+    if not isinstance(value, str) or not value:
+        wanted = "a name, as the others are" if kind == "class" else "the path of a mask"
+        remedy = "give label_separator=',' for a 0/1 vector over the classes" if _is_names(value) else MEND
+        raise BadLine(f"the label under {key!r} is {json_kind(value)}, and not {wanted}", remedy)
+    if kind == "path" and not is_image(value.encode()):
+        raise BadLine(f"there is no mask: {show(value.encode(), 60)} is not named as an image")
+    return [value.encode()]
 
 
-def json_kind(value: Any) -> str:
-    """Say what a JSON value is, for errors."""
-    if value is None or value in ("", [], {}):
-        return "null" if value is None else "empty"
-    kinds = {bool: "a truth value", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
-    kind, text = kinds.get(type(value), f"of the type {type(value).__name__}"), repr(value)
-    return f"{kind} ({text if len(text) <= 60 else text[:57] + '...'})"
+def _number_field(key: str, number: Any) -> bytes:
+    if isinstance(number, int | float):
+        return repr(number).encode() if isinstance(number, float) else b"%d" % number
+    remedy = "give label_separator=',' for a 0/1 vector over the classes" if isinstance(number, str) else MEND
+    raise BadLine(f"the label under {key!r} is {json_kind(number)}, and not a number, as the others are", remedy)
 
 
-JSON_SUFFIXES = (".jsonl", ".ndjson")
-PATH_KEYS = (
-    "path", "image", "file", "filename", "file_name", "filepath", "file_path", "image_path", "image_file", "img",
-    "img_path", "image_name",
-)  # fmt: skip
-LABEL_KEYS = (
-    "label", "labels", "class", "target", "targets", "category", "class_id", "class_name", "label_id", "label_name",
-    "category_id",
-)  # fmt: skip
+def _joined(dialect: Dialect, key: str, value: Any) -> bytes:
+    """Return several classes, in one string or a list of names or integers, as one field."""
+    parts = value if isinstance(value, list) else [value]
+    if not all(isinstance(part, str | int) for part in parts):
+        raise BadLine(f"the label under {key!r} is {json_kind(value)}, and not names of classes")
+    return dialect.label_separator.join(str(part) for part in parts).encode()
 
-MASK_KEYS = ("mask", "mask_path", "segmentation", "annotation", "label", "target")
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(part, str) for part in value)
 
 
 def is_json_object(line: bytes) -> bool:
-    """Whether `line` is a JSON object, which no path and label is."""
+    """Return whether `line` is a JSON object, which no path and label is."""
     try:
         return line.strip().startswith(b"{") and bool(json_object(line.strip()))
     except BadLine:
@@ -118,10 +147,10 @@ def is_json_object(line: bytes) -> bool:
 
 
 def sniff_json(config: Config, name: str, lines: list[bytes]) -> Dialect:
-    """Return the dialect of the manifest whose first samples are `lines` (at least one).
+    """Return the dialect of the list whose first samples are `lines` (at least one).
 
     Raises:
-        ManifestError: if no line is an object, or no key of theirs is the path's.
+        ManifestError: if no line is an object, or no key has the path.
     """
     objects = []
     for line in lines:
@@ -134,7 +163,7 @@ def sniff_json(config: Config, name: str, lines: list[bytes]) -> Dialect:
                     f"{show(line.strip())}); write an object with path and label on each line"
                 ) from None
     path_key = _path_key(config, name, objects)
-    label_keys = _label_keys(config, name, objects)
+    label_keys = _label_keys(config, name, objects, path_key)
     if config.target == "mask":
         if len(label_keys) != 1:
             raise ManifestError(
@@ -143,7 +172,9 @@ def sniff_json(config: Config, name: str, lines: list[bytes]) -> Dialect:
             )
         return Dialect("json", "path", 1, keys=(path_key, *label_keys))
     kind, count = _labels(objects, label_keys)
-    if kind == "class" and len(label_keys) > 1:
+    if config.label_separator and label_keys:
+        kind, count = "classes", 1
+    if kind in ("class", "classes") and len(label_keys) > 1:
         raise ManifestError(
             f"cannot take the labels {', '.join(label_keys)} from {name}: they are not all numbers; "
             "give one key with text, or several with numbers, as y_column"
@@ -155,7 +186,7 @@ def _path_key(config: Config, name: str, objects: list[dict[str, Any]]) -> str:
     if config.x_column is not None:
         return config.x_column
     common = _common(objects)
-    for key in PATH_KEYS:
+    for key in PATH_NAMES:
         if isinstance(common.get(key), str):
             return key
     for key, value in common.items():
@@ -166,7 +197,7 @@ def _path_key(config: Config, name: str, objects: list[dict[str, Any]]) -> str:
     )
 
 
-def _label_keys(config: Config, name: str, objects: list[dict[str, Any]]) -> tuple[str, ...]:
+def _label_keys(config: Config, name: str, objects: list[dict[str, Any]], path_key: str) -> tuple[str, ...]:
     if config.label_columns not in (None, 0) and config.target != "mask":
         raise ManifestError(
             f"cannot take label_columns={config.label_columns} from {name}: keys have no order; "
@@ -177,8 +208,11 @@ def _label_keys(config: Config, name: str, objects: list[dict[str, Any]]) -> tup
     if config.y_column is not None:
         return tuple(part.strip() for part in config.y_column.split(",") if part.strip())
     common = _common(objects)
-    known = MASK_KEYS if config.target == "mask" else LABEL_KEYS
-    return tuple([key for key in known if key in common][:1])
+    if path_key.partition(".")[0] not in common and path_key not in common:
+        return ()  # every line is refused for it
+    names = [key for key in common if key not in (path_key, path_key.partition(".")[0])]
+    found = known_label(names, MASK_NAMES) if config.target == "mask" else find_label(names, name, "keys")
+    return () if found is None else (found,)
 
 
 def _common(objects: list[dict[str, Any]]) -> dict[str, Any]:
@@ -193,7 +227,7 @@ def _common(objects: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _labels(objects: list[dict[str, Any]], keys: tuple[str, ...]) -> tuple[LabelKind, int]:
-    """Return what labels the majority of the objects have, the earlier in a tie, and how many numbers."""
+    """Return the kind of labels that most objects have, the earlier in a tie, and how many numbers."""
     if not keys:
         return "none", 0
     found: Counter[tuple[LabelKind, int]] = Counter()
@@ -203,7 +237,9 @@ def _labels(objects: list[dict[str, Any]], keys: tuple[str, ...]) -> tuple[Label
         except BadLine:
             continue
         if [] in values:
-            continue  # it says no label, and its line is refused
+            continue  # an empty label, whose line is refused
+        if any(value is None for value in values):
+            continue
         if any(isinstance(value, str) for value in values):
             found["class", 1] += 1
         else:

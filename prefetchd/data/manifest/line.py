@@ -1,8 +1,7 @@
-"""One line of a manifest by its `Dialect`: its fields, its path and labels, and whether the labels can be served. Pure.
+"""Parses one line by its `Dialect`: its fields, its path and labels, and whether the labels can be served. Pure.
 
-Called by `manifest_sniff` (which finds the dialect out), `manifest_scan` (which checks every line once at open) and
-`manifest` (which parses the line of a sample on demand). Lines are bytes here, without their line break, so that file
-names that are not UTF-8 pass through unharmed. JSON lines are `manifest_json_line`'s.
+`sniff` calls it to find the dialect out, `scan` for every doubtful line at open, and `records` for the line of a sample
+on demand. Lines are bytes, without their line break, so that file names that are not UTF-8 pass through unharmed.
 """
 
 from __future__ import annotations
@@ -11,10 +10,13 @@ import math
 import re
 from functools import lru_cache
 
-from prefetchd.data.manifest.dialect import BadLine, Dialect, is_image, is_number, show
+from prefetchd.data.labels import FLOAT32_MAX
+from prefetchd.data.manifest.dialect import FILL, MEND, BadLine, Dialect, is_image, is_number, show
 from prefetchd.data.manifest.json import parse_json
 
-FLOAT32_MAX = 3.4028234663852886e38
+# What lines hold where numeric labels are missing.
+NOT_A_NUMBER = frozenset((b"", b"nan", b"na", b"n/a", b"null", b"none"))
+_LIST = re.compile(rb"[+-]?[\d.]+(,[+-]?[\d.]+)+")
 _INTEGER = re.compile(rb"[+-]?\d+")
 _TOKEN = re.compile(rb'"([^"]*(?:""[^"]*)*)"(?=\s|$)|(\S+)')
 _TREE_ESCAPE = {b"\\": b"\\\\", b"\n": b"\\n", b"\r": b"\\r"}
@@ -71,7 +73,7 @@ def _column_pattern(separator: bytes) -> re.Pattern[bytes]:
 
 
 def parse_line(dialect: Dialect, line: bytes) -> tuple[bytes, list[bytes]]:
-    """Return the path and the label fields of `line`, which `is_sample`.
+    """Return the path and the label fields of `line`, which `is_sample`; a label that is missing by the dialect's.
 
     Raises:
         BadLine: if the line does not fit the dialect.
@@ -92,32 +94,46 @@ def parse_line(dialect: Dialect, line: bytes) -> tuple[bytes, list[bytes]]:
         path, labels = fields[dialect.x], [fields[column] for column in dialect.y]
         if not path:
             raise BadLine(f"there is no path in column {dialect.x}")
-        if not all(labels):
-            raise BadLine(f"there is no label in column {dialect.y[labels.index(b'')]}")
+        if dialect.missing is not None:
+            labels = [_or_missing(dialect, label) for label in labels]
+        if not all(labels) and dialect.label_kind != "classes":
+            raise BadLine(f"there is no label in column {dialect.y[labels.index(b'')]}", FILL)
     else:
         path, labels = _parse_text(dialect, bare)
-    if dialect.label_kind == "class" and is_image(labels[0]):
+    if dialect.label_kind in ("class", "classes") and is_image(labels[0]):
         raise BadLine(f"there is no label: {show(labels[0], 60)} is an image")
     if dialect.label_kind == "path" and not is_image(labels[0]):
         raise BadLine(f"there is no mask: {show(labels[0], 60)} is not named as an image")
     return path, labels
 
 
+def _or_missing(dialect: Dialect, label: bytes) -> bytes:
+    """Return a label field, or the dialect's label for missing ones in its place."""
+    assert dialect.missing is not None
+    is_missing = label.lower() in NOT_A_NUMBER if dialect.label_kind == "number" else not label
+    return dialect.missing.encode("utf-8", "surrogateescape") if is_missing else label
+
+
 def _parse_text(dialect: Dialect, bare: bytes) -> tuple[bytes, list[bytes]]:
     count = dialect.label_count
     if b'"' not in bare and not dialect.exact:
         path, *labels = bare.rsplit(None, count) if count else (bare,)
-        if len(labels) == count:
+        if len(labels) == count and dialect.missing is None:
             return path, labels
     found = tokens(bare)
     values = [token[0] for token in found]
     if not found[0][1] and bare.startswith(b'"'):
         raise BadLine(_UNCLOSED)
+    if dialect.missing is not None and count:
+        if len(values) == 1 or is_image(values[-1]):
+            return (values[0] if len(values) == 1 else bare), [_or_missing(dialect, b"")] * count
+        for place, value in enumerate(values[-count:], len(values) - count):
+            values[place] = _or_missing(dialect, value)
     if dialect.exact:
         _check_count(dialect, values)
     words = len(found) - count
     if words < 1:
-        raise BadLine("there is no label" if len(found) == 1 else f"it has only {len(found)} fields")
+        raise BadLine(*(("there is no label", FILL) if len(found) == 1 else (f"it has only {len(found)} fields",)))
     if not found[0][1]:
         return bare[: found[words - 1][3]], values[words:]
     if words > 1:
@@ -145,32 +161,49 @@ def _check_count(dialect: Dialect, values: list[bytes]) -> None:
     elif dialect.label_kind == "number":
         count = trailing_numbers(values)
         if count == 0 and (len(values) == 1 or is_image(values[-1])):
-            raise BadLine("there is no label")
+            raise BadLine("there is no label", FILL)
         if count == 0:
-            raise BadLine(f"the label {show(values[-1], 60)} is not a number, as the others are")
+            raise _no_number(values[-1])
         if count != dialect.label_count:
             wanted = f"{dialect.label_count} number{'s' * (dialect.label_count != 1)}"
             raise BadLine(f"it ends in {count} where the others end in {wanted}", settle)
 
 
+def split_classes(field: bytes, separator: str) -> list[bytes]:
+    """Return the names in a field with several classes, without the white space, brackets and quotes around them."""
+    bare = field.strip()
+    if bare[:1] + bare[-1:] in (b"[]", b"()", b"{}"):
+        bare = bare[1:-1]
+    parts = bare.split(separator.encode("utf-8", "surrogateescape"))
+    return [name for part in parts if (name := part.strip().strip(b"'\""))]
+
+
 def check_number(field: bytes) -> bool:
-    """Return whether the label `field` is a fraction (else it is an integer).
+    """Return whether the label `field` is a fraction; else it is an integer.
 
     Raises:
         BadLine: if it is no number, is not finite, or fits neither int64 nor float32.
     """
     if not is_number(field):
-        raise BadLine(f"the label {show(field, 60)} is not a number, as the others are")
+        raise _no_number(field)
     if _INTEGER.fullmatch(field):
         if len(field) > 20 or not -(2**63) <= int(field) < 2**63:
             raise BadLine(f"the label {show(field, 60)} does not fit 64 bits")
         return False
     value = float(field)
     if not math.isfinite(value) and not any(c in b"0123456789" for c in field):
-        raise BadLine(f"the label {show(field, 60)} is not finite")
+        raise BadLine(f"the label {show(field, 60)} is not finite", FILL if math.isnan(value) else MEND)
     if abs(value) > FLOAT32_MAX:
         raise BadLine(f"the label {show(field, 60)} does not fit float32")
     return True
+
+
+def _no_number(field: bytes) -> BadLine:
+    if _LIST.fullmatch(field):
+        remedy = "give label_separator=',' if labels are lists, or write fractions with a point"
+    else:
+        remedy = FILL if field.lower() in NOT_A_NUMBER else MEND
+    return BadLine(f"the label {show(field, 60)} is not a number, as the others are", remedy)
 
 
 def check_line(dialect: Dialect, line: bytes) -> tuple[list[bytes], bool]:
@@ -183,7 +216,9 @@ def check_line(dialect: Dialect, line: bytes) -> tuple[list[bytes], bool]:
     is_fraction = False
     if dialect.label_kind == "number":
         for label in labels:
-            is_fraction |= check_number(label)
+            # A missing label may be given as NaN, which a line may not hold.
+            is_nan = dialect.missing is not None and label.lower() == b"nan"
+            is_fraction |= is_nan or check_number(label)
     return labels, is_fraction
 
 

@@ -1,64 +1,74 @@
-"""Opening a manifest: is it one, how is it written, are all its lines good, where are they.
+"""Opens a list or a directory: how is it written, are all its lines good, and where are they.
 
-Called once, by `Manifest.open` in the daemon; readers never import it. What it finds out is a dictionary of
-plain values, the *facts*, which `Manifest` works from wherever it is attached.
+Called once, by `Manifest.open` in the daemon; readers never import it. Its result is a dictionary of plain values, the
+*facts*, from which `Manifest` works wherever it is attached.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import stat
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import blake2b
 from itertools import islice
 from typing import Any
 
 from prefetchd.config.options import Config
-from prefetchd.data.files import identity, read_exactly
-from prefetchd.data.manifest.dialect import IMAGE_SUFFIXES, Dialect, MalformedLine, is_sample, sample_lines
+from prefetchd.data.files import cannot_open, check_complete, identity, open_regular, read_exactly, write_all
+from prefetchd.data.kinds import IMAGE_SUFFIXES
+from prefetchd.data.labels import check_names, sorted_classes
+from prefetchd.data.manifest.dialect import Dialect, Line, MalformedLine, is_sample, sample_lines
 from prefetchd.data.manifest.folder import list_folder
 from prefetchd.data.manifest.json import is_json_object
+from prefetchd.data.manifest.line import split_classes
 from prefetchd.data.manifest.scan import Scan
-from prefetchd.data.manifest.sniff import SNIFFED_LINES, Line, sniff
+from prefetchd.data.manifest.sniff import SNIFFED_LINES, sniff
 from prefetchd.errors import ManifestError, one_line
 from prefetchd.ipc.descriptors import memfd, seal
 
+_TABLE_SUFFIXES = (".csv", ".tsv")
+_MAX_VECTOR = 65_536  # classes of a 0/1 vector
 _PEEKED_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 _CLOCK_STEP_NS = 20_000_000
 _OTHER_SUFFIXES = {
-    ".json": "JSON in one piece", ".zip": "a zip archive", ".gz": "compressed",
-    ".bz2": "compressed", ".xz": "compressed", ".zst": "compressed", ".pkl": "a pickle", ".h5": "an "
-    "HDF5 file",
+    ".json": "JSON in one piece", ".zip": "a zip archive", ".gz": "compressed", ".bz2": "compressed",
+    ".xz": "compressed", ".zst": "compressed", ".pkl": "a pickle", ".h5": "an HDF5 file",
     ".tfrecord": "TFRecords", ".xlsx": "a spreadsheet",
 }  # fmt: skip
 
 
 def open_manifest(config: Config, malformed: list[MalformedLine] | None = None) -> tuple[dict[str, Any], int, int]:
-    """Return the facts, the index's descriptor and the manifest's descriptor; the caller owns both.
+    """Return the facts, the index's descriptor and the list's descriptor; the caller owns both.
 
     Args:
         config: the options.
-        malformed: takes the lines that are no samples, which are left out then; without it they are refused.
+        malformed: collects malformed lines, which are left out then; without it they are refused.
 
     Raises:
-        ManifestError: if the manifest cannot be read, is empty, or has a bad line.
+        ManifestError: if the list cannot be read, is empty, or has a bad line.
     """
     source = os.path.expanduser(config.source)
     name = one_line(config.source)
     try:
-        found = os.stat(source)
+        is_folder = stat.S_ISDIR(os.stat(source).st_mode)
     except (OSError, ValueError) as error:
-        raise _cannot_open(name, error) from None
+        if glob.has_magic(source) or "{" in source:
+            raise ManifestError(
+                f"cannot open {name}: there is no such file, and patterns name tar shards, Parquet files and .npy "
+                "shards only; give a list file, or a directory"
+            ) from None
+        raise cannot_open(name, error) from None
     index_fd = memfd("prefetchd-manifest-index")
     fd = -1
     try:
-        if stat.S_ISDIR(found.st_mode):
+        if is_folder:
             fd = memfd("prefetchd-manifest")
             return _open_folder(config, source, name, index_fd, fd), index_fd, fd
-        fd = _open_file(source, name, found.st_mode)
+        fd = _open_list(source, name)
         return _scan_file(config, source, name, index_fd, fd, malformed), index_fd, fd
     except BaseException:
         os.close(index_fd)
@@ -67,43 +77,27 @@ def open_manifest(config: Config, malformed: list[MalformedLine] | None = None) 
         raise
 
 
-def _cannot_open(name: str, error: OSError | ValueError) -> ManifestError:
-    what = f"{error.strerror} (errno {error.errno})" if isinstance(error, OSError) else str(error)
-    remedy = "check the path and its permissions"
-    if "://" in name:
-        remedy = "files of this machine are served: download or mount what is elsewhere"
-    return ManifestError(f"cannot open the manifest {name}: {what}; {remedy}")
-
-
-def _open_file(source: str, name: str, mode: int) -> int:
-    if not stat.S_ISREG(mode):
-        kind = "a FIFO" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
-        raise ManifestError(
-            f"cannot open the manifest {name}: it is {kind}, and lines are read by position; write it to a file first"
-        )
+def _open_list(source: str, name: str) -> int:
     suffix = os.path.splitext(source)[1].lower()
     if suffix in _OTHER_SUFFIXES and not (suffix == ".json" and _is_json_lines(source)):
         raise ManifestError(
-            f"cannot read {name} as an image manifest: {suffix} is {_OTHER_SUFFIXES[suffix]}; "
+            f"cannot read {name} as a list of images: {suffix} is {_OTHER_SUFFIXES[suffix]}; "
             "give a text, CSV, TSV or JSONL file of paths and labels, or a directory of class folders"
         )
     if suffix in IMAGE_SUFFIXES:
         raise ManifestError(
-            f"cannot read {name} as a manifest: {suffix} is an image; give a list of images, or their directory"
+            f"cannot read {name} as a list of images: {suffix} is an image; give a list of images, or their directory"
         )
-    try:
-        return os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise _cannot_open(name, error) from None
+    return open_regular(source, name)
 
 
 def _is_json_lines(source: str) -> bool:
-    """Whether a file called `.json` is written as JSON lines, as many programs do: an object, and more below it."""
+    """Return whether a `.json` file holds JSON lines, as many programs write them: an object, and more below it."""
     try:
         with open(source, "rb") as file:
             lines = [line for line in file.read(_PEEKED_BYTES).removeprefix(_BOM).split(b"\n") if is_sample(line)]
     except OSError:
-        return False  # whoever opens it says why
+        return False  # opening it raises the reason
     return len(lines) > 1 and is_json_object(lines[0])
 
 
@@ -116,38 +110,59 @@ def _scan_file(
     size = before[2]
     head = read_exactly(fd, 0, min(4, size), name)
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise ManifestError(f"cannot read the manifest {name}: it is UTF-16; save it as UTF-8")
+        raise ManifestError(f"cannot read {name}: it is UTF-16; save it as UTF-8")
     start = 3 if head.startswith(_BOM) else 0
-    rows = sample_lines(fd, start, size, 1, name)
+    hash_rows = os.path.splitext(source)[1].lower() in _TABLE_SUFFIXES
+    rows = sample_lines(fd, start, size, 1, name, hash_rows=hash_rows)
     first = [Line(*row) for row in islice(rows, SNIFFED_LINES)]
     if not first:
         what = "it has 0 bytes" if not size else f"its {size} bytes are all blank lines and comments"
         raise ManifestError(f"cannot serve {name}: it has no samples ({what}); write a line `path label` for each")
     root = os.path.abspath(os.path.expanduser(config.root) if config.root is not None else os.path.dirname(source))
     encoded_root = os.fsencode(root)
-    dialect, skip_header = sniff(config, name, first, lambda path: os.path.isfile(os.path.join(encoded_root, path)))
+    dialect, skipped = sniff(config, name, first, lambda path: os.path.isfile(os.path.join(encoded_root, path)))
+    dialect = replace(dialect, hash_rows=hash_rows)
     first_line = 1
-    if skip_header:
-        start, first_line = first[0].end, first[0].number + 1
+    if skipped:
+        start, first_line = first[skipped - 1].end, first[skipped - 1].number + 1
     scan = Scan(dialect, name, tolerant=malformed is not None)
     scan.run(fd, size, start, first_line, index_fd)
-    if identity(os.fstat(fd)) != before:
-        raise ManifestError(f"cannot use {name}: it was written to while it was read; start again when it is complete")
+    check_complete(fd, before, name)
     if not scan.samples:
         raise ManifestError(f"cannot serve {name}: it has no samples below its header; write a line for each sample")
     if malformed is not None:
         malformed += scan.malformed
-    classes = None
-    if dialect.label_kind == "class":
-        classes = tuple(sorted(label.decode("utf-8", "surrogateescape") for label in scan.labels))
+    classes = _classes(config, name, dialect, scan.labels)
     return _facts(scan, dialect, classes, name, os.path.abspath(source), root, before, index_fd)
+
+
+def _classes(config: Config, name: str, dialect: Dialect, labels: set[bytes]) -> tuple[str, ...] | None:
+    """Return the sorted names of the classes, where labels are names.
+
+    Raises:
+        ManifestError: if labels look like lists of labels, or there are too many classes for a vector.
+    """
+    if dialect.label_kind == "class":
+        names = sorted(label.decode("utf-8", "surrogateescape") for label in labels)
+        if config.label_separator is None:
+            check_names(names, name)
+        return tuple(names)
+    if dialect.label_kind != "classes":
+        return None
+    parts = {part for label in labels for part in split_classes(label, dialect.label_separator)}
+    if not 1 <= len(parts) <= _MAX_VECTOR:
+        raise ManifestError(
+            f"cannot use label_separator={dialect.label_separator!r} with {name}: its labels name {len(parts)} "
+            f"classes, and y has a number for each, at most {_MAX_VECTOR}; check the separator and y_column"
+        )
+    return tuple(sorted_classes([part.decode("utf-8", "surrogateescape") for part in parts]))
 
 
 def _wait_for_the_clock(found: os.stat_result) -> None:
     """Wait until a write to the file would give it another time than it has.
 
-    Many kernels take the times of files from a clock that moves once in 4 to 10 ms, so that of two writes at nearly
-    the same time the second may not show. The readers are starting meanwhile; nobody waits for this.
+    Many kernels take the times of files from a clock that moves once in 4 to 10 ms: of two writes at nearly the same
+    time the second may not show. The readers are starting meanwhile, so this delays nothing.
     """
     age_ns = time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns)
     if 0 <= age_ns < _CLOCK_STEP_NS:
@@ -156,7 +171,7 @@ def _wait_for_the_clock(found: os.stat_result) -> None:
 
 def _open_folder(config: Config, source: str, name: str, index_fd: int, fd: int) -> dict[str, Any]:
     """List a directory of class folders into `fd` and index that; return the facts for `handle()`."""
-    for option in ("x_column", "y_column"):
+    for option in ("x_column", "y_column", "label_separator", "missing_label"):
         if getattr(config, option) is not None:
             raise ManifestError(f"cannot use {option} with {name}: it is a directory; leave the option out")
     if config.target == "mask":
@@ -165,12 +180,11 @@ def _open_folder(config: Config, source: str, name: str, index_fd: int, fd: int)
         )
     if config.label_columns not in (None, 0, 1):
         raise ManifestError(
-            f"cannot take label_columns={config.label_columns} from {name}: a directory gives one "
-            "label, the class "
+            f"cannot take label_columns={config.label_columns} from {name}: a directory gives one label, the class "
             "folder; leave the option out, or give 0 for no labels"
         )
     root = os.path.abspath(source)
-    classes = list_folder(root, name, fd, labels=config.label_columns != 0)
+    classes = list_folder(root, name, fd, label_columns=config.label_columns)
     seal(fd)
     dialect = Dialect("tree", "none" if classes is None else "number", 0 if classes is None else 1)
     scan = Scan(dialect, name)
@@ -190,10 +204,9 @@ def _facts(
 ) -> dict[str, Any]:
     classes_at = os.fstat(index_fd).st_size
     text = b"" if classes is None else json.dumps(classes).encode()
-    written = 0
-    while written < len(text):
-        written += os.write(index_fd, text[written:])
+    write_all(index_fd, text)
     seal(index_fd)
+    n_labels, is_vector = dialect.label_count, dialect.label_kind == "classes"
     meaning = {**asdict(dialect), "y": list(dialect.y)}
     scan.digest.update(json.dumps([meaning, classes], sort_keys=True).encode())
     return {
@@ -203,8 +216,8 @@ def _facts(
         "root": os.fsencode(root),
         "dialect": meaning,
         "leaves_out_lines": bool(scan.malformed),
-        "label_dtype": "float32" if scan.any_fraction else "int64",
-        "label_shape": [dialect.label_count] if dialect.label_count > 1 else [],
+        "label_dtype": "float32" if scan.any_fraction or is_vector else "int64",
+        "label_shape": [len(classes)] if is_vector and classes else [n_labels] if n_labels > 1 else [],
         "digest": blake2b(scan.digest.digest(), digest_size=8).hexdigest(),
         "name": name,
         "classes_at": classes_at,

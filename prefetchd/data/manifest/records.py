@@ -1,13 +1,11 @@
-"""The manifest: sample number -> (path, label), by random access, for files of any length.
+"""The samples of a list file or of a directory by random access: number -> (path, label), for lists of any length.
 
-The daemon calls `Manifest.open`, which finds out how the file is written (`manifest_sniff`), checks every
-line once, and writes a sparse index of lines into a memfd (`manifest_scan`). Readers get `handle()` and the
-two descriptors, and `attach`: no second pass, no copy. A lookup reads the few lines around the sample and
-parses one (`manifest_format`).
+The daemon calls `Manifest.open`. It finds out how the list is written (`sniff`), checks every line once, and writes a
+sparse index of lines into a memfd (`scan`). Readers call `attach` with `handle()` and the two descriptors: no second
+pass, no copy. A lookup reads the few lines around the sample and parses one (`line`).
 
-The file is read with `pread`, never through a mapping: a mapped file that someone truncates is a SIGBUS. A
-file that changes while it is in use is a `ManifestError`, never other data. When the daemon or a reader dies,
-the kernel frees the memfds with the last descriptor.
+A list that changes while it is in use is a `ManifestError` and never other data. When the daemon or a reader dies, the
+kernel frees the memfds with the last descriptor.
 """
 
 from __future__ import annotations
@@ -22,9 +20,9 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from prefetchd.config.options import Config
-from prefetchd.data.files import identity, read_exactly
+from prefetchd.data.files import check_unchanged, read_exactly, read_file
 from prefetchd.data.manifest.dialect import LINES_PER_ENTRY, BadLine, Dialect, MalformedLine, is_sample, sample_lines
-from prefetchd.data.manifest.line import check_line, parse_line
+from prefetchd.data.manifest.line import check_line, parse_line, split_classes
 from prefetchd.data.records import Label, Sample
 from prefetchd.errors import ManifestError, one_line
 from prefetchd.ipc.descriptors import memfd_bytes
@@ -35,13 +33,11 @@ if TYPE_CHECKING:
 
 _CACHED_BYTES = 1 << 20
 _ENTRY = struct.Struct("=4q")
-_SAID_CHARACTERS = 400  # of a path, in a report of faults
+_SHOWN_CHARACTERS = 400  # of a path, in a report of faults
 
 
 class Manifest:
-    """Sample numbers from 0 to `len() - 1`, each with its path and label.
-
-    Owns its descriptors; `close()` ends it.
+    """The samples from 0 to `len() - 1`, each with its path and label. Owns its descriptors; `close()` ends it.
 
     Attributes:
         label_shape: of one label: `()`, or `(k,)` for vectors.
@@ -69,9 +65,10 @@ class Manifest:
         self._root = os.fsdecode(facts["root"])
         dialect = facts["dialect"]
         checked = Dialect(**{**dialect, "y": tuple(dialect["y"]), "keys": tuple(dialect["keys"])})
-        # All lines were checked at open: what the labels are is not found out again, unless some were left out.
+        # All lines were checked at open: the kind of their labels is not found out again, unless lines were left out.
         self._dialect = dataclasses.replace(checked, exact=False)
-        self._is_ours = partial(_fits, checked) if facts["leaves_out_lines"] else is_sample
+        is_line = partial(is_sample, hash_rows=checked.hash_rows)
+        self._is_ours = partial(_fits, checked) if facts["leaves_out_lines"] else is_line
         self._any_fraction: bool = facts["label_dtype"] == "float32"
         self._cached_entry = -1
         self._cached_lines: list[bytes] = []
@@ -85,7 +82,7 @@ class Manifest:
             text = read_exactly(index_fd, facts["classes_at"], facts["classes_bytes"], self.name)
             self.classes = tuple(json.loads(text))
         self._class_numbers: dict[bytes, int] = {}
-        if self._dialect.label_kind == "class" and self.classes is not None:
+        if self._dialect.label_kind in ("class", "classes") and self.classes is not None:
             self._class_numbers = {_encode(label): number for number, label in enumerate(self.classes)}
 
     @classmethod
@@ -94,7 +91,7 @@ class Manifest:
 
         Args:
             config: the options.
-            malformed: takes the lines that are no samples, which are left out then; without it they are refused.
+            malformed: collects malformed lines, which are left out then; without it they are refused.
 
         Raises:
             ManifestError: if it cannot be read, is empty, or has a bad line.
@@ -109,11 +106,18 @@ class Manifest:
         index_fd, fd = fds
         return cls(handle, index_fd, fd)
 
+    def check_files(self) -> None:
+        """Raise `ManifestError` if none of some samples of a list, spread over it, is there."""
+        from prefetchd.data.manifest.first_look import check_some_exist
+
+        if not self._is_folder:
+            check_some_exist(self.samples, len(self), self._root, self.name)
+
     def handle(self) -> tuple[dict[str, Any], list[int]]:
         """Return what `attach` needs: plain values (numbers, text, bytes, lists, dicts), and two descriptors.
 
-        The descriptors stay this object's; whoever attaches needs copies of them (sent over a
-        socket, inherited or from `os.dup`).
+        The descriptors stay this object's; `attach` needs copies of them (sent over a socket, inherited or from
+        `os.dup`).
         """
         return self._facts, [self._index_fd, self._fd]
 
@@ -138,7 +142,7 @@ class Manifest:
         return self._samples
 
     def sample(self, sample_id: int) -> Sample:
-        """Return the sample numbered `sample_id`; raises as `samples` does."""
+        """Return the sample `sample_id`; raises as `samples` does."""
         return self.samples((sample_id,))[0]
 
     def samples(self, sample_ids: Iterable[int]) -> list[Sample]:
@@ -154,45 +158,33 @@ class Manifest:
 
     def check_unchanged(self) -> None:
         """Raise `ManifestError` if the file is not the one that was opened, or was written to since."""
-        if self._is_folder:
-            return
-        try:
-            now: list[int] | None = identity(os.stat(self._path))
-        except OSError as error:
-            now, what = None, f"it cannot be found any more ({error.strerror})"
-        if now != self._facts["identity"]:
-            if now is not None:
-                before, what = self._facts["identity"], "it was written to, or replaced"
-                if before[2] != now[2]:
-                    what += f" (from {before[2]} to {now[2]} bytes)"
-            raise ManifestError(f"cannot go on with {self.name}: {what} while in use; start again to serve it as it is")
+        if not self._is_folder:
+            check_unchanged(self._path, self._facts["identity"], self.name)
 
     @property
     def shared_bytes(self) -> int:
-        """The index, and the listing of a directory: memfds."""
+        """Bytes of the memfds: the index, and the listing of a directory."""
         return memfd_bytes(self._index_fd) + (memfd_bytes(self._fd) if self._is_folder else 0)
 
     @property
     def reads_apart(self) -> bool:
-        """Yes: each is a file of its own."""
+        """True: each sample is a file of its own."""
         return True
 
     @property
     def reader_bytes(self) -> int:
-        """Nothing to speak of: readers share the index."""
+        """0: readers share the index."""
         return 0
 
     def read(self, sample: Sample, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
         """Return the bytes of the sample's file; see `Records.read`."""
-        from prefetchd.data.files import read_file
-
         return read_file(sample.path, buffer, reserve=reserve)
 
     def where(self, sample: Sample) -> str:
-        """Manifest, line and path of a sample; the path alone in a directory."""
+        """Return list, line and path of a sample; the path alone in a directory."""
         path = one_line(sample.path)
-        if len(path) > _SAID_CHARACTERS:
-            path = "..." + path[-_SAID_CHARACTERS:]
+        if len(path) > _SHOWN_CHARACTERS:
+            path = "..." + path[-_SHOWN_CHARACTERS:]
         return f"{self.name} line {sample.line}: {path}" if sample.line else path
 
     def _line(self, sample_id: int) -> tuple[int, bytes]:
@@ -204,7 +196,8 @@ class Manifest:
             index = read_exactly(self._index_fd, entry * _ENTRY.size // 2, _ENTRY.size, self.name)
             offset, number, end, next_number = _ENTRY.unpack(index)
             if end - offset > _CACHED_BYTES:
-                lines = (row for row in sample_lines(self._fd, offset, end, number, self.name) if self._is_ours(row[1]))
+                every = sample_lines(self._fd, offset, end, number, self.name, hash_rows=self._dialect.hash_rows)
+                lines = (row for row in every if self._is_ours(row[1]))
                 found = next(islice(lines, place, None), None)
                 if found is None:
                     raise self._changed()
@@ -220,6 +213,13 @@ class Manifest:
             raise self._changed()
         return self._cached_numbers[place], self._cached_lines[place]
 
+    def _vector(self, field: bytes) -> tuple[int, ...]:
+        """Return 1 for each class that a field names, and 0 for all others."""
+        vector = [0] * len(self._class_numbers)
+        for name in split_classes(field, self._dialect.label_separator):
+            vector[self._class_numbers[name]] = 1
+        return tuple(vector)
+
     def _changed(self) -> ManifestError:
         self._cached_entry = -1
         return ManifestError(f"cannot go on with {self.name}: it was written to while in use; start again")
@@ -230,6 +230,8 @@ class Manifest:
             label: Label = None
             if self._dialect.label_kind == "class":
                 label = self._class_numbers[fields[0]]
+            elif self._dialect.label_kind == "classes":
+                label = self._vector(fields[0])
             elif self._dialect.label_kind == "path":
                 label = os.path.join(self._root, fields[0].decode("utf-8", "surrogateescape"))
             elif fields:
@@ -237,16 +239,16 @@ class Manifest:
                 numbers = tuple(convert(field) for field in fields)
                 label = numbers if self.label_shape else numbers[0]
         except (BadLine, LookupError, ValueError):
-            # All lines were good at open, so the bytes are not those that were checked.
+            # All lines were good at open, so these bytes are not the ones that were checked.
             raise self._changed() from None
         line = 0 if self._is_folder else number
         return Sample(os.path.join(self._root, path.decode("utf-8", "surrogateescape")), label, line)
 
 
 def _fits(dialect: Dialect, line: bytes) -> bool:
-    """Whether `line` is a sample that the pass at open did not leave out."""
+    """Return whether `line` is a sample that the pass at open did not leave out."""
     try:
-        return is_sample(line) and bool(check_line(dialect, line))
+        return is_sample(line, hash_rows=dialect.hash_rows) and bool(check_line(dialect, line))
     except BadLine:
         return False
 

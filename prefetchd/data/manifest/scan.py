@@ -1,12 +1,11 @@
-"""The one full pass over a manifest at open: every line is checked, and the sparse index of lines is written.
+"""The one full pass over a list at open: checks every line, writes the sparse index of lines, digests the bytes.
 
-Called by `manifest_open`. Streams the file in blocks of whole lines, so that memory does not grow with its length:
+Called by `open`. Streams the file in blocks of whole lines, so that memory does not grow with its length:
 
-    read, digest (this thread) -> check (another thread, `manifest_block`) -> index, parse doubtful lines (this)
+    read, digest (this thread) -> check (another thread, `block_check`) -> index, parse doubtful lines (this thread)
 
-A second thread for the checks would gain nothing: while a daemon starts, its readers take the other core. The thread
-ends with the pass. The index goes into a memfd as it is made: for every `LINES_PER_ENTRY` samples the offset and the
-number of a line (int64 each), and once more for the end.
+The index goes into a memfd as it is made: for every `LINES_PER_ENTRY` samples the offset and the number of a line
+(int64 each), and once more for the end. The thread ends with the pass.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from prefetchd.data.files import read_exactly
+from prefetchd.data.labels import MAX_CLASSES, fits_float32, refuse_large
 from prefetchd.data.manifest.dialect import (
     LINES_PER_ENTRY,
     MAX_LINE_BYTES,
@@ -28,6 +28,7 @@ from prefetchd.data.manifest.dialect import (
     MalformedLine,
     looks_binary,
     refuse_long_line,
+    sample_lines,
     show,
 )
 from prefetchd.data.manifest.line import check_line
@@ -36,11 +37,10 @@ from prefetchd.errors import ManifestError
 if TYPE_CHECKING:
     from prefetchd.data.manifest.block_check import Checked
 
-MAX_CLASSES = 1_000_000
 _BLOCK_BYTES = 1 << 19
 _BLOCKS_AHEAD = 3
 _SHOWN_BAD_LINES = 3
-_MAX_BAD_LINES = 10_000  # so many say that the file is not what it should be; parsing them all takes long
+_MAX_BAD_LINES = 10_000  # with so many the file is something else; parsing them all takes long
 
 
 class Scan:
@@ -48,22 +48,23 @@ class Scan:
 
     Args:
         dialect: how the lines are written.
-        name: how errors name the manifest.
-        tolerant: leave malformed lines out, in place of refusing the manifest for them; up to 10,000.
+        name: the list's name in errors.
+        tolerant: leave malformed lines out, up to 10,000, in place of refusing the list for them.
 
     Attributes:
-        samples: how many samples there are.
-        lines: how many lines there are, comments and blank ones too.
+        samples: number of samples.
+        lines: number of lines, comments and blank ones too.
         any_fraction: some numeric label is not an integer.
+        any_long: some label may be an integer that float32 does not hold.
         labels: the different string labels.
-        digest: of all the manifest's bytes.
-        malformed: the lines that are no samples.
+        digest: of all the bytes of the list.
+        malformed: the malformed lines.
     """
 
     def __init__(self, dialect: Dialect, name: str, *, tolerant: bool = False) -> None:
         self.samples = 0
         self.lines = 0
-        self.any_fraction = False
+        self.any_fraction = self.any_long = False
         self.labels: set[bytes] = set()
         self.digest = hashlib.sha256()
         self._dialect = dialect
@@ -90,6 +91,20 @@ class Scan:
         if self.malformed and not (self._tolerant and self.samples):
             raise self._refusal()
         os.write(index_fd, np.array([size_bytes, self.lines + 1], np.int64).tobytes())
+        if self.any_fraction and self.any_long:
+            self._check_float32(fd, size_bytes, start, first_line)
+
+    def _check_float32(self, fd: int, size_bytes: int, start: int, first_line: int) -> None:
+        """Refuse an integer label that the fractions among the others would change."""
+        rows = sample_lines(fd, start, size_bytes, first_line, self._name, hash_rows=self._dialect.hash_rows)
+        for number, line, _, _ in rows:
+            try:
+                labels, _ = check_line(self._dialect, line)
+            except BadLine:
+                continue  # left out
+            for label in labels:
+                if _is_changed_by_float32(label):
+                    raise ManifestError(refuse_large(f"line {number} of {self._name}", label.decode()))
 
     def _blocks(self, fd: int, size_bytes: int, start: int) -> Iterator[tuple[bytes, int]]:
         """Yield blocks of whole lines, each ended by a line break, with the offset of each; digest them."""
@@ -110,10 +125,11 @@ class Scan:
             if block:
                 yield block, block_start
             if len(rest) > MAX_LINE_BYTES:
-                # Its number is not known before all blocks were taken in: a line of that length is in the next one.
+                # `_take` refuses it: the line's number is known once all blocks before it were counted.
                 yield rest + b"\n", offset - len(rest)
                 return
 
+    # One thread checks. A second would gain nothing: while a daemon starts, its readers take the other core.
     def _checked_blocks(
         self, fd: int, size_bytes: int, start: int
     ) -> Generator[tuple[bytes, int, Checked], None, None]:
@@ -136,7 +152,7 @@ class Scan:
                 yield first, first_start, future.result()
 
     def _take(self, block: bytes, block_start: int, checked: Checked, index_fd: int) -> None:
-        """Count the lines of a block, index its samples, take in its labels, and parse what is doubtful."""
+        """Count the lines of a block, index its samples, add its labels, and parse its doubtful lines."""
         import numpy as np
 
         row, longest_bytes = checked.longest
@@ -145,6 +161,7 @@ class Scan:
         first_line = self.lines + 1
         self.lines += checked.n_lines
         self.any_fraction |= checked.any_fraction
+        self.any_long |= checked.any_long
         self._add_labels(checked.labels)
         malformed = []
         for sample in checked.doubtful.tolist():
@@ -160,7 +177,7 @@ class Scan:
         self.samples += len(starts)
 
     def _parse(self, line: bytes, number: int) -> bool:
-        """Parse one line; take in its labels, or note what is wrong with it; return whether it is good."""
+        """Parse one line; add its labels, or record what is wrong with it; return whether it is good."""
         try:
             labels, is_fraction = check_line(self._dialect, line)
         except BadLine as bad:
@@ -168,7 +185,9 @@ class Scan:
             self._remedy = self._remedy or bad.remedy
             return False
         self.any_fraction |= is_fraction
-        if self._dialect.label_kind == "class":
+        if self._dialect.label_kind == "number":
+            self.any_long |= any(map(_is_changed_by_float32, labels))
+        if self._dialect.label_kind in ("class", "classes"):
             self._add_labels(set(labels))
         return True
 
@@ -182,7 +201,7 @@ class Scan:
             least = "at least " if len(self.malformed) >= _MAX_BAD_LINES else ""
             shown += f"; and {least}{more} more bad line{'s' * (more != 1)}"
         remedy = self._remedy
-        if others and len(self.malformed) < min(_MAX_BAD_LINES, self.samples):  # most lines of it are good
+        if others and len(self.malformed) < min(_MAX_BAD_LINES, self.samples):  # most lines are good
             remedy += ", or let prefetchd verify --write-clean FILE write the list without such lines"
         return ManifestError(f"cannot use {shown}; {remedy}")
 
@@ -193,3 +212,7 @@ class Scan:
                 f"cannot use {self._name}: its string labels name more than {MAX_CLASSES} classes; if "
                 "the lines hold only paths, give label_columns=0"
             )
+
+
+def _is_changed_by_float32(label: bytes) -> bool:
+    return label.lstrip(b"+-").isdigit() and not fits_float32(int(label))

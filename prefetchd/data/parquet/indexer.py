@@ -12,12 +12,11 @@ import os
 from typing import Any
 
 from prefetchd.config.options import Config
-from prefetchd.data.labels import BadLabel, Labels, Numbers
-from prefetchd.data.manifest.json import LABEL_KEYS, PATH_KEYS
+from prefetchd.data.files import check_complete, identity_of, write_all
+from prefetchd.data.labels import PATH_NAMES, BadLabel, Labels, Numbers, find_label
 from prefetchd.data.parquet.library import load_pyarrow, refusal
-from prefetchd.data.record_index import IndexWriter, write_all
-from prefetchd.data.shards import identity_of
-from prefetchd.errors import ManifestError
+from prefetchd.data.record_index import IndexWriter
+from prefetchd.errors import ManifestError, one_line
 from prefetchd.ipc.descriptors import memfd
 
 _IMAGE_COLUMNS = (
@@ -49,6 +48,7 @@ class ParquetIndexer:
         digest: of the labels, the paths or the row groups' sizes, in order; not of where the files lie.
         identities: of each file, as `identity` makes it.
         is_bytes: whether the column has encoded images, and not paths.
+        is_dictionary: whether its Arrow type is a dictionary, so that pyarrow decodes all of it at once.
         column: the leaf of it that is read, by its dotted name.
         largest_bytes: of the image column in one row group, decompressed and as stored.
         classes: names from the file's own description of its labels (as Hugging Face writes it).
@@ -60,12 +60,12 @@ class ParquetIndexer:
                 f"cannot take label_columns={config.label_columns} from {name}: columns have no order; "
                 "name the label columns with y_column, or give 0 for none"
             )
-        self.labels = Labels(name)
+        self.labels = Labels(name, whole=config.label_separator == "")
         self.digest = hashlib.blake2b(digest_size=8)
         self.identities: list[list[int]] = []
         self.largest_bytes = (0, 0)
         self.classes: list[str] | None = None
-        self.is_bytes = False
+        self.is_bytes = self.is_dictionary = False
         self.column = ""
         self._label_columns: list[str] = []
         self._config = config
@@ -90,10 +90,7 @@ class ParquetIndexer:
                     self._check_columns(file.schema_arrow, path)
                 self._file(number, path, file)
             self.identities.append(before)
-            if identity_of(path) != before:
-                raise ManifestError(
-                    f"cannot use {path}: it was written to while it was read; start again when it is complete"
-                )
+            check_complete(path, before, one_line(path))
         if not self.writer.samples:
             raise ManifestError(f"cannot serve {self._name}: it has no rows; write a row for each sample")
         self.digest.update(repr((self.is_bytes, self.labels.kind, list(self.labels.names), self.classes)).encode())
@@ -126,7 +123,7 @@ class ParquetIndexer:
                 raise refusal(self._name, f"column {found!r} is a {kind} without bytes or path")
             found, kind = f"{found}.{part}", inner[part]
         self.column = found
-        self.is_bytes = is_bytes(kind)
+        self.is_bytes, self.is_dictionary = is_bytes(kind), pa.types.is_dictionary(kind)
         if not self.is_bytes and not is_text(pa, kind):
             raise refusal(self._name, f"column {found!r} holds {kind}, neither encoded images nor paths")
         if config.label_columns == 0:
@@ -134,7 +131,9 @@ class ParquetIndexer:
         if config.y_column is not None:
             self._label_columns = [part.strip() for part in config.y_column.split(",") if part.strip()]
         else:
-            self._label_columns = [key for key in LABEL_KEYS if key in schema.names and key != found][:1]
+            others = [column for column in schema.names if column not in (found, found.split(".")[0])]
+            label = find_label(others, self._name)
+            self._label_columns = [] if label is None else [label]
         for column in self._label_columns:
             self._type_of(schema, column, "y_column")
         if len(self._label_columns) == 1:
@@ -146,14 +145,9 @@ class ParquetIndexer:
         usable = []
         for field in schema:
             kind = field.type
-            if (
-                pa.types.is_binary(kind)
-                or pa.types.is_large_binary(kind)
-                or is_text(pa, kind)
-                or pa.types.is_struct(kind)
-            ):
+            if is_bytes(kind) or is_text(pa, kind) or pa.types.is_struct(kind):
                 usable.append(field.name)
-        for name in (*_IMAGE_COLUMNS, *PATH_KEYS):
+        for name in (*_IMAGE_COLUMNS, *PATH_NAMES):
             if name in usable:
                 return name
         raise refusal(
@@ -251,6 +245,8 @@ def is_bytes(kind: Any) -> bool:
     """Whether an Arrow type is encoded images, and not paths."""
     import pyarrow as pa
 
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 

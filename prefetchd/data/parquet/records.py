@@ -1,9 +1,9 @@
 """Parquet files: encoded images in a column, or their paths, with labels in other columns. Needs pyarrow.
 
-`ParquetRecords.open` indexes the rows in the daemon (`parquet_open`). Paths are then files like a manifest's. Images in
-a column come by row group, the smallest piece that pyarrow reads: a reader keeps the image column of the last one that
-it read. What that takes is planned for in each reader (`reader_bytes`) up to `KEPT_BYTES`; larger row groups are read
-anew for each sample, and the memory for it is reserved and given back.
+`ParquetRecords.open` indexes the rows in the daemon (`indexer`). Paths are then files like a manifest's. Images in a
+column come by row group, the smallest piece that pyarrow reads: a reader keeps the images of the last one that it read.
+The plan has memory for that in each reader (`reader_bytes`), up to `KEPT_BYTES`. Of larger row groups a reader keeps a
+block of rows, and reserves what pyarrow takes to get there.
 """
 
 from __future__ import annotations
@@ -15,27 +15,25 @@ from typing import TYPE_CHECKING, Any
 
 from prefetchd.config.options import Config
 from prefetchd.config.units import format_bytes
-from prefetchd.data.faults import EnvironmentFault, SampleFault, UndecodableImage, UnreadableFile, fault_of
-from prefetchd.data.files import read_exactly
+from prefetchd.data.files import read_exactly, read_file
 from prefetchd.data.kinds import expand
 from prefetchd.data.parquet.library import PYARROW_BYTES, load_pyarrow
+from prefetchd.data.parquet.row_group import RowBlock, describe_column, read_metadata, read_rows
 from prefetchd.data.records import Sample
 from prefetchd.data.shards import ShardRecords, write_table
 from prefetchd.errors import one_line
 from prefetchd.ipc.descriptors import memfd_bytes, seal
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from prefetchd.data.files import FileBuffer
     from prefetchd.data.source import ReserveMemory
 
 log = logging.getLogger("prefetchd")
 
 KEPT_BYTES = 64 << 20
+BLOCK_BYTES = 8 << 20  # of images that are kept of a larger row group
 _SLOW_SHUFFLE_BYTES = 8 << 20
-_BATCH_BYTES = 1 << 20  # taken out at a time: more would be memory beyond what is planned
+_DICTIONARY_COPIES = 5  # that pyarrow and this module have of a column at once whose type is a dictionary
 
 
 class ParquetRecords(ShardRecords):
@@ -49,10 +47,7 @@ class ParquetRecords(ShardRecords):
         super().__init__(facts, index_fd)
         self._paths_fd = paths_fd
         self._is_bytes: bool = facts["is_bytes"]
-        self._kept: tuple[int, int] | None = None  # file and row group
-        self._data: NDArray[np.uint8] | None = None
-        self._ends: list[int] = []  # of each row's image in `_data`
-        self._nulls: set[int] = set()
+        self._kept: tuple[tuple[int, int], RowBlock] | None = None  # by file and number
         self._metadata: tuple[int, Any] | None = None
 
     @classmethod
@@ -81,6 +76,7 @@ class ParquetRecords(ShardRecords):
             "digest": indexer.digest.hexdigest(),
             "is_bytes": indexer.is_bytes,
             "column": indexer.column,
+            "is_dictionary": indexer.is_dictionary,
             "largest": list(indexer.largest_bytes),
         }
         records = cls({**facts, **files, **described}, indexer.writer.seal(), indexer.paths_fd)
@@ -118,21 +114,28 @@ class ParquetRecords(ShardRecords):
 
     @property
     def reader_bytes(self) -> int:
-        """pyarrow, and the image column of a row group while it is read: as stored, decompressed, and taken out."""
+        """pyarrow, and the images of a row group while they are read; of a large one, the block that is kept."""
         if not self._is_bytes:
             return 0
-        return PYARROW_BYTES + (self._reading_bytes() if self._facts["largest"][0] <= KEPT_BYTES else 0)
+        return PYARROW_BYTES + (BLOCK_BYTES if self._is_large else self._reading_bytes)
 
+    @property
+    def _is_large(self) -> bool:
+        return bool(self._facts["largest"][0] > KEPT_BYTES)
+
+    @property
     def _reading_bytes(self) -> int:
+        """What the largest row group takes while it is read whole: as stored, decompressed, and copied."""
         decompressed, stored = self._facts["largest"]
-        return int(2 * decompressed + stored)
+        copies = _DICTIONARY_COPIES if self._facts["is_dictionary"] else 2
+        return int(copies * decompressed + stored)
 
     def _warn(self, config: Config) -> None:
         """Say once what row groups cost, where they cost much."""
         largest = self._facts["largest"][0]
         if not self._is_bytes or largest <= (_SLOW_SHUFFLE_BYTES if config.shuffle else KEPT_BYTES):
             return
-        why = "a shuffled order reads one for each sample" if config.shuffle else "they are too large to be kept"
+        why = "a shuffled order reads one for each sample" if config.shuffle else "they are too large to be kept whole"
         log.warning(
             "slow: row groups of %s have up to %s of images, and %s; write the files with a smaller row_group_size "
             "(some 10 images), or convert them to tar shards",
@@ -155,81 +158,35 @@ class ParquetRecords(ShardRecords):
     def read(self, sample: Sample, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
         """Return the bytes of the image; see `Records.read`."""
         if not self._is_bytes:
-            from prefetchd.data.files import read_file
-
             return read_file(sample.path, buffer, reserve=reserve)
         file, group, row = sample.place
         fd = self._files.descriptor(file)
-        if self._kept != (file, group):
-            self._drop()
-            if self._facts["largest"][0] > KEPT_BYTES:
-                reserve(self._reading_bytes())
-            self._take_group(file, group, fd)
-        if row in self._nulls:
-            raise UnreadableFile("the image is null")
-        assert self._data is not None
-        start, end = (self._ends[row - 1] if row else 0), self._ends[row]
-        if start == end:
-            raise UnreadableFile("the image is empty (0 bytes)")
-        view = memoryview(self._data)[start:end]  # type: ignore[arg-type, unused-ignore]
-        if self._facts["largest"][0] > KEPT_BYTES:
-            buffer.view(end - start)[:] = view
-            view = buffer.view(end - start)
-            self._drop()
-        return view
+        if self._kept is not None and self._kept[0] == (file, group) and row in self._kept[1]:
+            return self._kept[1].image(row)
+        self._kept = None
+        metadata, name = self._metadata_of(file, group, fd), self._facts["column"]
+        column = describe_column(fd, metadata, group, name)
+        capacity_bytes, working_bytes = column.bytes, 0
+        if self._is_large:
+            capacity_bytes = min(capacity_bytes, BLOCK_BYTES)
+            working_bytes = self._reading_bytes if self._facts["is_dictionary"] else column.working_bytes
+            reserve(working_bytes)
+        block = read_rows(fd, metadata, group, name, column, row, capacity_bytes)
+        if block.capacity_bytes <= capacity_bytes:
+            self._kept = (file, group), block
+            return block.image(row)
+        view = block.image(row)
+        if len(view) > buffer.capacity_bytes:
+            reserve(working_bytes + 2 * len(view))
+        copy = buffer.view(len(view))
+        copy[:] = view
+        return copy
 
-    def _drop(self) -> None:
-        self._kept, self._data, self._ends, self._nulls = None, None, [], set()
-
-    def _take_group(self, file: int, group: int, fd: int) -> None:
-        """Read the image column of a row group into one buffer of its own: what pyarrow took goes back at once."""
-        import numpy as np
-
-        pa, parquet = load_pyarrow()
-        try:
-            if self._metadata is None or self._metadata[0] != file:
-                self._metadata = file, parquet.read_metadata(f"/proc/self/fd/{fd}")
-            metadata = self._metadata[1]
-            described = metadata.row_group(group)
-            column = next(
-                found
-                for found in map(described.column, range(described.num_columns))
-                if found.path_in_schema == self._facts["column"]
-            )
-            data = np.empty(column.total_uncompressed_size, np.uint8)
-            n_rows = max(1, _BATCH_BYTES * described.num_rows // max(1, data.nbytes))
-            ends: list[int] = []
-            nulls: set[int] = set()
-            at, most = 0, max(2 * data.nbytes, 2 * KEPT_BYTES)
-            with parquet.ParquetFile(
-                f"/proc/self/fd/{fd}", metadata=metadata, pre_buffer=False, buffer_size=1 << 16
-            ) as opened:
-                batches = opened.iter_batches(
-                    n_rows, row_groups=[group], columns=[self._facts["column"]], use_threads=False
-                )
-                batch = value = image = None
-                for batch in batches:
-                    for value in _leaf(batch, self._facts["column"]):
-                        image = value.as_buffer()
-                        if image is None:
-                            nulls.add(len(ends))
-                        else:
-                            if at + image.size > data.nbytes:  # one of a dictionary, given more than once
-                                if at + image.size > most:
-                                    raise UndecodableImage(f"row group {group} is far larger than its file says")
-                                data = np.concatenate([data, np.empty(max(image.size, data.nbytes), np.uint8)])
-                            data[at : at + image.size] = np.frombuffer(image, np.uint8)
-                            at += image.size
-                        ends.append(at)
-            del batches, batch, value, image
-        except MemoryError as error:
-            raise fault_of(error) from None
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, StopIteration) as error:
-            raise _damaged(group, error) from None
-        except OSError as error:  # pyarrow says so of damaged data too
-            raise (_damaged(group, error) if error.errno is None else EnvironmentFault(str(error))) from None
-        pa.default_memory_pool().release_unused()  # small pieces stay in the C library's heap otherwise
-        self._kept, self._data, self._ends, self._nulls = (file, group), data, ends, nulls
+    def _metadata_of(self, file: int, group: int, fd: int) -> Any:
+        """Return what pyarrow says of a file, read once for rows of one file that follow one another."""
+        if self._metadata is None or self._metadata[0] != file:
+            self._metadata = file, read_metadata(fd, group)
+        return self._metadata[1]
 
     def where(self, sample: Sample) -> str:
         """File and row, and the path if there is one."""
@@ -238,18 +195,3 @@ class ParquetRecords(ShardRecords):
             return f"{one_line(os.path.basename(self._files.path(file)))} row {row}: {one_line(sample.path)}"
         _, group, row = sample.place
         return f"{one_line(os.path.basename(sample.path))} row group {group} row {row}"
-
-
-def _leaf(batch: Any, column: str) -> Any:
-    """Return the array of a column, of a nested one by its dotted name; null where a struct around it is."""
-    import pyarrow.compute
-
-    if column in batch.schema.names:
-        return batch.column(column)
-    first, *rest = column.split(".")
-    return pyarrow.compute.struct_field(batch.column(first), rest)
-
-
-def _damaged(group: int, error: BaseException) -> SampleFault:
-    what = " ".join(str(error).split())[:200]
-    return UndecodableImage(f"row group {group} cannot be read: {what}")

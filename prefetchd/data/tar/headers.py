@@ -1,8 +1,8 @@
 """The members of a tar archive, by its headers alone: names, offsets and sizes. Nothing is extracted.
 
-Used at open to index shards, and to name a member in a report. POSIX (ustar, pax), GNU and V7 headers are read. The
-standard library's `tarfile` gives the same (the tests hold the two together), at a tenth of the speed: 13 against 130
-thousand members a second; an index of a million samples is made in a quarter of a minute instead of minutes.
+The indexer calls it at open, and `TarShards.where` to name a member. POSIX (ustar, pax), GNU and V7 headers are read.
+The standard library's `tarfile` gives the same members (the tests compare the two) at a seventh of the speed: 62,000
+against 441,000 members a second. Every length read from an archive is checked, so that a damaged one ends the walk.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ from collections.abc import Iterator
 from typing import NamedTuple
 from zlib import adler32
 
+from prefetchd.data.manifest.dialect import show
 from prefetchd.errors import ManifestError
 
 BLOCK_BYTES = 512
 BLOCKS_BITS = 24  # enough for the blocks of one member's headers, in an index
 _WINDOW_BYTES = 8192  # holds the headers of one sample and its small members: one read a sample
 _MAX_EXTENSION_BYTES = 1 << 20
+_MAX_HEADERS_BYTES = 16 << 20  # of one member; fits BLOCKS_BITS, and bounds a chain of extended headers
+_MAX_DIGITS = 19  # of 64 bits; Python refuses to convert thousands of digits
 _SEARCHED_BYTES = 1 << 16
 _ZEROS = bytes(BLOCK_BYTES)
 _REGULAR = frozenset((b"0", b"\0", b"7"))
@@ -47,7 +50,7 @@ class TarHeaders:
         name: how errors name it.
 
     Attributes:
-        has_end_mark: whether the zeros stood there that end an archive; told once all members were walked over.
+        has_end_mark: whether the archive ends with a block of zeros; known after all members.
     """
 
     def __init__(self, fd: int, n_bytes: int, name: str) -> None:
@@ -122,16 +125,18 @@ class TarHeaders:
                 for key, value in self._records(content, header_at):
                     if key == b"path":
                         long_name = value
-                    elif key == b"size" and value.isdigit():
-                        long_size = int(value)
+                    elif key == b"size" and value:
+                        long_size = self._digits(value, header_at)
                     elif key.startswith(b"GNU.sparse."):
                         sparse = True
             position += -(-n_bytes // BLOCK_BYTES) * BLOCK_BYTES
+            self._check_length(header_at, position)
         name = long_name or _name(block)
         more = kind == b"S" and block[482]  # GNU's old sparse files: their map may go on in blocks of its own
         while more:
             more = self.read(position, BLOCK_BYTES)[504:505] not in (b"", b"\0")
             position += BLOCK_BYTES
+            self._check_length(header_at, position)
         if kind == b"\0" and name.endswith(b"/"):
             kind = b"5"
         kind = b"S" if sparse else b"0" if kind in _REGULAR else kind
@@ -149,23 +154,32 @@ class TarHeaders:
             raise self._damaged(position, "there is no tar header")
         return block[156:157], n_bytes
 
+    def _check_length(self, header_at: int, position: int) -> None:
+        if position - header_at > _MAX_HEADERS_BYTES:
+            raise self._damaged(header_at, f"the headers of one member are longer than {_MAX_HEADERS_BYTES} bytes")
+
+    def _digits(self, text: bytes, position: int) -> int:
+        """Return the number of an extended header."""
+        # `int` alone would take signs, spaces and underscores too.
+        if not text.isdigit() or len(text) > _MAX_DIGITS:
+            raise self._damaged(position, "its extended header is damaged: a number is missing or too long")
+        return int(text)
+
     def _records(self, content: bytes, position: int) -> Iterator[tuple[bytes, bytes]]:
-        """Yield the keys and values of a pax header: `length key=value` and a line break, again and again."""
+        """Yield the keys and values of a pax header: records of `length key=value` and a line break."""
         at = 0
-        try:
-            while at < len(content) and content[at]:
-                space = content.index(b" ", at)
-                end = at + int(content[at:space])
-                key, equals, value = content[space + 1 : end - 1].partition(b"=")
-                if not equals or end > len(content) or content[end - 1] != 10:
-                    raise ValueError
-                yield key, value
-                at = end
-        except (ValueError, IndexError):
-            raise self._damaged(position, "its extended header is damaged") from None
+        while at < len(content) and content[at]:
+            space = content.find(b" ", at)
+            end = at + (self._digits(content[at:space], position) if space > 0 else 0)
+            key, equals, value = content[space + 1 : end - 1].partition(b"=")
+            # A record that ends before its text starts would be read again for ever.
+            if end <= space or end > len(content) or not equals or content[end - 1] != 10:
+                raise self._damaged(position, "its extended header is damaged")
+            yield key, value
+            at = end
 
     def _check_end(self, position: int) -> None:
-        """Refuse an archive behind the archive: whoever joined two did not mean to lose the second."""
+        """Refuse an archive behind the archive's end: its members would be lost in silence."""
         rest = self.read(position, min(_SEARCHED_BYTES, self._n_bytes - position))
         first = len(rest) - len(rest.lstrip(b"\0"))
         start = first // BLOCK_BYTES * BLOCK_BYTES
@@ -195,6 +209,11 @@ def compressed(name: str, program: str) -> ManifestError:
         f"cannot use {name}: it is compressed ({program}), and samples are read by position; "
         f"decompress it first ({program} -d): images hardly shrink"
     )
+
+
+def printable(name: bytes) -> str:
+    """Return a member's or an archive's name for errors."""
+    return show(name, 200)[1:-1]
 
 
 def _name(block: bytes) -> bytes:

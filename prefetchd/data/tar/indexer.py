@@ -1,7 +1,7 @@
-"""Indexing tar shards at open: consecutive members with one key are a sample; which is its image, what is its label.
+"""Indexing tar shards at open: members that follow one another under one key are a sample.
 
-Called once, by `TarShards.open` in the daemon; readers never import it. Only headers and label members are read: the
-images are passed over. A sample that does not fit is refused with its shard and name, as a manifest's line is.
+`TarShards.open` calls it once, in the daemon; readers never import it. It reads only headers and label members, and
+passes the images over. A sample that does not fit is refused with its shard and its key.
 """
 
 from __future__ import annotations
@@ -9,32 +9,33 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from prefetchd.config.options import Config
-from prefetchd.data.files import identity
-from prefetchd.data.labels import BadLabel, Labels, Numbers
-from prefetchd.data.manifest.dialect import IMAGE_SUFFIXES, BadLine, show
-from prefetchd.data.manifest.json import LABEL_KEYS, NoObject, json_object, json_value
+from prefetchd.data.files import check_complete, identity, open_regular
+from prefetchd.data.kinds import IMAGE_SUFFIXES
+from prefetchd.data.labels import BadLabel, Labels, Numbers, known_label
+from prefetchd.data.manifest.dialect import BadLine, show
+from prefetchd.data.manifest.json import NoObject, json_object, json_value
 from prefetchd.data.record_index import IndexWriter
-from prefetchd.data.shards import identity_of
-from prefetchd.data.tar.headers import BLOCK_BYTES, BLOCKS_BITS, Member, TarHeaders
-from prefetchd.errors import ManifestError
+from prefetchd.data.tar.headers import BLOCK_BYTES, BLOCKS_BITS, Member, TarHeaders, printable
+from prefetchd.errors import ManifestError, one_line
 
 log = logging.getLogger("prefetchd")
 
 _IMAGES = frozenset(suffix[1:].encode() for suffix in IMAGE_SUFFIXES)
 _MAX_LABEL_BYTES = 1 << 20
 _ROWS = 4096
-_LOOKED_AT = 256  # samples whose JSON is looked into for a label that the first has not
+_MAX_JSON_CHECKED = 256  # samples whose JSON is searched for a label that the first sample lacks
+_NO_LABELS = "or label_columns=0 for no labels"
 
 LabelPart = tuple[bytes, str | None]
 """Where a part of the label is: the member's extension, and the key in it if it is JSON."""
 
 
-class _Bad(Exception):
-    """What is wrong with a sample, in words that follow its name."""
+class _BadSample(Exception):
+    """Says what is wrong with a sample, in words that follow its name."""
 
 
 def split_key(name: bytes) -> tuple[bytes, bytes] | None:
@@ -61,7 +62,7 @@ class TarIndexer:
     """
 
     def __init__(self, config: Config, name: str) -> None:
-        self.labels = Labels(name)
+        self.labels = Labels(name, whole=config.label_separator == "")
         self.digest = hashlib.blake2b(digest_size=8)
         self.identities: list[list[int]] = []
         self._name = name
@@ -72,13 +73,13 @@ class TarIndexer:
         elif config.label_columns is not None:
             raise ManifestError(
                 f"cannot take label_columns={config.label_columns} from {name}: members have no order; "
-                "name the labels' extensions with y_column (cls, or json:label), or give 0 for none"
+                'name the labels with y_column ("cls", or "json:label"), or give label_columns=0 for no labels'
             )
         elif config.y_column is not None:
             parts = [part.partition(":") for part in _parts(config.y_column)]
             self._parts = [(extension.lower().encode(), key or None) for extension, _, key in parts]
-        self._found_out = self._parts is None
-        self._looked_at = 0
+        self._is_guessed = self._parts is None
+        self._n_json_checked = 0
         self._bad = 0
         self._first_bad = ""
         self.writer = IndexWriter(3, self.labels)
@@ -94,7 +95,7 @@ class TarIndexer:
         if self._bad:
             more = f" ({self._bad - 1} more bad samples after it)" if self._bad > 1 else ""
             raise ManifestError(
-                f"cannot use {self._first_bad}{more}; write the shard again, or see --x-column, --y-column"
+                f"cannot use {self._first_bad}{more}; write the shard again, or see x_column and y_column"
             )
         if not self.writer.samples:
             raise ManifestError(
@@ -104,22 +105,15 @@ class TarIndexer:
         self.digest.update(repr((self.labels.kind, self.labels.count, list(self.labels.names))).encode())
 
     def _shard(self, number: int, path: str) -> None:
-        name = show(os.fsencode(os.path.basename(path)), 200)[1:-1]
-        before = identity_of(path)
+        name = printable(os.fsencode(os.path.basename(path)))
+        shown = one_line(path)
+        fd = open_regular(path, shown)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as error:
-            raise ManifestError(
-                f"cannot open the shard {path}: {error.strerror} (errno {error.errno}); check path and permissions"
-            ) from None
-        try:
+            before = identity(os.fstat(fd))
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # reading ahead would read the images
             headers = TarHeaders(fd, before[2], name)
             self._samples(number, name, headers)
-            if identity(os.fstat(fd)) != before:
-                raise ManifestError(
-                    f"cannot use the shard {path}: it was written to while it was read; start again when it is complete"
-                )
+            check_complete(fd, before, shown)
         finally:
             os.close(fd)
         if not headers.has_end_mark and before[2]:
@@ -138,10 +132,10 @@ class TarIndexer:
         for key, members in _grouped(headers):
             try:
                 extension, image = self._image(members)
-                label = self._label(headers, members)
-            except (_Bad, BadLabel, BadLine) as bad:
+                label = self._label(f"{name} sample {printable(key)}", headers, members, extension)
+            except (_BadSample, BadLabel, BadLine) as bad:
                 self._bad += 1
-                self._first_bad = self._first_bad or f"{name} sample {show(key)[1:-1]}: {bad}"
+                self._first_bad = self._first_bad or f"{name} sample {printable(key)}: {bad}"
                 continue
             blocks = (image.data_at - image.header_at) // BLOCK_BYTES
             rows.append((number << BLOCKS_BITS | blocks, image.data_at, image.n_bytes))
@@ -167,55 +161,87 @@ class TarIndexer:
             if not found:
                 found = [extension for extension in members if extension.rpartition(b".")[2] in _IMAGES]
         if not found:
-            wanted = b", .".join(self._image_extensions)
-            what = f"no .{wanted.decode('utf-8', 'replace')}" if wanted else "no image"
-            raise _Bad(f"it has {what} among its members ({_listing(members)})")
+            what = f"no {_listing(self._image_extensions)}" if self._image_extensions else "no image"
+            raise _BadSample(f"it has {what} among its members ({_listing(members)})")
         if len(found) > 1:
-            raise _Bad(f"it has {len(found)} images ({_listing(found)}); give x_column={found[0].decode()} or another")
+            raise _BadSample(
+                f"it has {len(found)} images ({_listing(found)}); give x_column={_text(found[0])!r} or another"
+            )
         return found[0], _one(members, found[0])
 
-    def _label(self, headers: TarHeaders, members: dict[bytes, list[Member]]) -> Numbers:
+    def _label(self, name: str, headers: TarHeaders, members: dict[bytes, list[Member]], image: bytes) -> Numbers:
         if self._parts is None:
-            self._parts = self._find_label(headers, members)
+            self._parts = self._find_label(name, headers, members, image)
         if not self._parts:
-            if self._found_out and (part := self._part_that_others_lack(headers, members)):
-                raise _Bad(
-                    f"it has a label (.{part}), and the first sample has none; give y_column={part}, or label_columns=0"
+            if self._is_guessed and (parts := self._possible_labels(headers, members, image)):
+                part = parts[0]
+                raise _BadSample(
+                    f"it has a label (.{part}), and the first sample has none; give y_column={part!r}, {_NO_LABELS}"
                 )
             return ()
         values = []
         for extension, key in self._parts:
             if extension not in members:
-                raise _Bad(f"it has no label .{extension.decode('utf-8', 'replace')} ({_listing(members)})")
+                raise _BadSample(f"it has no label .{_text(extension)} ({_listing(members)})")
             member = _one(members, extension)
             values.append(self._value(headers, member, extension, key))
         return self.labels.take(values)
 
-    def _find_label(self, headers: TarHeaders, members: dict[bytes, list[Member]]) -> list[LabelPart]:
-        """Return where the label is by the first sample: .cls, or a well-known key of .json, or nowhere."""
+    def _find_label(
+        self, name: str, headers: TarHeaders, members: dict[bytes, list[Member]], image: bytes
+    ) -> list[LabelPart]:
+        """Return where the label is by the first sample: `.cls`, a usual key of `.json`, or nowhere.
+
+        An unknown member is never left out in silence: the label would be the sample's number.
+
+        Raises:
+            ManifestError: if there are other members, and none is usual for labels.
+        """
         if b"cls" in members:
             return [(b"cls", None)]
         if b"json" in members:
             member = _one(members, b"json")
             try:
-                key = _label_key(_content(headers, member))
+                key = known_label(list(json_object(_content(headers, member))))
+            except NoObject:
+                key = None
             except BadLine as bad:
-                raise _Bad(f"its {_shown(member.name)}: {bad}; give label_columns=0 if no label is in it") from None
-            return [(b"json", key)] if key else []
+                raise _BadSample(f"its {_shown(member.name)}: {bad}; give label_columns=0 for no labels") from None
+            if key is not None:
+                return [(b"json", key)]
+        parts = self._possible_labels(headers, members, image)
+        if parts:
+            dotted = next((part for part in parts if part.endswith(".cls")), None)
+            hint = f"; a sample's name ends at its first dot, so rename .{dotted} to be a .cls" if dotted else ""
+            raise ManifestError(
+                f"cannot tell which member of {name} has the label: beside its image there are "
+                f"{_first(['.' + part for part in parts])}; give y_column={dotted or parts[0]!r}, {_NO_LABELS}{hint}"
+            )
         return []
 
-    def _part_that_others_lack(self, headers: TarHeaders, members: dict[bytes, list[Member]]) -> str:
-        """Return the label that a sample has although the first had none; of JSON, some are looked at."""
-        if b"cls" in members:
-            return "cls"
-        if b"json" not in members or self._looked_at == _LOOKED_AT:
-            return ""
-        self._looked_at += 1
-        try:
-            key = _label_key(_content(headers, _one(members, b"json")))
-        except BadLine:
-            return ""
-        return f"json:{key}" if key else ""
+    def _possible_labels(self, headers: TarHeaders, members: dict[bytes, list[Member]], image: bytes) -> list[str]:
+        """Return what `y_column` could name beside the sample's image: extensions, and keys of JSON.
+
+        Other images are no labels. The keys of a few samples are looked at only.
+        """
+        found = []
+        for extension in members:
+            if extension == image or extension.rpartition(b".")[2] in _IMAGES:
+                continue
+            if extension != b"json":
+                found.append(_text(extension))
+            elif self._n_json_checked < _MAX_JSON_CHECKED:
+                self._n_json_checked += 1
+                try:
+                    keys = json_object(_content(headers, _one(members, b"json")))
+                except NoObject:
+                    found.append("json")
+                except BadLine:
+                    continue
+                else:
+                    usual = known_label(list(keys))
+                    found += [f"json:{key}" for key in ([usual] if usual else keys)]
+        return found
 
     def _value(self, headers: TarHeaders, member: Member, extension: bytes, key: str | None) -> Any:
         content = _content(headers, member)
@@ -224,28 +250,19 @@ class TarIndexer:
             try:
                 return json_value(json_object(content), key)
             except BadLine as bad:
-                raise _Bad(f"{shown}: {bad}") from None
+                raise _BadSample(f"{shown}: {bad}") from None
         try:
             text = content.decode().strip()
         except UnicodeDecodeError:
-            raise _Bad(f"{shown} is not text in UTF-8 ({show(content, 40)})") from None
+            raise _BadSample(f"{shown} is not text in UTF-8 ({show(content, 40)})") from None
         if not text:
-            raise _Bad(f"{shown} is empty")
+            raise _BadSample(f"{shown} is empty")
         if extension == b"json":
-            raise _Bad(f"{shown} is JSON; give its key, as y_column=json:label")
+            raise _BadSample(f"{shown} is JSON; give its key, such as y_column='json:label'")
         try:
             return [_as_number(part) for part in text.split()]
         except ValueError:
             return text
-
-
-def _label_key(content: bytes) -> str:
-    """Return the key of the label in a `.json` member, empty if there is none; raises `BadLine` if it is not JSON."""
-    try:
-        found = json_object(content)
-    except NoObject:
-        return ""
-    return next((key for key in LABEL_KEYS if key in found), "")
 
 
 def _parts(option: str | None) -> list[str]:
@@ -285,24 +302,34 @@ def _one(members: dict[bytes, list[Member]], extension: bytes) -> Member:
     """Return the member with `extension`; it must be one, with content of its own."""
     first, *more = members[extension]
     if more:
-        raise _Bad(f"it has {len(more) + 1} members {_shown(first.name)}")
+        raise _BadSample(f"it has {len(more) + 1} members {_shown(first.name)}")
     kinds = {b"1": "a hard link", b"2": "a symbolic link", b"S": "a sparse file"}
     if first.kind != b"0":
         kind = kinds.get(first.kind, f"of the type {show(first.kind)}")
-        raise _Bad(f"its member {_shown(first.name)} is {kind}, and no regular file")
+        raise _BadSample(f"its member {_shown(first.name)} is {kind}, and not a regular file")
     return first
 
 
 def _content(headers: TarHeaders, member: Member) -> bytes:
     if member.n_bytes > _MAX_LABEL_BYTES:
-        raise _Bad(f"its label {_shown(member.name)} has {member.n_bytes} bytes; is it one?")
+        raise _BadSample(
+            f"its label {_shown(member.name)} has {member.n_bytes} bytes, more than a label may have "
+            f"({_MAX_LABEL_BYTES})"
+        )
     return headers.read(member.data_at, member.n_bytes)
 
 
 def _shown(name: bytes) -> str:
-    return show(name.rpartition(b"/")[2])[1:-1]
+    return printable(name.rpartition(b"/")[2])
 
 
-def _listing(extensions: Any) -> str:
-    listed = [f".{extension.decode('utf-8', 'backslashreplace')}" for extension in extensions]
-    return ", ".join(listed[:10]) + (f" and {len(listed) - 10} more" if len(listed) > 10 else "")
+def _text(extension: bytes) -> str:
+    return extension.decode("utf-8", "backslashreplace")
+
+
+def _listing(extensions: Iterable[bytes]) -> str:
+    return _first([f".{_text(extension)}" for extension in extensions])
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(map(one_line, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -1,8 +1,8 @@
 """WebDataset tar shards: samples by random access, from an index of the headers.
 
-`TarShards.open` indexes the shards in the daemon (`tar_index`); readers attach to the index and read a sample with one
-`pread` of its member. The order is that of the shards and of the members in them, and is shuffled like any other
-source's: over all samples, not within a buffer.
+`TarShards.open` indexes the shards in the daemon (`indexer`). Readers attach to the index and read a sample by one
+`pread` of its member. The order is that of the shards and of their members. It is shuffled like that of any other
+source: over all samples, not within a buffer.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from prefetchd.config.options import Config
 from prefetchd.data.faults import SampleFault, UnreadableFile, fault_of
+from prefetchd.data.files import read_into
 from prefetchd.data.kinds import expand
-from prefetchd.data.manifest.dialect import show
 from prefetchd.data.records import Sample
 from prefetchd.data.shards import ShardRecords, write_table
-from prefetchd.data.tar.headers import BLOCK_BYTES, BLOCKS_BITS, TarHeaders, compressed
+from prefetchd.data.tar.headers import BLOCK_BYTES, BLOCKS_BITS, TarHeaders, compressed, printable
 from prefetchd.errors import ManifestError, one_line
 
 if TYPE_CHECKING:
@@ -82,11 +82,11 @@ class TarShards(ShardRecords):
 
     @property
     def reader_bytes(self) -> int:
-        """Nothing to speak of: readers share the index."""
+        """Nothing: readers share the index."""
         return 0
 
     def samples(self, sample_ids: Iterable[int]) -> list[Sample]:
-        """Return the samples of these numbers; see `Records.samples`. Whether a shard has changed is for `read`."""
+        """Return the samples of these numbers; see `Records.samples`. `read` checks whether a shard has changed."""
         found = []
         for (packed, data_at, n_bytes), label in self._index.rows(sample_ids):
             shard, blocks = packed >> BLOCKS_BITS, packed & (1 << BLOCKS_BITS) - 1
@@ -101,25 +101,22 @@ class TarShards(ShardRecords):
             raise UnreadableFile("the member is empty (0 bytes)")
         if n_bytes > buffer.capacity_bytes:
             reserve(n_bytes)
-        n_read = 0
         try:
             view = buffer.view(n_bytes)
-            while n_read < n_bytes:
-                n_new = os.preadv(fd, [view[n_read:]], data_at + n_read)
-                if n_new == 0:
-                    raise ManifestError(
-                        f"cannot go on with {self.name}: {one_line(sample.path)} became shorter while in use "
-                        f"(ends at byte {data_at + n_read}); start again"
-                    )
-                n_read += n_new
+            n_read = read_into(fd, view, data_at)
         except (OSError, MemoryError) as error:
             raise fault_of(error) from None
+        if n_read < n_bytes:
+            raise ManifestError(
+                f"cannot go on with {self.name}: {one_line(sample.path)} became shorter while in use "
+                f"(ends at byte {data_at + n_read}); start again"
+            )
         return view
 
     def where(self, sample: Sample) -> str:
         """Shard, key and member: `shard-000.tar sample a/n01_10: n01_10.jpg`."""
         shard, blocks, data_at, _ = sample.place
-        shard_name = show(os.fsencode(os.path.basename(sample.path)), 200)[1:-1]
+        shard_name = printable(os.fsencode(os.path.basename(sample.path)))
         try:
             fd = self._files.descriptor(shard)
             member = TarHeaders(fd, os.fstat(fd).st_size, shard_name).member(data_at - blocks * BLOCK_BYTES)
@@ -128,5 +125,5 @@ class TarShards(ShardRecords):
         if member is None:
             return f"{shard_name} at byte {data_at}"
         folder, slash, base = member.name.rpartition(b"/")
-        key = show(folder + slash + base.partition(b".")[0], 200)[1:-1]
-        return f"{shard_name} sample {key}: {show(base, 200)[1:-1]}"
+        key = printable(folder + slash + base.partition(b".")[0])
+        return f"{shard_name} sample {key}: {printable(base)}"

@@ -16,10 +16,10 @@ def test_facts_are_of_the_sample_also_where_reads_run_ahead(photographs):
     config = make_config(source=photographs, batch_size=50, image_size=32)
     images = open_source(config)
     assert isinstance(images, ImageSource)
-    handle, fds = InspectedImages(images).handle()
+    handle, fds = InspectedImages.of(images).handle()
     source = attach_source(config, handle, [os.dup(fd) for fd in fds])
     assert isinstance(source, InspectedImages)
-    source.images._ahead._is_on = True  # as if storage were slow
+    source._ahead._is_on = True  # as if storage were slow
     ids = np.arange(50)
     source.expect(ids.tolist())
     x, y = np.zeros((50, len(FACTS)), np.int64), np.zeros(50, np.int64)
@@ -30,4 +30,4 @@ def test_facts_are_of_the_sample_also_where_reads_run_ahead(photographs):
     assert facts["label"] == list(range(50))
     assert len(set(facts["digest"])) == 50
     images.records.close()  # type: ignore[attr-defined]
-    source.images.records._records.close()  # type: ignore[attr-defined]
+    source.records.close()  # type: ignore[attr-defined]
