@@ -110,13 +110,14 @@ def test_a_loader_is_neither_copied_nor_pickled_and_says_what_to_do(module_daemo
         assert next(iter(loader)).index == 0
 
 
-def test_a_new_iter_ends_the_earlier_one(module_daemon):
+def test_a_new_iter_ends_the_earlier_one_which_says_so(module_daemon):
     with prefetchd.batches() as loader:
         first = iter(loader)
         next(first)
         second = iter(loader)
         assert next(second).epoch == 1
-        assert list(first) == []
+        with pytest.raises(prefetchd.PrefetchdError, match=r"a newer iter\(\)"):
+            next(first)
 
 
 def test_break_and_close_leave_what_was_delivered_and_refuse_more(module_daemon):
