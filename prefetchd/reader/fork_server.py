@@ -143,21 +143,15 @@ def main(argv: list[str]) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what a reader leaves behind is ours to end
-    # Loaded here once, and shared by every reader: one that loads them itself outgrows its share of the budget.
-    import prefetchd.data.images.pipeline
-    import prefetchd.reader.process
 
     try:
         with os_errors.explained("start a reader"):
-<<<<<<< ours
-            # Readers inherit what is loaded: loading it takes a tenth of a second, and a fork some milliseconds.
+            # Readers share what is loaded here. A reader that loads it itself takes a tenth of a second, and outgrows
+            # its share of the budget.
             import prefetchd.data.images.pipeline
             import prefetchd.reader.process  # noqa: F401
 
-            ForkServer(socket.socket(fileno=int(argv[0]))).run()
-=======
             in_order = ForkServer(socket.socket(fileno=int(argv[0]))).run()
->>>>>>> theirs
     except PrefetchdError as error:
         print(f"prefetchd: {error}", file=sys.stderr, flush=True)
         sys.exit(1)  # the pool starts another, and gives up after some
