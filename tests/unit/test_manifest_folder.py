@@ -143,3 +143,18 @@ def test_a_list_beside_the_images_may_have_their_labels(tmp_path: Path, place: s
         with Manifest.open(make_config(source=source, label_columns=label_columns)) as manifest:
             assert manifest.classes == classes
             assert len(manifest) == 2
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "train.jsonl"])
+def test_any_list_beside_images_without_class_folders_may_have_their_labels(tmp_path: Path, name: str) -> None:
+    """The label would be the sample's number; beside class folders such a list does not matter."""
+    source = make(tmp_path, "1.jpg", "2.jpg", name)
+    with pytest.raises(ManifestError, match=f"{name} lies beside the images"):
+        Manifest.open(make_config(source=source))
+    with Manifest.open(make_config(source=source, label_columns=0)) as manifest:
+        assert len(manifest) == 2
+    with pytest.raises(ManifestError, match="no class folders"):
+        Manifest.open(make_config(source=source, label_columns=1))
+    make(tmp_path, "a/1.jpg")
+    with Manifest.open(make_config(source=source)) as manifest:
+        assert manifest.classes == ("a",)
