@@ -120,7 +120,7 @@ def test_what_is_left_out_is_warned_of_once(tmp_path: Path, caplog: pytest.LogCa
     assert "(dog)" in empty
 
 
-@pytest.mark.parametrize("suffix", [".ppm", ".pgm", ".PBM", ".pam", ".pfm", ".jp2", ".hdr", ".ras", ".sr"])
+@pytest.mark.parametrize("suffix", [".ppm", ".pgm", ".PBM", ".pam", ".pfm", ".jp2", ".j2k", ".hdr", ".ras", ".sr"])
 def test_suffixes_of_all_that_opencv_reads_are_images(tmp_path: Path, suffix: str) -> None:
     """Data sets of traffic signs, faces and satellites come in them."""
     with Manifest.open(make_config(source=make(tmp_path, f"a/1{suffix}", "b/1.jpg"))) as manifest:
