@@ -9,6 +9,8 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 import prefetchd
@@ -216,6 +218,28 @@ def test_sample_that_takes_its_reader_down_is_a_bad_sample(
     assert daemon.log.count("bad sample 7:") == daemon.log.count("bad sample 8:") == 1
     assert "it ends the reader" in daemon.log
     wait_until(lambda: len(daemon.reader_pids()) == 2, "two readers stand")
+
+
+def test_fresh_readers_are_not_started_for_each_bad_sample(serve: Serve, tmp_path: Path) -> None:
+    """Half of the files are refused by the decoder, and the ring reaches over several epochs."""
+    lines = []
+    for number in range(160):
+        path = write_jpeg(tmp_path / f"{number}.jpg", (24, 32), seed=number)
+        if number % 2:
+            path = tmp_path / f"{number}.png"
+            _, png = cv2.imencode(".png", np.random.default_rng(number).integers(0, 255, (24, 32, 3), np.uint8))
+            png[len(png) // 2] ^= 0xFF
+            path.write_bytes(png.tobytes())
+        lines.append(f"{path.name} {number}\n")
+    manifest = tmp_path / "list.txt"
+    manifest.write_text("".join(lines))
+    daemon = serve(manifest, *exact("--num-workers", 2, "--on-error", "skip"))
+    with prefetchd.batches(epochs=2) as loader:
+        ids = [sample for batch in content_of(loader) for sample in batch[2]]
+    assert ids == 2 * list(range(0, 160, 2))
+    status = daemon.status()
+    assert status["bad_samples"] == 80
+    assert max(reader["number"] for reader in status["readers"]) <= 40
 
 
 def test_sample_whose_decode_never_ends_is_a_bad_sample_that_costs_no_reader_again(
