@@ -82,14 +82,15 @@ class Pool:
         self.readers: dict[int, ReaderHandle] = {}
         self._reader_numbers, self._task_numbers = itertools.count(1), itertools.count(1)
         self._first_messages: list[tuple[Message, list[int]]] = []
-        self._start_s = 0.05  # that the last reader took to start
+        self._start_s, self._wanted_s = (
+            0.05,
+            0.0,
+        )  # that the last reader took to start; since when a fresh one is wanted
         self._boot_failures = 0
         self._stopping = False
         self._buffer = bytearray(sockets.MAX_MESSAGE_BYTES)
         self._fork_server: ForkServerHandle
         self._start_fork_server()
-
-    # --- starting
 
     def _start_fork_server(self) -> None:
         self._fork_server = ForkServerHandle(self._files_to_remove)
@@ -142,7 +143,12 @@ class Pool:
             return min(able, key=lambda reader: len(reader.chunks))
         here = [reader for reader in self.readers.values() if not reader.stuck]
         if chunk.fresh and here and not any(reader.retiring or not reader.ready or reader.fresh for reader in here):
-            min(here, key=lambda reader: len(reader.chunks)).retire()
+            least = min(here, key=lambda reader: len(reader.chunks))
+            # It first works as long as another takes to start: that one then finds more samples in doubt.
+            self._wanted_s = self._wanted_s or self._clock()
+            if not least.chunks or self._clock() - self._wanted_s >= self._start_s:
+                self._wanted_s = 0.0
+                least.retire()
         return None
 
     @property
@@ -306,8 +312,6 @@ class Pool:
             self._events.gone(number)
 
         self._watch(pidfd, ended)
-
-    # --- hangs
 
     def tick(self) -> None:
         """Look for readers that make no progress, and after the fork server; call about once a second while `busy`.
