@@ -32,7 +32,7 @@ REASONS = {
     "zeros": "not an image",
     "directory": "directory",
     "fifo": "FIFO|not a regular file",
-    "bomb": "65000x65000.*max_image_pixels",
+    "bomb": "65000x65000.*max.image.pixels",
 }
 GOOD_EACH = 3
 

@@ -17,6 +17,7 @@ from prefetchd.ipc.reader_messages import Fault, describe_exit
 from prefetchd.ring.slots import Slot
 
 N_SAMPLES = 20
+BATCHES_PER_EPOCH = 4  # of 5
 SEGV = -signal.SIGSEGV
 
 
@@ -101,6 +102,7 @@ class Bench:
             lambda job, first, n: [job.batch * job.n_rows + row for row in range(first, first + n)],
             lambda sample: f"list.txt line {sample + 1}: {sample}.jpg",
             self.reported.append,
+            BATCHES_PER_EPOCH,
         )
 
     def fill(self, readers: Readers, *, batch: int = 0, rows: int = 5, chunk_rows: int = 2, epoch: int = 0) -> Job:
@@ -427,7 +429,7 @@ def test_describe_exit() -> None:
 def test_verdict_on_a_users_function_holds_for_its_epoch_only():
     """What one epoch found does not shorten another's judgement, so it cannot change what that one delivers."""
     told: list[BadSample] = []
-    tracker = JobTracker("substitute", 4, in_order, lambda sample: "w", told.append)
+    tracker = JobTracker("substitute", 4, in_order, lambda sample: "w", told.append, 1)
     for epoch in range(3):
         job = tracker.start(Slot(0, None), (0, epoch, 0), 4, 4)  # type: ignore[arg-type]
         asked = []
@@ -470,7 +472,7 @@ def test_a_closing_task_that_ends_its_readers_fails_the_batch_in_the_end() -> No
 @pytest.mark.parametrize("alone", [False, True])
 def test_rows_that_a_full_reader_left_are_done_by_another(alone):
     """They are no fault of the samples: nothing is counted against them, and what was done is not done again."""
-    tracker = JobTracker("raise", 8, in_order, lambda sample: "w", lambda sample: None)
+    tracker = JobTracker("raise", 8, in_order, lambda sample: "w", lambda sample: None, 1)
     job = tracker.start(Slot(0, None), (0, 0, 0), 8, 8)  # type: ignore[arg-type]
     chunk = job.queued.popleft()
     if alone:
@@ -487,7 +489,7 @@ def test_rows_that_a_full_reader_left_are_done_by_another(alone):
 
 
 def test_want_of_memory_is_tried_in_fresh_readers_and_then_told_under_any_policy():
-    tracker = JobTracker("skip", 4, in_order, lambda sample: "w", lambda sample: None)
+    tracker = JobTracker("skip", 4, in_order, lambda sample: "w", lambda sample: None, 1)
     job = tracker.start(Slot(0, None), (0, 0, 0), 4, 4)  # type: ignore[arg-type]
     fresh = []
     while not job.finished:
@@ -508,3 +510,23 @@ def test_a_set_of_samples_takes_memory_for_those_in_it_alone():
     for sample_id in (0, 7, 8, 32767, 32768, far):
         bad.add(sample_id)
     assert [each for each in (*range(32770), far - 1, far, far + 1) if each in bad] == [0, 7, 8, 32767, 32768, far]
+
+
+def test_epoch_without_a_good_sample_is_an_error_under_skip():
+    """Its last batch fails, in whatever order they are made, and however often one of them is made again."""
+    bench, readers = Bench("skip"), Readers(missing=set(range(N_SAMPLES)))
+    for epoch in range(2):
+        jobs = [bench.fill(readers, batch=batch, epoch=epoch) for batch in (2, 0, 2, 3)]
+        assert all(job.failure is None for job in jobs)
+        last = bench.fill(readers, batch=1, epoch=epoch)
+        assert last.failure is not None
+        assert last.failure.error == "SampleError"
+        assert f"cannot serve epoch {epoch}: none of its samples is good (20 bad)" in last.failure.text
+        assert "list.txt line 11: 10.jpg" in last.failure.text
+
+
+def test_one_good_sample_is_enough():
+    """Empty batches are served from then on."""
+    bench, readers = Bench("skip"), Readers(missing=set(range(N_SAMPLES)) - {7})
+    for epoch in range(2):
+        assert all(bench.fill(readers, batch=batch, epoch=epoch).failure is None for batch in (0, 2, 3, 1))

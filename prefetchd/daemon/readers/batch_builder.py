@@ -75,6 +75,7 @@ class BatchBuilder:
                 self._sample_ids,
                 dataset.source.where,
                 functools.partial(on_bad or _log_bad, dataset),
+                dataset.order.batches_per_epoch,
             )
             for dataset in datasets
         ]

@@ -75,6 +75,7 @@ class JobTracker:
         sample_ids: the samples of a job's rows: (job, first row, rows).
         where: names a sample, such as by its file and line.
         on_bad: called with each bad sample, once.
+        batches_per_epoch: of the data set.
     """
 
     def __init__(
@@ -84,12 +85,16 @@ class JobTracker:
         sample_ids: Callable[[Job, int, int], Sequence[int]],
         where: Callable[[int], str],
         on_bad: Callable[[BadSample], None],
+        batches_per_epoch: int,
     ) -> None:
         self._policy = policy
         self._n_samples = n_samples
         self._sample_ids = sample_ids
         self._where = where
         self._on_bad = on_bad
+        self._batches_per_epoch = batches_per_epoch
+        self._any_good = False
+        self._empty: dict[int, set[int]] = {}  # batches by epoch without a good sample, until there is one
         self.first_bad: list[BadSample] = []
         self.n_bad = 0
         self._known_bad = SampleSet()
@@ -322,10 +327,29 @@ class JobTracker:
 
     def _close(self, job: Job) -> None:
         """When the last row is in and some were skipped, queue the task that closes the gaps."""
-        if not job.finished or job.failure is not None or not job.skipped or job.compacted:
+        if not job.finished or job.failure is not None:
+            return
+        if not self._any_good:
+            self._look_for_good(job)
+        if not job.skipped or job.compacted or job.failure is not None:
             return
         kept = [row for row in range(job.n_rows) if row not in job.skipped]
         if not kept or kept == list(range(len(kept))):
             job.compacted = True
         else:
             job.queued.append(Chunk(job, kept, compact=True))
+
+    def _look_for_good(self, job: Job) -> None:
+        """Fail a batch that completes an epoch without a good sample: a loop would go on without data."""
+        if len(job.skipped) < job.n_rows:
+            self._any_good = True
+            self._empty.clear()
+            return
+        empty = self._empty.setdefault(job.epoch, set())
+        empty.add(job.batch)
+        if len(empty) == self._batches_per_epoch:
+            first = self.first_bad[0]
+            job.fail(
+                f"cannot serve epoch {job.epoch}: none of its samples is good ({self.n_bad} bad), such as sample "
+                f"{first.sample_id} ({first.where}): {first.reason}; check the paths and root"
+            )
