@@ -82,10 +82,8 @@ class Pool:
         self.readers: dict[int, ReaderHandle] = {}
         self._reader_numbers, self._task_numbers = itertools.count(1), itertools.count(1)
         self._first_messages: list[tuple[Message, list[int]]] = []
-        self._start_s, self._wanted_s = (
-            0.05,
-            0.0,
-        )  # that the last reader took to start; since when a fresh one is wanted
+        self._start_s = 0.05  # that the last reader took to start
+        self._wanted_s = 0.0  # since when a fresh one is wanted
         self._boot_failures = 0
         self._stopping = False
         self._buffer = bytearray(sockets.MAX_MESSAGE_BYTES)
@@ -157,10 +155,7 @@ class Pool:
         return any(reader.wants_more and not self._is_kept(reader) for reader in self.readers.values())
 
     def _is_kept(self, reader: ReaderHandle) -> bool:
-        """Return whether to keep a reader for samples in doubt: it has just confirmed some, and is fresh still.
-
-        It is kept as long as another would take to start: waiting costs no more than that.
-        """
+        """Return whether to keep a fresh reader that has confirmed some samples, as long as another takes to start."""
         if not reader.n_confirmed or not reader.fresh or len(self.readers) < 2:
             return False
         return self._clock() - reader.since < self._start_s
