@@ -280,7 +280,9 @@ def test_what_kills_readers_from_outside_is_no_bad_sample(serve: Serve, sabotage
 
 def test_all_samples_bad(tmp_path: Path) -> None:
     manifest = tmp_path / "list.txt"
-    manifest.write_text("".join(f"gone{n}.jpg {n}\n" for n in range(7)))
+    manifest.write_text("".join(f"text{n}.jpg {n}\n" for n in range(7)))
+    for number in range(7):
+        (tmp_path / f"text{number}.jpg").write_text("no image")
     options = {"batch_size": 3, "image_size": 32, "num_workers": 1}
     with prefetchd.batches(manifest, on_error="skip", **options) as loader:
         assert [len(batch.x) for batch in loader] == [0, 0, 0]
