@@ -284,8 +284,11 @@ def test_all_samples_bad(tmp_path: Path) -> None:
     for number in range(7):
         (tmp_path / f"text{number}.jpg").write_text("no image")
     options = {"batch_size": 3, "image_size": 32, "num_workers": 1}
-    with prefetchd.batches(manifest, on_error="skip", **options) as loader:
-        assert [len(batch.x) for batch in loader] == [0, 0, 0]
+    with (
+        prefetchd.batches(manifest, on_error="skip", **options) as loader,
+        pytest.raises(prefetchd.SampleError, match="none of its samples is good"),
+    ):
+        list(loader)
     with (
         prefetchd.batches(manifest, on_error="substitute", **options) as loader,
         pytest.raises(prefetchd.SampleError, match="all bad"),
