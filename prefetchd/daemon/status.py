@@ -92,6 +92,7 @@ def status(
         "busy_s": round(builder.busy_s, 3),
         "readers": [
             {
+                "number": reader.number,  # of all that were started
                 "pid": reader.pid,
                 "ready": reader.ready,
                 "state": reader.state,
