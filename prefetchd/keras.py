@@ -59,8 +59,8 @@ def dataset(source: str | bytes | os.PathLike[str] | None = None, **options: Unp
 class Dataset(keras.utils.PyDataset):
     """A loader in the form that Keras asks for: a length, and a batch for each number.
 
-    Keras asks by number, and shuffles the numbers without `shuffle=False`. It gets the loader's batches in the loader's
-    order, whatever the numbers: the loader's own `shuffle` mixes samples, not only batches. Every pass of Keras is the
+    Keras asks by number, and shuffles the numbers without `shuffle=False`. It always gets the loader's batches in the
+    loader's order: the loader's own `shuffle` mixes samples, not only batches. Every pass of Keras is the
     next epoch of the loader. Keras also takes the first batch of a pass to build a model; that uses up the number of an
     epoch and nothing else.
 

@@ -119,7 +119,7 @@ class Endpoint:
             try:
                 return self._open()
             except DaemonLost:
-                continue  # the last loader had gone, and it ended as we came
+                continue  # its last loader had left, so it ended at this moment
         return self._open()
 
     def _open(self) -> Session:

@@ -25,7 +25,7 @@ from prefetchd.daemon.failures import explained, fatal
 from prefetchd.daemon.private import receive_configs
 from prefetchd.errors import ConfigError, PrefetchdError
 from prefetchd.ipc import messages, sockets
-from prefetchd.ipc.event_loop import EventLoop
+from prefetchd.ipc.event_loop import EventLoop, Interrupted
 from prefetchd.ipc.run_directory import DaemonPaths, RunLock, daemon_paths, remove_files_of_others
 
 LINGER_S = 3.0
@@ -92,6 +92,8 @@ def _serve(configs: dict[str, Config], loop: EventLoop, listener: socket.socket,
 
             daemon = Daemon(configs, loop, files_to_remove=paths.files, linger_s=LINGER_S)
             daemon.listen(listener.dup())
+    except Interrupted:
+        return 0
     except PrefetchdError as error:
         _refuse_all(listener, fatal(error))
         return 1

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 import prefetchd
-from prefetchd.client import admin, launch, waiting
+from prefetchd.client import admin, channel, launch
 from prefetchd.ipc.run_directory import daemon_paths
 from tests.conftest import DEADLINE_S, DaemonProcess, end_thread, wait_until
 from tests.faults.conftest import (
@@ -40,16 +40,15 @@ Serve = Callable[..., DaemonProcess]
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks and tells sooner than users' processes do, and gives up when it would: not before it is continued."""
-    monkeypatch.setattr(waiting, "LOOK_S", 0.1)
+    monkeypatch.setattr(channel, "LOOK_S", 0.1)
     monkeypatch.setattr("prefetchd.client.connection.LOOK_S", 0.1)
-    monkeypatch.setattr("prefetchd.client.channel.LOOK_S", 0.1)
-    monkeypatch.setattr(waiting, "REPORT_S", 0.3)
+    monkeypatch.setattr(channel, "REPORT_S", 0.3)
 
 
 @pytest.fixture
 def resigned(impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gives up sooner, too: for daemons that nobody continues."""
-    monkeypatch.setattr(waiting, "GIVE_UP_S", 1.0)
+    monkeypatch.setattr(channel, "GIVE_UP_S", 1.0)
 
 
 def test_loop_names_a_stopped_daemon_and_goes_on_when_it_is_continued(

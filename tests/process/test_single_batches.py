@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import prefetchd
+from tests.process.commands import large_ring
 
 OPTIONS = {"batch_size": 4, "image_size": 16, "num_workers": 1, "shuffle": True, "seed": 3}
 
@@ -63,6 +64,20 @@ def test_any_batch_of_any_epoch_is_there_while_a_loop_runs(serve, photographs, e
         assert seen == list(range(13))
         assert len(loader.status()["consumers"]) == 1
         assert same(loader.batch_at(np.int64(1), np.int64(0)), epochs[1, 0])
+
+
+def test_smallest_ring_serves_a_single_batch_beside_a_loop_far_away(serve, photographs):
+    """Its three slots are the loop's two and the one to fill."""
+    daemon = serve(photographs, *large_ring(3))
+    with prefetchd.batches(epochs=3) as loader:
+        assert daemon.status()["ring"]["slots"] == 3
+        seen = []
+        for batch in loader:
+            seen.append((batch.epoch, batch.index))
+            if batch.index % 5 == 2:
+                assert loader.peek().index == (batch.index + 1) % 13
+                assert loader.batch_at(0, 12).sample_ids.tolist() == [48, 49]
+        assert seen == [(epoch, index) for epoch in range(3) for index in range(13)]
 
 
 def test_peek_is_of_this_rank(photographs, epochs):

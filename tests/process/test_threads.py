@@ -133,9 +133,9 @@ def test_threads_that_each_loop_over_one_loader_get_every_batch_or_an_error(phot
 def test_loop_that_waits_is_ended_by_another_threads_loop_which_gets_every_batch(photographs):
     """The first thread waits for a batch of a stopped reader, and is the one that receives messages."""
     with prefetchd.batches(photographs, batch_size=4, image_size=16, num_workers=1, epochs=None) as loader:
-        readers = [psutil.Process(reader["pid"]) for reader in loader.status()["readers"]]
-        for reader in readers:
-            reader.suspend()
+        wait_until(lambda: loader.status()["readers"][0]["pid"], "the reader has started")
+        reader = psutil.Process(loader.status()["readers"][0]["pid"])
+        reader.suspend()
         errors, seen = [], []
 
         def run():
@@ -154,8 +154,7 @@ def test_loop_that_waits_is_ended_by_another_threads_loop_which_gets_every_batch
         first.join(60)
         assert len(errors) == 1
         assert "a newer iter() of the same loader" in errors[0]
-        for reader in readers:
-            reader.resume()
+        reader.resume()
         other.join(60)
         assert seen == [*range(13), *range(13)]
 
