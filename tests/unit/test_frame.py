@@ -127,4 +127,4 @@ def test_time_for_a_slower_trainer_is_a_share_of_its_own_and_names_that_trainer(
     lines = frame([report(), after], width=100)
     assert any(line.endswith("trainer 25%, loader 25%, slower trainer 50%") for line in lines)
     assert any(line.startswith("      101") and line.endswith("waits for 107 slow.py") for line in lines)
-    assert any(line.endswith("waits for 107 slow") for line in frame([report(), after]))  # of 80 columns
+    assert any("waits for 107" in line for line in frame([report(), after]))  # cut at 80 columns
