@@ -14,7 +14,7 @@ def consumer(number=1, **other):
     return {
         "number": number, "pid": 100 + number, "dataset": "", "epoch": 0, "step": 4, "rank": 0, "world_size": 1,
         "held_slots": 1, "batches": 4, "samples": 128, "waited_s": 1.0, "running": True, "stalled": False,
-        "waiting": False, "waited_for": False, "group": None, **other,
+        "waiting": False, "waited_for": False, "group": None, "waits_for": None, "waited_for_slower_s": 0.0, **other,
     }  # fmt: skip
 
 
@@ -51,6 +51,7 @@ def test_rates_are_differences_over_the_daemons_own_time():
     assert found.made_per_s == 100
     assert found.delivered_per_s == 32
     assert found.loader_bound == 0.25
+    assert found.slower_bound == 0
     assert found.readers_busy == 0.5
     assert found.reader_per_s == {200: 40}
 
@@ -115,3 +116,15 @@ def test_frame_says_who_is_waited_for_who_shares_and_that_memory_is_short():
     assert any(line.startswith("      101") and line.endswith("waited for") for line in lines)
     assert any(line.startswith("      102") and line.endswith("group runs") for line in lines)
     assert "          short of memory: 30.0 MiB left, made only for who waits" in lines
+
+
+def test_time_for_a_slower_trainer_is_a_share_of_its_own_and_names_that_trainer():
+    after = later()
+    slower = {"reason": "slower loop", "pid": 107, "name": "slow.py"}
+    after["consumers"] = [consumer(samples=192, waited_s=2.5, waited_for_slower_s=1.0, waiting=True, waits_for=slower)]
+    found = rates(report(), after)
+    assert (found.loader_bound, found.slower_bound) == (0.25, 0.5)
+    lines = frame([report(), after], width=100)
+    assert any(line.endswith("trainer 25%, loader 25%, slower trainer 50%") for line in lines)
+    assert any(line.startswith("      101") and line.endswith("waits for 107 slow.py") for line in lines)
+    assert any("waits for 107" in line for line in frame([report(), after]))  # cut at 80 columns

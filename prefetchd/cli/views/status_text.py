@@ -34,8 +34,9 @@ def describe(report: dict[str, Any]) -> str:
             where += f" as rank {consumer['rank']} of {consumer['world_size']}"
         if consumer["group"] is not None:
             where += f" with group {consumer['group']!r}"
+        name = f" ({consumer['name']})" if consumer["name"] else ""
         ahead = f", {consumer['ahead_slots']} more ready for it" if consumer["ahead_slots"] else ""
-        waiting = ", waiting for a batch" if consumer["waiting"] else ""
+        waiting = _describe_wait(consumer["waits_for"])
         if consumer["waited_for"]:
             left_s = consumer["patience_left_s"]
             waiting = f", waited for ({'always' if left_s is None else f'{left_s:.1f} s more'})"
@@ -44,7 +45,7 @@ def describe(report: dict[str, Any]) -> str:
         elif not consumer["reads"]:
             waiting += ", does not read its socket"
         lines.append(
-            f"            pid {consumer['pid']}: {where}, {consumer['batches']} batches, "
+            f"            pid {consumer['pid']}{name}: {where}, {consumer['batches']} batches, "
             f"holds {consumer['held_slots']} slots{ahead}{waiting}"
         )
     lines.append(f"  bad       {report['bad_samples']} samples")
@@ -53,6 +54,22 @@ def describe(report: dict[str, Any]) -> str:
             f"            {bad['dataset'] and bad['dataset'] + ' '}{bad['sample_id']}: {bad['where']}: {bad['reason']}"
         )
     return "\n".join(lines)
+
+
+def _describe_wait(waits_for: dict[str, Any] | None) -> str:
+    if waits_for is None:
+        return ""
+    if waits_for["reason"] == "slower loop":
+        name = f" ({waits_for['name']})" if waits_for["name"] else ""
+        return f", waiting for the slower loop of pid {waits_for['pid']}{name}"
+    return {
+        "readers": ", waiting for a batch to be made",
+        "slots": ", waiting for a slot that loaders hold",
+        "memory": ", waiting for memory",
+        "unread messages": ", waiting",
+        "other loaders": ", waiting for the other loaders that start with it",
+        "members": ", waiting for the last batches of its group",
+    }[waits_for["reason"]]
 
 
 def _describe_plan(memory: dict[str, Any]) -> list[str]:

@@ -50,9 +50,14 @@ def _flow(report: Report, now: Rates) -> list[str]:
     if now.loader_bound is None:
         lines.append(f"waiting   {'no trainer is attached' if not report['consumers'] else 'no loop is running'}")
         return lines
-    loader = now.loader_bound
-    drawn = stacked_bar([("█", round(1000 * (1 - loader))), ("░", round(1000 * loader))], _BAR_WIDTH)
-    lines.append(f"waiting   {drawn} trainer-bound {1 - loader:.0%}, loader-bound {loader:.0%}")
+    loader, slower = now.loader_bound, now.slower_bound or 0.0
+    trainer = 1 - loader - slower
+    parts = [("█", round(1000 * trainer)), ("░", round(1000 * loader)), ("▒", round(1000 * slower))]
+    drawn = stacked_bar(parts, _BAR_WIDTH)
+    if round(100 * slower):
+        lines.append(f"waiting   {drawn} trainer {trainer:.0%}, loader {loader:.0%}, slower trainer {slower:.0%}")
+    else:
+        lines.append(f"waiting   {drawn} trainer-bound {trainer:.0%}, loader-bound {loader:.0%}")
     return lines
 
 
@@ -101,14 +106,23 @@ def _consumers(report: Report, now: Rates) -> list[str]:
         lag = "-" if position is None else f"{max(same) - position:,}"
         rank = "" if found["world_size"] in (None, 1) else f" rank {found['rank']} of {found['world_size']}"
         group = "" if found["group"] is None else f" group {found['group']}"
-        waited_for = " waited for" if found["waited_for"] else ""
-        state = " stalled" if found["stalled"] else waited_for if found["running"] else " resting"
+        state = " resting"
+        if found["stalled"]:
+            state = " stalled"
+        elif found["running"]:
+            state = " waited for" if found["waited_for"] else _slower(found["waits_for"])
         lines.append(
             f"{found['pid']:>9} {(found['dataset'] or '-')[:10]:<10} {epoch:>5} {step:>8} "
             f"{now.consumer_per_s[number]:>8,.0f} {now.consumer_waits[number]:>5.0%} {found['held_slots']:>4} "
             f"{lag:>6}{rank}{group}{state}"
         )
     return lines
+
+
+def _slower(waits_for: dict[str, Any] | None) -> str:
+    if waits_for is None or waits_for["reason"] != "slower loop":
+        return ""
+    return f" waits for {waits_for['pid']} {waits_for['name']}".rstrip()
 
 
 def _position(report: Report, consumer: dict[str, Any]) -> int | None:
