@@ -48,6 +48,41 @@ def test_leader_waits_for_the_laggard_up_to_the_patience_and_then_goes_on_alone(
         assert daemon.status()["batches_made"] > made
 
 
+@pytest.mark.parametrize("other_loop", ["of another data set", "at another epoch"])
+def test_patience_is_charged_while_other_loops_have_slots_of_their_own(serve, photographs, other_loop):
+    """Slots that the daemon keeps for other loops are free for none of those that wait."""
+    daemon = serve(f"train={photographs}", f"val={photographs}", *large_ring(7), "--patience", "1.5")
+    with (
+        prefetchd.batches(dataset="train", name="paused.py") as one,
+        prefetchd.batches(dataset="train") as other,
+        prefetchd.batches(dataset="val" if other_loop == "of another data set" else "train") as third,
+    ):
+        third.set_epoch(5)
+        resting = iter(third)
+        first = next(resting)
+        if other_loop == "of another data set":
+            del first, resting  # the loop has ended, and its data set's first batches stay ready
+        laggard, leader = iter(one), iter(other)
+        held = next(laggard)
+        indexes: list[int] = []
+        thread = threading.Thread(target=lambda: indexes.extend(batch.index for batch in leader), daemon=True)
+        thread.start()
+        wait_until(lambda: waits(daemon), "the leader waits for the paused loop")
+        assert waits(daemon)[0]["name"] == "paused.py"
+        assert waits(daemon)[0]["pid"] == os.getpid()
+        thread.join(30)
+        assert indexes == list(range(13))
+        assert "waited 1.5 s for the loop of pid" in daemon.log
+        (waited_s,) = (found["waited_for_slower_s"] for found in daemon.status()["consumers"] if found["number"] == 2)
+        assert 1.4 < waited_s < 10
+        assert held.index == 0
+
+
+def waits(daemon) -> list[dict]:
+    reports = [found["waits_for"] for found in daemon.status()["consumers"] if found["waiting"]]
+    return [report for report in reports if report["reason"] == "slower loop"]
+
+
 def test_loops_within_the_window_share_what_is_made_however_slow_one_is(serve, photographs):
     daemon = serve(photographs, *large_ring(4), "--patience", "inf")
     with prefetchd.batches() as one, prefetchd.batches() as other:

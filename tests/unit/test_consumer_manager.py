@@ -39,6 +39,7 @@ from prefetchd.sampling.sharding import Shard
 
 LAYOUT = BatchLayout(4, (8,), "uint8", (), "int64")
 MAX_LOOPS = 4
+DATASETS = ("train", "val")
 
 
 class Page:
@@ -64,7 +65,7 @@ class Page:
 
 
 def content_of(key: Key) -> bytes:
-    whole = struct.pack("<2I", key[1], key[2])
+    whole = struct.pack("<2HI", *key)
     return whole * (LAYOUT.slot_bytes // len(whole))
 
 
@@ -105,8 +106,9 @@ class Rounds:
 class Consumer:
     """A loader's loop: what it must see, what it holds, and whether it still plays by the rules."""
 
-    def __init__(self, connection: Connection, number: int) -> None:
+    def __init__(self, connection: Connection, number: int, dataset: int) -> None:
         self.connection = connection
+        self.dataset = dataset
         self.number = number  # the daemon's name for it
         self.serial = 0
         self.expected: Iterator[Key] | None = None  # of the loop that runs
@@ -139,8 +141,10 @@ class Machine(RuleBasedStateMachine):
         config = make_config(source="x", batch_size=4, patience=patience)
         source = SimpleNamespace(classes=None, n_samples=4 * n_batches, versions={}, digest="0")
         order = SimpleNamespace(batches_per_epoch=n_batches)
-        dataset = SimpleNamespace(number=0, name="", config=config, source=source, order=order, layout=LAYOUT)
-        datasets: Any = [dataset]
+        datasets: Any = [
+            SimpleNamespace(number=number, name=name, config=config, source=source, order=order, layout=LAYOUT)
+            for number, name in enumerate(DATASETS)
+        ]
         self.manager = ConsumerManager(
             datasets,
             self.ring,
@@ -215,15 +219,18 @@ class Machine(RuleBasedStateMachine):
         return [consumer for consumer in self.consumers if not consumer.closed]
 
     @precondition(lambda self: len(self.here) < MAX_LOOPS)
-    @rule(epoch=st.integers(0, 1))
-    def attaches(self, epoch: int) -> None:
-        if self.attach():
+    @rule(dataset=st.integers(0, 1), epoch=st.integers(0, 2), rests=st.booleans())
+    def attaches(self, dataset: int, epoch: int, rests: bool) -> None:
+        """Its loop begins at once, or it has had one and rests: its next batches are kept ready all the same."""
+        if self.attach(dataset=dataset):
             self.begin_loop(self.consumers[-1], epoch, 0, 2)
+            if rests:
+                self.end_loop(self.consumers[-1])
 
-    def attach(self, group: str | None = None) -> bool:
+    def attach(self, group: str | None = None, dataset: int = 0) -> bool:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         sock.connect(self.address)
-        hello = messages.Attach(messages.PROTOCOL, __version__, None, {}, 2, group, 0, 1.0)
+        hello = messages.Attach(messages.PROTOCOL, __version__, DATASETS[dataset], {}, 2, group, 0, 1.0)
         refused: list[BaseException] = []
         connected: list[Connection] = []
 
@@ -241,7 +248,7 @@ class Machine(RuleBasedStateMachine):
         if refused:
             self.loop.turn()
             return False
-        self.consumers.append(Consumer(connected[0], max(self.manager.consumers)))
+        self.consumers.append(Consumer(connected[0], max(self.manager.consumers), dataset))
         return True
 
     @precondition(lambda self: self.here)
@@ -254,7 +261,9 @@ class Machine(RuleBasedStateMachine):
         consumer.serial += 1
         consumer.connection.open_cursor(consumer.serial, Shard(self.n_batches), epoch, batch, epoch + epochs, join=join)
         consumer.asked, consumer.joins_for = False, 0
-        keys = [(0, one, index) for one in range(epoch, epoch + epochs) for index in range(self.n_batches)]
+        keys = [
+            (consumer.dataset, one, index) for one in range(epoch, epoch + epochs) for index in range(self.n_batches)
+        ]
         consumer.expected = iter(keys[batch:])
 
     @precondition(lambda self: self.here)
@@ -300,10 +309,11 @@ class Machine(RuleBasedStateMachine):
                 first, consumer.joins_for = consumer.joins_for, 0
                 whole = [(batch.index + step) % self.n_batches for step in range(self.n_batches)]
                 epochs = range(batch.epoch, batch.epoch + first)
-                consumer.expected = iter([(0, epoch, index) for epoch in epochs for index in whole])
+                consumer.expected = iter([(consumer.dataset, epoch, index) for epoch in epochs for index in whole])
+            key = (consumer.dataset, batch.epoch, batch.index)
             if not consumer.hostile:
-                assert (0, batch.epoch, batch.index) == next(consumer.expected)
-            consumer.held.append((batch, (0, batch.epoch, batch.index)))
+                assert key == next(consumer.expected)
+            consumer.held.append((batch, key))
             return True
         at_end = not consumer.hostile and next(consumer.expected, None)
         if at_end:

@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         if doubt := doubts(config):
             log.warning("%s", doubt)
 
-    from prefetchd.ipc.event_loop import EventLoop
+    from prefetchd.ipc.event_loop import EventLoop, Interrupted
     from prefetchd.ipc.run_directory import RunLock, daemon_paths, lock_owner, remove_files_of_others
 
     paths = daemon_paths(name, create=True)
@@ -99,6 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
             metrics = MetricsServer(arguments.metrics_port, arguments.metrics_address, functools.partial(_report, name))
         daemon.run()
         log.info("stopped")
+    except Interrupted:
+        log.info("stopped before it served")
     finally:
         if metrics is not None:
             metrics.close()
