@@ -150,8 +150,8 @@ def test_parquet_without_pyarrow_says_how_to_get_it(tmp_path: Path) -> None:
 
     code = (
         "import sys; sys.modules['pyarrow'] = None\n"
-        "from prefetchd import cli\n"
-        f"sys.exit(cli.main(['serve', {str(tmp_path / 'a.parquet')!r}]))\n"
+        "from prefetchd.cli.main import main\n"
+        f"sys.exit(main(['serve', {str(tmp_path / 'a.parquet')!r}]))\n"
     )
     result = finish(start_script(tmp_path / "script.py", code))
     assert result.returncode == 2 or result.returncode == 1
