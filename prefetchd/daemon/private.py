@@ -20,7 +20,7 @@ from prefetchd.daemon.failures import explained, fatal
 from prefetchd.errors import PrefetchdError
 from prefetchd.ipc import messages, sockets
 from prefetchd.ipc.descriptors import open_standard_descriptors
-from prefetchd.ipc.event_loop import EventLoop
+from prefetchd.ipc.event_loop import EventLoop, Interrupted
 
 
 def main(argv: list[str]) -> int:
@@ -38,9 +38,9 @@ def main(argv: list[str]) -> int:
 
             loop = EventLoop()
             loop.on_signal(signal.SIGTERM, loop.stop)
-            daemon = Daemon(configs, loop)
+            daemon = Daemon(configs, loop, parent_pidfd=parent_pidfd)
             daemon.serve_parent(sock, parent_pidfd)
-    except sockets.ConnectionEnded:
+    except (sockets.ConnectionEnded, Interrupted):
         return 1
     except PrefetchdError as error:
         with contextlib.suppress(sockets.ConnectionEnded):
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     try:
         daemon.run()
     except PrefetchdError:
-        return 1  # `run` has told the consumer
+        return 1  # `run` has sent the reason
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What the kernel says of another process: its state, in one letter and in words."""
+"""What the kernel says of a process: its state, in one letter and in words, and the memory that it takes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,15 @@ def process_state(pid: int) -> str:
             return file.read().rpartition(b") ")[2][:1].decode()
     except OSError:
         return ""
+
+
+def memory_bytes(pid: int | str, file: str, *names: str) -> int:
+    """Return the sum in bytes of the lines `names` of a process's `/proc/PID/FILE`; 0 if it is gone."""
+    try:
+        with open(f"/proc/{pid}/{file}") as lines:
+            return sum(int(line.split()[1]) * 1024 for line in lines if line.partition(":")[0] in names)
+    except OSError:
+        return 0
 
 
 def describe_process(pid: int) -> str:

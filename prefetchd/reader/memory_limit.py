@@ -1,18 +1,19 @@
 """A reader's own memory: the limit that the kernel holds it to, and whether it has grown beyond its share.
 
-Used by `reader`, in its process alone. Reservations keep decoding within the budget; this is the back-stop for what
-they cannot know: a user's function, a decoder that takes more than its header says. RLIMIT_DATA makes one allocation
-that is too large a `MemoryError` of one sample (`fill` of the others goes on) instead of a machine without memory, and
-`outgrown` is looked at between samples, so that a function that leaks costs a fresh reader now and then, and nothing
-more. RLIMIT_DATA counts private writable pages whether touched or not, so it stands somewhat above the share; RLIMIT_AS
-would count the slots and every library as well.
+Used by the reader, in its process alone. Reservations keep decoding within the budget. This is the second line, for
+what they cannot know: a user's function, or a decoder that takes more than its header claims. RLIMIT_DATA makes an
+allocation that is too large a `MemoryError` of one sample, instead of a machine without memory. The reader looks at
+`outgrown` between samples, so a function that leaks costs a fresh reader now and then, and nothing more. RLIMIT_DATA
+counts private writable pages, touched or not, so it stands somewhat above the share. RLIMIT_AS would count the slots
+and every library as well.
 """
 
 from __future__ import annotations
 
 import os
 import resource
-from pathlib import Path
+
+from prefetchd.ipc.process import memory_bytes
 
 _PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 
@@ -29,11 +30,12 @@ class ReaderMemory:
         self.share_bytes = share_bytes
         self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
         # Pages shared with the fork server count in part, until one of the two writes to them. Growth counts from here.
-        self._private_bytes = _pss_anon_bytes()
+        self._private_bytes = memory_bytes("self", "smaps_rollup", "Pss_Anon", "SwapPss")
         self._anonymous_bytes = self._read()
         self._lent_bytes = 0
         self._hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-        self._limit_bytes = _data_bytes() + max(0, share_bytes - self._private_bytes) + slack_bytes
+        mapped_bytes = memory_bytes("self", "status", "VmData")  # what RLIMIT_DATA is compared with
+        self._limit_bytes = mapped_bytes + max(0, share_bytes - self._private_bytes) + slack_bytes
         self._set_limit()
 
     @property
@@ -62,16 +64,3 @@ class ReaderMemory:
         """Anonymous resident bytes: `smaps_rollup` would walk every page."""
         _, resident, shared, _ = os.pread(self._statm, 128, 0).split(b" ", 3)
         return (int(resident) - int(shared)) * _PAGE_BYTES
-
-
-def _pss_anon_bytes() -> int:
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Pss_Anon:", "SwapPss:")))
-
-
-def _data_bytes() -> int:
-    """What RLIMIT_DATA is compared with."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmData:"):
-            return int(line.split()[1]) * 1024
-    return 0

@@ -55,9 +55,10 @@ class Readers:
             self.tasks += 1
             assert self.tasks < 5000, "it never ends"
             assert not job.out
-            chunk = job.queued.pop() if self.last_first else job.queued.popleft()
-            job.out += 1
-            self._answer(tracker, chunk)
+            chunk = job.queued[-1 if self.last_first else 0]
+            if not tracker.split(chunk) and not tracker.settle(chunk):
+                tracker.give(chunk)
+                self._answer(tracker, chunk)
 
     def _answer(self, tracker: JobTracker, chunk: Chunk) -> None:
         job = chunk.job
@@ -190,6 +191,128 @@ def test_a_kill_from_outside_is_no_part_of_a_verdict(exit_code: int) -> None:
         bench.tracker.lost(job.queued.popleft(), ReaderEnd(code, suspect=True))
     assert not bench.bad
     assert [list(chunk.rows) for chunk in job.queued] == [[0]]
+
+
+def hang(bench: Bench, job: Job, times: int, *, was_decoding: bool) -> list[bool]:
+    """Let the first chunk's reader be killed for its time-out, so often; return which chunks wanted a fresh one."""
+    fresh = []
+    for _ in range(times):
+        chunk = job.queued[0]
+        bench.tracker.give(chunk)
+        fresh.append(chunk.fresh)
+        bench.tracker.lost(chunk, ReaderEnd(-signal.SIGKILL, True, timeout_s=9.0, was_decoding=was_decoding))
+    return fresh
+
+
+def test_decode_that_never_ends_is_confirmed_in_a_fresh_reader_and_then_bad() -> None:
+    bench = Bench("skip")
+    job = bench.tracker.start(Slot(1, None), (0, 0, 1), 5, 5)  # type: ignore[arg-type]
+    assert hang(bench, job, 3, was_decoding=True) == [False, False, True]
+    assert bench.bad == [5]
+    assert "reader_timeout=9 s, 2 times alone" in bench.reported[0].reason
+    assert job.skipped == {0}
+
+
+@pytest.mark.parametrize("policy", ["skip", "substitute"])
+def test_read_that_never_ends_is_the_environments_doing(policy: str) -> None:
+    bench = Bench(policy)
+    job = bench.tracker.start(Slot(1, None), (0, 0, 1), 5, 5)  # type: ignore[arg-type]
+    hang(bench, job, 1 + ENVIRONMENT_TRIES, was_decoding=False)
+    assert job.failure is not None
+    assert "made no progress for reader_timeout=9 s); see to the storage" in job.failure.text
+    assert not bench.bad
+
+
+@pytest.mark.parametrize("policy", ["skip", "substitute"])
+def test_no_reader_is_sent_again_to_a_sample_that_ends_its_readers(policy: str) -> None:
+    bench, readers = Bench(policy), Readers(deadly={1: SEGV})
+    bench.fill(readers)
+    assert readers.deadly_times < 10**9
+    left = readers.deadly_times
+    job = bench.fill(readers, epoch=1)
+    assert rows_of(readers, job) == ([0, 2, 3, 4] if policy == "skip" else [0, 2, 2, 3, 4])
+    assert readers.deadly_times == left
+
+
+def test_batch_that_was_cut_already_when_a_sample_was_found_to_end_its_readers_does_without_it() -> None:
+    bench = Bench("skip")
+    job = bench.tracker.start(Slot(1, None), (0, 1, 0), 5, 5)  # type: ignore[arg-type]
+    bench.fill(Readers(deadly={0: SEGV, 3: SEGV}))
+    assert bench.tracker.split(job.queued[0])
+    assert [list(chunk.rows) for chunk in job.queued] == [[0], [1, 2], [3], [4]]
+    assert [bench.tracker.settle(chunk) for chunk in list(job.queued)] == [True, False, True, False]
+    assert job.skipped == {0, 3}
+
+
+def test_batch_of_nothing_but_such_samples_needs_no_reader() -> None:
+    bench, readers = Bench("skip"), Readers(deadly={0: SEGV, 1: SEGV})
+    bench.fill(readers, rows=2)
+    readers.tasks, before = 0, readers.deadly_times
+    assert bench.fill(readers, rows=2, epoch=1).skipped == {0, 1}
+    assert readers.deadly_times == before
+
+
+def test_bad_samples_that_end_a_loop_are_tried_again_by_the_next() -> None:
+    """They may have been mended."""
+    bench = Bench("raise")
+    assert bench.fill(Readers(deadly={1: SEGV})).failure is not None
+    mended = Readers()
+    assert rows_of(mended, bench.fill(mended)) == [0, 1, 2, 3, 4]
+
+
+def test_doubt_of_several_epochs_is_settled_by_one_reader() -> None:
+    """Epochs that are made ahead meet the same sample: it is confirmed once, and the others take the verdict over."""
+    bench = Bench("skip")
+    jobs = [bench.tracker.start(Slot(1, None), (0, epoch, 0), 1, 1) for epoch in range(3)]  # type: ignore[arg-type]
+    doubt = Fault(0, 0, "list.txt line 1", "why", True, True)
+    for job in jobs:
+        chunk = job.queued[0]
+        bench.tracker.give(chunk)
+        bench.tracker.done(chunk, [doubt])
+    first, second, third = (job.queued[0] for job in jobs)
+    assert not bench.tracker.settle(first)
+    assert not bench.tracker.must_wait(first)
+    bench.tracker.give(first)
+    assert bench.tracker.must_wait(second)
+    bench.tracker.done(first, [doubt])
+    assert bench.tracker.settle(second)
+    assert bench.tracker.settle(third)
+    assert all(job.finished and job.skipped == {0} for job in jobs)
+    assert bench.bad == [0]
+
+
+def test_doubt_that_a_fresh_reader_removes_is_asked_again_for_the_next_batch() -> None:
+    bench = Bench("skip")
+    jobs = [bench.tracker.start(Slot(1, None), (0, epoch, 0), 1, 1) for epoch in range(2)]  # type: ignore[arg-type]
+    for job in jobs:
+        chunk = job.queued[0]
+        bench.tracker.give(chunk)
+        bench.tracker.done(chunk, [Fault(0, 0, "w", "why", True, True)])
+    first, second = (job.queued[0] for job in jobs)
+    bench.tracker.give(first)
+    bench.tracker.done(first, [])
+    assert not bench.tracker.must_wait(second)
+    assert not bench.tracker.settle(second)
+    assert not bench.bad
+
+
+@pytest.mark.parametrize("policy", ["raise", "skip", "substitute"])
+def test_memory_that_no_budget_gives_fails_the_batch_and_names_the_sample(policy: str) -> None:
+    """Of the rows that were asked for together, each is tried alone: one of them is too large."""
+    bench = Bench(policy)
+    job = bench.tracker.start(Slot(1, None), (0, 0, 0), 3, 3)  # type: ignore[arg-type]
+    together = job.queued[0]
+    bench.tracker.give(together)
+    faults = [Fault(row, row, "", "it takes 9 GiB", False, False, over_budget=True) for row in range(3)]
+    bench.tracker.done(together, faults)
+    alone = list(job.queued)
+    assert [chunk.sample_id for chunk in alone] == [0, 1, 2]
+    for chunk, answer in zip(alone, ([], [faults[1]]), strict=False):
+        bench.tracker.give(chunk)
+        bench.tracker.done(chunk, answer)
+    assert job.failure is not None
+    assert job.failure.error == "BudgetError"
+    assert job.failure.text == "cannot decode sample 1 (list.txt line 2: 1.jpg): it takes 9 GiB"
 
 
 @pytest.mark.parametrize("policy", ["raise", "skip", "substitute"])

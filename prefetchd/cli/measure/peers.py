@@ -18,6 +18,7 @@ import numpy as np
 import psutil
 
 from prefetchd.config.options import Config
+from prefetchd.ipc.process import memory_bytes
 from prefetchd.sampling.order import Order
 
 if TYPE_CHECKING:
@@ -126,18 +127,10 @@ def _one_thread(_: int) -> None:
 
 def children_bytes() -> int:
     """Return the memory of this process's children, and the shared memory that it maps itself, in bytes."""
-    total = _rollup(os.getpid(), (b"Pss_Shmem:",))
+    total = memory_bytes(os.getpid(), "smaps_rollup", "Pss_Shmem")
     for child in psutil.Process().children(recursive=True):
-        total += _rollup(child.pid, (b"Pss_Anon:", b"Pss_Shmem:", b"SwapPss:"))
+        total += memory_bytes(child.pid, "smaps_rollup", "Pss_Anon", "Pss_Shmem", "SwapPss")
     return total
-
-
-def _rollup(pid: int, wanted: tuple[bytes, ...]) -> int:
-    try:
-        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
-            return sum(int(line.split()[1]) * 1024 for line in file if line.startswith(wanted))
-    except OSError:
-        return 0
 
 
 Opens = Callable[[], contextlib.AbstractContextManager[Batches]]

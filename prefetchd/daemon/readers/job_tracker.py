@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from prefetchd.config.options import OnError
@@ -38,7 +38,7 @@ class SampleSet:
     """Sample numbers from 0 on, in blocks of bits that are made as numbers of theirs come in.
 
     It takes a bit a sample at most, and nothing where there are none. One bitmap for all samples would be made at the
-    start whatever is in it: 512 MiB for the 2**32 rows of a large array.
+    start also for no bad sample: 512 MiB for the 2**32 rows of a large array.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class SampleSet:
 
 @dataclass(slots=True)
 class BadSample:
-    """A sample found bad: what the log and `status` say of it."""
+    """A bad sample, as the log and `status` show it."""
 
     sample_id: int
     where: str
@@ -70,7 +70,7 @@ class JobTracker:
     """Applies the policy to what the readers report; remembers which samples are bad.
 
     Args:
-        policy: what `on_error` says.
+        policy: the option `on_error`.
         n_samples: of the data set.
         sample_ids: the samples of a job's rows: (job, first row, rows).
         where: names a sample, such as by its file and line.
@@ -98,47 +98,56 @@ class JobTracker:
         self.first_bad: list[BadSample] = []
         self.n_bad = 0
         self._known_bad = SampleSet()
-        self._deadly: dict[int, BadSample] = {}  # bad ones that end or hang their readers: nobody is sent there again
+        self._deadly: dict[int, BadSample] = {}  # bad ones that end or hang their readers: none is sent there again
         self._bad_in_some_epoch: set[int] = set()  # by functions that draw other numbers in each; reported already
         self._seen: dict[int, int] = {}  # content faults of a sample not yet confirmed
         self._environment: dict[tuple[int, int, int], int] = {}
         self._ends: dict[int, list[ReaderEnd]] = {}  # of readers that ended with a sample alone
-        self._judged: set[int] = set()  # samples whose fault a reader is to confirm now
+        self._tried: set[int] = set()  # samples that a reader has alone now
 
     def start(self, slot: Slot, key: Key, n_rows: int, chunk_rows: int, row_s: float = math.inf, turn: int = 0) -> Job:
         """Return a job with its rows, each of which takes about `row_s` seconds, cut into chunks."""
         job = Job(slot, *key, n_rows, turn)
-        for run in self._runs_to_fill(job):
-            for first in range(run.start, run.stop, chunk_rows):
-                rows = range(first, min(run.stop, first + chunk_rows))
-                job.queued.append(Chunk(job, rows, expected_s=row_s * len(rows)))
-        self._close(job)
+        for first in range(0, n_rows, chunk_rows):
+            rows = range(first, min(n_rows, first + chunk_rows))
+            job.queued.append(Chunk(job, rows, expected_s=row_s * len(rows)))
         return job
-
-    def _runs_to_fill(self, job: Job) -> Iterator[range]:
-        """Yield the rows that readers fill, in runs. The policy is applied to those that would end their reader."""
-        first = 0
-        if self._deadly and self._policy != "raise":
-            for row, sample_id in enumerate(self._sample_ids(job, 0, job.n_rows)):
-                if sample_id in self._deadly:
-                    self._bad(job, row, self._deadly[sample_id])
-                    if row > first:
-                        yield range(first, row)
-                    first = row + 1
-        if first < job.n_rows:
-            yield range(first, job.n_rows)
 
     def give(self, chunk: Chunk) -> None:
         """`chunk` is given to a reader."""
         chunk.is_planned = False
         chunk.job.queued.remove(chunk)
         chunk.job.out += 1
-        if chunk.doubt is not None:
-            self._judged.add(chunk.doubt.sample_id)
+        if chunk.sample_id is not None:
+            self._tried.add(chunk.sample_id)
 
     def must_wait(self, chunk: Chunk) -> bool:
-        """Return whether another reader is about to say what `chunk` would find out."""
-        return chunk.doubt is not None and chunk.doubt.sample_id in self._judged
+        """Return whether another reader tries the one sample of `chunk` now: its answer may settle this one too."""
+        return chunk.sample_id in self._tried
+
+    def split(self, chunk: Chunk) -> bool:
+        """Cut `chunk` where a sample may end its reader, as it did others; return whether it was cut."""
+        if chunk.sample_id is not None or chunk.compact or not (self._deadly or self._ends):
+            return False
+        job, first = chunk.job, chunk.rows[0]
+        ids = self._sample_ids(job, first, len(chunk.rows))
+        # Where bad samples end the loop, a new loop tries them again: they may have been mended.
+        deadly = self._deadly if self._policy != "raise" else {}
+        suspects = deadly.keys() | self._ends.keys()
+        alone = [row for row, sample_id in zip(chunk.rows, ids, strict=True) if sample_id in suspects]
+        if not alone:
+            return False
+        row_s = chunk.expected_s / len(chunk.rows)
+        pieces: list[Chunk] = []
+        for row in [*alone, chunk.rows[-1] + 1]:
+            if row > first:
+                pieces.append(Chunk(job, range(first, row), expected_s=row_s * (row - first)))
+            if row in alone:
+                pieces.append(Chunk(job, [row], ids[row - chunk.rows[0]]))
+            first = row + 1
+        job.queued.remove(chunk)
+        job.queued.extendleft(reversed(pieces))
+        return True
 
     def settle(self, chunk: Chunk) -> bool:
         """Apply the policy without a reader if the sample of `chunk` was found bad meanwhile; return whether it was."""
@@ -192,8 +201,8 @@ class JobTracker:
 
     def _back(self, chunk: Chunk) -> None:
         chunk.job.out -= 1
-        if chunk.doubt is not None:
-            self._judged.discard(chunk.doubt.sample_id)
+        if chunk.sample_id is not None:
+            self._tried.discard(chunk.sample_id)
 
     # --- one fault
 
