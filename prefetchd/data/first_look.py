@@ -121,7 +121,7 @@ def _other_spelling(written: str, root: str) -> str:
 
 
 def _in_other_case(written: str, root: str) -> str:
-    """Return the path that is there if upper and lower case are not told apart; empty if there is none."""
+    """Return the path that is there in another case of letters; empty if there is none."""
     here, found = (os.sep, []) if os.path.isabs(written) else (root, [])
     for part in written.strip("/").split("/"):
         names = [part] if os.path.lexists(os.path.join(here, part)) else _entries(here)

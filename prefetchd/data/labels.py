@@ -1,4 +1,4 @@
-"""What labels may be, whatever lists them: numbers, vectors of a constant length, or names of classes.
+"""What labels may be in any source: numbers, vectors of a constant length, or names of classes.
 
 The rules, and the names under which columns, keys and members hold labels, are those of lists, tar shards and Parquet
 files alike. `Labels` checks labels that come one by one; the indexers of tar shards and Parquet files call it at open.
