@@ -1,12 +1,8 @@
-"""Changing a running daemon: `prefetchd.set_options`, and what `prefetchd set` does with its words.
+"""One question to a running daemon over a connection of its own: `prefetchd.set_options`, and the commands.
 
-The daemon checks what it is asked for and answers with its plan; a change that it refuses changes nothing. Each call is
-a connection of its own, so a daemon or a caller that dies meanwhile leaves nothing behind.
-
-One question to a running daemon and its answer, over a connection of its own.
-
-Called by commands (`status`, `set`, `stop` and their like) and by `live_options`. A daemon that ends meanwhile, or that
-says nothing for `ANSWER_S`, is an error in words.
+`status`, `top`, `set` and `stop` call `ask_daemon`. A daemon that ends meanwhile, or does not answer for `ANSWER_S`
+seconds, is an error in words. A caller that dies leaves nothing behind. A refused change changes
+nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the kernel says of another process: its state, in one letter and in words."""
+"""Facts about a process from /proc: its state, in one letter and in words, and its memory."""
 
 from __future__ import annotations
 
@@ -10,6 +10,22 @@ def process_state(pid: int) -> str:
             return file.read().rpartition(b") ")[2][:1].decode()
     except OSError:
         return ""
+
+
+def memory_bytes(pid: int | str, file: str, *fields: str) -> int:
+    """Return the sum in bytes of some fields of `status` or `smaps_rollup` of a process; 0 if there is none.
+
+    Args:
+        pid: its pid, or `"self"`.
+        file: the name of the file in /proc/PID, whose lines are `Field:  123 kB`.
+        fields: the names of the fields, such as `RssAnon`.
+    """
+    starts = tuple(f"{field}:".encode() for field in fields)
+    try:
+        with open(f"/proc/{pid}/{file}", "rb") as lines:
+            return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(starts))
+    except OSError:
+        return 0
 
 
 def describe_process(pid: int) -> str:

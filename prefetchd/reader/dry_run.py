@@ -16,7 +16,6 @@ import signal
 import socket
 import sys
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -32,6 +31,7 @@ from prefetchd.data.registry import attach_source
 from prefetchd.data.source import ReserveMemory
 from prefetchd.errors import PrefetchdError
 from prefetchd.ipc import reader_messages, sockets
+from prefetchd.ipc.process import memory_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -92,19 +92,12 @@ def _unusable(fault: TransformFault, more: str) -> PrefetchdError:
 
 def _private_bytes() -> int:
     """The process's own memory: anonymous resident pages."""
-    return _status_bytes("RssAnon")
+    return memory_bytes("self", "status", "RssAnon")
 
 
 def _peak_bytes() -> int:
     """The most of them that there ever were; pages of files, once read, stay."""
-    return _status_bytes("VmHWM") - _status_bytes("RssFile") - _status_bytes("RssShmem")
-
-
-def _status_bytes(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    return 0
+    return memory_bytes("self", "status", "VmHWM") - memory_bytes("self", "status", "RssFile", "RssShmem")
 
 
 def _end_with(sock: socket.socket) -> None:

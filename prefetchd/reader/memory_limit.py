@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import os
 import resource
-from pathlib import Path
+
+from prefetchd.ipc.process import memory_bytes
 
 _PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 
@@ -29,11 +30,14 @@ class ReaderMemory:
         self.share_bytes = share_bytes
         self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
         # Pages shared with the fork server count in part, until one of the two writes to them. Growth counts from here.
-        self._private_bytes = _pss_anon_bytes()
+        self._private_bytes = memory_bytes("self", "smaps_rollup", "Pss_Anon", "SwapPss")
         self._anonymous_bytes = self._read()
         self._lent_bytes = 0
         self._hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-        self._limit_bytes = _data_bytes() + max(0, share_bytes - self._private_bytes) + slack_bytes
+        # VmData is what RLIMIT_DATA is compared with.
+        self._limit_bytes = (
+            memory_bytes("self", "status", "VmData") + max(0, share_bytes - self._private_bytes) + slack_bytes
+        )
         self._set_limit()
 
     @property
@@ -62,16 +66,3 @@ class ReaderMemory:
         """Anonymous resident bytes: `smaps_rollup` would walk every page."""
         _, resident, shared, _ = os.pread(self._statm, 128, 0).split(b" ", 3)
         return (int(resident) - int(shared)) * _PAGE_BYTES
-
-
-def _pss_anon_bytes() -> int:
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Pss_Anon:", "SwapPss:")))
-
-
-def _data_bytes() -> int:
-    """What RLIMIT_DATA is compared with."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmData:"):
-            return int(line.split()[1]) * 1024
-    return 0

@@ -304,7 +304,7 @@ def test_npz_that_cannot_be_read_in_place_is_refused(tmp_path):
     with pytest.raises(ManifestError, match=r"compressed.*np\.savez"):
         open_source(make_config(source=path))
     np.savez(path, a=np.arange(9), b=np.arange(9))
-    with pytest.raises(ManifestError, match=r"it holds a, b.*--x-column"):
+    with pytest.raises(ManifestError, match=r"it holds a, b.*x_column"):
         open_source(make_config(source=path))
     with pytest.raises(ManifestError, match=r"cannot find c in .*it holds a, b"):
         open_source(make_config(source=path, x_column="a", y_column="c"))

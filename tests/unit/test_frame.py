@@ -114,4 +114,4 @@ def test_frame_says_who_is_waited_for_who_shares_and_that_memory_is_short():
     lines = frame([report(), after])
     assert any(line.startswith("      101") and line.endswith("waited for") for line in lines)
     assert any(line.startswith("      102") and line.endswith("group runs") for line in lines)
-    assert "          short of memory: 30.0 MiB left, made only for who waits" in lines
+    assert "          short of memory: 30.0 MiB left, batches only for waiting loops" in lines

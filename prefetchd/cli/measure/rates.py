@@ -1,4 +1,4 @@
-"""What a daemon does per second: from two of its status reports, the earlier and the later. Pure."""
+"""Rates of a daemon between two of its status reports. Pure."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ Report = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What happened between two reports.
+    """The rates between two reports.
 
     Attributes:
         made_per_s: samples decoded a second.
         delivered_per_s: samples granted to consumers a second.
-        loader_bound: the share of the time that running consumers stood still for a batch; `None` without any.
+        loader_bound: the share of the time that running consumers waited for a batch; `None` without any.
         readers_busy: the share of the time that readers were at work; `None` without any.
         reader_per_s: samples a second of each reader, by pid.
         reader_busy: its share of the time at work, by pid.
         consumer_per_s: samples a second of each consumer, by number.
-        consumer_waits: its share of the time that it stood still, by number.
+        consumer_waits: its share of the time that it waited, by number.
     """
 
     made_per_s: float
@@ -35,10 +35,10 @@ class Rates:
 
 
 def rates(before: Report, after: Report) -> Rates:
-    """Return what happened between two reports of one daemon; who is in the later one only began from nothing."""
+    """Return what happened between two reports of one daemon; one that is only in the later one began at 0."""
     elapsed_s = max(1e-3, after["uptime_s"] - before["uptime_s"])
     reader_per_s = _per_second(before, after, "readers", "pid", "samples", elapsed_s)
-    # A task's time is told at its end, so that of a long one falls into one interval.
+    # A task's time counts at its end, so a long task falls into one interval.
     reader_busy = {
         pid: min(1.0, busy) for pid, busy in _per_second(before, after, "readers", "pid", "busy_s", elapsed_s).items()
     }

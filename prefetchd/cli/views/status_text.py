@@ -1,4 +1,4 @@
-"""The status report as the lines that `prefetchd status` prints. Pure; what the report holds is `report.status`'s."""
+"""The status report of a daemon (`daemon.status`) as the lines that `prefetchd status` prints. Pure."""
 
 from __future__ import annotations
 

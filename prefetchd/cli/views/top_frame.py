@@ -1,6 +1,6 @@
-"""One frame of `prefetchd top`: the lines that show a daemon, from its latest status reports. Pure.
+"""One frame of `prefetchd top`: lines that show a daemon, from its latest status reports. Pure.
 
-Every line fits in the width that is asked for (80 columns show everything); colour is the caller's to add.
+Every line fits the given width; 80 columns show everything.
 """
 
 from __future__ import annotations
@@ -13,24 +13,30 @@ from prefetchd.cli.views.charts import bar, short_duration, sparkline, stacked_b
 from prefetchd.config.units import format_bytes
 
 _BAR_WIDTH = 24
-_TOLD_BAD = 5
+_SHOWN_BAD = 5
 LEASED, READY, FILLING, FREE = "█▓░·"
 
 
 def frame(history: Sequence[Report], *, width: int = 80, height: int = 1000) -> list[str]:
-    """Return the lines that show the daemon whose reports `history` has, oldest first, two at least.
+    """Return the lines that show a daemon, from at least two of its reports, oldest first.
 
-    Where `height` is too little for all readers and consumers, their lists are cut, with how many more there are.
+    If `height` is too small, the lists of readers and consumers are cut and end with the number left out.
     """
     latest = history[-1]
     now = rates(history[-2], latest)
     top = [_title(latest, width), "", *_flow(latest, now), _ring(latest), *_memory(history), ""]
     bad = _bad(latest)
-    room = max(4, height - len(top) - len(bad) - 3)  # two headings and a blank line
+    n_rows = max(4, height - len(top) - len(bad) - 3)  # two headings and a blank line
     consumers = _consumers(latest, now)
     readers = _readers(latest, now)
-    n_consumers = min(len(consumers), max(2, room // 2, room - len(readers)))
-    lines = [*top, *_cut(consumers, n_consumers, "consumers"), "", *_cut(readers, room - n_consumers, "readers"), *bad]
+    n_consumers = min(len(consumers), max(2, n_rows // 2, n_rows - len(readers)))
+    lines = [
+        *top,
+        *_cut(consumers, n_consumers, "consumers"),
+        "",
+        *_cut(readers, n_rows - n_consumers, "readers"),
+        *bad,
+    ]
     return [line[:width].rstrip() for line in lines][:height]
 
 
@@ -39,8 +45,8 @@ def _title(report: Report, width: int) -> str:
     samples = sum(data["n_samples"] for data in report["datasets"])
     up = short_duration(report["uptime_s"])
     title = f"prefetchd {report['name']!r} pid {report['pid']}, up {up}: {samples:,} samples of "
-    room = max(8, width - len(title))
-    return title + (sources if len(sources) <= room else "…" + sources[1 - room :])
+    left = max(8, width - len(title))
+    return title + (sources if len(sources) <= left else "…" + sources[1 - left :])
 
 
 def _flow(report: Report, now: Rates) -> list[str]:
@@ -78,7 +84,7 @@ def _memory(history: Sequence[Report]) -> list[str]:
     ]
     pressure = memory["pressure"]
     if pressure["given_back"]:
-        paused = ", made only for who waits" if pressure["paused"] else ""
+        paused = ", batches only for waiting loops" if pressure["paused"] else ""
         lines.append(f"          short of memory: {format_bytes(pressure['headroom_bytes'])} left{paused}")
     return lines
 
@@ -112,7 +118,7 @@ def _consumers(report: Report, now: Rates) -> list[str]:
 
 
 def _position(report: Report, consumer: dict[str, Any]) -> int | None:
-    """How many steps the consumer's loop has behind it, were it to have begun at epoch 0."""
+    """Return how many steps the consumer's loop has passed, counted from epoch 0; `None` without a loop."""
     if consumer["epoch"] is None:
         return None
     data = next((data for data in report["datasets"] if data["name"] == (consumer["dataset"] or "")), None)
@@ -137,7 +143,7 @@ def _bad(report: Report) -> list[str]:
     if not report["bad_samples"]:
         return ["", "bad       none"]
     lines = ["", f"bad       {report['bad_samples']:,} samples, the latest that are kept:"]
-    return lines + [f"  {bad['where'][-45:]}: {bad['reason']}" for bad in report["bad"][-_TOLD_BAD:]]
+    return lines + [f"  {bad['where'][-45:]}: {bad['reason']}" for bad in report["bad"][-_SHOWN_BAD:]]
 
 
 def _cut(lines: list[str], most: int, what: str) -> list[str]:

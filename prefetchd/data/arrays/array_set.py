@@ -71,7 +71,7 @@ class ArraySet:
         if batch_size * row_bytes > MAX_SLOT_BYTES // 2:
             raise ConfigError(
                 f"cannot serve {self.name}: {format_count(batch_size, 'row')} of {format_bytes(row_bytes)} are more "
-                f"than a batch can hold ({format_bytes(MAX_SLOT_BYTES // 2)}); lower --batch-size, or save smaller rows"
+                f"than a batch can hold ({format_bytes(MAX_SLOT_BYTES // 2)}); lower batch_size, or save smaller rows"
             )
 
     def check_unchanged(self, turn: int) -> None:

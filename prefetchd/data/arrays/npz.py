@@ -65,8 +65,8 @@ def _default_x(name: str, members: list[str]) -> str:
             return usual
     if len(members) != 1:
         raise ManifestError(
-            f"cannot tell which array of {name} is x: it holds {_listed(members)}; name it with --x-column, "
-            "and the labels with --y-column"
+            f"cannot tell which array of {name} is x: it holds {_listed(members)}; name it with x_column, "
+            "and the labels with y_column"
         )
     return members[0]
 
@@ -81,7 +81,7 @@ def _member(
     if wanted not in members:
         raise ManifestError(
             f"cannot find {one_line(wanted)} in {name}: it holds {_listed(list(members))}; "
-            "name the arrays with --x-column and --y-column"
+            "name the arrays with x_column and y_column"
         )
     info, title = members[wanted], f"{name}[{one_line(wanted)}]"
     if info.compress_type != _STORED or info.flag_bits & _ENCRYPTED:
