@@ -204,3 +204,38 @@ def write_bad(folder: Path) -> dict[str, Path]:
     paths["no_permission"].write_bytes(whole)
     paths["no_permission"].chmod(0)
     return paths
+
+
+def claims() -> dict[str, bytes]:
+    """Return tiny files, by name, that claim gigabytes of working memory for less than 250 million pixels."""
+
+    def tiff(samples: int, width: int, height: int, tile: int = 0) -> bytes:
+        tags = {256: width, 257: height, 258: 8, 259: 5, 262: 2, 273: 8, 277: samples, 278: height, 279: 10}
+        tags |= {322: tile, 323: tile, 324: 8, 325: 10} if tile else {}
+        entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+        return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+
+    def box(name: bytes, *bodies: bytes) -> bytes:
+        body = b"".join(bodies)
+        return struct.pack(">I4s", len(body) + 8, name) + body
+
+    def codestream(width: int, height: int, tile: int, channels: int) -> bytes:
+        size = struct.pack(">HIIIIIIIIH", 0, width, height, 0, 0, tile, tile, 0, 0, channels) + b"\7\1\1" * channels
+        return b"\xff\x4f\xff\x51" + struct.pack(">H", len(size) + 2) + size + b"\xff\xd9"
+
+    frame = b",\0\0\0\0\1\0\1\0\0\2\2D\1\0;"
+    extent = box(b"ispe", bytes(4), struct.pack(">II", 15000, 15000))
+    lossless = struct.pack("<BI", 0x2F, 16383 | 14999 << 14) + bytes(9)
+    head = struct.pack(">IIBBBBB", 15800, 15800, 16, 6, 0, 0, 1)
+    return {
+        "samples.tiff": tiff(60000, 9000, 9000),
+        "alpha.tiff": tiff(4, 15800, 15800),
+        "tile.tiff": tiff(3, 16, 16, 40000),
+        "canvas.gif": b"GIF89a" + struct.pack("<HH", 15800, 15800) + b"\x80\0\0" + bytes(6) + frame,
+        "lossless.webp": b"RIFF" + struct.pack("<I", 26) + b"WEBPVP8L" + struct.pack("<I", 14) + lossless,
+        "extent.avif": box(b"ftyp", b"avif" + bytes(4) + b"avif")
+        + box(b"meta", bytes(4), box(b"iprp", box(b"ipco", extent))),
+        "interlaced.png": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + head + bytes(4) + b"\0\0\0\0IEND\xaeB`\x82",
+        "wide.j2k": codestream(15000, 15000, 15000, 3),
+        "tiles.j2k": codestream(255, 255, 1, 100),
+    }  # fmt: skip

@@ -14,7 +14,8 @@ from prefetchd.config.options import OPTION_TYPES, OPTIONS
 # A name at the start of a word: not in a path (`/data/root=1`), not behind a flag's dashes. With an underscore it is no
 # English word, so it counts without `=` too.
 _NAMES = "|".join(sorted((name for name in OPTIONS if name != "source"), key=len, reverse=True))
-_SPELLED = re.compile(rf"""(?<![\w./\-"'])({_NAMES})(?:=("[^"]*"|'[^']*'|\([^)]*\)|[^\s,;:()"']*)|(?=[^\w./-]|$))""")
+_BEFORE = r"""(?<![\w./\-"'])(?<!set_options\()"""  # what is said of Python stays Python
+_SPELLED = re.compile(rf"""{_BEFORE}({_NAMES})(?:=("[^"]*"|'[^']*'|\([^)]*\)|[^\s,;:()"']*)|(?=[^\w./-]|$))""")
 
 
 def as_flags(text: str) -> str:

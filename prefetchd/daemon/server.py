@@ -130,8 +130,10 @@ class Daemon:
             self._pool,
             plan_for=lambda config, least: self._plan_for(config, least, self._memory.measure().total_bytes),
             promised_slots=lambda: self._consumers.promised_slots,
+            comfortable_slots=lambda: self._consumers.comfortable_slots,
             work_done=lambda: (self._builder.busy_s, self._builder.samples_made),
             read_shortage=limits.read_shortage,
+            idle_s=limits.idle_seconds,
             n_cores=budget.usable_cores(),
             clock=self._loop.clock,
         )
@@ -240,15 +242,16 @@ class Daemon:
         if self._memory.may_grow():
             self._memory.grow()
             self._give_work(cursors)
-        self._consumers.serve_all()
-        self._controller.note(any(cursor.waiting for cursor in cursors))
+        if self._consumers.serve_all():
+            self._give_work(cursors)  # a grant moves a cursor on: a batch for which another loop waits may fit now
+        self._controller.note_waiting(any(cursor.waiting for cursor in cursors))
         if self._memory.readers_in_the_way or self._memory.may_grow():
             self._loop.call_later(0, lambda: None)  # come round again without waiting
         if not self._announced and not self._memory.may_grow() and self._pool.any_ready:
             self._announced = True
             log.info("%s", budget.explain(self._memory.budget.plan, self._memory.segments))
             log.info("%s", report.ready_line(self.status(), self._attach_hint))
-        if self._pool.busy or self._builder.queue or not self._controller.relieved:
+        if self._pool.busy or self._builder.has_queued or self._memory.is_grown or not self._controller.relieved:
             self._begin_ticking()
 
     def _give_work(self, cursors: list[Cursor]) -> None:

@@ -16,9 +16,9 @@ from prefetchd.config.units import format_bytes, format_count
 from prefetchd.daemon.consumers.consumer import Consumer, State
 from prefetchd.daemon.consumers.manager import ConsumerManager
 from prefetchd.daemon.memory.controller import MemoryController
-from prefetchd.daemon.memory.limits import read_shortage
+from prefetchd.daemon.memory.limits import Footprint, read_shortage
 from prefetchd.daemon.memory.manager import MemoryManager
-from prefetchd.daemon.memory.plan import Footprint, Plan
+from prefetchd.daemon.memory.plan import Plan
 from prefetchd.daemon.readers.batch_builder import BatchBuilder
 from prefetchd.daemon.readers.pool import Pool
 from prefetchd.daemon.schedule.datasets import Dataset
@@ -67,6 +67,7 @@ def status(
         },
         "memory": {
             "budget_bytes": plan.budget_bytes,
+            "ceiling_bytes": max(plan.budget_bytes, plan.ceiling_bytes),
             "limited_by": plan.limited_by,
             "footprint_bytes": footprint.total_bytes,
             "max_footprint_bytes": memory.max_footprint_bytes,

@@ -59,6 +59,8 @@ def open_source(config: Config, malformed: list[MalformedLine] | None = None) ->
     opened = _class(_IMAGES[kind])
     if not is_list:
         refuse_given(config, ("missing_label",), "lists of images")
+        if config.label_separator:  # an empty one takes labels whole, wherever they are
+            refuse_given(config, ("label_separator",), "lists of images")
         return ImageSource.open(config, kind, opened.open(config))
     records = opened.open(config, malformed)
     if malformed is None:  # else the caller reports what is missing

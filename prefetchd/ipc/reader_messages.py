@@ -130,6 +130,7 @@ class Fault(msgspec.Struct, frozen=True, array_like=True):
     needs_fresh_reader: bool
     this_epoch: bool = False  # the verdict holds for this epoch only, since what failed depends on random numbers
     detail: str = ""  # for the log, such as a traceback; only where one row was asked for
+    over_budget: bool = False  # the daemon refused the memory: of several rows, one is too large
 
 
 class Done(msgspec.Struct, frozen=True, array_like=True):
@@ -181,6 +182,10 @@ class Spawn(Message, frozen=True):
     reader: Count
 
 
+class Stop(Message, frozen=True):
+    """End: the daemon stops in order, and removes its files itself."""
+
+
 class Spawned(Message, frozen=True):
     """The reader's pid. A pidfd comes with the message."""
 
@@ -215,12 +220,13 @@ class DryRunFailed(Message, frozen=True):
 
 ToReader = OpenDataset | Boot | MapSlot | UnmapSlots | Fills | FillOne | Compact | Retire | MemoryGranted | MemoryDenied
 FromReader = ReaderReady | AllDone | NeedMemory | Outgrown | BootFailed
+ToForkServer = Spawn | Stop
 FromForkServer = Spawned | Exited
 FromDryRun = DryRunDone | DryRunFailed
 
 decode_to_reader = msgspec.msgpack.Decoder(ToReader).decode
 decode_from_reader = msgspec.msgpack.Decoder(FromReader).decode
-decode_to_fork_server = msgspec.msgpack.Decoder(Spawn).decode
+decode_to_fork_server = msgspec.msgpack.Decoder(ToForkServer).decode
 decode_from_fork_server = msgspec.msgpack.Decoder(FromForkServer).decode
 decode_from_dry_run = msgspec.msgpack.Decoder(FromDryRun).decode
 

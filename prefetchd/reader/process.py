@@ -16,6 +16,7 @@ import socket
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,9 @@ class Reader:
         self._unexpected: deque[reader_messages.Fill] = deque()  # to come, and the source not told yet
         self._allowance_bytes = 0
         self._memory: ReaderMemory
+        self._stack_fd = os.memfd_create("prefetchd-reader-stack", os.MFD_CLOEXEC)
+        # The daemon asks a reader that makes no progress for its stack: also C code that never returns is seen so.
+        faulthandler.register(signal.SIGUSR1, self._stack_fd, all_threads=True)
         self._has_filled = False
         self._look_again_s = 0.0
         self._has_told_growth = False
@@ -110,7 +114,7 @@ class Reader:
                 case reader_messages.Boot():
                     self._allowance_bytes = message.allowance_bytes
                     self._memory = ReaderMemory(message.share_bytes, message.slack_bytes)
-                    self._send(reader_messages.ReaderReady())
+                    self._send(reader_messages.ReaderReady(), [self._stack_fd])
 
     def _fill_all(self, fills: list[reader_messages.Fill]) -> None:
         """Do the fills in turn; the answers to those that take next to no time go together."""
@@ -187,8 +191,11 @@ class Reader:
             raise error
         share = format_bytes(self._memory.share_bytes)
         reason = str(error) or f"it takes more memory than a reader may have ({share})"
-        fresh = not isinstance(error, OutOfBudget)
-        return [reader_messages.Fault(row, i, "", reason, False, fresh) for row, i in zip(rows, ids, strict=True)]
+        refused = isinstance(error, OutOfBudget)
+        return [
+            reader_messages.Fault(row, i, "", reason, False, not refused, over_budget=refused)
+            for row, i in zip(rows, ids, strict=True)
+        ]
 
     def _views_of(self, dataset: int, slot: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
         """Return x, y and the sample ids of a slot, as a data set lays them out, at full length."""
@@ -269,8 +276,8 @@ class Reader:
         except (BlockingIOError, sockets.ConnectionEnded):  # the end is met again in its turn
             return
 
-    def _send(self, message: reader_messages.Message) -> None:
-        sockets.send(self._sock, reader_messages.encode(message))
+    def _send(self, message: reader_messages.Message, fds: Sequence[int] = ()) -> None:
+        sockets.send(self._sock, reader_messages.encode(message), fds)
 
 
 def main(sock: socket.socket) -> None:
@@ -284,7 +291,6 @@ def main(sock: socket.socket) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # what users' functions print is not lost with the process
     faulthandler.enable(sys.stderr)
-    faulthandler.register(signal.SIGUSR1, sys.stderr, all_threads=True)  # the daemon asks a hung reader for its stack
     os.register_at_fork(after_in_child=sock.close)  # a user's function may fork: the child must not answer for us
     try:
         Reader(sock).run()

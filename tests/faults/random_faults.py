@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from prefetchd.daemon.readers.batch_job import CRASH_TRIES
+from prefetchd.daemon.readers.job_tracker import CRASH_TRIES
 from prefetchd.daemon.readers.pool import MAX_BOOT_FAILURES
 from tests.conftest import wait_until
 from tests.faults.campaign import Trainer, World, as_content

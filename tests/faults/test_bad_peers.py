@@ -235,7 +235,7 @@ def test_no_descriptor_left_to_accept_with_costs_no_processor_time(
         _, hard = process.rlimit(psutil.RLIMIT_NOFILE)
         process.rlimit(psutil.RLIMIT_NOFILE, (next_descriptor(daemon.pid), hard))
         knocking = [connect() for _ in range(5)]
-        wait_until(lambda: "cannot admit a consumer: Too many open files" in daemon.log, "it says so")
+        wait_until(lambda: "cannot accept a connection: Too many open files" in daemon.log, "it says so")
         used_s = sum(process.cpu_times()[:2])
         time.sleep(0.5)  # what is measured is time that passes
         assert sum(process.cpu_times()[:2]) - used_s < 0.25

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import prefetchd
-from prefetchd.daemon.memory.plan import process_bytes
+from prefetchd.daemon.memory.limits import process_bytes
 from tests.conftest import DaemonProcess, wait_until
 from tests.images import photograph, write_jpeg
 

@@ -144,3 +144,10 @@ def test_readers_killed_at_random_moments(serve: Serve, forty: Path, forty_conte
                         os.kill(pids[0], signal.SIGKILL)
     assert seen == wanted
     assert daemon.status()["bad_samples"] == 0
+
+
+def test_libraries_are_loaded_once_and_not_by_each_reader(serve: Serve, forty: Path) -> None:
+    """The process that forks the readers has OpenCV mapped: a fresh reader stands in milliseconds."""
+    daemon = serve(forty, *exact("--num-workers", 1))
+    wait_until(daemon.reader_pids, "a reader stands")
+    assert "/cv2" in Path(f"/proc/{fork_server_pid(daemon)}/maps").read_text()

@@ -71,7 +71,7 @@ def test_loader_that_the_ring_has_no_slots_for_is_refused_with_numbers_and_the_o
     with ranks[0], ranks[1]:
         loops = [iter(rank) for rank in ranks]
         seen = [[next(loop).index] for loop in loops]
-        with pytest.raises(prefetchd.BudgetError, match=r"2 other loops the ring needs 7 slots and has 5; .*\d+MiB"):
+        with pytest.raises(prefetchd.BudgetError, match=r"2 other loops: it takes 7 slots, .* holds 5 slots .*\d+MiB"):
             prefetchd.batches(rank=2, world_size=3)
         for loop, mine in zip(loops, seen, strict=True):
             mine += [batch.index for batch in loop]

@@ -11,21 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefetchd.daemon.readers.batch_job import (
-    CRASH_TRIES,
-    ENVIRONMENT_TRIES,
-    BadSample,
-    Chunk,
-    Job,
-    JobTracker,
-    SampleSet,
-    describe_exit,
-)
-from prefetchd.ipc.reader_messages import Fault
+from prefetchd.daemon.readers.batch_job import Chunk, Job, ReaderEnd
+from prefetchd.daemon.readers.job_tracker import CRASH_TRIES, ENVIRONMENT_TRIES, BadSample, JobTracker, SampleSet
+from prefetchd.ipc.reader_messages import Fault, describe_exit
 from prefetchd.ring.slots import Slot
 
 N_SAMPLES = 20
 SEGV = -signal.SIGSEGV
+
+
+def in_order(job: Job, first: int, n: int) -> range:
+    """Row r holds sample r, in every batch."""
+    return range(first, first + n)
 
 
 @dataclass
@@ -74,7 +71,7 @@ class Readers:
             sample = chunk.sample_id if chunk.sample_id is not None else job.batch * job.n_rows + row
             if sample in self.deadly and self.deadly_times > 0:
                 self.deadly_times -= 1
-                tracker.lost(chunk, suspect=True, exit_code=self.deadly[sample])
+                tracker.lost(chunk, ReaderEnd(self.deadly[sample], suspect=True))
                 return
             if sample in self.missing:
                 faults.append(self._fault(row, sample, content=True, fresh=False))
@@ -100,7 +97,7 @@ class Bench:
         self.tracker = JobTracker(
             policy,
             N_SAMPLES,
-            lambda job, row: job.batch * job.n_rows + row,
+            lambda job, first, n: [job.batch * job.n_rows + row for row in range(first, first + n)],
             lambda sample: f"list.txt line {sample + 1}: {sample}.jpg",
             self.reported.append,
         )
@@ -161,7 +158,7 @@ def test_policies_on_faults_of_the_content(kinds: dict[str, Any], last_first: bo
     job = bench.fill(readers)
     assert job.failure is not None
     assert job.failure.error == "SampleError"
-    assert "--on-error skip" in job.failure.text
+    assert 'on_error="skip"' in job.failure.text
     assert bench.bad[0] in (1, 4)
     assert f"list.txt line {bench.bad[0] + 1}: {bench.bad[0]}.jpg" in job.failure.text
 
@@ -188,7 +185,7 @@ def test_a_kill_from_outside_is_no_part_of_a_verdict(exit_code: int) -> None:
     job = bench.tracker.start(Slot(1, None), (0, 0, 0), 1, 1)  # type: ignore[arg-type]
     for code in (SEGV, -signal.SIGKILL, exit_code):  # the first is in a group
         job.out += 1
-        bench.tracker.lost(job.queued.popleft(), suspect=True, exit_code=code)
+        bench.tracker.lost(job.queued.popleft(), ReaderEnd(code, suspect=True))
     assert not bench.bad
     assert [list(chunk.rows) for chunk in job.queued] == [[0]]
 
@@ -222,7 +219,7 @@ def test_unsuspected_chunks_are_done_again_as_they_are() -> None:
     job = bench.tracker.start(Slot(1, None), (0, 0, 0), 4, 2)  # type: ignore[arg-type]
     chunk = job.queued.pop()
     job.out += 1
-    bench.tracker.lost(chunk, suspect=False, exit_code=SEGV)
+    bench.tracker.lost(chunk, ReaderEnd(SEGV, suspect=False))
     assert job.queued[0] is chunk
     assert not job.out
     assert chunk.sample_id is None
@@ -261,7 +258,7 @@ def test_substitutes_end_where_all_are_bad() -> None:
     job = bench.fill(readers)
     assert job.failure is not None
     assert "all bad" in job.failure.text
-    assert "--root" in job.failure.text
+    assert "paths and root" in job.failure.text
 
 
 @settings(max_examples=150, deadline=None)
@@ -307,7 +304,7 @@ def test_describe_exit() -> None:
 def test_verdict_on_a_users_function_holds_for_its_epoch_only():
     """What one epoch found does not shorten another's judgement, so it cannot change what that one delivers."""
     told: list[BadSample] = []
-    tracker = JobTracker("substitute", 4, lambda job, row: row, lambda sample: "w", told.append)
+    tracker = JobTracker("substitute", 4, in_order, lambda sample: "w", told.append)
     for epoch in range(3):
         job = tracker.start(Slot(0, None), (0, epoch, 0), 4, 4)  # type: ignore[arg-type]
         asked = []
@@ -339,7 +336,7 @@ def test_a_closing_task_that_ends_its_readers_fails_the_batch_in_the_end() -> No
         job.out += 1
         if chunk.compact:
             lost += 1
-            tracker.lost(chunk, suspect=True, exit_code=-signal.SIGKILL)
+            tracker.lost(chunk, ReaderEnd(-signal.SIGKILL, suspect=True))
         else:
             readers._answer(tracker, chunk)
     assert lost == ENVIRONMENT_TRIES
@@ -350,7 +347,7 @@ def test_a_closing_task_that_ends_its_readers_fails_the_batch_in_the_end() -> No
 @pytest.mark.parametrize("alone", [False, True])
 def test_rows_that_a_full_reader_left_are_done_by_another(alone):
     """They are no fault of the samples: nothing is counted against them, and what was done is not done again."""
-    tracker = JobTracker("raise", 8, lambda job, row: row, lambda sample: "w", lambda sample: None)
+    tracker = JobTracker("raise", 8, in_order, lambda sample: "w", lambda sample: None)
     job = tracker.start(Slot(0, None), (0, 0, 0), 8, 8)  # type: ignore[arg-type]
     chunk = job.queued.popleft()
     if alone:
@@ -367,7 +364,7 @@ def test_rows_that_a_full_reader_left_are_done_by_another(alone):
 
 
 def test_want_of_memory_is_tried_in_fresh_readers_and_then_told_under_any_policy():
-    tracker = JobTracker("skip", 4, lambda job, row: row, lambda sample: "w", lambda sample: None)
+    tracker = JobTracker("skip", 4, in_order, lambda sample: "w", lambda sample: None)
     job = tracker.start(Slot(0, None), (0, 0, 0), 4, 4)  # type: ignore[arg-type]
     fresh = []
     while not job.finished:

@@ -126,8 +126,10 @@ class Machine(RuleBasedStateMachine):
             self.ring.add(Page())  # type: ignore[arg-type]
         self.loop = Rounds()
         self.memory = SimpleNamespace(
-            budget=SimpleNamespace(
-                plan=SimpleNamespace(n_slots=n_slots, slot_bytes=LAYOUT.slot_bytes), budget_for_slots=lambda _: 1
+            budget=SimpleNamespace(plan=SimpleNamespace(n_slots=n_slots, slot_bytes=LAYOUT.slot_bytes)),
+            growth=SimpleNamespace(
+                reserve_slots=lambda n: n <= self.memory.budget.plan.n_slots,
+                too_few_slots=lambda n: f"it takes {n} slots",
             ),
             slots_wanted=n_slots,
             starved=False,
@@ -517,7 +519,7 @@ def test_loop_that_would_begin_too_far_from_the_others_for_the_ring_is_told_so_w
             said.append(farther.connection._receive(wait=False))
         failed = next(message for message in said if isinstance(message, messages.Failed))
         assert failed.error == "BudgetError"
-        assert "at 3 places far apart, and the ring's 3 slots are enough for 2" in failed.text
+        assert "at 3 places far apart, for which it takes 7 slots" in failed.text
         farther.expected = None
     finally:
         machine.teardown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -85,6 +86,18 @@ def test_what_cv2_imread_gives_in_other_channels_has_those_asked_for(kinds: dict
         assert np.array_equal(load(kinds[name], "bgr"), np.dstack([grey] * 3)), name
     expected = cv2.cvtColor(cv2.imread(str(kinds["rgb.pfm"])), cv2.COLOR_BGR2GRAY)
     assert np.array_equal(load(kinds["rgb.pfm"], "gray"), expected)
+
+
+def test_hdr_leaves_no_file_and_no_descriptor(kinds: dict[str, Path]) -> None:
+    def left() -> tuple[set[str], int]:
+        return {name for name in os.listdir("/tmp") if "opencv" in name}, len(os.listdir("/proc/self/fd"))
+
+    before = left()
+    data = kinds["rgb.hdr"].read_bytes()
+    for cut in (len(data), len(data) // 2):
+        with contextlib.suppress(UndecodableImage):
+            decode_image(data[:cut], identify(data), color="rgb", reduction=1)
+    assert left() == before
 
 
 def test_colours_are_in_the_order_asked_for(kinds: dict[str, Path]) -> None:

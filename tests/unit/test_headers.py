@@ -12,7 +12,8 @@ import pytest
 
 from prefetchd.data.images.headers.header import FORMATS
 from prefetchd.data.images.headers.read import read_header
-from tests.images import write_jpeg, write_kinds
+from prefetchd.data.images.working_memory import claimed_bytes, limit_bytes
+from tests.images import claims, photograph, write_jpeg, write_kinds
 
 
 @pytest.fixture(scope="module")
@@ -91,4 +92,107 @@ def test_no_cut_and_no_flipped_byte_raises(kinds: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xd8\xff", b"text, and no image at all", bytes(5000), b"\xff" * 5000])
 def test_what_is_no_image_has_no_header(data: bytes) -> None:
+    assert read_header(data) is None
+
+
+JPEG = cv2.imencode(".jpg", photograph(24, 32))[1].tobytes()
+PNG = cv2.imencode(".png", photograph(24, 32))[1].tobytes()
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        JPEG[:20] + bytes(60 * MIB),
+        b"\xff\xd8" + b"\xff" * (20 * MIB),
+        b"\xff\xd8" + b"\xff\xd0" * (10 * MIB),
+        b"\xff\xd8" + b"\xff\xe0\0\2" * (5 * MIB),
+        b"GIF89a\1\0\1\0\0\0\0" + b"\x21\xfe\1a\0" * (4 * MIB),
+        b"P5 " + b"#" * (20 * MIB),
+        b"P5 " + b"#\n" * (10 * MIB),
+        b"P7\n" + b"\n" * (20 * MIB),
+        b"#?RGBE" + b"a=b\n" * (5 * MIB),
+    ],
+    ids=["zeros", "fill", "markers", "segments", "blocks", "comment", "comments", "lines", "settings"],
+)
+@pytest.mark.timeout(60)
+def test_a_header_that_never_ends_is_given_up(data: bytes) -> None:
+    assert read_header(data) is None
+
+
+@pytest.mark.timeout(60)
+def test_a_png_of_millions_of_chunks_is_read_as_far_as_the_bound() -> None:
+    header = read_header(PNG[:33] + (struct.pack(">I", 0) + b"tEXt" + bytes(4)) * MIB)
+    assert header is not None
+    assert (header.width_px, header.height_px) == (32, 24)
+
+
+@pytest.mark.parametrize("n_bytes", [1, 100, MIB])
+def test_garbage_between_the_segments_of_a_jpeg_is_skipped_as_libjpeg_does(n_bytes: int) -> None:
+    data = JPEG[:20] + bytes(n_bytes) + JPEG[20:]  # behind the first segment
+    header, plain = read_header(data), read_header(JPEG)
+    assert header is not None
+    assert plain is not None
+    assert header == dataclasses.replace(plain, scan_at=plain.scan_at + n_bytes, rows_at=plain.rows_at + n_bytes)
+    decoded, expected = (cv2.imdecode(np.frombuffer(each, np.uint8), cv2.IMREAD_COLOR) for each in (data, JPEG))
+    assert np.array_equal(decoded, expected)
+
+
+@pytest.mark.parametrize(("name", "data"), claims().items(), ids=list(claims()))
+def test_a_claim_of_gigabytes_for_few_pixels_is_beyond_the_limit(name: str, data: bytes) -> None:
+    header = read_header(data)
+    assert header is not None, name
+    assert header.pixels <= 250_000_000
+    assert len(data) >= header.least_bytes or name == "samples.tiff"
+    assert claimed_bytes(header, shrink_on_load=True) > limit_bytes(250_000_000) >= 1_500_000_000
+
+
+def test_ordinary_images_of_max_image_pixels_are_within_the_limit(kinds: dict[str, Path]) -> None:
+    for name in ("baseline.jpg", "rgb.png", "grey.png", "rgb.bmp", "lossy.webp", "rgb.ppm", "grey.pgm", "rgb.ras"):
+        header = read_header(kinds[name].read_bytes())
+        assert header is not None
+        large = dataclasses.replace(header, width_px=20_000, height_px=10_000)
+        assert claimed_bytes(large, shrink_on_load=False) <= limit_bytes(large.pixels), name
+    for path in kinds.values():
+        header = read_header(path.read_bytes())
+        assert header is not None
+        assert claimed_bytes(header, shrink_on_load=False) <= limit_bytes(1), path.name
+
+
+def test_no_good_file_is_shorter_than_its_header_asks_for(kinds: dict[str, Path]) -> None:
+    """Of formats whose length the header tells, one byte less is an image that OpenCV refuses too."""
+    told = set()
+    for name, path in kinds.items():
+        data = path.read_bytes()
+        header = read_header(data)
+        assert header is not None
+        assert len(data) >= header.least_bytes, name
+        if len(data) == header.least_bytes:
+            told.add(header.format)
+            assert cv2.imdecode(np.frombuffer(data[:-1], np.uint8), cv2.IMREAD_COLOR) is None, name
+    assert told >= {"bmp", "pbm", "pgm", "ppm", "pam", "pfm", "sunraster"}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"P5 4294967297 1 255 x",
+        b"P5 -1 1 255 x",
+        b"P5 1 1 0 x",
+        b"P5 1 1 65536 xx",
+        b"P6 1",
+        b"P7\nWIDTH 1\nHEIGHT 1\nDEPTH 1\nENDHDR\nx",
+        b"P7\nWIDTH 1_0\nHEIGHT 1\nDEPTH 1\nMAXVAL 255\nENDHDR\n0123456789",
+        b"P7\nWIDTH " + b"9" * 5009 + b"\nHEIGHT 1\nDEPTH 1\nMAXVAL 255\nENDHDR\nx",
+        b"Pf\n1 -1\n-1\n0000",
+        b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n+Y 1 +X 1\n0000",
+        b"\x59\xa6\x6a\x95" + struct.pack(">7I", 1, 1, 7, 0, 1, 0, 0),
+        b"\xff\x4f\xff\x51" + struct.pack(">HHIIIIIIIIH", 41, 0, 9, 9, 9, 0, 9, 9, 0, 0, 1) + b"\7\1\1",
+        b"\xff\x4f\xff\x51" + struct.pack(">HHIIIIIIIIH", 41, 0, 9, 9, 0, 0, 0, 9, 0, 0, 1) + b"\7\1\1",
+        b"\xff\x4f\xff\x51" + struct.pack(">HHIIIIIIIIH", 41, 0, 9, 9, 0, 0, 9, 9, 0, 0, 99) + b"\7\1\1",
+        b"RIFF" + struct.pack("<I", 22) + b"WEBPVP8X" + struct.pack("<I", 10) + bytes(10),
+        b"GIF89a" + struct.pack("<HH", 15800, 15800) + b"\x80\0\0" + bytes(6) + b";",
+    ],
+)
+def test_impossible_numbers_are_no_header(data: bytes) -> None:
     assert read_header(data) is None

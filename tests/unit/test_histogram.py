@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prefetchd.daemon.readers.reader_handle import Histogram
+from prefetchd.daemon.readers.batch_builder import Histogram
 
 
 def test_each_bound_counts_all_that_were_not_longer():

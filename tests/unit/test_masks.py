@@ -53,6 +53,34 @@ def test_gray_of_8_and_16_bits_is_as_stored():
         assert np.array_equal(mask, deep), form
 
 
+def test_netpbm_jpeg_2000_and_sun_rasters_are_as_stored():
+    pixels = RNG.integers(0, 21, SIZE).astype(np.uint8)
+    height, width = SIZE
+    text = " ".join(map(str, pixels.reshape(-1).tolist()))
+    colours = " ".join(f"{number} {number} {number}" for number in pixels.reshape(-1).tolist())
+    files = {
+        "plain PGM": f"P2 {width} {height} 20\n{text}\n".encode(),
+        "plain PPM": f"P3 {width} {height} 20\n{colours}\n".encode(),
+        "PGM": b"P5 %d %d 20\n" % (width, height) + pixels.tobytes(),
+        "PAM": cv2.imencode(".pam", pixels)[1].tobytes(),
+        "Sun": cv2.imencode(".ras", pixels)[1].tobytes(),
+        "JPEG 2000": saved(Image.fromarray(pixels), "JPEG2000"),
+    }
+    for name, data in files.items():
+        mask = decoded(data)
+        assert mask.dtype == np.uint8, name
+        assert np.array_equal(mask, pixels), name
+    deep = pixels.astype(np.uint16) * 999
+    for data in (cv2.imencode(".pgm", deep)[1].tobytes(), saved(Image.fromarray(deep), "JPEG2000")):
+        assert np.array_equal(decoded(data), deep)
+
+
+def test_floating_point_is_refused():
+    for suffix in (".pfm", ".hdr"):
+        with pytest.raises(UndecodableImage, match="floating-point"):
+            decoded(cv2.imencode(suffix, np.ones((*SIZE, 3), np.float32))[1].tobytes())
+
+
 def test_one_bit_is_0_and_255_as_opencv_reads_it():
     bits = RNG.integers(0, 2, SIZE).astype(bool)
     assert np.array_equal(decoded(saved(Image.fromarray(bits))), bits * np.uint8(255))

@@ -8,30 +8,12 @@ from prefetchd.config.validate import make_config
 from prefetchd.daemon.memory.controller import MemoryController
 from prefetchd.daemon.memory.limits import SHORT_BYTES, Shortage
 from prefetchd.daemon.memory.plan import MIB, MIN_SLOTS
-from tests.unit.test_memory_manager import FakePool, FakeReader, Rig
-
-
-class ResizablePool(FakePool):
-    """A pool whose readers that are to go stay until the test lets them."""
-
-    def __init__(self, n_readers: int) -> None:
-        super().__init__(n_readers)
-        self.n_readers = n_readers
-
-    def resize(self, n_readers: int) -> None:
-        self.n_readers = n_readers
-        for reader in list(self.readers.values())[n_readers:]:
-            reader.retiring = True
-        while len(self.readers) < n_readers:
-            number = 1 + max(self.readers)
-            self.readers[number] = FakeReader(number, 1000 + number)
+from tests.unit.test_memory_manager import Rig
 
 
 @pytest.fixture
 def rig():
     one = Rig(40)
-    one.pool = ResizablePool(2)
-    one.memory._pool = one.pool  # type: ignore[assignment]
     one.shortage = Shortage(1 << 40, "test")
     one.controller = MemoryController(
         make_config(source="-", num_workers=2),
@@ -40,6 +22,8 @@ def rig():
         one.pool,
         plan_for=lambda config, least: one.plan.with_readers(config.num_workers, least),
         promised_slots=lambda: MIN_SLOTS,
+        comfortable_slots=lambda: MIN_SLOTS,
+        idle_s=lambda: 0.0,
         work_done=lambda: (0.0, 0),
         read_shortage=lambda: one.shortage,
         n_cores=2,
@@ -54,6 +38,7 @@ def test_readers_wait_for_the_room_of_slots_that_are_held(rig):
     for slot in rig.ring.slots.values():
         rig.hold(slot)
     rig.controller.change(make_config(source="-", num_workers=3))
+    rig.controller.settle([])
     assert len(rig.pool.readers) == 2
     assert rig.memory.budget.in_force_bytes == rig.plan.budget_bytes
     rig.ring.release_all(1)
@@ -65,6 +50,7 @@ def test_readers_wait_for_the_room_of_slots_that_are_held(rig):
 
 def test_readers_that_are_to_go_are_counted_until_they_are_gone(rig):
     rig.controller.change(make_config(source="-", num_workers=1))
+    rig.controller.settle([])
     assert rig.memory.budget.n_readers == 2
     del rig.pool.readers[1]
     rig.controller.settle([])

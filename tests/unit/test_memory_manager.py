@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
+from prefetchd.config.validate import make_config
 from prefetchd.daemon.memory import manager as manager_module
-from prefetchd.daemon.memory.limits import Limit
+from prefetchd.daemon.memory.limits import Footprint, Limit
 from prefetchd.daemon.memory.manager import MemoryManager
 from prefetchd.daemon.memory.plan import (
     ALLOWANCE_BYTES,
@@ -16,15 +18,17 @@ from prefetchd.daemon.memory.plan import (
     MIN_SLOTS,
     READER_BYTES,
     Budget,
-    Footprint,
     Plan,
+    make_plan,
 )
-from prefetchd.daemon.readers.batch_job import Chunk, Job
+from prefetchd.daemon.memory.pressure import Target
+from prefetchd.daemon.readers.batch_job import Chunk
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.ring.slots import Ring, Slot
 from prefetchd.sampling.sharding import Shard
 
 SLOT_BYTES = MIB
+PLENTY = Limit(1 << 40, "available memory")
 
 
 @dataclass(eq=False)
@@ -37,41 +41,62 @@ class FakeReader:
     retiring: bool = False
     chunks: dict[int, Chunk] = field(default_factory=dict)
 
+    denied: list[str] = field(default_factory=list)
+
     def retire(self) -> None:
         self.retiring = True
+
+    def grant_memory(self, n_bytes: int, now_s: float) -> None:
+        self.needs_bytes, self.has_bytes = 0, n_bytes
+
+    def deny_memory(self, reason: str) -> None:
+        self.needs_bytes = 0
+        self.denied.append(reason)
 
 
 class FakePool:
     def __init__(self, n_readers: int) -> None:
         self.readers = {number: FakeReader(number, 1000 + number) for number in range(n_readers)}
+        self.n_readers = n_readers
         self.pids = [reader.pid for reader in self.readers.values()]
         self.closed: list[int] = []
-        self.denied: list[str] = []
+
+    @property
+    def denied(self) -> list[str]:
+        return [text for reader in self.readers.values() for text in reader.denied]
+
+    def resize(self, n_readers: int) -> None:
+        """Those that are to go stay until the test lets them."""
+        self.n_readers = n_readers
+        for reader in list(self.readers.values())[n_readers:]:
+            reader.retiring = True
+        while len(self.readers) < n_readers:
+            number = 1 + max(self.readers)
+            self.readers[number] = FakeReader(number, 1000 + number)
 
     def remove_slot(self, slot: Slot) -> None:
         self.closed.append(slot.number)
-
-    def grant_memory(self, reader: FakeReader, n_bytes: int) -> None:
-        reader.needs_bytes, reader.has_bytes = 0, n_bytes
-
-    def deny_memory(self, reader: FakeReader, reason: str) -> None:
-        reader.needs_bytes = 0
-        self.denied.append(reason)
 
 
 class Rig:
     """A memory manager with room for `n_slots` slots and no more, and every part that it touches."""
 
-    def __init__(self, n_slots: int, n_readers: int = 2) -> None:
+    def __init__(self, n_slots: int, n_readers: int = 2, *, plan: Plan | None = None) -> None:
         fixed = DAEMON_BYTES + n_readers * (READER_BYTES + ALLOWANCE_BYTES)
-        self.plan = Plan(fixed + n_slots * SLOT_BYTES, n_readers, n_slots, SLOT_BYTES, "test")
+        self.plan = plan or make_plan(
+            make_config(source="-", num_workers=n_readers, memory_budget=str(fixed + n_slots * SLOT_BYTES)),
+            SLOT_BYTES,
+            PLENTY,
+        )
         self.ring, self.pool = Ring(), FakePool(n_readers)
         self.removed: list[int] = []
+        self.limits = [PLENTY]
         self.memory = MemoryManager(
             Budget(self.plan),
             self.ring,
             self.pool,
             on_removed=lambda slot: self.removed.append(slot.number),
+            read_limits=lambda own_bytes: self.limits,
         )
         while self.memory.may_grow():
             self.memory.add_slot()
@@ -86,8 +111,8 @@ class Rig:
 def rig():
     made: list[Rig] = []
 
-    def make(n_slots: int, n_readers: int = 2) -> Rig:
-        made.append(Rig(n_slots, n_readers))
+    def make(n_slots: int, n_readers: int = 2, **options: Any) -> Rig:
+        made.append(Rig(n_slots, n_readers, **options))
         return made[-1]
 
     yield make
@@ -154,19 +179,14 @@ def test_held_slots_are_never_taken_and_the_wait_for_them_is_known(rig):
 
 
 def test_decode_that_no_part_of_the_budget_can_hold_names_the_budget_that_would(rig):
-    """It is refused at once, with a number that works."""
+    """It is refused at once, with a number that works; the reader names the sample."""
     one = rig(6)
-    reader = one.pool.readers[0]
-    ring_slot = one.ring.slots[1]
-    reader.chunks[1] = chunk = Chunk(Job(ring_slot, 0, 0, 7, 1), [0])
-    reader.needs_bytes = 100 * MIB
+    one.pool.readers[0].needs_bytes = 100 * MIB
     one.memory.serve_requests([])
-    assert chunk.job.failure is not None
-    text = chunk.job.failure.text
-    assert chunk.job.failure.error == "BudgetError"
     enough = one.plan.budget_bytes - 3 * SLOT_BYTES + 100 * MIB
-    assert f"--memory-budget {enough // MIB}MiB" in text
-    assert one.pool.denied == [text]
+    assert len(one.pool.denied) == 1
+    assert f'memory_budget="{enough // MIB}MiB"' in one.pool.denied[0]
+    assert f"prefetchd set memory-budget={enough // MIB}MiB" in one.pool.denied[0]
     assert len(one.ring.slots) == 6
 
 
@@ -217,7 +237,7 @@ def test_readers_that_were_added_make_room_for_a_large_decode(rig):
     one = rig(40)
     one.memory.replan(one.plan.with_readers(3, MIN_SLOTS))
     one.memory.budget.n_readers = 3
-    one.memory.shrink([])
+    one.memory.follow(Target(one.memory.budget.plan.n_slots, 3), [])
     reader = one.pool.readers[0]
     reader.needs_bytes = need = one.memory.budget.largest_decode_bytes
     one.memory.serve_requests([])
@@ -244,10 +264,89 @@ def test_slots_beyond_what_is_wanted_go_free_ones_first_and_held_ones_when_they_
     one = rig(6)
     for slot in list(one.ring.slots.values())[:4]:
         one.hold(slot)
-    one.memory.slots_wanted = 3
-    one.memory.shrink([])
+    one.memory.follow(Target(3, 2), [])
     assert set(one.removed) == {5, 6}
     one.ring.release_all(1)
-    one.memory.shrink([])
+    one.memory.follow(Target(3, 2), [])
     assert len(one.ring.slots) == 3
     assert not one.memory.may_grow()
+
+
+# --- an automatic budget
+
+
+@pytest.fixture
+def auto(rig):
+    """A manager with an automatic budget of 8 slots of 16 MiB, on a machine that can give 1 GiB."""
+    machine = Limit(1 << 30, "available memory")
+    plan = make_plan(make_config(source="-", num_workers=2), 16 * MIB, machine)
+    one = rig(0, plan=plan)
+    one.limits = [machine]
+    return one
+
+
+def test_auto_budget_grows_for_slots_up_to_its_ceiling_and_shrinks_again(auto):
+    start = auto.plan
+    assert auto.memory.growth.reserve_slots(14)
+    assert auto.memory.budget.plan.n_slots == 14
+    assert auto.memory.budget.plan.budget_bytes == start.budget_bytes + 6 * 16 * MIB
+    assert not auto.memory.growth.reserve_slots(100)
+    assert auto.memory.budget.plan.n_slots == 14, "what cannot be held changes nothing"
+    assert "which may grow to 614 MiB (available memory)" in auto.memory.growth.too_few_slots(100)
+    auto.memory.growth.fit_slots(3)
+    assert auto.memory.budget.plan == start
+
+
+def test_auto_budget_serves_loops_as_well_as_its_ceiling_allows(auto):
+    auto.memory.growth.fit_slots(100)
+    plan = auto.memory.budget.plan
+    assert 14 < plan.n_slots < 100
+    assert plan.ceiling_bytes - 16 * MIB < plan.budget_bytes <= plan.ceiling_bytes
+
+
+def test_ceiling_follows_what_the_machine_can_spare(auto):
+    auto.limits = [Limit(300 * MIB, "cgroup /x")]
+    assert not auto.memory.growth.reserve_slots(14)
+    assert auto.memory.budget.plan.budget_bytes == auto.plan.budget_bytes, "what was reserved stays"
+    auto.limits = [Limit(2 << 30, "available memory")]
+    assert auto.memory.growth.reserve_slots(40)
+
+
+def test_auto_budget_grows_for_large_decodes_side_by_side_and_forgets_them(auto, monkeypatch):
+    """The ring stays whole; half a minute later the budget is what it was."""
+    measured(monkeypatch, auto, {1000: MIB})
+    for reader in auto.pool.readers.values():
+        reader.needs_bytes = 100 * MIB
+    auto.memory.serve_requests([])
+    assert [reader.has_bytes for reader in auto.pool.readers.values()] == 2 * [100 * MIB]
+    assert len(auto.ring.slots) == 8
+    assert auto.memory.is_grown
+    for reader in auto.pool.readers.values():
+        reader.has_bytes = 0
+    auto.memory.serve_requests([])
+    for _ in range(30):
+        auto.memory.verify([])
+    assert auto.memory.budget.plan.budget_bytes == auto.plan.budget_bytes
+    assert not auto.memory.is_grown
+
+
+def test_auto_budget_gives_slots_up_for_a_decode_near_its_ceiling_and_refuses_what_is_beyond(auto):
+    reader = auto.pool.readers[0]
+    reader.needs_bytes = need = auto.memory.budget.largest_decode_bytes
+    auto.memory.serve_requests([])
+    assert reader.has_bytes == need
+    assert len(auto.ring.slots) == MIN_SLOTS
+    assert auto.memory.budget.reserved_bytes <= auto.memory.budget.plan.ceiling_bytes
+    auto.pool.readers[1].needs_bytes = 700 * MIB
+    auto.memory.serve_requests([])
+    assert len(auto.pool.denied) == 1
+
+
+def test_a_stated_budget_stays_and_a_refusal_never_names_less_than_today(rig):
+    one = rig(6)
+    assert not one.memory.growth.reserve_slots(7)
+    assert one.memory.budget.plan == one.plan
+    today = -(-one.plan.budget_bytes // MIB)
+    assert f'memory_budget="{today + 1}MiB"' in one.memory.growth.too_few_slots(7)
+    one.memory.replan(one.plan.with_readers(1, MIN_SLOTS))
+    assert f'memory_budget="{today}MiB"' in one.memory.growth.too_few_slots(4)

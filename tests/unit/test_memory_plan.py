@@ -22,7 +22,6 @@ from prefetchd.daemon.memory.plan import (
     MIN_SLOTS,
     READER_BYTES,
     Budget,
-    Footprint,
     Limit,
     make_plan,
     smallest_budget,
@@ -128,7 +127,7 @@ def test_readers_that_were_not_asked_for_are_given_up_first(monkeypatch: pytest.
 
 @pytest.mark.parametrize("slot_bytes", [100_000, 2 * MIB, 10 * MIB, 200 * MIB])
 def test_auto_can_decode_a_photograph_of_12_megapixels_whole_whatever_the_batches(slot_bytes: int) -> None:
-    """It takes 73 MiB; the ring gives up what it can spare."""
+    """It takes 73 MiB; the budget grows for it."""
     assert Budget(plan_of(num_workers=2, slot_bytes=slot_bytes)).largest_decode_bytes >= 73 * MIB
 
 
@@ -136,10 +135,12 @@ def test_auto_is_comfortable_and_heeds_the_machine() -> None:
     plan = plan_of(num_workers=2)
     assert plan.limited_by == "auto"
     assert plan.n_slots >= 8
+    assert plan.ceiling_bytes == int(0.6 * PLENTY.n_bytes)
     room = plan.budget_bytes - DAEMON_BYTES - 2 * (READER_BYTES + ALLOWANCE_BYTES) - plan.n_slots * SLOT
     assert room >= 32 * MIB, "an ordinary large image fits beside the ring"
     tight = plan_of(num_workers=2, limit=Limit(250 * MIB, "cgroup /x"))
     assert tight.limited_by == "cgroup /x"
+    assert tight.ceiling_bytes == tight.budget_bytes
     assert tight.budget_bytes <= 250 * MIB
     assert tight.n_slots >= MIN_SLOTS
 
@@ -248,15 +249,15 @@ def test_budget_named_for_a_decode_is_the_smallest(decode_bytes: int, slot_bytes
 
 
 def test_measuring_this_process() -> None:
-    before = budget.process_bytes(os.getpid())
+    before = limits.process_bytes(os.getpid())
     block = bytearray(os.urandom(1 << 20) * 32)
-    after = budget.process_bytes(os.getpid())
+    after = limits.process_bytes(os.getpid())
     assert 31 * MIB < after - before < 40 * MIB
     assert len(block) == 32 * MIB
-    assert budget.process_bytes(2**22 + 1) == 0
-    footprint = budget.measure([os.getpid(), 2**22 + 1], 5)
+    assert limits.process_bytes(2**22 + 1) == 0
+    footprint = limits.measure([os.getpid(), 2**22 + 1], 5)
     assert footprint.total_bytes == footprint.processes[os.getpid()] + 5
-    assert Footprint({1: 2, 3: 4}, 5).total_bytes == 11
+    assert limits.Footprint({1: 2, 3: 4}, 5).total_bytes == 11
 
 
 def test_what_users_functions_take_is_part_of_every_readers_share():
@@ -313,3 +314,21 @@ def test_explanation_names_every_part_and_what_would_allow_more() -> None:
         "cgroup /x 800 MiB",
     ):
         assert part in text
+    grows = budget.explain(plan_of(num_workers=2, limit=Limit(1 << 30, "cgroup /x")))
+    assert "growing up to 614 MiB" in grows
+    assert "growing" not in text
+
+
+@given(st.lists(st.tuples(st.sampled_from(("readers", "slots", "large")), st.integers(1, 200)), max_size=20))
+def test_auto_plan_never_exceeds_its_ceiling_however_it_grows_and_shrinks(steps: list[tuple[str, int]]) -> None:
+    plan = plan_of(num_workers=2, limit=Limit(1 << 30, "cgroup /x"))
+    for what, amount in steps:
+        if what == "readers":
+            plan = plan.with_readers(amount, MIN_SLOTS) or plan
+        elif what == "slots":
+            plan = plan.with_slots(amount)
+        else:
+            plan = plan.with_large(amount * MIB)
+        assert plan.budget_bytes <= plan.ceiling_bytes
+        assert plan.large_bytes >= 0
+        assert plan.n_slots >= 1

@@ -90,6 +90,28 @@ def test_images_in_a_column_come_with_their_labels(tmp_path: Path, columns, opti
     assert read(table(tmp_path, columns), **options) == expected
 
 
+@pytest.mark.parametrize(
+    ("columns", "options", "likely"),
+    [
+        ({"img": [b"A"], "fine_label": [3], "coarse_label": [1]}, {}, "fine_label"),
+        ({"image": [{"bytes": b"A"}], "id": [3], "breed": ["pug"]}, {}, "breed"),
+        ({"image": [b"A"], "id": [3]}, {}, "id"),
+        ({"path": ["a.jpg"], "kind": ["pug"]}, {}, "kind"),
+        ({"a": [{"b": b"A"}], "kind": ["pug"]}, {"x_column": "a.b"}, "kind"),
+    ],
+)
+def test_a_label_under_an_unknown_name_is_refused(tmp_path: Path, columns, options, likely) -> None:
+    """It would be left out in silence, and y be the row's number."""
+    source = table(tmp_path, columns)
+    message = refusal(source, **options)
+    assert message.startswith("cannot tell which of the columns of"), message
+    assert f"give y_column='{likely}', or label_columns=0" in message, message
+    with opened(source, label_columns=0, **options) as records:
+        assert records.samples([0])[0].label is None
+    with opened(source, y_column=likely, **options) as records:
+        assert records.samples([0])[0].label is not None
+
+
 @pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
 @pytest.mark.parametrize("dictionary", [False, True])
 def test_any_row_is_found_in_any_order(tmp_path: Path, compression: str, dictionary: bool) -> None:
@@ -402,6 +424,7 @@ def test_pyarrow_is_not_loaded_for_other_sources(tmp_path: Path) -> None:
     """It takes a quarter of a second and 10 MiB."""
     (tmp_path / "a.jpg").write_bytes(b"")
     (tmp_path / "a.txt").write_text("a.jpg 1\n")
+    (tmp_path / "a.jpg").touch()
     code = (
         "import sys; from prefetchd.data.registry import open_source; "
         "from prefetchd.config.validate import make_config; "

@@ -9,7 +9,8 @@ import pytest
 
 from prefetchd.daemon.readers import reader_handle
 from prefetchd.daemon.readers.batch_job import Chunk
-from prefetchd.daemon.readers.reader_handle import CHUNKS_IN_HAND, ReaderHandle
+from prefetchd.daemon.readers.batching import BATCHING
+from prefetchd.daemon.readers.reader_handle import ReaderHandle
 from prefetchd.ipc import reader_messages, sockets
 from prefetchd.ring.segment import Segment
 from prefetchd.ring.slots import Ring
@@ -33,15 +34,15 @@ def test_reader_whose_first_tasks_were_of_unknown_length_has_room_for_more_when_
     """It is never without work, so there is no moment at which all that it has in hand is known to be nothing."""
     ours, theirs = sockets.socket_pair()
     with ours, theirs:
-        handle = ReaderHandle(1, ours, read_s=0.02)
+        handle = ReaderHandle(1, ours, ready=True)
         slot = Ring().add(Segment.create(1 << 12))
         job = SimpleNamespace(slot=slot, dataset=0, epoch=0, batch=0, n_rows=64)
         for task, expected_s in enumerate((math.inf, math.inf, 0.04, 0.04)):
-            if task >= CHUNKS_IN_HAND:
-                handle.finished(task - CHUNKS_IN_HAND)
+            if task >= BATCHING.in_hand:
+                handle.finished(reader_messages.Done(task - BATCHING.in_hand, [], 0.04, read_s=0.02))
             rows = range(32)
             handle.assign(task, Chunk(job, rows, expected_s=expected_s), 0.0)
-            assert handle.has_room == (task in (0, 3))
+            assert handle.can_take == (task in (0, 3))
         assert handle.in_hand_s == pytest.approx(0.08)
         handle.close_slot(slot)
         slot.segment.discard()
@@ -85,7 +86,11 @@ def test_ring_that_grows_and_shrinks_does_not_fill_the_socket_of_a_reader_that_s
             slot = ring.add(Segment.create(1 << 12))
             if task % 200 == 0:
                 job = SimpleNamespace(slot=slot, dataset=0, epoch=0, batch=task, n_rows=1)
-                handle.assign(task, SimpleNamespace(job=job, rows=[0], expected_s=0.0, compact=False, sample_id=7), 0.0)
+                handle.assign(
+                    task,
+                    SimpleNamespace(job=job, rows=[0], expected_s=0.0, compact=False, sample_id=7, leaves_fresh=False),
+                    0.0,
+                )
             handle.close_slot(slot)
             ring.remove(slot)
         assert not handle.killed_s

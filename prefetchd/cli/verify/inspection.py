@@ -27,7 +27,7 @@ from prefetchd.daemon.memory import plan as budget
 from prefetchd.daemon.memory.limits import machine_limits
 from prefetchd.daemon.memory.manager import MemoryManager
 from prefetchd.daemon.readers.batch_builder import BatchBuilder
-from prefetchd.daemon.readers.batch_job import BadSample
+from prefetchd.daemon.readers.job_tracker import BadSample
 from prefetchd.daemon.readers.pool import Pool, PoolEvents
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import Dataset
@@ -147,10 +147,6 @@ class _Inspection:
         self._memory = MemoryManager(budget.Budget(plan), self._ring, self._pool, on_removed=lambda slot: None)
         for _ in range(_FIRST_SLOTS):
             self._memory.add_slot()
-        briefing: list[tuple[messages.Message, list[int]]] = [dataset.for_readers() for dataset in self._datasets]
-        n_batches = self._datasets[0].order.batches_per_epoch
-        # It always waits: it takes no leases, whose return would be the batch builder's occasion to begin more.
-        self._sweep = _Sweep(0, 0, 0, Shard(n_batches), waiting=True, left=self._keys(n_batches))
         events = PoolEvents(
             done=self._builder.done,
             lost=self._builder.lost,
@@ -159,7 +155,11 @@ class _Inspection:
             memory=lambda: self._memory.serve_requests([self._sweep]),
             outgrown=self._memory.outgrown,
         )
-        self._pool.boot([*briefing, (budget.reader_limits(plan), [])], events)
+        first: list[tuple[messages.Message, list[int]]] = [dataset.for_readers() for dataset in self._datasets]
+        self._pool.boot([*first, (budget.reader_limits(plan), [])], events)
+        n_batches = self._datasets[0].order.batches_per_epoch
+        # It always waits: it takes no leases, whose return would be the batch builder's occasion to begin more.
+        self._sweep = _Sweep(0, 0, 0, Shard(n_batches), waiting=True, left=self._keys(n_batches))
 
     def _keys(self, n_batches: int) -> Iterator[Key]:
         for batch in range(n_batches):

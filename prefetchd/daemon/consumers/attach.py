@@ -119,14 +119,13 @@ class Attaching:
         raise ConfigError(f"cannot attach to the data set {name!r}: the daemon {daemon!r} serves {serves}")
 
     def _check_slots(self, dataset: Dataset, request: messages.Attach) -> None:
-        """Raise `BudgetError` if the ring has no slots for one more loop."""
-        n_slots = self._memory.budget.plan.n_slots
-        needed = self._slots_promised(n_slots, (dataset, request))
-        if needed > n_slots:
+        """Raise `BudgetError` if the ring has no slots for one more loop, and cannot grow."""
+        needed = self._slots_promised(self._memory.budget.plan.n_slots, (dataset, request))
+        if not self._memory.growth.reserve_slots(needed):
             n_others = sum(consumer.is_attached for consumer in self._consumers.values())
             raise BudgetError(
-                f"cannot attach: with {format_count(n_others, 'other loop')} the ring needs {needed} slots and "
-                f"has {n_slots}; give the daemon --memory-budget {self._memory.budget.budget_for_slots(needed)}MiB"
+                f"cannot attach beside {format_count(n_others, 'other loop')}: "
+                f"{self._memory.growth.too_few_slots(needed)}"
             )
 
 

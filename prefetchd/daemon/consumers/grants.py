@@ -11,8 +11,7 @@ from collections.abc import Callable, Mapping
 
 from prefetchd.daemon.consumers.consumer import Consumer, State
 from prefetchd.daemon.memory.manager import MemoryManager
-from prefetchd.daemon.readers.batch_builder import BatchBuilder
-from prefetchd.daemon.readers.reader_handle import Histogram
+from prefetchd.daemon.readers.batch_builder import BatchBuilder, Histogram
 from prefetchd.daemon.schedule.scheduler import Reserve, can_spare, may_grant, ready_for
 from prefetchd.ipc import messages
 from prefetchd.ring.queues import MAX_GRANTS_AHEAD

@@ -157,11 +157,11 @@ class Loops:
             join_window(cursor, running)
         n_slots = self._memory.budget.plan.n_slots
         windows = n_places(arrange_patiently([*running, cursor], n_slots))
-        if running and windows > most_windows(n_slots):
+        needed = 2 * windows + 1
+        if running and windows > most_windows(n_slots) and not self._memory.growth.reserve_slots(needed):
             text = (
-                f"cannot begin here: loops would be at {windows} places far apart, and the ring's {n_slots} slots "
-                f"are enough for {most_windows(n_slots)}; begin where the others are, or give the daemon "
-                f"--memory-budget {self._memory.budget.budget_for_slots(2 * windows + 1)}MiB"
+                f"cannot begin here: loops would be at {windows} places far apart, for which "
+                f"{self._memory.growth.too_few_slots(needed)}, or begin where the others are"
             )
             consumer.socket.send_surely(messages.Failed(message.serial, "BudgetError", text))
             return None

@@ -185,6 +185,12 @@ class ConsumerManager:
         return max(MIN_SLOTS, self._attaching.least_slots)
 
     @property
+    def comfortable_slots(self) -> int:
+        """How many slots serve the attached consumers well: what each is guaranteed, and two to fill."""
+        attachments = [consumer.attachment for consumer in self.consumers.values() if consumer.is_attached]
+        return sum(attachment.request.guaranteed_slots for attachment in attachments if attachment is not None) + 2
+
+    @property
     def queue_bytes(self) -> int:
         """The memory of the consumers' queues."""
         each = queues.GRANT_QUEUE_BYTES + queues.RETURN_QUEUE_BYTES
@@ -201,8 +207,9 @@ class ConsumerManager:
         """Take back the leases that consumers have written to their return queues."""
         self._releases.read_queues()
 
-    def serve_all(self) -> None:
-        """Grant every consumer what is ready for it."""
+    def serve_all(self) -> bool:
+        """Grant every consumer what is ready for it; return whether there was a grant while a loop still waits."""
+        n_before = self.granter.delivered
         reserve = Reserve(self._ring, self.cursors)
         for consumer in list(self.consumers.values()):
             if not consumer.held_back:
@@ -213,6 +220,7 @@ class ConsumerManager:
         if not self._retrying and any(consumer.socket.blocked for consumer in self.consumers.values()):
             self._retrying = True
             self._loop.call_later(_RETRY_S, self._unblock)
+        return self.granter.delivered > n_before and any(consumer.is_waiting for consumer in self.consumers.values())
 
     def _unblock(self) -> None:
         self._retrying = False

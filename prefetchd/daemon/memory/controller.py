@@ -1,22 +1,23 @@
-"""The memory controller: how many slots and readers the daemon is to have now, and the steps that lead there.
+"""The memory controller: how many slots and readers the daemon is to have now.
 
-    plan (start, `prefetchd set`) --+
-    auto_readers (num_workers=auto) +--> target: slots, readers, paused --settle--> memory manager, pool
-    pressure (machine runs short) --+
+    plan (start, `prefetchd set`) -------+
+    AutoReaders (num_workers=auto) ------+--> one target a round: slots, readers, paused --> manager carries it out
+    PressurePolicy (machine runs short) -+
 
-Owned by the daemon's loop, which calls `settle` after each round of events and `tick` twice a second. What users hold
-is never taken: a ring that is to shrink gives up free slots at once, and the others as their leases come back. A reader
-is added only when its share is free. The policies are pure; the steps are here.
+Owned by the daemon's loop, which calls `settle` after each round of events and `tick` twice a second while there is
+work. It changes plans and decides targets, and nothing else: the manager takes the steps, and what users hold is never
+taken.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from prefetchd.config.options import Config
 from prefetchd.config.units import format_bytes, format_count
-from prefetchd.daemon.memory.autoscale import WINDOW_S, AutoReaders, Window
 from prefetchd.daemon.memory.limits import Shortage
 from prefetchd.daemon.memory.manager import MemoryManager
 from prefetchd.daemon.memory.plan import Plan
@@ -27,19 +28,101 @@ from prefetchd.ring.slots import Ring
 
 log = logging.getLogger("prefetchd")
 
+WINDOW_S = 2.0
 _READERS_A_CORE = 2  # more than cores, for data that comes over a network
+_WAITING = 0.2  # of the window: loops wait for batches
+_RESTING = 0.02
+_LEAST_GAIN = 0.35  # of what one more reader brings at best: a window's count of samples varies by some percent
+_IDLE_CORES = 0.5  # readers beyond the cores help only while the cores wait, such as for storage
+_IDLE_WINDOWS = 5
+_FIRST_REST_WINDOWS = 8
+_MAX_REST_WINDOWS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What was seen in one window.
+
+    Attributes:
+        waited: the part of it in which some loop waited for its next batch, 0 to 1.
+        busy_readers: how many readers were at work, on average.
+        samples_per_s: samples made.
+        idle_cores: how many of the usable cores had nothing to do, on average.
+    """
+
+    waited: float
+    busy_readers: float
+    samples_per_s: float
+    idle_cores: float
+
+
+class AutoReaders:
+    """How many readers `num_workers=auto` has: more while loops wait and it helps, fewer while readers idle. Pure.
+
+    It climbs a step at a time and looks at the result. A step up that brought too few samples, or a step down after
+    which loops wait, is taken back, and the next try in that direction waits twice as long. So it settles, and still
+    follows a loop that changes its pace. Beyond the cores it climbs only while cores are idle: where decoding keeps
+    them busy, one more reader brings nothing but noise.
+
+    Args:
+        most: how many readers there may be at most; there is one at least.
+        n_cores: usable ones.
+    """
+
+    def __init__(self, most: int, n_cores: int) -> None:
+        self.most = most
+        self._n_cores = n_cores
+        self._before: float | None = None  # samples a second before the last step up
+        self._came_down = False
+        self._idle_windows = 0
+        self._rest = {1: 0, -1: 0}  # windows until the next try up, or down
+        self._next_rest = {1: _FIRST_REST_WINDOWS, -1: _FIRST_REST_WINDOWS}
+
+    def step(self, n_readers: int, window: Window) -> int:
+        """Return how many readers there should be after a window with `n_readers`."""
+        for direction, left in self._rest.items():
+            self._rest[direction] = max(0, left - 1)
+        before, self._before = self._before, None
+        if before is not None and window.waited >= _WAITING:
+            best = before * n_readers / (n_readers - 1)
+            if window.samples_per_s < before + _LEAST_GAIN * (best - before):
+                return self._take_back(n_readers, 1)
+        came_down, self._came_down = self._came_down, False
+        if window.waited >= _WAITING:
+            self._idle_windows = 0
+            if came_down:
+                return self._take_back(n_readers, -1)
+            helps = n_readers < self._n_cores or window.idle_cores >= _IDLE_CORES
+            if helps and n_readers < self.most and not self._rest[1] and window.busy_readers > n_readers - 0.5:
+                self._before = window.samples_per_s
+                return n_readers + 1
+            return n_readers
+        is_idle = window.waited <= _RESTING and window.busy_readers < n_readers - 1.2
+        self._idle_windows = self._idle_windows + 1 if is_idle else 0
+        if self._idle_windows >= _IDLE_WINDOWS and n_readers > 1 and not self._rest[-1]:
+            self._idle_windows = 0
+            self._came_down = True
+            return n_readers - 1
+        return n_readers
+
+    def _take_back(self, n_readers: int, direction: int) -> int:
+        self._rest[direction] = self._next_rest[direction]
+        self._next_rest[direction] = min(_MAX_REST_WINDOWS, 2 * self._next_rest[direction])
+        return max(1, min(self.most, n_readers - direction))
 
 
 class MemoryController:
-    """Leads ring and readers to what plan, pressure and automatism want.
+    """Decides, each round, what ring and readers should be.
 
     Args:
         config: the options in force; `change` replaces those that may be changed.
-        memory manager, ring, pool: borrowed.
+        memory, ring, pool: borrowed; the last two are only looked at.
         plan_for: makes a plan for a configuration: (config, the fewest slots it may have).
         promised_slots: the fewest slots that those attached can work with.
+        comfortable_slots: how many slots serve those attached well.
         work_done: what readers have done so far: (seconds of all together, samples).
         read_shortage: how short of memory the machine is.
+        idle_s: seconds that the usable cores have been idle so far, all together.
         n_cores: usable ones.
         clock: monotonic seconds.
     """
@@ -53,29 +136,33 @@ class MemoryController:
         *,
         plan_for: Callable[[Config, int], Plan],
         promised_slots: Callable[[], int],
+        comfortable_slots: Callable[[], int],
         work_done: Callable[[], tuple[float, int]],
         read_shortage: Callable[[], Shortage],
+        idle_s: Callable[[], float],
         n_cores: int,
         clock: Callable[[], float],
     ) -> None:
         self.config = config
         self.shortage: Shortage | None = None  # as last read
-        self.waited_s = 0.0  # in which some loop stood still for its next batch
+        self.waited_s = 0.0  # in which some loop waited for its next batch
         self._memory = memory
         self._ring = ring
         self._pool = pool
         self._plan_for = plan_for
         self._promised_slots = promised_slots
+        self._comfortable_slots = comfortable_slots
+        self._fitted_slots = -1
         self._work_done = work_done
         self._read_shortage = read_shortage
+        self._idle_s = idle_s
         self._clock = clock
         self._policy = PressurePolicy()
-        self._auto = AutoReaders(_READERS_A_CORE * n_cores)
-        self._target = self._full
-        self._noted_s = self._window_s = clock()
+        self._auto = AutoReaders(_READERS_A_CORE * n_cores, n_cores)
+        self._looked_s = self._window_s = clock()
         self._was_waiting = False
-        self._at_window = (0.0, 0.0, 0)
-        self._is_whole = True  # whether the window began after what was last set had come about
+        self._at_window = (0.0, 0.0, 0, idle_s())
+        self._is_whole = True  # whether the window began after the last target was reached
 
     # --- what is wanted
 
@@ -87,7 +174,7 @@ class MemoryController:
     @property
     def paused(self) -> bool:
         """Whether batches are made only for loops that wait for them."""
-        return self._target.paused
+        return self._policy.under(self._full).paused
 
     @property
     def relieved(self) -> bool:
@@ -108,81 +195,73 @@ class MemoryController:
         plan = self._plan_for(config, self._promised_slots())
         self.config = config
         self._is_whole = False
-        self._replan(plan)
+        self._fitted_slots = -1
+        self._memory.replan(plan)
         return plan
 
-    def _replan(self, plan: Plan) -> None:
-        self._memory.replan(plan)
-        self._target = self._policy.under(self._full)  # `settle` goes there, with all that the loops hold in view
-
-    # --- getting there
-
-    def note(self, waiting: bool) -> None:
-        """Whether some loop stands still, from now until the next call."""
-        now_s = self._clock()
-        if self._was_waiting:
-            self.waited_s += now_s - self._noted_s
-        self._noted_s, self._was_waiting = now_s, waiting
-
     def settle(self, cursors: list[Cursor]) -> None:
-        """Take the steps towards the target that can be taken now."""
-        memory, pool = self._memory, self._pool
-        budget = memory.budget
-        if memory.readers_in_the_way:
+        """Decide this round's target, and have the manager go there; `cursors` say what is needed last."""
+        if self._memory.readers_in_the_way:
             self._withdraw_readers()
-        memory.slots_wanted = self._target.n_slots
+        comfortable = self._comfortable_slots()
+        if comfortable != self._fitted_slots:  # somebody has attached, or has gone
+            self._fitted_slots = comfortable
+            self._memory.growth.fit_slots(max(comfortable, self._promised_slots()))
+        self._memory.follow(self._target(), cursors, is_short=not self.relieved)
+
+    def _target(self) -> Target:
+        target = self._policy.under(self._full)
         if self.relieved:
-            memory.slots_needed = 0
-        else:  # somebody may have attached meanwhile, or hold many batches
-            least = max(self._promised_slots(), memory.slots_needed)
-            memory.slots_wanted = max(memory.slots_wanted, min(least, budget.plan.n_slots))
-        memory.shrink(cursors)
-        wanted = max(1, self._target.n_readers)
-        if wanted < pool.n_readers:
-            pool.resize(wanted)
-        while pool.n_readers < wanted:
-            coming = max(0, pool.n_readers + 1 - budget.n_readers) * budget.plan.reader_share_bytes
-            if coming > budget.spare_bytes:
-                break
-            pool.resize(pool.n_readers + 1)
-            budget.n_readers = max(pool.n_readers, len(pool.readers))
-        budget.n_readers = max(pool.n_readers, len(pool.readers))
+            return target
+        # Somebody may have attached meanwhile, or hold many batches.
+        least = max(self._promised_slots(), self._memory.slots_needed)
+        n_slots = max(target.n_slots, min(least, self._memory.budget.plan.n_slots))
+        return dataclasses.replace(target, n_slots=n_slots)
 
     def _withdraw_readers(self) -> None:
-        """Go back to the readers that were asked for, for good: large decodes, or loops that hold many batches, need
-        the memory of the others."""
-        self._memory.readers_in_the_way = False
+        """Go back to the readers that were asked for, and stay there.
+
+        Large decodes, or loops that hold many batches, need the memory of the others.
+        """
         plan = self._memory.budget.plan
-        self._auto.most = min(self._auto.most, plan.asked_readers or plan.n_readers)
+        self._auto.most = min(self._auto.most, plan.asked_readers)
         back = plan.with_readers(min(plan.n_readers, self._auto.most), 0)
         if back is not None:
             self._memory.replan(back)
-            self._target = self._policy.under(self._full)
+
+    # --- looking at the machine and the loops
+
+    def note_waiting(self, waiting: bool) -> None:
+        """Take in whether some loop waits, from now until the next call."""
+        now_s = self._clock()
+        if self._was_waiting:
+            self.waited_s += now_s - self._looked_s
+        self._looked_s, self._was_waiting = now_s, waiting
 
     def tick(self) -> None:
         """Look at the machine, and at the loops."""
-        self._heed_pressure()
+        self._look_at_machine()
         elapsed_s = self._clock() - self._window_s
         if elapsed_s >= WINDOW_S:
-            self._heed_loops(elapsed_s)
+            self._look_at_loops(elapsed_s)
 
-    def _heed_pressure(self) -> None:
+    def _look_at_machine(self) -> None:
         plan = self._memory.budget.plan
         try:
             self.shortage = self._read_shortage()
         except OSError:  # no descriptor left to look with
             return
-        now = Target(len(self._ring.slots), len(self._pool.readers), self._target.paused)
+        before = self._policy.under(self._full)
+        now = Target(len(self._ring.slots), len(self._pool.readers), before.paused)
         costs = Costs(plan.slot_bytes, plan.reader_share_bytes, self._promised_slots())
         target = self._policy.step(self.shortage, now, self._full, costs)
-        if target == self._target:
+        if target == before:
             return
         gives = (target.n_slots, target.n_readers, not target.paused) < (
-            self._target.n_slots,
-            self._target.n_readers,
-            not self._target.paused,
+            before.n_slots,
+            before.n_readers,
+            not before.paused,
         )
-        self._target = target
         log.warning(
             "%s: %s left (%s), tasks stalled %.0f%% of the time; %s %s, %s%s",
             "short of memory" if gives else "memory is there again",
@@ -195,17 +274,12 @@ class MemoryController:
             ", batches only for loops that wait" if target.paused else "",
         )
 
-    def _heed_loops(self, elapsed_s: float) -> None:
+    def _look_at_loops(self, elapsed_s: float) -> None:
         """Follow the loops with the number of readers, where that is automatic and memory is not short."""
-        self.note(self._was_waiting)
-        waited_s, busy_s, samples = self._at_window
-        self._at_window = (self.waited_s, *self._work_done())
+        self.note_waiting(self._was_waiting)
+        before, self._at_window = self._at_window, (self.waited_s, *self._work_done(), self._idle_s())
         self._window_s = self._clock()
-        window = Window(
-            (self._at_window[0] - waited_s) / elapsed_s,
-            (self._at_window[1] - busy_s) / elapsed_s,
-            (self._at_window[2] - samples) / elapsed_s,
-        )
+        window = Window(*((now - then) / elapsed_s for now, then in zip(self._at_window, before, strict=True)))
         n_readers = self._memory.budget.plan.n_readers
         settled = n_readers == self._pool.n_readers == sum(reader.ready for reader in self._pool.readers.values())
         is_whole, self._is_whole = self._is_whole, self._is_whole or settled
@@ -214,10 +288,13 @@ class MemoryController:
         wanted = self._auto.step(n_readers, window)
         if wanted == n_readers:
             return
-        plan = self._memory.budget.plan.with_readers(wanted, max(self._promised_slots() + 1, self._ring.leased_slots))
+        self._memory.growth.read_ceiling()
+        least_slots = max(self._promised_slots() + 1, self._ring.leased_slots)
+        plan = self._memory.budget.plan.with_readers(wanted, least_slots)
         if plan is None:
             return
-        self._replan(plan)
+        self._memory.replan(plan)
+        self._is_whole = False
         log.info(
             "num-workers auto: %s in place of %d (loops waited %.0f%% of the time, readers were busy %.0f%%)",
             format_count(wanted, "reader"), n_readers, 100 * window.waited, 100 * window.busy_readers / n_readers,

@@ -1,14 +1,15 @@
-"""What the machine allows: limits on memory, from wherever they come, and how short of it the machine is now.
+"""Looking at the machine: the limits on memory, how short of it the machine is, and what the daemon takes.
 
-Read when the daemon plans (`machine_limits`) and while it runs (`read_shortage`); `budget` and `pressure` decide what
-follows. Every control group above this process counts, v1 and v2: psutil sees none of them. Pages of files that the
-kernel keeps cached do not count as used, since it drops them before it lets anybody go short.
+`machine_limits` is read when the daemon plans or grows, `read_shortage` and `measure` while it runs. `plan`, `pressure`
+and `manager` decide what follows. Every control group above this process counts, v1 and v2: psutil sees none of them.
+Pages of files that the kernel keeps cached do not count as used: it drops them before any process goes short.
 """
 
 from __future__ import annotations
 
 import os
 import select
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,13 +31,13 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Shortage:
-    """How much memory can still be had, where that is least, and how much time tasks lose for want of it.
+    """How much memory is left, in the place with least of it, and how much time tasks lose for want of it.
 
     Attributes:
         headroom_bytes: what can be taken before the machine or a control group has to reclaim what is in use.
-        source: where it is that little.
-        limit_bytes: all that there is there.
-        stalled_percent: the part of the last ten seconds in which some task stood still for memory (PSI).
+        source: that place: the machine, or a control group.
+        limit_bytes: all the memory of that place.
+        stalled_percent: the part of the last ten seconds in which some task waited for memory (PSI).
     """
 
     headroom_bytes: int
@@ -82,24 +83,24 @@ def cgroups() -> list[CgroupMemory]:
 
 
 def cgroup_limits() -> list[Limit]:
-    """Return the limits themselves, whatever is used of them."""
+    """Return the limits of the control groups, without regard to what is used of them."""
     return [Limit(group.limit_bytes, f"cgroup {group.folder}") for group in cgroups()]
 
 
 def short_bytes(limit_bytes: int) -> int:
-    """How little left is short, of so much in all: 64 MiB, or less of a small control group."""
+    """Return how little left is short, of so much in all: 64 MiB, or less of a small control group."""
     return min(SHORT_BYTES, limit_bytes // 16)
 
 
 def ample_bytes(limit_bytes: int) -> int:
-    """How much left is ample."""
+    """Return how much left is ample."""
     return short_bytes(limit_bytes) * AMPLE_BYTES // SHORT_BYTES
 
 
 def machine_limits(own_bytes: int = 0) -> list[Limit]:
-    """Return what the machine and each control group can give, tightest first; `own_bytes` is ours already.
+    """Return what the machine and each control group can give, tightest first; the daemon takes `own_bytes` already.
 
-    What is ample is left alone: a daemon that takes all there is would be short of memory by its own doing.
+    What is ample is left alone: a daemon that takes everything would make itself short of memory.
     """
     memory = psutil.virtual_memory()
     free_bytes = int(memory.available) + own_bytes
@@ -138,13 +139,64 @@ def _number(path: Path) -> int | None:
 
 
 def _file_bytes(path: Path, prefix: str) -> int:
-    """Pages of files that are in `memory.stat`; shared memory is not among them."""
+    """Return the pages of files in `memory.stat`, in bytes; shared memory is not among them."""
     try:
         lines = path.read_text().splitlines()
     except OSError:
         return 0
     names = {f"{prefix}active_file", f"{prefix}inactive_file"}
     return sum(int(value) for name, _, value in (line.partition(" ") for line in lines) if name in names)
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What is in use, in bytes: private memory of each process, the ring, the source's own segments, the queues."""
+
+    processes: dict[int, int]
+    ring_bytes: int
+    source_bytes: int = 0
+    mail_bytes: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        """The footprint that the budget bounds."""
+        return sum(self.processes.values()) + self.ring_bytes + self.source_bytes + self.mail_bytes
+
+
+def process_bytes(pid: int) -> int:
+    """Return Pss_Anon + SwapPss of a process in bytes; 0 if it is gone."""
+    return _sum_of_lines(f"/proc/{pid}/smaps_rollup", (b"Pss_Anon:", b"SwapPss:"))
+
+
+def resident_bytes(pid: int) -> int:
+    """Return all anonymous and swapped-out bytes of a process, those that it shares with a parent in full; 0 if gone.
+
+    Never less than `process_bytes`, and a fifteenth of its price.
+    """
+    return _sum_of_lines(f"/proc/{pid}/status", (b"RssAnon:", b"VmSwap:"))
+
+
+def _sum_of_lines(path: str, names: tuple[bytes, ...]) -> int:
+    """Return the sum in bytes of those lines of a file in /proc, which are in KiB; 0 if the process is gone."""
+    try:
+        with open(path, "rb") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(names))
+
+
+def measure(pids: Iterable[int], ring_bytes: int, source_bytes: int = 0, *, exact: bool = True) -> Footprint:
+    """Measure the processes `pids` and add the segments; an upper bound of it, unless `exact`."""
+    of_process = process_bytes if exact else resident_bytes
+    return Footprint({pid: of_process(pid) for pid in pids}, ring_bytes, source_bytes)
+
+
+def idle_seconds() -> float:
+    """Return for how many seconds the usable cores have been idle so far, or waited for storage, all together."""
+    times = psutil.cpu_times(percpu=True)
+    usable = [times[core] for core in os.sched_getaffinity(0) if core < len(times)]
+    return float(sum(core.idle + core.iowait for core in usable))
 
 
 class StallTrigger:

@@ -1,7 +1,12 @@
 """The memory manager: the ring's growth, the readers' requests, and the check that the budget holds.
 
-Everything that takes memory asks here first (`add_slot`, `serve_wishes`); `verify` measures what is really in use and
-gives back if it is too much. Owned by the daemon's loop; `budget` has the arithmetic.
+    controller --follow(target)--> manager --> ring (slots), pool (readers)
+    readers --serve_requests-->       |
+    loops --growth.reserve_slots-->   +--verify--> gives memory back
+
+Owned by the daemon's loop. Everything that takes memory asks here first. `verify` measures what is really in use. The
+manager alone changes the ring, the pool's size and an automatic budget; the controller decides, `plan` has the sums.
+What it needs from the controller it says in `slots_needed` and `readers_in_the_way`. Nothing of it outlives the daemon.
 """
 
 from __future__ import annotations
@@ -9,11 +14,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 
 from prefetchd.config.units import format_bytes
-from prefetchd.daemon.memory.limits import Limit, cgroup_limits
-from prefetchd.daemon.memory.plan import MIN_SLOTS, Budget, Footprint, Plan, measure
+from prefetchd.daemon.memory.elastic import BudgetGrowth
+from prefetchd.daemon.memory.limits import Footprint, Limit, cgroup_limits, machine_limits, measure
+from prefetchd.daemon.memory.plan import MIN_SLOTS, Budget, Plan
+from prefetchd.daemon.memory.pressure import Target
 from prefetchd.daemon.readers.pool import Pool
 from prefetchd.daemon.readers.reader_handle import ReaderHandle
 from prefetchd.daemon.schedule.cursor import Cursor
@@ -36,9 +44,11 @@ class MemoryManager:
     Args:
         budget: what may be taken and what has been.
         ring: the ring, which it grows and shrinks.
-        pool: the readers, whose wishes it grants.
+        pool: the readers, whose requests it grants and whose number it sets.
         on_removed: called with each slot that is given up.
-        mail_bytes: what consumers' mailboxes take.
+        mail_bytes: what consumers' queues take.
+        read_limits: what the machine allows, tightest first, given what the daemon takes already.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -49,43 +59,75 @@ class MemoryManager:
         *,
         on_removed: Callable[[Slot], None],
         mail_bytes: Callable[[], int] = lambda: 0,
+        read_limits: Callable[[int], Sequence[Limit]] = machine_limits,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.budget = budget
         self.max_footprint_bytes = 0
         self.outgrown_readers = 0
-        self.slots_wanted = budget.plan.n_slots
         self.slots_needed = 0  # for loops that hold many, when memory is short
         self.readers_in_the_way = False  # added for loops that wait, and what they take is needed elsewhere
+        self._target = Target(budget.plan.n_slots, budget.plan.n_readers)
         self._no_growth_ticks = 0
         self._ring = ring
         self._pool = pool
         self._on_removed = on_removed
+        self._clock = clock
         self._mail_bytes = mail_bytes
+        self.growth = BudgetGrowth(budget, lambda: read_limits(self.measure().total_bytes))
         self._warned = False
-        self._grown_out = False
+        self._could_not_grow = False
         self._lately_requested_bytes = 0
         self._ticks = self._ticks_since_request = 0
+        self._ceiling_tick = -1  # when the ceiling of an automatic budget was last read
 
-    def may_grow(self) -> bool:
-        """Whether the plan and the budget hold one more slot, besides the large decodes seen lately."""
-        if self._no_growth_ticks or len(self._ring.slots) >= self.slots_wanted:
-            return False
-        return self.budget.spare_bytes - self._lately_requested_bytes >= self.budget.plan.slot_bytes
+    # --- what the controller decides
 
     def replan(self, plan: Plan) -> None:
         """Let another plan be in force; ring and readers follow as they can."""
         self.budget.plan = plan
-        self.slots_wanted = plan.n_slots
+        self.readers_in_the_way = self.readers_in_the_way and plan.n_readers > plan.asked_readers
 
-    def shrink(self, cursors: Sequence[Cursor]) -> None:
-        """Give back slots beyond what is wanted, those that are needed last first; held ones when they come back."""
-        while (slot := to_give_back(self._ring, cursors, self.slots_wanted)) is not None:
+    def follow(self, target: Target, cursors: Sequence[Cursor], *, is_short: bool = False) -> None:
+        """Take the steps towards `target` that can be taken now; `is_short` if it is below the plan for want of memory.
+
+        A ring that is to shrink gives up free slots at once, those that are needed last first. The others go as their
+        leases come back. A reader is added only when its share is free.
+        """
+        self._target = target
+        if not is_short:
+            self.slots_needed = 0
+        while (slot := to_give_back(self._ring, cursors, target.n_slots)) is not None:
             self.remove_slot(slot)
+        budget, pool = self.budget, self._pool
+        wanted = max(1, target.n_readers)
+        if wanted < pool.n_readers:
+            pool.resize(wanted)
+        while pool.n_readers < wanted:
+            coming = max(0, pool.n_readers + 1 - budget.n_readers) * budget.plan.reader_share_bytes
+            if coming > budget.spare_bytes:
+                break
+            pool.resize(pool.n_readers + 1)
+            budget.n_readers = max(pool.n_readers, len(pool.readers))
+        budget.n_readers = max(pool.n_readers, len(pool.readers))
 
     @property
-    def starved(self) -> bool:
-        """Whether a reader waits for memory that no other decode will give back: only leased slots are left."""
-        return self.budget.large_bytes == 0 and any(reader.needs_bytes for reader in self._pool.readers.values())
+    def is_grown(self) -> bool:
+        """Whether memory is kept for large decodes, and may be given back in some seconds."""
+        return self._lately_requested_bytes > 0
+
+    @property
+    def slots_wanted(self) -> int:
+        """How many slots the ring is to have."""
+        return self._target.n_slots
+
+    # --- the ring
+
+    def may_grow(self) -> bool:
+        """Whether the plan and the budget hold one more slot, besides the large decodes seen lately."""
+        if self._no_growth_ticks or len(self._ring.slots) >= self._target.n_slots:
+            return False
+        return self.budget.spare_bytes - self._lately_requested_bytes >= self.budget.plan.slot_bytes
 
     @property
     def segments(self) -> str:
@@ -104,8 +146,8 @@ class MemoryManager:
         except PrefetchdError:
             segment.close()
             raise
-        slot = self._ring.add(segment)
-        self.budget.ring_bytes += slot.segment.n_bytes
+        self._ring.add(segment)
+        self.budget.ring_bytes += segment.n_bytes
 
     def grow(self) -> None:
         """Add a slot if the machine can give it; if not, the ring stays as it is for a while: it is large enough.
@@ -119,9 +161,9 @@ class MemoryManager:
             if len(self._ring.slots) < MIN_SLOTS and not isinstance(error, BudgetError | OSError):
                 raise
             self._no_growth_ticks = _NO_GROWTH_TICKS
-            if not self._grown_out:
-                self._grown_out = True
-                log.warning("going on with %d of %d slots: %s", len(self._ring.slots), self.slots_wanted, error)
+            if not self._could_not_grow:
+                self._could_not_grow = True
+                log.warning("going on with %d of %d slots: %s", len(self._ring.slots), self._target.n_slots, error)
 
     def remove_slot(self, slot: Slot) -> None:
         """Give a reusable slot back to the machine."""
@@ -130,10 +172,12 @@ class MemoryManager:
         self.budget.ring_bytes -= slot.segment.n_bytes
         self._ring.remove(slot)
 
-    def serve_requests(self, cursors: Sequence[Cursor]) -> None:
-        """Grant the readers that wait for working memory what fits, making room in the ring if need be.
+    # --- large decodes, and loops that hold many batches
 
-        `cursors` tell which batches are needed last, and are given up first.
+    def serve_requests(self, cursors: Sequence[Cursor]) -> None:
+        """Grant the readers that wait for working memory what fits.
+
+        An automatic budget grows for it. Then slots are given up, those first whose batches `cursors` need last.
         """
         readers = sorted(self._pool.readers.values(), key=lambda reader: reader.number)
         self.budget.large_bytes = sum(reader.has_bytes for reader in readers)
@@ -141,8 +185,13 @@ class MemoryManager:
             need = reader.needs_bytes
             if not need:
                 continue
+            if self.budget.spare_bytes < need and self.budget.plan.is_auto:
+                if self._ceiling_tick != self._ticks:
+                    self._ceiling_tick = self._ticks
+                    self.growth.read_ceiling()
+                self.growth.grow_for(need)
             if need > self.budget.largest_decode_bytes:
-                self._refuse_memory(reader, need)
+                reader.deny_memory(self.growth.too_little_memory(need))  # the reader names the sample
                 continue
             while self.budget.spare_bytes < need and len(self._ring.slots) > MIN_SLOTS:
                 slot = needed_last(self._ring, cursors)
@@ -150,45 +199,39 @@ class MemoryManager:
                     break
                 self.remove_slot(slot)
             if self.budget.spare_bytes < need and len(self._ring.slots) <= MIN_SLOTS:
-                self.ask_readers_to_make_way()
+                self._ask_readers_to_make_way()
             self._lately_requested_bytes = max(self._lately_requested_bytes, need)
             self._ticks_since_request = 0
             if self.budget.spare_bytes >= need:
                 self.budget.large_bytes += need
-                self._pool.grant_memory(reader, need)
+                reader.grant_memory(need, self._clock())
 
     def help_stalled(self) -> bool:
-        """Do what there is to do for a loop that stands still while every slot is held; whether there is anything.
+        """Do what can be done for a loop that waits while every slot is held; return whether anything was done.
 
         What was taken from the ring for want of memory, or for more readers, comes back: a loop that holds many batches
         goes on as long as the plan has the slots.
         """
         wanted = min(self.budget.plan.n_slots, self._ring.leased_slots + 2)  # one to grant, one to fill
-        if self.slots_wanted < wanted:
-            self.slots_wanted = self.slots_needed = wanted
+        if self._target.n_slots < wanted:
+            self.slots_needed = max(self.slots_needed, wanted)
             return True
-        return self.ask_readers_to_make_way()
+        return self._ask_readers_to_make_way()
 
-    def ask_readers_to_make_way(self) -> bool:
-        """Have those go that were added for loops that wait, as their memory is needed; whether there are any."""
-        if self.budget.n_readers <= (self.budget.plan.asked_readers or self.budget.n_readers):
+    def _ask_readers_to_make_way(self) -> bool:
+        """Retire the readers that were added for loops that wait, as memory is needed; return whether any are there."""
+        if self.budget.n_readers <= self.budget.plan.asked_readers:
             return False
         self.readers_in_the_way = True
         return True
 
-    def _refuse_memory(self, reader: ReaderHandle, need: int) -> None:
-        chunk = next(iter(reader.chunks.values()))
-        text = (
-            f"cannot decode a sample of epoch {chunk.job.epoch} batch {chunk.job.batch}: it takes "
-            f"{format_bytes(need)} of working memory and the budget of {format_bytes(self.budget.plan.budget_bytes)} "
-            f"can give one decode {format_bytes(self.budget.largest_decode_bytes)}; "
-            f"give --memory-budget {self.budget.budget_for(need)}MiB, or lower --max-image-pixels"
-        )
-        chunk.job.fail(text, "BudgetError")
-        self._pool.deny_memory(reader, text)
+    @property
+    def starved(self) -> bool:
+        """Whether a reader waits for memory that no other decode will give back: only leased slots are left."""
+        return self.budget.large_bytes == 0 and any(reader.needs_bytes for reader in self._pool.readers.values())
 
     def outgrown(self, reader: ReaderHandle, n_bytes: int) -> None:
-        """A reader has found that it takes more than its share: have a fresh one in its place."""
+        """Replace a reader that takes more than its share by a fresh one."""
         self.outgrown_readers += 1
         if self.outgrown_readers == 1:
             log.warning(
@@ -199,8 +242,10 @@ class MemoryManager:
         if not reader.retiring:
             reader.retire()
 
+    # --- what is in use
+
     def measure(self, *, exact: bool = True) -> Footprint:
-        """Measure the footprint now: every process of the daemon, the ring's allocated blocks, mailboxes.
+        """Measure the footprint now: every process of the daemon, the ring's allocated blocks, the queues.
 
         An upper bound of it, unless `exact`: that costs some milliseconds.
         """
@@ -223,6 +268,7 @@ class MemoryManager:
         self._no_growth_ticks = max(0, self._no_growth_ticks - 1)
         if self._ticks_since_request > _FORGET_REQUEST_TICKS:
             self._lately_requested_bytes = 0
+            self.growth.shrink()
         in_force = min([Limit(self.budget.in_force_bytes, "budget"), *cgroup_limits()], key=lambda limit: limit.n_bytes)
         footprint = self.measure(exact=self._ticks % _EXACT_EVERY_TICKS == 1)
         if footprint.total_bytes > in_force.n_bytes:

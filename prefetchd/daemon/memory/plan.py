@@ -1,15 +1,18 @@
-"""The memory budget: what it buys, what is reserved of it, and what is in use. Used by the daemon.
+"""The memory budget: what it buys, and what is reserved of it. Used by the daemon.
 
 Footprint = sum over the daemon and its readers of (Pss_Anon + SwapPss) + the allocated blocks of every segment not yet
-freed. Growth is by reservation: a slot, a reader or a large decode is counted (`Budget`) before it is taken; measuring
-(`Footprint`) only verifies, and shows readers that have grown beyond their share. What bounds it is `limits`' to say.
+freed. Growth is by reservation: a slot, a reader or a large decode is counted (`Budget`) before it is taken. Measuring
+(`limits`) only verifies, and shows readers that have grown beyond their share.
+
+A budget that the user stated is fixed. An automatic one is elastic: it starts with what the options need, and grows up
+to its ceiling, a share of what the machine can spare.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -29,46 +32,57 @@ MIN_SLOTS = 3  # one the loop holds, one granted next, one to fill
 _AUTO_SLOTS = 8
 _AUTO_RING_BYTES = 16 * MIB
 _AUTO_MAX_SLOTS = 64
-_AUTO_LARGE_BYTES = 32 * MIB
-_AUTO_DECODE_BYTES = 78 * MIB  # a photograph of 12 megapixels decoded whole, slots that can be spared given up for it
+_AUTO_LARGE_BYTES = 32 * MIB  # so that the budget need not grow for an ordinary large image
 _MACHINE_SHARE = 0.6
 _READER_SLACK_BYTES = 16 * MIB
 _THREAD_BYTES = 8 * MIB
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What the budget buys.
 
     Attributes:
         budget_bytes: the budget in force.
-        n_readers: reader processes.
-        n_slots: batch buffers.
-        slot_bytes: bytes of each.
+        ceiling_bytes: what an automatic budget may grow to; a stated one is its own ceiling.
+        is_auto: whether the budget is automatic.
+        limited_by: what kept the budget from being larger.
+        limits: what the machine and its control groups allow, tightest first.
+        slot_bytes: bytes of each slot.
         source_bytes: what the source itself holds in memory segments, such as the manifest's index.
         source_reader_bytes: what the source takes in each reader beyond every reader's own.
-        limited_by: what kept the budget from being larger.
+        n_readers: reader processes.
+        asked_readers: readers that the options asked for. `n_readers` follows the loops. What one decode may take
+            depends on these: it must not depend on how loops were waiting.
+        n_slots: batch buffers.
         most_slots: slots that there were before more readers took the place of some.
-        asked_readers: readers that the options asked for, where `n_readers` follows the loops; 0 for `n_readers`. What
-            one decode may take depends on these: it must not on how loops were waiting.
-        limits: what the machine and its control groups allow, tightest first.
+        start_slots, start_large_bytes: what the plan was made with.
     """
 
     budget_bytes: int
-    n_readers: int
-    n_slots: int
-    slot_bytes: int
+    ceiling_bytes: int
+    is_auto: bool
     limited_by: str
-    source_bytes: int = 0
-    source_reader_bytes: int = 0
-    limits: tuple[Limit, ...] = ()
-    most_slots: int = 0
-    asked_readers: int = 0
+    limits: tuple[Limit, ...]
+    slot_bytes: int
+    source_bytes: int
+    source_reader_bytes: int
+    n_readers: int
+    asked_readers: int
+    n_slots: int
+    most_slots: int
+    start_slots: int
+    start_large_bytes: int
 
     @property
     def base_bytes(self) -> int:
         """What the daemon and the source take, before there is a reader or a slot."""
         return DAEMON_BYTES + self.source_bytes
+
+    @property
+    def reader_share_bytes(self) -> int:
+        """Private memory that one reader may take without asking."""
+        return reader_share(self.source_reader_bytes)
 
     @property
     def large_bytes(self) -> int:
@@ -81,18 +95,35 @@ class Plan:
         return self.n_slots * self.slot_bytes
 
     def with_readers(self, n_readers: int, least_slots: int) -> Plan | None:
-        """The same budget with so many readers, slots making room for them; `None` if too few slots would be left."""
-        room = self.budget_bytes - self.base_bytes - n_readers * self.reader_share_bytes
-        n_slots = min(max(self.n_slots, self.most_slots), room // self.slot_bytes)
+        """Return the plan with so many readers; `None` if fewer than `least_slots` slots would be left.
+
+        An automatic budget grows for them; where it cannot, slots make room.
+        """
+        budget = self.budget_bytes
+        if self.is_auto:
+            more = (n_readers - self.n_readers) * self.reader_share_bytes
+            budget = min(max(budget, self.ceiling_bytes), budget + more)
+        left = budget - self.base_bytes - n_readers * self.reader_share_bytes
+        n_slots = min(self.most_slots, left // self.slot_bytes)
         if n_slots < least_slots:
             return None
-        most, asked = max(self.n_slots, self.most_slots), self.asked_readers or self.n_readers
-        return dataclasses.replace(self, n_readers=n_readers, n_slots=n_slots, most_slots=most, asked_readers=asked)
+        return dataclasses.replace(self, budget_bytes=budget, n_readers=n_readers, n_slots=n_slots)
 
-    @property
-    def reader_share_bytes(self) -> int:
-        """Private memory that one reader may take without asking."""
-        return reader_share(self.source_reader_bytes)
+    def with_slots(self, n_slots: int) -> Plan:
+        """Return an automatic plan with `n_slots` slots, or as many as its ceiling allows; the rest stays as it is."""
+        most = (max(self.ceiling_bytes, self.budget_bytes) - self.budget_bytes) // self.slot_bytes
+        n_slots = min(n_slots, self.n_slots + most)
+        budget = self.budget_bytes + (n_slots - self.n_slots) * self.slot_bytes
+        return dataclasses.replace(self, budget_bytes=budget, n_slots=n_slots, most_slots=n_slots)
+
+    def with_large(self, large_bytes: int) -> Plan:
+        """Return an automatic plan with so much for large decodes, or as much as its ceiling allows."""
+        budget = self.budget_bytes + large_bytes - self.large_bytes
+        return dataclasses.replace(self, budget_bytes=min(budget, max(self.ceiling_bytes, self.budget_bytes)))
+
+    def with_limits(self, limits: Sequence[Limit]) -> Plan:
+        """Return an automatic plan whose ceiling follows from what the machine allows now."""
+        return dataclasses.replace(self, limits=tuple(limits), ceiling_bytes=_auto_ceiling(limits))
 
 
 def reader_share(source_reader_bytes: int = 0) -> int:
@@ -101,9 +132,9 @@ def reader_share(source_reader_bytes: int = 0) -> int:
 
 
 def reader_limits(plan: Plan) -> Boot:
-    """Return what each reader is told of its share.
+    """Return the message that gives each reader its share.
 
-    Libraries that users' functions and Parquet bring may start a thread for each core, whose stacks are mapped whole
+    Libraries that users' functions and Parquet bring may start a thread for each core. Their stacks are mapped whole
     and hardly touched: the kernel's limit leaves room for them.
     """
     stacks = usable_cores() * _THREAD_BYTES if plan.source_reader_bytes else 0
@@ -111,7 +142,7 @@ def reader_limits(plan: Plan) -> Boot:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
+    """Return how many cores this process may run on."""
     return len(os.sched_getaffinity(0))
 
 
@@ -128,6 +159,10 @@ def smallest_budget(
     return -(-need // MIB) * MIB
 
 
+def _auto_ceiling(limits: Sequence[Limit]) -> int:
+    return int(limits[0].n_bytes * _MACHINE_SHARE)
+
+
 def make_plan(
     config: Config,
     slot_bytes: int,
@@ -140,9 +175,9 @@ def make_plan(
 ) -> Plan:
     """Decide the budget, the readers and the slots.
 
-    `limits` are what the machine allows, tightest first; the ring has `least_slots` at least.
+    `limits` are what the machine allows, tightest first. The ring has `least_slots` at least.
 
-    A given `num_workers` is kept; where it is 0, fewer readers than cores are taken if the budget holds no more. Where
+    A given `num_workers` is kept. Where it is 0, fewer readers than cores are taken if the budget holds no more. Where
     making a batch `is_cheap`, half as many are taken: more would only keep the daemon and the trainer from the cores.
 
     Raises:
@@ -150,7 +185,8 @@ def make_plan(
     """
     limits = (limits,) if isinstance(limits, Limit) else tuple(limits)
     limit = limits[0]
-    wanted_readers = config.num_workers or (max(1, usable_cores() // 2) if is_cheap else usable_cores())
+    is_auto = config.memory_budget == "auto"
+    n_readers = config.num_workers or (max(1, usable_cores() // 2) if is_cheap else usable_cores())
     wanted_slots = max(
         _AUTO_SLOTS,
         least_slots,
@@ -159,23 +195,20 @@ def make_plan(
     )
     per_reader = reader_share(source_reader_bytes)
     base_bytes = DAEMON_BYTES + source_bytes
-    spare_slots = wanted_slots - max(MIN_SLOTS, least_slots)
-    large_bytes = max(_AUTO_LARGE_BYTES, 0 if is_cheap else _AUTO_DECODE_BYTES - spare_slots * slot_bytes)
-    if config.memory_budget == "auto":
-        comfortable = base_bytes + wanted_readers * per_reader + wanted_slots * slot_bytes + large_bytes
-        budget = min(comfortable, int(limit.n_bytes * _MACHINE_SHARE))
+    if is_auto:
+        comfortable = base_bytes + n_readers * per_reader + wanted_slots * slot_bytes + _AUTO_LARGE_BYTES
+        ceiling = _auto_ceiling(limits)
+        budget = min(comfortable, ceiling)
         limited_by = limit.source if budget < comfortable else "auto"
     else:
         budget = parse_bytes(config.memory_budget, whole_bytes=psutil.virtual_memory().total)
         limited_by = "memory-budget" if budget <= limit.n_bytes else limit.source
-        budget = min(budget, limit.n_bytes)
-    n_readers = wanted_readers
+        budget = ceiling = min(budget, limit.n_bytes)
     source = source_bytes, source_reader_bytes
-    while n_readers > 1 and not config.num_workers:
-        if smallest_budget(n_readers, slot_bytes, *source, least_slots=least_slots) <= budget:
-            break
-        n_readers -= 1
     least = smallest_budget(n_readers, slot_bytes, *source, least_slots=least_slots)
+    while least > budget and n_readers > 1 and not config.num_workers:
+        n_readers -= 1
+        least = smallest_budget(n_readers, slot_bytes, *source, least_slots=least_slots)
     if least > budget:
         readers = format_count(n_readers, "reader")
         raise BudgetError(
@@ -185,11 +218,26 @@ def make_plan(
             f"give --memory-budget {least // MIB}MiB or more, or a smaller --batch-size, --image-size or --num-workers"
             f"{_machine_gives(least, limit)}"
         )
-    room = budget - base_bytes - n_readers * per_reader
-    if config.memory_budget == "auto":
-        room = max(least_slots * slot_bytes, room - large_bytes)
-    n_slots = min(room // slot_bytes, 4 * _AUTO_MAX_SLOTS)
-    return Plan(budget, n_readers, int(n_slots), slot_bytes, limited_by, source_bytes, source_reader_bytes, limits)
+    left = budget - base_bytes - n_readers * per_reader
+    if is_auto:
+        left = max(least_slots * slot_bytes, left - _AUTO_LARGE_BYTES)
+    n_slots = min(left // slot_bytes, max(4 * _AUTO_MAX_SLOTS, least_slots))
+    return Plan(
+        budget_bytes=budget,
+        ceiling_bytes=ceiling,
+        is_auto=is_auto,
+        limited_by=limited_by,
+        limits=limits,
+        slot_bytes=slot_bytes,
+        source_bytes=source_bytes,
+        source_reader_bytes=source_reader_bytes,
+        n_readers=n_readers,
+        asked_readers=n_readers,
+        n_slots=n_slots,
+        most_slots=n_slots,
+        start_slots=n_slots,
+        start_large_bytes=budget - base_bytes - n_readers * per_reader - n_slots * slot_bytes,
+    )
 
 
 def _machine_gives(least: int, limit: Limit) -> str:
@@ -201,56 +249,13 @@ def explain(plan: Plan, segments: str = "") -> str:
     share = format_bytes(plan.reader_share_bytes)
     index = f" and {format_bytes(plan.source_bytes)} for the index" if plan.source_bytes else ""
     others = ", ".join(f"{limit.source} {format_bytes(limit.n_bytes)}" for limit in plan.limits)
+    ceiling = f", growing up to {format_bytes(plan.ceiling_bytes)}" if plan.ceiling_bytes > plan.budget_bytes else ""
     return (
         f"memory: {format_bytes(DAEMON_BYTES)} for the daemon{index}, "
         f"{format_count(plan.n_readers, 'reader')} of {share}, {plan.n_slots} slots of "
         f"{format_bytes(plan.slot_bytes)}{segments}, {format_bytes(plan.large_bytes)} for large images, of a budget of "
-        f"{format_bytes(plan.budget_bytes)} set by {plan.limited_by} (allowed: {others})"
+        f"{format_bytes(plan.budget_bytes)} set by {plan.limited_by}{ceiling} (allowed: {others})"
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Footprint:
-    """What is in use, in bytes: private memory of each process, the ring, the source's own segments, mailboxes."""
-
-    processes: dict[int, int]
-    ring_bytes: int
-    source_bytes: int = 0
-    mail_bytes: int = 0
-
-    @property
-    def total_bytes(self) -> int:
-        """The footprint that the budget bounds."""
-        return sum(self.processes.values()) + self.ring_bytes + self.source_bytes + self.mail_bytes
-
-
-def process_bytes(pid: int) -> int:
-    """Return Pss_Anon + SwapPss of a process in bytes; 0 if it is gone."""
-    try:
-        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
-            lines = file.read().splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith((b"Pss_Anon:", b"SwapPss:")))
-
-
-def resident_bytes(pid: int) -> int:
-    """Return all anonymous and swapped-out bytes of a process, those that it shares with a parent in full; 0 if gone.
-
-    Never less than `process_bytes`, and a fifteenth of its price.
-    """
-    try:
-        with open(f"/proc/{pid}/status", "rb") as file:
-            lines = file.read().splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith((b"RssAnon:", b"VmSwap:")))
-
-
-def measure(pids: Iterable[int], ring_bytes: int, source_bytes: int = 0, *, exact: bool = True) -> Footprint:
-    """Measure the processes `pids` and add the segments; an upper bound of it, unless `exact`."""
-    of_process = process_bytes if exact else resident_bytes
-    return Footprint({pid: of_process(pid) for pid in pids}, ring_bytes, source_bytes)
 
 
 class Budget:
@@ -263,13 +268,10 @@ class Budget:
         self.large_bytes = 0
 
     @property
-    def _fixed_bytes(self) -> int:
-        return self.plan.base_bytes + self.n_readers * self.plan.reader_share_bytes
-
-    @property
     def reserved_bytes(self) -> int:
         """What has been reserved: the base, the readers, the slots, the large decodes."""
-        return self._fixed_bytes + self.ring_bytes + self.large_bytes
+        readers_bytes = self.n_readers * self.plan.reader_share_bytes
+        return self.plan.base_bytes + readers_bytes + self.ring_bytes + self.large_bytes
 
     @property
     def in_force_bytes(self) -> int:
@@ -284,17 +286,21 @@ class Budget:
     @property
     def largest_decode_bytes(self) -> int:
         """The most working memory that one decode can ever be given."""
-        return self.plan.budget_bytes - self._planned_bytes - MIN_SLOTS * self.plan.slot_bytes
+        most = max(self.plan.budget_bytes, self.plan.ceiling_bytes)
+        return most - self._planned_bytes - MIN_SLOTS * self.plan.slot_bytes
 
     def budget_for_slots(self, n_slots: int) -> int:
-        """Return the smallest budget, in MiB, that holds `n_slots` slots."""
-        return -(-(self._planned_bytes + n_slots * self.plan.slot_bytes) // MIB)
+        """Return the smallest budget, in MiB, that holds `n_slots` slots, and no less than today's."""
+        return self._at_least(n_slots * self.plan.slot_bytes)
 
     def budget_for(self, decode_bytes: int) -> int:
-        """Return the smallest budget, in MiB, in which a decode of `decode_bytes` fits."""
-        return -(-(self._planned_bytes + MIN_SLOTS * self.plan.slot_bytes + decode_bytes) // MIB)
+        """Return the smallest budget, in MiB, in which a decode of `decode_bytes` fits, and no less than today's."""
+        return self._at_least(MIN_SLOTS * self.plan.slot_bytes + decode_bytes)
+
+    def _at_least(self, n_bytes: int) -> int:
+        """Return how many MiB hold the base, the readers that were asked for and `n_bytes`."""
+        return -(-max(self.plan.budget_bytes, self._planned_bytes + n_bytes) // MIB)
 
     @property
     def _planned_bytes(self) -> int:
-        n_readers = self.plan.asked_readers or self.plan.n_readers
-        return self.plan.base_bytes + n_readers * self.plan.reader_share_bytes
+        return self.plan.base_bytes + self.plan.asked_readers * self.plan.reader_share_bytes

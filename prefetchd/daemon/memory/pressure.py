@@ -1,19 +1,18 @@
-"""Looking after the pages of caches, in the daemon's tick: dropped where a control group is short of memory.
-
-Pages of files are the kernel's to drop, and it drops them when a control group reaches its limit. But it does so page
-by page, while somebody waits for memory, and it cannot know that a cache's pages are the cheapest to have again. So
-when what a group cannot give up (all but the pages of files) comes near its limit, the caches' pages go at once. One
-that is merely full of pages of files is as it should be: nothing is dropped then.
-
-What to give back when the machine runs short of memory, and when to take it again. Pure: readings in, target out.
+"""What to give back when the machine runs short of memory: the daemon's slots and readers, and the caches' pages.
 
     full --short--> fewer slots --short--> fewer readers --short--> paused     a step at each reading that is short
     full <--ample-- fewer slots <--ample-- fewer readers <--ample-- paused     a step after a calm that lasted
 
-The memory controller uses it at each tick. *Short* and *ample* are far apart, and a step up is taken only after
-`CALM_TICKS` ample readings in a row, in a machine that has room for what the step takes; if it is short again soon, the
-next calm must last twice as long. So it neither flaps nor gives up for good. It never goes below what delivers one
-batch at a time: paused means that batches are made for loops that wait, and not ahead.
+`PressurePolicy` is pure: the memory controller gives it a reading at each tick, and gets a target. *Short* and *ample*
+are far apart. A step up is taken only after `CALM_TICKS` ample readings in a row, in a machine that can spare what the
+step takes. If it is short again soon, the next calm must last twice as long. So it neither flaps nor gives up for good.
+It never goes below what delivers one batch at a time: paused means that batches are made for loops that wait, and not
+ahead.
+
+`CachePages` is called in the daemon's tick. The kernel drops pages of files when a control group reaches its limit, but
+page by page, while somebody waits for memory. It cannot know that a cache's pages are the cheapest to read again. So
+when what a group cannot give up (all but the pages of files) comes near its limit, the caches' pages go at once. A
+group that is merely full of pages of files is as it should be: nothing is dropped then.
 """
 
 from __future__ import annotations
@@ -117,7 +116,7 @@ class PressurePolicy:
 
     @staticmethod
     def _capped(target: Target, full: Target) -> Target:
-        """A target under a plan that has changed meanwhile."""
+        """Return a target as it is under a plan that has changed meanwhile."""
         return Target(min(target.n_slots, full.n_slots), min(target.n_readers, full.n_readers), target.paused)
 
 
@@ -126,7 +125,7 @@ _EVERY_S = 5.0  # dropped pages are read again soon, so dropping them at every t
 
 
 class CachePages:
-    """The caches of one daemon, borrowed.
+    """Drops the pages of the caches of one daemon, borrowed, where a control group is short of memory.
 
     Args:
         caches: all of them.
@@ -146,7 +145,7 @@ class CachePages:
         self._dropped_s = -_EVERY_S
 
     def tick(self) -> None:
-        """Drop the caches' pages if memory is short; have each cache say what it has to say."""
+        """Drop the caches' pages if memory is short; let each cache log its news."""
         for cache in self._caches:
             cache.tick()
         if not self._caches or self._clock() - self._dropped_s < _EVERY_S:

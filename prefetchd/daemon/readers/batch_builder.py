@@ -1,6 +1,6 @@
-"""The batch builder: keeps the readers busy with what the cursors need next, and sees each batch through.
+"""The batch builder: gives the readers what the cursors need next, and sees each batch through.
 
-    scheduler.next_fills -> Job -> chunks in `queue` -> pool -> Done -> tracker (policy) -> READY, or `failed`
+    scheduler.next_fills -> Job -> chunks in `queue` -> pool -> Done -> job tracker (policy) -> READY, or `failed`
 
 Owned by the daemon's loop. A batch that cannot be made is kept in `failed`, for every loop that asks for it, until a
 new loop begins (the file may have been mended by then); its slot goes back to the ring. It borrows ring and pool;
@@ -9,15 +9,19 @@ nothing of it outlives the daemon.
 
 from __future__ import annotations
 
+import bisect
 import functools
+import itertools
 import logging
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from prefetchd.daemon.readers.batch_job import BadSample, Chunk, Failure, Job, JobTracker
+from prefetchd.daemon.readers.batch_job import Chunk, Failure, Job, ReaderEnd
+from prefetchd.daemon.readers.batching import BATCHING
+from prefetchd.daemon.readers.job_tracker import BadSample, JobTracker
 from prefetchd.daemon.readers.pool import Pool
-from prefetchd.daemon.readers.reader_handle import Histogram
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import Dataset
 from prefetchd.daemon.schedule.scheduler import next_fills
@@ -26,15 +30,33 @@ from prefetchd.ring.slots import Key, Ring
 
 log = logging.getLogger("prefetchd")
 
-_CHUNK_S = 0.04
-_CHEAP_BATCH_S = 0.001
-_CHEAP_AT_ONCE = 16
-_RING_PARTS = 4
 _MAX_FAILED = 256
+# A cheap row of an array to a huge image; a wait for a batch that is ready to one for slow storage.
+_BOUNDS_S = (1e-5, 1e-4, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+class Histogram:
+    """How many durations were at most as long as each of `bounds_s`, as Prometheus has them, and their sum."""
+
+    def __init__(self, bounds_s: Sequence[float] = _BOUNDS_S) -> None:
+        self._bounds_s = tuple(bounds_s)
+        self._counts = [0] * (len(self._bounds_s) + 1)  # the last is for those longer than every bound
+        self._sum_s = 0.0
+
+    def observe(self, duration_s: float, times: int = 1) -> None:
+        """Count `times` durations of `duration_s` seconds each."""
+        self._counts[bisect.bisect_left(self._bounds_s, duration_s)] += times
+        self._sum_s += duration_s * times
+
+    def report(self) -> dict[str, Any]:
+        """Return `count`, `sum_s`, and `at_most`: pairs of a bound in seconds and how many were not longer."""
+        so_far = list(itertools.accumulate(self._counts))
+        at_most = [[bound_s, n] for bound_s, n in zip(self._bounds_s, so_far, strict=False)]
+        return {"count": so_far[-1], "sum_s": self._sum_s, "at_most": at_most}
 
 
 class BatchBuilder:
-    """Work in hand: jobs, their chunks, and the batches that failed. A bad sample is logged, or told to `on_bad`."""
+    """Work in hand: jobs, their chunks, and the batches that failed. A bad sample is logged, or given to `on_bad`."""
 
     def __init__(
         self,
@@ -50,22 +72,36 @@ class BatchBuilder:
             JobTracker(
                 dataset.config.on_error,
                 dataset.source.n_samples,
-                self._sample_id_at,
+                self._sample_ids,
                 dataset.source.where,
-                functools.partial(on_bad or _report_bad, dataset),
+                functools.partial(on_bad or _log_bad, dataset),
             )
             for dataset in datasets
         ]
-        self.queue: deque[Chunk] = deque()
+        self._queue: deque[Chunk] = deque()  # in the order of need
+        self._fresh_queue: deque[Chunk] = deque()  # those for fresh readers
         self.failed: dict[Key, Failure] = {}
         self.batches_made = 0
         self.samples_made = 0
         self.sample_seconds = Histogram()
         self.busy_s = 0.0  # that readers spent on samples
         self._jobs: list[Job] = []
+        self._n_begun = 0
         self._full_since: tuple[int, int] | None = None  # slots, and how often one had come back, when all was begun
         self._seconds_per_sample = [0.0 for _ in datasets]
         self._logged: set[str] = set()
+
+    @property
+    def has_jobs(self) -> bool:
+        """Whether a batch is being made."""
+        return bool(self._jobs)
+
+    @property
+    def has_queued(self) -> bool:
+        """Whether a chunk waits for a reader."""
+        return bool(self._queue or self._fresh_queue)
+
+    # --- giving work
 
     def give_work(self, cursors: list[Cursor]) -> None:
         """Give queued chunks to readers that can take one, and begin new batches while some still can."""
@@ -74,44 +110,46 @@ class BatchBuilder:
         self._pool.flush()
 
     def _is_worth_planning(self, cursors: list[Cursor]) -> bool:
-        """Whether to look for batches to begin: where all that fitted was begun the last time, perhaps not yet.
+        """Return whether to look for batches to begin; if all that fitted was begun the last time, perhaps not yet.
 
-        Planning costs as much as a cheap batch: so while nobody stands still, some slots must have come back, or been
-        added.
+        Planning costs as much as a cheap batch. So while nobody waits, some slots must have come back, or been added.
         """
         if self._full_since is None or self._batches_at_once() == 1 or any(cursor.waiting for cursor in cursors):
             return True
         n_slots, n_returned = self._full_since
-        enough = (n_slots - self._ring.leased_slots) // _RING_PARTS  # of those that come round
+        enough = BATCHING.worth_planning(n_slots - self._ring.leased_slots)
         return len(self._ring.slots) != n_slots or self._ring.n_returned - n_returned >= enough
-
-    @property
-    def has_jobs(self) -> bool:
-        """Whether a batch is being made."""
-        return bool(self._jobs)
 
     def _give_queued(self) -> bool:
         """Give queued chunks to readers; return whether some reader wants more than there are."""
-        waiting: list[Chunk] = []  # for a reader that has done nothing yet
-        while self.queue:
-            chunk = self.queue.popleft()
-            if chunk.job.failure is not None:
+        self._give_from(self._fresh_queue)  # before another chunk makes a fresh reader a used one
+        self._give_from(self._queue)
+        return self._pool.wants_more
+
+    def _give_from(self, queue: deque[Chunk]) -> None:
+        waiting: list[Chunk] = []
+        while queue:
+            chunk = queue.popleft()
+            job, tracker = chunk.job, self.trackers[chunk.job.dataset]
+            if job.failure is not None:
+                continue
+            if tracker.settle(chunk):
+                self._after(job)
+                continue
+            if tracker.must_wait(chunk):
+                waiting.append(chunk)
                 continue
             reader = self._pool.pick_reader(chunk)
             if reader is None:
                 waiting.append(chunk)
-                if chunk.fresh:
-                    continue
                 break
-            chunk.job.queued.remove(chunk)
-            chunk.job.out += 1
-            self._ring.add_writer(chunk.job.slot, reader.number)
+            tracker.give(chunk)
+            self._ring.add_writer(job.slot, reader.number)
             self._pool.give(reader, chunk)
-        self.queue.extendleft(reversed(waiting))
-        return self._pool.wants_more
+        queue.extendleft(reversed(waiting))
 
     def _begin_batches(self, cursors: list[Cursor]) -> bool:
-        """Queue the chunks of the batches that are needed next, as many as readers can take; whether there were any."""
+        """Queue the chunks of the batches that are needed next; return whether there were any."""
         limit = self._batches_at_once()
         plans = next_fills(self._ring, cursors, self.failed, limit=limit)
         self._full_since = (len(self._ring.slots), self._ring.n_returned) if len(plans) < limit else None
@@ -120,36 +158,30 @@ class BatchBuilder:
             number, _, batch = plan.key
             n_rows = self._datasets[number].order.rows(batch)
             row_s = self._seconds_per_sample[number] or math.inf
-            job = self.trackers[number].start(plan.slot, plan.key, n_rows, self._chunk_rows(number, n_rows), row_s)
+            self._n_begun += 1
+            chunk_rows = self._chunk_rows(number, n_rows)
+            job = self.trackers[number].start(plan.slot, plan.key, n_rows, chunk_rows, row_s, self._n_begun)
             self._jobs.append(job)
-            self.queue.extend(job.queued)
+            self._after(job)
         return bool(plans)
 
     def _batches_at_once(self) -> int:
-        """One, unless every batch is a single cheap chunk."""
-        cheap = all(self._is_cheap(dataset.number, dataset.config.batch_size) for dataset in self._datasets)
-        return self._pool.n_readers * _CHEAP_AT_ONCE if cheap else 1
-
-    def _is_cheap(self, dataset: int, n_rows: int) -> bool:
-        """Whether `n_rows` samples are one chunk that takes next to no time."""
-        row_s = self._seconds_per_sample[dataset]
-        return 0 < row_s * n_rows < _CHEAP_BATCH_S and n_rows <= self._datasets[dataset].source.max_task_rows
+        """Return one, unless every batch is a single cheap chunk."""
+        for dataset, row_s in zip(self._datasets, self._seconds_per_sample, strict=True):
+            n_rows = dataset.config.batch_size
+            if n_rows > dataset.source.max_task_rows or not BATCHING.is_cheap(n_rows, row_s):
+                return 1
+        return self._pool.n_readers * BATCHING.cheap_at_once
 
     def _chunk_rows(self, dataset: int, n_rows: int) -> int:
-        """An even share for each reader, some milliseconds of work at most; a cheap batch is not cut.
+        most = self._datasets[dataset].source.max_task_rows
+        return BATCHING.chunk_rows(n_rows, self._seconds_per_sample[dataset], self._pool.n_readers, most)
 
-        Each chunk costs the daemon half a millisecond: after a pause nothing of its code is in the processor's caches.
-        """
-        most = min(n_rows, self._datasets[dataset].source.max_task_rows)
-        if self._is_cheap(dataset, most):
-            return most
-        row_s = self._seconds_per_sample[dataset]
-        share = min(most, -(-n_rows // self._pool.n_readers))
-        return max(1, min(share, round(_CHUNK_S / row_s))) if row_s else -(-share // 2)
+    def _sample_ids(self, job: Job, first: int, n_rows: int) -> Sequence[int]:
+        ids: list[int] = self._datasets[job.dataset].order.sample_ids(job.epoch, job.batch, first, n_rows).tolist()
+        return ids
 
-    def _sample_id_at(self, job: Job, row: int) -> int:
-        order = self._datasets[job.dataset].order
-        return int(order.sample_ids(job.epoch, job.batch, row, 1)[0])
+    # --- what becomes of it
 
     def done(self, reader: int, chunk: Chunk, done: reader_messages.Done) -> None:
         """A reader has finished `chunk`."""
@@ -166,16 +198,15 @@ class BatchBuilder:
         self.trackers[number].done(chunk, done.faults, done.rows_left)
         self._after(chunk.job)
 
-    def lost(self, reader: int, chunk: Chunk, suspect: bool, exit_code: int) -> None:
-        """The reader that had `chunk` is gone; `suspect` if it was at work on it."""
-        self.trackers[chunk.job.dataset].lost(chunk, suspect=suspect, exit_code=exit_code)
+    def lost(self, reader: int, chunk: Chunk, end: ReaderEnd) -> None:
+        """The reader that had `chunk` is gone."""
+        self.trackers[chunk.job.dataset].lost(chunk, end)
         self._after(chunk.job)
 
     def stuck(self, pid: int, reader: int, chunk: Chunk) -> None:
         """The reader that had `chunk` cannot be ended: the batch fails; its slot is the reader's until it is gone."""
         job = chunk.job
-        first = chunk.rows[0]
-        sample_id = self._sample_id_at(job, first) if chunk.sample_id is None else chunk.sample_id
+        sample_id = chunk.sample_id if chunk.sample_id is not None else self._sample_ids(job, chunk.rows[0], 1)[0]
         where = self._datasets[job.dataset].source.where(sample_id)
         if job.failure is None:
             job.fail(
@@ -183,17 +214,22 @@ class BatchBuilder:
                 f"cannot be ended, at one of {len(chunk.rows)} samples from {sample_id} ({where}) on; "
                 "see to the file system, then start the epoch again"
             )
-        self.lost(reader, chunk, suspect=False, exit_code=0)
+        self.lost(reader, chunk, ReaderEnd(0, suspect=False))
 
     def gone(self, reader: int) -> None:
         """A reader has exited: it writes nowhere any more."""
         self._ring.reader_exited(reader)
 
     def _after(self, job: Job) -> None:
-        """Queue what a job needs done again; finish or abandon it when nothing is left."""
-        if job.queued:
-            known = set(map(id, self.queue))
-            self.queue.extendleft(chunk for chunk in reversed(job.queued) if id(chunk) not in known)
+        """Queue what a job needs done, in its turn; finish or abandon it when nothing is left."""
+        for chunk in reversed([chunk for chunk in job.queued if not chunk.is_planned]):
+            chunk.is_planned = True
+            queue = self._fresh_queue if chunk.fresh else self._queue
+            place = len(queue)
+            # What is done again goes before its job's other chunks, and never before those of jobs needed sooner.
+            while place and queue[place - 1].job.turn >= job.turn:
+                place -= 1
+            queue.insert(place, chunk)
         if not job.finished:
             return
         self._jobs.remove(job)
@@ -213,7 +249,7 @@ class BatchBuilder:
             log.error("%sepoch %d batch %d: %s", name and f"{name}: ", job.epoch, job.batch, job.failure.text)
 
 
-def _report_bad(dataset: Dataset, sample: BadSample) -> None:
+def _log_bad(dataset: Dataset, sample: BadSample) -> None:
     name = dataset.name and f" of {dataset.name}"
     detail = "\n" + sample.detail.rstrip() if sample.detail else ""
     log.warning("bad sample %d%s: %s: %s%s", sample.sample_id, name, sample.where, sample.reason, detail)

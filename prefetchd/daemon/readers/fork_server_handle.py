@@ -92,7 +92,9 @@ class ForkServerHandle:
         self._was_stopped = stopped
 
     def hang_up(self) -> None:
-        """Close its socket: it kills its children and exits."""
+        """Tell it to stop, and close its socket: it kills its children and exits."""
+        with contextlib.suppress(sockets.ConnectionEnded, BlockingIOError):
+            sockets.send(self._sock, reader_messages.encode(reader_messages.Stop()), wait=False)
         self._sock.close()
 
     def wait(self) -> int:

@@ -1,11 +1,11 @@
 """The pool: starts readers through the fork server, gives them chunks, watches them, replaces them.
 
-    start -> BOOTING -> READY <-> at work (some chunks in hand) -> gone (crash, hang, recycled) -> start
+    start -> BOOTING -> READY <-> at work (some chunks in hand) -> gone (crash, hang, replaced) -> start
 
 Owned by the daemon's loop, which calls back for the sockets that are watched, and `tick` now and then. Every reader has
-a socket of its own (`reader_handle`); nothing is shared between readers, so a killed one blocks nobody. A reader that
-ends unasked, also with status 0, has crashed: its chunks go back to the batch builder, and another reader
-takes its place. The readers of a fork server (`fork_server_handle`) die with it; another one starts others.
+a socket of its own (`reader_handle`). Nothing is shared between readers, so a killed one blocks nobody. A reader that
+ends unasked, also with status 0, has crashed: its chunks go back to the batch builder, and another reader takes its
+place. The readers of a fork server (`fork_server_handle`) die with it; another one starts others.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from prefetchd.daemon.readers.batch_job import Chunk
+from prefetchd.daemon.readers.batch_job import Chunk, ReaderEnd
 from prefetchd.daemon.readers.fork_server_handle import ForkServerHandle
 from prefetchd.daemon.readers.reader_handle import ReaderHandle
 from prefetchd.errors import PrefetchdError, error_from_name
-from prefetchd.ipc import reader_messages
-from prefetchd.ipc import sockets as control
+from prefetchd.ipc import reader_messages, sockets
 from prefetchd.ipc.reader_messages import Done, Message, describe_exit
 from prefetchd.ring.slots import Slot
 
@@ -32,19 +31,19 @@ log = logging.getLogger("prefetchd")
 
 @dataclass(frozen=True, slots=True)
 class PoolEvents:
-    """What the pool tells the daemon.
+    """What the pool calls the daemon with.
 
     Attributes:
         done: a chunk was finished by a reader: (reader, chunk, its report).
-        lost: the reader of a chunk is gone; (reader, chunk, suspect, exit code).
+        lost: the reader of a chunk is gone: (reader, chunk, how it ended).
         stuck: the reader of a chunk was killed and does not end: (reader's pid, reader, chunk).
         gone: a reader has exited and writes nowhere any more.
-        memory: a reader's wish for working memory changed.
-        outgrown: a reader has found that it takes more than its share; (reader, bytes).
+        memory: a reader's request for working memory changed.
+        outgrown: a reader has found that it takes more than its share: (reader, bytes).
     """
 
     done: Callable[[int, Chunk, Done], None]
-    lost: Callable[[int, Chunk, bool, int], None]
+    lost: Callable[[int, Chunk, ReaderEnd], None]
     stuck: Callable[[int, int, Chunk], None]
     gone: Callable[[int], None]
     memory: Callable[[], None]
@@ -52,7 +51,14 @@ class PoolEvents:
 
 
 class Pool:
-    """All readers of one daemon."""
+    """All readers of one daemon. They start at once, and work from `boot` on.
+
+    Args:
+        n_readers: how many.
+        hang_s: for how long one may make no progress, in seconds.
+        watch, unwatch, clock: the loop's.
+        files_to_remove: what the fork server removes should this process be killed.
+    """
 
     def __init__(
         self,
@@ -67,7 +73,7 @@ class Pool:
         self.n_readers = n_readers
         self.crashes = 0
         self._hang_s = hang_s
-        self._events: PoolEvents  # from `boot` on; nothing happens before
+        self._events: PoolEvents
         self._watch = watch
         self._unwatch = unwatch
         self._clock = clock
@@ -75,10 +81,11 @@ class Pool:
         self.readers: dict[int, ReaderHandle] = {}
         self._next_reader = 1
         self._next_task = 1
-        self._briefing: list[tuple[Message, list[int]]] = []
+        self._first_messages: list[tuple[Message, list[int]]] = []
+        self._start_s = 0.05  # that the last reader took to start
         self._boot_failures = 0
         self._stopping = False
-        self._buffer = bytearray(control.MAX_MESSAGE_BYTES)
+        self._buffer = bytearray(sockets.MAX_MESSAGE_BYTES)
         self._fork_server: ForkServerHandle
         self._start_fork_server()
 
@@ -91,14 +98,14 @@ class Pool:
             self._spawn()
 
     def _spawn(self) -> None:
-        ours, theirs = control.socket_pair()
+        ours, theirs = sockets.socket_pair()
         reader = ReaderHandle(self._next_reader, ours, since=self._clock())
         self._next_reader += 1
         self.readers[reader.number] = reader
         self._watch(ours.fileno(), lambda: self._on_reader(reader))
         self._fork_server.spawn(reader.number, theirs.fileno())
         theirs.close()
-        self._brief(reader)
+        self._send_first(reader)
 
     def resize(self, n_readers: int) -> None:
         """Have `n_readers` readers; those beyond finish what they have and go, and only then others come."""
@@ -109,15 +116,15 @@ class Pool:
         for _ in range(n_readers - len(self.readers)):
             self._spawn()
 
-    def boot(self, briefing: list[tuple[Message, list[int]]], events: PoolEvents) -> None:
-        """Tell every reader, also later ones, what to serve: messages and their descriptors, borrowed."""
-        self._briefing = briefing
+    def boot(self, first_messages: list[tuple[Message, list[int]]], events: PoolEvents) -> None:
+        """Send every reader, those to come included, what to serve: messages and their descriptors, borrowed."""
+        self._first_messages = first_messages
         self._events = events
         for reader in self.readers.values():
-            self._brief(reader)
+            self._send_first(reader)
 
-    def _brief(self, reader: ReaderHandle) -> None:
-        for message, fds in self._briefing:
+    def _send_first(self, reader: ReaderHandle) -> None:
+        for message, fds in self._first_messages:
             reader.send(message, fds)
 
     def remove_slot(self, slot: Slot) -> None:
@@ -128,26 +135,26 @@ class Pool:
     # --- work
 
     def pick_reader(self, chunk: Chunk) -> ReaderHandle | None:
-        """Return the least busy reader that can take `chunk`, or `None`.
-
-        Where the chunk needs a fresh reader and none is coming, one that has worked makes way for it.
-        """
-        able = [
-            reader
-            for reader in self.readers.values()
-            if reader.ready and reader.usable and reader.has_room and (reader.fresh or not chunk.fresh)
-        ]
+        """Return the least busy reader that can take `chunk`; if it needs a fresh one, see that there will be one."""
+        able = [reader for reader in self.readers.values() if reader.can_take]
+        able = [reader for reader in able if reader.fresh] if chunk.fresh else self._not_kept(able)
         if able:
             return min(able, key=lambda reader: len(reader.chunks))
         here = [reader for reader in self.readers.values() if not reader.stuck]
-        if chunk.fresh and here and not any(reader.retiring or not reader.ready for reader in here):
+        if chunk.fresh and here and not any(reader.retiring or not reader.ready or reader.fresh for reader in here):
             min(here, key=lambda reader: len(reader.chunks)).retire()
         return None
 
     @property
     def wants_more(self) -> bool:
         """Whether some reader is about to run out of work."""
-        return any(reader.ready and reader.usable and reader.wants_more for reader in self.readers.values())
+        return bool(self._not_kept([reader for reader in self.readers.values() if reader.wants_more]))
+
+    def _not_kept(self, readers: list[ReaderHandle]) -> list[ReaderHandle]:
+        """Return those of `readers` that are not kept for samples in doubt; one that is alone is kept for nothing."""
+        if len(self.readers) < 2:
+            return readers
+        return [reader for reader in readers if not reader.is_kept(self._clock(), self._start_s)]
 
     def give(self, reader: ReaderHandle, chunk: Chunk) -> None:
         """Give a chunk to a reader that `pick_reader` returned; it may go out with the next `flush` only."""
@@ -172,63 +179,54 @@ class Pool:
             for reader in self.readers.values()
         )
 
-    def grant_memory(self, reader: ReaderHandle, n_bytes: int) -> None:
-        """Let a waiting reader go on with `n_bytes` of working memory."""
-        reader.needs_bytes, reader.has_bytes = 0, n_bytes
-        reader.since = self._clock()
-        reader.send(reader_messages.MemoryGranted())
-
-    def deny_memory(self, reader: ReaderHandle, reason: str) -> None:
-        """Tell a waiting reader that it can never have what it needs."""
-        reader.needs_bytes = 0
-        reader.send(reader_messages.MemoryDenied(reason))
-
-    # --- what readers say
+    # --- messages of readers and of the fork server
 
     def _on_reader(self, reader: ReaderHandle) -> None:
         for _ in range(64):
             try:
-                data, fds = control.receive(reader.sock, wait=False, buffer=self._buffer)
+                data, fds = sockets.receive(reader.sock, wait=False, buffer=self._buffer)
             except BlockingIOError:
                 return
-            except control.ConnectionEnded:
+            except sockets.ConnectionEnded:
                 self._unwatch(reader.sock.fileno())  # the fork server reports the exit itself
                 return
-            control.close_all(fds)
+            quiet_s = self._clock() - reader.since
             reader.progressed(self._clock())
             try:
                 message = reader_messages.decode_from_reader(data)
             except reader_messages.DecodeError:
+                sockets.close_all(fds)
                 reader.kill("it sent no message of ours")
                 return
+            if isinstance(message, reader_messages.ReaderReady) and len(fds) == 1 and not reader.ready:
+                reader.stack_fd, fds = fds[0], []
+            sockets.close_all(fds)
             match message:
                 case reader_messages.AllDone():
                     if not all(done.task in reader.chunks for done in message.done):
                         reader.kill("it answered what it was not given")
                         return
                     for done in message.done:
-                        reader.read_s = done.read_s
-                        reader.busy_s += done.took_s
-                        self._events.done(reader.number, reader.finished(done.task), done)
+                        self._events.done(reader.number, reader.finished(done), done)
                 case reader_messages.NeedMemory() as need:
-                    # A second wish of the same decode replaces the first, so that two readers cannot wait in a ring.
+                    # A second request of the same decode replaces the first: two readers cannot wait for each other.
                     reader.needs_bytes, reader.has_bytes = need.n_bytes, 0
                     self._events.memory()
                 case reader_messages.Outgrown(n_bytes=n_bytes):
                     self._events.outgrown(reader, n_bytes)
                 case reader_messages.ReaderReady():
                     reader.ready = True
-                    self._boot_failures = 0
+                    self._start_s, self._boot_failures = quiet_s, 0
                 case reader_messages.BootFailed() as failed:
                     raise error_from_name(failed.error, failed.text)
 
     def _on_fork_server(self) -> None:
         try:
-            said = self._fork_server.receive()
-        except control.ConnectionEnded:
+            received = self._fork_server.receive()
+        except sockets.ConnectionEnded:
             self._fork_server_died()
             return
-        match said:
+        match received:
             case reader_messages.Spawned() as spawned, fds:
                 self.readers[spawned.reader].born(spawned.pid, fds[0])
             case reader_messages.Exited() as exited, _:
@@ -253,7 +251,7 @@ class Pool:
                 self._boot_failures += 1
         # The last first, as each goes to the front of the queue: what was to be done first still is.
         for position, chunk in reversed(list(enumerate(reader.chunks.values()))):
-            self._events.lost(reader.number, chunk, position == 0 and not expected, exit_code)
+            self._events.lost(reader.number, chunk, reader.end(exit_code, suspect=position == 0 and not expected))
         if self._stopping:
             return
         if self._boot_failures >= MAX_BOOT_FAILURES:
@@ -294,11 +292,11 @@ class Pool:
         self._start_fork_server()
         for reader in orphans:
             for position, chunk in reversed(list(enumerate(reader.chunks.values()))):
-                # Suspect too: what takes so much memory that the kernel kills may do that again and again.
-                self._events.lost(reader.number, chunk, position == 0, -signal.SIGKILL)
+                # Suspect too: a sample that takes so much memory that the kernel kills may do so again and again.
+                self._events.lost(reader.number, chunk, reader.end(-signal.SIGKILL, suspect=position == 0))
 
     def _quarantine(self, reader: ReaderHandle) -> None:
-        """Nobody reports this reader's end any more, and it may still write: what is its own stays so until then."""
+        """Nobody reports this reader's end any more, and it may still write: it keeps its slots until it is gone."""
         number, pidfd = reader.number, reader.pidfd
         reader.pidfd = -1
 

@@ -1,15 +1,12 @@
 """The daemon's handle on one reader: its socket and pidfd, what it has in hand, and whether it makes progress.
 
-Owned by the pool. A reader that is stopped, or hangs, is killed by its pidfd, never by its bare pid; what becomes of
-its chunks is decided when its exit is observed, not before; but one that the kernel does not let go, such as in a read
-from a file system that does not answer, is given up as stuck: it keeps its slots until it is gone.
-
-Counts of durations by size, as a Prometheus histogram has them: cheap to add to, plain to report. Pure.
+Owned by the pool. A reader that is stopped, or hangs, is killed by its pidfd, never by its bare pid. Its chunks go to
+others when its exit is observed, not before. One that the kernel does not let go, such as in a read from a file system
+that does not answer, is given up as stuck: it keeps its slots until it is gone.
 """
 
 from __future__ import annotations
 
-import bisect
 import logging
 import math
 import os
@@ -17,50 +14,22 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
-from prefetchd.daemon.readers.batch_job import Chunk
+from prefetchd.daemon.readers.batch_job import Chunk, ReaderEnd
+from prefetchd.daemon.readers.batching import BATCHING
 from prefetchd.ipc import reader_messages, sockets
 from prefetchd.ipc.process import process_state
 from prefetchd.ipc.reader_messages import Message
 from prefetchd.ring.slots import Slot
 
-# A cheap row of an array to a huge image; a wait for a batch that is ready to one for slow storage.
-BOUNDS_S = (1e-5, 1e-4, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-
-
-class Histogram:
-    """How many durations were at most as long as each of `bounds_s`, and their sum."""
-
-    def __init__(self, bounds_s: Sequence[float] = BOUNDS_S) -> None:
-        self._bounds_s = tuple(bounds_s)
-        self._counts = [0] * (len(self._bounds_s) + 1)  # the last is for those longer than every bound
-        self._sum_s = 0.0
-
-    def observe(self, duration_s: float, times: int = 1) -> None:
-        """Count `times` durations of `duration_s` seconds each."""
-        self._counts[bisect.bisect_left(self._bounds_s, duration_s)] += times
-        self._sum_s += duration_s * times
-
-    def report(self) -> dict[str, Any]:
-        """Return `count`, `sum_s`, and `at_most`: pairs of a bound in seconds and how many were not longer."""
-        at_most, so_far = [], 0
-        for bound_s, count in zip(self._bounds_s, self._counts, strict=False):
-            so_far += count
-            at_most.append([bound_s, so_far])
-        return {"count": so_far + self._counts[-1], "sum_s": self._sum_s, "at_most": at_most}
-
-
 log = logging.getLogger("prefetchd")
 
-CHUNKS_IN_HAND = 2
-MAX_CHUNKS_IN_HAND = 32
-_IN_HAND_S = 0.004
-_READS_IN_HAND = 5  # times as long as a read takes, where reads are slow: the estimate of the work is rough
+_MAX_CONFIRMED = 64  # samples that one fresh reader confirms to be bad
 _STOPPED_S = 1.0
 _STACK_S = 0.5
+_MAX_STACK_BYTES = 64 << 10
 _EXIT_S = 2.0
 _STUCK_S = 5.0
 
@@ -73,18 +42,22 @@ class ReaderHandle:
         number: its name on the fork server's socket.
         sock: the daemon's end of its socket, owned.
         pid, pidfd: known once the fork server has forked it; the pidfd is owned.
+        stack_fd: the file that it writes its stack into when it is asked; owned, known once it has booted.
         ready: whether it has booted.
-        fresh: whether it has been given no work yet.
-        retiring: whether it was told to go, so that its end is no crash.
+        fresh: whether it has decoded no sample yet, though it may have refused some.
+        n_confirmed: samples in doubt that it was given while it was fresh.
+        retiring: whether it was asked to go, so that its end is no crash.
         chunks: what it was given and has not answered, in order, by task.
         in_hand_s: how long that will take, in seconds, as far as is known.
         read_s: how long one of its reads takes, where reads are slow; 0 otherwise.
-        outbox: fills that it was given and that are still to be sent, together.
+        unsent: fills that it was given and that are still to be sent, together.
         slots: the slots that it has a map of.
-        closed_slots: those that are gone, and it is still to be told.
+        closed_slots: those that are gone, which its next message says.
         since: when it last made progress, by the monotonic clock, in seconds.
         asked_for_stack: when it was asked for its stack, being hung; 0 if it was not.
         killed_s: when it was killed; 0 if it was not.
+        timeout_s: for how long it was allowed to make no progress, if it was killed for that; 0 otherwise.
+        was_decoding: whether it was then at work on a sample's content.
         stuck: whether it was killed and does not end.
         needs_bytes: the working memory that it waits for.
         has_bytes: the working memory that it was granted.
@@ -96,18 +69,22 @@ class ReaderHandle:
     sock: socket.socket
     pid: int = 0
     pidfd: int = -1
+    stack_fd: int = -1
     ready: bool = False
     fresh: bool = True
+    n_confirmed: int = 0
     retiring: bool = False
     chunks: dict[int, Chunk] = field(default_factory=dict)
     in_hand_s: float = 0.0
     read_s: float = 0.0
-    outbox: list[reader_messages.Fill] = field(default_factory=list)
+    unsent: list[reader_messages.Fill] = field(default_factory=list)
     slots: set[int] = field(default_factory=set)
     closed_slots: list[int] = field(default_factory=list)
     since: float = 0.0
     asked_for_stack: float = 0.0
     killed_s: float = 0.0
+    timeout_s: float = 0.0
+    was_decoding: bool = False
     stuck: bool = False
     needs_bytes: int = 0
     has_bytes: int = 0
@@ -126,14 +103,14 @@ class ReaderHandle:
         return "working" if self.chunks else "idle"
 
     def send(self, message: Message, fds: list[int] | None = None) -> None:
-        """Send a message; a reader that does not read its socket is killed, one that is gone is not told."""
+        """Send a message; a reader that does not read its socket is killed."""
         self.flush()
         self._send(message, fds)
 
     def flush(self) -> None:
         """Send the fills that it was given."""
-        if self.outbox:
-            fills, self.outbox = self.outbox, []
+        if self.unsent:
+            fills, self.unsent = self.unsent, []
             self._send(reader_messages.Fills(fills))
 
     def _send(self, message: Message, fds: list[int] | None = None) -> None:
@@ -142,27 +119,33 @@ class ReaderHandle:
         try:
             sockets.send(self.sock, reader_messages.encode(message), fds or (), wait=False)
         except sockets.ConnectionEnded:
-            pass  # its exit is about to be reported
+            pass  # the fork server reports its exit next
         except BlockingIOError:
             self.kill("it does not read its socket")
 
     @property
-    def has_room(self) -> bool:
-        """Whether it can take another chunk: it has one to do next, and more where they are cheap, or reads slow."""
-        in_hand, enough_s = len(self.chunks), max(_IN_HAND_S, _READS_IN_HAND * self.read_s)
-        return in_hand < CHUNKS_IN_HAND or (in_hand < MAX_CHUNKS_IN_HAND and self.in_hand_s < enough_s)
+    def can_take(self) -> bool:
+        """Whether it can take another chunk."""
+        return self.ready and self.usable and BATCHING.can_take(len(self.chunks), self.in_hand_s, self.read_s)
 
     @property
     def wants_more(self) -> bool:
-        """Whether more batches should be begun for it: of cheap ones many at a time, as planning costs too."""
-        if self.read_s:
-            return self.has_room
-        in_hand = len(self.chunks)
-        return in_hand < CHUNKS_IN_HAND or (in_hand <= MAX_CHUNKS_IN_HAND // 2 and self.in_hand_s < _IN_HAND_S / 2)
+        """Whether more batches should be begun for it."""
+        return self.ready and self.usable and BATCHING.wants_more(len(self.chunks), self.in_hand_s, self.read_s)
 
-    def finished(self, task: int) -> Chunk:
-        """It has answered `task`: return what that was."""
-        chunk = self.chunks.pop(task)
+    def is_kept(self, now_s: float, start_s: float) -> bool:
+        """Return whether to keep it for samples in doubt: it has just confirmed some, and is fresh still.
+
+        It is kept as long as another would take to start, `start_s` seconds: waiting costs no more than that.
+        """
+        return self.fresh and self.n_confirmed > 0 and now_s - self.since < start_s
+
+    def finished(self, done: reader_messages.Done) -> Chunk:
+        """Take in its answer to a task; return what that was."""
+        chunk = self.chunks.pop(done.task)
+        self.read_s = done.read_s
+        self.busy_s += done.took_s
+        self.fresh = self.fresh and bool(done.faults)  # it has decoded a sample
         self.samples += len(chunk.rows)
         left_s = self.in_hand_s - chunk.expected_s
         if not self.chunks or not math.isfinite(left_s):  # what it had in hand was not all known: inf - inf is nan
@@ -176,7 +159,8 @@ class ReaderHandle:
             self.since = now_s
         self.chunks[task] = chunk
         self.in_hand_s += chunk.expected_s
-        self.fresh = False
+        self.n_confirmed += chunk.leaves_fresh
+        self.fresh = self.fresh and chunk.leaves_fresh and self.n_confirmed < _MAX_CONFIRMED
         job, first = chunk.job, chunk.rows[0]
         self._open_slot(job.slot)
         if chunk.compact:
@@ -185,14 +169,24 @@ class ReaderHandle:
             self.send(reader_messages.FillOne(task, job.slot.number, job.dataset, job.epoch, first, chunk.sample_id))
         else:
             n_rows = len(chunk.rows)
-            self.outbox.append(
+            self.unsent.append(
                 reader_messages.Fill(task, job.slot.number, job.dataset, job.epoch, job.batch, first, n_rows)
             )
+
+    def grant_memory(self, n_bytes: int, now_s: float) -> None:
+        """Let it go on, as it waits for working memory, with `n_bytes`."""
+        self.needs_bytes, self.has_bytes, self.since = 0, n_bytes, now_s
+        self.send(reader_messages.MemoryGranted())
+
+    def deny_memory(self, reason: str) -> None:
+        """Answer it, as it waits for working memory, that it can never have that."""
+        self.needs_bytes = 0
+        self.send(reader_messages.MemoryDenied(reason))
 
     def _open_slot(self, slot: Slot) -> None:
         """Give it access to a slot that it is to write to.
 
-        Not before, and slots that are gone are told of here too: a socket holds some 200 messages, and a reader that
+        Not before, and slots that are gone are only named here. A socket holds some 200 messages, and a reader that
         starts, or is at work on one large sample, reads none of them while a ring of many slots grows or shrinks.
         """
         if self.closed_slots:
@@ -203,7 +197,7 @@ class ReaderHandle:
             self._send(reader_messages.MapSlot(slot.number, slot.segment.n_bytes), [slot.segment.fd])
 
     def close_slot(self, slot: Slot) -> None:
-        """The slot, which it does not write to any more, is given up; its memory is free, whoever maps it still."""
+        """The slot, which it does not write to any more, is given up; its memory is free though it maps it still."""
         if slot.number in self.slots:
             self.slots.remove(slot.number)
             self.closed_slots.append(slot.number)
@@ -214,7 +208,7 @@ class ReaderHandle:
         return not self.retiring and not self.stuck
 
     def describe(self, now_s: float) -> str:
-        """Say what it is at: `idle`, `at work for 3 s on epoch 0 batch 4`, `stuck ...`."""
+        """Return what it does: `idle`, `at work for 3 s on epoch 0 batch 4`, `stuck ...`."""
         chunk = next(iter(self.chunks.values()), None)
         if self.stuck:
             return f"stuck in the kernel, killed {now_s - self.killed_s:.0f} s ago"
@@ -226,7 +220,7 @@ class ReaderHandle:
         return f"{what} for {now_s - self.since:.0f} s on epoch {chunk.job.epoch} batch {chunk.job.batch}"
 
     def progressed(self, now_s: float) -> None:
-        """It has said something: whatever it was asked because it seemed hung, it is not."""
+        """It has sent a message, so it does not hang, though it may have been asked for its stack."""
         self.since, self.asked_for_stack = now_s, 0.0
 
     def check_progress(self, now_s: float, hang_s: float) -> None:
@@ -253,17 +247,22 @@ class ReaderHandle:
         if state in ("T", "t"):
             self.kill(f"it is stopped, for {idle_s:.1f} s at least")
         elif self.asked_for_stack and now_s - self.asked_for_stack > _STACK_S:
-            self.kill(f"it made no progress for {idle_s:.0f} s")
+            stack = self._read_stack()
+            self.timeout_s, self.was_decoding = hang_s, at_content(stack)
+            self.kill(f"it has made no progress for {idle_s:.0f} s (state {state}); its stack:\n{stack or 'none came'}")
         elif idle_s > hang_s and not self.asked_for_stack:
-            log.warning(
-                "reader %d (pid %d) has made no progress for %.0f s (state %s); its stack follows",
-                self.number,
-                self.pid,
-                idle_s,
-                state,
-            )
+            if self.stack_fd >= 0:  # both ends share the file's position
+                os.ftruncate(self.stack_fd, 0)
+                os.lseek(self.stack_fd, 0, os.SEEK_SET)
             self.asked_for_stack = now_s
             self._signal(signal.SIGUSR1)
+
+    def _read_stack(self) -> str:
+        return os.pread(self.stack_fd, _MAX_STACK_BYTES, 0).decode(errors="replace") if self.stack_fd >= 0 else ""
+
+    def end(self, exit_code: int, *, suspect: bool) -> ReaderEnd:
+        """Return how it ended, for a chunk that it had; `suspect` if it was at work on it."""
+        return ReaderEnd(exit_code, suspect, self.timeout_s, self.was_decoding)
 
     def kill(self, why: str = "") -> None:
         """Kill it, or see that it is killed as soon as it is born; `why` is logged unless it is empty."""
@@ -284,22 +283,23 @@ class ReaderHandle:
         if not self.retiring:
             self.retiring = True
             self.since = time.monotonic()
-            # In its turn: what it has in hand may ask for memory yet, and must have the answer.
+            # In its turn: what it has in hand may ask for memory yet, and needs the answer.
             self.send(reader_messages.Retire())
 
     def wait_for_exit(self) -> bool:
         """Wait, for a short while, until a killed reader is gone; return whether it is."""
         if self.pidfd < 0:
-            return True  # it was never forked, or not heard of: it had nothing to write to
+            return True  # it was never forked, or had nothing to write to yet
         poll = select.poll()
         poll.register(self.pidfd, select.POLLIN)
         return bool(poll.poll(_EXIT_S * 1000))
 
     def close(self) -> None:
-        """Give its socket and pidfd back."""
+        """Give its socket and descriptors back."""
         self.sock.close()
-        if self.pidfd >= 0:
-            os.close(self.pidfd)
+        for fd in (self.pidfd, self.stack_fd):
+            if fd >= 0:
+                os.close(fd)
 
     def _signal(self, number: signal.Signals) -> None:
         if self.pidfd >= 0:
@@ -307,3 +307,19 @@ class ReaderHandle:
                 signal.pidfd_send_signal(self.pidfd, number)
             except ProcessLookupError:
                 return
+
+
+_PACKAGE = str(Path(__file__).parents[2])
+
+
+def at_content(stack: str) -> bool:
+    """Return whether a reader was at work on a sample's content, such as decoding it, and not waiting for a read.
+
+    `stack` is what `faulthandler` writes: threads, each with its innermost frame first. A reader's main thread is the
+    one that `reader/process.py` runs in. Where its innermost frame of ours is says what it was at.
+    """
+    for thread in stack.split("\n\n"):
+        ours = [line for line in thread.splitlines() if f'"{_PACKAGE}/' in line]
+        if any("/reader/process.py" in line for line in ours):
+            return f'"{_PACKAGE}/data/images/' in ours[0]
+    return False

@@ -37,14 +37,16 @@ class Needs:
 
     def __init__(self, ring: Ring, cursors: Collection[Cursor]) -> None:
         self._ring = ring
-        self._cursors = cursors
         self._never = (len(ring.slots), True)
         self.windows = arrange(cursors, len(ring.slots))
         need: dict[Key, Urgency] = {}
         for window in self.windows:
-            # Of two batches that are needed next, the one for which a loop waits comes first.
-            in_no_hurry = not any(_is_in_a_hurry(ring, member) for member in window.members)
-            needed = {key: (distance, in_no_hurry) for distance, key in enumerate(window.keys)}
+            needed = {key: (distance, True) for distance, key in enumerate(window.keys)}
+            for member in window.members:
+                # Of two batches that are needed next, the one for which a loop waits comes first. Not all of its
+                # window: what a loop that has stopped needs next would be kept from one that waits elsewhere.
+                if _is_in_a_hurry(ring, member) and (key := member.next_key) in needed:
+                    needed[key] = (needed[key][0], False)
             if need:
                 needed.update({key: min(need[key], needed[key]) for key in need.keys() & needed.keys()})
             need.update(needed)
@@ -56,12 +58,8 @@ class Needs:
 
     def could_spare_slot(self, cursor: Cursor) -> bool:
         """Return whether a slot would be given up for the cursor's next batch if the cursor had a window of its own."""
-        reusable = self._ring.reusable_slots()
-        if any(self.of(slot)[0] > 0 for slot in reusable):
-            return True
-        # All are needed next. A loop in a hurry gets one that no other loop in a hurry needs.
-        hurried = {other.next_key for other in self._cursors if _is_in_a_hurry(self._ring, other)}
-        return _is_in_a_hurry(self._ring, cursor) and any(slot.key not in hurried for slot in reusable)
+        urgency = (0, not _is_in_a_hurry(self._ring, cursor))
+        return any(self.of(slot) > urgency for slot in self._ring.reusable_slots())
 
 
 def _is_in_a_hurry(ring: Ring, cursor: Cursor) -> bool:

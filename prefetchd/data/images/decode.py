@@ -207,7 +207,7 @@ def decode_image(
     _check_memory(decode_working_bytes(header, 0, color=color, reduced=reduction))
     raise UndecodableImage(
         f"the {header.format.upper()} data ({header.describe()}) does not decode: {reason}"
-        + ("; convert it to 8 or 16 bits" if header.bits not in (8, 16) else "")
+        + ("; convert it to 8 or 16 bits" if header.bits > 8 and header.bits != 16 else "")
     )
 
 

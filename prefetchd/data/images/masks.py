@@ -5,6 +5,7 @@ Called in readers. A file gives:
 - PNG with a palette (as in PASCAL VOC): the *indices*. OpenCV decodes to colours only, so it gets the file as a grey
   image of the indices: another header, no palette, the same compressed rows.
 - grey of 8 or 16 bits: the pixels; of 1, 2 or 4 bits: scaled to 255, as `cv2.imread` gives them.
+- PGM or PPM in plain text: the numbers, which `cv2.imread` would scale to 255. PBM: 0 and 255.
 - JPEG: grey, and lossy, so class numbers change. Only for pictures that are not classes.
 - colour with three equal channels: that channel. Any other colour image is a bad sample.
 """
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from prefetchd.data.faults import UndecodableImage
+from prefetchd.data.faults import RefusedImage, UndecodableImage
 from prefetchd.data.images import decode
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ def decode_mask(data: memoryview, header: ImageHeader) -> NDArray[Any]:
         UndecodableImage: if it does not decode, or is a colour image.
         MemoryError: if there is not enough memory.
     """
+    if header.is_float:
+        raise RefusedImage(f"the mask is a {header.format.upper()} of floating-point numbers; a mask has integers")
     if header.format == "png" and data[_COLOUR_AT] == _PALETTE:
         bits = data[_BITS_AT]
         indices = decode.decode_image(without_palette(data), header, color="gray", reduction=1)
@@ -46,14 +49,25 @@ def decode_mask(data: memoryview, header: ImageHeader) -> NDArray[Any]:
     if header.format == "jpeg" or header.channels <= 2:
         if header.bits > 8:
             return _decode_deep(data, header)
-        return decode.decode_image(data, header, color="gray", reduction=1)
+        return _unscaled(decode.decode_image(data, header, color="gray", reduction=1), header)
     pixels = decode.decode_image(data, header, color="bgr", reduction=1)
     blue, green, red = cv2.split(pixels)
     if not (np.array_equal(blue, green) and np.array_equal(blue, red)):
         raise UndecodableImage(
             f"the mask is a {header.format.upper()} in colour; a mask has one channel, or a palette (PNG)"
         )
-    return blue
+    return _unscaled(np.asarray(blue), header)
+
+
+def _unscaled(pixels: NDArray[Any], header: ImageHeader) -> NDArray[Any]:
+    """Undo OpenCV's scaling of a plain-text PGM or PPM, from 0 to its largest number, to 0 to 255."""
+    if header.scaled_from in (0, 255):
+        return pixels
+    numbers = np.arange(header.scaled_from + 1)
+    table = np.zeros(256, np.uint8)
+    table[numbers * 255 // header.scaled_from] = numbers
+    numbers_again: NDArray[Any] = table[pixels]
+    return numbers_again
 
 
 def _decode_deep(data: memoryview, header: ImageHeader) -> NDArray[Any]:

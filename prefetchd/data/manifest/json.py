@@ -6,6 +6,7 @@ from JSON members with `json_object` and `json_value`.
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from typing import Any
@@ -33,12 +34,24 @@ def json_object(line: bytes) -> dict[str, Any]:
     try:
         found = msgspec.json.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadLine(f"it is not JSON ({error})") from None
+        found = _with_nan(line)
+        if found is None:
+            raise BadLine(f"it is not JSON ({error})") from None
     except RecursionError:
         raise BadLine("it is nested too deeply") from None
     if not isinstance(found, dict):
         raise NoObject("it is JSON but no object")
     return found
+
+
+def _with_nan(line: bytes) -> Any:
+    """Return what a line with NaN is, which Python's `json` writes though it is no JSON; `None` if that is not why."""
+    if b"NaN" not in line:
+        return None
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
 
 
 def json_value(found: dict[str, Any], key: str) -> Any:

@@ -6,6 +6,7 @@ Called once, by `Manifest.open` in the daemon; readers never import it. Its resu
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import stat
@@ -55,6 +56,11 @@ def open_manifest(config: Config, malformed: list[MalformedLine] | None = None) 
     try:
         is_folder = stat.S_ISDIR(os.stat(source).st_mode)
     except (OSError, ValueError) as error:
+        if glob.has_magic(source) or "{" in source:
+            raise ManifestError(
+                f"cannot open {name}: there is no such file, and patterns name tar shards, Parquet files and .npy "
+                "shards only; give a list file, or a directory"
+            ) from None
         raise cannot_open(name, error) from None
     index_fd = memfd("prefetchd-manifest-index")
     fd = -1

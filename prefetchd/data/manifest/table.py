@@ -14,7 +14,6 @@ from prefetchd.config.options import Config
 from prefetchd.data.labels import (
     ID_NAMES,
     LABEL_NAMES,
-    MASK_NAMES,
     PATH_NAMES,
     LabelKind,
     is_id_name,
@@ -202,12 +201,12 @@ class _Columns:
                     f"({self._listing()}); give a smaller number"
                 )
             return tuple(others[len(others) - wanted :])
-        return self._found_labels(others, MASK_NAMES if config.target == "mask" else LABEL_NAMES, x)
+        return self._found_labels(others, x, are_masks=config.target == "mask")
 
-    def _found_labels(self, others: list[int], known: Sequence[str], x: int) -> tuple[int, ...]:
+    def _found_labels(self, others: list[int], x: int, *, are_masks: bool) -> tuple[int, ...]:
         """Return the label columns among `others`, where no option says which."""
         titles = {column: _text(self._first[column]) if self._header else "" for column in others}
-        usual = known_label(list(titles.values()), known)
+        usual = None if are_masks else known_label(list(titles.values()))
         if usual is not None:
             found = [next(column for column in others if titles[column] == usual)]
         else:

@@ -13,7 +13,7 @@ from typing import Any
 
 from prefetchd.config.options import Config
 from prefetchd.data.files import check_complete, identity_of, write_all
-from prefetchd.data.labels import LABEL_NAMES, PATH_NAMES, BadLabel, Labels, Numbers
+from prefetchd.data.labels import PATH_NAMES, BadLabel, Labels, Numbers, find_label
 from prefetchd.data.parquet.library import load_pyarrow, refusal
 from prefetchd.data.record_index import IndexWriter
 from prefetchd.errors import ManifestError, one_line
@@ -60,7 +60,7 @@ class ParquetIndexer:
                 f"cannot take label_columns={config.label_columns} from {name}: columns have no order; "
                 "name the label columns with y_column, or give 0 for none"
             )
-        self.labels = Labels(name)
+        self.labels = Labels(name, whole=config.label_separator == "")
         self.digest = hashlib.blake2b(digest_size=8)
         self.identities: list[list[int]] = []
         self.largest_bytes = (0, 0)
@@ -131,7 +131,9 @@ class ParquetIndexer:
         if config.y_column is not None:
             self._label_columns = [part.strip() for part in config.y_column.split(",") if part.strip()]
         else:
-            self._label_columns = [key for key in LABEL_NAMES if key in schema.names and key != found][:1]
+            others = [column for column in schema.names if column not in (found, found.split(".")[0])]
+            label = find_label(others, self._name)
+            self._label_columns = [] if label is None else [label]
         for column in self._label_columns:
             self._type_of(schema, column, "y_column")
         if len(self._label_columns) == 1:

@@ -129,7 +129,7 @@ class Column:
         bytes: of the column, decompressed.
         n_batch: rows to decode at a time.
         may_repeat: whether images may repeat.
-        working_bytes: what pyarrow takes while it decodes: a page as stored and decompressed, a dictionary, a batch.
+        working_bytes: what pyarrow takes while it decodes: pages as stored and decompressed, a dictionary, a batch.
     """
 
     n_rows: int
@@ -167,7 +167,8 @@ def describe_column(fd: int, metadata: Any, group: int, name: str) -> Column:
                 mean_bytes = max(mean_bytes, head.uncompressed_bytes // max(1, head.n_dictionary))
                 may_repeat = may_repeat or head.n_dictionary < n_rows
                 working_bytes += 2 * head.uncompressed_bytes  # its page, and the decoder's copy
-        working_bytes += max((head.uncompressed_bytes + head.compressed_bytes for head in heads), default=0)
+        # A page that is larger than the one before is decompressed into a new buffer, beside the old one.
+        working_bytes += max((2 * head.uncompressed_bytes + head.compressed_bytes for head in heads), default=0)
         return Column(n_rows, n_bytes, max(1, _BATCH_BYTES // max(1, mean_bytes)), may_repeat, working_bytes)
 
 

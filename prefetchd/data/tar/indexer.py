@@ -15,7 +15,7 @@ from typing import Any
 from prefetchd.config.options import Config
 from prefetchd.data.files import check_complete, identity, open_regular
 from prefetchd.data.kinds import IMAGE_SUFFIXES
-from prefetchd.data.labels import LABEL_NAMES, BadLabel, Labels, Numbers
+from prefetchd.data.labels import BadLabel, Labels, Numbers, known_label
 from prefetchd.data.manifest.dialect import BadLine, show
 from prefetchd.data.manifest.json import NoObject, json_object, json_value
 from prefetchd.data.record_index import IndexWriter
@@ -62,7 +62,7 @@ class TarIndexer:
     """
 
     def __init__(self, config: Config, name: str) -> None:
-        self.labels = Labels(name)
+        self.labels = Labels(name, whole=config.label_separator == "")
         self.digest = hashlib.blake2b(digest_size=8)
         self.identities: list[list[int]] = []
         self._name = name
@@ -202,7 +202,7 @@ class TarIndexer:
         if b"json" in members:
             member = _one(members, b"json")
             try:
-                key = _usual_key(json_object(_content(headers, member)))
+                key = known_label(list(json_object(_content(headers, member))))
             except NoObject:
                 key = None
             except BadLine as bad:
@@ -239,7 +239,7 @@ class TarIndexer:
                 except BadLine:
                     continue
                 else:
-                    usual = _usual_key(keys)
+                    usual = known_label(list(keys))
                     found += [f"json:{key}" for key in ([usual] if usual else keys)]
         return found
 
@@ -263,12 +263,6 @@ class TarIndexer:
             return [_as_number(part) for part in text.split()]
         except ValueError:
             return text
-
-
-def _usual_key(keys: Iterable[str]) -> str | None:
-    """Return the key of a `.json` member that is usual for labels."""
-    found = set(keys)
-    return next((key for key in LABEL_NAMES if key in found), None)
 
 
 def _parts(option: str | None) -> list[str]:

@@ -36,6 +36,7 @@ class ImageHeader:
         unit_rows: rows that such a JPEG codes together.
         is_float: its components are floating-point numbers.
         compression: how its pixels are compressed, in words, where a format has several ways; empty otherwise.
+        scaled_from: the largest number of a plain-text PGM or PPM of 8 bits, which OpenCV scales to 255; 0 elsewhere.
         block_px: pixels of the largest strip or tile that a TIFF is decoded by.
         n_tiles: tiles that a JPEG 2000 is divided into.
         least_bytes: a file with these pixels cannot be shorter; 0 if nothing is known.
@@ -55,6 +56,7 @@ class ImageHeader:
     unit_rows: int = 8
     is_float: bool = False
     compression: str = ""
+    scaled_from: int = 0
     block_px: int = 0
     n_tiles: int = 1
     least_bytes: int = 0
@@ -74,6 +76,6 @@ class ImageHeader:
     def describe(self) -> str:
         """Return size, channels, bits and compression in words."""
         channels = f"{self.channels} channels" if self.channels != 1 else "1 channel"
-        of_bits = f" of {self.bits} bits" + (" (floating point)" if self.is_float else "")
+        of_bits = f" of {self.bits} bit{'s' if self.bits != 1 else ''}" + (" (floating point)" if self.is_float else "")
         compression = f", {self.compression}" if self.compression else ""
         return f"{self.width_px} x {self.height_px} px, {channels}{of_bits}{compression}"

@@ -38,7 +38,7 @@ def read_jpeg(data: memoryview) -> ImageHeader | None:
         marker = data[position + 1]
         if data[position] != 0xFF or marker in (0x00, 0xFF):
             # Fill bytes, and garbage between segments, which libjpeg skips too.
-            found = _MARKER.search(data, position, position + _MAX_GARBAGE_BYTES - n_garbage)
+            found = _MARKER.search(data, position, position + _MAX_GARBAGE_BYTES - n_garbage + 2)
             if found is None:
                 return None
             n_garbage += found.start() - position

@@ -28,7 +28,7 @@ _SMALLEST_BYTES = 8  # of a PBM with one pixel
 _START_BYTES = 12
 # The first bytes of each format, the most frequent formats first.
 _SIGNATURES: tuple[tuple[bytes, Parser], ...] = (
-    (rb"\xff\xd8", read_jpeg),
+    (rb"\xff\xd8\xff", read_jpeg),
     (rb"\x89PNG\r\n\x1a\n", read_png),
     (rb"RIFF....WEBP", read_webp),
     (rb"GIF8[79]a", read_gif),

@@ -51,6 +51,7 @@ def read_netpbm(data: memoryview) -> ImageHeader | None:
         bits,
         samples_per_px=float(channels),
         compression="" if is_binary else "plain text",
+        scaled_from=0 if is_binary or name == "pbm" or bits > 8 else most,
         least_bytes=found.end() + n_bytes,
     )
 

@@ -1,0 +1,322 @@
+"""Turning a batch into chunks, and the answers of readers into a batch: retries, and the bad-sample policy.
+
+    Job -> chunks -> reader -> Done(faults) | its end -> retry | confirm | skip | substitute | fail
+
+A `Job` is done when no chunk is queued or out. A batch's content depends only on which samples are bad:
+- a fault of the content that needs no fresh reader (a missing file) counts when it is seen twice;
+- one that does (a decoder's refusal) counts when it is seen again, alone, in a fresh reader;
+- what a user's function raises holds for that epoch alone: it draws other numbers in the next, and is asked again;
+- a sample that ends its reader while it is alone there, twice, is bad, if the decoder did it both times (SIGSEGV
+  and the like, an exit of its own); SIGKILL from outside is the environment's doing;
+- so is a sample whose decode takes longer than `reader_timeout` alone, at last in a fresh reader; a read that does is
+  the environment's doing;
+- what the environment does is tried again `ENVIRONMENT_TRIES` times and then fails the batch under any policy.
+Pure: it knows neither processes nor sockets.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from prefetchd.config.options import OnError
+from prefetchd.daemon.readers.batch_job import Chunk, Job, ReaderEnd
+from prefetchd.ipc.reader_messages import Fault
+from prefetchd.ring.slots import Key, Slot
+
+ENVIRONMENT_TRIES = 4
+CRASH_TRIES = 2
+_MAX_SUBSTITUTES = 1000
+_REMEMBERED_BAD = 100
+_REPORTED_BAD = 100_000
+_BLOCK_SAMPLES = 1 << 15
+
+
+class SampleSet:
+    """Sample numbers from 0 on, in blocks of bits that are made as numbers of theirs come in.
+
+    It takes a bit a sample at most, and nothing where there are none. One bitmap for all samples would be made at the
+    start whatever is in it: 512 MiB for the 2**32 rows of a large array.
+    """
+
+    def __init__(self) -> None:
+        self._blocks: dict[int, bytearray] = {}
+
+    def add(self, sample_id: int) -> None:
+        """Put a number in."""
+        number, bit = divmod(sample_id, _BLOCK_SAMPLES)
+        block = self._blocks.setdefault(number, bytearray(_BLOCK_SAMPLES // 8))
+        block[bit // 8] |= 1 << bit % 8
+
+    def __contains__(self, sample_id: int) -> bool:
+        number, bit = divmod(sample_id, _BLOCK_SAMPLES)
+        block = self._blocks.get(number)
+        return block is not None and bool(block[bit // 8] >> bit % 8 & 1)
+
+
+@dataclass(slots=True)
+class BadSample:
+    """A sample found bad: what the log and `status` say of it."""
+
+    sample_id: int
+    where: str
+    reason: str
+    detail: str = ""
+
+
+class JobTracker:
+    """Applies the policy to what the readers report; remembers which samples are bad.
+
+    Args:
+        policy: what `on_error` says.
+        n_samples: of the data set.
+        sample_ids: the samples of a job's rows: (job, first row, rows).
+        where: names a sample, such as by its file and line.
+        on_bad: called with each bad sample, once.
+    """
+
+    def __init__(
+        self,
+        policy: OnError,
+        n_samples: int,
+        sample_ids: Callable[[Job, int, int], Sequence[int]],
+        where: Callable[[int], str],
+        on_bad: Callable[[BadSample], None],
+    ) -> None:
+        self._policy = policy
+        self._n_samples = n_samples
+        self._sample_ids = sample_ids
+        self._where = where
+        self._on_bad = on_bad
+        self.first_bad: list[BadSample] = []
+        self.n_bad = 0
+        self._known_bad = SampleSet()
+        self._deadly: dict[int, BadSample] = {}  # bad ones that end or hang their readers: nobody is sent there again
+        self._bad_in_some_epoch: set[int] = set()  # by functions that draw other numbers in each; reported already
+        self._seen: dict[int, int] = {}  # content faults of a sample not yet confirmed
+        self._environment: dict[tuple[int, int, int], int] = {}
+        self._ends: dict[int, list[ReaderEnd]] = {}  # of readers that ended with a sample alone
+        self._judged: set[int] = set()  # samples whose fault a reader is to confirm now
+
+    def start(self, slot: Slot, key: Key, n_rows: int, chunk_rows: int, row_s: float = math.inf, turn: int = 0) -> Job:
+        """Return a job with its rows, each of which takes about `row_s` seconds, cut into chunks."""
+        job = Job(slot, *key, n_rows, turn)
+        for run in self._runs_to_fill(job):
+            for first in range(run.start, run.stop, chunk_rows):
+                rows = range(first, min(run.stop, first + chunk_rows))
+                job.queued.append(Chunk(job, rows, expected_s=row_s * len(rows)))
+        self._close(job)
+        return job
+
+    def _runs_to_fill(self, job: Job) -> Iterator[range]:
+        """Yield the rows that readers fill, in runs. The policy is applied to those that would end their reader."""
+        first = 0
+        if self._deadly and self._policy != "raise":
+            for row, sample_id in enumerate(self._sample_ids(job, 0, job.n_rows)):
+                if sample_id in self._deadly:
+                    self._bad(job, row, self._deadly[sample_id])
+                    if row > first:
+                        yield range(first, row)
+                    first = row + 1
+        if first < job.n_rows:
+            yield range(first, job.n_rows)
+
+    def give(self, chunk: Chunk) -> None:
+        """`chunk` is given to a reader."""
+        chunk.is_planned = False
+        chunk.job.queued.remove(chunk)
+        chunk.job.out += 1
+        if chunk.doubt is not None:
+            self._judged.add(chunk.doubt.sample_id)
+
+    def must_wait(self, chunk: Chunk) -> bool:
+        """Return whether another reader is about to say what `chunk` would find out."""
+        return chunk.doubt is not None and chunk.doubt.sample_id in self._judged
+
+    def settle(self, chunk: Chunk) -> bool:
+        """Apply the policy without a reader if the sample of `chunk` was found bad meanwhile; return whether it was."""
+        sample_id, doubt = chunk.sample_id, chunk.doubt
+        if sample_id is None or sample_id not in self._known_bad or (doubt is None and sample_id not in self._deadly):
+            return False
+        chunk.job.queued.remove(chunk)
+        sample = self._deadly.get(sample_id)
+        if sample is None:
+            assert doubt is not None
+            sample = BadSample(sample_id, doubt.where, doubt.reason, doubt.detail)
+        self._bad(chunk.job, chunk.rows[0], sample)
+        self._close(chunk.job)
+        return True
+
+    def done(self, chunk: Chunk, faults: list[Fault], rows_left: int = 0) -> None:
+        """A reader finished `chunk`, all rows but the faulty ones and the last `rows_left` being right."""
+        self._back(chunk)
+        if chunk.compact:
+            chunk.job.compacted = True
+            self._environment.pop((chunk.job.epoch, chunk.job.batch, -1), None)
+        if rows_left and chunk.job.failure is None:
+            left = chunk.rows[len(chunk.rows) - rows_left :]
+            chunk.job.queued.appendleft(Chunk(chunk.job, left, chunk.sample_id, chunk.fresh, chunk.doubt))
+        elif chunk.sample_id is not None and not faults:
+            self._seen.pop(chunk.sample_id, None)
+            self._ends.pop(chunk.sample_id, None)
+            self._environment.pop((chunk.job.epoch, chunk.job.batch, chunk.rows[0]), None)
+        for fault in faults:
+            self._fault(chunk, fault)
+        self._close(chunk.job)
+
+    def lost(self, chunk: Chunk, end: ReaderEnd) -> None:
+        """The reader that had `chunk` is gone."""
+        job = chunk.job
+        self._back(chunk)
+        if job.failure is not None:
+            return
+        if chunk.compact and end.suspect:
+            self._lost_in_closing(chunk, end)
+        elif not end.suspect:
+            job.queued.appendleft(chunk)
+        elif chunk.sample_id is None:
+            # Each row alone, so that a second crash names its sample.
+            ids = self._sample_ids(job, chunk.rows[0], len(chunk.rows))
+            alone = [Chunk(job, [row], sample_id) for row, sample_id in zip(chunk.rows, ids, strict=True)]
+            job.queued.extendleft(reversed(alone))
+        else:
+            self._ended_alone(chunk, chunk.sample_id, end)
+        self._close(job)
+
+    def _back(self, chunk: Chunk) -> None:
+        chunk.job.out -= 1
+        if chunk.doubt is not None:
+            self._judged.discard(chunk.doubt.sample_id)
+
+    # --- one fault
+
+    def _fault(self, chunk: Chunk, fault: Fault) -> None:
+        job = chunk.job
+        if job.failure is not None:
+            return
+        if not fault.content:
+            self._environment_fault(chunk, fault)
+            return
+        seen = self._seen.get(fault.sample_id, 0) + 1
+        alone = chunk.sample_id is not None and (chunk.fresh or not fault.needs_fresh_reader)
+        if fault.sample_id in self._known_bad or (alone and seen > 1):
+            self._seen.pop(fault.sample_id, None)
+            sample = BadSample(fault.sample_id, fault.where, fault.reason, fault.detail)
+            self._bad(job, fault.row, sample, lasting=not fault.this_epoch)
+        else:
+            self._seen[fault.sample_id] = seen
+            job.queued.append(Chunk(job, [fault.row], fault.sample_id, fault.needs_fresh_reader, fault))
+
+    def _environment_fault(self, chunk: Chunk, fault: Fault) -> None:
+        job, sample = chunk.job, f"sample {fault.sample_id} ({fault.where or self._where(fault.sample_id)})"
+        if fault.over_budget and chunk.sample_id is not None:  # it was alone: the refusal was for this sample
+            job.fail(f"cannot decode {sample}: {fault.reason}", "BudgetError")
+        elif self._try_again(job, fault.row):
+            job.queued.append(Chunk(job, [fault.row], fault.sample_id, fault.needs_fresh_reader))
+        else:
+            job.fail(
+                f"cannot read {sample}: {fault.reason}, {ENVIRONMENT_TRIES} times; "
+                "see to the machine, then start the epoch again",
+            )
+
+    def _try_again(self, job: Job, row: int) -> bool:
+        """Count a fault of the environment; return whether it is tried again."""
+        key = job.epoch, job.batch, row
+        self._environment[key] = self._environment.get(key, 0) + 1
+        if self._environment[key] < ENVIRONMENT_TRIES:
+            return True
+        del self._environment[key]
+        return False
+
+    def _ended_alone(self, chunk: Chunk, sample_id: int, end: ReaderEnd) -> None:
+        """A reader ended that had this one sample to fill."""
+        job, row = chunk.job, chunk.rows[0]
+        ends = self._ends.setdefault(sample_id, [])
+        ends.append(end)
+        crashes = sum(each.is_by_decoder for each in ends)
+        hangs = sum(each.was_decoding for each in ends)
+        reason = ""
+        if crashes >= CRASH_TRIES:
+            reason = f"it ends the reader that decodes it ({end}), {crashes} times alone"
+        elif hangs >= CRASH_TRIES and chunk.fresh:
+            reason = f"its decode takes longer than reader_timeout={end.timeout_s:g} s, {hangs} times alone"
+        if reason:
+            del self._ends[sample_id]
+            self._deadly[sample_id] = BadSample(sample_id, self._where(sample_id), reason)
+            self._bad(job, row, self._deadly[sample_id])
+        elif len(ends) >= ENVIRONMENT_TRIES:
+            del self._ends[sample_id]
+            remedy = "see what kills it (the kernel's log, memory), then start again"
+            if end.timeout_s:
+                remedy = "see to the storage, or give a longer reader_timeout"
+            job.fail(
+                f"cannot read sample {sample_id} ({self._where(sample_id)}): its reader was ended {len(ends)} times "
+                f"({end}); {remedy}",
+            )
+        else:
+            job.queued.appendleft(Chunk(job, chunk.rows, sample_id, chunk.fresh or end.was_decoding))
+
+    def _lost_in_closing(self, chunk: Chunk, end: ReaderEnd) -> None:
+        """The reader ended while it moved rows together, in which no sample has a part."""
+        job = chunk.job
+        if self._try_again(job, -1):
+            job.queued.appendleft(chunk)
+        else:
+            job.fail(
+                f"cannot make epoch {job.epoch} batch {job.batch}: its reader was ended {ENVIRONMENT_TRIES} times "
+                f"({end}); see what kills it (the kernel's log, memory), then start again"
+            )
+
+    # --- the policy
+
+    def _bad(self, job: Job, row: int, sample: BadSample, lasting: bool = True) -> None:
+        """Apply the policy to a bad sample; a verdict that is not `lasting` is found again in every epoch."""
+        if sample.sample_id not in self._known_bad:
+            is_new = sample.sample_id not in self._bad_in_some_epoch
+            if lasting:
+                self._known_bad.add(sample.sample_id)
+            elif len(self._bad_in_some_epoch) < _REPORTED_BAD:
+                self._bad_in_some_epoch.add(sample.sample_id)
+            if is_new:
+                self.n_bad += 1
+                if len(self.first_bad) < _REMEMBERED_BAD:
+                    self.first_bad.append(sample)
+                self._on_bad(sample)
+        if self._policy == "raise":
+            job.fail(
+                f"cannot use sample {sample.sample_id} ({sample.where}): {sample.reason}; "
+                'mend or remove it, or pass over bad samples with on_error="skip" (or "substitute")',
+            )
+        elif self._policy == "skip":
+            job.skipped.add(row)
+        else:
+            self._substitute(job, row, sample)
+
+    def _substitute(self, job: Job, row: int, sample: BadSample) -> None:
+        """Queue the next sample that is not known to be bad."""
+        most = min(self._n_samples, _MAX_SUBSTITUTES)
+        tried = job.substitutes.get(row, 0)
+        for candidate in itertools.count(sample.sample_id + 1):
+            tried += 1
+            if tried >= most or candidate % self._n_samples not in self._known_bad:
+                break
+        job.substitutes[row] = tried
+        if tried >= most:
+            job.fail(
+                f"cannot substitute sample {sample.sample_id}: the {tried} samples from there on are all bad; "
+                "check the manifest's paths and root",
+            )
+        else:
+            job.queued.append(Chunk(job, [row], candidate % self._n_samples))
+
+    def _close(self, job: Job) -> None:
+        """When the last row is in and some were skipped, queue the task that closes the gaps."""
+        if not job.finished or job.failure is not None or not job.skipped or job.compacted:
+            return
+        kept = [row for row in range(job.n_rows) if row not in job.skipped]
+        if not kept or kept == list(range(len(kept))):
+            job.compacted = True
+        else:
+            job.queued.append(Chunk(job, kept, compact=True))
