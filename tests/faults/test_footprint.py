@@ -163,7 +163,7 @@ def test_large_images_take_turns(serve: Serve, large_and_small: Path, readers: i
     needed = 0
     with (
         prefetchd.batches(daemon="tight") as loader,
-        pytest.raises(prefetchd.BudgetError, match=r"give --memory-budget \d+MiB") as caught,
+        pytest.raises(prefetchd.BudgetError, match=r'give memory_budget="\d+MiB"') as caught,
     ):
         for _ in loader:
             pass

@@ -110,9 +110,9 @@ def test_python_changes_a_daemon_as_the_command_does(serve, photographs):
 def test_what_python_cannot_set_is_an_error_of_its_class_and_changes_nothing(serve, photographs, monkeypatch):
     daemon = serve(photographs, *OPTIONS, "--memory-budget", "120MiB", name="other")
     monkeypatch.setenv("PREFETCHD_NAME", "other")
-    with pytest.raises(prefetchd.BudgetError, match="memory-budget"):
+    with pytest.raises(prefetchd.BudgetError, match="memory_budget"):
         prefetchd.set_options(memory_budget="1MiB")
-    with pytest.raises(prefetchd.ConfigError, match="num-workers"):
+    with pytest.raises(prefetchd.ConfigError, match="num_workers"):
         prefetchd.set_options(num_workers="many")
     with pytest.raises(prefetchd.ConfigError, match="no option was given"):
         prefetchd.set_options()

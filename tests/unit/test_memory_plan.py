@@ -108,7 +108,7 @@ def test_refusal_names_the_smallest_budget_that_works(readers: int, slot_bytes: 
     least = smallest_budget(readers, slot_bytes) // MIB
     with pytest.raises(BudgetError) as caught:
         plan_of(num_workers=readers, memory_budget=f"{least - 1}MiB", slot_bytes=slot_bytes)
-    named = re.search(r"--memory-budget (\d+)MiB or more", str(caught.value))
+    named = re.search(r'memory_budget="(\d+)MiB" or more', str(caught.value))
     assert named is not None
     assert int(named[1]) == least
     assert plan_of(num_workers=readers, memory_budget=f"{least}MiB", slot_bytes=slot_bytes).n_slots >= MIN_SLOTS
@@ -121,7 +121,7 @@ def test_readers_that_were_not_asked_for_are_given_up_first(monkeypatch: pytest.
     assert plan_of(memory_budget=f"{smallest_budget(8, SLOT) // MIB}MiB").n_readers == 8
     with pytest.raises(BudgetError, match="8 reader"):
         plan_of(memory_budget=f"{three}MiB", num_workers=8)
-    with pytest.raises(BudgetError, match=f"give --memory-budget {smallest_budget(1, SLOT) // MIB}MiB"):
+    with pytest.raises(BudgetError, match=f'give memory_budget="{smallest_budget(1, SLOT) // MIB}MiB"'):
         plan_of(memory_budget="20MiB")
 
 
@@ -266,7 +266,7 @@ def test_what_users_functions_take_is_part_of_every_readers_share():
     config = make_config(source="-", num_workers=2, memory_budget=f"{plain // MIB}MiB")
     limit = Limit(1 << 40, "test")
     assert make_plan(config, MIB, limit).n_slots >= 3
-    with pytest.raises(BudgetError, match=f"give --memory-budget {(plain + 60 * MIB) // MIB}MiB"):
+    with pytest.raises(BudgetError, match=f'give memory_budget="{(plain + 60 * MIB) // MIB}MiB"'):
         make_plan(config, MIB, limit, 0, 30 * MIB)
     roomy = make_config(source="-", num_workers=2, memory_budget="1GiB")
     plan = make_plan(roomy, MIB, limit, 0, 30 * MIB)

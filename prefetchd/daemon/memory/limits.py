@@ -15,6 +15,8 @@ from pathlib import Path
 
 import psutil
 
+from prefetchd.ipc.process import memory_bytes
+
 MIB = 1 << 20
 SHORT_BYTES = 64 * MIB
 AMPLE_BYTES = 160 * MIB
@@ -165,7 +167,7 @@ class Footprint:
 
 def process_bytes(pid: int) -> int:
     """Return Pss_Anon + SwapPss of a process in bytes; 0 if it is gone."""
-    return _sum_of_lines(f"/proc/{pid}/smaps_rollup", (b"Pss_Anon:", b"SwapPss:"))
+    return memory_bytes(pid, "smaps_rollup", "Pss_Anon", "SwapPss")
 
 
 def resident_bytes(pid: int) -> int:
@@ -173,17 +175,7 @@ def resident_bytes(pid: int) -> int:
 
     Never less than `process_bytes`, and a fifteenth of its price.
     """
-    return _sum_of_lines(f"/proc/{pid}/status", (b"RssAnon:", b"VmSwap:"))
-
-
-def _sum_of_lines(path: str, names: tuple[bytes, ...]) -> int:
-    """Return the sum in bytes of those lines of a file in /proc, which are in KiB; 0 if the process is gone."""
-    try:
-        with open(path, "rb") as file:
-            lines = file.read().splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(names))
+    return memory_bytes(pid, "status", "RssAnon", "VmSwap")
 
 
 def measure(pids: Iterable[int], ring_bytes: int, source_bytes: int = 0, *, exact: bool = True) -> Footprint:

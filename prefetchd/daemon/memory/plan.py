@@ -215,7 +215,7 @@ def make_plan(
             f"cannot work within a memory budget of {format_bytes(budget)} (from {limited_by}): the daemon takes "
             f"{format_bytes(base_bytes)}, {readers} {format_bytes(n_readers * per_reader)}, and "
             f"{least_slots} slots of {format_bytes(slot_bytes)} {format_bytes(least_slots * slot_bytes)}; "
-            f"give --memory-budget {least // MIB}MiB or more, or a smaller --batch-size, --image-size or --num-workers"
+            f'give memory_budget="{least // MIB}MiB" or more, or a smaller batch_size, image_size or num_workers'
             f"{_machine_gives(least, limit)}"
         )
     left = budget - base_bytes - n_readers * per_reader
