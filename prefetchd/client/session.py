@@ -104,11 +104,12 @@ class Endpoint:
         return self._open()
 
     def _open(self) -> Session:
-        process, timeout_s = None, None
+        private, process, timeout_s = None, None, None
         if self.config is not None and self.shared:
             sock = launch.find_or_start_shared(self.config, self.timeout_s)
         elif self.config is not None:
-            sock, process = launch.start_private(self.config)
+            private = launch.start_private(self.config)
+            sock, process = private.sock, private.process
         else:
             sock, timeout_s = launch.connect(self.daemon, self.timeout_s), self.timeout_s
         from prefetchd.client.connection import Connection  # numpy is imported here, while a private daemon starts
@@ -128,9 +129,14 @@ class Endpoint:
                 self.timeout_s,
             )
             connection.attach(hello, timeout_s)
-        except BaseException:
+        except BaseException as error:
             session.close()
+            if private is not None and isinstance(error, DaemonLost):  # before its first message
+                raise private.failure() from None
             raise
+        finally:
+            if private is not None:
+                private.errors.close()
         return session
 
     def clear_up_after_lost(self) -> None:

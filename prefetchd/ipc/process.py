@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 
 def process_state(pid: int) -> str:
     """Return the kernel's one-letter state of a process (`T` is stopped), or `""` if there is none."""
@@ -38,3 +40,13 @@ def describe_process(pid: int) -> str:
     if state == "D":
         return f"pid {pid} waits in the kernel (state D), such as for a disk or for memory"
     return f"pid {pid} is alive (state {state}); see its log"
+
+
+def describe_exit(exit_code: int) -> str:
+    """Describe how a process ended: `exit status 3`, `killed by SIGSEGV`."""
+    if exit_code >= 0:
+        return f"exit status {exit_code}"
+    try:
+        return f"killed by {signal.Signals(-exit_code).name}"
+    except ValueError:
+        return f"killed by signal {-exit_code}"
