@@ -16,7 +16,6 @@ import threading
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from prefetchd._version import __version__
 from prefetchd.client.channel import Uplink
 from prefetchd.client.leases import Leases
 from prefetchd.client.waiting import LOOK_S, Silence, Stall
@@ -68,17 +67,15 @@ class Connection:
 
         Raises:
             PrefetchdError: what the daemon refuses it with.
-            DaemonLost: if the daemon ends, or does not answer in time.
+            ConnectionEnded: if the daemon ended without a word.
+            DaemonLost: if the daemon does not answer in time.
         """
         try:
             self._uplink.send(hello)
             message = self._wait_for_answer(timeout_s)
         except sockets.ConnectionEnded:
             self._hear_last_words()
-            raise DaemonLost(
-                "cannot attach: the daemon ended while it was starting, or is of another version than this prefetchd "
-                f"{__version__} (protocol {messages.PROTOCOL}); see its log"
-            ) from None
+            raise
         self.info = message
         self._uplink.daemon_name = message.name
         try:

@@ -129,10 +129,16 @@ class Endpoint:
                 self.timeout_s,
             )
             connection.attach(hello, timeout_s)
-        except BaseException as error:
+        except sockets.ConnectionEnded:
             session.close()
-            if private is not None and isinstance(error, DaemonLost):  # before its first message
+            if private is not None:
                 raise private.failure() from None
+            raise DaemonLost(
+                "cannot attach: the daemon ended while it was starting, or is of another version than this prefetchd "
+                f"{__version__} (protocol {messages.PROTOCOL}); see its log"
+            ) from None
+        except BaseException:
+            session.close()
             raise
         finally:
             if private is not None:
