@@ -18,14 +18,15 @@ from typing import IO, Any
 
 from prefetchd.config.convert import absolute_path
 from prefetchd.config.options import PATH_OPTIONS, Config
-from prefetchd.errors import DaemonNotFound, PrefetchdError, error_from_name
-from prefetchd.ipc import child, messages, os_errors, sockets
+from prefetchd.errors import ConfigError, DaemonNotFound, PrefetchdError, error_from_name
+from prefetchd.ipc import child, messages, os_errors, private_sockets, sockets
 from prefetchd.ipc.descriptors import memfd
 from prefetchd.ipc.process import describe_exit, describe_process, process_state
 from prefetchd.ipc.run_directory import daemon_paths, lock_owner, remove_left_files
 
 log = logging.getLogger("prefetchd")
 
+PRIVATE_NAME = "private"  # what people see; no file has it
 _SAY_AFTER_S = 1.0
 _START_S = 2.0  # after which a shared daemon that was started, and does not listen, is looked after again
 _RETRY_S = 0.05
@@ -61,7 +62,7 @@ def start_private(config: Config) -> PrivateDaemon:
     Raises:
         PrefetchdError: if its process cannot be started.
     """
-    config = _with_python_path(config)
+    config = dataclasses.replace(_with_python_path(config), name=PRIVATE_NAME)
     with contextlib.ExitStack() as unless_started, _failures_explained("private"):
         ours, theirs = sockets.socket_pair()
         unless_started.enter_context(ours)
@@ -252,6 +253,36 @@ def connect(name: str, timeout_s: float) -> socket.socket:
             said = True
             log.warning("waiting for the daemon %r: %s (up to %g s)", name, what, timeout_s)
         time.sleep(_RETRY_S)
+
+
+def connect_to_pid(pid: int) -> socket.socket:
+    """Return a socket to the daemon of this user whose process is `pid`, named or private.
+
+    Raises:
+        DaemonNotFound: if there is none.
+    """
+    for name, owner in named_daemons():
+        if owner == pid:
+            return connect(name, timeout_s=0)
+    wanted = None
+    for found, sock in private_sockets.connect_to_all():
+        if found == pid and wanted is None:
+            wanted = sock
+        else:
+            sock.close()
+    if wanted is None:
+        raise DaemonNotFound(f"cannot reach a daemon with pid {pid}: you have none; see prefetchd list")
+    return wanted
+
+
+def named_daemons() -> list[tuple[str, int]]:
+    """Return the name and the pid of each daemon of this user that has a name, by name."""
+    try:
+        names = daemon_paths("default").all_names
+    except ConfigError:  # no run directory can be made here, so none runs
+        return []
+    owners = {paths.name: lock_owner(paths.lock) for paths in names}
+    return sorted((name, pid) for name, pid in owners.items() if pid is not None)
 
 
 def describe_owner(pid: int) -> str:

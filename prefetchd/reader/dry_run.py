@@ -1,6 +1,6 @@
 """The dry run process: attaches to the source as a reader does, runs one good sample, tells what came of it, and ends.
 
-    python -P -m prefetchd.reader.dry_run SOCKET_FD
+    child process prefetchd.reader.dry_run SOCKET_FD
 
 Started by `trial_parent` in the daemon, which see. A few samples over the whole data set are tried until one is good:
 a bad file, or a function that raises for one sample, is no reason not to serve the others. A result of the wrong shape

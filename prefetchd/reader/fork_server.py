@@ -1,6 +1,6 @@
 """The fork server: a small process with one thread that has numpy and cv2 loaded, and forks a reader on request.
 
-    python -P -m prefetchd.reader.fork_server SOCKET_FD DAEMON_PID [FILE ... LOCK]
+    child process prefetchd.reader.fork_server SOCKET_FD DAEMON_PID [FILE ... LOCK]
 
 A fork takes some milliseconds where a fresh interpreter takes a third of a second, and readers share the libraries'
 private pages. It is started before the daemon has any thread, and has none itself, so `fork` is sound. The standard

@@ -99,22 +99,23 @@ class Acceptor:
         if self._listener is not None and self._listener.fileno() >= 0:
             self._loop.watch(self._listener.fileno(), self._accept)
 
-    def admit(self, sock: socket.socket) -> None:
-        """Add a connection, if it is this user's and not one too many."""
+    def admit(self, sock: socket.socket) -> Consumer | None:
+        """Add a connection and return its consumer, if it is this user's and not one too many."""
         try:
             pid, uid, pidfd = sockets.peer(sock)
         except OSError:
             sock.close()
-            return
+            return None
         consumer = Consumer(self._next_consumer, ConsumerSocket(sock), pid, pidfd, self._loop.clock)
         if uid != os.getuid() or not self._has_room():
             why = "another user's process" if uid != os.getuid() else f"{self._max_consumers} are connected already"
             consumer.socket.send(messages.Fatal("DaemonNotFound", f"cannot attach: {why}; run a daemon of your own"))
             sock.close()
             os.close(pidfd)
-            return
+            return None
         self._next_consumer += 1
         self._add(consumer)
+        return consumer
 
     def _has_room(self) -> bool:
         """Return whether one more may connect; if not yet, remove one that has not attached for a while."""

@@ -84,7 +84,7 @@ class ConsumerManager:
         self._acceptor = Acceptor(
             self.consumers, most_consumers(), loop, control, add=self._add, remove=self._remove, linger_s=linger_s
         )
-        self._is_private = False
+        self._starter: Consumer | None = None  # of a private daemon
         self._look_again_s = 0.0
         self._retrying = False
 
@@ -95,9 +95,8 @@ class ConsumerManager:
         self._acceptor.listen(listener)
 
     def serve_only(self, sock: socket.socket) -> None:
-        """Serve one connection, and end the daemon with it."""
-        self._is_private = True
-        self._acceptor.admit(sock)
+        """Serve the connection of the starter of a private daemon, and end the daemon with it."""
+        self._starter = self._acceptor.admit(sock)
 
     def _add(self, consumer: Consumer) -> None:
         self.consumers[consumer.number] = consumer
@@ -111,7 +110,7 @@ class ConsumerManager:
         """End the connection. What the consumer holds, or may have taken, stays until its process ends."""
         self._releases.read_queue(consumer)  # the last views may be recorded there only
         self._close_socket(consumer)
-        if self._is_private:
+        if consumer is self._starter:
             self._control.stop()  # the loader was closed; views outlive the daemon
         elif not self._ring.held_by(consumer.number):
             self._remove(consumer)
