@@ -10,8 +10,9 @@ A plain loader works too, as the endless generator that Keras' users know:
     loader = prefetchd.batches("train.txt", epochs=None, on_hold="copy")
     model.fit(iter(loader), steps_per_epoch=len(loader), epochs=10)
 
-Keras keeps the first two batches of a generator for the whole `fit`; `on_hold="copy"` sees to it that these do not
-occupy two slots of the ring. When a daemon dies, `fit` ends with `DaemonLost`, or waits with `reconnect=True`.
+Keras keeps the first two batches of a generator for the whole `fit`; with `on_hold="copy"` they occupy no slots of the
+ring. When a daemon dies, `fit` ends with `DaemonLost`, or waits with `reconnect=True`. `train.loader.peek()` and
+`train.loader.batch_at(epoch, index)` give single batches, and leave `fit` undisturbed.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ __all__ = ["Dataset", "dataset"]
 def dataset(source: str | bytes | os.PathLike[str] | None = None, **options: Unpack[BatchOptions]) -> Dataset:
     """Return a loader as a `keras.utils.PyDataset`. It takes every option of `prefetchd.batches`.
 
-    Without `on_hold`, batches that Keras keeps are copied rather than waited for (`on_hold="copy"`).
+    The default of `on_hold` is `copy` here: batches that Keras keeps are copied.
 
     Raises:
         PrefetchdError: as `prefetchd.batches`.
@@ -56,15 +57,15 @@ def dataset(source: str | bytes | os.PathLike[str] | None = None, **options: Unp
 
 
 class Dataset(keras.utils.PyDataset):
-    """A loader as Keras wants it: a length, and a batch whenever it asks for one.
+    """A loader in the form that Keras asks for: a length, and a batch for each number.
 
-    Keras asks by number, and shuffles the numbers unless told `shuffle=False`. What it gets are the loader's batches in
-    the loader's order, whose own `shuffle` mixes samples and not just batches; that Keras shuffles changes nothing.
-    Every pass of Keras is the next epoch of the loader. The look that it takes at a model's first batch to build it is
-    such a pass, and uses up an epoch's number and nothing else.
+    Keras asks by number, and shuffles the numbers without `shuffle=False`. It always gets the loader's batches in the
+    loader's order: the loader's own `shuffle` mixes samples, not only batches. Every pass of Keras is the
+    next epoch of the loader. Keras also takes the first batch of a pass to build a model; that uses up the number of an
+    epoch and nothing else.
 
     Attributes:
-        loader: what the batches come from; close it, or this, or drop both.
+        loader: the source of the batches; close it, or this, or drop both.
     """
 
     def __init__(self, loader: Loader) -> None:
@@ -79,7 +80,7 @@ class Dataset(keras.utils.PyDataset):
         return len(self.loader)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        """Return the next batch `x, y` of the pass, whatever its number in Keras' count."""
+        """Return the next batch `x, y` of the pass; Keras' number for it does not matter."""
         del index
         with self._lock:
             batch = next(self._pass, None) if self._pass is not None else None
@@ -89,11 +90,11 @@ class Dataset(keras.utils.PyDataset):
         return batch.x, batch.y
 
     def on_epoch_begin(self) -> None:
-        """Called by Keras: what it asks for from here on is the next epoch, from its start."""
+        """Begin the next epoch; Keras calls this before it asks for its first batch."""
         self._pass = None
 
     def on_epoch_end(self) -> None:
-        """Called by Keras: the pass is over, however far it went."""
+        """End the pass, finished or not; Keras calls this."""
         self._pass = None
 
     def close(self) -> None:

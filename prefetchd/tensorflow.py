@@ -5,8 +5,8 @@
     loader = prefetchd.batches("train.txt", batch_size=64, shuffle=True, on_hold="copy")
     model.fit(prefetchd.tensorflow.dataset(loader), epochs=10)
 
-TensorFlow copies each batch once, into a tensor of its own, in a thread of `tf.data`. `on_hold="copy"` lets it hold as
-many as it likes on the way.
+TensorFlow copies each batch once, into a tensor of its own, in a thread of `tf.data`. With `on_hold="copy"` it may hold
+any number of batches on the way.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def signature(loader: Loader) -> tuple[Any, Any]:
 
 
 def dataset(loader: Loader) -> Any:
-    """Return a `tf.data.Dataset` over `loader`: each time it is iterated over is the loader's next iteration.
+    """Return a `tf.data.Dataset` over `loader`: each iteration over it is the loader's next iteration.
 
-    It knows how many batches there are where an iteration is one epoch, as it is unless `epochs` was given.
+    It knows the number of batches if an iteration is one epoch, which is the default of `epochs`.
     """
     made = tf.data.Dataset.from_generator(lambda: iter(loader), output_signature=signature(loader))
     if loader.epochs == 1:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
 
 from prefetchd.config.options import OPTION_TYPES, OPTIONS
 
@@ -36,9 +37,12 @@ def _flag(match: re.Match[str]) -> str:
         value = re.sub(r",\s*", "x" if "size" in name else ",", value.strip("()").rstrip(","))
     ends = re.search(r"[.]+$", value)  # the full stop of a sentence
     rest = ends[0] if ends and value[:1] not in "\"'" else ""
+    is_quoted = value[:1] in ("'", '"')
     value = value.removesuffix(rest).strip("\"'")
     if OPTION_TYPES[name] is bool and value in ("True", "False"):
         return (flag if value == "True" else flag.replace("--", "--no-", 1)) + rest
+    if is_quoted:
+        value = shlex.quote(value)  # '' for an empty one, and marks that a shell would take for its own
     return f"{flag} {value}{rest}" if value else flag + rest
 
 

@@ -84,6 +84,7 @@ def batches(
             has their numbers). `start` (default) begins at the first batch.
         start_together: how many loaders begin their first epoch together, as in a sweep; waited for up to `timeout`.
         config: a TOML file with options; those given here win. With `daemon`, the file's `source` is the daemon's.
+        **options: the options of the data set and its daemon, `prefetchd.batch_options.DataOptions`.
 
     Raises:
         ConfigError: for an option that is wrong or does not exist, or contradicts the daemon's.

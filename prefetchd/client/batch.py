@@ -1,8 +1,8 @@
-"""One batch as the user's loop gets it: `x, y`, and where it stands in the epoch.
+"""One batch as the user's loop gets it: `x, y`, and its place in the epoch.
 
 It is a named tuple, and so a tree of two leaves to every framework: `jax.tree`, `torch.utils._pytree`, `optree`,
-`keras.tree` and `tf.nest` map over it, and what moves batches between devices (Lightning, Accelerate, `jax.device_put`)
-takes it as it is. A tuple of any other class would be one opaque leaf to them.
+`keras.tree` and `tf.nest` map over it, and Lightning, Accelerate and `jax.device_put` move it between devices as it is.
+A tuple of any other class would be one opaque leaf to them.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 
 class InEpoch:
-    """What a batch tells of its place; a mixin of the named tuples that loaders deliver.
+    """The place of a batch: epoch and number. A mixin of the named tuples that loaders deliver.
 
-    A batch that a framework's tree function has made of another one does not know its place.
+    A batch that a framework's tree function has made from another one has no place.
     """
 
     _grant: Grant | None = None
 
     @property
     def place(self) -> Grant:
-        """All that it tells of its place."""
+        """The grant that the batch came with."""
         if self._grant is None:
             raise AttributeError(
                 "cannot tell the batch's place in the epoch: it was made from another batch; ask the one that the "
@@ -57,9 +57,9 @@ class _Arrays(NamedTuple):
 
 
 class Batch(InEpoch, _Arrays):  # type: ignore[misc]  # index hides tuple.index, on purpose
-    """One batch: unpacks as `x, y`, and tells where it stands in the epoch.
+    """One batch: unpacks as `x, y`, and has its place in the epoch.
 
-    It is made on the way of every batch, so it only keeps what it came with and looks things up when asked.
+    Making one is part of the handoff of every batch, so it computes nothing before it is asked.
 
     Attributes:
         x: the samples: (rows, height, width, channels), or as the `layout` option says.
@@ -72,7 +72,7 @@ class Batch(InEpoch, _Arrays):  # type: ignore[misc]  # index hides tuple.index,
 
     @classmethod
     def over(cls, root: NDArray[np.uint8], rows: int, layout: BatchLayout) -> Batch:
-        """Return the batch of `rows` samples in `root`, the bytes of its slot; what it was granted as is to follow."""
+        """Return the batch of `rows` samples in `root`, the bytes of its slot; the caller adds its grant."""
         batch = tuple.__new__(cls, layout.xy(root, rows))
         batch.root, batch._layout = root, layout
         return batch
@@ -89,7 +89,7 @@ class Batch(InEpoch, _Arrays):  # type: ignore[misc]  # index hides tuple.index,
         return Batch.of(self.place, self.root.copy(), self._layout)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as the slot's bytes, once, with everything that the batch tells."""
+        """Pickle the slot's bytes once, and the place of the batch."""
         if self._grant is None:
             return Batch, tuple(self)
         return Batch.of, (self._grant, self.root, self._layout)

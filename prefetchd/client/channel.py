@@ -1,36 +1,48 @@
-"""The consumer's line to its daemon: sends and receives messages, and waits for a daemon that does not read or answer.
+"""A consumer's socket to its daemon, and the waits for a daemon that does not read, does not answer, or has no slot.
 
-Owned by the `Connection`, which knows what the messages are about. The line never blocks without end: a daemon whose
-socket stays full, or that says nothing, is looked into (`silence`) and given up in the end. When the daemon dies, what
-it said last can still be received.
+The `Connection` owns the channel and knows what the messages mean. The channel never blocks without end: it looks into
+a daemon whose socket stays full or that sends nothing (`AnswerWait`), and gives it up in the end. After the daemon has
+died, its last messages can still be received.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import select
 import socket
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from prefetchd._version import __version__
-from prefetchd.client.waiting import LOOK_S, Silence
-from prefetchd.errors import DaemonNotFound, PrefetchdError
+from prefetchd.client.user_warnings import warn_user
+from prefetchd.errors import DaemonLost, DaemonNotFound, PrefetchdError, RingExhausted
 from prefetchd.ipc import messages, sockets
+from prefetchd.ipc.process import describe_process, process_state
+
+log = logging.getLogger("prefetchd")
+
+LOOK_S = 2.0  # of a wait, after which to look into the daemon
+REPORT_S = 30.0
+GIVE_UP_S = 300.0
+_WARN_S = 1.0  # or half the hold time-out, if that is less
 
 
-class Uplink:
-    """A socket to the daemon whose process is `daemon_pid`; takes `sock` over.
+class Channel:
+    """A socket to the daemon whose process is `daemon_pid`; owns `sock` from then on.
 
     Attributes:
-        daemon_pid: whom one looks into while it says nothing.
-        daemon_name: what it is called; empty until it has let us in.
-        heard: how many messages came from it.
+        daemon_pid: the process to look into while it sends nothing.
+        daemon_name: its name; empty until this consumer is attached.
+        n_received: how many messages came from it.
     """
 
     def __init__(self, sock: socket.socket, daemon_pid: int) -> None:
         self._sock = sockets.OwnedSocket(fileno=sock.detach())
         self.daemon_pid = daemon_pid
         self.daemon_name = ""
-        self.heard = 0
+        self.n_received = 0
         self._poll = select.poll()
         self._poll.register(self._sock, select.POLLIN)
         self._buffer = bytearray(sockets.MAX_MESSAGE_BYTES)
@@ -50,7 +62,7 @@ class Uplink:
             PrefetchdError: if it is no message of this version's.
         """
         data, fds = sockets.receive(self._sock, wait=wait, buffer=self._buffer)
-        self.heard += 1
+        self.n_received += 1
         try:
             return messages.decode_to_consumer(data), fds
         except messages.DecodeError:
@@ -72,25 +84,25 @@ class Uplink:
 
     # --- sending
 
-    def send(self, message: messages.Message) -> None:
-        """Send a message to a daemon that may be stopped, with its socket full: say so, and give it up in the end.
+    def send(self, message: messages.Message, fds: Sequence[int] = ()) -> None:
+        """Send a message and descriptors; wait for a daemon whose socket is full, and give it up in the end.
 
         Raises:
             ConnectionEnded: if the daemon is gone.
             DaemonLost: if it is given up.
         """
         data = messages.encode(message)
-        silence: Silence | None = None
+        wait: AnswerWait | None = None
         while True:
             try:
-                sockets.send(self._sock, data, wait=False)
+                sockets.send(self._sock, data, fds, wait=False)
             except BlockingIOError:
-                silence = self.wait_for_room(silence)
+                wait = self.wait_to_send(wait)
             else:
                 return
 
     def send_at_once(self, message: messages.Message) -> None:
-        """Send a message if there is room for it; else it is not sent.
+        """Send a message if the socket takes it now; else it is not sent.
 
         Raises:
             ConnectionEnded: if the daemon is gone.
@@ -98,22 +110,20 @@ class Uplink:
         with contextlib.suppress(BlockingIOError):
             sockets.send(self._sock, messages.encode(message), wait=False)
 
-    def wait_for_room(self, silence: Silence | None) -> Silence:
-        """Wait until the socket takes something again; return the silence of the whole wait, for the next time."""
-        silence = silence or self.silence()
+    def wait_to_send(self, wait: AnswerWait | None) -> AnswerWait:
+        """Wait for the socket to take something again; return the whole wait, to be given to the next call."""
+        wait = wait or self.begin_wait()
         writable = select.poll()
         writable.register(self._sock, select.POLLOUT)
         if not writable.poll(LOOK_S * 1000):
-            silence.look()
-        return silence
+            wait.look()
+        return wait
 
-    # --- the daemon that says nothing
+    def begin_wait(self, *, ask: bool = False) -> AnswerWait:
+        """Return a wait for the daemon that begins now; with `ask` the daemon is asked for its status after a while."""
+        return AnswerWait(self.daemon_name, self.daemon_pid, self._ask_status if ask else None)
 
-    def silence(self, *, ask: bool = False) -> Silence:
-        """Return a wait for the daemon, that begins now; with `ask` it is asked what it is at."""
-        return Silence(self.daemon_name, self.daemon_pid, self._ask if ask else None)
-
-    def _ask(self) -> None:
+    def _ask_status(self) -> None:
         self.send_at_once(messages.AskStatus(messages.PROTOCOL))
 
     # --- the end
@@ -123,12 +133,129 @@ class Uplink:
         return self._sock.dup()
 
     def shut_down(self) -> None:
-        """End the connection for whoever has its socket: a forked child may have it, too."""
+        """End the connection for every process that has its socket: a forked child may have it too."""
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Give the socket back. What is still sent goes by others' objects of it; nothing more is received."""
+        """Close this socket object. Another object of the connection can still send; nothing more is received."""
         with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RD)  # closing it would wake no loop that waits for it in another thread
+            self._sock.shutdown(socket.SHUT_RD)  # closing alone would not wake a loop that waits in another thread
         self._sock.close()
+
+
+class AnswerWait:
+    """One wait for an answer of the daemon called `name`.
+
+    A daemon that is stopped is named at the first look. One that works is asked what it does, and its answer is logged.
+    One that sends nothing for `GIVE_UP_S`, though asked, is lost.
+
+    Args:
+        name: of the daemon; empty while it is not known.
+        pid: its process.
+        ask: asks it for its status, without waiting. `None` if it cannot be asked: then only a stopped daemon is given
+            up, since there is no bound on how long another takes to start.
+    """
+
+    def __init__(self, name: str, pid: int, ask: Callable[[], None] | None = None) -> None:
+        self._what = f"the daemon {name!r}" if name else "the daemon"
+        self._pid = pid
+        self._ask = ask
+        self._began_s = self._answered_s = self._logged_s = self._looked_s = time.monotonic()
+        self._asked = self._logged_stopped = False
+
+    @property
+    def lasts_s(self) -> float:
+        """How long the wait has lasted."""
+        return time.monotonic() - self._began_s
+
+    def next_look_s(self, timeout_s: float | None) -> float:
+        """Return the seconds until the next look, or until `timeout_s` of the whole wait are over."""
+        return LOOK_S if timeout_s is None else max(0.0, min(LOOK_S, timeout_s - self.lasts_s))
+
+    def look(self) -> None:
+        """Look into the daemon; to be called every `LOOK_S` while nothing comes.
+
+        Raises:
+            DaemonLost: if it is given up.
+        """
+        now_s = time.monotonic()
+        # A job scheduler may have stopped this process, perhaps with the daemon: that time does not count.
+        stopped_s = max(0.0, now_s - self._looked_s - 2 * LOOK_S)
+        self._answered_s, self._looked_s = min(now_s, self._answered_s + stopped_s), now_s
+        is_stopped = process_state(self._pid) in ("T", "t")
+        if not is_stopped and self._ask is None:
+            self._answered_s = now_s
+        if now_s - self._answered_s >= GIVE_UP_S:
+            raise DaemonLost(
+                f"cannot go on: {self._what} has sent nothing for {now_s - self._answered_s:.0f} s: "
+                f"{describe_process(self._pid)}"
+            )
+        if now_s - self._logged_s < REPORT_S and (self._logged_stopped or not is_stopped):
+            return
+        self._logged_s, self._logged_stopped = now_s, is_stopped
+        if is_stopped or self._asked or self._ask is None:
+            what = f"{self._what}, which does not answer: {describe_process(self._pid)}"
+            log.warning("has waited %.0f s for %s", self.lasts_s, what)
+        else:
+            self._asked = True
+            self._ask()
+
+    def answered(self, report: dict[str, Any]) -> None:
+        """Log what the daemon does, as its status report says."""
+        self._answered_s, self._asked = time.monotonic(), False
+        try:
+            readers = "; ".join(f"pid {reader['pid']} {reader['does']}" for reader in report["readers"])
+        except (KeyError, TypeError):
+            readers = "unknown"
+        log.warning(
+            "has waited %.0f s for a batch of %s (pid %d), which works; its readers: %s",
+            self.lasts_s,
+            self._what,
+            self._pid,
+            readers,
+        )
+
+
+class SlotWait:
+    """A wait for a batch that the ring can spare no slot for: warns who holds the slots, then ends in `RingExhausted`.
+
+    The daemon sends `Stalled` when it begins, and again after any consumer has given a slot back: the time runs from
+    the last one.
+
+    Args:
+        hold_timeout_s: how long to wait for a slot.
+    """
+
+    def __init__(self, hold_timeout_s: float) -> None:
+        self._hold_timeout_s = hold_timeout_s
+        self._warn_after_s = min(_WARN_S, hold_timeout_s / 2)
+        self._warned = False
+        self._holders = ""
+        self._since_s = 0.0
+
+    def begin(self, holders: str) -> None:
+        """Begin, or begin again: `holders` hold all slots."""
+        self._holders = holders
+        self._since_s = time.monotonic()
+
+    def look(self) -> float:
+        """Warn once if the wait is long; return the seconds until the next look.
+
+        Raises:
+            RingExhausted: if it has lasted the hold time-out.
+        """
+        lasts_s = time.monotonic() - self._since_s
+        if lasts_s >= self._warn_after_s and not self._warned:
+            self._warned = True
+            warn_user(
+                f"waiting for a slot: {self._holders}; drop batches that you are done with, or pass "
+                f"on_hold='copy' (RingExhausted in {self._hold_timeout_s - lasts_s:.0f} s)"
+            )
+        if lasts_s >= self._hold_timeout_s:
+            raise RingExhausted(
+                f"cannot get the next batch: {self._holders}, and none came back in "
+                f"{self._hold_timeout_s:g} s; copy what you keep (x.copy()), pass on_hold='copy', or give the "
+                "daemon a larger memory_budget"
+            )
+        return min(self._warn_after_s, self._hold_timeout_s - lasts_s)

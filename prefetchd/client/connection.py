@@ -1,10 +1,11 @@
-"""The consumer's side of a connection: attach, cursor, grant -> lease; what becomes of that is `leases`'.
+"""The consumer's side of a connection: it attaches, opens cursors, and turns grants into batches (`leases`).
 
-Messages go by the `Uplink`, which bears with a daemon that says nothing. What it does say is not believed: sizes are
-checked against the segments, and what makes no sense is a `PrefetchdError`. When it dies, that is `DaemonLost`; what
-is held stays readable. A forked child is told that it is one when it asks for a batch.
+Messages go by the `Channel`, which waits for a daemon that sends nothing. The connection trusts no message: sizes are
+checked against the segments, and one that makes no sense is a `PrefetchdError`. When the daemon dies the loop gets
+`DaemonLost`, and batches that are held stay readable. In a forked child every call is refused.
 
-One thread at a time waits for what the daemon says (`_turn`). Another may close the connection, which ends the wait.
+One thread at a time receives messages (`_turn`). Another may close the connection, or begin another loop: the thread
+that waits finds that at the next message, which `Opened` is, and gets an error.
 """
 
 from __future__ import annotations
@@ -13,18 +14,16 @@ import contextlib
 import gc
 import os
 import threading
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Any, NoReturn
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from prefetchd.client.channel import Uplink
+from prefetchd.client.attach import Attachment, attach
+from prefetchd.client.channel import GIVE_UP_S, LOOK_S, AnswerWait, Channel, SlotWait
+from prefetchd.client.iteration import PassEnded, superseded
 from prefetchd.client.leases import Leases
-from prefetchd.client.waiting import LOOK_S, Silence, Stall
 from prefetchd.errors import DaemonLost, PrefetchdError, error_from_name
 from prefetchd.ipc import messages, sockets
-from prefetchd.ipc.descriptors import read_classes
-from prefetchd.ipc.process import describe_process
-from prefetchd.ring.layout import BatchLayout, layout_from_wire
-from prefetchd.ring.queues import GrantReader, ReturnWriter
 
 if TYPE_CHECKING:
     import mmap
@@ -34,74 +33,74 @@ if TYPE_CHECKING:
     from prefetchd.ring.queues import Grant
     from prefetchd.sampling.sharding import Shard
 
+T = TypeVar("T")
 
-class PassEnded(PrefetchdError):
-    """The pass that a group shares is over; the loader ends its loop."""
+
+def connect(
+    sock: socket.socket,
+    daemon_pid: int,
+    request: messages.Attach,
+    timeout_s: float | None,
+    *,
+    writable: bool,
+    hold_timeout_s: float,
+) -> Connection:
+    """Return an attached connection over `sock`, which it owns; raises as `attach`."""
+    channel = Channel(sock, daemon_pid)
+    try:
+        attachment = attach(channel, request, timeout_s)
+    except BaseException:
+        channel.shut_down()
+        channel.close()
+        raise
+    return Connection(channel, attachment, writable=writable, hold_timeout_s=hold_timeout_s)
 
 
 class Connection:
-    """One attached consumer. Owns its uplink and leases; these live on until no view of them is left."""
+    """One attached consumer. Owns its channel, queues and leases; the leases live until no view of them is left.
 
-    def __init__(self, sock: socket.socket, daemon_pid: int, *, writable: bool, hold_timeout_s: float) -> None:
-        self._uplink = Uplink(sock, daemon_pid)
+    Attributes:
+        info: the daemon's answer to `Attach`.
+        layout: of the batches.
+        classes: the names of the classes by number, where labels are text.
+    """
+
+    def __init__(self, channel: Channel, attachment: Attachment, *, writable: bool, hold_timeout_s: float) -> None:
+        self.info = attachment.info
+        self.layout = attachment.layout
+        self.classes = attachment.classes
+        self._channel = channel
+        self._grants = attachment.grants
+        self._returns = attachment.returns
+        self._leases = Leases(channel.dup(), self.layout, self._grants, self._returns, writable=writable)
         self._pid = os.getpid()
-        self._writable = writable
         self._hold_timeout_s = hold_timeout_s
         self._turn = threading.RLock()
-        self._heard = 0  # as the uplink has: `next_batch` looks at it, and at nothing that is further away
-        self._mailbox: GrantReader
-        self._returns: ReturnWriter
-        self._leases: Leases
+        self._n_received = channel.n_received  # copied here since every batch looks at it
+        self._opened: messages.Opened | None = None
         self._closing = False
-        self._attached = False
-        self.classes: tuple[str, ...] | None = None
-        self.info: messages.Attached
-        self.layout: BatchLayout
 
-    def attach(self, hello: messages.Attach, timeout_s: float | None) -> None:
-        """Introduce this consumer.
+    @property
+    def daemon_pid(self) -> int:
+        """The daemon's process."""
+        return self._channel.daemon_pid
 
-        Args:
-            hello: what it says of itself.
-            timeout_s: how long to wait for the answer; `None` for as long as the daemon lives.
+    def add_connection(self) -> socket.socket:
+        """Return a socket to the same daemon, for another consumer of this process.
 
         Raises:
-            PrefetchdError: what the daemon refuses it with.
-            ConnectionEnded: if the daemon ended without a word.
-            DaemonLost: if the daemon does not answer in time.
+            DaemonLost: if the daemon ends.
         """
+        self._check_process()
+        ours, theirs = sockets.socket_pair()
         try:
-            self._uplink.send(hello)
-            message = self._wait_for_answer(timeout_s)
-        except sockets.ConnectionEnded:
-            self._hear_last_words()
+            self._send(messages.AddConnection(), [theirs.fileno()])
+        except BaseException:
+            ours.close()
             raise
-        self.info = message
-        self._uplink.daemon_name = message.name
-        try:
-            self.layout = layout_from_wire(message.layout)
-            if not message.batches_per_epoch or "on_error" not in message.config:
-                raise ValueError("it has no batches, or no configuration")
-        except (ValueError, KeyError, TypeError, OverflowError) as error:
-            raise PrefetchdError(f"cannot attach: the daemon's layout makes no sense ({error})") from None
-        self._leases = Leases(self._uplink.dup(), self.layout, self._mailbox, self._returns, writable=self._writable)
-        self._attached = True
-
-    def _wait_for_answer(self, timeout_s: float | None) -> messages.Attached:
-        """Wait for `Attached`: `timeout_s`, or as long as the daemon is not stopped for minutes; say what it is at."""
-        silence = self._uplink.silence()
-        while True:
-            if self._uplink.wait(silence.next_look_s(timeout_s)):
-                message = self._receive(wait=True)
-                if isinstance(message, messages.Attached):
-                    return message
-            elif timeout_s is not None and silence.lasts_s >= timeout_s:
-                raise DaemonLost(
-                    f"cannot attach: the daemon has not answered for {timeout_s:g} s: "
-                    f"{describe_process(self._uplink.daemon_pid)}"
-                )
-            else:
-                silence.look()
+        finally:
+            theirs.close()
+        return ours
 
     # --- the cursor
 
@@ -110,15 +109,32 @@ class Connection:
     ) -> None:
         """Begin at `batch` of `epoch`, to go on until `stop_epoch`; an earlier cursor of this connection ends.
 
-        With `join` the first grant tells where it begins: `OpenCursor` has the rules.
+        With `join` the daemon decides where it begins, see `wait_until_open`.
         """
         self._check_process()
-        self._mailbox.open(serial)
-        self._say(
+        self._grants.open(serial)
+        self._send(
             messages.OpenCursor(
                 serial, self._leases.taken, epoch, batch, stop_epoch, shard.rank, shard.world_size, shard.rotation, join
             )
         )
+
+    def wait_until_open(self, serial: int) -> messages.Opened:
+        """Return the daemon's answer to `open_cursor`, once it is here.
+
+        Raises:
+            PrefetchdError: if the cursor cannot be opened, or another thread has ended the loop.
+            DaemonLost: if the daemon ends.
+        """
+
+        def look() -> messages.Opened | None:
+            return self._opened if self._opened is not None and self._opened.serial == serial else None
+
+        with self._turn:
+            try:
+                return look() or self._wait_for(serial, look)
+            except sockets.ConnectionEnded:
+                self._raise_lost()
 
     def close_cursor(self, serial: int) -> None:
         """End the cursor; what was granted ahead goes back."""
@@ -126,19 +142,19 @@ class Connection:
             self._end_cursor(serial)
 
     def _end_cursor(self, serial: int) -> None:
-        """Tell the daemon that the cursor has ended, and what was taken.
+        """Tell the daemon that the cursor has ended, and which lease was the last one taken.
 
-        A loop in another thread may be about to take a batch: either it is in time to be told of, or it finds that the
-        cursor has ended (see `next_batch`).
+        A loop in another thread may take a batch at this moment: either this message counts it, or `next_batch` finds
+        that the cursor has ended.
         """
-        self._mailbox.end(serial)
+        self._grants.end(serial)
         with contextlib.suppress(sockets.ConnectionEnded, OSError):  # nothing is left to close
-            self._uplink.send_at_once(messages.CloseCursor(serial, self._leases.taken))  # or the next cursor closes it
+            self._channel.send_at_once(messages.CloseCursor(serial, self._leases.taken))  # or the next cursor closes it
 
     def next_batch(self, serial: int, copy_when_held: bool) -> Batch:
         """Return the cursor's next batch, waiting for it as long as the daemon works on it.
 
-        The way of every batch, and after a pause nothing of it is in the processor's caches: so there is little of it.
+        Every batch runs through this, and after a pause none of it is in the processor's caches: keep it short.
 
         Args:
             serial: the cursor's.
@@ -153,76 +169,74 @@ class Connection:
         if self._closing or os.getpid() != self._pid:
             self._check_process()
         try:
-            grant = self._mailbox.read()
-            if grant is None or grant.n_sent > self._heard or self._leases.unsent:
+            grant = self._grants.read(serial)
+            if grant is None or grant.n_sent > self._n_received or self._leases.unsent:
                 grant = self._wait_for_grant(serial, grant)
             batch = self._leases.take(grant)
         except (OSError, ValueError, PrefetchdError):
             if self._closing:  # by another thread
                 self._check_process()
             raise
-        if self._mailbox.serial != serial:  # another thread has ended the loop, and the slot may be another's by now
+        if self._grants.cursor.serial != serial:  # another thread has ended the loop: the slot may hold another batch
             del batch
             self._check_process()
-            raise PrefetchdError(
-                "cannot go on with this loop: another thread has ended it; give each thread a loader of its own"
-            )
+            raise superseded()
         return batch.copy() if copy_when_held and self._leases.n_held > 2 else batch
 
-    def _catch_up(self, told: int) -> None:
-        """Take in the messages that were sent before a grant."""
-        while self._heard < told:
-            try:
-                self._receive(wait=False)
-            except BlockingIOError:
-                raise PrefetchdError(
-                    f"cannot take the batch: the daemon says it sent {told} messages, {self._heard} are there"
-                ) from None
-
     def _wait_for_grant(self, serial: int, grant: Grant | None) -> Grant:
-        """Return `grant`, or the next one once it is in the mailbox, with all that was said before it taken in."""
+        """Return `grant`, or the next one once it is in the queue, with all messages before it received."""
         with self._turn:
             try:
-                self._flush()
-                grant = grant or self._ask_for_grant(serial)
-                self._catch_up(grant.n_sent)
+                self._send_unsent()
+                if grant is None:
+                    self._channel.send(messages.Want(serial, self._leases.taken))
+                    grant = self._wait_for(serial, lambda: self._grants.read(serial))
+                while self._n_received < grant.n_sent:
+                    self._receive(wait=False)
+            except BlockingIOError:
+                raise PrefetchdError(
+                    f"cannot take the batch: the daemon says it sent {grant.n_sent if grant else 0} messages, "
+                    f"{self._n_received} are there"
+                ) from None
             except sockets.ConnectionEnded:
                 self._raise_lost()
         return grant
 
     @property
     def is_ready(self) -> bool:
-        """Whether the next batch was granted, or something lies in the socket: most likely word of it."""
+        """Whether the next batch was granted, or a message is there, which most likely says so."""
         if self._closing or os.getpid() != self._pid:
             return False
-        return self._mailbox.has_next or self._uplink.wait(0)
+        return self._grants.has_next or self._channel.wait(0)
 
-    def _ask_for_grant(self, serial: int) -> Grant:
-        """Ask for the next grant and wait until it is in the mailbox."""
-        self._uplink.send(messages.Want(serial, self._leases.taken))
-        silence = self._uplink.silence(ask=True)
-        stall: Stall | None = None
+    def _wait_for(self, serial: int, look: Callable[[], T | None]) -> T:
+        """Receive messages until `look` returns what the cursor `serial` waits for."""
+        wait = self._channel.begin_wait(ask=True)
+        slot_wait: SlotWait | None = None
         while True:
-            if not self._uplink.wait(LOOK_S if stall is None else stall.look()):
-                if stall is None:  # else it is known what it waits for
-                    silence.look()
+            if self._grants.cursor.serial != serial:  # another thread has ended the loop
+                self._check_process()
+                raise superseded()
+            if not self._channel.wait(LOOK_S if slot_wait is None else slot_wait.look()):
+                if slot_wait is None:  # else the reason of the wait is known
+                    wait.look()
                 continue
             message = self._receive(wait=True)
-            grant = self._mailbox.read()
-            if grant is not None:
-                return grant
+            found = look()
+            if found is not None:
+                return found
             match message:
                 case messages.Ended() if message.serial == serial:
                     raise PassEnded("cannot get the next batch: the pass that a group shares is over")
                 case messages.Failed() if message.serial == serial:
                     raise error_from_name(message.error, message.text)
                 case messages.Stalled() if message.serial == serial:
-                    stall = stall or Stall(self._hold_timeout_s)
-                    stall.begin(message.holders)
+                    slot_wait = slot_wait or SlotWait(self._hold_timeout_s)
+                    slot_wait.begin(message.holders)
                     gc.collect()  # a reference cycle may be all that holds a batch
-                    self._flush()
+                    self._send_unsent()
                 case messages.StatusReport():
-                    silence.answered(message.report)
+                    wait.answered(message.report)
 
     def status(self) -> dict[str, Any]:
         """Return the daemon's status report.
@@ -232,12 +246,12 @@ class Connection:
         """
         self._check_process()
         with self._turn:
-            self._say(messages.AskStatus(messages.PROTOCOL))
-            silence = self._uplink.silence()
+            self._send(messages.AskStatus(messages.PROTOCOL))
+            wait = self._channel.begin_wait()
             while True:
                 try:
-                    if not self._uplink.wait(LOOK_S):
-                        silence.look()
+                    if not self._channel.wait(LOOK_S):
+                        wait.look()
                         continue
                     message = self._receive(wait=True)
                 except sockets.ConnectionEnded:
@@ -246,81 +260,63 @@ class Connection:
                     return message.report
 
     @property
-    def held(self) -> int:
-        """How many leases have a live view."""
-        return self._leases.n_held
-
-    @property
     def maps(self) -> Collection[mmap.mmap]:
         """The read-only maps of the slots that the daemon has opened and not closed again."""
         return self._leases.maps
 
-    def _flush(self) -> None:
-        """Send the releases that the socket had no room for."""
-        silence: Silence | None = None
+    def _send_unsent(self) -> None:
+        """Send the releases that the socket did not take when they came."""
+        wait: AnswerWait | None = None
         while not self._leases.send_unsent():
-            silence = self._uplink.wait_for_room(silence)
+            wait = self._channel.wait_to_send(wait)
 
     # --- the end
 
     def close(self, *, at_once: bool) -> None:
         """Close the connection: now, or when the last view is gone. What is held stays readable either way."""
         self._closing = True
-        if hasattr(self, "_leases"):
-            if self._mailbox.serial:  # its loop is at work in another thread
-                self._end_cursor(self._mailbox.serial)
-            self._leases.close(at_once=at_once)
-        else:
-            self._uplink.shut_down()
-        for name in ("_mailbox", "_returns"):
-            if hasattr(self, name):  # else it never attached
-                getattr(self, name).close()
-        self._uplink.close()
+        if self._grants.cursor.serial:  # its loop works in another thread
+            self._end_cursor(self._grants.cursor.serial)
+        self._leases.close(at_once=at_once)
+        self._grants.close()
+        self._returns.close()
+        self._channel.close()
 
-    # --- what the daemon says
+    # --- messages
 
     def _receive(self, *, wait: bool) -> messages.ToConsumer:
-        """Take in the daemon's next message, as far as it is about the connection, and return it.
+        """Receive the daemon's next message, act on it if it concerns the whole connection, and return it.
 
         Raises:
             BlockingIOError: with `wait=False`, if there is none.
             ConnectionEnded: at the end of the daemon.
-            PrefetchdError: if it makes no sense, or is the daemon's last word.
+            PrefetchdError: if it makes no sense, or is `Fatal`.
         """
-        message, fds = self._uplink.receive(wait=wait)
+        message, fds = self._channel.receive(wait=wait)
         try:
             match message:
-                case messages.Attached():
-                    try:
-                        self._mailbox = GrantReader(fds[0])
-                        self._returns = ReturnWriter(fds[1])
-                        if len(fds) > 2:
-                            self.classes = read_classes(fds[2])
-                    except (ValueError, IndexError, OSError) as error:
-                        raise PrefetchdError(f"cannot attach: {error}; is it a daemon of prefetchd?") from None
                 case messages.SlotOpened():
-                    if not self._attached:
-                        raise PrefetchdError(f"cannot map slot {message.slot}: its size was not agreed yet")
                     self._leases.open_slot(message.slot, message.slot_bytes, fds)
                 case messages.SlotClosed():
-                    if self._attached:
-                        self._leases.close_slot(message.slot)
+                    self._leases.close_slot(message.slot)
+                case messages.Opened():
+                    self._opened = message
                 case messages.Fatal():
                     raise error_from_name(message.error, message.text)
         finally:
             if fds:
                 sockets.close_all(fds)
-            self._heard = self._uplink.heard  # last: a loop in another thread takes it that all of this was done
+            self._n_received = self._channel.n_received  # last: a loop in another thread relies on what was done
         return message
 
-    def _say(self, message: messages.Message) -> None:
+    def _send(self, message: messages.Message, fds: Sequence[int] = ()) -> None:
         try:
-            self._uplink.send(message)
+            self._channel.send(message, fds)
         except sockets.ConnectionEnded:
             self._raise_lost()
 
-    def _hear_last_words(self) -> None:
-        """Raise what the daemon said before it ended: it is still in the socket, behind the error that ended it."""
+    def _raise_last_message(self) -> None:
+        """Raise the daemon's `Fatal`, if it sent one before it ended: it may still be in the socket."""
         try:
             while True:
                 self._receive(wait=False)
@@ -330,7 +326,7 @@ class Connection:
     def _raise_lost(self) -> NoReturn:
         if self._closing:  # by another thread
             self._check_process()
-        self._hear_last_words()
+        self._raise_last_message()
         raise DaemonLost(
             f"cannot get the next batch: the daemon {self.info.name!r} (pid {self.info.pid}) ended; what you hold "
             "stays valid; see its log, then start it again"
@@ -343,4 +339,8 @@ class Connection:
                 f"({os.getpid()}); call prefetchd.batches() here"
             )
         if self._closing:
+            if not threading.main_thread().is_alive() and threading.current_thread() is not threading.main_thread():
+                # The interpreter ends, and closes what this daemon thread uses: it stops here, without a traceback.
+                while True:
+                    time.sleep(GIVE_UP_S)
             raise PrefetchdError("cannot use this loader: it was closed; make another with prefetchd.batches()")

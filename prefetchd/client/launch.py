@@ -71,16 +71,16 @@ def start_private(config: Config) -> PrivateDaemon:
             passed.callback(os.close, pidfd)
             try:
                 stderr_fd = os.dup(2)
-                passed.callback(os.close, stderr_fd)
-            except OSError:  # closed: the daemon opens it as /dev/null
-                stderr_fd = -1
+            except OSError:  # closed
+                stderr_fd = os.open(os.devnull, os.O_WRONLY)
+            passed.callback(os.close, stderr_fd)
             errors = unless_started.enter_context(_error_file())
             process = subprocess.Popen(
                 child.command("prefetchd.daemon.private", theirs.fileno(), pidfd, stderr_fd=stderr_fd),
                 stdin=subprocess.DEVNULL,
                 stderr=errors,
                 env=child.environment(),
-                pass_fds=[fd for fd in (theirs.fileno(), pidfd, stderr_fd) if fd >= 0],
+                pass_fds=[theirs.fileno(), pidfd, stderr_fd],
                 start_new_session=True,
             )
         with contextlib.suppress(sockets.ConnectionEnded):  # it has ended: attaching finds that, and says why

@@ -2,11 +2,11 @@
 
     open_slot --> prepared --take(grant)--> held --the last view dies--> Release, prepared again ... close_slot
 
-A lease lives as long as any view of its root array, and a root array is one `np.frombuffer` of the slot's map: every
-slice, reshape, tensor or memoryview keeps it alive. When it dies the release goes out at once, from whatever thread and
-inside whatever garbage collection that happens: so it takes no lock and never blocks. What the socket has no room for
-goes with the next release, or when the loop asks for its next batch. A loop that has enough grants to go on with leaves
-a note of it in shared memory (`returns`), and tells several together.
+A lease lives as long as any view of its root array. The root array is one `np.frombuffer` of the slot's map: every
+slice, reshape, tensor or memoryview keeps it alive. When it dies the release is sent at once, in whichever thread and
+garbage collection that happens: so it takes no lock and never blocks. A release that the socket does not take is sent
+with the next one, or when the loop asks for its next batch. A loop with enough grants ahead writes its releases into
+the return queue instead, and sends several together.
 
 Owned by the consumer's `Connection`. When the daemon dies the maps stay valid: the memory is freed with the last of
 them. A forked child gets no maps and sends no releases.
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 
 
 class _LeaseRef(weakref.ref["np.ndarray[tuple[int], np.dtype[np.uint8]]"]):
-    """A weak reference to a lease's root array. It keeps its `Leases`: views may outlive all else of the connection.
+    """A weak reference to a lease's root array. It keeps its `Leases`: views may outlive the rest of the connection.
 
-    Lighter than `weakref.finalize`, which costs as much as all the rest of a ready batch, and never called at exit.
+    `weakref.finalize` would cost as much as all other work for a ready batch; this is also never called at exit.
     """
 
     __slots__ = ("lease", "leases", "slot")
@@ -49,7 +49,7 @@ class _LeaseRef(weakref.ref["np.ndarray[tuple[int], np.dtype[np.uint8]]"]):
     slot: int
 
 
-# What keeps the references themselves, by their id, until their arrays die.
+# Keeps the references themselves, by their id, until their arrays die.
 _held_refs: dict[int, _LeaseRef] = {}
 _all_leases: weakref.WeakSet[Leases] = weakref.WeakSet()
 
@@ -64,19 +64,19 @@ class Leases:
     """The mapped slots of one connection and the leases on them. Lives until it is closed and no view of it is left.
 
     Args:
-        sock: where releases go; owned, and nobody else's object: nothing that the loop does to its socket reaches it.
+        sock: where releases go; owned, an object of its own: closing the loop's socket object does not close it.
         layout: of the batches.
-        mailbox: where the loop's grants are, borrowed: with enough of them there a release need not wake the daemon.
-        returns: where it is noted then, borrowed.
+        grants: the loop's grant queue, borrowed: with enough grants there a release need not wake the daemon.
+        returns: the return queue, borrowed, where such a release is written.
         writable: give each lease a copy-on-write map of its own.
     """
 
     def __init__(
-        self, sock: socket.socket, layout: BatchLayout, mailbox: GrantReader, returns: ReturnWriter, *, writable: bool
+        self, sock: socket.socket, layout: BatchLayout, grants: GrantReader, returns: ReturnWriter, *, writable: bool
     ) -> None:
         self._sock = sock
         self._layout = layout
-        self._mailbox = mailbox
+        self._grants = grants
         self._returns = returns
         self._writable = writable
         self._pid = os.getpid()
@@ -86,14 +86,14 @@ class Leases:
         self._prepared: dict[int, tuple[_LeaseRef, Batch]] = {}
         self._held: set[int] = set()
         self._closing = False
-        self._noted: deque[int] = deque()  # releases that go with the next
-        self.unsent: deque[int] = deque()  # releases that the socket had no room for
+        self._unsent_returns: deque[int] = deque()  # releases in the return queue that go with the next message
+        self.unsent: deque[int] = deque()  # releases that the socket did not take
         self.taken = 0  # the last lease that the loop took
         _all_leases.add(self)
 
     @property
     def n_held(self) -> int:
-        """How many leases are held."""
+        """How many leases have a live view."""
         return len(self._held)
 
     # --- slots
@@ -102,7 +102,7 @@ class Leases:
         """Map a slot; with `writable` keep its descriptor, which is taken out of `fds`.
 
         Raises:
-            PrefetchdError: if it is not as large as was agreed.
+            PrefetchdError: if it is smaller than the layout needs.
         """
         if slot_bytes < self._layout.slot_bytes or len(fds) != 1:
             raise PrefetchdError(f"cannot map slot {slot}: it is smaller than was agreed")
@@ -117,7 +117,7 @@ class Leases:
             raise PrefetchdError(f"cannot map slot {slot}: {error}") from None
 
     def close_slot(self, slot: int) -> None:
-        """The daemon has given the slot up; nobody holds it."""
+        """Drop a slot that the daemon has removed; no lease of it is held."""
         self._maps.pop(slot, None)
         self._prepared.pop(slot, None)
         if slot in self._fds:
@@ -144,8 +144,8 @@ class Leases:
         ref.lease = grant.lease
         _held_refs[id(ref)] = ref
         self._held.add(grant.lease)
-        # Last: a lease that the loop never came to have, as Ctrl-C was faster, goes back with the cursor.
-        if grant.lease > self.taken:  # else another thread has begun another loop since, and it has taken more
+        # Last: if Ctrl-C comes before, the loop never has the lease, and it goes back with the cursor.
+        if grant.lease > self.taken:  # else a newer loop in another thread has taken more
             self.taken = grant.lease
             self._returns.write_taken(grant.lease)
         return batch
@@ -161,51 +161,51 @@ class Leases:
         return self._prepare_over(memory, slot, rows)
 
     def _prepare_over(self, memory: mmap.mmap, slot: int, rows: int) -> tuple[_LeaseRef, Batch]:
-        """Return the next lease of a slot, but for its number, and the batch over it."""
+        """Return the next lease of a slot, without its number yet, and the batch over it."""
         root = np.frombuffer(memory, np.uint8, self._layout.slot_bytes)
         ref = _LeaseRef(root, _root_died)
         ref.leases, ref.slot, ref.lease = self, slot, 0
         return ref, Batch.over(root, rows, self._layout)
 
     def _prepare_again(self, slot: int) -> None:
-        """Prepare the slot's next lease. In any thread: the loop's own may close the slot in the meantime."""
+        """Prepare the slot's next lease. Any thread may do so; the loop's own may close the slot meanwhile."""
         memory = self._maps.get(slot)
         if memory is None or slot in self._prepared:
             return
-        with contextlib.suppress(MemoryError):  # then it is made when it is granted
+        with contextlib.suppress(MemoryError):  # then it is prepared when it is granted
             self._prepared[slot] = self._prepare_over(memory, slot, self._layout.batch_size)
         if slot not in self._maps:
             self._prepared.pop(slot, None)
 
     def _release(self, lease: int, slot: int) -> None:
-        """The last view of `lease` died. May run in any thread, at any moment: no lock, no blocking."""
+        """Release `lease`, whose last view died. May run in any thread, at any moment: no lock, no blocking."""
         self._held.discard(lease)
         if os.getpid() != self._pid or self._sock.fileno() < 0:
             return
         try:
-            if self._note(lease):
-                self._noted.append(lease)
-            elif self._send_release([lease, *_drain(self._noted)]) and self.unsent:
+            if self._write_return(lease):
+                self._unsent_returns.append(lease)
+            elif self._send_release([lease, *_drain(self._unsent_returns)]) and self.unsent:
                 self.send_unsent()
-        except BaseException:  # Ctrl-C, or no memory: told with the next, perhaps twice
+        except BaseException:  # Ctrl-C, or no memory: sent with the next, perhaps twice
             self.unsent.append(lease)
             raise
         self._prepare_again(slot)
         if self._closing and not self._held:
             self._end()
 
-    def _note(self, lease: int) -> bool:
-        """Note a release that the daemon may hear of later, as the loop has enough grants to go on with; whether so."""
-        if self._closing or len(self._noted) >= MAX_RETURNS_UNSENT - 1:
+    def _write_return(self, lease: int) -> bool:
+        """Write a release into the return queue, if the loop has enough grants ahead; return whether it is there."""
+        if self._closing or len(self._unsent_returns) >= MAX_RETURNS_UNSENT - 1:
             return False
         with contextlib.suppress(ValueError):  # another thread has closed the connection since
-            if self._mailbox.has_ahead(ENOUGH_AHEAD):
+            if self._grants.has_ahead(ENOUGH_AHEAD):
                 self._returns.write(lease, self.taken)
                 return True
         return False
 
     def _send_release(self, leases: list[int]) -> bool:
-        """Send releases, or keep them; whether they went. The daemon takes no harm from one that it hears twice."""
+        """Send releases, or keep them; return whether they were sent. The daemon ignores one that comes twice."""
         try:
             sockets.send(self._sock, messages.encode(messages.Release(leases, self.taken)), wait=False)
         except BlockingIOError:
@@ -219,7 +219,7 @@ class Leases:
         return True
 
     def send_unsent(self) -> bool:
-        """Send the releases that the socket had no room for, as far as it has now; whether all went."""
+        """Send the releases that the socket did not take before; return whether all were sent."""
         while leases := _drain(self.unsent, messages.MAX_RELEASED):
             if not self._send_release(leases):
                 return False
@@ -243,14 +243,14 @@ class Leases:
         self._sock.close()
 
     def _in_forked_child(self) -> None:
-        """Have a child that touches an array which it did not inherit killed with its traceback, not without a word."""
+        """Print a traceback when a child dies as it touches an array that it did not inherit."""
         if self._held and not faulthandler.is_enabled():
-            with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):  # no such stderr
+            with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):  # there is no stderr
                 faulthandler.enable()
 
 
 def _drain(leases: deque[int], most: int = MAX_RETURNS_UNSENT) -> list[int]:
-    """Take leases from the front, `most` at most; another thread may do so, too."""
+    """Take leases from the front, `most` at most; another thread may take some at the same time."""
     taken: list[int] = []
     with contextlib.suppress(IndexError):
         while len(taken) < most:

@@ -1,36 +1,34 @@
-"""The loader that users iterate over: a position in the sequence of batches, and a session with a daemon to read it by.
+"""The loader that users iterate over: a position in the sequence of batches, and a session with a daemon.
 
-Made by `prefetchd.batches` (`api`). When the daemon dies the loop gets `DaemonLost`, or goes on with the next batch of
-another daemon if it was told to (`reconnect`). When the loader is dropped, a private daemon ends with it.
+Made by `prefetchd.batches` (`api`). When the daemon dies the loop gets `DaemonLost`, or with `reconnect` goes on with
+the next batch of another daemon. When the loader is dropped, a private daemon ends with it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
-import logging
-import operator
+import threading
 import weakref
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from prefetchd.client.batch import Batch
-from prefetchd.client.session import Endpoint
-from prefetchd.client.state import MAX_EPOCH, Position, check_same, make_state, read_state
-from prefetchd.client.user_warnings import warn_user
-from prefetchd.errors import ConfigError, DaemonLost
-from prefetchd.sampling.sharding import Shard
+from prefetchd.client.iteration import Iteration, PassEnded, superseded
+from prefetchd.client.session import Endpoint, Sessions
+from prefetchd.client.sharing import make_shard
+from prefetchd.client.state import MAX_EPOCH, Position, Progress, make_state, read_index, read_state
+from prefetchd.errors import ConfigError, DaemonLost, PrefetchdError
 
 if TYPE_CHECKING:
     import mmap
+    from typing import TypeVar
 
+    from prefetchd.client.connection import Connection
     from prefetchd.ipc.messages import Attached
     from prefetchd.ring.layout import BatchLayout
 
-log = logging.getLogger("prefetchd")
-
-_MAX_LOST_IN_A_ROW = 5  # daemons that end before they deliver the next batch: it is the batch that ends them
+    T = TypeVar("T")
 
 
 class Loader:
@@ -53,46 +51,38 @@ class Loader:
         self._endpoint = endpoint
         self._epochs = epochs
         self._copy_when_held = copy_when_held
-        self._reconnect = reconnect
         self._join = join
-        self._session = endpoint.open_again() if reconnect else endpoint.open()
-        self._end = weakref.finalize(self, self._session.close)
-        info = self._info
-        self._shard = Shard(info.batches_per_epoch, rank, world_size, info.drop_last)
-        if not self._shard.steps():
-            self._end()
-            raise ConfigError(
-                f"cannot share {info.batches_per_epoch} batches among {world_size} ranks with drop_last: none has a "
-                "step; lower batch_size, or leave drop_last out"
-            )
-        if world_size > 1 and info.config["on_error"] == "skip":
-            warn_user(
-                "on_error='skip' makes the batches of some ranks shorter than those of others, which can stop a "
-                "collective step; use on_error='substitute'"
-            )
-        self._serial = 0
-        self._current: weakref.ref[Generator[Batch, None, None]] | None = None
-        # A position, and the steps that the loop has taken from there on, within an epoch.
-        self._start, self._steps = Position(0, 0, 0), 0
-        # The epoch that the next iteration begins with.
+        self._sessions = Sessions(endpoint, reconnect=reconnect)
+        try:
+            self._shard = make_shard(self._info, rank, world_size)
+        except ConfigError:
+            self._sessions.close()
+            raise
+        self._lock = threading.Lock()  # around the change from one iteration to another
+        self._serial = 0  # of the newest iteration
+        self._current: weakref.ref[Iteration[Batch]] | None = None
+        self._progress = Progress(Position(0, 0, 0))
         self._next_epoch = 0
-        self._resumed = False
-        self._epoch_chosen = False
+        self._next: Position | None = None  # where the next iteration begins, if the user has chosen
+
+    @property
+    def _connection(self) -> Connection:
+        return self._sessions.current.connection
 
     @property
     def _info(self) -> Attached:
-        return self._session.connection.info
+        return self._connection.info
 
     def __len__(self) -> int:
         """Batches in an epoch, as this rank sees it; of a member of a group, all that the members see together."""
         return self._shard.steps()
 
     def __repr__(self) -> str:
-        info, state = self._info, "open" if self._end.alive else "closed"
+        info, state = self._info, "open" if self._sessions.is_open else "closed"
         rank = f" of rank {self._shard.rank} of {self._shard.world_size}" if self._shard.world_size > 1 else ""
         return (
             f"<prefetchd.Loader of {info.n_samples} samples, {len(self)} batches an epoch{rank}, "
-            f"daemon {info.name!r} pid {info.pid}, next epoch {self._next_epoch}, {state}>"
+            f"daemon {info.name!r} pid {info.pid}, next epoch {self._next_start.epoch}, {state}>"
         )
 
     def __reduce__(self) -> NoReturn:
@@ -115,7 +105,7 @@ class Loader:
     @property
     def classes(self) -> tuple[str, ...] | None:
         """Names of the classes by number, where the manifest's labels were text; else `None`."""
-        return self._session.connection.classes
+        return self._connection.classes
 
     @property
     def config(self) -> dict[str, Any]:
@@ -125,7 +115,7 @@ class Loader:
     @property
     def layout(self) -> BatchLayout:
         """Shapes (of one sample) and dtypes: `batch_size`, `x_shape`, `x_dtype`, `y_shape`, `y_dtype`."""
-        return self._session.connection.layout
+        return self._connection.layout
 
     @property
     def serves_images(self) -> bool:
@@ -138,62 +128,56 @@ class Loader:
         Raises:
             DaemonLost: if it is gone.
         """
-        return self._session.connection.status()
+        return self._connection.status()
 
     # --- where it is
 
     @property
-    def _position(self) -> Position:
-        """Where the loop is: what its next batch is."""
-        start, steps = self._start, self._steps
-        if not steps:
-            return start
-        return Position(*self._shard.after(start.epoch, steps, start.batch), start.first_epoch, start.rotation)
+    def position(self) -> Position:
+        """Where the loop is, for `state_at`: the position in `state_dict`, at hardly any cost."""
+        return self._progress.position(self._shard)
 
-    @_position.setter
-    def _position(self, position: Position) -> None:
-        self._start, self._steps = position, 0
+    @property
+    def _next_start(self) -> Position:
+        return self._next or Position(self._next_epoch, 0, self._next_epoch)
+
+    @property
+    def _running(self) -> Iteration[Batch] | None:
+        iteration = self._current() if self._current is not None else None
+        return iteration if iteration is not None and not iteration.ended else None
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next iteration begin with `epoch`; one that runs now is not touched, and neither is its state.
+        """Let the next iteration begin with `epoch`. A running iteration goes on, and the state stays its own.
 
         Raises:
             ConfigError: if it is no epoch's number.
         """
-        if not hasattr(epoch, "__index__") or not 0 <= operator.index(epoch) <= MAX_EPOCH:
-            raise ConfigError(f"cannot use epoch={epoch!r}: it must be a whole number from 0")
-        self._next_epoch = operator.index(epoch)
-        self._resumed, self._epoch_chosen = False, True
-        running = self._current() if self._current is not None else None
-        if running is None or inspect.getgeneratorstate(running) == inspect.GEN_CLOSED:
-            self._position = Position(self._next_epoch, 0, self._next_epoch)
+        epoch = read_index("epoch", epoch, MAX_EPOCH + 1)
+        self._next = Position(epoch, 0, epoch)
+        if self._running is None:
+            self._progress = Progress(self._next)
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the loop is, as plain JSON values, to be given to `load_state_dict` of a loader like this.
 
-        It counts the batches that the loop was given, the one that it is at work on included, and no others. All ranks
-        have the same state at the same step.
+        It counts the batches that the loop was given, the present one included. All ranks have the same state at the
+        same step.
 
         Raises:
-            ConfigError: for a member of a group, whose batches are whatever the others leave.
+            ConfigError: for a member of a group, which has no position of its own.
         """
-        return self.state_at(self._position)
-
-    @property
-    def position(self) -> Position:
-        """Where the loop is, for `state_at`: what `state_dict` tells, at hardly any cost."""
-        return self._position
+        return self.state_at(self.position)
 
     def state_at(self, position: Position) -> dict[str, Any]:
-        """Return the `state_dict` of when the loop was at `position`: for loops that run ahead of their user's."""
+        """Return the `state_dict` of the loop at `position`: for loops that run ahead of their user's."""
         self._refuse_in_group("save the state of")
         return make_state(self._info, position)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next iteration go on from `state`; an iteration that runs ends.
+        """Let the next iteration go on from `state`. A running iteration ends, and raises if it is asked again.
 
-        It first finishes the iteration that was interrupted. The number of readers, the daemon and the world size may
-        be others than those that the state was saved with.
+        The next iteration is the rest of the one that was interrupted. The number of readers, the daemon and the world
+        size may differ from those at the time of the state.
 
         Raises:
             ConfigError: if it is no state, or one of other options.
@@ -208,9 +192,9 @@ class Loader:
             )
         if position.batch and not self._shard.steps(position.batch):  # what is left gives no rank a step
             position = dataclasses.replace(position, epoch=position.epoch + 1, batch=0)
-        self._end_current()
-        self._position = position
-        self._resumed = True
+        with self._lock:
+            self._supersede()
+            self._next, self._progress = position, Progress(position)
 
     def _refuse_in_group(self, what: str) -> None:
         if self._endpoint.group is not None:
@@ -222,127 +206,141 @@ class Loader:
     # --- the loop
 
     def __iter__(self) -> Generator[Batch, None, None]:
-        """Return a generator over the next `epochs` epochs; an earlier one of this loader ends.
+        """Return a generator over the next `epochs` epochs. An earlier one ends, and raises if it is asked again.
 
-        After `load_state_dict` it is the rest of the iteration that the state was saved in.
+        After `load_state_dict` it is the rest of the iteration that was interrupted.
         """
-        self._end_current()
-        if not self._resumed:
-            self._position = Position(self._next_epoch, 0, self._next_epoch)
-        join = self._join and not self._resumed and not self._epoch_chosen
-        self._resumed = self._epoch_chosen = False
-        first_epoch, stop_epoch = self._position.iteration(self._epochs)
-        self._position = dataclasses.replace(self._position, first_epoch=first_epoch)
-        self._next_epoch = self._position.epoch + 1
-        self._serial += 1
-        run = self._run_in_group if self._endpoint.group is not None else self._run
-        generator = run(self._serial, stop_epoch, join)
-        self._current = weakref.ref(generator)
-        return generator
+        with self._lock:
+            self._supersede()
+            start = self._next_start
+            join = self._join and self._next is None
+            first_epoch, stop_epoch = start.iteration(self._epochs)
+            self._next, self._next_epoch = None, start.epoch + 1
+            self._serial += 1
+            start = dataclasses.replace(start, first_epoch=first_epoch)
+            self._progress = Progress(start, 0, self._serial, stop_epoch, join)
+            run = self._run_in_group if self._endpoint.group is not None else self._run
+            iteration = Iteration(run(self._progress))
+            self._current = weakref.ref(iteration)
+        return iteration
 
-    def _run(self, serial: int, stop_epoch: int | None, join: bool) -> Generator[Batch, None, None]:
+    def _run(self, progress: Progress) -> Generator[Batch, None, None]:
+        def take(connection: Connection) -> Batch:
+            return connection.next_batch(progress.serial, self._copy_when_held)
+
         try:
-            self._open_cursor(serial, stop_epoch, join=join)
-            joined = [self._next_batch(0, serial, stop_epoch, join=True)] if join else []
-            if joined:
-                epoch, rotation = joined[0].epoch, joined[0].index
-                self._position = Position(epoch, 0, epoch, rotation)
-                stop_epoch = None if self._epochs is None else epoch + self._epochs
-            first_epoch, rotation = self._position.first_epoch, self._position.rotation
-            epoch, start = self._position.epoch, self._position.batch
-            shard = dataclasses.replace(self._shard, rotation=rotation)
-            while epoch != stop_epoch:
-                self._next_epoch = max(self._next_epoch, epoch + 1)
-                self._position = Position(epoch, start, first_epoch, rotation)
-                for step in range(1, shard.steps(start) + 1):
-                    # No name for the batch here: that would hold it.
-                    yield self._take(joined, step) if joined else self._next_batch(step, serial, stop_epoch)
-                epoch, start = epoch + 1, 0
+            self._open_cursor(progress)
+            if progress.join:
+                begins = self._ask(progress, lambda connection: connection.wait_until_open(progress.serial))
+                progress.start = Position(begins.epoch, 0, begins.epoch, begins.rotation)
+                progress.stop_epoch = None if self._epochs is None else begins.epoch + self._epochs
+                progress.join = False
+            start = progress.start
+            shard = dataclasses.replace(self._shard, rotation=start.rotation)
+            while start.epoch != progress.stop_epoch:
+                self._next_epoch = max(self._next_epoch, start.epoch + 1)
+                progress.start, progress.steps = start, 0
+                for step in range(1, shard.steps(start.batch) + 1):
+                    # In a list that is emptied as it is yielded: a name would hold the batch while the user has it.
+                    try:
+                        ready = [self._sessions.current.connection.next_batch(progress.serial, self._copy_when_held)]
+                    except DaemonLost:
+                        ready = [self._ask(progress, take)]
+                    progress.steps = step
+                    yield ready.pop()
+                start = dataclasses.replace(start, epoch=start.epoch + 1, batch=0)
         finally:
-            self._session.connection.close_cursor(serial)
+            self._connection.close_cursor(progress.serial)
 
-    def _take(self, joined: list[Batch], step: int) -> Batch:
-        self._steps = step
-        return joined.pop()
-
-    def _run_in_group(self, serial: int, stop_epoch: int | None, join: bool) -> Generator[Batch, None, None]:
-        from prefetchd.client.connection import PassEnded  # numpy is imported by now
-
+    def _run_in_group(self, progress: Progress) -> Generator[Batch, None, None]:
         try:
-            self._open_cursor(serial, stop_epoch)
+            self._open_cursor(progress)
             while True:
-                try:
-                    yield self._next_batch(0, serial, stop_epoch)
-                except PassEnded:
-                    return
+                yield self._connection.next_batch(progress.serial, self._copy_when_held)
+        except PassEnded:
+            return
+        except DaemonLost:
+            self._endpoint.clear_up_after_lost()
+            raise
         finally:
-            self._session.connection.close_cursor(serial)
+            self._connection.close_cursor(progress.serial)
+
+    def _ask(self, progress: Progress, question: Callable[[Connection], T]) -> T:
+        return self._sessions.ask(question, lambda: self.position, lambda: self._open_cursor(progress))
+
+    def _open_cursor(self, progress: Progress) -> None:
+        at = progress.position(self._shard)
+        shard = dataclasses.replace(self._shard, rotation=at.rotation)
+        with self._lock, contextlib.suppress(DaemonLost):  # the wait for the first batch raises it
+            if progress.serial != self._serial:
+                raise superseded()
+            self._connection.open_cursor(
+                progress.serial, shard, at.epoch, at.batch, progress.stop_epoch, join=progress.join
+            )
+
+    def _supersede(self) -> None:
+        """End the running iteration, also one that another thread waits in."""
+        running = self._running
+        if running is not None:
+            running.supersede()
+            self._connection.close_cursor(self._serial)
+
+    # --- single batches
+
+    def peek(self) -> Batch:
+        """Return the batch that the loop gets next, in memory of its own; the loop and its position stay as they are.
+
+        Where no loop runs it is the first batch of the next iteration.
+
+        Raises:
+            ConfigError: for a member of a group, which has no position of its own.
+            PrefetchdError: as `batch_at`.
+        """
+        return self.peek_at(self.position if self._running is not None else self._next_start)
+
+    def peek_at(self, position: Position) -> Batch:
+        """Return the batch that a loop at `position` gets next: for loops that run ahead of their user's."""
+        self._refuse_in_group("peek at the next batch of")
+        shard = dataclasses.replace(self._shard, rotation=position.rotation)
+        return self.batch_at(position.epoch, shard.batch(0, position.batch)[0])
+
+    def batch_at(self, epoch: int, index: int) -> Batch:
+        """Return batch number `index` of `epoch` over all ranks, in memory of its own.
+
+        The batch is read by a cursor of its own: a loop that runs, and its position, stay as they are.
+
+        Raises:
+            ConfigError: if there is no such batch.
+            SampleError: if it cannot be made.
+            BudgetError: if the ring has no slot for a second cursor.
+            DaemonLost: if the daemon is gone.
+        """
+        epoch = read_index("epoch", epoch, MAX_EPOCH + 1)
+        index = read_index("index", index, self._info.batches_per_epoch)
+        return self._endpoint.read_batch(self._connection, epoch, index)
+
+    # --- the connection
 
     @property
     def is_ready(self) -> bool:
         """Whether the loop's next batch is most likely here, so that `next()` will not wait for it."""
-        return self._session.connection.is_ready
+        return self._connection.is_ready
 
     @property
     def maps(self) -> Collection[mmap.mmap]:
         """The maps of the ring's slots as they are now; none with `writable`, where each batch has one of its own."""
-        return self._session.connection.maps
-
-    def _open_cursor(self, serial: int, stop_epoch: int | None, *, join: bool = False) -> None:
-        position = self._position
-        shard = dataclasses.replace(self._shard, rotation=position.rotation)
-        with contextlib.suppress(DaemonLost):  # whoever asks for the first batch hears of it
-            self._session.connection.open_cursor(serial, shard, position.epoch, position.batch, stop_epoch, join=join)
-
-    def _next_batch(self, step: int, serial: int, stop_epoch: int | None, *, join: bool = False) -> Batch:
-        # After a pause nothing of this is in the processor's caches, so what every batch takes is kept short.
-        try:
-            batch = self._session.connection.next_batch(serial, self._copy_when_held)
-        except DaemonLost as lost:
-            batch = self._next_after_loss(lost, serial, stop_epoch, join=join)
-        self._steps = step
-        return batch
-
-    def _next_after_loss(self, lost: DaemonLost, serial: int, stop_epoch: int | None, *, join: bool) -> Batch:
-        """Return the next batch of another daemon, if the loop is to go on with one."""
-        for _ in range(_MAX_LOST_IN_A_ROW):
-            if not self._reconnect:
-                break
-            self._open_session_again(lost)
-            self._open_cursor(serial, stop_epoch, join=join)
-            try:
-                return self._session.connection.next_batch(serial, self._copy_when_held)
-            except DaemonLost as again:
-                lost = again
-        self._endpoint.clear_up_after_lost()
-        raise lost
-
-    def _open_session_again(self, lost: DaemonLost) -> None:
-        """Replace the session, whose daemon is gone; the loop goes on from `_position`, where it is."""
-        log.warning(
-            "the daemon is gone; waiting for it to come back for up to %g s (%s)", self._endpoint.timeout_s, str(lost)
-        )
-        before = make_state(self._info, self._position)
-        session = self._endpoint.open_again()
-        self._end.detach()
-        self._session.close()
-        self._session = session
-        self._end = weakref.finalize(self, self._session.close)
-        check_same(before, self._info, "the daemon that came back serves other batches")
-
-    def _end_current(self) -> None:
-        generator = self._current() if self._current is not None else None
-        if generator is not None:
-            with contextlib.suppress(ValueError):  # it is running in another thread
-                generator.close()
+        return self._connection.maps
 
     def close(self) -> None:
         """End the loader, and with it a private daemon. What was delivered stays valid.
 
         Another thread that waits for a batch of it gets a `PrefetchdError` that says so.
         """
-        self._end_current()
-        self._end()
+        running = self._running
+        if running is not None:
+            with contextlib.suppress(PrefetchdError):  # another thread waits in it, which the session's end wakes
+                running.close()
+        self._sessions.close()
 
     def __enter__(self) -> Loader:
         return self

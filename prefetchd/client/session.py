@@ -1,32 +1,46 @@
-"""How a loader comes by a daemon, and by another one when that is gone.
+"""How a loader finds or starts its daemon, and another one when that is gone.
 
 An `Endpoint` is fixed when the loader is made: a private daemon's configuration, or the name of a daemon, and what is
-expected of it. `open` gives a `Session`: an attached connection and, where the daemon is private, its process. A
-session belongs to the process that opened it; in a forked child closing it does nothing.
+expected of it. A `Session` is an attached connection to it and, where the daemon is private, its process. `Sessions`
+owns the session of a loader and replaces it when its daemon is lost. A session belongs to the process that opened it;
+in a forked child closing it does nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import subprocess
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefetchd._version import __version__
 from prefetchd.client import launch
+from prefetchd.client.state import Position, check_same, make_state
 from prefetchd.config.options import Config
 from prefetchd.errors import ConfigError, DaemonLost, DaemonNotFound
 from prefetchd.ipc import messages, sockets
 from prefetchd.ipc.run_directory import daemon_paths, remove_left_files
+from prefetchd.sampling.sharding import Shard
 
 if TYPE_CHECKING:
+    import socket
+
+    from prefetchd.client.batch import Batch
     from prefetchd.client.connection import Connection
+
+log = logging.getLogger("prefetchd")
+
+T = TypeVar("T")
 
 _END_S = 5.0
 _RETRY_S = 0.05
 _SHARED_TRIES = 3
+_MAX_LOST_IN_A_ROW = 5  # daemons that end before they deliver the next batch: it is the batch that ends them
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,12 +64,24 @@ class Session:
                 self.process.returncode = 0  # not ours to wait for: silences the warning of a copy being dropped
             return
         self.connection.close(at_once=self.process is not None)
-        if self.process is not None:
-            try:
-                self.process.wait(_END_S)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+        _end(self.process)
+
+
+def _ended_without_a_word() -> DaemonLost:
+    return DaemonLost(
+        "cannot attach: the daemon ended while it was starting, or is of another version than this prefetchd "
+        f"{__version__} (protocol {messages.PROTOCOL}); see its log"
+    )
+
+
+def _end(process: subprocess.Popen[bytes] | None) -> None:
+    """Wait for the end of a private daemon, whose connection has ended."""
+    if process is not None:
+        try:
+            process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +126,7 @@ class Endpoint:
             try:
                 return self._open()
             except DaemonLost:
-                continue  # the last loader had gone, and it ended as we came
+                continue  # its last loader had left, so it ended at this moment
         return self._open()
 
     def _open(self) -> Session:
@@ -112,38 +138,54 @@ class Endpoint:
             sock, process = private.sock, private.process
         else:
             sock, timeout_s = launch.connect(self.daemon, self.timeout_s), self.timeout_s
-        from prefetchd.client.connection import Connection  # numpy is imported here, while a private daemon starts
-
         daemon_pid = sockets.peer_pid(sock) if process is None else process.pid
-        connection = Connection(sock, daemon_pid, writable=self.writable, hold_timeout_s=self.hold_timeout_s)
-        session = Session(connection, process, os.getpid())
         try:
-            hello = messages.Attach(
-                messages.PROTOCOL,
-                __version__,
-                self.dataset,
-                self.expected,
-                self.guaranteed_slots,
-                self.group,
-                self.start_together,
-                self.timeout_s,
-            )
-            connection.attach(hello, timeout_s)
+            return Session(self._attach(sock, daemon_pid, timeout_s), process, os.getpid())
         except sockets.ConnectionEnded:
-            session.close()
-            if private is not None:
-                raise private.failure() from None
-            raise DaemonLost(
-                "cannot attach: the daemon ended while it was starting, or is of another version than this prefetchd "
-                f"{__version__} (protocol {messages.PROTOCOL}); see its log"
-            ) from None
+            _end(process)
+            raise (_ended_without_a_word() if private is None else private.failure()) from None
         except BaseException:
-            session.close()
+            _end(process)
             raise
         finally:
             if private is not None:
                 private.errors.close()
-        return session
+
+    def _attach(self, sock: socket.socket, daemon_pid: int, timeout_s: float | None) -> Connection:
+        """Attach over `sock`; raises as `attach`."""
+        from prefetchd.client.connection import connect  # numpy is imported here, while a private daemon starts
+
+        request = messages.Attach(
+            messages.PROTOCOL,
+            __version__,
+            self.dataset,
+            self.expected,
+            self.guaranteed_slots,
+            self.group,
+            self.start_together,
+            self.timeout_s,
+            self.name,
+        )
+        return connect(sock, daemon_pid, request, timeout_s, writable=self.writable, hold_timeout_s=self.hold_timeout_s)
+
+    def read_batch(self, beside: Connection, epoch: int, index: int) -> Batch:
+        """Return one batch in memory of its own, read by a second consumer of the daemon that `beside` is attached to.
+
+        Raises:
+            PrefetchdError: if the ring has no slot for it, or it cannot be made.
+        """
+        alone = replace(self, guaranteed_slots=1, group=None, start_together=0, writable=False)
+        try:
+            connection = alone._attach(beside.add_connection(), beside.daemon_pid, self.timeout_s)
+        except sockets.ConnectionEnded:
+            raise _ended_without_a_word() from None
+        try:
+            n_batches = connection.info.batches_per_epoch
+            # As one rank of as many as there are batches, for one epoch: nothing is made ahead for this cursor.
+            connection.open_cursor(1, Shard(n_batches, index, n_batches), epoch, 0, epoch + 1)
+            return connection.next_batch(1, copy_when_held=False).copy()
+        finally:
+            connection.close(at_once=True)
 
     def clear_up_after_lost(self) -> None:
         """Remove the files of a daemon that is gone, if its fork server was killed too and no other has its name."""
@@ -167,3 +209,63 @@ class Endpoint:
                 if time.monotonic() >= deadline_s:
                     raise
                 time.sleep(_RETRY_S)
+
+
+class Sessions:
+    """The session of one loader, replaced when its daemon is lost. Ends with the loader.
+
+    Attributes:
+        current: the session, owned.
+    """
+
+    def __init__(self, endpoint: Endpoint, *, reconnect: bool) -> None:
+        self.current = endpoint.open_again() if reconnect else endpoint.open()
+        self._endpoint = endpoint
+        self._reconnect = reconnect
+        self._end = weakref.finalize(self, self.current.close)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the loader was not closed."""
+        return self._end.alive
+
+    def ask(
+        self, question: Callable[[Connection], T], position: Callable[[], Position], begin: Callable[[], None]
+    ) -> T:
+        """Return the answer of the daemon's connection to `question`, of another daemon's if this one is lost.
+
+        Args:
+            question: what to ask.
+            position: returns where the loop is.
+            begin: opens the loop's cursor on a new connection.
+
+        Raises:
+            DaemonLost: if the loader is not to reconnect, or no daemon comes back and answers.
+        """
+        for _ in range(_MAX_LOST_IN_A_ROW if self._reconnect else 0):
+            try:
+                return question(self.current.connection)
+            except DaemonLost as lost:
+                self._open_again(lost, position())
+                begin()
+        try:
+            return question(self.current.connection)
+        except DaemonLost:
+            self._endpoint.clear_up_after_lost()
+            raise
+
+    def _open_again(self, lost: DaemonLost, position: Position) -> None:
+        log.warning(
+            "the daemon is gone; waiting for it to come back for up to %g s (%s)", self._endpoint.timeout_s, str(lost)
+        )
+        before = make_state(self.current.connection.info, position)
+        session = self._endpoint.open_again()
+        self._end.detach()
+        self.current.close()
+        self.current = session
+        self._end = weakref.finalize(self, session.close)
+        check_same(before, session.connection.info, "the daemon that came back serves other batches")
+
+    def close(self) -> None:
+        """End the session, and with it a private daemon."""
+        self._end()

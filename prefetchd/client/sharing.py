@@ -8,8 +8,10 @@ import os
 from typing import Any, Literal
 
 from prefetchd.client.user_warnings import warn_user
-from prefetchd.config.convert import coerce, whole_number
+from prefetchd.config.convert import plain, whole_number
 from prefetchd.errors import ConfigError
+from prefetchd.ipc.messages import Attached
+from prefetchd.sampling.sharding import Shard
 
 
 def choose_rank(rank: int | Literal["env"] | None, world_size: int | None) -> tuple[int, int]:
@@ -59,6 +61,26 @@ def _number(variable: str) -> int:
     return int(text)
 
 
+def make_shard(info: Attached, rank: int, world_size: int) -> Shard:
+    """Return what rank `rank` of `world_size` sees of an epoch of what `info` describes.
+
+    Raises:
+        ConfigError: if no rank has a step.
+    """
+    shard = Shard(info.batches_per_epoch, rank, world_size, info.drop_last)
+    if not shard.steps():
+        raise ConfigError(
+            f"cannot share {info.batches_per_epoch} batches among {world_size} ranks with drop_last=True: none has a "
+            "step; lower batch_size, or leave drop_last out"
+        )
+    if world_size > 1 and info.config["on_error"] == "skip":
+        warn_user(
+            "on_error='skip' makes the batches of some ranks shorter than those of others, which can stop a "
+            "collective step; use on_error='substitute'"
+        )
+    return shard
+
+
 def ranks_here() -> int:
     """Return how many ranks torchrun runs on this machine; 0 if its variable does not say."""
     here = os.environ.get("LOCAL_WORLD_SIZE", "")
@@ -71,10 +93,9 @@ def is_shared(share: Any, *, private: bool) -> bool:
     Raises:
         ConfigError: if `share` cannot be.
     """
-    try:
-        chosen: bool | None = coerce("share", share, bool | None)
-    except ConfigError:
-        raise ConfigError(f"cannot use share={share!r}: it must be True, False or None") from None
+    chosen = plain(share)
+    if chosen is not None and not isinstance(chosen, bool):
+        raise ConfigError(f"cannot use share={share!r}: it must be True, False or None")
     if chosen and not private:
         raise ConfigError("cannot use share=True without a source: a daemon that has a name is shared anyhow")
     return private and (ranks_here() > 1 if chosen is None else chosen)

@@ -1,7 +1,7 @@
-"""The state of a loader: what `state_dict` gives, and whether a state fits what is served now. Pure.
+"""The state of a loader: what `state_dict` returns, and whether a state fits what is served now. Pure.
 
 A state names a position in the sequence of batches that all ranks see together, so it fits any number of readers, any
-daemon and any world size; and it names what that sequence is made from, by digests, so that it fits nothing else.
+daemon and any world size. It names the options and the data of that sequence by digests, so it fits no other sequence.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from prefetchd.config.options import OPTIONS
 from prefetchd.errors import ConfigError, ManifestError
 from prefetchd.ipc.messages import Attached
+from prefetchd.sampling.sharding import Shard
 
 STATE_VERSION = 1
 _COUNTS = ("epoch", "next_batch", "first_epoch")
@@ -31,7 +32,7 @@ class Position:
     Attributes:
         epoch: the epoch of the next batch.
         batch: the next batch of that epoch over all ranks: step x world size, as the steps were counted from 0.
-        first_epoch: the first epoch of the iteration that it is in the midst of.
+        first_epoch: the first epoch of its iteration.
         rotation: the batch that its epochs begin at (`join="now"`); `batch` is counted from there.
     """
 
@@ -43,7 +44,7 @@ class Position:
     def iteration(self, epochs: int | None) -> tuple[int, int | None]:
         """Return (first epoch, stop epoch) of the iteration that goes on here, `epochs` long.
 
-        It is the rest of the one that was interrupted, or a new one if that was at its end.
+        It is the rest of the interrupted iteration, or a new one if that was at its end.
         """
         if epochs is None:
             return self.first_epoch, None
@@ -51,6 +52,32 @@ class Position:
         if self.epoch < stop_epoch:
             return self.first_epoch, stop_epoch
         return (self.epoch, self.epoch + 1) if self.batch else (self.epoch, self.epoch + epochs)
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far one iteration is. The iteration alone changes it, so one that has ended cannot move a later one.
+
+    Attributes:
+        start: where its epoch begins, or where it went on within an epoch.
+        steps: the batches of this epoch that it has delivered since.
+        serial: the number of the iteration, and of its cursor.
+        stop_epoch: the epoch before which it ends; `None` for never.
+        join: whether the daemon decides where it begins.
+    """
+
+    start: Position
+    steps: int = 0
+    serial: int = 0
+    stop_epoch: int | None = None
+    join: bool = False
+
+    def position(self, shard: Shard) -> Position:
+        """Return where the next batch is, for a loader of `shard`."""
+        start = self.start
+        if not self.steps:
+            return start
+        return Position(*shard.after(start.epoch, self.steps, start.batch), start.first_epoch, start.rotation)
 
 
 def make_state(info: Attached, position: Position) -> dict[str, Any]:
@@ -109,8 +136,16 @@ def read_state(state: Mapping[str, Any], info: Attached) -> Position:
     return position
 
 
+def read_index(name: str, value: Any, stop: int) -> int:
+    """Return the number of an epoch or batch as Python's own; refuse one that is not from 0 and below `stop`."""
+    number = _whole(value)
+    if number is None or not 0 <= number < stop:
+        raise ConfigError(f"cannot use {name}={value!r}: it must be a whole number from 0 to {stop - 1}")
+    return number
+
+
 def _whole(value: Any) -> int | None:
-    """Return a whole number as Python's own: checkpoint formats make numpy's, or tensors, of it; `None` for others."""
+    """Return a whole number as Python's own, also one of numpy or a tensor; `None` for another value."""
     if isinstance(value, bool):
         return None
     try:
@@ -120,7 +155,7 @@ def _whole(value: Any) -> int | None:
 
 
 def check_same(state: Mapping[str, Any], info: Attached, why: str = "the state is of other batches") -> None:
-    """Raise unless `info` describes the same sequence of batches as `state`; `why` begins what is said then."""
+    """Raise unless `info` describes the same sequence of batches as `state`; `why` begins the message."""
     if state["config_digest"] != info.config_digest:
         now, then = _content(info), state.get("config")
         then = {key: value for key, value in then.items() if isinstance(key, str)} if isinstance(then, dict) else {}
@@ -161,6 +196,6 @@ def _plain(value: Any) -> Any:
 
 
 def _content(info: Attached) -> dict[str, Any]:
-    """What decides the bytes of a batch, where it is not the default."""
+    """Return the options that decide the bytes of a batch, where they are not the default."""
     content = {name: _plain(info.config[name]) for name, field in OPTIONS.items() if field.metadata["content"]}
     return {name: value for name, value in content.items() if value != _plain(OPTIONS[name].default)} | info.versions

@@ -1,4 +1,4 @@
-"""Warnings that point at the user's line, not at ours, nor at that of a library which runs the loop for the user."""
+"""Warnings that point at the user's line, not at ours, and not at a library that runs the loop for the user."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib"
 def warn_user(text: str) -> None:
     """Warn (`RuntimeWarning`) at the line of the user's code that led here.
 
-    That is the first frame outside this package and all installed ones: under `model.fit(...)`, the line that says so.
-    Where there is none, as in a console script, it is the first frame outside this package.
+    That is the first frame outside this package and all installed packages: under `model.fit(...)`, that line. Without
+    such a frame, as in a console script, it is the first frame outside this package.
     """
     level, first_outside = 1, 0
     frame: FrameType | None = sys._getframe()

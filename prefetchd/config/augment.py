@@ -1,8 +1,7 @@
-"""What `augment` says: `random_resized_crop(scale=(0.2, 1)), hflip` -> one canonical form, every default filled in.
+"""The option `augment`: from `random_resized_crop(scale=(0.2, 1)), hflip` to one canonical form. Pure.
 
-Called by `config`, where the canonical texts are an option like any other (equal wishes have equal digests), and by
-`geometry` and `jitter`, which take the parameters from `parameters`. Parsed with `ast`, literals only: nothing that a
-configuration says is ever run. Pure.
+`validate` calls `canonical`: equal augmentations have equal texts with all defaults, and so equal digests. Geometry and
+colour jitter take the numbers from `parameters`. Text is parsed with `ast`, literals only: no code of it ever runs.
 
 The order in which augmentations are written does not matter; they are applied in the order of `AUGMENTATIONS`.
 """
@@ -21,7 +20,7 @@ Pair = tuple[float, float]
 
 
 class _Wrong(Exception):
-    """What a parameter must be."""
+    """A parameter's value is wrong; the message says what it must be."""
 
 
 def _number(value: Any) -> float:
@@ -31,7 +30,7 @@ def _number(value: Any) -> float:
 
 
 def _pair(value: Any) -> Pair:
-    """Two numbers, the smaller first."""
+    """Return two numbers, the smaller first."""
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise _Wrong("two numbers, such as (0.5, 1)")
     low, high = map(_number, value)
@@ -48,7 +47,7 @@ def _probability(value: Any) -> float:
 
 
 def _range(low: float, high: float, what: str) -> Callable[[Any], Pair]:
-    """A pair of numbers within `low` (not included) and `high`."""
+    """Return the converter of a pair of numbers above `low` and up to `high`."""
 
     def convert(value: Any) -> Pair:
         pair = _pair(value)
@@ -60,7 +59,7 @@ def _range(low: float, high: float, what: str) -> Callable[[Any], Pair]:
 
 
 def _around(centre: float, most: float, what: str) -> Callable[[Any], Pair]:
-    """One number n, for (centre - n, centre + n), or a pair; at most `most` away from the centre."""
+    """Return the converter of one number n, for (centre - n, centre + n), or a pair, at most `most` from the centre."""
 
     def convert(value: Any) -> Pair:
         if isinstance(value, tuple | list):
@@ -78,7 +77,7 @@ def _around(centre: float, most: float, what: str) -> Callable[[Any], Pair]:
 
 
 def _factor(value: Any) -> Pair:
-    """One number n, for (max(0, 1 - n), 1 + n), or a pair of factors from 0."""
+    """Return a pair of factors from 0; one number n stands for (max(0, 1 - n), 1 + n)."""
     what = "a number n, 0 or more, for factors from 1 - n to 1 + n, or two factors such as (0.5, 1.5)"
     if not isinstance(value, tuple | list):
         number = _number(value)
@@ -92,7 +91,7 @@ def _factor(value: Any) -> Pair:
 
 
 def _shift(value: Any) -> Pair:
-    """One fraction for both directions, or one for the width and one for the height."""
+    """Return two fractions, of the width and of the height; one number stands for both."""
     pair = tuple(map(_number, value)) if isinstance(value, tuple | list) else (_number(value),) * 2
     if len(pair) != 2 or not all(0 <= part <= 1 for part in pair):
         raise _Wrong("a fraction from 0 to 1 of the width and height, or two: (of the width, of the height)")
@@ -105,8 +104,8 @@ _HUE = _around(0, 0.5, "a number n, for -n to n, or two such as (-0.1, 0.2), wit
 _PART = _range(0, 1, "two fractions of the image's area, above 0 and up to 1, the smaller one first")
 _POSITIVE = _range(0, 1000, "two numbers above 0 and up to 1000, the smaller one first")
 
-# In the order in which they are applied, and in which they have their blocks of random words. To add one, add it at the
-# end, or the randomness of those below it changes. Defaults of the first four as in torchvision.
+# The order decides in which order they are applied, and which block of random words each draws. Add new ones at the
+# end, or the randomness of those below changes. The first four have torchvision's defaults.
 AUGMENTATIONS: dict[str, dict[str, tuple[Any, Callable[[Any], Any]]]] = {
     "random_resized_crop": {"scale": ((0.08, 1.0), _PART), "ratio": ((3 / 4, 4 / 3), _POSITIVE)},
     "hflip": {"p": (0.5, _probability)},
@@ -157,7 +156,7 @@ def canonical(value: object) -> tuple[str, ...]:
 
 
 def parameters(texts: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Return name -> parameters of the canonical `texts`, pairs of numbers where a range is meant."""
+    """Return the parameters in the canonical `texts`, by the name of the augmentation; ranges are pairs of numbers."""
     return {name: given for text in texts for name, given in _parse(text)}
 
 

@@ -270,7 +270,7 @@ def absolute_path(path: str) -> str:
 
 
 def comparable(name: str, value: Any) -> Any:
-    """Return an option's value in a form in which equal options are equal, whatever their spelling."""
+    """Return an option's value in a form in which two spellings of one value are equal."""
     if name in ("memory_budget", "cache_size"):
         with contextlib.suppress(ConfigError):
             return "%" in value, parse_bytes(value, whole_bytes=1 << 50)

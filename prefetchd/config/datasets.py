@@ -35,9 +35,9 @@ def read_config_file(path: str) -> tuple[dict[str, Any], dict[str, dict[str, Any
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}; check its path") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error}; mend the TOML") from None
+        raise ConfigError(f"cannot read the configuration {path}: {error}; correct the TOML") from None
     except RecursionError:
-        raise ConfigError(f"cannot read the configuration {path}: it is nested too deeply; mend the TOML") from None
+        raise ConfigError(f"cannot read the configuration {path}: it is nested too deeply; correct the TOML") from None
     tables = {key: _from_toml(path, value) for key, value in table.items() if isinstance(value, dict)}
     return _from_toml(path, {key: value for key, value in table.items() if key not in tables}), tables
 
@@ -134,7 +134,6 @@ def _check_table(name: str, options: Options) -> None:
         raise ConfigError(f"cannot serve a data set of that name: {_wrong_name(name)}")
     for option in DAEMON_OPTIONS:
         if name and option in options:
-            flag = option.replace("_", "-")
-            raise ConfigError(f"cannot set {flag} for the data set {name!r} alone: it is the daemon's; give it once")
+            raise ConfigError(f"cannot set {option} for the data set {name!r} alone: it is the daemon's; give it once")
     if name and "source" not in options:
         raise ConfigError(f"cannot serve the data set {name!r}: it has no source; give {name}=PATH")

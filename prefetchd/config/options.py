@@ -60,8 +60,8 @@ def _option(
 class Config:
     """The options of one data set and its daemon. Every field is an option of the same name in Python and TOML.
 
-    On the command line `batch_size` is `--batch-size`. `image_size` is (height, width) in pixels, whatever it was
-    given as.
+    On the command line `batch_size` is `--batch-size`. `image_size` is (height, width) in pixels, also
+    where one number was given.
     """
 
     source: str = dataclasses.field(metadata={"content": False, "limits": None})

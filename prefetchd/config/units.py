@@ -23,8 +23,8 @@ _FACTORS = {
     "tb": 1000**4,
     "tib": 1024**4,
 }
-_MOST_BYTES = 1 << 62  # which file sizes and addresses stay below
-_SAID_CHARACTERS = 40
+_MOST_BYTES = 1 << 62  # file sizes and addresses stay below it
+_SHOWN_CHARACTERS = 40
 _SIZE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-zA-Z]*|%)\s*")
 
 
@@ -46,7 +46,7 @@ def parse_bytes(text: str, *, whole_bytes: int | None = None) -> int:
             f"cannot take the size {_shortened(text)!r}: it must be above 0% and up to 100%; give a share"
         )
     if unit in _FACTORS and number * _FACTORS[unit] < _MOST_BYTES:
-        return round(number * _FACTORS[unit])  # 0.29 * 10**9 is a little less than 290 MB
+        return round(number * _FACTORS[unit])  # since 0.29 * 10**9 is a little less than 290 MB
     if match and unit in _FACTORS:
         raise ConfigError(
             f"cannot take the size {_shortened(text)!r}: it must be below {format_bytes(_MOST_BYTES)}; give less"
@@ -56,7 +56,7 @@ def parse_bytes(text: str, *, whole_bytes: int | None = None) -> int:
 
 
 def _shortened(text: str) -> str:
-    return text if len(text) <= _SAID_CHARACTERS else text[:_SAID_CHARACTERS] + "..."
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
 
 
 def format_bytes(n_bytes: float) -> str:

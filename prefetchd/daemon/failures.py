@@ -1,4 +1,4 @@
-"""Failures of a daemon, in words: whatever goes wrong in it reaches its consumers as a `PrefetchdError`.
+"""Failures of a daemon, in words: each of them reaches its consumers as a `PrefetchdError`.
 
 Wraps the start of each kind of daemon and its event loop.
 """

@@ -21,7 +21,7 @@ from prefetchd.daemon.failures import explained, fatal
 from prefetchd.errors import PrefetchdError
 from prefetchd.ipc import messages, private_sockets, sockets
 from prefetchd.ipc.descriptors import open_standard_descriptors
-from prefetchd.ipc.event_loop import EventLoop
+from prefetchd.ipc.event_loop import EventLoop, Interrupted
 
 
 def main(argv: list[str]) -> int:
@@ -39,11 +39,11 @@ def main(argv: list[str]) -> int:
 
             loop = EventLoop()
             loop.on_signal(signal.SIGTERM, loop.stop)
-            daemon = Daemon(configs, loop)
+            daemon = Daemon(configs, loop, parent_pidfd=parent_pidfd)
             daemon.serve_parent(sock, parent_pidfd)
             with contextlib.suppress(OSError):  # the starter is served without it
                 daemon.listen(private_sockets.listen())
-    except sockets.ConnectionEnded:
+    except (sockets.ConnectionEnded, Interrupted):
         return 1
     except PrefetchdError as error:
         with contextlib.suppress(sockets.ConnectionEnded):
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
     try:
         daemon.run()
     except PrefetchdError:
-        return 1  # `run` has told the consumer
+        return 1  # `run` has sent the reason
     return 0
 
 
@@ -68,7 +68,3 @@ def receive_configs(sock: socket.socket) -> dict[str, Config]:
     configure = messages.decode_to_daemon(data)
     assert isinstance(configure, messages.Configure)
     return {name: make_config(**options) for name, options in configure.datasets.items()}
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

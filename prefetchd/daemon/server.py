@@ -57,9 +57,11 @@ class Daemon:
         files_to_remove: the fork server removes them if this process is killed, its lock last.
         attach_hint: says in the ready line how consumers attach.
         linger_s: it ends after so many seconds without a consumer; `None` for never.
+        parent_pidfd: of a process whose end ends this one; borrowed, until `serve_parent`; -1 for none.
 
     Raises:
         PrefetchdError: if the source or the budget cannot be served.
+        Interrupted: if it is to stop before it serves.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Daemon:
         files_to_remove: tuple[str, ...] = (),
         attach_hint: str = "private",
         linger_s: float | None = None,
+        parent_pidfd: int = -1,
     ) -> None:
         config = next(iter(configs.values()))
         self._config = config
@@ -97,13 +100,14 @@ class Daemon:
             files_to_remove=files_to_remove,
         )
         try:
-            self._build(configs)
+            with loop.interruptible(parent_pidfd):
+                self._datasets = open_datasets(configs)
+            self._build()
         except BaseException:
             self._pool.stop()
             raise
 
-    def _build(self, configs: Mapping[str, Config]) -> None:
-        self._datasets = open_datasets(configs)
+    def _build(self) -> None:
         self._slot_bytes = max(dataset.layout.slot_bytes for dataset in self._datasets)
         self._source_bytes = sum(dataset.source.shared_bytes for dataset in self._datasets)
         self._source_reader_bytes = sum(dataset.source.reader_bytes for dataset in self._datasets)

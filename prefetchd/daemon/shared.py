@@ -5,8 +5,8 @@
 The starter sends the configuration over SOCKET_FD and waits for its end: then a daemon listens, or a `Fatal` said why
 not. After that this process needs the starter no more. It leaves the starter's session and family, so that neither a
 signal nor the starter's end reaches it. The run lock of its name decides between several that start at once; the others
-end silently. It listens before it looks at the data, so that each process that connects is told why it cannot serve. It
-ends `LINGER_S` after its last consumer.
+end silently. It listens before it looks at the data, so that each process that connects gets the reason if it cannot
+serve. It ends `LINGER_S` after its last consumer.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from prefetchd.daemon.failures import explained, fatal
 from prefetchd.daemon.private import receive_configs
 from prefetchd.errors import ConfigError, PrefetchdError
 from prefetchd.ipc import messages, sockets
-from prefetchd.ipc.event_loop import EventLoop
+from prefetchd.ipc.event_loop import EventLoop, Interrupted
 from prefetchd.ipc.run_directory import DaemonPaths, RunLock, daemon_paths, remove_files_of_others
 
 LINGER_S = 3.0
-_REFUSE_S = 1.0  # for how long those that connect are told why it cannot serve
+_REFUSE_S = 1.0  # for how long those that connect get the reason why it cannot serve
 _RECEIVE_S = 10.0
 
 
@@ -92,13 +92,15 @@ def _serve(configs: dict[str, Config], loop: EventLoop, listener: socket.socket,
 
             daemon = Daemon(configs, loop, files_to_remove=paths.files, linger_s=LINGER_S)
             daemon.listen(listener.dup())
+    except Interrupted:
+        return 0
     except PrefetchdError as error:
         _refuse_all(listener, fatal(error))
         return 1
     try:
         daemon.run()
     except PrefetchdError:
-        return 1  # `run` has told the consumers
+        return 1  # `run` has sent the reason
     return 0
 
 
@@ -127,7 +129,3 @@ def _refuse_all(listener: socket.socket, why: messages.Fatal) -> None:
                 sockets.receive(sock)  # unread, its first message would end the connection before it reads ours
             except (sockets.ConnectionEnded, OSError):
                 continue
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -157,7 +157,8 @@ def _waits_for(consumer: Consumer, manager: ConsumerManager, *, is_short_of_memo
     """Return what a waiting loop waits for; `None` if it does not wait.
 
     `reason` is "slower loop" (with its `pid` and `name`), "other loaders" (of its `start_together`), "members" (of its
-    group, which hold the last batches), "slots" (which others or itself hold), "memory", or "readers".
+    group, which hold the last batches), "slots" (which others or itself hold), "unread messages" (of the daemon, in its
+    socket), "memory", or "readers".
     """
     if not consumer.is_waiting:
         return None
@@ -172,6 +173,8 @@ def _waits_for(consumer: Consumer, manager: ConsumerManager, *, is_short_of_memo
         reason = "members"
     elif consumer.state is State.STALLED:
         reason = "slots"
+    elif consumer.socket.blocked:
+        reason = "unread messages"
     else:
         reason = "memory" if is_short_of_memory else "readers"
     return {"reason": reason, "pid": None, "name": None}

@@ -19,7 +19,7 @@ from prefetchd.errors import ConfigError, ManifestError, one_line
 # What `cv2.imread` reads, the most usual first. A file with another suffix is no image in a directory or a shard.
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp", ".avif", ".tif", ".tiff",
-    ".pbm", ".pgm", ".ppm", ".pnm", ".pxm", ".pam", ".pfm", ".jp2", ".hdr", ".pic", ".sr", ".ras",
+    ".pbm", ".pgm", ".ppm", ".pnm", ".pxm", ".pam", ".pfm", ".jp2", ".j2k", ".j2c", ".hdr", ".pic", ".sr", ".ras",
     ".apng", ".mpo",
 )  # fmt: skip
 # Images that OpenCV does not read. A directory's listing leaves them out, and warns.

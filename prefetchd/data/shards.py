@@ -1,12 +1,8 @@
-"""The files that an index points into: opened on demand, a few at a time, and held to be those that were indexed.
+"""Samples in shards: an index of the samples, and the files that it points into. For tar shards and Parquet files.
 
-`write_table` is called at open; `ShardFiles` is used in the daemon and in readers. The table of paths and identities
-lies in the index's memfd, so a hundred thousand shards cost a reader nothing. A file is read, and never mapped: a
-mapped file that someone truncates is a SIGBUS.
-
-What records in shards have alike, tar shards and Parquet files: an index of the samples, and the files they lie in.
-
-The base of `TarShards` and `ParquetRecords`; it knows nothing of how a sample is found in its file.
+`ShardRecords` is the base of `TarShards` and `ParquetRecords`, in the daemon and in readers; it does not know how a
+sample is found in its file. Files are opened on demand, a few at a time, and must be those that were indexed. The table
+of paths and identities (`write_table`) lies in the index's memfd, so a hundred thousand shards cost a reader nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +19,7 @@ from prefetchd.errors import ManifestError, one_line
 
 
 class ShardRecords:
-    """An index and the table of files behind it, of `Records`. Owns their descriptors."""
+    """The index and the files of some `Records`. Owns their descriptors."""
 
     def __init__(self, facts: dict[str, Any], index_fd: int, *, at_random: bool = False) -> None:
         """Take over the descriptor; `facts` are those of `handle()`."""
@@ -63,7 +59,7 @@ class ShardRecords:
         return self._index.label_dtype
 
     def check_unchanged(self) -> None:
-        """Raise `ManifestError` if a file is not what was indexed; some of them are looked at each time."""
+        """Raise `ManifestError` if a file is not what was indexed; each call checks some of many files."""
         self._files.check_unchanged()
 
 
@@ -105,10 +101,10 @@ class ShardFiles:
         return os.fsdecode(self._index.at(at, n_bytes)), found
 
     def descriptor(self, number: int) -> int:
-        """Return a descriptor of a file, borrowed until the next call, after a look whether it is unchanged.
+        """Return a descriptor of a file that is unchanged, borrowed until the next call.
 
         Raises:
-            ManifestError: if it is not what was indexed, or is not there any more.
+            ManifestError: if it is not what was indexed, or is gone.
             SampleFault: if the machine fails.
         """
         if number in self._open:
@@ -131,12 +127,12 @@ class ShardFiles:
             self._open[number] = fd, expected, shown
             if len(self._open) > _MAX_OPEN:
                 os.close(self._open.popitem(last=False)[1][0])
-        # Also tells of a file that was replaced: losing its name is a change of the old one.
+        # Sees a replaced file too: losing its name changes the times of the old one.
         check_unchanged(fd, expected, shown)
         return fd
 
     def check_unchanged(self) -> None:
-        """Look at the next few files, all in turn, by their paths; raise `ManifestError` if one has changed."""
+        """Check the next few files by their paths, all in turn; raise `ManifestError` if one has changed."""
         for _ in range(min(_CHECKED_AT_ONCE, self._n_files)):
             number = self._next_checked
             self._next_checked = (number + 1) % self._n_files

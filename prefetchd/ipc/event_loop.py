@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
+import select
 import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 Callback = Callable[[], None]
+
+_PARENT_S = 0.5  # between looks whether the parent has ended
+
+
+class Interrupted(BaseException):
+    """A signal, or the end of the parent, asked the daemon to stop while it was busy outside the loop."""
 
 
 class EventLoop:
@@ -22,6 +30,7 @@ class EventLoop:
         self._timers: list[tuple[float, int, Callback]] = []
         self._numbers = itertools.count()
         self._stopped = False
+        self._signalled = self._is_interruptible = False
         self._wake, self._wake_end = socket.socketpair()
         self._wake.setblocking(False)
         self._wake_end.setblocking(False)
@@ -43,7 +52,43 @@ class EventLoop:
     def on_signal(self, number: int, callback: Callback) -> None:
         """Call `callback` from the loop, not from the signal handler, when the signal arrives."""
         signal.set_wakeup_fd(self._wake_end.fileno(), warn_on_full_buffer=False)
-        signal.signal(number, lambda *_: self.call_later(0, callback))
+        signal.signal(number, lambda *_: self._on_signal(callback))
+
+    def _on_signal(self, callback: Callback) -> None:
+        self._signalled = True
+        if self._is_interruptible:
+            raise Interrupted
+        self.call_later(0, callback)
+
+    @contextlib.contextmanager
+    def interruptible(self, parent_pidfd: int = -1) -> Iterator[None]:
+        """Have signals end the block, in place of waiting for the loop: it may take minutes, as indexing does.
+
+        Args:
+            parent_pidfd: of a process whose end ends the block too; -1 for none.
+
+        Raises:
+            Interrupted: at a signal of `on_signal`, also at one before the block.
+        """
+        before = signal.signal(signal.SIGALRM, lambda *_: self._check_parent(parent_pidfd))
+        signal.siginterrupt(signal.SIGALRM, False)  # libraries take an interrupted read for a failure
+        try:
+            self._is_interruptible = True
+            if self._signalled:
+                raise Interrupted
+            if parent_pidfd >= 0:
+                signal.setitimer(signal.ITIMER_REAL, _PARENT_S, _PARENT_S)
+            yield
+        finally:
+            self._is_interruptible = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+    def _check_parent(self, pidfd: int) -> None:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if poll.poll(0) and self._is_interruptible:
+            raise Interrupted
 
     def stop(self) -> None:
         """Make `run` return after the callbacks of this round."""

@@ -1,7 +1,7 @@
 """The messages between consumers and the daemon.
 
-    Attach -> Attached   OpenCursor -> SlotOpened ...   Want -> GrantReady, Ended, Stalled, Failed
-    Release   CloseCursor
+    Attach -> Attached   OpenCursor -> Opened, SlotOpened ...   Want -> GrantReady, Ended, Stalled, Failed
+    Release   CloseCursor   AddConnection (another consumer of the process, by a socket)
     in place of Attach: AskStatus -> StatusReport   AskStop -> Stopping   ChangeOptions -> OptionsChanged
 
 Each message is one datagram of a `SOCK_SEQPACKET` socket, so there are no frames that could get out of step.
@@ -36,7 +36,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unk
 
 encode = msgspec.msgpack.Encoder().encode
 
-PROTOCOL = 4
+PROTOCOL = 5
 MAX_RELEASED = 64
 
 
@@ -47,14 +47,15 @@ class Attach(Message, frozen=True):
     """The first message of a consumer: its protocol, the data set that it wants, the options that it expects.
 
     `dataset` is `None` if the daemon is expected to serve only one. Members of a `group` share each pass. The first
-    loop waits until `start_together` loaders have begun theirs, at most `start_timeout_s` seconds.
+    loop waits until `start_together` loaders have begun theirs, at most `start_timeout_s` seconds. People know the
+    consumer by `name`.
     """
 
     protocol: Count
     version: str
     dataset: str | None
     options: dict[str, Any]
-    guaranteed_slots: Annotated[int, msgspec.Meta(ge=2, le=16)]
+    guaranteed_slots: Annotated[int, msgspec.Meta(ge=1, le=16)]
     group: Annotated[str, msgspec.Meta(min_length=1, max_length=200)] | None = None
     start_together: Annotated[int, msgspec.Meta(ge=0, le=1024)] = 0
     start_timeout_s: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 0.0
@@ -80,6 +81,10 @@ class OpenCursor(Message, frozen=True):
     world_size: Annotated[int, msgspec.Meta(ge=1, le=2**31)]
     rotation: Position = 0
     join: bool = False
+
+
+class AddConnection(Message, frozen=True):
+    """Serve one more connection of this process, whose socket comes with the message, as another consumer."""
 
 
 class CloseCursor(Message, frozen=True):
@@ -164,6 +169,14 @@ class SlotClosed(Message, frozen=True):
     slot: Count
 
 
+class Opened(Message, frozen=True):
+    """The answer to `OpenCursor`: the epoch that the cursor begins with, and the batch that its epochs begin at."""
+
+    serial: Count
+    epoch: Position
+    rotation: Position
+
+
 class GrantReady(Message, frozen=True):
     """The grant queue of a loop that sent `Want` has a grant now."""
 
@@ -216,11 +229,14 @@ class Stopping(Message, frozen=True):
     pid: int
 
 
-ToDaemon = Attach | OpenCursor | CloseCursor | Want | Release | AskStatus | AskStop | ChangeOptions | Configure
+ToDaemon = (
+    Attach | OpenCursor | AddConnection | CloseCursor | Want | Release | AskStatus | AskStop | ChangeOptions | Configure
+)
 ToConsumer = (
     Attached
     | SlotOpened
     | SlotClosed
+    | Opened
     | GrantReady
     | Ended
     | Stalled

@@ -1,11 +1,11 @@
-"""The dry run process: attaches to the source as a reader does, runs one good sample, tells what came of it, and ends.
+"""The process of the dry run: attaches to the source as a reader does, runs one good sample, and reports the result.
 
     child process prefetchd.reader.dry_run SOCKET_FD
 
-Started by `trial_parent` in the daemon, which see. A few samples over the whole data set are tried until one is good:
-a bad file, or a function that raises for one sample, is no reason not to serve the others. A result of the wrong shape
-or dtype is. When the daemon dies its socket ends, and a thread here ends the process; a function that never lets other
-threads run is ended by an alarm.
+The daemon starts it (`prefetchd.data.images.dry_run`). It tries a few samples over the whole data set until one is
+good: a bad file, or a function that raises for one sample, is no reason to refuse the others. A result of the wrong
+shape or dtype is. When the daemon dies its socket ends, and a thread here ends the process. An alarm ends a function
+that never lets other threads run.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _TRIED_SAMPLES = 8
 _ALARM_AFTER_S = 10  # behind the daemon's own time-out
-_OWN_BYTES = 4 << 20  # what decoding the first samples takes, whoever does it: part of every reader's share
+_OWN_BYTES = 4 << 20  # what decoding the first samples takes in any process: part of every reader's share
 _MARGIN = 1.2
 
 
@@ -66,7 +66,7 @@ def run(opened: reader_messages.OpenDataset, fds: list[int]) -> reader_messages.
 
 
 def _first_good(config: Config, source: ImageSource, reserve: ReserveMemory) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return x and y of the first sample that can be had."""
+    """Return x and y of the first good sample."""
     count = min(_TRIED_SAMPLES, source.n_samples)
     transform_fault: TransformFault | None = None
     other = ""
@@ -91,12 +91,12 @@ def _unusable(fault: TransformFault, more: str) -> PrefetchdError:
 
 
 def _private_bytes() -> int:
-    """The process's own memory: anonymous resident pages."""
+    """Return the process's own memory: anonymous resident pages."""
     return memory_bytes("self", "status", "RssAnon")
 
 
 def _peak_bytes() -> int:
-    """The most of them that there ever were; pages of files, once read, stay."""
+    """Return the most of them that there ever were; pages of files, once read, stay."""
     return memory_bytes("self", "status", "VmHWM") - memory_bytes("self", "status", "RssFile", "RssShmem")
 
 
@@ -108,7 +108,7 @@ def _end_with(sock: socket.socket) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Run the dry run; see the module's docstring for `argv`."""
+    """Do the dry run; see the module's docstring for `argv`."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C in the terminal: end, without a traceback
     sys.stderr = os.fdopen(detach_native_stderr(), "w", buffering=1)
     sock = socket.socket(fileno=int(argv[0]))
@@ -128,8 +128,4 @@ def main(argv: list[str]) -> None:
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
-    os._exit(0)  # whatever threads the functions have started
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+    os._exit(0)  # although the functions may have started threads

@@ -4,8 +4,8 @@
 
 A fork takes some milliseconds where a fresh interpreter takes a third of a second, and readers share the libraries'
 private pages. It is started before the daemon has any thread, and has none itself, so `fork` is sound. The standard
-library's forkserver does the same, but leaves its socket's folder behind when its parent is killed, tells nobody how
-a child ended but its creator, and hands out no pidfd.
+library's forkserver does the same, but leaves its socket's folder behind when its parent is killed, reports only to a
+child's creator how the child ended, and hands out no pidfd.
 
 When the daemon dies, by any means, the fork server's socket ends: it kills the readers (a stopped one does not see its
 own socket end), removes the daemon's files unless a successor has them (their lock is the last), and exits. The kernel
@@ -76,10 +76,10 @@ class ForkServer:
             self._kill_all()
 
     def _spawn(self, reader: int, fd: int) -> None:
-        fork_server = os.getpid()
+        own_pid = os.getpid()
         pid = os.fork()
         if pid == 0:
-            _run_reader(fd, [self._sock.fileno(), *self._children], fork_server)
+            _run_reader(fd, [self._sock.fileno(), *self._children], own_pid)
         os.close(fd)
         pidfd = os.pidfd_open(pid)
         self._children[pidfd] = reader, pid
@@ -110,12 +110,12 @@ class ForkServer:
                 os.waitpid(pid, 0)
 
 
-def _run_reader(fd: int, inherited: list[int], fork_server: int) -> None:
+def _run_reader(fd: int, inherited: list[int], server_pid: int) -> None:
     """Be the reader, in the forked child; never returns."""
     status = 1
     try:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != fork_server:
+        if os.getppid() != server_pid:
             os._exit(status)  # it died before we asked for the signal
         sockets.close_all(inherited)
         from prefetchd.reader import process
@@ -142,7 +142,7 @@ def main(argv: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what a reader leaves behind is ours to end
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # we end what a reader leaves behind
 
     try:
         with os_errors.explained("start a reader"):
@@ -160,7 +160,3 @@ def main(argv: list[str]) -> None:
     if argv[2:]:
         # A daemon that stops in order waits for us with its lock held: waiting for the lock would cost it a second.
         remove_left_files(argv[2:], 0.0 if in_order else _UNLOCK_S)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -1,11 +1,11 @@
 """A reader's own memory: the limit that the kernel holds it to, and whether it has grown beyond its share.
 
-Used by `reader`, in its process alone. Reservations keep decoding within the budget; this is the back-stop for what
-they cannot know: a user's function, a decoder that takes more than its header says. RLIMIT_DATA makes one allocation
-that is too large a `MemoryError` of one sample (`fill` of the others goes on) instead of a machine without memory, and
-`outgrown` is looked at between samples, so that a function that leaks costs a fresh reader now and then, and nothing
-more. RLIMIT_DATA counts private writable pages whether touched or not, so it stands somewhat above the share; RLIMIT_AS
-would count the slots and every library as well.
+Used by the reader, in its process alone. Reservations keep decoding within the budget. This is the second line, for
+what they cannot know: a user's function, or a decoder that takes more than its header claims. RLIMIT_DATA makes an
+allocation that is too large a `MemoryError` of one sample, instead of a machine without memory. The reader looks at
+`outgrown` between samples, so a function that leaks costs a fresh reader now and then, and nothing more. RLIMIT_DATA
+counts private writable pages, touched or not, so it stands somewhat above the share. RLIMIT_AS would count the slots
+and every library as well.
 """
 
 from __future__ import annotations
@@ -34,10 +34,8 @@ class ReaderMemory:
         self._anonymous_bytes = self._read()
         self._lent_bytes = 0
         self._hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-        # VmData is what RLIMIT_DATA is compared with.
-        self._limit_bytes = (
-            memory_bytes("self", "status", "VmData") + max(0, share_bytes - self._private_bytes) + slack_bytes
-        )
+        mapped_bytes = memory_bytes("self", "status", "VmData")  # what RLIMIT_DATA is compared with
+        self._limit_bytes = mapped_bytes + max(0, share_bytes - self._private_bytes) + slack_bytes
         self._set_limit()
 
     @property

@@ -1,7 +1,7 @@
-"""A reader process: task -> read -> decode -> slot. Forked by the fork server, spoken to by the daemon over one socket.
+"""A reader process: task -> read -> decode -> slot. The fork server forks it; the daemon gives it tasks by one socket.
 
-It owns nothing that matters: slots are the daemon's, and whatever it was doing when it dies is done again by another.
-When the daemon dies its socket ends, and so does the reader. It holds no lock that another process waits for.
+It owns nothing that matters: slots are the daemon's, and another reader does its tasks again when it dies. When the
+daemon dies its socket ends, and so does the reader. It holds no lock that another process waits for.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Reader:
         self._slots: dict[int, tuple[mmap.mmap, np.ndarray[tuple[int], np.dtype[np.uint8]]]] = {}
         self._views: dict[tuple[int, int], tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]] = {}
         self._datasets: dict[int, _Dataset] = {}
-        self._unexpected: deque[reader_messages.Fill] = deque()  # to come, and the source not told yet
+        self._unexpected: deque[reader_messages.Fill] = deque()  # to come, and not expected by the source yet
         self._allowance_bytes = 0
         self._memory: ReaderMemory
         self._stack_fd = os.memfd_create("prefetchd-reader-stack", os.MFD_CLOEXEC)
@@ -87,7 +87,7 @@ class Reader:
         self._has_reserved = False
 
     def run(self) -> None:
-        """Serve tasks until the daemon says that it is enough, or closes the socket."""
+        """Serve tasks until the daemon retires it, or closes the socket."""
         while True:
             message, fds = self._early.popleft() if self._early else self._receive()
             match message:
@@ -296,7 +296,7 @@ def main(sock: socket.socket) -> None:
         Reader(sock).run()
     except sockets.ConnectionEnded:
         return
-    except PrefetchdError as error:  # such as a manifest that changed: the daemon's to say
+    except PrefetchdError as error:  # such as a manifest that changed: the daemon reports it
         last_words = reader_messages.BootFailed(type(error).__name__, str(error))
         with contextlib.suppress(sockets.ConnectionEnded):
             sockets.send(sock, reader_messages.encode(last_words))

@@ -1,6 +1,6 @@
 """The two queues of shared memory between the daemon and one consumer. They carry what would else be a message a batch.
 
-    daemon:   GrantWriter.write(...)          -> page -> consumer: GrantReader.read() -> Grant, or None
+    daemon:   GrantWriter.write(...)          -> page -> consumer: GrantReader.read(serial) -> Grant or None
     consumer: ReturnWriter.write(lease, ...)  -> page -> daemon:   ReturnReader.read_new() -> [(lease, taken), ...]
 
 Grants: the daemon writes the grants that it makes ahead. A loop that finds its next grant there makes no system call. A
@@ -117,6 +117,16 @@ class GrantWriter:
         self._memory.close()
 
 
+class CursorGrants:
+    """The number of one cursor's next grant. A loop that has ended in another thread moves its own number alone."""
+
+    __slots__ = ("number", "serial")
+
+    def __init__(self, serial: int) -> None:
+        self.serial = serial
+        self.number = 1
+
+
 class GrantReader:
     """The consumer's end of the grant queue: a read-only map of the page.
 
@@ -126,8 +136,7 @@ class GrantReader:
 
     def __init__(self, fd: int) -> None:
         self._memory = segment.map_read_only(fd, GRANT_QUEUE_BYTES)
-        self.serial = 0  # of the cursor whose grants it reads; 0 for none
-        self._number = 1
+        self.cursor = CursorGrants(0)  # 0 is no cursor's serial number
 
     def close(self) -> None:
         """Drop the map."""
@@ -135,12 +144,12 @@ class GrantReader:
 
     def open(self, serial: int) -> None:
         """Read the grants of another cursor from now on."""
-        self.serial, self._number = serial, 1
+        self.cursor = CursorGrants(serial)
 
     def end(self, serial: int) -> None:
         """Read no more grants of the cursor `serial`, unless another cursor has begun: grants made ahead are void."""
-        if self.serial == serial:
-            self.serial = 0
+        if self.cursor.serial == serial:
+            self.cursor = CursorGrants(0)
 
     @property
     def has_next(self) -> bool:
@@ -149,19 +158,23 @@ class GrantReader:
 
     def has_ahead(self, count: int) -> bool:
         """Whether at least `count` grants are there, or the last of them is being written. Any thread may call it."""
-        number = self._number + count - 1
+        following = self.cursor
+        number = following.number + count - 1
         found, serial = _begin(self._memory, number % _N_RECORDS * _STRIDE_BYTES)
-        return bool(found == number and serial == self.serial)
+        return bool(found == number and serial == following.serial)
 
-    def read(self) -> Grant | None:
-        """Return the cursor's next grant; `None` if it is not there yet."""
-        number = self._number
+    def read(self, serial: int) -> Grant | None:
+        """Return the next grant of the cursor `serial`; `None` if it is not there yet, or the cursor has ended."""
+        following = self.cursor
+        if following.serial != serial:
+            return None
+        number = following.number
         at = number % _N_RECORDS * _STRIDE_BYTES
         record = self._memory[at : at + _RECORD_BYTES]
         fields = _unpack(record)
-        if fields[0] != number or fields[1] != self.serial or fields[-1] != crc32(record[:-_CHECK_BYTES]):
+        if fields[0] != number or fields[1] != serial or fields[-1] != crc32(record[:-_CHECK_BYTES]):
             return None
-        self._number = number + 1
+        following.number = number + 1
         return _new(Grant, fields)  # what Grant._make does, without a Python call
 
 

@@ -1,1 +1,1 @@
-"""Which sample stands where, and its random numbers: pure functions of (seed, epoch, position)."""
+"""The order of samples, the share of each rank, and random numbers: pure functions of (seed, epoch, position)."""

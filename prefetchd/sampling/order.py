@@ -5,8 +5,8 @@ below a, the second below b, with a * b barely over n, and cycle walking for the
 "generalized Feistel" of Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002). It takes O(1) memory
 and any position at once, for ten thousand samples as for a billion.
 
-A few rounds on a small square are not a fair shuffle: on two by two they reach some orders more often than others,
-whatever the round function. So up to `SORTED_UP_TO` samples are sorted by a keyed hash of their numbers, once an epoch.
+A few rounds on a small square are not a fair shuffle: on two by two they reach some orders more often than others, with
+any round function. So up to `SORTED_UP_TO` samples are sorted by a keyed hash of their numbers, once an epoch.
 
 The hash, and the model of the round function, is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
 """
@@ -27,7 +27,7 @@ SORTED_UP_TO = 1 << 12
 
 _BLOCK_POSITIONS = 1 << 13
 
-_ROUNDS = 6  # even, so that the halves end where they began
+_ROUNDS = 6  # even, so that each half ends on its own side
 _MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _FIRST_FACTOR = 0xBF58476D1CE4E5B9
@@ -60,7 +60,7 @@ class Permutation:
         if not 1 <= n <= 1 << 62:
             raise ValueError(f"n={n} is not from 1 to 2**62")
         self._n = n
-        # n is in the key, as neighbouring sizes would else have nearly the same order.
+        # The key includes n, since sizes that differ by little would else have nearly the same order.
         key = _mix(_mix(_mix(seed & _MASK64) + epoch) + n)
         self._sorted: NDArray[np.int64] | None = None
         if n <= SORTED_UP_TO:
@@ -102,9 +102,9 @@ class Permutation:
 
 @lru_cache(maxsize=8)
 def _shuffled_block(n: int, seed: int, epoch: int, number: int) -> NDArray[np.int64]:
-    """Return the sample ids at some thousands of positions, from `number` times as many on; not to be written to.
+    """Return the sample ids of block `number`, read-only: (up to `_BLOCK_POSITIONS`,) int64.
 
-    Ids are wanted a few dozen at a time, and numpy takes as long for those as for some thousand.
+    A batch needs a few dozen ids, and numpy takes as long for those as for some thousands.
     """
     first = number * _BLOCK_POSITIONS
     ids = Permutation(n, seed, epoch)(np.arange(first, min(n, first + _BLOCK_POSITIONS), dtype=np.int64))
@@ -138,7 +138,7 @@ class Order:
         return -(-self.n_samples // self.batch_size)
 
     def rows(self, batch: int) -> int:
-        """Samples in batch number `batch` (before bad ones are skipped)."""
+        """Return the samples in batch number `batch`, before bad ones are skipped."""
         return min(self.batch_size, self.n_samples - batch * self.batch_size)
 
     def sample_ids(self, epoch: int, batch: int, first_row: int, n_rows: int) -> NDArray[np.int64]:

@@ -1,12 +1,12 @@
-"""Randomness of a sample: a pure function of (seed, epoch, sample id), whoever reads the sample and when.
+"""Randomness of a sample: a pure function of (seed, epoch, sample id), in any reader and at any time.
 
 Philox-4x64-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011), a counter-based generator: its
 key is (seed, sample id), its counter (position, purpose, epoch, 0). So no two of (seed, epoch, sample id, purpose) ever
-share a number, and nothing is remembered from sample to sample. Only raw words of numpy's `Philox` are used, whose
-stream numpy promises to keep, and floats are made from them here: `Generator`'s methods may change between versions.
+share a number, and no state passes from sample to sample. Only raw words of numpy's `Philox` are used, and floats are
+made from them here: numpy promises to keep that stream, while `Generator`'s methods may change between versions.
 
-Each augmentation has a block of words of its own (`BLOCK_WORDS` each), so what one draws shifts no other's: adding a
-flip leaves every crop where it was. Measured: 3 us for 40 words, 11 us for 192; a new `Generator` a sample costs 16.
+Each augmentation has a block of words of its own (`BLOCK_WORDS` each), so none shifts another's: adding a flip leaves
+every crop where it was. Measured: 3 us for 40 words, 11 us for 192; a new `Generator` for each sample costs 16.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from numpy.random import Generator, Philox
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-BLOCK_WORDS = 32  # of one augmentation
+BLOCK_WORDS = 32  # for each augmentation
 
-# Which stream of a sample: the second word of the counter.
+# The streams of a sample: the second word of the counter.
 AUGMENT, TRANSFORM, TARGET_TRANSFORM, GLOBAL_SEEDS = range(4)
 
 _TO_UNIT = 2.0**-53
 
 
 class SampleRandomness:
-    """Draws for one sample at a time; one thread. Keeps its generators, sets their key and counter for each sample."""
+    """Draws for one sample at a time, in one thread: it sets key and counter of its generators for each sample."""
 
     def __init__(self, seed: int) -> None:
         self._bits = Philox(key=0)
@@ -57,7 +57,7 @@ class SampleRandomness:
         return int(self._bits.random_raw())
 
     def generator(self, epoch: int, sample_id: int, purpose: int) -> Generator:
-        """Return numpy's generator, for users' functions, at the start of the sample's stream; good until the next."""
+        """Return a numpy generator for users' functions, at the start of the sample's stream, until the next call."""
         self._set(self._user_bits, epoch, sample_id, purpose)
         return self._user
 

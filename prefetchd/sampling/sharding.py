@@ -1,4 +1,4 @@
-"""What one rank sees of an epoch: from step to batch. Pure; consumers and the daemon both count with it."""
+"""The share of one rank in an epoch: from step to batch. Pure; consumers and the daemon both count with it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Shard:
     batches past the end wrap round to the front and are flagged as repeated; with it the steps that not every rank can
     take are left out.
 
-    An epoch that was interrupted is finished from batch `start` on: start + rank, start + rank + W, ... So any number
-    of ranks goes on from where any other number of ranks was.
+    An interrupted epoch is finished from batch `start` on: start + rank, start + rank + W, ... So any number of ranks
+    can go on where any other number of ranks stopped.
 
-    `rotation` is for one rank alone: its epochs begin at that batch and wrap round, so that they are whole, too.
+    `rotation` is for one rank alone: its epochs begin at that batch and wrap round, so they are whole too.
     """
 
     n_batches: int
@@ -26,7 +26,7 @@ class Shard:
     rotation: int = 0
 
     def steps(self, start: int = 0) -> int:
-        """Batches that this rank sees of an epoch, from the batch `start` on."""
+        """Return how many batches of an epoch this rank sees, from the batch `start` on."""
         left = max(0, self.n_batches - start)
         return left // self.world_size if self.drop_last else -(-left // self.world_size)
 

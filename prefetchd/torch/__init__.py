@@ -7,11 +7,11 @@
 
 On the processor a tensor shares the slot's memory, and the slot is held as long as the tensor or any view of it lives.
 The memory is mapped copy-on-write, so in-place operations are safe: what they write stays in this process. To a CUDA
-device the next batch is copied beside the step that is running (`device_copies`); its slot goes back as soon as the
-copy is done, whatever the loop keeps.
+device the next batch is copied while the present step runs (`device_copies`). Its slot goes back as soon as the copy is
+done, however many tensors the loop keeps.
 
-The loader is an iterable with a length, a state and `set_epoch`, which is what Lightning, Accelerate and torchdata's
-stateful loaders look for. When a daemon dies it behaves as `prefetchd.Loader` does, which it is made of.
+The loader is an iterable with a length, a state and `set_epoch`, as Lightning, Accelerate and torchdata's stateful
+loaders expect. It is made of a `prefetchd.Loader`, and behaves as that does when a daemon dies.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ except ImportError as error:
 
 from prefetchd.client.api import batches as numpy_batches
 from prefetchd.client.batch import Batch, InEpoch
+from prefetchd.client.iteration import Iteration
 from prefetchd.errors import ConfigError, PrefetchdError
 from prefetchd.torch.device_copies import Arriving, Cuda, DeviceCopies
 from prefetchd.torch.options import choose_share, conversion, find_device
@@ -71,14 +72,14 @@ class TensorBatch(InEpoch, _Tensors):  # type: ignore[misc]  # index hides tuple
 
     @classmethod
     def of(cls, batch: Batch, x: torch.Tensor, y: torch.Tensor, sample_ids: NDArray[np.int64]) -> TensorBatch:
-        """Return `x, y` with what `batch` tells of its place."""
+        """Return `x, y` with the place of `batch`."""
         made = tuple.__new__(cls, (x, y))
         made._grant, made.sample_ids = batch.place, sample_ids
         return made
 
 
 class _Ahead(NamedTuple):
-    """A batch whose copy was started, and where the user's loop is when it has it."""
+    """A batch whose copy was started, and the position of the user's loop once it is delivered."""
 
     tensors: TensorBatch
     arriving: Arriving
@@ -94,23 +95,23 @@ def batches(
 ) -> TensorLoader:
     """Return a re-iterable loader of batches `x, y` of tensors.
 
-    Images are (rows, channels, height, width). From the default layout, `nhwc`, they are so without a copy, in the
-    memory format `torch.channels_last`, which convolutions like best; `layout="nchw"` makes them contiguous, and
-    `layout="nhwc"`, said expressly, leaves the channels last in the shape too. Arrays keep their shape.
+    Images are (rows, channels, height, width). From the default layout, `nhwc`, they get this shape without a copy, in
+    the memory format `torch.channels_last`, which convolutions like best. `layout="nchw"` makes them contiguous, and an
+    explicit `layout="nhwc"` leaves the channels last in the shape too. Arrays keep their shape.
 
     Args:
         source: as for `prefetchd.batches`: a private daemon's data, or nothing to attach to a daemon.
-        device: where the tensors are; the processor if not given. For a CUDA device the next batch is copied beside
-            the step that is running.
+        device: where the tensors are; the processor if not given. For a CUDA device the next batch is copied while
+            the present step runs.
         normalize: where `dtype`, `scale`, `mean` and `std` are applied: by the readers, or by the device, to uint8
             batches, which take a quarter of the ring and of the copy that float32 does.
         options: every option of `prefetchd.batches`. Tensors on the processor can always be written (`writable`).
-            Without `rank`, the share of this process is that of torch.distributed's process group, or of torchrun's
-            variables, if there is one, and a warning says so; `rank="env"` says that it is meant, and `rank=0,
-            world_size=1` that every process shall see everything.
+            Without `rank`, this process takes the share of its rank in torch.distributed's process group, or in
+            torchrun's variables, if there is one, and a warning says so. `rank="env"` asks for that share without a
+            warning; `rank=0, world_size=1` gives every process everything.
 
     Raises:
-        ConfigError: for a device that there is not, and as `prefetchd.batches`.
+        ConfigError: for a device that does not exist, and as `prefetchd.batches`.
         PrefetchdError: as `prefetchd.batches`.
 
     Example:
@@ -138,8 +139,8 @@ def batches(
 class TensorLoader(IterableDataset[TensorBatch]):
     """A re-iterable source of batches of tensors, made by `batches`. Close it with `close()` or `with`, or drop it.
 
-    It is a `torch.utils.data.IterableDataset` of whole batches, for libraries that ask for one. Nothing is gained by a
-    `DataLoader` around it; one with workers is refused, since a loader belongs to the process that made it.
+    It is a `torch.utils.data.IterableDataset` of whole batches, for libraries that ask for one. A `DataLoader` around
+    it gains nothing; one with workers is refused, since a loader belongs to the process that made it.
     """
 
     def __init__(
@@ -154,8 +155,8 @@ class TensorLoader(IterableDataset[TensorBatch]):
         self._on_device = on_device
         self._copies = DeviceCopies(cuda, loader.layout, lambda: loader.maps, on_device) if cuda is not None else None
         self._end = weakref.finalize(self, self._copies.close) if self._copies is not None else None
-        self._current: weakref.ref[Generator[TensorBatch, None, None]] | None = None
-        # Where the user's loop is, while that of the copies is ahead of it.
+        self._current: weakref.ref[Iteration[TensorBatch]] | None = None
+        # The position of the user's loop, while that of the copies is ahead of it.
         self._delivered: Position | None = None
 
     def __len__(self) -> int:
@@ -190,10 +191,15 @@ class TensorLoader(IterableDataset[TensorBatch]):
         """Where the tensors are."""
         return self._device
 
+    @property
+    def _running(self) -> Iteration[TensorBatch] | None:
+        iteration = self._current() if self._current is not None else None
+        return iteration if iteration is not None and not iteration.ended else None
+
     def set_epoch(self, epoch: int) -> None:
         """Let the next iteration begin with `epoch`; see `prefetchd.Loader.set_epoch`."""
         self._loader.set_epoch(epoch)
-        if self._current is None or self._current() is None:
+        if self._running is None:
             self._delivered = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -204,18 +210,31 @@ class TensorLoader(IterableDataset[TensorBatch]):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next iteration go on from `state`; see `prefetchd.Loader.load_state_dict`."""
-        self._end_current()
         self._loader.load_state_dict(state)
-        self._delivered = None
+        self._supersede()
+
+    def peek(self) -> TensorBatch:
+        """Return the batch that the user's loop gets next, in memory of its own; see `prefetchd.Loader.peek`."""
+        ahead = self._delivered if self._running is not None else None
+        return self._tensors(self._loader.peek() if ahead is None else self._loader.peek_at(ahead))
+
+    def batch_at(self, epoch: int, index: int) -> TensorBatch:
+        """Return batch number `index` of `epoch`, in memory of its own; see `prefetchd.Loader.batch_at`."""
+        return self._tensors(self._loader.batch_at(epoch, index))
 
     def __iter__(self) -> Generator[TensorBatch, None, None]:
-        """Return a generator over the next `epochs` epochs; an earlier one of this loader ends."""
-        self._end_current()
-        self._delivered = None
+        """Return a generator over the next `epochs` epochs. An earlier one ends, and raises if it is asked again."""
         arrays = iter(self._loader)
-        generator = self._run(arrays) if self._copies is None else self._run_ahead(arrays, self._copies)
-        self._current = weakref.ref(generator)
-        return generator
+        self._supersede()
+        run = self._run(arrays) if self._copies is None else self._run_ahead(arrays, self._copies)
+        iteration = Iteration(run)
+        self._current = weakref.ref(iteration)
+        return iteration
+
+    def _supersede(self) -> None:
+        if (running := self._running) is not None:
+            running.supersede()
+        self._delivered = None
 
     # Neither generator may hold a batch while the user's loop has it: the slot must go back when the user's tensors do.
 
@@ -232,7 +251,7 @@ class TensorLoader(IterableDataset[TensorBatch]):
     def _run_ahead(
         self, arrays: Generator[Batch, None, None], copies: DeviceCopies
     ) -> Generator[TensorBatch, None, None]:
-        """Start a batch's copy before the one before it is delivered: if it is here already, and in the same epoch."""
+        """Start the copy of a batch before its predecessor is delivered, if it is here and of the same epoch."""
         ahead: deque[_Ahead] = deque()
         try:
             while True:
@@ -264,18 +283,15 @@ class TensorLoader(IterableDataset[TensorBatch]):
         self._delivered = ahead.after
         return ahead.tensors
 
-    def _end_current(self) -> None:
-        generator = self._current() if self._current is not None else None
-        if generator is not None:
-            with contextlib.suppress(ValueError):  # another thread is in the midst of it: the loader's end wakes that
-                generator.close()
-
     def close(self) -> None:
         """End the loader, and with it a private daemon. Tensors that were delivered stay valid.
 
         Another thread that waits for a batch of it gets a `PrefetchdError` that says so.
         """
-        self._end_current()
+        running = self._running
+        if running is not None:
+            with contextlib.suppress(PrefetchdError):  # another thread waits in it, which the loader's end wakes
+                running.close()
         if self._end is not None:
             self._end()
         self._loader.close()

@@ -1,18 +1,17 @@
-"""From slots of the ring to the memory of a CUDA device: copies that run beside the training step.
+"""From slots of the ring to the memory of a CUDA device: copies that run while the training step runs.
 
-`prefetchd.torch` starts a batch's copy while its loop is still at work on the batch before, on a stream of the copies'
-own, straight from the slot. For the device to read it by itself the slot must be page-locked, which is done once for
-each slot's map:
+`prefetchd.torch` starts a batch's copy while its loop still works on the batch before: on a stream of its own, straight
+from the slot. For that the slot must be page-locked, which is done once for each slot's map:
 
-- The map is the consumer's shared one, which is read-only, so it is registered as read-only. Not every driver can; then
-  each batch goes through page-locked buffers of PyTorch's, at the cost of one copy by the processor.
-- A copy-on-write map (`writable=True`) must never be registered. Page-locking one makes a private copy of its pages, of
-  what they hold at that moment, and every later batch in that slot would be read from the stale copy.
+- The map is the consumer's shared one, which is read-only, so it is registered as read-only. Not every driver can do
+  that; then each batch goes through page-locked buffers of PyTorch, at the cost of one copy by the processor.
+- A copy-on-write map (`writable=True`) must never be registered. Page-locking makes a private copy of its pages as they
+  are at that moment, and every later batch in that slot would be read from the stale copy.
 - A map stays registered as long as the daemon keeps the slot. A slot's segment is never replaced under its map, so the
-  registered pages are the slot's own to the end; when the daemon gives one up, it is unlocked at the next batch.
+  registered pages stay the slot's own. When the daemon removes a slot, its map is unlocked at the next batch.
 
-The lease of a slot is held until the event behind its copy has come: only then may the daemon fill the slot again. When
-the daemon dies the maps live on, and copies under way end as if nothing had happened.
+The lease of a slot is held until the event after its copy has come: only then may the daemon fill the slot again. When
+the daemon dies the maps stay, and copies under way end as usual.
 """
 
 from __future__ import annotations
@@ -38,19 +37,19 @@ _PORTABLE, _READ_ONLY = 0x01, 0x08  # cudaHostRegisterPortable, cudaHostRegister
 
 
 class Cuda:
-    """What copies need of the CUDA runtime and of PyTorch's streams. Tests put a model of a device in its place."""
+    """The CUDA runtime and PyTorch's streams, as far as copies need them. Tests use a model of a device instead."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._stream = torch.cuda.Stream(device)
 
     def page_lock(self, address: int, n_bytes: int) -> bool:
-        """Let the device read this memory by itself; whether it can."""
+        """Let the device read this memory by itself; return whether it can."""
         with torch.cuda.device(self.device):
             status = torch.cuda.cudart().cudaHostRegister(address, n_bytes, _PORTABLE | _READ_ONLY)
         if int(status) == 0:
             return True
-        # The runtime keeps the failure as its last error, and PyTorch would raise it at the next kernel of the user's.
+        # The runtime keeps the failure as its last error, and PyTorch would raise it at the user's next kernel.
         with contextlib.suppress(RuntimeError):
             torch.ones(1, device=self.device)
         return False
@@ -60,11 +59,11 @@ class Cuda:
         torch.cuda.cudart().cudaHostUnregister(address)
 
     def page_locked_copy(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return a copy in page-locked memory, which PyTorch uses again when what was copied from it has arrived."""
+        """Return a copy in page-locked memory, which PyTorch reuses once the copy to the device is done."""
         return tensor.pin_memory()
 
     def beside(self) -> contextlib.AbstractContextManager[Any]:
-        """In this context, work goes to the copies' stream."""
+        """Return a context in which work goes to the copies' stream."""
         context: contextlib.AbstractContextManager[Any] = torch.cuda.stream(self._stream)
         return context
 
@@ -73,13 +72,13 @@ class Cuda:
         return tensor.to(self.device, non_blocking=True)
 
     def mark(self) -> Any:
-        """Return an event that comes when all that was started so far on the copies' stream is done."""
-        event = torch.cuda.Event(blocking=True)  # whoever waits for it leaves the processor to others
+        """Return an event that comes when all work started so far on the copies' stream is done."""
+        event = torch.cuda.Event(blocking=True)  # a thread that waits for it leaves the processor to others
         event.record(self._stream)
         return event
 
     def hand_over(self, event: Any, tensors: tuple[torch.Tensor, ...]) -> None:
-        """Let the stream that the caller works with wait for `event`, and own `tensors` together with the copies'."""
+        """Let the caller's stream wait for `event`, and own `tensors` together with the copies' stream."""
         stream = torch.cuda.current_stream(self.device)
         stream.wait_event(event)
         for tensor in tensors:
@@ -115,8 +114,8 @@ class DeviceCopies:
         Args:
             cuda: the device.
             layout: of the batches.
-            maps: tells which maps of slots there are now.
-            on_device: what is made of x on the device, beside the training step as well.
+            maps: returns the maps of slots that exist now.
+            on_device: converts x on the device, on the copies' stream too.
         """
         self._cuda = cuda
         self._layout = layout
@@ -146,12 +145,12 @@ class DeviceCopies:
     def hand_over(self, arriving: Arriving) -> None:
         """Let the caller's stream use the tensors from now on. The processor does not wait."""
         self._cuda.hand_over(arriving.event, (arriving.x, arriving.y))
-        self.make_room(len(self._reading))  # mostly it has come by now, and its slot need not wait for the next batch
+        self.make_room(len(self._reading))  # mostly the event has come, and its slot need not wait for the next batch
 
     def make_room(self, n_kept: int = 1) -> None:
-        """Let go of slots whose copies are done, and wait until no more than `n_kept` are held.
+        """Release slots whose copies are done, and wait until at most `n_kept` are held.
 
-        A loop is sure of two slots: that of the copy under way, and that of the batch which it asks for now.
+        A loop is guaranteed two slots: one for the copy under way, one for the batch that it asks for now.
         """
         while self._reading and (len(self._reading) > n_kept or self._reading[0][0].query()):
             event, _ = self._reading[0]
@@ -159,13 +158,13 @@ class DeviceCopies:
             self._reading.popleft()
 
     def close(self) -> None:
-        """Wait for all copies, let go of the slots and unlock them."""
+        """Wait for all copies, release the slots and unlock them."""
         self.make_room(0)
         while self._locked:
             self._cuda.unlock(self._locked.popitem()[1].address)
 
     def _lock(self, root: NDArray[np.uint8]) -> bool:
-        """See to it that the slot of `root` is page-locked; whether it is. A private copy of a slot is not."""
+        """Page-lock the slot of `root` if it is not; return whether it is. A private copy of a slot is never locked."""
         memory = _map_of(root)
         if memory is None:
             return False
@@ -178,7 +177,7 @@ class DeviceCopies:
         return id(memory) in self._locked
 
     def _unlock_closed(self) -> None:
-        """Unlock the maps that the daemon has given up, unless the device still reads from them."""
+        """Unlock the maps of slots that the daemon has removed, unless the device still reads from them."""
         needed = {id(memory) for memory in self._maps()} | {id(_map_of(root)) for _, root in self._reading}
         for key in self._locked.keys() - needed:
             self._cuda.unlock(self._locked.pop(key).address)
@@ -191,9 +190,9 @@ def _map_of(root: NDArray[np.uint8]) -> mmap.mmap | None:
 
 
 def _writable_alias(root: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the same bytes as an array that numpy takes for writable, which it does not keep alive.
+    """Return the same bytes as an array that is writable to numpy; it does not keep `root` alive.
 
-    `torch.from_numpy` warns of arrays that are not, though nobody writes here, and PyTorch has no read-only tensors.
+    `torch.from_numpy` warns of read-only arrays, though nothing writes here, and PyTorch has no read-only tensors.
     """
     buffer = (ctypes.c_uint8 * root.nbytes).from_address(root.ctypes.data)
     return np.frombuffer(memoryview(buffer), np.uint8)

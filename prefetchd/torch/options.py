@@ -1,6 +1,6 @@
-"""What the options of `prefetchd.torch.batches` come to: a device, a share of the ranks, what is made of x there.
+"""The options of `prefetchd.torch.batches`: a device, a share of the ranks, the conversion of x on the device.
 
-Called once a loader, by `prefetchd.torch`.
+`prefetchd.torch` calls them once for each loader.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def find_device(device: str | int | torch.device | None) -> torch.device:
-    """Return the device, if there is one of that name.
+    """Return the device called `device`; the processor for `None`.
 
     Raises:
-        ConfigError: if not.
+        ConfigError: if there is none of that name.
     """
     try:
         wanted = torch.device("cpu" if device is None else device)
@@ -64,7 +64,7 @@ def choose_share(options: BatchOptions) -> None:
 def conversion(
     loader: Loader, device: torch.device, values: Mapping[str, Any], *, permute: bool
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return what is made of x where it is wanted: channels second, and normalised by `values`."""
+    """Return the function that converts x on the device: channels second, and normalised by `values`."""
     config = loader.config
     is_images = loader.serves_images
     channels_second = config["layout"] == "nchw" or permute

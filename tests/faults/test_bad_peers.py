@@ -72,6 +72,7 @@ LAWFUL = st.one_of(
         st.integers(1, 2**31),
     ),
     st.builds(messages.CloseCursor, small, counts),
+    st.just(messages.AddConnection()),
     st.builds(messages.Want, small, counts),
     st.builds(messages.Release, counts | small, counts),
     st.builds(messages.AskStatus, counts),
@@ -303,6 +304,29 @@ def test_consumer_that_stops_reading_is_named_and_served_when_it_reads_again(
         kinds.append(type(messages.decode_to_consumer(data)).__name__)
     assert "StatusReport" in kinds
     sock.close()
+    with prefetchd.batches() as loader:
+        assert content_of(loader) == forty_content
+
+
+def test_descriptor_that_is_no_socket_of_ours_ends_the_connection_that_sent_it(
+    serve: Serve, forty: Path, forty_content: Content
+) -> None:
+    daemon = serve(forty, *exact("--num-workers", 1))
+    ask_status()
+    before = descriptors_of(daemon.pid)
+    with socket.socket(socket.AF_INET) as inet, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams:
+        fds = [*os.pipe(), os.memfd_create("fake"), inet.fileno(), datagrams.fileno()]
+        for sent in (*[[fd] for fd in fds], []):
+            sock = connect()
+            sockets.send(sock, messages.encode(HELLO))
+            sockets.close_all(sockets.receive(sock)[1])
+            sockets.send(sock, messages.encode(messages.AddConnection()), sent)
+            sock.settimeout(30)
+            with pytest.raises(sockets.ConnectionEnded):
+                sockets.receive(sock)
+            sock.close()
+        sockets.close_all(fds[:3])
+    wait_until(lambda: descriptors_of(daemon.pid) <= before, "the daemon keeps no descriptor")
     with prefetchd.batches() as loader:
         assert content_of(loader) == forty_content
 

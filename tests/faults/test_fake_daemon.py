@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import prefetchd
-from prefetchd.client.connection import Connection
+from prefetchd.client.connection import connect
 from prefetchd.ipc import messages, sockets
 from prefetchd.ring.queues import GrantWriter, ReturnReader
 from prefetchd.sampling.sharding import Shard
@@ -58,7 +58,6 @@ Words = list[tuple[bytes, list[int]] | Grant]
 def consume(words: Words, *, writable: bool = False) -> str:
     """Attach to a daemon that says `words` and ends; take what batches it grants; return how that ended."""
     ours, theirs = sockets.socket_pair()
-    connection = Connection(ours, os.getpid(), writable=writable, hold_timeout_s=0.1)
     outbox, mailbox = GrantWriter.create()
     returned, returns = ReturnReader.create()
     pages = {MAILBOX: mailbox, RETURNS: returns}
@@ -70,8 +69,10 @@ def consume(words: Words, *, writable: bool = False) -> str:
             data, fds = word
             sockets.send(theirs, data, [pages.get(fd, fd) for fd in fds])
     theirs.shutdown(socket.SHUT_WR)
+    connection = None
     try:
-        connection.attach(messages.Attach(messages.PROTOCOL, "0", None, {}, 2), 1.0)
+        request = messages.Attach(messages.PROTOCOL, "0", None, {}, 2)
+        connection = connect(ours, os.getpid(), request, 1.0, writable=writable, hold_timeout_s=0.1)
         connection.open_cursor(1, Shard(2), 0, 0, None)
         while True:
             batch = connection.next_batch(1, False)
@@ -81,7 +82,8 @@ def consume(words: Words, *, writable: bool = False) -> str:
     except prefetchd.PrefetchdError as error:
         return str(error)
     finally:
-        connection.close(at_once=True)
+        if connection is not None:
+            connection.close(at_once=True)
         theirs.close()
         outbox.close()
         returned.close()
@@ -111,7 +113,7 @@ OPENED = messages.encode(messages.SlotOpened(1, SLOT_BYTES))
             "layout makes no sense",
         ),
         ([(messages.encode(attached(batches_per_epoch=0)), [MAILBOX, RETURNS])], "no batches"),
-        ([(OPENED, [4096])], "size was not agreed"),
+        ([(OPENED, [4096])], "SlotOpened before its answer"),
         ([ATTACHED, (OPENED, [])], "smaller than was agreed"),
         ([ATTACHED, (OPENED, [100])], "the segment has 100 bytes"),
         ([ATTACHED, (OPENED, [4096, 4096])], "smaller than was agreed"),
@@ -158,6 +160,7 @@ WORDS = st.one_of(
     ),
     st.builds(messages.SlotOpened, counts, counts).map(messages.encode),
     st.builds(messages.SlotClosed, counts).map(messages.encode),
+    st.builds(messages.Opened, counts, counts, counts).map(messages.encode),
     st.builds(messages.GrantReady, counts).map(messages.encode),
     st.builds(messages.Stalled, counts, st.text(max_size=9)).map(messages.encode),
     st.builds(messages.Failed, st.just(1), st.text(max_size=9), st.text(max_size=9)).map(messages.encode),

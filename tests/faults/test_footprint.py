@@ -163,11 +163,13 @@ def test_large_images_take_turns(serve: Serve, large_and_small: Path, readers: i
     needed = 0
     with (
         prefetchd.batches(daemon="tight") as loader,
-        pytest.raises(prefetchd.BudgetError, match=r'give memory_budget="\d+MiB"') as caught,
+        pytest.raises(
+            prefetchd.BudgetError, match=r"cannot decode sample \d+ \(.* line \d+: .*give memory_budget=\"\d+MiB\""
+        ) as caught,
     ):
         for _ in loader:
             pass
-    needed = int(re.search(r"--memory-budget (\d+)MiB", str(caught.value))[1])  # type: ignore[index]
+    needed = int(re.search(r'memory_budget="(\d+)MiB"', str(caught.value))[1])  # type: ignore[index]
     assert daemon.stop() == 0
     daemon = serve(large_and_small, *options, "--memory-budget", f"{needed}MiB", name="wide", ready=False)
     with Watch(daemon.pid) as watch:

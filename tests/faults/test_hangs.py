@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 import prefetchd
-from prefetchd.client import admin, launch, waiting
+from prefetchd.client import admin, channel, launch
 from prefetchd.ipc.run_directory import daemon_paths
 from tests.conftest import DEADLINE_S, DaemonProcess, end_thread, wait_until
 from tests.faults.conftest import (
@@ -40,16 +40,15 @@ Serve = Callable[..., DaemonProcess]
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks and tells sooner than users' processes do, and gives up when it would: not before it is continued."""
-    monkeypatch.setattr(waiting, "LOOK_S", 0.1)
+    monkeypatch.setattr(channel, "LOOK_S", 0.1)
     monkeypatch.setattr("prefetchd.client.connection.LOOK_S", 0.1)
-    monkeypatch.setattr("prefetchd.client.channel.LOOK_S", 0.1)
-    monkeypatch.setattr(waiting, "REPORT_S", 0.3)
+    monkeypatch.setattr(channel, "REPORT_S", 0.3)
 
 
 @pytest.fixture
 def resigned(impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gives up sooner, too: for daemons that nobody continues."""
-    monkeypatch.setattr(waiting, "GIVE_UP_S", 1.0)
+    monkeypatch.setattr(channel, "GIVE_UP_S", 1.0)
 
 
 def test_loop_names_a_stopped_daemon_and_goes_on_when_it_is_continued(
@@ -84,9 +83,9 @@ def test_stopped_daemon_is_given_up_in_the_end_by_all_who_wait(
     os.kill(daemon.pid, signal.SIGSTOP)
     try:
         started_s = time.monotonic()
-        with pytest.raises(prefetchd.DaemonLost, match=r"has said nothing for 1 s: pid .* is stopped.*kill -CONT"):
+        with pytest.raises(prefetchd.DaemonLost, match=r"has sent nothing for 1 s: pid .* is stopped.*kill -CONT"):
             next(batches)
-        with pytest.raises(prefetchd.DaemonLost, match=r"has said nothing for 1 s"):
+        with pytest.raises(prefetchd.DaemonLost, match=r"has sent nothing for 1 s"):
             loader.status()
         with pytest.raises(prefetchd.DaemonLost, match=r"has not answered for 0\.2 s: pid .* is stopped"):
             prefetchd.batches(timeout=0.2)
@@ -179,7 +178,7 @@ def test_thread_that_waits_is_woken_at_once_by_close_though_batches_are_held(
 def held_up(thread: threading.Thread) -> bool:
     """Whether a thread waits for what the daemon says."""
     frame = sys._current_frames().get(thread.ident or 0)
-    return frame is not None and frame.f_code.co_qualname == "Uplink.wait"
+    return frame is not None and frame.f_code.co_qualname == "Channel.wait"
 
 
 def test_status_from_another_thread_takes_nothing_from_the_loop(

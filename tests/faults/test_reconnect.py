@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 import prefetchd
-from prefetchd.client import loader as loader_module
 from prefetchd.ring.queues import MAX_GRANTS_AHEAD
 from tests.conftest import DaemonProcess, end_thread
 from tests.faults.conftest import content_of, exact, expected_content, write_manifest
@@ -145,7 +144,7 @@ def test_batch_that_ends_every_daemon_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each daemon that comes back is lost before it delivers the next batch: waiting for more of them is no use."""
-    monkeypatch.setattr(loader_module, "_MAX_LOST_IN_A_ROW", 2)  # 5 take long to start
+    monkeypatch.setattr("prefetchd.client.session._MAX_LOST_IN_A_ROW", 2)  # 5 take long to start
     gate = tmp_path / "seven batches were delivered"
     (tmp_path / "ending.py").write_text(
         "import os, psutil, signal, time\n"

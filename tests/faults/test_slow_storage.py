@@ -142,7 +142,7 @@ def test_decode_that_needs_the_whole_allowance_has_it(serve: Serve, slow_reads: 
     wanted = expected_content(manifest)
     with pytest.raises(prefetchd.BudgetError) as refused:
         prefetchd.batches(manifest, batch_size=5, image_size=32, num_workers=1, memory_budget="1MiB")
-    least = str(refused.value).split("--memory-budget ")[1].split()[0]
+    least = str(refused.value).split('memory_budget="')[1].split('"')[0]
     serve(manifest, *exact("--num-workers", 1, "--memory-budget", least))
     with prefetchd.batches() as loader:
         assert content_of(loader) == wanted

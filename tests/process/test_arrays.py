@@ -166,8 +166,8 @@ def test_slot_that_comes_back_while_its_loop_has_more_to_go_on_with_is_there_for
         other.set_epoch(7)  # whose batches are not the other's
         holding, asking, theirs = iter(holder), iter(other), []
         held = [next(holding) for _ in range(4)]
-        connection = holder._session.connection
-        wait_until(lambda: connection._mailbox.has_ahead(ENOUGH_AHEAD), "it has more to go on with")
+        connection = holder._connection
+        wait_until(lambda: connection._grants.has_ahead(ENOUGH_AHEAD), "it has more to go on with")
         if is_over:
             holding.close()
 
@@ -184,7 +184,7 @@ def test_slot_that_comes_back_while_its_loop_has_more_to_go_on_with_is_there_for
             wait_until(lambda: any(one["stalled"] for one in holder.status()["consumers"]), "it waits for a slot")
             n_theirs = len(theirs)
             del held[3]
-            assert bool(connection._leases._noted) != is_over  # noted, and not told
+            assert bool(connection._leases._unsent_returns) != is_over  # in the return queue, and not sent
             wait_until(lambda: len(theirs) > n_theirs, "it has its batch")
             other.close()
             end_thread(asker)  # closing ends its wait, though what it holds keeps the connection

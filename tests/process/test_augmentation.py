@@ -377,7 +377,7 @@ def test_manifest_line_without_a_mask_is_refused_with_its_number(masks: Path):
     assert "directory names classes" in refused("serve", folder, "--target", "mask")
     three = folder / "three.csv"
     three.write_text("image,mask,split\n0.png,mask 0.png,train\n1.png,mask 1.png,val\n")
-    assert "y_column" in refused("serve", three, "--target", "mask")
+    assert "--y-column" in refused("serve", three, "--target", "mask")
 
 
 @pytest.mark.timeout(400)  # importing the library takes seconds, in the dry run and in each reader

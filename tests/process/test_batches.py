@@ -8,7 +8,9 @@ import os
 import pickle
 import queue
 import signal
+import sys
 import threading
+import warnings
 from pathlib import Path
 
 import cv2
@@ -110,13 +112,14 @@ def test_a_loader_is_neither_copied_nor_pickled_and_says_what_to_do(module_daemo
         assert next(iter(loader)).index == 0
 
 
-def test_a_new_iter_ends_the_earlier_one(module_daemon):
+def test_a_new_iter_ends_the_earlier_one_which_says_so(module_daemon):
     with prefetchd.batches() as loader:
         first = iter(loader)
         next(first)
         second = iter(loader)
         assert next(second).epoch == 1
-        assert list(first) == []
+        with pytest.raises(prefetchd.PrefetchdError, match=r"a newer iter\(\)"):
+            next(first)
 
 
 def test_break_and_close_leave_what_was_delivered_and_refuse_more(module_daemon):
@@ -392,3 +395,28 @@ def test_manifest_in_a_folder_whose_name_is_not_utf8_is_served(photographs, tmp_
     shutil.copytree(os.fsencode(photographs.parent), folder)
     with prefetchd.batches(folder + b"/manifest.txt", batch_size=50, image_size=16) as loader:
         assert sorted(next(iter(loader)).y.tolist()) == list(range(50))
+
+
+def test_mean_and_std_of_another_range_without_scale_warn_at_the_users_line(photographs):
+    options = {"batch_size": 8, "image_size": 16, "num_workers": 1, "dtype": "float32", "mean": 0.5, "std": 0.25}
+    with pytest.warns(RuntimeWarning, match="pass scale=1/255") as caught:
+        prefetchd.batches(photographs, **options).close()
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prefetchd.batches(photographs, scale=1 / 255, **options).close()
+
+
+def test_loader_is_shown_by_its_name_or_that_of_the_script(module_daemon):
+    with prefetchd.batches(name="validation") as loader:
+        assert [consumer["name"] for consumer in loader.status()["consumers"]] == ["validation"]
+    with prefetchd.batches() as loader:
+        assert [consumer["name"] for consumer in loader.status()["consumers"]] == [Path(sys.argv[0]).name]
+
+
+def test_unknown_option_is_refused_with_what_was_meant(photographs):
+    for name, meant in (("batchsize", "did you mean 'batch_size'"), ("epoch", "did you mean 'epochs'")):
+        with pytest.raises(prefetchd.ConfigError, match=meant):
+            prefetchd.batches(photographs, **{name: 4})
+    with pytest.raises(prefetchd.ConfigError, match="memory_budget="):
+        prefetchd.batches(photographs, prefetch_factor=4)

@@ -256,7 +256,7 @@ def test_build_fills_all_and_goes_on_after_an_interruption(serve: Serve, photogr
     daemon.stop()
     result = run_command("cache", "build", photographs, *options, "--cache-size", "1KiB", "--color", "gray")
     assert result.returncode == 1
-    assert "0 rows written: not all are kept, its size limit of 1.0 KiB is reached; raise cache-size" in result.stderr
+    assert "0 rows written: not all are kept, its size limit of 1.0 KiB is reached; raise --cache-size" in result.stderr
     old = run_command("cache", "clear", cache, "--unused-days", 1)
     assert old.stdout == "removed 0 pipelines, 0 B\n"
     assert run_command("cache", "clear", cache).stdout.startswith("removed 2 pipelines, ")
@@ -288,7 +288,7 @@ def test_a_folder_whose_name_is_no_text_is_shown(photographs: Path, tmp_path: Pa
 
 def test_what_makes_no_sense_is_refused_in_one_line(photographs: Path, tmp_path: Path) -> None:
     words = [photographs, "--cache", tmp_path / "cache"]
-    assert "give cache-image-size" in refused("serve", *words, "--augment", "random_resized_crop")
+    assert "--cache-image-size" in refused("serve", *words, "--augment", "random_resized_crop")
     assert "give --cache DIR" in refused_here("cache", "build", photographs)
     assert "no cache of prefetchd's" in refused_here("cache", "clear", photographs.parent)
     (tmp_path / "file").write_text("")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +74,15 @@ def test_a_claim_of_gigabytes_is_a_bad_sample_whatever_the_budget(
     assert delivered == list(range(0, len(mixed), 2))
     assert sorted(bad) == list(range(1, len(mixed), 2))
     assert sum("bytes for each of max_image_pixels" in reason for reason in bad.values()) == len(claims())
+
+
+def test_a_decode_within_the_limit_that_a_stated_budget_cannot_hold_names_its_line(tmp_path: Path) -> None:
+    image = struct.pack("<IiiHHIIiiII", 40, 15000, 15000, 1, 8, 1, 0, 0, 0, 0, 0)  # in runs, and ends at once
+    (tmp_path / "runs.bmp").write_bytes(b"BM" + struct.pack("<IHHI", 56, 0, 0, 54) + image + b"\0\1")
+    (tmp_path / "good.png").write_bytes(cv2.imencode(".png", photograph(40, 40))[1].tobytes())
+    (tmp_path / "list.txt").write_text("good.png 0\nruns.bmp 1\ngood.png 2\n")
+    with (
+        prefetchd.batches(str(tmp_path / "list.txt"), memory_budget="200MiB", **OPTIONS) as loader,
+        pytest.raises(prefetchd.BudgetError, match=r"list\.txt line 2: .*runs\.bmp.*1\.3 GiB"),
+    ):
+        list(loader)

@@ -14,7 +14,7 @@ LIFETIMES = """
 import gc, sys, weakref
 import jax, jax.numpy as jnp, numpy as np, prefetchd
 with prefetchd.batches(sys.argv[1], batch_size=4, image_size=64, num_workers=1, memory_budget="128MiB") as loader:
-    connection = loader._session.connection
+    connection = loader._connection
     kept, wanted, shared = [], [], 0
     for batch in loader:
         on_device = jax.device_put(batch)
@@ -28,7 +28,7 @@ with prefetchd.batches(sys.argv[1], batch_size=4, image_size=64, num_workers=1, 
     del batch, on_device, x, y
     gc.collect()
     assert shared, "this JAX copies; nothing is tested"
-    assert connection.held == len(wanted) // 2, connection.held  # by JAX alone
+    assert connection._leases.n_held == len(wanted) // 2, connection._leases.n_held  # by JAX alone
     for array, values in zip(kept, wanted, strict=True):
         np.testing.assert_array_equal(np.asarray(array), values)
 
@@ -39,7 +39,7 @@ with prefetchd.batches(sys.argv[1], batch_size=4, image_size=64, num_workers=1, 
 
     del kept, donated, array
     gc.collect()
-    assert not connection.held, connection.held
+    assert not connection._leases.n_held, connection._leases.n_held
 print("ok")
 """
 

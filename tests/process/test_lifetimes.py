@@ -202,12 +202,12 @@ def test_slot_goes_back_when_the_last_view_of_it_dies(module_daemon):
 
 def wait_for_grant(loader: prefetchd.Loader) -> None:
     """Wait until the loop has another batch to go on with."""
-    wait_until(lambda: loader._session.connection._mailbox.has_next, "the next batch is granted ahead")
+    wait_until(lambda: loader._connection._grants.has_next, "the next batch is granted ahead")
 
 
 def untold(loader: prefetchd.Loader) -> int:
     """How many batches were dropped of which the daemon was not told."""
-    return len(loader._session.connection._leases._noted)
+    return len(loader._connection._leases._unsent_returns)
 
 
 def test_slot_that_comes_back_in_a_small_ring_is_told_at_once_and_there_for_a_loop_that_waits(serve, photographs):
@@ -240,7 +240,7 @@ def test_nothing_of_a_loader_is_left_that_was_closed_before_it_told_what_it_drop
     with prefetchd.batches() as loader:
         items = iter(loader)
         held = [next(items), next(items)]
-        wait_until(lambda: loader._session.connection._mailbox.has_ahead(ENOUGH_AHEAD), "more is granted ahead")
+        wait_until(lambda: loader._connection._grants.has_ahead(ENOUGH_AHEAD), "more is granted ahead")
         held.clear()
         assert untold(loader)
     wait_until(lambda: not module_daemon.status()["consumers"], "the daemon knows it no more")
@@ -489,7 +489,7 @@ if not os.fork():
     os.read(read, 1)  # until the parent is done
     os._exit(0)
 loader.close()
-print(loader._session.process.returncode)
+print(loader._sessions.current.process.returncode)
 os.write(write, b".")
 os.wait()
 """

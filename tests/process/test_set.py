@@ -119,3 +119,23 @@ def test_what_python_cannot_set_is_an_error_of_its_class_and_changes_nothing(ser
     with pytest.raises(prefetchd.DaemonNotFound):
         prefetchd.set_options("none", num_workers=1)
     assert daemon.status()["memory"]["budget_bytes"] == 120 * MIB
+
+
+def test_an_automatic_budget_grows_as_loops_attach_and_shrinks_as_they_go(serve, photographs):
+    """More loops than the ring had slots at the start, at several places: none is refused."""
+    daemon = serve(photographs, *OPTIONS, "--patience", 0)
+    start, slots = daemon.status()["memory"], ring(daemon)
+    loaders = [prefetchd.batches() for _ in range(slots)]
+    loops = [iter(loader) for loader in loaders]
+    for number, loop in enumerate(loops):
+        for index in range(1 + number % 5):
+            assert next(loop).index == index
+    wait_until(lambda: ring(daemon) == 2 * slots + 2, "each loop has its slots")
+    memory = daemon.status()["memory"]
+    assert start["budget_bytes"] < memory["budget_bytes"] <= memory["ceiling_bytes"]
+    assert "memory-budget auto: grown to" in daemon.log
+    assert "growing up to" in run_command("status").stdout
+    for loader in loaders:
+        loader.close()
+    wait_until(lambda: ring(daemon) == slots, "the ring has shrunk")
+    assert daemon.status()["memory"]["budget_bytes"] == start["budget_bytes"]

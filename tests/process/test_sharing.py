@@ -48,6 +48,41 @@ def test_leader_waits_for_the_laggard_up_to_the_patience_and_then_goes_on_alone(
         assert daemon.status()["batches_made"] > made
 
 
+@pytest.mark.parametrize("other_loop", ["of another data set", "at another epoch"])
+def test_patience_is_charged_while_other_loops_have_slots_of_their_own(serve, photographs, other_loop):
+    """Slots that the daemon keeps for other loops are free for none of those that wait."""
+    daemon = serve(f"train={photographs}", f"val={photographs}", *large_ring(7), "--patience", "1.5")
+    with (
+        prefetchd.batches(dataset="train", name="paused.py") as one,
+        prefetchd.batches(dataset="train") as other,
+        prefetchd.batches(dataset="val" if other_loop == "of another data set" else "train") as third,
+    ):
+        third.set_epoch(5)
+        resting = iter(third)
+        first = next(resting)
+        if other_loop == "of another data set":
+            del first, resting  # the loop has ended, and its data set's first batches stay ready
+        laggard, leader = iter(one), iter(other)
+        held = next(laggard)
+        indexes: list[int] = []
+        thread = threading.Thread(target=lambda: indexes.extend(batch.index for batch in leader), daemon=True)
+        thread.start()
+        wait_until(lambda: waits(daemon), "the leader waits for the paused loop")
+        assert waits(daemon)[0]["name"] == "paused.py"
+        assert waits(daemon)[0]["pid"] == os.getpid()
+        thread.join(30)
+        assert indexes == list(range(13))
+        assert "waited 1.5 s for the loop of pid" in daemon.log
+        (waited_s,) = (found["waited_for_slower_s"] for found in daemon.status()["consumers"] if found["number"] == 2)
+        assert 1.4 < waited_s < 10
+        assert held.index == 0
+
+
+def waits(daemon) -> list[dict]:
+    reports = [found["waits_for"] for found in daemon.status()["consumers"] if found["waiting"]]
+    return [report for report in reports if report["reason"] == "slower loop"]
+
+
 def test_loops_within_the_window_share_what_is_made_however_slow_one_is(serve, photographs):
     daemon = serve(photographs, *large_ring(4), "--patience", "inf")
     with prefetchd.batches() as one, prefetchd.batches() as other:
@@ -151,8 +186,8 @@ def test_loop_that_begins_anew_while_it_waits_to_start_together_has_its_whole_ti
     """Ctrl-C and the cell run again: the first loop's time is none of the second's."""
     serve(photographs, *QUICK)
     with prefetchd.batches(start_together=2, timeout=2) as loader:
-        loader._session.connection.open_cursor(99, loader._shard, 0, 0, 1)
-        loader._session.connection.close_cursor(99)
+        loader._connection.open_cursor(99, loader._shard, 0, 0, 1)
+        loader._connection.close_cursor(99)
         time.sleep(1)  # no synchronisation: half of the first loop's time
         begun_s = time.monotonic()
         with pytest.raises(prefetchd.PrefetchdError, match="1 of 2 loaders"):
@@ -180,7 +215,7 @@ def test_word_of_a_loop_that_is_over_does_not_end_the_members_present_one(serve,
     with prefetchd.batches(group="workers") as loader:
         batches = iter(loader)
         indices = [next(batches).index]
-        loader._session.connection.close_cursor(loader._serial - 1)
+        loader._connection.close_cursor(loader._serial - 1)
         assert indices + [batch.index for batch in batches] == list(range(13))
 
 

@@ -1,9 +1,13 @@
-"""Loaders that several threads have to do with: a loop that another one ends is told so, and keeps nothing."""
+"""Loaders that several threads use: a loop that another one ends gets an error, loses nothing and keeps nothing."""
 
 from __future__ import annotations
 
+import itertools
+import subprocess
+import sys
 import threading
 
+import psutil
 import pytest
 
 import prefetchd
@@ -39,7 +43,7 @@ def begin_loop(loader):
     """Return a loop that has taken one batch, and has more to go on with."""
     batches = iter(loader)
     next(batches)
-    mailbox = loader._session.connection._mailbox
+    mailbox = loader._connection._grants
     wait_until(lambda: mailbox.has_ahead(ENOUGH_AHEAD), "more is granted ahead")
     return batches
 
@@ -94,8 +98,107 @@ def test_loop_that_another_thread_ends_by_a_new_one_gets_no_batch_whose_slot_may
         late.go.set()
         end_thread(thread)
         assert len(errors) == 1
-        assert "another thread has ended it" in errors[0]
+        assert "a newer iter() of the same loader" in errors[0]
         assert seen + [batch.index for batch in second] == list(range(13))
     with prefetchd.batches() as witness:
         wait_until(lambda: len(witness.status()["consumers"]) == 1, "the loader is forgotten")
         assert witness.status()["ring"]["leased"] == 0
+
+
+@pytest.mark.parametrize("n_threads", [2, 3])
+def test_threads_that_each_loop_over_one_loader_get_every_batch_or_an_error(photographs, n_threads):
+    with prefetchd.batches(photographs, batch_size=4, image_size=16, num_workers=1) as loader:
+        got, errors = [[] for _ in range(n_threads)], [None] * n_threads
+        together = threading.Barrier(n_threads)
+
+        def run(number):
+            together.wait()
+            try:
+                got[number] = [batch.index for batch in loader]
+            except prefetchd.PrefetchdError as error:
+                errors[number] = str(error)
+
+        threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(n_threads)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert not any(thread.is_alive() for thread in threads)
+    whole = [indices for indices, error in zip(got, errors, strict=True) if error is None]
+    assert whole
+    assert all(indices == list(range(13)) for indices in whole)
+    assert all("a newer iter() of the same loader" in error for error in errors if error is not None)
+
+
+def test_loop_that_waits_is_ended_by_another_threads_loop_which_gets_every_batch(photographs):
+    """The first thread waits for a batch of a stopped reader, and is the one that receives messages."""
+    with prefetchd.batches(photographs, batch_size=4, image_size=16, num_workers=1, epochs=None) as loader:
+        wait_until(lambda: loader.status()["readers"][0]["pid"], "the reader has started")
+        reader = psutil.Process(loader.status()["readers"][0]["pid"])
+        reader.suspend()
+        errors, seen = [], []
+
+        def run():
+            try:
+                for _ in loader:
+                    pass
+            except prefetchd.PrefetchdError as error:
+                errors.append(str(error))
+
+        first = threading.Thread(target=run)
+        first.start()
+        wait_until(lambda: someone_receives(loader), "the first thread waits", 60)
+        second = iter(loader)
+        other = threading.Thread(target=lambda: seen.extend(batch.index for batch in itertools.islice(second, 26)))
+        other.start()
+        first.join(60)
+        assert len(errors) == 1
+        assert "a newer iter() of the same loader" in errors[0]
+        reader.resume()
+        other.join(60)
+        assert seen == [*range(13), *range(13)]
+
+
+def someone_receives(loader):
+    turn = loader._connection._turn
+    if turn.acquire(blocking=False):
+        turn.release()
+        return False
+    return True
+
+
+def test_two_threads_that_ask_one_iterator_at_once_get_an_error_of_ours(photographs, monkeypatch):
+    with prefetchd.batches(photographs, batch_size=4, image_size=16, num_workers=1) as loader:
+        batches, errors = begin_loop(loader), []
+        late = TakesLate(monkeypatch, "before")
+        thread = take_in_a_thread(batches, errors)
+        assert late.here.wait(30)
+        with pytest.raises(prefetchd.PrefetchdError, match="another thread is taking one from the same iterator"):
+            next(batches)
+        with pytest.raises(prefetchd.PrefetchdError, match="another thread is taking one from the same iterator"):
+            batches.close()
+        late.go.set()
+        thread.join()
+        assert errors == []
+        assert [batch.index for batch in batches] == list(range(2, 13))
+
+
+LOOPS_AT_EXIT = """
+import sys, threading, prefetchd
+loader = prefetchd.batches(sys.argv[1], batch_size=4, image_size=16, num_workers=1, epochs=None)
+began = threading.Event()
+
+def loop():
+    for batch in loader:
+        began.set()
+
+threading.Thread(target=loop, daemon=True).start()
+assert began.wait(60)
+"""
+
+
+def test_loop_in_a_daemon_thread_prints_nothing_when_the_interpreter_ends(photographs):
+    for _ in range(3):
+        command = [sys.executable, "-c", LOOPS_AT_EXIT, str(photographs)]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert (result.returncode, result.stderr) == (0, "")

@@ -264,7 +264,7 @@ def test_slot_is_held_until_the_copy_is_done_and_no_longer(serve, photographs):
     daemon = serve(photographs, "--batch-size", "4", "--image-size", "16", "--num-workers", "1")
 
     def held() -> int:  # what was granted ahead is leased too, but not held here
-        return loader._loader._session.connection.held
+        return loader._loader._connection._leases.n_held
 
     with on_model(ModelDevice()) as loader:
         items = iter(loader)
@@ -327,3 +327,33 @@ def test_slots_that_the_daemon_gives_up_are_unlocked(photographs):
         assert old
         assert loader._loader._info.pid != killed
         assert len(device.locked) <= len(loader._loader.maps)
+
+
+def test_single_batches_are_tensors_of_their_own_and_the_loop_goes_on(photographs):
+    with prefetchd.torch.batches(photographs, batch_size=4, image_size=16, num_workers=1) as loader:
+        loop = iter(loader)
+        first = next(loop)
+        peeked, far = loader.peek(), loader.batch_at(3, 12)
+        assert (peeked.epoch, peeked.index, far.epoch, far.index) == (0, 1, 3, 12)
+        assert peeked.x.shape == first.x.shape
+        peeked.x.add_(1)
+        second = next(loop)
+        assert torch.equal(second.y, peeked.y)
+        assert torch.equal(second.x + 1, peeked.x)
+        assert [batch.index for batch in loop] == list(range(2, 13))
+
+
+def test_peek_is_of_the_users_loop_while_copies_run_ahead(photographs):
+    with on_model(ModelDevice(), photographs, batch_size=4, image_size=16, num_workers=1) as loader:
+        for batch in loader:
+            assert loader.peek().index == (batch.index + 1) % 13
+
+
+def test_older_iterator_of_tensors_raises_when_it_is_asked_again(photographs):
+    with prefetchd.torch.batches(photographs, batch_size=4, image_size=16, num_workers=1) as loader:
+        older = iter(loader)
+        next(older)
+        newer = iter(loader)
+        with pytest.raises(prefetchd.PrefetchdError, match=r"a newer iter\(\)"):
+            next(older)
+        assert next(newer).index == 0

@@ -123,7 +123,7 @@ def test_nothing_is_written_when_a_sample_could_not_be_judged(tmp_path):
     assert result.returncode == 1, result
     report = json.loads(result.stdout)
     assert [(found["line"], found["judged"]) for found in report["bad"]] == [(2, False)]
-    assert "--memory-budget" in report["bad"][0]["reason"]
+    assert "memory_budget=" in report["bad"][0]["reason"]
     assert report["good_samples"] == 71
     assert not report["clean"]["written"]
     assert not (tmp_path / "clean.txt").exists()

@@ -7,6 +7,7 @@ import gc
 import itertools
 import os
 import signal
+import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -469,3 +470,48 @@ def test_rows_that_come_slowly_from_a_disk_are_asked_for_beforehand(tmp_path, mo
 def test_every_option_that_a_source_refuses_exists():
     for names in (IMAGE_OPTIONS, LIST_OPTIONS, COLUMN_OPTIONS, ARRAY_OPTIONS, SEQUENCE_OPTIONS):
         assert set(names) <= set(OPTIONS)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_damaged_headers_are_refused_in_one_line(tmp_path: Path, suffix: str) -> None:
+    """Any byte of them: none is a traceback, and none is read beyond the file."""
+    path = tmp_path / f"x{suffix}"
+    array = np.arange(6, dtype=np.int32).reshape(3, 2)
+    np.save(path, array) if suffix == ".npy" else np.savez(path, x=array)
+    whole = path.read_bytes()
+    n_refused = 0
+    for place in range(len(whole)):
+        for mask in (0x01, 0x80, 0xFF):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ mask]) + whole[place + 1 :])
+            try:
+                open_source(make_config(source=str(path))).close()
+            except (ConfigError, ManifestError) as error:
+                n_refused += 1
+                message = str(error)
+                assert message.startswith("cannot "), message
+                assert "\n" not in message
+                assert len(message) < 2000
+    assert n_refused > 100
+
+
+def test_offsets_and_sizes_beyond_any_file_are_refused(tmp_path: Path) -> None:
+    """A member that starts at 2^64 - 1, and a side of thousands of digits."""
+    path = tmp_path / "x.npz"
+    np.savez(path, x=np.arange(6))
+    whole = path.read_bytes()
+    entry = whole.index(b"PK\x01\x02")
+    name_bytes, extra_bytes = struct.unpack_from("<HH", whole, entry + 28)
+    extra = struct.pack("<HHQ", 1, 8, (1 << 64) - 1)  # zip64: where the member starts
+    changed = bytearray(whole[: entry + 46 + name_bytes])
+    struct.pack_into("<H", changed, entry + 30, len(extra))
+    struct.pack_into("<I", changed, entry + 42, 0xFFFFFFFF)
+    end = bytearray(whole[whole.index(b"PK\x05\x06") :])
+    struct.pack_into("<I", end, 12, struct.unpack_from("<I", end, 12)[0] + len(extra) - extra_bytes)
+    path.write_bytes(changed + extra + end)
+    with pytest.raises(ManifestError, match="the archive is damaged there"):
+        open_source(make_config(source=str(path)))
+    header = b"{'descr': '<i4', 'fortran_order': False, 'shape': (" + b"9" * 4000 + b",), }\n"
+    npy = tmp_path / "x.npy"
+    npy.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
+    with pytest.raises(ManifestError, match="shape is damaged"):
+        open_source(make_config(source=str(npy)))

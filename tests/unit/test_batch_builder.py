@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from prefetchd.daemon.readers.batch_builder import BatchBuilder
+from prefetchd.daemon.readers.batch_builder import BatchBuilder, Histogram
 from prefetchd.daemon.readers.batch_job import Chunk
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.scheduler import ready_for
@@ -97,3 +97,51 @@ def test_cheap_batches_are_begun_several_at_once_but_for_a_loop_that_stands_stil
     ring.add(cast(Any, None))
     builder.give_work([cursor])
     assert finish_all() == 4
+
+
+def test_each_bound_counts_all_that_were_not_longer():
+    histogram = Histogram((0.1, 1.0))
+    for duration_s, times in ((0.05, 3), (0.1, 1), (0.5, 2), (7.0, 1)):
+        histogram.observe(duration_s, times)
+    report = histogram.report()
+    assert report["at_most"] == [[0.1, 4], [1.0, 6]]
+    assert report["count"] == 7
+    assert abs(report["sum_s"] - (0.15 + 0.1 + 1.0 + 7.0)) < 1e-9
+
+
+def test_nothing_yet_is_all_zeros():
+    assert Histogram((1.0,)).report() == {"count": 0, "sum_s": 0.0, "at_most": [[1.0, 0]]}
+
+
+class PickyPool(EagerPool):
+    """Has no fresh reader, and one for everything else."""
+
+    wants_more = False
+
+    def pick_reader(self, chunk: Chunk) -> Any:
+        return None if chunk.fresh else SimpleNamespace(number=1)
+
+
+def test_what_is_done_again_comes_in_the_order_of_need() -> None:
+    """Samples in doubt of the batch that is needed first are confirmed first, though others were found sooner."""
+    source = SimpleNamespace(n_samples=100, where=str, max_task_rows=64)
+    order = Order(100, 4, drop_last=False, shuffle=False, seed=0)
+    dataset = SimpleNamespace(
+        number=0, config=SimpleNamespace(on_error="skip", batch_size=4), source=source, order=order
+    )
+    ring, pool = ring_of(3), PickyPool()
+    builder = BatchBuilder(cast(Any, [dataset]), ring, cast(Any, pool))
+    cursor = Cursor(1, 1, 0, Shard(25))
+    while builder._begin_batches([cursor]):
+        pass
+    builder.give_work([cursor])
+    given, pool.given = pool.given, []
+    for task, chunk in reversed(list(enumerate(given))):
+        faults = [
+            reader_messages.Fault(row, 4 * chunk.job.batch + row, "w", "why", True, needs_fresh_reader=True)
+            for row in chunk.rows
+        ]
+        builder.done(1, chunk, reader_messages.Done(task, faults, took_s=1.0))
+    builder.give_work([cursor])
+    assert [chunk.job.batch for chunk in builder._fresh_queue] == sorted(4 * [0, 1, 2])
+    assert builder.has_queued

@@ -18,6 +18,7 @@ from prefetchd.ipc.reader_messages import Fault
 from prefetchd.ring.slots import Slot
 
 N_SAMPLES = 20
+BATCHES_PER_EPOCH = 4  # of 5
 SEGV = -signal.SIGSEGV
 
 
@@ -55,9 +56,10 @@ class Readers:
             self.tasks += 1
             assert self.tasks < 5000, "it never ends"
             assert not job.out
-            chunk = job.queued.pop() if self.last_first else job.queued.popleft()
-            job.out += 1
-            self._answer(tracker, chunk)
+            chunk = job.queued[-1 if self.last_first else 0]
+            if not tracker.split(chunk) and not tracker.settle(chunk):
+                tracker.give(chunk)
+                self._answer(tracker, chunk)
 
     def _answer(self, tracker: JobTracker, chunk: Chunk) -> None:
         job = chunk.job
@@ -101,6 +103,7 @@ class Bench:
             lambda job, first, n: [job.batch * job.n_rows + row for row in range(first, first + n)],
             lambda sample: f"list.txt line {sample + 1}: {sample}.jpg",
             self.reported.append,
+            BATCHES_PER_EPOCH,
         )
 
     def fill(self, readers: Readers, *, batch: int = 0, rows: int = 5, chunk_rows: int = 2, epoch: int = 0) -> Job:
@@ -189,6 +192,128 @@ def test_a_kill_from_outside_is_no_part_of_a_verdict(exit_code: int) -> None:
         bench.tracker.lost(job.queued.popleft(), ReaderEnd(code, suspect=True))
     assert not bench.bad
     assert [list(chunk.rows) for chunk in job.queued] == [[0]]
+
+
+def hang(bench: Bench, job: Job, times: int, *, was_decoding: bool) -> list[bool]:
+    """Let the first chunk's reader be killed for its time-out, so often; return which chunks wanted a fresh one."""
+    fresh = []
+    for _ in range(times):
+        chunk = job.queued[0]
+        bench.tracker.give(chunk)
+        fresh.append(chunk.fresh)
+        bench.tracker.lost(chunk, ReaderEnd(-signal.SIGKILL, True, timeout_s=9.0, was_decoding=was_decoding))
+    return fresh
+
+
+def test_decode_that_never_ends_is_confirmed_in_a_fresh_reader_and_then_bad() -> None:
+    bench = Bench("skip")
+    job = bench.tracker.start(Slot(1, None), (0, 0, 1), 5, 5)  # type: ignore[arg-type]
+    assert hang(bench, job, 3, was_decoding=True) == [False, False, True]
+    assert bench.bad == [5]
+    assert "reader_timeout=9 s, 2 times alone" in bench.reported[0].reason
+    assert job.skipped == {0}
+
+
+@pytest.mark.parametrize("policy", ["skip", "substitute"])
+def test_read_that_never_ends_is_the_environments_doing(policy: str) -> None:
+    bench = Bench(policy)
+    job = bench.tracker.start(Slot(1, None), (0, 0, 1), 5, 5)  # type: ignore[arg-type]
+    hang(bench, job, 1 + ENVIRONMENT_TRIES, was_decoding=False)
+    assert job.failure is not None
+    assert "made no progress for reader_timeout=9 s); see to the storage" in job.failure.text
+    assert not bench.bad
+
+
+@pytest.mark.parametrize("policy", ["skip", "substitute"])
+def test_no_reader_is_sent_again_to_a_sample_that_ends_its_readers(policy: str) -> None:
+    bench, readers = Bench(policy), Readers(deadly={1: SEGV})
+    bench.fill(readers)
+    assert readers.deadly_times < 10**9
+    left = readers.deadly_times
+    job = bench.fill(readers, epoch=1)
+    assert rows_of(readers, job) == ([0, 2, 3, 4] if policy == "skip" else [0, 2, 2, 3, 4])
+    assert readers.deadly_times == left
+
+
+def test_batch_that_was_cut_already_when_a_sample_was_found_to_end_its_readers_does_without_it() -> None:
+    bench = Bench("skip")
+    job = bench.tracker.start(Slot(1, None), (0, 1, 0), 5, 5)  # type: ignore[arg-type]
+    bench.fill(Readers(deadly={0: SEGV, 3: SEGV}))
+    assert bench.tracker.split(job.queued[0])
+    assert [list(chunk.rows) for chunk in job.queued] == [[0], [1, 2], [3], [4]]
+    assert [bench.tracker.settle(chunk) for chunk in list(job.queued)] == [True, False, True, False]
+    assert job.skipped == {0, 3}
+
+
+def test_batch_of_nothing_but_such_samples_needs_no_reader() -> None:
+    bench, readers = Bench("skip"), Readers(deadly={0: SEGV, 1: SEGV})
+    bench.fill(readers, rows=2)
+    readers.tasks, before = 0, readers.deadly_times
+    assert bench.fill(readers, rows=2, epoch=1).skipped == {0, 1}
+    assert readers.deadly_times == before
+
+
+def test_bad_samples_that_end_a_loop_are_tried_again_by_the_next() -> None:
+    """They may have been mended."""
+    bench = Bench("raise")
+    assert bench.fill(Readers(deadly={1: SEGV})).failure is not None
+    mended = Readers()
+    assert rows_of(mended, bench.fill(mended)) == [0, 1, 2, 3, 4]
+
+
+def test_doubt_of_several_epochs_is_settled_by_one_reader() -> None:
+    """Epochs that are made ahead meet the same sample: it is confirmed once, and the others take the verdict over."""
+    bench = Bench("skip")
+    jobs = [bench.tracker.start(Slot(1, None), (0, epoch, 0), 1, 1) for epoch in range(3)]  # type: ignore[arg-type]
+    doubt = Fault(0, 0, "list.txt line 1", "why", True, True)
+    for job in jobs:
+        chunk = job.queued[0]
+        bench.tracker.give(chunk)
+        bench.tracker.done(chunk, [doubt])
+    first, second, third = (job.queued[0] for job in jobs)
+    assert not bench.tracker.settle(first)
+    assert not bench.tracker.must_wait(first)
+    bench.tracker.give(first)
+    assert bench.tracker.must_wait(second)
+    bench.tracker.done(first, [doubt])
+    assert bench.tracker.settle(second)
+    assert bench.tracker.settle(third)
+    assert all(job.finished and job.skipped == {0} for job in jobs)
+    assert bench.bad == [0]
+
+
+def test_doubt_that_a_fresh_reader_removes_is_asked_again_for_the_next_batch() -> None:
+    bench = Bench("skip")
+    jobs = [bench.tracker.start(Slot(1, None), (0, epoch, 0), 1, 1) for epoch in range(2)]  # type: ignore[arg-type]
+    for job in jobs:
+        chunk = job.queued[0]
+        bench.tracker.give(chunk)
+        bench.tracker.done(chunk, [Fault(0, 0, "w", "why", True, True)])
+    first, second = (job.queued[0] for job in jobs)
+    bench.tracker.give(first)
+    bench.tracker.done(first, [])
+    assert not bench.tracker.must_wait(second)
+    assert not bench.tracker.settle(second)
+    assert not bench.bad
+
+
+@pytest.mark.parametrize("policy", ["raise", "skip", "substitute"])
+def test_memory_that_no_budget_gives_fails_the_batch_and_names_the_sample(policy: str) -> None:
+    """Of the rows that were asked for together, each is tried alone: one of them is too large."""
+    bench = Bench(policy)
+    job = bench.tracker.start(Slot(1, None), (0, 0, 0), 3, 3)  # type: ignore[arg-type]
+    together = job.queued[0]
+    bench.tracker.give(together)
+    faults = [Fault(row, row, "", "it takes 9 GiB", False, False, over_budget=True) for row in range(3)]
+    bench.tracker.done(together, faults)
+    alone = list(job.queued)
+    assert [chunk.sample_id for chunk in alone] == [0, 1, 2]
+    for chunk, answer in zip(alone, ([], [faults[1]]), strict=False):
+        bench.tracker.give(chunk)
+        bench.tracker.done(chunk, answer)
+    assert job.failure is not None
+    assert job.failure.error == "BudgetError"
+    assert job.failure.text == "cannot decode sample 1 (list.txt line 2: 1.jpg): it takes 9 GiB"
 
 
 @pytest.mark.parametrize("policy", ["raise", "skip", "substitute"])
@@ -305,7 +430,7 @@ def test_describe_exit() -> None:
 def test_verdict_on_a_users_function_holds_for_its_epoch_only():
     """What one epoch found does not shorten another's judgement, so it cannot change what that one delivers."""
     told: list[BadSample] = []
-    tracker = JobTracker("substitute", 4, in_order, lambda sample: "w", told.append)
+    tracker = JobTracker("substitute", 4, in_order, lambda sample: "w", told.append, 1)
     for epoch in range(3):
         job = tracker.start(Slot(0, None), (0, epoch, 0), 4, 4)  # type: ignore[arg-type]
         asked = []
@@ -348,7 +473,7 @@ def test_a_closing_task_that_ends_its_readers_fails_the_batch_in_the_end() -> No
 @pytest.mark.parametrize("alone", [False, True])
 def test_rows_that_a_full_reader_left_are_done_by_another(alone):
     """They are no fault of the samples: nothing is counted against them, and what was done is not done again."""
-    tracker = JobTracker("raise", 8, in_order, lambda sample: "w", lambda sample: None)
+    tracker = JobTracker("raise", 8, in_order, lambda sample: "w", lambda sample: None, 1)
     job = tracker.start(Slot(0, None), (0, 0, 0), 8, 8)  # type: ignore[arg-type]
     chunk = job.queued.popleft()
     if alone:
@@ -365,7 +490,7 @@ def test_rows_that_a_full_reader_left_are_done_by_another(alone):
 
 
 def test_want_of_memory_is_tried_in_fresh_readers_and_then_told_under_any_policy():
-    tracker = JobTracker("skip", 4, in_order, lambda sample: "w", lambda sample: None)
+    tracker = JobTracker("skip", 4, in_order, lambda sample: "w", lambda sample: None, 1)
     job = tracker.start(Slot(0, None), (0, 0, 0), 4, 4)  # type: ignore[arg-type]
     fresh = []
     while not job.finished:
@@ -386,3 +511,23 @@ def test_a_set_of_samples_takes_memory_for_those_in_it_alone():
     for sample_id in (0, 7, 8, 32767, 32768, far):
         bad.add(sample_id)
     assert [each for each in (*range(32770), far - 1, far, far + 1) if each in bad] == [0, 7, 8, 32767, 32768, far]
+
+
+def test_epoch_without_a_good_sample_is_an_error_under_skip():
+    """Its last batch fails, in whatever order they are made, and however often one of them is made again."""
+    bench, readers = Bench("skip"), Readers(missing=set(range(N_SAMPLES)))
+    for epoch in range(2):
+        jobs = [bench.fill(readers, batch=batch, epoch=epoch) for batch in (2, 0, 2, 3)]
+        assert all(job.failure is None for job in jobs)
+        last = bench.fill(readers, batch=1, epoch=epoch)
+        assert last.failure is not None
+        assert last.failure.error == "SampleError"
+        assert f"cannot serve epoch {epoch}: none of its samples is good (20 bad)" in last.failure.text
+        assert "list.txt line 11: 10.jpg" in last.failure.text
+
+
+def test_one_good_sample_is_enough():
+    """Empty batches are served from then on."""
+    bench, readers = Bench("skip"), Readers(missing=set(range(N_SAMPLES)) - {7})
+    for epoch in range(2):
+        assert all(bench.fill(readers, batch=batch, epoch=epoch).failure is None for batch in (0, 2, 3, 1))

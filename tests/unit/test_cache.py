@@ -1,4 +1,4 @@
-"""The cache's parts: rows and records, the table, the state, the room, what may be cached, and what may be removed."""
+"""The cache's parts: rows, records, table, state and size limit; what may be cached, and what may be removed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from prefetchd.data.cache.directory import CacheError
 from prefetchd.data.cache.keys import check_cache
 from prefetchd.data.cache.reader_side import CacheInReader
 from prefetchd.data.cache.run_state import RunState, StateShape, make_state
-from prefetchd.data.cache.size_limit import Room
+from prefetchd.data.cache.size_limit import WriteAllowance
 from prefetchd.data.records import Sample
 from prefetchd.errors import ConfigError
 
@@ -196,8 +196,8 @@ def test_with_a_size_of_its_own_the_target_decides_nothing() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"augment": "random_resized_crop"}, "give cache-image-size, the size at which images are kept (such as 352x"),
-        ({"augment": "rotate(degrees=10)"}, "augment=rotate"),
+        ({"augment": "random_resized_crop"}, "give the size at which images are kept, such as cache_image_size=(352, "),
+        ({"augment": "rotate(degrees=10)"}, "augment='rotate'"),
         ({"target": "mask"}, "masks"),
     ],
 )
@@ -208,7 +208,7 @@ def test_what_cannot_be_cached_is_refused_with_what_to_set(options: dict, says: 
 
 
 def test_a_size_without_a_cache_is_refused() -> None:
-    with pytest.raises(ConfigError, match="cache-size without a cache"):
+    with pytest.raises(ConfigError, match="cache_size without a cache"):
         check_cache(make_config(source="x", cache_size="1GiB"))
     with pytest.raises(ConfigError):
         make_config(source="x", cache="/c", cache_size="much")
@@ -226,15 +226,15 @@ def test_writers_of_one_cache_never_exceed_its_limit(tmp_path: Path) -> None:
     folder, fd = directory.open_folder(tmp_path, "0" * 16, {})
     os.close(fd)
     limit, row = 100_000, 100
-    rooms = [Room(tmp_path, limit) for _ in range(8)]
+    allowances = [WriteAllowance(tmp_path, limit) for _ in range(8)]
     files = [(folder / f"{'0' * 16}-{number}.rows").open("wb", buffering=0) for number in range(8)]
-    open_rooms = set(range(8))
-    while open_rooms:
-        for number in sorted(open_rooms):
-            if rooms[number].take(row):
+    open_allowances = set(range(8))
+    while open_allowances:
+        for number in sorted(open_allowances):
+            if allowances[number].take(row):
                 files[number].write(bytes(row))
             else:
-                open_rooms.discard(number)
+                open_allowances.discard(number)
     for file in files:
         file.close()
     assert 0.9 * limit < directory.used_bytes(tmp_path) <= limit
@@ -303,17 +303,14 @@ def test_files_of_others_in_a_pipelines_folder_are_no_segments(tmp_path: Path, s
     daemon.close()
 
 
-@pytest.mark.parametrize("kind", ["pipe", "device"])
-def test_what_stands_in_the_place_of_files_is_neither_waited_for_nor_read_for_ever(
-    tmp_path: Path, samples: list[Sample], kind: str
-) -> None:
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path, samples: list[Sample]) -> None:
     daemon, reader = open_both(tmp_path / "cache")
     store_all(reader, samples)
     reader.close()
     daemon.close()
     for path in [*(tmp_path / "cache").glob("*/*"), tmp_path / "cache" / "CACHEDIR.TAG"]:
         path.unlink()
-        os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+        os.mkfifo(path)
     daemon, reader = open_both(tmp_path / "cache")
     store_all(reader, samples)
     np.testing.assert_array_equal(reader.row(1), pixels(1))
@@ -323,6 +320,99 @@ def test_what_stands_in_the_place_of_files_is_neither_waited_for_nor_read_for_ev
         directory.list_cache(tmp_path / "cache")
     reader.close()
     daemon.close()
+
+
+def test_a_link_that_appears_in_mid_run_is_not_followed(tmp_path: Path, samples: list[Sample]) -> None:
+    """Reading a device may never end; the samples are decoded again."""
+    daemon, reader = open_both(tmp_path / "cache")
+    store_all(reader, samples)
+    reader.close()
+    for path in (tmp_path / "cache").glob("*/*"):
+        path.unlink()
+        path.symlink_to("/dev/zero")
+    facts, fds = daemon.handle()
+    reader = CacheInReader(facts, [os.dup(fd) for fd in fds], (8, 8), CHANNELS)
+    assert reader.row(1) is None
+    assert reader.find(samples[1], 1) is None
+    daemon.drop_pages()
+    reader.close()
+    daemon.close()
+
+
+@pytest.mark.parametrize("name", ["CACHEDIR.TAG", "pipeline", "rows", "description"])
+def test_a_cache_with_a_link_in_it_is_refused(tmp_path: Path, samples: list[Sample], name: str) -> None:
+    """Its pixels would come from elsewhere; a path that leads over a link to the cache is the user's own."""
+    cache = tmp_path / "cache"
+    daemon, reader = open_both(cache)
+    store_all(reader, samples)
+    reader.close()
+    daemon.close()
+    (folder,) = (each for each in cache.iterdir() if each.is_dir())
+    found = {"CACHEDIR.TAG": cache / name, "pipeline": folder, "description": folder / "pipeline.json"}
+    path = found.get(name) or next(folder.glob("*.rows"))
+    (tmp_path / "way").symlink_to(cache)
+    for each in open_both(tmp_path / "way"):
+        each.close()
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CacheError, match=f"cannot use the cache .*{path.name} is a symbolic link; "):
+        open_both(cache)
+
+
+@pytest.mark.parametrize("name", ["", "pipeline", "rows"])
+def test_a_cache_of_another_user_is_refused(
+    tmp_path: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Pixels go into batches as they are. The administrator's may be used if no other user can write to it."""
+    cache = tmp_path / "cache"
+    daemon, reader = open_both(cache)
+    store_all(reader, samples)
+    reader.close()
+    daemon.close()
+    (folder,) = (each for each in cache.iterdir() if each.is_dir())
+    theirs = {"": cache, "pipeline": folder}.get(name) or next(folder.glob("*.rows"))
+    stat = os.stat
+    owner = [12345]
+
+    def of_another(path: object, **options: object) -> os.stat_result:
+        found = stat(path, **options)  # type: ignore[arg-type]
+        if os.fspath(path) == os.fspath(theirs):  # type: ignore[arg-type]
+            found = os.stat_result((*found[:4], owner[0], *found[5:]))
+        return found
+
+    monkeypatch.setattr(os, "stat", of_another)
+    with pytest.raises(
+        CacheError, match=r"cannot use the cache .* belongs to the user 12345.*; give a folder of your own"
+    ):
+        open_both(cache)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    owner[0] = 0
+    theirs.chmod(0o755)
+    assert directory._is_trusted(of_another(theirs))
+    theirs.chmod(0o777)
+    assert not directory._is_trusted(of_another(theirs))
+
+
+def test_a_record_that_claims_more_than_its_file_has_takes_no_memory(tmp_path: Path) -> None:
+    writer = segment.SegmentWriter(tmp_path, "0-0")
+    writer.append(key(1), pixels(1))
+    side = (1 << 16) - 1
+    claim = segment.Record(key(1), 0, side * side * CHANNELS, side, side, 0)
+    assert segment.read_row(writer.fd, claim, CHANNELS) is None
+    writer.close()
+
+
+def test_a_damaged_index_makes_no_table_of_its_size(tmp_path: Path) -> None:
+    """One of many equal records does not take for ever, nor one that claims to be larger than any cache."""
+    write_index(tmp_path / "aaaaaaaaaaaaaaaa-0.index", [7] * 20_000)
+    write_index(tmp_path / "bbbbbbbbbbbbbbbb-0.index", [8])
+    with open(tmp_path / "cccccccccccccccc-0.index", "wb") as file:
+        os.truncate(file.fileno(), 1 << 42)
+    fd, n_slots = lookup.build(tmp_path, directory.segment_names(tmp_path))
+    table = lookup.Lookup(fd, n_slots)
+    assert n_slots < 1 << 17
+    assert (1, 0) in set(table.places(key(8)))
+    table.close()
 
 
 @pytest.mark.parametrize("left", [b"", b'{"made_by": "pre'])
@@ -579,7 +669,7 @@ def test_filling_stops_at_the_limit_and_says_so_once(
     daemon.tick()
     assert [record.getMessage() for record in caplog.records if "not filled any further" in record.getMessage()] == [
         f"the cache {tmp_path / 'cache'} is not filled any further: its size limit of 1.0 KiB is reached; raise "
-        "cache-size for more; what is in it is used"
+        "cache_size for more; what is in it is used"
     ]
     assert daemon.report()["rows"] == 0
     assert daemon.report()["misses"] == 2

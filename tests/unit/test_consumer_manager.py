@@ -25,7 +25,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from prefetchd._version import __version__
 from prefetchd.client.batch import Batch
-from prefetchd.client.connection import Connection
+from prefetchd.client.connection import Connection, connect
 from prefetchd.config.validate import make_config
 from prefetchd.daemon.consumers.manager import ConsumerManager
 from prefetchd.daemon.memory.plan import MIN_SLOTS
@@ -39,6 +39,7 @@ from prefetchd.sampling.sharding import Shard
 
 LAYOUT = BatchLayout(4, (8,), "uint8", (), "int64")
 MAX_LOOPS = 4
+DATASETS = ("train", "val")
 
 
 class Page:
@@ -64,7 +65,7 @@ class Page:
 
 
 def content_of(key: Key) -> bytes:
-    whole = struct.pack("<2I", key[1], key[2])
+    whole = struct.pack("<2HI", *key)
     return whole * (LAYOUT.slot_bytes // len(whole))
 
 
@@ -105,8 +106,9 @@ class Rounds:
 class Consumer:
     """A loader's loop: what it must see, what it holds, and whether it still plays by the rules."""
 
-    def __init__(self, connection: Connection, number: int) -> None:
+    def __init__(self, connection: Connection, number: int, dataset: int) -> None:
         self.connection = connection
+        self.dataset = dataset
         self.number = number  # the daemon's name for it
         self.serial = 0
         self.expected: Iterator[Key] | None = None  # of the loop that runs
@@ -139,8 +141,10 @@ class Machine(RuleBasedStateMachine):
         config = make_config(source="x", batch_size=4, patience=patience)
         source = SimpleNamespace(classes=None, n_samples=4 * n_batches, versions={}, digest="0")
         order = SimpleNamespace(batches_per_epoch=n_batches)
-        dataset = SimpleNamespace(number=0, name="", config=config, source=source, order=order, layout=LAYOUT)
-        datasets: Any = [dataset]
+        datasets: Any = [
+            SimpleNamespace(number=number, name=name, config=config, source=source, order=order, layout=LAYOUT)
+            for number, name in enumerate(DATASETS)
+        ]
         self.manager = ConsumerManager(
             datasets,
             self.ring,
@@ -215,21 +219,24 @@ class Machine(RuleBasedStateMachine):
         return [consumer for consumer in self.consumers if not consumer.closed]
 
     @precondition(lambda self: len(self.here) < MAX_LOOPS)
-    @rule(epoch=st.integers(0, 1))
-    def attaches(self, epoch: int) -> None:
-        if self.attach():
+    @rule(dataset=st.integers(0, 1), epoch=st.integers(0, 2), rests=st.booleans())
+    def attaches(self, dataset: int, epoch: int, rests: bool) -> None:
+        """Its loop begins at once, or it has had one and rests: its next batches are kept ready all the same."""
+        if self.attach(dataset=dataset):
             self.begin_loop(self.consumers[-1], epoch, 0, 2)
+            if rests:
+                self.end_loop(self.consumers[-1])
 
-    def attach(self, group: str | None = None) -> bool:
+    def attach(self, group: str | None = None, dataset: int = 0) -> bool:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         sock.connect(self.address)
-        connection = Connection(sock, os.getpid(), writable=False, hold_timeout_s=1)
-        hello = messages.Attach(messages.PROTOCOL, __version__, None, {}, 2, group, 0, 1.0)
+        hello = messages.Attach(messages.PROTOCOL, __version__, DATASETS[dataset], {}, 2, group, 0, 1.0)
         refused: list[BaseException] = []
+        connected: list[Connection] = []
 
         def attach() -> None:
             try:
-                connection.attach(hello, 10)
+                connected.append(connect(sock, os.getpid(), hello, 10, writable=False, hold_timeout_s=1))
             except Exception as error:
                 refused.append(error)
 
@@ -239,10 +246,9 @@ class Machine(RuleBasedStateMachine):
             self.loop.turn()
         thread.join()
         if refused:
-            connection.close(at_once=False)
             self.loop.turn()
             return False
-        self.consumers.append(Consumer(connection, max(self.manager.consumers)))
+        self.consumers.append(Consumer(connected[0], max(self.manager.consumers), dataset))
         return True
 
     @precondition(lambda self: self.here)
@@ -255,7 +261,9 @@ class Machine(RuleBasedStateMachine):
         consumer.serial += 1
         consumer.connection.open_cursor(consumer.serial, Shard(self.n_batches), epoch, batch, epoch + epochs, join=join)
         consumer.asked, consumer.joins_for = False, 0
-        keys = [(0, one, index) for one in range(epoch, epoch + epochs) for index in range(self.n_batches)]
+        keys = [
+            (consumer.dataset, one, index) for one in range(epoch, epoch + epochs) for index in range(self.n_batches)
+        ]
         consumer.expected = iter(keys[batch:])
 
     @precondition(lambda self: self.here)
@@ -294,17 +302,18 @@ class Machine(RuleBasedStateMachine):
     def take(self, consumer: Consumer) -> bool:
         connection = consumer.connection
         assert consumer.expected is not None
-        if connection._mailbox.has_next:
+        if connection._grants.has_next:
             batch = connection.next_batch(consumer.serial, False)
             consumer.asked = False
             if consumer.joins_for:
                 first, consumer.joins_for = consumer.joins_for, 0
                 whole = [(batch.index + step) % self.n_batches for step in range(self.n_batches)]
                 epochs = range(batch.epoch, batch.epoch + first)
-                consumer.expected = iter([(0, epoch, index) for epoch in epochs for index in whole])
+                consumer.expected = iter([(consumer.dataset, epoch, index) for epoch in epochs for index in whole])
+            key = (consumer.dataset, batch.epoch, batch.index)
             if not consumer.hostile:
-                assert (0, batch.epoch, batch.index) == next(consumer.expected)
-            consumer.held.append((batch, (0, batch.epoch, batch.index)))
+                assert key == next(consumer.expected)
+            consumer.held.append((batch, key))
             return True
         at_end = not consumer.hostile and next(consumer.expected, None)
         if at_end:
@@ -312,7 +321,7 @@ class Machine(RuleBasedStateMachine):
             if not consumer.asked:
                 consumer.asked = True
                 connection._leases.send_unsent()
-                connection._uplink.send(messages.Want(consumer.serial, connection._leases.taken))
+                connection._channel.send(messages.Want(consumer.serial, connection._leases.taken))
             elif self.was_refused(consumer):
                 self.end_loop(consumer)
         else:
@@ -469,12 +478,12 @@ def test_what_a_member_of_a_group_was_done_with_is_not_given_again_though_its_de
         doomed.held.clear()  # told; and nobody has heard it yet
         machine.kill(doomed)
         for _ in range(10):
-            if other.connection._mailbox.has_next:
+            if other.connection._grants.has_next:
                 seen.append(other.connection.next_batch(other.serial, False).index)
                 other.asked = False
             elif not other.asked:
                 other.asked = True
-                other.connection._uplink.send(messages.Want(other.serial, other.connection._leases.taken))
+                other.connection._channel.send(messages.Want(other.serial, other.connection._leases.taken))
             machine.daemon_works(1, 3)
         assert seen == [0, 1, 2]
     finally:
@@ -515,7 +524,7 @@ def test_loop_that_would_begin_too_far_from_the_others_for_the_ring_is_told_so_w
         machine.begin_loop(farther, 6, 0, 1)
         machine.daemon_works(1, 3)
         said = []
-        while farther.connection._uplink.wait(0):
+        while farther.connection._channel.wait(0):
             said.append(farther.connection._receive(wait=False))
         failed = next(message for message in said if isinstance(message, messages.Failed))
         assert failed.error == "BudgetError"

@@ -95,3 +95,66 @@ def test_a_directory_without_images_or_with_table_options_is_refused(tmp_path: P
     ]:
         with pytest.raises(ManifestError, match=what):
             Manifest.open(make_config(source=str(tmp_path), **options))
+
+
+def test_what_tools_leave_beside_data_is_no_class(tmp_path: Path) -> None:
+    """Folders of archivers, file systems, network disks and Python, at any depth and in any case."""
+    source = make(
+        tmp_path, "cat/1.jpg", "dog/1.jpg", "__MACOSX/cat/1.jpg", "__pycache__/x.jpg", "lost+found/x.jpg",
+        "@eaDir/x.jpg", "cat/@eaDir/1.jpg/SYNO.jpg", "$RECYCLE.BIN/x.jpg", "System Volume Information/x.jpg",
+    )  # fmt: skip
+    with Manifest.open(make_config(source=source)) as manifest:
+        assert manifest.classes == ("cat", "dog")
+        assert len(manifest) == 2
+
+
+def test_what_is_left_out_is_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Images that OpenCV does not read, images in no class, classes without images."""
+    source = make(tmp_path, "cat/1.jpg", "cat/2.heic", "cat/3.HEIC", "dog/1.dng", "loose.jpg", "cat/notes.txt")
+    with Manifest.open(make_config(source=source)) as manifest:
+        assert len(manifest) == 1
+    unread, beside, empty = caplog.messages
+    assert "left out 2 of .heic, 1 of .dng, which OpenCV does not read" in unread
+    assert "left out 1 images that lie in no class folder" in beside
+    assert "1 of the class folders have no images" in empty
+    assert "(dog)" in empty
+
+
+@pytest.mark.parametrize("suffix", [".ppm", ".pgm", ".PBM", ".pam", ".pfm", ".jp2", ".j2k", ".hdr", ".ras", ".sr"])
+def test_suffixes_of_all_that_opencv_reads_are_images(tmp_path: Path, suffix: str) -> None:
+    """Data sets of traffic signs, faces and satellites come in them."""
+    with Manifest.open(make_config(source=make(tmp_path, f"a/1{suffix}", "b/1.jpg"))) as manifest:
+        assert [sample.label for sample in manifest.samples(range(2))] == [0, 1]
+
+
+def test_images_of_unread_suffixes_alone_are_named_in_the_error(tmp_path: Path) -> None:
+    """So that it is seen why there are none."""
+    with pytest.raises(ManifestError, match=r"no images in it \(2 class folders, and 2 of \.heic which OpenCV"):
+        Manifest.open(make_config(source=make(tmp_path, "a/1.heic", "b/1.heic")))
+
+
+@pytest.mark.parametrize("place", ["", "a/"])
+def test_a_list_beside_the_images_may_have_their_labels(tmp_path: Path, place: str) -> None:
+    """Numbers of samples, or names of folders, would be wrong labels then; an option settles it."""
+    source = make(tmp_path, "a/1.jpg", "b/1.jpg", f"{place}metadata.csv")
+    with pytest.raises(ManifestError, match=r"metadata\.csv lies beside the images.*label_columns=1.*label_columns=0"):
+        Manifest.open(make_config(source=source))
+    for label_columns, classes in ((1, ("a", "b")), (0, None)):
+        with Manifest.open(make_config(source=source, label_columns=label_columns)) as manifest:
+            assert manifest.classes == classes
+            assert len(manifest) == 2
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "train.jsonl"])
+def test_any_list_beside_images_without_class_folders_may_have_their_labels(tmp_path: Path, name: str) -> None:
+    """The label would be the sample's number; beside class folders such a list does not matter."""
+    source = make(tmp_path, "1.jpg", "2.jpg", name)
+    with pytest.raises(ManifestError, match=f"{name} lies beside the images"):
+        Manifest.open(make_config(source=source))
+    with Manifest.open(make_config(source=source, label_columns=0)) as manifest:
+        assert len(manifest) == 2
+    with pytest.raises(ManifestError, match="no class folders"):
+        Manifest.open(make_config(source=source, label_columns=1))
+    make(tmp_path, "a/1.jpg")
+    with Manifest.open(make_config(source=source)) as manifest:
+        assert manifest.classes == ("a",)

@@ -378,6 +378,20 @@ def test_a_row_group_that_is_larger_than_all_that_is_kept_is_read_in_blocks(
     assert 0 < max(asked) < 8 << 20  # pages, and not the row group
 
 
+def test_a_page_that_claims_more_than_its_column_is_damaged(tmp_path: Path) -> None:
+    """A fault of the samples, and no lack of memory."""
+    path = Path(table(tmp_path, {"image": [os.urandom(2_200_000)]}, compression="none"))
+    content = bytearray(path.read_bytes())
+    assert content[4:7] == b"\x15\x04\x15"  # a dictionary's page; then its size, in four bytes
+    content[7:11] = b"\xfe\xff\xff\x7f"
+    path.write_bytes(content)
+    with (
+        opened(path) as records,
+        pytest.raises(SampleFault, match="row group 0 cannot be read: a page claims 134217727"),
+    ):
+        records.read(records.samples([0])[0], FileBuffer(), lambda _: None)
+
+
 def test_the_heads_of_pages_are_read(tmp_path: Path) -> None:
     """Sizes, and how many values a dictionary has; nothing is made of a head that is none, and no walk is endless."""
     images = repeated(3)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from prefetchd.daemon.readers import reader_handle
 from prefetchd.daemon.readers.batch_job import Chunk
 from prefetchd.daemon.readers.batching import BATCHING
-from prefetchd.daemon.readers.reader_handle import ReaderHandle
+from prefetchd.daemon.readers.reader_handle import ReaderHandle, at_content
 from prefetchd.ipc import reader_messages, sockets
 from prefetchd.ring.segment import Segment
 from prefetchd.ring.slots import Ring
@@ -102,3 +108,98 @@ def test_ring_that_grows_and_shrinks_does_not_fill_the_socket_of_a_reader_that_s
             mapped += fds
         assert said == ["MapSlot", "FillOne", "UnmapSlots", "MapSlot", "FillOne"]
         assert len(mapped) == 2
+
+
+# --- what makes a reader fresh
+
+
+def test_fresh_reader_that_refuses_stays_fresh_and_one_that_decodes_does_not():
+    ours, theirs = sockets.socket_pair()
+    with ours, theirs:
+        slot = Ring().add(Segment.create(1 << 12))
+        job = SimpleNamespace(slot=slot, dataset=0, epoch=0, batch=0, n_rows=64)
+        handle = ReaderHandle(1, ours, ready=True)
+        fault = reader_messages.Fault(0, 7, "w", "why", True, True)
+        for task in range(2):
+            handle.assign(task, Chunk(job, [0], sample_id=7, fresh=True, doubt=fault), 0.0)
+            assert handle.fresh
+        handle.finished(reader_messages.Done(0, [fault], 0.1))
+        assert handle.fresh
+        handle.finished(reader_messages.Done(1, [], 0.1))
+        assert not handle.fresh
+        for chunk in (
+            Chunk(job, [0]),  # work as any other
+            Chunk(job, [0], sample_id=7, fresh=True),  # memory may be short again
+            Chunk(job, [0], sample_id=7, fresh=True, doubt=msgspec.structs.replace(fault, this_epoch=True)),
+        ):
+            other = ReaderHandle(2, ours, ready=True)
+            other.assign(1, chunk, 0.0)
+            assert not other.fresh
+        slot.segment.discard()
+
+
+def stack(*frames: str) -> str:
+    """What `faulthandler` writes of a reader whose main thread is at `frames`, the innermost first."""
+    package = Path(reader_handle.__file__).parents[2]
+    lines = [
+        f'  File "{package}/{frame}.py", line 1 in f' for frame in (*frames, "reader/process", "reader/fork_server")
+    ]
+    other = f'Thread 0x1 (most recent call first):\n  File "{package}/data/images/decode.py", line 1 in f\n\n'
+    return other + "Current thread 0x2 (most recent call first):\n" + "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("frames", "is_content"),
+    [
+        (("data/images/decode", "data/images/pipeline"), True),
+        (("data/files", "data/read_ahead", "data/images/pipeline"), False),
+        (("data/images/user_functions", "data/images/pipeline"), False),
+        ((), False),
+    ],
+)
+def test_what_a_hung_reader_was_at_is_read_from_its_main_threads_stack(frames, is_content):
+    assert at_content(stack(*frames)) == is_content
+    assert not at_content("")
+
+
+# --- when a reader counts as hung: it is asked for its stack first, and killed only if it still sends nothing
+
+HANG_S = 60.0
+
+
+@pytest.fixture
+def signals(monkeypatch: pytest.MonkeyPatch) -> list[signal.Signals]:
+    """What was sent, in place of sending it."""
+    sent: list[signal.Signals] = []
+    monkeypatch.setattr(signal, "pidfd_send_signal", lambda pidfd, number: sent.append(number))
+    return sent
+
+
+@pytest.fixture
+def reader(signals: list[signal.Signals]) -> Iterator[ReaderHandle]:
+    """A handle on this very process, as on a reader that has yet to boot and said something last at 0 s."""
+    ours, theirs = socket.socketpair()
+    handle = ReaderHandle(1, ours, pid=os.getpid(), pidfd=os.pidfd_open(os.getpid()))
+    yield handle
+    handle.close()
+    theirs.close()
+
+
+def test_hung_reader_is_asked_for_its_stack_once_and_then_killed(reader: ReaderHandle, signals: list) -> None:
+    reader.check_progress(HANG_S, HANG_S)
+    assert signals == []
+    for now_s in (HANG_S + 0.1, HANG_S + 0.2, HANG_S + 0.5):
+        reader.check_progress(now_s, HANG_S)
+    assert signals == [signal.SIGUSR1]
+    reader.check_progress(HANG_S + 0.7, HANG_S)
+    assert signals == [signal.SIGUSR1, signal.SIGKILL]
+
+
+def test_reader_that_goes_on_after_it_was_asked_has_all_the_time_again(reader: ReaderHandle, signals: list) -> None:
+    reader.check_progress(HANG_S + 0.1, HANG_S)
+    reader.progressed(HANG_S + 0.2)
+    for now_s in (HANG_S + 2, 2 * HANG_S):
+        reader.check_progress(now_s, HANG_S)
+    assert signals == [signal.SIGUSR1]
+    reader.check_progress(2 * HANG_S + 1, HANG_S)
+    assert signals == [signal.SIGUSR1, signal.SIGUSR1]  # asked again, and not killed for the first time

@@ -55,20 +55,41 @@ class Machine(RuleBasedStateMachine):
     # --- loops
 
     @precondition(lambda self: len(self.loops) < MAX_LOOPS)
-    @rule(world=st.integers(1, 3), rank=st.integers(0, 2), epoch=st.integers(0, 2), batch=st.integers(0, 8))
-    def attach(self, world: int, rank: int, epoch: int, batch: int) -> None:
+    @rule(
+        world=st.integers(1, 3),
+        rank=st.integers(0, 2),
+        dataset=st.integers(0, 2),
+        epoch=st.integers(0, 2),
+        batch=st.integers(0, 8),
+        patience_s=st.sampled_from([0.0, 10.0]),
+        rests=st.booleans(),
+    )
+    def attach(
+        self, world: int, rank: int, dataset: int, epoch: int, batch: int, patience_s: float, rests: bool
+    ) -> None:
         number = next(self.numbers)
         shard = Shard(self.n_batches, rank % world, world)
         start = batch if batch < self.n_batches and shard.steps(batch) else 0
-        cursor = Cursor(number, 1, 0, shard, epoch, start)
+        cursor = Cursor(number, 1, dataset, shard, epoch, start, patience_s=patience_s, open=not rests)
         if slots_promised(len(self.ring.slots), [*self.cursors, cursor]) <= len(self.ring.slots):
             self.loops[number] = Loop(cursor, dataclasses.replace(cursor).upcoming(10**6))
 
+    @property
+    def open_loops(self) -> list[Loop]:
+        return [loop for loop in self.loops.values() if loop.cursor.open]
+
     @precondition(lambda self: self.loops)
+    @rule(data=st.data())
+    def rest_or_begin(self, data: st.DataObject) -> None:
+        """A loop ends, and its next one begins where the cursor is."""
+        cursor = data.draw(st.sampled_from(list(self.loops.values()))).cursor
+        cursor.open, cursor.waiting = not cursor.open, False
+
+    @precondition(lambda self: self.open_loops)
     @rule(data=st.data(), ahead=st.booleans())
     def take(self, data: st.DataObject, ahead: bool) -> None:
         """The daemon grants a loop its next batch, ahead of the asking or since it waits, if the rules let it."""
-        loop = data.draw(st.sampled_from(list(self.loops.values())))
+        loop = data.draw(st.sampled_from(self.open_loops))
         cursor = loop.cursor
         cursor.waiting = cursor.waiting or not ahead
         slot = ready_for(self.ring, cursor)
@@ -195,8 +216,10 @@ class Machine(RuleBasedStateMachine):
         for number, loop in self.loops.items():
             for lease, _, _ in loop.leases:
                 self.ring.release(lease, number)
-            loop.cursor.waiting = True
-        for loop in self.loops.values():
+            loop.cursor.waiting = loop.cursor.open
+        for loop in self.open_loops:
+            loop.cursor.patience_left_s = 0.0  # nobody waits for it any more
+        for loop in self.open_loops:
             for _ in range(len(self.ring.slots) * len(self.loops) + 1):
                 slot = ready_for(self.ring, loop.cursor)
                 if slot is not None:

@@ -23,6 +23,11 @@ from prefetchd.config.options import OPTIONS
         ("cannot use batch_size=0: it must be from 1 to 5", "cannot use --batch-size 0: it must be from 1 to 5"),
         ("scale=1/255, dtype=float32", "--scale 1/255, --dtype float32"),
         ("with target=mask.", "with --target mask."),
+        (
+            "give label_separator='|' or label_separator=\"\" for none",
+            "give --label-separator '|' or --label-separator '' for none",
+        ),
+        ("give root='/my data'", "give --root '/my data'"),
     ],
 )
 def test_options_in_pythons_spelling_become_flags(python: str, flags: str) -> None:

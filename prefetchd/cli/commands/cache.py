@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import sys
 import time
 from collections.abc import Iterable
@@ -74,6 +73,7 @@ def _build(name: str, config: Config) -> int:
         PrefetchdError: if the pipeline cannot be cached, or the source cannot be served.
     """
     from prefetchd.cli.measure.measure import endpoint_of
+    from prefetchd.cli.spelling import as_flags
     from prefetchd.cli.views.charts import Progress
     from prefetchd.client.loader import Loader
     from prefetchd.data.cache.keys import check_cache
@@ -118,25 +118,18 @@ def _build(name: str, config: Config) -> int:
     state = "done" if is_done else f"not all are kept, {cache['stopped'] or 'there is no space for more'}"
     what = f"{name}: " if name else ""
     counts = f"{done:,} of {loader.n_samples:,} samples, {cache['rows_written']:,} rows written"
-    print(f"{what}{counts}: {state}{left_out}", file=sys.stderr)
+    print(as_flags(f"{what}{counts}: {state}{left_out}"), file=sys.stderr)
     return 0 if is_done else 1
 
 
 def _has_room(config: Config) -> bool:
     """Return whether another row may be written, as far as this process can see."""
-    from prefetchd.config.units import parse_bytes
-    from prefetchd.data.cache.size_limit import Room
+    from prefetchd.data.cache.size_limit import WriteAllowance, limit_of
 
     assert config.cache is not None
     cache = Path(config.cache).expanduser().absolute()
     height, width = config.cache_image_size or config.image_size
-    row_bytes = height * width * config.channels
-    limit_bytes = None if config.cache_size == "auto" else parse_bytes(config.cache_size)
-    try:
-        disk = os.statvfs(cache)
-        return disk.f_bavail * disk.f_frsize > row_bytes and Room(cache, limit_bytes).take(row_bytes)
-    except OSError:  # it was removed, or its disk is gone
-        return False
+    return WriteAllowance(cache, limit_of(config)).allows(height * width * config.channels)
 
 
 def run_info(arguments: argparse.Namespace) -> int:

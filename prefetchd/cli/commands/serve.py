@@ -16,6 +16,7 @@ from typing import Any
 from prefetchd.cli.arguments import EPILOG, Subparsers, add_source_options, configs_of
 from prefetchd.cli.spelling import as_flags
 from prefetchd.client.admin import ask_daemon
+from prefetchd.config.validate import doubts
 from prefetchd.daemon.metrics import MetricsServer
 from prefetchd.errors import ConfigError, DaemonNotFound
 
@@ -55,8 +56,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.log_format == "json":
         for handler in logging.getLogger().handlers:
             handler.setFormatter(_JsonFormatter(name))
+    for config in configs.values():
+        if doubt := doubts(config):
+            log.warning("%s", doubt)
 
-    from prefetchd.ipc.event_loop import EventLoop
+    from prefetchd.ipc.event_loop import EventLoop, Interrupted
     from prefetchd.ipc.run_directory import RunLock, daemon_paths, lock_owner, remove_files_of_others
 
     paths = daemon_paths(name, create=True)
@@ -95,6 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
             metrics = MetricsServer(arguments.metrics_port, arguments.metrics_address, functools.partial(_report, name))
         daemon.run()
         log.info("stopped")
+    except Interrupted:
+        log.info("stopped before it served")
     finally:
         if metrics is not None:
             metrics.close()

@@ -27,6 +27,8 @@ def daemon_table(found: Iterable[tuple[str, int, dict[str, Any] | str]]) -> list
 def describe(report: dict[str, Any]) -> str:
     """Return the report as the lines that `prefetchd status` prints."""
     ring, memory = report["ring"], report["memory"]
+    grows = memory["ceiling_bytes"] > memory["budget_bytes"]
+    ceiling = f", growing up to {format_bytes(memory['ceiling_bytes'])}" if grows else ""
     lines = [
         f"daemon {report['name']!r}, pid {report['pid']}, up {report['uptime_s']:.0f} s, "
         f"{report['batches_made']} batches made so far",
@@ -34,7 +36,7 @@ def describe(report: dict[str, Any]) -> str:
         f"  ring      {ring['slots']} slots of {format_bytes(ring['slot_bytes'])}: {ring['free']} free, "
         f"{ring['filling']} filling, {ring['ready']} ready, {ring['leased']} leased",
         f"  memory    {format_bytes(memory['footprint_bytes'])} of {format_bytes(memory['budget_bytes'])} "
-        f"(budget from {memory['limited_by']}; most so far {format_bytes(memory['max_footprint_bytes'])})",
+        f"(budget from {memory['limited_by']}{ceiling}; most so far {format_bytes(memory['max_footprint_bytes'])})",
         *_describe_plan(memory),
         f"  readers   {len(report['readers'])} ("
         + "; ".join(f"pid {one['pid']}: {one['samples']} samples, {one['does']}" for one in report["readers"])

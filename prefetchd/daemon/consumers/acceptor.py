@@ -100,7 +100,7 @@ class Acceptor:
             self._loop.watch(self._listener.fileno(), self._accept)
 
     def admit(self, sock: socket.socket) -> Consumer | None:
-        """Add a connection and return its consumer, if it is this user's and not one too many."""
+        """Add a connection, if it is this user's and not one too many; return its consumer."""
         try:
             pid, uid, pidfd = sockets.peer(sock)
         except OSError:

@@ -57,10 +57,11 @@ class Attaching:
         if newcomer is not None:
             attached.append((None, *newcomer))
         cursors = [
-            # A consumer that has begun no loop yet will begin at the front.
+            # A consumer that has begun no loop yet will begin at the front. One that reads a single batch has one
+            # guaranteed slot, returns it at once: it needs no slot beside those of the others.
             cursor or _first_cursor(dataset, request.guaranteed_slots)
             for cursor, dataset, request in attached
-            if request.group is None
+            if request.group is None and request.guaranteed_slots > 1
         ]
         in_groups = sum(request.guaranteed_slots for _, _, request in attached if request.group is not None)
         return slots_promised(n_slots, cursors) + in_groups

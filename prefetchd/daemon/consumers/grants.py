@@ -1,4 +1,4 @@
-"""Grants: which of its next batches a consumer gets now, and what it is told while it waits.
+"""Grants: which of its next batches a consumer gets now, and what the daemon says while it waits.
 
     ready_for, may_grant (scheduler) -> lease (ring) -> grant queue, GrantReady | Failed | Stalled -> consumer
 

@@ -74,7 +74,7 @@ class Group:
             return
         self.cursor.again.extend(key for lease, key in member.out.items() if lease > taken)
         if not self.members and self.cursor.open:
-            self._close()  # nobody is in the pass any more
+            self._close()  # the last member has left the pass
 
     def _close(self) -> None:
         """End the pass; the next one is the next epoch."""

@@ -130,6 +130,8 @@ class Loops:
             consumer.cursor = self._place(consumer, attachment, shard, message)
         if consumer.cursor is not None:
             consumer.become(State.RUNNING)
+            rotation = consumer.cursor.shard.rotation
+            consumer.socket.send_surely(messages.Opened(message.serial, consumer.cursor.epoch, rotation))
             self._start_line.arrive(consumer)
         return True
 

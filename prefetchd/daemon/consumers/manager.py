@@ -79,12 +79,12 @@ class ConsumerManager:
         patience_s = datasets[0].config.patience
         loops = Loops(self.consumers, self.groups, start_line, ring, builder, memory, patience_s)
         self._messages = MessageHandler(
-            self.consumers, self._attaching, loops, self._releases, control, self._disconnect
+            self.consumers, self._attaching, loops, self._releases, control, self._admit, self._disconnect
         )
         self._acceptor = Acceptor(
             self.consumers, most_consumers(), loop, control, add=self._add, remove=self._remove, linger_s=linger_s
         )
-        self._starter: Consumer | None = None  # of a private daemon
+        self._owner: Consumer | None = None  # of a private daemon
         self._look_again_s = 0.0
         self._retrying = False
 
@@ -95,8 +95,11 @@ class ConsumerManager:
         self._acceptor.listen(listener)
 
     def serve_only(self, sock: socket.socket) -> None:
-        """Serve the connection of the starter of a private daemon, and end the daemon with it."""
-        self._starter = self._acceptor.admit(sock)
+        """Serve one connection, and those that it adds; end the daemon with it."""
+        self._owner = self._admit(sock)
+
+    def _admit(self, sock: socket.socket) -> Consumer | None:
+        return self._acceptor.admit(sock)
 
     def _add(self, consumer: Consumer) -> None:
         self.consumers[consumer.number] = consumer
@@ -110,7 +113,7 @@ class ConsumerManager:
         """End the connection. What the consumer holds, or may have taken, stays until its process ends."""
         self._releases.read_queue(consumer)  # the last views may be recorded there only
         self._close_socket(consumer)
-        if consumer is self._starter:
+        if consumer is self._owner:
             self._control.stop()  # the loader was closed; views outlive the daemon
         elif not self._ring.held_by(consumer.number):
             self._remove(consumer)

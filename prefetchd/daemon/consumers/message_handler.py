@@ -1,7 +1,7 @@
 """The message handler: reads what consumers send, and passes each message to the part that it concerns.
 
     socket -> decode -> Attach: attaching   OpenCursor, CloseCursor: loops   Release: releases   Want: the consumer
-                     -> AskStatus, ChangeOptions, AskStop: the daemon's `Control`
+                     -> AddConnection: the acceptor   AskStatus, ChangeOptions, AskStop: the daemon's `Control`
 
 A message that is not valid ends the connection that sent it and touches no other. Another protocol is answered first.
 Few messages are read at a time, so that a consumer that sends without end holds up no other.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -33,6 +34,7 @@ class MessageHandler:
         consumers: those that are connected.
         attaching, loops, releases: the parts that messages concern.
         control: answers what is asked of the daemon as a whole.
+        admit: takes another connection, whose socket it then owns.
         disconnect: ends a consumer's connection.
     """
 
@@ -43,6 +45,7 @@ class MessageHandler:
         loops: Loops,
         releases: Releases,
         control: Control,
+        admit: Callable[[socket.socket], object],
         disconnect: Callable[[Consumer], None],
     ) -> None:
         self._consumers = consumers
@@ -50,6 +53,7 @@ class MessageHandler:
         self._loops = loops
         self._releases = releases
         self._control = control
+        self._admit = admit
         self._disconnect = disconnect
         self._buffer = bytearray(sockets.MAX_MESSAGE_BYTES)
 
@@ -63,12 +67,15 @@ class MessageHandler:
             except (sockets.ConnectionEnded, OSError):
                 self._disconnect(consumer)
                 return False
-            sockets.close_all(fds)
             try:
                 message = messages.decode_to_daemon(data)
+                if isinstance(message, messages.AddConnection):
+                    self._add_connection(consumer, fds)
             except messages.DecodeError:
                 self._refuse(consumer, data)
                 return False
+            finally:
+                sockets.close_all(fds)
             self._handle(consumer, message)
             if consumer.number not in self._consumers or isinstance(message, messages.AskStatus):
                 break  # one that asks without end is answered in turn with the others
@@ -113,6 +120,20 @@ class MessageHandler:
                 self._control.stop()
             case messages.Configure():
                 consumer.socket.send(messages.Fatal("ConfigError", "cannot configure a daemon that is running"))
+
+    def _add_connection(self, consumer: Consumer, fds: list[int]) -> None:
+        """Admit the socket that a consumer has sent; it is taken out of `fds`."""
+        try:
+            sock = socket.socket(fileno=fds[0])
+        except (IndexError, OSError):
+            self._disconnect(consumer)
+            return
+        del fds[0]
+        if (sock.family, sock.type) == (socket.AF_UNIX, socket.SOCK_SEQPACKET):
+            self._admit(sock)
+        else:
+            sock.close()
+            self._disconnect(consumer)
 
     def _want(self, consumer: Consumer, message: messages.Want) -> None:
         consumer.take(message.taken)

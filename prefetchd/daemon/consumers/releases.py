@@ -48,7 +48,7 @@ class Releases:
                 group.released(consumer, lease)
         for other in self._consumers.values():
             if other.state is State.STALLED:
-                other.become(State.WAITING)  # told again if it still gets no slot
+                other.become(State.WAITING)  # it gets `Stalled` again if it still gets no slot
 
     def read_queues(self) -> None:
         """Take back the leases in every consumer's return queue."""

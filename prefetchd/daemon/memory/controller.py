@@ -200,7 +200,7 @@ class MemoryController:
         return plan
 
     def settle(self, cursors: list[Cursor]) -> None:
-        """Decide this round's target, and have the manager go there; `cursors` say what is needed last."""
+        """Decide this round's target, and let the manager go there; `cursors` show which batches are needed last."""
         if self._memory.readers_in_the_way:
             self._withdraw_readers()
         comfortable = self._comfortable_slots()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 from prefetchd.config.units import format_bytes, format_count
 from prefetchd.daemon.memory.limits import Limit
-from prefetchd.daemon.memory.plan import Budget, Plan
+from prefetchd.daemon.memory.plan import MIB, Budget, Plan, machine_allows
 
 log = logging.getLogger("prefetchd")
 
@@ -89,7 +89,7 @@ class BudgetGrowth:
         """Return why `n_slots` slots cannot be reserved, and what to do."""
         plan = self._budget.plan
         has = f"{format_count(plan.n_slots, 'slot')} of {format_bytes(plan.slot_bytes)}"
-        more = _give_more(self._budget.budget_for_slots(n_slots))
+        more = self._give_more(self._budget.budget_for_slots(n_slots))
         return f"it takes {n_slots} slots, and {self._bound} holds {has}; {more}"
 
     def too_little_memory(self, decode_bytes: int) -> str:
@@ -97,7 +97,7 @@ class BudgetGrowth:
         return (
             f"it takes {format_bytes(decode_bytes)} of working memory, and {self._bound} can give one decode "
             f"{format_bytes(max(0, self._budget.largest_decode_bytes))}; "
-            f"{_give_more(self._budget.budget_for(decode_bytes))}, or lower max_image_pixels"
+            f"{self._give_more(self._budget.budget_for(decode_bytes))}, or lower max_image_pixels"
         )
 
     @property
@@ -108,10 +108,10 @@ class BudgetGrowth:
         ceiling = format_bytes(max(plan.ceiling_bytes, plan.budget_bytes))
         return f"the automatic memory budget, which may grow to {ceiling} ({plan.limits[0].source}),"
 
-
-def _give_more(n_mib: int) -> str:
-    """Return the last words of an error: how to give `n_mib` MiB, at the start or to a daemon that runs."""
-    return (
-        f'give memory_budget="{n_mib}MiB"; for a daemon that runs: prefetchd set memory-budget={n_mib}MiB '
-        f'(in Python prefetchd.set_options(memory_budget="{n_mib}MiB"))'
-    )
+    def _give_more(self, n_mib: int) -> str:
+        """Return how to give `n_mib` MiB, at the start or to a daemon that runs."""
+        return (
+            f'give memory_budget="{n_mib}MiB"; for a daemon that runs: prefetchd set memory-budget={n_mib}MiB '
+            f'(in Python prefetchd.set_options(memory_budget="{n_mib}MiB"))'
+            f"{machine_allows(n_mib * MIB, self._budget.plan.limits[0])}"
+        )

@@ -6,7 +6,7 @@
 
 Owned by the daemon's loop. Everything that takes memory asks here first. `verify` measures what is really in use. The
 manager alone changes the ring, the pool's size and an automatic budget; the controller decides, `plan` has the sums.
-What it needs from the controller it says in `slots_needed` and `readers_in_the_way`. Nothing of it outlives the daemon.
+It asks the controller by `slots_needed` and `readers_in_the_way`. Nothing of it outlives the daemon.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class MemoryManager:
 
     @property
     def segments(self) -> str:
-        """What to say of where the slots are, if they are not in `/dev/shm`."""
+        """Where the slots are, for the log, if they are not in `/dev/shm`."""
         n_memfds = sum(slot.segment.is_memfd for slot in self._ring.slots.values())
         if not n_memfds:
             return ""
@@ -236,7 +236,7 @@ class MemoryManager:
         if self.outgrown_readers == 1:
             log.warning(
                 "reader %d (pid %d) has grown to %s and a reader's share is %s: replacing it by a fresh one, and every "
-                "other that grows (said once; does a transform keep what it has seen?)",
+                "other that grows (logged once; does a transform keep what it has seen?)",
                 reader.number, reader.pid, format_bytes(n_bytes), format_bytes(self.budget.plan.reader_share_bytes),
             )  # fmt: skip
         if not reader.retiring:

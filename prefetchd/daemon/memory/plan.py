@@ -216,7 +216,7 @@ def make_plan(
             f"{format_bytes(base_bytes)}, {readers} {format_bytes(n_readers * per_reader)}, and "
             f"{least_slots} slots of {format_bytes(slot_bytes)} {format_bytes(least_slots * slot_bytes)}; "
             f'give memory_budget="{least // MIB}MiB" or more, or a smaller batch_size, image_size or num_workers'
-            f"{_machine_gives(least, limit)}"
+            f"{machine_allows(least, limit)}"
         )
     left = budget - base_bytes - n_readers * per_reader
     if is_auto:
@@ -240,7 +240,8 @@ def make_plan(
     )
 
 
-def _machine_gives(least: int, limit: Limit) -> str:
+def machine_allows(least: int, limit: Limit) -> str:
+    """Return the last words of an error that asks for `least` bytes, if the machine does not allow that."""
     return "" if least <= limit.n_bytes else f" ({limit.source} allows {format_bytes(limit.n_bytes)}; raise that first)"
 
 

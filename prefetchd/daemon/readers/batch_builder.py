@@ -75,6 +75,7 @@ class BatchBuilder:
                 self._sample_ids,
                 dataset.source.where,
                 functools.partial(on_bad or _log_bad, dataset),
+                dataset.order.batches_per_epoch,
             )
             for dataset in datasets
         ]
@@ -133,7 +134,7 @@ class BatchBuilder:
             job, tracker = chunk.job, self.trackers[chunk.job.dataset]
             if job.failure is not None:
                 continue
-            if tracker.settle(chunk):
+            if tracker.split(chunk) or tracker.settle(chunk):
                 self._after(job)
                 continue
             if tracker.must_wait(chunk):
@@ -162,7 +163,9 @@ class BatchBuilder:
             chunk_rows = self._chunk_rows(number, n_rows)
             job = self.trackers[number].start(plan.slot, plan.key, n_rows, chunk_rows, row_s, self._n_begun)
             self._jobs.append(job)
-            self._after(job)
+            for chunk in job.queued:
+                chunk.is_planned = True
+            self._queue.extend(job.queued)
         return bool(plans)
 
     def _batches_at_once(self) -> int:
@@ -191,7 +194,7 @@ class BatchBuilder:
         self.busy_s += done.took_s
         self.samples_made += n_done
         if n_done > 0:
-            # Without the waiting for reads: it says how much should be read ahead, and not how much there is to do.
+            # Without the waiting for reads, which decides how much to read ahead, and not how much work there is.
             cost, so_far = (done.took_s - done.waited_s) / n_done, self._seconds_per_sample[number]
             self._seconds_per_sample[number] += (cost - so_far) * (0.2 if so_far else 1)
             self.sample_seconds.observe(done.took_s / n_done, n_done)

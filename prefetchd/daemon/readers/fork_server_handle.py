@@ -39,7 +39,7 @@ class ForkServerHandle:
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
             env=child.environment(**ENVIRONMENT),
-            start_new_session=True,  # Ctrl-C in the terminal is the daemon's to hear
+            start_new_session=True,  # Ctrl-C in the terminal is for the daemon alone
         )
         theirs.close()
         self._was_stopped = False
@@ -59,7 +59,7 @@ class ForkServerHandle:
             sockets.send(self._sock, reader_messages.encode(reader_messages.Spawn(reader)), [fd])
 
     def receive(self) -> tuple[reader_messages.FromForkServer, list[int]] | None:
-        """Return what it says, and the descriptors that came with it, which the caller then owns; `None` if nothing.
+        """Return its next message and the descriptors that came with it, which the caller then owns, or `None`.
 
         Raises:
             ConnectionEnded: if it is gone.
@@ -71,7 +71,7 @@ class ForkServerHandle:
         return reader_messages.decode_from_fork_server(data), fds
 
     def check(self, waited_s: float, hang_s: float) -> None:
-        """Kill it if it is stopped, or does not fork: a reader has been waited for for `waited_s` seconds."""
+        """Kill it if it is stopped, or does not fork: the pool has waited for a reader for `waited_s` seconds."""
         stopped = process_state(self.pid) in ("T", "t")
         if stopped and self._was_stopped:  # for two looks: one that is continued at once is left alone
             log.warning("killing the fork server (pid %d): it is stopped", self.pid)

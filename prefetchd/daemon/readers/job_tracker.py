@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from prefetchd.config.options import OnError
@@ -38,7 +38,7 @@ class SampleSet:
     """Sample numbers from 0 on, in blocks of bits that are made as numbers of theirs come in.
 
     It takes a bit a sample at most, and nothing where there are none. One bitmap for all samples would be made at the
-    start whatever is in it: 512 MiB for the 2**32 rows of a large array.
+    start also for no bad sample: 512 MiB for the 2**32 rows of a large array.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class SampleSet:
 
 @dataclass(slots=True)
 class BadSample:
-    """A sample found bad: what the log and `status` say of it."""
+    """A bad sample, as the log and `status` show it."""
 
     sample_id: int
     where: str
@@ -70,11 +70,12 @@ class JobTracker:
     """Applies the policy to what the readers report; remembers which samples are bad.
 
     Args:
-        policy: what `on_error` says.
+        policy: the option `on_error`.
         n_samples: of the data set.
         sample_ids: the samples of a job's rows: (job, first row, rows).
         where: names a sample, such as by its file and line.
         on_bad: called with each bad sample, once.
+        batches_per_epoch: of the data set.
     """
 
     def __init__(
@@ -84,56 +85,69 @@ class JobTracker:
         sample_ids: Callable[[Job, int, int], Sequence[int]],
         where: Callable[[int], str],
         on_bad: Callable[[BadSample], None],
+        batches_per_epoch: int,
     ) -> None:
         self._policy = policy
         self._n_samples = n_samples
         self._sample_ids = sample_ids
         self._where = where
         self._on_bad = on_bad
+        self._batches_per_epoch = batches_per_epoch
+        self._any_good = False
+        self._empty: dict[int, set[int]] = {}  # batches by epoch without a good sample, until there is one
         self.first_bad: list[BadSample] = []
         self.n_bad = 0
         self._known_bad = SampleSet()
-        self._deadly: dict[int, BadSample] = {}  # bad ones that end or hang their readers: nobody is sent there again
+        self._deadly: dict[int, BadSample] = {}  # bad ones that end or hang their readers: none is sent there again
         self._bad_in_some_epoch: set[int] = set()  # by functions that draw other numbers in each; reported already
         self._seen: dict[int, int] = {}  # content faults of a sample not yet confirmed
         self._environment: dict[tuple[int, int, int], int] = {}
         self._ends: dict[int, list[ReaderEnd]] = {}  # of readers that ended with a sample alone
-        self._judged: set[int] = set()  # samples whose fault a reader is to confirm now
+        self._tried: set[int] = set()  # samples that a reader has alone now
 
     def start(self, slot: Slot, key: Key, n_rows: int, chunk_rows: int, row_s: float = math.inf, turn: int = 0) -> Job:
         """Return a job with its rows, each of which takes about `row_s` seconds, cut into chunks."""
         job = Job(slot, *key, n_rows, turn)
-        for run in self._runs_to_fill(job):
-            for first in range(run.start, run.stop, chunk_rows):
-                rows = range(first, min(run.stop, first + chunk_rows))
-                job.queued.append(Chunk(job, rows, expected_s=row_s * len(rows)))
-        self._close(job)
+        for first in range(0, n_rows, chunk_rows):
+            rows = range(first, min(n_rows, first + chunk_rows))
+            job.queued.append(Chunk(job, rows, expected_s=row_s * len(rows)))
         return job
-
-    def _runs_to_fill(self, job: Job) -> Iterator[range]:
-        """Yield the rows that readers fill, in runs. The policy is applied to those that would end their reader."""
-        first = 0
-        if self._deadly and self._policy != "raise":
-            for row, sample_id in enumerate(self._sample_ids(job, 0, job.n_rows)):
-                if sample_id in self._deadly:
-                    self._bad(job, row, self._deadly[sample_id])
-                    if row > first:
-                        yield range(first, row)
-                    first = row + 1
-        if first < job.n_rows:
-            yield range(first, job.n_rows)
 
     def give(self, chunk: Chunk) -> None:
         """`chunk` is given to a reader."""
         chunk.is_planned = False
         chunk.job.queued.remove(chunk)
         chunk.job.out += 1
-        if chunk.doubt is not None:
-            self._judged.add(chunk.doubt.sample_id)
+        if chunk.sample_id is not None:
+            self._tried.add(chunk.sample_id)
 
     def must_wait(self, chunk: Chunk) -> bool:
-        """Return whether another reader is about to say what `chunk` would find out."""
-        return chunk.doubt is not None and chunk.doubt.sample_id in self._judged
+        """Return whether another reader tries the one sample of `chunk` now: its answer may settle this one too."""
+        return chunk.sample_id in self._tried
+
+    def split(self, chunk: Chunk) -> bool:
+        """Cut `chunk` where a sample may end its reader, as it did others; return whether it was cut."""
+        if chunk.sample_id is not None or chunk.compact or not (self._deadly or self._ends):
+            return False
+        job, first = chunk.job, chunk.rows[0]
+        ids = self._sample_ids(job, first, len(chunk.rows))
+        # Where bad samples end the loop, a new loop tries them again: they may have been mended.
+        deadly = self._deadly if self._policy != "raise" else {}
+        suspects = deadly.keys() | self._ends.keys()
+        alone = [row for row, sample_id in zip(chunk.rows, ids, strict=True) if sample_id in suspects]
+        if not alone:
+            return False
+        row_s = chunk.expected_s / len(chunk.rows)
+        pieces: list[Chunk] = []
+        for row in [*alone, chunk.rows[-1] + 1]:
+            if row > first:
+                pieces.append(Chunk(job, range(first, row), expected_s=row_s * (row - first)))
+            if row in alone:
+                pieces.append(Chunk(job, [row], ids[row - chunk.rows[0]]))
+            first = row + 1
+        job.queued.remove(chunk)
+        job.queued.extendleft(reversed(pieces))
+        return True
 
     def settle(self, chunk: Chunk) -> bool:
         """Apply the policy without a reader if the sample of `chunk` was found bad meanwhile; return whether it was."""
@@ -187,8 +201,8 @@ class JobTracker:
 
     def _back(self, chunk: Chunk) -> None:
         chunk.job.out -= 1
-        if chunk.doubt is not None:
-            self._judged.discard(chunk.doubt.sample_id)
+        if chunk.sample_id is not None:
+            self._tried.discard(chunk.sample_id)
 
     # --- one fault
 
@@ -313,10 +327,29 @@ class JobTracker:
 
     def _close(self, job: Job) -> None:
         """When the last row is in and some were skipped, queue the task that closes the gaps."""
-        if not job.finished or job.failure is not None or not job.skipped or job.compacted:
+        if not job.finished or job.failure is not None:
+            return
+        if not self._any_good:
+            self._look_for_good(job)
+        if not job.skipped or job.compacted or job.failure is not None:
             return
         kept = [row for row in range(job.n_rows) if row not in job.skipped]
         if not kept or kept == list(range(len(kept))):
             job.compacted = True
         else:
             job.queued.append(Chunk(job, kept, compact=True))
+
+    def _look_for_good(self, job: Job) -> None:
+        """Fail a batch that completes an epoch without a good sample: a loop would go on without data."""
+        if len(job.skipped) < job.n_rows:
+            self._any_good = True
+            self._empty.clear()
+            return
+        empty = self._empty.setdefault(job.epoch, set())
+        empty.add(job.batch)
+        if len(empty) == self._batches_per_epoch:
+            first = self.first_bad[0]
+            job.fail(
+                f"cannot serve epoch {job.epoch}: none of its samples is good ({self.n_bad} bad), such as sample "
+                f"{first.sample_id} ({first.where}): {first.reason}; check the paths and root"
+            )

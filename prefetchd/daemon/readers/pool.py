@@ -10,6 +10,7 @@ place. The readers of a fork server (`fork_server_handle`) die with it; another 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
@@ -80,8 +81,7 @@ class Pool:
         self._clock = clock
         self._files_to_remove = files_to_remove
         self.readers: dict[int, ReaderHandle] = {}
-        self._next_reader = 1
-        self._next_task = 1
+        self._reader_numbers, self._task_numbers = itertools.count(1), itertools.count(1)
         self._first_messages: list[tuple[Message, list[int]]] = []
         self._start_s = 0.05  # that the last reader took to start
         self._boot_failures = 0
@@ -100,8 +100,7 @@ class Pool:
 
     def _spawn(self) -> None:
         ours, theirs = sockets.socket_pair()
-        reader = ReaderHandle(self._next_reader, ours, since=self._clock())
-        self._next_reader += 1
+        reader = ReaderHandle(next(self._reader_numbers), ours, since=self._clock())
         self.readers[reader.number] = reader
         self._watch(ours.fileno(), lambda: self._on_reader(reader))
         self._fork_server.spawn(reader.number, theirs.fileno())
@@ -125,6 +124,7 @@ class Pool:
             self._send_first(reader)
 
     def _send_first(self, reader: ReaderHandle) -> None:
+        reader.since = self._clock()  # before, it had nothing to start with: a manifest may take minutes
         for message, fds in self._first_messages:
             reader.send(message, fds)
 
@@ -138,7 +138,7 @@ class Pool:
     def pick_reader(self, chunk: Chunk) -> ReaderHandle | None:
         """Return the least busy reader that can take `chunk`; if it needs a fresh one, see that there will be one."""
         able = [reader for reader in self.readers.values() if reader.can_take]
-        able = [reader for reader in able if reader.fresh] if chunk.fresh else self._not_kept(able)
+        able = [reader for reader in able if (reader.fresh if chunk.fresh else not self._is_kept(reader))]
         if able:
             return min(able, key=lambda reader: len(reader.chunks))
         here = [reader for reader in self.readers.values() if not reader.stuck]
@@ -149,18 +149,20 @@ class Pool:
     @property
     def wants_more(self) -> bool:
         """Whether some reader is about to run out of work."""
-        return bool(self._not_kept([reader for reader in self.readers.values() if reader.wants_more]))
+        return any(reader.wants_more and not self._is_kept(reader) for reader in self.readers.values())
 
-    def _not_kept(self, readers: list[ReaderHandle]) -> list[ReaderHandle]:
-        """Return those of `readers` that are not kept for samples in doubt; one that is alone is kept for nothing."""
-        if len(self.readers) < 2:
-            return readers
-        return [reader for reader in readers if not reader.is_kept(self._clock(), self._start_s)]
+    def _is_kept(self, reader: ReaderHandle) -> bool:
+        """Return whether to keep a reader for samples in doubt: it has just confirmed some, and is fresh still.
+
+        It is kept as long as another would take to start: waiting costs no more than that.
+        """
+        if not reader.n_confirmed or not reader.fresh or len(self.readers) < 2:
+            return False
+        return self._clock() - reader.since < self._start_s
 
     def give(self, reader: ReaderHandle, chunk: Chunk) -> None:
         """Give a chunk to a reader that `pick_reader` returned; it may go out with the next `flush` only."""
-        reader.assign(self._next_task, chunk, self._clock())
-        self._next_task += 1
+        reader.assign(next(self._task_numbers), chunk, self._clock())
 
     def flush(self) -> None:
         """Send what readers were given."""
@@ -277,10 +279,8 @@ class Pool:
         log.warning("the fork server ended by itself (%s); starting another with new readers", describe_exit(status))
         self._boot_failures += 1
         if self._boot_failures >= MAX_BOOT_FAILURES:
-            raise PrefetchdError(
-                f"cannot start readers: the fork server ended {self._boot_failures} times in a row "
-                f"({describe_exit(status)}); see the lines above"
-            )
+            times = f"{self._boot_failures} times in a row ({describe_exit(status)})"
+            raise PrefetchdError(f"cannot start readers: the fork server ended {times}; see the lines above")
         orphans = list(self.readers.values())
         for reader in orphans:
             reader.kill()
@@ -332,8 +332,6 @@ class Pool:
                 f"cannot go on: every reader (pid {pids}) hangs in the kernel and cannot be ended; see to the file "
                 "system that the samples are on, then start again"
             )
-
-    # --- the end
 
     @property
     def pids(self) -> list[int]:

@@ -52,7 +52,7 @@ class ReaderHandle:
         read_s: how long one of its reads takes, where reads are slow; 0 otherwise.
         unsent: fills that it was given and that are still to be sent, together.
         slots: the slots that it has a map of.
-        closed_slots: those that are gone, which its next message says.
+        closed_slots: those that are gone, which its next message names.
         since: when it last made progress, by the monotonic clock, in seconds.
         asked_for_stack: when it was asked for its stack, being hung; 0 if it was not.
         killed_s: when it was killed; 0 if it was not.
@@ -133,13 +133,6 @@ class ReaderHandle:
         """Whether more batches should be begun for it."""
         return self.ready and self.usable and BATCHING.wants_more(len(self.chunks), self.in_hand_s, self.read_s)
 
-    def is_kept(self, now_s: float, start_s: float) -> bool:
-        """Return whether to keep it for samples in doubt: it has just confirmed some, and is fresh still.
-
-        It is kept as long as another would take to start, `start_s` seconds: waiting costs no more than that.
-        """
-        return self.fresh and self.n_confirmed > 0 and now_s - self.since < start_s
-
     def finished(self, done: reader_messages.Done) -> Chunk:
         """Take in its answer to a task; return what that was."""
         chunk = self.chunks.pop(done.task)
@@ -208,7 +201,7 @@ class ReaderHandle:
         return not self.retiring and not self.stuck
 
     def describe(self, now_s: float) -> str:
-        """Return what it does: `idle`, `at work for 3 s on epoch 0 batch 4`, `stuck ...`."""
+        """Return what it does: `idle`, `at work for 3 s on epoch 0 batch 4`, `stuck in the kernel ...`."""
         chunk = next(iter(self.chunks.values()), None)
         if self.stuck:
             return f"stuck in the kernel, killed {now_s - self.killed_s:.0f} s ago"
@@ -309,17 +302,18 @@ class ReaderHandle:
                 return
 
 
-_PACKAGE = str(Path(__file__).parents[2])
+_IMAGES = str(Path(__file__).parents[2] / "data" / "images")
 
 
 def at_content(stack: str) -> bool:
     """Return whether a reader was at work on a sample's content, such as decoding it, and not waiting for a read.
 
     `stack` is what `faulthandler` writes: threads, each with its innermost frame first. A reader's main thread is the
-    one that `reader/process.py` runs in. Where its innermost frame of ours is says what it was at.
+    one that `reader/process.py` runs in. The innermost frame of ours there shows what it did. A user's function is no
+    part of the sample.
     """
     for thread in stack.split("\n\n"):
-        ours = [line for line in thread.splitlines() if f'"{_PACKAGE}/' in line]
-        if any("/reader/process.py" in line for line in ours):
-            return f'"{_PACKAGE}/data/images/' in ours[0]
+        ours = [line for line in thread.splitlines() if "/prefetchd/" in line]
+        if any("/prefetchd/reader/process.py" in line for line in ours):
+            return f'"{_IMAGES}/' in ours[0] and "/user_functions.py" not in ours[0]
     return False

@@ -12,8 +12,8 @@ from collections import defaultdict
 from collections.abc import Collection, Container
 
 from prefetchd.daemon.schedule.cursor import Cursor
-from prefetchd.daemon.schedule.scheduler import Needs, next_fills
-from prefetchd.daemon.schedule.windows import Window
+from prefetchd.daemon.schedule.scheduler import Needs
+from prefetchd.daemon.schedule.windows import Window, arrange
 from prefetchd.ring.slots import Content, Key, Ring
 
 _LEAST_S = 0.001  # no clock has to tell less apart
@@ -73,16 +73,17 @@ def waits_for_slower(ring: Ring, cursors: Collection[Cursor], unmakeable: Contai
     """
     if len(cursors) < 2 or not any(cursor.waiting for cursor in cursors):
         return {}
-    needs = Needs(ring, cursors)
+    windows = arrange(cursors, len(ring.slots))
     waiting = [
         (window, member, key)
-        for window in needs.windows
+        for window in windows
         for member in window.members[1:]
         if member.waiting and (key := member.next_key) is not None and ring.find(key) is None and key not in unmakeable
     ]
     if not waiting:
         return {}
-    begun = {plan.key for plan in next_fills(ring, cursors, unmakeable, limit=len(ring.slots))}
+    needs = Needs(ring, windows)
+    begun = {plan.key for plan in needs.fills(unmakeable, len(ring.slots))}
     return {
         member.consumer: window.head
         for window, member, key in waiting

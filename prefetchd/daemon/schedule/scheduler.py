@@ -28,19 +28,13 @@ class FillPlan:
 
 
 class Needs:
-    """How urgent each batch is that some cursor needs, as far as the ring reaches.
+    """How urgent each batch is that some window needs, as far as the ring reaches."""
 
-    Attributes:
-        windows: the windows of the cursors.
-        urgency: by batch.
-    """
-
-    def __init__(self, ring: Ring, cursors: Collection[Cursor]) -> None:
+    def __init__(self, ring: Ring, windows: Collection[Window]) -> None:
         self._ring = ring
         self._never = (len(ring.slots), True)
-        self.windows = arrange(cursors, len(ring.slots))
         need: dict[Key, Urgency] = {}
-        for window in self.windows:
+        for window in windows:
             needed = {key: (distance, True) for distance, key in enumerate(window.keys)}
             for member in window.members:
                 # Of two batches that are needed next, the one for which a loop waits comes first. Not all of its
@@ -50,16 +44,36 @@ class Needs:
             if need:
                 needed.update({key: min(need[key], needed[key]) for key in need.keys() & needed.keys()})
             need.update(needed)
-        self.urgency = need
+        self._urgency = need
 
     def of(self, slot: Slot) -> Urgency:
         """Return how urgent the batch in a slot is; an empty slot is least urgent of all."""
-        return (len(self._ring.slots) + 1, True) if slot.key is None else self.urgency.get(slot.key, self._never)
+        return (len(self._ring.slots) + 1, True) if slot.key is None else self._urgency.get(slot.key, self._never)
 
     def could_spare_slot(self, cursor: Cursor) -> bool:
         """Return whether a slot would be given up for the cursor's next batch if the cursor had a window of its own."""
         urgency = (0, not _is_in_a_hurry(self._ring, cursor))
         return any(self.of(slot) > urgency for slot in self._ring.reusable_slots())
+
+    def fills(self, unmakeable: Container[Key], limit: int) -> list[FillPlan]:
+        """Return the fills to begin next; see `next_fills`."""
+        need = self._urgency
+        wanted = sorted([(need[key], key) for key in self._ring.missing(need) if key not in unmakeable])
+        if not wanted:
+            return []
+        reusable = self._ring.reusable_slots()
+        empty = [slot for slot in reusable if slot.key is None]
+        full = [(self.of(slot), slot) for slot in reusable if slot.key is not None]
+        full.sort(key=_urgency)
+        plans: list[FillPlan] = []
+        for urgency, key in wanted[:limit]:
+            if empty:
+                plans.append(FillPlan(empty.pop(0), key))
+            elif full and full[-1][0] > urgency:
+                plans.append(FillPlan(full.pop()[1], key))
+            else:
+                break
+        return plans
 
 
 def _is_in_a_hurry(ring: Ring, cursor: Cursor) -> bool:
@@ -73,29 +87,12 @@ def next_fills(
 
     Batches in `unmakeable` are known to fail and are left out.
     """
-    needs = Needs(ring, cursors)
-    need = needs.urgency
-    wanted = sorted([(need[key], key) for key in ring.missing(need) if key not in unmakeable])
-    if not wanted:
-        return []
-    reusable = ring.reusable_slots()
-    empty = [slot for slot in reusable if slot.key is None]
-    full = [(needs.of(slot), slot) for slot in reusable if slot.key is not None]
-    full.sort(key=_urgency)
-    plans: list[FillPlan] = []
-    for urgency, key in wanted[:limit]:
-        if empty:
-            plans.append(FillPlan(empty.pop(0), key))
-        elif full and full[-1][0] > urgency:
-            plans.append(FillPlan(full.pop()[1], key))
-        else:
-            break
-    return plans
+    return Needs(ring, arrange(cursors, len(ring.slots))).fills(unmakeable, limit)
 
 
 def needed_last(ring: Ring, cursors: Collection[Cursor]) -> Slot | None:
     """Return the reusable slot whose batch is needed last, an empty slot first; `None` if no slot is reusable."""
-    return max(ring.reusable_slots(), key=Needs(ring, cursors).of, default=None)
+    return max(ring.reusable_slots(), key=Needs(ring, arrange(cursors, len(ring.slots))).of, default=None)
 
 
 def to_give_back(ring: Ring, cursors: Collection[Cursor], n_wanted: int) -> Slot | None:

@@ -1,7 +1,7 @@
 """One array in one or several files: a `.npy`, a member of an `.npz`, or a directory of `.npy` shards end to end.
 
-`open_array_set` finds and checks the files, in the daemon; `MappedSet` gathers rows from them, in a reader. Rows are
-numbered through all files, in the order of the files' sorted names.
+The daemon finds and checks the files (`open_array_set`), and leaves a table of them to the readers. Rows are numbered
+through all files, in the order of the files' sorted names.
 """
 
 from __future__ import annotations
@@ -12,25 +12,19 @@ import os
 import resource
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from prefetchd.config.units import format_bytes, format_count
-from prefetchd.data.arrays.mapped_rows import MappedRows
-from prefetchd.data.arrays.npy import ArrayFile, array_file_from_wire, open_npy
-from prefetchd.data.arrays.npz import open_npz_members
+from prefetchd.data.arrays.npy import ArrayFile, array_file_from_wire, open_npy, open_npz_members
 from prefetchd.errors import ConfigError, ManifestError, one_line
 from prefetchd.ipc.descriptors import memfd, seal
 from prefetchd.ring.layout import MAX_SLOT_BYTES
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 _DIGEST_BLOCKS = 1024  # over all shards
 _CHECKED_AT_ONCE = 256
 _SPARE_DESCRIPTORS = 64
-_COPY_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +56,7 @@ class ArraySet:
 
     @property
     def dtype_name(self) -> str:
-        """The dtype's name, without a byte order: what is delivered is native."""
+        """The dtype's name without a byte order: batches have the machine's."""
         return self.files[0].dtype_name
 
     def check_batch(self, batch_size: int) -> None:
@@ -86,7 +80,7 @@ class ArraySet:
         return blake2b(b"".join(file.digest(blocks=blocks) for file in self.files)).digest()
 
     def where(self, row: int) -> str:
-        """Say in which file a row is, and which row there."""
+        """Return in which file a row is, and its number there."""
         number = int(np.searchsorted(self.starts, row, "right")) - 1
         return f"{self.files[number].name} row {row - self.starts[number]}"
 
@@ -119,7 +113,7 @@ def open_array_set(path: str) -> ArraySet:
     shards = sorted(name for name in os.listdir(folder) if name.endswith(".npy") and not name.startswith("."))
     if not shards:
         raise ManifestError(f"cannot serve {name}: the directory holds no .npy files; give one that does")
-    _allow_descriptors(len(shards), name)
+    allow_descriptors(len(shards), name)
     files = tuple(open_npy(os.path.join(path, shard)) for shard in shards)
     first = files[0]
     for file in files:
@@ -160,8 +154,8 @@ def open_npz(path: str, x_name: str | None, y_name: str | None) -> tuple[ArraySe
     return ArraySet(x.name, (x,)), None if y is None else ArraySet(y.name, (y,))
 
 
-def _allow_descriptors(n_files: int, name: str) -> None:
-    """Let this process open `n_files` more, or raise `ManifestError` if no reader will be able to."""
+def allow_descriptors(n_files: int, name: str) -> None:
+    """Let this process open `n_files` more; raise `ManifestError` if its hard limit forbids it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = 2 * n_files + _SPARE_DESCRIPTORS  # the map has a descriptor of its own
     if hard != resource.RLIM_INFINITY and needed > hard:
@@ -171,77 +165,3 @@ def _allow_descriptors(n_files: int, name: str) -> None:
         )
     if soft != resource.RLIM_INFINITY and needed > soft:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-
-
-class MappedSet:
-    """The rows of an `ArraySet`, in a reader."""
-
-    def __init__(self, files: ArraySet, *, shuffled: bool) -> None:
-        _allow_descriptors(len(files.files), files.name)
-        self._parts = [MappedRows(file, shuffled=shuffled) for file in files.files]
-        self._starts = np.array(files.starts, np.int64)
-        dtype = np.dtype(files.files[0].dtype)
-        self._row = np.dtype((np.void, files.files[0].row_bytes))
-        self._swap = not dtype.isnative
-
-    def close(self) -> None:
-        """Give descriptors and maps back."""
-        for part in self._parts:
-            part.close()
-
-    def confirm(self) -> None:
-        """Raise `ManifestError` if a file that was read since the last call is not as it was."""
-        for part in self._parts:
-            part.confirm()
-
-    def gather(self, ids: NDArray[np.int64], out: NDArray[Any]) -> None:
-        """Write the rows numbered `ids` into `out`, (len(ids), *row shape), C-contiguous, of the native dtype.
-
-        Raises:
-            ManifestError: if a file is not as it was.
-        """
-        if not self._row.itemsize:
-            return
-        raw = out.reshape(-1).view(self._row)
-        number_of = self._starts.searchsorted(ids, "right") - 1 if len(self._parts) > 1 else None
-        if number_of is None or (number_of == number_of[0]).all():
-            number = 0 if number_of is None else int(number_of[0])
-            _gather(self._parts[number], ids - self._starts[number] if number else ids, raw)
-        else:
-            self._gather_from_several(number_of, ids, raw)
-        if self._swap:
-            out.byteswap(inplace=True)
-
-    def _gather_from_several(self, number_of: NDArray[np.int64], ids: NDArray[np.int64], out: NDArray[np.void]) -> None:
-        """Write rows from several files into `out`: file by file into a copy of it, or one by one if that is large."""
-        order = number_of.argsort(kind="stable")
-        numbers, local = number_of[order], (ids - self._starts[number_of])[order]
-        ends = [*(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(ids)]
-        copy = np.empty_like(out) if out.nbytes <= _COPY_BYTES else None
-        start = 0
-        for end in ends:
-            part = self._parts[int(numbers[start])]
-            if copy is not None:
-                _gather(part, local[start:end], copy[start:end])
-            else:
-                part.prepare(local[start:end])
-                for place, row in zip(order[start:end].tolist(), local[start:end].tolist(), strict=True):
-                    out[place] = part.rows[row]
-                part.finish()
-            start = end
-        if copy is not None:
-            out[order] = copy
-
-    def read(self, row: int, out: NDArray[Any]) -> None:
-        """Write one row into `out`, (*row shape), without touching a map; raises as `MappedRows.read` does."""
-        number = int(self._starts.searchsorted(row, "right")) - 1
-        self._parts[number].read(row - int(self._starts[number]), out)
-        if self._swap:
-            out.byteswap(inplace=True)
-
-
-def _gather(part: MappedRows, ids: NDArray[np.int64], out: NDArray[np.void]) -> None:
-    part.prepare(ids)
-    # "clip" writes into `out` directly, where "raise" would go through a copy of it; the ids are in range.
-    part.rows.take(ids, out=out, mode="clip")
-    part.finish()

@@ -1,18 +1,18 @@
-"""The rows of one array file, in a reader: gathered through a map, or read one by one without it.
+"""Rows of array files, in a reader: gathered through maps, or read one by one without them.
 
-A map is what makes small rows cheap: 320 rows of 320 bytes take 25 to 45 microseconds through it, and 600 by as many
-calls of `pread`. Its price is that a page which cannot be had (the file was truncated, the disk failed) is a SIGBUS,
-which ends the reader. So:
+A map makes small rows cheap: 320 rows of 320 bytes take 25 to 45 microseconds through it, and 600 by as many calls of
+`pread`. Its price is that a page that is gone (the file was truncated, the disk failed) is a SIGBUS, which ends the
+reader. So:
 
-- `prepare` looks at the file's size and times before the map is touched, `confirm` after, once for several batches and
-  before any of them is delivered: what was read meanwhile is right, or a `ManifestError`, never half of one file and
-  half of another;
-- a reader that dies in the instant between is a crash like any other, and its rows are done again, each alone, in
-  another reader, through `read`, which makes no use of the map. It meets the error as such, and says so.
+- `prepare` checks the file's size and times before the map is touched, and `confirm` after it, once for several batches
+  and before any of them is delivered. Rows read between the two are right, or a `ManifestError`, and never half of one
+  file and half of another.
+- A reader that dies between the two is a crash like any other. Another reader does its rows again, each alone, through
+  `read`, which does not use the map and reports the error as such.
 
-Pages of the map are the kernel's to drop. A file that is larger than memory is read at random: then read-ahead would
-fetch 128 KiB for each row, so it is switched off for shuffled orders, and the rows of a chunk are asked for together
-beforehand while they are seen to come slowly (from a disk, 64 rows together take about a sixth of one after another).
+The kernel may drop pages of the map. A file that is larger than memory is read at random. Read-ahead would then fetch
+128 KiB for each row, so it is off for shuffled orders. While rows come slowly from a disk, those of a chunk are asked
+for together beforehand: 64 rows together take about a sixth of one after another.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prefetchd.data.arrays.array_set import ArraySet, allow_descriptors
 from prefetchd.data.arrays.npy import ArrayFile
 from prefetchd.data.files import check_unchanged, open_regular, read_into
 from prefetchd.errors import ManifestError
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 _SLOW_ROW_S = 20e-6  # a row that takes longer came from the disk
 _SLOW_BYTE_S = 1e-9
+_COPY_BYTES = 1 << 20
 _ADVISED_CHUNKS = 16  # so many are asked for beforehand after one that was slow
 
 
@@ -146,3 +148,89 @@ class MappedRows:
         self._check()
         if n_read < len(buffer):
             raise ManifestError(f"cannot go on with {self.file.name}: it became shorter while in use; start again")
+
+
+class MappedSet:
+    """The rows of an `ArraySet`, in a reader."""
+
+    def __init__(self, files: ArraySet, *, shuffled: bool) -> None:
+        allow_descriptors(len(files.files), files.name)
+        self._parts = [MappedRows(file, shuffled=shuffled) for file in files.files]
+        self._starts = np.array(files.starts, np.int64)
+        dtype = np.dtype(files.files[0].dtype)
+        self._row = np.dtype((np.void, files.files[0].row_bytes))
+        self._swap = not dtype.isnative
+
+    def close(self) -> None:
+        """Give descriptors and maps back."""
+        for part in self._parts:
+            part.close()
+
+    def confirm(self) -> None:
+        """Raise `ManifestError` if a file that was read since the last call is not as it was."""
+        for part in self._parts:
+            part.confirm()
+
+    def fill(self, ids: NDArray[np.int64], out: NDArray[Any]) -> None:
+        """Write the rows numbered `ids` into `out`: gathered through the maps, or a single one read without them.
+
+        Raises:
+            ManifestError: if a file is not as it was.
+            OSError: if a single row cannot be read.
+        """
+        if len(ids) == 1:
+            self.read(int(ids[0]), out)
+        else:
+            self.gather(ids, out)
+
+    def gather(self, ids: NDArray[np.int64], out: NDArray[Any]) -> None:
+        """Write the rows numbered `ids` into `out`, (len(ids), *row shape), C-contiguous, of the native dtype.
+
+        Raises:
+            ManifestError: if a file is not as it was.
+        """
+        if not self._row.itemsize:
+            return
+        raw = out.reshape(-1).view(self._row)
+        number_of = self._starts.searchsorted(ids, "right") - 1 if len(self._parts) > 1 else None
+        if number_of is None or (number_of == number_of[0]).all():
+            number = 0 if number_of is None else int(number_of[0])
+            _gather(self._parts[number], ids - self._starts[number] if number else ids, raw)
+        else:
+            self._gather_from_several(number_of, ids, raw)
+        if self._swap:
+            out.byteswap(inplace=True)
+
+    def _gather_from_several(self, number_of: NDArray[np.int64], ids: NDArray[np.int64], out: NDArray[np.void]) -> None:
+        """Write rows from several files into `out`: file by file into a copy of it, or one by one if that is large."""
+        order = number_of.argsort(kind="stable")
+        numbers, local = number_of[order], (ids - self._starts[number_of])[order]
+        ends = [*(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(ids)]
+        copy = np.empty_like(out) if out.nbytes <= _COPY_BYTES else None
+        start = 0
+        for end in ends:
+            part = self._parts[int(numbers[start])]
+            if copy is not None:
+                _gather(part, local[start:end], copy[start:end])
+            else:
+                part.prepare(local[start:end])
+                for place, row in zip(order[start:end].tolist(), local[start:end].tolist(), strict=True):
+                    out[place] = part.rows[row]
+                part.finish()
+            start = end
+        if copy is not None:
+            out[order] = copy
+
+    def read(self, row: int, out: NDArray[Any]) -> None:
+        """Write one row into `out`, of its size, without touching a map; raises as `MappedRows.read` does."""
+        number = int(self._starts.searchsorted(row, "right")) - 1
+        self._parts[number].read(row - int(self._starts[number]), out)
+        if self._swap:
+            out.byteswap(inplace=True)
+
+
+def _gather(part: MappedRows, ids: NDArray[np.int64], out: NDArray[np.void]) -> None:
+    part.prepare(ids)
+    # "clip" writes into `out` directly, where "raise" would go through a copy of it; the ids are in range.
+    part.rows.take(ids, out=out, mode="clip")
+    part.finish()

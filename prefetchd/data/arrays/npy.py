@@ -1,8 +1,9 @@
-"""One array in a file: what a `.npy` header says, checked, and whether the file is still the one that was opened.
+"""One array in a file: what the header of a `.npy` says, checked, and the arrays of an `.npz`.
 
-Called in the daemon, which reads headers and some sampled bytes and never the data; readers get `ArrayFile` as plain
-values and work from it (`mapped_rows`). What is refused here is refused with how to convert it. Nothing is unpickled:
-an array of Python objects is a pickle, and is refused by its header.
+The daemon calls it. It reads headers and some sampled bytes, and never the data. Readers get `ArrayFile` as plain
+values (`mapped_rows`). An array that cannot be served is refused with how to convert it. Nothing is unpickled: an array
+of Python objects is a pickle, and is refused by its header. `np.savez` stores arrays in a zip archive as they are, so
+they are read in place.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import contextlib
 import io
 import math
 import os
+import struct
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,11 +25,19 @@ from prefetchd.data.files import check_unchanged, identity, open_regular, read_e
 from prefetchd.errors import ManifestError, one_line
 from prefetchd.ring.layout import DTYPES
 
+if TYPE_CHECKING:
+    import zipfile
+
 # More than any array without named fields needs, and than numpy itself takes for harmless.
 _HEAD_BYTES = 12 << 10
+_MAX_SHAPE_TEXT = 1000
 _MAX_ARRAY_BYTES = (1 << 63) - 1
 _DIGEST_BLOCKS = 64
 _DIGEST_BLOCK_BYTES = 4096
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # the signature; the lengths of the name and of the extra field
+_SIGNATURE = b"PK\x03\x04"
+_STORED = 0
+_ENCRYPTED = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +92,9 @@ class ArrayFile:
     def digest(self, *, blocks: int = _DIGEST_BLOCKS) -> bytes:
         """Return a digest of dtype, shape, size and a sample of the data, not of where the file lies.
 
-        The sample is `blocks` blocks of 4 KiB, spread evenly from the first byte of the data to the last; data that is
-        no larger is taken whole. So another array is noticed, and so is one that was written anew, but not a change of
-        a few rows that no block happens to hold: hashing all of a large file would take longer than to begin.
+        The sample is `blocks` blocks of 4 KiB, spread evenly from the first byte of the data to the last; smaller data
+        is taken whole. So the digest tells another array, and one that was written anew, but not a change of a few rows
+        outside the blocks: hashing all of a large file would take longer than the start of serving.
         """
         found = blake2b(repr((self.dtype, self.shape, self.n_bytes)).encode())
         with opened(self.path, self.name) as fd:
@@ -148,12 +158,14 @@ def read_header(fd: int, name: str, start: int, end: int) -> tuple[str, tuple[in
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a header that Python 2 wrote is as good
             shape, fortran_order, dtype = read(head)
-    except Exception as error:  # whatever the parser of a damaged header comes upon
-        why = str(error).partition("\n")[0][:200]
+    except Exception as error:  # all that the parser of a damaged header raises
+        why = one_line(str(error).partition("\n")[0])[:200]
         raise ManifestError(
             f"cannot read {name} as a .npy file: {why}; write it with np.save, or give another file"
         ) from None
     shape = tuple(int(side) for side in shape)
+    if len(repr(shape)) > _MAX_SHAPE_TEXT:  # no message holds numbers of thousands of digits
+        raise ManifestError(f"cannot serve {name}: its header's shape is damaged; write it again with np.save")
     _check_servable(name, shape, fortran_order, dtype)
     offset_bytes = start + head.tell()
     n_bytes = math.prod(shape) * dtype.itemsize
@@ -171,7 +183,7 @@ def _check_servable(name: str, shape: tuple[int, ...], fortran_order: bool, dtyp
         raise ManifestError(
             f"cannot serve {name}: it is an array of Python objects, a pickle, which is never loaded; convert it: "
             "np.save(path, np.stack(array)) if all rows have one shape, else np.save of np.concatenate(array) and of "
-            "its offsets (offsets=)"
+            'its offsets, and give offsets="offsets.npy"'
         )
     if dtype.names is not None:
         raise ManifestError(
@@ -185,7 +197,7 @@ def _check_servable(name: str, shape: tuple[int, ...], fortran_order: bool, dtyp
         )
     if not shape or any(side < 0 for side in shape):
         raise ManifestError(f"cannot serve {name}: its shape is {shape}, which has no rows; give one row a sample")
-    # Of an array without any bytes, too: numpy makes none of that shape.
+    # Sides of 0 count as 1: numpy makes no empty array of such a shape either.
     if math.prod(side or 1 for side in shape) * dtype.itemsize > _MAX_ARRAY_BYTES:
         raise ManifestError(
             f"cannot serve {name}: its header says {shape} {dtype.name}, more than any array can be; it is damaged: "
@@ -196,3 +208,83 @@ def _check_servable(name: str, shape: tuple[int, ...], fortran_order: bool, dtyp
             f"cannot serve {name}: it is in Fortran order, so that no row of its {shape} lies in one piece; "
             "convert it: np.save(path, np.ascontiguousarray(array))"
         )
+
+
+def open_npz_members(path: str, x_name: str | None, y_name: str | None) -> tuple[ArrayFile, ArrayFile | None]:
+    """Return the members x and y of the `.npz` file at `path`; y is `None` if there is none.
+
+    Args:
+        path: the file.
+        x_name: name of x; by default `x`, or `arr_0` (which `np.savez` calls the first), or the only member.
+        y_name: name of y; by default `y` beside `x`, and `arr_1` beside `arr_0`, if there is one.
+
+    Raises:
+        ManifestError: if it cannot be read, a member is missing or compressed, or it cannot be told which is meant.
+    """
+    import zipfile  # here: few data sets need it, and each reader would hold it
+
+    name = one_line(path)
+    path = os.path.abspath(os.path.expanduser(path))
+    with opened(path, name) as fd:
+        found = identity(os.fstat(fd))
+        try:
+            with open(fd, "rb", closefd=False) as file, zipfile.ZipFile(file) as archive:
+                members = {
+                    info.filename.removesuffix(".npy"): info
+                    for info in archive.infolist()
+                    if info.filename.endswith(".npy")
+                }
+        except Exception as error:  # all that the parser of a damaged archive raises
+            raise ManifestError(
+                f"cannot read {name} as an .npz file: {one_line(str(error))[:200]}; was it cut short? write it again "
+                "with np.savez"
+            ) from None
+        x_name = x_name or _default_x(name, list(members))
+        x = _member(fd, path, name, found, members, x_name)
+        if y_name is None:
+            usual = {"x": "y", "arr_0": "arr_1"}.get(x_name)
+            y_name = usual if usual in members else None
+        return x, None if y_name is None else _member(fd, path, name, found, members, y_name)
+
+
+def _default_x(name: str, members: list[str]) -> str:
+    for usual in ("x", "arr_0"):
+        if usual in members:
+            return usual
+    if len(members) != 1:
+        raise ManifestError(
+            f"cannot tell which array of {name} is x: it holds {_listed(members)}; name it with x_column, "
+            "and the labels with y_column"
+        )
+    return members[0]
+
+
+def _listed(members: list[str]) -> str:
+    return ", ".join(map(one_line, members[:20])) + (", ..." if len(members) > 20 else "") or "no .npy member"
+
+
+def _member(
+    fd: int, path: str, name: str, found: list[int], members: dict[str, zipfile.ZipInfo], wanted: str
+) -> ArrayFile:
+    if wanted not in members:
+        raise ManifestError(
+            f"cannot find {one_line(wanted)} in {name}: it holds {_listed(list(members))}; "
+            "name the arrays with x_column and y_column"
+        )
+    info, title = members[wanted], f"{name}[{one_line(wanted)}]"
+    if info.compress_type != _STORED or info.flag_bits & _ENCRYPTED:
+        raise ManifestError(
+            f"cannot serve {title}: it is compressed, so that no row can be read by itself; convert it: "
+            "np.savez(new_path, **np.load(path))"
+        )
+    damaged = ManifestError(f"cannot serve {title}: the archive is damaged there; write it again with np.savez")
+    if not 0 <= info.header_offset <= found[2] - _LOCAL_HEADER.size:
+        raise damaged
+    signature, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(
+        read_exactly(fd, info.header_offset, _LOCAL_HEADER.size, title)
+    )
+    start = info.header_offset + _LOCAL_HEADER.size + name_bytes + extra_bytes
+    if signature != _SIGNATURE or start + info.file_size > found[2]:
+        raise damaged
+    dtype, shape, offset_bytes = read_header(fd, title, start, start + info.file_size)
+    return ArrayFile(path, title, tuple(found), dtype, shape, offset_bytes)

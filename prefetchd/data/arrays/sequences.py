@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,16 +15,16 @@ import numpy as np
 from prefetchd.config.options import Config
 from prefetchd.data.arrays.array_set import (
     ArraySet,
-    MappedSet,
     array_set_from_wire,
     combined_digest,
     open_array_set,
     read_table,
     write_table,
 )
+from prefetchd.data.arrays.mapped_rows import MappedSet
 from prefetchd.data.arrays.npy import ArrayFile, open_npy, opened
 from prefetchd.data.arrays.sequence_rows import SequenceRows
-from prefetchd.data.arrays.source import MappedSource, check_counts, unreadable
+from prefetchd.data.arrays.source import MappedSource, check_counts
 from prefetchd.data.files import read_exactly
 from prefetchd.data.kinds import (
     COLUMN_OPTIONS,
@@ -33,9 +32,7 @@ from prefetchd.data.kinds import (
     LIST_OPTIONS,
     refuse_given,
 )
-from prefetchd.data.source import ReserveMemory
 from prefetchd.errors import ConfigError, ManifestError, one_line
-from prefetchd.ipc.reader_messages import Fault
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -134,41 +131,19 @@ class SequenceSource(MappedSource):
         """File and number of a sequence."""
         return f"{self._tokens.name} sequence {sample_id}"
 
-    def fill(
-        self,
-        epoch: int,
-        sample_ids: NDArray[np.int64],
-        rows: Sequence[int],
-        x: NDArray[Any],
-        y: NDArray[Any],
-        reserve: ReserveMemory,
-    ) -> list[Fault]:
-        """Gather the sequences of a chunk, or read a single one; `rows` follow one another."""
-        into = slice(rows[0], rows[0] + len(sample_ids))
-        x, y = x[into], y[into]
-        ids = np.asarray(sample_ids, np.int64)
+    def _fill(self, ids: NDArray[np.int64], x: NDArray[Any], y: NDArray[Any]) -> None:
         tokens = x[:, 1:] if self._config.lengths == "x" else x
         labels = y if self._config.lengths != "y" else self._empty_labels(len(ids))
-        if len(ids) == 1:
-            sample_id = int(sample_ids[0])
-            try:
-                lengths = np.array([self._rows.read(sample_id, tokens[0])])
-                if self._label_rows is not None:
-                    self._label_rows.read(sample_id, labels)
-            except OSError as error:
-                return [unreadable(error, rows[0], sample_id, self.where(sample_id))]
-        else:
-            lengths = self._rows.gather(ids, tokens)
-            if self._label_rows is not None:
-                self._label_rows.gather(ids, labels)
+        lengths = self._rows.fill(ids, tokens)
         if self._label_rows is None:
             labels[:] = ids
+        else:
+            self._label_rows.fill(ids, labels)
         if self._config.lengths == "x":
             x[:, 0] = lengths
         elif self._config.lengths == "y":
             y[:, :-1] = labels.reshape(len(ids), -1)
             y[:, -1] = lengths
-        return []
 
     def _empty_labels(self, n: int) -> NDArray[Any]:
         if self._labels is None:
@@ -182,7 +157,7 @@ class SequenceSource(MappedSource):
         if where == "y" and (len(shape) > 1 or dtype not in _WITH_LENGTH):
             raise ConfigError(
                 f"cannot put lengths into y: a label of {shape} {dtype} takes no length beside it; "
-                "use lengths=x, or labels that are numbers or vectors"
+                'use lengths="x", or labels that are numbers or vectors'
             )
         if where == "x":
             tokens = np.dtype(self._tokens.dtype_name)
@@ -192,7 +167,7 @@ class SequenceSource(MappedSource):
             if self._tokens.row_shape or largest < self._max_length:
                 raise ConfigError(
                     f"cannot put lengths of up to {self._max_length} into x: its tokens are {tokens.name}, of shape "
-                    f"{self._tokens.row_shape}; use lengths=y, or tokens that are numbers of a larger dtype"
+                    f'{self._tokens.row_shape}; use lengths="y", or tokens that are numbers of a larger dtype'
                 )
 
 
@@ -213,7 +188,7 @@ def _check_pad_value(config: Config, tokens: ArraySet) -> None:
         fits = value in (0, 1)
     if not fits:
         raise ConfigError(
-            f"cannot pad {tokens.name} with pad-value={value:g}: it is {dtype.name}; give a value of that"
+            f"cannot pad {tokens.name} with pad_value={value:g}: it is {dtype.name}; give a value of that dtype"
         )
 
 

@@ -1,9 +1,8 @@
 """Arrays in files: rows of `.npy` files, shards or `.npz` members, gathered straight into slots.
 
-The daemon reads headers and some sampled bytes; the data is never loaded. There are no bad samples: a row can be had,
-or the file is not what it was (`ManifestError`), or the machine failed.
-
-What sources of mapped array files have in common: the table of files for readers, and looking after the files.
+The daemon reads headers and some sampled bytes, and never loads the data. There are no bad samples: a row can be read,
+or the file has changed (`ManifestError`), or the machine failed. `MappedSource` is the base of this source and of
+`SequenceSource`.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from prefetchd.config.options import MAX_BATCH_SIZE, Config
 from prefetchd.config.units import format_count
 from prefetchd.data.arrays.array_set import (
     ArraySet,
-    MappedSet,
     array_set_from_wire,
     combined_digest,
     is_npz,
@@ -27,6 +25,7 @@ from prefetchd.data.arrays.array_set import (
     read_table,
     write_table,
 )
+from prefetchd.data.arrays.mapped_rows import MappedSet
 from prefetchd.data.faults import fault_of
 from prefetchd.data.kinds import (
     COLUMN_OPTIONS,
@@ -57,7 +56,7 @@ class MappedSource:
     """The base of sources whose rows come from maps of array files. Owns the table's descriptor, and a reader's maps.
 
     Args:
-        files: what it is made of, for the looks at whether it has changed.
+        files: its arrays, which `check_unchanged` looks at.
         table_fd: a memfd with the files for the readers; -1 until there is one.
     """
 
@@ -91,7 +90,7 @@ class MappedSource:
 
     @property
     def reader_bytes(self) -> int:
-        """Nothing of note: files are mapped."""
+        """None: files are mapped."""
         return 0
 
     @property
@@ -106,7 +105,7 @@ class MappedSource:
 
     @property
     def waited_s(self) -> float:
-        """Not known: whoever touches a page waits for it."""
+        """Not known: a reader waits where it touches a page."""
         return 0.0
 
     def expect(self, sample_ids: Iterable[int]) -> None:
@@ -133,6 +132,34 @@ class MappedSource:
         for maps in self._maps:
             maps.confirm()
 
+    def fill(
+        self,
+        epoch: int,
+        sample_ids: NDArray[np.int64],
+        rows: Sequence[int],
+        x: NDArray[Any],
+        y: NDArray[Any],
+        reserve: ReserveMemory,
+    ) -> list[Fault]:
+        """Write the samples of a chunk; `rows` follow one another. A single sample is read without a map."""
+        ids = np.asarray(sample_ids, np.int64)
+        into = slice(rows[0], rows[0] + len(ids))
+        try:
+            self._fill(ids, x[into], y[into])
+        except OSError as error:
+            if len(ids) > 1:
+                raise
+            return [_unreadable(error, rows[0], int(ids[0]), self.where(int(ids[0])))]
+        return []
+
+    def _fill(self, ids: NDArray[np.int64], x: NDArray[Any], y: NDArray[Any]) -> None:
+        """Write the samples `ids` into `x` and `y`; an `OSError` is of the only one."""
+        raise NotImplementedError
+
+    def where(self, sample_id: int) -> str:
+        """Return where a sample is, for errors."""
+        raise NotImplementedError
+
 
 class ArraySource(MappedSource):
     """Rows of x, and of y where there are labels; else y is the row's number."""
@@ -155,7 +182,10 @@ class ArraySource(MappedSource):
         if is_npz(config.source):
             x, y = open_npz(config.source, config.x_column, config.y_column)
             if config.labels is not None and config.y_column is not None:
-                raise ConfigError(f"cannot take y from labels={config.labels!r} and from y-column: give one of them")
+                raise ConfigError(
+                    f"cannot take y from labels={config.labels!r} and from y_column={config.y_column!r}; "
+                    "give one of them"
+                )
         else:
             refuse_given(config, COLUMN_OPTIONS, "tables and .npz files")
             x = open_array_set(config.source)
@@ -212,36 +242,12 @@ class ArraySource(MappedSource):
         """File and row of a sample."""
         return self._x.where(sample_id)
 
-    def fill(
-        self,
-        epoch: int,
-        sample_ids: NDArray[np.int64],
-        rows: Sequence[int],
-        x: NDArray[Any],
-        y: NDArray[Any],
-        reserve: ReserveMemory,
-    ) -> list[Fault]:
-        """Gather the rows of a chunk, or read a single one; `rows` follow one another."""
-        into = slice(rows[0], rows[0] + len(sample_ids))
-        x, y = x[into], y[into]
-        if len(sample_ids) == 1:
-            sample_id = int(sample_ids[0])
-            try:
-                self._x_rows.read(sample_id, x)
-                if self._y_rows is not None:
-                    self._y_rows.read(sample_id, y)
-            except OSError as error:
-                return [unreadable(error, rows[0], sample_id, self.where(sample_id))]
-            if self._y_rows is None:
-                y[0] = sample_id
-            return []
-        ids = np.asarray(sample_ids, np.int64)
-        self._x_rows.gather(ids, x)
+    def _fill(self, ids: NDArray[np.int64], x: NDArray[Any], y: NDArray[Any]) -> None:
+        self._x_rows.fill(ids, x)
         if self._y_rows is None:
             y[:] = ids
         else:
-            self._y_rows.gather(ids, y)
-        return []
+            self._y_rows.fill(ids, y)
 
 
 def check_counts(x: ArraySet, n_samples: int, y: ArraySet | None) -> None:
@@ -255,7 +261,7 @@ def check_counts(x: ArraySet, n_samples: int, y: ArraySet | None) -> None:
         )
 
 
-def unreadable(error: OSError, row: int, sample_id: int, where: str) -> Fault:
+def _unreadable(error: OSError, row: int, sample_id: int, where: str) -> Fault:
     """Return the fault for a row that the machine did not give."""
     return Fault(
         row=row,

@@ -1,7 +1,7 @@
 """A cache as the daemon has it: opened for one data set, reported on, and looked after while there is work.
 
-The daemon never reads or writes a row. It makes the run's state and the table of what is there, gives both to the
-readers, says once why filling stopped, and has the kernel drop the cache's pages where memory is short. Whatever it
+The daemon reads and writes no rows. It makes the run's state and the table of what is there, and gives both to the
+readers. It logs once why filling stopped, and has the kernel drop the cache's pages where memory is short. All that it
 holds is unnamed or read-only, so nothing is left when it dies.
 """
 
@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from prefetchd.config.options import Config
-from prefetchd.config.units import format_bytes, parse_bytes
+from prefetchd.config.units import format_bytes
 from prefetchd.data.cache import keys, lookup
 from prefetchd.data.cache.directory import FULL, describe, open_folder, open_regular, segment_names
 from prefetchd.data.cache.keys import check_cache
 from prefetchd.data.cache.run_state import LIMIT_REACHED, RunState, StateShape, is_memory, make_state
+from prefetchd.data.cache.size_limit import limit_of
 
 log = logging.getLogger("prefetchd")
 
@@ -33,7 +34,7 @@ class CacheInDaemon:
 
     Raises:
         ConfigError: if the pipeline cannot be cached.
-        CacheError: if the folder cannot be used.
+        CacheError: if the folder cannot be used, or belongs to another user.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class CacheInDaemon:
         assert config.cache is not None
         check_cache(config)
         self._cache = Path(config.cache).expanduser().absolute()
-        self._limit_bytes = None if config.cache_size == "auto" else parse_bytes(config.cache_size)
+        self._limit_bytes = limit_of(config)
         pipeline = keys.pipeline_of(config, decoder)
         self._folder, self._folder_fd = open_folder(self._cache, keys.pipeline_digest(pipeline), pipeline)
         self._shape = StateShape(n_samples, config.cache_image_size is not None, label_shape, label_dtype)
@@ -72,12 +73,12 @@ class CacheInDaemon:
 
     @property
     def shared_bytes(self) -> int:
-        """What it holds in memory: nothing, unless the disk had no room for it."""
+        """What it holds in memory: nothing, unless the disk had no space for it."""
         fds = (self._state_fd, self._table_fd)
         return sum(os.fstat(fd).st_blocks * 512 for fd in fds if is_memory(fd))
 
     def report(self) -> dict[str, Any]:
-        """What `status` says of it: this run's counts, and what the folder holds."""
+        """Return what `status` shows: this run's counts, and what the folder holds."""
         counts = self._state.counts()
         kept = describe(self._folder)
         return {
@@ -93,7 +94,7 @@ class CacheInDaemon:
         }
 
     def tick(self) -> None:
-        """Say once that the cache is not filled any more, and why."""
+        """Log once that the cache is not filled any more, and why."""
         why = self._why_stopped()
         if why is not None and not self._warned:
             self._warned = True
@@ -122,8 +123,8 @@ class CacheInDaemon:
         number = self._state.stopped
         if number == LIMIT_REACHED:
             if self._limit_bytes is None:
-                return "a twentieth of its disk is kept free; make room, or give a cache-size"
-            return f"its size limit of {format_bytes(self._limit_bytes)} is reached; raise cache-size for more"
+                return "a twentieth of its disk is kept free; free some space, or give a cache_size"
+            return f"its size limit of {format_bytes(self._limit_bytes)} is reached; raise cache_size for more"
         if number in FULL:
-            return f"its disk is full ({os.strerror(number)}); make room, or give a smaller cache-size"
+            return f"its disk is full ({os.strerror(number)}); free some space, or give a smaller cache_size"
         return f"it cannot be written to ({os.strerror(number)})" if number else None

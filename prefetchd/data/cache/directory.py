@@ -5,14 +5,12 @@
     DIR/<pipeline's digest>/<run>-<n>.rows  pixels, one writer's
     DIR/<pipeline's digest>/<run>-<n>.index what is where in them
 
-Used by the daemon and by `commands.cache`. Files appear whole or are appended to by the one process that made them, so
-any party may die at any time. The daemon holds a shared lock on the folder it uses, which only `remove` looks at.
-Nothing is ever removed that is not named like this, in a folder that has a `pipeline.json` of ours.
+The daemon, readers and `prefetchd cache` call it. Files appear whole, or are appended to by the one process that made
+them, so any party may die at any time. The daemon holds a shared lock on the folder it uses; only `remove` looks at it.
+Only files with these names are removed, in a folder that has a `pipeline.json` of prefetchd's.
 
-Opening what a cache's folder holds: regular files, and nothing that stands in their place.
-
-Whoever may write to the folder may put a pipe there, whose opening never ends, or a link to a device, whose reading
-never does. Used by the daemon, readers and `commands.cache`; holds nothing.
+A cache's pixels go into batches unseen, so a folder of another user, or a link in it, is refused. Readers open regular
+files of this user only: opening a pipe may never end, nor reading a link to a device.
 """
 
 from __future__ import annotations
@@ -34,16 +32,22 @@ from prefetchd.errors import PrefetchdError
 
 
 def open_regular(path: Path) -> int:
-    """Return a descriptor for reading, the caller's, of the regular file at `path`.
+    """Return a descriptor for reading, the caller's, of this user's regular file at `path`.
 
     Raises:
         OSError: if there is none.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode) or not _is_trusted(found):
         os.close(fd)
-        raise OSError(errno.EINVAL, "no regular file", os.fspath(path))
+        raise OSError(errno.EINVAL, "not a regular file of this user", os.fspath(path))
     return fd
+
+
+def _is_trusted(found: os.stat_result) -> bool:
+    """Return whether only this user, or the administrator, can have written a file or folder."""
+    return found.st_uid == os.geteuid() or (found.st_uid == 0 and not found.st_mode & 0o022)
 
 
 def read_regular(path: Path, most_bytes: int) -> bytes:
@@ -61,7 +65,7 @@ _TAG = (
 )
 _DESCRIPTION = "pipeline.json"
 _MOST_DESCRIPTION_BYTES = 1 << 16
-FULL = (errno.ENOSPC, errno.EDQUOT)  # what a disk says that has no more room
+FULL = (errno.ENOSPC, errno.EDQUOT)  # the errors of a disk without free space
 _MADE_BY = "prefetchd decoded-sample cache"
 _FOLDER = re.compile(r"[0-9a-f]{16}")
 _SEGMENT = r"[0-9a-f]{16}-[0-9]{1,5}"
@@ -95,28 +99,35 @@ class Kept:
 
 
 def open_folder(cache: Path, digest: str, pipeline: dict[str, Any]) -> tuple[Path, int | None]:
-    """Make the folder of a pipeline, or find it; return it, and a descriptor that holds it against `remove`.
+    """Make the folder of a pipeline, or find it; return it, and a descriptor that keeps it from `remove`.
 
-    One that is there, whole, may be read-only. On a full disk there is perhaps none, nor a descriptor: a cache is never
-    asked to decide anything, that it cannot be filled included.
+    A complete one may be read-only. On a full disk there may be no folder and no descriptor: that a cache cannot be
+    filled changes no batch.
 
     Raises:
-        CacheError: if it cannot be made or read, for any other reason.
+        CacheError: if it cannot be made or read for any other reason, belongs to another user, or has a link in it.
     """
     folder = cache / digest
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        cache.mkdir(parents=True, exist_ok=True)
+        _check_trusted(cache, cache)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        for path in (cache / "CACHEDIR.TAG", folder):
+            _check_trusted(cache, path)
+        for name in os.listdir(folder):
+            _check_trusted(cache, folder / name)
         if not (cache / "CACHEDIR.TAG").exists():
             _write_whole(cache / "CACHEDIR.TAG", _TAG)
         description = folder / _DESCRIPTION
         if _is_missing_or_torn(description):
             _write_whole(description, json.dumps({"made_by": _MADE_BY, "pipeline": pipeline}, indent=2) + "\n")
-        with contextlib.suppress(OSError):  # it is read-only, or another user's: who may write there finds out
-            os.utime(description)
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with contextlib.suppress(OSError):  # it may be read-only
+            os.utime(description, follow_symlinks=False)
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError as error:
         with contextlib.suppress(OSError):
-            folder.rmdir()  # if there is nothing in it: nobody would ever clear it
+            folder.rmdir()  # only an empty one, which `remove` would never find
         if error.errno in FULL:
             return folder, None
         raise CacheError(
@@ -128,19 +139,36 @@ def open_folder(cache: Path, digest: str, pipeline: dict[str, Any]) -> tuple[Pat
     return folder, fd
 
 
+def _check_trusted(cache: Path, path: Path) -> None:
+    """Raise `CacheError` if `path`, in the cache or the cache itself, is another user's, or a link in the cache."""
+    try:
+        found = os.stat(path, follow_symlinks=path == cache)  # the path that the user gave may lead over links
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(found.st_mode):
+        raise CacheError(
+            f"cannot use the cache {cache}: {path} is a symbolic link; remove it, or give a folder of your own"
+        )
+    if not _is_trusted(found):
+        raise CacheError(
+            f"cannot use the cache {cache}: {path} belongs to the user {found.st_uid}, or others may write to it, who "
+            f"could put other pixels into batches of the user {os.geteuid()}; give a folder of your own"
+        )
+
+
 def _is_missing_or_torn(description: Path) -> bool:
-    """Whether a description is to be written: a power cut may have left one that is empty."""
+    """Return whether a description must be written: a power cut may have left an empty one."""
     try:
         json.loads(read_regular(description, _MOST_DESCRIPTION_BYTES))
     except (FileNotFoundError, ValueError):
         return True
     except OSError:
-        pass  # what stands there is not ours to replace
+        pass  # it is not prefetchd's to replace
     return False
 
 
 def _write_whole(path: Path, text: str) -> None:
-    """Have a file appear with all of `text`; nothing is left where that fails."""
+    """Write a file that appears with all of `text`, or not at all."""
     scratch = path.with_name(f"{path.name}.{os.urandom(8).hex()}")
     try:
         scratch.write_text(text)
@@ -160,7 +188,7 @@ def segment_names(folder: Path) -> list[str]:
 
 
 def used_bytes(cache: Path) -> int:
-    """Return the sizes of all files of a cache, of whatever pipeline."""
+    """Return the sizes of all files of a cache together, those of all its pipelines."""
     return sum(size for folder in _folders(cache) for _, size in _files(folder))
 
 
@@ -204,7 +232,7 @@ def remove(kept: Kept) -> int:
     try:
         fd = os.open(kept.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
-        return 0  # somebody else has cleared it meanwhile
+        return 0  # another process has cleared it meanwhile
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -214,7 +242,8 @@ def remove(kept: Kept) -> int:
             pass
         freed = 0
         try:
-            for name, size in sorted(_files(kept.folder)):  # the description goes last: what is left is ours still
+            # The description goes last: without it, no one would know what is left to be prefetchd's.
+            for name, size in sorted(_files(kept.folder)):
                 if _FILE.fullmatch(name) and name != _DESCRIPTION:
                     (kept.folder / name).unlink(missing_ok=True)
                     freed += size

@@ -1,19 +1,17 @@
-"""Which pipelines can be cached, and what a kept image is. Pure; called as a configuration is opened.
+"""Which pipelines can be cached, what a kept image is, and its key. Pure; called as a data set is opened.
 
-The kept image is what is left of a sample when everything that is the same in every epoch has been done: decoded,
-upright, in the order of `color`, uint8, and
+The kept image is the sample after all steps that are the same in every epoch: decoded, upright, in the order of
+`color`, uint8, and
 
 - resized to `image_size` as `resize` says; or, with `cache_image_size`,
-- fitted into that size at its own aspect, never enlarged. Everything else then goes on from it as if it were the file.
+- fitted into that size at its own aspect, never enlarged. All later steps go on from it as if it were the file.
 
 So `cache_image_size` decides pixels, with a cache or without; a cache alone changes none.
 
-What a row is kept under. Pure.
-
-A row is the pixels of one state of one file (or of one record in it) after one pipeline. The pipeline, with the
-decoder's version, names a folder; within it the key is a digest of path, inode, size and both times of change. The
-change time cannot be set by programs, so a file that was replaced with its modification time preserved has another key.
-The device's number is left out: it changes when the machine starts anew, and all would be decoded again.
+A row is the kept image of one state of one file, or of one record in it. The pipeline, with the decoder's version,
+names a folder. Within it the key is a digest of path, inode, size and both times of change. Programs cannot set the
+change time, so a file that was replaced with its modification time preserved has another key. The device's number is
+left out: it changes when the machine restarts, and all would be decoded again.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ _IDENTITY = struct.Struct("=Q3q")
 
 
 def pipeline_of(config: Config, decoder: str) -> dict[str, Any]:
-    """Return everything besides the file that decides a kept image, as plain JSON values."""
+    """Return all that decides a kept image besides the file, as plain JSON values."""
     names = ["color", "interpolation", "shrink_on_load", "max_image_pixels", "x_column"]
     names += ["image_size", "resize"] if config.cache_image_size is None else ["cache_image_size"]
     return {"format": FORMAT, "decoder": decoder, **{name: getattr(config, name) for name in names}}
@@ -56,38 +54,37 @@ def key_of(path: str, place: tuple[int, ...], found: os.stat_result) -> bytes:
 
 
 def is_settled(found: os.stat_result, now_ns: int) -> bool:
-    """Whether a write after `found` would have changed its times for certain.
+    """Return whether a write after `found` would certainly have changed its times.
 
-    By the change time alone, which every write sets: a modification time in the future, as archives may have kept it,
-    says nothing.
+    Only the change time decides, which every write sets: archives may have kept a modification time in the future.
     """
     return now_ns - found.st_ctime_ns > CLOCK_STEP_NS
 
 
-# What draws, for every epoch anew, which part of the file is needed at which scale.
+# Augmentations that need another part of the file, at another scale, in each epoch.
 _GEOMETRY = ("random_resized_crop", "rotate", "affine")
 
 
 def check_cache(config: Config) -> None:
     """Raise `ConfigError` where the options of the cache contradict the others, naming what to set."""
     if config.cache is None and config.cache_size != "auto":
-        raise ConfigError("cannot use cache-size without a cache; give cache=DIR, or leave it out")
+        raise ConfigError('cannot use cache_size without a cache; give cache="DIR", or leave it out')
     if config.target == "mask":
         for name in ("cache", "cache_image_size"):
             if getattr(config, name) is not None:
                 raise ConfigError(
-                    f"cannot use {name.replace('_', '-')} with target=mask: masks are placed as their images are "
-                    "drawn and are not kept; leave it out"
+                    f'cannot use {name} with target="mask": masks are placed anew with their images in each epoch, and '
+                    "are not kept; leave it out"
                 )
     drawn = [name for name in _GEOMETRY if name in parameters(config.augment)]
     if config.cache is not None and drawn and config.cache_image_size is None:
-        height, width = config.image_size
+        larger = tuple(map(_larger, config.image_size))
         raise ConfigError(
-            f"cannot cache with augment={drawn[0]}, which takes another part of the file each epoch: give "
-            f"cache-image-size, the size at which images are kept (such as {_larger(height)}x{_larger(width)})"
+            f"cannot cache with augment={drawn[0]!r}, which takes another part of the file in each epoch; give "
+            f"the size at which images are kept, such as cache_image_size={larger}"
         )
 
 
 def _larger(side: int) -> int:
-    """A size that leaves crops some pixels: half as much again, in steps of 32."""
+    """Return a size that leaves crops some pixels: half as much again, in steps of 32."""
     return -(-side * 3 // 64) * 32

@@ -2,13 +2,13 @@
 
     memory   | slots: a power of two of uint64, 0 for empty | names of the segments, 24 bytes each |
 
-A hash table with linear probing. The daemon builds it, block by block, from the indexes' keys alone; readers map it and
+A hash table with linear probing. The daemon builds it, block by block, from the indexes' keys alone. Readers map it and
 read the one record that they look for from its index. So a cache of ten million rows costs 16 to 32 bytes a row, in a
-file that no one else can reach (`scratch_file`), and a second at start; nothing of it is private memory.
+file that no other process can reach (`make_scratch`), and a second at start. None of it is private memory.
 
-A slot holds (segment + 1) << 48 | number of the record. Readers add what they write, so that a file that a manifest
-names twice is kept once. They do so without a lock: a slot is one word, and where two write to one at a time, one of
-the two is not found, which costs a row's decoding. What is found is only ever a hint: the record has the whole key.
+A slot holds (segment + 1) << 48 | number of the record. Readers add the rows that they write, so that a file that a
+list names twice is kept once. They need no lock: a slot is one word. Where two readers write to one slot at a time, one
+of the two rows is not found, and is decoded again. A slot is only a hint: the record has the whole key.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ NUMBER_MASK = (1 << NUMBER_BITS) - 1
 _NAME_BYTES = 24
 _BLOCK_RECORDS = 1 << 14
 _MAX_PROBES = 32
+_MAX_ROUNDS = 1024  # of placing a block; only damaged or duplicated records need more
+_MAX_RECORDS = 1 << 27  # a table of 2 GiB; the size of a damaged index is no reason for more
 
 
 def build(folder: Path, names: list[str], n_more: int = 0) -> tuple[int, int]:
@@ -44,6 +46,8 @@ def build(folder: Path, names: list[str], n_more: int = 0) -> tuple[int, int]:
         n_more: how many records are to be added.
     """
     sizes = [_n_records(folder / f"{name}.index") for name in names]
+    while sum(sizes) > _MAX_RECORDS:
+        sizes[sizes.index(max(sizes))] = 0
     n_slots = 1 << max(6, (2 * (sum(sizes) + n_more)).bit_length())
     fd = make_scratch(folder, n_slots * 8 + len(names) * _NAME_BYTES)
     with mmap.mmap(fd, 0) as memory:
@@ -61,7 +65,7 @@ def build(folder: Path, names: list[str], n_more: int = 0) -> tuple[int, int]:
 
 def _n_records(path: Path) -> int:
     try:
-        return path.stat().st_size // RECORD_BYTES
+        return path.lstat().st_size // RECORD_BYTES
     except OSError:
         return 0
 
@@ -72,16 +76,20 @@ def _hashes(path: Path, n_records: int) -> Iterator[tuple[int, NDArray[np.uint64
         with open(open_regular(path), "rb") as file:
             for first in range(0, n_records, _BLOCK_RECORDS):
                 raw = np.frombuffer(file.read(_BLOCK_RECORDS * RECORD_BYTES), np.uint8)
+                if not len(raw):
+                    return
                 rows = raw[: len(raw) // RECORD_BYTES * RECORD_BYTES].reshape(-1, RECORD_BYTES)
                 yield first, np.ascontiguousarray(rows[: n_records - first, :8]).view(np.uint64)[:, 0]
     except OSError:
-        return  # it was cleared away: its rows are decoded again
+        return  # it was removed: its rows are decoded again
 
 
 def _insert(table: NDArray[np.uint64], hashes: NDArray[np.uint64], values: NDArray[np.uint64]) -> None:
     mask = np.uint64(len(table) - 1)
     slots = hashes & mask
-    while len(slots):
+    for _ in range(_MAX_ROUNDS):
+        if not len(slots):
+            return
         empty = table[slots] == 0
         table[slots[empty]] = values[empty]  # of several for one slot, one stays
         left = table[slots] != values
@@ -110,7 +118,7 @@ class Lookup:
         return self._memory[at : at + _NAME_BYTES].decode().strip()
 
     def places(self, key: bytes) -> Iterator[tuple[int, int]]:
-        """Yield (segment, number of the record) of the records that may be of `key`, the latest first or not."""
+        """Yield (segment, number of the record) of the records that may be of `key`, in any order."""
         assert len(key) == KEY_BYTES
         first = int.from_bytes(key[:8], "little")
         for slot in range(first, first + self._n_slots):
@@ -120,7 +128,7 @@ class Lookup:
             yield (value >> NUMBER_BITS) - 1, value & NUMBER_MASK
 
     def add(self, key: bytes, segment: int, number: int) -> None:
-        """Have `places` find a record; where the table is crowded, it is found from the next run on only."""
+        """Make `places` find a record; where the table is crowded, only from the next run on."""
         first = int.from_bytes(key[:8], "little")
         for slot in range(first, first + _MAX_PROBES):
             if not self._table[slot & self._n_slots - 1]:

@@ -1,12 +1,12 @@
 """A cache as a reader has it. A row goes one of three ways:
 
 - known in this run (`fill_rows`, `row`): one `preadv`, straight into its place;
-- not known, but there for the file as it is now, from an earlier run or for another sample (`find`): its checksum is
+- not known, but kept for the file as it is now, from an earlier run or for another sample (`find`): its checksum is
   computed, then it is known;
-- not there: the sample is decoded, and `store` writes it.
+- not kept: the sample is decoded, and `store` writes it.
 
-Whatever is wrong with a row or with its file (cut short, damaged, cleared away, an I/O error) makes the sample one that
-is not there: it is decoded again. A reader that dies leaves nothing that another could take for a row.
+A sample whose row or file is cut short, damaged, removed or unreadable counts as not kept, and is decoded again. A
+reader that dies leaves nothing that another could take for a row.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from prefetchd.data.cache.directory import open_regular
 from prefetchd.data.cache.keys import is_settled, key_of
 from prefetchd.data.cache.lookup import Lookup
 from prefetchd.data.cache.run_state import LIMIT_REACHED, OFFSET_BITS, OFFSET_MASK, RunState, StateShape
-from prefetchd.data.cache.size_limit import Room
+from prefetchd.data.cache.size_limit import WriteAllowance
 from prefetchd.data.files import read_into
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class CacheInReader:
         self._lookup = Lookup(table_fd, facts["n_slots"])
         self._folder = Path(os.fsdecode(facts["folder"]))
         self._run: str = facts["run"]
-        self._room = Room(Path(os.fsdecode(facts["cache"])), facts["limit_bytes"])
+        self._allowance = WriteAllowance(Path(os.fsdecode(facts["cache"])), facts["limit_bytes"])
         self._kept_size = kept_size
         self._channels = channels
         self._rows_fds: dict[int, int] = {}
@@ -65,18 +65,18 @@ class CacheInReader:
     # --- rows that are known
 
     def known(self, sample_ids: NDArray[np.int64]) -> list[bool]:
-        """Whether each sample's row is known."""
+        """Return whether each sample's row is known."""
         found: list[bool] = (self._state.words[sample_ids] != 0).tolist()
         return found
 
     def label(self, sample_id: int) -> Any:
-        """The label of a sample whose row is known: a numpy scalar, or a vector of the caller's own."""
+        """Return the label of a sample whose row is known: a numpy scalar, or a vector of the caller's own."""
         return self._state.labels[sample_id].copy()
 
     def fill_rows(
         self, sample_ids: NDArray[np.int64], first_row: int, x: NDArray[np.uint8], y: NDArray[Any]
     ) -> list[int]:
-        """Write what is known of samples into rows of `x` and `y`, from `first_row` on; return the places of the rest.
+        """Write known samples into rows of `x` and `y`, from `first_row` on; return the places of the others.
 
         `x` is C-contiguous, and its rows are kept images.
         """
@@ -127,7 +127,7 @@ class CacheInReader:
         return None
 
     def _forget(self, sample_id: int, number: int) -> None:
-        """Take a row that is not there any more for one that never was; its file is opened anew if it is asked for."""
+        """Forget a row that is no longer there; its file is opened anew for the next row in it."""
         self._state.words[sample_id] = 0
         if number != self._writer_segment + 1 and number in self._rows_fds:
             os.close(self._rows_fds.pop(number))
@@ -137,13 +137,13 @@ class CacheInReader:
     def find(self, sample: Sample, sample_id: int) -> NDArray[np.uint8] | None:
         """Return the kept image of a sample's file if there is one, checked, and make it known.
 
-        What it learns of the file is remembered for `store`.
+        It remembers the file's state for `store`.
         """
         self._examined = None
         try:
             found = os.stat(sample.path)
         except (OSError, ValueError):
-            return None  # reading it says what is wrong
+            return None  # reading it raises the error
         key = key_of(sample.path, sample.place, found)
         self._examined = sample_id, key, found
         for number, record_number in self._lookup.places(key):
@@ -165,7 +165,7 @@ class CacheInReader:
     def store(self, sample: Sample, sample_id: int, pixels: NDArray[np.uint8], read_ns: int) -> None:
         """Keep the image that was decoded after `find` had found none, if the file is still what `find` saw.
 
-        And if it was that already when it was read, from `read_ns` on by the clock of files: which may have been
+        The file must also have been that when it was read, from `read_ns` on by the clock of files, which may have been
         before `find`.
         """
         self._state.count(misses=1)
@@ -180,7 +180,7 @@ class CacheInReader:
             return
         pixels = np.ascontiguousarray(pixels)
         try:
-            if not self._room.take(pixels.nbytes + segment.RECORD_BYTES):
+            if not self._allowance.take(pixels.nbytes + segment.RECORD_BYTES):
                 self._state.stop_filling(LIMIT_REACHED)
                 return
             if self._writer is None:
@@ -201,7 +201,7 @@ class CacheInReader:
     # --- files
 
     def _name(self, number: int) -> str:
-        """The name of a segment: of an earlier run's, from the table; of this run's, by counting on."""
+        """Return the name of a segment: the table has those of earlier runs; this run's have the numbers after them."""
         earlier = self._lookup.n_segments
         return self._lookup.segment_name(number) if number < earlier else f"{self._run}-{number - earlier}"
 
@@ -220,7 +220,7 @@ class CacheInReader:
             os.close(fd)
 
     def _begin_segment(self) -> None:
-        """Make a segment of this process's own, under the first number of this run that nobody has taken."""
+        """Make a segment of this process's own, under the first free number of this run."""
         for number in range(_MAX_OWN_SEGMENTS):
             try:
                 self._writer = segment.SegmentWriter(self._folder, f"{self._run}-{number}")

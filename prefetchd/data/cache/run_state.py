@@ -1,19 +1,18 @@
-"""What all readers of one run know of a cache: sample -> row, and the sample's label; what they did, by reader.
+"""What all readers of one run know of a cache: sample -> row, and the sample's label; and each reader's counts.
 
     | why filling stopped, 1 word | readers x (hits, misses, rows, bytes) | row of each sample | its shape | its label |
 
-A scratch file that the daemon makes and every reader maps. A sample's word is written when its row was checked, or was
-just written, in this run, and after its label; from then on nobody examines its file, parses its line or computes its
-checksum until the run ends. Writers of one sample write the same, or an equally good row. Each reader counts in a line
-of its own, which it holds by a lock that dies with it and that nobody waits for.
-
 A word is 0 for not known, or (segment + 1) << 48 | offset of the row.
 
-Memory that daemon and readers share for one run, and that the kernel may drop: a file without a name in the cache.
+The daemon makes the state, and all readers map it. A reader writes a sample's word after its label, once it has checked
+or written the row in this run. From then on no reader examines the sample's file, parses its line or computes the
+checksum until the run ends. Writers of one sample write the same row, or an equally good one. Each reader counts in a
+line of its own, which it holds by a lock that dies with it and that no process waits for.
 
-Its pages are reserved when it is made, so that a disk that fills up later is no SIGBUS; nobody else can reach it, so no
-one can truncate it. It is gone with its last descriptor. Where the disk has no room for it, it is memory after all, and
-counts as the source's.
+The state is in a scratch file: one without a name in the cache's folder, whose pages the kernel may drop. They are
+reserved when it is made, so that a disk that fills up later is no SIGBUS. No other process can reach it, so none can
+truncate it. It is gone with its last descriptor. Where the disk has no space for it, it is memory, and counts as the
+source's.
 """
 
 from __future__ import annotations
@@ -49,12 +48,12 @@ def make_scratch(folder: Path, n_bytes: int) -> int:
 
 
 def is_memory(fd: int) -> bool:
-    """Whether it counts as memory."""
+    """Return whether the file behind `fd` counts as memory."""
     return os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:")
 
 
 def _unnamed(folder: Path) -> int:
-    with contextlib.suppress(OSError):  # not every file system can
+    with contextlib.suppress(OSError):  # some file systems cannot
         return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     fd, path = tempfile.mkstemp(prefix="state.", dir=folder)
     os.unlink(path)
@@ -143,7 +142,7 @@ class RunState:
         self._mine: NDArray[np.int64] | None = None
 
     def claim_line(self) -> None:
-        """Take a line of counts for this process; without one (which takes 256 readers) it does not count."""
+        """Take a line of counts for this process. Beyond 256 readers there is none, and it does not count."""
         for number in range(_N_READERS):
             try:
                 fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
@@ -168,7 +167,7 @@ class RunState:
             mine[_BYTES] += n_bytes
 
     def counts(self) -> Counts:
-        """The counts of all readers together."""
+        """Return the counts of all readers together."""
         return Counts(*self._lines.sum(axis=0).tolist())
 
     @property
@@ -177,7 +176,7 @@ class RunState:
         return int(self._stop[0])
 
     def stop_filling(self, why: int) -> None:
-        """Have no reader write any more in this run."""
+        """Stop all readers from writing in this run."""
         self._stop[0] = why
 
     def set_row(self, sample_id: int, label: Any, height: int, width: int, segment: int, offset: int) -> None:

@@ -3,9 +3,9 @@
     NAME.rows    pixels after pixels
     NAME.index   records of 40 bytes: key, where the row is, its shape, its checksum, the record's own checksum
 
-Only the process that made a segment appends to it, and it never goes back, so writers need no lock and any of them may
-be killed at any instant: what is torn has no record, or one whose checksum is wrong. After a power cut a record may be
-on disk and its row not: a row is checked against its checksum before it is used for the first time in a run.
+Only the process that made a segment appends to it, and it never goes back. So writers need no lock, and any of them may
+be killed at any instant: a torn row has no record, or one whose checksum is wrong. After a power cut a record may be on
+disk without its row, so a row's checksum is computed before the row is first used in a run.
 """
 
 from __future__ import annotations
@@ -71,6 +71,8 @@ def read_row(fd: int, record: Record, channels: int) -> NDArray[np.uint8] | None
     """
     if record.height * record.width * channels != record.n_bytes:
         return None
+    if record.offset + record.n_bytes > os.fstat(fd).st_size:  # before memory is taken for it
+        return None
     pixels = np.empty(shape_of(record.height, record.width, channels), np.uint8)
     if read_into(fd, bytes_of(pixels), record.offset) < record.n_bytes:
         return None
@@ -78,12 +80,12 @@ def read_row(fd: int, record: Record, channels: int) -> NDArray[np.uint8] | None
 
 
 def bytes_of(pixels: NDArray[Any]) -> memoryview:
-    """The memory of a C-contiguous array, as bytes."""
+    """Return the memory of a C-contiguous array, as bytes."""
     return memoryview(pixels).cast("B")  # type: ignore[arg-type, unused-ignore]
 
 
 def shape_of(height: int, width: int, channels: int) -> tuple[int, ...]:
-    """The shape of a kept image: OpenCV's, without a dimension for one channel."""
+    """Return the shape of a kept image: OpenCV's, without a dimension for one channel."""
     return (height, width) if channels == 1 else (height, width, channels)
 
 
@@ -134,7 +136,7 @@ class SegmentWriter:
 
 
 def _write(fd: int, data: memoryview, offset: int) -> None:
-    """Write all of `data`; the rest of what a nearly full disk took is tried again, which says what is wrong."""
+    """Write all of `data`. A nearly full disk takes a part; writing the rest raises its error."""
     while data:
         n_written = os.pwrite(fd, data, offset)
         data, offset = data[n_written:], offset + n_written

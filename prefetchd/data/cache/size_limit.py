@@ -1,9 +1,10 @@
 """How much more may be written to a cache: up to its size limit, or up to what the disk can spare.
 
-Every writer keeps its own account. Several writers, of several daemons too, share the limit without a lock: each looks
-at the whole cache, takes a small part of what is left, and looks again when that is used up. So `_WRITERS` of them
-cannot exceed the limit together, and the last rows before it stay unwritten. What is over the limit is not written and
-nothing is removed for it: with a uniformly random order, any fixed part of the samples serves as well as any other.
+Readers call it before each row, and `prefetchd cache build` now and then. Several writers, of several daemons too,
+share the limit without a lock: each looks at the whole cache, takes a small part of what is left, and looks again when
+that is used up. So `_WRITERS` of them cannot exceed the limit together, and the last rows before it stay unwritten.
+Rows beyond the limit are not written, and no row is removed for them: with a uniformly random order, any fixed part of
+the samples serves as well as any other.
 """
 
 from __future__ import annotations
@@ -11,18 +12,25 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from prefetchd.config.options import Config
+from prefetchd.config.units import parse_bytes
 from prefetchd.data.cache.directory import used_bytes
 
 _WRITERS = 32
 _KEPT_FREE = 0.05  # of the disk, where no limit was given
 
 
-class Room:
-    """One writer's account.
+def limit_of(config: Config) -> int | None:
+    """Return the size limit of a cache in bytes; `None` for all but a twentieth of the disk."""
+    return None if config.cache_size == "auto" else parse_bytes(config.cache_size)
+
+
+class WriteAllowance:
+    """One writer's part of what may be written.
 
     Args:
         cache: the cache's folder.
-        limit_bytes: most bytes of all files in it; `None` for all but a twentieth of the disk.
+        limit_bytes: of `limit_of`.
     """
 
     def __init__(self, cache: Path, limit_bytes: int | None) -> None:
@@ -31,11 +39,19 @@ class Room:
         self._may_write_bytes = 0
 
     def take(self, n_bytes: int) -> bool:
-        """Take the room for a row; whether there is any."""
+        """Take `n_bytes` for a row; return whether it may be written."""
         if n_bytes > self._may_write_bytes:
             self._may_write_bytes = self._left_bytes() // _WRITERS
         self._may_write_bytes -= n_bytes
         return self._may_write_bytes >= 0
+
+    def allows(self, n_bytes: int) -> bool:
+        """Return whether a row of `n_bytes` could be written now; False if the folder is gone."""
+        try:
+            disk = os.statvfs(self._cache)
+            return disk.f_bavail * disk.f_frsize > n_bytes and self.take(n_bytes)
+        except OSError:
+            return False
 
     def _left_bytes(self) -> int:
         if self._limit_bytes is not None:

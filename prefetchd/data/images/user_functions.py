@@ -85,7 +85,7 @@ def describe(error: BaseException) -> str:
     """Return `ValueError: its message` on one line."""
     try:
         text = one_line(" ".join(str(error).split()))
-    except Exception:  # whatever the exception's own `__str__` raises
+    except Exception:  # anything that the exception's own `__str__` raises
         text = "(its message cannot be shown)"
     if len(text) > _MESSAGE_CHARACTERS:
         text = text[: _MESSAGE_CHARACTERS - 3] + "..."

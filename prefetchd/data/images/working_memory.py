@@ -1,7 +1,7 @@
 """How much memory a decode takes, from the image's header alone, and how much it may take. Pure.
 
 Called by the pipeline before each decode, so that memory is reserved before it is taken. A header that claims more than
-the limit makes a bad sample, whatever the budget; a decode within the limit that a stated budget cannot hold is a
+the limit makes a bad sample in every budget; a decode within the limit that a stated budget cannot hold is a
 `BudgetError`.
 """
 

@@ -22,8 +22,10 @@ _WRITE_BYTES = 1 << 20
 _LEFT_OUT = frozenset(
     ("__macosx", "__pycache__", "lost+found", "@eadir", "#recycle", "$recycle.bin", "system volume information")
 )
-# Lists that describe the images beside them, as Hugging Face's `datasets` writes them.
+# Lists that describe the images beside them, as Hugging Face's `datasets` writes them; and, where no folder is a class,
+# any other list.
 _LISTS = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+_LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 log = logging.getLogger("prefetchd")
 
@@ -48,6 +50,12 @@ def list_folder(folder: str, name: str, fd: int, *, label_columns: int | None) -
                 listing.empty.append(label)
         classes = tuple(folders)
     else:
+        if label_columns:
+            raise ManifestError(
+                f"cannot take labels from the directory {name}: it has no class folders; give label_columns=0 for none"
+            )
+        if listing.list_beside:
+            listing.refuse_list(folder, listing.list_beside)
         listing.n_unread.clear()  # the walk looks at the same folder again
         listing.walk(folder, "", b"-\t", ())
         classes = None
@@ -71,6 +79,7 @@ class _Listing:
         empty: class folders without an image.
         n_beside: number of images that lie beside the class folders.
         n_unread: number of images by suffix that were left out, as OpenCV does not read them.
+        list_beside: a file that may list the images beside it; empty if there is none, or they are to have no labels.
     """
 
     def __init__(self, name: str, fd: int, *, refuse_lists: bool) -> None:
@@ -78,6 +87,7 @@ class _Listing:
         self.empty: list[str] = []
         self.n_beside = 0
         self.n_unread: Counter[str] = Counter()
+        self.list_beside = ""
         self._name = name
         self._fd = fd
         self._refuse_lists = refuse_lists
@@ -111,7 +121,8 @@ class _Listing:
 
     def entries(self, folder: str) -> tuple[list[str], list[str]]:
         """Return the names of the images and of the folders in `folder`, sorted; count what is left out."""
-        files, folders, lists = [], [], []
+        files, folders = [], []
+        list_beside = ""
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
@@ -122,8 +133,10 @@ class _Listing:
                         folders.append(entry.name)
                     elif lower.endswith(IMAGE_SUFFIXES):
                         files.append(entry.name)
-                    elif lower in _LISTS:
-                        lists.append(entry.name)
+                    elif self._refuse_lists and lower.endswith(_LIST_SUFFIXES):
+                        list_beside = entry.name
+                        if lower in _LISTS:
+                            self.refuse_list(folder, entry.name)
                     elif lower.endswith(UNREAD_SUFFIXES):
                         self.n_unread[os.path.splitext(lower)[1]] += 1
         except OSError as error:
@@ -132,13 +145,16 @@ class _Listing:
                 f"cannot list the folder {where} of {self._name}: {error.strerror} (errno {error.errno}); "
                 "check its permissions, or take it out"
             ) from None
-        if lists and self._refuse_lists:
-            where = one_line(os.path.join(folder, lists[0]))
-            raise ManifestError(
-                f"cannot tell the labels of {self._name}: {where} lies beside the images and may have them; serve that "
-                "list, or give label_columns=1 for the class folders, or label_columns=0 for no labels"
-            )
+        self.list_beside = list_beside if files else ""
         return sorted(files), sorted(folders)
+
+    def refuse_list(self, folder: str, name: str) -> None:
+        """Raise `ManifestError` for a list beside images, which may have their labels."""
+        raise ManifestError(
+            f"cannot tell the labels of {self._name}: {one_line(os.path.join(folder, name))} lies beside the images "
+            "and may have them; serve that list, or give label_columns=1 for the class folders, or label_columns=0 for "
+            "no labels"
+        )
 
     def walk(self, folder: str, inside: str, label: bytes, above: tuple[object, ...]) -> None:
         """Add the images under `folder`, which is `inside` of the directory; `label` is the class and a tab."""

@@ -51,7 +51,7 @@ def sniff_table(
     rows = _rows(name, lines, separator)
     n_comments = _leading_comments(rows)
     rows = rows[n_comments:]
-    header = _header(config, rows, exists)
+    header = _header(config, name, rows, exists)
     columns = _Columns(name, separator, rows[0], header, [row for row in rows[header:] if len(row) == len(rows[0])])
     x = columns.find("x_column", config.x_column) if config.x_column is not None else columns.path_column()
     y = columns.label_columns(config, x)
@@ -104,7 +104,7 @@ def _leading_comments(rows: list[list[bytes]]) -> int:
     return number
 
 
-def _header(config: Config, rows: list[list[bytes]], exists: Callable[[bytes], bool]) -> bool:
+def _header(config: Config, name: str, rows: list[list[bytes]], exists: Callable[[bytes], bool]) -> bool:
     """Return whether the first row names the columns.
 
     By the options, then by suffixes of images, then by names that columns usually have. Paths without a suffix under
@@ -126,16 +126,15 @@ def _header(config: Config, rows: list[list[bytes]], exists: Callable[[bytes], b
         return True
     if any(field and exists(field) for field in first):
         return False
-    if any(field and exists(field) for row in below for field in row):
-        return True
     if titles & _OTHER_TITLES:
         return True
     even = [row for row in rows[1:] if len(row) == len(first)]
-    return any(
-        title and not is_number(title) and all(is_number(row[column]) for row in even)
-        for column, title in enumerate(first)
-        if even
-    )
+    numbers = [column for column in range(len(first)) if even and all(is_number(row[column]) for row in even)]
+    is_found = any(field and exists(field) for row in below for field in row)
+    if is_found or any(first[column] and not is_number(first[column]) for column in numbers):
+        log.warning("%s: its first line (%s) is taken for a header", name, ", ".join(_text(field) for field in first))
+        return True
+    return False
 
 
 class _Columns:

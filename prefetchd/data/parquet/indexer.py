@@ -1,14 +1,16 @@
-"""Indexing Parquet files at open: which column has the images or their paths, what are the labels, where is each row.
+"""Indexing Parquet files at open: the column of images or of their paths, the labels, and the place of each row.
 
-Called once, by `ParquetRecords.open` in the daemon. The label and path columns are read row group by row group, so that
-memory does not grow with the files; a column of encoded images is not read at all.
+`ParquetRecords.open` calls it once, in the daemon. The label and path columns are read row group by row group, so that
+memory does not grow with the files. A column of encoded images is not read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from prefetchd.config.options import Config
@@ -20,18 +22,8 @@ from prefetchd.errors import ManifestError, one_line
 from prefetchd.ipc.descriptors import memfd
 
 _IMAGE_COLUMNS = (
-    "image",
-    "img",
-    "images",
-    "jpg",
-    "jpeg",
-    "png",
-    "bytes",
-    "image_bytes",
-    "image_data",
-    "content",
-    "data",
-)
+    "image", "img", "images", "jpg", "jpeg", "png", "bytes", "image_bytes", "image_data", "content", "data",
+)  # fmt: skip
 _ROWS = 8192
 
 
@@ -43,7 +35,7 @@ class ParquetIndexer:
 
     Attributes:
         writer: the index.
-        paths_fd: a memfd with all paths, one behind the other.
+        paths_fd: a memfd with all paths, one after the other.
         labels: what the labels are.
         digest: of the labels, the paths or the row groups' sizes, in order; not of where the files lie.
         identities: of each file, as `identity` makes it.
@@ -58,7 +50,7 @@ class ParquetIndexer:
         if config.label_columns not in (None, 0):
             raise ManifestError(
                 f"cannot take label_columns={config.label_columns} from {name}: columns have no order; "
-                "name the label columns with y_column, or give 0 for none"
+                "name the label columns with y_column, or give label_columns=0 for no labels"
             )
         self.labels = Labels(name, whole=config.label_separator == "")
         self.digest = hashlib.blake2b(digest_size=8)
@@ -105,7 +97,7 @@ class ParquetIndexer:
                 raise refusal(self._name, what)
 
     def close(self) -> None:
-        """Give the descriptors up."""
+        """Close the descriptors."""
         self.writer.close()
         os.close(self.paths_fd)
 
@@ -180,7 +172,7 @@ class ParquetIndexer:
                 self._measure(described, name)
             in_group = 0
             for batch in _batches(file, group, columns, described.num_rows, self._name, name):
-                n_rows = batch.num_rows if batch is not None else described.num_rows
+                n_rows = batch if isinstance(batch, int) else batch.num_rows
                 labels = self._labels_of(batch, n_rows, f"{name} row", first_row + in_group)
                 rows: list[tuple[int, ...]]
                 if self.is_bytes:
@@ -192,7 +184,7 @@ class ParquetIndexer:
             first_row += described.num_rows
 
     def _measure(self, described: Any, name: str) -> None:
-        """Take note of how large the image column is in a row group."""
+        """Learn how large the image column is in a row group."""
         for place in range(described.num_columns):
             column = described.column(place)
             if column.path_in_schema == self.column:
@@ -231,7 +223,7 @@ class ParquetIndexer:
 
 
 def _is_null(metadata: Any, column: str) -> bool:
-    """Whether a file's statistics say that a column has nothing but nulls."""
+    """Return whether a file's statistics say that all values of a column are null."""
     for group in range(metadata.num_row_groups):
         described = metadata.row_group(group)
         columns = [described.column(place) for place in range(described.num_columns)]
@@ -242,7 +234,7 @@ def _is_null(metadata: Any, column: str) -> bool:
 
 
 def is_bytes(kind: Any) -> bool:
-    """Whether an Arrow type is encoded images, and not paths."""
+    """Return whether an Arrow type holds encoded images, and not paths."""
     import pyarrow as pa
 
     if pa.types.is_dictionary(kind):
@@ -251,7 +243,7 @@ def is_bytes(kind: Any) -> bool:
 
 
 def is_text(pa: Any, kind: Any) -> bool:
-    """Whether an Arrow type is text, also as a dictionary of it (a pandas category)."""
+    """Return whether an Arrow type is text, or a dictionary of it (a pandas category)."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
@@ -268,28 +260,27 @@ def column_of(batch: Any, column: str) -> list[Any]:
     return values  # type: ignore[no-any-return]
 
 
-class open_file:  # noqa: N801 - used like a function, in `with`
-    """A Parquet file and its identity, for the time of a `with`; refused if it is damaged."""
+@contextlib.contextmanager
+def open_file(parquet: Any, path: str) -> Iterator[tuple[Any, list[int]]]:
+    """Open a Parquet file for the time of a block; give it and its identity.
 
-    def __init__(self, parquet: Any, path: str) -> None:
-        self._parquet, self._path = parquet, path
-
-    def __enter__(self) -> tuple[Any, list[int]]:
-        before = identity_of(self._path)
-        try:
-            self._file = self._parquet.ParquetFile(self._path, pre_buffer=False, buffer_size=1 << 16)
-        except (OSError, ValueError) as error:  # pyarrow's errors are among them
-            raise refusal(self._path, " ".join(str(error).split())[:300], "write the file again") from None
-        return self._file, before
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+    Raises:
+        ManifestError: if it is damaged.
+    """
+    before = identity_of(path)
+    try:
+        file = parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16)
+    except (OSError, ValueError) as error:  # pyarrow's errors are among them
+        raise refusal(one_line(path), " ".join(str(error).split())[:300], "write the file again") from None
+    with file:
+        yield file, before
 
 
-def _batches(file: Any, group: int, columns: list[str], n_rows: int, name: str, file_name: str) -> Any:
-    """Yield a row group's batches of `columns`; `None` for all its rows where no column is needed."""
+def _batches(file: Any, group: int, columns: list[str], n_rows: int, name: str, file_name: str) -> Iterator[Any]:
+    """Yield the batches of `columns` in a row group; numbers of rows where no column is needed."""
     if not columns:
-        yield None
+        for first in range(0, n_rows, _ROWS):
+            yield min(_ROWS, n_rows - first)
         return
     try:
         yield from file.iter_batches(_ROWS, row_groups=[group], columns=columns, use_threads=False)

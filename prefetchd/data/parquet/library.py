@@ -17,8 +17,8 @@ def load_pyarrow() -> tuple[Any, Any]:
     Raises:
         ConfigError: if pyarrow is not installed.
     """
-    # Its own allocator keeps what it has once had (twice a row group, for ever); the C library's gives it back. Must
-    # be said before it is loaded: Parquet's decoder asks for the process's default and not for Python's.
+    # pyarrow's own allocator never gives back what a row group took; the C library's does. It must be set before
+    # pyarrow is loaded: Parquet's decoder takes the process's default and not Python's.
     os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"
     try:
         import pyarrow

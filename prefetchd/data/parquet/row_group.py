@@ -154,11 +154,14 @@ def describe_column(fd: int, metadata: Any, group: int, name: str) -> Column:
         column = next(found for found in columns if found.path_in_schema == name)
         n_rows, n_bytes, stored = described.num_rows, column.total_uncompressed_size, column.total_compressed_size
         start = column.data_page_offset
-        if column.has_dictionary_page:
+        if column.has_dictionary_page and column.dictionary_page_offset > 0:
             start = min(start, column.dictionary_page_offset)
         heads = read_page_heads(fd, start, stored)
         if heads is None:
             return Column(n_rows, n_bytes, 1, True, n_bytes + stored)
+        largest_bytes = max((head.uncompressed_bytes for head in heads), default=0)
+        if largest_bytes > 2 * n_bytes + _BATCH_BYTES:  # before pyarrow takes memory for it
+            raise ValueError(f"a page claims {largest_bytes} bytes, and the whole column {n_bytes}")
         mean_bytes = n_bytes // max(1, n_rows)
         may_repeat = _SHARING_ENCODING in column.encodings
         working_bytes = _UNEVEN * _BATCH_BYTES

@@ -40,7 +40,7 @@ def read_bmp(data: memoryview) -> ImageHeader | None:
     compression = 0
     if n_header == 12:
         width, height, _, bits = struct.unpack_from("<HHHH", data, 18)
-    elif 16 <= n_header <= 4096:
+    elif 16 <= n_header < 1 << 31:
         width, height, _, bits = struct.unpack_from("<iiHH", data, 18)
         if n_header >= 40:
             (compression,) = struct.unpack_from("<I", data, 30)

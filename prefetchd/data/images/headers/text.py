@@ -14,12 +14,12 @@ _MAX_NUMBER = (1 << 31) - 1  # OpenCV refuses larger ones
 
 _NETPBM: dict[int, tuple[Format, int]] = {1: ("pbm", 1), 2: ("pgm", 1), 3: ("ppm", 3)}  # and their binary kinds + 3
 _GAP = rb"(?:\s|#[^\r\n]*+[\r\n])*+"
-_NUMBER = _GAP + rb"(\d{1,10})(?!\d)"
-_BITMAP = re.compile(rb"P[14](?=\s)" + 2 * _NUMBER + rb".", re.DOTALL)
-_PIXMAP = re.compile(rb"P[2356](?=\s)" + 3 * _NUMBER + rb".", re.DOTALL)
+_NUMBER = _GAP + rb"(\d{1,10})\D"  # OpenCV takes any byte behind a number
+_BITMAP = re.compile(rb"P[14](?=\s)" + 2 * _NUMBER)
+_PIXMAP = re.compile(rb"P[2356](?=\s)" + 3 * _NUMBER)
 _PAM_LINE = re.compile(rb"\s*+(?:#[^\r\n]*+|(\w{1,8})(?:[ \t]++([^\r\n]{0,255}))?)[\r\n]")
-_PFM = re.compile(rb"P([fF])\n(\d{1,10})\s(\d{1,10})\s([^\s]{1,64})\s")
-_HDR_SIZE = re.compile(rb"\n\n-Y\s++(\d{1,10})\s++\+X\s++(\d{1,10})[^\n]*+\n")
+_PFM = re.compile(rb"P([fF])\n" + 2 * rb"(\d{1,10})(?!\d)\S{0,64}\s" + rb"\S{1,64}\s")
+_HDR_SIZE = re.compile(rb"\n\n-Y\s*+(\d{1,10})\s*+\+X\s*+(\d{1,10})[^\n]*+\n")
 
 
 def read_netpbm(data: memoryview) -> ImageHeader | None:

@@ -7,8 +7,8 @@ import warnings
 import pytest
 
 from prefetchd import RingExhausted
-from prefetchd.client import waiting
-from prefetchd.client.waiting import Stall
+from prefetchd.client import channel
+from prefetchd.client.channel import SlotWait
 
 
 class Clock:
@@ -22,12 +22,12 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(waiting, "time", clock)
+    monkeypatch.setattr(channel, "time", clock)
     return clock
 
 
 def test_it_warns_once_and_then_ends_naming_who_holds_what(clock: Clock) -> None:
-    wait = Stall(hold_timeout_s=10.0)
+    wait = SlotWait(hold_timeout_s=10.0)
     wait.begin("of 3 slots this loader holds 2")
     assert wait.look() == 1.0  # when to warn
     clock.now_s += 1.0
@@ -43,7 +43,7 @@ def test_it_warns_once_and_then_ends_naming_who_holds_what(clock: Clock) -> None
 
 
 def test_the_time_runs_anew_when_a_slot_came_back_to_somebody(clock: Clock) -> None:
-    wait = Stall(hold_timeout_s=1.0)
+    wait = SlotWait(hold_timeout_s=1.0)
     wait.begin("of 3 slots the loader of pid 7 holds 2")
     clock.now_s += 0.9
     with pytest.warns(RuntimeWarning, match="pid 7 holds 2"):

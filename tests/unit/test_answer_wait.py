@@ -1,4 +1,4 @@
-"""A wait for a daemon that says nothing: what is said of it, how often, and when it is given up."""
+"""A wait for a daemon that sends nothing: what is logged of it, how often, and when it is given up."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import logging
 
 import pytest
 
-from prefetchd.client import waiting
-from prefetchd.client.waiting import GIVE_UP_S, LOOK_S, REPORT_S, Silence
+from prefetchd.client.channel import GIVE_UP_S, LOOK_S, REPORT_S, AnswerWait
 from prefetchd.errors import DaemonLost
 
 
@@ -22,13 +21,13 @@ class World:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     world = World()
-    monkeypatch.setattr("prefetchd.client.waiting.time.monotonic", lambda: world.now_s)
-    monkeypatch.setattr(waiting, "process_state", lambda pid: world.state)
+    monkeypatch.setattr("prefetchd.client.channel.time.monotonic", lambda: world.now_s)
+    monkeypatch.setattr("prefetchd.client.channel.process_state", lambda pid: world.state)
     monkeypatch.setattr("prefetchd.ipc.process.process_state", lambda pid: world.state)
     return world
 
 
-def looks(one: Silence, world: World, for_s: float) -> None:
+def looks(one: AnswerWait, world: World, for_s: float) -> None:
     end_s = world.now_s + for_s
     while world.now_s < end_s:
         world.now_s += LOOK_S
@@ -37,7 +36,7 @@ def looks(one: Silence, world: World, for_s: float) -> None:
 
 def test_stopped_daemon_is_named_at_the_first_look_with_what_helps(world, caplog):
     world.state = "T"
-    looks(Silence("x", 77, lambda: None), world, REPORT_S / 2)
+    looks(AnswerWait("x", 77, lambda: None), world, REPORT_S / 2)
     assert [record.message for record in caplog.records] == [
         "has waited 2 s for the daemon 'x', which does not answer: pid 77 is stopped (SIGSTOP, or a debugger); "
         "continue it with: kill -CONT 77"
@@ -46,7 +45,7 @@ def test_stopped_daemon_is_named_at_the_first_look_with_what_helps(world, caplog
 
 def test_daemon_at_work_is_asked_and_its_answer_is_told(world, caplog):
     asked = []
-    one = Silence("x", 77, lambda: asked.append(1))
+    one = AnswerWait("x", 77, lambda: asked.append(1))
     looks(one, world, REPORT_S - LOOK_S)
     assert not asked
     looks(one, world, LOOK_S)
@@ -62,23 +61,23 @@ def test_daemon_at_work_is_asked_and_its_answer_is_told(world, caplog):
 @pytest.mark.parametrize("state", ["S", "T", "D", "Z"])
 def test_daemon_that_answers_nothing_is_given_up(world, caplog, state):
     world.state = state
-    one = Silence("x", 77, lambda: None)
-    with caplog.at_level(logging.CRITICAL), pytest.raises(DaemonLost, match=r"said nothing for 30\d s: pid 77 "):
+    one = AnswerWait("x", 77, lambda: None)
+    with caplog.at_level(logging.CRITICAL), pytest.raises(DaemonLost, match=r"sent nothing for 30\d s: pid 77 "):
         looks(one, world, 2 * GIVE_UP_S)
 
 
 def test_time_in_which_this_process_was_stopped_itself_is_no_silence(world):
     """As where a scheduler suspends a whole job, the daemon with it."""
-    one = Silence("x", 77, lambda: None)
+    one = AnswerWait("x", 77, lambda: None)
     looks(one, world, 3 * LOOK_S)
     world.now_s += 2 * GIVE_UP_S
     looks(one, world, GIVE_UP_S - 6 * LOOK_S)
-    with pytest.raises(DaemonLost, match=r"said nothing for 30\d s"):
+    with pytest.raises(DaemonLost, match=r"sent nothing for 30\d s"):
         looks(one, world, 6 * LOOK_S)
 
 
 def test_one_that_starts_is_waited_for_unless_it_is_stopped(world):
-    one = Silence("", 77)
+    one = AnswerWait("", 77)
     looks(one, world, 3 * GIVE_UP_S)
     world.state = "T"
     looks(one, world, GIVE_UP_S - 2 * LOOK_S)
