@@ -90,6 +90,7 @@ def wait_text(consumer: dict[str, Any]) -> str:
         "members": "waits for the other members of its group",
         "slots": "waits for a slot",
         "memory": "waits for memory",
+        "unread messages": "does not read its messages",
         "readers": "waits for the readers",
     }[found["reason"]]
 
