@@ -207,9 +207,7 @@ def test_a_chain_of_extended_headers_ends(tmp_path: Path) -> None:
 
 
 @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    st.lists(st.sampled_from([b"0", b"1", b"7", b"8", b"9", b" ", b"=", b"\n", b"size", b"path", b"\0"]), max_size=24)
-)
+@given(parts=st.lists(st.sampled_from([*"01789 =\n\0", "size", "path"]), max_size=24))
 def test_any_extended_header_ends(tmp_path: Path, parts: list[str]) -> None:
     """In members, or in an error: never in the same record again."""
     try:
