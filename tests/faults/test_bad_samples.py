@@ -9,6 +9,8 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 import prefetchd
@@ -218,6 +220,28 @@ def test_sample_that_takes_its_reader_down_is_a_bad_sample(
     wait_until(lambda: len(daemon.reader_pids()) == 2, "two readers stand")
 
 
+def test_fresh_readers_are_not_started_for_each_bad_sample(serve: Serve, tmp_path: Path) -> None:
+    """Half of the files are refused by the decoder, and the ring reaches over several epochs."""
+    lines = []
+    for number in range(160):
+        path = write_jpeg(tmp_path / f"{number}.jpg", (24, 32), seed=number)
+        if number % 2:
+            path = tmp_path / f"{number}.png"
+            _, png = cv2.imencode(".png", np.random.default_rng(number).integers(0, 255, (24, 32, 3), np.uint8))
+            png[len(png) // 2] ^= 0xFF
+            path.write_bytes(png.tobytes())
+        lines.append(f"{path.name} {number}\n")
+    manifest = tmp_path / "list.txt"
+    manifest.write_text("".join(lines))
+    daemon = serve(manifest, *exact("--num-workers", 2, "--on-error", "skip"))
+    with prefetchd.batches(epochs=2) as loader:
+        ids = [sample for batch in content_of(loader) for sample in batch[2]]
+    assert ids == 2 * list(range(0, 160, 2))
+    status = daemon.status()
+    assert status["bad_samples"] == 80
+    assert max(reader["number"] for reader in status["readers"]) <= 40
+
+
 def test_sample_whose_decode_never_ends_is_a_bad_sample_that_costs_no_reader_again(
     serve: Serve, sabotage: Sabotage, tmp_path: Path
 ) -> None:
@@ -256,10 +280,15 @@ def test_what_kills_readers_from_outside_is_no_bad_sample(serve: Serve, sabotage
 
 def test_all_samples_bad(tmp_path: Path) -> None:
     manifest = tmp_path / "list.txt"
-    manifest.write_text("".join(f"gone{n}.jpg {n}\n" for n in range(7)))
+    manifest.write_text("".join(f"text{n}.jpg {n}\n" for n in range(7)))
+    for number in range(7):
+        (tmp_path / f"text{number}.jpg").write_text("no image")
     options = {"batch_size": 3, "image_size": 32, "num_workers": 1}
-    with prefetchd.batches(manifest, on_error="skip", **options) as loader:
-        assert [len(batch.x) for batch in loader] == [0, 0, 0]
+    with (
+        prefetchd.batches(manifest, on_error="skip", **options) as loader,
+        pytest.raises(prefetchd.SampleError, match="none of its samples is good"),
+    ):
+        list(loader)
     with (
         prefetchd.batches(manifest, on_error="substitute", **options) as loader,
         pytest.raises(prefetchd.SampleError, match="all bad"),

@@ -58,7 +58,7 @@ WITHOUT_7 = [[*range(5)], [5, 6, 8, 9], *[[*range(n, n + 5)] for n in range(10, 
     [
         (
             "raise ValueError('not this one')",
-            r"target_transform wrong:fail raised ValueError: not this one \(wrong.py line",
+            r"target.transform wrong:fail raised ValueError: not this one \(wrong.py line",
         ),
         ("sys.exit(0)", "raised SystemExit: 0"),
         ("raise KeyboardInterrupt", "raised KeyboardInterrupt"),

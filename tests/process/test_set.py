@@ -112,7 +112,7 @@ def test_what_python_cannot_set_is_an_error_of_its_class_and_changes_nothing(ser
     monkeypatch.setenv("PREFETCHD_NAME", "other")
     with pytest.raises(prefetchd.BudgetError, match="memory_budget"):
         prefetchd.set_options(memory_budget="1MiB")
-    with pytest.raises(prefetchd.ConfigError, match="num-workers"):
+    with pytest.raises(prefetchd.ConfigError, match="num_workers"):
         prefetchd.set_options(num_workers="many")
     with pytest.raises(prefetchd.ConfigError, match="no option was given"):
         prefetchd.set_options()

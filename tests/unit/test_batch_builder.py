@@ -22,7 +22,8 @@ from tests.unit.test_slots import ring_of
 def builder() -> BatchBuilder:
     """One of two readers and one data set, in batches of 64."""
     source = SimpleNamespace(n_samples=1000, where=str, max_task_rows=64)
-    dataset = SimpleNamespace(config=SimpleNamespace(on_error="raise", batch_size=64), source=source)
+    config, order = SimpleNamespace(on_error="raise", batch_size=64), SimpleNamespace(batches_per_epoch=16)
+    dataset = SimpleNamespace(config=config, source=source, order=order)
     return BatchBuilder(cast(Any, [dataset]), Ring(), cast(Any, SimpleNamespace(n_readers=2)))
 
 

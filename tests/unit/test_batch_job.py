@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefetchd.daemon.readers.batch_job import Chunk, Job, ReaderEnd
-from prefetchd.daemon.readers.job_tracker import CRASH_TRIES, ENVIRONMENT_TRIES, BadSample, JobTracker, SampleSet
-from prefetchd.ipc.reader_messages import Fault, describe_exit
+from prefetchd.daemon.readers.batch_job import Chunk, Job, ReaderEnd, SampleSet
+from prefetchd.daemon.readers.job_tracker import CRASH_TRIES, ENVIRONMENT_TRIES, BadSample, JobTracker
+from prefetchd.ipc.process import describe_exit
+from prefetchd.ipc.reader_messages import Fault
 from prefetchd.ring.slots import Slot
 
 N_SAMPLES = 20

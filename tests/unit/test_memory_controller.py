@@ -6,8 +6,8 @@ import pytest
 
 from prefetchd.config.validate import make_config
 from prefetchd.daemon.memory.controller import MemoryController
-from prefetchd.daemon.memory.limits import SHORT_BYTES, Shortage
-from prefetchd.daemon.memory.plan import MIB, MIN_SLOTS
+from prefetchd.daemon.memory.limits import SHORT_BYTES, Limit, Shortage
+from prefetchd.daemon.memory.plan import MIB, MIN_SLOTS, make_plan
 from tests.unit.test_memory_manager import Rig
 
 
@@ -94,3 +94,22 @@ def test_loop_that_holds_many_goes_on_while_memory_is_short(rig):
     assert rig.memory.slots_wanted == 10
     assert rig.memory.may_grow()
     assert not rig.memory.help_stalled(), "that is all there is to do"
+
+
+def test_automatic_budget_follows_the_loops_that_are_attached():
+    """Many that go through the same batches need no slots each; those that are promised more have more."""
+    plan = make_plan(make_config(source="-", num_workers=2), 4 * MIB, Limit(8 << 30, "test"))
+    one, attached, promised = Rig(0, plan=plan), [2], [MIN_SLOTS]
+    one.limits = [Limit(8 << 30, "test")]
+    controller = MemoryController(
+        make_config(source="-", num_workers=2), one.memory, one.ring, one.pool,
+        plan_for=lambda config, least: plan, promised_slots=lambda: promised[0], comfortable_slots=lambda: attached[0],
+        work_done=lambda: (0.0, 0), read_shortage=lambda: Shortage(1 << 40, "test"), idle_s=lambda: 0.0, n_cores=2,
+        clock=lambda: 0.0,
+    )  # fmt: skip
+    for n_comfortable, n_promised, n_slots in ((2, 3, 8), (14, 3, 14), (1000, 3, 64), (1001, 99, 99), (2, 3, 8)):
+        attached[0], promised[0] = n_comfortable, n_promised
+        controller.settle([])
+        assert one.memory.slots_wanted == one.memory.budget.plan.n_slots == n_slots
+    assert one.memory.budget.plan == plan
+    one.ring.close()

@@ -332,3 +332,8 @@ def test_auto_plan_never_exceeds_its_ceiling_however_it_grows_and_shrinks(steps:
         assert plan.budget_bytes <= plan.ceiling_bytes
         assert plan.large_bytes >= 0
         assert plan.n_slots >= 1
+
+
+def test_idle_time_of_the_cores_is_counted_and_never_goes_back() -> None:
+    before = limits.idle_seconds()
+    assert 0 < before <= limits.idle_seconds()

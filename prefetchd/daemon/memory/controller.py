@@ -20,7 +20,7 @@ from prefetchd.config.options import Config
 from prefetchd.config.units import format_bytes, format_count
 from prefetchd.daemon.memory.limits import Shortage
 from prefetchd.daemon.memory.manager import MemoryManager
-from prefetchd.daemon.memory.plan import Plan
+from prefetchd.daemon.memory.plan import AUTO_MAX_SLOTS, Plan
 from prefetchd.daemon.memory.pressure import Costs, PressurePolicy, Target
 from prefetchd.daemon.readers.pool import Pool
 from prefetchd.daemon.schedule.cursor import Cursor
@@ -206,7 +206,7 @@ class MemoryController:
         comfortable = self._comfortable_slots()
         if comfortable != self._fitted_slots:  # somebody has attached, or has gone
             self._fitted_slots = comfortable
-            self._memory.growth.fit_slots(max(comfortable, self._promised_slots()))
+            self._memory.growth.fit_slots(max(min(comfortable, AUTO_MAX_SLOTS), self._promised_slots()))
         self._memory.follow(self._target(), cursors, is_short=not self.relieved)
 
     def _target(self) -> Target:

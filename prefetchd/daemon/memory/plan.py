@@ -31,7 +31,7 @@ READER_BYTES = 12 * MIB  # a reader's own pages, before it decodes anything
 MIN_SLOTS = 3  # one the loop holds, one granted next, one to fill
 _AUTO_SLOTS = 8
 _AUTO_RING_BYTES = 16 * MIB
-_AUTO_MAX_SLOTS = 64
+AUTO_MAX_SLOTS = 64
 _AUTO_LARGE_BYTES = 32 * MIB  # so that the budget need not grow for an ordinary large image
 _MACHINE_SHARE = 0.6
 _READER_SLACK_BYTES = 16 * MIB
@@ -191,7 +191,7 @@ def make_plan(
         _AUTO_SLOTS,
         least_slots,
         2 * config.consumers + 2,
-        min(_AUTO_MAX_SLOTS, _AUTO_RING_BYTES // slot_bytes),
+        min(AUTO_MAX_SLOTS, _AUTO_RING_BYTES // slot_bytes),
     )
     per_reader = reader_share(source_reader_bytes)
     base_bytes = DAEMON_BYTES + source_bytes
@@ -221,7 +221,7 @@ def make_plan(
     left = budget - base_bytes - n_readers * per_reader
     if is_auto:
         left = max(least_slots * slot_bytes, left - _AUTO_LARGE_BYTES)
-    n_slots = min(left // slot_bytes, max(4 * _AUTO_MAX_SLOTS, least_slots))
+    n_slots = min(left // slot_bytes, max(4 * AUTO_MAX_SLOTS, least_slots))
     return Plan(
         budget_bytes=budget,
         ceiling_bytes=ceiling,

@@ -1,4 +1,4 @@
-"""A batch in the making: a job of chunks, each of which is a task for a reader. Pure.
+"""A batch in the making: a job of chunks, each of which is a task for a reader; and sets of samples. Pure.
 
     Job (a slot, a batch) -> Chunk (some rows) -> reader -> Done(faults) -> job_tracker
 
@@ -13,9 +13,11 @@ import signal
 from collections import deque
 from dataclasses import dataclass, field
 
-from prefetchd.ipc.reader_messages import Fault, describe_exit
+from prefetchd.ipc.process import describe_exit
+from prefetchd.ipc.reader_messages import Fault
 from prefetchd.ring.slots import Slot
 
+_BLOCK_SAMPLES = 1 << 15
 _DECODER_SIGNALS = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL})
 
 
@@ -117,3 +119,25 @@ class ReaderEnd:
         if self.timeout_s:
             return f"it made no progress for reader_timeout={self.timeout_s:g} s"
         return describe_exit(self.exit_code)
+
+
+class SampleSet:
+    """Sample numbers from 0 on, in blocks of bits that are made as numbers of theirs come in.
+
+    It takes a bit a sample at most, and nothing where there are none. One bitmap for all samples would be made at the
+    start also for no bad sample: 512 MiB for the 2**32 rows of a large array.
+    """
+
+    def __init__(self) -> None:
+        self._blocks: dict[int, bytearray] = {}
+
+    def add(self, sample_id: int) -> None:
+        """Put a number in."""
+        number, bit = divmod(sample_id, _BLOCK_SAMPLES)
+        block = self._blocks.setdefault(number, bytearray(_BLOCK_SAMPLES // 8))
+        block[bit // 8] |= 1 << bit % 8
+
+    def __contains__(self, sample_id: int) -> bool:
+        number, bit = divmod(sample_id, _BLOCK_SAMPLES)
+        block = self._blocks.get(number)
+        return block is not None and bool(block[bit // 8] >> bit % 8 & 1)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from prefetchd.config.options import OnError
-from prefetchd.daemon.readers.batch_job import Chunk, Job, ReaderEnd
+from prefetchd.daemon.readers.batch_job import Chunk, Job, ReaderEnd, SampleSet
 from prefetchd.ipc.reader_messages import Fault
 from prefetchd.ring.slots import Key, Slot
 
@@ -31,29 +31,6 @@ CRASH_TRIES = 2
 _MAX_SUBSTITUTES = 1000
 _REMEMBERED_BAD = 100
 _REPORTED_BAD = 100_000
-_BLOCK_SAMPLES = 1 << 15
-
-
-class SampleSet:
-    """Sample numbers from 0 on, in blocks of bits that are made as numbers of theirs come in.
-
-    It takes a bit a sample at most, and nothing where there are none. One bitmap for all samples would be made at the
-    start also for no bad sample: 512 MiB for the 2**32 rows of a large array.
-    """
-
-    def __init__(self) -> None:
-        self._blocks: dict[int, bytearray] = {}
-
-    def add(self, sample_id: int) -> None:
-        """Put a number in."""
-        number, bit = divmod(sample_id, _BLOCK_SAMPLES)
-        block = self._blocks.setdefault(number, bytearray(_BLOCK_SAMPLES // 8))
-        block[bit // 8] |= 1 << bit % 8
-
-    def __contains__(self, sample_id: int) -> bool:
-        number, bit = divmod(sample_id, _BLOCK_SAMPLES)
-        block = self._blocks.get(number)
-        return block is not None and bool(block[bit // 8] >> bit % 8 & 1)
 
 
 @dataclass(slots=True)

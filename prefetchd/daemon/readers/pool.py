@@ -22,7 +22,8 @@ from prefetchd.daemon.readers.fork_server_handle import ForkServerHandle
 from prefetchd.daemon.readers.reader_handle import ReaderHandle
 from prefetchd.errors import PrefetchdError, error_from_name
 from prefetchd.ipc import reader_messages, sockets
-from prefetchd.ipc.reader_messages import Done, Message, describe_exit
+from prefetchd.ipc.process import describe_exit
+from prefetchd.ipc.reader_messages import Done, Message
 from prefetchd.ring.slots import Slot
 
 MAX_BOOT_FAILURES = 3
@@ -83,13 +84,12 @@ class Pool:
         self._reader_numbers, self._task_numbers = itertools.count(1), itertools.count(1)
         self._first_messages: list[tuple[Message, list[int]]] = []
         self._start_s = 0.05  # that the last reader took to start
+        self._wanted_s = 0.0  # since when a fresh one is wanted
         self._boot_failures = 0
         self._stopping = False
         self._buffer = bytearray(sockets.MAX_MESSAGE_BYTES)
         self._fork_server: ForkServerHandle
         self._start_fork_server()
-
-    # --- starting
 
     def _start_fork_server(self) -> None:
         self._fork_server = ForkServerHandle(self._files_to_remove)
@@ -142,7 +142,12 @@ class Pool:
             return min(able, key=lambda reader: len(reader.chunks))
         here = [reader for reader in self.readers.values() if not reader.stuck]
         if chunk.fresh and here and not any(reader.retiring or not reader.ready or reader.fresh for reader in here):
-            min(here, key=lambda reader: len(reader.chunks)).retire()
+            least = min(here, key=lambda reader: len(reader.chunks))
+            # It first works as long as another takes to start: that one then finds more samples in doubt.
+            self._wanted_s = self._wanted_s or self._clock()
+            if not least.chunks or self._clock() - self._wanted_s >= self._start_s:
+                self._wanted_s = 0.0
+                least.retire()
         return None
 
     @property
@@ -151,10 +156,7 @@ class Pool:
         return any(reader.wants_more and not self._is_kept(reader) for reader in self.readers.values())
 
     def _is_kept(self, reader: ReaderHandle) -> bool:
-        """Return whether to keep a reader for samples in doubt: it has just confirmed some, and is fresh still.
-
-        It is kept as long as another would take to start: waiting costs no more than that.
-        """
+        """Return whether to keep a fresh reader that has confirmed some samples, as long as another takes to start."""
         if not reader.n_confirmed or not reader.fresh or len(self.readers) < 2:
             return False
         return self._clock() - reader.since < self._start_s
@@ -306,8 +308,6 @@ class Pool:
             self._events.gone(number)
 
         self._watch(pidfd, ended)
-
-    # --- hangs
 
     def tick(self) -> None:
         """Look for readers that make no progress, and after the fork server; call about once a second while `busy`.
