@@ -1,9 +1,7 @@
 """The exceptions that users can catch: one family under `PrefetchdError`.
 
-Every message is one line in the form *cannot X: Y (the numbers); do Z*. The classes cross the socket by name
-(`error_from_name`), never as pickled objects, so that a consumer raises what the daemon met.
-
-Text from outside (paths, column names, what a user's function raised) as errors and logs show it. Pure.
+Every message is one printable line in the form *cannot X: Y (the numbers); do Z*. The classes cross the socket by name
+(`error_from_name`), never as pickled objects, so a consumer raises the daemon's error. Pure.
 """
 
 from __future__ import annotations
@@ -12,8 +10,8 @@ from __future__ import annotations
 def one_line(text: str) -> str:
     """Return `text` printable and on one line: a line break becomes `\\n`, a terminal's escape code `\\x1b`.
 
-    A path may hold any byte but NUL, and a JSON string any character at all. Bytes that are not UTF-8, surrogate
-    escapes here, could not even be sent.
+    A path may hold any byte but NUL, and a JSON string any character. Bytes that are not UTF-8 (surrogate escapes)
+    could not be sent.
     """
     if text.isprintable():
         return text
@@ -23,7 +21,7 @@ def one_line(text: str) -> str:
 class PrefetchdError(Exception):
     """Base class of everything that prefetchd raises on purpose.
 
-    Its message is one printable line, whatever the names in it are: that is seen to here, for all of them.
+    Its message is made one printable line here, whatever names and paths it quotes.
     """
 
     def __init__(self, message: str = "") -> None:
@@ -39,7 +37,7 @@ class ManifestError(PrefetchdError):
 
 
 class SampleError(PrefetchdError):
-    """A sample cannot be read or decoded, and the policy (`on_error="raise"`) does not pass over it."""
+    """A sample cannot be read or decoded, and the policy (`on_error="raise"`) does not skip it."""
 
 
 class BudgetError(PrefetchdError):

@@ -204,7 +204,7 @@ def serve(tmp_path: Path, nothing_left: None) -> Iterator[Callable[..., DaemonPr
             serving += [daemon] if "ready:" in daemon.log else []
             daemon.process.terminate()  # all at once, then wait
     for daemon in started:
-        daemon.stop()
+        daemon.process.wait(20)  # not `stop`: a second SIGTERM kills one that has restored the default handler
     ends = [(daemon.name, daemon.process.returncode) for daemon in serving]
     assert all(status in (0, -signal.SIGKILL) for _, status in ends), ends
     for daemon in started:

@@ -38,15 +38,35 @@ def add_debug(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
 
 
+def add_pid(parser: argparse.ArgumentParser) -> None:
+    """Add `--pid`, in place of a name."""
+    parser.add_argument(
+        "--pid", type=int, metavar="PID", help="the daemon by its process, as `prefetchd list` shows it"
+    )
+
+
 def name_of(arguments: argparse.Namespace) -> str:
     """Return the name of the daemon that the arguments name."""
     return choose_name(arguments.positional_name or arguments.name)
 
 
-def ask(arguments: argparse.Namespace, question: Any) -> tuple[str, Any]:
-    """Send one question to the daemon that the arguments name; return its name and the answer."""
-    name = name_of(arguments)
-    return name, ask_daemon(name, question)
+def daemon_of(arguments: argparse.Namespace) -> str | int:
+    """Return the name, or with `--pid` the pid, of the daemon that the arguments name.
+
+    Raises:
+        ConfigError: if they give both.
+    """
+    if arguments.pid is None:
+        return name_of(arguments)
+    if arguments.positional_name or arguments.name:
+        raise ConfigError(f"cannot use --pid {arguments.pid} with a daemon's name; give one of the two")
+    pid: int = arguments.pid
+    return pid
+
+
+def ask(arguments: argparse.Namespace, question: Any) -> Any:
+    """Send one question to the daemon that the arguments name; return its answer."""
+    return ask_daemon(daemon_of(arguments), question)
 
 
 EPILOG = "Sizes are written 512MiB, 1.5GB or 25% (of the machine's memory)."

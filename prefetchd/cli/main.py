@@ -12,7 +12,7 @@ from prefetchd._version import __version__
 from prefetchd.cli.arguments import Parser
 from prefetchd.cli.commands import COMMANDS
 from prefetchd.cli.spelling import FlagFormatter, as_flags
-from prefetchd.errors import PrefetchdError
+from prefetchd.errors import PrefetchdError, one_line
 from prefetchd.ipc import os_errors
 from prefetchd.ipc.descriptors import open_standard_descriptors
 
@@ -40,6 +40,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has ended
+        return 1
+    except OSError as error:
+        if getattr(arguments, "debug", False):
+            raise
+        where = f" ({error.filename})" if error.filename is not None else ""
+        why = error.strerror or type(error).__name__
+        print(
+            f"prefetchd: cannot go on: {one_line(f'{why}{where}')}; check that the working directory and the files can "
+            "be read (--debug shows where)",
+            file=sys.stderr,
+        )
         return 1
     return status
 

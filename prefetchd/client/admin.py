@@ -1,16 +1,13 @@
-"""Changing a running daemon: `prefetchd.set_options`, and what `prefetchd set` does with its words.
+"""One question to a running daemon over a connection of its own: `prefetchd.set_options`, and the commands.
 
-The daemon checks what it is asked for and answers with its plan; a change that it refuses changes nothing. Each call is
-a connection of its own, so a daemon or a caller that dies meanwhile leaves nothing behind.
-
-One question to a running daemon and its answer, over a connection of its own.
-
-Called by commands (`status`, `set`, `stop` and their like) and by `live_options`. A daemon that ends meanwhile, or that
-says nothing for `ANSWER_S`, is an error in words.
+`status`, `top`, `set` and `stop` call `ask_daemon`. A daemon that ends meanwhile, or does not answer for `ANSWER_S`
+seconds, is an error in words. A caller that dies leaves nothing behind. A refused change changes
+nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Mapping
 from typing import Any
@@ -21,22 +18,52 @@ from prefetchd.ipc.run_directory import choose_name
 ANSWER_S = 10.0
 
 
-def ask_daemon(name: str, question: Any) -> Any:
-    """Send one question to the daemon `name`; return its answer."""
+def ask_daemon(daemon: str | int, question: Any) -> Any:
+    """Send one question to the daemon of this name or pid; return its answer."""
     from prefetchd.client import launch
 
-    with launch.connect(name, timeout_s=0) as sock:
+    if isinstance(daemon, int):
+        sock, name = launch.connect_to_pid(daemon), f"pid {daemon}"
+    else:
+        sock, name = launch.connect(daemon, timeout_s=0), daemon
+    with sock:
         return ask_over(sock, name, question)
 
 
-def ask_over(sock: socket.socket, name: str, question: Any) -> Any:
+def ask_all(timeout_s: float = 2.0) -> list[tuple[str, int, dict[str, Any] | str]]:
+    """Return name, pid and status report of each daemon of this user; in place of a report, why there is none."""
+    from prefetchd.client import launch
+    from prefetchd.ipc import messages, private_sockets
+
+    found: list[tuple[str, int, dict[str, Any] | str]] = []
+    with contextlib.ExitStack() as opened:
+        reached: list[tuple[str, int, socket.socket]] = []
+        for name, pid in launch.named_daemons():
+            try:
+                reached.append((name, pid, opened.enter_context(launch.connect(name, timeout_s=0))))
+            except PrefetchdError as error:
+                found.append((name, pid, str(error)))
+        for pid, sock in private_sockets.connect_to_all():
+            reached.append((launch.PRIVATE_NAME, pid, opened.enter_context(sock)))
+        for name, pid, sock in reached:
+            try:
+                answer = ask_over(sock, name, messages.AskStatus(messages.PROTOCOL), timeout_s)
+                found.append((name, pid, answer.report))
+            except DaemonNotFound:  # it has ended
+                continue
+            except PrefetchdError as error:
+                found.append((name, pid, str(error)))
+    return found
+
+
+def ask_over(sock: socket.socket, name: str, question: Any, timeout_s: float = ANSWER_S) -> Any:
     """Send one question to the daemon `name` at the other end of `sock`; return its answer."""
     from prefetchd._version import __version__
     from prefetchd.errors import error_from_name
     from prefetchd.ipc import messages, sockets
     from prefetchd.ipc.process import describe_process
 
-    sock.settimeout(ANSWER_S)
+    sock.settimeout(timeout_s)
     try:
         sockets.send(sock, messages.encode(question))
         data, fds = sockets.receive(sock)
@@ -44,7 +71,7 @@ def ask_over(sock: socket.socket, name: str, question: Any) -> Any:
         answer = messages.decode_to_consumer(data)
     except (TimeoutError, BlockingIOError):
         raise PrefetchdError(
-            f"cannot reach the daemon {name!r}: it has not answered for {ANSWER_S:g} s: "
+            f"cannot reach the daemon {name!r}: it has not answered for {timeout_s:g} s: "
             f"{describe_process(sockets.peer_pid(sock))}"
         ) from None
     except messages.DecodeError:
@@ -90,9 +117,9 @@ def set_options(
     return change_options(choose_name(daemon), given)
 
 
-def change_options(name: str, options: Mapping[str, str]) -> str:
-    """Change `options` (values as text) of the daemon `name`; return its new plan in words; raises as `set_options`."""
+def change_options(daemon: str | int, options: Mapping[str, str]) -> str:
+    """Change options (values as text) of the daemon of this name or pid; return its new plan, as `set_options` does."""
     from prefetchd.ipc import messages
 
-    answer: messages.OptionsChanged = ask_daemon(name, messages.ChangeOptions(messages.PROTOCOL, dict(options)))
+    answer: messages.OptionsChanged = ask_daemon(daemon, messages.ChangeOptions(messages.PROTOCOL, dict(options)))
     return answer.text

@@ -15,7 +15,7 @@ from prefetchd.client.loader import Loader
 from prefetchd.client.session import Endpoint
 from prefetchd.client.sharing import check_sharing, choose_rank, is_shared, ranks_here
 from prefetchd.client.user_warnings import warn_user
-from prefetchd.config.convert import coerce, plain
+from prefetchd.config.convert import absolute_path, coerce, plain
 from prefetchd.config.options import OPTIONS, PATH_OPTIONS, wire_options
 from prefetchd.config.validate import check_options, doubts, make_config
 from prefetchd.errors import ConfigError
@@ -216,7 +216,7 @@ def _table(path: str, tables: dict[str, dict[str, Any]], dataset: str | None) ->
 def _expected(checked: dict[str, Any]) -> dict[str, Any]:
     """Return checked options in the form in which the daemon compares them with its own."""
     paths = {
-        name: os.path.abspath(os.path.expanduser(checked[name]))
+        name: absolute_path(checked[name])
         for name in PATH_OPTIONS
         if name != "source" and checked.get(name) is not None
     }

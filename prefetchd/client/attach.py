@@ -8,9 +8,9 @@ The daemon may refuse (`Fatal`), end, or not answer: each is an error that says 
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
-from prefetchd._version import __version__
 from prefetchd.client.channel import Channel
 from prefetchd.errors import DaemonLost, PrefetchdError, error_from_name
 from prefetchd.ipc import messages, sockets
@@ -48,20 +48,16 @@ def attach(channel: Channel, request: messages.Attach, timeout_s: float | None) 
 
     Raises:
         PrefetchdError: what the daemon refuses it with.
-        DaemonLost: if the daemon ends, or does not answer in time.
+        ConnectionEnded: if the daemon ended without a word.
+        DaemonLost: if the daemon does not answer in time.
     """
     try:
         channel.send(request)
         info, fds = _wait_for_answer(channel, timeout_s)
     except sockets.ConnectionEnded:
-        try:
+        with contextlib.suppress(DaemonLost):
             _wait_for_answer(channel, 0)  # what the daemon sent before it ended may still be in the socket
-        except (sockets.ConnectionEnded, DaemonLost):
-            pass
-        raise DaemonLost(
-            "cannot attach: the daemon ended while it was starting, or is of another version than this prefetchd "
-            f"{__version__} (protocol {messages.PROTOCOL}); see its log"
-        ) from None
+        raise
     channel.daemon_name = info.name
     try:
         return _open(info, fds)

@@ -1,63 +1,133 @@
-"""Starting a private daemon and finding a named one: how a consumer comes by its socket. Imports nothing heavy."""
+"""Start a private or shared daemon, or find a named one, and return a socket to it. Imports nothing heavy."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, Any
 
+from prefetchd.config.convert import absolute_path
 from prefetchd.config.options import PATH_OPTIONS, Config
-from prefetchd.errors import DaemonNotFound, PrefetchdError, error_from_name
-from prefetchd.ipc import messages, sockets
-from prefetchd.ipc.process import describe_process, process_state
+from prefetchd.errors import ConfigError, DaemonNotFound, PrefetchdError, error_from_name
+from prefetchd.ipc import child, messages, os_errors, private_sockets, sockets
+from prefetchd.ipc.descriptors import memfd
+from prefetchd.ipc.process import describe_exit, describe_process, process_state
 from prefetchd.ipc.run_directory import daemon_paths, lock_owner, remove_left_files
 
 log = logging.getLogger("prefetchd")
 
+PRIVATE_NAME = "private"  # what people see; no file has it
 _SAY_AFTER_S = 1.0
 _START_S = 2.0  # after which a shared daemon that was started, and does not listen, is looked after again
 _RETRY_S = 0.05
+_MAX_ERROR_BYTES = 1 << 20
 
 
-def start_private(config: Config) -> tuple[socket.socket, subprocess.Popen[bytes]]:
-    """Start a daemon of this process's own; return its socket and process, both the caller's.
+@dataclass(frozen=True, slots=True)
+class PrivateDaemon:
+    """A private daemon that was started, and may still fail to start. Owns the three.
+
+    Attributes:
+        sock: the connection to it.
+        process: its process.
+        errors: a file with what it wrote to standard error before its modules were loaded.
+    """
+
+    sock: socket.socket
+    process: subprocess.Popen[bytes]
+    errors: IO[bytes]
+
+    def failure(self) -> PrefetchdError:
+        """Describe why it ended before its first message; waits for its end."""
+        return _start_failure("private", self.process, self.errors)
+
+
+def start_private(config: Config) -> PrivateDaemon:
+    """Start a daemon of this process's own.
 
     The daemon gets an inherited socket and this process's pidfd: nothing in the file system, and it ends when this
-    process does, however that happens. It runs in a session of its own, so that Ctrl-C in a terminal or notebook
-    reaches the user's code only.
+    process does, by any cause. It runs in a session of its own, so that Ctrl-C in a terminal or notebook reaches the
+    user's code only.
+
+    Raises:
+        PrefetchdError: if its process cannot be started.
     """
-    config = _with_python_path(config)
-    ours, theirs = sockets.socket_pair()
-    pidfd = os.pidfd_open(os.getpid())
+    config = dataclasses.replace(_with_python_path(config), name=PRIVATE_NAME)
+    with contextlib.ExitStack() as unless_started, _failures_explained("private"):
+        ours, theirs = sockets.socket_pair()
+        unless_started.enter_context(ours)
+        with theirs, contextlib.ExitStack() as passed:
+            pidfd = os.pidfd_open(os.getpid())
+            passed.callback(os.close, pidfd)
+            try:
+                stderr_fd = os.dup(2)
+            except OSError:  # closed
+                stderr_fd = os.open(os.devnull, os.O_WRONLY)
+            passed.callback(os.close, stderr_fd)
+            errors = unless_started.enter_context(_error_file())
+            process = subprocess.Popen(
+                child.command("prefetchd.daemon.private", theirs.fileno(), pidfd, stderr_fd=stderr_fd),
+                stdin=subprocess.DEVNULL,
+                stderr=errors,
+                env=child.environment(),
+                pass_fds=[theirs.fileno(), pidfd, stderr_fd],
+                start_new_session=True,
+            )
+        with contextlib.suppress(sockets.ConnectionEnded):  # it has ended: attaching finds that, and says why
+            sockets.send(ours, messages.encode(messages.Configure({"": config.to_wire()})))
+        unless_started.pop_all()
+    return PrivateDaemon(ours, process, errors)
+
+
+def _error_file() -> IO[bytes]:
+    """Return a file in memory for the standard error of a daemon until it is loaded."""
+    return os.fdopen(memfd("prefetchd-start-errors"), "rb")
+
+
+@contextlib.contextmanager
+def _failures_explained(kind: str) -> Iterator[None]:
+    """Turn each `OSError` of a start into one line."""
+    cannot = f"start a {kind} daemon"
     try:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "prefetchd.daemon.private", str(theirs.fileno()), str(pidfd)],
-            stdin=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno(), pidfd],
-            start_new_session=True,
-        )
+        with os_errors.explained(cannot):
+            yield
     except OSError as error:
-        ours.close()
         raise PrefetchdError(
-            f"cannot start a private daemon with {sys.executable}: {error.strerror}; check the interpreter"
+            f"cannot {cannot} with {sys.executable}: {error.strerror}; check the interpreter (sys.executable)"
         ) from None
-    finally:
-        theirs.close()
-        os.close(pidfd)
-    sockets.send(ours, messages.encode(messages.Configure({"": config.to_wire()})))
-    return ours, process
+
+
+def _start_failure(kind: str, process: subprocess.Popen[bytes], errors: IO[bytes]) -> PrefetchdError:
+    """Return the error for a daemon that ended before its first message."""
+    try:
+        how = describe_exit(process.wait(_START_S))
+        if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+            how = "exit status unknown, as SIGCHLD is ignored"
+    except subprocess.TimeoutExpired:
+        how = "still running"
+    lines = os.pread(errors.fileno(), _MAX_ERROR_BYTES, 0).decode(errors="replace").strip().splitlines()
+    said = f"its last line: {lines[-1]}" if lines else "it printed nothing"
+    return PrefetchdError(
+        f"cannot start a {kind} daemon: it ended at once ({how}); {said}; check that {sys.executable} is a Python "
+        "interpreter and finds what prefetchd needs"
+    )
 
 
 def _with_python_path(config: Config) -> Config:
     """Return the configuration with the folders in which this process finds modules, where users' functions need it."""
     if not (config.transform or config.target_transform) or config.python_path:
         return config
-    here = tuple(dict.fromkeys(os.path.abspath(folder) for folder in sys.path))
+    here = tuple(child.module_folders())
     return dataclasses.replace(config, python_path=here)
 
 
@@ -65,7 +135,7 @@ def shared_config(config: Config) -> Config:
     """Return the configuration as a daemon elsewhere needs it, with the name that all who ask for the same give it."""
     config = _with_python_path(config)
     paths = {name: getattr(config, name) for name in PATH_OPTIONS}
-    whole = {name: os.path.abspath(os.path.expanduser(path)) for name, path in paths.items() if path is not None}
+    whole: dict[str, Any] = {name: absolute_path(path) for name, path in paths.items() if path is not None}
     config = dataclasses.replace(config, **whole, name="default")
     text = repr((sys.executable, sorted(config.to_wire().items())))
     name = f"shared-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
@@ -75,7 +145,7 @@ def shared_config(config: Config) -> Config:
 def find_or_start_shared(config: Config, timeout_s: float) -> socket.socket:
     """Return a socket to the daemon that all of this user's processes share which ask for `config`.
 
-    Whoever finds none starts one; of several that were started at once, one serves.
+    A process that finds none starts one. Of several that start at once, one serves.
 
     Raises:
         PrefetchdError: if none can be started.
@@ -92,7 +162,10 @@ def find_or_start_shared(config: Config, timeout_s: float) -> socket.socket:
             return connect(config.name, max(0.0, min(_START_S, deadline_s - time.monotonic())))
         except DaemonNotFound:
             if time.monotonic() >= deadline_s:
-                raise
+                raise DaemonNotFound(
+                    f"cannot reach the shared daemon {config.name!r}: after {timeout_s:g} s it does not listen, or it "
+                    f"has ended; see {paths.log} if it is there, or give a longer timeout="
+                ) from None
 
 
 def _start_shared(config: Config) -> None:
@@ -101,29 +174,34 @@ def _start_shared(config: Config) -> None:
     Raises:
         PrefetchdError: if it cannot be started, such as on a full disk.
     """
-    ours, theirs = sockets.socket_pair()
-    with ours, theirs:
-        try:
+    with contextlib.ExitStack() as resources, _failures_explained("shared"):
+        ours, theirs = sockets.socket_pair()
+        resources.enter_context(ours)
+        errors = resources.enter_context(_error_file())
+        with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "prefetchd.daemon.shared", str(theirs.fileno())],
+                child.command("prefetchd.daemon.shared", theirs.fileno()),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+                stderr=errors,
+                env=child.environment(),
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
-        except OSError as error:
-            raise PrefetchdError(
-                f"cannot start a shared daemon with {sys.executable}: {error.strerror}; check the interpreter"
-            ) from None
-        theirs.close()
-        sockets.send(ours, messages.encode(messages.Configure({"": config.to_wire()})))
-        process.wait()  # it goes on as a child of nobody
+        with contextlib.suppress(sockets.ConnectionEnded):
+            sockets.send(ours, messages.encode(messages.Configure({"": config.to_wire()})))
+        process.wait()  # the daemon goes on as a child of nobody
         ours.settimeout(_START_S)
         try:
             data, fds = sockets.receive(ours)
-        except (sockets.ConnectionEnded, TimeoutError, BlockingIOError):
-            return  # it listens, or another does; or it was killed, or is slow: then it is looked for again
+        except (TimeoutError, BlockingIOError):
+            return  # it is slow: then it is looked for again
+        except sockets.ConnectionEnded:
+            if lock_owner(daemon_paths(config.name).lock) is None and (
+                process.returncode or os.fstat(errors.fileno()).st_size
+            ):
+                raise _start_failure("shared", process, errors) from None
+            return  # it listens, or another does; or it was killed, and is looked for again
         sockets.close_all(fds)
         message = messages.decode_to_consumer(data)
         if isinstance(message, messages.Fatal):
@@ -177,6 +255,36 @@ def connect(name: str, timeout_s: float) -> socket.socket:
         time.sleep(_RETRY_S)
 
 
+def connect_to_pid(pid: int) -> socket.socket:
+    """Return a socket to the daemon of this user whose process is `pid`, named or private.
+
+    Raises:
+        DaemonNotFound: if there is none.
+    """
+    for name, owner in named_daemons():
+        if owner == pid:
+            return connect(name, timeout_s=0)
+    wanted = None
+    for found, sock in private_sockets.connect_to_all():
+        if found == pid and wanted is None:
+            wanted = sock
+        else:
+            sock.close()
+    if wanted is None:
+        raise DaemonNotFound(f"cannot reach a daemon with pid {pid}: you have none; see prefetchd list")
+    return wanted
+
+
+def named_daemons() -> list[tuple[str, int]]:
+    """Return the name and the pid of each daemon of this user that has a name, by name."""
+    try:
+        names = daemon_paths("default").all_names
+    except ConfigError:  # no run directory can be made here, so none runs
+        return []
+    owners = {paths.name: lock_owner(paths.lock) for paths in names}
+    return sorted((name, pid) for name, pid in owners.items() if pid is not None)
+
+
 def describe_owner(pid: int) -> str:
-    """Say what the process that has a daemon's lock is at: it does not accept connections."""
+    """Describe why the process that has a daemon's lock accepts no connections."""
     return "it is starting, or about to end" if process_state(pid) not in ("T", "t") else describe_process(pid)

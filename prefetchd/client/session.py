@@ -67,6 +67,13 @@ class Session:
         _end(self.process)
 
 
+def _ended_without_a_word() -> DaemonLost:
+    return DaemonLost(
+        "cannot attach: the daemon ended while it was starting, or is of another version than this prefetchd "
+        f"{__version__} (protocol {messages.PROTOCOL}); see its log"
+    )
+
+
 def _end(process: subprocess.Popen[bytes] | None) -> None:
     """Wait for the end of a private daemon, whose connection has ended."""
     if process is not None:
@@ -123,21 +130,29 @@ class Endpoint:
         return self._open()
 
     def _open(self) -> Session:
-        process, timeout_s = None, None
+        private, process, timeout_s = None, None, None
         if self.config is not None and self.shared:
             sock = launch.find_or_start_shared(self.config, self.timeout_s)
         elif self.config is not None:
-            sock, process = launch.start_private(self.config)
+            private = launch.start_private(self.config)
+            sock, process = private.sock, private.process
         else:
             sock, timeout_s = launch.connect(self.daemon, self.timeout_s), self.timeout_s
         daemon_pid = sockets.peer_pid(sock) if process is None else process.pid
         try:
             return Session(self._attach(sock, daemon_pid, timeout_s), process, os.getpid())
+        except sockets.ConnectionEnded:
+            _end(process)
+            raise (_ended_without_a_word() if private is None else private.failure()) from None
         except BaseException:
             _end(process)
             raise
+        finally:
+            if private is not None:
+                private.errors.close()
 
     def _attach(self, sock: socket.socket, daemon_pid: int, timeout_s: float | None) -> Connection:
+        """Attach over `sock`; raises as `attach`."""
         from prefetchd.client.connection import connect  # numpy is imported here, while a private daemon starts
 
         request = messages.Attach(
@@ -160,7 +175,10 @@ class Endpoint:
             PrefetchdError: if the ring has no slot for it, or it cannot be made.
         """
         alone = replace(self, guaranteed_slots=1, group=None, start_together=0, writable=False)
-        connection = alone._attach(beside.add_connection(), beside.daemon_pid, self.timeout_s)
+        try:
+            connection = alone._attach(beside.add_connection(), beside.daemon_pid, self.timeout_s)
+        except sockets.ConnectionEnded:
+            raise _ended_without_a_word() from None
         try:
             n_batches = connection.info.batches_per_epoch
             # As one rank of as many as there are batches, for one epoch: nothing is made ahead for this cursor.

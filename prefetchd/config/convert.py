@@ -254,13 +254,28 @@ def daemon_name(value: object) -> str:
     return str(name)
 
 
+def absolute_path(path: str) -> str:
+    """Return the absolute path, with `~` expanded.
+
+    Raises:
+        ConfigError: if it is relative, and the working directory was removed or cannot be read.
+    """
+    try:
+        return os.path.abspath(os.path.expanduser(path))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot find {path}: the working directory cannot be read ({error.strerror}); change to one that exists, "
+            "or give an absolute path"
+        ) from None
+
+
 def comparable(name: str, value: Any) -> Any:
     """Return an option's value in a form in which two spellings of one value are equal."""
     if name in ("memory_budget", "cache_size"):
         with contextlib.suppress(ConfigError):
             return "%" in value, parse_bytes(value, whole_bytes=1 << 50)
     if name in ("root", "labels", "offsets", "cache") and value is not None:
-        return os.path.abspath(os.path.expanduser(value))
+        return absolute_path(value)
     if name in ("mean", "std") and value is not None:
         return value[0] if len(set(value)) == 1 else value
     return value

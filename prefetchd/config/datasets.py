@@ -33,7 +33,7 @@ def read_config_file(path: str) -> tuple[dict[str, Any], dict[str, dict[str, Any
         with open(path, "rb") as file:
             table = tomllib.load(file)
     except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}; check --config") from None
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}; check its path") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}; correct the TOML") from None
     except RecursionError:

@@ -54,6 +54,10 @@ COUNTED: dict[str, tuple[str, Callable[[Report], float]]] = {
         "Loops that wait for a batch.",
         lambda report: sum(c["waiting"] for c in report["consumers"]),
     ),
+    "consumers_waiting_for_slower": (
+        "Loops that wait for a slower loop.",
+        lambda report: sum((c["waits_for"] or {}).get("reason") == "slower loop" for c in report["consumers"]),
+    ),
 }
 
 

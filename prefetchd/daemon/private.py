@@ -1,9 +1,10 @@
 """The private daemon of one process: what `launch.start_private` starts.
 
-    python -P -m prefetchd.daemon.private SOCKET_FD PARENT_PIDFD
+    child process prefetchd.daemon.private SOCKET_FD PARENT_PIDFD
 
 The starter sends the configuration over SOCKET_FD, and then uses it as its connection. It gets every failure of the
-start as `Fatal`. The entry is apart from the command line, as its start is part of the wait for the first batch.
+start as `Fatal`. Commands reach the daemon through `private_sockets`. The entry is apart from the command line, as its
+start is part of the wait for the first batch.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from prefetchd.config.options import Config
 from prefetchd.config.validate import make_config
 from prefetchd.daemon.failures import explained, fatal
 from prefetchd.errors import PrefetchdError
-from prefetchd.ipc import messages, sockets
+from prefetchd.ipc import messages, private_sockets, sockets
 from prefetchd.ipc.descriptors import open_standard_descriptors
 from prefetchd.ipc.event_loop import EventLoop, Interrupted
 
@@ -40,6 +41,8 @@ def main(argv: list[str]) -> int:
             loop.on_signal(signal.SIGTERM, loop.stop)
             daemon = Daemon(configs, loop, parent_pidfd=parent_pidfd)
             daemon.serve_parent(sock, parent_pidfd)
+            with contextlib.suppress(OSError):  # the starter is served without it
+                daemon.listen(private_sockets.listen())
     except (sockets.ConnectionEnded, Interrupted):
         return 1
     except PrefetchdError as error:
@@ -65,7 +68,3 @@ def receive_configs(sock: socket.socket) -> dict[str, Config]:
     configure = messages.decode_to_daemon(data)
     assert isinstance(configure, messages.Configure)
     return {name: make_config(**options) for name, options in configure.datasets.items()}
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -18,7 +18,6 @@ import logging
 import os
 import signal
 import socket
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -79,7 +78,7 @@ class Daemon:
         self._loop = loop
         self._attach_hint = attach_hint
         self._linger_s = linger_s
-        self._started_s = time.monotonic()
+        self._started_s = loop.clock()
         remove_stale_names()
         # Both are inherited: ignored, it hides the exit status of readers; blocked, others do not stop the daemon.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -288,5 +287,6 @@ class Daemon:
             self._builder,
             self._consumers,
             self._controller,
-            uptime_s=time.monotonic() - self._started_s,
+            now_s=self._loop.clock(),
+            started_s=self._started_s,
         )

@@ -1,6 +1,6 @@
 """The daemon that all processes of a user share which ask for the same: what `launch.find_or_start_shared` starts.
 
-    python -P -m prefetchd.daemon.shared SOCKET_FD
+    child process prefetchd.daemon.shared SOCKET_FD
 
 The starter sends the configuration over SOCKET_FD and waits for its end: then a daemon listens, or a `Fatal` said why
 not. After that this process needs the starter no more. It leaves the starter's session and family, so that neither a
@@ -129,7 +129,3 @@ def _refuse_all(listener: socket.socket, why: messages.Fatal) -> None:
                 sockets.receive(sock)  # unread, its first message would end the connection before it reads ours
             except (sockets.ConnectionEnded, OSError):
                 continue
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

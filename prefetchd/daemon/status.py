@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,7 +39,8 @@ def status(
     manager: ConsumerManager,
     controller: MemoryController,
     *,
-    uptime_s: float,
+    now_s: float,
+    started_s: float,
 ) -> dict[str, Any]:
     """Return the report that `prefetchd status --json` prints: plain values, bytes and seconds named as such."""
     plan = memory.budget.plan
@@ -50,7 +50,7 @@ def status(
         "version": __version__,
         "name": name,
         "pid": os.getpid(),
-        "uptime_s": round(uptime_s, 3),
+        "uptime_s": round(now_s - started_s, 3),
         "datasets": [_dataset(dataset) for dataset in datasets],
         "batches_made": builder.batches_made,
         "samples_made": builder.samples_made,
@@ -99,7 +99,7 @@ def status(
                 "samples": reader.samples,
                 "busy_s": round(reader.busy_s, 3),
                 "tasks": len(reader.chunks),
-                "does": reader.describe(time.monotonic()),
+                "does": reader.describe(now_s),
                 "memory_bytes": footprint.processes.get(reader.pid, 0),
                 "reserved_bytes": reader.has_bytes,
             }

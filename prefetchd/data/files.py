@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from prefetchd.data.source import ReserveMemory
 
+# Many kernels take the times of files from a clock that moves once in 4 to 10 ms: writes within a step look alike.
+CLOCK_STEP_NS = 20_000_000
 # O_NONBLOCK: opening a FIFO would wait for its writer.
 _OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _KINDS = {

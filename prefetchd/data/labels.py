@@ -1,4 +1,4 @@
-"""What labels may be, whatever lists them: numbers, vectors of a constant length, or names of classes.
+"""What labels may be in any source: numbers, vectors of a constant length, or names of classes.
 
 The rules, and the names under which columns, keys and members hold labels, are those of lists, tar shards and Parquet
 files alike. `Labels` checks labels that come one by one; the indexers of tar shards and Parquet files call it at open.
@@ -43,6 +43,7 @@ _PANDAS_INDEX = re.compile(r"|unnamed: *\d+(_level_\d+)?", re.IGNORECASE)
 _NUMBER = r"[+-]?\d+(?:\.\d+)?"
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 _NUMBERS = re.compile(rf"{_NUMBER}(?:[\s,;|]+{_NUMBER})+")
+_MARKS = re.compile(r"[\s,;|\[({]")  # without one of these a name is no list
 _BRACKETS = {"[": "]", "(": ")", "{": "}"}
 
 Numbers = tuple[int | float, ...]
@@ -103,45 +104,44 @@ def check_names(names: Collection[str], source: str, *, can_split: bool = True) 
     Raises:
         ManifestError: with an example, and the option that settles it.
     """
+    marked = [name for name in names if _MARKS.search(name)]
     whole = 'label_separator="" if each is one name'
-    for name in names:
+    for name in marked:
         text = name.strip()
         if _DECIMAL_COMMA.fullmatch(text):
             raise ManifestError(
                 f"cannot use the label {name!r} of {source}: it is written with a comma; write "
                 f"{text.replace(',', '.')} for a fraction, or give label_separator=',' for a list, or {whole}"
             )
-    found = _list_of_labels(names)
+    found = _list_of_labels(names, marked)
     if found is None:
         return
     example, separator = found
+    remedy = "write a 0/1 vector, or one name"
     if can_split:
         remedy = f"give label_separator={separator!r} for a 0/1 vector over the classes"
-    else:
-        remedy = "write a 0/1 vector, or one name"
     raise ManifestError(
         f"cannot use the label {example!r} of {source}: it looks like a list, and each combination would be a class; "
         f"{remedy}, or {whole}"
     )
 
 
-def _list_of_labels(names: Collection[str]) -> tuple[str, str] | None:
-    """Return a name that is a list of labels, and its separator."""
-    for name in names:
+def _list_of_labels(names: Collection[str], marked: list[str]) -> tuple[str, str] | None:
+    """Return a name that is a list of labels, and its separator; `marked` are those of `names` that may be lists."""
+    for name in marked:
         text = name.strip()
         if len(text) > 1 and _BRACKETS.get(text[0]) == text[-1]:
             return name, ","
         if _NUMBERS.fullmatch(text):
             return name, next((mark for mark in ",;|" if mark in text), " ")
-        for mark in "|;":
+        for mark in "|;,":
             parts = text.split(mark)
-            if len(parts) > 1 and all(map(str.strip, parts)):
+            # A comma before a space stands in names of one class, too.
+            if len(parts) > 1 and all(map(str.strip, parts)) and (mark != "," or ", " not in text):
                 return name, mark
-        if re.search(r"\S,\S", text) and all(map(str.strip, text.split(","))):
-            return name, ","
-    # Commas before a space, and spaces, stand in names of one class too. Lists combine few labels in many ways.
+    # Commas and spaces stand in names of one class. Lists combine few labels in many ways.
     for mark, most in ((",", 1.0), (" ", 0.5)):
-        lists = [name for name in names if mark in name.strip()]
+        lists = [name for name in marked if mark in name.strip()]
         if lists:
             split = [tuple(part.strip() for part in name.split(mark) if part.strip()) for name in names]
             n_parts = len({part for parts in split for part in parts})

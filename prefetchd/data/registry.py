@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from prefetchd.config.options import Config
+from prefetchd.data.first_look import check_some_exist
 from prefetchd.data.kinds import ARRAY_OPTIONS, MASK_OPTIONS, SEQUENCE_OPTIONS, kind_of, refuse_given
 from prefetchd.data.records import Records
 from prefetchd.data.source import Source
@@ -61,11 +62,10 @@ def open_source(config: Config, malformed: list[MalformedLine] | None = None) ->
         refuse_given(config, ("missing_label",), "lists of images")
         if config.label_separator:  # an empty one takes labels whole, wherever they are
             refuse_given(config, ("label_separator",), "lists of images")
-        return ImageSource.open(config, kind, opened.open(config))
-    records = opened.open(config, malformed)
+    records = opened.open(config, malformed) if is_list else opened.open(config)
     if malformed is None:  # else the caller reports what is missing
         try:
-            records.check_files()
+            check_some_exist(records, config)
         except BaseException:
             records.close()
             raise

@@ -30,7 +30,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unk
     """Base of every message, also of `reader_messages`: a tagged MessagePack array; the tag is the class's name.
 
     Nothing is pickled. A decoder returns one of the messages that it was made for, every field within its bounds, or
-    raises one of `DecodeError`, whatever bytes come.
+    raises one of `DecodeError`, for any bytes.
     """
 
 
@@ -65,7 +65,7 @@ class Attach(Message, frozen=True):
 class OpenCursor(Message, frozen=True):
     """Serve from (epoch, batch) as rank `rank` of `world_size`; replaces the connection's earlier cursor.
 
-    The first batch is `batch + rank`: all ranks resume from the same `batch`, whatever their number was before. The
+    The first batch is `batch + rank`: all ranks resume from the same `batch`, also if their number has changed. The
     cursor goes on from epoch to epoch and ends before `stop_epoch` (`None`: never). Epochs begin at batch `rotation`
     and wrap round. With `join` the daemon chooses the epoch (`epoch` or later) and the rotation, so that the loop
     begins where others are; `stop_epoch` moves by as much. Leases after `taken` were granted to the earlier cursor but

@@ -1,6 +1,8 @@
-"""What the kernel says of a process: its state, in one letter and in words, and the memory that it takes."""
+"""Facts about a process from /proc: its state, in one letter and in words, and its memory."""
 
 from __future__ import annotations
+
+import signal
 
 
 def process_state(pid: int) -> str:
@@ -12,11 +14,18 @@ def process_state(pid: int) -> str:
         return ""
 
 
-def memory_bytes(pid: int | str, file: str, *names: str) -> int:
-    """Return the sum in bytes of the lines `names` of a process's `/proc/PID/FILE`; 0 if it is gone."""
+def memory_bytes(pid: int | str, file: str, *fields: str) -> int:
+    """Return the sum in bytes of some fields of `status` or `smaps_rollup` of a process; 0 if there is none.
+
+    Args:
+        pid: its pid, or `"self"`.
+        file: the name of the file in /proc/PID, whose lines are `Field:  123 kB`.
+        fields: the names of the fields, such as `RssAnon`.
+    """
+    starts = tuple(f"{field}:".encode() for field in fields)
     try:
-        with open(f"/proc/{pid}/{file}") as lines:
-            return sum(int(line.split()[1]) * 1024 for line in lines if line.partition(":")[0] in names)
+        with open(f"/proc/{pid}/{file}", "rb") as lines:
+            return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(starts))
     except OSError:
         return 0
 
@@ -31,3 +40,13 @@ def describe_process(pid: int) -> str:
     if state == "D":
         return f"pid {pid} waits in the kernel (state D), such as for a disk or for memory"
     return f"pid {pid} is alive (state {state}); see its log"
+
+
+def describe_exit(exit_code: int) -> str:
+    """Describe how a process ended: `exit status 3`, `killed by SIGSEGV`."""
+    if exit_code >= 0:
+        return f"exit status {exit_code}"
+    try:
+        return f"killed by {signal.Signals(-exit_code).name}"
+    except ValueError:
+        return f"killed by signal {-exit_code}"

@@ -10,7 +10,6 @@ Both ends always have the same version. Each direction has its own decoder.
 
 from __future__ import annotations
 
-import signal
 from typing import Any
 
 import msgspec
@@ -229,13 +228,3 @@ decode_from_reader = msgspec.msgpack.Decoder(FromReader).decode
 decode_to_fork_server = msgspec.msgpack.Decoder(ToForkServer).decode
 decode_from_fork_server = msgspec.msgpack.Decoder(FromForkServer).decode
 decode_from_dry_run = msgspec.msgpack.Decoder(FromDryRun).decode
-
-
-def describe_exit(exit_code: int) -> str:
-    """Describe how a process ended: `exit status 3`, `killed by SIGSEGV`."""
-    if exit_code >= 0:
-        return f"exit status {exit_code}"
-    try:
-        return f"killed by {signal.Signals(-exit_code).name}"
-    except ValueError:
-        return f"killed by signal {-exit_code}"

@@ -70,7 +70,13 @@ def daemon_paths(name: str, *, create: bool = False) -> DaemonPaths:
     if runtime and Path(runtime).is_dir() and os.access(runtime, os.W_OK):
         directory = Path(runtime) / "prefetchd"
     else:
-        directory = Path(tempfile.gettempdir()) / f"prefetchd-{os.getuid()}"
+        try:
+            directory = Path(tempfile.gettempdir()) / f"prefetchd-{os.getuid()}"
+        except OSError:
+            raise ConfigError(
+                "cannot find a folder for the run directory: no temporary folder is writable; set XDG_RUNTIME_DIR or "
+                "TMPDIR to a writable folder"
+            ) from None
     if create:
         try:
             directory.mkdir(mode=0o700, exist_ok=True)

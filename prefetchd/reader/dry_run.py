@@ -1,6 +1,6 @@
 """The process of the dry run: attaches to the source as a reader does, runs one good sample, and reports the result.
 
-    python -P -m prefetchd.reader.dry_run SOCKET_FD
+    child process prefetchd.reader.dry_run SOCKET_FD
 
 The daemon starts it (`prefetchd.data.images.dry_run`). It tries a few samples over the whole data set until one is
 good: a bad file, or a function that raises for one sample, is no reason to refuse the others. A result of the wrong
@@ -129,7 +129,3 @@ def main(argv: list[str]) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
     os._exit(0)  # although the functions may have started threads
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

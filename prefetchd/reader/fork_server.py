@@ -1,6 +1,6 @@
 """The fork server: a small process with one thread that has numpy and cv2 loaded, and forks a reader on request.
 
-    python -P -m prefetchd.reader.fork_server SOCKET_FD DAEMON_PID [FILE ... LOCK]
+    child process prefetchd.reader.fork_server SOCKET_FD DAEMON_PID [FILE ... LOCK]
 
 A fork takes some milliseconds where a fresh interpreter takes a third of a second, and readers share the libraries'
 private pages. It is started before the daemon has any thread, and has none itself, so `fork` is sound. The standard
@@ -160,7 +160,3 @@ def main(argv: list[str]) -> None:
     if argv[2:]:
         # A daemon that stops in order waits for us with its lock held: waiting for the lock would cost it a second.
         remove_left_files(argv[2:], 0.0 if in_order else _UNLOCK_S)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from prefetchd.client.user_warnings import warn_user
-from prefetchd.config.validate import make_config
+from prefetchd.config.validate import doubts, make_config
 from prefetchd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -80,6 +80,8 @@ def conversion(
     dtype = None
     if given:
         checked = make_config(source=".", color=config["color"], **given)
+        if doubt := doubts(checked):
+            warn_user(doubt)
         dtype = getattr(torch, checked.dtype)
         if len(given) > 1:
             shape = (-1, 1, 1) if channels_second else (-1,)

@@ -222,20 +222,20 @@ def test_edited_transform_is_another_content(photographs: Path, users: Path, ser
 
 
 REFUSALS = [
-    (["--transform", "nowhere_at_all:f"], "transform='nowhere_at_all:f': there is no module 'nowhere_at_all'"),
+    (["--transform", "nowhere_at_all:f"], "--transform nowhere_at_all:f: there is no module 'nowhere_at_all'"),
     (["--transform", "users_functions:absent"], "has no 'absent'"),
     (["--transform", "users_functions:smaller"], r"returned an array of \(31, 32, 3\) uint8.*must be.*\(32, 32, 3\)"),
     (["--transform", "users_functions:as_float"], "float32.*dtype.*float32.* takes"),
     (["--transform", "users_functions:none"], "it returned None"),
     (
         ["--transform", "users_functions:raises"],
-        r"transform='users_functions:raises': it raised ValueError: always \(users_functions.py line \d+, in raises\), "
+        r"--transform users_functions:raises: it raised ValueError: always \(users_functions.py line \d+, in raises\), "
         r"and raised on every sample tried \(8\)",
     ),
     (["--transform", "users_functions:leaves"], r"dry run with one sample ended by itself \(exit status 7"),
     (["--transform", "users_functions:crashes"], r"killed by SIGSEGV"),
     (["--transform", "users_functions:hangs", "--reader-timeout", "2"], "has not ended within 2 s"),
-    (["--target-transform", "users_functions:words"], "target_transform='users_functions:words': it returned"),
+    (["--target-transform", "users_functions:words"], "--target-transform users_functions:words: it returned"),
     (["--transform", "not a name"], "package.module:name"),
     (["--augment", "hflop"], "did you mean hflip"),
     (["--target", "mask"], "there is no mask"),

@@ -354,7 +354,7 @@ def test_error_of_a_private_daemon_reaches_the_caller(tmp_path):
 
 
 def test_budget_too_small_for_a_private_daemon_raises_with_the_smallest(photographs):
-    with pytest.raises(prefetchd.BudgetError, match=r"memory.budget \d+MiB"):
+    with pytest.raises(prefetchd.BudgetError, match=r'memory_budget="\d+MiB"'):
         prefetchd.batches(photographs, memory_budget="8MiB")
 
 

@@ -54,7 +54,7 @@ def test_an_option_for_one_kind_of_data_set_is_given_to_those_of_that_kind(photo
     arrays, images = f"train={tmp_path}/a.npy", f"val={photographs}"
     message = refused("serve", arrays, images, f"test={photographs}", "--image-size", 16, "--num-workers", 1)
     assert "a.npy: it concerns images only; " in message
-    assert message.endswith("given to each of them: --val.image-size --test.image-size")
+    assert message.endswith("give an option of some data sets to each of them: --val.image-size --test.image-size")
     assert refused("serve", arrays, images, "--no-shrink-on-load").endswith(": --no-val.shrink-on-load")
     np.save(tmp_path / "y.npy", np.zeros(4))
     assert refused("serve", images, arrays, "--labels", tmp_path / "y.npy").endswith(": --train.labels")

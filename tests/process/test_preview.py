@@ -65,7 +65,7 @@ def test_augmented_shows_the_epochs_of_a_sample_side_by_side(tmp_path):
 
 def test_what_cannot_be_previewed_is_refused_in_one_line(solid, tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((4, 2)))
-    assert "arrays are no pictures" in refused("preview", tmp_path / "x.npy")
+    assert "arrays, not images" in refused("preview", tmp_path / "x.npy")
     assert "--samples" in refused_here("preview", solid, "--samples", "0")
     assert "ends with" in refused_here("preview", solid, "-o", tmp_path / "sheet.txt")
     assert "cannot write" in refused("preview", solid, *QUICK, "-o", tmp_path / "no" / "sheet.png")

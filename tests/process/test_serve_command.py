@@ -119,9 +119,9 @@ def test_command_without_a_daemon_says_how_to_start_one(command):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--batch-size", "0"], "batch-size='0'|batch-size=0"),
-        (["--batch-size", "many"], "batch-size='many'.*whole number"),
-        (["--image-size", "1x2x3"], "image-size='1x2x3'"),
+        (["--batch-size", "0"], "--batch-size 0"),
+        (["--batch-size", "many"], "--batch-size many.*whole number"),
+        (["--image-size", "1x2x3"], "--image-size 1x2x3"),
         (["--scale", "0.5"], "uint8"),
         (["--mean", "1,2", "--dtype", "float32"], "mean"),
         (["--name", "../up"], "--name ../up"),

@@ -357,3 +357,9 @@ def test_older_iterator_of_tensors_raises_when_it_is_asked_again(photographs):
         with pytest.raises(prefetchd.PrefetchdError, match=r"a newer iter\(\)"):
             next(older)
         assert next(newer).index == 0
+
+
+def test_mean_of_another_range_without_scale_warns_on_the_device_too(photographs):
+    options = {"batch_size": 4, "image_size": 16, "num_workers": 1, "dtype": "float32", "mean": 0.5}
+    with pytest.warns(RuntimeWarning, match="pass scale=1/255"):
+        prefetchd.torch.batches(photographs, normalize="device", **options).close()

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from prefetchd.daemon.readers.batch_job import Chunk, Job, ReaderEnd, SampleSet
 from prefetchd.daemon.readers.job_tracker import CRASH_TRIES, ENVIRONMENT_TRIES, BadSample, JobTracker
-from prefetchd.ipc.reader_messages import Fault, describe_exit
+from prefetchd.ipc.process import describe_exit
+from prefetchd.ipc.reader_messages import Fault
 from prefetchd.ring.slots import Slot
 
 N_SAMPLES = 20

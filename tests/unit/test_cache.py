@@ -21,6 +21,7 @@ from prefetchd.data.cache.keys import check_cache
 from prefetchd.data.cache.reader_side import CacheInReader
 from prefetchd.data.cache.run_state import RunState, StateShape, make_state
 from prefetchd.data.cache.size_limit import WriteAllowance
+from prefetchd.data.files import CLOCK_STEP_NS
 from prefetchd.data.records import Sample
 from prefetchd.errors import ConfigError
 
@@ -597,7 +598,7 @@ def test_a_file_that_was_read_before_it_was_replaced_is_not_kept(
     monkeypatch.setattr("prefetchd.data.cache.reader_side.is_settled", keys.is_settled)
     daemon, reader = open_both(tmp_path / "cache")
     changed_ns = os.stat(samples[0].path).st_ctime_ns
-    for read_ns, is_kept in ((changed_ns - 1, False), (changed_ns + keys.CLOCK_STEP_NS + 1, True)):
+    for read_ns, is_kept in ((changed_ns - 1, False), (changed_ns + CLOCK_STEP_NS + 1, True)):
         assert reader.find(samples[0], 0) is None
         reader.store(samples[0], 0, pixels(0), read_ns)
         assert reader.known(np.array([0])) == [is_kept]
@@ -613,7 +614,7 @@ def test_a_modification_time_in_the_future_keeps_no_file_from_the_cache(
     os.utime(samples[0].path, (4e9, 4e9))
     daemon, reader = open_both(tmp_path / "cache")
     assert reader.find(samples[0], 0) is None
-    reader.store(samples[0], 0, pixels(0), os.stat(samples[0].path).st_ctime_ns + keys.CLOCK_STEP_NS + 1)
+    reader.store(samples[0], 0, pixels(0), os.stat(samples[0].path).st_ctime_ns + CLOCK_STEP_NS + 1)
     assert reader.known(np.array([0])) == [True]
     reader.close()
     daemon.close()

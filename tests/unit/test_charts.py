@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefetchd.cli.views.charts import bar, histogram, short_duration, sparkline, stacked_bar
-from prefetchd.cli.views.progress import Progress
+from prefetchd.cli.views.charts import Progress, bar, histogram, short_duration, sparkline, stacked_bar
 
 
 @given(st.floats(-1, 2), st.integers(1, 60))

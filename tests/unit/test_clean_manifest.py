@@ -37,7 +37,7 @@ def test_what_is_no_file_is_not_replaced_and_a_link_stays_one(tmp_path):
     source.write_bytes(ODD)
     os.mkfifo(pipe)
     for target in (pipe, tmp_path):
-        with pytest.raises(ConfigError, match="no regular file"):
+        with pytest.raises(ConfigError, match="not a regular file"):
             check_target(str(source), str(target))
     (tmp_path / "elsewhere").mkdir()
     link.symlink_to(tmp_path / "elsewhere" / "clean.txt")
@@ -54,6 +54,6 @@ def test_a_target_that_cannot_be_is_refused_before_the_work(tmp_path):
     for target in (source, tmp_path / "no" / "clean.txt"):
         with pytest.raises(ConfigError):
             check_target(str(source), str(target))
-    with pytest.raises(ConfigError, match="no list file"):
+    with pytest.raises(ConfigError, match="not a list file"):
         check_target(str(tmp_path), str(tmp_path / "clean.txt"))
     check_target(str(source), str(tmp_path / "clean.txt"))

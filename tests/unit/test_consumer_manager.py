@@ -563,3 +563,20 @@ def test_loops_far_apart_go_on_in_the_smallest_ring_that_a_lowered_budget_leaves
         machine.memory.slots_wanted = machine.memory.budget.plan.n_slots = machine.manager.promised_slots
     finally:
         machine.teardown()  # all of them get on to their end
+
+
+def test_a_grant_while_another_loop_waits_asks_for_another_look_at_what_to_fill():
+    """The cursor that moved on may leave a slot for the batch that the other loop waits for."""
+    machine = Machine()
+    machine.begin(8, 20, 5.0)
+    _, other = machine.consumers
+    try:
+        machine.begin_loop(other, 0, 5, 1)
+        machine.take(other)
+        machine.come_round()
+        machine.fills_begin(1)
+        machine.fills_end()
+        assert machine.manager.serve_all()  # the first batch, to the loop that begins with it
+        assert not machine.manager.serve_all()
+    finally:
+        machine.teardown()

@@ -6,8 +6,7 @@ import json
 
 import numpy as np
 
-from prefetchd.cli.verify.findings import describe, summarise
-from prefetchd.cli.verify.results import KEPT
+from prefetchd.cli.verify.findings import KEPT, describe, summarise
 from prefetchd.data.images.headers.header import FORMATS
 
 

@@ -106,3 +106,16 @@ def test_a_pattern_is_no_list(folder: Path, name: str) -> None:
     """Patterns name shards; of lists and images the words say so."""
     with pytest.raises(ManifestError, match=r"patterns name tar shards.*give a list file, or a directory"):
         open_source(make_config(source=str(folder / name)))
+
+
+def test_paths_in_a_parquet_file_are_looked_for_too(folder: Path) -> None:
+    """They start from the file's folder, or from `root`."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"path": ["x.jpg", "y.jpg"], "label": [0, 1]}), folder / "sub" / "a.parquet")
+    with pytest.raises(ManifestError, match=f"none of 2 samples looked at is there.*give root='{folder}'"):
+        open_source(make_config(source=str(folder / "sub" / "a.parquet")))
+    source = open_source(make_config(source=str(folder / "sub" / "a.parquet"), root=str(folder / "img")))
+    assert source.n_samples == 2
+    for fd in source.handle()[1]:
+        os.close(fd)

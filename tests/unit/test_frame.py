@@ -14,7 +14,8 @@ def consumer(number=1, **other):
     return {
         "number": number, "pid": 100 + number, "dataset": "", "epoch": 0, "step": 4, "rank": 0, "world_size": 1,
         "held_slots": 1, "batches": 4, "samples": 128, "waited_s": 1.0, "running": True, "stalled": False,
-        "waiting": False, "waited_for": False, "group": None, **other,
+        "waiting": False, "waited_for": False, "group": None, "waited_for_slower_s": 0.0, "waits_for": None,
+        "name": "train.py", **other,
     }  # fmt: skip
 
 
@@ -51,8 +52,35 @@ def test_rates_are_differences_over_the_daemons_own_time():
     assert found.made_per_s == 100
     assert found.delivered_per_s == 32
     assert found.loader_bound == 0.25
+    assert found.slower_bound == 0
     assert found.readers_busy == 0.5
     assert found.reader_per_s == {200: 40}
+
+
+def test_waiting_for_a_slower_loop_is_a_share_of_its_own_that_names_the_loop():
+    waits_for = {"reason": "slower loop", "pid": 102, "name": "slow.py"}
+    before = report(consumers=[consumer(1), consumer(2, waited_s=0.0)])
+    after = report(
+        uptime_s=12.0,
+        consumers=[
+            consumer(1, waited_s=2.5, waited_for_slower_s=1.0, waiting=True, waits_for=waits_for),
+            consumer(2, waited_s=0.0, waited_for=True, name="slow.py"),
+        ],
+    )
+    found = rates(before, after)
+    assert (found.slower_bound, found.loader_bound) == (0.25, 0.125)
+    lines = frame([before, after])
+    assert any("trainer-bound 62%, loader 12%, slower 25%" in line for line in lines)
+    assert "          a loop waits for the slower trainer of pid 102 (slow.py)" in lines
+    assert [line.split()[-1] for line in lines if line.startswith("      10")] == ["102", "for"]
+
+
+def test_a_wide_terminal_gets_wider_bars_and_the_names_of_the_loaders():
+    narrow, wide = (frame([report(), later()], width=width) for width in (80, 160))
+    assert not any("train.py" in line for line in narrow)
+    assert any(line.split()[:2] == ["101", "train.py"] for line in wide)
+    bars = [next(line for line in lines if line.startswith("ring")).count("█") for lines in (narrow, wide)]
+    assert bars[1] > 3 * bars[0]
 
 
 def test_who_comes_in_between_began_from_nothing_and_who_rests_waits_for_nobody():
@@ -114,4 +142,4 @@ def test_frame_says_who_is_waited_for_who_shares_and_that_memory_is_short():
     lines = frame([report(), after])
     assert any(line.startswith("      101") and line.endswith("waited for") for line in lines)
     assert any(line.startswith("      102") and line.endswith("group runs") for line in lines)
-    assert "          short of memory: 30.0 MiB left, made only for who waits" in lines
+    assert "          short of memory: 30.0 MiB left, batches only for waiting loops" in lines

@@ -111,7 +111,7 @@ def test_names_that_are_not_utf8_survive(tmp_path: Path) -> None:
     assert os.fsencode(manifest.classes[1]) == b"th\xe9"
 
 
-def test_types_shapes_and_classes_are_told(tmp_path: Path) -> None:
+def test_types_shapes_and_classes(tmp_path: Path) -> None:
     """Integers are int64, one fraction makes all float32, strings are int64 class numbers in sorted order."""
     for text, dtype, shape, classes in [
         ("a.jpg 1\nb.jpg 2\n", "int64", (), None),
@@ -193,7 +193,7 @@ def test_line_numbers_count_every_line(tmp_path: Path) -> None:
         ("a.jpg 1\rb.jpg 2\nc.jpg 1\n", 1, "carriage return"),
     ],
 )
-def test_a_bad_line_is_told_with_its_number_text_and_fault(tmp_path: Path, text: str, number: int, what: str) -> None:
+def test_a_bad_line_is_named_with_its_number_text_and_fault(tmp_path: Path, text: str, number: int, what: str) -> None:
     """The first bad line is named, shown, explained."""
     message = refusal(write(tmp_path, text))
     assert f"line {number} of " in message
@@ -222,12 +222,12 @@ def test_a_table_that_does_not_fit_is_refused(tmp_path: Path, text: str, options
     assert what in refusal(write(tmp_path, text, "l.csv"), **options)
 
 
-def test_of_several_bad_lines_it_is_told_how_to_be_rid_of_them(tmp_path: Path) -> None:
+def test_several_bad_lines_are_refused_with_a_way_out(tmp_path: Path) -> None:
     assert "--write-clean" in refusal(write(tmp_path, "a.jpg 1\nb.jpg\nc.jpg nan\n" + "d.jpg 2\n" * 9))
     assert "target=mask" in refusal(write(tmp_path, "a.jpg b.png\nc.jpg d.png\n"))
 
 
-def test_the_first_bad_lines_are_told_and_further_ones_counted(tmp_path: Path) -> None:
+def test_the_first_bad_lines_are_named_and_further_ones_counted(tmp_path: Path) -> None:
     """Three lines are shown with their numbers and faults, in any block; of thousands, that there are thousands."""
     text = "".join(f"a{i}.jpg {i}\n" if i % 1000 else "b.jpg\n" for i in range(1, 200_000))
     message = refusal(write(tmp_path, text))
@@ -242,7 +242,7 @@ def test_the_first_bad_lines_are_told_and_further_ones_counted(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("every", [2, 3, 64, 1000])
-def test_malformed_lines_are_left_out_where_somebody_takes_them(tmp_path: Path, every: int) -> None:
+def test_malformed_lines_are_left_out_where_they_are_collected(tmp_path: Path, every: int) -> None:
     """The samples are those of the list without these lines, and keep their line numbers, in readers too."""
     lines = [f"a{i}.jpg {i}" for i in range(1, 20_001)]
     wrong = {n: ("b.jpg", "c.jpg nan", "# no sample", "")[n % 4] for n in range(every, 20_001, every)}
@@ -285,7 +285,7 @@ def test_a_list_of_nothing_but_malformed_lines_is_refused_in_any_case(tmp_path: 
 
 
 @pytest.mark.parametrize("n_lines", [100, 100_000])
-def test_a_line_that_is_too_long_is_told_with_its_number(tmp_path: Path, n_lines: int) -> None:
+def test_a_line_that_is_too_long_is_named_with_its_number(tmp_path: Path, n_lines: int) -> None:
     """Also when it is longer than a block, in the middle of the file, or at its end."""
     for after in ("\n", "\n" + "a.jpg 1\n" * n_lines, ""):
         message = refusal(write(tmp_path, "a.jpg 1\n" * n_lines + "b" * (3 << 20) + ".jpg 2" + after))

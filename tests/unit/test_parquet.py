@@ -78,6 +78,7 @@ def refusal(source: object, **options: object) -> str:
         ({"image": [b"A"], "label": [True]}, {}, [(b"A", 1)]),
         ({"image": [b"A"], "a": [1], "b": [2.5]}, {"y_column": "a,b"}, [(b"A", (1.0, 2.5))]),
         ({"image": [b"A"]}, {}, [(b"A", None)]),
+        ({"image": [b"A"], "__index_level_0__": [7]}, {}, [(b"A", None)]),
         ({"image": [b"A"], "label": [1]}, {"label_columns": 0}, [(b"A", None)]),
         ({"a": [{"b": {"c": b"A"}}], "l": [{"m": 4}]}, {"x_column": "a.b.c", "y_column": "l.m"}, [(b"A", 4)]),
         ({"image": pa.array([b"A"] * 3, pa.large_binary())}, {}, [(b"A", None)] * 3),

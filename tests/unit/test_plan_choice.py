@@ -12,7 +12,7 @@ from prefetchd.cli.arguments import configs_of
 from prefetchd.cli.main import make_parser
 from prefetchd.cli.measure import plan_choice
 from prefetchd.cli.measure.measure import Measured
-from prefetchd.cli.measure.plot_svg import plot
+from prefetchd.cli.measure.plan_choice import plot
 from prefetchd.config.validate import make_config
 
 MIB = 1 << 20

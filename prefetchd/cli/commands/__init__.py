@@ -11,6 +11,7 @@ from prefetchd.cli.commands import bench, cache, completion, daemons, preview, s
 # In the order of `prefetchd --help`.
 COMMANDS = (
     serve.add,
+    daemons.add_list,
     daemons.add_status,
     top.add,
     daemons.add_set,

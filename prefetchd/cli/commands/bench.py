@@ -1,4 +1,4 @@
-"""`prefetchd bench`: this data on this machine, beside what people use without prefetchd."""
+"""`prefetchd bench`: measure prefetchd on this data and machine, beside a generator and PyTorch's DataLoader."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = config_of(arguments, "bench")
     from prefetchd.cli.measure.benchmark import Figures, limit_of, summarise, table, take_turn
     from prefetchd.cli.measure.measure import measure
-    from prefetchd.cli.views.progress import Progress
+    from prefetchd.cli.views.charts import Progress
 
     step_s = arguments.step_ms / 1000
     with Progress("measuring", sys.stderr) as progress:
@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _contenders(config: Config, n_readers: int) -> tuple[dict[str, Opens], list[str]]:
-    """Return who takes part, by name, and a line on each who does not."""
+    """Return the loaders that take part, by name, and a line on each that does not."""
     from prefetchd.cli.measure import peers
     from prefetchd.data.images.source import ImageSource
     from prefetchd.data.manifest.records import Manifest

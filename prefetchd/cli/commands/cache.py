@@ -1,4 +1,4 @@
-"""`prefetchd cache build|info|clear`: fill a cache of decoded samples ahead, describe it, remove it."""
+"""`prefetchd cache build|info|clear`: fill a cache of decoded samples ahead of training, describe it, remove it."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _build(name: str, config: Config) -> int:
     """
     from prefetchd.cli.measure.measure import endpoint_of
     from prefetchd.cli.spelling import as_flags
-    from prefetchd.cli.views.progress import Progress
+    from prefetchd.cli.views.charts import Progress
     from prefetchd.client.loader import Loader
     from prefetchd.data.cache.keys import check_cache
 
@@ -82,7 +82,7 @@ def _build(name: str, config: Config) -> int:
         which = f" for the data set {name!r}" if name else ""
         raise ConfigError(f"cannot build a cache{which}: none is named; give --cache DIR")
     check_cache(config)
-    # What concerns only later steps does not change what is kept.
+    # Options of later steps do not change the rows that are kept.
     kept_only = dataclasses.replace(
         config,
         batch_size=_BATCH,

@@ -1,4 +1,4 @@
-"""`prefetchd status`, `set` and `stop`: one question to a running daemon, and its answer."""
+"""`prefetchd list`, `status`, `set` and `stop`: one question to running daemons, and the answers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,41 @@ import os
 import select
 from collections.abc import Iterable
 
-from prefetchd.cli.arguments import Subparsers, add_debug, add_name, ask, name_of
+from prefetchd.cli.arguments import Subparsers, add_debug, add_name, add_pid, ask, daemon_of, name_of
 from prefetchd.client.admin import ask_over, change_options
 from prefetchd.errors import ConfigError, PrefetchdError
 
 _STOP_S = 10.0
+
+
+def add_list(commands: Subparsers, datasets: Iterable[str]) -> None:
+    """Declare `list`."""
+    parser = commands.add_parser(
+        "list",
+        help="list your running daemons",
+        description="List every running daemon of this user: those with a name, shared ones, and the private ones "
+        "that prefetchd.batches(MANIFEST) starts. status, top and set take their --pid.",
+    )
+    parser.add_argument("--json", action="store_true", help="print the status report of each, as JSON")
+    add_debug(parser)
+    parser.set_defaults(run=run_list)
+
+
+def run_list(arguments: argparse.Namespace) -> int:
+    """Print a line for each daemon."""
+    from prefetchd.cli.views.status_text import daemon_table
+    from prefetchd.client.admin import ask_all
+
+    found = ask_all()
+    if arguments.json:
+        answer = [
+            {"name": name, "pid": pid, **({"report": report} if isinstance(report, dict) else {"error": report})}
+            for name, pid, report in found
+        ]
+        print(json.dumps(answer, indent=2))
+    else:
+        print("\n".join(daemon_table(found)) if found else "no daemon is running")
+    return 0
 
 
 def add_status(commands: Subparsers, datasets: Iterable[str]) -> None:
@@ -21,6 +51,7 @@ def add_status(commands: Subparsers, datasets: Iterable[str]) -> None:
         "status", help="show what a daemon is doing", description="Show what a daemon is doing."
     )
     add_name(parser)
+    add_pid(parser)
     parser.add_argument("--json", action="store_true", help="print everything, as JSON")
     parser.set_defaults(run=run_status)
 
@@ -30,7 +61,7 @@ def run_status(arguments: argparse.Namespace) -> int:
     from prefetchd.cli.views.status_text import describe
     from prefetchd.ipc import messages
 
-    _, answer = ask(arguments, messages.AskStatus(messages.PROTOCOL))
+    answer = ask(arguments, messages.AskStatus(messages.PROTOCOL))
     print(json.dumps(answer.report, indent=2) if arguments.json else describe(answer.report))
     return 0
 
@@ -52,6 +83,7 @@ def add_set(commands: Subparsers, datasets: Iterable[str]) -> None:
         help="the daemon (default, or PREFETCHD_NAME), and what to change: memory-budget=1GiB num-workers=4",
     )
     parser.add_argument("--name", help="the daemon, as an option")
+    add_pid(parser)
     add_debug(parser)
     parser.set_defaults(run=run_set)
 
@@ -69,7 +101,7 @@ def run_set(arguments: argparse.Namespace) -> int:
             "such as: prefetchd set train memory-budget=1GiB num-workers=4"
         )
     arguments.positional_name = names[0] if names else None
-    print(change_options(name_of(arguments), options))
+    print(change_options(daemon_of(arguments), options))
     return 0
 
 

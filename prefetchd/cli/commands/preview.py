@@ -1,4 +1,4 @@
-"""`prefetchd preview`: a contact sheet of what trainers will really get."""
+"""`prefetchd preview`: draw a contact sheet of samples as trainers get them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 _COLUMNS = 6
 _MAX_SAMPLES = 1000
-_TOLD_CLASSES = 16
+_SHOWN_CLASSES = 16
 _COUNTED_LABELS = 50_000
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-_MOST_PX = {".webp": 16383, ".jpg": 65500, ".jpeg": 65500}  # a side, as the encoders have it
+_MOST_PX = {".webp": 16383, ".jpg": 65500, ".jpeg": 65500}  # the longest side that the encoder can write
 _PNG_PX = 1_000_000
 
 
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"cannot write {arguments.output}: name a file that ends with one of {', '.join(_SUFFIXES)}")
     folder = os.path.dirname(os.path.abspath(arguments.output))
     if not os.access(folder, os.W_OK):
-        raise ConfigError(f"cannot write {arguments.output}: {folder} is no folder that can be written to")
+        raise ConfigError(f"cannot write {arguments.output}: {folder} is not a writable folder")
     config = config_of(arguments, "preview")
     from prefetchd.cli.views.contact_sheet import draw_sheet
 
@@ -88,13 +88,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _open(config: Config) -> ImageSource:
-    """Open the source here too, for its labels; the samples come from a daemon."""
+    """Open the source for its labels; the samples come from a daemon."""
     from prefetchd.data.images.source import ImageSource
     from prefetchd.data.registry import open_source
 
     source = open_source(config)
     if not isinstance(source, ImageSource):
-        raise ConfigError(f"cannot preview {config.source}: arrays are no pictures; give images")
+        raise ConfigError(
+            f"cannot preview {config.source}: it holds arrays, not images; give a list or a directory of images"
+        )
     return source
 
 
@@ -103,8 +105,8 @@ def _tiles(
 ) -> tuple[list[list[Tile]], list[dict[str, Any]], list[tuple[str, int]], int]:
     """Return a row of tiles for each sample, the bad samples met, the counts of labels, and how many samples there are.
 
-    What a sample is like depends on seed, epoch and sample alone, so that batches of one, taken with a stride, show
-    what batches of any size and order hold.
+    A sample's content depends on seed, epoch and sample alone. So batches of one, taken with a stride, show what
+    batches of any size and order hold.
     """
     from prefetchd.cli.measure.measure import endpoint_of
     from prefetchd.client.loader import Loader
@@ -113,7 +115,7 @@ def _tiles(
     stride = max(1, total // n_samples)
     single = dataclasses.replace(config, batch_size=1, shuffle=False, drop_last=False, on_error="skip")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about ranks whose batches are shorter: here that shows a bad sample
+        warnings.simplefilter("ignore")  # a rank with shorter batches: here that is a bad sample
         loader = Loader(endpoint_of(single), rank=0, world_size=stride, epochs=1, copy_when_held=False, reconnect=False)
     with loader:
         rows: list[list[Tile]] = [[] for _ in range(min(n_samples, -(-total // stride)))]
@@ -152,7 +154,7 @@ def _label(label: NDArray[Any] | np.generic, classes: tuple[str, ...] | None) ->
 
 
 def _counts(source: ImageSource, classes: tuple[str, ...] | None) -> list[tuple[str, int]]:
-    """Count whole-number labels, of samples spread over the data set where there are very many; most frequent first."""
+    """Count whole-number labels, most frequent first; of a large data set only samples spread over it."""
     total = source.n_samples
     step = -(-total // _COUNTED_LABELS)
     counted: Counter[int] = Counter()
@@ -165,9 +167,9 @@ def _counts(source: ImageSource, classes: tuple[str, ...] | None) -> list[tuple[
         (classes[number] if classes is not None and 0 <= number < len(classes) else str(number), count)
         for number, count in counted.most_common()
     ]
-    if len(rows) > _TOLD_CLASSES:
-        rest = sum(count for _, count in rows[_TOLD_CLASSES - 1 :])
-        rows = [*rows[: _TOLD_CLASSES - 1], (f"{len(rows) - _TOLD_CLASSES + 1:,} others", rest)]
+    if len(rows) > _SHOWN_CLASSES:
+        rest = sum(count for _, count in rows[_SHOWN_CLASSES - 1 :])
+        rows = [*rows[: _SHOWN_CLASSES - 1], (f"{len(rows) - _SHOWN_CLASSES + 1:,} others", rest)]
     return rows
 
 

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from prefetchd.cli.arguments import Subparsers, add_name, ask
+from prefetchd.cli.arguments import Subparsers, add_name, add_pid, ask
 from prefetchd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def add(commands: Subparsers, datasets: Iterable[str]) -> None:
         "On a terminal the screen is drawn over; q or Ctrl-C ends it. Elsewhere frames follow one another.",
     )
     add_name(parser)
+    add_pid(parser)
     parser.add_argument("--once", action="store_true", help="print one frame, of half a second, and end")
     parser.add_argument("--interval", type=float, default=1.0, metavar="S", help="seconds from frame to frame (1)")
     parser.set_defaults(run=run)
@@ -69,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> Report:
     from prefetchd.ipc import messages
 
-    report: Report = ask(arguments, messages.AskStatus(messages.PROTOCOL))[1].report
+    report: Report = ask(arguments, messages.AskStatus(messages.PROTOCOL)).report
     return report
 
 

@@ -15,7 +15,7 @@ from prefetchd.errors import BudgetError, ConfigError
 
 if TYPE_CHECKING:
     from prefetchd.cli.measure.measure import Measured
-    from prefetchd.cli.views.progress import Progress
+    from prefetchd.cli.views.charts import Progress
     from prefetchd.config.options import Config
 
 
@@ -23,7 +23,7 @@ def add(commands: Subparsers, datasets: Iterable[str]) -> None:
     """Declare the command."""
     parser = commands.add_parser(
         "tune",
-        help="measure what readers and memory buy, and choose",
+        help="measure readers and memory budgets, and choose",
         description="Measure throughput and footprint of this data on this machine over readers and memory budget; "
         "print the table, mark the knee, and say the command line to use. Each point is a private daemon whose "
         "batches are taken as fast as they come. With --num-workers only that number of readers is tried.",
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     _check_plot(arguments.plot)
     config = config_of(arguments, "tune")
     from prefetchd.cli.measure import plan_choice
-    from prefetchd.cli.views.progress import Progress
+    from prefetchd.cli.views.charts import Progress
     from prefetchd.daemon.memory import plan as budget
 
     with Progress("measuring", sys.stderr) as progress:
@@ -79,13 +79,13 @@ def run(arguments: argparse.Namespace) -> int:
         lines = [*plan_choice.table(points), *(f"not measured: {why}" for why in refused), "", *said]
         lines = [*lines, *([f"plot: {arguments.plot}"] if arguments.plot and failure is None else [])]
         print("\n".join([*lines, "", f"    {command}"]))
-    if failure is not None:  # after what was measured, which took a while
+    if failure is not None:  # after the figures, which took minutes
         raise failure
     return 0 if target is None or chosen.images_per_s >= target else 1
 
 
 def _take_targets(arguments: argparse.Namespace) -> float | None:
-    """Return the target rate; a `--target` that is a word is the option of that name, and left for `config_of`."""
+    """Return the target rate; a `--target` that is a word is the option of that name, for `config_of`."""
     rate = None
     for word in getattr(arguments, "targets", ()):
         try:
@@ -99,7 +99,7 @@ def _take_targets(arguments: argparse.Namespace) -> float | None:
 
 
 def _measure_all(config: Config, seconds: float, progress: Progress) -> tuple[list[Measured], list[str]]:
-    """Measure points of more readers and larger budgets as long as they gain something; return those, and refusals."""
+    """Measure more readers and larger budgets while the rate grows; return the points, and the refusals."""
     from prefetchd.cli.measure.measure import measure
     from prefetchd.cli.measure.plan_choice import RING_SLOTS, is_worth_more, reader_counts
     from prefetchd.daemon.memory import plan as budget
@@ -142,18 +142,18 @@ def _measure_all(config: Config, seconds: float, progress: Progress) -> tuple[li
 
 
 def _check_plot(path: str) -> None:
-    """Raise `ConfigError` where it is plain from the start that no plot can be written to `path`."""
+    """Raise `ConfigError` if no plot can be written to `path`, before the measurement."""
     folder = os.path.dirname(os.path.abspath(path))
     if path and (os.path.isdir(path) or not os.path.isdir(folder) or not os.access(folder, os.W_OK)):
-        why = "it is a folder" if os.path.isdir(path) else f"{folder} is no folder that can be written to"
+        why = "it is a folder" if os.path.isdir(path) else f"{folder} is not a writable folder"
         raise ConfigError(f"cannot write the plot {path}: {why}; name another with --plot, or '' for none")
 
 
 def _write_plot(
     path: str, points: list[Measured], chosen: Measured, config: Config, target: float | None
 ) -> ConfigError | None:
-    """Write the plot; return what was wrong."""
-    from prefetchd.cli.measure.plot_svg import plot
+    """Write the plot; return the error if that fails."""
+    from prefetchd.cli.measure.plan_choice import plot
 
     try:
         with open(path, "w", encoding="utf-8") as file:

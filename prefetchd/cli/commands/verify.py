@@ -1,4 +1,4 @@
-"""`prefetchd verify`: decode everything once, say what is broken and what the data set is like."""
+"""`prefetchd verify`: decode every sample once; report what is broken, and sizes, duplicates and classes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from prefetchd.cli.arguments import EPILOG, Subparsers, add_source_options, config_of
 
 if TYPE_CHECKING:
-    from prefetchd.cli.verify.results import Inspected
+    from prefetchd.cli.verify.findings import Inspected
     from prefetchd.config.options import Config
 
-_TOLD_WHERE = 1000
+_SHOWN_WHERE = 1000
 
 
 def add(commands: Subparsers, datasets: Iterable[str]) -> None:
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = config_of(arguments, "verify")
     from prefetchd.cli.verify import clean_manifest
     from prefetchd.cli.verify.inspection import inspect
-    from prefetchd.cli.views.progress import Progress
+    from prefetchd.cli.views.charts import Progress
 
     if arguments.write_clean is not None:
         clean_manifest.check_target(config.source, arguments.write_clean)
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _report(config: Config, inspected: Inspected) -> dict[str, Any]:
-    """Everything that `--json` prints."""
+    """Return everything that `--json` prints."""
     from dataclasses import asdict
 
     from prefetchd.cli.verify.findings import summarise
@@ -79,7 +79,7 @@ def _report(config: Config, inspected: Inspected) -> dict[str, Any]:
     )
     duplicates = summary["duplicates"]
     duplicates["where"] = [
-        [records.where(sample) for sample in records.samples(ids)] for ids in duplicates["sample_ids"][:_TOLD_WHERE]
+        [records.where(sample) for sample in records.samples(ids)] for ids in duplicates["sample_ids"][:_SHOWN_WHERE]
     ]
     return {
         "source": records.name,
@@ -97,7 +97,7 @@ def _report(config: Config, inspected: Inspected) -> dict[str, Any]:
 
 
 def _write_clean(config: Config, inspected: Inspected, target: str) -> dict[str, Any]:
-    """Write the clean manifest, unless not every sample was judged; return what was done."""
+    """Write the clean manifest, if every sample was judged; return what was done."""
     from prefetchd.cli.verify.clean_manifest import write_clean
 
     unjudged = sum(not judged for _, judged in inspected.verdicts.values())

@@ -1,7 +1,7 @@
 """A benchmark of loaders that take turns, A B C A B C: rate, first batch, handoff of a ready batch, footprint.
 
-`bench` names the contenders; `take_turn` runs one for a few seconds, `summarise` makes the table, `limit_of` says what
-held prefetchd back.
+`bench` names the contenders. `take_turn` runs one for a few seconds, `summarise` makes the table, and `limit_of` names
+what limits prefetchd.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from prefetchd.config.units import format_bytes
 _WARM_UP_S = 0.3
 _PART_S = 0.25
 _HANDOFFS = 20
-_PAUSE_S = (0.02, 0.25)  # a batch is ready after so long at least, and is not waited for longer
+_PAUSE_S = (0.02, 0.25)  # the least and the most time that a batch gets to become ready
 _BUSY = 0.6
 _ON_CPU = 0.6
 _WAITS = 0.1
@@ -29,7 +29,7 @@ _WAITS = 0.1
 
 @dataclass(slots=True)
 class Figures:
-    """What the turns of one loader gave, a value a turn."""
+    """The figures of one loader, one value per turn."""
 
     images_per_s: list[float] = field(default_factory=list)
     first_batch_s: list[float] = field(default_factory=list)
@@ -38,14 +38,14 @@ class Figures:
 
 
 def take_turn(opens: Opens, figures: Figures, seconds: float, step_s: float = 0.0, *, prepares: bool = True) -> None:
-    """Run one loader for `seconds`, and add what came of it to `figures`.
+    """Run one loader for `seconds`, and add its figures to `figures`.
 
     Args:
-        opens: gives a context manager of endless batches.
+        opens: returns a context manager of endless batches.
         figures: added to.
-        seconds: how long batches are taken.
-        step_s: how long the loop sleeps at each batch, as a model would compute.
-        prepares: whether the loader works ahead in other processes; else there is neither handoff nor footprint.
+        seconds: how long to take batches.
+        step_s: how long the loop sleeps at each batch, in place of a model's step.
+        prepares: whether the loader works ahead in other processes; otherwise there is no handoff and no footprint.
     """
     begun_s = time.perf_counter()
     with opens() as batches:
@@ -73,7 +73,7 @@ def take_turn(opens: Opens, figures: Figures, seconds: float, step_s: float = 0.
 
 
 def _handoffs(batches: Any, pause_s: float) -> list[float]:
-    """Return what `next()` takes when the loop has slept until the batch was ready."""
+    """Return the seconds that `next()` takes when the batch is ready."""
     pause_s = min(max(pause_s, _PAUSE_S[0]), _PAUSE_S[1])
     taken_s = []
     for _ in range(_HANDOFFS):
@@ -86,12 +86,12 @@ def _handoffs(batches: Any, pause_s: float) -> list[float]:
 
 
 def touch(x: Any) -> int:
-    """Read a byte of every page, so that no loader profits from pages that nobody has mapped yet."""
+    """Read a byte of every page, so that no loader gains by pages that are not mapped yet."""
     return int(np.asarray(x).reshape(-1).view(np.uint8)[::4096].sum(dtype=np.int64))
 
 
 def summarise(rows: Mapping[str, Figures]) -> list[dict[str, Any]]:
-    """Return the medians of each loader, and how its rate compares with the first one's, turn by turn."""
+    """Return the medians of each loader, and how many times slower than the first it is, turn by turn."""
     first = next(iter(rows.values()))
     return [
         {
@@ -131,7 +131,7 @@ def _ms(seconds: float | None) -> str:
 
 
 def limit_of(measured: Measured) -> tuple[str, str]:
-    """Return what held prefetchd back (`consumer`, `decode`, `disk` or `daemon`), and a line that explains it."""
+    """Return what limits prefetchd (`consumer`, `decode`, `disk` or `daemon`), and a line that explains it."""
     waits, busy, on_cpu = measured.loader_bound, measured.readers_busy, measured.on_cpu
     if waits < _WAITS:
         return "consumer", f"the consumer: it waited for batches {waits:.0%} of the time; the loader keeps up"

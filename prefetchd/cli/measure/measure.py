@@ -1,7 +1,7 @@
-"""Measuring one private daemon: images a second, time to the first batch, footprint, and what its readers did.
+"""Measure one private daemon: images a second, time to the first batch, footprint, and how busy its readers are.
 
-Called by `tune` and `bench`. The loop here takes each batch and drops it, so it measures what the loader can do and not
-what a trainer would. Whatever happens, the daemon ends with the measurement.
+`tune` and `bench` call it. The loop takes each batch and drops it, so it measures the loader without a trainer. The
+daemon ends with the measurement, also when that fails.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Measured:
         footprint_bytes: the most memory that was in use.
         first_batch_s: from asking for the loader to its first batch.
         readers_busy: the share of the time that the readers were at work.
-        on_cpu: of that time, the share that they had a processor; the rest they waited, for files or for their turn.
+        on_cpu: of that time, the share on a processor; for the rest they waited for files or for a processor.
         loader_bound: the share of the time that the loop waited for a batch.
         bad_samples: how many bad samples were met.
     """
@@ -54,7 +54,7 @@ class Measured:
 
 
 def endpoint_of(config: Config) -> Endpoint:
-    """Return what opens a private daemon that serves `config`."""
+    """Return the endpoint that opens a private daemon for `config`."""
     return Endpoint(
         config=config,
         daemon="default",
@@ -68,7 +68,7 @@ def endpoint_of(config: Config) -> Endpoint:
 
 
 def open_loader(config: Config) -> Loader:
-    """Return an endless loader over a private daemon that serves `config`, passing over bad samples."""
+    """Return an endless loader over a private daemon that serves `config`, skipping bad samples."""
     if config.on_error == "raise":
         config = dataclasses.replace(config, on_error="skip")
     return Loader(endpoint_of(config), rank=0, world_size=1, epochs=None, copy_when_held=False, reconnect=False)
@@ -77,9 +77,9 @@ def open_loader(config: Config) -> Loader:
 def measure(
     config: Config, seconds: float, on_progress: Callable[[], None] = lambda: None, step_s: float = 0.0
 ) -> Measured:
-    """Run a private daemon as `config` says for up to `seconds` and tell what it did.
+    """Run a private daemon with `config` for up to `seconds`, and return the figures.
 
-    It ends early once the parts of the time show one rate. The loop sleeps `step_s` at each batch, if it is not 0.
+    It ends early once the rate is steady. The loop sleeps `step_s` at each batch, if it is not 0.
 
     Raises:
         PrefetchdError: if it cannot be served, or a batch cannot be made.
@@ -130,13 +130,13 @@ def measure(
 
 
 def _is_steady(part_rates: list[float]) -> bool:
-    """Whether the last three parts show one rate."""
+    """Return whether the last three parts have about the same rate."""
     last = part_rates[-3:]
     return len(last) == 3 and max(last) - min(last) <= _STEADY * max(last)
 
 
 def _cpu_s(loader: Loader) -> float:
-    """Seconds of processor time that the daemon's readers have taken."""
+    """Return the processor time in seconds that the daemon's readers have used."""
     total_s = 0.0
     for reader in loader.status()["readers"]:
         try:

@@ -1,7 +1,7 @@
-"""What people use without prefetchd, for `bench` to compare with: a generator written by hand, PyTorch's DataLoader.
+"""The loaders that `bench` compares prefetchd with: a hand-written generator and PyTorch's DataLoader.
 
-Both read the same files in the same order as prefetchd does, with `cv2.imread` and `cv2.resize`, and pass over files
-that OpenCV does not read. They know list files and directories only.
+Both read the same files in the same order, with `cv2.imread` and `cv2.resize`, and skip files that OpenCV does not
+read. They support list files and directories only.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +29,7 @@ Batches = Iterator[tuple[Any, Any]]
 
 
 def read_image(path: str, config: Config) -> NDArray[Any] | None:
-    """Return the image as a simple script makes it, or `None` if OpenCV does not read it."""
+    """Return the image as a simple script decodes it, or `None` if OpenCV does not read it."""
     image = cv2.imread(path, cv2.IMREAD_GRAYSCALE if config.color == "gray" else cv2.IMREAD_COLOR)
     if image is None:
         return None
@@ -47,7 +46,7 @@ def read_image(path: str, config: Config) -> NDArray[Any] | None:
 class Files:
     """The samples of a list of files by number, as a `Dataset` of PyTorch has them.
 
-    A file that is not read gives its next neighbour.
+    In place of a file that OpenCV does not read comes the next one.
     """
 
     def __init__(self, records: Records, config: Config) -> None:
@@ -78,7 +77,7 @@ def sample_numbers(config: Config, n_samples: int) -> Iterator[int]:
 
 @contextlib.contextmanager
 def generator(files: Files) -> Iterator[Batches]:
-    """The generator that everybody writes: one process, nothing is prepared."""
+    """Yield the batches of a hand-written generator: one process, no work ahead."""
 
     def batches() -> Batches:
         numbers = sample_numbers(files.config, len(files))
@@ -108,7 +107,7 @@ def data_loader(files: Files, n_workers: int) -> Iterator[Batches]:
     try:
         yield batches
     finally:
-        batches._shutdown_workers()  # else they end when the garbage collector comes round
+        batches._shutdown_workers()  # otherwise they end only at the next garbage collection
 
 
 class _Sampler:
@@ -127,7 +126,7 @@ def _one_thread(_: int) -> None:
 
 def children_bytes() -> int:
     """Return the memory of this process's children, and the shared memory that it maps itself, in bytes."""
-    total = memory_bytes(os.getpid(), "smaps_rollup", "Pss_Shmem")
+    total = memory_bytes("self", "smaps_rollup", "Pss_Shmem")
     for child in psutil.Process().children(recursive=True):
         total += memory_bytes(child.pid, "smaps_rollup", "Pss_Anon", "Pss_Shmem", "SwapPss")
     return total

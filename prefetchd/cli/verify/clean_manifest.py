@@ -1,6 +1,6 @@
-"""Writing a manifest again without its bad lines, every other byte as it was.
+"""Copy a manifest without its bad lines, all other bytes unchanged.
 
-The new file appears under its name only when it is whole; a kill leaves the old one, if there was one, as it was.
+The new file gets its name only once it is complete, so a kill leaves an older one as it was.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ def check_target(source: str, target: str) -> None:
     """Raise `ConfigError` unless `source` is a list file and `target` can be written beside it, not over it."""
     if not os.path.isfile(source):
         raise ConfigError(
-            f"cannot write a clean manifest of {source}: it is no list file; leave --write-clean out, and remove what "
-            "is listed as bad"
+            f"cannot write a clean manifest of {source}: it is not a list file; leave --write-clean out, and "
+            "remove what is listed as bad"
         )
     if os.path.exists(target) and os.path.samefile(source, target):
         raise ConfigError(f"cannot write the clean manifest over {source} itself; name another file")
     if os.path.exists(target) and not os.path.isfile(target):
-        raise ConfigError(f"cannot write {target}: it is no regular file, and would be replaced; name another file")
+        raise ConfigError(f"cannot write {target}: it is not a regular file, and would be replaced; name another file")
     folder = os.path.dirname(os.path.realpath(target))
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
-        raise ConfigError(f"cannot write {target}: {folder} is no folder that can be written to; name another file")
+        raise ConfigError(f"cannot write {target}: {folder} is not a writable folder; name another file")
 
 
 def write_clean(source: str, target: str, bad_lines: Container[int]) -> tuple[int, int]:
     """Copy the lines of `source` whose numbers, from 1, are not in `bad_lines`; return how many were kept and left out.
 
-    A symbolic link at `target` stays one: the file that it leads to is replaced.
+    A symbolic link at `target` stays one: its target is replaced.
 
     Raises:
         ManifestError: if it cannot be written.

@@ -1,11 +1,12 @@
-"""What the facts of an inspection say about a data set: sizes, shapes, duplicates, balance. Pure.
+"""The results of an inspection: facts of each sample, bad samples, and what they say about the data set.
 
-`summarise` makes plain values (what `verify --json` prints), `describe` the lines that people read.
+`inspection` makes `Inspected`. `summarise` makes plain values of it (`verify --json` prints them), `describe` lines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,28 +14,94 @@ import numpy as np
 from prefetchd.cli.views.charts import histogram, short_duration
 from prefetchd.config.units import format_bytes, format_count
 from prefetchd.data.images.headers.header import FORMATS
+from prefetchd.errors import one_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from prefetchd.data.images.source import ImageSource
+    from prefetchd.data.manifest.dialect import MalformedLine
 
 # Edges of the histograms, the same for every data set, so that two can be compared.
 SIDE_EDGES_PX = (32, 64, 128, 224, 256, 384, 512, 768, 1024, 2048, 4096)
 ASPECT_EDGES = (1 / 3, 1 / 2, 2 / 3, 0.8, 0.95, 1.05, 1.25, 1.5, 2, 3)
 _LISTED_GROUPS = 1000
-_TOLD_GROUPS = 5
-_TOLD_BAD = 1000
-_TOLD_CLASSES = 12
+_SHOWN_GROUPS = 5
+_SHOWN_BAD = 1000
+_SHOWN_CLASSES = 12
 _MANY_LABELS = 10_000
+
+
+# The facts that are kept of each sample, in fewer bytes than readers deliver them in.
+KEPT = np.dtype(
+    [
+        ("seen", "?"), ("digest", "i8"), ("n_bytes", "u4"), ("width_px", "u4"), ("height_px", "u4"), ("channels", "u1"),
+        ("bits", "u1"), ("format", "u1"), ("progressive", "?"), ("label", "i8"),
+    ]
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """A bad sample.
+
+    Attributes:
+        sample_id: its number.
+        line: its line in the manifest, from 1; 0 where there is none.
+        path: the file, or the shard, that it is in.
+        where: path and line, in words.
+        reason: why it cannot be delivered.
+        judged: whether the content is at fault; otherwise the machine prevented the decode.
+    """
+
+    sample_id: int
+    line: int
+    path: str
+    where: str
+    reason: str
+    judged: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    """What an inspection found.
+
+    Attributes:
+        source: the samples; owned by the holder of this object.
+        malformed: lines of a list file that are not samples.
+        facts: (n samples,) `KEPT`; `seen` is false for samples that are bad or were not reached.
+        verdicts: the reason of each bad sample, and whether its content is at fault, by number.
+        interrupted: whether it was stopped before the end.
+        took_s: duration in seconds.
+        n_readers: how many readers decoded.
+    """
+
+    source: ImageSource
+    malformed: list[MalformedLine]
+    facts: NDArray[Any]
+    verdicts: dict[int, tuple[str, bool]]
+    interrupted: bool
+    took_s: float
+    n_readers: int
+
+    def bad(self) -> Iterator[Bad]:
+        """Yield the bad samples by number: a wrong `--root` makes millions of them."""
+        records = self.source.records
+        for sample_id in sorted(self.verdicts):
+            reason, judged = self.verdicts[sample_id]
+            sample = records.samples([sample_id])[0]
+            path = one_line(sample.path)
+            yield Bad(sample_id, sample.line, path, records.where(sample), reason, judged)
 
 
 def summarise(
     facts: NDArray[Any], image_size: tuple[int, int], classes: Sequence[str] | None, *, has_classes: bool
 ) -> dict[str, Any]:
-    """Return what `facts` (`inspection_results.KEPT`) say about the samples that were seen.
+    """Return what `facts` (`KEPT`) say about the samples that were seen.
 
     Args:
         facts: a row a sample.
-        image_size: (height, width) in pixels, as delivered; what is smaller is counted.
+        image_size: (height, width) in pixels, as delivered; smaller images are counted.
         classes: names of the classes by number, if they have any.
         has_classes: whether the labels are whole numbers.
     """
@@ -66,7 +133,7 @@ def _counts(values: NDArray[Any]) -> list[tuple[int, int]]:
 
 
 def _binned(values: NDArray[Any], edges: Sequence[float]) -> list[dict[str, Any]]:
-    """Return the bins from the first to the last that is not empty: from, to (exclusive; `None` for open), count."""
+    """Return the bins from the first to the last with a count: from, to (exclusive; `None` for no bound), count."""
     counts = np.bincount(np.digitize(values, edges), minlength=len(edges) + 1)
     bounds = [None, *(round(edge, 3) for edge in edges), None]
     filled = np.flatnonzero(counts)
@@ -103,7 +170,7 @@ def _duplicates(seen: NDArray[Any], seen_ids: NDArray[np.int64], *, has_classes:
 
 
 def _balance(labels: NDArray[np.int64], classes: Sequence[str] | None) -> dict[str, Any] | None:
-    """Return how many good samples each class has; `None` if the numbers are no classes, being too many."""
+    """Return how many good samples each class has; `None` for too many numbers to be classes."""
     numbers, counts = np.unique(labels, return_counts=True)
     if classes is None and len(numbers) > _MANY_LABELS:
         return None
@@ -151,9 +218,9 @@ def _describe_malformed(malformed: Sequence[dict[str, Any]]) -> list[str]:
     if not malformed:
         return []
     lines = [f"  malformed   {format_count(len(malformed), 'line')}"]
-    lines += [f"    line {line['number']}: {line['reason']}" for line in malformed[:_TOLD_BAD]]
-    if len(malformed) > _TOLD_BAD:
-        lines.append(f"    and {len(malformed) - _TOLD_BAD:,} more; --json lists them all")
+    lines += [f"    line {line['number']}: {line['reason']}" for line in malformed[:_SHOWN_BAD]]
+    if len(malformed) > _SHOWN_BAD:
+        lines.append(f"    and {len(malformed) - _SHOWN_BAD:,} more; --json lists them all")
     return lines
 
 
@@ -165,9 +232,9 @@ def _describe_bad(bad: Sequence[dict[str, Any]]) -> list[str]:
         f"  bad         {len(bad):,}"
         + (f", of which {unjudged:,} could not be judged (the machine's doing)" if unjudged else "")
     ]
-    lines += [f"    {sample['where']}: {sample['reason']}" for sample in bad[:_TOLD_BAD]]
-    if len(bad) > _TOLD_BAD:
-        lines.append(f"    and {len(bad) - _TOLD_BAD:,} more; --json lists them all")
+    lines += [f"    {sample['where']}: {sample['reason']}" for sample in bad[:_SHOWN_BAD]]
+    if len(bad) > _SHOWN_BAD:
+        lines.append(f"    and {len(bad) - _SHOWN_BAD:,} more; --json lists them all")
     return lines
 
 
@@ -180,8 +247,8 @@ def _describe_duplicates(duplicates: dict[str, Any]) -> list[str]:
         f"{format_count(duplicates['superfluous_samples'], 'sample')} more than needed"
         + (f"; {conflicting:,} with different labels" if conflicting else "")
     ]
-    shown = duplicates["sample_ids"][:_TOLD_GROUPS]
-    lines += [f"    {_list(places)}" for places in duplicates.get("where", [])[:_TOLD_GROUPS]]
+    shown = duplicates["sample_ids"][:_SHOWN_GROUPS]
+    lines += [f"    {_list(places)}" for places in duplicates.get("where", [])[:_SHOWN_GROUPS]]
     if duplicates["groups"] > len(shown):
         lines.append(f"    and {duplicates['groups'] - len(shown):,} more; --json lists them")
     return lines
@@ -192,15 +259,15 @@ def _describe_classes(classes: dict[str, Any]) -> list[str]:
     most, least = rows[0]["count"], rows[-1]["count"]
     empty = f"; {classes['empty']:,} without a good sample" if classes["empty"] else ""
     lines = [f"  classes     {classes['n_classes']:,}, of {least:,} to {most:,} samples each{empty}:"]
-    if len(rows) > _TOLD_CLASSES:
-        half = _TOLD_CLASSES // 2
-        told = [*rows[:half], None, *rows[-half:]]
+    if len(rows) > _SHOWN_CLASSES:
+        half = _SHOWN_CLASSES // 2
+        shown = [*rows[:half], None, *rows[-half:]]
     else:
-        told = list(rows)
-    named = [(_name(row), row["count"]) for row in told if row is not None]
+        shown = list(rows)
+    named = [(_name(row), row["count"]) for row in shown if row is not None]
     drawn = histogram(named)
-    if len(rows) > _TOLD_CLASSES:
-        drawn.insert(_TOLD_CLASSES // 2, f"... {len(rows) - _TOLD_CLASSES:,} classes between")
+    if len(rows) > _SHOWN_CLASSES:
+        drawn.insert(_SHOWN_CLASSES // 2, f"... {len(rows) - _SHOWN_CLASSES:,} classes between")
     return lines + [f"    {line}" for line in drawn]
 
 

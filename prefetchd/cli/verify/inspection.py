@@ -1,12 +1,10 @@
-"""An inspection: every sample of a list of images decoded once, by a daemon's own parts without consumers.
+"""An inspection: decode every sample of a list of images once, with a daemon's own parts and no consumers.
 
-    Sweep (which batches are left) -> batch builder -> readers -> facts in the ring -> `Inspected`
+    sweep (the batches that are left) -> batch builder -> readers -> facts in the ring -> `Inspected`
 
-Called by `prefetchd verify`, in its own process: it owns pool, ring and memory manager. Its end, by
-any cause, ends the readers, as with a daemon. The rules for bad samples are those of serving (`batch_job`): what a
-decoder refuses, or what
-ends it, is confirmed alone. What would fail a whole batch (the machine's doing, a decode that the budget cannot hold)
-is found by asking for that batch's samples one at a time, in a second data set whose batches are single samples.
+`prefetchd verify` calls it. It owns a pool, a ring and a memory manager, and its process's end ends the readers.
+Bad samples are confirmed as in serving (`batch_job`). A failure of a whole batch (the machine's, or a decode beyond the
+budget) is narrowed down: a second data set, whose batches are single samples, asks for that batch's samples one by one.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefetchd.cli.verify.results import KEPT, Inspected
+from prefetchd.cli.verify.findings import KEPT, Inspected
 from prefetchd.config.options import Config
 from prefetchd.daemon.memory import plan as budget
 from prefetchd.daemon.memory.limits import machine_limits
@@ -84,13 +82,13 @@ def inspect(config: Config, on_progress: Callable[[int, int, int], None]) -> Ins
 
 @dataclass(slots=True)
 class _Sweep(Cursor):
-    """A cursor that passes each batch once, and takes what is done in any order."""
+    """A cursor that passes each batch once and takes finished batches in any order."""
 
     left: Iterator[Key] = field(default_factory=lambda: iter(()))
     begun: dict[Key, None] = field(default_factory=dict)  # ordered: what was begun first is needed first
 
     def upcoming(self, horizon: int) -> Iterator[Key]:
-        """The batches that were begun and are not done, and as many more as make `horizon`."""
+        """Yield the batches that are begun and not done, then more of them, `horizon` in all."""
         for key in islice(self.left, max(0, horizon - len(self.begun))):
             self.begun[key] = None
         return islice(self.begun, horizon)
@@ -168,10 +166,10 @@ class _Inspection:
             yield 0, 0, batch
 
     def run(self) -> None:
-        """Go on until every batch is done, or a signal asks for the end."""
+        """Run until every batch is done or a signal stops it."""
         quiet = logging.getLogger("prefetchd")
         level = quiet.level
-        quiet.setLevel(logging.CRITICAL)  # what happens to samples is for the report to say, once
+        quiet.setLevel(logging.CRITICAL)  # the report lists each bad sample once
         for number in (signal.SIGINT, signal.SIGTERM):
             self._loop.on_signal(number, self._interrupt)
         try:
@@ -198,7 +196,7 @@ class _Inspection:
             self._loop.call_later(_TICK_S, self._tick)
 
     def _take_finished(self) -> bool:
-        """Take in the batches that are made, and those that cannot be; return whether there were any."""
+        """Collect the batches that are made or have failed; return whether there were any."""
         found = False
         for key in list(self._sweep.begun):
             slot = self._ring.find(key)
@@ -247,7 +245,7 @@ class _Inspection:
         self.verdicts[sample_id] = self._reasons.setdefault(reason, reason), judged
 
     def _tick(self) -> None:
-        """As a daemon's: verify the footprint, look for hung readers, look after the manifest."""
+        """Check the footprint, hung readers and the manifest, as a daemon does."""
         self._ticking = False
         self._datasets[0].source.check_unchanged()
         self._pool.tick()

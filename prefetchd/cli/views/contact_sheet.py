@@ -1,6 +1,6 @@
-"""A contact sheet: pictures in a grid with a caption each, and a histogram below. Draws with OpenCV; no files.
+"""Contact sheets for `preview`: turn delivered samples back into pictures and draw them in a grid. Writes no file.
 
-Delivered batches turned back into pictures: normalisation undone, layout and colours as files have them. Pure.
+Turning back undoes the normalisation and restores the layout and the colours of files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def to_display(x: NDArray[Any], config: Config) -> NDArray[np.uint8]:
 
     Args:
         x: the sample, (height, width, channels) or (channels, height, width), as `config.layout` says.
-        config: what it was delivered by: scale, mean, std, layout and colour order are undone.
+        config: the options it was delivered with; scale, mean, std, layout and colour order are undone.
     """
     pixels = x if config.layout == "nhwc" else np.moveaxis(x, 0, -1)
     if x.dtype != np.uint8:
@@ -44,7 +44,7 @@ def to_display(x: NDArray[Any], config: Config) -> NDArray[np.uint8]:
 
 
 def mask_to_display(mask: NDArray[Any]) -> NDArray[np.uint8]:
-    """Return a mask of class numbers as (height, width, 3) uint8: 0 is black, neighbours have unlike colours."""
+    """Return a mask of class numbers as (height, width, 3) uint8: 0 is black, neighbouring numbers differ in colour."""
     colours = np.array(
         [(0, 0, 0)] + [[255 * c for c in colorsys.hsv_to_rgb(n * 0.618 % 1, 0.75, 1)] for n in range(255)]
     ).astype(np.uint8)
@@ -63,7 +63,7 @@ _INK, _GREY, _BAR, _BAD = (40, 40, 40), (225, 225, 225), (178, 114, 0), (60, 60,
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One place of the sheet: a picture, (height, width, 3) uint8 BGR, or `None` for one that cannot be had."""
+    """One place of the sheet: a picture, (height, width, 3) uint8 BGR, or `None` for a bad sample."""
 
     picture: NDArray[np.uint8] | None
     caption: str
@@ -76,8 +76,8 @@ def draw_sheet(
 
     Args:
         rows: the tiles, by row.
-        size: (height, width) in pixels of the pictures; they are drawn at that size, within limits.
-        title: the line on top.
+        size: (height, width) in pixels of the pictures; they are drawn at that size, but from 96 to 224 pixels.
+        title: the line at the top.
         counts: (name, count) of the histogram; none if empty.
     """
     factor = min(1.0, _MAX_TILE_PX / max(size))
@@ -115,17 +115,17 @@ def _draw_tile(place: NDArray[np.uint8], tile: Tile) -> None:
 def _draw_bars(place: NDArray[np.uint8], counts: Sequence[tuple[str, int]]) -> None:
     _write(place, _MARGIN_PX, 16, "labels", place.shape[1])
     most = max(count for _, count in counts) or 1
-    room = place.shape[1] - 220
+    longest = place.shape[1] - 220
     for row, (name, count) in enumerate(counts):
         y = (row + 1) * _CAPTION_PX
         _write(place, _MARGIN_PX, y + 15, name, 120)
-        length = max(1, round(room * count / most)) if count else 0
+        length = max(1, round(longest * count / most)) if count else 0
         place[y + 3 : y + _CAPTION_PX - 2, 140 : 140 + length] = _BAR
         _write(place, 146 + length, y + 15, f"{count:,}", 70)
 
 
 def _write(sheet: NDArray[Any], x: int, y: int, text: str, width: int, colour: tuple[int, int, int] = _INK) -> None:
-    """Write a line, cut to `width` pixels; the font has no letters but ASCII's."""
+    """Write a line, cut to `width` pixels; the font has ASCII letters only."""
     shown = text.encode("ascii", "replace").decode()
     while shown and cv2.getTextSize(shown, _FONT, _FONT_SCALE, 1)[0][0] > width:
         shown = shown[:-1]

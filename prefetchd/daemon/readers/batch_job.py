@@ -13,7 +13,8 @@ import signal
 from collections import deque
 from dataclasses import dataclass, field
 
-from prefetchd.ipc.reader_messages import Fault, describe_exit
+from prefetchd.ipc.process import describe_exit
+from prefetchd.ipc.reader_messages import Fault
 from prefetchd.ring.slots import Slot
 
 _BLOCK_SAMPLES = 1 << 15

@@ -13,10 +13,9 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 
-from prefetchd.ipc import reader_messages, sockets
+from prefetchd.ipc import child, reader_messages, sockets
 from prefetchd.ipc.process import process_state
 from prefetchd.reader.fork_server import ENVIRONMENT
 
@@ -35,20 +34,11 @@ class ForkServerHandle:
 
     def __init__(self, files_to_remove: Sequence[str] = ()) -> None:
         self._sock, theirs = sockets.socket_pair()
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "prefetchd.reader.fork_server",
-            str(theirs.fileno()),
-            str(os.getpid()),
-            *files_to_remove,
-        ]
         self._process = subprocess.Popen(
-            command,
+            child.command("prefetchd.reader.fork_server", theirs.fileno(), os.getpid(), *files_to_remove),
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
-            env={**os.environ, **ENVIRONMENT},
+            env=child.environment(**ENVIRONMENT),
             start_new_session=True,  # Ctrl-C in the terminal is for the daemon alone
         )
         theirs.close()

@@ -183,7 +183,7 @@ def _check_servable(name: str, shape: tuple[int, ...], fortran_order: bool, dtyp
         raise ManifestError(
             f"cannot serve {name}: it is an array of Python objects, a pickle, which is never loaded; convert it: "
             "np.save(path, np.stack(array)) if all rows have one shape, else np.save of np.concatenate(array) and of "
-            'its offsets, and give offsets="offsets.npy"'
+            "its offsets (offsets=)"
         )
     if dtype.names is not None:
         raise ManifestError(

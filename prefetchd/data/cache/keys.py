@@ -24,12 +24,11 @@ from typing import Any
 
 from prefetchd.config.augment import parameters
 from prefetchd.config.options import Config
+from prefetchd.data.files import CLOCK_STEP_NS
 from prefetchd.errors import ConfigError
 
 FORMAT = 1  # of the files, and of what a kept image is
 KEY_BYTES = 16
-# The kernel's clock of files steps: what was written within a step of a look may not show in the times.
-CLOCK_STEP_NS = 50_000_000
 
 _IDENTITY = struct.Struct("=Q3q")
 

@@ -1,6 +1,6 @@
 """What the cache of decoded images keeps, and how a task is served from it. Used in readers.
 
-The cacheable image lies between a file and the random part of its pipeline. With `cache_image_size` it is the file
+The kept image lies between a file and the random part of its pipeline. With `cache_image_size` it is the file
 fitted into that size at its own aspect, never enlarged; without, it is resized to the target as `resize` says, and only
 flips, colours and users' functions follow. `cache.keys` says why.
 """
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from prefetchd.data.images.headers.header import ImageHeader
 
 
-class CacheableImages:
-    """Makes the cacheable images of one configuration. One thread."""
+class KeptImages:
+    """Makes the kept images of one configuration. One thread."""
 
     def __init__(self, config: Config) -> None:
         self._fitted = config.cache_image_size is not None
@@ -46,7 +46,7 @@ class CacheableImages:
         return decode.choose_reduction(header, *self.size, "pad" if self._fitted else self._resize)
 
     def make(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return the cacheable image of a decoded one; it may be the same array."""
+        """Return the kept image of a decoded one; it may be the same array."""
         if not self._fitted:
             made = np.empty((*self.size, *image.shape[2:]), np.uint8)
             self._placer.resize(image, made)
@@ -63,9 +63,9 @@ class CacheableImages:
 class CachedRows:
     """Serves what the cache knows, without a manifest line, a file or a decoder. Borrows cache and records.
 
-    If a row of the batch is the cacheable image itself (uint8, channels last, nothing random after it), all known rows
+    If a row of the batch is the kept image itself (uint8, channels last, nothing random after it), all known rows
     of a task are read straight into the slot. Otherwise a known sample has only its number and label, and passes
-    through the pipeline from its cached image on.
+    through the pipeline from its kept image on.
     """
 
     def __init__(self, config: Config, cache: CacheInReader, records: Records) -> None:

@@ -1,6 +1,6 @@
 """The daemon's side of the dry run: what users' functions give for one sample, before memory is planned.
 
-    daemon --OpenDataset + descriptors--> python -P -m prefetchd.reader.dry_run --DryRunDone | DryRunFailed--> daemon
+    daemon --OpenDataset + descriptors--> child process prefetchd.reader.dry_run --DryRunDone | DryRunFailed--> daemon
 
 A source calls it when it is opened with a `transform`, a `target_transform` or masks. The process imports and runs user
 code, which the daemon never does. If it crashes or exits without an answer, that is a `ConfigError`; if it hangs, it is
@@ -18,7 +18,7 @@ from typing import Any
 
 from prefetchd.config.options import Config
 from prefetchd.errors import ConfigError
-from prefetchd.ipc import reader_messages, sockets
+from prefetchd.ipc import child, reader_messages, sockets
 
 # One thread, as in a reader: the memory of the functions' modules is measured.
 _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "OPENCV_LOG_LEVEL": "OFF"}
@@ -38,13 +38,13 @@ def dry_run(config: Config, handle: dict[str, Any], fds: list[int]) -> reader_me
     """
     ours, theirs = sockets.socket_pair()
     stderr = os.memfd_create("prefetchd-dry-run-stderr", os.MFD_CLOEXEC)
-    command = [sys.executable, "-P", "-m", "prefetchd.reader.dry_run", str(theirs.fileno())]
+    command = child.command("prefetchd.reader.dry_run", theirs.fileno())
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stderr=stderr,
         pass_fds=[theirs.fileno()],
-        env={**os.environ, **_ENVIRONMENT},
+        env=child.environment(**_ENVIRONMENT),
     )
     theirs.close()
     try:
@@ -56,7 +56,7 @@ def dry_run(config: Config, handle: dict[str, Any], fds: list[int]) -> reader_me
         process.wait()
         os.close(stderr)
     if answer is None:
-        from prefetchd.ipc.reader_messages import describe_exit
+        from prefetchd.ipc.process import describe_exit
 
         last = (output.strip().splitlines() or ["it printed nothing"])[-1]
         raise ConfigError(

@@ -18,7 +18,7 @@ from prefetchd.config.units import format_bytes
 from prefetchd.data.faults import RefusedImage, SampleFault, UndecodableImage
 from prefetchd.data.files import FileBuffer
 from prefetchd.data.images import decode
-from prefetchd.data.images.cacheable import CacheableImages
+from prefetchd.data.images.cacheable import KeptImages
 from prefetchd.data.images.color_jitter import ColorJitter
 from prefetchd.data.images.geometry import FIRST_WORD, Box, Geometry, GeometryDraws, same_aspect
 from prefetchd.data.images.headers.header import ImageHeader
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 # A larger file buffer is given back after the image that needed it.
 _KEPT_FILE_BYTES = 4 << 20
-# Up to this size a cacheable image is part of every reader's share, as the delivered one is.
+# Up to this size a kept image is part of every reader's share, as the delivered one is.
 _SMALL_IMAGE_BYTES = 1 << 20
 
 
@@ -61,7 +61,7 @@ class ImageReader:
         config: the options.
         records: list the samples and fetch their bytes; borrowed.
         ahead: reads them ahead; borrowed.
-        cache: holds cacheable images, and takes new ones; borrowed.
+        cache: holds kept images, and takes new ones; borrowed.
 
     Attributes:
         on_read: called with each image's sample, encoded bytes and header, before the decode.
@@ -96,8 +96,8 @@ class ImageReader:
         self._mask_placer = Placer.for_masks(config.image_size, config.resize, config.mask_border)
         self._takes_masks = config.target == "mask"
         self._cache = cache
-        is_cacheable = cache is not None or config.cache_image_size is not None
-        self._cacheable = CacheableImages(config) if is_cacheable else None
+        is_kept = cache is not None or config.cache_image_size is not None
+        self._kept = KeptImages(config) if is_kept else None
         self._is_plain = not self._n_words and not self._functions.has_transform and not self._takes_masks
 
     def load(
@@ -179,8 +179,8 @@ class ImageReader:
     ) -> tuple[NDArray[np.uint8], Geometry, Box | None]:
         """Return the decoded image, the geometry that `units` give it, and its crop in the decoded image."""
         config = self._config
-        if self._cacheable is not None:
-            image = self._cacheable_image(self._cacheable, sample, sample_id, reserve)
+        if self._kept is not None:
+            image = self._kept_image(self._kept, sample, sample_id, reserve)
             geometry = self._draws.draw(units, image.shape[:2])
             return image, geometry, geometry.crop
         data, header = self._encoded(sample, sample_id, reserve)
@@ -203,13 +203,13 @@ class ImageReader:
             height = -(-header.height_px // reduction)  # of all rows, decoded or not
         return image, geometry, geometry.reduced_crop(reduction, height, width)
 
-    def _cacheable_image(
-        self, cacheable: CacheableImages, sample: Sample, sample_id: int, reserve: ReserveMemory
+    def _kept_image(
+        self, kept: KeptImages, sample: Sample, sample_id: int, reserve: ReserveMemory
     ) -> NDArray[np.uint8]:
         """Return the image that is the same in every epoch, from the cache or decoded for it."""
         if self._cache is not None:
-            self._ahead.make_room(cacheable.n_bytes)  # of a row that is read
-            reserve(cacheable.n_bytes)
+            self._ahead.make_room(kept.n_bytes)  # of a row that is read
+            reserve(kept.n_bytes)
             found = self._cache.row(sample_id)
             if found is None:
                 if not sample.path:  # it was in the cache, and its row is gone
@@ -218,12 +218,12 @@ class ImageReader:
             if found is not None:
                 return found
         data, header = self._encoded(sample, sample_id, reserve)
-        reduction = cacheable.reduction(header) if self._config.shrink_on_load else 1
+        reduction = kept.reduction(header) if self._config.shrink_on_load else 1
         working = decode_working_bytes(header, len(data), color=self._config.color, reduced=reduction)
-        working += cacheable.n_bytes if cacheable.n_bytes > _SMALL_IMAGE_BYTES else 0
+        working += kept.n_bytes if kept.n_bytes > _SMALL_IMAGE_BYTES else 0
         self._ahead.make_room(working)
         reserve(working)
-        image = cacheable.make(decode.decode_image(data, header, color=self._config.color, reduction=reduction))
+        image = kept.make(decode.decode_image(data, header, color=self._config.color, reduction=reduction))
         if self._cache is not None:
             self._cache.store(sample, sample_id, image, self._ahead.began_ns)
         return image

@@ -112,7 +112,7 @@ def is_sample(line: bytes, *, hash_rows: bool = False) -> bool:
 
 
 def show(field: bytes, longest: int = 100) -> str:
-    """Return `field` quoted, on one line, printable whatever its bytes are, and shortened."""
+    """Return `field` quoted, on one line, printable for any bytes, and shortened."""
     text = field.decode("utf-8", "surrogateescape")
     return repr(text if len(text) <= longest else text[: longest - 3] + "...")
 

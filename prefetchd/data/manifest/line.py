@@ -73,7 +73,7 @@ def _column_pattern(separator: bytes) -> re.Pattern[bytes]:
 
 
 def parse_line(dialect: Dialect, line: bytes) -> tuple[bytes, list[bytes]]:
-    """Return the path and the label fields of `line`, which `is_sample`; a label that is missing by the dialect's.
+    """Return the path and the label fields of `line`, which `is_sample`; the dialect's label where one is missing.
 
     Raises:
         BadLine: if the line does not fit the dialect.
@@ -133,7 +133,9 @@ def _parse_text(dialect: Dialect, bare: bytes) -> tuple[bytes, list[bytes]]:
         _check_count(dialect, values)
     words = len(found) - count
     if words < 1:
-        raise BadLine(*(("there is no label", FILL) if len(found) == 1 else (f"it has only {len(found)} fields",)))
+        if len(found) == 1:
+            raise BadLine("there is no label", FILL)
+        raise BadLine(f"it has only {len(found)} fields")
     if not found[0][1]:
         return bare[: found[words - 1][3]], values[words:]
     if words > 1:

@@ -17,7 +17,15 @@ from itertools import islice
 from typing import Any
 
 from prefetchd.config.options import Config
-from prefetchd.data.files import cannot_open, check_complete, identity, open_regular, read_exactly, write_all
+from prefetchd.data.files import (
+    CLOCK_STEP_NS,
+    cannot_open,
+    check_complete,
+    identity,
+    open_regular,
+    read_exactly,
+    write_all,
+)
 from prefetchd.data.kinds import IMAGE_SUFFIXES
 from prefetchd.data.labels import check_names, sorted_classes
 from prefetchd.data.manifest.dialect import Dialect, Line, MalformedLine, is_sample, sample_lines
@@ -33,7 +41,6 @@ _TABLE_SUFFIXES = (".csv", ".tsv")
 _MAX_VECTOR = 65_536  # classes of a 0/1 vector
 _PEEKED_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"
-_CLOCK_STEP_NS = 20_000_000
 _OTHER_SUFFIXES = {
     ".json": "JSON in one piece", ".zip": "a zip archive", ".gz": "compressed", ".bz2": "compressed",
     ".xz": "compressed", ".zst": "compressed", ".pkl": "a pickle", ".h5": "an HDF5 file",
@@ -161,12 +168,11 @@ def _classes(config: Config, name: str, dialect: Dialect, labels: set[bytes]) ->
 def _wait_for_the_clock(found: os.stat_result) -> None:
     """Wait until a write to the file would give it another time than it has.
 
-    Many kernels take the times of files from a clock that moves once in 4 to 10 ms: of two writes at nearly the same
-    time the second may not show. The readers are starting meanwhile, so this delays nothing.
+    The readers start meanwhile, so this delays nothing.
     """
     age_ns = time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns)
-    if 0 <= age_ns < _CLOCK_STEP_NS:
-        time.sleep((_CLOCK_STEP_NS - age_ns) / 1e9)
+    if 0 <= age_ns < CLOCK_STEP_NS:
+        time.sleep((CLOCK_STEP_NS - age_ns) / 1e9)
 
 
 def _open_folder(config: Config, source: str, name: str, index_fd: int, fd: int) -> dict[str, Any]:

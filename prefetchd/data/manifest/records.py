@@ -106,13 +106,6 @@ class Manifest:
         index_fd, fd = fds
         return cls(handle, index_fd, fd)
 
-    def check_files(self) -> None:
-        """Raise `ManifestError` if none of some samples of a list, spread over it, is there."""
-        from prefetchd.data.manifest.first_look import check_some_exist
-
-        if not self._is_folder:
-            check_some_exist(self.samples, len(self), self._root, self.name)
-
     def handle(self) -> tuple[dict[str, Any], list[int]]:
         """Return what `attach` needs: plain values (numbers, text, bytes, lists, dicts), and two descriptors.
 

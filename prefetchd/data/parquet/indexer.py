@@ -24,6 +24,7 @@ from prefetchd.ipc.descriptors import memfd
 _IMAGE_COLUMNS = (
     "image", "img", "images", "jpg", "jpeg", "png", "bytes", "image_bytes", "image_data", "content", "data",
 )  # fmt: skip
+_PANDAS_INDEX = "__index_level_"  # how pandas names an index in Parquet
 _ROWS = 8192
 
 
@@ -123,7 +124,11 @@ class ParquetIndexer:
         if config.y_column is not None:
             self._label_columns = [part.strip() for part in config.y_column.split(",") if part.strip()]
         else:
-            others = [column for column in schema.names if column not in (found, found.split(".")[0])]
+            others = [
+                column
+                for column in schema.names
+                if column not in (found, found.split(".")[0]) and not column.startswith(_PANDAS_INDEX)
+            ]
             label = find_label(others, self._name)
             self._label_columns = [] if label is None else [label]
         for column in self._label_columns:

@@ -1,17 +1,18 @@
 """One look at the disk when a list is opened: are its files there, and if none is, what should the path be.
 
-`Manifest.check_files` calls it in the daemon, once the list was checked. Without it, readers would find a wrong root
-sample by sample, and under `on_error="skip"` every batch would be empty. It passes over single missing files.
+The registry calls it in the daemon, once a list, or a Parquet file with paths, was checked. Without it, readers would
+find a wrong root sample by sample, and under `on_error="skip"` every batch would be empty. It passes over single
+missing files.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 
+from prefetchd.config.options import Config
 from prefetchd.data.kinds import IMAGE_SUFFIXES
-from prefetchd.data.records import Sample
+from prefetchd.data.records import Records
 from prefetchd.errors import ManifestError
 
 _LOOKED_AT = 8
@@ -22,28 +23,28 @@ _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _SHOWN = 200
 
 
-def check_some_exist(samples: Callable[[list[int]], list[Sample]], n_samples: int, root: str, name: str) -> None:
-    """Look at samples that are spread over the list.
+def check_some_exist(records: Records, config: Config) -> None:
+    """Look at samples that are spread over the data set.
 
     Args:
-        samples: returns the samples of these numbers.
-        n_samples: how many there are.
-        root: the folder that relative paths start from.
-        name: the list's name in errors.
+        records: the samples, each of which may be a file of its own.
+        config: the options, and where the paths start from.
 
     Raises:
         ManifestError: if none of them is there, with the spelling or the root that would lead to the first.
     """
-    count = min(_LOOKED_AT, n_samples)
-    spread = samples(sorted({number * (n_samples - 1) // max(1, count - 1) for number in range(count)}))
+    count = min(_LOOKED_AT, len(records))
+    spread = records.samples(sorted({number * (len(records) - 1) // max(1, count - 1) for number in range(count)}))
     if not all(_is_missing(sample.path) for sample in spread):
         return
-    first = spread[0]
-    written = first.path.removeprefix(root.rstrip("/") + "/")
-    looked = "its only sample is not" if n_samples == 1 else f"none of {len(spread)} samples looked at is"
+    source, first = os.path.expanduser(config.source), spread[0].path
+    folder = source if os.path.isdir(source) else os.path.dirname(source)
+    root = os.path.abspath(folder if config.root is None else os.path.expanduser(config.root))
+    looked = "its only sample is not" if len(records) == 1 else f"none of {len(spread)} samples looked at is"
+    where = records.where(spread[0]).removeprefix(f"{records.name} ")
     raise ManifestError(
-        f"cannot serve {name}: {looked} there, such as line {first.line}: {_short(first.path)} (root {root}); "
-        f"{_hint(written, root)}"
+        f"cannot serve {records.name}: {looked} there, such as {where} (root {root}); "
+        f"{_hint(first.removeprefix(root.rstrip('/') + '/'), root)}"
     )
 
 
@@ -120,7 +121,7 @@ def _other_spelling(written: str, root: str) -> str:
 
 
 def _in_other_case(written: str, root: str) -> str:
-    """Return the path that is there if upper and lower case are not told apart; empty if there is none."""
+    """Return the path that is there in another case of letters; empty if there is none."""
     here, found = (os.sep, []) if os.path.isabs(written) else (root, [])
     for part in written.strip("/").split("/"):
         names = [part] if os.path.lexists(os.path.join(here, part)) else _entries(here)
