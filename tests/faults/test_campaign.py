@@ -12,7 +12,7 @@ from tests.faults.random_faults import run_round
 
 # Those that no other test has; each takes a second or two.
 QUICK = (
-    "fork server-SIGKILL-epoch_end",
+    "fork_server-SIGKILL-epoch_end",
     "consumer-MemoryError-leased",
     "consumer-closed_descriptors-ready",
     "embedded_parent-SIGSEGV-filling",
