@@ -27,8 +27,8 @@ def private(source, **options):
         yield loader, loader.status()["pid"]
 
 
-def pids_of_others() -> set[int]:
-    """Return the private daemons that tests in other processes have just now."""
+def private_pids() -> set[int]:
+    """Return the pids of this user's private daemons, also of those that tests in other processes have."""
     found = private_sockets.connect_to_all()
     for _, sock in found:
         sock.close()
@@ -49,7 +49,7 @@ def test_list_shows_named_and_private_daemons_of_this_user(serve, photographs):
         assert answer[daemon.pid]["report"]["datasets"][0]["n_samples"] == 50
         next(batches)  # those who ask come and go: the daemon serves its starter on
         batches.close()
-    wait_until(lambda: pid not in pids_of_others(), "the private daemon is gone from the list")
+    wait_until(lambda: pid not in private_pids(), "the private daemon is gone from the list")
 
 
 def test_status_top_and_set_take_a_pid(serve, photographs):
@@ -101,5 +101,5 @@ sys.stdin.read()
         pid = int(process.stdout.readline())
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
             sock.connect(f"\0prefetchd-{os.getuid()}-{pid}")  # it is there
-        assert pid not in {found for found, _ in private_sockets.connect_to_all()}
+        assert pid not in private_pids()
         process.communicate("")
