@@ -99,11 +99,11 @@ def test_raise_says_function_exception_and_place(users: Callable[..., Path], for
 def test_function_that_hangs_is_the_environments_fault(serve: Serve, users: Callable[..., Path], forty: Path) -> None:
     """A reader that hangs is replaced, and its stack logged; a sample is never skipped for it."""
     users("time.sleep(1000)")
-    daemon = serve(forty, *ARGUMENTS, "--num-workers", 1, "--on-error", "skip", "--reader-timeout", "1")
+    daemon = serve(forty, *ARGUMENTS, "--num-workers", 1, "--on-error", "skip", "--reader-timeout", "3")
     with prefetchd.batches() as loader:
         batches = iter(loader)
         assert next(batches).sample_ids.tolist() == [*range(5)]
-        with pytest.raises(prefetchd.SampleError, match=r"line 8: .*reader_timeout=1 s"):
+        with pytest.raises(prefetchd.SampleError, match=r"line 8: .*reader_timeout=3 s"):
             next(batches)
     assert 'wrong.py", line' in daemon.log
     assert ask_status()["bad_samples"] == 0

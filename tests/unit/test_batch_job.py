@@ -220,7 +220,7 @@ def test_read_that_never_ends_is_the_environments_doing(policy: str) -> None:
     job = bench.tracker.start(Slot(1, None), (0, 0, 1), 5, 5)  # type: ignore[arg-type]
     hang(bench, job, 1 + ENVIRONMENT_TRIES, was_decoding=False)
     assert job.failure is not None
-    assert "made no progress for reader_timeout=9 s); see to the storage" in job.failure.text
+    assert "made no progress for reader_timeout=9 s); see in the log what" in job.failure.text
     assert not bench.bad
 
 

@@ -241,7 +241,7 @@ class JobTracker:
             del self._ends[sample_id]
             remedy = "see what kills it (the kernel's log, memory), then start again"
             if end.timeout_s:
-                remedy = "see to the storage, or give a longer reader_timeout"
+                remedy = "see in the log what it waited for, or give a longer reader_timeout"
             job.fail(
                 f"cannot read sample {sample_id} ({self._where(sample_id)}): its reader was ended {len(ends)} times "
                 f"({end}); {remedy}",
