@@ -2,11 +2,11 @@
 
     python -P .../prefetchd/ipc/boot.py MODULE STDERR_FD [ARGUMENT ...]
 
-`child.command` makes this command line. The parent may have found prefetchd through its `sys.path` alone, and another
-version may be installed, so the package is loaded from the folder of this file. The parent's folders go to the end of
-`sys.path`: they hold what prefetchd needs, and no file in the working directory can stand for a module of the standard
-library. Standard error is a file of the parent's until the module is loaded, where that file is STDERR_FD's stand-in:
-so the parent can name what was missing. This script imports nothing of prefetchd before it has loaded the package.
+`child.command` makes this command line. The parent may have found prefetchd through its `sys.path` alone, while another
+version is installed, so the package is loaded from the folder of this file. The parent's folders go to the end of
+`sys.path`: they hold what prefetchd needs, and no file in the working directory replaces a module of the standard
+library. Until the module is loaded, standard error is a file of the parent, which quotes its last line if the child ends
+early; then it becomes STDERR_FD (-1 leaves it). This script imports nothing of prefetchd before the package is loaded.
 """
 
 from __future__ import annotations
