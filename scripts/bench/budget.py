@@ -137,7 +137,7 @@ def least_mib(manifest: Path, options: dict[str, Any]) -> int:
             next(iter(loader))
     except prefetchd.BudgetError as error:
         said = str(error)
-    named = re.search(r"--memory-budget (\d+)MiB", said)
+    named = re.search(r'memory_budget="(\d+)MiB"', said)
     assert named is not None, said
     return int(named[1])
 

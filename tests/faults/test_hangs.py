@@ -326,6 +326,6 @@ def test_consumer_that_is_stopped_is_named_in_status(serve: Serve, forty: Path) 
             wait_until(lambda: ask_status()["consumers"][0]["state"] == "T", "it is stopped")
             command = [sys.executable, "-m", "prefetchd", "status"]
             said = subprocess.run(command, capture_output=True, text=True, check=True)
-            assert f"pid {consumer.pid}: idle, 0 batches, holds 0 slots, STOPPED" in said.stdout
+            assert f"-c, pid {consumer.pid}: idle, 0 batches, holds 0 slots, STOPPED" in said.stdout
         finally:
             consumer.kill()

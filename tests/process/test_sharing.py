@@ -71,7 +71,7 @@ def test_patience_is_charged_while_other_loops_have_slots_of_their_own(serve, ph
         wait_until(lambda: waits(daemon), "the leader waits for the paused loop")
         assert waits(daemon)[0]["name"] == "paused.py"
         assert waits(daemon)[0]["pid"] == os.getpid()
-        assert f"waiting for the slower loop of pid {os.getpid()} (paused.py)" in describe(daemon.status())
+        assert f"waits for the slower loop of pid {os.getpid()} (paused.py)" in describe(daemon.status())
         thread.join(30)
         assert indexes == list(range(13))
         assert "waited 1.5 s for the loop of pid" in daemon.log

@@ -184,6 +184,7 @@ def with_extension(path: Path, records: bytes, *, times: int = 1) -> Path:
         pytest.param(b" 9 path=x\n", id="no number"),
         pytest.param(b"99 path=x\n", id="beyond its end"),
         pytest.param(b"9" * 600, id="no space"),
+        pytest.param(b"8 a=bcd\n9path=xy\n", id="no space in the second"),
         pytest.param(b"9" * 5009 + b" path=x\n", id="more digits than Python converts"),
         pytest.param(b"5020 size=" + b"9" * 5009 + b"\n", id="a size of as many"),
         pytest.param(b"10 size=x\n", id="a size in letters"),
@@ -203,3 +204,13 @@ def test_a_chain_of_extended_headers_ends(tmp_path: Path) -> None:
     assert [member.name for member in walk(with_extension(tmp_path / "a.tar", records, times=3))] == [b"a.jpg"]
     with pytest.raises(ManifestError, match="headers of one member are longer"):
         walk(with_extension(tmp_path / "b.tar", records, times=17))
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(parts=st.lists(st.sampled_from([*"01789 =\n\0", "size", "path"]), max_size=24))
+def test_any_extended_header_ends(tmp_path: Path, parts: list[str]) -> None:
+    """In members, or in an error: never in the same record again."""
+    try:
+        walk(with_extension(tmp_path / "a.tar", "".join(parts).encode()))
+    except ManifestError:
+        pass

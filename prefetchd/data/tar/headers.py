@@ -170,7 +170,7 @@ class TarHeaders:
         at = 0
         while at < len(content) and content[at]:
             space = content.find(b" ", at)
-            end = at + (self._digits(content[at:space], position) if space > 0 else 0)
+            end = at + self._digits(content[at : max(space, at)], position)
             key, equals, value = content[space + 1 : end - 1].partition(b"=")
             # A record that ends before its text starts would be read again for ever.
             if end <= space or end > len(content) or not equals or content[end - 1] != 10:
