@@ -95,6 +95,16 @@ def test_a_working_directory_that_vanished_matters_only_to_relative_paths(photog
         assert result.stdout.count("\n") == 1
 
 
+def test_a_command_in_a_working_directory_that_vanished_ends_in_one_line(tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    words = f"cd {gone} && rmdir {gone} && exec {sys.executable} -P -m prefetchd preview x.txt"
+    result = subprocess.run(["sh", "-c", words], capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("prefetchd: cannot go on: No such file or directory; check that the working ")
+    assert result.stderr.count("\n") == 1
+
+
 def test_a_private_daemon_needs_no_temporary_folder_and_a_shared_one_asks_for_it(photographs, sums):
     code = """
         import tempfile
