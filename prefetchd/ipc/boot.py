@@ -5,8 +5,8 @@
 `child.command` makes this command line. The parent may have found prefetchd through its `sys.path` alone, while
 another version is installed, so the package is loaded from the folder of this file. The parent's folders go last in
 `sys.path`: they hold what prefetchd needs, and no file in the working directory replaces a module of the standard
-library. Until the module is loaded, standard error is a file of the parent, which quotes its last line if the child ends
-early; then it becomes STDERR_FD (-1 leaves it). This script imports nothing of prefetchd before the package is loaded.
+library. Until the module is loaded, standard error is a file of the parent, which quotes its last line if the child
+ends early; then it becomes STDERR_FD (-1 leaves it). Before the package is loaded, nothing of it is imported.
 """
 
 from __future__ import annotations
