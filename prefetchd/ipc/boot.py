@@ -4,9 +4,10 @@
 
 `child.command` makes this command line. The parent may have found prefetchd through its `sys.path` alone, and another
 version may be installed, so the package is loaded from the folder of this file. The parent's folders go to the end of
-`sys.path`: they hold what prefetchd needs, and no file in the working directory can stand for a module of the standard
-library. Standard error is a file of the parent's until the module is loaded, where that file is STDERR_FD's stand-in:
-so the parent can name what was missing. This script imports nothing of prefetchd before it has loaded the package.
+`sys.path`: they hold what prefetchd needs, and no file in the working directory can shadow a module of the standard
+library. With a STDERR_FD of 0 or more, standard error is a file of the parent's until the module is loaded, so that the
+parent can name what was missing; then it is STDERR_FD. This script imports nothing of prefetchd before it has loaded
+the package.
 """
 
 from __future__ import annotations
