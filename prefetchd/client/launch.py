@@ -132,7 +132,7 @@ def _with_python_path(config: Config) -> Config:
 
 
 def shared_config(config: Config) -> Config:
-    """Return the configuration as a daemon elsewhere needs it, with the name that all who ask for the same give it."""
+    """Return the configuration with absolute paths, named by a digest of itself: equal options give equal names."""
     config = _with_python_path(config)
     paths = {name: getattr(config, name) for name in PATH_OPTIONS}
     whole: dict[str, Any] = {name: absolute_path(path) for name, path in paths.items() if path is not None}
@@ -143,7 +143,7 @@ def shared_config(config: Config) -> Config:
 
 
 def find_or_start_shared(config: Config, timeout_s: float) -> socket.socket:
-    """Return a socket to the daemon that all of this user's processes share which ask for `config`.
+    """Return a socket to the shared daemon of `config`: one for all of this user's processes that ask for it.
 
     A process that finds none starts one. Of several that start at once, one serves.
 

@@ -277,7 +277,7 @@ class Daemon:
         self._controller.tick()
 
     def status(self) -> dict[str, Any]:
-        """Return everything that `prefetchd status --json` prints; see `report.status`."""
+        """Return everything that `prefetchd status --json` prints; see `prefetchd.daemon.status`."""
         return report.status(
             self._config.name,
             self._datasets,

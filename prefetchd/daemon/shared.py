@@ -1,12 +1,12 @@
-"""The daemon that all processes of a user share which ask for the same: what `launch.find_or_start_shared` starts.
+"""The shared daemon: one for all processes of a user that ask for the same source and options.
 
     child process prefetchd.daemon.shared SOCKET_FD
 
-The starter sends the configuration over SOCKET_FD and waits for its end: then a daemon listens, or a `Fatal` said why
-not. After that this process needs the starter no more. It leaves the starter's session and family, so that neither a
-signal nor the starter's end reaches it. The run lock of its name decides between several that start at once; the others
-end silently. It listens before it looks at the data, so that each process that connects gets the reason if it cannot
-serve. It ends `LINGER_S` after its last consumer.
+`launch.find_or_start_shared` starts it. The starter sends the configuration over SOCKET_FD and waits until that socket
+ends: then a daemon listens, or a `Fatal` said why not. From then on this process does not need the starter. It leaves
+the starter's session and forks, so that neither a signal nor the starter's end reaches it. The run lock of its name
+decides between several that start at once; the others end silently. It listens before it opens the data, so that each
+process that connects gets the reason if it cannot serve. It ends `LINGER_S` after its last consumer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Facts about a process from /proc: its state, in one letter and in words, and its memory."""
+"""Facts about a process: its state and its memory, from /proc, and how it ended, in words."""
 
 from __future__ import annotations
 

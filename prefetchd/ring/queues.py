@@ -1,4 +1,4 @@
-"""The two queues of shared memory between the daemon and one consumer. They carry what would else be a message a batch.
+"""The two queues of shared memory between the daemon and one consumer. They replace two messages a batch.
 
     daemon:   GrantWriter.write(...)          -> page -> consumer: GrantReader.read(serial) -> Grant or None
     consumer: ReturnWriter.write(lease, ...)  -> page -> daemon:   ReturnReader.read_new() -> [(lease, taken), ...]

@@ -8,7 +8,7 @@ Runs two private daemons and reads Pss_Anon + SwapPss of each of their processes
   working   on the given photographs, or on some made in code, in a loop without pause
 
 Pages that the fork server and the readers share after the fork are counted in parts, as Pss does. So the parts depend
-on the number of readers, and the sum does not. Compared are the constants of prefetchd/budget.py:
+on the number of readers, and the sum does not. Compared are the constants of prefetchd/daemon/memory/plan.py:
 
   DAEMON_BYTES      with daemon + fork server + resource tracker, at most
   READER_BYTES      with the largest idle reader, at most

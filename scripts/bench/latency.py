@@ -2,8 +2,8 @@
 
     python scripts/bench/latency.py [MANIFEST] [--delay-ms 20] [--repeat 8] [--rounds 3]
 
-The delay is put around `file_bytes.read_file` in the readers: they import a module of this folder's as a user's
-function's home (`transform`), which wraps it. Both kinds run the same function, so what it costs is in both.
+The delay is put around the manifest's `read_file` in the readers. They import this module as the home of a user's
+function (`transform`), and the import wraps it. Both kinds run the same function, so its cost is in both.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ def late(image: object, rng: object) -> object:
 
 
 def _delay_reads(delay_s: float) -> None:
-    from prefetchd.data import files
+    from prefetchd.data.manifest import records
 
-    read = files.read_file
+    read = records.read_file
 
     def read_late(*args: object, **options: object) -> memoryview:
         time.sleep(delay_s)
         return read(*args, **options)  # type: ignore[arg-type]
 
-    files.read_file = read_late  # type: ignore[assignment]
+    records.read_file = read_late  # type: ignore[assignment]
 
 
 if os.environ.get(DELAY):

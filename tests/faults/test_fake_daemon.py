@@ -42,7 +42,7 @@ def memfd(n_bytes: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Grant:
-    """What the daemon leaves in the mailbox."""
+    """What the daemon leaves in the grant queue."""
 
     slot: int = 1
     rows: int = 2
@@ -58,13 +58,13 @@ Words = list[tuple[bytes, list[int]] | Grant]
 def consume(words: Words, *, writable: bool = False) -> str:
     """Attach to a daemon that says `words` and ends; take what batches it grants; return how that ended."""
     ours, theirs = sockets.socket_pair()
-    outbox, mailbox = GrantWriter.create()
+    writer, grants = GrantWriter.create()
     returned, returns = ReturnReader.create()
-    pages = {MAILBOX: mailbox, RETURNS: returns}
-    outbox.open(1)
+    pages = {GRANTS: grants, RETURNS: returns}
+    writer.open(1)
     for word in words:
         if isinstance(word, Grant):
-            outbox.write(word.lease, word.slot, word.epoch, word.batch, word.rows, repeated=False, n_sent=word.told)
+            writer.write(word.lease, word.slot, word.epoch, word.batch, word.rows, repeated=False, n_sent=word.told)
         else:
             data, fds = word
             sockets.send(theirs, data, [pages.get(fd, fd) for fd in fds])
@@ -81,17 +81,20 @@ def consume(words: Words, *, writable: bool = False) -> str:
             del batch
     except prefetchd.PrefetchdError as error:
         return str(error)
+    except sockets.ConnectionEnded:
+        assert connection is None, "only attaching lets it out: the session knows how the daemon was started"
+        return "it ended before it answered"
     finally:
         if connection is not None:
             connection.close(at_once=True)
         theirs.close()
-        outbox.close()
+        writer.close()
         returned.close()
-        sockets.close_all([mailbox, returns])
+        sockets.close_all([grants, returns])
 
 
-MAILBOX, RETURNS = -1, -2  # stand for the descriptors of the two pages
-ATTACHED = messages.encode(attached()), [MAILBOX, RETURNS]
+GRANTS, RETURNS = -1, -2  # stand for the descriptors of the two pages
+ATTACHED = messages.encode(attached()), [GRANTS, RETURNS]
 OPENED = messages.encode(messages.SlotOpened(1, SLOT_BYTES))
 
 
@@ -99,20 +102,20 @@ OPENED = messages.encode(messages.SlotOpened(1, SLOT_BYTES))
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        ([(messages.encode(attached(layout={})), [MAILBOX, RETURNS])], "layout makes no sense"),
+        ([(messages.encode(attached(layout={})), [GRANTS, RETURNS])], "layout makes no sense"),
         (
-            [(messages.encode(attached(layout={**LAYOUT, "batch_size": 2**62})), [MAILBOX, RETURNS])],
+            [(messages.encode(attached(layout={**LAYOUT, "batch_size": 2**62})), [GRANTS, RETURNS])],
             "layout makes no sense",
         ),
         (
-            [(messages.encode(attached(layout={**LAYOUT, "x_shape": "abc"})), [MAILBOX, RETURNS])],
+            [(messages.encode(attached(layout={**LAYOUT, "x_shape": "abc"})), [GRANTS, RETURNS])],
             "layout makes no sense",
         ),
         (
-            [(messages.encode(attached(layout={**LAYOUT, "x_dtype": "object"})), [MAILBOX, RETURNS])],
+            [(messages.encode(attached(layout={**LAYOUT, "x_dtype": "object"})), [GRANTS, RETURNS])],
             "layout makes no sense",
         ),
-        ([(messages.encode(attached(batches_per_epoch=0)), [MAILBOX, RETURNS])], "no batches"),
+        ([(messages.encode(attached(batches_per_epoch=0)), [GRANTS, RETURNS])], "no batches"),
         ([(OPENED, [4096])], "SlotOpened before its answer"),
         ([ATTACHED, (OPENED, [])], "smaller than was agreed"),
         ([ATTACHED, (OPENED, [100])], "the segment has 100 bytes"),
@@ -122,12 +125,12 @@ OPENED = messages.encode(messages.SlotOpened(1, SLOT_BYTES))
         ([ATTACHED, (OPENED, [4096]), Grant(rows=3)], "3 rows were granted of 2"),
         ([ATTACHED, (OPENED, [4096]), Grant(rows=2**63)], f"{2**63} rows were granted of 2"),
         ([ATTACHED, (b"\xdd\xff\xff\xff\xff", []), Grant()], "no message of ours"),
-        ([(messages.encode(attached()), [])], "cannot attach"),  # no mailbox
+        ([(messages.encode(attached()), [])], "cannot attach"),  # no grant queue
         ([(messages.encode(attached()), [5, RETURNS])], "cannot attach"),  # one that is too small
-        ([(messages.encode(attached()), [MAILBOX])], "cannot attach"),  # no page for what it returns
-        ([(messages.encode(attached()), [MAILBOX, 5])], "cannot attach"),  # one that is too small
-        ([(messages.encode(attached()), [MAILBOX, MAILBOX])], "cannot attach"),  # one that it cannot write to
-        ([(messages.encode(attached()), [MAILBOX, RETURNS, 5])], "cannot attach"),  # class names that are no JSON
+        ([(messages.encode(attached()), [GRANTS])], "cannot attach"),  # no page for what it returns
+        ([(messages.encode(attached()), [GRANTS, 5])], "cannot attach"),  # one that is too small
+        ([(messages.encode(attached()), [GRANTS, GRANTS])], "cannot attach"),  # one that it cannot write to
+        ([(messages.encode(attached()), [GRANTS, RETURNS, 5])], "cannot attach"),  # class names that are no JSON
         ([ATTACHED, (OPENED, [4096]), Grant()], "ended"),  # all well, to its end
     ],
 )
@@ -167,7 +170,7 @@ WORDS = st.one_of(
     st.builds(messages.StatusReport, st.dictionaries(st.text(max_size=7), st.integers(0, 9))).map(messages.encode),
     st.recursive(st.none() | st.integers(-9, 9), lambda inner: st.lists(inner, max_size=3)).map(msgspec.msgpack.encode),
 )
-DESCRIPTORS = st.lists(st.sampled_from(("mailbox", "returns", "segment", "short", "pipe", "folder")), max_size=3)
+DESCRIPTORS = st.lists(st.sampled_from(("grants", "returns", "segment", "short", "pipe", "folder")), max_size=3)
 
 
 @settings(max_examples=400, suppress_health_check=list(HealthCheck))
@@ -180,7 +183,7 @@ def test_fuzzed(begins: bool, words: list[tuple[bytes, list[str]] | Grant], writ
     before = len(os.listdir("/proc/self/fd"))
     pipe = os.pipe()
     have = {
-        "mailbox": MAILBOX,
+        "grants": GRANTS,
         "returns": RETURNS,
         "segment": memfd(SLOT_BYTES),
         "short": memfd(1),

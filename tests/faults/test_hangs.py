@@ -297,7 +297,7 @@ def test_reader_that_the_kernel_does_not_let_go_is_named_and_fails_its_batch_alo
         if readers == 1:
             with pytest.raises(prefetchd.PrefetchdError, match=rf"every reader \(pid {pid}\) hangs in the kernel"):
                 next(batches)
-            with contextlib.suppress(ProcessLookupError):  # the zygote may have ended it, once the daemon gave up
+            with contextlib.suppress(ProcessLookupError):  # the fork server may have ended it, once the daemon gave up
                 os.kill(pid, signal.SIGKILL)
             daemon.process.wait(10)
             return

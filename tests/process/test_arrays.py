@@ -152,9 +152,9 @@ def test_help_tells_of_arrays():
 def test_slot_that_comes_back_while_its_loop_has_more_to_go_on_with_is_there_for_another_loop_at_once(
     serve, tmp_path, monkeypatch, is_over
 ):
-    """A loop with grants ahead tells of what it drops later, together; nobody waits for that.
+    """A loop with grants ahead releases later, several leases together, as nobody waits for them.
 
-    One that is over has nothing to go on with, though grants of it lie unread in its mailbox: it tells at once.
+    A loop that is over releases at once, though grants of it lie unread in its grant queue.
     """
     monkeypatch.setattr(
         "prefetchd.client.connection.LOOK_S", 60

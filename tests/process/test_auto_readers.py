@@ -17,8 +17,8 @@ DEADLINE_S = 100.0
 # The daemon has two cores, whatever the machine has, and looks at its loops ten times as often as for users.
 DAEMON = """
 import os, sys
-from prefetchd.daemon.memory import autoscale
-autoscale.WINDOW_S /= 10
+from prefetchd.daemon.memory import controller
+controller.WINDOW_S /= 10
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
 from prefetchd.cli.main import main
 sys.argv[:] = sys.argv[3:]

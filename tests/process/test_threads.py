@@ -43,8 +43,8 @@ def begin_loop(loader):
     """Return a loop that has taken one batch, and has more to go on with."""
     batches = iter(loader)
     next(batches)
-    mailbox = loader._connection._grants
-    wait_until(lambda: mailbox.has_ahead(ENOUGH_AHEAD), "more is granted ahead")
+    queue = loader._connection._grants
+    wait_until(lambda: queue.has_ahead(ENOUGH_AHEAD), "more is granted ahead")
     return batches
 
 

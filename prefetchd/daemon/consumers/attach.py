@@ -161,7 +161,7 @@ def _open_queues(dataset: Dataset, request: messages.Attach, fds: list[int]) -> 
 
 
 def refuse_protocol(consumer: Consumer, introduction: messages.Introduction) -> None:
-    """Tell a consumer that it speaks another protocol."""
+    """Refuse a consumer that uses another protocol."""
     theirs = f"{introduction.version or 'of another version'} (protocol {introduction.protocol})"
     text = (
         f"cannot attach: this daemon is prefetchd {__version__} (protocol {messages.PROTOCOL}), the consumer "

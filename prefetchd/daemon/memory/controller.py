@@ -178,7 +178,7 @@ class MemoryController:
 
     @property
     def relieved(self) -> bool:
-        """Whether nothing is given back for want of memory."""
+        """Whether all is in use that the plan allows: nothing was given back for lack of memory."""
         return self._policy.relieved
 
     @property
@@ -187,7 +187,7 @@ class MemoryController:
         return self.config.num_workers == 0
 
     def change(self, config: Config) -> Plan:
-        """Let other options be in force; return the plan that is from now on.
+        """Put other options in force; return the plan that holds from now on.
 
         Raises:
             BudgetError: if the budget cannot work, with the one that could; then nothing has changed.
@@ -200,7 +200,7 @@ class MemoryController:
         return plan
 
     def settle(self, cursors: list[Cursor]) -> None:
-        """Decide this round's target, and let the manager go there; `cursors` show which batches are needed last."""
+        """Decide this round's target; the manager carries it out. `cursors` show which batches are needed last."""
         if self._memory.readers_in_the_way:
             self._withdraw_readers()
         comfortable = self._comfortable_slots()
@@ -232,7 +232,7 @@ class MemoryController:
     # --- looking at the machine and the loops
 
     def note_waiting(self, waiting: bool) -> None:
-        """Take in whether some loop waits, from now until the next call."""
+        """Record whether some loop waits, from now until the next call."""
         now_s = self._clock()
         if self._was_waiting:
             self.waited_s += now_s - self._looked_s

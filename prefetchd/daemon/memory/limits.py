@@ -90,12 +90,12 @@ def cgroup_limits() -> list[Limit]:
 
 
 def short_bytes(limit_bytes: int) -> int:
-    """Return how little left is short, of so much in all: 64 MiB, or less of a small control group."""
+    """Return how many free bytes of `limit_bytes` are too few: 64 MiB, or fewer in a small control group."""
     return min(SHORT_BYTES, limit_bytes // 16)
 
 
 def ample_bytes(limit_bytes: int) -> int:
-    """Return how much left is ample."""
+    """Return how many free bytes of `limit_bytes` are ample."""
     return short_bytes(limit_bytes) * AMPLE_BYTES // SHORT_BYTES
 
 
@@ -208,11 +208,11 @@ class StallTrigger:
             raise
 
     def fileno(self) -> int:
-        """What to wait for."""
+        """Return the descriptor to wait for."""
         return self._epoll.fileno()
 
     def clear(self) -> None:
-        """Take the event in."""
+        """Clear the event, once it was seen."""
         self._epoll.poll(0)
 
     def close(self) -> None:

@@ -84,7 +84,7 @@ class MemoryManager:
     # --- what the controller decides
 
     def replan(self, plan: Plan) -> None:
-        """Let another plan be in force; ring and readers follow as they can."""
+        """Put another plan in force; ring and readers follow as they can."""
         self.budget.plan = plan
         self.readers_in_the_way = self.readers_in_the_way and plan.n_readers > plan.asked_readers
 

@@ -241,7 +241,7 @@ def make_plan(
 
 
 def machine_allows(least: int, limit: Limit) -> str:
-    """Return the last words of an error that asks for `least` bytes, if the machine does not allow that."""
+    """Return the end of an error that asks for `least` bytes: empty if the machine allows that."""
     return "" if least <= limit.n_bytes else f" ({limit.source} allows {format_bytes(limit.n_bytes)}; raise that first)"
 
 

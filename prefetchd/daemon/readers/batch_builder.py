@@ -184,7 +184,7 @@ class BatchBuilder:
         ids: list[int] = self._datasets[job.dataset].order.sample_ids(job.epoch, job.batch, first, n_rows).tolist()
         return ids
 
-    # --- what becomes of it
+    # --- what readers report
 
     def done(self, reader: int, chunk: Chunk, done: reader_messages.Done) -> None:
         """A reader has finished `chunk`."""

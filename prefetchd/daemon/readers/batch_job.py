@@ -1,9 +1,9 @@
-"""A batch in the making: a job of chunks, each of which is a task for a reader; and sets of samples. Pure.
+"""The making of a batch: a job of chunks, each of which is a task for a reader. Pure.
 
     Job (a slot, a batch) -> Chunk (some rows) -> reader -> Done(faults) -> job_tracker
 
 The batch builder owns the jobs. A chunk is the job's until it is given to a reader, and comes back with the reader's
-answer, or with its end.
+answer, or with its end. The job tracker keeps the numbers of bad samples in a `SampleSet`.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class SampleSet:
         self._blocks: dict[int, bytearray] = {}
 
     def add(self, sample_id: int) -> None:
-        """Put a number in."""
+        """Add a number."""
         number, bit = divmod(sample_id, _BLOCK_SAMPLES)
         block = self._blocks.setdefault(number, bytearray(_BLOCK_SAMPLES // 8))
         block[bit // 8] |= 1 << bit % 8

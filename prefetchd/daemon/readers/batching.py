@@ -50,7 +50,7 @@ class Batching:
         return max(1, min(share, round(self.chunk_s / row_s))) if row_s else -(-share // 2)
 
     def worth_planning(self, n_coming_round: int) -> int:
-        """Return how many slots must have come back of `n_coming_round` before it is worth to plan."""
+        """Return how many slots must have come back of `n_coming_round` before planning pays."""
         return n_coming_round // self.ring_parts
 
     def can_take(self, n_in_hand: int, in_hand_s: float, read_s: float) -> bool:

@@ -1,4 +1,4 @@
-"""The daemon's handle on the fork server: starts it, asks it for readers, sees that it goes on, and waits for its end.
+"""The daemon's handle on the fork server: starts it, asks it for readers, checks that it works, waits for its end.
 
     start -> Spawn (with the reader's socket) -> Spawned (with its pidfd) ... Exited -> hang_up -> gone
 
@@ -46,11 +46,11 @@ class ForkServerHandle:
 
     @property
     def pid(self) -> int:
-        """Its process."""
+        """The pid of its process."""
         return self._process.pid
 
     def fileno(self) -> int:
-        """Its socket, to be watched; negative once that is closed."""
+        """The descriptor of its socket; negative once that is closed."""
         return self._sock.fileno()
 
     def spawn(self, reader: int, fd: int) -> None:

@@ -141,7 +141,7 @@ class JobTracker:
         return True
 
     def done(self, chunk: Chunk, faults: list[Fault], rows_left: int = 0) -> None:
-        """A reader finished `chunk`, all rows but the faulty ones and the last `rows_left` being right."""
+        """Record that a reader finished `chunk`, all rows but the faulty ones and the last `rows_left` being right."""
         self._back(chunk)
         if chunk.compact:
             chunk.job.compacted = True

@@ -33,7 +33,7 @@ log = logging.getLogger("prefetchd")
 
 @dataclass(frozen=True, slots=True)
 class PoolEvents:
-    """What the pool calls the daemon with.
+    """The callbacks by which the pool reports to the daemon.
 
     Attributes:
         done: a chunk was finished by a reader: (reader, chunk, its report).
@@ -166,7 +166,7 @@ class Pool:
         reader.assign(next(self._task_numbers), chunk, self._clock())
 
     def flush(self) -> None:
-        """Send what readers were given."""
+        """Send the chunks that readers were given."""
         for reader in self.readers.values():
             reader.flush()
 
@@ -310,7 +310,7 @@ class Pool:
         self._watch(pidfd, ended)
 
     def tick(self) -> None:
-        """Look for readers that make no progress, and after the fork server; call about once a second while `busy`.
+        """Check that readers and the fork server make progress; call about once a second while `busy`.
 
         Raises:
             PrefetchdError: if no reader is left that could work.

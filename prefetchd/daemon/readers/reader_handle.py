@@ -167,12 +167,12 @@ class ReaderHandle:
             )
 
     def grant_memory(self, n_bytes: int, now_s: float) -> None:
-        """Let it go on, as it waits for working memory, with `n_bytes`."""
+        """Grant it the `n_bytes` of working memory that it waits for."""
         self.needs_bytes, self.has_bytes, self.since = 0, n_bytes, now_s
         self.send(reader_messages.MemoryGranted())
 
     def deny_memory(self, reason: str) -> None:
-        """Answer it, as it waits for working memory, that it can never have that."""
+        """Refuse the working memory that it waits for: the budget can never hold it."""
         self.needs_bytes = 0
         self.send(reader_messages.MemoryDenied(reason))
 
@@ -190,7 +190,7 @@ class ReaderHandle:
             self._send(reader_messages.MapSlot(slot.number, slot.segment.n_bytes), [slot.segment.fd])
 
     def close_slot(self, slot: Slot) -> None:
-        """The slot, which it does not write to any more, is given up; its memory is free though it maps it still."""
+        """Have it unmap a slot, which it no longer writes to; the slot's memory is free already."""
         if slot.number in self.slots:
             self.slots.remove(slot.number)
             self.closed_slots.append(slot.number)
@@ -213,7 +213,7 @@ class ReaderHandle:
         return f"{what} for {now_s - self.since:.0f} s on epoch {chunk.job.epoch} batch {chunk.job.batch}"
 
     def progressed(self, now_s: float) -> None:
-        """It has sent a message, so it does not hang, though it may have been asked for its stack."""
+        """Record that it has sent a message, so it does not hang, even if it was asked for its stack."""
         self.since, self.asked_for_stack = now_s, 0.0
 
     def check_progress(self, now_s: float, hang_s: float) -> None:
@@ -265,7 +265,7 @@ class ReaderHandle:
         self._signal(signal.SIGKILL)
 
     def born(self, pid: int, pidfd: int) -> None:
-        """The fork server has forked it; owns `pidfd`."""
+        """Record that the fork server has forked it; owns `pidfd`."""
         self.pid, self.pidfd = pid, pidfd
         if self.killed_s:  # before it was born
             self.killed_s = 0.0

@@ -93,8 +93,8 @@ class ArrayFile:
         """Return a digest of dtype, shape, size and a sample of the data, not of where the file lies.
 
         The sample is `blocks` blocks of 4 KiB, spread evenly from the first byte of the data to the last; smaller data
-        is taken whole. So the digest tells another array, and one that was written anew, but not a change of a few rows
-        outside the blocks: hashing all of a large file would take longer than the start of serving.
+        is taken whole. So another array, or one that was written anew, has another digest. A change of a few rows
+        outside the blocks is not seen: hashing all of a large file would take longer than the start of serving.
         """
         found = blake2b(repr((self.dtype, self.shape, self.n_bytes)).encode())
         with opened(self.path, self.name) as fd:
@@ -219,7 +219,7 @@ def open_npz_members(path: str, x_name: str | None, y_name: str | None) -> tuple
         y_name: name of y; by default `y` beside `x`, and `arr_1` beside `arr_0`, if there is one.
 
     Raises:
-        ManifestError: if it cannot be read, a member is missing or compressed, or it cannot be told which is meant.
+        ManifestError: if it cannot be read, a member is missing or compressed, or it is unclear which is meant.
     """
     import zipfile  # here: few data sets need it, and each reader would hold it
 

@@ -1,4 +1,4 @@
-"""key -> where its row is, for every record that was in the cache when the daemon started, or was written in this run.
+"""The table from a key to its row, for every record that was in the cache at the start or was written in this run.
 
     memory   | slots: a power of two of uint64, 0 for empty | names of the segments, 24 bytes each |
 

@@ -1,4 +1,4 @@
-"""What all readers of one run know of a cache: sample -> row, and the sample's label; and each reader's counts.
+"""What all readers of one run know of a cache: each sample's row and label, and each reader's counts.
 
     | why filling stopped, 1 word | readers x (hits, misses, rows, bytes) | row of each sample | its shape | its label |
 

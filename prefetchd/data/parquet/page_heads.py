@@ -1,4 +1,4 @@
-"""The heads of a column's pages: what pyarrow does not tell of them. `row_group` calls it, in readers; holds no state.
+"""The heads of a column's pages, which pyarrow does not report. `row_group` calls it, in readers; holds no state.
 
 pyarrow decompresses a page whole, so the largest page decides what reading takes. A dictionary's page says how many
 different values there are. The format is `PageHeader` of Parquet's `parquet.thrift`, in Thrift's compact protocol.
