@@ -14,11 +14,13 @@ from tests.faults.conftest import ask_status
 
 DEADLINE_S = 100.0
 
-# The daemon has two cores, whatever the machine has, and looks at its loops ten times as often as for users.
+# The daemon has two cores, whatever the machine has, both idle whatever else runs there. It looks at its loops ten times
+# as often as for users.
 DAEMON = """
-import os, sys
-from prefetchd.daemon.memory import controller
+import os, sys, time
+from prefetchd.daemon.memory import controller, limits
 controller.WINDOW_S /= 10
+limits.idle_seconds = lambda: 2 * time.monotonic()
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
 from prefetchd.cli.main import main
 sys.argv[:] = sys.argv[3:]
