@@ -14,8 +14,8 @@ from tests.faults.conftest import ask_status
 
 DEADLINE_S = 100.0
 
-# The daemon has two cores, whatever the machine has, both idle whatever else runs there. It looks at its loops ten times
-# as often as for users.
+# The daemon has two cores, whatever the machine has, both idle whatever else runs there. It looks at its loops ten
+# times as often as for users.
 DAEMON = """
 import os, sys, time
 from prefetchd.daemon.memory import controller, limits
