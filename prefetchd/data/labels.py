@@ -34,9 +34,13 @@ MASK_NAMES = ("mask", "mask_path", "segmentation", "annotation", "label", "targe
 ID_NAMES = frozenset(
     (
         "id", "idx", "index", "#", "no", "nr", "row", "rowid", "row_id", "image_id", "img_id", "id_code", "sample_id",
-        "uid", "uuid", "fold", "folds", "split",
+        "uid", "uuid", "fold", "folds", "kfold", "split", "patient_id", "subject_id", "study_id", "series_id",
+        "person_id", "user_id", "case_id", "video_id", "frame_id", "camera_id", "site_id", "file_id",
     )
 )  # fmt: skip
+# What describes an image and not its content; regions of interest, too (`Roi.X1`).
+_SIZE = re.compile(r"(image|img)?(width|height|channels|size|filesize|bytes)|[wh]|roi([. ]?[xywh]\d?)?")
+_OTHER_ID = re.compile(r".*([_\- ][iI][dD]|[a-z]I[dD])")  # breed_id, BreedId: an id of samples, or a class
 # What pandas calls an index without a name.
 _PANDAS_INDEX = re.compile(r"|unnamed: *\d+(_level_\d+)?", re.IGNORECASE)
 
@@ -54,15 +58,29 @@ def is_pandas_index(name: str) -> bool:
     return _PANDAS_INDEX.fullmatch(name.strip()) is not None
 
 
+def plain(name: str) -> str:
+    """Return a name as names are compared: without case, `_`, `-` and spaces, so that `ClassId` is `class_id`."""
+    return re.sub(r"[\s_-]+", "", name).lower()
+
+
+PLAIN_IDS = frozenset(map(plain, ID_NAMES))
+
+
 def is_id_name(name: str) -> bool:
-    """Return whether a column of this name numbers or groups samples, such as `id`, `fold` or `Unnamed: 0`."""
-    return name.strip().lower() in ID_NAMES or is_pandas_index(name)
+    """Return whether a column of this name says no class: it numbers, groups or measures, such as `id`, `Width`."""
+    is_listed = plain(name) in PLAIN_IDS or _SIZE.fullmatch(plain(name)) is not None
+    return is_listed or is_pandas_index(name)
+
+
+def may_be_id(name: str) -> bool:
+    """Return whether a name ends as those of ids do: `breed_id` may number the samples, or classes."""
+    return _OTHER_ID.fullmatch(name.strip()) is not None and not is_id_name(name)
 
 
 def known_label(names: Sequence[str], known: Sequence[str] = LABEL_NAMES) -> str | None:
-    """Return the name among `names`, in any case, that is the most usual one for labels; `None` if none is usual."""
-    by_name = {name.strip().lower(): name for name in reversed(names)}
-    return next((by_name[name] for name in known if name in by_name), None)
+    """Return the name among `names`, as `plain` compares, that is the most usual one; `None` if none is usual."""
+    by_name = {plain(name): name for name in reversed(names)}
+    return next((by_name[plain(name)] for name in known if plain(name) in by_name), None)
 
 
 def find_label(names: Sequence[str], source: str, what: str = "columns") -> str | None:
