@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
@@ -47,7 +48,7 @@ _PANDAS_INDEX = re.compile(r"|unnamed: *\d+(_level_\d+)?", re.IGNORECASE)
 _NUMBER = r"[+-]?\d+(?:\.\d+)?"
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 _NUMBERS = re.compile(rf"{_NUMBER}(?:[\s,;|]+{_NUMBER})+")
-_MARKS = re.compile(r"[\s,;|\[({]")  # without one of these a name is no list
+_MARKS = re.compile(r"[\s,;|/+&_\-\[({]")  # without one of these a name is no list
 _BRACKETS = {"[": "]", "(": ")", "{": "}"}
 
 Numbers = tuple[int | float, ...]
@@ -157,15 +158,40 @@ def _list_of_labels(names: Collection[str], marked: list[str]) -> tuple[str, str
             # A comma before a space stands in names of one class, too.
             if len(parts) > 1 and all(map(str.strip, parts)) and (mark != "," or ", " not in text):
                 return name, mark
-    # Commas and spaces stand in names of one class. Lists combine few labels in many ways.
-    for mark, most in ((",", 1.0), (" ", 0.5)):
-        lists = [name for name in marked if mark in name.strip()]
-        if lists:
-            split = [tuple(part.strip() for part in name.split(mark) if part.strip()) for name in names]
-            n_parts = len({part for parts in split for part in parts})
-            if n_parts < most * len(names) and len({len(parts) for parts in split}) > 1:
-                return lists[0], mark
+    known = {name.strip() for name in names}
+    for mark in ",/+&_- ":
+        lists = {name: split for name in marked if len(split := _parts(name, mark)) > 1}
+        whole = next((name for name, split in lists.items() if all(part in known for part in split)), None)
+        if whole is not None:
+            return whole, mark
+        if lists and mark not in "_-" and _are_combined([_parts(name, mark) for name in names], mark):
+            return next(iter(lists)), mark
     return None
+
+
+def _parts(name: str, mark: str) -> list[str]:
+    return [part.strip() for part in name.split(mark) if part.strip()]
+
+
+def _are_combined(split: list[list[str]], mark: str) -> bool:
+    """Return whether names, as split at a mark that stands in names of one class too, combine few labels."""
+    n_names = Counter(part for parts in split for part in set(parts))
+    shared = {part for part, count in n_names.items() if count > 1}
+    are_uneven = len({len(parts) for parts in split}) > 1
+    if mark == " ":
+        if not are_uneven:
+            return False
+        if len(shared) == len(n_names) or 2 * len(n_names) < len(split):
+            return True
+        # The last word says what a class is (retriever); one that ends a name and stands amid another is a label.
+        ends = {parts[-1] for parts in split if len(parts) > 1}
+        amid = {part for parts in split for part in parts[:-1]}
+        return 2 * len(shared) >= len(n_names) and bool(shared & ends & amid)
+    if mark == "/":  # animal/cat and animal/dog are one path each
+        firsts = {parts[0] for parts in split}
+        return any(part in firsts for parts in split for part in parts[1:])
+    lists = [parts for parts in split if len(parts) > 1]
+    return 2 * sum(not shared.isdisjoint(parts) for parts in lists) >= len(lists)
 
 
 def sorted_classes(names: Collection[str]) -> list[str]:

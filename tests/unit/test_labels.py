@@ -48,6 +48,16 @@ def rows(*values: str, quote: bool = True) -> str:
         (("cat;dog", "bird"), "label_separator=';'"),
         (("1,4,7", "cat", "dog", "bird"), "label_separator=','"),
         (("a, b", "b, c", "a, c", "a", "c", "b"), "label_separator=','"),
+        (("cat, dog", "dog, bird"), "label_separator=','"),
+        (("cat, dog", "cat", "bird"), "label_separator=','"),
+        (("haze primary", "clear primary water", "clear primary"), "label_separator=' '"),
+        (("golden", "retriever", "golden retriever"), "label_separator=' '"),
+        (("A/B", "A", "B"), "label_separator='/'"),
+        (("A/B", "B/C"), "label_separator='/'"),
+        (("A+B", "A", "B"), "label_separator='+'"),
+        (("A & B", "A", "B"), "label_separator='&'"),
+        (("A & B", "B & C", "D"), "label_separator='&'"),
+        (("cat_dog", "cat", "dog"), "label_separator='_'"),
     ],
 )
 def test_labels_that_look_like_lists_are_refused_with_the_option(
@@ -65,6 +75,11 @@ def test_labels_that_look_like_lists_are_refused_with_the_option(
     [
         ("tench, Tinca tinca", "goldfish, Carassius auratus", "maillot", "maillot, tank suit", "cock"),
         ("black cat", "white cat", "black dog", "white dog"),
+        ("golden retriever", "labrador retriever", "flat coated retriever", "pug"),
+        ("black bear", "american black bear", "polar bear", "bear"),
+        ("animal/cat", "animal/dog", "plant/oak"),
+        ("living_room", "bed_room", "room", "t-shirt", "sweat-shirt"),
+        ("salt & pepper", "mac & cheese", "R+L"),
         ("2.0 (Clean)", "1.0 (Noisy)"),
         ("50%", "60%"),
         ("a/b", "b-c", "c_d", "é", "x.y", "10-12"),
