@@ -51,6 +51,9 @@ _NUMBERS = re.compile(rf"{_NUMBER}(?:[\s,;|]+{_NUMBER})+")
 _MARKS = re.compile(r"[\s,;|/+&_\-\[({]")  # without one of these a name is no list
 _BRACKETS = {"[": "]", "(": ")", "{": "}"}
 
+# What stands, in any case, where a label is missing.
+MISSING = frozenset(("", "nan", "na", "n/a", "null", "none"))
+
 Numbers = tuple[int | float, ...]
 
 
@@ -264,6 +267,8 @@ class Labels:
     def _class(self, label: str) -> int:
         if not label:
             raise BadLabel("its label is empty")
+        if not self.whole and label.strip().lower() in MISSING:
+            raise BadLabel(f'its label is missing ({label!r}); write one, or give label_separator="" if it is a name')
         number = self.names.setdefault(label, len(self.names))
         if number >= MAX_CLASSES:
             raise ManifestError(

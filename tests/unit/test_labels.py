@@ -167,6 +167,23 @@ def test_missing_labels_get_the_value_that_is_given(
     assert "missing_label" in refusal(tmp_path, text, name) or name == "l.jsonl"
 
 
+@pytest.mark.parametrize("word", ["nan", "NA", "null", "None", "n/a"])
+@pytest.mark.parametrize("name", ["l.csv", "l.txt", "l.jsonl"])
+def test_a_missing_name_is_no_class(tmp_path: Path, name: str, word: str) -> None:
+    """Among names of classes, too; counted, and `missing_label` settles it."""
+    form = {"l.csv": "{0}.jpg,{1}\n", "l.txt": "{0}.jpg {1}\n", "l.jsonl": '{{"image":"{0}.jpg","label":"{1}"}}\n'}[
+        name
+    ]
+    values = ["cat", word, "dog"] * 3
+    text = "".join(form.format(number, value) for number, value in enumerate(values))
+    message = refusal(tmp_path, text, name)
+    assert message.count("says that there is none") == 3
+    assert "missing_label='none'" in message
+    assert labels(tmp_path, text, name, missing_label="unknown") == [0, 2, 1] * 3
+    with pytest.raises(BadLabel, match="missing"):
+        Labels("the shards").take([word])
+
+
 def test_a_missing_label_may_be_nan_and_must_be_a_number_among_numbers(tmp_path: Path) -> None:
     """NaN makes the labels float32."""
     with opened(tmp_path, rows("1", "", quote=False), missing_label=float("nan")) as manifest:
