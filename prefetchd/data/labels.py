@@ -20,6 +20,7 @@ LabelKind = Literal["none", "number", "class", "classes", "path"]
 
 FLOAT32_MAX = 3.4028234663852886e38
 FLOAT32_EXACT = 1 << 24  # float32 holds every integer up to here
+FLOAT64_EXACT = 1 << 53
 MAX_CLASSES = 1_000_000
 # Names under which paths, labels and masks are found without an option, the most usual first.
 PATH_NAMES = (
@@ -289,6 +290,8 @@ class Labels:
             raise BadLabel(f"its label {value} is not finite, or does not fit float32")
         else:
             self.any_fraction = True
+            if self._large is None and is_changed_whole(value):
+                self._large = int(value)
         if self.any_fraction and self._large is not None:
             raise ManifestError(refuse_large(self._name, str(self._large)))
         return int(value) if isinstance(value, int) else value
@@ -300,10 +303,15 @@ def fits_float32(value: int) -> bool:
     return size <= FLOAT32_EXACT or size % (1 << (size.bit_length() - 24)) == 0
 
 
+def is_changed_whole(value: float) -> bool:
+    """Return whether a finite number is whole, as ids are, exact in float64, and changed by float32."""
+    return abs(value) < FLOAT64_EXACT and value == int(value) and not fits_float32(int(value))
+
+
 def refuse_large(where: str, label: str) -> str:
-    """Return the message for an integer label that float32, which another label's fraction asks for, would change."""
+    """Return the message for a whole label that float32, which labels with a point ask for, would change."""
     return (
-        f"cannot use the label {label} of {where}: other labels are fractions, which makes all of them float32, and "
+        f"cannot use the label {label} of {where}: labels with fractions or points make all of them float32, and "
         f"float32 does not hold it exactly (beyond {FLOAT32_EXACT}); write all labels as integers, or name other "
         "columns with y_column"
     )

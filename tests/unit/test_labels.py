@@ -231,13 +231,24 @@ def test_a_fraction_among_integers_that_it_would_change_is_refused(tmp_path: Pat
     assert labels(tmp_path, text, name)[7] == 16777217
 
 
-@pytest.mark.parametrize("order", [(123456789, 0.5), (0.5, 123456789)])
+@pytest.mark.parametrize("name", ["l.csv", "l.txt", "l.jsonl"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_a_whole_number_with_a_point_that_float32_changes_is_refused(tmp_path: Path, name: str, ending: str) -> None:
+    """pandas writes ids so where one of them is missing; numbers that float32 holds are served."""
+    form = {"l.csv": "{0}.jpg,{1}", "l.txt": "{0}.jpg {1}", "l.jsonl": '{{"image":"{0}.jpg","label":{1}}}'}[name]
+    values = ["2", "16777216.0", "0.12345670", "123456789.5", "1234567890.25"]
+    text = "".join(form.format(number, value) + ending for number, value in enumerate(values))
+    assert labels(tmp_path, text, name)[:2] == [2.0, 16777216.0]
+    for value in ("16777217.0", "-123456789.000"):
+        assert f"the label {value[:9]}" in refusal(tmp_path, text + form.format(9, value) + ending, name)
+
+
+@pytest.mark.parametrize("order", [(16777217.0, 2), (2, 16777217.0), (123456789, 0.5), (0.5, 123456789)])
 def test_records_refuse_a_fraction_among_large_integers_too(order: tuple[float, float]) -> None:
     """Labels of tar shards and Parquet files come one by one."""
     found = Labels("the shards")
-    found.take([order[0]])
-    with pytest.raises(ManifestError, match="123456789"):
-        found.take([order[1]])
+    with pytest.raises(ManifestError, match=str(int(max(order)))):
+        list(map(found.take, ([value] for value in order)))
 
 
 def test_records_refuse_names_that_are_lists_unless_they_are_taken_whole() -> None:

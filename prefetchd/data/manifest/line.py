@@ -10,7 +10,7 @@ import math
 import re
 from functools import lru_cache
 
-from prefetchd.data.labels import FLOAT32_MAX, MISSING
+from prefetchd.data.labels import FLOAT32_MAX, MISSING, fits_float32, is_changed_whole
 from prefetchd.data.manifest.dialect import FILL, MEND, BadLine, Dialect, is_image, is_number, show
 from prefetchd.data.manifest.json import parse_json
 
@@ -210,6 +210,14 @@ def check_number(field: bytes) -> bool:
     if abs(value) > FLOAT32_MAX:
         raise BadLine(f"the label {show(field, 60)} does not fit float32")
     return True
+
+
+def is_changed_by_float32(label: bytes) -> bool:
+    """Return whether a numeric label is a whole number, with a point or without, that float32 changes."""
+    if _INTEGER.fullmatch(label):
+        return not fits_float32(int(label))
+    value = float(label)
+    return math.isfinite(value) and is_changed_whole(value)
 
 
 def _no_number(field: bytes) -> BadLine:
