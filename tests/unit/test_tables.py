@@ -68,7 +68,7 @@ def test_numbers_under_unlike_names_have_to_be_named(tmp_path: Path, header: str
     ("header", "row", "label"),
     [
         ("image,x1,x2,x3", "7,8,9", (7, 8, 9)),
-        ("image,eye_x,eye_y", "7,8", (7, 8)),
+        ("image,eye_x,eye_y,nose_x,nose_y", "7,8,3,4", (7, 8, 3, 4)),
         ("image,Edema,Mass", "1,0", (1, 0)),
         ("image,A,B", "7,8", (7, 8)),
     ],

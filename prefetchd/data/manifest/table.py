@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -237,7 +238,7 @@ class _Columns:
             if not self._header:
                 self._check_order(others, x)
             elif others and (not found or any(may_be_id(titles[column]) for column in found)):
-                raise self._ambiguous("some are called as what numbers the samples")
+                raise self._ambiguous("some are called as what numbers or measures samples")
             elif not self._are_one_vector(found):
                 raise self._ambiguous("their names are unlike")
         if self._header and (len(found) > 1 or len(found) < len(others)):
@@ -257,7 +258,8 @@ class _Columns:
     def _are_one_vector(self, columns: list[int]) -> bool:
         """Return whether columns are one label: numbered siblings, single letters, or 0 and 1 for each class."""
         titles = [plain(_text(self._first[column])) for column in columns]
-        if len({_COUNTED.sub("", title) for title in titles}) <= 1 or all(len(title) == 1 for title in titles):
+        siblings = set(Counter(_COUNTED.sub("", title) for title in titles).values())
+        if len(titles) <= 1 or (len(siblings) == 1 and 1 not in siblings) or all(len(title) == 1 for title in titles):
             return True
         return all(row[column].strip().lower() in _ONE_HOT for row in self.data for column in columns)
 
