@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ LabelKind = Literal["none", "number", "class", "classes", "path"]
 
 FLOAT32_MAX = 3.4028234663852886e38
 FLOAT32_EXACT = 1 << 24  # float32 holds every integer up to here
+FLOAT64_EXACT = 1 << 53
 MAX_CLASSES = 1_000_000
 # Names under which paths, labels and masks are found without an option, the most usual first.
 PATH_NAMES = (
@@ -34,17 +36,24 @@ MASK_NAMES = ("mask", "mask_path", "segmentation", "annotation", "label", "targe
 ID_NAMES = frozenset(
     (
         "id", "idx", "index", "#", "no", "nr", "row", "rowid", "row_id", "image_id", "img_id", "id_code", "sample_id",
-        "uid", "uuid", "fold", "folds", "split",
+        "uid", "uuid", "fold", "folds", "kfold", "split", "patient_id", "subject_id", "study_id", "series_id",
+        "person_id", "user_id", "case_id", "video_id", "frame_id", "camera_id", "site_id", "file_id",
     )
 )  # fmt: skip
+# What describes an image and not its content; regions of interest, too (`Roi.X1`).
+_SIZE = re.compile(r"(image|img)?(width|height|channels|size|filesize|bytes)|[wh]|roi([. ]?[xywh]\d?)?")
+_OTHER_ID = re.compile(r".*([_\- ][iI][dD]|[a-z]I[dD])")  # breed_id, BreedId: an id of samples, or a class
 # What pandas calls an index without a name.
 _PANDAS_INDEX = re.compile(r"|unnamed: *\d+(_level_\d+)?", re.IGNORECASE)
 
 _NUMBER = r"[+-]?\d+(?:\.\d+)?"
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 _NUMBERS = re.compile(rf"{_NUMBER}(?:[\s,;|]+{_NUMBER})+")
-_MARKS = re.compile(r"[\s,;|\[({]")  # without one of these a name is no list
+_MARKS = re.compile(r"[\s,;|/+&_\-\[({]")  # without one of these a name is no list
 _BRACKETS = {"[": "]", "(": ")", "{": "}"}
+
+# What stands, in any case, where a label is missing.
+MISSING = frozenset(("", "nan", "na", "n/a", "null", "none"))
 
 Numbers = tuple[int | float, ...]
 
@@ -54,15 +63,29 @@ def is_pandas_index(name: str) -> bool:
     return _PANDAS_INDEX.fullmatch(name.strip()) is not None
 
 
+def plain(name: str) -> str:
+    """Return a name as names are compared: without case, `_`, `-` and spaces, so that `ClassId` is `class_id`."""
+    return re.sub(r"[\s_-]+", "", name).lower()
+
+
+PLAIN_IDS = frozenset(map(plain, ID_NAMES))
+
+
 def is_id_name(name: str) -> bool:
-    """Return whether a column of this name numbers or groups samples, such as `id`, `fold` or `Unnamed: 0`."""
-    return name.strip().lower() in ID_NAMES or is_pandas_index(name)
+    """Return whether a column of this name says no class: it numbers, groups or measures, such as `id`, `Width`."""
+    is_listed = plain(name) in PLAIN_IDS or _SIZE.fullmatch(plain(name)) is not None
+    return is_listed or is_pandas_index(name)
+
+
+def may_be_id(name: str) -> bool:
+    """Return whether a name ends as those of ids do: `breed_id` may number the samples, or classes."""
+    return _OTHER_ID.fullmatch(name.strip()) is not None and not is_id_name(name)
 
 
 def known_label(names: Sequence[str], known: Sequence[str] = LABEL_NAMES) -> str | None:
-    """Return the name among `names`, in any case, that is the most usual one for labels; `None` if none is usual."""
-    by_name = {name.strip().lower(): name for name in reversed(names)}
-    return next((by_name[name] for name in known if name in by_name), None)
+    """Return the name among `names`, as `plain` compares, that is the most usual one; `None` if none is usual."""
+    by_name = {plain(name): name for name in reversed(names)}
+    return next((by_name[plain(name)] for name in known if plain(name) in by_name), None)
 
 
 def find_label(names: Sequence[str], source: str, what: str = "columns") -> str | None:
@@ -139,15 +162,40 @@ def _list_of_labels(names: Collection[str], marked: list[str]) -> tuple[str, str
             # A comma before a space stands in names of one class, too.
             if len(parts) > 1 and all(map(str.strip, parts)) and (mark != "," or ", " not in text):
                 return name, mark
-    # Commas and spaces stand in names of one class. Lists combine few labels in many ways.
-    for mark, most in ((",", 1.0), (" ", 0.5)):
-        lists = [name for name in marked if mark in name.strip()]
-        if lists:
-            split = [tuple(part.strip() for part in name.split(mark) if part.strip()) for name in names]
-            n_parts = len({part for parts in split for part in parts})
-            if n_parts < most * len(names) and len({len(parts) for parts in split}) > 1:
-                return lists[0], mark
+    known = {name.strip() for name in names}
+    for mark in ",/+&_- ":
+        lists = {name: split for name in marked if len(split := _parts(name, mark)) > 1}
+        whole = next((name for name, split in lists.items() if all(part in known for part in split)), None)
+        if whole is not None:
+            return whole, mark
+        if lists and mark not in "_-" and _are_combined([_parts(name, mark) for name in names], mark):
+            return next(iter(lists)), mark
     return None
+
+
+def _parts(name: str, mark: str) -> list[str]:
+    return [part.strip() for part in name.split(mark) if part.strip()]
+
+
+def _are_combined(split: list[list[str]], mark: str) -> bool:
+    """Return whether names, as split at a mark that stands in names of one class too, combine few labels."""
+    n_names = Counter(part for parts in split for part in set(parts))
+    shared = {part for part, count in n_names.items() if count > 1}
+    are_uneven = len({len(parts) for parts in split}) > 1
+    if mark == " ":
+        if not are_uneven:
+            return False
+        if len(shared) == len(n_names) or 2 * len(n_names) < len(split):
+            return True
+        # The last word says what a class is (retriever); one that ends a name and stands amid another is a label.
+        ends = {parts[-1] for parts in split if len(parts) > 1}
+        amid = {part for parts in split for part in parts[:-1]}
+        return 2 * len(shared) >= len(n_names) and bool(shared & ends & amid)
+    if mark == "/":  # animal/cat and animal/dog are one path each
+        firsts = {parts[0] for parts in split}
+        return any(part in firsts for parts in split for part in parts[1:])
+    lists = [parts for parts in split if len(parts) > 1]
+    return 2 * sum(not shared.isdisjoint(parts) for parts in lists) >= len(lists)
 
 
 def sorted_classes(names: Collection[str]) -> list[str]:
@@ -220,6 +268,8 @@ class Labels:
     def _class(self, label: str) -> int:
         if not label:
             raise BadLabel("its label is empty")
+        if not self.whole and label.strip().lower() in MISSING:
+            raise BadLabel(f'its label is missing ({label!r}); write one, or give label_separator="" if it is a name')
         number = self.names.setdefault(label, len(self.names))
         if number >= MAX_CLASSES:
             raise ManifestError(
@@ -240,6 +290,8 @@ class Labels:
             raise BadLabel(f"its label {value} is not finite, or does not fit float32")
         else:
             self.any_fraction = True
+            if self._large is None and is_changed_whole(value):
+                self._large = int(value)
         if self.any_fraction and self._large is not None:
             raise ManifestError(refuse_large(self._name, str(self._large)))
         return int(value) if isinstance(value, int) else value
@@ -251,10 +303,15 @@ def fits_float32(value: int) -> bool:
     return size <= FLOAT32_EXACT or size % (1 << (size.bit_length() - 24)) == 0
 
 
+def is_changed_whole(value: float) -> bool:
+    """Return whether a finite number is whole, as ids are, exact in float64, and changed by float32."""
+    return abs(value) < FLOAT64_EXACT and value == int(value) and not fits_float32(int(value))
+
+
 def refuse_large(where: str, label: str) -> str:
-    """Return the message for an integer label that float32, which another label's fraction asks for, would change."""
+    """Return the message for a whole label that float32, which labels with a point ask for, would change."""
     return (
-        f"cannot use the label {label} of {where}: other labels are fractions, which makes all of them float32, and "
+        f"cannot use the label {label} of {where}: labels with fractions or points make all of them float32, and "
         f"float32 does not hold it exactly (beyond {FLOAT32_EXACT}); write all labels as integers, or name other "
         "columns with y_column"
     )

@@ -34,6 +34,84 @@ def test_a_column_called_label_is_the_label_whatever_stands_beside_it(tmp_path: 
     assert pairs(tmp_path, text) == [("a.jpg", 3), ("b.jpg", 1)]
 
 
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [
+        ("Filename;Width;Height;Roi.X1;Roi.Y1;ClassId", "a.jpg;1;2;3;4;5"),
+        ("Width,Height,Roi.X1,Roi.Y1,Class ID,Path", "1,2,3,4,5,a.jpg"),
+        ("image-path,patient_id,class-id", "a.jpg,9,5"),
+        ("patient_id,filename,age", "9,a.jpg,5"),
+        ("filename,kfold,score", "a.jpg,3,5"),
+    ],
+)
+def test_usual_names_are_known_in_any_spelling(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, header: str, row: str
+) -> None:
+    """Without regard to case, `_`, `-` and spaces; what was left out is logged."""
+    with caplog.at_level("INFO", "prefetchd"):
+        assert pairs(tmp_path, f"{header}\n{row}\n") == [("a.jpg", 5)]
+    assert "labels of" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["image,age,height_cm", "image,xmin,ymax", "image,breed_id,split", "image,BreedId,score", "image,width,height"],
+)
+def test_numbers_under_unlike_names_have_to_be_named(tmp_path: Path, header: str) -> None:
+    """They may be anything; ids and sizes are no labels alone."""
+    message = refusal(tmp_path, f"{header}\na.jpg,3,4\nb.jpg,5,6\n")
+    assert "give y_column" in message
+    assert header.split(",")[1] in message
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "label"),
+    [
+        ("image,x1,x2,x3", "7,8,9", (7, 8, 9)),
+        ("image,eye_x,eye_y,nose_x,nose_y", "7,8,3,4", (7, 8, 3, 4)),
+        ("image,Edema,Mass", "1,0", (1, 0)),
+        ("image,A,B", "7,8", (7, 8)),
+    ],
+)
+def test_siblings_and_columns_of_zeros_and_ones_are_one_vector(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, header: str, row: str, label: object
+) -> None:
+    """The log says which columns they are."""
+    with caplog.at_level("INFO", "prefetchd"):
+        assert pairs(tmp_path, f"{header}\na.jpg,{row}\n") == [("a.jpg", label)]
+    assert f"the columns {header.split(',')[1]}, " in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("l.lst", "12\t5\ta.jpg\n7\t6\tb.jpg\n99\t6\tc.jpg\n"),
+        ("l.csv", "5,a.jpg,1\n2,b.jpg,0\n9,c.jpg,1\n"),
+        ("l.csv", "5,a.jpg,1\n"),
+    ],
+)
+def test_numbers_before_the_path_and_more_beside_it_have_to_be_named(tmp_path: Path, name: str, text: str) -> None:
+    """Without a header one of them may number the samples."""
+    message = refusal(tmp_path, text, name)
+    for option in ("x_column", "y_column", "label_columns=0"):
+        assert option in message
+
+
+@pytest.mark.parametrize(
+    "header", ["mask_path,image_path,label", "thumbnail,image,label", "Mask,Photo,label", "preview,File Name,label"]
+)
+def test_a_usual_name_is_the_path_among_columns_of_images(tmp_path: Path, header: str) -> None:
+    """And a mask is not."""
+    assert pairs(tmp_path, f"{header}\nm.png,i.png,3\n") == [("i.png", 3)]
+
+
+def test_two_columns_of_images_under_unusual_names_have_to_be_named(tmp_path: Path) -> None:
+    """Neither comes first by right."""
+    text = "left,right,label\nl.png,r.png,3\n"
+    assert "give x_column" in refusal(tmp_path, text)
+    assert pairs(tmp_path, text, x_column="right") == [("r.png", 3)]
+
+
 def test_columns_that_number_the_samples_are_no_labels(tmp_path: Path) -> None:
     """Beside others that are; alone they have to be named."""
     assert pairs(tmp_path, "idx,image,x,y\n0,a.jpg,3,4\n1,b.jpg,1,2\n")[0] == ("a.jpg", (3, 4))

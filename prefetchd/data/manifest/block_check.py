@@ -27,6 +27,7 @@ from prefetchd.data.manifest.block_fields import (
     word_table,
 )
 from prefetchd.data.manifest.dialect import Dialect, is_sample
+from prefetchd.data.manifest.line import is_changed_by_float32
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,7 +51,7 @@ class Checked(NamedTuple):
         rows: (samples,) which of the block's lines it is, from 0.
         doubtful: which of the samples, in rising order, have to be parsed.
         any_fraction: some numeric label of the others is not an integer.
-        any_long: some label may be an integer that float32 does not hold.
+        any_long: some label may be a whole number that float32 does not hold.
         labels: string labels of the others; at least all that may be new.
     """
 
@@ -139,7 +140,7 @@ class BlockCheck:
                 states, before = read_backwards(table, codes, ends, LONGEST_NUMBER_BYTES)
                 sure &= states != DOUBT
                 fractions |= states == FRACTION
-                self._any_long |= bool(((ends - before > _LONGEST_EXACT_BYTES) & (states == INTEGER)).any())
+                self._find_long(block, codes, states, before, ends)
                 ends = before
             if dialect.exact:
                 states, _ = read_backwards(not_a_number_table(), codes, ends, LONGEST_FIELD_BYTES)
@@ -164,10 +165,21 @@ class BlockCheck:
                 states, before = read_backwards(table, codes, end, LONGEST_NUMBER_BYTES)
                 sure &= states != DOUBT
                 fractions |= states == FRACTION
-                self._any_long |= bool(((end - before > _LONGEST_EXACT_BYTES) & (states == INTEGER)).any())
+                self._find_long(block, codes, states, before, end)
             else:
                 self._string_labels(block, codes, starts if column == 0 else separators[column - 1] + 1, end, sure)
         self._any_fraction = bool((fractions & sure).any())
+
+    def _find_long(self, block: bytes, codes: Bytes, states: Places, before: Places, ends: Places) -> None:
+        """Set `any_long` where float32 may change a whole number; with a point it ends in `.` or `0`."""
+        is_long = ends - before > _LONGEST_EXACT_BYTES
+        self._any_long |= bool((is_long & (states == INTEGER)).any())
+        rows = np.flatnonzero(is_long & (states == FRACTION))
+        last = codes.take(ends[rows] - 1)
+        last = np.where(_IS_WHITE.take(last), codes.take(ends[rows] - 2), last)
+        rows = rows[(last == ord(".")) | (last == ord("0")) | _IS_WHITE.take(last)]
+        spans = zip((before[rows] + 1).tolist(), ends[rows].tolist(), strict=True)
+        self._any_long = self._any_long or any(is_changed_by_float32(block[start:end].strip()) for start, end in spans)
 
     def _string_labels(self, block: bytes, codes: Bytes, starts: Places, ends: Places, sure: NDArray[np.bool_]) -> None:
         """Add the labels from `starts` to `ends`, without the white space around them."""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from prefetchd.data.manifest.dialect import is_image
+from prefetchd.data.manifest.line import NOT_A_NUMBER
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -155,7 +156,7 @@ class KnownLabels:
         """Add the labels of a block that are from `starts` to `ends`, none of which is empty.
 
         Returns:
-            Those that may be new, and the rows of labels that are names of images, which are not added.
+            Those that may be new, and the rows of those not added: names of images, and words for no label.
         """
         lengths = ends - starts
         n_words = min(_WORDS, -(-int(lengths.max(initial=1)) // 8))
@@ -171,17 +172,17 @@ class KnownLabels:
         rows = np.flatnonzero(~known)
         spans = zip(rows.tolist(), starts[rows].tolist(), ends[rows].tolist(), strict=True)
         found = {block[start:end]: row for row, start, end in spans}
-        images = {label for label in found if is_image(label)}
+        doubtful = {label for label in found if is_image(label) or label.lower() in NOT_A_NUMBER}
         refused = rows[:0]
-        if images:
-            refused = np.array([row for row in rows.tolist() if block[starts[row] : ends[row]] in images], np.int64)
+        if doubtful:
+            refused = np.array([row for row in rows.tolist() if block[starts[row] : ends[row]] in doubtful], np.int64)
         self._used_words = max(self._used_words, n_words)
-        fresh = np.array([row for label, row in found.items() if label not in images], np.int64)
+        fresh = np.array([row for label, row in found.items() if label not in doubtful], np.int64)
         fresh = fresh[(lengths[fresh] <= 8 * _WORDS) & (ends[fresh] >= 8 * n_words)]
         _, first = np.unique(places[fresh], return_index=True)  # one label a place, whole
         self._table[:, places[fresh[first]]] = 0
         self._table[:n_words, places[fresh[first]]] = words[:, fresh[first]]
-        return set(found) - images, refused
+        return set(found) - doubtful, refused
 
     @staticmethod
     def _words(block: bytes, ends: Places, lengths: Places, n_words: int) -> NDArray[np.uint64]:

@@ -10,16 +10,16 @@ import math
 import re
 from functools import lru_cache
 
-from prefetchd.data.labels import FLOAT32_MAX
+from prefetchd.data.labels import FLOAT32_MAX, MISSING, fits_float32, is_changed_whole
 from prefetchd.data.manifest.dialect import FILL, MEND, BadLine, Dialect, is_image, is_number, show
 from prefetchd.data.manifest.json import parse_json
 
-# What lines hold where numeric labels are missing.
-NOT_A_NUMBER = frozenset((b"", b"nan", b"na", b"n/a", b"null", b"none"))
+NOT_A_NUMBER = frozenset(map(str.encode, MISSING))  # what lines hold where labels are missing
 _LIST = re.compile(rb"[+-]?[\d.]+(,[+-]?[\d.]+)+")
 _INTEGER = re.compile(rb"[+-]?\d+")
 _TOKEN = re.compile(rb'"([^"]*(?:""[^"]*)*)"(?=\s|$)|(\S+)')
 _TREE_ESCAPE = {b"\\": b"\\\\", b"\n": b"\\n", b"\r": b"\\r"}
+_FILL_NAME = "mend the line, or give missing_label='none' (or another name) for such lines"
 _UNCLOSED = 'a quote is not closed (or holds a quote that is not doubled, "")'
 
 
@@ -83,7 +83,11 @@ def parse_line(dialect: Dialect, line: bytes) -> tuple[bytes, list[bytes]]:
         return unescape_path(path), [label] if dialect.label_count else []
     bare = line.strip()
     if dialect.kind == "json":
-        return parse_json(dialect, bare)
+        path, labels = parse_json(dialect, bare)
+        if dialect.missing is not None and dialect.label_kind == "class":
+            labels = [_or_missing(dialect, label) for label in labels]
+        _check_name(dialect, labels)
+        return path, labels
     if b"\r" in bare:
         raise BadLine("there is a carriage return in it", "end lines with LF or CR LF")
     if dialect.kind == "table":
@@ -100,6 +104,7 @@ def parse_line(dialect: Dialect, line: bytes) -> tuple[bytes, list[bytes]]:
             raise BadLine(f"there is no label in column {dialect.y[labels.index(b'')]}", FILL)
     else:
         path, labels = _parse_text(dialect, bare)
+    _check_name(dialect, labels)
     if dialect.label_kind in ("class", "classes") and is_image(labels[0]):
         raise BadLine(f"there is no label: {show(labels[0], 60)} is an image")
     if dialect.label_kind == "path" and not is_image(labels[0]):
@@ -110,8 +115,15 @@ def parse_line(dialect: Dialect, line: bytes) -> tuple[bytes, list[bytes]]:
 def _or_missing(dialect: Dialect, label: bytes) -> bytes:
     """Return a label field, or the dialect's label for missing ones in its place."""
     assert dialect.missing is not None
-    is_missing = label.lower() in NOT_A_NUMBER if dialect.label_kind == "number" else not label
-    return dialect.missing.encode("utf-8", "surrogateescape") if is_missing else label
+    return dialect.missing.encode("utf-8", "surrogateescape") if label.lower() in NOT_A_NUMBER else label
+
+
+def _check_name(dialect: Dialect, labels: list[bytes]) -> None:
+    """Raise `BadLine` where the name of a class says that there is none; `missing_label` may give it all the same."""
+    if dialect.label_kind in ("class", "classes") and dialect.missing is None and labels:
+        label = labels[0].strip()
+        if label and label.lower() in NOT_A_NUMBER:
+            raise BadLine(f"the label {show(label, 60)} says that there is none", _FILL_NAME)
 
 
 def _parse_text(dialect: Dialect, bare: bytes) -> tuple[bytes, list[bytes]]:
@@ -198,6 +210,14 @@ def check_number(field: bytes) -> bool:
     if abs(value) > FLOAT32_MAX:
         raise BadLine(f"the label {show(field, 60)} does not fit float32")
     return True
+
+
+def is_changed_by_float32(label: bytes) -> bool:
+    """Return whether a numeric label is a whole number, with a point or without, that float32 changes."""
+    if _INTEGER.fullmatch(label):
+        return not fits_float32(int(label))
+    value = float(label)
+    return math.isfinite(value) and is_changed_whole(value)
 
 
 def _no_number(field: bytes) -> BadLine:

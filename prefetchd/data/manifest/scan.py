@@ -19,7 +19,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from prefetchd.data.files import read_exactly
-from prefetchd.data.labels import MAX_CLASSES, fits_float32, refuse_large
+from prefetchd.data.labels import MAX_CLASSES, refuse_large
 from prefetchd.data.manifest.dialect import (
     LINES_PER_ENTRY,
     MAX_LINE_BYTES,
@@ -31,7 +31,7 @@ from prefetchd.data.manifest.dialect import (
     sample_lines,
     show,
 )
-from prefetchd.data.manifest.line import check_line
+from prefetchd.data.manifest.line import check_line, is_changed_by_float32
 from prefetchd.errors import ManifestError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Scan:
         samples: number of samples.
         lines: number of lines, comments and blank ones too.
         any_fraction: some numeric label is not an integer.
-        any_long: some label may be an integer that float32 does not hold.
+        any_long: some label may be a whole number that float32 does not hold.
         labels: the different string labels.
         digest: of all the bytes of the list.
         malformed: the malformed lines.
@@ -95,7 +95,7 @@ class Scan:
             self._check_float32(fd, size_bytes, start, first_line)
 
     def _check_float32(self, fd: int, size_bytes: int, start: int, first_line: int) -> None:
-        """Refuse an integer label that the fractions among the others would change."""
+        """Refuse a whole label that the fractions among the others would change."""
         rows = sample_lines(fd, start, size_bytes, first_line, self._name, hash_rows=self._dialect.hash_rows)
         for number, line, _, _ in rows:
             try:
@@ -103,7 +103,7 @@ class Scan:
             except BadLine:
                 continue  # left out
             for label in labels:
-                if _is_changed_by_float32(label):
+                if is_changed_by_float32(label):
                     raise ManifestError(refuse_large(f"line {number} of {self._name}", label.decode()))
 
     def _blocks(self, fd: int, size_bytes: int, start: int) -> Iterator[tuple[bytes, int]]:
@@ -186,7 +186,7 @@ class Scan:
             return False
         self.any_fraction |= is_fraction
         if self._dialect.label_kind == "number":
-            self.any_long |= any(map(_is_changed_by_float32, labels))
+            self.any_long |= any(map(is_changed_by_float32, labels))
         if self._dialect.label_kind in ("class", "classes"):
             self._add_labels(set(labels))
         return True
@@ -212,7 +212,3 @@ class Scan:
                 f"cannot use {self._name}: its string labels name more than {MAX_CLASSES} classes; if "
                 "the lines hold only paths, give label_columns=0"
             )
-
-
-def _is_changed_by_float32(label: bytes) -> bool:
-    return label.lstrip(b"+-").isdigit() and not fits_float32(int(label))

@@ -7,6 +7,8 @@ with the option that settles it; what a rule decides is logged.
 from __future__ import annotations
 
 import logging
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -14,11 +16,15 @@ from prefetchd.config.options import Config
 from prefetchd.data.labels import (
     ID_NAMES,
     LABEL_NAMES,
+    MASK_NAMES,
     PATH_NAMES,
+    PLAIN_IDS,
     LabelKind,
     is_id_name,
     is_pandas_index,
     known_label,
+    may_be_id,
+    plain,
 )
 from prefetchd.data.manifest.dialect import BadLine, Dialect, Line, is_image, is_number, show
 from prefetchd.data.manifest.line import NOT_A_NUMBER, split_columns
@@ -27,8 +33,11 @@ from prefetchd.errors import ManifestError
 SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon"}
 _ASKED_OF_DISK = 8
 _COUNTED_ROWS = 3  # so many rows whose first column counts up are numbered
-_PATH_TITLES = frozenset((*PATH_NAMES, "paths", "images", "files"))
-_OTHER_TITLES = frozenset((*LABEL_NAMES, *ID_NAMES))
+_PATH_TITLES = (*PATH_NAMES, "paths", "images", "files")
+_PLAIN_PATHS = frozenset(map(plain, _PATH_TITLES))
+_PLAIN_OTHERS = frozenset(map(plain, (*LABEL_NAMES, *ID_NAMES)))
+_ONE_HOT = NOT_A_NUMBER | {b"0", b"1", b"-1", b"0.0", b"1.0", b"-1.0"}  # -1 says "uncertain"
+_COUNTED = re.compile(r"\d+|[._ -]?[xyz]$")  # what differs in titles of one vector: x1 and x2, eye_x and eye_y
 
 log = logging.getLogger("prefetchd")
 
@@ -53,7 +62,11 @@ def sniff_table(
     rows = rows[n_comments:]
     header = _header(config, name, rows, exists)
     columns = _Columns(name, separator, rows[0], header, [row for row in rows[header:] if len(row) == len(rows[0])])
-    x = columns.find("x_column", config.x_column) if config.x_column is not None else columns.path_column()
+    x = (
+        columns.find("x_column", config.x_column)
+        if config.x_column is not None
+        else columns.path_column(has_masks=config.target == "mask")
+    )
     y = columns.label_columns(config, x)
     kind: LabelKind = "none" if not y else "number"
     if config.target == "mask":
@@ -116,8 +129,8 @@ def _header(config: Config, name: str, rows: list[list[bytes]], exists: Callable
         return True
     if any(map(is_image, first)):
         return False
-    titles = {_text(field).lower() for field in first}
-    if titles & _PATH_TITLES:
+    titles = {plain(_text(field)) for field in first}
+    if titles & _PLAIN_PATHS:
         return True
     below = rows[1 : 1 + _ASKED_OF_DISK]
     if not below:
@@ -126,7 +139,7 @@ def _header(config: Config, name: str, rows: list[list[bytes]], exists: Callable
         return True
     if any(field and exists(field) for field in first):
         return False
-    if titles & _OTHER_TITLES:
+    if titles & _PLAIN_OTHERS:
         return True
     even = [row for row in rows[1:] if len(row) == len(first)]
     numbers = [column for column in range(len(first)) if even and all(is_number(row[column]) for row in even)]
@@ -167,18 +180,27 @@ class _Columns:
             "give one of them by name or by number, from 0"
         )
 
-    def path_column(self) -> int:
-        """Return the column with the path, where no option names it: the first of images, a usual name, ids, any."""
-        for column, field in enumerate(self._example):
-            if is_image(field):
-                return column
-        if self._header:
-            titles = [_text(title).lower() for title in self._first]
-            for known in (_PATH_TITLES, ID_NAMES):
-                for column, title in enumerate(titles):
-                    if title in known:
-                        return column
-        return 0
+    def path_column(self, *, has_masks: bool) -> int:
+        """Return the column with the path, where no option names it: a usual name among images, images, ids, any."""
+        images = [column for column, field in enumerate(self._example) if is_image(field)]
+        if not self._header:
+            return images[0] if images else 0
+        titles = [_text(title) for title in self._first]
+        for among in (images, range(self.count)):
+            usual = known_label([titles[column] for column in among], _PATH_TITLES)
+            if usual is not None:
+                return next(column for column in among if titles[column] == usual)
+            if among:
+                break
+        likely = [column for column in images if known_label([titles[column]], MASK_NAMES) is None] or images
+        if len(likely) > 1 and not has_masks:
+            raise ManifestError(
+                f"cannot tell which column of {self._name} has the paths, as {len(likely)} name images: "
+                f"{self._listing()}; give x_column"
+            )
+        if likely:
+            return likely[0]
+        return next((column for column, title in enumerate(titles) if plain(title) in PLAIN_IDS), 0)
 
     def label_columns(self, config: Config, x: int) -> tuple[int, ...]:
         """Return the label columns: those named, or the last `label_columns`, or all others if that is clear."""
@@ -213,15 +235,33 @@ class _Columns:
             if len(others) > 1 and "class" in kinds:
                 raise self._ambiguous("they are not all numbers")
             found = [column for column in others if not self._header or not is_id_name(titles[column])]
-            if others and not found:
-                raise self._ambiguous("they are called as what numbers the samples")
-            if not self._header and x > 0 and 0 in others and self._counts_up(0):
-                raise self._ambiguous("column 0 counts the lines")
-        if len(found) < len(others):
-            kept = ", ".join(_text(self._first[column]) for column in found)
-            left = ", ".join(_text(self._first[column]) for column in others if column not in found)
-            log.info("labels of %s: the column %s; not %s (y_column names others)", self._name, kept, left)
+            if not self._header:
+                self._check_order(others, x)
+            elif others and (not found or any(may_be_id(titles[column]) for column in found)):
+                raise self._ambiguous("some are called as what numbers or measures samples")
+            elif not self._are_one_vector(found):
+                raise self._ambiguous("their names are unlike")
+        if self._header and (len(found) > 1 or len(found) < len(others)):
+            kept = ", ".join(titles[column] for column in found)
+            left = ", ".join(titles[column] for column in others if column not in found)
+            plural = "s" if len(found) > 1 else ""
+            not_left = f"; not {left}" if left else ""
+            log.info("labels of %s: the column%s %s%s (y_column names others)", self._name, plural, kept, not_left)
         return tuple(found)
+
+    def _check_order(self, others: list[int], x: int) -> None:
+        """Refuse several columns without names that do not all follow the path: one may number the lines."""
+        if x > 0 and 0 in others and len(others) > 1:
+            why = "column 0 counts the lines" if self._counts_up(0) else "some stand before the path and have no names"
+            raise self._ambiguous(why)
+
+    def _are_one_vector(self, columns: list[int]) -> bool:
+        """Return whether columns are one label: numbered siblings, single letters, or 0 and 1 for each class."""
+        titles = [plain(_text(self._first[column])) for column in columns]
+        siblings = set(Counter(_COUNTED.sub("", title) for title in titles).values())
+        if len(titles) <= 1 or (len(siblings) == 1 and 1 not in siblings) or all(len(title) == 1 for title in titles):
+            return True
+        return all(row[column].strip().lower() in _ONE_HOT for row in self.data for column in columns)
 
     def _counts_up(self, column: int) -> bool:
         fields = [row[column] for row in self.data]
@@ -232,7 +272,7 @@ class _Columns:
     def _ambiguous(self, why: str) -> ManifestError:
         return ManifestError(
             f"cannot tell which columns of {self._name} are labels, as {why}: {self._listing()}; "
-            "give y_column (names or numbers, separated by commas), or label_columns=0 for none"
+            "give y_column (names or numbers, separated by commas; x_column has the path), or label_columns=0 for none"
         )
 
     def _listing(self) -> str:
