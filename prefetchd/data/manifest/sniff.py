@@ -51,7 +51,7 @@ def sniff(config: Config, name: str, lines: list[Line], exists: Callable[[bytes]
     raw = [line.raw for line in lines]
     skipped = 0
     if os.path.splitext(config.source)[1].lower() in JSON_SUFFIXES or is_json_object(raw[0]):
-        dialect = sniff_json(config, name, raw)
+        dialect = sniff_json(config, name, lines)
     elif separator := _table_separator(config, name, raw):
         dialect, skipped = sniff_table(config, name, lines, separator, exists)
     else:
