@@ -76,6 +76,7 @@ def refusal(source: str, **options: object) -> str:
         ("\ufeff# comment\r\na.jpg 3\r\n", [("a.jpg", 3)]),
         ('"a b 1" 3\n"say ""hi"".jpg" 4\nc.jpg 5\n', [("a b 1", 3), ('say "hi".jpg', 4), ("c.jpg", 5)]),
         ('"#1.jpg" "black cat"\nx.jpg dog\n', [("#1.jpg", 0), ("x.jpg", 1)]),
+        ("#1.jpg 3\nb.jpg 4\n #2.jpg 5\n# c\n#\n## d\n", [("#1.jpg", 3), ("b.jpg", 4), ("#2.jpg", 5)]),
         ('5" disc.jpg 3\n', [('5" disc.jpg', 3)]),
         ("photo 12\t3\nphoto 13\t4\n", [("photo 12", 3), ("photo 13", 4)]),
         ("a b\t1 2\nc\t3 4\n", [("a b", (1, 2)), ("c", (3, 4))]),
@@ -459,7 +460,7 @@ FIELD = st.text(
 )
 ROW = st.one_of(
     st.tuples(st.lists(FIELD, min_size=1, max_size=3), st.integers(-(2**63), 2**63 - 1), st.booleans()),
-    st.sampled_from(["", "   ", "# comment", "\t#x 3"]),
+    st.sampled_from(["", "   ", "# comment", "\t#\tx 3", "#"]),
 )
 
 

@@ -77,7 +77,7 @@ class Dialect:
         keys: of a `json` object: the path's, then the labels'; dots lead into nested objects.
         label_separator: between the names of a field with several classes.
         missing: the label of lines without one; `None` refuses such lines.
-        hash_rows: a line that begins with `#` is a sample unless white space follows, as CSV has no comments.
+        hash_rows: a line that begins with `#` is a sample unless white space follows, as files have such names.
     """
 
     kind: Literal["text", "table", "json", "tree"]
