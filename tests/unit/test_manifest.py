@@ -223,6 +223,34 @@ def test_a_table_that_does_not_fit_is_refused(tmp_path: Path, text: str, options
     assert what in refusal(write(tmp_path, text, "l.csv"), **options)
 
 
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("photo breed\na.jpg cat\nb.jpg dog\n", {}),
+        ("photo breed\na.jpg cat\nb.jpg dog\n", {"label_columns": 1}),
+        ("photo breed\na.jpg cat,dog\nb.jpg dog\n", {"label_separator": ","}),
+        ("Foto\na.jpg\nb c.jpg\n", {}),
+        ('"the photo" breed\n"a b.jpg" cat\n', {}),
+        ("path label\na cat\nb dog\n", {}),
+    ],
+)
+def test_a_text_list_with_a_header_is_refused(tmp_path: Path, text: str, options: dict[str, object]) -> None:
+    """It would be a sample, and its last word a class; a file of that name settles it."""
+    source = write(tmp_path, text)
+    assert "looks like a header" in refusal(source, **options)
+    for name in ("photo", "Foto", "the photo", "path"):
+        (tmp_path / name).touch()
+    assert len(pairs(source, **options)) == text.count("\n")
+
+
+@pytest.mark.parametrize("header", ["image,label", "photo,breed"])
+def test_a_header_that_comes_again_is_refused(tmp_path: Path, header: str) -> None:
+    """Joined tables have one for each: as a sample it would name a class."""
+    source = write(tmp_path, f"{header}\na.jpg,cat\nb.jpg,dog\n{header}\nc.jpg,cat\n", "l.csv")
+    assert "line 4 of" in refusal(source)
+    assert "it is the header again" in refusal(source)
+
+
 def test_several_bad_lines_are_refused_with_a_way_out(tmp_path: Path) -> None:
     assert "--write-clean" in refusal(write(tmp_path, "a.jpg 1\nb.jpg\nc.jpg nan\n" + "d.jpg 2\n" * 9))
     assert "target=mask" in refusal(write(tmp_path, "a.jpg b.png\nc.jpg d.png\n"))
