@@ -394,6 +394,29 @@ def test_a_cache_of_another_user_is_refused(
     assert not directory._is_trusted(of_another(theirs))
 
 
+@pytest.mark.parametrize("name", ["", "pipeline"])
+def test_a_folder_to_which_others_may_write_is_refused(tmp_path: Path, name: str) -> None:
+    """They could replace what is in it, unless it is sticky; the group may be the user's own."""
+    cache = tmp_path / "cache"
+    before = os.umask(0)  # the folders that the cache makes are right without one
+    try:
+        for end in open_both(cache):
+            end.close()
+        for end in open_both(cache):
+            end.close()
+    finally:
+        os.umask(before)
+    (folder,) = (each for each in cache.iterdir() if each.is_dir())
+    opened = folder if name else cache
+    for mode in (0o775, 0o1777):
+        opened.chmod(mode)
+        for end in open_both(cache):
+            end.close()
+    opened.chmod(0o777)
+    with pytest.raises(CacheError, match=r"others may write to it \(its mode is 0777\)"):
+        open_both(cache)
+
+
 def test_a_record_that_claims_more_than_its_file_has_takes_no_memory(tmp_path: Path) -> None:
     writer = segment.SegmentWriter(tmp_path, "0-0")
     writer.append(key(1), pixels(1))

@@ -76,6 +76,7 @@ def refusal(source: str, **options: object) -> str:
         ("\ufeff# comment\r\na.jpg 3\r\n", [("a.jpg", 3)]),
         ('"a b 1" 3\n"say ""hi"".jpg" 4\nc.jpg 5\n', [("a b 1", 3), ('say "hi".jpg', 4), ("c.jpg", 5)]),
         ('"#1.jpg" "black cat"\nx.jpg dog\n', [("#1.jpg", 0), ("x.jpg", 1)]),
+        ("#1.jpg 3\nb.jpg 4\n #2.jpg 5\n# c\n#\n## d\n", [("#1.jpg", 3), ("b.jpg", 4), ("#2.jpg", 5)]),
         ('5" disc.jpg 3\n', [('5" disc.jpg', 3)]),
         ("photo 12\t3\nphoto 13\t4\n", [("photo 12", 3), ("photo 13", 4)]),
         ("a b\t1 2\nc\t3 4\n", [("a b", (1, 2)), ("c", (3, 4))]),
@@ -220,6 +221,34 @@ def test_a_bad_line_is_named_with_its_number_text_and_fault(tmp_path: Path, text
 def test_a_table_that_does_not_fit_is_refused(tmp_path: Path, text: str, options: dict[str, object], what: str) -> None:
     """Missing columns, fields and labels are told, with the columns that there are."""
     assert what in refusal(write(tmp_path, text, "l.csv"), **options)
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("photo breed\na.jpg cat\nb.jpg dog\n", {}),
+        ("photo breed\na.jpg cat\nb.jpg dog\n", {"label_columns": 1}),
+        ("photo breed\na.jpg cat,dog\nb.jpg dog\n", {"label_separator": ","}),
+        ("Foto\na.jpg\nb c.jpg\n", {}),
+        ('"the photo" breed\n"a b.jpg" cat\n', {}),
+        ("path label\na cat\nb dog\n", {}),
+    ],
+)
+def test_a_text_list_with_a_header_is_refused(tmp_path: Path, text: str, options: dict[str, object]) -> None:
+    """It would be a sample, and its last word a class; a file of that name settles it."""
+    source = write(tmp_path, text)
+    assert "looks like a header" in refusal(source, **options)
+    for name in ("photo", "Foto", "the photo", "path"):
+        (tmp_path / name).touch()
+    assert len(pairs(source, **options)) == text.count("\n")
+
+
+@pytest.mark.parametrize("header", ["image,label", "photo,breed"])
+def test_a_header_that_comes_again_is_refused(tmp_path: Path, header: str) -> None:
+    """Joined tables have one for each: as a sample it would name a class."""
+    source = write(tmp_path, f"{header}\na.jpg,cat\nb.jpg,dog\n{header}\nc.jpg,cat\n", "l.csv")
+    assert "line 4 of" in refusal(source)
+    assert "it is the header again" in refusal(source)
 
 
 def test_several_bad_lines_are_refused_with_a_way_out(tmp_path: Path) -> None:
@@ -459,7 +488,7 @@ FIELD = st.text(
 )
 ROW = st.one_of(
     st.tuples(st.lists(FIELD, min_size=1, max_size=3), st.integers(-(2**63), 2**63 - 1), st.booleans()),
-    st.sampled_from(["", "   ", "# comment", "\t#x 3"]),
+    st.sampled_from(["", "   ", "# comment", "\t#\tx 3", "#"]),
 )
 
 

@@ -102,6 +102,7 @@ def test_what_tools_leave_beside_data_is_no_class(tmp_path: Path) -> None:
     source = make(
         tmp_path, "cat/1.jpg", "dog/1.jpg", "__MACOSX/cat/1.jpg", "__pycache__/x.jpg", "lost+found/x.jpg",
         "@eaDir/x.jpg", "cat/@eaDir/1.jpg/SYNO.jpg", "$RECYCLE.BIN/x.jpg", "System Volume Information/x.jpg",
+        "@Recycle/x.jpg", "#recycle/x.jpg", "#snapshot/x.jpg", ".snapshot/x.jpg",
     )  # fmt: skip
     with Manifest.open(make_config(source=source)) as manifest:
         assert manifest.classes == ("cat", "dog")
@@ -147,7 +148,7 @@ def test_a_list_beside_the_images_may_have_their_labels(tmp_path: Path, place: s
 
 @pytest.mark.parametrize("name", ["labels.csv", "train.jsonl"])
 def test_any_list_beside_images_without_class_folders_may_have_their_labels(tmp_path: Path, name: str) -> None:
-    """The label would be the sample's number; beside class folders such a list does not matter."""
+    """The label would be the sample's number."""
     source = make(tmp_path, "1.jpg", "2.jpg", name)
     with pytest.raises(ManifestError, match=f"{name} lies beside the images"):
         Manifest.open(make_config(source=source))
@@ -155,6 +156,68 @@ def test_any_list_beside_images_without_class_folders_may_have_their_labels(tmp_
         assert len(manifest) == 2
     with pytest.raises(ManifestError, match="no class folders"):
         Manifest.open(make_config(source=source, label_columns=1))
-    make(tmp_path, "a/1.jpg")
-    with Manifest.open(make_config(source=source)) as manifest:
-        assert manifest.classes == ("a",)
+
+
+def refusal(source: str) -> str:
+    with pytest.raises(ManifestError) as caught:
+        Manifest.open(make_config(source=source))
+    assert "label_columns=1" in str(caught.value)
+    assert "label_columns=0" in str(caught.value)
+    for label_columns in (0, 1):  # the options that settle it
+        Manifest.open(make_config(source=source, label_columns=label_columns)).close()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["labels.csv", "TRAIN.TSV", "x.json", "x.jsonl", "x.parquet", "x.xlsx", "train.txt", "val.lst"]
+)
+def test_a_list_beside_class_folders_may_have_the_labels(tmp_path: Path, name: str) -> None:
+    """It is named with how to serve it; a text without names of images is no list."""
+    source = make(tmp_path, "cat/1.jpg", "dog/1.jpg")
+    (tmp_path / "README.txt").write_text("Photos of cats and dogs.\n")
+    Manifest.open(make_config(source=source)).close()
+    (tmp_path / name).write_text("cat/1.jpg 3\n")
+    assert f"batches({name!r}, root=...)" in refusal(source)
+
+
+@pytest.mark.parametrize("splits", [("train", "test"), ("Train", "val"), ("test", "valid", "validation"), ("train",)])
+def test_splits_are_no_classes(tmp_path: Path, splits: tuple[str, ...]) -> None:
+    """The classes lie below one of them."""
+    source = make(tmp_path, *(f"{split}/{label}/1.jpg" for split in splits for label in ("cat", "dog")))
+    assert f"batches('{source}/{sorted(splits)[0]}')" in refusal(source)
+    make(tmp_path, "cat/1.jpg")
+    Manifest.open(make_config(source=source)).close()  # with another folder beside them they are classes
+
+
+@pytest.mark.parametrize("names", [("images/1.jpg", "labels/1.txt"), ("JPEGImages/1.jpg", "Annotations/1.xml")])
+def test_annotations_beside_images_are_no_class(tmp_path: Path, names: tuple[str, str]) -> None:
+    """Detection and segmentation sets lay their files out so."""
+    assert "neither is a class" in refusal(make(tmp_path, *names))
+
+
+def test_one_folder_that_leads_to_the_classes_is_refused(tmp_path: Path) -> None:
+    """Archives often unpack to one folder around all."""
+    source = make(tmp_path, "data/cat/1.jpg", "data/dog/1.jpg")
+    message = refusal(source)
+    assert "(cat, dog)" in message
+    assert f"give '{source}/data'" in message
+
+
+@pytest.mark.parametrize(
+    ("names", "what"),
+    [
+        (("a/1.jpg", "a/2.jpg"), "there is only one class folder (a)"),
+        (("a/x/1.jpg",), "all images lie in folders below the class folders (x)"),
+        (("a/x/1.jpg", "b/x/1.jpg", "b/y/1.jpg"), "all images lie in folders below the class folders (x, y)"),
+    ],
+)
+def test_class_folders_that_may_be_none_are_warned_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, names: tuple[str, ...], what: str
+) -> None:
+    """They are taken as classes, but not without a word; label_columns=1 says that it is right."""
+    source = make(tmp_path, *names)
+    Manifest.open(make_config(source=source)).close()
+    (message,) = caplog.messages
+    assert what in message
+    Manifest.open(make_config(source=source, label_columns=1)).close()
+    assert caplog.messages == [message]

@@ -147,3 +147,15 @@ def test_a_mask_is_the_path_under_its_key(tmp_path: Path) -> None:
         objects = {"image": "a.jpg", "mask": "b.png"}, {"image": "a.jpg", "mask": bad}
         with pytest.raises(ManifestError, match=f"line 2 .*{what}"):
             pairs(jsonl(tmp_path, *objects), target="mask")
+
+
+@pytest.mark.parametrize("n_without", [3, 300])
+@pytest.mark.parametrize("key", ["label", "breed"])
+def test_a_label_that_few_lines_have_is_refused(tmp_path: Path, n_without: int, key: str) -> None:
+    """The labels of all lines would be numbers of samples; an option settles it."""
+    source = jsonl(tmp_path, *({"image": f"{i}.jpg"} for i in range(n_without)), {"image": "d.jpg", key: 7})
+    message = refusal(source)
+    for what in (f"line {n_without + 1} of", f"y_column={key!r}", "missing_label=", "label_columns=0"):
+        assert what in message
+    assert pairs(source, label_columns=0)[-1] == ("d.jpg", None)
+    assert pairs(source, y_column=key, missing_label="-1")[-2:] == [(f"{n_without - 1}.jpg", -1), ("d.jpg", 7)]

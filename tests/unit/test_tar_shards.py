@@ -362,3 +362,18 @@ def test_an_archive_without_its_end_mark_is_warned_of(
     with opened(path) as shards:
         assert len(shards) == (2 if complete else 1)
     assert ("has no end mark" in caplog.text) == (not complete)
+
+
+def test_folders_of_samples_without_labels_may_be_classes(tmp_path: Path) -> None:
+    """The label would be the sample's number; one folder around all is no class."""
+    source = write_tar(tmp_path / "a.tar", [("cat/1.jpg", b"x"), ("cat/2.jpg", b"y")])
+    assert [label for _, label in read(source)] == [None, None]
+    source = write_tar(tmp_path / "b.tar", [("cat/1.jpg", b"x"), ("dog/1.jpg", b"y")])
+    message = refusal(source)
+    assert "(cat, dog, ...)" in message
+    assert "label_columns=0" in message
+    assert [label for _, label in read(source, label_columns=0)] == [None, None]
+    source = write_tar(
+        tmp_path / "c.tar", [("cat/1.jpg", b"x"), ("cat/1.cls", b"4"), ("dog/1.jpg", b"y"), ("dog/1.cls", b"5")]
+    )
+    assert [label for _, label in read(source)] == [4, 5]

@@ -46,8 +46,15 @@ def open_regular(path: Path) -> int:
 
 
 def _is_trusted(found: os.stat_result) -> bool:
-    """Return whether only this user, or the administrator, can have written a file or folder."""
-    return found.st_uid == os.geteuid() or (found.st_uid == 0 and not found.st_mode & 0o022)
+    """Return whether only this user, or the administrator, can have written a file or folder.
+
+    The group may write to this user's: some systems make every folder so, for a group of that user alone. The files in
+    this user's folder are as safe as the folder. In a sticky folder others cannot replace what is there.
+    """
+    if found.st_uid == os.geteuid():
+        is_open = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX
+        return not is_open
+    return found.st_uid == 0 and not found.st_mode & 0o022
 
 
 def read_regular(path: Path, most_bytes: int) -> bytes:
@@ -109,7 +116,7 @@ def open_folder(cache: Path, digest: str, pipeline: dict[str, Any]) -> tuple[Pat
     """
     folder = cache / digest
     try:
-        cache.mkdir(parents=True, exist_ok=True)
+        cache.mkdir(mode=0o775, parents=True, exist_ok=True)  # without a umask others could write to it
         _check_trusted(cache, cache)
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700)
@@ -151,8 +158,9 @@ def _check_trusted(cache: Path, path: Path) -> None:
         )
     if not _is_trusted(found):
         raise CacheError(
-            f"cannot use the cache {cache}: {path} belongs to the user {found.st_uid}, or others may write to it, who "
-            f"could put other pixels into batches of the user {os.geteuid()}; give a folder of your own"
+            f"cannot use the cache {cache}: {path} belongs to the user {found.st_uid}, or others may write to it (its "
+            f"mode is {stat.S_IMODE(found.st_mode):04o}), who could put other pixels into batches of the user "
+            f"{os.geteuid()}; give a folder of your own to which others may not write"
         )
 
 

@@ -68,7 +68,8 @@ class Dialect:
         kind: `text`, `table`, `json` or `tree`.
         label_kind: no labels, numbers, one string that names a class or several, or one path of a mask.
         label_count: how many label fields a line has.
-        exact: a text line must end in exactly `label_count` numbers (it was found out, not given).
+        exact: a text line must end in exactly `label_count` numbers, and a `json` object hold nothing but the path (it
+            was found out, not given).
         separator: between the columns of a table.
         columns: how many columns every line of a table has.
         x: the table's column with the path.
@@ -76,7 +77,7 @@ class Dialect:
         keys: of a `json` object: the path's, then the labels'; dots lead into nested objects.
         label_separator: between the names of a field with several classes.
         missing: the label of lines without one; `None` refuses such lines.
-        hash_rows: a line that begins with `#` is a sample unless white space follows, as CSV has no comments.
+        hash_rows: a line that begins with `#` is a sample unless white space follows, as files have such names.
     """
 
     kind: Literal["text", "table", "json", "tree"]

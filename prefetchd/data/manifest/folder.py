@@ -14,18 +14,21 @@ from collections import Counter
 from prefetchd.data.files import write_all
 from prefetchd.data.kinds import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 from prefetchd.data.manifest.dialect import MAX_LINE_BYTES
+from prefetchd.data.manifest.folder_names import check_class_folders, explain_depth, may_list_images, refuse_list
 from prefetchd.data.manifest.line import escape_path
 from prefetchd.errors import ManifestError, one_line
 
 _WRITE_BYTES = 1 << 20
 # Folders that archivers, file managers, file systems and Python leave beside data: neither classes nor data.
 _LEFT_OUT = frozenset(
-    ("__macosx", "__pycache__", "lost+found", "@eadir", "#recycle", "$recycle.bin", "system volume information")
-)
-# Lists that describe the images beside them, as Hugging Face's `datasets` writes them; and, where no folder is a class,
-# any other list.
+    (
+        "__macosx", "__pycache__", "lost+found", "@eadir", "#recycle", "@recycle", "$recycle.bin", "#snapshot",
+        "@recently-snapshot", "system volume information",
+    )
+)  # fmt: skip
+# Lists that describe the images beside them at any depth, as Hugging Face's `datasets` writes them. At the top of the
+# directory any list may.
 _LISTS = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-_LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 log = logging.getLogger("prefetchd")
 
@@ -37,11 +40,14 @@ def list_folder(folder: str, name: str, fd: int, *, label_columns: int | None) -
     folders, or with 0 `label_columns`, all images are taken, without labels, and the classes are `None`.
 
     Raises:
-        ManifestError: if a folder cannot be listed, there are no images, or a list beside them may have their labels.
+        ManifestError: if a folder cannot be listed, there are no images, a list beside them may have their labels, or
+            the folders are no classes by their names.
     """
     listing = _Listing(name, fd, refuse_lists=label_columns is None)
-    files, folders = listing.entries(folder)
+    files, folders = listing.entries(folder, at_top=True)
     if label_columns != 0 and folders:
+        if label_columns is None:
+            check_class_folders(name, folders)
         listing.n_beside = len(files)
         for number, label in enumerate(folders):
             n_before = listing.lines
@@ -54,8 +60,6 @@ def list_folder(folder: str, name: str, fd: int, *, label_columns: int | None) -
             raise ManifestError(
                 f"cannot take labels from the directory {name}: it has no class folders; give label_columns=0 for none"
             )
-        if listing.list_beside:
-            listing.refuse_list(folder, listing.list_beside)
         listing.n_unread.clear()  # the walk looks at the same folder again
         listing.walk(folder, "", b"-\t", ())
         classes = None
@@ -67,6 +71,8 @@ def list_folder(folder: str, name: str, fd: int, *, label_columns: int | None) -
             f"cannot serve the directory {name}: no images in it ({len(folders)} class folders{beside}{unread}; "
             f"suffixes {' '.join(IMAGE_SUFFIXES[:8])} ...); give a directory with a folder of images for each class"
         )
+    if classes is not None and label_columns is None:
+        listing.check_depth(folders)
     listing.warn()
     return classes
 
@@ -79,7 +85,6 @@ class _Listing:
         empty: class folders without an image.
         n_beside: number of images that lie beside the class folders.
         n_unread: number of images by suffix that were left out, as OpenCV does not read them.
-        list_beside: a file that may list the images beside it; empty if there is none, or they are to have no labels.
     """
 
     def __init__(self, name: str, fd: int, *, refuse_lists: bool) -> None:
@@ -87,7 +92,8 @@ class _Listing:
         self.empty: list[str] = []
         self.n_beside = 0
         self.n_unread: Counter[str] = Counter()
-        self.list_beside = ""
+        self._any_direct = False  # whether an image lies in a class folder itself, and not in a folder below it
+        self._below: set[str] = set()  # the names of folders in class folders
         self._name = name
         self._fd = fd
         self._refuse_lists = refuse_lists
@@ -114,15 +120,27 @@ class _Listing:
                 shown,
             )
 
+    def check_depth(self, folders: list[str]) -> None:
+        """Log where the class `folders` may be none, or refuse them: there is only one, or no image lies in them."""
+        if not self._any_direct:
+            log.warning(
+                "%s: %s; check the directory", self._name, explain_depth(self._name, folders, sorted(self._below))
+            )
+        elif len(folders) == 1:
+            log.warning(
+                "%s: there is only one class folder (%s), and all labels are 0; check the directory",
+                self._name,
+                one_line(folders[0]),
+            )
+
     def flush(self) -> None:
         """Write the lines gathered so far."""
         write_all(self._fd, self._pieces)
         self._pieces = bytearray()
 
-    def entries(self, folder: str) -> tuple[list[str], list[str]]:
+    def entries(self, folder: str, *, at_top: bool = False) -> tuple[list[str], list[str]]:
         """Return the names of the images and of the folders in `folder`, sorted; count what is left out."""
-        files, folders = [], []
-        list_beside = ""
+        files, folders, lists = [], [], []
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
@@ -133,10 +151,8 @@ class _Listing:
                         folders.append(entry.name)
                     elif lower.endswith(IMAGE_SUFFIXES):
                         files.append(entry.name)
-                    elif self._refuse_lists and lower.endswith(_LIST_SUFFIXES):
-                        list_beside = entry.name
-                        if lower in _LISTS:
-                            self.refuse_list(folder, entry.name)
+                    elif self._refuse_lists and (lower in _LISTS or (at_top and may_list_images(entry.path))):
+                        lists.append(entry.path)
                     elif lower.endswith(UNREAD_SUFFIXES):
                         self.n_unread[os.path.splitext(lower)[1]] += 1
         except OSError as error:
@@ -145,16 +161,9 @@ class _Listing:
                 f"cannot list the folder {where} of {self._name}: {error.strerror} (errno {error.errno}); "
                 "check its permissions, or take it out"
             ) from None
-        self.list_beside = list_beside if files else ""
+        if lists and (files or folders):
+            raise refuse_list(self._name, min(lists))
         return sorted(files), sorted(folders)
-
-    def refuse_list(self, folder: str, name: str) -> None:
-        """Raise `ManifestError` for a list beside images, which may have their labels."""
-        raise ManifestError(
-            f"cannot tell the labels of {self._name}: {one_line(os.path.join(folder, name))} lies beside the images "
-            "and may have them; serve that list, or give label_columns=1 for the class folders, or label_columns=0 for "
-            "no labels"
-        )
 
     def walk(self, folder: str, inside: str, label: bytes, above: tuple[object, ...]) -> None:
         """Add the images under `folder`, which is `inside` of the directory; `label` is the class and a tab."""
@@ -163,6 +172,9 @@ class _Listing:
         if identity in above:
             return
         files, folders = self.entries(folder)
+        if inside and os.sep not in inside:
+            self._any_direct |= bool(files)
+            self._below.update(folders)
         is_folder = dict.fromkeys(files, False) | dict.fromkeys(folders, True)
         for entry in sorted(is_folder):
             path = os.path.join(inside, entry)

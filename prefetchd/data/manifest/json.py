@@ -14,8 +14,16 @@ from typing import Any
 import msgspec
 
 from prefetchd.config.options import Config
-from prefetchd.data.labels import MASK_NAMES, PATH_NAMES, LabelKind, find_label, json_kind, known_label
-from prefetchd.data.manifest.dialect import FILL, MEND, BadLine, Dialect, is_image, show
+from prefetchd.data.labels import (
+    MASK_NAMES,
+    PATH_NAMES,
+    LabelKind,
+    find_label,
+    is_pandas_index,
+    json_kind,
+    known_label,
+)
+from prefetchd.data.manifest.dialect import FILL, MEND, BadLine, Dialect, Line, is_image, show
 from prefetchd.errors import ManifestError
 
 JSON_SUFFIXES = (".jsonl", ".ndjson")
@@ -80,12 +88,25 @@ def parse_json(dialect: Dialect, line: bytes) -> tuple[bytes, list[bytes]]:
     path = json_value(found, dialect.keys[0])
     if not isinstance(path, str) or not path:
         raise BadLine(f"the path under {dialect.keys[0]!r} is {json_kind(path)}")
+    if dialect.exact and (key := _possible_label(found, dialect.keys[0])):
+        raise BadLine(f"it has the key {key!r} where other lines have no label", _settle(key))
     fields: list[bytes] = []
     for key in dialect.keys[1:]:
         fields += _label_fields(dialect, found, key)
     if len(fields) != dialect.label_count:
         raise BadLine(f"it has {len(fields)} label numbers where the others have {dialect.label_count}")
     return path.encode(), fields
+
+
+def _possible_label(found: dict[str, Any], path_key: str) -> str | None:
+    """Return the key beside the path's that may hold a label, a usual one first; `None` if there is none."""
+    path_keys = (path_key, path_key.partition(".")[0])
+    keys = [key for key, value in found.items() if key not in path_keys and value is not None]
+    return known_label(keys) or next((key for key in keys if not is_pandas_index(key)), None)
+
+
+def _settle(key: str) -> str:
+    return f"give y_column={key!r}, with missing_label=-1 (or another) for lines without, or label_columns=0 for none"
 
 
 def _label_fields(dialect: Dialect, found: dict[str, Any], key: str) -> list[bytes]:
@@ -146,21 +167,21 @@ def is_json_object(line: bytes) -> bool:
         return False
 
 
-def sniff_json(config: Config, name: str, lines: list[bytes]) -> Dialect:
+def sniff_json(config: Config, name: str, lines: list[Line]) -> Dialect:
     """Return the dialect of the list whose first samples are `lines` (at least one).
 
     Raises:
-        ManifestError: if no line is an object, or no key has the path.
+        ManifestError: if no line is an object, no key has the path, or few lines have what may be a label.
     """
     objects = []
     for line in lines:
         try:
-            objects.append(json_object(line.strip()))
+            objects.append(json_object(line.raw.strip()))
         except BadLine as bad:
             if len(objects) == 0 and line is lines[-1]:
                 raise ManifestError(
                     f"cannot use {name}: none of its first lines is a JSON object (the last: {bad.what}: "
-                    f"{show(line.strip())}); write an object with path and label on each line"
+                    f"{show(line.raw.strip())}); write an object with path and label on each line"
                 ) from None
     path_key = _path_key(config, name, objects)
     label_keys = _label_keys(config, name, objects, path_key)
@@ -171,6 +192,9 @@ def sniff_json(config: Config, name: str, lines: list[bytes]) -> Dialect:
                 "give y_column"
             )
         return Dialect("json", "path", 1, keys=(path_key, *label_keys))
+    is_guessed = config.label_columns is None and config.y_column is None
+    if is_guessed and not label_keys:
+        _refuse_rare_label(name, lines, path_key)
     kind, count = _labels(objects, label_keys)
     if config.label_separator and label_keys:
         kind, count = "classes", 1
@@ -179,7 +203,26 @@ def sniff_json(config: Config, name: str, lines: list[bytes]) -> Dialect:
             f"cannot take the labels {', '.join(label_keys)} from {name}: they are not all numbers; "
             "give one key with text, or several with numbers, as y_column"
         )
-    return Dialect("json", kind, count, keys=(path_key, *label_keys))
+    return Dialect("json", kind, count, exact=is_guessed and not label_keys, keys=(path_key, *label_keys))
+
+
+def _refuse_rare_label(name: str, lines: list[Line], path_key: str) -> None:
+    """Raise `ManifestError` if one of the lines, most of which have the path alone, has what may be a label.
+
+    Bad lines may be left out, but then the others' labels would be numbers of samples.
+    """
+    for line in lines:
+        try:
+            found = json_object(line.raw.strip())
+            json_value(found, path_key)
+            key = _possible_label(found, path_key)
+        except BadLine:
+            continue
+        if key is not None:
+            raise ManifestError(
+                f"cannot use line {line.number} of {name}: it has the key {key!r} where most lines have no label; "
+                f"{_settle(key)}"
+            )
 
 
 def _path_key(config: Config, name: str, objects: list[dict[str, Any]]) -> str:

@@ -30,14 +30,13 @@ from prefetchd.data.kinds import IMAGE_SUFFIXES
 from prefetchd.data.labels import check_names, sorted_classes
 from prefetchd.data.manifest.dialect import Dialect, Line, MalformedLine, is_sample, sample_lines
 from prefetchd.data.manifest.folder import list_folder
-from prefetchd.data.manifest.json import is_json_object
+from prefetchd.data.manifest.json import JSON_SUFFIXES, is_json_object
 from prefetchd.data.manifest.line import split_classes
 from prefetchd.data.manifest.scan import Scan
 from prefetchd.data.manifest.sniff import SNIFFED_LINES, sniff
 from prefetchd.errors import ManifestError, one_line
 from prefetchd.ipc.descriptors import memfd, seal
 
-_TABLE_SUFFIXES = (".csv", ".tsv")
 _MAX_VECTOR = 65_536  # classes of a 0/1 vector
 _PEEKED_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"
@@ -119,7 +118,7 @@ def _scan_file(
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ManifestError(f"cannot read {name}: it is UTF-16; save it as UTF-8")
     start = 3 if head.startswith(_BOM) else 0
-    hash_rows = os.path.splitext(source)[1].lower() in _TABLE_SUFFIXES
+    hash_rows = os.path.splitext(source)[1].lower() not in (".json", *JSON_SUFFIXES)  # no object begins with #
     rows = sample_lines(fd, start, size, 1, name, hash_rows=hash_rows)
     first = [Line(*row) for row in islice(rows, SNIFFED_LINES)]
     if not first:

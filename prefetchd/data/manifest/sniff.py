@@ -51,11 +51,15 @@ def sniff(config: Config, name: str, lines: list[Line], exists: Callable[[bytes]
     raw = [line.raw for line in lines]
     skipped = 0
     if os.path.splitext(config.source)[1].lower() in JSON_SUFFIXES or is_json_object(raw[0]):
-        dialect = sniff_json(config, name, raw)
+        dialect = sniff_json(config, name, lines)
     elif separator := _table_separator(config, name, raw):
         dialect, skipped = sniff_table(config, name, lines, separator, exists)
+        if skipped and dialect.label_kind in ("class", "classes", "none"):
+            _refuse_second_header(name, lines[skipped - 1], lines[skipped:])
     else:
         dialect = _sniff_text(config, name, [line.strip() for line in raw], exists)
+        if dialect.label_kind in ("class", "classes", "none"):
+            _refuse_header(name, [line.strip() for line in raw], dialect.label_count, exists)
     return Sniffed(_with_options(config, name, dialect), skipped)
 
 
@@ -136,12 +140,41 @@ def _sniff_text(config: Config, name: str, lines: list[bytes], exists: Callable[
         return Dialect("text", "none", 0)
     if kind == "none" and not are_paths:
         _refuse_label_first(name, lines, exists)
-    if kind == "class" and len(lines) > 1 and _is_header(_values(lines[0])) and not exists(_values(lines[0])[0]):
+    return Dialect("text", kind, count, exact=kind != "class")
+
+
+def _refuse_second_header(name: str, header: Line, below: list[Line]) -> None:
+    """Raise `ManifestError` if the header comes again, as in joined tables: its title would become a class."""
+    again = next((line.number for line in below if line.raw.strip() == header.raw.strip()), None)
+    if again is not None:
+        raise ManifestError(
+            f"cannot use line {again} of {name}: it is the header again ({show(header.raw.strip())}), as in joined "
+            "tables; take it out, or put '# ' before it"
+        )
+
+
+def _refuse_header(name: str, lines: list[bytes], label_count: int, exists: Callable[[bytes], bool]) -> None:
+    """Raise `ManifestError` if the first text line seems to name the columns: it would be a sample and a class.
+
+    It does if its words are usual names of columns, or if its path alone has no suffix of an image, and is no file.
+    Where labels are numbers, a header is refused as a line without one.
+    """
+    first, *others = [_path_field(line, label_count) for line in lines]
+    is_odd = not is_image(first) and all(map(is_image, others))
+    is_named = label_count > 0 and _is_header(_values(lines[0]))
+    if others and (is_odd or is_named) and not exists(first):
         raise ManifestError(
             f"cannot use {name}: its first line ({show(lines[0])}) looks like a header; put '# ' before it, or "
             "write a table (.csv, .tsv)"
         )
-    return Dialect("text", kind, count, exact=kind != "class")
+
+
+def _path_field(line: bytes, label_count: int) -> bytes:
+    """Return the path of a text line by its number of labels, or what stands in its place."""
+    values = _values(line)
+    if line.startswith(b'"'):
+        return values[0]
+    return line.rsplit(None, label_count)[0] if len(values) > label_count else line
 
 
 def _is_header(values: list[bytes]) -> bool:

@@ -79,6 +79,7 @@ class TarIndexer:
             parts = [part.partition(":") for part in _parts(config.y_column)]
             self._parts = [(extension.lower().encode(), key or None) for extension, _, key in parts]
         self._is_guessed = self._parts is None
+        self._folders: list[bytes] = []  # the first two that samples of a guessed data set lie in
         self._n_json_checked = 0
         self._bad = 0
         self._first_bad = ""
@@ -101,7 +102,12 @@ class TarIndexer:
             raise ManifestError(
                 f"cannot serve {self._name}: it has no samples (such as 0001.jpg and 0001.cls); check the shards"
             )
-
+        if self._is_guessed and not self._parts and len(self._folders) > 1:
+            folders = _first(list(map(printable, self._folders)))
+            raise ManifestError(
+                f"cannot tell the labels of {self._name}: its samples have none, and lie in folders that may be classes"
+                f" ({folders}, ...); write a .cls member for each sample, {_NO_LABELS}"
+            )
         self.digest.update(repr((self.labels.kind, self.labels.count, list(self.labels.names))).encode())
 
     def _shard(self, number: int, path: str) -> None:
@@ -137,6 +143,8 @@ class TarIndexer:
                 self._bad += 1
                 self._first_bad = self._first_bad or f"{name} sample {printable(key)}: {bad}"
                 continue
+            if len(self._folders) < 2 and (folder := key.rpartition(b"/")[0]) not in self._folders:
+                self._folders.append(folder)
             blocks = (image.data_at - image.header_at) // BLOCK_BYTES
             rows.append((number << BLOCKS_BITS | blocks, image.data_at, image.n_bytes))
             labels.append(label)
