@@ -516,14 +516,17 @@ def test_a_set_of_samples_takes_memory_for_those_in_it_alone():
 def test_epoch_without_a_good_sample_is_an_error_under_skip():
     """Its last batch fails, in whatever order they are made, and however often one of them is made again."""
     bench, readers = Bench("skip"), Readers(missing=set(range(N_SAMPLES)))
+    texts = set()
     for epoch in range(2):
         jobs = [bench.fill(readers, batch=batch, epoch=epoch) for batch in (2, 0, 2, 3)]
         assert all(job.failure is None for job in jobs)
         last = bench.fill(readers, batch=1, epoch=epoch)
         assert last.failure is not None
         assert last.failure.error == "SampleError"
-        assert f"cannot serve epoch {epoch}: none of its samples is good (20 bad)" in last.failure.text
+        assert "cannot serve an epoch: none of its samples is good (20 bad)" in last.failure.text
         assert "list.txt line 11: 10.jpg" in last.failure.text
+        texts.add(last.failure.text)
+    assert len(texts) == 1, "the log has each text once, however many epochs are made ahead"
 
 
 def test_one_good_sample_is_enough():
