@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from prefetchd.daemon.readers.batch_job import Chunk, Job, ReaderEnd, SampleSet
 from prefetchd.daemon.readers.job_tracker import CRASH_TRIES, ENVIRONMENT_TRIES, BadSample, JobTracker
-from prefetchd.ipc.process import describe_exit
+from prefetchd.ipc.process import RAISED_STATUS, describe_exit
 from prefetchd.ipc.reader_messages import Fault
 from prefetchd.ring.slots import Slot
 
@@ -192,6 +192,18 @@ def test_a_kill_from_outside_is_no_part_of_a_verdict(exit_code: int) -> None:
         bench.tracker.lost(job.queued.popleft(), ReaderEnd(code, suspect=True))
     assert not bench.bad
     assert [list(chunk.rows) for chunk in job.queued] == [[0]]
+
+
+def test_an_exception_of_the_reader_is_no_verdict_on_the_sample() -> None:
+    """Such as for lack of memory or threads: the batch fails in the end, whatever the policy."""
+    bench = Bench("skip")
+    job = bench.tracker.start(Slot(1, None), (0, 0, 0), 1, 1)  # type: ignore[arg-type]
+    for _ in range(1 + ENVIRONMENT_TRIES):  # the first is in a group
+        job.out += 1
+        bench.tracker.lost(job.queued.popleft(), ReaderEnd(RAISED_STATUS, suspect=True))
+    assert not bench.bad
+    assert job.failure is not None
+    assert "4 times (exit status 213, after an exception that the log has)" in job.failure.text
 
 
 def hang(bench: Bench, job: Job, times: int, *, was_decoding: bool) -> list[bool]:
