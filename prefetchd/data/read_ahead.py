@@ -21,7 +21,7 @@ from functools import partial
 from prefetchd.data import files
 from prefetchd.data.buffer_pool import SMALLEST_BUFFER_BYTES, BufferPool, MappedBuffer, PoolExhaustedError
 from prefetchd.data.files import FileBuffer
-from prefetchd.data.read_threads import N_THREADS, AheadRead, Fetch, ReadThreads
+from prefetchd.data.read_threads import AheadRead, Fetch, ReadThreads
 from prefetchd.data.records import Records, Sample
 from prefetchd.data.source import ALLOWANCE_BYTES, ReserveMemory
 
@@ -63,16 +63,18 @@ class ReadAhead:
         return self._average_s if self._is_on else 0.0
 
     def expect(self, sample_ids: Iterable[int]) -> None:
-        """Fetch these samples, which will be read in this order. Does nothing while reads are fast.
+        """Fetch these samples, which will be read in this order. Does nothing while reads are fast, or without threads.
 
         Raises:
             ManifestError: if the records have changed.
         """
-        if not self._is_on:
+        numbers = [int(sample_id) for sample_id in sample_ids] if self._is_on else []
+        if not numbers:
             return
         if not self._threads.started:
             self._threads.start()
-        numbers = [int(sample_id) for sample_id in sample_ids]
+        if not self._threads.n_threads:
+            return
         for number, sample in zip(numbers, self._records.samples(numbers), strict=True):
             for is_mask in (False, True) if self._with_masks else (False,):
                 read = AheadRead(self._fetch_of(sample, is_mask))
@@ -192,7 +194,7 @@ class ReadAhead:
 
         A quarter of them together: waking a thread for a single read takes a twentieth of a decode's time.
         """
-        most = min(N_THREADS, self._pool.limit_bytes // int(self._average_bytes))
+        most = min(self._threads.n_threads, self._pool.limit_bytes // int(self._average_bytes))
         if self._n_begun > most - most // 4:
             return
         while self._later and self._n_begun < most:

@@ -70,16 +70,22 @@ class AheadRead:
 
 
 class ReadThreads:
-    """Threads that read files into buffers of `pool`. `start` starts them."""
+    """Threads that read files into buffers of `pool`. `start` starts them.
+
+    Attributes:
+        started: whether `start` was called.
+        n_threads: how many there are; fewer than `N_THREADS`, or none, where the process may not have more.
+    """
 
     def __init__(self, pool: BufferPool) -> None:
         self.started = False
+        self.n_threads = 0
         self._pool = pool
         self._wanted: queue.SimpleQueue[AheadRead] = queue.SimpleQueue()
         self._lock = threading.Lock()  # of `done` and `dropped`: either side gives the buffer back, never both
 
     def start(self) -> None:
-        """Start the threads. The heap of this process keeps less between two decodes from now on."""
+        """Start as many threads as there may be. The heap of this process keeps less between two decodes then."""
         self.started = True
         # What the heap keeps between two decodes is part of the reader's allowance too.
         with contextlib.suppress(AttributeError):  # another C library
@@ -87,8 +93,11 @@ class ReadThreads:
             library.mallopt(_M_TRIM_THRESHOLD, _HEAP_KEPT_BYTES)
             library.mallopt(_M_ARENA_MAX, 1)  # or each thread would begin a heap of its own
         before = threading.stack_size(_STACK_BYTES)
-        for _ in range(N_THREADS):
-            threading.Thread(target=self._run, daemon=True).start()
+        # Where memory or processes run short, fewer threads read, or none: that is no fault of a sample.
+        with contextlib.suppress(RuntimeError, MemoryError):
+            for _ in range(N_THREADS):
+                threading.Thread(target=self._run, daemon=True).start()
+                self.n_threads += 1
         threading.stack_size(before)
 
     def submit(self, read: AheadRead) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 
+RAISED_STATUS = 213  # of a reader that an exception of ours ended, such as for lack of memory
+
 
 def process_state(pid: int) -> str:
     """Return the kernel's one-letter state of a process (`T` is stopped), or `""` if there is none."""
@@ -44,6 +46,8 @@ def describe_process(pid: int) -> str:
 
 def describe_exit(exit_code: int) -> str:
     """Describe how a process ended: `exit status 3`, `killed by SIGSEGV`."""
+    if exit_code == RAISED_STATUS:
+        return f"exit status {exit_code}, after an exception that the log has"
     if exit_code >= 0:
         return f"exit status {exit_code}"
     try:

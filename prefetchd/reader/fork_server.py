@@ -27,6 +27,7 @@ import traceback
 
 from prefetchd.errors import PrefetchdError
 from prefetchd.ipc import os_errors, reader_messages, sockets
+from prefetchd.ipc.process import RAISED_STATUS
 from prefetchd.ipc.run_directory import remove_left_files
 
 # The allocator and the libraries read it when the fork server starts: one thread, one arena. Big buffers go back to the
@@ -122,7 +123,9 @@ def _run_reader(fd: int, inherited: list[int], server_pid: int) -> None:
 
         process.main(socket.socket(fileno=fd))
         status = 0
-    except BaseException:
+    except BaseException as error:
+        # Such as for lack of memory or threads. What a user's function or a decoder raises was caught as a fault.
+        status = RAISED_STATUS if isinstance(error, Exception) else 1
         traceback.print_exc()
     finally:
         sys.stderr.flush()

@@ -296,6 +296,26 @@ def test_all_samples_bad(tmp_path: Path) -> None:
         next(iter(loader))
 
 
+def test_large_damaged_file_ends_no_reader(serve: Serve, tmp_path: Path, photographs: Path) -> None:
+    """A slow read of it begins the reading ahead, and its memory is free again when that wants threads."""
+    image = photographs.parent / "photo 00.jpg"
+    for number in range(6):
+        os.symlink(image, tmp_path / f"{number}.jpg")
+    (tmp_path / "large.jpg").write_bytes(b"\xff\xd8")
+    os.truncate(tmp_path / "large.jpg", 60_000_000)
+    names = ["0.jpg", "large.jpg", *(f"{number}.jpg" for number in range(1, 6))]
+    (tmp_path / "list.txt").write_text("".join(f"{name} {number}\n" for number, name in enumerate(names)))
+    options = ("--batch-size", 7, "--image-size", 32, "--num-workers", 2, "--on-error", "skip")
+    daemon = serve(tmp_path / "list.txt", *options)
+    with prefetchd.batches() as loader:
+        (batch,) = [batch.y.tolist() for batch in loader]
+    assert batch == [0, 2, 3, 4, 5, 6]
+    status = daemon.status()
+    assert status["bad_samples"] == 1
+    assert status["reader_crashes"] == status["num_workers"]["outgrown"] == 0
+    assert "not an image of a known format" in daemon.log
+
+
 @pytest.mark.not_root
 def test_no_permission(tmp_path: Path) -> None:
     paths = write_bad(tmp_path / "bad")

@@ -49,5 +49,5 @@ def test_epoch_without_a_good_sample_is_an_error_whatever_the_policy(folder: Pat
     with prefetchd.batches(source, on_error="skip", shuffle=shuffle, **OPTIONS) as loader:
         iterator = iter(loader)
         assert len(next(iterator).x) == 0
-        with pytest.raises(prefetchd.SampleError, match=r"cannot serve epoch 0: none of its samples is good \(6 bad\)"):
+        with pytest.raises(prefetchd.SampleError, match=r"serve an epoch: none of its samples is good \(6 bad\)"):
             next(iterator)

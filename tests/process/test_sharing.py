@@ -72,7 +72,7 @@ def test_patience_is_charged_while_other_loops_have_slots_of_their_own(serve, ph
         assert waits(daemon)[0]["name"] == "paused.py"
         assert waits(daemon)[0]["pid"] == os.getpid()
         assert f"waits for the slower loop of pid {os.getpid()} (paused.py)" in describe(daemon.status())
-        thread.join(30)
+        end_thread(thread)
         assert indexes == list(range(13))
         assert "waited 1.5 s for the loop of pid" in daemon.log
         (waited_s,) = (found["waited_for_slower_s"] for found in daemon.status()["consumers"] if found["number"] == 2)

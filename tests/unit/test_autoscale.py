@@ -78,3 +78,21 @@ def test_never_fewer_than_one_nor_more_than_the_most():
     policy = AutoReaders(2, 1)
     assert {policy.step(1, Window(0.0, 0.0, 0, 1.0)) for _ in range(50)} == {1}
     assert {policy.step(2, Window(1.0, 2.0, 100, 1.0)) for _ in range(50)} == {2}
+
+
+def test_step_that_was_not_taken_is_not_judged():
+    """A plan may have no memory for one more reader: the next window is one of as many readers as before."""
+    policy, window = AutoReaders(4, 2), Window(1.0, 1.0, 100.0, 1.0)
+    assert policy.step(1, window) == 2
+    assert policy.step(1, window) == 2, "the caller may say nothing"
+    policy.refused()
+    assert policy.step(1, window) == 2
+
+
+def test_step_down_that_was_not_taken_is_not_judged():
+    policy = AutoReaders(4, 4)
+    for _ in range(5):
+        n = policy.step(4, Window(0.0, 2.0, 100, 1.0))
+    assert n == 3
+    policy.refused()
+    assert policy.step(4, Window(0.5, 3.0, 90, 1.0)) == 4

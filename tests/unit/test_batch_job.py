@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from prefetchd.daemon.readers.batch_job import Chunk, Job, ReaderEnd, SampleSet
 from prefetchd.daemon.readers.job_tracker import CRASH_TRIES, ENVIRONMENT_TRIES, BadSample, JobTracker
-from prefetchd.ipc.process import describe_exit
+from prefetchd.ipc.process import RAISED_STATUS, describe_exit
 from prefetchd.ipc.reader_messages import Fault
 from prefetchd.ring.slots import Slot
 
@@ -192,6 +192,18 @@ def test_a_kill_from_outside_is_no_part_of_a_verdict(exit_code: int) -> None:
         bench.tracker.lost(job.queued.popleft(), ReaderEnd(code, suspect=True))
     assert not bench.bad
     assert [list(chunk.rows) for chunk in job.queued] == [[0]]
+
+
+def test_an_exception_of_the_reader_is_no_verdict_on_the_sample() -> None:
+    """Such as for lack of memory or threads: the batch fails in the end, whatever the policy."""
+    bench = Bench("skip")
+    job = bench.tracker.start(Slot(1, None), (0, 0, 0), 1, 1)  # type: ignore[arg-type]
+    for _ in range(1 + ENVIRONMENT_TRIES):  # the first is in a group
+        job.out += 1
+        bench.tracker.lost(job.queued.popleft(), ReaderEnd(RAISED_STATUS, suspect=True))
+    assert not bench.bad
+    assert job.failure is not None
+    assert "4 times (exit status 213, after an exception that the log has)" in job.failure.text
 
 
 def hang(bench: Bench, job: Job, times: int, *, was_decoding: bool) -> list[bool]:
@@ -516,14 +528,17 @@ def test_a_set_of_samples_takes_memory_for_those_in_it_alone():
 def test_epoch_without_a_good_sample_is_an_error_under_skip():
     """Its last batch fails, in whatever order they are made, and however often one of them is made again."""
     bench, readers = Bench("skip"), Readers(missing=set(range(N_SAMPLES)))
+    texts = set()
     for epoch in range(2):
         jobs = [bench.fill(readers, batch=batch, epoch=epoch) for batch in (2, 0, 2, 3)]
         assert all(job.failure is None for job in jobs)
         last = bench.fill(readers, batch=1, epoch=epoch)
         assert last.failure is not None
         assert last.failure.error == "SampleError"
-        assert f"cannot serve epoch {epoch}: none of its samples is good (20 bad)" in last.failure.text
+        assert "cannot serve an epoch: none of its samples is good (20 bad)" in last.failure.text
         assert "list.txt line 11: 10.jpg" in last.failure.text
+        texts.add(last.failure.text)
+    assert len(texts) == 1, "the log has each text once, however many epochs are made ahead"
 
 
 def test_one_good_sample_is_enough():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from prefetchd.config.validate import make_config
-from prefetchd.daemon.memory.controller import MemoryController
+from prefetchd.daemon.memory.controller import WINDOW_S, MemoryController
 from prefetchd.daemon.memory.limits import SHORT_BYTES, Limit, Shortage
 from prefetchd.daemon.memory.plan import MIB, MIN_SLOTS, make_plan
 from tests.unit.test_memory_manager import Rig
@@ -112,4 +112,23 @@ def test_automatic_budget_follows_the_loops_that_are_attached():
         controller.settle([])
         assert one.memory.slots_wanted == one.memory.budget.plan.n_slots == n_slots
     assert one.memory.budget.plan == plan
+    one.ring.close()
+
+
+def test_reader_that_the_budget_has_no_room_for_is_left_out():
+    """A loop waits and one more reader would help, but slots hold the budget: each window finds the same readers."""
+    one, now_s = Rig(MIN_SLOTS, 1), [0.0]
+    controller = MemoryController(
+        make_config(source="-"), one.memory, one.ring, one.pool,
+        plan_for=lambda config, least: one.plan, promised_slots=lambda: MIN_SLOTS, comfortable_slots=lambda: MIN_SLOTS,
+        work_done=lambda: (now_s[0], int(100 * now_s[0])), read_shortage=lambda: Shortage(1 << 40, "test"),
+        idle_s=lambda: now_s[0], n_cores=2, clock=lambda: now_s[0],
+    )  # fmt: skip
+    assert controller.is_auto
+    controller.note_waiting(True)
+    for _ in range(10):
+        now_s[0] += WINDOW_S
+        controller.tick()
+    assert controller.waited_s == 10 * WINDOW_S
+    assert one.memory.budget.plan.n_readers == 1
     one.ring.close()

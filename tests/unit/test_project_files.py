@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from importlib import import_module
@@ -79,12 +80,37 @@ def test_text_names_extras_that_exist(name: str):
 def test_hooks_run_tools_of_the_development_environment():
     development = " ".join(PROJECT["optional-dependencies"]["dev"])
     hooks = [hook for repo in load(".pre-commit-config.yaml")["repos"] for hook in repo["hooks"]]
-    assert {hook["id"] for hook in hooks} == {"ruff-check", "ruff-format", "mypy"}
+    assert {hook["id"] for hook in hooks} == {"ruff-check", "ruff-format", "mypy", "subject"}
     for hook in hooks:
+        assert hook["language"] == "system", "a hook that pre-commit installs has another version of the tool"
+        if hook["id"] == "subject":
+            assert hook["stages"] == ["commit-msg"]
+            assert os.access(ROOT / hook["entry"], os.X_OK)
+            continue
         python, flag, tool, *_ = shlex.split(hook["entry"])
         assert (python, flag) == (".venv/bin/python", "-m")
         assert re.search(rf"\b{tool}>=", development)
-        assert hook["language"] == "system", "a hook that pre-commit installs has another version of the tool"
+    assert "commit-msg" in load(".pre-commit-config.yaml")["default_install_hook_types"]
+
+
+@pytest.mark.parametrize(
+    ("message", "is_refused"),
+    [
+        ("x" * 72, False),
+        ("x" * 73, True),
+        ("\u00fc" * 72, False),
+        ("\u00fc" * 73, True),
+        (f"# {'x' * 80}\n\nShort\n\n{'x' * 80}", False),
+        ("", False),
+    ],
+)
+def test_hook_refuses_long_subjects(tmp_path: Path, message: str, is_refused: bool):
+    (tmp_path / "message").write_text(message)
+    environment = {**os.environ, "LC_ALL": "C"}
+    command = [ROOT / "scripts" / "check_subject", tmp_path / "message"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, bool(done.stderr)) == (int(is_refused), is_refused)
+    assert not is_refused or "the subject has 73 characters, and 72 is the most" in done.stderr
 
 
 def test_hooks_run_what_the_checks_of_a_change_run():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,46 @@ def test_fast_reads_start_no_thread(files: Files) -> None:
         take(ahead, files, number, buffer)
     assert ahead.read_s == 0
     assert not ahead._threads.started
+
+
+@pytest.mark.usefixtures("slow")
+def test_nothing_to_come_starts_no_thread(files: Files) -> None:
+    ahead = ReadAhead(files)
+    take(ahead, files, 0, FileBuffer())
+    ahead.expect([])
+    assert ahead.read_s
+    assert not ahead._threads.started
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()])
+@pytest.mark.parametrize("n_threads", [0, 2])
+@pytest.mark.usefixtures("slow")
+def test_files_are_read_with_as_many_threads_as_there_may_be(
+    files: Files, monkeypatch: pytest.MonkeyPatch, error: Exception, n_threads: int
+) -> None:
+    """The process may have no memory for the stacks of more: that is no fault of a sample."""
+    start, stack_bytes, n_started = threading.Thread.start, threading.stack_size(), 0
+
+    def start_some(thread: threading.Thread) -> None:
+        nonlocal n_started
+        if n_started == n_threads:
+            raise error
+        n_started += 1
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_some)
+    ahead, buffer = ReadAhead(files), FileBuffer()
+    for first in range(0, 40, 10):
+        numbers = range(first, first + 10)
+        ahead.expect(numbers)
+        for number in numbers:
+            assert take(ahead, files, number, buffer) == (files.folder / str(number)).read_bytes()
+    assert ahead._threads.started
+    assert ahead._threads.n_threads == n_threads
+    assert not ahead._coming
+    assert not ahead._later
+    assert files.n_reads == 40
+    assert threading.stack_size() == stack_bytes
 
 
 @pytest.mark.usefixtures("slow")

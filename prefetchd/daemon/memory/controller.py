@@ -72,7 +72,7 @@ class AutoReaders:
     def __init__(self, most: int, n_cores: int) -> None:
         self.most = most
         self._n_cores = n_cores
-        self._before: float | None = None  # samples a second before the last step up
+        self._before: tuple[int, float] | None = None  # readers, and samples a second, before the last step up
         self._came_down = False
         self._idle_windows = 0
         self._rest = {1: 0, -1: 0}  # windows until the next try up, or down
@@ -83,9 +83,9 @@ class AutoReaders:
         for direction, left in self._rest.items():
             self._rest[direction] = max(0, left - 1)
         before, self._before = self._before, None
-        if before is not None and window.waited >= _WAITING:
-            best = before * n_readers / (n_readers - 1)
-            if window.samples_per_s < before + _LEAST_GAIN * (best - before):
+        if before is not None and n_readers > before[0] and window.waited >= _WAITING:
+            n_before, rate = before
+            if window.samples_per_s < rate + _LEAST_GAIN * rate * (n_readers / n_before - 1):
                 return self._take_back(n_readers, 1)
         came_down, self._came_down = self._came_down, False
         if window.waited >= _WAITING:
@@ -94,7 +94,7 @@ class AutoReaders:
                 return self._take_back(n_readers, -1)
             helps = n_readers < self._n_cores or window.idle_cores >= _IDLE_CORES
             if helps and n_readers < self.most and not self._rest[1] and window.busy_readers > n_readers - 0.5:
-                self._before = window.samples_per_s
+                self._before = n_readers, window.samples_per_s
                 return n_readers + 1
             return n_readers
         is_idle = window.waited <= _RESTING and window.busy_readers < n_readers - 1.2
@@ -104,6 +104,10 @@ class AutoReaders:
             self._came_down = True
             return n_readers - 1
         return n_readers
+
+    def refused(self) -> None:
+        """Forget the last step: it was not taken, so the next window does not show what it brought."""
+        self._before, self._came_down = None, False
 
     def _take_back(self, n_readers: int, direction: int) -> int:
         self._rest[direction] = self._next_rest[direction]
@@ -292,6 +296,7 @@ class MemoryController:
         least_slots = max(self._promised_slots() + 1, self._ring.leased_slots)
         plan = self._memory.budget.plan.with_readers(wanted, least_slots)
         if plan is None:
+            self._auto.refused()
             return
         self._memory.replan(plan)
         self._is_whole = False

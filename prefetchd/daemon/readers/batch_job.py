@@ -13,7 +13,7 @@ import signal
 from collections import deque
 from dataclasses import dataclass, field
 
-from prefetchd.ipc.process import describe_exit
+from prefetchd.ipc.process import RAISED_STATUS, describe_exit
 from prefetchd.ipc.reader_messages import Fault
 from prefetchd.ring.slots import Slot
 
@@ -112,8 +112,10 @@ class ReaderEnd:
 
     @property
     def is_by_decoder(self) -> bool:
-        """Whether the decoder ended it: it crashed, or left."""
-        return not self.timeout_s and (self.exit_code >= 0 or -self.exit_code in _DECODER_SIGNALS)
+        """Whether the decoder ended it: it crashed, or left. An exception of the reader's own is no verdict."""
+        if self.timeout_s or self.exit_code == RAISED_STATUS:
+            return False
+        return self.exit_code >= 0 or -self.exit_code in _DECODER_SIGNALS
 
     def __str__(self) -> str:
         if self.timeout_s:

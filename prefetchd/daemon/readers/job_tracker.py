@@ -327,6 +327,6 @@ class JobTracker:
         if len(empty) == self._batches_per_epoch:
             first = self.first_bad[0]
             job.fail(
-                f"cannot serve epoch {job.epoch}: none of its samples is good ({self.n_bad} bad), such as sample "
+                f"cannot serve an epoch: none of its samples is good ({self.n_bad} bad), such as sample "
                 f"{first.sample_id} ({first.where}): {first.reason}; check the paths and root"
             )

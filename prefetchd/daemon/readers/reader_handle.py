@@ -26,7 +26,7 @@ from prefetchd.ring.slots import Slot
 
 log = logging.getLogger("prefetchd")
 
-_MAX_CONFIRMED = 64  # samples that one fresh reader confirms to be bad
+_MAX_CONFIRMED = 256  # samples that one fresh reader confirms to be bad: starting another takes as long as 50 decodes
 _STOPPED_S = 1.0
 _STACK_S = 0.5
 _MAX_STACK_BYTES = 64 << 10

@@ -121,7 +121,8 @@ class ImageReader:
                     f"the mask {sample.label} has 16 bits, and the first mask had 8; write all as one"
                 )
         except SampleFault as fault:
-            return fault
+            # Its traceback's frames would keep the file's bytes, in a cycle of references.
+            return fault.with_traceback(None)
         except cv2.error as error:
             if error.code == cv2.Error.StsNoMem:
                 raise MemoryError(f"no memory: {error.err}") from None
