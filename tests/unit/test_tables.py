@@ -158,11 +158,11 @@ def test_a_header_in_text_is_no_sample_and_no_class(tmp_path: Path) -> None:
 
 
 def test_rows_that_begin_with_a_hash_are_rows(tmp_path: Path) -> None:
-    """CSV has no comments; a hash and a space begin one, and so does a line of other columns before the first row."""
+    """A hash and a space begin a comment, and in CSV so does a line of other columns before the first row."""
     expected = [("#a.jpg", 5), ("b.jpg", 6), ("#c.jpg", 7)]
     assert pairs(tmp_path, "image,label\n#a.jpg,5\nb.jpg,6\n# no sample\n#c.jpg,7\n") == expected
     assert pairs(tmp_path, "#made by hand\n#image,label\n#a.jpg,5\nb.jpg,6\n#c.jpg,7\n") == expected
-    assert pairs(tmp_path, "#a.jpg 5\nb.jpg 6\n", "l.txt") == [("b.jpg", 6)]
+    assert pairs(tmp_path, "#a.jpg 5\n# no sample\nb.jpg 6\n", "l.txt") == [("#a.jpg", 5), ("b.jpg", 6)]
 
 
 def test_rows_that_begin_with_a_hash_are_found_in_long_tables(tmp_path: Path) -> None:
