@@ -22,6 +22,7 @@ N_IMAGES = 64
 SCRIPTS = {
     "arrays": ("--rows 2000 --batches 20 --warm-up 2 --rounds 1", "CPU us a batch"),
     "augment": ("MANIFEST 1", "color_jitter, affine"),
+    "bad_samples": ("MANIFEST --samples 16 --rounds 1", "ratio"),
     "budget": ("--only '2 readers' --seconds 0.2", "2 readers"),
     "cache": ("MANIFEST --images 64 --image-size 32 --batch-size 8 --batches 16 --rounds 1", "bare copy"),
     "chaos": ("--cells --only daemon-SIGKILL-ready", "1 of 116 cells, 0 promises broken"),
