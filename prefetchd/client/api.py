@@ -177,9 +177,10 @@ def _show_options() -> None:
         [*_EXPLICIT, *more], return_annotation=batches.__annotations__["return"]
     )
     if batches.__doc__ is not None:
-        wrapper = textwrap.TextWrapper(120, initial_indent=" " * 8, subsequent_indent=" " * 12)
+        wrapper = textwrap.TextWrapper(116, initial_indent=" " * 4, subsequent_indent=" " * 8)
         lines = [wrapper.fill(f"{name}: {OPTIONS[name].metadata['help']}.") for name in hints]
-        before, raises, after = batches.__doc__.partition("\n\n    Raises:")
+        # Without its indentation, which Python 3.13 strips as it compiles.
+        before, raises, after = inspect.cleandoc(batches.__doc__).partition("\n\nRaises:")
         batches.__doc__ = before + "\n" + "\n".join(lines) + raises + after
 
 

@@ -86,6 +86,8 @@ def test_a_working_directory_that_vanished_matters_only_to_relative_paths(photog
         import prefetchd
         {{0}}
     """
+    if run(code.replace("import prefetchd", "import socket").format("")).stderr:
+        pytest.skip("this Python itself imports nothing in such a folder")  # 3.13.0: SystemError
     result = run(code.format(FULL.format(source=str(photographs))))
     assert (result.stdout, result.stderr) == (sums, "")
     for call in ("prefetchd.batches('a.txt', image_size=8)", "prefetchd.batches('a.txt', image_size=8, share=True)"):
