@@ -320,9 +320,10 @@ def test_on_hold_copy_delivers_private_copies_instead(serve, photographs):
 # --- many at once, with forks
 
 TRAINERS = """
-import gc, json, os, random, sys, threading, zlib
+import gc, json, os, random, sys, threading, warnings, zlib
 import prefetchd
 
+warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)  # Python 3.12
 N_EPOCHS = {n_epochs}
 failures, seen = [], {{}}
 lock = threading.Lock()
