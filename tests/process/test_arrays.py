@@ -158,7 +158,7 @@ def test_slot_that_comes_back_while_its_loop_has_more_to_go_on_with_is_there_for
     """
     monkeypatch.setattr(
         "prefetchd.client.connection.LOOK_S", 60
-    )  # whoever waits does not wake the daemon to ask what it is at
+    )  # a loop that waits does not wake the daemon to ask for its state
     np.save(tmp_path / "x.npy", np.zeros((1024, 4), np.int32))
     serve(tmp_path / "x.npy", "--batch-size", 1, "--shuffle", "--num-workers", 1)
     with prefetchd.batches() as holder, prefetchd.batches(hold_timeout=60) as other:

@@ -8,6 +8,7 @@ or the file has changed (`ManifestError`), or the machine failed. `MappedSource`
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -52,7 +53,7 @@ class Mapped(Protocol):
         """Give descriptors and maps back."""
 
 
-class MappedSource:
+class MappedSource(ABC):
     """The base of sources whose rows come from maps of array files. Owns the table's descriptor, and a reader's maps.
 
     Args:
@@ -109,7 +110,8 @@ class MappedSource:
         return 0.0
 
     def expect(self, sample_ids: Iterable[int]) -> None:
-        """Nothing; see `read_s`."""
+        """Do nothing; see `read_s`."""
+        del sample_ids
 
     @property
     def answers_together(self) -> bool:
@@ -152,13 +154,13 @@ class MappedSource:
             return [_unreadable(error, rows[0], int(ids[0]), self.where(int(ids[0])))]
         return []
 
+    @abstractmethod
     def _fill(self, ids: NDArray[np.int64], x: NDArray[Any], y: NDArray[Any]) -> None:
-        """Write the samples `ids` into `x` and `y`; an `OSError` is of the only one."""
-        raise NotImplementedError
+        """Write the samples `ids` into `x` and `y`; an `OSError` is the fault of the only one."""
 
+    @abstractmethod
     def where(self, sample_id: int) -> str:
         """Return where a sample is, for errors."""
-        raise NotImplementedError
 
 
 class ArraySource(MappedSource):
