@@ -18,6 +18,7 @@ LAYERS = (
     ("config", "sampling"),
     ("batch_options",),
     ("ipc", "ring"),
+    ("columns",),
     ("data", "client"),
     ("reader",),
     ("torch", "keras", "tensorflow"),
