@@ -2,12 +2,12 @@
 
     column: | values | offsets, where rows differ in length: (rows + 1) int64 | missing: (rows) bool, where some are |
     column: ...
-    attributes of the table, as JSON
+    head: the names, kinds and places of the columns, and the table's attributes, as JSON
     ^ each part starts on a 64-byte boundary
 
-`writer.ColumnsWriter` makes it. The *description* says where each part is, in plain values that any message can hold.
-A process attaches with the description and the descriptor: nothing is copied, and a table of any length costs a reader
-nothing of its own. Numbers come out as views of the map. The kernel frees the memory with the last descriptor and map.
+`writer.ColumnsWriter` makes it. The *description* says where the head is, in a few plain values for a message. A process
+attaches with the description and the descriptor: nothing is copied, and a table of any length costs a reader nothing of
+its own. Numbers come out as views of the map. The kernel frees the memory with the last descriptor and map.
 
 Attaching checks that each part lies in the memfd, and that the memfd is sealed: nobody can shorten or change it under a
 reader. Offsets are checked as rows are read.
@@ -188,32 +188,31 @@ class Columns(Mapping[str, Column]):
     Attributes:
         n_rows: rows of each column.
         fd: the memfd.
+        digest: 32 hexadecimal digits that follow names, content and attributes.
         attributes: plain values that belong to the table, such as the names of classes.
     """
 
     def __init__(self, description: Mapping[str, Any], fd: int) -> None:
         """Take over `fd`; see `attach`."""
         self.fd = fd
-        self.n_rows = _whole(description["rows"], MAX_ROWS)
         self._description = dict(description)
+        self.digest = str(description["digest"])
         n_bytes = _whole(description["bytes"], _MAX_BYTES)
         found = os.fstat(fd).st_size
         if found != n_bytes:
-            raise ValueError(f"the table has {found} bytes, {n_bytes} were announced")
+            raise ValueError(f"it has {found} bytes, {n_bytes} were announced")
         _check_sealed(fd)
-        layouts = [_layout_from_wire(wire) for wire in description["columns"]]
+        memory = np.frombuffer(mmap.mmap(fd, n_bytes, mmap.MAP_SHARED, mmap.PROT_READ), np.uint8)
+        at, length = (_whole(number, n_bytes) for number in description["head"])
+        head = json.loads(memory[at : at + length].tobytes())
+        self.n_rows = _whole(head["rows"], MAX_ROWS)
+        self.attributes: dict[str, Any] = dict(head["attributes"])
+        layouts = [_layout_from_wire(wire) for wire in head["columns"]]
         for layout in layouts:
             layout.check(self.n_rows, n_bytes)
-        memory = np.zeros(0, np.uint8)
-        if n_bytes:
-            memory = np.frombuffer(mmap.mmap(fd, n_bytes, mmap.MAP_SHARED, mmap.PROT_READ), np.uint8)
         self._columns = {layout.name: Column(layout, self.n_rows, memory) for layout in layouts}
         if len(self._columns) != len(layouts):
             raise ValueError("two columns have one name")
-        at, length = (_whole(number, n_bytes) for number in description["attributes"])
-        self.attributes: dict[str, Any] = json.loads(memory[at : at + length].tobytes() or b"{}")
-        if not isinstance(self.attributes, dict):
-            raise ValueError("the attributes are no object")
 
     @classmethod
     def attach(cls, description: Mapping[str, Any], fd: int) -> Columns:

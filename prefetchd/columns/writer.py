@@ -106,20 +106,15 @@ class ColumnsWriter:
         Args:
             attributes: plain JSON values that belong to the table.
         """
-        at = self._align()
-        text = b"" if not attributes else json.dumps(attributes).encode()
-        self._write(text, None)
-        seal(self._fd)
         layouts = self._layouts.values()
-        whole = blake2b(json.dumps([[each.name, each.digest] for each in layouts]).encode(), digest_size=16)
-        whole.update(text)
-        description = {
-            "rows": self.n_rows,
-            "bytes": self._end,
-            "attributes": [at, len(text)],
-            "columns": [layout.to_wire() for layout in layouts],
-            "digest": whole.hexdigest(),
-        }
+        attributes = dict(attributes or {})
+        head = {"rows": self.n_rows, "attributes": attributes, "columns": [layout.to_wire() for layout in layouts]}
+        at = self._align()
+        length = self._write(json.dumps(head).encode(), None)
+        seal(self._fd)
+        content = json.dumps([self.n_rows, [[each.name, each.digest] for each in layouts], attributes])
+        digest = blake2b(content.encode(), digest_size=16).hexdigest()
+        description = {"bytes": self._end, "head": [at, length], "digest": digest}
         fd, self._fd = self._fd, -1
         return description, fd
 

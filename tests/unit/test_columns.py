@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import pathlib
 
@@ -203,31 +204,39 @@ def test_columns_must_fit_the_table():
             writer.add_strings("b", [(np.array([2, -1]), b"a")])
 
 
-def broken(change) -> str:
-    """Return why a table whose description `change` edits is refused."""
-    with table(label=[1, 2], path=["a", "bc"]) as columns:
-        description, fd = columns.handle()
-        description = copy.deepcopy(description)
-        change(description)
-        fd = os.dup(fd)
-        with pytest.raises(ValueError, match="this is no table") as refused:
-            Columns.attach(description, fd)
-        with pytest.raises(OSError):
-            os.fstat(fd)
-        return str(refused.value)
+def edited(columns: Columns, change) -> tuple[dict, int]:
+    """Return description and memory of a table whose head `change` has edited."""
+    description, fd = copy.deepcopy(columns.handle()[0]), columns.fd
+    at, length = description["head"]
+    content = os.pread(fd, description["bytes"], 0)
+    head = json.loads(content[at : at + length])
+    change(head)
+    text = json.dumps(head).encode()
+    other = memfd("test")
+    os.write(other, content[:at] + text)
+    seal(other)
+    description.update(bytes=at + len(text), head=[at, len(text)])
+    return description, other
+
+
+def refused(description: dict, fd: int) -> None:
+    with pytest.raises(ValueError, match="this is no table") as error:
+        Columns.attach(description, fd)
+    assert "\n" not in str(error.value)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
 
 
 @pytest.mark.parametrize(
     "change",
     [
         lambda found: found.pop("rows"),
+        lambda found: found.pop("columns"),
         lambda found: found.update(rows=-1),
         lambda found: found.update(rows=1 << 62),
         lambda found: found.update(rows=3),
         lambda found: found.update(rows="x"),
-        lambda found: found.update(bytes=found["bytes"] + 1),
-        lambda found: found.update(attributes=[0, 1 << 40]),
-        lambda found: found.update(attributes=[0, 4]),
+        lambda found: found.update(attributes=[1]),
         lambda found: found.update(columns=[[]]),
         lambda found: found["columns"].append(found["columns"][0]),
         lambda found: found["columns"][0].__setitem__(1, "objects"),
@@ -245,8 +254,28 @@ def broken(change) -> str:
         lambda found: found["columns"][1].__setitem__(7, 1 << 30),
     ],
 )
+def test_a_head_that_makes_no_sense_is_refused(change):
+    with table(label=[1, 2], path=["a", "bc"]) as columns:
+        Columns.attach(*edited(columns, lambda found: None)).close()
+        refused(*edited(columns, change))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"bytes": 1},
+        {"bytes": -1},
+        {"bytes": "x"},
+        {"head": [0, 1 << 40]},
+        {"head": [0, 4]},
+        {"head": []},
+        {"head": None},
+    ],
+)
 def test_a_description_that_makes_no_sense_is_refused(change):
-    assert "\n" not in broken(change)
+    with table(label=[1, 2], path=["a", "bc"]) as columns:
+        refused({**columns.handle()[0], **change}, os.dup(columns.fd))
+        refused({}, os.dup(columns.fd))
 
 
 def test_memory_that_may_change_is_refused():
@@ -266,7 +295,7 @@ def test_offsets_that_lead_out_of_the_values_are_found_when_rows_are_read(offset
     with table(path=["a", "bc"]) as columns:
         description, fd = columns.handle()
         content = bytearray(os.pread(fd, description["bytes"], 0))
-        at = description["columns"][0][6]
+        at = content.index(np.array([0, 1, 3], np.int64).tobytes())
         content[at : at + 24] = np.array(offsets, np.int64).tobytes()
         other = memfd("test")
         os.write(other, content)
