@@ -49,6 +49,8 @@ class Loader:
         join: bool = False,
     ) -> None:
         self._endpoint = endpoint
+        if endpoint.table is not None:
+            weakref.finalize(self, endpoint.table.close)
         self._epochs = epochs
         self._copy_when_held = copy_when_held
         self._join = join

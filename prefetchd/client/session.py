@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from prefetchd._version import __version__
 from prefetchd.client import launch
 from prefetchd.client.state import Position, check_same, make_state
+from prefetchd.columns.passed import PassedTable
 from prefetchd.config.options import Config
 from prefetchd.errors import ConfigError, DaemonLost, DaemonNotFound
 from prefetchd.ipc import messages, sockets
@@ -101,6 +102,7 @@ class Endpoint:
         group: the group whose passes are shared.
         start_together: how many loaders the first loop is to start with.
         name: what people see of the loader.
+        table: the source of `config`, if it is in memory; owned, for daemons that are started again.
     """
 
     config: Config | None
@@ -115,6 +117,7 @@ class Endpoint:
     group: str | None = None
     start_together: int = 0
     name: str = ""
+    table: PassedTable | None = None
 
     def open(self) -> Session:
         """Start or find the daemon and attach to it.
@@ -132,9 +135,9 @@ class Endpoint:
     def _open(self) -> Session:
         private, process, timeout_s = None, None, None
         if self.config is not None and self.shared:
-            sock = launch.find_or_start_shared(self.config, self.timeout_s)
+            sock = launch.find_or_start_shared(self.config, self.timeout_s, self.table)
         elif self.config is not None:
-            private = launch.start_private(self.config)
+            private = launch.start_private(self.config, self.table)
             sock, process = private.sock, private.process
         else:
             sock, timeout_s = launch.connect(self.daemon, self.timeout_s), self.timeout_s
@@ -191,7 +194,7 @@ class Endpoint:
         """Remove the files of a daemon that is gone, if its fork server was killed too and no other has its name."""
         if self.config is not None and not self.shared:
             return  # a private one has no files
-        name = launch.shared_config(self.config).name if self.config is not None else self.daemon
+        name = launch.shared_config(self.config, self.table).name if self.config is not None else self.daemon
         with contextlib.suppress(ConfigError):  # the run directory is gone
             remove_left_files(daemon_paths(name).files)
 
