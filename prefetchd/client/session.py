@@ -190,6 +190,11 @@ class Endpoint:
         finally:
             connection.close(at_once=True)
 
+    def close(self) -> None:
+        """Let go of a source in memory; a daemon has its own descriptor."""
+        if self.table is not None:
+            self.table.close()
+
     def clear_up_after_lost(self) -> None:
         """Remove the files of a daemon that is gone, if its fork server was killed too and no other has its name."""
         if self.config is not None and not self.shared:
@@ -222,6 +227,7 @@ class Sessions:
     """
 
     def __init__(self, endpoint: Endpoint, *, reconnect: bool) -> None:
+        self._end_table = weakref.finalize(self, endpoint.close)
         self.current = endpoint.open_again() if reconnect else endpoint.open()
         self._endpoint = endpoint
         self._reconnect = reconnect
@@ -272,3 +278,4 @@ class Sessions:
     def close(self) -> None:
         """End the session, and with it a private daemon."""
         self._end()
+        self._end_table()

@@ -6,8 +6,8 @@
     ^ each part starts on a 64-byte boundary
 
 `writer.ColumnsWriter` makes it. The *description* says where the head is, in a few plain values for a message. A
-process attaches with the description and the descriptor: nothing is copied, and a table of any length costs a reader
-nothing of its own. Numbers come out as views of the map. The kernel frees the memory with the last descriptor and map.
+process attaches with the description and the descriptor: nothing is copied, and a table of any length costs a reader no
+memory of its own. Numbers come out as views of the map. The kernel frees the memory with the last descriptor and map.
 
 Attaching checks that each part lies in the memfd, and that the memfd is sealed: nobody can shorten or change it under a
 reader. Offsets are checked as rows are read.

@@ -22,11 +22,11 @@ import time
 
 from prefetchd.columns.passed import PassedTable
 from prefetchd.config.options import Config
-from prefetchd.daemon.failures import explained, fatal
 from prefetchd.daemon.private import receive_configs
 from prefetchd.errors import ConfigError, PrefetchdError
 from prefetchd.ipc import messages, sockets
 from prefetchd.ipc.event_loop import EventLoop, Interrupted
+from prefetchd.ipc.failures import explained
 from prefetchd.ipc.run_directory import DaemonPaths, RunLock, daemon_paths, remove_files_of_others
 
 LINGER_S = 3.0
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
         with sock:
             sock.settimeout(_RECEIVE_S)
             try:
-                with explained("start the shared daemon"):
+                with explained("start the shared daemon", everything=True):
                     loop = EventLoop()
                     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # before the lock is taken
                         loop.on_signal(number, loop.stop)
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
                 return 1
             except PrefetchdError as error:
                 with contextlib.suppress(sockets.ConnectionEnded):
-                    sockets.send(sock, messages.encode(fatal(error)))
+                    sockets.send(sock, messages.encode(messages.Fatal.of(error)))
                 return 1
         return 0 if listener is None else _serve(configs, tables, loop, listener, paths)
 
@@ -93,7 +93,7 @@ def _serve(
     paths: DaemonPaths,
 ) -> int:
     try:
-        with explained("start the shared daemon"):
+        with explained("start the shared daemon", everything=True):
             # Imported here, so that a failure reaches those that connect.
             from prefetchd.daemon.server import Daemon
 
@@ -102,7 +102,7 @@ def _serve(
     except Interrupted:
         return 0
     except PrefetchdError as error:
-        _refuse_all(listener, fatal(error))
+        _refuse_all(listener, messages.Fatal.of(error))
         return 1
     try:
         daemon.run()

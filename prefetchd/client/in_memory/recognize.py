@@ -12,7 +12,7 @@ from prefetchd.client.user_warnings import warn_user
 from prefetchd.columns.passed import PassedTable
 from prefetchd.config.options import Config
 from prefetchd.errors import ConfigError, ManifestError
-from prefetchd.ipc.os_errors import explained
+from prefetchd.ipc.failures import explained
 
 _PAIRS = "the list of its (path, label) pairs, with augment= or transform= for what it does to images"
 

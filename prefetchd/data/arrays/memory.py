@@ -11,6 +11,7 @@ from prefetchd.columns.store import Columns
 from prefetchd.config.options import Config
 from prefetchd.data.arrays.source import MappedSource
 from prefetchd.data.kinds import ARRAY_OPTIONS, IMAGE_OPTIONS, LIST_OPTIONS, SEQUENCE_OPTIONS, refuse_given
+from prefetchd.ring.layout import xy_fields
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -19,14 +20,18 @@ if TYPE_CHECKING:
 class MemoryArrays(MappedSource):
     """Rows of the column `x`, and of `y` where there is one; else y is the row's number."""
 
+    _kind = "memory_arrays"
+
     def __init__(self, columns: Columns, name: str) -> None:
         """Take over the columns. Use `open` or `attach`."""
-        super().__init__((), -1)
+        super().__init__((), columns.fd)
         self._columns = columns
         self._name = name
         self._x = columns["x"].values
         self._y = columns["y"].values if "y" in columns else None
-        self._digest = blake2b(columns.digest.encode(), digest_size=8).hexdigest()
+        y = ((), "int64") if self._y is None else (self._y.shape[1:], self._y.dtype.name)
+        digest = blake2b(columns.digest.encode(), digest_size=8).hexdigest()
+        self.facts = self._make_facts(digest, columns.n_rows, xy_fields((self._x.shape[1:], self._x.dtype.name), y))
 
     @classmethod
     def open(cls, config: Config, columns: Columns) -> MemoryArrays:
@@ -49,36 +54,11 @@ class MemoryArrays(MappedSource):
     def handle(self) -> tuple[dict[str, Any], list[int]]:
         """Plain values and the descriptor from which a reader attaches."""
         description, fd = self._columns.handle()
-        return {"kind": "memory_arrays", "columns": description}, [fd]
+        return {"kind": self._kind, "columns": description}, [fd]
 
     def close(self) -> None:
         """Close the descriptor."""
         self._columns.close()
-
-    @property
-    def shared_bytes(self) -> int:
-        """The columns."""
-        return self._columns.n_bytes
-
-    @property
-    def n_samples(self) -> int:
-        """Rows."""
-        return self._columns.n_rows
-
-    @property
-    def versions(self) -> dict[str, str]:
-        """The version of what is made of the rows."""
-        return {"arrays": "1"}
-
-    @property
-    def x(self) -> tuple[tuple[int, ...], str]:
-        """The array's own row shape and dtype."""
-        return self._x.shape[1:], self._x.dtype.name
-
-    @property
-    def y(self) -> tuple[tuple[int, ...], str]:
-        """The labels' own row shape and dtype; () and int64 without labels."""
-        return ((), "int64") if self._y is None else (self._y.shape[1:], self._y.dtype.name)
 
     def where(self, sample_id: int) -> str:
         """Name and row of a sample."""
