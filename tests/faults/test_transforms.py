@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,14 +92,27 @@ def test_raise_says_function_exception_and_place(users: Callable[..., Path], for
             next(batches)
 
 
+# The dry run at the start may take longer than the readers, which have their libraries.
+PATIENT_DRY_RUN = """
+import dataclasses, sys
+from prefetchd.data.images import dry_run as module
+dry_run = module.dry_run
+module.dry_run = lambda config, *handle: dry_run(dataclasses.replace(config, reader_timeout=60.0), *handle)
+from prefetchd.cli.main import main
+sys.argv[:] = sys.argv[3:]
+sys.exit(main())
+"""
+
+
 def test_function_that_hangs_is_the_environments_fault(serve: Serve, users: Callable[..., Path], forty: Path) -> None:
     """A reader that hangs is replaced, and its stack logged; a sample is never skipped for it."""
     users("time.sleep(1000)")
-    daemon = serve(forty, *ARGUMENTS, "--num-workers", 1, "--on-error", "skip", "--reader-timeout", "3")
+    options = ("--num-workers", 1, "--on-error", "skip", "--reader-timeout", "1")
+    daemon = serve(forty, *ARGUMENTS, *options, wrapper=(sys.executable, "-c", PATIENT_DRY_RUN))
     with prefetchd.batches() as loader:
         batches = iter(loader)
         assert next(batches).sample_ids.tolist() == [*range(5)]
-        with pytest.raises(prefetchd.SampleError, match=r"line 8: .*reader_timeout=3 s"):
+        with pytest.raises(prefetchd.SampleError, match=r"line 8: .*reader_timeout=1 s"):
             next(batches)
     assert 'wrong.py", line' in daemon.log
     assert ask_status()["bad_samples"] == 0
