@@ -313,7 +313,8 @@ def test_the_buffer_is_kept_and_grows_and_is_asked_for_first(tmp_path: Path) -> 
 
 
 def test_too_little_memory_is_a_memory_error_and_not_a_bad_image(tmp_path: Path) -> None:
-    path = write_jpeg(tmp_path / "large.jpg", (3000, 3000))
+    path = tmp_path / "large.jpg"
+    assert cv2.imwrite(str(path), cv2.resize(photograph(300, 300), (3000, 3000)))
     script = textwrap.dedent("""
         import resource, sys
         from prefetchd.data.images.decode import *
