@@ -14,15 +14,17 @@ from hypothesis import strategies as st
 from prefetchd.config.units import format_bytes, parse_bytes
 from prefetchd.config.validate import make_config
 from prefetchd.daemon.memory import limits
-from prefetchd.daemon.memory import plan as budget
+from prefetchd.daemon.memory import plan as plan_module
+from prefetchd.daemon.memory.budget import Budget
 from prefetchd.daemon.memory.plan import (
     ALLOWANCE_BYTES,
     DAEMON_BYTES,
     MIB,
     MIN_SLOTS,
     READER_BYTES,
-    Budget,
     Limit,
+    Plan,
+    explain,
     make_plan,
     smallest_budget,
 )
@@ -33,7 +35,7 @@ SLOT = 32 * 224 * 224 * 3
 PLENTY = Limit(1 << 40, "available memory")
 
 
-def plan_of(*, limit: Limit = PLENTY, slot_bytes: int = SLOT, **options: object) -> budget.Plan:
+def plan_of(*, limit: Limit = PLENTY, slot_bytes: int = SLOT, **options: object) -> Plan:
     return make_plan(make_config(source="-", **options), slot_bytes, limit)
 
 
@@ -116,7 +118,7 @@ def test_refusal_names_the_smallest_budget_that_works(readers: int, slot_bytes: 
 
 
 def test_readers_that_were_not_asked_for_are_given_up_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget, "usable_cores", lambda: 8)
+    monkeypatch.setattr(plan_module, "usable_cores", lambda: 8)
     three = smallest_budget(3, SLOT) // MIB
     assert plan_of(memory_budget=f"{three}MiB").n_readers == 3
     assert plan_of(memory_budget=f"{smallest_budget(8, SLOT) // MIB}MiB").n_readers == 8
@@ -307,7 +309,7 @@ def test_plan_with_more_readers_takes_their_room_from_the_ring() -> None:
 
 
 def test_explanation_names_every_part_and_what_would_allow_more() -> None:
-    text = budget.explain(plan_of(num_workers=2, memory_budget="400MiB", limit=Limit(800 * MIB, "cgroup /x")))
+    text = explain(plan_of(num_workers=2, memory_budget="400MiB", limit=Limit(800 * MIB, "cgroup /x")))
     for part in (
         "48.0 MiB for the daemon",
         "2 readers of 24.0 MiB",
@@ -315,7 +317,7 @@ def test_explanation_names_every_part_and_what_would_allow_more() -> None:
         "cgroup /x 800 MiB",
     ):
         assert part in text
-    grows = budget.explain(plan_of(num_workers=2, limit=Limit(1 << 30, "cgroup /x")))
+    grows = explain(plan_of(num_workers=2, limit=Limit(1 << 30, "cgroup /x")))
     assert "growing up to 614 MiB" in grows
     assert "growing" not in text
 

@@ -160,10 +160,10 @@ class Loops:
         n_slots = self._memory.budget.plan.n_slots
         windows = n_places(arrange_patiently([*running, cursor], n_slots))
         needed = 2 * windows + 1
-        if running and windows > most_windows(n_slots) and not self._memory.growth.reserve_slots(needed):
+        if running and windows > most_windows(n_slots) and not self._memory.budget.reserve_slots(needed):
             text = (
                 f"cannot begin here: loops would be at {windows} places far apart, for which "
-                f"{self._memory.growth.too_few_slots(needed)}, or begin where the others are"
+                f"{self._memory.budget.too_few_slots(needed)}, or begin where the others are"
             )
             consumer.socket.send_surely(messages.Failed(message.serial, "BudgetError", text))
             return None

@@ -68,7 +68,7 @@ class Releases:
         """Make the loop come round soon, while slots are needed that a queue may give back."""
         if self._polling or not any(len(consumer.untaken) >= ENOUGH_AHEAD for consumer in self._consumers.values()):
             return
-        too_many = len(self._ring.slots) > self._memory.slots_wanted
+        too_many = len(self._ring.slots) > self._memory.target.n_slots
         if too_many or any(consumer.is_waiting for consumer in self._consumers.values()):
             self._polling = True
             self._loop.call_later(_POLL_S, self._polled)

@@ -157,12 +157,12 @@ class Footprint:
     processes: dict[int, int]
     ring_bytes: int
     source_bytes: int = 0
-    mail_bytes: int = 0
+    queue_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
         """The footprint that the budget bounds."""
-        return sum(self.processes.values()) + self.ring_bytes + self.source_bytes + self.mail_bytes
+        return sum(self.processes.values()) + self.ring_bytes + self.source_bytes + self.queue_bytes
 
 
 def measure(pids: Iterable[int], ring_bytes: int, source_bytes: int = 0, *, exact: bool = True) -> Footprint:
