@@ -19,6 +19,7 @@ LAYERS = (
     ("batch_options",),
     ("ipc",),
     ("ring",),
+    ("columns",),
     ("data", "client"),
     ("reader",),
     ("torch", "keras", "tensorflow"),
