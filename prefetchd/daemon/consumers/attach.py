@@ -78,7 +78,7 @@ class Attaching:
             self._check_slots(dataset, request)
             consumer.attachment = _open_queues(dataset, request, fds)
         except PrefetchdError as error:
-            consumer.socket.send(messages.Fatal(type(error).__name__, str(error)))
+            consumer.socket.send(messages.Fatal.of(error))
             return
         finally:
             if consumer.attachment is None:
