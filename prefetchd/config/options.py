@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from prefetchd.config.augment import AUGMENTATIONS
 from prefetchd.config.convert import wire_path
 
 Color = Literal["rgb", "bgr", "gray"]
@@ -87,8 +88,8 @@ class Config:
     shrink_on_load: bool = _option(True, "decode large JPEGs at 1/2, 1/4 or 1/8 (yes); pixels are exact without it")
     augment: tuple[str, ...] = _option(
         (),
-        "random_resized_crop, hflip, vflip, rotate, affine, color_jitter, with parameters as in 'rotate(degrees=10), "
-        "hflip'; other pixels each epoch (none)",
+        f"{', '.join(AUGMENTATIONS)}, with parameters as in "
+        "'rotate(degrees=10), hflip'; other pixels each epoch (none)",
         metavar="NAMES",
     )
     transform: str | None = _option(

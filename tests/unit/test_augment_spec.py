@@ -45,6 +45,7 @@ def test_canonical_form_of_everything_is_its_own_canonical_form():
         "contrast": (0.6, 1.4),
         "saturation": (0.6, 1.4),
         "hue": (-0.1, 0.1),
+        "p": 1.0,
     }
 
 
@@ -68,7 +69,8 @@ def test_one_number_stands_for_a_range_around_what_changes_nothing():
     [
         ("hflp", "did you mean hflip"),
         ("RandomResizedCrop", "did you mean random_resized_crop"),
-        ("blur", "there are random_resized_crop, hflip"),
+        ("haze", "there are random_resized_crop, hflip"),
+        ("blur", "did you mean gaussian_blur"),
         ("hflip(q=1)", "no parameter 'q'; it has p"),
         ("color_jitter(brightnes=1)", "did you mean brightness"),
         ("hflip(p=1.5)", "p must be from 0 to 1"),
