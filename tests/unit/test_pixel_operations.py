@@ -117,7 +117,7 @@ def test_gaussian_blur_is_the_sum_over_its_kernel(image: np.ndarray, kernel_size
         for x in range(wide):
             expected += kernel[y, x] * padded[y : y + image.shape[0], x : x + image.shape[1]]
     assert (
-        np.abs(changed(operations.gaussian_blur, image, kernel_size, sigma) - expected).max() <= 1.5
+        np.abs(changed(operations.gaussian_blur, image, kernel_size, sigma) - expected).max() <= 2
     )  # OpenCV's kernel has 8 bits
 
 
