@@ -85,7 +85,7 @@ def test_a_sample_in_an_epoch_is_the_same_again_and_changes_with_the_epoch(name:
 
 @pytest.mark.parametrize("name", [name for name in AUGMENTATIONS if name != "random_erasing"])
 def test_adding_one_changes_nothing_that_another_draws(name: str):
-    """The last step, posterize to nothing but black, shows that it runs; before it, each draws as if alone."""
+    """An augmentation that is added, and changes no pixel, shifts no draw of the one that was there."""
     others = [other for other in CHANCES if other != name]
     for sample_id in range(6):
         units = RNG.units(0, sample_id, N_WORDS)
@@ -127,17 +127,16 @@ def test_sigma_is_drawn_evenly_from_its_range():
     line[:, 20] = 255
     spread = []
     for sample_id in range(400):
-        blurred = apply("gaussian_blur(kernel_size=33, sigma=(1, 3))", sample_id, color="gray", image=line).astype(
-            float
-        )
-        spread.append(blurred[20, 20])
+        blurred = apply("gaussian_blur(kernel_size=33, sigma=(1, 3))", sample_id, color="gray", image=line)
+        spread.append(int(blurred[20, 20]))
     peak = {
         sigma: apply(f"gaussian_blur(kernel_size=33, sigma={sigma})", color="gray", image=line)[20, 20]
         for sigma in (1, 2, 3)
     }
     assert peak[3] <= min(spread) < peak[3] + 3
     assert peak[1] - 5 < max(spread) <= peak[1]
-    assert abs(np.mean(np.array(spread) > peak[2]) - 0.5) < 0.08
+    above, equal = (np.array(spread) > peak[2]).mean(), (np.array(spread) == peak[2]).mean()
+    assert abs(above + equal / 2 - 0.5) < 0.08
 
 
 def test_bgr_is_rgb_with_its_channels_exchanged():

@@ -116,9 +116,9 @@ def test_gaussian_blur_is_the_sum_over_its_kernel(image: np.ndarray, kernel_size
     for y in range(tall):
         for x in range(wide):
             expected += kernel[y, x] * padded[y : y + image.shape[0], x : x + image.shape[1]]
-    assert (
-        np.abs(changed(operations.gaussian_blur, image, kernel_size, sigma) - expected).max() <= 2
-    )  # OpenCV's kernel has 8 bits
+    # OpenCV's kernel has 8 bits: on noise of four values that is more than a level.
+    most = 2 if image is FEW_VALUES else 1.5
+    assert np.abs(changed(operations.gaussian_blur, image, kernel_size, sigma) - expected).max() <= most
 
 
 def test_grayscale_weighs_red_green_and_blue():
