@@ -104,7 +104,7 @@ class Config:
     )
     target: Target = _option("label", "what labels are: numbers and classes, or paths of mask images (label)")
     mask_border: int = _option(
-        0, "what a mask holds where pad, rotate or affine leave it empty (0)", metavar="N", limits=(0, 65535)
+        0, "what a mask holds where pad or the augmentation leave it empty (0)", metavar="N", limits=(0, 65535)
     )
     shuffle: bool = _option(False, "a new order each epoch (no)")
     seed: int = _option(0, "decides the shuffled orders and the augmentation (0)", metavar="N", limits=(0, 2**63 - 1))
