@@ -79,6 +79,9 @@ def test_magnitude_std_spreads_strengths_around_the_magnitude_and_within_the_sca
     spread = degrees("rand_augment(magnitude=15, magnitude_std=3)")
     assert abs(spread.mean() - 15) < 0.5
     assert abs(spread.std() - 3) < 0.4
+    draws = PolicyDraws(canonical("rand_augment(magnitude_std=1)"), (32, 32))
+    for unit in (0.0, 1 - 2**-53):
+        assert all(np.isfinite(operation.strength) for operation in draws.draw([unit] * N_WORDS))
     clipped = degrees("rand_augment(magnitude=29, magnitude_std=10)")
     assert clipped.min() >= 0
     assert clipped.max() == 30

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 WORDS_EACH = 4  # of an operation of rand_augment: which, its sign, its strength, whether it is applied
 
 _NORMAL = NormalDist()
-_HALF_STEP = 2.0**-54  # a unit is a multiple of 2**-53, so 0 becomes the smallest, and none reaches 1
+_SMALLEST = 2.0**-54  # for a unit of 0, whose normal number would be infinite
 
 
 class Operation(NamedTuple):
@@ -84,7 +84,7 @@ def rand_augment(
         which, sign, deviation, chance = units[at : at + WORDS_EACH]
         step = magnitude
         if magnitude_std:
-            step += magnitude_std * _NORMAL.inv_cdf(deviation + _HALF_STEP)
+            step += magnitude_std * _NORMAL.inv_cdf(max(deviation, _SMALLEST))
         if chance < p:
             found.append(_operation(_RAND, which, sign, step / (num_magnitude_bins - 1), height, width))
     return found
