@@ -62,7 +62,7 @@ def test_recipe_gives_other_pixels_each_epoch(recipe: str, side: int, trained: P
 
 
 def test_augmentations_in_the_text_are_ones():
-    (reference,) = re.findall(r"training reference: `(\[.*?\])`", RECIPES)
+    (reference,) = re.findall(r"training reference:\s`(\[.*?\])`", RECIPES)
     assert len(canonical(eval(reference, {"__builtins__": {}}))) == 4
     for name in re.findall(r"^\| `(\w+)`.* \| .* \|$", PAGE.partition("\n### Policies\n")[0], re.M):
         assert canonical(name)
