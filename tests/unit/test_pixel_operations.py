@@ -82,6 +82,12 @@ def test_equalize_is_pillows(image: np.ndarray):
     assert np.array_equal(changed(operations.equalize, image), expected)
 
 
+def test_equalize_counts_large_images_in_strips(monkeypatch: pytest.MonkeyPatch):
+    whole = changed(operations.equalize, RGB)
+    monkeypatch.setattr(operations, "_COUNTED_AT_ONCE", 200)
+    assert np.array_equal(changed(operations.equalize, RGB), whole)
+
+
 def test_equalize_makes_values_about_as_frequent():
     dark = (photograph(200, 200, 4) // 4).astype(np.uint8)
     counts = np.histogram(changed(operations.equalize, dark), bins=8, range=(0, 256))[0]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Pixels = NDArray[np.uint8]
 
 _LEVELS = np.arange(256)
+_COUNTED_AT_ONCE = 1 << 24
 
 
 def solarize(pixels: Pixels, threshold: float) -> None:
@@ -57,7 +58,7 @@ def equalize(pixels: Pixels) -> None:
     """Spread each channel's values so that all are about as frequent, as Pillow's `ImageOps.equalize` does."""
     tables = []
     for plane in _planes(pixels):
-        counts = np.bincount(plane.reshape(-1), minlength=256)
+        counts = _histogram(plane)
         step = (plane.size - counts[counts.nonzero()[0][-1]]) // 255
         if step == 0:
             tables.append(_LEVELS)
@@ -94,6 +95,19 @@ def grayscale(pixels: Pixels, to_gray: int, from_gray: int) -> None:
 
 def _planes(pixels: Pixels) -> tuple[Any, ...]:
     return (pixels,) if pixels.ndim == 2 else tuple(cv2.split(pixels))
+
+
+def _histogram(plane: Pixels) -> NDArray[np.int64]:
+    """Return how often each of the 256 values occurs.
+
+    numpy's `bincount` would copy the plane to eight bytes a pixel. OpenCV counts in float32, exactly up to 2**24: so
+    larger planes are counted in strips.
+    """
+    n_rows = max(1, _COUNTED_AT_ONCE // plane.shape[1])
+    counts = np.zeros(256, np.int64)
+    for top in range(0, plane.shape[0], n_rows):
+        counts += cv2.calcHist([plane[top : top + n_rows]], [0], None, [256], [0, 256])[:, 0].astype(np.int64)
+    return counts
 
 
 def _look_up(pixels: Pixels, *tables: NDArray[Any]) -> None:
