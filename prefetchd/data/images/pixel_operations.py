@@ -106,7 +106,7 @@ def _histogram(plane: Pixels) -> NDArray[np.int64]:
     n_rows = max(1, _COUNTED_AT_ONCE // plane.shape[1])
     counts = np.zeros(256, np.int64)
     for top in range(0, plane.shape[0], n_rows):
-        counts += cv2.calcHist([plane[top : top + n_rows]], [0], None, [256], [0, 256])[:, 0].astype(np.int64)
+        counts += cv2.calcHist([plane[top : top + n_rows]], [0], None, [256], [0, 256]).reshape(-1).astype(np.int64)
     return counts
 
 
