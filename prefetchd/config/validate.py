@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from prefetchd.config import augment, convert
+from prefetchd.config.augment_values import RANDOM
 from prefetchd.config.convert import wrong
 from prefetchd.config.options import OPTION_TYPES, OPTIONS, Config
 from prefetchd.errors import ConfigError
@@ -112,8 +113,23 @@ def _check_together(config: Config) -> None:
         raise ConfigError(
             "cannot scale uint8 pixels: scale, mean and std give fractions; use dtype='float32' or 'float16' with them"
         )
+    _check_erased(config)
     if config.target == "mask" and config.label_columns not in (None, 1):
         raise wrong("label_columns", config.label_columns, "1, or not given, with target='mask': one path a line")
+
+
+def _check_erased(config: Config) -> None:
+    """Raise `ConfigError` where what random_erasing writes is not for the channels or the dtype of the images."""
+    value = augment.parameters(config.augment).get("random_erasing", {}).get("value", RANDOM)
+    if value == RANDOM:
+        return
+    shown = f"random_erasing(value={value[0] if len(value) == 1 else value})"
+    if len(value) not in (1, config.channels):
+        raise wrong("augment", shown, f"given one number or {config.channels}, one a channel of color={config.color!r}")
+    if config.dtype == "uint8" and not all(number in range(256) for number in value):
+        raise wrong(
+            "augment", shown, "given whole numbers from 0 to 255 where dtype='uint8': they are written as they are"
+        )
 
 
 def doubts(config: Config) -> str:

@@ -48,6 +48,8 @@ class ColorJitter:
     def apply(self, pixels: NDArray[np.uint8], units: Sequence[float]) -> None:
         """Change `pixels`, (H, W, 3) or (H, W) for `gray`, in place, by the sample's random numbers `units`."""
         at = FIRST_WORD["color_jitter"]
+        if units[at + 4] >= self._given["p"]:
+            return
         factors = [
             between(units[at + place], self._given[name])
             for place, name in enumerate(("brightness", "contrast", "saturation", "hue"))
