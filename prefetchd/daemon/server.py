@@ -36,7 +36,7 @@ from prefetchd.daemon.readers.pool import Pool, PoolEvents
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import open_datasets
 from prefetchd.errors import ConfigError, PrefetchdError
-from prefetchd.ipc import messages
+from prefetchd.ipc import messages, system
 from prefetchd.ipc.event_loop import EventLoop
 from prefetchd.ring.segment import remove_stale_names
 from prefetchd.ring.slots import Ring
@@ -91,7 +91,7 @@ class Daemon:
         self._announced = False
         # Readers take longest to start, so they start before the manifest is read.
         self._pool = Pool(
-            config.num_workers or budget.usable_cores(),
+            config.num_workers or system.usable_cores(),
             config.reader_timeout,
             watch=loop.watch,
             unwatch=loop.unwatch,
@@ -115,13 +115,16 @@ class Daemon:
         self._pool.resize(plan.n_readers)
         self._ring = Ring()
         self._builder = BatchBuilder(self._datasets, self._ring, self._pool)
-        self._caches = CachePages([cache for dataset in self._datasets if (cache := dataset.source.cache)])
+        self._caches = CachePages(
+            [cache for dataset in self._datasets if (cache := dataset.source.cache)], clock=self._loop.clock
+        )
         self._memory = MemoryManager(
             budget.Budget(plan),
             self._ring,
             self._pool,
             on_removed=lambda slot: self._consumers.slot_removed(slot),
             mail_bytes=lambda: self._consumers.queue_bytes,
+            clock=self._loop.clock,
         )
         self._consumers = ConsumerManager(
             self._datasets, self._ring, self._builder, self._memory, self._loop, self, linger_s=self._linger_s
@@ -136,8 +139,8 @@ class Daemon:
             comfortable_slots=lambda: self._consumers.comfortable_slots,
             work_done=lambda: (self._builder.busy_s, self._builder.samples_made),
             read_shortage=limits.read_shortage,
-            idle_s=limits.idle_seconds,
-            n_cores=budget.usable_cores(),
+            idle_s=system.idle_seconds,
+            n_cores=system.usable_cores(),
             clock=self._loop.clock,
         )
         with contextlib.suppress(OSError):  # a kernel without PSI
@@ -218,7 +221,7 @@ class Daemon:
             PrefetchdError: if the daemon cannot go on, after telling every consumer.
         """
         # A message wakes the daemon on the sender's processor: it must not preempt a trainer that works on a batch.
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        system.lower_priority()
         try:
             with explained("go on"):
                 self._loop.run(self._pump)

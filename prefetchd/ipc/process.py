@@ -1,17 +1,14 @@
-"""Facts about a process: its state and its memory, from /proc, and how it ended, in words."""
+"""Facts about a process: its state and its memory, from /proc."""
 
 from __future__ import annotations
 
-import signal
-
-RAISED_STATUS = 213  # of a reader that an exception of ours ended, such as for lack of memory
+from prefetchd.ipc import system
 
 
 def process_state(pid: int) -> str:
     """Return the kernel's one-letter state of a process (`T` is stopped), or `""` if there is none."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b") ")[2][:1].decode()
+        return system.read_file(f"/proc/{pid}/stat").rpartition(b") ")[2][:1].decode()
     except OSError:
         return ""
 
@@ -26,8 +23,8 @@ def memory_bytes(pid: int | str, file: str, *fields: str) -> int:
     """
     starts = tuple(f"{field}:".encode() for field in fields)
     try:
-        with open(f"/proc/{pid}/{file}", "rb") as lines:
-            return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(starts))
+        lines = system.read_file(f"/proc/{pid}/{file}").splitlines()
+        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(starts))
     except OSError:
         return 0
 
@@ -42,15 +39,3 @@ def describe_process(pid: int) -> str:
     if state == "D":
         return f"pid {pid} waits in the kernel (state D), such as for a disk or for memory"
     return f"pid {pid} is alive (state {state}); see its log"
-
-
-def describe_exit(exit_code: int) -> str:
-    """Describe how a process ended: `exit status 3`, `killed by SIGSEGV`."""
-    if exit_code == RAISED_STATUS:
-        return f"exit status {exit_code}, after an exception that the log has"
-    if exit_code >= 0:
-        return f"exit status {exit_code}"
-    try:
-        return f"killed by {signal.Signals(-exit_code).name}"
-    except ValueError:
-        return f"killed by signal {-exit_code}"

@@ -36,7 +36,7 @@ from prefetchd.data.images.source import ImageSource
 from prefetchd.data.manifest.dialect import MalformedLine
 from prefetchd.data.registry import open_source
 from prefetchd.errors import ConfigError
-from prefetchd.ipc import messages
+from prefetchd.ipc import messages, system
 from prefetchd.ipc.event_loop import EventLoop
 from prefetchd.ring.layout import BatchLayout
 from prefetchd.ring.segment import anonymous_file, map_read_only, map_writable
@@ -106,7 +106,7 @@ class _Inspection:
         self._loop = EventLoop()
         # As in a daemon, readers start before the manifest is read.
         self._pool = Pool(
-            config.num_workers or budget.usable_cores(),
+            config.num_workers or system.usable_cores(),
             config.reader_timeout,
             watch=self._loop.watch,
             unwatch=self._loop.unwatch,

@@ -20,7 +20,7 @@ from prefetchd.daemon.consumers.consumer import Consumer, Control, State
 from prefetchd.daemon.consumers.loops import Loops
 from prefetchd.daemon.consumers.releases import Releases
 from prefetchd.errors import PrefetchdError
-from prefetchd.ipc import messages, sockets
+from prefetchd.ipc import messages, sockets, system
 
 log = logging.getLogger("prefetchd")
 
@@ -124,7 +124,7 @@ class MessageHandler:
     def _add_connection(self, consumer: Consumer, fds: list[int]) -> None:
         """Admit the socket that a consumer has sent; it is taken out of `fds`."""
         try:
-            sock = socket.socket(fileno=fds[0])
+            sock = system.adopt_socket(fds[0])
         except (IndexError, OSError):
             self._disconnect(consumer)
             return

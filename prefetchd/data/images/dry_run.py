@@ -56,7 +56,7 @@ def dry_run(config: Config, handle: dict[str, Any], fds: list[int]) -> reader_me
         process.wait()
         os.close(stderr)
     if answer is None:
-        from prefetchd.ipc.process import describe_exit
+        from prefetchd.ipc.exit_status import describe_exit
 
         last = (output.strip().splitlines() or ["it printed nothing"])[-1]
         raise ConfigError(
