@@ -21,6 +21,7 @@ import socket
 from collections.abc import Mapping
 from typing import Any
 
+from prefetchd.columns.passed import PassedTable
 from prefetchd.config.options import LIVE_OPTIONS, Config
 from prefetchd.config.validate import make_config
 from prefetchd.daemon.consumers.manager import ConsumerManager
@@ -53,6 +54,7 @@ class Daemon:
     Args:
         configs: what to serve, by the data sets' names; the options of `DAEMON_OPTIONS` are the first's.
         loop: the event loop to run in, borrowed.
+        tables: those of the data sets that are in the starter's memory, by name; owned.
         files_to_remove: the fork server removes them if this process is killed, its lock last.
         attach_hint: says in the ready line how consumers attach.
         linger_s: it ends after so many seconds without a consumer; `None` for never.
@@ -68,6 +70,7 @@ class Daemon:
         configs: Mapping[str, Config],
         loop: EventLoop,
         *,
+        tables: Mapping[str, PassedTable] | None = None,
         files_to_remove: tuple[str, ...] = (),
         attach_hint: str = "private",
         linger_s: float | None = None,
@@ -100,7 +103,7 @@ class Daemon:
         )
         try:
             with loop.interruptible(parent_pidfd):
-                self._datasets = open_datasets(configs)
+                self._datasets = open_datasets(configs, tables)
             self._build()
         except BaseException:
             self._pool.stop()
