@@ -20,6 +20,7 @@ from prefetchd.data.files import FileBuffer
 from prefetchd.data.images import decode
 from prefetchd.data.images.cacheable import KeptImages
 from prefetchd.data.images.color_jitter import ColorJitter
+from prefetchd.data.images.exact import Wanted
 from prefetchd.data.images.geometry import FIRST_WORD, Box, Geometry, GeometryDraws, same_aspect
 from prefetchd.data.images.headers.header import ImageHeader
 from prefetchd.data.images.masks import decode_mask
@@ -85,13 +86,16 @@ class ImageReader:
         self._records = records
         self._ahead = ahead or ReadAhead(records)
         self._buffer = FileBuffer()
+        self._wanted = Wanted.of(config)
         self._normalizer = Normalizer(config)
         self._rng = SampleRandomness(config.seed)
         self._functions = UserFunctions(config, self._rng)
         self._draws = GeometryDraws(config.augment, config.image_size)
         given = parameters(config.augment)
         self._n_words = max((FIRST_WORD[name] + BLOCK_WORDS for name in given), default=0)
-        self._jitter = ColorJitter(given["color_jitter"], config.color) if "color_jitter" in given else None
+        self._jitter = (
+            ColorJitter(given["color_jitter"], config.color, config.n_channels) if "color_jitter" in given else None
+        )
         self._placer = Placer(config.image_size, config.resize, config.interpolation)
         self._mask_placer = Placer.for_masks(config.image_size, config.resize, config.mask_border)
         self._takes_masks = config.target == "mask"
@@ -141,7 +145,7 @@ class ImageReader:
             MemoryError: if there is not enough memory.
         """
         config = self._config
-        shape = (*config.image_size, config.channels)
+        shape = (*config.image_size, config.n_channels)
         x = np.empty(shape if config.layout == "nhwc" else (shape[2], *shape[:2]), config.dtype)
         target = self._load(sample, sample_id, 0, x, reserve)
         return x, self._functions.target(target, 0, sample_id)
@@ -169,7 +173,7 @@ class ImageReader:
                 pixels, epoch, sample_id, mask if self._functions.takes_masks else None
             )
             mask = mask if turned is None else turned
-            if values.dtype == np.uint8:
+            if values.dtype == pixels.dtype:
                 self._normalizer.deliver(values.reshape(pixels.shape), x)
             else:
                 self._normalizer.deliver_floats(values, x)
@@ -177,7 +181,7 @@ class ImageReader:
 
     def _read(
         self, sample: Sample, sample_id: int, units: Sequence[float], reserve: ReserveMemory
-    ) -> tuple[NDArray[np.uint8], Geometry, Box | None]:
+    ) -> tuple[NDArray[Any], Geometry, Box | None]:
         """Return the decoded image, the geometry that `units` give it, and its crop in the decoded image."""
         config = self._config
         if self._kept is not None:
@@ -195,18 +199,16 @@ class ImageReader:
             top, _, tall, _ = geometry.crop
             bottom = -(-(top + tall) // reduction)  # the crop in the decoded image ends there or above
             n_rows = decode.rows_to_decode(header, reduction, bottom)
-        working_bytes = decode_working_bytes(header, len(data), color=config.color, reduced=reduction)
+        working_bytes = self._wanted.working_bytes(header, len(data), reduction)
         self._ahead.make_room(working_bytes)
         reserve(working_bytes)
-        image = decode.decode_image(data, header, color=config.color, reduction=reduction, n_rows=n_rows)
+        image = self._wanted.decode(data, header, reduction=reduction, n_rows=n_rows)
         height, width = image.shape[:2]
         if height == -(-n_rows // reduction):
             height = -(-header.height_px // reduction)  # of all rows, decoded or not
         return image, geometry, geometry.reduced_crop(reduction, height, width)
 
-    def _kept_image(
-        self, kept: KeptImages, sample: Sample, sample_id: int, reserve: ReserveMemory
-    ) -> NDArray[np.uint8]:
+    def _kept_image(self, kept: KeptImages, sample: Sample, sample_id: int, reserve: ReserveMemory) -> NDArray[Any]:
         """Return the image that is the same in every epoch, from the cache or decoded for it."""
         if self._cache is not None:
             self._ahead.make_room(kept.n_bytes)  # of a row that is read
@@ -220,11 +222,11 @@ class ImageReader:
                 return found
         data, header = self._encoded(sample, sample_id, reserve)
         reduction = kept.reduction(header) if self._config.shrink_on_load else 1
-        working = decode_working_bytes(header, len(data), color=self._config.color, reduced=reduction)
+        working = self._wanted.working_bytes(header, len(data), reduction)
         working += kept.n_bytes if kept.n_bytes > _SMALL_IMAGE_BYTES else 0
         self._ahead.make_room(working)
         reserve(working)
-        image = kept.make(decode.decode_image(data, header, color=self._config.color, reduction=reduction))
+        image = kept.make(self._wanted.decode(data, header, reduction=reduction))
         if self._cache is not None:
             self._cache.store(sample, sample_id, image, self._ahead.began_ns)
         return image
@@ -235,6 +237,7 @@ class ImageReader:
         try:
             data = self._ahead.read(sample_id, sample, self._buffer, reserve, is_mask=True)
             header = self._header(data)
+            self._check_claim(header, claimed_bytes(header, shrink_on_load=self._config.shrink_on_load))
             height, width = header.oriented_size
             if not same_aspect((height, width), geometry.full_size):
                 raise RefusedImage(
@@ -257,24 +260,30 @@ class ImageReader:
         """Return the encoded bytes of the sample's image, and their header."""
         data = self._ahead.read(sample_id, sample, self._buffer, reserve)
         header = self._header(data)
+        self._wanted.check(header)
+        self._check_claim(header, self._wanted.claimed_bytes(header, shrink_on_load=self._config.shrink_on_load))
         if self.on_read is not None:
             self.on_read(sample, data, header)
         return data, header
 
     def _header(self, data: memoryview) -> ImageHeader:
-        """Return the header of an encoded image that is within the limits."""
+        """Return the header of an encoded image that is within the limit on pixels."""
         header = decode.identify(data)
         most = self._config.max_image_pixels
         if header.pixels > most:
             raise RefusedImage(f"{header.width_px}x{header.height_px} has more pixels than max_image_pixels={most}")
-        claimed, limit = claimed_bytes(header, shrink_on_load=self._config.shrink_on_load), limit_bytes(most)
+        return header
+
+    def _check_claim(self, header: ImageHeader, claimed: int) -> None:
+        """Raise `RefusedImage` if a decode would take more working memory than any image may."""
+        most = self._config.max_image_pixels
+        limit = limit_bytes(most)
         if claimed > limit:
             raise RefusedImage(
                 f"the {header.format.upper()} ({header.describe()}) takes {format_bytes(claimed)} to decode, and the "
                 f"limit is {format_bytes(limit)}, {LIMIT_BYTES_A_PIXEL} bytes for each of max_image_pixels={most}; "
                 f"give max_image_pixels={-(-claimed // LIMIT_BYTES_A_PIXEL)} to decode it"
             )
-        return header
 
     def _label(self, sample: Sample, sample_id: int) -> Any:
         label = sample_id if sample.label is None else sample.label

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 
 _MAX_TASK_ROWS = 64
+_SCRATCH_IMAGES = 3  # of the placer, and of the normalizer with `nchw`
 _REASON_CHARACTERS = 400  # in a report of faults
 
 
@@ -89,7 +90,7 @@ class ImageSource:
             from prefetchd.data.cache.reader_side import CacheInReader
             from prefetchd.data.images.cacheable import CachedRows
 
-            cache = CacheInReader(handle["cache"], cache_fds, config.image_size, config.channels)
+            cache = CacheInReader(handle["cache"], cache_fds, config.image_size, config.n_channels, config.pixel_dtype)
             source._rows = CachedRows(config, cache, records)
         source._reader = ImageReader(config, records, source._ahead, cache)
         return source
@@ -135,7 +136,7 @@ class ImageSource:
     def x(self) -> tuple[tuple[int, ...], str]:
         """Shape (height, width, channels) or (channels, height, width), and the dtype."""
         height, width = self._config.image_size
-        channels = self._config.channels
+        channels = self._config.n_channels
         shape = (height, width, channels) if self._config.layout == "nhwc" else (channels, height, width)
         return shape, self._config.dtype
 
@@ -179,8 +180,16 @@ class ImageSource:
 
     @property
     def reader_bytes(self) -> int:
-        """Bytes that the records take in each reader, and users' functions, as the dry run found."""
-        return self._records.reader_bytes + (0 if self._dry_run is None else self._dry_run.reader_bytes)
+        """Bytes that the records take in each reader, images of many bytes a pixel, and users' functions."""
+        functions = 0 if self._dry_run is None else self._dry_run.reader_bytes
+        return self._records.reader_bytes + functions + self._scratch_bytes
+
+    @property
+    def _scratch_bytes(self) -> int:
+        """Bytes of scratch images beyond those of three bytes a pixel, which the allowance of every reader holds."""
+        height, width = self._config.image_size
+        pixel_bytes = self._config.n_channels * {"uint8": 1, "uint16": 2, "float32": 4}[self._config.pixel_dtype]
+        return _SCRATCH_IMAGES * height * width * max(0, pixel_bytes - 3)
 
     @property
     def max_task_rows(self) -> int:
