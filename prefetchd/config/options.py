@@ -52,7 +52,8 @@ def _option(
         help: what the option does, in a line or two, for `--help` and for readers of this file.
         metavar: the placeholder of the value in `--help`; choices and switches have none.
         content: whether the option decides the bytes of a batch.
-        later: whether it came after states were saved without it: at its default it is not part of the digest.
+        later: whether it came after the first saved states. Then the digest leaves out its default, and those states
+            still load. Every new option is one.
         limits: the least and the greatest number allowed, or `None`.
     """
     metadata = {"help": help, "metavar": metavar, "content": content, "later": later, "limits": limits}
@@ -251,17 +252,16 @@ class Config:
 
     def content(self) -> dict[str, Any]:
         """The options that decide the bytes of a batch, by name, as plain JSON values."""
-        # A digest of options that are at their defaults must stay what it was before a later option came.
-        return {
-            field.name: getattr(self, field.name)
-            for field in OPTIONS.values()
-            if field.metadata["content"]
-            and not (field.metadata["later"] and getattr(self, field.name) == field.default)
-        }
+        return {field.name: getattr(self, field.name) for field in OPTIONS.values() if field.metadata["content"]}
 
     def digest(self, **also: str) -> str:
         """A short hexadecimal digest of the content options and of `also` (decoder versions and the like)."""
-        text = json.dumps({**self.content(), **also}, sort_keys=True)
+        content = {
+            name: value
+            for name, value in self.content().items()
+            if not (OPTIONS[name].metadata["later"] and value == OPTIONS[name].default)
+        }
+        text = json.dumps({**content, **also}, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def to_wire(self) -> dict[str, Any]:
