@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from prefetchd.config.augment import AUGMENTATIONS
 from prefetchd.config.convert import wire_path
 
 Color = Literal["rgb", "bgr", "gray", "unchanged"]
@@ -100,8 +101,8 @@ class Config:
     shrink_on_load: bool = _option(True, "decode large JPEGs at 1/2, 1/4 or 1/8 (yes); pixels are exact without it")
     augment: tuple[str, ...] = _option(
         (),
-        "random_resized_crop, hflip, vflip, rotate, affine, color_jitter, with parameters as in 'rotate(degrees=10), "
-        "hflip'; other pixels each epoch (none)",
+        f"{', '.join(AUGMENTATIONS)}, with parameters as in "
+        "'rotate(degrees=10), hflip'; other pixels each epoch (none)",
         metavar="NAMES",
     )
     transform: str | None = _option(
@@ -116,7 +117,7 @@ class Config:
     )
     target: Target = _option("label", "what labels are: numbers and classes, or paths of mask images (label)")
     mask_border: int = _option(
-        0, "what a mask holds where pad, rotate or affine leave it empty (0)", metavar="N", limits=(0, 65535)
+        0, "what a mask holds where pad or the augmentation leave it empty (0)", metavar="N", limits=(0, 65535)
     )
     shuffle: bool = _option(False, "a new order each epoch (no)")
     seed: int = _option(0, "decides the shuffled orders and the augmentation (0)", metavar="N", limits=(0, 2**63 - 1))

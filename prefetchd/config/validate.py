@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from prefetchd.config import augment, convert
+from prefetchd.config.augment_values import RANDOM
 from prefetchd.config.convert import wrong
 from prefetchd.config.hints import explain_unknown
 from prefetchd.config.options import OPTION_TYPES, OPTIONS, Config
@@ -116,6 +117,7 @@ def _check_together(config: Config) -> None:
             "with them"
         )
     _check_channels(config)
+    _check_erased(config)
     if config.target == "mask" and config.label_columns not in (None, 1):
         raise wrong("label_columns", config.label_columns, "1, or not given, with target='mask': one path a line")
 
@@ -133,7 +135,14 @@ def _check_channels(config: Config) -> None:
             f"cannot use channels={config.channels} with color={config.color!r}, which has "
             f"{' or '.join(map(str, possible))}; leave color out to keep the channels that the files have"
         )
-    jitter = augment.parameters(config.augment).get("color_jitter")
+    given = augment.parameters(config.augment)
+    of_bytes = [name for name in given if name in augment.OF_BYTES]
+    if of_bytes and (config.pixel_dtype != "uint8" or config.n_channels not in (1, 3)):
+        raise ConfigError(
+            f"cannot use the augmentation {of_bytes[0]} with {config.n_channels} channels of {config.pixel_dtype}: "
+            "it is for grey and colours of 8 bits; leave it out, or do it in a transform"
+        )
+    jitter = given.get("color_jitter")
     if jitter and config.color == "unchanged" and config.n_channels not in (1, 3):
         named = [name for name, still in (("saturation", (1, 1)), ("hue", (0, 0))) if jitter[name] != still]
         if named:
@@ -141,6 +150,22 @@ def _check_channels(config: Config) -> None:
                 f"cannot use the {named[0]} of color_jitter with channels={config.channels}, which are no colours; "
                 "give color_jitter(saturation=0, hue=0), or color='rgb' if they are red, green, blue and alpha"
             )
+
+
+def _check_erased(config: Config) -> None:
+    """Raise `ConfigError` where what random_erasing writes is not for the channels or the dtype of the images."""
+    value = augment.parameters(config.augment).get("random_erasing", {}).get("value", RANDOM)
+    if value == RANDOM:
+        return
+    shown = f"random_erasing(value={value[0] if len(value) == 1 else value})"
+    if len(value) not in (1, config.n_channels):
+        raise wrong(
+            "augment", shown, f"given one number or {config.n_channels}, one a channel of color={config.color!r}"
+        )
+    most = {"uint8": 255, "uint16": 65535}.get(config.dtype)
+    if most is not None and not all(number in range(most + 1) for number in value):
+        wanted = f"given whole numbers from 0 to {most} where dtype={config.dtype!r}: they are written as they are"
+        raise wrong("augment", shown, wanted)
 
 
 def doubts(config: Config) -> str:

@@ -203,6 +203,7 @@ def test_with_a_size_of_its_own_the_target_decides_nothing() -> None:
     [
         ({"augment": "random_resized_crop"}, "give the size at which images are kept, such as cache_image_size=(352, "),
         ({"augment": "rotate(degrees=10)"}, "augment='rotate'"),
+        ({"augment": "hflip, trivial_augment_wide"}, "augment='trivial_augment_wide'"),
         ({"target": "mask"}, "masks"),
     ],
 )
@@ -220,7 +221,11 @@ def test_a_size_without_a_cache_is_refused() -> None:
 
 
 def test_augmentation_after_the_resize_can_be_cached() -> None:
-    check_cache(make_config(source="x", cache="/c", augment="hflip, vflip, color_jitter", transform="m:f"))
+    check_cache(
+        make_config(
+            source="x", cache="/c", augment="hflip, vflip, color_jitter, equalize, random_erasing", transform="m:f"
+        )
+    )
     check_cache(make_config(source="x", cache="/c", augment="random_resized_crop", cache_image_size=256))
 
 

@@ -195,6 +195,12 @@ def test_mean_and_std_of_pixels_from_0_to_1_without_scale_are_doubted(options, w
         ({"channels": 5, "dtype": "float32", "mean": "1,2,3"}, "one number or 5, one a channel"),
         ({"dtype": "uint16", "scale": 2.0}, "cannot scale uint16 pixels"),
         ({"channels": 2, "augment": "color_jitter"}, "the saturation of color_jitter with channels=2"),
+        (
+            {"dtype": "uint16", "augment": "solarize"},
+            "the augmentation solarize with 3 channels of uint16: it is for grey",
+        ),
+        ({"channels": 4, "color": "rgb", "augment": "equalize"}, "equalize with 4 channels of uint8"),
+        ({"dtype": "uint16", "augment": "random_erasing(value=70000)"}, "whole numbers from 0 to 65535"),
         ({"channels": 4, "augment": "color_jitter(saturation=0)"}, "the hue of color_jitter with channels=4"),
         ({"name": "../x"}, "letters"),
         ({"shuffle": "perhaps"}, "true or false"),

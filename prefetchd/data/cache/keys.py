@@ -64,7 +64,7 @@ def is_settled(found: os.stat_result, now_ns: int) -> bool:
 
 
 # Augmentations that need another part of the file, at another scale, in each epoch.
-_GEOMETRY = ("random_resized_crop", "rotate", "affine")
+_GEOMETRY = ("random_resized_crop", "rotate", "affine", "rand_augment", "trivial_augment_wide")
 
 
 def check_cache(config: Config) -> None:

@@ -54,6 +54,8 @@ class ColorJitter:
     def apply(self, pixels: NDArray[Any], units: Sequence[float]) -> None:
         """Change `pixels`, (H, W, C) or (H, W), in place, by the sample's random numbers `units`."""
         at = FIRST_WORD["color_jitter"]
+        if units[at + 4] >= self._given["p"]:
+            return
         factors = [
             between(units[at + place], self._given[name])
             for place, name in enumerate(("brightness", "contrast", "saturation", "hue"))

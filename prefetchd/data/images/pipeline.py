@@ -1,4 +1,4 @@
-"""One sample into its row: read -> header -> limits -> decode -> place -> jitter -> user's functions -> values.
+"""One sample into its row: read -> header -> limits -> decode -> place -> change -> user's function -> values -> erase.
 
 Loaded in readers only (it imports cv2). Each step is checked before it costs anything: a header that claims too many
 pixels is refused before they are decoded, and working memory beyond the allowance is reserved before it is taken.
@@ -19,12 +19,13 @@ from prefetchd.data.faults import RefusedImage, SampleFault, UndecodableImage
 from prefetchd.data.files import FileBuffer
 from prefetchd.data.images import decode
 from prefetchd.data.images.cacheable import KeptImages
-from prefetchd.data.images.color_jitter import ColorJitter
+from prefetchd.data.images.erasing import Erasing
 from prefetchd.data.images.exact import Wanted
 from prefetchd.data.images.geometry import FIRST_WORD, Box, Geometry, GeometryDraws, same_aspect
 from prefetchd.data.images.headers.header import ImageHeader
 from prefetchd.data.images.masks import decode_mask
 from prefetchd.data.images.normalize import Normalizer
+from prefetchd.data.images.pixel_changes import PixelChanges
 from prefetchd.data.images.resample import Placer
 from prefetchd.data.images.user_functions import UserFunctions
 from prefetchd.data.images.working_memory import (
@@ -93,9 +94,8 @@ class ImageReader:
         self._draws = GeometryDraws(config.augment, config.image_size)
         given = parameters(config.augment)
         self._n_words = max((FIRST_WORD[name] + BLOCK_WORDS for name in given), default=0)
-        self._jitter = (
-            ColorJitter(given["color_jitter"], config.color, config.n_channels) if "color_jitter" in given else None
-        )
+        self._changes = PixelChanges(config.augment, config.image_size, config.color, config.n_channels)
+        self._erasing = Erasing(config, self._rng) if "random_erasing" in given else None
         self._placer = Placer(config.image_size, config.resize, config.interpolation)
         self._mask_placer = Placer.for_masks(config.image_size, config.resize, config.mask_border)
         self._takes_masks = config.target == "mask"
@@ -163,8 +163,8 @@ class ImageReader:
         pixels = self._normalizer.canvas(x)
         self._placer.place(image, geometry, crop, pixels)
         del image  # before its mask uses the same reservation
-        if self._jitter is not None:
-            self._jitter.apply(pixels, units)
+        if self._changes:
+            self._changes.apply(pixels, units)
         mask = self._mask(sample, sample_id, geometry, reserve) if self._takes_masks else None
         if not self._functions.has_transform:
             self._normalizer.deliver(pixels, x)
@@ -177,6 +177,8 @@ class ImageReader:
                 self._normalizer.deliver(values.reshape(pixels.shape), x)
             else:
                 self._normalizer.deliver_floats(values, x)
+        if self._erasing is not None:
+            self._erasing.apply(x, units, epoch, sample_id)
         return self._label(sample, sample_id) if mask is None else mask
 
     def _read(
