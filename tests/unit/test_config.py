@@ -200,7 +200,7 @@ def test_mean_and_std_of_pixels_from_0_to_1_without_scale_are_doubted(options, w
             "the augmentation solarize with 3 channels of uint16: it is for grey",
         ),
         ({"channels": 4, "color": "rgb", "augment": "equalize"}, "equalize with 4 channels of uint8"),
-        ({"dtype": "uint16", "augment": "random_erasing(value=70000)"}, "whole numbers from 0 to 65535"),
+        ({"dtype": "uint16", "augment": "random_erasing(value=0.5)"}, "whole numbers from 0 to 65535"),
         ({"channels": 4, "augment": "color_jitter(saturation=0)"}, "the hue of color_jitter with channels=4"),
         ({"name": "../x"}, "letters"),
         ({"shuffle": "perhaps"}, "true or false"),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from prefetchd.config.options import Config
 from prefetchd.data.cache.keys import check_cache
 from prefetchd.data.faults import FaultKind
-from prefetchd.data.read_ahead import ReadAhead
+from prefetchd.data.read_ahead import MASK_PART, ReadAhead, read_mask
 from prefetchd.data.records import Records
 from prefetchd.data.source import ReserveMemory, SourceFacts
 from prefetchd.errors import one_line
@@ -51,10 +51,16 @@ class ImageSource:
         self._records = records
         self._decoder = decoder
         self._reader: ImageReader | None = None
-        self._ahead = ReadAhead(records, with_masks=config.target == "mask")
+        self._ahead = self._read_ahead()
         self._cache: CacheInDaemon | None = None
         self._rows: CachedRows | None = None
         self._dry_run: DryRunDone | None = None
+
+    def _read_ahead(self) -> ReadAhead:
+        """Return what reads ahead: each sample's image, then its mask if it has one."""
+        if self._config.target != "mask":
+            return ReadAhead(self._records)
+        return ReadAhead(self._records, {0: self._records.read, MASK_PART: read_mask})
 
     @classmethod
     def open(cls, config: Config, kind: str, records: Records) -> ImageSource:
