@@ -174,6 +174,10 @@ def test_a_key_follows_everything_that_may_tell_another_file(tmp_path: Path) -> 
         {"resize": "pad"},
         {"shrink_on_load": False},
         {"cache_image_size": 224},
+        {"dtype": "uint16"},
+        {"channels": 3},
+        {"channels": 4},
+        {"channels": 3, "dtype": "float32"},
     ],
 )
 def test_pipelines_that_keep_other_pixels_have_other_folders(options: dict) -> None:
@@ -533,7 +537,7 @@ def open_both(cache: Path, n_samples: int = 4, **options: object) -> tuple[Cache
     config = make_config(source="x", cache=str(cache), image_size=8, **options)
     daemon = CacheInDaemon(config, "decoder 1", n_samples, (), "int64")
     facts, fds = daemon.handle()
-    return daemon, CacheInReader(facts, [os.dup(fd) for fd in fds], config.image_size, config.channels)
+    return daemon, CacheInReader(facts, [os.dup(fd) for fd in fds], config.image_size, config.n_channels)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ def erase(
     spec: str, sample_id: int = 0, epoch: int = 0, size: tuple[int, int] = (40, 50), **options: Any
 ) -> np.ndarray:
     config = make_config(source="m", augment=spec, image_size=size, **options)
-    shape = (*size, config.channels) if config.layout == "nhwc" else (config.channels, *size)
+    shape = (*size, config.n_channels) if config.layout == "nhwc" else (config.n_channels, *size)
     row = np.full(shape, 77, config.dtype)
     Erasing(config, RNG).apply(row, RNG.units(epoch, sample_id, N_WORDS), epoch, sample_id)
     return row

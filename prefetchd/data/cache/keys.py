@@ -1,7 +1,7 @@
 """Which pipelines can be cached, what a kept image is, and its key. Pure; called as a data set is opened.
 
 The kept image is the sample after all steps that are the same in every epoch: decoded, upright, in the order of
-`color`, uint8, and
+`color`, in the type of placed pixels (uint8, or what 16 bits and float32 are kept in), and
 
 - resized to `image_size` as `resize` says; or, with `cache_image_size`,
 - fitted into that size at its own aspect, never enlarged. All later steps go on from it as if it were the file.
@@ -38,7 +38,10 @@ def pipeline_of(config: Config, decoder: str) -> dict[str, Any]:
     """Return all that decides a kept image besides the file, as plain JSON values."""
     names = ["color", "interpolation", "shrink_on_load", "max_image_pixels", "x_column"]
     names += ["image_size", "resize"] if config.cache_image_size is None else ["cache_image_size"]
-    return {"format": FORMAT, "decoder": decoder, **{name: getattr(config, name) for name in names}}
+    pipeline = {"format": FORMAT, "decoder": decoder, **{name: getattr(config, name) for name in names}}
+    if config.is_exact or config.pixel_dtype != "uint8":  # without, the folders of earlier versions are found
+        pipeline |= {"channels": config.n_channels, "pixel_dtype": config.pixel_dtype}
+    return pipeline
 
 
 def pipeline_digest(pipeline: dict[str, Any]) -> str:

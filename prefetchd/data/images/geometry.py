@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from prefetchd.config.augment import AUGMENTATIONS, parameters
 from prefetchd.data.images.policies import Operation, rand_augment, trivial_augment_wide
@@ -77,6 +77,13 @@ class Geometry:
         if self.vflip:
             back = compose((1.0, 0.0, 0.0, 0.0, -1.0, float(target_h)), back)
         return back
+
+
+class Draws(Protocol):
+    """What chooses a sample's geometry."""
+
+    def draw(self, units: Sequence[float], full_size: tuple[int, int]) -> Geometry:
+        """Return the geometry that the sample's random numbers `units` give an upright image of `full_size`."""
 
 
 class GeometryDraws:

@@ -1,7 +1,8 @@
 """What changes a sample's pixels and moves none: jitter, policies, blur and the rest, in the order of `AUGMENTATIONS`.
 
-Called in readers after the geometry, when the image is smallest, and before the user's functions. Only uint8 pixels
-come here. Masks do not: they have the geometry alone.
+Called in readers after the geometry, when the image is smallest, and before the user's functions. All but
+`color_jitter` take uint8 pixels of one or three channels: `validate` refuses them for others. Masks have the geometry
+alone.
 
 Each augmentation draws from a block of words of its own, so adding one changes nothing that another does. The order is
 fixed: color_jitter, rand_augment, trivial_augment_wide, grayscale, gaussian_blur, solarize, posterize, sharpness,
@@ -40,14 +41,17 @@ class PixelChanges:
         texts: the canonical augmentations.
         target_size: (height, width) of the images.
         color: the order of their channels, or `gray`.
+        n_channels: how many; as many as `color` says if not given.
     """
 
-    def __init__(self, texts: tuple[str, ...], target_size: tuple[int, int], color: Color) -> None:
+    def __init__(
+        self, texts: tuple[str, ...], target_size: tuple[int, int], color: Color, n_channels: int | None = None
+    ) -> None:
         given = parameters(texts)
-        self._gray = color == "gray"
+        self._gray = color == "gray" or n_channels == 1
         self._to_gray = cv2.COLOR_BGR2GRAY if color == "bgr" else cv2.COLOR_RGB2GRAY
         self._from_gray = cv2.COLOR_GRAY2BGR if color == "bgr" else cv2.COLOR_GRAY2RGB
-        self._jitter = ColorJitter(given.get("color_jitter", {}), color)
+        self._jitter = ColorJitter(given.get("color_jitter", {}), color, n_channels)
         self._policies = PolicyDraws(texts, target_size)
         self._steps: list[Callable[[NDArray[np.uint8], Sequence[float]], None]] = []
         if "color_jitter" in given:
@@ -63,8 +67,8 @@ class PixelChanges:
     def __bool__(self) -> bool:
         return bool(self._steps)
 
-    def apply(self, pixels: NDArray[np.uint8], units: Sequence[float]) -> None:
-        """Change `pixels`, (H, W, 3) or (H, W) for `gray`, in place, by the sample's random numbers `units`."""
+    def apply(self, pixels: NDArray[Any], units: Sequence[float]) -> None:
+        """Change `pixels`, (H, W, C) or (H, W) for one channel, in place, by the sample's random numbers `units`."""
         for step in self._steps:
             step(pixels, units)
 
