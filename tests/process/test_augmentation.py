@@ -21,7 +21,10 @@ from tests.conftest import DaemonProcess
 from tests.images import photograph, write_jpeg
 from tests.process.commands import refused_here, run_script
 
-EVERYTHING = "random_resized_crop, hflip, vflip(p=0.3), rotate, affine, color_jitter"
+EVERYTHING = (
+    "random_resized_crop, hflip, vflip(p=0.3), rotate, affine, color_jitter, rand_augment, trivial_augment_wide, "
+    "grayscale, gaussian_blur, solarize(p=0.3), posterize, sharpness, auto_contrast, equalize, random_erasing"
+)
 OPTIONS: dict[str, Any] = {"batch_size": 8, "image_size": 32, "seed": 3}
 
 FUNCTIONS = """
@@ -140,6 +143,35 @@ def test_augmented_image_is_what_opencv_makes_of_the_crop(tmp_path: Path, serve:
     for dtype in ("uint8", "float32"):
         assert np.array_equal(first(f"nhwc-{dtype}-flipped"), first(f"nhwc-{dtype}")[..., ::-1, :])
         assert np.array_equal(first(f"nchw-{dtype}-flipped"), first(f"nchw-{dtype}")[..., ::-1])
+
+
+def test_pixels_are_changed_before_normalisation_and_erased_after_it(photographs: Path):
+    """For every dtype and layout: the float rows are the values of the uint8 rows, but for the box, which holds 0."""
+    spec = "rand_augment, gaussian_blur(kernel_size=5), solarize, equalize"
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    with prefetchd.batches(photographs, augment=spec, **OPTIONS) as loader:
+        plain = [x.copy() for x, _ in loader]
+    floats = {"dtype": "float32", "scale": 1 / 255, "mean": mean.tolist(), "std": std.tolist()}
+    n_erased = n_samples = 0
+    for layout in ("nhwc", "nchw"):
+        options = {**OPTIONS, **floats, "layout": layout, "augment": spec + ", random_erasing(p=0.5)"}
+        with prefetchd.batches(photographs, **options) as loader:
+            for (x, _), pixels in zip(loader, plain, strict=True):
+                rows = x if layout == "nhwc" else x.transpose(0, 2, 3, 1)
+                erased = (rows == 0).all(axis=3)
+                expected = np.where(erased[..., None], 0, (pixels / 255 - mean) / std)
+                assert np.abs(rows - expected).max() < 1e-5
+                n_erased += int(erased.any(axis=(1, 2)).sum())
+                n_samples += len(rows)
+                del x, rows
+    assert 0.3 < n_erased / n_samples < 0.7
+
+
+def test_random_erasing_is_the_same_whoever_reads(photographs: Path):
+    options = {**OPTIONS, "dtype": "float16", "augment": "random_erasing(p=1, value='random')"}
+    one = epochs(photographs, num_workers=1, **options)
+    assert epochs(photographs, num_workers=3, **options) == one
+    assert len(set(one)) == len(one)
 
 
 def test_substitute_is_augmented_as_itself(tmp_path: Path):
@@ -336,6 +368,23 @@ def check_masks(dataset: str) -> None:
             assert (x[..., 0][~outside] != y[~outside] * 50).mean() < 0.12
             assert (x[..., 0][outside] == 0).mean() > 0.9 if outside.any() else True
             del x, y, outside
+
+
+def test_masks_follow_what_policies_move_and_nothing_that_changes_pixels(masks: Path):
+    options = {"batch_size": 12, "image_size": (48, 40), "target": "mask", "mask_border": 9}
+
+    def placed(augment: str) -> np.ndarray:
+        with prefetchd.batches(masks, augment=augment, **options) as loader:
+            return next(iter(loader)).y.copy()
+
+    plain = placed("")
+    changes = "color_jitter, grayscale, gaussian_blur, solarize, posterize, sharpness, auto_contrast, equalize"
+    assert np.array_equal(placed(changes + ", random_erasing(p=1)"), plain)
+    for policy in ("rand_augment(num_ops=3)", "trivial_augment_wide"):
+        moved = placed(policy)
+        assert set(np.unique(moved)) <= {1, 2, 3, 9}
+        n_moved = int((moved != plain).any(axis=(1, 2)).sum())
+        assert 0 < n_moved < 12
 
 
 def test_masks_of_16_bits_and_tables_and_target_transform(masks: Path, users: Path):

@@ -8,7 +8,7 @@ import pytest
 
 from prefetchd.daemon.readers.batch_job import Chunk, Job, ReaderEnd
 from prefetchd.daemon.readers.job_tracker import CRASH_TRIES, ENVIRONMENT_TRIES, JobTracker
-from prefetchd.ipc.process import RAISED_STATUS, describe_exit
+from prefetchd.ipc.exit_status import RAISED_STATUS, describe_exit
 from prefetchd.ipc.reader_messages import Fault
 from prefetchd.ring.slots import Slot
 from tests.unit.test_batch_job import SEGV, Bench, Readers, in_order, rows_of

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from prefetchd.data.cache import directory, lookup, segment
+from prefetchd.data.cache.reader_side import WriteAllowance
 from prefetchd.data.cache.run_state import RunState, StateShape, make_state
-from prefetchd.data.cache.size_limit import WriteAllowance
 from tests.unit.test_cache import CHANNELS, key, pixels
 
 
