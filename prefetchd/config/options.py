@@ -30,6 +30,7 @@ OnError = Literal["raise", "skip", "substitute"]
 End = Literal["pre", "post"]
 Lengths = Literal["none", "x", "y"]
 Target = Literal["label", "mask"]
+BoxFormat = Literal["xyxy", "xywh", "cxcywh", "xyxy_normalized", "xywh_normalized", "cxcywh_normalized"]
 
 
 MAX_BATCH_SIZE = 1 << 18
