@@ -32,7 +32,17 @@ _NORMALIZED = "_normalized"
 
 
 class BadBoxes(ValueError):
-    """A sample's boxes or keypoints cannot be used; the message says which one, from 0, and why."""
+    """A sample's boxes or keypoints cannot be used.
+
+    Attributes:
+        at: the number of the first bad one in the sample, from 0.
+        why: what is wrong, in words that follow its name.
+    """
+
+    def __init__(self, kind: str, at: int, why: str) -> None:
+        super().__init__(f"{kind} {at} {why}")
+        self.at = at
+        self.why = why
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +109,7 @@ def to_corners(boxes: NDArray[Any], box_format: BoxFormat, size: tuple[int, int]
     corners = np.array(boxes, np.float64).reshape(-1, 4)
     if not np.isfinite(corners).all():
         at = int(np.flatnonzero(~np.isfinite(corners).all(axis=1))[0])
-        raise BadBoxes(f"box {at} is {_show(boxes[at])}, which is not finite")
+        raise BadBoxes("box", at, f"is {_show(boxes[at])}, which is not finite")
     kind = box_format.removesuffix(_NORMALIZED)
     if kind == "cxcywh":
         corners[:, :2] -= corners[:, 2:] / 2
@@ -108,7 +118,7 @@ def to_corners(boxes: NDArray[Any], box_format: BoxFormat, size: tuple[int, int]
     flat = (corners[:, 2:] < corners[:, :2]).any(axis=1)
     if flat.any():
         at = int(np.flatnonzero(flat)[0])
-        raise BadBoxes(f"box {at} is {_show(boxes[at])} ({box_format}), with a negative width or height")
+        raise BadBoxes("box", at, f"is {_show(boxes[at])} ({box_format}), with a negative width or height")
     return corners * _per_unit(size) if box_format.endswith(_NORMALIZED) else corners
 
 
@@ -158,10 +168,8 @@ def move_boxes(
     outside &= _area(corners) > 0
     if outside.any():
         at = int(np.flatnonzero(outside)[0])
-        raise BadBoxes(
-            f"box {at} is from {_show(corners[at, :2])} to {_show(corners[at, 2:])}, outside its image of "
-            f"{width}x{height} px"
-        )
+        ends = f"from {_show(corners[at, :2])} to {_show(corners[at, 2:])}"
+        raise BadBoxes("box", at, f"is {ends}, outside its image of {width}x{height} px")
     shown = _clip(whole, placed.shown)
     around = hull(shown, placed.forward)
     seen = _clip(around, (0.0, 0.0, float(placed.size[1]), float(placed.size[0])))
@@ -200,14 +208,11 @@ def move_keypoints(points: NDArray[Any], placed: Placement) -> tuple[Numbers, ND
     given = np.array(points, np.float64).reshape(-1, 2) + 0.5  # from pixels' centres to edges
     if not np.isfinite(given).all():
         at = int(np.flatnonzero(~np.isfinite(given).all(axis=1))[0])
-        raise BadBoxes(f"keypoint {at} is {_show(points[at])}, which is not finite")
+        raise BadBoxes("keypoint", at, f"is {_show(points[at])}, which is not finite")
     a, b, c, d, e, f = placed.forward
     x, y = given[:, 0], given[:, 1]
     moved = np.stack([a * x + b * y + c, d * x + e * y + f], axis=1)
-    left, top, right, bottom = placed.shown
-    inside: NDArray[np.bool_] = ((given >= (left, top)) & (given < (right, bottom))).all(axis=1)
-    seen = ((moved >= 0) & (moved < (placed.size[1], placed.size[0]))).all(axis=1)
-    return moved - 0.5, inside & seen
+    return moved - 0.5, _within(given, placed.shown) & _within(moved, (0.0, 0.0, placed.size[1], placed.size[0]))
 
 
 def turn_keypoints(points: NDArray[Any], map_: Map) -> Numbers:
@@ -215,6 +220,12 @@ def turn_keypoints(points: NDArray[Any], map_: Map) -> Numbers:
     a, b, c, d, e, f = map_
     x, y = np.array(points, np.float64).reshape(-1, 2).T + 0.5
     return np.stack([a * x + b * y + c - 0.5, d * x + e * y + f - 0.5], axis=1)
+
+
+def _within(points: Numbers, limits: tuple[float, float, float, float]) -> NDArray[np.bool_]:
+    left, top, right, bottom = limits
+    x, y = points[:, 0], points[:, 1]
+    return (x >= left) & (x < right) & (y >= top) & (y < bottom)
 
 
 def _clip(corners: Numbers, limits: tuple[float, float, float, float]) -> Numbers:
