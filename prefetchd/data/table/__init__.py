@@ -1,0 +1,1 @@
+"""Tables of samples: paths and columns, however they are written."""
