@@ -19,9 +19,17 @@ from typing import IO, Any
 from prefetchd.config.convert import absolute_path
 from prefetchd.config.options import PATH_OPTIONS, Config
 from prefetchd.errors import ConfigError, DaemonNotFound, PrefetchdError, error_from_name
-from prefetchd.ipc import child, messages, os_errors, private_sockets, sockets
+from prefetchd.ipc import messages, sockets
 from prefetchd.ipc.descriptors import memfd
-from prefetchd.ipc.process import describe_exit, describe_process, process_state
+from prefetchd.ipc.failures import explained
+from prefetchd.ipc.process import (
+    child_command,
+    child_environment,
+    describe_exit,
+    describe_process,
+    module_folders,
+    process_state,
+)
 from prefetchd.ipc.run_directory import daemon_paths, lock_owner, remove_left_files
 
 log = logging.getLogger("prefetchd")
@@ -76,10 +84,10 @@ def start_private(config: Config) -> PrivateDaemon:
             passed.callback(os.close, stderr_fd)
             errors = unless_started.enter_context(_error_file())
             process = subprocess.Popen(
-                child.command("prefetchd.daemon.private", theirs.fileno(), pidfd, stderr_fd=stderr_fd),
+                child_command("prefetchd.daemon.private", theirs.fileno(), pidfd, stderr_fd=stderr_fd),
                 stdin=subprocess.DEVNULL,
                 stderr=errors,
-                env=child.environment(),
+                env=child_environment(),
                 pass_fds=[theirs.fileno(), pidfd, stderr_fd],
                 start_new_session=True,
             )
@@ -99,7 +107,7 @@ def _failures_explained(kind: str) -> Iterator[None]:
     """Turn each `OSError` of a start into one line."""
     cannot = f"start a {kind} daemon"
     try:
-        with os_errors.explained(cannot):
+        with explained(cannot):
             yield
     except OSError as error:
         raise PrefetchdError(
@@ -127,7 +135,7 @@ def _with_python_path(config: Config) -> Config:
     """Return the configuration with the folders in which this process finds modules, where users' functions need it."""
     if not (config.transform or config.target_transform) or config.python_path:
         return config
-    here = tuple(child.module_folders())
+    here = tuple(module_folders())
     return dataclasses.replace(config, python_path=here)
 
 
@@ -180,11 +188,11 @@ def _start_shared(config: Config) -> None:
         errors = resources.enter_context(_error_file())
         with theirs:
             process = subprocess.Popen(
-                child.command("prefetchd.daemon.shared", theirs.fileno()),
+                child_command("prefetchd.daemon.shared", theirs.fileno()),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
-                env=child.environment(),
+                env=child_environment(),
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
@@ -265,7 +273,7 @@ def connect_to_pid(pid: int) -> socket.socket:
         if owner == pid:
             return connect(name, timeout_s=0)
     wanted = None
-    for found, sock in private_sockets.connect_to_all():
+    for found, sock in sockets.connect_to_private():
         if found == pid and wanted is None:
             wanted = sock
         else:

@@ -3,8 +3,8 @@
     child process prefetchd.daemon.private SOCKET_FD PARENT_PIDFD
 
 The starter sends the configuration over SOCKET_FD, and then uses it as its connection. It gets every failure of the
-start as `Fatal`. Commands reach the daemon through `private_sockets`. The entry is apart from the command line, as its
-start is part of the wait for the first batch.
+start as `Fatal`. Commands reach the daemon through a socket of its own (`sockets.listen_privately`). The entry is apart
+from the command line, as its start is part of the wait for the first batch.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import sys
 
 from prefetchd.config.options import Config
 from prefetchd.config.validate import make_config
-from prefetchd.daemon.failures import explained, fatal
 from prefetchd.errors import PrefetchdError
-from prefetchd.ipc import messages, private_sockets, sockets
+from prefetchd.ipc import messages, sockets
 from prefetchd.ipc.descriptors import open_standard_descriptors
 from prefetchd.ipc.event_loop import EventLoop, Interrupted
+from prefetchd.ipc.failures import explained
 
 
 def main(argv: list[str]) -> int:
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     sock = socket.socket(fileno=socket_fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with explained("start the daemon"):
+        with explained("start the daemon", everything=True):
             configs = receive_configs(sock)
             # Imported here, so that a failure reaches the starter.
             from prefetchd.daemon.server import Daemon
@@ -42,12 +42,12 @@ def main(argv: list[str]) -> int:
             daemon = Daemon(configs, loop, parent_pidfd=parent_pidfd)
             daemon.serve_parent(sock, parent_pidfd)
             with contextlib.suppress(OSError):  # the starter is served without it
-                daemon.listen(private_sockets.listen())
+                daemon.listen(sockets.listen_privately())
     except (sockets.ConnectionEnded, Interrupted):
         return 1
     except PrefetchdError as error:
         with contextlib.suppress(sockets.ConnectionEnded):
-            sockets.send(sock, messages.encode(fatal(error)))
+            sockets.send(sock, messages.encode(messages.Fatal.of(error)))
         return 1
     try:
         daemon.run()

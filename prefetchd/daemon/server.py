@@ -25,7 +25,6 @@ from prefetchd.config.options import LIVE_OPTIONS, Config
 from prefetchd.config.validate import make_config
 from prefetchd.daemon import status as report
 from prefetchd.daemon.consumers.manager import ConsumerManager
-from prefetchd.daemon.failures import explained, fatal
 from prefetchd.daemon.memory import limits
 from prefetchd.daemon.memory import plan as budget
 from prefetchd.daemon.memory.controller import MemoryController
@@ -38,6 +37,7 @@ from prefetchd.daemon.schedule.datasets import open_datasets
 from prefetchd.errors import ConfigError, PrefetchdError
 from prefetchd.ipc import messages
 from prefetchd.ipc.event_loop import EventLoop
+from prefetchd.ipc.failures import explained
 from prefetchd.ring.segment import remove_stale_names
 from prefetchd.ring.slots import Ring
 
@@ -220,10 +220,10 @@ class Daemon:
         # A message wakes the daemon on the sender's processor: it must not preempt a trainer that works on a batch.
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         try:
-            with explained("go on"):
+            with explained("go on", everything=True):
                 self._loop.run(self._pump)
         except PrefetchdError as error:
-            self._consumers.send_to_all(fatal(error))
+            self._consumers.send_to_all(messages.Fatal.of(error))
             raise
         finally:
             self._caches.tick()

@@ -21,11 +21,11 @@ import sys
 import time
 
 from prefetchd.config.options import Config
-from prefetchd.daemon.failures import explained, fatal
 from prefetchd.daemon.private import receive_configs
 from prefetchd.errors import ConfigError, PrefetchdError
 from prefetchd.ipc import messages, sockets
 from prefetchd.ipc.event_loop import EventLoop, Interrupted
+from prefetchd.ipc.failures import explained
 from prefetchd.ipc.run_directory import DaemonPaths, RunLock, daemon_paths, remove_files_of_others
 
 LINGER_S = 3.0
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
         with sock:
             sock.settimeout(_RECEIVE_S)
             try:
-                with explained("start the shared daemon"):
+                with explained("start the shared daemon", everything=True):
                     loop = EventLoop()
                     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # before the lock is taken
                         loop.on_signal(number, loop.stop)
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
                 return 1
             except PrefetchdError as error:
                 with contextlib.suppress(sockets.ConnectionEnded):
-                    sockets.send(sock, messages.encode(fatal(error)))
+                    sockets.send(sock, messages.encode(messages.Fatal.of(error)))
                 return 1
         return 0 if listener is None else _serve(configs, loop, listener, paths)
 
@@ -86,7 +86,7 @@ def _become_daemon(paths: DaemonPaths, resources: contextlib.ExitStack) -> socke
 
 def _serve(configs: dict[str, Config], loop: EventLoop, listener: socket.socket, paths: DaemonPaths) -> int:
     try:
-        with explained("start the shared daemon"):
+        with explained("start the shared daemon", everything=True):
             # Imported here, so that a failure reaches those that connect.
             from prefetchd.daemon.server import Daemon
 
@@ -95,7 +95,7 @@ def _serve(configs: dict[str, Config], loop: EventLoop, listener: socket.socket,
     except Interrupted:
         return 0
     except PrefetchdError as error:
-        _refuse_all(listener, fatal(error))
+        _refuse_all(listener, messages.Fatal.of(error))
         return 1
     try:
         daemon.run()

@@ -19,6 +19,8 @@ from typing import Annotated, Any
 
 import msgspec
 
+from prefetchd.errors import PrefetchdError
+
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Position = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
@@ -209,6 +211,11 @@ class Fatal(Message, frozen=True):
 
     error: str
     text: str
+
+    @classmethod
+    def of(cls, error: PrefetchdError) -> Fatal:
+        """Return the message with which a consumer raises `error`."""
+        return cls(type(error).__name__, str(error))
 
 
 class StatusReport(Message, frozen=True):

@@ -16,7 +16,6 @@ loaders expect. It is made of a `prefetchd.Loader`, and behaves as that does whe
 
 from __future__ import annotations
 
-import contextlib
 import os
 import weakref
 from collections import deque
@@ -33,7 +32,7 @@ except ImportError as error:
 
 from prefetchd.client.api import batches as numpy_batches
 from prefetchd.client.batch import Batch, InEpoch
-from prefetchd.client.iteration import Iteration
+from prefetchd.client.iteration import BaseLoader
 from prefetchd.errors import ConfigError, PrefetchdError
 from prefetchd.torch.device_copies import Arriving, Cuda, DeviceCopies
 from prefetchd.torch.options import choose_share, conversion, find_device
@@ -45,9 +44,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from prefetchd.batch_options import BatchOptions
+    from prefetchd.client.connection import Connection
     from prefetchd.client.loader import Loader
     from prefetchd.client.state import Position
-    from prefetchd.ring.layout import BatchLayout
 
 __all__ = ["TensorBatch", "TensorLoader", "batches"]
 
@@ -136,7 +135,7 @@ def batches(
         raise
 
 
-class TensorLoader(IterableDataset[TensorBatch]):
+class TensorLoader(BaseLoader[TensorBatch], IterableDataset[TensorBatch]):
     """A re-iterable source of batches of tensors, made by `batches`. Close it with `close()` or `with`, or drop it.
 
     It is a `torch.utils.data.IterableDataset` of whole batches, for libraries that ask for one. A `DataLoader` around
@@ -155,7 +154,6 @@ class TensorLoader(IterableDataset[TensorBatch]):
         self._on_device = on_device
         self._copies = DeviceCopies(cuda, loader.layout, lambda: loader.maps, on_device) if cuda is not None else None
         self._end = weakref.finalize(self, self._copies.close) if self._copies is not None else None
-        self._current: weakref.ref[Iteration[TensorBatch]] | None = None
         # The position of the user's loop, while that of the copies is ahead of it.
         self._delivered: Position | None = None
 
@@ -167,34 +165,13 @@ class TensorLoader(IterableDataset[TensorBatch]):
         return f"<prefetchd.torch.TensorLoader to {self._device} of {self._loader!r}>"
 
     @property
-    def n_samples(self) -> int:
-        """Samples in the data set."""
-        return self._loader.n_samples
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        """Names of the classes by number, where the labels were text; else `None`."""
-        return self._loader.classes
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The configuration of the daemon that serves this loader, by option name."""
-        return self._loader.config
-
-    @property
-    def layout(self) -> BatchLayout:
-        """Shapes and dtypes of a batch as the daemon delivers it."""
-        return self._loader.layout
+    def _connection(self) -> Connection:
+        return self._loader._connection
 
     @property
     def device(self) -> torch.device:
         """Where the tensors are."""
         return self._device
-
-    @property
-    def _running(self) -> Iteration[TensorBatch] | None:
-        iteration = self._current() if self._current is not None else None
-        return iteration if iteration is not None and not iteration.ended else None
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next iteration begin with `epoch`; see `prefetchd.Loader.set_epoch`."""
@@ -227,9 +204,7 @@ class TensorLoader(IterableDataset[TensorBatch]):
         arrays = iter(self._loader)
         self._supersede()
         run = self._run(arrays) if self._copies is None else self._run_ahead(arrays, self._copies)
-        iteration = Iteration(run)
-        self._current = weakref.ref(iteration)
-        return iteration
+        return self._begin(run)
 
     def _supersede(self) -> None:
         if (running := self._running) is not None:
@@ -283,21 +258,7 @@ class TensorLoader(IterableDataset[TensorBatch]):
         self._delivered = ahead.after
         return ahead.tensors
 
-    def close(self) -> None:
-        """End the loader, and with it a private daemon. Tensors that were delivered stay valid.
-
-        Another thread that waits for a batch of it gets a `PrefetchdError` that says so.
-        """
-        running = self._running
-        if running is not None:
-            with contextlib.suppress(PrefetchdError):  # another thread waits in it, which the loader's end wakes
-                running.close()
+    def _end_session(self) -> None:
         if self._end is not None:
             self._end()
         self._loader.close()
-
-    def __enter__(self) -> TensorLoader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

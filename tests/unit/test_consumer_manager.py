@@ -31,6 +31,7 @@ from prefetchd.daemon.consumers.manager import ConsumerManager
 from prefetchd.daemon.memory.plan import MIN_SLOTS
 from prefetchd.daemon.schedule.scheduler import next_fills, to_give_back
 from prefetchd.ipc import messages
+from prefetchd.ipc.descriptors import memfd_of_length
 from prefetchd.ring import segment
 from prefetchd.ring.layout import BatchLayout
 from prefetchd.ring.queues import RETURN_QUEUE_BYTES
@@ -48,7 +49,7 @@ class Page:
     n_bytes = LAYOUT.slot_bytes
 
     def __init__(self) -> None:
-        self.fd = segment.anonymous_file("test-slot", self.n_bytes)
+        self.fd = memfd_of_length("test-slot", self.n_bytes)
 
     def read_only_fd(self) -> int:
         return segment.read_only(self.fd)

@@ -27,6 +27,7 @@ from prefetchd.daemon.memory.plan import (
     smallest_budget,
 )
 from prefetchd.errors import BudgetError, ConfigError
+from prefetchd.ipc.process import private_bytes
 
 SLOT = 32 * 224 * 224 * 3
 PLENTY = Limit(1 << 40, "available memory")
@@ -249,12 +250,12 @@ def test_budget_named_for_a_decode_is_the_smallest(decode_bytes: int, slot_bytes
 
 
 def test_measuring_this_process() -> None:
-    before = limits.process_bytes(os.getpid())
+    before = private_bytes(os.getpid())
     block = bytearray(os.urandom(1 << 20) * 32)
-    after = limits.process_bytes(os.getpid())
+    after = private_bytes(os.getpid())
     assert 31 * MIB < after - before < 40 * MIB
     assert len(block) == 32 * MIB
-    assert limits.process_bytes(2**22 + 1) == 0
+    assert private_bytes(2**22 + 1) == 0
     footprint = limits.measure([os.getpid(), 2**22 + 1], 5)
     assert footprint.total_bytes == footprint.processes[os.getpid()] + 5
     assert limits.Footprint({1: 2, 3: 4}, 5).total_bytes == 11

@@ -37,9 +37,10 @@ from prefetchd.data.manifest.dialect import MalformedLine
 from prefetchd.data.registry import open_source
 from prefetchd.errors import ConfigError
 from prefetchd.ipc import messages
+from prefetchd.ipc.descriptors import memfd_of_length
 from prefetchd.ipc.event_loop import EventLoop
 from prefetchd.ring.layout import BatchLayout
-from prefetchd.ring.segment import anonymous_file, map_read_only, map_writable
+from prefetchd.ring.segment import map_read_only, map_writable
 from prefetchd.ring.slots import Content, Key, Ring, Slot
 from prefetchd.sampling.order import Order
 from prefetchd.sampling.sharding import Shard
@@ -263,7 +264,7 @@ class _Inspection:
 def _shared_array(n_samples: int) -> NDArray[Any]:
     """Return zeros in a segment, so that the footprint counts them once: as the source's and not as the process's."""
     n_bytes = max(1, n_samples * KEPT.itemsize)
-    fd = anonymous_file("prefetchd-facts", n_bytes)
+    fd = memfd_of_length("prefetchd-facts", n_bytes)
     try:
         return np.frombuffer(map_writable(fd, n_bytes), KEPT, n_samples)
     finally:
