@@ -1,4 +1,4 @@
-"""The classes of a YOLO folder: `classes.txt`, `obj.names`, or the `names` of a `data.yaml`. Called once, in the daemon.
+"""The classes of a YOLO folder: `classes.txt`, `obj.names`, or the `names` of a `data.yaml`. Called in the daemon.
 
 Of YAML only simple lists and mappings are read, since the standard library knows no YAML; anything else is refused.
 """
