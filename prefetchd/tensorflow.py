@@ -29,11 +29,8 @@ __all__ = ["dataset", "signature"]
 
 def signature(loader: Loader) -> tuple[Any, Any]:
     """Return the `tf.TensorSpec` of x and of y, for `tf.data.Dataset.from_generator`; the number of rows is open."""
-    layout = loader.layout
-    return (
-        tf.TensorSpec((None, *layout.x_shape), tf.as_dtype(layout.x_dtype)),
-        tf.TensorSpec((None, *layout.y_shape), tf.as_dtype(layout.y_dtype)),
-    )
+    x, y = (tf.TensorSpec((None, *each.shape), tf.as_dtype(each.dtype)) for each in loader.layout.fields)
+    return x, y
 
 
 def dataset(loader: Loader) -> Any:

@@ -73,7 +73,7 @@ class Batch(InEpoch, _Arrays):  # type: ignore[misc]  # index hides tuple.index,
     @classmethod
     def over(cls, root: NDArray[np.uint8], rows: int, layout: BatchLayout) -> Batch:
         """Return the batch of `rows` samples in `root`, the bytes of its slot; the caller adds its grant."""
-        batch = tuple.__new__(cls, layout.xy(root, rows))
+        batch = tuple.__new__(cls, layout.arrays(root, rows))
         batch.root, batch._layout = root, layout
         return batch
 

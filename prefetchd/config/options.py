@@ -42,6 +42,7 @@ def _option(
     *,
     metavar: str | None = None,
     content: bool = True,
+    later: bool = False,
     limits: tuple[float, float] | None = None,
 ) -> Any:
     """Return a field that is an option.
@@ -51,9 +52,11 @@ def _option(
         help: what the option does, in a line or two, for `--help` and for readers of this file.
         metavar: the placeholder of the value in `--help`; choices and switches have none.
         content: whether the option decides the bytes of a batch.
+        later: whether it came after the first saved states. Then the digest leaves out its default, and those states
+            still load. Every new option is one.
         limits: the least and the greatest number allowed, or `None`.
     """
-    metadata = {"help": help, "metavar": metavar, "content": content, "limits": limits}
+    metadata = {"help": help, "metavar": metavar, "content": content, "later": later, "limits": limits}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -232,7 +235,12 @@ class Config:
 
     def digest(self, **also: str) -> str:
         """A short hexadecimal digest of the content options and of `also` (decoder versions and the like)."""
-        text = json.dumps({**self.content(), **also}, sort_keys=True)
+        content = {
+            name: value
+            for name, value in self.content().items()
+            if not (OPTIONS[name].metadata["later"] and value == OPTIONS[name].default)
+        }
+        text = json.dumps({**content, **also}, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def to_wire(self) -> dict[str, Any]:

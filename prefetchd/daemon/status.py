@@ -209,14 +209,14 @@ def _measured(footprint: Footprint, pool: Pool) -> dict[str, int]:
 
 
 def _dataset(dataset: Dataset) -> dict[str, Any]:
-    shape, dtype = dataset.source.x
+    first = dataset.layout.fields[0]
     return {
         "name": dataset.name,
         "source": one_line(dataset.config.source),
-        "n_samples": dataset.source.n_samples,
+        "n_samples": dataset.source.facts.n_samples,
         "batches_per_epoch": dataset.order.batches_per_epoch,
-        "batch_shape": [dataset.config.batch_size, *shape],
-        "batch_dtype": dtype,
+        "batch_shape": [dataset.config.batch_size, *first.shape],
+        "batch_dtype": first.dtype,
         "cache": None if dataset.source.cache is None else dataset.source.cache.report(),
     }
 

@@ -67,11 +67,11 @@ def run(opened: reader_messages.OpenDataset, fds: list[int]) -> reader_messages.
 
 def _first_good(config: Config, source: ImageSource, reserve: ReserveMemory) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return x and y of the first good sample."""
-    count = min(_TRIED_SAMPLES, source.n_samples)
+    count = min(_TRIED_SAMPLES, source.facts.n_samples)
     transform_fault: TransformFault | None = None
     other = ""
     for number in range(count):
-        sample_id = number * source.n_samples // count
+        sample_id = number * source.facts.n_samples // count
         try:
             return source.try_out(sample_id, reserve)
         except WrongResult as fault:

@@ -131,7 +131,7 @@ class DeviceCopies:
         This object holds `root` as long as the device reads from it.
         """
         self._unlock_closed()
-        x, y = (torch.from_numpy(array) for array in self._layout.xy(_writable_alias(root), rows))
+        x, y = (torch.from_numpy(array) for array in self._layout.arrays(_writable_alias(root), rows))
         locked = self._lock(root)
         if not locked:
             x, y = self._cuda.page_locked_copy(x), self._cuda.page_locked_copy(y)

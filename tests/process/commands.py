@@ -16,13 +16,13 @@ import psutil
 
 from prefetchd.cli.main import main
 from prefetchd.daemon.memory import plan
-from prefetchd.ring.layout import BatchLayout
+from prefetchd.ring.layout import BatchLayout, xy_fields
 
 Result = subprocess.CompletedProcess[str]
 
 # Batches whose slot is a little over 1 MiB, so that a budget in MiB decides the number of slots exactly.
 LARGE = ("--batch-size", "4", "--image-size", "300", "--num-workers", "1")
-LARGE_SLOT_BYTES = BatchLayout(4, (300, 300, 3), "uint8", (), "int64").slot_bytes
+LARGE_SLOT_BYTES = BatchLayout(4, xy_fields(((300, 300, 3), "uint8"))).slot_bytes
 
 
 def run_command(*arguments: object, cwd: Path | None = None) -> Result:

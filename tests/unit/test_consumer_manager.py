@@ -33,12 +33,12 @@ from prefetchd.daemon.schedule.scheduler import next_fills, to_give_back
 from prefetchd.ipc import messages
 from prefetchd.ipc.descriptors import memfd_of_length
 from prefetchd.ring import segment
-from prefetchd.ring.layout import BatchLayout
+from prefetchd.ring.layout import BatchLayout, xy_fields
 from prefetchd.ring.queues import RETURN_QUEUE_BYTES
 from prefetchd.ring.slots import Key, Ring, Slot
 from prefetchd.sampling.sharding import Shard
 
-LAYOUT = BatchLayout(4, (8,), "uint8", (), "int64")
+LAYOUT = BatchLayout(4, xy_fields(((8,), "uint8")))
 MAX_LOOPS = 4
 DATASETS = ("train", "val")
 
@@ -140,7 +140,8 @@ class Machine(RuleBasedStateMachine):
             help_stalled=lambda: False,
         )
         config = make_config(source="x", batch_size=4, patience=patience)
-        source = SimpleNamespace(classes=None, n_samples=4 * n_batches, versions={}, digest="0")
+        facts = SimpleNamespace(classes=None, n_samples=4 * n_batches, versions={}, digest="0")
+        source = SimpleNamespace(facts=facts)
         order = SimpleNamespace(batches_per_epoch=n_batches)
         datasets: Any = [
             SimpleNamespace(number=number, name=name, config=config, source=source, order=order, layout=LAYOUT)

@@ -111,7 +111,7 @@ def _tiles(
     from prefetchd.cli.measure.measure import endpoint_of
     from prefetchd.client.loader import Loader
 
-    total = source.n_samples
+    total = source.facts.n_samples
     stride = max(1, total // n_samples)
     single = dataclasses.replace(config, batch_size=1, shuffle=False, drop_last=False, on_error="skip")
     with warnings.catch_warnings():
@@ -155,7 +155,7 @@ def _label(label: NDArray[Any] | np.generic, classes: tuple[str, ...] | None) ->
 
 def _counts(source: ImageSource, classes: tuple[str, ...] | None) -> list[tuple[str, int]]:
     """Count whole-number labels, most frequent first; of a large data set only samples spread over it."""
-    total = source.n_samples
+    total = source.facts.n_samples
     step = -(-total // _COUNTED_LABELS)
     counted: Counter[int] = Counter()
     for first in range(0, total, step * 256):

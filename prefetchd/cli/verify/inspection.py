@@ -138,10 +138,10 @@ class _Inspection:
             _dataset(0, config, inspected),
             _dataset(_ALONE, dataclasses.replace(config, batch_size=1), inspected),
         ]
-        self.facts = _shared_array(inspected.n_samples)
+        self.facts = _shared_array(inspected.facts.n_samples)
         slot_bytes = self._datasets[0].layout.slot_bytes
-        source_bytes = inspected.shared_bytes + self.facts.nbytes
-        plan = budget.make_plan(config, slot_bytes, machine_limits(), source_bytes, 2 * inspected.reader_bytes)
+        source_bytes = inspected.facts.shared_bytes + self.facts.nbytes
+        plan = budget.make_plan(config, slot_bytes, machine_limits(), source_bytes, 2 * inspected.facts.reader_bytes)
         self.n_readers = plan.n_readers
         self._pool.resize(plan.n_readers)
         self._builder = BatchBuilder(self._datasets, self._ring, self._pool, self._found_bad)
@@ -216,10 +216,10 @@ class _Inspection:
         layout = self._datasets[number].layout
         memory = map_read_only(slot.segment.fd, slot.segment.n_bytes)
         root = np.frombuffer(memory, np.uint8)
-        x, _ = layout.xy(root, slot.rows)
+        (facts,) = layout.arrays(root, slot.rows)
         kept = self.facts[layout.sample_ids(root, slot.rows)]
         for column, name in enumerate(FACTS):
-            kept[name] = x[:, column]
+            kept[name] = facts[:, column]
         kept["seen"] = True
         self.facts[layout.sample_ids(root, slot.rows)] = kept
         self._count(self._datasets[number].order.rows(batch))
@@ -272,5 +272,5 @@ def _shared_array(n_samples: int) -> NDArray[Any]:
 
 
 def _dataset(number: int, config: Config, source: InspectedImages) -> Dataset:
-    order = Order(source.n_samples, config.batch_size, drop_last=False, shuffle=False, seed=config.seed)
-    return Dataset(number, "", config, source, order, BatchLayout(config.batch_size, *source.x, *source.y))
+    order = Order(source.facts.n_samples, config.batch_size, drop_last=False, shuffle=False, seed=config.seed)
+    return Dataset(number, "", config, source, order, BatchLayout(config.batch_size, source.facts.fields))

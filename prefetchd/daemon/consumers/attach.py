@@ -91,13 +91,13 @@ class Attaching:
                 name=dataset.config.name,
                 dataset=dataset.name,
                 layout=dataset.layout.to_wire(),
-                n_samples=dataset.source.n_samples,
+                n_samples=dataset.source.facts.n_samples,
                 batches_per_epoch=dataset.order.batches_per_epoch,
                 drop_last=dataset.config.drop_last,
                 config=dataset.config.to_wire(),
-                config_digest=dataset.config.digest(**dataset.source.versions),
-                manifest_digest=dataset.source.digest,
-                versions=dataset.source.versions,
+                config_digest=dataset.config.digest(**dataset.source.facts.versions),
+                manifest_digest=dataset.source.facts.digest,
+                versions=dataset.source.facts.versions,
             ),
             fds,
         )
@@ -147,8 +147,8 @@ def _open_queues(dataset: Dataset, request: messages.Attach, fds: list[int]) -> 
         fds.append(fd)
         returns, fd = ReturnReader.create()
         fds.append(fd)
-        if dataset.source.classes is not None:
-            fds.append(write_classes(dataset.source.classes))
+        if (classes := dataset.source.facts.classes) is not None:
+            fds.append(write_classes(classes))
         return Attachment(request, dataset, grants, returns)
     except OSError as error:
         for queue in (grants, returns):

@@ -76,12 +76,12 @@ def _explain(error: InapplicableOption, config: Config, configs: Mapping[str, Co
 
 def _open(number: int, name: str, config: Config) -> Dataset:
     source = open_source(config)
-    order = Order(source.n_samples, config.batch_size, config.drop_last, config.shuffle, config.seed)
+    order = Order(source.facts.n_samples, config.batch_size, config.drop_last, config.shuffle, config.seed)
     if not order.batches_per_epoch:
         which = f" the data set {name!r}" if name else ""
         raise ConfigError(
-            f"cannot serve{which}: {source.n_samples} samples make no batch of {config.batch_size} with "
+            f"cannot serve{which}: {source.facts.n_samples} samples make no batch of {config.batch_size} with "
             "drop_last=True; lower batch_size or leave drop_last out"
         )
-    layout = BatchLayout(config.batch_size, *source.x, *source.y)
+    layout = BatchLayout(config.batch_size, source.facts.fields)
     return Dataset(number, name, config, source, order, layout)

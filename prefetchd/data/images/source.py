@@ -7,6 +7,7 @@ and the reads ahead: they end with the process that holds it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from prefetchd.config.options import Config
@@ -14,9 +15,10 @@ from prefetchd.data.cache.keys import check_cache
 from prefetchd.data.faults import FaultKind
 from prefetchd.data.read_ahead import ReadAhead
 from prefetchd.data.records import Records
-from prefetchd.data.source import ReserveMemory
+from prefetchd.data.source import ReserveMemory, SourceFacts
 from prefetchd.errors import one_line
 from prefetchd.ipc.reader_messages import DryRunDone, Fault
+from prefetchd.ring.layout import FieldLayout, xy_fields
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,45 +113,33 @@ class ImageSource:
         facts = {"kind": self._kind, "records": records, "decoder": self._decoder, "cache": cache}
         return {**facts, "n_cache_fds": len(cache_fds)}, [*fds, *cache_fds]
 
-    @property
-    def n_samples(self) -> int:
-        """Samples in the data set."""
-        return len(self._records)
+    @cached_property
+    def facts(self) -> SourceFacts:
+        """What never changes; once the dry run was made and the cache is open."""
+        records, dry_run = self._records, self._dry_run
+        return SourceFacts(
+            n_samples=len(records),
+            digest=records.digest,
+            versions={"decoder": self._decoder, **({} if dry_run is None else dry_run.code)},
+            fields=self._fields(),
+            classes=records.classes,
+            shared_bytes=records.shared_bytes + (0 if self._cache is None else self._cache.shared_bytes),
+            reader_bytes=records.reader_bytes + (0 if dry_run is None else dry_run.reader_bytes),
+            max_task_rows=_MAX_TASK_ROWS,
+            answers_together=False,  # after a quick image may come a slow one, or a function that hangs
+        )
 
-    @property
-    def digest(self) -> str:
-        """The records' digest."""
-        return self._records.digest
+    def _fields(self) -> tuple[FieldLayout, ...]:
+        """Return x, (height, width, channels) or (channels, height, width), and y.
 
-    @property
-    def versions(self) -> dict[str, str]:
-        """The decoder's name and version, and digests of the code of users' functions."""
-        return {"decoder": self._decoder, **({} if self._dry_run is None else self._dry_run.code)}
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        """Class names, sorted, where labels were text."""
-        return self._records.classes
-
-    @property
-    def x(self) -> tuple[tuple[int, ...], str]:
-        """Shape (height, width, channels) or (channels, height, width), and the dtype."""
-        height, width = self._config.image_size
-        channels = self._config.channels
-        shape = (height, width, channels) if self._config.layout == "nhwc" else (channels, height, width)
-        return shape, self._config.dtype
-
-    @property
-    def y(self) -> tuple[tuple[int, ...], str]:
-        """Shape () or (k,), and int64 or float32; with masks or `target_transform`, what the dry run found."""
+        A label is () or (k,), int64 or float32; with masks or `target_transform` the dry run has found what it is.
+        """
+        config = self._config
+        shape = (*config.image_size, config.channels)
+        x = (shape if config.layout == "nhwc" else (shape[2], *shape[:2])), config.dtype
         if self._dry_run is not None:
-            return tuple(self._dry_run.y_shape), self._dry_run.y_dtype
-        return self._records.label_shape, self._records.label_dtype
-
-    @property
-    def shared_bytes(self) -> int:
-        """Bytes of the memory segments of records and cache."""
-        return self._records.shared_bytes + (0 if self._cache is None else self._cache.shared_bytes)
+            return xy_fields(x, (tuple(self._dry_run.y_shape), self._dry_run.y_dtype))
+        return xy_fields(x, (self._records.label_shape, self._records.label_dtype))
 
     @property
     def cache(self) -> CacheInDaemon | None:
@@ -172,21 +162,6 @@ class ImageSource:
             sample_ids = self._rows.unknown(sample_ids)
         self._ahead.expect(sample_ids)
 
-    @property
-    def answers_together(self) -> bool:
-        """No: after a quick image may come a slow one, or a function that hangs."""
-        return False
-
-    @property
-    def reader_bytes(self) -> int:
-        """Bytes that the records take in each reader, and users' functions, as the dry run found."""
-        return self._records.reader_bytes + (0 if self._dry_run is None else self._dry_run.reader_bytes)
-
-    @property
-    def max_task_rows(self) -> int:
-        """As many rows as can all be reported as faults in one message."""
-        return _MAX_TASK_ROWS
-
     def check_unchanged(self) -> None:
         """Raise `ManifestError` if the records are no longer what was opened."""
         self._records.check_unchanged()
@@ -203,13 +178,13 @@ class ImageSource:
         epoch: int,
         sample_ids: NDArray[np.int64],
         rows: Sequence[int],
-        x: NDArray[Any],
-        y: NDArray[Any],
+        arrays: Sequence[NDArray[Any]],
         reserve: ReserveMemory,
     ) -> list[Fault]:
         """Read, decode and write each sample into its row."""
         assert self._reader is not None, "only in a process that attached"
         asked_for = sample_ids
+        x, y = arrays
         try:
             if self._rows is None:
                 samples: Sequence[Sample] = self._records.samples(sample_ids)
