@@ -112,6 +112,13 @@ def _check_together(config: Config) -> None:
         raise ConfigError(
             "cannot scale uint8 pixels: scale, mean and std give fractions; use dtype='float32' or 'float16' with them"
         )
+    if config.target in ("boxes", "keypoints"):
+        for name in ("transform", "target_transform"):
+            if getattr(config, name) is not None:
+                raise ConfigError(
+                    f"cannot use {name} with target={config.target!r}: it does not see the image and its "
+                    f"{config.target} together; use augment, or change batches in the loop"
+                )
     if config.target == "mask" and config.label_columns not in (None, 1):
         raise wrong("label_columns", config.label_columns, "1, or not given, with target='mask': one path a line")
 

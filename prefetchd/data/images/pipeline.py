@@ -7,7 +7,7 @@ Without augmentation and functions an image is resized straight into its row.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -18,6 +18,7 @@ from prefetchd.config.units import format_bytes
 from prefetchd.data.faults import RefusedImage, SampleFault, UndecodableImage
 from prefetchd.data.files import FileBuffer
 from prefetchd.data.images import decode
+from prefetchd.data.images.boxes import placement
 from prefetchd.data.images.cacheable import KeptImages
 from prefetchd.data.images.color_jitter import ColorJitter
 from prefetchd.data.images.geometry import FIRST_WORD, Box, Geometry, GeometryDraws, same_aspect
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from prefetchd.data.cache.reader_side import CacheInReader
+    from prefetchd.data.images.objects import ObjectTarget
     from prefetchd.data.records import Sample
 
     OnRead = Callable[[Sample, memoryview, ImageHeader], None]
@@ -54,6 +56,21 @@ _KEPT_FILE_BYTES = 4 << 20
 _SMALL_IMAGE_BYTES = 1 << 20
 
 
+class _Decoded(NamedTuple):
+    """One decoded image, the geometry that its sample drew, and the crop in it.
+
+    Attributes:
+        reduction: pixels of the file that one of it covers, across and down.
+        header: of the file; `None` for a kept image.
+    """
+
+    image: NDArray[Any]
+    geometry: Geometry
+    crop: Box | None
+    reduction: int = 1
+    header: ImageHeader | None = None
+
+
 class ImageReader:
     """Loads samples as the configuration says. One thread; a reader has one for each data set.
 
@@ -62,6 +79,7 @@ class ImageReader:
         records: list the samples and fetch their bytes; borrowed.
         ahead: reads them ahead; borrowed.
         cache: holds kept images, and takes new ones; borrowed.
+        objects: writes the target where that is boxes or keypoints.
 
     Attributes:
         on_read: called with each image's sample, encoded bytes and header, before the decode.
@@ -78,6 +96,7 @@ class ImageReader:
         records: Records,
         ahead: ReadAhead | None = None,
         cache: CacheInReader | None = None,
+        objects: ObjectTarget | None = None,
     ) -> None:
         cv2.setNumThreads(0)
         decode.silence_decoders()
@@ -95,24 +114,33 @@ class ImageReader:
         self._placer = Placer(config.image_size, config.resize, config.interpolation)
         self._mask_placer = Placer.for_masks(config.image_size, config.resize, config.mask_border)
         self._takes_masks = config.target == "mask"
+        self._objects = objects
         self._cache = cache
         is_kept = cache is not None or config.cache_image_size is not None
         self._kept = KeptImages(config) if is_kept else None
-        self._is_plain = not self._n_words and not self._functions.has_transform and not self._takes_masks
+        has_target = self._takes_masks or objects is not None
+        self._is_plain = not self._n_words and not self._functions.has_transform and not has_target
 
     def load(
-        self, sample: Sample, sample_id: int, epoch: int, x: NDArray[Any], y: NDArray[Any], reserve: ReserveMemory
+        self,
+        sample: Sample,
+        sample_id: int,
+        epoch: int,
+        x: NDArray[Any],
+        targets: Sequence[NDArray[Any]],
+        reserve: ReserveMemory,
     ) -> SampleFault | None:
-        """Write a sample, as it is in `epoch`, into its rows `x` and `y`; return its fault if it has one.
+        """Write a sample, as it is in `epoch`, into its rows of `x` and `targets`; return its fault if it has one.
 
-        `y` is an array of shape () where a label is a number.
+        `targets` are `y`, of shape () where a label is a number, or the leaves of `y`.
 
         Raises:
             MemoryError: if `reserve` does.
             ManifestError: if the records have changed.
         """
         try:
-            target = self._load(sample, sample_id, epoch, x, reserve)
+            y = targets[0]
+            target = self._load(sample, sample_id, epoch, x, reserve, targets)
             if self._config.target_transform is not None:
                 made = self._functions.target(target, epoch, sample_id)
                 target = self._functions.as_wanted(made, y.shape, y.dtype)
@@ -130,7 +158,8 @@ class ImageReader:
         finally:
             self._buffer.trim(_KEPT_FILE_BYTES)
             reserve(0)
-        y[...] = target
+        if self._objects is None:
+            y[...] = target
         return None
 
     def try_out(self, sample: Sample, sample_id: int, reserve: ReserveMemory) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -146,16 +175,31 @@ class ImageReader:
         target = self._load(sample, sample_id, 0, x, reserve)
         return x, self._functions.target(target, 0, sample_id)
 
-    def _load(self, sample: Sample, sample_id: int, epoch: int, x: NDArray[Any], reserve: ReserveMemory) -> Any:
-        """Write the pixels into `x`; return the label, as a numpy scalar or vector, or the mask."""
+    def _load(
+        self,
+        sample: Sample,
+        sample_id: int,
+        epoch: int,
+        x: NDArray[Any],
+        reserve: ReserveMemory,
+        targets: Sequence[NDArray[Any]] = (),
+    ) -> Any:
+        """Write the pixels into `x`, and boxes or keypoints into `targets`.
+
+        Returns the label, as a numpy scalar or vector, or the mask.
+        """
         if self._is_plain:
-            image, _, _ = self._read(sample, sample_id, (), reserve)
+            image = self._read(sample, sample_id, (), reserve).image
             pixels = self._normalizer.canvas(x)
             self._placer.resize(image, pixels)
             self._normalizer.deliver(pixels, x)
             return self._label(sample, sample_id)
         units = self._rng.units(epoch, sample_id, self._n_words) if self._n_words else ()
-        image, geometry, crop = self._read(sample, sample_id, units, reserve)
+        decoded = self._read(sample, sample_id, units, reserve)
+        if self._objects is not None:
+            self._write_objects(self._objects, sample, decoded, targets)
+        image, geometry, crop = decoded[:3]
+        del decoded
         pixels = self._normalizer.canvas(x)
         self._placer.place(image, geometry, crop, pixels)
         del image  # before its mask uses the same reservation
@@ -175,15 +219,13 @@ class ImageReader:
                 self._normalizer.deliver_floats(values, x)
         return self._label(sample, sample_id) if mask is None else mask
 
-    def _read(
-        self, sample: Sample, sample_id: int, units: Sequence[float], reserve: ReserveMemory
-    ) -> tuple[NDArray[np.uint8], Geometry, Box | None]:
+    def _read(self, sample: Sample, sample_id: int, units: Sequence[float], reserve: ReserveMemory) -> _Decoded:
         """Return the decoded image, the geometry that `units` give it, and its crop in the decoded image."""
         config = self._config
         if self._kept is not None:
             image = self._kept_image(self._kept, sample, sample_id, reserve)
             geometry = self._draws.draw(units, image.shape[:2])
-            return image, geometry, geometry.crop
+            return _Decoded(image, geometry, geometry.crop)
         data, header = self._encoded(sample, sample_id, reserve)
         geometry = self._draws.draw(units, header.oriented_size)
         size = geometry.crop[2:] if geometry.crop is not None else None
@@ -202,7 +244,19 @@ class ImageReader:
         height, width = image.shape[:2]
         if height == -(-n_rows // reduction):
             height = -(-header.height_px // reduction)  # of all rows, decoded or not
-        return image, geometry, geometry.reduced_crop(reduction, height, width)
+        return _Decoded(image, geometry, geometry.reduced_crop(reduction, height, width), reduction, header)
+
+    def _write_objects(
+        self, objects: ObjectTarget, sample: Sample, decoded: _Decoded, targets: Sequence[NDArray[Any]]
+    ) -> None:
+        """Write the sample's boxes or keypoints as its image will be placed."""
+        assert decoded.header is not None
+        size = self._config.image_size
+        height, width = decoded.image.shape[:2]
+        shown, region = self._placer.shown(height, width, decoded.crop)
+        scale = 1 / decoded.reduction
+        placed = placement(decoded.geometry, shown, region, size, (scale, scale))
+        objects.write(sample.values, decoded.header, placed, targets)
 
     def _kept_image(
         self, kept: KeptImages, sample: Sample, sample_id: int, reserve: ReserveMemory

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +28,7 @@ class AnnotatedImages:
         id_name: such as "annotation".
         keypoints: (total, k, 3) float64: x, y and visibility of the k points of each object; `None` without.
         sizes: (n, 2) int64, the images' stated (height, width), 0 where none is stated; `None` if there are none.
+        lines: (n,) int64, the line that lists each image, from 1; `None` if no line does.
         classes: the classes' names by number; `None` if they have none.
         notes: what was left out and why, for the log.
     """
@@ -42,6 +43,7 @@ class AnnotatedImages:
     id_name: str
     keypoints: NDArray[np.float64] | None = None
     sizes: NDArray[np.int64] | None = None
+    lines: NDArray[np.int64] | None = None
     classes: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
 
@@ -57,18 +59,13 @@ class AnnotatedImages:
 
     def only(self, kept: NDArray[np.bool_], note: str) -> AnnotatedImages:
         """Return it with those objects that are `kept`, and `note` why the others are not."""
-        before = np.concatenate([[0], np.cumsum(kept)])
-        return AnnotatedImages(
-            self.paths,
-            self.folder,
-            before[self.offsets].astype(np.int64),
-            self.boxes[kept],
-            self.box_format,
-            self.labels[kept],
-            self.ids[kept],
-            self.id_name,
-            None if self.keypoints is None else self.keypoints[kept],
-            self.sizes,
-            self.classes,
-            (*self.notes, note),
+        before = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
+        return replace(
+            self,
+            offsets=before[self.offsets],
+            boxes=self.boxes[kept],
+            labels=self.labels[kept],
+            ids=self.ids[kept],
+            keypoints=None if self.keypoints is None else self.keypoints[kept],
+            notes=(*self.notes, note),
         )

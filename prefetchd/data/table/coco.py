@@ -137,8 +137,8 @@ def read_coco(path: str, folder: str, *, crowds: bool = False, with_keypoints: b
         id_name,
         None if keypoints is None else keypoints[order],
         np.array([(image.height or 0, image.width or 0) for image in found.images], np.int64),
-        classes,
-        tuple(notes),
+        classes=classes,
+        notes=tuple(notes),
     )
     return made if with_keypoints else made.without_empty()
 

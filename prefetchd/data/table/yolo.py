@@ -93,9 +93,8 @@ def read_yolo(source: str, *, with_keypoints: bool = False) -> AnnotatedImages:
         np.array(read.lines, np.int64),
         "line",
         _keypoints(found[:, _BOX_FIELDS:], shape) if with_keypoints and shape is not None else None,
-        None,
-        classes,
-        tuple(notes),
+        classes=classes,
+        notes=tuple(notes),
     ).without_empty()
 
 
