@@ -133,7 +133,7 @@ class BaseLoader(Generic[T]):
 
     @property
     def layout(self) -> BatchLayout:
-        """Shapes (of one sample) and dtypes: `batch_size`, `x_shape`, `x_dtype`, `y_shape`, `y_dtype`."""
+        """The layout of a batch: `batch_size`, and `fields`, each with `name`, `shape` (of one sample) and `dtype`."""
         return self._connection.layout
 
     @property

@@ -19,7 +19,7 @@ import pytest
 import prefetchd
 from tests.conftest import DaemonProcess
 from tests.images import photograph, write_jpeg
-from tests.process.commands import refused, run_script
+from tests.process.commands import refused_here, run_script
 
 EVERYTHING = "random_resized_crop, hflip, vflip(p=0.3), rotate, affine, color_jitter"
 OPTIONS: dict[str, Any] = {"batch_size": 8, "image_size": 32, "seed": 3}
@@ -246,7 +246,7 @@ REFUSALS = [
 def test_what_cannot_work_is_refused_at_start_in_one_line(
     photographs: Path, users: Path, arguments: list[str], words: str
 ):
-    line = refused("serve", photographs, "--image-size", 32, "--num-workers", 1, *arguments)
+    line = refused_here("serve", photographs, "--image-size", 32, "--num-workers", 1, *arguments)
     assert re.search(words, line), line
 
 
@@ -363,7 +363,7 @@ def test_bad_masks_are_bad_samples_that_name_mask_and_reason(masks: Path, serve:
 def test_a_first_mask_that_is_not_there_is_named(masks: Path):
     lost = masks.parent / "lost.txt"
     lost.write_text('0.png "lost 0.png"\n')
-    line = refused("serve", lost, "--target", "mask")
+    line = refused_here("serve", lost, "--target", "mask")
     assert re.search(r"cannot try .*0\.png\): its mask .*lost 0\.png: No such file or directory.*; check paths", line)
 
 
@@ -371,13 +371,13 @@ def test_manifest_line_without_a_mask_is_refused_with_its_number(masks: Path):
     folder = masks.parent
     wrong = folder / "wrong.txt"
     wrong.write_text('0.png "mask 0.png"\n1.png\n2.png 7\n')
-    line = refused("serve", wrong, "--target", "mask")
+    line = refused_here("serve", wrong, "--target", "mask")
     assert "line 2 of" in line
     assert "; line 3: " in line
-    assert "directory names classes" in refused("serve", folder, "--target", "mask")
+    assert "directory names classes" in refused_here("serve", folder, "--target", "mask")
     three = folder / "three.csv"
     three.write_text("image,mask,split\n0.png,mask 0.png,train\n1.png,mask 1.png,val\n")
-    assert "--y-column" in refused("serve", three, "--target", "mask")
+    assert "--y-column" in refused_here("serve", three, "--target", "mask")
 
 
 @pytest.mark.timeout(400)  # importing the library takes seconds, in the dry run and in each reader

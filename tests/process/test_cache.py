@@ -288,10 +288,10 @@ def test_a_folder_whose_name_is_no_text_is_shown(photographs: Path, tmp_path: Pa
 
 def test_what_makes_no_sense_is_refused_in_one_line(photographs: Path, tmp_path: Path) -> None:
     words = [photographs, "--cache", tmp_path / "cache"]
-    assert "--cache-image-size" in refused("serve", *words, "--augment", "random_resized_crop")
+    assert "--cache-image-size" in refused_here("serve", *words, "--augment", "random_resized_crop")
     assert "give --cache DIR" in refused_here("cache", "build", photographs)
     assert "no cache of prefetchd's" in refused_here("cache", "clear", photographs.parent)
     (tmp_path / "file").write_text("")
-    assert "cannot use the cache" in refused("serve", photographs, "--cache", tmp_path / "file")
+    assert "cannot use the cache" in refused_here("serve", photographs, "--cache", tmp_path / "file")
     np.save(tmp_path / "x.npy", np.zeros((4, 4), np.float32))
-    assert "cannot use cache with" in refused("serve", tmp_path / "x.npy", "--cache", tmp_path / "cache")
+    assert "cannot use cache with" in refused_here("serve", tmp_path / "x.npy", "--cache", tmp_path / "cache")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.images import write_jpeg
-from tests.process.commands import refused, refused_here, run_command
+from tests.process.commands import refused_here, run_command
 
 QUICK = ("--num-workers", "1", "--image-size", "96")
 
@@ -65,14 +65,14 @@ def test_augmented_shows_the_epochs_of_a_sample_side_by_side(tmp_path):
 
 def test_what_cannot_be_previewed_is_refused_in_one_line(solid, tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((4, 2)))
-    assert "arrays, not images" in refused("preview", tmp_path / "x.npy")
+    assert "arrays, not images" in refused_here("preview", tmp_path / "x.npy")
     assert "--samples" in refused_here("preview", solid, "--samples", "0")
     assert "ends with" in refused_here("preview", solid, "-o", tmp_path / "sheet.txt")
-    assert "cannot write" in refused("preview", solid, *QUICK, "-o", tmp_path / "no" / "sheet.png")
+    assert "cannot write" in refused_here("preview", solid, *QUICK, "-o", tmp_path / "no" / "sheet.png")
 
 
 def test_a_sheet_too_large_for_its_format_is_refused(solid, tmp_path):
     manifest = tmp_path / "many.txt"
     manifest.write_text(f"{solid.read_text().splitlines()[0]}\n" * 700)
-    line = refused("preview", manifest, "-o", tmp_path / "s.webp", "--samples", 700)
+    line = refused_here("preview", manifest, "-o", tmp_path / "s.webp", "--samples", 700)
     assert "is too large for that format; name a .png" in line

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from prefetchd.data.records import Records
 
-Batches = Iterator[tuple[Any, Any]]
+Batches = Iterator[tuple[Any, ...]]
 
 
 def read_image(path: str, config: Config) -> NDArray[Any] | None:

@@ -81,6 +81,10 @@ class ForkServerHandle:
             self._process.kill()
         self._was_stopped = stopped
 
+    def kill(self) -> None:
+        """Kill it, and with it its readers; it removes nothing."""
+        self._process.kill()
+
     def hang_up(self) -> None:
         """Tell it to stop, and close its socket: it kills its children and exits."""
         with contextlib.suppress(sockets.ConnectionEnded, BlockingIOError):
