@@ -112,7 +112,10 @@ class Config:
         "xyxy", "boxes: how they are delivered; in pixels, or as fractions of the delivered image (xyxy)", later=True
     )
     source_box_format: BoxFormat | None = _option(
-        None, "boxes: how JSON lines and Parquet files write them; COCO and YOLO files say it themselves", later=True
+        None,
+        "boxes: how JSON lines and Parquet files write them, in one of the formats of box_format (COCO, YOLO: known)",
+        metavar="FORMAT",
+        later=True,
     )
     max_boxes: int | None = _option(
         None,
