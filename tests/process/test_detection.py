@@ -256,6 +256,39 @@ def test_sources_without_boxes_are_refused_with_what_has_them(painted, tmp_path)
         batches(painted.jsonl())
 
 
+def test_torch_gets_a_tree_of_tensors(painted):
+    torch = pytest.importorskip("torch")
+    import prefetchd.torch
+
+    with prefetchd.torch.batches(painted.coco(), **OPTIONS) as loader:
+        for x, y in loader:
+            assert x.shape == (len(x), 3, 96, 96)
+            assert y["boxes"].shape == (len(x), 3, 4)
+            assert y["boxes"].dtype == torch.float32
+            assert torch.utils._pytree.tree_map(lambda leaf: len(leaf), y).count == len(x)
+        del x, y
+
+
+def test_jax_sees_the_leaves(painted):
+    found = batches(painted.coco())[0]
+    jax = pytest.importorskip("jax")
+    shapes = [leaf.shape for leaf in jax.tree.leaves(found)]
+    assert shapes == [(4, 96, 96, 3), (4, 3, 4), (4, 3), (4,)]
+    assert jax.tree.map(lambda leaf: leaf[:1], found).y.boxes.shape == (1, 3, 4)
+
+
+def test_tensorflow_gets_the_structure(painted):
+    pytest.importorskip("tensorflow")
+    import prefetchd.tensorflow
+
+    with prefetchd.batches(painted.coco(), **OPTIONS, on_hold="copy") as loader:
+        found = [(x.numpy(), y["boxes"].numpy()) for x, y in prefetchd.tensorflow.dataset(loader)]
+    expected = batches(painted.coco())
+    for (x, boxes), batch in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(x, batch.x)
+        np.testing.assert_array_equal(boxes, batch.y["boxes"])
+
+
 def test_command_line_and_a_folder_below_the_working_directory(painted, tmp_path, monkeypatch):
     """The options have the same names as flags."""
     from tests.process.commands import run_command
