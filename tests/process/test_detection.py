@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -289,14 +288,38 @@ def test_tensorflow_gets_the_structure(painted):
         np.testing.assert_array_equal(boxes, batch.y["boxes"])
 
 
-def test_command_line_and_a_folder_below_the_working_directory(painted, tmp_path, monkeypatch):
-    """The options have the same names as flags."""
+def test_preview_draws_boxes_and_counts_objects(painted, tmp_path):
+    """A box of its class's colour goes around the white pixels, whatever the format that is delivered."""
     from tests.process.commands import run_command
 
-    sheet = Path(tmp_path) / "sheet.png"
+    sheets = []
+    for number, format_ in enumerate(("xyxy", "cxcywh_normalized")):
+        sheet = tmp_path / f"{number}.png"
+        result = run_command(
+            "preview", painted.coco(), "--target", "boxes", "--box-format", format_, "--image-size", "160",
+            "--num-workers", "1", "--samples", "10", "-o", sheet,
+        )  # fmt: skip
+        assert result.returncode == 0, result
+        sheets.append(cv2.imread(str(sheet)))
+    np.testing.assert_array_equal(*sheets)
+    total = [sum(label == number for objects in painted.boxes for _, label in objects) for number in range(3)]
+    counted = dict(line.split()[:2] for line in result.stdout.splitlines() if "█" in line)
+    assert {name: int(count) for name, count in counted.items()} == dict(zip(CLASSES, total, strict=True))
+    coloured = np.ptp(sheets[0][:400].astype(int), axis=2) > 100
+    assert coloured.sum() > 13 * 2 * (20 + 40)
+
+
+def test_preview_draws_keypoints(tmp_path):
+    from tests.process.commands import run_command
+
+    assert cv2.imwrite(str(tmp_path / "a.png"), np.full((100, 100, 3), 90, np.uint8))
+    (tmp_path / "a.jsonl").write_text(json.dumps({"path": "a.png", "keypoints": [[20, 30], [70, 80]]}))
     result = run_command(
-        "preview", painted.coco(), "--target", "boxes", "--box-format", "cxcywh_normalized", "--max-boxes", "2",
-        "--min-visible", "0", "--image-size", "96", "--num-workers", "1", "-o", sheet,
+        "preview", tmp_path / "a.jsonl", "--target", "keypoints", "--image-size", "100", "--num-workers", "1",
+        "-o", tmp_path / "s.png",
     )  # fmt: skip
     assert result.returncode == 0, result
-    assert sheet.exists()
+    coloured = np.ptp(cv2.imread(str(tmp_path / "s.png")).astype(int), axis=2) > 100
+    rows, columns = np.nonzero(coloured[:160])
+    assert np.ptp(rows) in range(48, 58)
+    assert np.ptp(columns) in range(48, 58)
