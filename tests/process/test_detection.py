@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -286,6 +288,32 @@ def test_tensorflow_gets_the_structure(painted):
     for (x, boxes), batch in zip(found, expected, strict=True):
         np.testing.assert_array_equal(x, batch.x)
         np.testing.assert_array_equal(boxes, batch.y["boxes"])
+
+
+def test_examples_of_the_page_run(tmp_path, monkeypatch):
+    """Each block of Python in docs/detection.md, one after the other, on data of the names that it uses."""
+    page = (Path(__file__).parents[2] / "docs" / "detection.md").read_text()
+    painted = paint(tmp_path / "images", 12)
+    painted.coco().rename(tmp_path / "annotations.json")
+    painted.yolo(tmp_path / "yolo")
+    rows = [{**row, "path": f"images/{row['path']}"} for row in painted.rows()]
+    for row in rows:
+        row["boxes"] = [[left, top, left + across, top + down] for left, top, across, down in row["boxes"]]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    content = json.loads((tmp_path / "annotations.json").read_text())
+    for annotation in content["annotations"]:
+        left, top, across, down = annotation["bbox"]
+        annotation["keypoints"] = [left, top, 2, left + across, top, 1, left, top + down, 2]
+    (tmp_path / "person_keypoints.json").write_text(json.dumps(content))
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 5
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, names)
+        names.pop("loader").close()
+    assert names["people"].shape == (4, 3, 3, 2)
+    assert len(names["targets"]) == 4
 
 
 def test_preview_draws_boxes_and_counts_objects(painted, tmp_path):
