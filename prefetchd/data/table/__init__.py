@@ -1,1 +1,1 @@
-"""Tables of samples: paths and columns, however they are written."""
+"""Samples that a table of columns lists, wherever it comes from: files, the trainer's memory, Arrow files."""
