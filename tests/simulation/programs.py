@@ -206,6 +206,8 @@ class Trainer:
         rows = np.ascontiguousarray(batch.x.reshape(len(found), -1)[:, :SIGNATURE_BYTES]) if found else []
         for row, sample_id in zip(rows, found, strict=True):
             if not np.array_equal(row, signature(self.spec.dataset, epoch, sample_id)):
-                raise SimulationError(f"{self.name} got the row of {row.view(np.int64)} for sample {sample_id} of {place}")
+                raise SimulationError(
+                    f"{self.name} got the row of {row.view(np.int64)} for sample {sample_id} of {place}"
+                )
         if batch.y.tolist() != found and self.world.spec.datasets[self.spec.dataset].kind == "images":
             raise SimulationError(f"{self.name} got labels {batch.y.tolist()} for samples {found}")

@@ -160,7 +160,11 @@ def draw(seed: int) -> WorldSpec:
         n_slots=n_slots,
         slot_bytes=16 << 10 if is_large else 300 << 10,
         auto_budget="automatic budget" in on,
-        num_workers=0 if "automatic readers" in on else rng.randint(3, 8) if "many readers" in on else rng.randint(1, 2),
+        num_workers=0
+        if "automatic readers" in on
+        else rng.randint(3, 8)
+        if "many readers" in on
+        else rng.randint(1, 2),
         n_cores=rng.randint(1, 6),
         patience_s=round(patience_s, 3),
         reader_timeout_s=rng.choice((2.0, 10.0)),
@@ -244,12 +248,16 @@ def _draw_loops(rng: random.Random, on: set[str], many: int, n_datasets: int) ->
 def _draw_faults(rng: random.Random, on: set[str], n_loops: int, busy_s: float) -> tuple[FaultSpec, ...]:
     faults: list[FaultSpec] = []
 
-    def add(feature: str, *whats: str, most: int = 3, for_s: tuple[float, ...] = (0.0,), values: tuple[str, ...] = ("",)) -> None:
+    def add(
+        feature: str, *whats: str, most: int = 3, for_s: tuple[float, ...] = (0.0,), values: tuple[str, ...] = ("",)
+    ) -> None:
         if feature in on:
             for _ in range(rng.randint(1, most)):
                 at_s = rng.choice((rng.uniform(0, 1.0), rng.uniform(0, busy_s)))
                 faults.append(
-                    FaultSpec(round(at_s, 4), rng.choice(whats), rng.randrange(8), rng.choice(for_s), rng.choice(values))
+                    FaultSpec(
+                        round(at_s, 4), rng.choice(whats), rng.randrange(8), rng.choice(for_s), rng.choice(values)
+                    )
                 )
 
     add("reader deaths", "kill reader", "crash reader")

@@ -1,6 +1,6 @@
 """One simulated world: the real daemon and the real loaders over a simulated system, from a description.
 
-    spec --> kernel, network, machine --> daemon (main task), trainers (tasks), readers (callbacks) --> invariants
+spec --> kernel, network, machine --> daemon (main task), trainers (tasks), readers (callbacks) --> invariants
 """
 
 from __future__ import annotations

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, Self
 from prefetchd.config.options import Config
 from prefetchd.data.cache.keys import check_cache
 from prefetchd.data.faults import FaultKind
+from prefetchd.data.images.objects import object_fields
 from prefetchd.data.read_ahead import MASK_PART, ReadAhead, read_mask
 from prefetchd.data.records import Records
 from prefetchd.data.source import ReserveMemory, SourceFacts
+from prefetchd.data.table.object_records import ObjectRecords
 from prefetchd.errors import one_line
 from prefetchd.ipc.reader_messages import DryRunDone, Fault
 from prefetchd.ring.layout import FieldLayout, xy_fields
@@ -100,7 +102,12 @@ class ImageSource:
 
             cache = CacheInReader(handle["cache"], cache_fds, config.image_size, config.n_channels, config.pixel_dtype)
             source._rows = CachedRows(config, cache, records)
-        source._reader = ImageReader(config, records, source._ahead, cache)
+        objects = None
+        if isinstance(records, ObjectRecords):
+            from prefetchd.data.images.objects import ObjectTarget
+
+            objects = ObjectTarget(config, records.objects)
+        source._reader = ImageReader(config, records, source._ahead, cache, objects)
         return source
 
     @property
@@ -146,6 +153,8 @@ class ImageSource:
         x = (shape if config.layout == "nhwc" else (shape[2], *shape[:2])), config.dtype
         if self._dry_run is not None:
             return xy_fields(x, (tuple(self._dry_run.y_shape), self._dry_run.y_dtype))
+        if isinstance(self._records, ObjectRecords):
+            return FieldLayout("x", *x), *object_fields(config, self._records.objects)
         return xy_fields(x, (self._records.label_shape, self._records.label_dtype))
 
     @property
@@ -198,13 +207,12 @@ class ImageSource:
         """Read, decode and write each sample into its row."""
         assert self._reader is not None, "only in a process that attached"
         asked_for = sample_ids
-        x, y = arrays
         try:
             if self._rows is None:
                 samples: Sequence[Sample] = self._records.samples(sample_ids)
             else:
-                sample_ids, rows, samples = self._rows.fill(sample_ids, rows, x, y)
-            return self._load_all(epoch, sample_ids, rows, samples, x, y, reserve)
+                sample_ids, rows, samples = self._rows.fill(sample_ids, rows, *arrays)
+            return self._load_all(epoch, sample_ids, rows, samples, arrays, reserve)
         finally:
             self._ahead.pass_over(asked_for)
 
@@ -214,14 +222,15 @@ class ImageSource:
         sample_ids: NDArray[np.int64],
         rows: Sequence[int],
         samples: Sequence[Sample],
-        x: NDArray[Any],
-        y: NDArray[Any],
+        arrays: Sequence[NDArray[Any]],
         reserve: ReserveMemory,
     ) -> list[Fault]:
         assert self._reader is not None
+        x, *targets = arrays
         faults = []
         for sample_id, row, sample in zip(sample_ids, rows, samples, strict=True):
-            fault = self._reader.load(sample, int(sample_id), epoch, x[row], y[row, ...], reserve)
+            rows_of_y = [target[row, ...] for target in targets]
+            fault = self._reader.load(sample, int(sample_id), epoch, x[row], rows_of_y, reserve)
             if fault is not None:
                 faults.append(
                     Fault(
