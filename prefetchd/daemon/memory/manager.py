@@ -78,6 +78,8 @@ class MemoryManager:
         self._warned = False
         self._could_not_grow = False
         self._lately_requested_bytes = 0
+        self._shrunk_at = -1  # how often a slot had come back when slots last made room for a large decode
+        self._anyone_waits = False
         self._ticks = self._ticks_since_request = 0
         self._ceiling_tick = -1  # when the ceiling of an automatic budget was last read
 
@@ -95,6 +97,7 @@ class MemoryManager:
         leases come back. A reader is added only when its share is free.
         """
         self._target = target
+        self._anyone_waits = any(cursor.waiting for cursor in cursors)
         if not is_short:
             self.slots_needed = 0
         while (slot := to_give_back(self._ring, cursors, target.n_slots)) is not None:
@@ -126,6 +129,9 @@ class MemoryManager:
     def may_grow(self) -> bool:
         """Whether the plan and the budget hold one more slot, besides the large decodes seen lately."""
         if self._no_growth_ticks or len(self._ring.slots) >= self._target.n_slots:
+            return False
+        # While no loop goes on, the next batches need the same large decodes: the ring would grow and shrink for ever.
+        if self._shrunk_at == self._ring.n_returned and not self._anyone_waits:
             return False
         return self.budget.spare_bytes - self._lately_requested_bytes >= self.budget.plan.slot_bytes
 
@@ -198,6 +204,7 @@ class MemoryManager:
                 if slot is None:
                     break
                 self.remove_slot(slot)
+                self._shrunk_at = self._ring.n_returned
             if self.budget.spare_bytes < need and len(self._ring.slots) <= MIN_SLOTS:
                 self._ask_readers_to_make_way()
             self._lately_requested_bytes = max(self._lately_requested_bytes, need)
