@@ -234,8 +234,13 @@ class MemoryManager:
 
     @property
     def starved(self) -> bool:
-        """Whether a reader waits for memory that no other decode will give back: only leased slots are left."""
-        return self.budget.large_bytes == 0 and any(reader.needs_bytes for reader in self._pool.readers.values())
+        """Whether a reader waits for memory that only leased slots can give back: no decode, and no slot being filled.
+
+        A reader that works on finishes its slots, which can then be given up.
+        """
+        readers = [reader for reader in self._pool.readers.values() if not reader.stuck]
+        works_on = any((reader.chunks or not reader.ready) and not reader.needs_bytes for reader in readers)
+        return self.budget.large_bytes == 0 and not works_on and any(reader.needs_bytes for reader in readers)
 
     def outgrown(self, reader: ReaderHandle, n_bytes: int) -> None:
         """Replace a reader that takes more than its share by a fresh one."""
