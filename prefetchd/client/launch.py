@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
@@ -20,13 +19,13 @@ from prefetchd.columns.passed import PassedTable
 from prefetchd.config.convert import absolute_path
 from prefetchd.config.options import PATH_OPTIONS, Config
 from prefetchd.errors import ConfigError, DaemonNotFound, PrefetchdError, error_from_name
-from prefetchd.ipc import messages, sockets
+from prefetchd.ipc import messages, sockets, system
 from prefetchd.ipc.descriptors import memfd
+from prefetchd.ipc.exit_status import describe_exit
 from prefetchd.ipc.failures import explained
 from prefetchd.ipc.process import (
     child_command,
     child_environment,
-    describe_exit,
     describe_process,
     module_folders,
     process_state,
@@ -84,13 +83,11 @@ def start_private(config: Config, table: PassedTable | None = None) -> PrivateDa
                 stderr_fd = os.open(os.devnull, os.O_WRONLY)
             passed.callback(os.close, stderr_fd)
             errors = unless_started.enter_context(_error_file())
-            process = subprocess.Popen(
+            process = system.start_process(
                 child_command("prefetchd.daemon.private", theirs.fileno(), pidfd, stderr_fd=stderr_fd),
-                stdin=subprocess.DEVNULL,
-                stderr=errors,
-                env=child_environment(),
                 pass_fds=[theirs.fileno(), pidfd, stderr_fd],
-                start_new_session=True,
+                env=child_environment(),
+                stderr=errors,
             )
         with contextlib.suppress(sockets.ConnectionEnded):  # it has ended: attaching finds that, and says why
             _configure(ours, config, table)
@@ -177,15 +174,15 @@ def find_or_start_shared(config: Config, timeout_s: float, table: PassedTable | 
     """
     config = shared_config(config, table)
     paths = daemon_paths(config.name, create=True)
-    deadline_s = time.monotonic() + timeout_s
+    deadline_s = system.monotonic() + timeout_s
     while True:
         if lock_owner(paths.lock) is None:
             _start_shared(config, table)
         try:
             # One that has ended since, or has only been started, is looked for again: it may not have the lock yet.
-            return connect(config.name, max(0.0, min(_START_S, deadline_s - time.monotonic())))
+            return connect(config.name, max(0.0, min(_START_S, deadline_s - system.monotonic())))
         except DaemonNotFound:
-            if time.monotonic() >= deadline_s:
+            if system.monotonic() >= deadline_s:
                 raise DaemonNotFound(
                     f"cannot reach the shared daemon {config.name!r}: after {timeout_s:g} s it does not listen, or it "
                     f"has ended; see {paths.log} if it is there, or give a longer timeout="
@@ -239,29 +236,21 @@ def connect(name: str, timeout_s: float) -> socket.socket:
         DaemonNotFound: if none answers in time.
     """
     paths = daemon_paths(name)
-    started_s = time.monotonic()
+    started_s = system.monotonic()
     said = False
     reason: str | None
     while True:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        sock.setblocking(False)  # with a full queue of others before us, connecting would wait without an end
         try:
-            sock.connect(os.fspath(paths.socket))
+            return system.connect(os.fspath(paths.socket))
         except BlockingIOError:
-            sock.close()
             reason = "its queue of new connections is full"
         except (FileNotFoundError, ConnectionRefusedError) as error:
-            sock.close()
             reason = error.strerror
         except OSError as error:
-            sock.close()
             raise DaemonNotFound(
                 f"cannot attach to the daemon {name!r} at {paths.socket}: {error.strerror}; is it another user's?"
             ) from None
-        else:
-            sock.setblocking(True)
-            return sock
-        waited_s = time.monotonic() - started_s
+        waited_s = system.monotonic() - started_s
         owner = lock_owner(paths.lock)
         if owner is None:
             remove_left_files(paths.files)
@@ -276,7 +265,7 @@ def connect(name: str, timeout_s: float) -> socket.socket:
         if waited_s >= _SAY_AFTER_S and not said:
             said = True
             log.warning("waiting for the daemon %r: %s (up to %g s)", name, what, timeout_s)
-        time.sleep(_RETRY_S)
+        system.sleep(_RETRY_S)
 
 
 def connect_to_pid(pid: int) -> socket.socket:

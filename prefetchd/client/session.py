@@ -12,7 +12,6 @@ import contextlib
 import logging
 import os
 import subprocess
-import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from prefetchd.client.state import Position, check_same, make_state
 from prefetchd.columns.passed import PassedTable
 from prefetchd.config.options import Config
 from prefetchd.errors import ConfigError, DaemonLost, DaemonNotFound
-from prefetchd.ipc import messages, sockets
+from prefetchd.ipc import messages, sockets, system
 from prefetchd.ipc.run_directory import daemon_paths, remove_left_files
 from prefetchd.sampling.sharding import Shard
 
@@ -209,14 +208,14 @@ class Endpoint:
         Raises:
             PrefetchdError: if it did not come back in time, or refuses us.
         """
-        deadline_s = time.monotonic() + self.timeout_s
+        deadline_s = system.monotonic() + self.timeout_s
         while True:
             try:
                 return self.open()
             except (DaemonLost, DaemonNotFound):
-                if time.monotonic() >= deadline_s:
+                if system.monotonic() >= deadline_s:
                     raise
-                time.sleep(_RETRY_S)
+                system.sleep(_RETRY_S)
 
 
 class Sessions:
