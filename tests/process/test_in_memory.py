@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,31 @@ def test_a_list_is_refused_where_a_daemon_has_its_own_data(pairs):
         prefetchd.batches(pairs, daemon="x")
     with pytest.raises(prefetchd.ConfigError, match=r"cannot serve this set: it has no order"):
         prefetchd.batches({"a.jpg"})
+
+
+def test_boxes_are_not_taken_from_memory(pairs):
+    with pytest.raises(prefetchd.ConfigError, match="cannot take boxes from <list of 50 pairs>: they come from COCO"):
+        prefetchd.batches(pairs, target="boxes")
+
+
+def test_examples_of_the_page_run(photographs, tmp_path, monkeypatch):
+    """Each block of Python in the section on data in memory, one after the other."""
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    section = page.partition("## Data that is already in memory")[2].partition("\n## ")[0]
+    blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    assert len(blocks) == 4
+    (tmp_path / "photos").mkdir()
+    for number in range(3):
+        (tmp_path / "photos" / f"{number}.jpg").symlink_to(photographs.parent / f"photo {number:02d}.jpg")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"prefetchd": prefetchd, "numpy": np}
+    for block in blocks:
+        for library in ("pandas", "datasets"):
+            if library in block:
+                names[library] = pytest.importorskip(library)
+        exec(block, names)
+        with names.pop("loader") as loader:
+            assert sum(len(batch.x) for batch in loader) in (2, 3, 100)
 
 
 def test_images_in_memory_are_not_cached_and_files_are(photographs, pairs, images, tmp_path):

@@ -14,7 +14,7 @@ from prefetchd.config.options import Config
 from prefetchd.data.arrays.memory import MemoryArrays
 from prefetchd.data.first_look import check_some_exist
 from prefetchd.data.images.source import ImageSource
-from prefetchd.data.kinds import ARRAY_OPTIONS, SEQUENCE_OPTIONS, refuse_given
+from prefetchd.data.kinds import ARRAY_OPTIONS, OBJECT_OPTIONS, SEQUENCE_OPTIONS, refuse_given
 from prefetchd.data.source import Source
 from prefetchd.data.table.records import TableRecords
 from prefetchd.errors import ConfigError, ManifestError
@@ -34,6 +34,12 @@ def open_memory(config: Config, table: PassedTable) -> Source:
     try:
         if table.kind == "arrays":
             return MemoryArrays.open(config, columns)
+        if config.target not in ("label", "mask"):
+            raise ConfigError(
+                f"cannot take {config.target} from {config.source}: they come from COCO files, YOLO folders, JSON "
+                "lines and Parquet files; name one"
+            )
+        refuse_given(config, OBJECT_OPTIONS, 'target="boxes"')
         refuse_given(config, ARRAY_OPTIONS, "arrays")
         refuse_given(config, SEQUENCE_OPTIONS, "ragged sequences")
         folder = str(columns.attributes.get("folder", ""))
