@@ -7,7 +7,7 @@ import re
 
 from prefetchd.errors import ConfigError
 
-_FACTORS = {"": 1, "b": 1} | {
+_FACTORS: dict[str, int] = {"": 1, "b": 1} | {
     f"{letter}{end}": base**power
     for power, letter in enumerate("kmgt", 1)
     for end, base in (("", 1024), ("b", 1000), ("ib", 1024))
