@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from prefetchd.config.options import (
+    BoxFormat,
     Color,
     Dtype,
     End,
@@ -48,6 +49,7 @@ class DataOptions(TypedDict, total=False):
     batch_size: int | None
     image_size: int | str | tuple[int, int] | None
     color: Color | None
+    channels: int | None
     dtype: Dtype | type[Any] | np.dtype[Any] | None
     scale: float | None
     mean: float | Sequence[float] | None
@@ -60,6 +62,11 @@ class DataOptions(TypedDict, total=False):
     transform: str | Callable[..., Any] | None
     target_transform: str | Callable[..., Any] | None
     target: Target | None
+    box_format: BoxFormat | None
+    source_box_format: BoxFormat | None
+    max_boxes: int | None
+    min_visible: float | None
+    crowds: bool | None
     mask_border: int | None
     python_path: str | Sequence[str] | None
     shuffle: bool | None

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from prefetchd.config import augment, convert
+from prefetchd.config.augment_values import RANDOM
 from prefetchd.config.convert import wrong
 from prefetchd.config.options import OPTION_TYPES, OPTIONS, Config
 from prefetchd.errors import ConfigError
@@ -51,6 +52,8 @@ def make_config(**options: Any) -> Config:
     checked = check_options(options)
     if "source" not in checked:
         raise ConfigError("cannot serve: no manifest was given; name a list file or a directory of class folders")
+    if checked.get("channels") is not None:
+        checked.setdefault("color", "unchanged")
     config = Config(**checked)
     _check_together(config)
     return config
@@ -100,25 +103,88 @@ def _check_together(config: Config) -> None:
     """Raise `ConfigError` for options that contradict each other."""
     for name in ("mean", "std"):
         numbers = getattr(config, name)
-        if numbers is not None and len(numbers) not in (1, config.channels):
-            raise wrong(name, numbers, f"one number or {config.channels}, one a channel of color={config.color!r}")
+        if numbers is not None and len(numbers) not in (1, config.n_channels):
+            raise wrong(name, numbers, f"one number or {config.n_channels}, one a channel of color={config.color!r}")
         if numbers is not None and not all(map(math.isfinite, numbers)):
             raise wrong(name, numbers, "finite; give numbers as in 0.485,0.456,0.406")
     if config.scale is not None and not math.isfinite(config.scale):
         raise wrong("scale", config.scale, "finite; give a number as in 1/255")
     if config.std is not None and 0 in config.std:
         raise wrong("std", config.std, "other than 0; give the deviation of the pixels, or leave it out")
-    if config.dtype == "uint8" and any(x is not None for x in (config.scale, config.mean, config.std)):
+    if config.dtype in ("uint8", "uint16") and any(x is not None for x in (config.scale, config.mean, config.std)):
         raise ConfigError(
-            "cannot scale uint8 pixels: scale, mean and std give fractions; use dtype='float32' or 'float16' with them"
+            f"cannot scale {config.dtype} pixels: scale, mean and std give fractions; use dtype='float32' or 'float16' "
+            "with them"
         )
+    _check_objects(config)
+    _check_channels(config)
+    _check_erased(config)
     if config.target == "mask" and config.label_columns not in (None, 1):
         raise wrong("label_columns", config.label_columns, "1, or not given, with target='mask': one path a line")
+
+
+def _check_objects(config: Config) -> None:
+    """Raise `ConfigError` for functions that would see an image without its boxes or keypoints, or these without it."""
+    if config.target in ("boxes", "keypoints"):
+        for name in ("transform", "target_transform"):
+            if getattr(config, name) is not None:
+                raise ConfigError(
+                    f"cannot use {name} with target={config.target!r}: it does not see the image and its "
+                    f"{config.target} together; use augment, or change batches in the loop"
+                )
+
+
+def _check_channels(config: Config) -> None:
+    """Raise `ConfigError` where `color` and `channels` contradict each other."""
+    if config.color == "unchanged" and config.channels is None:
+        raise ConfigError(
+            "cannot use color='unchanged' without channels: all images of a batch have the same number of them; give "
+            "channels=1, or as many as the files have"
+        )
+    possible = {"gray": (1,), "rgb": (3, 4), "bgr": (3, 4)}.get(config.color, (config.n_channels,))
+    if config.n_channels not in possible:
+        raise ConfigError(
+            f"cannot use channels={config.channels} with color={config.color!r}, which has "
+            f"{' or '.join(map(str, possible))}; leave color out to keep the channels that the files have"
+        )
+    given = augment.parameters(config.augment)
+    of_bytes = [name for name in given if name in augment.OF_BYTES]
+    if of_bytes and (config.pixel_dtype != "uint8" or config.n_channels not in (1, 3)):
+        raise ConfigError(
+            f"cannot use the augmentation {of_bytes[0]} with {config.n_channels} channels of {config.pixel_dtype}: "
+            "it is for grey and colours of 8 bits; leave it out, or do it in a transform"
+        )
+    jitter = given.get("color_jitter")
+    if jitter and config.color == "unchanged" and config.n_channels not in (1, 3):
+        named = [name for name, still in (("saturation", (1, 1)), ("hue", (0, 0))) if jitter[name] != still]
+        if named:
+            raise ConfigError(
+                f"cannot use the {named[0]} of color_jitter with channels={config.channels}, which are no colours; "
+                "give color_jitter(saturation=0, hue=0), or color='rgb' if they are red, green, blue and alpha"
+            )
+
+
+def _check_erased(config: Config) -> None:
+    """Raise `ConfigError` where what random_erasing writes is not for the channels or the dtype of the images."""
+    value = augment.parameters(config.augment).get("random_erasing", {}).get("value", RANDOM)
+    if value == RANDOM:
+        return
+    shown = f"random_erasing(value={value[0] if len(value) == 1 else value})"
+    if len(value) not in (1, config.n_channels):
+        raise wrong(
+            "augment", shown, f"given one number or {config.n_channels}, one a channel of color={config.color!r}"
+        )
+    most = {"uint8": 255, "uint16": 65535}.get(config.dtype)
+    if most is not None and not all(number in range(most + 1) for number in value):
+        wanted = f"given whole numbers from 0 to {most} where dtype={config.dtype!r}: they are written as they are"
+        raise wrong("augment", shown, wanted)
 
 
 def doubts(config: Config) -> str:
     """Return a warning about options that are allowed and most likely a mistake; empty if there are none."""
     mean, std = config.mean or (), config.std or ()
+    if config.pixel_dtype == "float32":
+        return ""  # what the numbers of files mean is not known
     changes = any(mean) or any(number != 1 for number in std)
     if config.scale is not None or not changes or any(abs(number) > 1 for number in (*mean, *std)):
         return ""

@@ -21,13 +21,14 @@ import socket
 from collections.abc import Mapping
 from typing import Any
 
+from prefetchd.columns.passed import PassedTable
 from prefetchd.config.options import LIVE_OPTIONS, Config
 from prefetchd.config.validate import make_config
 from prefetchd.daemon.consumers.manager import ConsumerManager
 from prefetchd.daemon.memory import limits
 from prefetchd.daemon.memory.controller import MemoryController
 from prefetchd.daemon.memory.manager import MemoryManager
-from prefetchd.daemon.memory.plan import MIN_SLOTS, Plan, explain, make_plan, reader_limits, usable_cores
+from prefetchd.daemon.memory.plan import MIN_SLOTS, Plan, explain, make_plan, reader_limits
 from prefetchd.daemon.memory.pressure import CachePages
 from prefetchd.daemon.readers.batch_builder import BatchBuilder
 from prefetchd.daemon.readers.pool import Pool, PoolEvents
@@ -35,7 +36,7 @@ from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import open_datasets
 from prefetchd.daemon.status import make_report, ready_line
 from prefetchd.errors import ConfigError, PrefetchdError
-from prefetchd.ipc import messages
+from prefetchd.ipc import messages, system
 from prefetchd.ipc.event_loop import EventLoop
 from prefetchd.ipc.failures import explained
 from prefetchd.ring.segment import remove_stale_names
@@ -53,6 +54,7 @@ class Daemon:
     Args:
         configs: what to serve, by the data sets' names; the options of `DAEMON_OPTIONS` are the first's.
         loop: the event loop to run in, borrowed.
+        tables: those of the data sets that are in the starter's memory, by name; owned.
         files_to_remove: the fork server removes them if this process is killed, its lock last.
         attach_hint: says in the ready line how consumers attach.
         linger_s: it ends after so many seconds without a consumer; `None` for never.
@@ -68,6 +70,7 @@ class Daemon:
         configs: Mapping[str, Config],
         loop: EventLoop,
         *,
+        tables: Mapping[str, PassedTable] | None = None,
         files_to_remove: tuple[str, ...] = (),
         attach_hint: str = "private",
         linger_s: float | None = None,
@@ -91,7 +94,7 @@ class Daemon:
         self._announced = False
         # Readers take longest to start, so they start before the manifest is read.
         self._pool = Pool(
-            config.num_workers or usable_cores(),
+            config.num_workers or system.usable_cores(),
             config.reader_timeout,
             watch=loop.watch,
             unwatch=loop.unwatch,
@@ -100,7 +103,7 @@ class Daemon:
         )
         try:
             with loop.interruptible(parent_pidfd):
-                self._datasets = open_datasets(configs)
+                self._datasets = open_datasets(configs, tables)
             self._build()
         except BaseException:
             self._pool.stop()
@@ -115,8 +118,10 @@ class Daemon:
         self._pool.resize(plan.n_readers)
         self._ring = Ring()
         self._builder = BatchBuilder(self._datasets, self._ring, self._pool)
-        self._caches = CachePages([cache for dataset in self._datasets if (cache := dataset.source.cache)])
-        self._memory = MemoryManager(plan, self._ring, self._pool)
+        self._caches = CachePages(
+            [cache for dataset in self._datasets if (cache := dataset.source.cache)], clock=self._loop.clock
+        )
+        self._memory = MemoryManager(plan, self._ring, self._pool, clock=self._loop.clock)
         self._consumers = ConsumerManager(
             self._datasets, self._ring, self._builder, self._memory, self._loop, self, linger_s=self._linger_s
         )
@@ -130,8 +135,8 @@ class Daemon:
             self._consumers,
             plan_for=self._plan_for,
             read_shortage=limits.read_shortage,
-            idle_s=limits.idle_seconds,
-            n_cores=usable_cores(),
+            idle_s=system.idle_seconds,
+            n_cores=system.usable_cores(),
             clock=self._loop.clock,
         )
         with contextlib.suppress(OSError):  # a kernel without PSI
@@ -212,7 +217,7 @@ class Daemon:
             PrefetchdError: if the daemon cannot go on, after telling every consumer.
         """
         # A message wakes the daemon on the sender's processor: it must not preempt a trainer that works on a batch.
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        system.lower_priority()
         try:
             with explained("go on", everything=True):
                 self._loop.run(self._pump)

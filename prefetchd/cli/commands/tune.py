@@ -55,13 +55,13 @@ def run(arguments: argparse.Namespace) -> int:
     config = config_of(arguments, "tune")
     from prefetchd.cli.measure import plan_choice
     from prefetchd.cli.views.charts import Progress
-    from prefetchd.daemon.memory.plan import usable_cores
+    from prefetchd.ipc import system
 
     with Progress("measuring", sys.stderr) as progress:
         points, refused = _measure_all(config, arguments.seconds, progress)
     if not points:
         raise BudgetError(f"cannot tune: no plan could be measured; the first one: {refused[0]}")
-    chosen, said = plan_choice.advise(points, target, usable_cores(), config)
+    chosen, said = plan_choice.advise(points, target, system.usable_cores(), config)
     command = plan_choice.command_line(config, chosen)
     failure = _write_plot(arguments.plot, points, chosen, config, target) if arguments.plot else None
     if arguments.json:
@@ -103,14 +103,15 @@ def _measure_all(config: Config, seconds: float, progress: Progress) -> tuple[li
     from prefetchd.cli.measure.measure import measure
     from prefetchd.cli.measure.plan_choice import RING_SLOTS, is_worth_more, reader_counts
     from prefetchd.daemon.memory.limits import machine_limits
-    from prefetchd.daemon.memory.plan import MIB, MIN_SLOTS, smallest_budget, usable_cores
+    from prefetchd.daemon.memory.plan import MIB, MIN_SLOTS, smallest_budget
     from prefetchd.daemon.schedule.datasets import open_datasets
     from prefetchd.errors import ManifestError, PrefetchdError
+    from prefetchd.ipc import system
 
     (dataset,) = open_datasets({"": config})
     slot_bytes, source = dataset.layout.slot_bytes, dataset.source
     limit = machine_limits()[0]
-    counts = [config.num_workers] if config.num_workers else reader_counts(usable_cores())
+    counts = [config.num_workers] if config.num_workers else reader_counts(system.usable_cores())
     points: list[Measured] = []
     refused: list[str] = []
     best_rates: list[float] = []

@@ -25,7 +25,7 @@ from prefetchd.cli.verify.findings import KEPT, Inspected
 from prefetchd.config.options import Config
 from prefetchd.daemon.memory.limits import machine_limits
 from prefetchd.daemon.memory.manager import MemoryManager
-from prefetchd.daemon.memory.plan import make_plan, reader_limits, usable_cores
+from prefetchd.daemon.memory.plan import make_plan, reader_limits
 from prefetchd.daemon.readers.batch_builder import BatchBuilder
 from prefetchd.daemon.readers.job_tracker import BadSample
 from prefetchd.daemon.readers.pool import Pool, PoolEvents
@@ -36,7 +36,7 @@ from prefetchd.data.images.source import ImageSource
 from prefetchd.data.manifest.dialect import MalformedLine
 from prefetchd.data.registry import open_source
 from prefetchd.errors import ConfigError
-from prefetchd.ipc import messages
+from prefetchd.ipc import messages, system
 from prefetchd.ipc.descriptors import memfd_of_length
 from prefetchd.ipc.event_loop import EventLoop
 from prefetchd.ring.layout import BatchLayout
@@ -107,7 +107,7 @@ class _Inspection:
         self._loop = EventLoop()
         # As in a daemon, readers start before the manifest is read.
         self._pool = Pool(
-            config.num_workers or usable_cores(),
+            config.num_workers or system.usable_cores(),
             config.reader_timeout,
             watch=self._loop.watch,
             unwatch=self._loop.unwatch,

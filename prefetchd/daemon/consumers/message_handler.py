@@ -23,7 +23,7 @@ from prefetchd.daemon.consumers.groups import Groups
 from prefetchd.daemon.consumers.loops import Loops
 from prefetchd.daemon.memory.manager import MemoryManager
 from prefetchd.errors import PrefetchdError
-from prefetchd.ipc import messages, sockets
+from prefetchd.ipc import messages, sockets, system
 from prefetchd.ipc.event_loop import EventLoop
 from prefetchd.ring.queues import ENOUGH_AHEAD
 from prefetchd.ring.slots import Ring
@@ -176,7 +176,7 @@ class MessageHandler:
     def _add_connection(self, consumer: Consumer, fds: list[int]) -> None:
         """Admit the socket that a consumer has sent; it is taken out of `fds`."""
         try:
-            sock = socket.socket(fileno=fds[0])
+            sock = system.adopt_socket(fds[0])
         except (IndexError, OSError):
             self._disconnect(consumer)
             return

@@ -11,17 +11,15 @@ to its ceiling, a share of what the machine can spare.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import psutil
 
 from prefetchd.config.options import Config
 from prefetchd.config.units import format_bytes, format_count, parse_bytes
 from prefetchd.daemon.memory.limits import Limit
 from prefetchd.data.source import ALLOWANCE_BYTES as ALLOWANCE_BYTES
 from prefetchd.errors import BudgetError
+from prefetchd.ipc import system
 from prefetchd.ipc.reader_messages import Boot
 
 MIB = 1 << 20
@@ -137,13 +135,8 @@ def reader_limits(plan: Plan) -> Boot:
     Libraries that users' functions and Parquet bring may start a thread for each core. Their stacks are mapped whole
     and hardly touched: the kernel's limit leaves room for them.
     """
-    stacks = usable_cores() * _THREAD_BYTES if plan.source_reader_bytes else 0
+    stacks = system.usable_cores() * _THREAD_BYTES if plan.source_reader_bytes else 0
     return Boot(ALLOWANCE_BYTES, plan.reader_share_bytes, _READER_SLACK_BYTES + stacks)
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may run on."""
-    return len(os.sched_getaffinity(0))
 
 
 def smallest_budget(
@@ -186,7 +179,7 @@ def make_plan(
     limits = (limits,) if isinstance(limits, Limit) else tuple(limits)
     limit = limits[0]
     is_auto = config.memory_budget == "auto"
-    n_readers = config.num_workers or (max(1, usable_cores() // 2) if is_cheap else usable_cores())
+    n_readers = config.num_workers or (max(1, system.usable_cores() // 2) if is_cheap else system.usable_cores())
     wanted_slots = max(
         _AUTO_SLOTS,
         least_slots,
@@ -201,7 +194,7 @@ def make_plan(
         budget = min(comfortable, ceiling)
         limited_by = limit.source if budget < comfortable else "auto"
     else:
-        budget = parse_bytes(config.memory_budget, whole_bytes=psutil.virtual_memory().total)
+        budget = parse_bytes(config.memory_budget, whole_bytes=system.memory()[1])
         limited_by = "memory-budget" if budget <= limit.n_bytes else limit.source
         budget = ceiling = min(budget, limit.n_bytes)
     source = source_bytes, source_reader_bytes

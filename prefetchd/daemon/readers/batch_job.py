@@ -13,7 +13,7 @@ import signal
 from collections import deque
 from dataclasses import dataclass, field
 
-from prefetchd.ipc.process import RAISED_STATUS, describe_exit
+from prefetchd.ipc.exit_status import RAISED_STATUS, describe_exit
 from prefetchd.ipc.reader_messages import Fault
 from prefetchd.ring.slots import Slot
 

@@ -22,7 +22,7 @@ from prefetchd.daemon.readers.fork_server_handle import ForkServerHandle
 from prefetchd.daemon.readers.reader_handle import ReaderHandle
 from prefetchd.errors import PrefetchdError, error_from_name
 from prefetchd.ipc import reader_messages, sockets
-from prefetchd.ipc.process import describe_exit
+from prefetchd.ipc.exit_status import describe_exit
 from prefetchd.ipc.reader_messages import Done, Message
 from prefetchd.ring.slots import Slot
 
@@ -285,15 +285,20 @@ class Pool:
         orphans = list(self.readers.values())
         for reader in orphans:
             reader.kill()
+        still_there: set[int] = set()
         for reader in orphans:
             if reader.wait_for_exit():
                 self._events.gone(reader.number)
             else:
+                still_there.add(reader.number)
                 self._quarantine(reader)
             self._close(reader)
         self._start_fork_server()
         for reader in orphans:
             for position, chunk in reversed(list(enumerate(reader.chunks.values()))):
+                if reader.number in still_there:  # it may write into that slot yet: no other can make the batch there
+                    self._events.stuck(reader.pid, reader.number, chunk)
+                    continue
                 # Suspect too: a sample that takes so much memory that the kernel kills may do so again and again.
                 self._events.lost(reader.number, chunk, reader.end(-signal.SIGKILL, suspect=position == 0))
 

@@ -1,7 +1,7 @@
 """Which pipelines can be cached, what a kept image is, and its key. Pure; called as a data set is opened.
 
 The kept image is the sample after all steps that are the same in every epoch: decoded, upright, in the order of
-`color`, uint8, and
+`color`, in the type of placed pixels (uint8, or what 16 bits and float32 are kept in), and
 
 - resized to `image_size` as `resize` says; or, with `cache_image_size`,
 - fitted into that size at its own aspect, never enlarged. All later steps go on from it as if it were the file.
@@ -38,7 +38,10 @@ def pipeline_of(config: Config, decoder: str) -> dict[str, Any]:
     """Return all that decides a kept image besides the file, as plain JSON values."""
     names = ["color", "interpolation", "shrink_on_load", "max_image_pixels", "x_column"]
     names += ["image_size", "resize"] if config.cache_image_size is None else ["cache_image_size"]
-    return {"format": FORMAT, "decoder": decoder, **{name: getattr(config, name) for name in names}}
+    pipeline = {"format": FORMAT, "decoder": decoder, **{name: getattr(config, name) for name in names}}
+    if config.is_exact or config.pixel_dtype != "uint8":  # without, the folders of earlier versions are found
+        pipeline |= {"channels": config.n_channels, "pixel_dtype": config.pixel_dtype}
+    return pipeline
 
 
 def pipeline_digest(pipeline: dict[str, Any]) -> str:
@@ -67,19 +70,20 @@ def is_settled(found: os.stat_result, now_ns: int) -> bool:
 
 
 # Augmentations that need another part of the file, at another scale, in each epoch.
-_GEOMETRY = ("random_resized_crop", "rotate", "affine")
+_GEOMETRY = ("random_resized_crop", "rotate", "affine", "rand_augment", "trivial_augment_wide")
 
 
 def check_cache(config: Config) -> None:
     """Raise `ConfigError` where the options of the cache contradict the others, naming what to set."""
     if config.cache is None and config.cache_size != "auto":
         raise ConfigError('cannot use cache_size without a cache; give cache="DIR", or leave it out')
-    if config.target == "mask":
+    if config.target != "label":
+        what = "masks" if config.target == "mask" else config.target
         for name in ("cache", "cache_image_size"):
             if getattr(config, name) is not None:
                 raise ConfigError(
-                    f'cannot use {name} with target="mask": masks are placed anew with their images in each epoch, and '
-                    "are not kept; leave it out"
+                    f'cannot use {name} with target="{config.target}": {what} are placed anew with their images in '
+                    "each epoch, and are not kept; leave it out"
                 )
     drawn = [name for name in _GEOMETRY if name in parameters(config.augment)]
     if config.cache is not None and drawn and config.cache_image_size is None:

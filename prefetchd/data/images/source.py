@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, Self
 from prefetchd.config.options import Config
 from prefetchd.data.cache.keys import check_cache
 from prefetchd.data.faults import FaultKind
-from prefetchd.data.read_ahead import ReadAhead
+from prefetchd.data.images.objects import object_fields
+from prefetchd.data.read_ahead import MASK_PART, ReadAhead, read_mask
 from prefetchd.data.records import Records
 from prefetchd.data.source import ReserveMemory, SourceFacts
+from prefetchd.data.table.object_records import ObjectRecords
 from prefetchd.errors import one_line
 from prefetchd.ipc.reader_messages import DryRunDone, Fault
 from prefetchd.ring.layout import FieldLayout, xy_fields
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 
 _MAX_TASK_ROWS = 64
+_SCRATCH_IMAGES = 3  # of the placer, and of the normalizer with `nchw`
 _REASON_CHARACTERS = 400  # in a report of faults
 
 
@@ -50,10 +53,16 @@ class ImageSource:
         self._records = records
         self._decoder = decoder
         self._reader: ImageReader | None = None
-        self._ahead = ReadAhead(records, with_masks=config.target == "mask")
+        self._ahead = self._read_ahead()
         self._cache: CacheInDaemon | None = None
         self._rows: CachedRows | None = None
         self._dry_run: DryRunDone | None = None
+
+    def _read_ahead(self) -> ReadAhead:
+        """Return what reads ahead: each sample's image, then its mask if it has one."""
+        if self._config.target != "mask":
+            return ReadAhead(self._records)
+        return ReadAhead(self._records, {0: self._records.read, MASK_PART: read_mask})
 
     @classmethod
     def open(cls, config: Config, kind: str, records: Records) -> ImageSource:
@@ -91,9 +100,14 @@ class ImageSource:
             from prefetchd.data.cache.reader_side import CacheInReader
             from prefetchd.data.images.cacheable import CachedRows
 
-            cache = CacheInReader(handle["cache"], cache_fds, config.image_size, config.channels)
+            cache = CacheInReader(handle["cache"], cache_fds, config.image_size, config.n_channels, config.pixel_dtype)
             source._rows = CachedRows(config, cache, records)
-        source._reader = ImageReader(config, records, source._ahead, cache)
+        objects = None
+        if isinstance(records, ObjectRecords):
+            from prefetchd.data.images.objects import ObjectTarget
+
+            objects = ObjectTarget(config, records.objects)
+        source._reader = ImageReader(config, records, source._ahead, cache, objects)
         return source
 
     @property
@@ -124,7 +138,7 @@ class ImageSource:
             fields=self._fields(),
             classes=records.classes,
             shared_bytes=records.shared_bytes + (0 if self._cache is None else self._cache.shared_bytes),
-            reader_bytes=records.reader_bytes + (0 if dry_run is None else dry_run.reader_bytes),
+            reader_bytes=records.reader_bytes + (0 if dry_run is None else dry_run.reader_bytes) + self._scratch_bytes,
             max_task_rows=_MAX_TASK_ROWS,
             answers_together=False,  # after a quick image may come a slow one, or a function that hangs
         )
@@ -135,10 +149,12 @@ class ImageSource:
         A label is () or (k,), int64 or float32; with masks or `target_transform` the dry run has found what it is.
         """
         config = self._config
-        shape = (*config.image_size, config.channels)
+        shape = (*config.image_size, config.n_channels)
         x = (shape if config.layout == "nhwc" else (shape[2], *shape[:2])), config.dtype
         if self._dry_run is not None:
             return xy_fields(x, (tuple(self._dry_run.y_shape), self._dry_run.y_dtype))
+        if isinstance(self._records, ObjectRecords):
+            return FieldLayout("x", *x), *object_fields(config, self._records.objects)
         return xy_fields(x, (self._records.label_shape, self._records.label_dtype))
 
     @property
@@ -162,6 +178,13 @@ class ImageSource:
             sample_ids = self._rows.unknown(sample_ids)
         self._ahead.expect(sample_ids)
 
+    @property
+    def _scratch_bytes(self) -> int:
+        """Bytes of scratch images beyond those of three bytes a pixel, which the allowance of every reader holds."""
+        height, width = self._config.image_size
+        pixel_bytes = self._config.n_channels * {"uint8": 1, "uint16": 2, "float32": 4}[self._config.pixel_dtype]
+        return _SCRATCH_IMAGES * height * width * max(0, pixel_bytes - 3)
+
     def check_unchanged(self) -> None:
         """Raise `ManifestError` if the records are no longer what was opened."""
         self._records.check_unchanged()
@@ -184,13 +207,12 @@ class ImageSource:
         """Read, decode and write each sample into its row."""
         assert self._reader is not None, "only in a process that attached"
         asked_for = sample_ids
-        x, y = arrays
         try:
             if self._rows is None:
                 samples: Sequence[Sample] = self._records.samples(sample_ids)
             else:
-                sample_ids, rows, samples = self._rows.fill(sample_ids, rows, x, y)
-            return self._load_all(epoch, sample_ids, rows, samples, x, y, reserve)
+                sample_ids, rows, samples = self._rows.fill(sample_ids, rows, *arrays)
+            return self._load_all(epoch, sample_ids, rows, samples, arrays, reserve)
         finally:
             self._ahead.pass_over(asked_for)
 
@@ -200,14 +222,15 @@ class ImageSource:
         sample_ids: NDArray[np.int64],
         rows: Sequence[int],
         samples: Sequence[Sample],
-        x: NDArray[Any],
-        y: NDArray[Any],
+        arrays: Sequence[NDArray[Any]],
         reserve: ReserveMemory,
     ) -> list[Fault]:
         assert self._reader is not None
+        x, *targets = arrays
         faults = []
         for sample_id, row, sample in zip(sample_ids, rows, samples, strict=True):
-            fault = self._reader.load(sample, int(sample_id), epoch, x[row], y[row, ...], reserve)
+            rows_of_y = [target[row, ...] for target in targets]
+            fault = self._reader.load(sample, int(sample_id), epoch, x[row], rows_of_y, reserve)
             if fault is not None:
                 faults.append(
                     Fault(
