@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from prefetchd.config.fields import parse_fields
 from prefetchd.config.options import Config
 from prefetchd.data.first_look import check_some_exist
 from prefetchd.data.kinds import ARRAY_OPTIONS, MASK_OPTIONS, SEQUENCE_OPTIONS, kind_of, refuse_given
@@ -26,12 +27,14 @@ _IMAGES = {
     "manifest": ("prefetchd.data.manifest.records", "Manifest"),
     "tar": ("prefetchd.data.tar.records", "TarShards"),
     "parquet": ("prefetchd.data.parquet.records", "ParquetRecords"),
+    "table": ("prefetchd.data.table.records", "TableRecords"),
 }
 _SOURCES = {
     "arrays": ("prefetchd.data.arrays.source", "ArraySource"),
     "sequences": ("prefetchd.data.arrays.sequences", "SequenceSource"),
 }
 _SERVED = "prefetchd.data.images.source", "ImageSource"
+_FIELDS = "prefetchd.data.fields.source", "FieldsSource"
 _INSPECTED = "prefetchd.data.images.inspection", "InspectedImages"  # made by `verify`, never opened by name
 
 
@@ -47,6 +50,8 @@ def open_source(config: Config, malformed: list[MalformedLine] | None = None) ->
         ConfigError: if an option means nothing for it, or a library that it needs is not installed.
     """
     kind = "sequences" if config.offsets is not None else kind_of(config.source)
+    if config.fields:
+        return _open_fields(config, kind)
     if kind in _SOURCES:
         source: Source = _class(_SOURCES[kind]).open(config)
         return source
@@ -72,6 +77,22 @@ def open_source(config: Config, malformed: list[MalformedLine] | None = None) ->
     return ImageSource.open(config, kind, records)
 
 
+def _open_fields(config: Config, kind: str) -> Source:
+    """Open a data set whose samples have fields."""
+    from prefetchd.data.fields.source import FieldsSource
+    from prefetchd.data.table.opener import open_table
+
+    records = open_table(config, kind)
+    try:
+        for number, (name, facts) in enumerate(zip(parse_fields(config.fields), records.fields, strict=True)):
+            if facts.holds == "files":
+                check_some_exist(records, config, (number, name))
+        return FieldsSource.open(config, "table", records)
+    except BaseException:
+        records.close()
+        raise
+
+
 def attach_source(config: Config, handle: dict[str, Any], fds: list[int]) -> Source:
     """Return, in a reader, the source that the daemon opened; owns `fds`."""
     kind = handle["kind"]
@@ -81,7 +102,7 @@ def attach_source(config: Config, handle: dict[str, Any], fds: list[int]) -> Sou
         return source
     at = len(fds) - handle["n_cache_fds"]
     records: Records = _class(_IMAGES[kind]).attach(handle["records"], fds[:at])
-    images = _class(_INSPECTED if "is_inspected" in handle else _SERVED)
+    images = _class(_INSPECTED if "is_inspected" in handle else _FIELDS if config.fields else _SERVED)
     source = images.attach(config, handle, records, fds[at:])
     return source
 

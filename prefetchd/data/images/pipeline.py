@@ -58,6 +58,7 @@ class ImageReader:
         cache: holds kept images, and takes new ones; borrowed.
         part: the number of the part of a sample that is this image, to `ahead`.
         draws: chooses the geometry; that of `augment` if not given.
+        buffer: takes files' bytes; one of its own if not given.
 
     Attributes:
         on_read: called with each image's sample, encoded bytes and header, before the decode.
@@ -77,13 +78,14 @@ class ImageReader:
         *,
         part: int = 0,
         draws: Draws | None = None,
+        buffer: FileBuffer | None = None,
     ) -> None:
         cv2.setNumThreads(0)
         decode.silence_decoders()
         self._config = config
         self._records = records
         self._ahead = ahead or ReadAhead(records)
-        self._buffer = FileBuffer()
+        self._buffer = buffer or FileBuffer()
         self._normalizer = Normalizer(config)
         self._rng = SampleRandomness(config.seed)
         self._functions = UserFunctions(config, self._rng)
@@ -134,8 +136,8 @@ class ImageReader:
         y[...] = target
         return None
 
-    def try_out(self, sample: Sample, sample_id: int, reserve: ReserveMemory) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return the sample's x and y as they are in epoch 0, y in the shape and dtype that the functions give.
+    def try_out(self, sample: Sample, sample_id: int, reserve: ReserveMemory) -> NDArray[Any]:
+        """Return the sample's y as it is in epoch 0, in the shape and dtype that the functions give.
 
         Raises:
             SampleFault: if the sample is bad.
@@ -145,7 +147,7 @@ class ImageReader:
         shape = (*config.image_size, config.channels)
         x = np.empty(shape if config.layout == "nhwc" else (shape[2], *shape[:2]), config.dtype)
         target = self._load(sample, sample_id, 0, x, reserve)
-        return x, self._functions.target(target, 0, sample_id)
+        return self._functions.target(target, 0, sample_id)
 
     def place(
         self, sample: Sample, sample_id: int, units: Sequence[float], x: NDArray[Any], reserve: ReserveMemory

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from prefetchd.config.options import Config
 from prefetchd.data.cache.keys import check_cache
-from prefetchd.data.faults import FaultKind
+from prefetchd.data.faults import FaultKind, SampleFault
 from prefetchd.data.read_ahead import MASK_PART, ReadAhead, read_mask
 from prefetchd.data.records import Records
 from prefetchd.data.source import ReserveMemory, SourceFacts
@@ -107,8 +107,8 @@ class ImageSource:
         """The records; they stay the source's."""
         return self._records
 
-    def try_out(self, sample_id: int, reserve: ReserveMemory) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return x and y of one sample, in the dry run; raises as `ImageReader.try_out` does."""
+    def try_out(self, sample_id: int, reserve: ReserveMemory) -> NDArray[Any]:
+        """Return y of one sample, in the dry run; raises as `ImageReader.try_out` does."""
         assert self._reader is not None, "only in a process that attached"
         return self._reader.try_out(self._records.samples([sample_id])[0], sample_id, reserve)
 
@@ -130,7 +130,9 @@ class ImageSource:
             fields=self._fields(),
             classes=records.classes,
             shared_bytes=records.shared_bytes + (0 if self._cache is None else self._cache.shared_bytes),
-            reader_bytes=records.reader_bytes + (0 if dry_run is None else dry_run.reader_bytes),
+            reader_bytes=records.reader_bytes
+            + (0 if dry_run is None else dry_run.reader_bytes)
+            + self._extra_reader_bytes(),
             max_task_rows=_MAX_TASK_ROWS,
             answers_together=False,  # after a quick image may come a slow one, or a function that hangs
         )
@@ -168,6 +170,10 @@ class ImageSource:
             sample_ids = self._rows.unknown(sample_ids)
         self._ahead.expect(sample_ids)
 
+    def _extra_reader_bytes(self) -> int:
+        """Return what a reader holds beyond one image, which is in every reader's share."""
+        return 0
+
     def check_unchanged(self) -> None:
         """Raise `ManifestError` if the records are no longer what was opened."""
         self._records.check_unchanged()
@@ -188,15 +194,13 @@ class ImageSource:
         reserve: ReserveMemory,
     ) -> list[Fault]:
         """Read, decode and write each sample into its row."""
-        assert self._reader is not None, "only in a process that attached"
         asked_for = sample_ids
-        x, y = arrays
         try:
             if self._rows is None:
                 samples: Sequence[Sample] = self._records.samples(sample_ids)
             else:
-                sample_ids, rows, samples = self._rows.fill(sample_ids, rows, x, y)
-            return self._load_all(epoch, sample_ids, rows, samples, x, y, reserve)
+                sample_ids, rows, samples = self._rows.fill(sample_ids, rows, *arrays)
+            return self._load_all(epoch, sample_ids, rows, samples, arrays, reserve)
         finally:
             self._ahead.pass_over(asked_for)
 
@@ -206,25 +210,27 @@ class ImageSource:
         sample_ids: NDArray[np.int64],
         rows: Sequence[int],
         samples: Sequence[Sample],
-        x: NDArray[Any],
-        y: NDArray[Any],
+        arrays: Sequence[NDArray[Any]],
         reserve: ReserveMemory,
     ) -> list[Fault]:
-        assert self._reader is not None
+        assert self._reader is not None, "only in a process that attached"
+        x, y = arrays
         faults = []
         for sample_id, row, sample in zip(sample_ids, rows, samples, strict=True):
             fault = self._reader.load(sample, int(sample_id), epoch, x[row], y[row, ...], reserve)
             if fault is not None:
-                faults.append(
-                    Fault(
-                        row=row,
-                        sample_id=int(sample_id),
-                        where=self._records.where(self._records.samples([sample_id])[0]),
-                        reason=one_line(fault.reason)[:_REASON_CHARACTERS],
-                        content=fault.kind is FaultKind.CONTENT,
-                        needs_fresh_reader=fault.needs_fresh_reader,
-                        this_epoch=fault.this_epoch,
-                        detail=fault.detail if len(rows) == 1 else "",
-                    )
-                )
+                faults.append(self._report(fault, row, int(sample_id), is_alone=len(rows) == 1))
         return faults
+
+    def _report(self, fault: SampleFault, row: int, sample_id: int, *, is_alone: bool) -> Fault:
+        """Return the report of a sample's fault; tracebacks of many rows would not fit in a message."""
+        return Fault(
+            row=row,
+            sample_id=sample_id,
+            where=self.where(sample_id),
+            reason=one_line(fault.reason)[:_REASON_CHARACTERS],
+            content=fault.kind is FaultKind.CONTENT,
+            needs_fresh_reader=fault.needs_fresh_reader,
+            this_epoch=fault.this_epoch,
+            detail=fault.detail if is_alone else "",
+        )

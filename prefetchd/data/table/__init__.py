@@ -1,0 +1,1 @@
+"""Samples listed in a column store: the columns of each field, from CSV, JSONL, folders of pairs and more."""
