@@ -49,6 +49,7 @@ class DataOptions(TypedDict, total=False):
     batch_size: int | None
     image_size: int | str | tuple[int, int] | None
     color: Color | None
+    channels: int | None
     dtype: Dtype | type[Any] | np.dtype[Any] | None
     scale: float | None
     mean: float | Sequence[float] | None

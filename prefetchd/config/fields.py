@@ -17,10 +17,13 @@ import keyword
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefetchd.config import convert
 from prefetchd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from prefetchd.config.options import Config
 
 MAX_FIELDS = 32
 # A batch's own names, and those that it may get.
@@ -95,9 +98,9 @@ _NUMBERS = "one number, or one a channel"
 PARAMETERS: dict[str, dict[str, Callable[[Any], Any]]] = {
     "image": {
         "size": _SIZE,
-        "color": _one_of("rgb", "bgr", "gray"),
-        "channels": _whole(1, 4),
-        "dtype": _one_of("uint8", "float32", "float16"),
+        "color": _one_of("rgb", "bgr", "gray", "unchanged"),
+        "channels": _whole(1, 512),
+        "dtype": _one_of("uint8", "uint16", "float32", "float16"),
         "scale": _from_option(convert.scale, "a number, such as 1/255"),
         "mean": _from_option(convert.channel_numbers("mean"), _NUMBERS),
         "std": _from_option(convert.channel_numbers("std"), _NUMBERS),
@@ -126,9 +129,10 @@ class Field:
         size: image, mask: (height, width) in pixels; the option `image_size` if not given.
         color, scale, mean, std, interpolation: image: as the options of these names; they hold where these are not
             given. A field with a `dtype` of its own has its own `scale`, `mean` and `std` too.
-        channels: image: how many; 1 is grey.
+        channels: image: how many its files have, kept as they are unless `color` says otherwise.
         dtype: of the delivered values. Labels and arrays have that of the data if it is not given.
-        jitter: image: whether what changes colours in `augment` changes this image (True).
+        jitter: image: whether what changes colours in `augment` changes this image: True, unless it has `channels` or
+            a `dtype` of its own, as a depth map has.
         border: mask: what it holds where pad, rotate or affine leave it empty; the option `mask_border`.
         shape: array: of one sample; that of the data if not given.
         max_bytes: text, bytes: the most bytes of a value; the data's longest where that is known.
@@ -186,6 +190,9 @@ class Field:
         return f"{name}={self.kind}({given})"
 
 
+# Augmentations that move pixels and change none; masks and all images of a sample get the same.
+_GEOMETRIC = ("random_resized_crop", "hflip", "vflip", "rotate", "affine")
+_VALUES = ("dtype", "scale", "mean", "std")
 _PARAMETER_NAMES = tuple(each.name for each in dataclasses.fields(Field) if each.name not in ("kind", "column"))
 
 
@@ -228,6 +235,25 @@ def parse_fields(texts: tuple[str, ...]) -> Mapping[str, Field]:
     """Return the fields of canonical texts by name, each with its column."""
     parsed = dict(map(_parse, texts))
     return {name: dataclasses.replace(each, column=each.column or name) for name, each in parsed.items()}
+
+
+def image_config(config: Config, field: Field) -> Config:
+    """Return the options of one image or mask: those of the data set, but for what the field gives itself."""
+    changes: dict[str, Any] = {"fields": (), "transform": None}
+    given = field.given
+    if field.kind == "image":
+        if "dtype" in given:
+            changes.update(dict.fromkeys(_VALUES))  # numbers for other pixels
+        if "channels" in given or "color" in given:
+            changes.update(channels=None, color=given.get("color", "unchanged"))
+        names = ("color", "channels", "interpolation", *_VALUES)
+        changes.update({name: given[name] for name in names if name in given})
+        is_changed = not given.keys() & {"channels", "dtype"} if field.jitter is None else field.jitter
+        if not is_changed:
+            changes["augment"] = tuple(text for text in config.augment if text.partition("(")[0] in _GEOMETRIC)
+    changes["image_size"] = field.size or config.image_size
+    changes["mask_border"] = config.mask_border if field.border is None else field.border
+    return dataclasses.replace(config, **changes)
 
 
 def _check_name(name: object) -> None:

@@ -19,10 +19,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from prefetchd.config.augment import AUGMENTATIONS
 from prefetchd.config.convert import wire_path
 
-Color = Literal["rgb", "bgr", "gray"]
-Dtype = Literal["uint8", "float32", "float16"]
+Color = Literal["rgb", "bgr", "gray", "unchanged"]
+Dtype = Literal["uint8", "uint16", "float32", "float16"]
 Layout = Literal["nhwc", "nchw"]
 Resize = Literal["stretch", "crop", "pad"]
 Interpolation = Literal["nearest", "linear", "cubic", "area", "lanczos"]
@@ -33,6 +34,7 @@ Target = Literal["label", "mask"]
 
 
 MAX_BATCH_SIZE = 1 << 18
+MAX_CHANNELS = 512
 
 
 def _option(
@@ -71,12 +73,21 @@ class Config:
     where one number was given.
     """
 
-    source: str = dataclasses.field(metadata={"content": False, "limits": None})
+    source: str = dataclasses.field(metadata={"content": False, "later": False, "limits": None})
 
     batch_size: int = _option(32, "samples in a batch (32)", metavar="N", limits=(1, MAX_BATCH_SIZE))
     image_size: tuple[int, int] = _option((224, 224), "size of the delivered images (224)", metavar="PX|HxW")
-    color: Color = _option("rgb", "channel order; gray has one channel (rgb)")
-    dtype: Dtype = _option("uint8", "type of the delivered pixels (uint8)")
+    color: Color = _option(
+        "rgb", "channel order; gray has one channel; unchanged has the file's, given by channels (rgb)"
+    )
+    channels: int | None = _option(
+        None,
+        "channels that each file has, kept as they are: 1 to 4, for TIFF more; without color, color is unchanged",
+        metavar="N",
+        later=True,
+        limits=(1, MAX_CHANNELS),
+    )
+    dtype: Dtype = _option("uint8", "type of the delivered pixels; uint16 keeps 16 bits (uint8)")
     scale: float | None = _option(
         None, "what multiplies a pixel, which is 0 to 255: (pixel * scale - mean) / std; such as 1/255", metavar="X"
     )
@@ -94,8 +105,8 @@ class Config:
     shrink_on_load: bool = _option(True, "decode large JPEGs at 1/2, 1/4 or 1/8 (yes); pixels are exact without it")
     augment: tuple[str, ...] = _option(
         (),
-        "random_resized_crop, hflip, vflip, rotate, affine, color_jitter, with parameters as in 'rotate(degrees=10), "
-        "hflip'; other pixels each epoch (none)",
+        f"{', '.join(AUGMENTATIONS)}, with parameters as in "
+        "'rotate(degrees=10), hflip'; other pixels each epoch (none)",
         metavar="NAMES",
     )
     fields: tuple[str, ...] = _option(
@@ -119,7 +130,7 @@ class Config:
     )
     target: Target = _option("label", "what labels are: numbers and classes, or paths of mask images (label)")
     mask_border: int = _option(
-        0, "what a mask holds where pad, rotate or affine leave it empty (0)", metavar="N", limits=(0, 65535)
+        0, "what a mask holds where pad or the augmentation leave it empty (0)", metavar="N", limits=(0, 65535)
     )
     shuffle: bool = _option(False, "a new order each epoch (no)")
     seed: int = _option(0, "decides the shuffled orders and the augmentation (0)", metavar="N", limits=(0, 2**63 - 1))
@@ -237,9 +248,21 @@ class Config:
     name: str = _option("default", "name that consumers attach to (default, or PREFETCHD_NAME)", content=False)
 
     @property
-    def channels(self) -> int:
-        """Channels of a delivered image: 3, or 1 for `gray`."""
-        return 1 if self.color == "gray" else 3
+    def n_channels(self) -> int:
+        """Channels of a delivered image: `channels`, or else 3, or 1 for `gray`."""
+        return self.channels or (1 if self.color == "gray" else 3)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether images keep the channels and numbers of their files: with `unchanged`, or with alpha."""
+        return self.color == "unchanged" or self.n_channels == 4
+
+    @property
+    def pixel_dtype(self) -> Literal["uint8", "uint16", "float32"]:
+        """The type of decoded and placed pixels, before they become values of `dtype`."""
+        if self.dtype == "uint16":
+            return "uint16"
+        return "float32" if self.is_exact and self.dtype == "float32" else "uint8"
 
     def content(self) -> dict[str, Any]:
         """The options that decide the bytes of a batch, by name, as plain JSON values."""

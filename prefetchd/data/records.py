@@ -62,6 +62,11 @@ class FieldFacts:
     classes: tuple[str, ...] | None = None
 
     @property
+    def is_encoded(self) -> bool:
+        """Whether a value is bytes, wherever they are."""
+        return self.holds in ("bytes", "files", "members")
+
+    @property
     def is_fetched(self) -> bool:
         """Whether a value must be read from storage."""
         return self.holds in ("files", "members")
@@ -102,10 +107,6 @@ class Records(Protocol):
     def reads_apart(self) -> bool:
         """Whether several threads may call `read` at once."""
 
-    @property
-    def fields(self) -> tuple[FieldFacts, ...]:
-        """What the values of each field of the option `fields` are, in order; empty without it."""
-
     def __len__(self) -> int:
         """Return the number of samples."""
 
@@ -127,9 +128,6 @@ class Records(Protocol):
             ManifestError: if the file that holds them and others changed since it was opened.
         """
 
-    def fetch(self, sample: Sample, number: int, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
-        """Return the encoded bytes of a field, by its number; else as `read`. Only where there are `fields`."""
-
     def where(self, sample: Sample) -> str:
         """Return where a sample comes from, such as list, line and path; printable."""
 
@@ -138,3 +136,14 @@ class Records(Protocol):
 
     def handle(self) -> tuple[dict[str, Any], list[int]]:
         """Return plain values and descriptors, which stay this object's, from which a reader attaches."""
+
+
+class RecordsWithFields(Records, Protocol):
+    """The samples of a data set whose samples have fields: `Sample.values` holds a value for each."""
+
+    @property
+    def fields(self) -> tuple[FieldFacts, ...]:
+        """What the values of each field are, in the order of the option."""
+
+    def fetch(self, sample: Sample, number: int, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
+        """Return the encoded bytes of a field, by its number, valid until the next read; else as `read`."""

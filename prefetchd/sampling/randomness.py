@@ -19,10 +19,12 @@ from numpy.random import Generator, Philox
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
 BLOCK_WORDS = 32  # for each augmentation
 
 # The streams of a sample: the second word of the counter.
-AUGMENT, TRANSFORM, TARGET_TRANSFORM, GLOBAL_SEEDS = range(4)
+AUGMENT, TRANSFORM, TARGET_TRANSFORM, GLOBAL_SEEDS, ERASE = range(5)
 
 _TO_UNIT = 2.0**-53
 
@@ -55,6 +57,11 @@ class SampleRandomness:
         """Return the first word, 64 bits, of one of the sample's streams."""
         self._set(self._bits, epoch, sample_id, purpose)
         return int(self._bits.random_raw())
+
+    def words(self, epoch: int, sample_id: int, purpose: int, n_words: int) -> NDArray[np.uint64]:
+        """Return the first `n_words` words, 64 bits each, of one of the sample's streams."""
+        self._set(self._bits, epoch, sample_id, purpose)
+        return self._bits.random_raw(n_words)
 
     def generator(self, epoch: int, sample_id: int, purpose: int) -> Generator:
         """Return a numpy generator for users' functions, at the start of the sample's stream, until the next call."""

@@ -79,7 +79,7 @@ def conversion(
     factors: tuple[torch.Tensor, torch.Tensor] | None = None
     dtype = None
     if given:
-        checked = make_config(source=".", color=config["color"], **given)
+        checked = make_config(source=".", color=config["color"], channels=config["channels"], **given)
         if doubt := doubts(checked):
             warn_user(doubt)
         dtype = getattr(torch, checked.dtype)

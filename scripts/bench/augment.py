@@ -26,6 +26,10 @@ KINDS = {
     "  + color_jitter": "random_resized_crop, hflip, color_jitter",
     "  + affine": "random_resized_crop, hflip, affine",
     "  + color_jitter, affine": "random_resized_crop, hflip, color_jitter, affine",
+    "  + rand_augment": "random_resized_crop, hflip, rand_augment",
+    "  + trivial_augment_wide": "random_resized_crop, hflip, trivial_augment_wide",
+    "  + random_erasing": "random_resized_crop, hflip, random_erasing",
+    "SimCLR": "random_resized_crop, hflip, color_jitter(p=0.8), grayscale(p=0.2), gaussian_blur(p=0.5)",
 }
 
 

@@ -253,3 +253,29 @@ def test_examples_of_the_page_run(data: Path, monkeypatch: pytest.MonkeyPatch, t
             exec(compile(block, "docs/fields.md", "exec"), {})
             n_run += 1
     assert n_run >= 8
+
+
+def test_a_table_in_memory_has_fields_too(data: Path) -> None:
+    columns = {
+        "path": [str(data / f"pairs/images/{number:03d}.png") for number in range(N_SAMPLES)],
+        "encoded": [(data / f"pairs/depth/{number:03d}.png").read_bytes() for number in range(N_SAMPLES)],
+        "label": ["cat", "dog"] * (N_SAMPLES // 2),
+        "vector": np.arange(3 * N_SAMPLES, dtype=np.float32).reshape(-1, 3),
+        "caption": [caption(number) for number in range(N_SAMPLES)],
+    }
+    fields = {
+        "image": Field("image", "path"),
+        "depth": Field("image", "encoded", color="gray"),
+        "label": Field("label"),
+        "vector": Field("array", dtype="float64"),
+        "caption": Field("text"),
+    }
+    with prefetchd.batches(columns, fields=fields, image_size=SIZE, **QUICK) as loader:
+        assert loader.classes == ("cat", "dog")
+        for batch in loader:
+            for row, number in enumerate(batch.sample_ids.tolist()):
+                np.testing.assert_array_equal(batch.depth[row, ..., 0], photograph(*SIZE, 100 + number)[..., 0])
+                assert batch.label[row] == number % 2
+                assert batch.vector[row].tolist() == [3 * number, 3 * number + 1, 3 * number + 2]
+            assert batch.strings("caption") == [caption(number) for number in batch.sample_ids]
+            assert batch.vector.dtype == np.float64

@@ -54,7 +54,10 @@ def test_augmented_shows_the_epochs_of_a_sample_side_by_side(tmp_path):
     write_jpeg(tmp_path / "a.jpg", (120, 160))
     (tmp_path / "m.txt").write_text("a.jpg 1\n")
     outputs = []
-    for name, augment in (("plain.png", ()), ("turned.png", ("--augment", "rotate(degrees=45)"))):
+    for name, augment in (
+        ("plain.png", ()),
+        ("turned.png", ("--augment", "rotate(degrees=45), rand_augment, random_erasing(p=1)")),
+    ):
         result = run_command("preview", tmp_path / "m.txt", *QUICK, *augment, "-o", tmp_path / name, "--augmented", "3")
         assert result.returncode == 0, result
         sheet = cv2.imread(str(tmp_path / name))

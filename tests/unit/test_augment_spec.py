@@ -45,6 +45,7 @@ def test_canonical_form_of_everything_is_its_own_canonical_form():
         "contrast": (0.6, 1.4),
         "saturation": (0.6, 1.4),
         "hue": (-0.1, 0.1),
+        "p": 1.0,
     }
 
 
@@ -68,7 +69,8 @@ def test_one_number_stands_for_a_range_around_what_changes_nothing():
     [
         ("hflp", "did you mean hflip"),
         ("RandomResizedCrop", "did you mean random_resized_crop"),
-        ("blur", "there are random_resized_crop, hflip"),
+        ("haze", "there are random_resized_crop, hflip"),
+        ("blur", "did you mean gaussian_blur"),
         ("hflip(q=1)", "no parameter 'q'; it has p"),
         ("color_jitter(brightnes=1)", "did you mean brightness"),
         ("hflip(p=1.5)", "p must be from 0 to 1"),
@@ -94,6 +96,28 @@ def test_one_number_stands_for_a_range_around_what_changes_nothing():
         ("random_resized_crop(scale=(0, 1))", "above 0 and up to 1"),
         ("random_resized_crop(scale=(0.5, 1.5))", "above 0 and up to 1"),
         ("random_resized_crop(ratio=(1e400, 1))", "a number"),
+        ("RandAugment", "did you mean rand_augment"),
+        ("invert", r"did you mean solarize\(threshold=0\)"),
+        ("CutMix", "mixes whole batches, on the device"),
+        ("solarise", "did you mean solarize"),
+        ("solarize(treshold=9)", "did you mean threshold"),
+        ("solarize(threshold=256)", "threshold must be from 0 to 255"),
+        ("posterize(bits=9)", "a whole number from 0 to 8"),
+        ("posterize(bits=2.5)", "a whole number from 0 to 8"),
+        ("gaussian_blur(kernel_size=4)", "an odd whole number"),
+        ("gaussian_blur(kernel_size=(3, 5, 7))", "an odd whole number"),
+        ("gaussian_blur(kernel_size=True)", "an odd whole number"),
+        ("gaussian_blur(sigma=0)", "above 0"),
+        ("gaussian_blur(sigma=(2, 1))", "smaller one first"),
+        ("sharpness(sharpness_factor=-1)", "a factor from 0"),
+        ("grayscale(p=2)", "p must be from 0 to 1"),
+        ("rand_augment(num_ops=0)", "a whole number from 1 to 8"),
+        ("rand_augment(num_ops=9)", "a whole number from 1 to 8"),
+        ("rand_augment(magnitude=31)", "magnitude must be from 0 to 30, for num_magnitude_bins=31"),
+        ("rand_augment(magnitude=9, num_magnitude_bins=9)", "magnitude must be from 0 to 8"),
+        ("trivial_augment_wide(num_magnitude_bins=1)", "a whole number from 2"),
+        ("trivial_augment_wide(num_ops=2)", "it has num_magnitude_bins"),
+        ("random_erasing(scale=(0.5, 2))", "above 0 and up to 1"),
         ("color_jitter(hue=0.6)", "within 0.5"),
         ("color_jitter(contrast=-1)", "0 or more"),
         (7, "must be text"),
@@ -106,6 +130,15 @@ def test_wrong_wish_is_refused_in_one_line(wrong: Any, words: str):
         make_config(source="m", augment=wrong)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("cannot use augment=")
+
+
+def test_parameters_that_one_number_or_a_pair_gives():
+    given = parameters(canonical("gaussian_blur(kernel_size=(5, 7), sigma=1), random_erasing(value=[1, 2, 3])"))
+    assert given["gaussian_blur"] == {"kernel_size": (5, 7), "sigma": (1.0, 1.0), "p": 1.0}
+    assert given["random_erasing"]["value"] == (1.0, 2.0, 3.0)
+    given = parameters(canonical("gaussian_blur(kernel_size=5), random_erasing(value='random')"))
+    assert given["gaussian_blur"]["kernel_size"] == (5, 5)
+    assert given["random_erasing"]["value"] == "random"
 
 
 def test_toml_takes_a_text_or_a_list(tmp_path):

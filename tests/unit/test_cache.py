@@ -18,9 +18,8 @@ from prefetchd.data.cache import directory, keys, lookup, segment
 from prefetchd.data.cache.daemon_side import CacheInDaemon
 from prefetchd.data.cache.directory import CacheError
 from prefetchd.data.cache.keys import check_cache
-from prefetchd.data.cache.reader_side import CacheInReader
+from prefetchd.data.cache.reader_side import CacheInReader, WriteAllowance
 from prefetchd.data.cache.run_state import RunState, StateShape, make_state
-from prefetchd.data.cache.size_limit import WriteAllowance
 from prefetchd.data.files import CLOCK_STEP_NS
 from prefetchd.data.records import Sample
 from prefetchd.errors import ConfigError
@@ -175,6 +174,10 @@ def test_a_key_follows_everything_that_may_tell_another_file(tmp_path: Path) -> 
         {"resize": "pad"},
         {"shrink_on_load": False},
         {"cache_image_size": 224},
+        {"dtype": "uint16"},
+        {"channels": 3},
+        {"channels": 4},
+        {"channels": 3, "dtype": "float32"},
     ],
 )
 def test_pipelines_that_keep_other_pixels_have_other_folders(options: dict) -> None:
@@ -199,6 +202,7 @@ def test_with_a_size_of_its_own_the_target_decides_nothing() -> None:
     [
         ({"augment": "random_resized_crop"}, "give the size at which images are kept, such as cache_image_size=(352, "),
         ({"augment": "rotate(degrees=10)"}, "augment='rotate'"),
+        ({"augment": "hflip, trivial_augment_wide"}, "augment='trivial_augment_wide'"),
         ({"target": "mask"}, "masks"),
     ],
 )
@@ -216,7 +220,11 @@ def test_a_size_without_a_cache_is_refused() -> None:
 
 
 def test_augmentation_after_the_resize_can_be_cached() -> None:
-    check_cache(make_config(source="x", cache="/c", augment="hflip, vflip, color_jitter", transform="m:f"))
+    check_cache(
+        make_config(
+            source="x", cache="/c", augment="hflip, vflip, color_jitter, equalize, random_erasing", transform="m:f"
+        )
+    )
     check_cache(make_config(source="x", cache="/c", augment="random_resized_crop", cache_image_size=256))
 
 
@@ -529,7 +537,7 @@ def open_both(cache: Path, n_samples: int = 4, **options: object) -> tuple[Cache
     config = make_config(source="x", cache=str(cache), image_size=8, **options)
     daemon = CacheInDaemon(config, "decoder 1", n_samples, (), "int64")
     facts, fds = daemon.handle()
-    return daemon, CacheInReader(facts, [os.dup(fd) for fd in fds], config.image_size, config.channels)
+    return daemon, CacheInReader(facts, [os.dup(fd) for fd in fds], config.image_size, config.n_channels)
 
 
 @pytest.fixture

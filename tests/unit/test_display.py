@@ -26,7 +26,7 @@ def test_display_undoes_what_delivery_does(layout, color, values):
     config = make_config(source="m", image_size="20x30", layout=layout, color=color, **values)
     image = photograph(20, 30)  # BGR, as it is decoded for `color`
     shown = {"rgb": image[..., ::-1], "bgr": image, "gray": image[..., 0]}[color]
-    shape = (20, 30, config.channels) if layout == "nhwc" else (config.channels, 20, 30)
+    shape = (20, 30, config.n_channels) if layout == "nhwc" else (config.n_channels, 20, 30)
     x = np.empty(shape, config.dtype)
     Normalizer(config).deliver(np.ascontiguousarray(shown), x)
     back = to_display(x, config)

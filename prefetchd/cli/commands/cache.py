@@ -86,7 +86,7 @@ def _build(name: str, config: Config) -> int:
     kept_only = dataclasses.replace(
         config,
         batch_size=_BATCH,
-        dtype="uint8",
+        dtype=config.pixel_dtype,
         scale=None,
         mean=None,
         std=None,
@@ -124,12 +124,15 @@ def _build(name: str, config: Config) -> int:
 
 def _has_room(config: Config) -> bool:
     """Return whether another row may be written, as far as this process can see."""
-    from prefetchd.data.cache.size_limit import WriteAllowance, limit_of
+    from prefetchd.data.cache.keys import limit_of
+    from prefetchd.data.cache.reader_side import WriteAllowance
 
     assert config.cache is not None
     cache = Path(config.cache).expanduser().absolute()
     height, width = config.cache_image_size or config.image_size
-    return WriteAllowance(cache, limit_of(config)).allows(height * width * config.channels)
+    return WriteAllowance(cache, limit_of(config)).allows(
+        height * width * config.n_channels * {"uint8": 1, "uint16": 2, "float32": 4}[config.pixel_dtype]
+    )
 
 
 def run_info(arguments: argparse.Namespace) -> int:

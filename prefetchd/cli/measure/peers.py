@@ -30,17 +30,22 @@ Batches = Iterator[tuple[Any, ...]]
 
 def read_image(path: str, config: Config) -> NDArray[Any] | None:
     """Return the image as a simple script decodes it, or `None` if OpenCV does not read it."""
-    image = cv2.imread(path, cv2.IMREAD_GRAYSCALE if config.color == "gray" else cv2.IMREAD_COLOR)
-    if image is None:
+    if config.is_exact:
+        flags = cv2.IMREAD_UNCHANGED
+    else:
+        flags = cv2.IMREAD_GRAYSCALE if config.color == "gray" else cv2.IMREAD_COLOR
+        flags |= cv2.IMREAD_ANYDEPTH if config.dtype == "uint16" else 0
+    image = cv2.imread(path, flags)
+    if image is None or (image.size != image.shape[0] * image.shape[1] * config.n_channels):
         return None
     height, width = config.image_size
     image = cv2.resize(image, (width, height))
-    if config.color == "rgb":
+    if config.color == "rgb" and config.n_channels == 3:
         image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    image = image.reshape(height, width, config.channels)
+    image = image.reshape(height, width, config.n_channels)
     if config.layout == "nchw":
         image = np.moveaxis(image, -1, 0)
-    return np.ascontiguousarray(image) if config.dtype == "uint8" else image.astype(config.dtype) / 255
+    return np.ascontiguousarray(image) if "int" in config.dtype else image.astype(config.dtype) / 255
 
 
 class Files:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from prefetchd.config.fields import image_config
 from prefetchd.errors import ConfigError
 from prefetchd.ring.layout import FieldLayout
 
@@ -13,34 +13,6 @@ if TYPE_CHECKING:
     from prefetchd.config.fields import Field
     from prefetchd.config.options import Config
     from prefetchd.data.records import FieldFacts
-
-# Augmentations that move pixels and change none; masks and all images of a sample get the same.
-_GEOMETRIC = ("random_resized_crop", "hflip", "vflip", "rotate", "affine")
-_VALUES = ("dtype", "scale", "mean", "std")
-
-
-def image_config(config: Config, field: Field) -> Config:
-    """Return the options of one image field or mask: those of the data set, but for what the field gives itself."""
-    changes: dict[str, Any] = {"fields": (), "transform": None}
-    if field.dtype is not None and field.kind == "image":
-        changes.update(dict.fromkeys(_VALUES))  # numbers for other pixels
-    changes.update({name: value for name in ("color", "interpolation", *_VALUES) if (value := getattr(field, name))})
-    if field.kind == "mask":
-        changes["dtype"] = config.dtype
-    if field.channels is not None:
-        changes["color"] = "gray" if field.channels == 1 else "rgb" if config.color == "gray" else config.color
-    if field.size is not None:
-        changes["image_size"] = field.size
-    if field.border is not None:
-        changes["mask_border"] = field.border
-    if not _is_jittered(field):
-        changes["augment"] = tuple(text for text in config.augment if text.partition("(")[0] in _GEOMETRIC)
-    return dataclasses.replace(config, **changes)
-
-
-def _is_jittered(field: Field) -> bool:
-    """Return whether colours change: not of an image with channels or numbers of its own, such as a depth map."""
-    return field.channels is None and field.dtype is None if field.jitter is None else field.jitter
 
 
 def leaves_of(name: str, field: Field, facts: FieldFacts, config: Config) -> tuple[FieldLayout, ...]:
@@ -54,7 +26,7 @@ def leaves_of(name: str, field: Field, facts: FieldFacts, config: Config) -> tup
 
 def _image(name: str, field: Field, facts: FieldFacts, config: Config) -> tuple[FieldLayout, ...]:
     own = image_config(config, field)
-    shape = (*own.image_size, own.channels)
+    shape = (*own.image_size, own.n_channels)
     return (FieldLayout(name, shape if own.layout == "nhwc" else (shape[2], *shape[:2]), own.dtype),)
 
 
@@ -68,7 +40,7 @@ def _label(name: str, field: Field, facts: FieldFacts, config: Config) -> tuple[
 
 
 def _array(name: str, field: Field, facts: FieldFacts, config: Config) -> tuple[FieldLayout, ...]:
-    if not facts.dtype or facts.is_fetched:
+    if facts.is_encoded:
         for parameter in ("shape", "dtype"):
             if getattr(field, parameter) is None:
                 raise ConfigError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -30,6 +30,14 @@ Rows = Sequence["NDArray[Any]"]  # one sample's row of each array of a field
 _NPY_HEAD_BYTES = 1 << 16
 
 
+class Draw(NamedTuple):
+    """Which sample, in which epoch, and its random numbers."""
+
+    epoch: int
+    sample_id: int
+    units: Sequence[float]
+
+
 class BadValue(ValueError):
     """What a `transform` returned for a field does not fit; the message follows "returned the field NAME as "."""
 
@@ -37,8 +45,8 @@ class BadValue(ValueError):
 class Part(Protocol):
     """One field of the samples, in a reader."""
 
-    def load(self, sample: Sample, sample_id: int, units: Sequence[float], rows: Rows, reserve: ReserveMemory) -> None:
-        """Load the value of a sample, and write it into `rows`; images are placed as the random numbers `units` say.
+    def load(self, sample: Sample, draw: Draw, rows: Rows, reserve: ReserveMemory) -> None:
+        """Load the value of a sample, and write it into `rows`.
 
         Raises:
             SampleFault: if it is bad.
@@ -59,21 +67,17 @@ class Encoded:
 
     Args:
         number: the field's number.
-        facts: what its values are.
         ahead: reads ahead; borrowed.
         buffer: takes the bytes; borrowed.
     """
 
-    def __init__(self, number: int, facts: FieldFacts, ahead: ReadAhead, buffer: FileBuffer) -> None:
+    def __init__(self, number: int, ahead: ReadAhead, buffer: FileBuffer) -> None:
         self._number = number
-        self._is_fetched = facts.is_fetched
         self._ahead = ahead
         self._buffer = buffer
 
     def bytes_of(self, sample: Sample, sample_id: int, reserve: ReserveMemory) -> memoryview:
         """Return the bytes, valid until the next read."""
-        if not self._is_fetched:
-            return memoryview(sample.values[self._number])
         return self._ahead.read(sample_id, sample, self._buffer, reserve, self._number)
 
 
@@ -82,17 +86,17 @@ class NumbersPart:
 
     def __init__(self, number: int, facts: FieldFacts, encoded: Encoded) -> None:
         self._number = number
-        self._encoded = encoded if facts.holds in ("files", "members", "bytes") else None
+        self._encoded = encoded if facts.is_encoded else None
         self._row: NDArray[Any]
 
-    def load(self, sample: Sample, sample_id: int, units: Sequence[float], rows: Rows, reserve: ReserveMemory) -> None:
+    def load(self, sample: Sample, draw: Draw, rows: Rows, reserve: ReserveMemory) -> None:
         """Write the numbers of the sample."""
         (row,) = rows
         self._row = row
         if self._encoded is None:
             row[...] = np.reshape(sample.values[self._number], row.shape)
         else:
-            row[...] = read_npy(self._encoded.bytes_of(sample, sample_id, reserve), row.shape, row.dtype)
+            row[...] = read_npy(self._encoded.bytes_of(sample, draw.sample_id, reserve), row.shape, row.dtype)
 
     def shown(self) -> Any:
         """Return the numbers; a scalar of numpy for a single one."""
@@ -120,16 +124,16 @@ class BytesPart:
         self._is_text = field.kind == "text"
         self._truncate = bool(field.truncate)
         self._number = number
-        self._encoded = encoded if facts.is_fetched else None
+        self._encoded = encoded if facts.is_encoded else None
         self._content: NDArray[Any]
         self._length: NDArray[Any]
 
-    def load(self, sample: Sample, sample_id: int, units: Sequence[float], rows: Rows, reserve: ReserveMemory) -> None:
+    def load(self, sample: Sample, draw: Draw, rows: Rows, reserve: ReserveMemory) -> None:
         """Write the bytes of the sample; text that is too long is cut at a character's end, if the field says so."""
         self._content, self._length = rows
         value = sample.values[self._number]
         if self._encoded is not None:
-            value = self._encoded.bytes_of(sample, sample_id, reserve)
+            value = self._encoded.bytes_of(sample, draw.sample_id, reserve)
         elif isinstance(value, str):
             value = value.encode("utf-8", "surrogateescape")
         if self._is_text:

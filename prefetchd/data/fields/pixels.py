@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prefetchd.config.fields import image_config
 from prefetchd.data.faults import RefusedImage
-from prefetchd.data.fields.layouts import image_config
-from prefetchd.data.fields.parts import BadValue, Rows
+from prefetchd.data.fields.parts import BadValue, Draw, Rows
 from prefetchd.data.images.geometry import Geometry, GeometryDraws, compose, same_aspect
 from prefetchd.data.images.masks import MaskReader
 from prefetchd.data.images.pipeline import ImageReader
@@ -31,12 +31,13 @@ class SharedGeometry:
     """The geometry of the sample at hand, which its first image draws and the others get.
 
     Args:
-        config: the options of the first image.
+        augment: the option.
+        size: (height, width) of the first image as it is delivered.
     """
 
-    def __init__(self, config: Config) -> None:
-        self._draws = GeometryDraws(config.augment, config.image_size)
-        self._size = config.image_size
+    def __init__(self, augment: tuple[str, ...], size: tuple[int, int]) -> None:
+        self._draws = GeometryDraws(augment, size)
+        self._size = size
         self.first: Geometry | None = None  # until the first image has been read
 
     def draw(self, units: Sequence[float], full_size: tuple[int, int]) -> Geometry:
@@ -93,15 +94,17 @@ class ImagePart:
         own = image_config(config, field)
         draws = shared if is_first else _Following(shared, own)
         self.reader = ImageReader(own, records, ahead, cache, part=number, draws=draws, buffer=buffer)
-        self._shape = (*own.image_size, own.channels)
+        self._shape = (*own.image_size, own.n_channels)
         self._takes_floats = own.dtype.startswith("float")
         self._pixels: NDArray[Any]
         self._row: NDArray[Any]
+        self._draw: Draw
 
-    def load(self, sample: Sample, sample_id: int, units: Sequence[float], rows: Rows, reserve: ReserveMemory) -> None:
+    def load(self, sample: Sample, draw: Draw, rows: Rows, reserve: ReserveMemory) -> None:
         """Read, decode, place and jitter the image."""
         self._row = rows[0]
-        self._pixels, _ = self.reader.place(sample, sample_id, units, self._row, reserve)
+        self._draw = draw
+        self._pixels, _ = self.reader.place(sample, draw.sample_id, draw.units, self._row, reserve)
 
     def shown(self) -> NDArray[Any]:
         """Return the pixels, (H, W, C), before they are normalised."""
@@ -124,6 +127,7 @@ class ImagePart:
     def finish(self) -> None:
         """Normalise the pixels into the row."""
         self.reader.deliver(self._pixels, self._row)
+        self.reader.erase(self._row, self._draw.units, self._draw.epoch, self._draw.sample_id)
 
 
 class MaskPart:
@@ -138,10 +142,10 @@ class MaskPart:
         self._reader = MaskReader(own, ahead, buffer, number)
         self._row: NDArray[Any]
 
-    def load(self, sample: Sample, sample_id: int, units: Sequence[float], rows: Rows, reserve: ReserveMemory) -> None:
+    def load(self, sample: Sample, draw: Draw, rows: Rows, reserve: ReserveMemory) -> None:
         """Read, decode and place the mask."""
         self._row = rows[0]
-        mask = self._reader.read(sample, sample_id, self._shared.for_target(self._size), reserve, "")
+        mask = self._reader.read(sample, draw.sample_id, self._shared.for_target(self._size), reserve, "")
         if not np.can_cast(mask.dtype, self._row.dtype):
             raise RefusedImage(f'the mask has 16 bits, and the field 8; give it dtype="{mask.dtype}"')
         self._row[...] = mask

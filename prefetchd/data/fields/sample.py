@@ -14,8 +14,8 @@ import cv2
 from prefetchd.config.augment import parameters
 from prefetchd.config.fields import parse_fields
 from prefetchd.data.faults import SampleFault
-from prefetchd.data.fields.layouts import image_config, leaves_of
-from prefetchd.data.fields.parts import BytesPart, Encoded, NumbersPart, Part
+from prefetchd.data.fields.layouts import leaves_of
+from prefetchd.data.fields.parts import BytesPart, Draw, Encoded, NumbersPart, Part
 from prefetchd.data.fields.pixels import ImagePart, MaskPart, SharedGeometry
 from prefetchd.data.files import FileBuffer
 from prefetchd.data.images import decode
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from prefetchd.config.options import Config
     from prefetchd.data.cache.reader_side import CacheInReader
     from prefetchd.data.read_ahead import ReadAhead
-    from prefetchd.data.records import Records, Sample
+    from prefetchd.data.records import RecordsWithFields, Sample
     from prefetchd.data.source import ReserveMemory
 
 _KEPT_FILE_BYTES = 4 << 20  # a larger buffer is given back after the sample that needed it
@@ -49,7 +49,11 @@ class SampleReader:
     """
 
     def __init__(
-        self, config: Config, records: Records, ahead: ReadAhead, caches: dict[int, CacheInReader] | None = None
+        self,
+        config: Config,
+        records: RecordsWithFields,
+        ahead: ReadAhead,
+        caches: dict[int, CacheInReader] | None = None,
     ) -> None:
         cv2.setNumThreads(0)
         decode.silence_decoders()
@@ -60,13 +64,13 @@ class SampleReader:
         given = parameters(config.augment)
         self._n_words = max((FIRST_WORD[name] + BLOCK_WORDS for name in given), default=0)
         first = next((name for name, field in fields.items() if field.kind == "image"), None)
-        shared = SharedGeometry(config if first is None else image_config(config, fields[first]))
+        shared = SharedGeometry(config.augment, (first is not None and fields[first].size) or config.image_size)
         self._parts: dict[str, tuple[Part, slice]] = {}
         at = 0
         for number, (name, field) in enumerate(fields.items()):
             facts = records.fields[number]
             end = at + len(leaves_of(name, field, facts, config))
-            encoded = Encoded(number, facts, ahead, self._buffer)
+            encoded = Encoded(number, ahead, self._buffer)
             part: Part
             match field.kind:
                 case "image":
@@ -101,12 +105,13 @@ class SampleReader:
             ManifestError: if the records have changed.
         """
         units = self._rng.units(epoch, sample_id, self._n_words) if self._n_words else ()
+        draw = Draw(epoch, sample_id, units)
         rows = [array[row, ...] for array in arrays]
         name = ""
         try:
             for name in self._in_turn:
                 part, places = self._parts[name]
-                part.load(sample, sample_id, units, rows[places], reserve)
+                part.load(sample, draw, rows[places], reserve)
             name = ""
             if self._functions.has_transform:
                 shown = {each: part.shown() for each, (part, _) in self._parts.items()}

@@ -21,15 +21,19 @@ if TYPE_CHECKING:
     from prefetchd.config.options import Config
     from prefetchd.data.fields.sample import SampleReader
     from prefetchd.data.files import FileBuffer
-    from prefetchd.data.records import Records, Sample
+    from prefetchd.data.records import Records, RecordsWithFields, Sample
     from prefetchd.data.source import ReserveMemory
     from prefetchd.ipc.reader_messages import Fault
     from prefetchd.ring.layout import FieldLayout
 
 
+_SCRATCH_IMAGES = 2  # of each field: pixels before they are values, and what a transform is given
+
+
 class FieldsSource(ImageSource):
     """A `Source` of samples with fields."""
 
+    _records: RecordsWithFields
     _sample_reader: SampleReader
 
     @classmethod
@@ -38,18 +42,18 @@ class FieldsSource(ImageSource):
         from prefetchd.data.fields.sample import SampleReader
 
         source = cls(config, handle["kind"], records, handle["decoder"])
-        source._sample_reader = SampleReader(config, records, source._ahead)
+        source._sample_reader = SampleReader(config, source._records, source._ahead)
         return source
 
     def _read_ahead(self) -> ReadAhead:
-        """Return what reads ahead: each field that is fetched, in the order of the fields."""
+        """Return what reads ahead: each field of encoded bytes, in the order of the fields."""
 
         def fetch(number: int, sample: Sample, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
             return self._records.fetch(sample, number, buffer, reserve)
 
         facts = self._records.fields
         return ReadAhead(
-            self._records, {number: partial(fetch, number) for number, each in enumerate(facts) if each.is_fetched}
+            self._records, {number: partial(fetch, number) for number, each in enumerate(facts) if each.is_encoded}
         )
 
     def _fields(self) -> tuple[FieldLayout, ...]:
@@ -61,9 +65,10 @@ class FieldsSource(ImageSource):
         ]
         return tuple(leaf for each in leaves for leaf in each)
 
-    def _extra_reader_bytes(self) -> int:
-        """Return what a reader holds beyond the first image: the scratch images of the others."""
-        return sum(each.row_bytes for each in self._fields()[1:])
+    @property
+    def _scratch_bytes(self) -> int:
+        """Bytes of scratch images beyond the first one, which the allowance of every reader holds."""
+        return _SCRATCH_IMAGES * sum(each.row_bytes for each in self._fields()[1:])
 
     def try_out(self, sample_id: int, reserve: ReserveMemory) -> NDArray[Any]:
         """Load one sample, in the dry run; the fields say what it delivers."""

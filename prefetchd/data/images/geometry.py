@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prefetchd.config.augment import AUGMENTATIONS, parameters
+from prefetchd.data.images.policies import Operation, rand_augment, trivial_augment_wide
 from prefetchd.sampling.randomness import BLOCK_WORDS, between
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 Map = tuple[float, float, float, float, float, float]
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
@@ -37,7 +38,8 @@ class Geometry:
         crop: the box to take; `None` if the option `resize` decides.
         hflip: whether left and right are swapped, after the resize.
         vflip: whether top and bottom are swapped, after the resize.
-        turn: the inverse of rotate and affine: from the finished target to the target before them; `None` without.
+        turn: the inverse of rotate, affine and the policies' moves: from the finished target to the target before
+            them; `None` without.
     """
 
     full_size: tuple[int, int]
@@ -94,6 +96,7 @@ class GeometryDraws:
         self._vflip = given.get("vflip")
         self._rotate = given.get("rotate")
         self._affine = given.get("affine")
+        self._policies = PolicyDraws(texts, target_size)
         self._height, self._width = target_size
 
     def draw(self, units: Sequence[float], full_size: tuple[int, int]) -> Geometry:
@@ -111,7 +114,7 @@ class GeometryDraws:
         )
 
     def _turn(self, units: Sequence[float]) -> Map | None:
-        """Return the inverse of rotate, then affine."""
+        """Return the inverse of rotate, then affine, then what the policies move."""
         back: Map | None = None
         if self._rotate is not None:
             angle = between(units[FIRST_WORD["rotate"]], self._rotate["degrees"])
@@ -120,7 +123,49 @@ class GeometryDraws:
             at = FIRST_WORD["affine"]
             inverse = _draw_affine(units[at : at + 5], self._affine, self._height, self._width)
             back = inverse if back is None else compose(back, inverse)
+        for operation in self._policies.draw(units):
+            moved = inverse_of(operation, self._height, self._width)
+            if moved is not None:
+                back = moved if back is None else compose(back, moved)
         return back
+
+
+class PolicyDraws:
+    """Draws a sample's operations of `rand_augment` and `trivial_augment_wide`, as `augment` says. Pure."""
+
+    def __init__(self, texts: tuple[str, ...], target_size: tuple[int, int]) -> None:
+        given = parameters(texts)
+        policies: dict[str, Callable[..., list[Operation]]] = {
+            "rand_augment": rand_augment,
+            "trivial_augment_wide": trivial_augment_wide,
+        }
+        self._drawn = [(FIRST_WORD[name], draw, given[name]) for name, draw in policies.items() if name in given]
+        self._target_size = target_size
+
+    def draw(self, units: Sequence[float]) -> list[Operation]:
+        """Return the operations in the order in which they are applied: none without a policy."""
+        return [
+            operation
+            for at, draw, given in self._drawn
+            for operation in draw(units[at : at + BLOCK_WORDS], *self._target_size, **given)
+        ]
+
+
+def inverse_of(operation: Operation, height: int, width: int) -> Map | None:
+    """Return the inverse of an operation that moves the pixels of a target; `None` for one that does not.
+
+    As in torchvision, shears hold the top left corner, and what is left empty is black.
+    """
+    name, strength = operation
+    if name == "shear_x":
+        return 1.0, strength, 0.0, 0.0, 1.0, 0.0
+    if name == "shear_y":
+        return 1.0, 0.0, 0.0, strength, 1.0, 0.0
+    if name == "translate_x":
+        return 1.0, 0.0, -strength, 0.0, 1.0, 0.0
+    if name == "translate_y":
+        return 1.0, 0.0, 0.0, 0.0, 1.0, -strength
+    return inverse_affine(height, width, strength) if name == "rotate" else None
 
 
 def random_resized_crop(

@@ -11,20 +11,24 @@ from prefetchd.data.images.working_memory import LIMIT_BYTES_A_PIXEL, claimed_by
 
 if TYPE_CHECKING:
     from prefetchd.config.options import Config
+    from prefetchd.data.images.exact import Wanted
     from prefetchd.data.images.headers.header import ImageHeader
 
 
-def checked_header(data: memoryview, config: Config) -> ImageHeader:
-    """Return the header of an encoded image that is within the limits.
+def checked_header(data: memoryview, config: Config, wanted: Wanted | None = None) -> ImageHeader:
+    """Return the header of an encoded image that is within the limits, and is as `wanted`; of a mask without.
 
     Raises:
-        RefusedImage: if it has too many pixels, or takes too much memory to decode.
+        RefusedImage: if it has too many pixels, or takes too much memory to decode, or has other channels or bits.
     """
     header = decode.identify(data)
     most = config.max_image_pixels
     if header.pixels > most:
         raise RefusedImage(f"{header.width_px}x{header.height_px} has more pixels than max_image_pixels={most}")
-    claimed, limit = claimed_bytes(header, shrink_on_load=config.shrink_on_load), limit_bytes(most)
+    if wanted is not None:
+        wanted.check(header)
+    claim = claimed_bytes if wanted is None else wanted.claimed_bytes
+    claimed, limit = claim(header, shrink_on_load=config.shrink_on_load), limit_bytes(most)
     if claimed > limit:
         raise RefusedImage(
             f"the {header.format.upper()} ({header.describe()}) takes {format_bytes(claimed)} to decode, and the "

@@ -108,17 +108,17 @@ def decode_mask(data: memoryview, header: ImageHeader) -> NDArray[Any]:
     if header.format == "jpeg" or header.channels <= 2:
         if header.bits > 8:
             return _decode_deep(data, header)
-        return _unscaled(decode.decode_image(data, header, color="gray", reduction=1), header)
+        return unscaled(decode.decode_image(data, header, color="gray", reduction=1), header)
     pixels = decode.decode_image(data, header, color="bgr", reduction=1)
     blue, green, red = cv2.split(pixels)
     if not (np.array_equal(blue, green) and np.array_equal(blue, red)):
         raise UndecodableImage(
             f"the mask is a {header.format.upper()} in colour; a mask has one channel, or a palette (PNG)"
         )
-    return _unscaled(np.asarray(blue), header)
+    return unscaled(np.asarray(blue), header)
 
 
-def _unscaled(pixels: NDArray[Any], header: ImageHeader) -> NDArray[Any]:
+def unscaled(pixels: NDArray[Any], header: ImageHeader) -> NDArray[Any]:
     """Undo OpenCV's scaling of a plain-text PGM or PPM, from 0 to its largest number, to 0 to 255."""
     if header.scaled_from in (0, 255):
         return pixels

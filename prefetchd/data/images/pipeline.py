@@ -1,4 +1,4 @@
-"""One sample into its row: read -> header -> limits -> decode -> place -> jitter -> user's functions -> values.
+"""One sample into its row: read -> header -> limits -> decode -> place -> change -> user's function -> values -> erase.
 
 Loaded in readers only (it imports cv2). Each step is checked before it costs anything: a header that claims too many
 pixels is refused before they are decoded, and working memory beyond the allowance is reserved before it is taken.
@@ -18,15 +18,16 @@ from prefetchd.data.faults import SampleFault, UndecodableImage
 from prefetchd.data.files import FileBuffer
 from prefetchd.data.images import decode
 from prefetchd.data.images.cacheable import KeptImages
-from prefetchd.data.images.color_jitter import ColorJitter
+from prefetchd.data.images.erasing import Erasing
+from prefetchd.data.images.exact import Wanted
 from prefetchd.data.images.geometry import FIRST_WORD, Box, Draws, Geometry, GeometryDraws
 from prefetchd.data.images.headers.header import ImageHeader
 from prefetchd.data.images.limits import checked_header
 from prefetchd.data.images.masks import MaskReader
 from prefetchd.data.images.normalize import Normalizer
+from prefetchd.data.images.pixel_changes import PixelChanges
 from prefetchd.data.images.resample import Placer
 from prefetchd.data.images.user_functions import UserFunctions
-from prefetchd.data.images.working_memory import decode_working_bytes
 from prefetchd.data.read_ahead import MASK_PART, ReadAhead
 from prefetchd.data.records import Records
 from prefetchd.data.source import ReserveMemory
@@ -86,6 +87,7 @@ class ImageReader:
         self._records = records
         self._ahead = ahead or ReadAhead(records)
         self._buffer = buffer or FileBuffer()
+        self._wanted = Wanted.of(config)
         self._normalizer = Normalizer(config)
         self._rng = SampleRandomness(config.seed)
         self._functions = UserFunctions(config, self._rng)
@@ -93,7 +95,8 @@ class ImageReader:
         self._draws = draws or GeometryDraws(config.augment, config.image_size)
         given = parameters(config.augment)
         self._n_words = max((FIRST_WORD[name] + BLOCK_WORDS for name in given), default=0)
-        self._jitter = ColorJitter(given["color_jitter"], config.color) if "color_jitter" in given else None
+        self._changes = PixelChanges(config.augment, config.image_size, config.color, config.n_channels)
+        self._erasing = Erasing(config, self._rng) if "random_erasing" in given else None
         self._placer = Placer(config.image_size, config.resize, config.interpolation)
         self._masks: MaskReader | None = None
         if config.target == "mask":
@@ -144,14 +147,14 @@ class ImageReader:
             MemoryError: if there is not enough memory.
         """
         config = self._config
-        shape = (*config.image_size, config.channels)
+        shape = (*config.image_size, config.n_channels)
         x = np.empty(shape if config.layout == "nhwc" else (shape[2], *shape[:2]), config.dtype)
         target = self._load(sample, sample_id, 0, x, reserve)
         return self._functions.target(target, 0, sample_id)
 
     def place(
         self, sample: Sample, sample_id: int, units: Sequence[float], x: NDArray[Any], reserve: ReserveMemory
-    ) -> tuple[NDArray[np.uint8], Geometry]:
+    ) -> tuple[NDArray[Any], Geometry]:
         """Return the sample's pixels as `units` place and jitter them, and their geometry.
 
         The pixels are `x` itself, or memory that is used again; `deliver` writes them into `x`.
@@ -159,16 +162,21 @@ class ImageReader:
         image, geometry, crop = self._read(sample, sample_id, units, reserve)
         pixels = self._normalizer.canvas(x)
         self._placer.place(image, geometry, crop, pixels)
-        if self._jitter is not None:
-            self._jitter.apply(pixels, units)
+        if self._changes:
+            self._changes.apply(pixels, units)
         return pixels, geometry
 
     def deliver(self, pixels: NDArray[Any], x: NDArray[Any]) -> None:
         """Write finished pixels, or floating numbers in their place, into `x` as values."""
-        if pixels.dtype == np.uint8:
+        if pixels.dtype == self._wanted.dtype:
             self._normalizer.deliver(pixels, x)
         else:
             self._normalizer.deliver_floats(pixels, x)
+
+    def erase(self, x: NDArray[Any], units: Sequence[float], epoch: int, sample_id: int) -> None:
+        """Erase a box of the delivered image, if `augment` says so."""
+        if self._erasing is not None:
+            self._erasing.apply(x, units, epoch, sample_id)
 
     def _load(self, sample: Sample, sample_id: int, epoch: int, x: NDArray[Any], reserve: ReserveMemory) -> Any:
         """Write the pixels into `x`; return the label, as a numpy scalar or vector, or the mask."""
@@ -190,12 +198,13 @@ class ImageReader:
                 pixels, epoch, sample_id, mask if self._functions.takes_masks else None
             )
             mask = mask if turned is None else turned
-            self.deliver(values.reshape(pixels.shape) if values.dtype == np.uint8 else values, x)
+            self.deliver(values.reshape(pixels.shape) if values.dtype == pixels.dtype else values, x)
+        self.erase(x, units, epoch, sample_id)
         return self._label(sample, sample_id) if mask is None else mask
 
     def _read(
         self, sample: Sample, sample_id: int, units: Sequence[float], reserve: ReserveMemory
-    ) -> tuple[NDArray[np.uint8], Geometry, Box | None]:
+    ) -> tuple[NDArray[Any], Geometry, Box | None]:
         """Return the decoded image, the geometry that `units` give it, and its crop in the decoded image."""
         config = self._config
         if self._kept is not None:
@@ -213,18 +222,16 @@ class ImageReader:
             top, _, tall, _ = geometry.crop
             bottom = -(-(top + tall) // reduction)  # the crop in the decoded image ends there or above
             n_rows = decode.rows_to_decode(header, reduction, bottom)
-        working_bytes = decode_working_bytes(header, len(data), color=config.color, reduced=reduction)
+        working_bytes = self._wanted.working_bytes(header, len(data), reduction)
         self._ahead.make_room(working_bytes)
         reserve(working_bytes)
-        image = decode.decode_image(data, header, color=config.color, reduction=reduction, n_rows=n_rows)
+        image = self._wanted.decode(data, header, reduction=reduction, n_rows=n_rows)
         height, width = image.shape[:2]
         if height == -(-n_rows // reduction):
             height = -(-header.height_px // reduction)  # of all rows, decoded or not
         return image, geometry, geometry.reduced_crop(reduction, height, width)
 
-    def _kept_image(
-        self, kept: KeptImages, sample: Sample, sample_id: int, reserve: ReserveMemory
-    ) -> NDArray[np.uint8]:
+    def _kept_image(self, kept: KeptImages, sample: Sample, sample_id: int, reserve: ReserveMemory) -> NDArray[Any]:
         """Return the image that is the same in every epoch, from the cache or decoded for it."""
         if self._cache is not None:
             self._ahead.make_room(kept.n_bytes)  # of a row that is read
@@ -238,11 +245,11 @@ class ImageReader:
                 return found
         data, header = self._encoded(sample, sample_id, reserve)
         reduction = kept.reduction(header) if self._config.shrink_on_load else 1
-        working = decode_working_bytes(header, len(data), color=self._config.color, reduced=reduction)
+        working = self._wanted.working_bytes(header, len(data), reduction)
         working += kept.n_bytes if kept.n_bytes > _SMALL_IMAGE_BYTES else 0
         self._ahead.make_room(working)
         reserve(working)
-        image = kept.make(decode.decode_image(data, header, color=self._config.color, reduction=reduction))
+        image = kept.make(self._wanted.decode(data, header, reduction=reduction))
         if self._cache is not None:
             self._cache.store(sample, sample_id, image, self._ahead.began_ns)
         return image
@@ -250,7 +257,7 @@ class ImageReader:
     def _encoded(self, sample: Sample, sample_id: int, reserve: ReserveMemory) -> tuple[memoryview, ImageHeader]:
         """Return the encoded bytes of the sample's image, and their header."""
         data = self._ahead.read(sample_id, sample, self._buffer, reserve, self._part)
-        header = checked_header(data, self._config)
+        header = checked_header(data, self._config, self._wanted)
         if self.on_read is not None:
             self.on_read(sample, data, header)
         return data, header

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 
 _MAX_TASK_ROWS = 64
+_SCRATCH_IMAGES = 3  # of the placer, and of the normalizer with `nchw`
 _REASON_CHARACTERS = 400  # in a report of faults
 
 
@@ -62,7 +63,7 @@ class ImageSource:
         return ReadAhead(self._records, {0: self._records.read, MASK_PART: read_mask})
 
     @classmethod
-    def open(cls, config: Config, kind: str, records: Records) -> ImageSource:
+    def open(cls, config: Config, kind: str, records: Records) -> Self:
         """Return, in the daemon, the source of the images that `records` list.
 
         Users' functions and masks are tried on a sample first.
@@ -97,7 +98,7 @@ class ImageSource:
             from prefetchd.data.cache.reader_side import CacheInReader
             from prefetchd.data.images.cacheable import CachedRows
 
-            cache = CacheInReader(handle["cache"], cache_fds, config.image_size, config.channels)
+            cache = CacheInReader(handle["cache"], cache_fds, config.image_size, config.n_channels, config.pixel_dtype)
             source._rows = CachedRows(config, cache, records)
         source._reader = ImageReader(config, records, source._ahead, cache)
         return source
@@ -130,9 +131,7 @@ class ImageSource:
             fields=self._fields(),
             classes=records.classes,
             shared_bytes=records.shared_bytes + (0 if self._cache is None else self._cache.shared_bytes),
-            reader_bytes=records.reader_bytes
-            + (0 if dry_run is None else dry_run.reader_bytes)
-            + self._extra_reader_bytes(),
+            reader_bytes=records.reader_bytes + (0 if dry_run is None else dry_run.reader_bytes) + self._scratch_bytes,
             max_task_rows=_MAX_TASK_ROWS,
             answers_together=False,  # after a quick image may come a slow one, or a function that hangs
         )
@@ -143,7 +142,7 @@ class ImageSource:
         A label is () or (k,), int64 or float32; with masks or `target_transform` the dry run has found what it is.
         """
         config = self._config
-        shape = (*config.image_size, config.channels)
+        shape = (*config.image_size, config.n_channels)
         x = (shape if config.layout == "nhwc" else (shape[2], *shape[:2])), config.dtype
         if self._dry_run is not None:
             return xy_fields(x, (tuple(self._dry_run.y_shape), self._dry_run.y_dtype))
@@ -170,9 +169,12 @@ class ImageSource:
             sample_ids = self._rows.unknown(sample_ids)
         self._ahead.expect(sample_ids)
 
-    def _extra_reader_bytes(self) -> int:
-        """Return what a reader holds beyond one image, which is in every reader's share."""
-        return 0
+    @property
+    def _scratch_bytes(self) -> int:
+        """Bytes of scratch images beyond those of three bytes a pixel, which the allowance of every reader holds."""
+        height, width = self._config.image_size
+        pixel_bytes = self._config.n_channels * {"uint8": 1, "uint16": 2, "float32": 4}[self._config.pixel_dtype]
+        return _SCRATCH_IMAGES * height * width * max(0, pixel_bytes - 3)
 
     def check_unchanged(self) -> None:
         """Raise `ManifestError` if the records are no longer what was opened."""

@@ -115,8 +115,9 @@ class UserFunctions:
 
     def __init__(self, config: Config, rng: randomness.SampleRandomness) -> None:
         self._rng = rng
-        self._shape = (*config.image_size, config.channels)
-        self._floats_too = config.dtype != "uint8"
+        self._shape = (*config.image_size, config.n_channels)
+        self._pixel_dtype = config.pixel_dtype
+        self._floats_too = config.dtype.startswith("float")
         self._transform_name = "transform", config.transform
         self._target_name = "target_transform", config.target_transform
         self._transform: Callable[..., Any] | None = None
@@ -144,7 +145,7 @@ class UserFunctions:
         return self._is_pipeline
 
     def transform(
-        self, pixels: NDArray[np.uint8], epoch: int, sample_id: int, mask: NDArray[Any] | None = None
+        self, pixels: NDArray[Any], epoch: int, sample_id: int, mask: NDArray[Any] | None = None
     ) -> tuple[NDArray[Any], NDArray[Any] | None]:
         """Return what `transform` gives for a copy of `pixels`, (H, W, C), and the mask, if it takes masks.
 
@@ -230,7 +231,7 @@ class UserFunctions:
         return value
 
     def _call_pipeline(
-        self, image: NDArray[np.uint8], rng: np.random.Generator, mask: NDArray[Any] | None
+        self, image: NDArray[Any], rng: np.random.Generator, mask: NDArray[Any] | None
     ) -> tuple[Any, NDArray[Any] | None]:
         """Call an Albumentations pipeline, which has a random state of its own in newer versions."""
         pipeline: Any = self._transform
@@ -260,9 +261,11 @@ class UserFunctions:
         fits = isinstance(result, np.ndarray) and (
             result.shape == self._shape or (gray and result.shape == self._shape[:2])
         )
-        if fits and (result.dtype == np.uint8 or (self._floats_too and result.dtype.kind == "f")):
+        if fits and (result.dtype == self._pixel_dtype or (self._floats_too and result.dtype.kind == "f")):
             return ""
-        dtypes = "uint8 or floating point" if self._floats_too else 'uint8 (dtype="float32" takes floating point too)'
+        dtypes = f'{self._pixel_dtype} (dtype="float32" takes floating point too)'
+        if self._floats_too:
+            dtypes = "floating point" if self._pixel_dtype == "float32" else "uint8 or floating point"
         return f"{_what(result)}, and it must be an array of {self._shape} {dtypes}"
 
 

@@ -1,1 +1,1 @@
-"""Samples listed in a column store: the columns of each field, from CSV, JSONL, folders of pairs and more."""
+"""Samples that a table of columns lists: from the trainer's memory, or from Arrow files."""

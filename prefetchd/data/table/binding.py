@@ -63,8 +63,9 @@ def bind(fields: Mapping[str, Field], columns: Columns, source: str) -> tuple[li
 
     Args:
         fields: the option, by name.
-        columns: the table, as it was read or given. The attribute `members` lists columns of places in larger files,
-            `files` those that are paths to every kind, and `classes` the names of the classes of columns of numbers.
+        columns: the table, as it was read or given. Of its attributes, `images` has for a column of encoded bytes the
+            columns that hold them (`columns.arrow`), `paths` lists columns that are paths to every kind, and `classes`
+            has the names of the classes of columns of numbers.
         source: the data set's name in errors.
 
     Raises:
@@ -77,14 +78,15 @@ def bind(fields: Mapping[str, Field], columns: Columns, source: str) -> tuple[li
     for name, field in fields.items():
         column = field.column or name
         if column.startswith(".") and column not in columns:
-            if primary is None or primary not in columns or _holds("image", columns[primary], columns) != "files":
+            image = None if primary is None else columns.get(_encoded_in(primary, columns))
+            if image is None or _holds("image", image, columns) != "files":
                 raise ConfigError(
                     f"cannot take the field {name} of {source} from files {column!r} beside the image: the first image "
                     "is no file of its own; give it a column"
                 )
-            bindings.append(Binding(name, primary, column, FieldFacts("files")))
+            bindings.append(Binding(name, image.layout.name, column, FieldFacts("files")))
             continue
-        found = _column(column, columns, name, source)
+        found = _column(_encoded_in(column, columns), columns, name, source)
         if found.missing is not None:
             row = int(found.missing.argmax())
             raise ManifestError(
@@ -126,11 +128,17 @@ def _bind(name: str, field: Field, column: Column, columns: Columns, source: str
     return Binding(name, layout.name, "", facts)
 
 
+def _encoded_in(name: str, columns: Columns) -> str:
+    """Return the column that has the encoded bytes of the column `name`, or their places, or that column itself."""
+    parts = columns.attributes.get("images", {}).get(name, {})
+    return str(next((parts[each] for each in ("place", "bytes", "path") if each in parts), name))
+
+
 def _holds(kind: str, column: Column, columns: Columns) -> Holds | None:
     """Return what `column` holds to a field of `kind`; `None` if it cannot serve it."""
-    if column.layout.name in columns.attributes.get("members", ()):
+    if any(column.layout.name == each.get("place") for each in columns.attributes.get("images", {}).values()):
         return "members" if kind in (*_ENCODED, "array", "text") else None
-    if column.layout.name in columns.attributes.get("files", ()):
+    if column.layout.name in columns.attributes.get("paths", ()):
         return "files" if kind in (*_ENCODED, "array", "text") else None
     match column.layout.kind:
         case "strings":

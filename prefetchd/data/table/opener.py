@@ -6,9 +6,11 @@ import os
 from typing import TYPE_CHECKING
 
 from prefetchd.config.fields import parse_fields
+from prefetchd.data.fields.source import FieldsSource
 from prefetchd.data.files import check_complete, identity_of
+from prefetchd.data.first_look import check_some_exist
 from prefetchd.data.kinds import ARRAY_OPTIONS, LIST_OPTIONS, SEQUENCE_OPTIONS, refuse_given
-from prefetchd.data.table.records import TableRecords
+from prefetchd.data.table.field_records import FieldRecords
 from prefetchd.errors import ConfigError, ManifestError, one_line
 
 if TYPE_CHECKING:
@@ -24,7 +26,24 @@ def wanted_columns(config: Config) -> list[str]:
     return list(dict.fromkeys(column for column in columns if not column.startswith(".")))
 
 
-def open_table(config: Config, kind: str) -> TableRecords:
+def open_fields(config: Config, records: FieldRecords) -> FieldsSource:
+    """Return the source of these records, which it owns.
+
+    Raises:
+        ManifestError: if none of the files of a field is there.
+        ConfigError: if the options contradict each other or the data.
+    """
+    try:
+        for number, (name, facts) in enumerate(zip(parse_fields(config.fields), records.fields, strict=True)):
+            if facts.holds == "files":
+                check_some_exist(records, config, (number, name))
+        return FieldsSource.open(config, "fields", records)
+    except BaseException:
+        records.close()
+        raise
+
+
+def open_table(config: Config, kind: str) -> FieldRecords:
     """Return the records of `config.source`, with the columns that its fields name.
 
     Raises:
@@ -38,7 +57,7 @@ def open_table(config: Config, kind: str) -> TableRecords:
     if os.path.isdir(path) and kind == "manifest":
         from prefetchd.data.table.pairs import read_pairs
 
-        return TableRecords.open(config, read_pairs(path, name, config), root=path)
+        return FieldRecords.open(config, read_pairs(path, name, config), root=path)
     if kind == "manifest" and suffix in (*_TEXT, *_JSON):
         return _open_list(config, path, name, is_json=suffix in _JSON)
     raise ConfigError(
@@ -46,7 +65,7 @@ def open_table(config: Config, kind: str) -> TableRecords:
     )
 
 
-def _open_list(config: Config, path: str, name: str, *, is_json: bool) -> TableRecords:
+def _open_list(config: Config, path: str, name: str, *, is_json: bool) -> FieldRecords:
     before = identity_of(path)
     if is_json:
         from prefetchd.data.table.jsonl import read_jsonl
@@ -62,4 +81,4 @@ def _open_list(config: Config, path: str, name: str, *, is_json: bool) -> TableR
         columns.close()
         raise
     root = os.path.dirname(path) if config.root is None else os.path.abspath(os.path.expanduser(config.root))
-    return TableRecords.open(config, columns, root=root, line=line, files=[path])
+    return FieldRecords.open(config, columns, root=root, line=line, files=[path])

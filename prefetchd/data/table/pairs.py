@@ -67,7 +67,7 @@ def read_pairs(folder: str, name: str, config: Config) -> Columns:
     with ColumnsWriter(len(in_order)) as writer:
         for column, others in found.items():
             writer.add_strings(column, text_blocks([others[stem] for stem in in_order]))
-        return Columns.attach(*writer.finish({"files": list(found)}))
+        return Columns.attach(*writer.finish({"paths": list(found)}))
 
 
 def _folders(folder: str) -> list[str]:
