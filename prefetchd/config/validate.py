@@ -119,6 +119,7 @@ def _check_together(config: Config) -> None:
         )
     if config.fields:
         _check_fields(config)
+    _check_objects(config)
     _check_channels(config)
     _check_erased(config)
     if config.target == "mask" and config.label_columns not in (None, 1):
@@ -150,6 +151,17 @@ def _check_fields(config: Config) -> None:
                 _check_together(fields.image_config(config, field))
             except ConfigError as error:
                 raise ConfigError(f"cannot use the field {name}: {error}") from None
+
+
+def _check_objects(config: Config) -> None:
+    """Raise `ConfigError` for functions that would see an image without its boxes or keypoints, or these without it."""
+    if config.target in ("boxes", "keypoints"):
+        for name in ("transform", "target_transform"):
+            if getattr(config, name) is not None:
+                raise ConfigError(
+                    f"cannot use {name} with target={config.target!r}: it does not see the image and its "
+                    f"{config.target} together; use augment, or change batches in the loop"
+                )
 
 
 def _check_channels(config: Config) -> None:

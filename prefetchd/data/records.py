@@ -30,6 +30,7 @@ class Sample(NamedTuple):
         line: its line in the list, from 1; 0 where no line names it, as in a directory.
         place: where in the file, in numbers that only its own records read; empty if the file is the sample.
         values: of each field of the option `fields`, in order: a number, an array, text, bytes, or what `fetch` takes.
+            Without fields what else its records have of it, such as boxes.
     """
 
     path: str

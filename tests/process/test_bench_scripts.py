@@ -26,6 +26,7 @@ SCRIPTS = {
     "budget": ("--only '2 readers' --seconds 0.2", "2 readers"),
     "cache": ("MANIFEST --images 64 --image-size 32 --batch-size 8 --batches 16 --rounds 1", "bare copy"),
     "chaos": ("--cells --only daemon-SIGKILL-ready", "1 of 116 cells, 0 promises broken"),
+    "detection": ("MANIFEST --rounds 1 --epochs 1", "prefetchd"),
     "decode": ("MANIFEST --images 8 --rounds 1", "cv2, full size"),
     "footprint": ("MANIFEST --seconds 0.2", "ALLOWANCE_BYTES"),
     "handoff": ("MANIFEST --batches 2 --warm-up 1", "arrays, tight loop"),

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, Self
 from prefetchd.config.options import Config
 from prefetchd.data.cache.keys import check_cache
 from prefetchd.data.faults import FaultKind, SampleFault
+from prefetchd.data.images.objects import object_fields
 from prefetchd.data.read_ahead import MASK_PART, ReadAhead, read_mask
 from prefetchd.data.records import Records
 from prefetchd.data.source import ReserveMemory, SourceFacts
+from prefetchd.data.table.object_records import ObjectRecords
 from prefetchd.errors import one_line
 from prefetchd.ipc.reader_messages import DryRunDone, Fault
 from prefetchd.ring.layout import FieldLayout, xy_fields
@@ -100,7 +102,12 @@ class ImageSource:
 
             cache = CacheInReader(handle["cache"], cache_fds, config.image_size, config.n_channels, config.pixel_dtype)
             source._rows = CachedRows(config, cache, records)
-        source._reader = ImageReader(config, records, source._ahead, cache)
+        objects = None
+        if isinstance(records, ObjectRecords):
+            from prefetchd.data.images.objects import ObjectTarget
+
+            objects = ObjectTarget(config, records.objects)
+        source._reader = ImageReader(config, records, source._ahead, cache, objects)
         return source
 
     @property
@@ -146,6 +153,8 @@ class ImageSource:
         x = (shape if config.layout == "nhwc" else (shape[2], *shape[:2])), config.dtype
         if self._dry_run is not None:
             return xy_fields(x, (tuple(self._dry_run.y_shape), self._dry_run.y_dtype))
+        if isinstance(self._records, ObjectRecords):
+            return FieldLayout("x", *x), *object_fields(config, self._records.objects)
         return xy_fields(x, (self._records.label_shape, self._records.label_dtype))
 
     @property
@@ -216,10 +225,11 @@ class ImageSource:
         reserve: ReserveMemory,
     ) -> list[Fault]:
         assert self._reader is not None, "only in a process that attached"
-        x, y = arrays
+        x, *targets = arrays
         faults = []
         for sample_id, row, sample in zip(sample_ids, rows, samples, strict=True):
-            fault = self._reader.load(sample, int(sample_id), epoch, x[row], y[row, ...], reserve)
+            rows_of_y = [target[row, ...] for target in targets]
+            fault = self._reader.load(sample, int(sample_id), epoch, x[row], rows_of_y, reserve)
             if fault is not None:
                 faults.append(self._report(fault, row, int(sample_id), is_alone=len(rows) == 1))
         return faults
