@@ -107,6 +107,30 @@ def test_a_dataset_is_served_from_its_mapped_files_and_from_its_folder(photograp
     assert "50" in result.stdout
 
 
+def test_fields_come_from_tables_and_arrow_files(photographs, columns, images, tmp_path):
+    """Also from a shuffled data set; a state fits wherever the trainer stands."""
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {"img": datasets.Image(), "y": datasets.Value("int64"), "note": datasets.Value("string")}
+    )
+    rows = {"img": [{"bytes": image, "path": None} for image in images], "y": columns["label"], "note": columns["path"]}
+    made = datasets.Dataset.from_dict({**rows}, features=features)
+    made.save_to_disk(str(tmp_path / "saved"))
+    saved = datasets.load_from_disk(str(tmp_path / "saved"))
+    fields = {"image": prefetchd.Field("image", "img"), "note": prefetchd.Field("text"), "y": prefetchd.Field("label")}
+    expected = [batch.x for batch in prefetchd.batches(photographs, **OPTIONS)]
+    for source in (made, saved, str(tmp_path / "saved"), made.to_pandas().to_dict("list")):
+        if isinstance(source, dict):
+            source["img"] = images
+        with prefetchd.batches(source, fields=fields, **OPTIONS) as loader:
+            for batch, x in zip(loader, expected, strict=True):
+                np.testing.assert_array_equal(batch.image, x)
+                assert batch.y.tolist() == batch.sample_ids.tolist()
+                assert batch.strings("note") == [columns["path"][row] for row in batch.sample_ids]
+    with prefetchd.batches(saved.select([7, 3]), fields=fields, **OPTIONS) as loader:
+        assert next(iter(loader)).y.tolist() == [7, 3]
+
+
 def test_arrays_in_memory_are_rows(tmp_path):
     x, y = np.arange(60, dtype=np.float32).reshape(20, 3), np.arange(20, dtype=np.int16)[::-1]
     with prefetchd.batches((x, y), batch_size=6, shuffle=True, seed=3, num_workers=1) as loader:

@@ -8,21 +8,22 @@ from functools import partial
 from operator import itemgetter
 from typing import Any
 
-from prefetchd.client.in_memory.table import Add, check_rows, write_table
+from prefetchd.client.in_memory.table import Add, check_rows, wanted_columns, write_table
 from prefetchd.columns.passed import PassedTable
 from prefetchd.columns.values import add_values
 from prefetchd.columns.writer import ColumnsWriter
+from prefetchd.config.options import Config
 from prefetchd.errors import ManifestError
 
 _MOST_VALUES = 4096
 
 
-def of_rows(rows: Sequence[Any]) -> PassedTable:
+def of_rows(rows: Sequence[Any], config: Config) -> PassedTable:
     """Serve a list whose entries are samples: a path or bytes, a tuple of it and labels, or a dictionary."""
     check_rows("the list", len(rows))
     first = rows[0]
     if isinstance(first, Mapping):
-        return _of_dictionaries(rows)
+        return _of_dictionaries(rows, config)
     if isinstance(first, str | bytes | os.PathLike):
         return _table(f"<list of {len(rows)} samples>", {"path": rows})
     if not isinstance(first, tuple | list):
@@ -64,7 +65,7 @@ def _check_widths(rows: Sequence[Any], width: int) -> None:
             )
 
 
-def _of_dictionaries(rows: Sequence[Any]) -> PassedTable:
+def _of_dictionaries(rows: Sequence[Any], config: Config) -> PassedTable:
     keys = list(rows[0])
     for number, row in enumerate(rows):
         if not isinstance(row, Mapping) or row.keys() != rows[0].keys():
@@ -75,7 +76,7 @@ def _of_dictionaries(rows: Sequence[Any]) -> PassedTable:
     adds: dict[str, Add] = {}
     for key in keys:
         adds[str(key)] = partial(_add_key, rows=rows, key=key)
-    return write_table(f"<list of {len(rows)} dictionaries>", len(rows), adds, None)
+    return write_table(f"<list of {len(rows)} dictionaries>", len(rows), adds, wanted_columns(config, list(adds)))
 
 
 def _add_key(writer: ColumnsWriter, rows: Sequence[Any], key: Any) -> None:

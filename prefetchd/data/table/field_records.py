@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Self
 
 from prefetchd.columns.store import Columns
@@ -90,7 +91,7 @@ class FieldRecords:
             "root": root,
             "line": line,
             "files": [[path, identity_of(path)] for path in files],
-            "digest": columns.handle()[0]["digest"][:16],
+            "digest": _digest(bindings, columns, made),
             "kinds": [field.kind for field in fields.values()],
         }
         return cls(facts, bindings, columns, made)
@@ -202,3 +203,15 @@ class FieldRecords:
         for path, identity in self._facts["files"]:
             check_unchanged(path, identity, one_line(path))
         self._pieces.check_unchanged()
+
+
+def _digest(bindings: Sequence[Binding], columns: Columns, made: Columns | None) -> str:
+    """Return 16 hexadecimal digits that follow the values of the fields, and not where files lie."""
+    digest = blake2b(digest_size=8)
+    for binding in bindings:
+        column = (made if made is not None and binding.column in made else columns)[binding.column]
+        content = column.layout.digest
+        if binding.facts.holds == "members":  # the lengths of the pieces
+            content = blake2b(column.values[:, 2].tobytes(), digest_size=16).hexdigest()
+        digest.update(repr((binding.suffix, content, binding.facts.classes)).encode())
+    return digest.hexdigest()

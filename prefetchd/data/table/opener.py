@@ -60,6 +60,11 @@ def open_table(config: Config, kind: str) -> FieldRecords:
         return FieldRecords.open(config, read_pairs(path, name, config), root=path)
     if kind == "manifest" and suffix in (*_TEXT, *_JSON):
         return _open_list(config, path, name, is_json=suffix in _JSON)
+    if kind == "arrow":
+        from prefetchd.data.table.arrow_files import read_arrow_files
+
+        columns, root = read_arrow_files(config, wanted_columns(config))
+        return FieldRecords.open(config, columns, root=os.path.abspath(os.path.expanduser(root)))
     raise ConfigError(
         f"cannot serve fields from {name}: give a .csv, .tsv or .jsonl file, or a directory with a folder a field"
     )
