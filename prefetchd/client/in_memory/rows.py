@@ -21,6 +21,7 @@ _MOST_VALUES = 4096
 def of_rows(rows: Sequence[Any], config: Config) -> PassedTable:
     """Serve a list whose entries are samples: a path or bytes, a tuple of it and labels, or a dictionary."""
     check_rows("the list", len(rows))
+    rows = rows if isinstance(rows, list | tuple) else list(rows)
     first = rows[0]
     if isinstance(first, Mapping):
         return _of_dictionaries(rows, config)

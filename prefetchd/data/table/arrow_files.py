@@ -31,12 +31,12 @@ class ArrowFiles(TableRecords):
     @classmethod
     def open(cls, config: Config) -> Self:
         """Index the files that `config.source` names; raises as `read_arrow_files`, or if a row does not fit."""
-        columns, root = read_arrow_files(config)
-        return cls.make(columns, replace(config, root=root), one_line(config.source))
+        columns, root, paths = read_arrow_files(config)
+        return cls.make(columns, replace(config, root=root), one_line(config.source), paths[0])
 
 
-def read_arrow_files(config: Config, wanted: Collection[str] | None = None) -> tuple[Columns, str]:
-    """Return the columns of the files that `config.source` names, which the caller owns, and where paths start.
+def read_arrow_files(config: Config, wanted: Collection[str] | None = None) -> tuple[Columns, str, list[str]]:
+    """Return the columns, which the caller owns, of the files that `config.source` names, where paths start, and those.
 
     Args:
         config: the options.
@@ -58,7 +58,7 @@ def read_arrow_files(config: Config, wanted: Collection[str] | None = None) -> t
         columns.close()
         raise
     folder = source if os.path.isdir(source) else os.path.dirname(paths[0])
-    return columns, folder if config.root is None else config.root
+    return columns, folder if config.root is None else config.root, paths
 
 
 def _data_files(folder: str, name: str) -> list[str]:

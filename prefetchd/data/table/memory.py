@@ -56,11 +56,6 @@ def open_memory(config: Config, table: PassedTable) -> Source:
     try:
         if records.lists_files:
             check_some_exist(records, config)
-        elif config.cache is not None and records.reads_apart:
-            raise ConfigError(
-                f"cannot cache {config.source}: its images have no files, whose changes a cache could see; leave cache "
-                "out"
-            )
         return ImageSource.open(config, "table", records)
     except BaseException:
         records.close()

@@ -63,7 +63,7 @@ def open_table(config: Config, kind: str) -> FieldRecords:
     if kind == "arrow":
         from prefetchd.data.table.arrow_files import read_arrow_files
 
-        columns, root = read_arrow_files(config, wanted_columns(config))
+        columns, root, _ = read_arrow_files(config, wanted_columns(config))
         return FieldRecords.open(config, columns, root=os.path.abspath(os.path.expanduser(root)))
     raise ConfigError(
         f"cannot serve fields from {name}: give a .csv, .tsv or .jsonl file, or a directory with a folder a field"
