@@ -61,7 +61,9 @@ def add_arrow(
                 arrow.add(leaf, column)
             except ValueError as error:
                 if wanted is not None:
-                    raise ValueError(f"cannot use the column {leaf!r}: {error}") from None
+                    raise ValueError(
+                        f"cannot use the column {leaf!r}: {error}; give text, numbers, bytes, or lists of numbers"
+                    ) from None
                 left_out[leaf] = str(error)
     attributes = {"images": arrow.images, "files": arrow.mapped.files, "left_out": left_out}
     return {**attributes, "classes": class_names(table.schema)}

@@ -49,8 +49,10 @@ def of_folder(samples: Sequence[tuple[str, int]], classes: list[str], kind: str)
 def _check_widths(rows: Sequence[Any], width: int) -> None:
     """Raise `ManifestError` unless all rows are tuples or lists of `width` values."""
     if not 0 < width <= _MOST_VALUES:
-        what = "is empty" if not width else f"has {width} values, as if columns were meant; give a dict of columns, or"
-        raise ManifestError(f"cannot serve the list: row 0 {what} give a tuple (path, label) a row")
+        what = (
+            f"has {width} values, as if columns were meant; give a dict of columns, or" if width else "is empty; give"
+        )
+        raise ManifestError(f"cannot serve the list: row 0 {what} a tuple (path, label) a row")
     if set(map(type, rows)) <= {tuple, list} and set(map(len, rows)) == {width}:
         return
     for number, row in enumerate(rows):

@@ -61,7 +61,10 @@ def write_table(
                 add(writer)
             except ValueError as error:
                 if wanted is not None:
-                    raise ManifestError(f"cannot use the column {column!r} of {name}: {error}") from None
+                    raise ManifestError(
+                        f"cannot use the column {column!r} of {name}: {error}; give text, numbers, bytes, or lists of "
+                        "numbers of one kind"
+                    ) from None
                 left_out[column] = str(error)
         return finish(name, writer, {"names": list(columns), "left_out": left_out, **attributes})
 

@@ -107,7 +107,7 @@ def _read(paths: list[str], name: str, wanted: Collection[str] | None) -> Column
         try:
             attributes = add_arrow(writer, table, wanted=wanted)
         except ValueError as error:
-            raise ManifestError(f"cannot serve {name}: {error}; name other columns") from None
+            raise ManifestError(f"{error} ({name})") from None
         return Columns.attach(*writer.finish({"names": list(table.schema.names), **attributes}))
 
 

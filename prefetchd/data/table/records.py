@@ -121,7 +121,8 @@ class TableRecords:
         if encoded is None and self._paths is None:
             raise ManifestError(
                 f"cannot take images from the column {x!r} of {self.name}: it holds "
-                f"{self._columns[x].layout.dtype} numbers; give the column of paths or encoded images as x_column"
+                f"{self._columns[x].layout.dtype} numbers; give the column of paths or encoded images as "
+                "x_column, or decoded images as arrays (x, y)"
             )
         if encoded is None:
             assert self._paths is not None
