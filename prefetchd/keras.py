@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["Dataset", "dataset"]
 
 
-def dataset(source: str | bytes | os.PathLike[str] | None = None, **options: Unpack[BatchOptions]) -> Dataset:
+def dataset(source: str | bytes | os.PathLike[str] | Any | None = None, **options: Unpack[BatchOptions]) -> Dataset:
     """Return a loader as a `keras.utils.PyDataset`. It takes every option of `prefetchd.batches`.
 
     The default of `on_hold` is `copy` here: batches that Keras keeps are copied.

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import select
 import socket
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from prefetchd._version import __version__
 from prefetchd.client.user_warnings import warn_user
 from prefetchd.errors import DaemonLost, DaemonNotFound, PrefetchdError, RingExhausted
-from prefetchd.ipc import messages, sockets
+from prefetchd.ipc import messages, sockets, system
 from prefetchd.ipc.process import describe_process, process_state
 
 log = logging.getLogger("prefetchd")
@@ -39,19 +37,18 @@ class Channel:
     """
 
     def __init__(self, sock: socket.socket, daemon_pid: int) -> None:
-        self._sock = sockets.OwnedSocket(fileno=sock.detach())
+        self._sock = system.own_socket(sock)
         self.daemon_pid = daemon_pid
         self.daemon_name = ""
         self.n_received = 0
-        self._poll = select.poll()
-        self._poll.register(self._sock, select.POLLIN)
+        self._readable = system.poller(self._sock)
         self._buffer = bytearray(sockets.MAX_MESSAGE_BYTES)
 
     # --- receiving
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until there is something to receive, which may be the daemon's end; return whether there is."""
-        return bool(self._poll.poll(timeout_s * 1000))
+        return self._readable.wait(timeout_s)
 
     def receive(self, *, wait: bool) -> tuple[messages.ToConsumer, list[int]]:
         """Return the next message and the descriptors that came with it, which the caller then owns.
@@ -113,9 +110,7 @@ class Channel:
     def wait_to_send(self, wait: AnswerWait | None) -> AnswerWait:
         """Wait for the socket to take something again; return the whole wait, to be given to the next call."""
         wait = wait or self.begin_wait()
-        writable = select.poll()
-        writable.register(self._sock, select.POLLOUT)
-        if not writable.poll(LOOK_S * 1000):
+        if not system.poller(self._sock, to_write=True).wait(LOOK_S):
             wait.look()
         return wait
 
@@ -161,13 +156,13 @@ class AnswerWait:
         self._what = f"the daemon {name!r}" if name else "the daemon"
         self._pid = pid
         self._ask = ask
-        self._began_s = self._answered_s = self._logged_s = self._looked_s = time.monotonic()
+        self._began_s = self._answered_s = self._logged_s = self._looked_s = system.monotonic()
         self._asked = self._logged_stopped = False
 
     @property
     def lasts_s(self) -> float:
         """How long the wait has lasted."""
-        return time.monotonic() - self._began_s
+        return system.monotonic() - self._began_s
 
     def next_look_s(self, timeout_s: float | None) -> float:
         """Return the seconds until the next look, or until `timeout_s` of the whole wait are over."""
@@ -179,7 +174,7 @@ class AnswerWait:
         Raises:
             DaemonLost: if it is given up.
         """
-        now_s = time.monotonic()
+        now_s = system.monotonic()
         # A job scheduler may have stopped this process, perhaps with the daemon: that time does not count.
         stopped_s = max(0.0, now_s - self._looked_s - 2 * LOOK_S)
         self._answered_s, self._looked_s = min(now_s, self._answered_s + stopped_s), now_s
@@ -203,7 +198,7 @@ class AnswerWait:
 
     def answered(self, report: dict[str, Any]) -> None:
         """Log what the daemon does, as its status report says."""
-        self._answered_s, self._asked = time.monotonic(), False
+        self._answered_s, self._asked = system.monotonic(), False
         try:
             readers = "; ".join(f"pid {reader['pid']} {reader['does']}" for reader in report["readers"])
         except (KeyError, TypeError):
@@ -237,7 +232,7 @@ class SlotWait:
     def begin(self, holders: str) -> None:
         """Begin, or begin again: `holders` hold all slots."""
         self._holders = holders
-        self._since_s = time.monotonic()
+        self._since_s = system.monotonic()
 
     def look(self) -> float:
         """Warn once if the wait is long; return the seconds until the next look.
@@ -245,7 +240,7 @@ class SlotWait:
         Raises:
             RingExhausted: if it has lasted the hold time-out.
         """
-        lasts_s = time.monotonic() - self._since_s
+        lasts_s = system.monotonic() - self._since_s
         if lasts_s >= self._warn_after_s and not self._warned:
             self._warned = True
             warn_user(

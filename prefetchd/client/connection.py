@@ -14,7 +14,6 @@ import contextlib
 import gc
 import os
 import threading
-import time
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -23,7 +22,7 @@ from prefetchd.client.channel import GIVE_UP_S, LOOK_S, AnswerWait, Channel, Slo
 from prefetchd.client.iteration import PassEnded, superseded
 from prefetchd.client.leases import Leases
 from prefetchd.errors import DaemonLost, PrefetchdError, error_from_name
-from prefetchd.ipc import messages, sockets
+from prefetchd.ipc import messages, sockets, system
 
 if TYPE_CHECKING:
     import mmap
@@ -75,7 +74,7 @@ class Connection:
         self._leases = Leases(channel.dup(), self.layout, self._grants, self._returns, writable=writable)
         self._pid = os.getpid()
         self._hold_timeout_s = hold_timeout_s
-        self._turn = threading.RLock()
+        self._turn = system.reentrant_lock()
         self._n_received = channel.n_received  # copied here since every batch looks at it
         self._opened: messages.Opened | None = None
         self._closing = False
@@ -342,5 +341,5 @@ class Connection:
             if not threading.main_thread().is_alive() and threading.current_thread() is not threading.main_thread():
                 # The interpreter ends, and closes what this daemon thread uses: it stops here, without a traceback.
                 while True:
-                    time.sleep(GIVE_UP_S)
+                    system.sleep(GIVE_UP_S)
             raise PrefetchdError("cannot use this loader: it was closed; make another with prefetchd.batches()")

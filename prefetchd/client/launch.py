@@ -11,21 +11,21 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
+from prefetchd.columns.passed import PassedTable
 from prefetchd.config.convert import absolute_path
 from prefetchd.config.options import PATH_OPTIONS, Config
 from prefetchd.errors import ConfigError, DaemonNotFound, PrefetchdError, error_from_name
-from prefetchd.ipc import messages, sockets
+from prefetchd.ipc import messages, sockets, system
 from prefetchd.ipc.descriptors import memfd
+from prefetchd.ipc.exit_status import describe_exit
 from prefetchd.ipc.failures import explained
 from prefetchd.ipc.process import (
     child_command,
     child_environment,
-    describe_exit,
     describe_process,
     module_folders,
     process_state,
@@ -60,8 +60,8 @@ class PrivateDaemon:
         return _start_failure("private", self.process, self.errors)
 
 
-def start_private(config: Config) -> PrivateDaemon:
-    """Start a daemon of this process's own.
+def start_private(config: Config, table: PassedTable | None = None) -> PrivateDaemon:
+    """Start a daemon of this process's own, which serves `table` if that is given.
 
     The daemon gets an inherited socket and this process's pidfd: nothing in the file system, and it ends when this
     process does, by any cause. It runs in a session of its own, so that Ctrl-C in a terminal or notebook reaches the
@@ -83,18 +83,26 @@ def start_private(config: Config) -> PrivateDaemon:
                 stderr_fd = os.open(os.devnull, os.O_WRONLY)
             passed.callback(os.close, stderr_fd)
             errors = unless_started.enter_context(_error_file())
-            process = subprocess.Popen(
+            process = system.start_process(
                 child_command("prefetchd.daemon.private", theirs.fileno(), pidfd, stderr_fd=stderr_fd),
-                stdin=subprocess.DEVNULL,
-                stderr=errors,
-                env=child_environment(),
                 pass_fds=[theirs.fileno(), pidfd, stderr_fd],
-                start_new_session=True,
+                env=child_environment(),
+                stderr=errors,
             )
         with contextlib.suppress(sockets.ConnectionEnded):  # it has ended: attaching finds that, and says why
-            sockets.send(ours, messages.encode(messages.Configure({"": config.to_wire()})))
+            _configure(ours, config, table)
         unless_started.pop_all()
     return PrivateDaemon(ours, process, errors)
+
+
+def _configure(sock: socket.socket, config: Config, table: PassedTable | None) -> None:
+    """Send a daemon what it serves."""
+    tables = {} if table is None else {"": table.to_wire()}
+    sockets.send(
+        sock,
+        messages.encode(messages.Configure({"": config.to_wire()}, tables)),
+        [] if table is None else [table.fd],
+    )
 
 
 def _error_file() -> IO[bytes]:
@@ -139,44 +147,49 @@ def _with_python_path(config: Config) -> Config:
     return dataclasses.replace(config, python_path=here)
 
 
-def shared_config(config: Config) -> Config:
-    """Return the configuration with absolute paths, named by a digest of itself: equal options give equal names."""
+def shared_config(config: Config, table: PassedTable | None = None) -> Config:
+    """Return the configuration with absolute paths, named by a digest of itself and of `table`.
+
+    So equal options and equal content give equal names.
+    """
     config = _with_python_path(config)
-    paths = {name: getattr(config, name) for name in PATH_OPTIONS}
+    paths = {name: getattr(config, name) for name in PATH_OPTIONS if table is None or name != "source"}
     whole: dict[str, Any] = {name: absolute_path(path) for name, path in paths.items() if path is not None}
     config = dataclasses.replace(config, **whole, name="default")
-    text = repr((sys.executable, sorted(config.to_wire().items())))
+    content = () if table is None else (table.digest,)
+    text = repr((sys.executable, sorted(config.to_wire().items()), *content))
     name = f"shared-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
     return dataclasses.replace(config, name=name)
 
 
-def find_or_start_shared(config: Config, timeout_s: float) -> socket.socket:
+def find_or_start_shared(config: Config, timeout_s: float, table: PassedTable | None = None) -> socket.socket:
     """Return a socket to the shared daemon of `config`: one for all of this user's processes that ask for it.
 
-    A process that finds none starts one. Of several that start at once, one serves.
+    A process that finds none starts one, with its own `table` if that is the source. Of several that start at once,
+    one serves.
 
     Raises:
         PrefetchdError: if none can be started.
         DaemonNotFound: if none answers in time.
     """
-    config = shared_config(config)
+    config = shared_config(config, table)
     paths = daemon_paths(config.name, create=True)
-    deadline_s = time.monotonic() + timeout_s
+    deadline_s = system.monotonic() + timeout_s
     while True:
         if lock_owner(paths.lock) is None:
-            _start_shared(config)
+            _start_shared(config, table)
         try:
             # One that has ended since, or has only been started, is looked for again: it may not have the lock yet.
-            return connect(config.name, max(0.0, min(_START_S, deadline_s - time.monotonic())))
+            return connect(config.name, max(0.0, min(_START_S, deadline_s - system.monotonic())))
         except DaemonNotFound:
-            if time.monotonic() >= deadline_s:
+            if system.monotonic() >= deadline_s:
                 raise DaemonNotFound(
                     f"cannot reach the shared daemon {config.name!r}: after {timeout_s:g} s it does not listen, or it "
                     f"has ended; see {paths.log} if it is there, or give a longer timeout="
                 ) from None
 
 
-def _start_shared(config: Config) -> None:
+def _start_shared(config: Config, table: PassedTable | None) -> None:
     """Start a daemon for `config`, and wait until somebody listens.
 
     Raises:
@@ -197,7 +210,7 @@ def _start_shared(config: Config) -> None:
                 start_new_session=True,
             )
         with contextlib.suppress(sockets.ConnectionEnded):
-            sockets.send(ours, messages.encode(messages.Configure({"": config.to_wire()})))
+            _configure(ours, config, table)
         process.wait()  # the daemon goes on as a child of nobody
         ours.settimeout(_START_S)
         try:
@@ -223,29 +236,21 @@ def connect(name: str, timeout_s: float) -> socket.socket:
         DaemonNotFound: if none answers in time.
     """
     paths = daemon_paths(name)
-    started_s = time.monotonic()
+    started_s = system.monotonic()
     said = False
     reason: str | None
     while True:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        sock.setblocking(False)  # with a full queue of others before us, connecting would wait without an end
         try:
-            sock.connect(os.fspath(paths.socket))
+            return system.connect(os.fspath(paths.socket))
         except BlockingIOError:
-            sock.close()
             reason = "its queue of new connections is full"
         except (FileNotFoundError, ConnectionRefusedError) as error:
-            sock.close()
             reason = error.strerror
         except OSError as error:
-            sock.close()
             raise DaemonNotFound(
                 f"cannot attach to the daemon {name!r} at {paths.socket}: {error.strerror}; is it another user's?"
             ) from None
-        else:
-            sock.setblocking(True)
-            return sock
-        waited_s = time.monotonic() - started_s
+        waited_s = system.monotonic() - started_s
         owner = lock_owner(paths.lock)
         if owner is None:
             remove_left_files(paths.files)
@@ -260,7 +265,7 @@ def connect(name: str, timeout_s: float) -> socket.socket:
         if waited_s >= _SAY_AFTER_S and not said:
             said = True
             log.warning("waiting for the daemon %r: %s (up to %g s)", name, what, timeout_s)
-        time.sleep(_RETRY_S)
+        system.sleep(_RETRY_S)
 
 
 def connect_to_pid(pid: int) -> socket.socket:

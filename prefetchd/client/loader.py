@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import threading
 from collections.abc import Callable, Collection, Generator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -18,6 +17,7 @@ from prefetchd.client.session import Endpoint, Sessions
 from prefetchd.client.sharing import make_shard
 from prefetchd.client.state import MAX_EPOCH, Position, Progress, make_state, read_index, read_state
 from prefetchd.errors import ConfigError, DaemonLost
+from prefetchd.ipc import system
 
 if TYPE_CHECKING:
     import mmap
@@ -56,7 +56,7 @@ class Loader(BaseLoader[Batch]):
         except ConfigError:
             self._sessions.close()
             raise
-        self._lock = threading.Lock()  # around the change from one iteration to another
+        self._lock = system.lock()  # around the change from one iteration to another
         self._serial = 0  # of the newest iteration
         self._progress = Progress(Position(0, 0, 0))
         self._next_epoch = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -86,7 +86,17 @@ def offset_blocks(offsets: NDArray[Any], values: Any) -> Iterator[Block]:
     yield np.diff(offsets), values[int(offsets[0]) : int(offsets[-1])] if len(offsets) else values[:0]
 
 
-def text_blocks(values: Sequence[Any]) -> Iterator[Block]:
+class Slices(Protocol):
+    """A list, or what gives slices of it as lists."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+
+    def __getitem__(self, rows: slice, /) -> Sequence[Any]:
+        """Return some rows that follow one another."""
+
+
+def text_blocks(values: Slices) -> Iterator[Block]:
     """Yield blocks of text: `str`, paths and bytes; everything else is empty."""
     for first in range(0, len(values), _BLOCK_ROWS):
         block = values[first : first + _BLOCK_ROWS]

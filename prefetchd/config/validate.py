@@ -6,6 +6,7 @@ other. The command line, `prefetchd.batches`, the daemon and its readers all cal
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -13,7 +14,6 @@ from typing import Any
 from prefetchd.config import augment, convert, views
 from prefetchd.config.augment_values import RANDOM
 from prefetchd.config.convert import wrong
-from prefetchd.config.hints import explain_unknown
 from prefetchd.config.options import OPTION_TYPES, OPTIONS, Config
 from prefetchd.errors import ConfigError
 
@@ -73,7 +73,7 @@ def check_options(options: Mapping[str, Any], *, others: Iterable[str] = ()) -> 
     checked: dict[str, Any] = {}
     for name, value in options.items():
         if name not in OPTIONS:
-            raise ConfigError(explain_unknown(name, (*OPTIONS, *others)))
+            raise ConfigError(_explain_unknown(name, (*OPTIONS, *others)))
         converter = _CONVERTERS.get(name)
         checked[name] = converter(value) if converter else convert.coerce(name, value, OPTION_TYPES[name])
         _check_limits(name, checked[name])
@@ -189,3 +189,71 @@ def doubts(config: Config) -> str:
         return ""
     given = " and ".join(f"{name}={numbers}" for name, numbers in (("mean", mean), ("std", std)) if numbers)
     return f"{given}: these are for pixels from 0 to 1, and without scale pixels are 0 to 255; pass scale=1/255"
+
+
+# What to write in place of an option that does not exist.
+_TORCH = "prefetchd.torch.batches(device='cuda'), whose slots are page-locked"
+_MANIFESTS = "two manifests, which one daemon can serve"
+_SIZES = "image_size="
+_LABELS = "the labels of the manifest, or the class folders"
+
+# Names of other loaders, and what does their job here. A test holds them to docs/coming-from.md.
+ELSEWHERE = {
+    # PyTorch's DataLoader
+    "dataset": "a source: a manifest, a directory, shards or arrays",
+    "sampler": "a manifest with the lines that you want: there are no samplers",
+    "batch_sampler": "a manifest with the lines that you want: there are no samplers",
+    "collate_fn": "image_size= or max_length=, which give all samples one shape",
+    "pin_memory": _TORCH,
+    "worker_init_fn": "seed=: randomness depends on the seed, the epoch and the sample",
+    "generator": "seed=: randomness depends on the seed, the epoch and the sample",
+    "prefetch_factor": "memory_budget=, from which it follows how far ahead is decoded",
+    "persistent_workers": "nothing: readers always persist",
+    "multiprocessing_context": "nothing: your process is never forked",
+    "num_replicas": "world_size=",
+    # tf.data
+    "num_parallel_calls": "num_workers=",
+    "buffer_size": "shuffle=True, which shuffles the whole set without a buffer",
+    "drop_remainder": "drop_last=",
+    "repeat": "epochs=",
+    "prefetch": "memory_budget=, from which it follows how far ahead is decoded",
+    # Keras
+    "workers": "num_workers=",
+    "use_multiprocessing": "num_workers=",
+    "max_queue_size": "memory_budget=, from which it follows how far ahead is decoded",
+    "validation_split": _MANIFESTS,
+    "target_size": _SIZES,
+    "class_mode": _LABELS,
+    "label_mode": _LABELS,
+    "color_mode": "color=",
+    "subset": _MANIFESTS,
+    "size": _SIZES,
+    "height": _SIZES,
+    "width": _SIZES,
+    "rescale": "scale=1 / 255 and dtype='float32'",
+    "horizontal_flip": "augment='hflip'",
+    "rotation_range": "augment='rotate(degrees=10)'",
+    "zoom_range": "augment='affine(scale=(0.9, 1.1))'",
+    "preprocessing_function": "transform=",
+    "maxlen": "max_length=",
+    # FFCV, DALI, Grain
+    "os_cache": "the page cache, and cache= for decoded pixels",
+    "batches_ahead": "memory_budget=, from which it follows how far ahead is decoded",
+    "file_root": "a source: a manifest, a directory, shards or arrays",
+    "file_list": "a source: a manifest, a directory, shards or arrays",
+    "shard_id": "rank=",
+    "num_shards": "world_size=",
+    "prefetch_queue_depth": "memory_budget=, from which it follows how far ahead is decoded",
+    "num_records": "the whole source: every record of it is served",
+    "worker_count": "num_workers=",
+    "worker_buffer_size": "memory_budget=, from which it follows how far ahead is decoded",
+}
+
+
+def _explain_unknown(name: str, known: Iterable[str]) -> str:
+    """Return the message for an option that does not exist, where the options are `known`."""
+    if name in ELSEWHERE:
+        return f"cannot use the option {name!r}: it is another loader's; here use {ELSEWHERE[name]}"
+    near = difflib.get_close_matches(name.lower(), known, 1)
+    hint = f"did you mean {near[0]!r}?" if near else "see help(prefetchd.batches)"
+    return f"cannot use the option {name!r}: there is no such option; {hint}"

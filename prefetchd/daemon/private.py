@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 
+from prefetchd.columns.passed import PassedTable
 from prefetchd.config.options import Config
 from prefetchd.config.validate import make_config
 from prefetchd.errors import PrefetchdError
@@ -33,13 +34,13 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with explained("start the daemon", everything=True):
-            configs = receive_configs(sock)
+            configs, tables = receive_configs(sock)
             # Imported here, so that a failure reaches the starter.
             from prefetchd.daemon.server import Daemon
 
             loop = EventLoop()
             loop.on_signal(signal.SIGTERM, loop.stop)
-            daemon = Daemon(configs, loop, parent_pidfd=parent_pidfd)
+            daemon = Daemon(configs, loop, tables=tables, parent_pidfd=parent_pidfd)
             daemon.serve_parent(sock, parent_pidfd)
             with contextlib.suppress(OSError):  # the starter is served without it
                 daemon.listen(sockets.listen_privately())
@@ -56,15 +57,16 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def receive_configs(sock: socket.socket) -> dict[str, Config]:
-    """Return the configuration of each data set, which the starter sends first.
+def receive_configs(sock: socket.socket) -> tuple[dict[str, Config], dict[str, PassedTable]]:
+    """Return the configuration of each data set, which the starter sends first, and those that are in its memory.
 
     Raises:
         ConnectionEnded: if the starter has gone.
         ConfigError: if a configuration is not valid.
     """
     data, fds = sockets.receive(sock)
-    sockets.close_all(fds)
     configure = messages.decode_to_daemon(data)
     assert isinstance(configure, messages.Configure)
-    return {name: make_config(**options) for name, options in configure.datasets.items()}
+    passed = zip(configure.tables.items(), fds, strict=True)
+    tables = {name: PassedTable.from_wire(table, fd) for (name, table), fd in passed}
+    return {name: make_config(**options) for name, options in configure.datasets.items()}, tables

@@ -20,6 +20,7 @@ import socket
 import sys
 import time
 
+from prefetchd.columns.passed import PassedTable
 from prefetchd.config.options import Config
 from prefetchd.daemon.private import receive_configs
 from prefetchd.errors import ConfigError, PrefetchdError
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> int:
                     loop = EventLoop()
                     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # before the lock is taken
                         loop.on_signal(number, loop.stop)
-                    configs = receive_configs(sock)
+                    configs, tables = receive_configs(sock)
                     paths = daemon_paths(next(iter(configs.values())).name, create=True)
                     listener = _become_daemon(paths, resources)
             except sockets.ConnectionEnded:
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> int:
                 with contextlib.suppress(sockets.ConnectionEnded):
                     sockets.send(sock, messages.encode(messages.Fatal.of(error)))
                 return 1
-        return 0 if listener is None else _serve(configs, loop, listener, paths)
+        return 0 if listener is None else _serve(configs, tables, loop, listener, paths)
 
 
 def _become_daemon(paths: DaemonPaths, resources: contextlib.ExitStack) -> socket.socket | None:
@@ -84,13 +85,19 @@ def _become_daemon(paths: DaemonPaths, resources: contextlib.ExitStack) -> socke
     return listener
 
 
-def _serve(configs: dict[str, Config], loop: EventLoop, listener: socket.socket, paths: DaemonPaths) -> int:
+def _serve(
+    configs: dict[str, Config],
+    tables: dict[str, PassedTable],
+    loop: EventLoop,
+    listener: socket.socket,
+    paths: DaemonPaths,
+) -> int:
     try:
         with explained("start the shared daemon", everything=True):
             # Imported here, so that a failure reaches those that connect.
             from prefetchd.daemon.server import Daemon
 
-            daemon = Daemon(configs, loop, files_to_remove=paths.files, linger_s=LINGER_S)
+            daemon = Daemon(configs, loop, tables=tables, files_to_remove=paths.files, linger_s=LINGER_S)
             daemon.listen(listener.dup())
     except Interrupted:
         return 0

@@ -17,6 +17,7 @@ from prefetchd.data.records import Records
 from prefetchd.data.source import Source
 
 if TYPE_CHECKING:
+    from prefetchd.columns.passed import PassedTable
     from prefetchd.data.manifest.dialect import MalformedLine
 
 __all__ = ["Source", "attach_source", "open_source"]
@@ -26,9 +27,12 @@ _IMAGES = {
     "manifest": ("prefetchd.data.manifest.records", "Manifest"),
     "tar": ("prefetchd.data.tar.records", "TarShards"),
     "parquet": ("prefetchd.data.parquet.records", "ParquetRecords"),
+    "arrow": ("prefetchd.data.table.arrow_files", "ArrowFiles"),
+    "table": ("prefetchd.data.table.records", "TableRecords"),  # from memory, never opened by name
 }
 _SOURCES = {
     "arrays": ("prefetchd.data.arrays.source", "ArraySource"),
+    "memory_arrays": ("prefetchd.data.arrays.memory", "MemoryArrays"),  # never opened by name
     "sequences": ("prefetchd.data.arrays.sequences", "SequenceSource"),
 }
 _SERVED = "prefetchd.data.images.source", "ImageSource"
@@ -36,28 +40,35 @@ _VIEWS = "prefetchd.data.images.views", "ViewsSource"
 _INSPECTED = "prefetchd.data.images.inspection", "InspectedImages"  # made by `verify`, never opened by name
 
 
-def open_source(config: Config, malformed: list[MalformedLine] | None = None) -> Source:
+def open_source(
+    config: Config, malformed: list[MalformedLine] | None = None, *, table: PassedTable | None = None
+) -> Source:
     """Open and check the data set that `config.source` names, in the daemon.
 
     Args:
         config: the options.
         malformed: collects malformed lines of a list, which are left out then; without it they are refused.
+        table: the source, if it is in the memory of the daemon's starter; owned.
 
     Raises:
         ManifestError: if it cannot be served, with the reason.
         ConfigError: if an option means nothing for it, or a library that it needs is not installed.
     """
+    if table is not None:
+        from prefetchd.data.table.memory import open_memory
+
+        return open_memory(config, table)
     kind = "sequences" if config.offsets is not None else kind_of(config.source)
     if kind in _SOURCES:
         source: Source = _class(_SOURCES[kind]).open(config)
         return source
     is_list = kind == "manifest"
-    if not is_list:
+    if not is_list and kind != "arrow":
         refuse_given(config, MASK_OPTIONS, "lists of images")
     refuse_given(config, ARRAY_OPTIONS, "arrays")
     refuse_given(config, SEQUENCE_OPTIONS, "ragged sequences")
     opened = _class(_IMAGES[kind])
-    if not is_list:
+    if not is_list and kind != "arrow":
         refuse_given(config, ("missing_label",), "lists of images")
         if config.label_separator:  # an empty one takes labels whole, wherever they are
             refuse_given(config, ("label_separator",), "lists of images")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
-import select
 import selectors
 import signal
 import socket
-import time
 from collections.abc import Callable, Iterator
+
+from prefetchd.ipc import system
 
 Callback = Callable[[], None]
 
@@ -25,8 +25,8 @@ class EventLoop:
     """Wait for descriptors and timers, and run their callbacks in the thread that called `run`."""
 
     def __init__(self) -> None:
-        self.clock = time.monotonic
-        self._selector = selectors.DefaultSelector()
+        self.clock = system.monotonic
+        self._selector = system.selector()
         self._timers: list[tuple[float, int, Callback]] = []
         self._numbers = itertools.count()
         self._stopped = False
@@ -85,9 +85,7 @@ class EventLoop:
             signal.signal(signal.SIGALRM, before)
 
     def _check_parent(self, pidfd: int) -> None:
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        if poll.poll(0) and self._is_interruptible:
+        if system.poller(pidfd).wait(0) and self._is_interruptible:
             raise Interrupted
 
     def stop(self) -> None:

@@ -130,9 +130,14 @@ class ChangeOptions(Message, frozen=True):
 
 
 class Configure(Message, frozen=True):
-    """What the parent of a private daemon sends first: the whole configuration, by data set."""
+    """What the starter of a private or shared daemon sends first: the whole configuration, by data set.
+
+    `tables` describes sources that are in the starter's memory, by data set; their memfds come with the message, in
+    this order.
+    """
 
     datasets: dict[str, dict[str, Any]]
+    tables: dict[str, dict[str, Any]] = {}
 
 
 # --- daemon to consumer

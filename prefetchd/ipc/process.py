@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 
 from prefetchd.errors import PrefetchdError
-from prefetchd.ipc import boot
+from prefetchd.ipc import boot, system
 
-RAISED_STATUS = 213  # of a reader that an exception of ours ended, such as for lack of memory
 _PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 # They make an interpreter interactive, turn its warnings into errors, or print what it does.
 _NOT_INHERITED = (
@@ -68,8 +66,7 @@ def module_folders() -> list[str]:
 def process_state(pid: int) -> str:
     """Return the kernel's one-letter state of a process (`T` is stopped), or `""` if there is none."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b") ")[2][:1].decode()
+        return system.read_file(f"/proc/{pid}/stat").rpartition(b") ")[2][:1].decode()
     except OSError:
         return ""
 
@@ -84,8 +81,8 @@ def memory_bytes(pid: int | str, file: str, *fields: str) -> int:
     """
     starts = tuple(f"{field}:".encode() for field in fields)
     try:
-        with open(f"/proc/{pid}/{file}", "rb") as lines:
-            return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(starts))
+        lines = system.read_file(f"/proc/{pid}/{file}").splitlines()
+        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(starts))
     except OSError:
         return 0
 
@@ -124,15 +121,3 @@ def describe_process(pid: int) -> str:
     if state == "D":
         return f"pid {pid} waits in the kernel (state D), such as for a disk or for memory"
     return f"pid {pid} is alive (state {state}); see its log"
-
-
-def describe_exit(exit_code: int) -> str:
-    """Describe how a process ended: `exit status 3`, `killed by SIGSEGV`."""
-    if exit_code == RAISED_STATUS:
-        return f"exit status {exit_code}, after an exception that the log has"
-    if exit_code >= 0:
-        return f"exit status {exit_code}"
-    try:
-        return f"killed by {signal.Signals(-exit_code).name}"
-    except ValueError:
-        return f"killed by signal {-exit_code}"

@@ -13,6 +13,8 @@ import socket
 import struct
 from collections.abc import Sequence
 
+from prefetchd.ipc import system
+
 # Below the size from which malloc takes fresh pages for the buffer of every receive.
 MAX_MESSAGE_BYTES = 96 * 1024
 _MAX_FDS = 8
@@ -30,16 +32,9 @@ class ConnectionEnded(Exception):
     """The peer has closed its end, or is gone."""
 
 
-class OwnedSocket(socket.socket):
-    """A socket that closes with its last user, without a warning: arrays that a user holds keep it open."""
-
-    def __del__(self) -> None:
-        self.close()
-
-
 def socket_pair() -> tuple[socket.socket, socket.socket]:
     """Return two connected sockets."""
-    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return system.socket_pair()
 
 
 def send(sock: socket.socket, data: bytes, fds: Sequence[int] = (), *, wait: bool = True) -> None:

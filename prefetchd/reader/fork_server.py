@@ -27,8 +27,8 @@ import traceback
 
 from prefetchd.errors import PrefetchdError
 from prefetchd.ipc import reader_messages, sockets
+from prefetchd.ipc.exit_status import RAISED_STATUS
 from prefetchd.ipc.failures import explained
-from prefetchd.ipc.process import RAISED_STATUS
 from prefetchd.ipc.run_directory import remove_left_files
 
 # The allocator and the libraries read it when the fork server starts: one thread, one arena. Big buffers go back to the

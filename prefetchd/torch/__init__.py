@@ -86,7 +86,7 @@ class _Ahead(NamedTuple):
 
 
 def batches(
-    source: str | bytes | os.PathLike[str] | None = None,
+    source: str | bytes | os.PathLike[str] | Any | None = None,
     *,
     device: str | int | torch.device | None = None,
     normalize: Literal["readers", "device"] = "readers",

@@ -217,6 +217,6 @@ def test_status_agrees_with_what_is_seen_from_outside(serve: Serve, photographs:
     status = daemon.status()
     family = family_of(daemon.pid)
     assert set(map(int, status["memory"]["process_bytes"])) == set(family)
-    assert status["memory"]["ring_bytes"] + status["memory"]["mail_bytes"] == segment_bytes(family, slots_only=True)
+    assert status["memory"]["ring_bytes"] + status["memory"]["queue_bytes"] == segment_bytes(family, slots_only=True)
     outside = sum(map(private_bytes, family))
     assert outside == pytest.approx(sum(status["memory"]["process_bytes"].values()), rel=0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import logging
 import os
@@ -89,7 +90,7 @@ def test_stopped_daemon_is_given_up_in_the_end_by_all_who_wait(
             loader.status()
         with pytest.raises(prefetchd.DaemonLost, match=r"has not answered for 0\.2 s: pid .* is stopped"):
             prefetchd.batches(timeout=0.2)
-        monkeypatch.setattr(admin, "ANSWER_S", 0.2)
+        monkeypatch.setattr(admin, "ask_over", functools.partial(admin.ask_over, timeout_s=0.2))
         from prefetchd.cli.main import main
 
         monkeypatch.setattr(sys, "argv", ["prefetchd", "status"])

@@ -99,12 +99,15 @@ def test_augmented_bytes_depend_on_seed_epoch_and_sample_alone(photographs: Path
     one = epochs(photographs, num_workers=1, augment=EVERYTHING, **OPTIONS)
     assert len(set(one)) == len(one)
     assert epochs(photographs, num_workers=3, augment=EVERYTHING.split(", "), **OPTIONS) == one
-    serve(photographs, "--batch-size", 8, "--image-size", 32, "--seed", 3, "--num-workers", 2, "--augment", EVERYTHING)
-    assert epochs(None) == one
-    assert not set(epochs(photographs, augment=EVERYTHING, **{**OPTIONS, "seed": 4})) & set(one)
+    serve(
+        f"same={photographs}", f"other={photographs}", "--batch-size", 8, "--image-size", 32, "--seed", 3,
+        "--other.seed", 4, "--num-workers", 2, "--augment", EVERYTHING,
+    )  # fmt: skip
+    assert epochs(None, dataset="same") == one
+    assert not set(epochs(None, dataset="other")) & set(one)
     with pytest.raises(prefetchd.ConfigError, match="augment"):
-        prefetchd.batches(augment="hflip")
-    prefetchd.batches(augment=EVERYTHING).close()
+        prefetchd.batches(augment="hflip", dataset="same")
+    prefetchd.batches(augment=EVERYTHING, dataset="same").close()
 
 
 def test_order_of_samples_does_not_change_how_each_is_augmented(photographs: Path):
@@ -118,20 +121,28 @@ def test_order_of_samples_does_not_change_how_each_is_augmented(photographs: Pat
     assert pixels[0] == pixels[1]
 
 
-def test_augmented_image_is_what_opencv_makes_of_the_crop(tmp_path: Path):
+def test_augmented_image_is_what_opencv_makes_of_the_crop(tmp_path: Path, serve: Callable[..., DaemonProcess]):
     """Through the whole way, JPEG reduction included: the delivered flip is the flip of what is delivered without."""
     for number in range(6):
         write_jpeg(tmp_path / f"{number}.jpg", (300, 400), seed=number)
     manifest = tmp_path / "list.txt"
     manifest.write_text("".join(f"{number}.jpg {number}\n" for number in range(6)))
+    sources, words = [], ["--batch-size", "6", "--image-size", "64", "--num-workers", "1"]
     for layout in ("nhwc", "nchw"):
         for dtype in ("uint8", "float32"):
-            options = {"batch_size": 6, "image_size": 64, "layout": layout, "dtype": dtype, "num_workers": 1}
-            with prefetchd.batches(manifest, **options) as loader:
-                plain = next(iter(loader)).x.copy()
-            with prefetchd.batches(manifest, augment="hflip(p=1)", **options) as loader:
-                flipped = next(iter(loader)).x.copy()
-            assert np.array_equal(flipped, plain[..., ::-1, :] if layout == "nhwc" else plain[..., ::-1])
+            for name, augment in ((f"{layout}-{dtype}", ""), (f"{layout}-{dtype}-flipped", "hflip(p=1)")):
+                sources.append(f"{name}={manifest}")
+                words += [f"--{name}.layout", layout, f"--{name}.dtype", dtype]
+                words += [f"--{name}.augment", augment] if augment else []
+    serve(*sources, *words)
+
+    def first(dataset: str) -> np.ndarray:
+        with prefetchd.batches(dataset=dataset) as loader:
+            return loader.peek().x
+
+    for dtype in ("uint8", "float32"):
+        assert np.array_equal(first(f"nhwc-{dtype}-flipped"), first(f"nhwc-{dtype}")[..., ::-1, :])
+        assert np.array_equal(first(f"nchw-{dtype}-flipped"), first(f"nchw-{dtype}")[..., ::-1])
 
 
 def test_pixels_are_changed_before_normalisation_and_erased_after_it(photographs: Path):
@@ -246,7 +257,7 @@ def test_edited_transform_is_another_content(photographs: Path, users: Path, ser
     digests = []
     for name, text in (("a", ""), ("b", ""), ("c", "\n# edited\n")):
         (users / "users_functions.py").write_text(FUNCTIONS + text)
-        arguments = ("--batch-size", 8, "--image-size", 32, "--transform", "users_functions:shade")
+        arguments = ("--batch-size", 8, "--image-size", 32, "--num-workers", 1, "--transform", "users_functions:shade")
         serve(photographs, *arguments, name=name)
         with prefetchd.batches(daemon=name) as loader:
             digests.append(loader.state_dict()["config_digest"])
@@ -333,11 +344,22 @@ def masks(tmp_path: Path) -> Path:
     return manifest
 
 
-@pytest.mark.parametrize("augment", ["", "random_resized_crop, hflip, vflip, rotate"])
-@pytest.mark.parametrize("resize", ["stretch", "crop", "pad"])
-def test_masks_are_the_indices_at_the_places_of_their_image(masks: Path, augment: str, resize: str):
-    options = {"batch_size": 4, "image_size": (48, 40), "resize": resize, "interpolation": "nearest", "num_workers": 2}
-    with prefetchd.batches(masks, target="mask", augment=augment, epochs=2, mask_border=9, **options) as loader:
+def test_masks_are_the_indices_at_the_places_of_their_image(masks: Path, serve: Callable[..., DaemonProcess]):
+    words = ["--batch-size", 4, "--image-size", "48x40", "--interpolation", "nearest", "--num-workers", 2]
+    words += ["--target", "mask", "--mask-border", 9]
+    names = []
+    for resize in ("stretch", "crop", "pad"):
+        for augment in ("", "random_resized_crop, hflip, vflip, rotate"):
+            names.append(f"{resize}-augmented" if augment else resize)
+            words += [f"--{names[-1]}.resize", resize]
+            words += [f"--{names[-1]}.augment", augment] if augment else []
+    serve(*(f"{name}={masks}" for name in names), *words)
+    for name in names:
+        check_masks(name)
+
+
+def check_masks(dataset: str) -> None:
+    with prefetchd.batches(dataset=dataset, epochs=2) as loader:
         for x, y in loader:
             assert (y.shape, y.dtype) == ((4, 48, 40), np.uint8)
             assert set(np.unique(y)) <= {1, 2, 3, 9}

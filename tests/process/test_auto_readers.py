@@ -18,9 +18,10 @@ DEADLINE_S = 100.0
 # times as often as for users.
 DAEMON = """
 import os, sys, time
-from prefetchd.daemon.memory import controller, limits
+from prefetchd.daemon.memory import controller
+from prefetchd.ipc import system
 controller.WINDOW_S /= 10
-limits.idle_seconds = lambda: 2 * time.monotonic()
+system.idle_seconds = lambda: 2 * time.monotonic()
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
 from prefetchd.cli.main import main
 sys.argv[:] = sys.argv[3:]

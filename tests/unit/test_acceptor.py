@@ -45,9 +45,9 @@ class Rig:
             2,
             self.loop,  # type: ignore[arg-type]
             self,  # type: ignore[arg-type]
-            add=lambda consumer: None,
-            remove=self.removed.append,
-            linger_s=linger_s,
+            lambda consumer: None,
+            self.removed.append,
+            linger_s,
         )
 
     def stop(self) -> None:

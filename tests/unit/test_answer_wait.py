@@ -21,7 +21,7 @@ class World:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     world = World()
-    monkeypatch.setattr("prefetchd.client.channel.time.monotonic", lambda: world.now_s)
+    monkeypatch.setattr("prefetchd.ipc.system.monotonic", lambda: world.now_s)
     monkeypatch.setattr("prefetchd.client.channel.process_state", lambda pid: world.state)
     monkeypatch.setattr("prefetchd.ipc.process.process_state", lambda pid: world.state)
     return world

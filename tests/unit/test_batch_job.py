@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from prefetchd.daemon.readers.batch_job import Chunk, Job, ReaderEnd, SampleSet
 from prefetchd.daemon.readers.job_tracker import CRASH_TRIES, ENVIRONMENT_TRIES, BadSample, JobTracker
-from prefetchd.ipc.process import RAISED_STATUS, describe_exit
+from prefetchd.ipc.exit_status import RAISED_STATUS, describe_exit
 from prefetchd.ipc.reader_messages import Fault
 from prefetchd.ring.slots import Slot
 

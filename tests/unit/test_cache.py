@@ -18,9 +18,8 @@ from prefetchd.data.cache import directory, keys, lookup, segment
 from prefetchd.data.cache.daemon_side import CacheInDaemon
 from prefetchd.data.cache.directory import CacheError
 from prefetchd.data.cache.keys import check_cache
-from prefetchd.data.cache.reader_side import CacheInReader
+from prefetchd.data.cache.reader_side import CacheInReader, WriteAllowance
 from prefetchd.data.cache.run_state import RunState, StateShape, make_state
-from prefetchd.data.cache.size_limit import WriteAllowance
 from prefetchd.data.files import CLOCK_STEP_NS
 from prefetchd.data.records import Sample
 from prefetchd.errors import ConfigError

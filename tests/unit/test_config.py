@@ -12,8 +12,7 @@ import pytest
 
 from prefetchd.batch_options import BatchOptions
 from prefetchd.config.datasets import read_config_file
-from prefetchd.config.hints import ELSEWHERE
-from prefetchd.config.validate import check_agrees, doubts, make_config
+from prefetchd.config.validate import ELSEWHERE, check_agrees, doubts, make_config
 from prefetchd.errors import ConfigError
 
 # Words on the page on other loaders that are no keywords of a loader.

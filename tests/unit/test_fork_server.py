@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from prefetchd.ipc.process import RAISED_STATUS
+from prefetchd.ipc.exit_status import RAISED_STATUS
 from prefetchd.reader import fork_server, process
 
 

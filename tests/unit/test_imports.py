@@ -49,7 +49,6 @@ PURE = (
     "daemon.schedule.windows",
     "daemon.schedule.scheduler",
     "daemon.readers.batch_job",
-    "daemon.readers.batching",
     "daemon.readers.job_tracker",
 )
 

@@ -14,26 +14,28 @@ from hypothesis import strategies as st
 from prefetchd.config.units import format_bytes, parse_bytes
 from prefetchd.config.validate import make_config
 from prefetchd.daemon.memory import limits
-from prefetchd.daemon.memory import plan as budget
+from prefetchd.daemon.memory.budget import Budget
 from prefetchd.daemon.memory.plan import (
     ALLOWANCE_BYTES,
     DAEMON_BYTES,
     MIB,
     MIN_SLOTS,
     READER_BYTES,
-    Budget,
     Limit,
+    Plan,
+    explain,
     make_plan,
     smallest_budget,
 )
 from prefetchd.errors import BudgetError, ConfigError
+from prefetchd.ipc import system
 from prefetchd.ipc.process import private_bytes
 
 SLOT = 32 * 224 * 224 * 3
 PLENTY = Limit(1 << 40, "available memory")
 
 
-def plan_of(*, limit: Limit = PLENTY, slot_bytes: int = SLOT, **options: object) -> budget.Plan:
+def plan_of(*, limit: Limit = PLENTY, slot_bytes: int = SLOT, **options: object) -> Plan:
     return make_plan(make_config(source="-", **options), slot_bytes, limit)
 
 
@@ -116,7 +118,7 @@ def test_refusal_names_the_smallest_budget_that_works(readers: int, slot_bytes: 
 
 
 def test_readers_that_were_not_asked_for_are_given_up_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget, "usable_cores", lambda: 8)
+    monkeypatch.setattr(system, "usable_cores", lambda: 8)
     three = smallest_budget(3, SLOT) // MIB
     assert plan_of(memory_budget=f"{three}MiB").n_readers == 3
     assert plan_of(memory_budget=f"{smallest_budget(8, SLOT) // MIB}MiB").n_readers == 8
@@ -163,13 +165,13 @@ def fake_cgroup(monkeypatch: pytest.MonkeyPatch, folder: Path, entries: str, fil
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
 
-    def redirected(path: str) -> Path:
+    def redirected(path: str) -> bytes:
         if path == "/proc/self/cgroup":
-            return folder / "proc-self-cgroup"
+            return (folder / "proc-self-cgroup").read_bytes()
         assert path.startswith(("/sys/fs/cgroup", "/proc/pressure"))
-        return folder / path.removeprefix("/")
+        return (folder / path.removeprefix("/")).read_bytes()
 
-    monkeypatch.setattr(limits, "Path", redirected)
+    monkeypatch.setattr(system, "read_file", redirected)
 
 
 def test_cgroup_v2_limits_of_all_ancestors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -202,7 +204,7 @@ def test_path_of_another_namespace_still_finds_the_root(monkeypatch: pytest.Monk
 
 
 def test_no_cgroup_is_no_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(limits, "Path", lambda path: tmp_path / "nowhere")
+    monkeypatch.setattr(system, "read_file", lambda path: (tmp_path / "nowhere").read_bytes())
     assert limits.cgroup_limits() == []
     assert limits.machine_limits()[0].source == "available memory"
 
@@ -307,7 +309,7 @@ def test_plan_with_more_readers_takes_their_room_from_the_ring() -> None:
 
 
 def test_explanation_names_every_part_and_what_would_allow_more() -> None:
-    text = budget.explain(plan_of(num_workers=2, memory_budget="400MiB", limit=Limit(800 * MIB, "cgroup /x")))
+    text = explain(plan_of(num_workers=2, memory_budget="400MiB", limit=Limit(800 * MIB, "cgroup /x")))
     for part in (
         "48.0 MiB for the daemon",
         "2 readers of 24.0 MiB",
@@ -315,7 +317,7 @@ def test_explanation_names_every_part_and_what_would_allow_more() -> None:
         "cgroup /x 800 MiB",
     ):
         assert part in text
-    grows = budget.explain(plan_of(num_workers=2, limit=Limit(1 << 30, "cgroup /x")))
+    grows = explain(plan_of(num_workers=2, limit=Limit(1 << 30, "cgroup /x")))
     assert "growing up to 614 MiB" in grows
     assert "growing" not in text
 
@@ -336,5 +338,5 @@ def test_auto_plan_never_exceeds_its_ceiling_however_it_grows_and_shrinks(steps:
 
 
 def test_idle_time_of_the_cores_is_counted_and_never_goes_back() -> None:
-    before = limits.idle_seconds()
-    assert 0 < before <= limits.idle_seconds()
+    before = system.idle_seconds()
+    assert 0 < before <= system.idle_seconds()

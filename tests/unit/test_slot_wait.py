@@ -7,22 +7,19 @@ import warnings
 import pytest
 
 from prefetchd import RingExhausted
-from prefetchd.client import channel
 from prefetchd.client.channel import SlotWait
+from prefetchd.ipc import system
 
 
 class Clock:
     def __init__(self) -> None:
         self.now_s = 100.0
 
-    def monotonic(self) -> float:
-        return self.now_s
-
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(channel, "time", clock)
+    monkeypatch.setattr(system, "monotonic", lambda: clock.now_s)
     return clock
 
 

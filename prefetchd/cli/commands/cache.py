@@ -125,7 +125,8 @@ def _build(name: str, config: Config) -> int:
 
 def _has_room(config: Config) -> bool:
     """Return whether another row may be written, as far as this process can see."""
-    from prefetchd.data.cache.size_limit import WriteAllowance, limit_of
+    from prefetchd.data.cache.keys import limit_of
+    from prefetchd.data.cache.reader_side import WriteAllowance
 
     assert config.cache is not None
     cache = Path(config.cache).expanduser().absolute()

@@ -55,13 +55,13 @@ def run(arguments: argparse.Namespace) -> int:
     config = config_of(arguments, "tune")
     from prefetchd.cli.measure import plan_choice
     from prefetchd.cli.views.charts import Progress
-    from prefetchd.daemon.memory import plan as budget
+    from prefetchd.ipc import system
 
     with Progress("measuring", sys.stderr) as progress:
         points, refused = _measure_all(config, arguments.seconds, progress)
     if not points:
         raise BudgetError(f"cannot tune: no plan could be measured; the first one: {refused[0]}")
-    chosen, said = plan_choice.advise(points, target, budget.usable_cores(), config)
+    chosen, said = plan_choice.advise(points, target, system.usable_cores(), config)
     command = plan_choice.command_line(config, chosen)
     failure = _write_plot(arguments.plot, points, chosen, config, target) if arguments.plot else None
     if arguments.json:
@@ -102,24 +102,25 @@ def _measure_all(config: Config, seconds: float, progress: Progress) -> tuple[li
     """Measure more readers and larger budgets while the rate grows; return the points, and the refusals."""
     from prefetchd.cli.measure.measure import measure
     from prefetchd.cli.measure.plan_choice import RING_SLOTS, is_worth_more, reader_counts
-    from prefetchd.daemon.memory import plan as budget
     from prefetchd.daemon.memory.limits import machine_limits
+    from prefetchd.daemon.memory.plan import MIB, MIN_SLOTS, smallest_budget
     from prefetchd.daemon.schedule.datasets import open_datasets
     from prefetchd.errors import ManifestError, PrefetchdError
+    from prefetchd.ipc import system
 
     (dataset,) = open_datasets({"": config})
     slot_bytes, source = dataset.layout.slot_bytes, dataset.source
     limit = machine_limits()[0]
-    counts = [config.num_workers] if config.num_workers else reader_counts(budget.usable_cores())
+    counts = [config.num_workers] if config.num_workers else reader_counts(system.usable_cores())
     points: list[Measured] = []
     refused: list[str] = []
     best_rates: list[float] = []
     total, done = len(counts) * len(RING_SLOTS), 0
     for number, n_readers in enumerate(counts):
-        least = budget.smallest_budget(n_readers, slot_bytes, source.facts.shared_bytes, source.facts.reader_bytes)
+        least = smallest_budget(n_readers, slot_bytes, source.facts.shared_bytes, source.facts.reader_bytes)
         found: list[float] = []
         for n_slots in RING_SLOTS:
-            budget_bytes = least + (n_slots - budget.MIN_SLOTS) * slot_bytes
+            budget_bytes = least + (n_slots - MIN_SLOTS) * slot_bytes
             if budget_bytes > limit.n_bytes or not is_worth_more(found):
                 break
             plan = dataclasses.replace(config, num_workers=n_readers, memory_budget=str(budget_bytes))
@@ -128,7 +129,7 @@ def _measure_all(config: Config, seconds: float, progress: Progress) -> tuple[li
             except (ConfigError, ManifestError):
                 raise
             except PrefetchdError as error:
-                refused.append(f"{n_readers} readers, {budget_bytes // budget.MIB} MiB: {error}")
+                refused.append(f"{n_readers} readers, {budget_bytes // MIB} MiB: {error}")
             else:
                 points.append(point)
                 found.append(point.images_per_s)

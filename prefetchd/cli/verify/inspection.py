@@ -23,9 +23,9 @@ import numpy as np
 
 from prefetchd.cli.verify.findings import KEPT, Inspected
 from prefetchd.config.options import Config
-from prefetchd.daemon.memory import plan as budget
 from prefetchd.daemon.memory.limits import machine_limits
 from prefetchd.daemon.memory.manager import MemoryManager
+from prefetchd.daemon.memory.plan import make_plan, reader_limits
 from prefetchd.daemon.readers.batch_builder import BatchBuilder
 from prefetchd.daemon.readers.job_tracker import BadSample
 from prefetchd.daemon.readers.pool import Pool, PoolEvents
@@ -36,7 +36,7 @@ from prefetchd.data.images.source import ImageSource
 from prefetchd.data.manifest.dialect import MalformedLine
 from prefetchd.data.registry import open_source
 from prefetchd.errors import ConfigError
-from prefetchd.ipc import messages
+from prefetchd.ipc import messages, system
 from prefetchd.ipc.descriptors import memfd_of_length
 from prefetchd.ipc.event_loop import EventLoop
 from prefetchd.ring.layout import BatchLayout
@@ -107,7 +107,7 @@ class _Inspection:
         self._loop = EventLoop()
         # As in a daemon, readers start before the manifest is read.
         self._pool = Pool(
-            config.num_workers or budget.usable_cores(),
+            config.num_workers or system.usable_cores(),
             config.reader_timeout,
             watch=self._loop.watch,
             unwatch=self._loop.unwatch,
@@ -141,11 +141,11 @@ class _Inspection:
         self.facts = _shared_array(inspected.facts.n_samples)
         slot_bytes = self._datasets[0].layout.slot_bytes
         source_bytes = inspected.facts.shared_bytes + self.facts.nbytes
-        plan = budget.make_plan(config, slot_bytes, machine_limits(), source_bytes, 2 * inspected.facts.reader_bytes)
+        plan = make_plan(config, slot_bytes, machine_limits(), source_bytes, 2 * inspected.facts.reader_bytes)
         self.n_readers = plan.n_readers
         self._pool.resize(plan.n_readers)
         self._builder = BatchBuilder(self._datasets, self._ring, self._pool, self._found_bad)
-        self._memory = MemoryManager(budget.Budget(plan), self._ring, self._pool, on_removed=lambda slot: None)
+        self._memory = MemoryManager(plan, self._ring, self._pool)
         for _ in range(_FIRST_SLOTS):
             self._memory.add_slot()
         events = PoolEvents(
@@ -157,7 +157,7 @@ class _Inspection:
             outgrown=self._memory.outgrown,
         )
         first: list[tuple[messages.Message, list[int]]] = [dataset.for_readers() for dataset in self._datasets]
-        self._pool.boot([*first, (budget.reader_limits(plan), [])], events)
+        self._pool.boot([*first, (reader_limits(plan), [])], events)
         n_batches = self._datasets[0].order.batches_per_epoch
         # It always waits: it takes no leases, whose return would be the batch builder's occasion to begin more.
         self._sweep = _Sweep(0, 0, 0, Shard(n_batches), waiting=True, left=self._keys(n_batches))

@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from prefetchd.daemon.consumers.consumer import Consumer, ConsumerSocket, Control
 from prefetchd.ipc import messages, sockets
@@ -34,6 +35,7 @@ def most_consumers() -> int:
     return min(MAX_CONSUMERS, max(1, (limit - kept) // DESCRIPTORS_EACH))
 
 
+@dataclass(eq=False)
 class Acceptor:
     """Accepts connections.
 
@@ -47,27 +49,18 @@ class Acceptor:
         linger_s: ends the daemon after so many seconds without a consumer; `None` for never.
     """
 
-    def __init__(
-        self,
-        consumers: Mapping[int, Consumer],
-        max_consumers: int,
-        loop: EventLoop,
-        control: Control,
-        *,
-        add: Callable[[Consumer], None],
-        remove: Callable[[Consumer], None],
-        linger_s: float | None = None,
-    ) -> None:
-        self._consumers = consumers
-        self._max_consumers = max_consumers
-        self._loop = loop
-        self._control = control
-        self._add = add
-        self._remove = remove
-        self._linger_s = linger_s
-        self._empty_since_s = loop.clock()
-        self._next_consumer = 1
-        self._listener: socket.socket | None = None
+    _consumers: Mapping[int, Consumer]
+    _max_consumers: int
+    _loop: EventLoop
+    _control: Control
+    _add: Callable[[Consumer], None]
+    _remove: Callable[[Consumer], None]
+    _linger_s: float | None = None
+    _next_consumer: int = field(default=1, init=False)
+    _listener: socket.socket | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self._empty_since_s = self._loop.clock()
 
     def listen(self, listener: socket.socket) -> None:
         """Accept connections to `listener`, which the acceptor then owns."""

@@ -78,7 +78,7 @@ class Attaching:
             self._check_slots(dataset, request)
             consumer.attachment = _open_queues(dataset, request, fds)
         except PrefetchdError as error:
-            consumer.socket.send(messages.Fatal(type(error).__name__, str(error)))
+            consumer.socket.send(messages.Fatal.of(error))
             return
         finally:
             if consumer.attachment is None:
@@ -122,11 +122,11 @@ class Attaching:
     def _check_slots(self, dataset: Dataset, request: messages.Attach) -> None:
         """Raise `BudgetError` if the ring has no slots for one more loop, and cannot grow."""
         needed = self._slots_promised(self._memory.budget.plan.n_slots, (dataset, request))
-        if not self._memory.growth.reserve_slots(needed):
+        if not self._memory.budget.reserve_slots(needed):
             n_others = sum(consumer.is_attached for consumer in self._consumers.values())
             raise BudgetError(
                 f"cannot attach beside {format_count(n_others, 'other loop')}: "
-                f"{self._memory.growth.too_few_slots(needed)}"
+                f"{self._memory.budget.too_few_slots(needed)}"
             )
 
 

@@ -3,7 +3,7 @@
     acceptor -> added -> Attach -> OpenCursor -> served (grants ... Release) -> CloseCursor ... -> removed
 
 Owned by the daemon's event loop. Each step is a part of its own: `acceptor`, `message_handler`, `attach`, `loops`,
-`grants`, `releases`, `groups`. `consumer` says how long a consumer lives; its leases end with it.
+`grants`, `groups`. `consumer` says how long a consumer lives; its leases end with it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from prefetchd.daemon.consumers.consumer import Consumer, Control, State
 from prefetchd.daemon.consumers.grants import Granter
 from prefetchd.daemon.consumers.groups import Groups
 from prefetchd.daemon.consumers.loops import Loops, StartLine
-from prefetchd.daemon.consumers.message_handler import MessageHandler
-from prefetchd.daemon.consumers.releases import Releases
+from prefetchd.daemon.consumers.message_handler import MessageHandler, Releases
 from prefetchd.daemon.memory.manager import MemoryManager
 from prefetchd.daemon.memory.plan import MIN_SLOTS
 from prefetchd.daemon.readers.batch_builder import BatchBuilder
@@ -81,9 +80,7 @@ class ConsumerManager:
         self._messages = MessageHandler(
             self.consumers, self._attaching, loops, self._releases, control, self._admit, self._disconnect
         )
-        self._acceptor = Acceptor(
-            self.consumers, most_consumers(), loop, control, add=self._add, remove=self._remove, linger_s=linger_s
-        )
+        self._acceptor = Acceptor(self.consumers, most_consumers(), loop, control, self._add, self._remove, linger_s)
         self._owner: Consumer | None = None  # of a private daemon
         self._look_again_s = 0.0
         self._retrying = False

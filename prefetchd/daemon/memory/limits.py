@@ -13,8 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
+from prefetchd.ipc import system
 from prefetchd.ipc.process import private_bytes, resident_bytes
 
 MIB = 1 << 20
@@ -60,7 +59,7 @@ class CgroupMemory:
 def cgroups() -> list[CgroupMemory]:
     """Return the control groups (v1 and v2) of this process that have a memory limit, and of all their ancestors."""
     try:
-        entries = Path("/proc/self/cgroup").read_text().splitlines()
+        entries = system.read_file("/proc/self/cgroup").decode().splitlines()
     except OSError:
         return []
     found = []
@@ -104,9 +103,8 @@ def machine_limits(own_bytes: int = 0) -> list[Limit]:
 
     What is ample is left alone: a daemon that takes everything would make itself short of memory.
     """
-    memory = psutil.virtual_memory()
-    free_bytes = int(memory.available) + own_bytes
-    limits = [Limit(max(0, free_bytes - ample_bytes(int(memory.total))), "available memory")]
+    available_bytes, whole_bytes = system.memory()
+    limits = [Limit(max(0, available_bytes + own_bytes - ample_bytes(whole_bytes)), "available memory")]
     for group in cgroups():
         free_bytes = min(group.limit_bytes, group.limit_bytes - group.used_bytes + own_bytes)
         limits.append(Limit(max(0, free_bytes - ample_bytes(group.limit_bytes)), f"cgroup {group.folder}"))
@@ -115,8 +113,7 @@ def machine_limits(own_bytes: int = 0) -> list[Limit]:
 
 def read_shortage() -> Shortage:
     """Return how short of memory this process is now."""
-    memory = psutil.virtual_memory()
-    places = [(int(memory.available), int(memory.total), "available memory")]
+    places = [(*system.memory(), "available memory")]
     for group in cgroups():
         places.append((max(0, group.limit_bytes - group.used_bytes), group.limit_bytes, f"cgroup {group.folder}"))
     headroom_bytes, limit_bytes, source = min(places)
@@ -126,7 +123,7 @@ def read_shortage() -> Shortage:
 def _stalled_percent() -> float:
     """The 10-second average of `some` in `/proc/pressure/memory`; 0 where the kernel has none."""
     try:
-        line = Path("/proc/pressure/memory").read_text().split("\n", 1)[0]
+        line = system.read_file("/proc/pressure/memory").decode().split("\n", 1)[0]
         return float(dict(part.split("=") for part in line.split()[1:])["avg10"])
     except (OSError, ValueError, KeyError, IndexError):
         return 0.0
@@ -134,7 +131,7 @@ def _stalled_percent() -> float:
 
 def _number(path: Path) -> int | None:
     try:
-        text = path.read_text().strip()
+        text = system.read_file(os.fspath(path)).decode().strip()
     except OSError:
         return None
     return int(text) if text.isdigit() else None
@@ -143,7 +140,7 @@ def _number(path: Path) -> int | None:
 def _file_bytes(path: Path, prefix: str) -> int:
     """Return the pages of files in `memory.stat`, in bytes; shared memory is not among them."""
     try:
-        lines = path.read_text().splitlines()
+        lines = system.read_file(os.fspath(path)).decode().splitlines()
     except OSError:
         return 0
     names = {f"{prefix}active_file", f"{prefix}inactive_file"}
@@ -157,25 +154,18 @@ class Footprint:
     processes: dict[int, int]
     ring_bytes: int
     source_bytes: int = 0
-    mail_bytes: int = 0
+    queue_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
         """The footprint that the budget bounds."""
-        return sum(self.processes.values()) + self.ring_bytes + self.source_bytes + self.mail_bytes
+        return sum(self.processes.values()) + self.ring_bytes + self.source_bytes + self.queue_bytes
 
 
 def measure(pids: Iterable[int], ring_bytes: int, source_bytes: int = 0, *, exact: bool = True) -> Footprint:
     """Measure the processes `pids` and add the segments; an upper bound of it, unless `exact`."""
     of_process = private_bytes if exact else resident_bytes
     return Footprint({pid: of_process(pid) for pid in pids}, ring_bytes, source_bytes)
-
-
-def idle_seconds() -> float:
-    """Return for how many seconds the usable cores have been idle so far, or waited for storage, all together."""
-    times = psutil.cpu_times(percpu=True)
-    usable = [times[core] for core in os.sched_getaffinity(0) if core < len(times)]
-    return float(sum(core.idle + core.iowait for core in usable))
 
 
 class StallTrigger:

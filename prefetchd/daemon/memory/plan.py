@@ -1,7 +1,7 @@
-"""The memory budget: what it buys, and what is reserved of it. Used by the daemon.
+"""The memory plan: what a budget buys. Used by the daemon.
 
 Footprint = sum over the daemon and its readers of (Pss_Anon + SwapPss) + the allocated blocks of every segment not yet
-freed. Growth is by reservation: a slot, a reader or a large decode is counted (`Budget`) before it is taken. Measuring
+freed. Growth is by reservation: a slot, a reader or a large decode is counted (`budget`) before it is taken. Measuring
 (`limits`) only verifies, and shows readers that have grown beyond their share.
 
 A budget that the user stated is fixed. An automatic one is elastic: it starts with what the options need, and grows up
@@ -11,17 +11,15 @@ to its ceiling, a share of what the machine can spare.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import psutil
 
 from prefetchd.config.options import Config
 from prefetchd.config.units import format_bytes, format_count, parse_bytes
 from prefetchd.daemon.memory.limits import Limit
 from prefetchd.data.source import ALLOWANCE_BYTES as ALLOWANCE_BYTES
 from prefetchd.errors import BudgetError
+from prefetchd.ipc import system
 from prefetchd.ipc.reader_messages import Boot
 
 MIB = 1 << 20
@@ -137,13 +135,8 @@ def reader_limits(plan: Plan) -> Boot:
     Libraries that users' functions and Parquet bring may start a thread for each core. Their stacks are mapped whole
     and hardly touched: the kernel's limit leaves room for them.
     """
-    stacks = usable_cores() * _THREAD_BYTES if plan.source_reader_bytes else 0
+    stacks = system.usable_cores() * _THREAD_BYTES if plan.source_reader_bytes else 0
     return Boot(ALLOWANCE_BYTES, plan.reader_share_bytes, _READER_SLACK_BYTES + stacks)
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may run on."""
-    return len(os.sched_getaffinity(0))
 
 
 def smallest_budget(
@@ -186,7 +179,7 @@ def make_plan(
     limits = (limits,) if isinstance(limits, Limit) else tuple(limits)
     limit = limits[0]
     is_auto = config.memory_budget == "auto"
-    n_readers = config.num_workers or (max(1, usable_cores() // 2) if is_cheap else usable_cores())
+    n_readers = config.num_workers or (max(1, system.usable_cores() // 2) if is_cheap else system.usable_cores())
     wanted_slots = max(
         _AUTO_SLOTS,
         least_slots,
@@ -201,7 +194,7 @@ def make_plan(
         budget = min(comfortable, ceiling)
         limited_by = limit.source if budget < comfortable else "auto"
     else:
-        budget = parse_bytes(config.memory_budget, whole_bytes=psutil.virtual_memory().total)
+        budget = parse_bytes(config.memory_budget, whole_bytes=system.memory()[1])
         limited_by = "memory-budget" if budget <= limit.n_bytes else limit.source
         budget = ceiling = min(budget, limit.n_bytes)
     source = source_bytes, source_reader_bytes
@@ -257,51 +250,3 @@ def explain(plan: Plan, segments: str = "") -> str:
         f"{format_bytes(plan.slot_bytes)}{segments}, {format_bytes(plan.large_bytes)} for large images, of a budget of "
         f"{format_bytes(plan.budget_bytes)} set by {plan.limited_by}{ceiling} (allowed: {others})"
     )
-
-
-class Budget:
-    """Reservations against the plan's budget: the slots, and decodes beyond the readers' allowance."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.n_readers = plan.n_readers  # that there are, those included that are to go
-        self.ring_bytes = 0
-        self.large_bytes = 0
-
-    @property
-    def reserved_bytes(self) -> int:
-        """What has been reserved: the base, the readers, the slots, the large decodes."""
-        readers_bytes = self.n_readers * self.plan.reader_share_bytes
-        return self.plan.base_bytes + readers_bytes + self.ring_bytes + self.large_bytes
-
-    @property
-    def in_force_bytes(self) -> int:
-        """The budget, or what is taken still where a lowered one waits for slots that users hold."""
-        return max(self.plan.budget_bytes, self.reserved_bytes)
-
-    @property
-    def spare_bytes(self) -> int:
-        """What can still be reserved; negative while a lowered budget waits."""
-        return self.plan.budget_bytes - self.reserved_bytes
-
-    @property
-    def largest_decode_bytes(self) -> int:
-        """The most working memory that one decode can ever be given."""
-        most = max(self.plan.budget_bytes, self.plan.ceiling_bytes)
-        return most - self._planned_bytes - MIN_SLOTS * self.plan.slot_bytes
-
-    def budget_for_slots(self, n_slots: int) -> int:
-        """Return the smallest budget, in MiB, that holds `n_slots` slots, and no less than today's."""
-        return self._at_least(n_slots * self.plan.slot_bytes)
-
-    def budget_for(self, decode_bytes: int) -> int:
-        """Return the smallest budget, in MiB, in which a decode of `decode_bytes` fits, and no less than today's."""
-        return self._at_least(MIN_SLOTS * self.plan.slot_bytes + decode_bytes)
-
-    def _at_least(self, n_bytes: int) -> int:
-        """Return how many MiB hold the base, the readers that were asked for and `n_bytes`."""
-        return -(-max(self.plan.budget_bytes, self._planned_bytes + n_bytes) // MIB)
-
-    @property
-    def _planned_bytes(self) -> int:
-        return self.plan.base_bytes + self.plan.asked_readers * self.plan.reader_share_bytes

@@ -18,8 +18,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from prefetchd.daemon.readers.batch_job import Chunk, Failure, Job, ReaderEnd
-from prefetchd.daemon.readers.batching import BATCHING
+from prefetchd.daemon.readers.batch_job import BATCHING, Chunk, Failure, Job, ReaderEnd
 from prefetchd.daemon.readers.job_tracker import BadSample, JobTracker
 from prefetchd.daemon.readers.pool import Pool
 from prefetchd.daemon.schedule.cursor import Cursor

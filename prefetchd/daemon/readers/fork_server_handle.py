@@ -15,7 +15,7 @@ import signal
 import subprocess
 from collections.abc import Sequence
 
-from prefetchd.ipc import reader_messages, sockets
+from prefetchd.ipc import reader_messages, sockets, system
 from prefetchd.ipc.process import child_command, child_environment, process_state
 from prefetchd.reader.fork_server import ENVIRONMENT
 
@@ -34,12 +34,10 @@ class ForkServerHandle:
 
     def __init__(self, files_to_remove: Sequence[str] = ()) -> None:
         self._sock, theirs = sockets.socket_pair()
-        self._process = subprocess.Popen(
+        self._process = system.start_process(
             child_command("prefetchd.reader.fork_server", theirs.fileno(), os.getpid(), *files_to_remove),
-            stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
             env=child_environment(**ENVIRONMENT),
-            start_new_session=True,  # Ctrl-C in the terminal is for the daemon alone
         )
         theirs.close()
         self._was_stopped = False

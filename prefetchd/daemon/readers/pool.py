@@ -22,7 +22,7 @@ from prefetchd.daemon.readers.fork_server_handle import ForkServerHandle
 from prefetchd.daemon.readers.reader_handle import ReaderHandle
 from prefetchd.errors import PrefetchdError, error_from_name
 from prefetchd.ipc import reader_messages, sockets
-from prefetchd.ipc.process import describe_exit
+from prefetchd.ipc.exit_status import describe_exit
 from prefetchd.ipc.reader_messages import Done, Message
 from prefetchd.ring.slots import Slot
 

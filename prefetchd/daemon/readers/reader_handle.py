@@ -10,16 +10,13 @@ from __future__ import annotations
 import logging
 import math
 import os
-import select
 import signal
 import socket
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prefetchd.daemon.readers.batch_job import Chunk, ReaderEnd
-from prefetchd.daemon.readers.batching import BATCHING
-from prefetchd.ipc import reader_messages, sockets
+from prefetchd.daemon.readers.batch_job import BATCHING, Chunk, ReaderEnd
+from prefetchd.ipc import reader_messages, sockets, system
 from prefetchd.ipc.process import process_state
 from prefetchd.ipc.reader_messages import Message
 from prefetchd.ring.slots import Slot
@@ -259,7 +256,7 @@ class ReaderHandle:
 
     def kill(self, why: str = "") -> None:
         """Kill it, or see that it is killed as soon as it is born; `why` is logged unless it is empty."""
-        self.killed_s = self.killed_s or time.monotonic()
+        self.killed_s = self.killed_s or system.monotonic()
         if why:
             log.warning("killing reader %d (pid %d): %s", self.number, self.pid, why)
         self._signal(signal.SIGKILL)
@@ -275,7 +272,7 @@ class ReaderHandle:
         """Let it finish what it has, end, and be replaced by a fresh one."""
         if not self.retiring:
             self.retiring = True
-            self.since = time.monotonic()
+            self.since = system.monotonic()
             # In its turn: what it has in hand may ask for memory yet, and needs the answer.
             self.send(reader_messages.Retire())
 
@@ -283,9 +280,7 @@ class ReaderHandle:
         """Wait, for a short while, until a killed reader is gone; return whether it is."""
         if self.pidfd < 0:
             return True  # it was never forked, or had nothing to write to yet
-        poll = select.poll()
-        poll.register(self.pidfd, select.POLLIN)
-        return bool(poll.poll(_EXIT_S * 1000))
+        return system.poller(self.pidfd).wait(_EXIT_S)
 
     def close(self) -> None:
         """Give its socket and descriptors back."""
@@ -297,7 +292,7 @@ class ReaderHandle:
     def _signal(self, number: signal.Signals) -> None:
         if self.pidfd >= 0:
             try:
-                signal.pidfd_send_signal(self.pidfd, number)
+                system.send_signal(self.pidfd, number)
             except ProcessLookupError:
                 return
 

@@ -5,7 +5,6 @@
     segment      one writer's rows and its index of them: appended, read, checked
     lookup       from a key to its row, for all records that were there when the daemon started
     run_state    from a sample to its row, as found in this run; shared by all readers
-    size_limit   how much more may be written
     daemon_side  what the daemon does: opens, reports, warns
     reader_side  what a reader does: find, store, read at full speed
 

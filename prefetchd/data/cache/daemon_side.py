@@ -17,9 +17,8 @@ from prefetchd.config.options import Config
 from prefetchd.config.units import format_bytes
 from prefetchd.data.cache import keys, lookup
 from prefetchd.data.cache.directory import FULL, describe, open_folder, open_regular, segment_names
-from prefetchd.data.cache.keys import check_cache
+from prefetchd.data.cache.keys import check_cache, limit_of
 from prefetchd.data.cache.run_state import LIMIT_REACHED, RunState, StateShape, is_memory, make_state
-from prefetchd.data.cache.size_limit import limit_of
 
 log = logging.getLogger("prefetchd")
 

@@ -23,6 +23,7 @@ import struct
 from typing import Any
 
 from prefetchd.config.options import Config
+from prefetchd.config.units import parse_bytes
 from prefetchd.config.views import all_augmentations, groups
 from prefetchd.data.files import CLOCK_STEP_NS
 from prefetchd.errors import ConfigError
@@ -46,6 +47,11 @@ def pipeline_of(config: Config, decoder: str) -> dict[str, Any]:
 def pipeline_digest(pipeline: dict[str, Any]) -> str:
     """Return 16 hexadecimal digits that follow `pipeline`."""
     return hashlib.blake2b(json.dumps(pipeline, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def limit_of(config: Config) -> int | None:
+    """Return the size limit of a cache in bytes; `None` for all but a twentieth of the disk."""
+    return None if config.cache_size == "auto" else parse_bytes(config.cache_size)
 
 
 def key_of(path: str, place: tuple[int, ...], found: os.stat_result) -> bytes:

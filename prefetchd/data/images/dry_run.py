@@ -19,7 +19,8 @@ from typing import Any
 from prefetchd.config.options import Config
 from prefetchd.errors import ConfigError
 from prefetchd.ipc import reader_messages, sockets
-from prefetchd.ipc.process import child_command, child_environment, describe_exit
+from prefetchd.ipc.exit_status import describe_exit
+from prefetchd.ipc.process import child_command, child_environment
 
 # One thread, as in a reader: the memory of the functions' modules is measured.
 _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "OPENCV_LOG_LEVEL": "OFF"}
