@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from prefetchd.config.options import (
+    BoxFormat,
     Color,
     Dtype,
     End,
@@ -62,6 +63,11 @@ class DataOptions(TypedDict, total=False):
     transform: str | Callable[..., Any] | None
     target_transform: str | Callable[..., Any] | None
     target: Target | None
+    box_format: BoxFormat | None
+    source_box_format: BoxFormat | None
+    max_boxes: int | None
+    min_visible: float | None
+    crowds: bool | None
     mask_border: int | None
     python_path: str | Sequence[str] | None
     shuffle: bool | None

@@ -117,6 +117,7 @@ def _check_together(config: Config) -> None:
             f"cannot scale {config.dtype} pixels: scale, mean and std give fractions; use dtype='float32' or 'float16' "
             "with them"
         )
+    _check_objects(config)
     _check_channels(config)
     for group in views.groups(config):
         _check_augment(config, group.augment)
@@ -127,6 +128,17 @@ def _check_together(config: Config) -> None:
         )
     if config.target == "mask" and config.label_columns not in (None, 1):
         raise wrong("label_columns", config.label_columns, "1, or not given, with target='mask': one path a line")
+
+
+def _check_objects(config: Config) -> None:
+    """Raise `ConfigError` for functions that would see an image without its boxes or keypoints, or these without it."""
+    if config.target in ("boxes", "keypoints"):
+        for name in ("transform", "target_transform"):
+            if getattr(config, name) is not None:
+                raise ConfigError(
+                    f"cannot use {name} with target={config.target!r}: it does not see the image and its "
+                    f"{config.target} together; use augment, or change batches in the loop"
+                )
 
 
 def _check_channels(config: Config) -> None:

@@ -28,12 +28,14 @@ class Sample(NamedTuple):
         label: a number, a tuple of numbers, the number of a class, the absolute path of a mask, or `None`.
         line: its line in the list, from 1; 0 where no line names it, as in a directory.
         place: where in the file, in numbers that only its own records read; empty if the file is the sample.
+        values: what else its records have of it, such as boxes; what they are depends on the records.
     """
 
     path: str
     label: Label
     line: int = 0
     place: tuple[int, ...] = ()
+    values: tuple[Any, ...] = ()
 
 
 class Records(Protocol):

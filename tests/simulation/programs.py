@@ -55,7 +55,8 @@ class Trainer:
                 warnings.simplefilter("ignore")
                 self._run()
         except PrefetchdError as error:
-            self.error = error
+            error.__context__ = error.__cause__ = None
+            self.error = error.with_traceback(None)  # whose frames hold batches
             self.world.kernel.note("ends", self.name, type(error).__name__, str(error))
             self.world.check_error(self, error)
         finally:
@@ -206,6 +207,8 @@ class Trainer:
         rows = np.ascontiguousarray(batch.x.reshape(len(found), -1)[:, :SIGNATURE_BYTES]) if found else []
         for row, sample_id in zip(rows, found, strict=True):
             if not np.array_equal(row, signature(self.spec.dataset, epoch, sample_id)):
-                raise SimulationError(f"{self.name} got the row of {row.view(np.int64)} for sample {sample_id} of {place}")
+                raise SimulationError(
+                    f"{self.name} got the row of {row.view(np.int64)} for sample {sample_id} of {place}"
+                )
         if batch.y.tolist() != found and self.world.spec.datasets[self.spec.dataset].kind == "images":
             raise SimulationError(f"{self.name} got labels {batch.y.tolist()} for samples {found}")

@@ -14,9 +14,11 @@ from prefetchd.config.options import Config
 from prefetchd.config.views import groups
 from prefetchd.data.cache.keys import check_cache
 from prefetchd.data.faults import FaultKind
+from prefetchd.data.images.objects import object_fields
 from prefetchd.data.read_ahead import MASK_PART, ReadAhead, read_mask
 from prefetchd.data.records import Records
 from prefetchd.data.source import ReserveMemory, SourceFacts
+from prefetchd.data.table.object_records import ObjectRecords
 from prefetchd.errors import one_line
 from prefetchd.ipc.reader_messages import DryRunDone, Fault
 from prefetchd.ring.layout import FieldLayout, xy_fields
@@ -107,7 +109,12 @@ class ImageSource:
         """Return, in a reader, what loads samples."""
         from prefetchd.data.images.pipeline import ImageReader
 
-        return ImageReader(config, self._records, self._ahead, cache)
+        objects = None
+        if isinstance(self._records, ObjectRecords):
+            from prefetchd.data.images.objects import ObjectTarget
+
+            objects = ObjectTarget(config, self._records.objects)
+        return ImageReader(config, self._records, self._ahead, cache, objects)
 
     @property
     def records(self) -> Records:
@@ -152,6 +159,8 @@ class ImageSource:
         x = (shape if config.layout == "nhwc" else (shape[2], *shape[:2])), config.dtype
         if self._dry_run is not None:
             return xy_fields(x, (tuple(self._dry_run.y_shape), self._dry_run.y_dtype))
+        if isinstance(self._records, ObjectRecords):
+            return FieldLayout("x", *x), *object_fields(config, self._records.objects)
         return xy_fields(x, (self._records.label_shape, self._records.label_dtype))
 
     @property
@@ -215,10 +224,10 @@ class ImageSource:
         finally:
             self._ahead.pass_over(asked_for)
 
-    def _row(self, arrays: Sequence[NDArray[Any]], row: int) -> tuple[Any, NDArray[Any]]:
-        """Return a row of x and of y as the reader takes them."""
-        x, y = arrays
-        return x[row], y[row, ...]
+    def _row(self, arrays: Sequence[NDArray[Any]], row: int) -> tuple[Any, list[NDArray[Any]]]:
+        """Return a row of x, and of y or its leaves, as the reader takes them."""
+        x, *targets = arrays
+        return x[row], [target[row, ...] for target in targets]
 
     def _load_all(
         self,
@@ -232,8 +241,8 @@ class ImageSource:
         assert self._reader is not None
         faults = []
         for sample_id, row, sample in zip(sample_ids, rows, samples, strict=True):
-            x, y = self._row(arrays, row)
-            fault = self._reader.load(sample, int(sample_id), epoch, x, y, reserve)
+            x, targets = self._row(arrays, row)
+            fault = self._reader.load(sample, int(sample_id), epoch, x, targets, reserve)
             if fault is not None:
                 faults.append(
                     Fault(

@@ -35,6 +35,6 @@ class ViewsSource(ImageSource):
         views = [FieldLayout(group.name, group.shape(config), config.dtype) for group in groups(config)]
         return (*views, super()._fields()[-1])
 
-    def _row(self, arrays: Sequence[NDArray[Any]], row: int) -> tuple[Any, NDArray[Any]]:
+    def _row(self, arrays: Sequence[NDArray[Any]], row: int) -> tuple[Any, list[NDArray[Any]]]:
         """Return a row of each group's array, and of y."""
-        return tuple(each[row] for each in arrays[:-1]), arrays[-1][row, ...]
+        return tuple(each[row] for each in arrays[:-1]), [arrays[-1][row, ...]]
