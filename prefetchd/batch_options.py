@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from prefetchd.config.fields import Field
 from prefetchd.config.options import (
     BoxFormat,
     Color,
@@ -60,6 +61,7 @@ class DataOptions(TypedDict, total=False):
     shrink_on_load: bool | None
     augment: str | Sequence[str] | None
     views: int | str | Sequence[str | Mapping[str, Any]] | None
+    fields: Mapping[str, Field | Mapping[str, Any] | str] | Sequence[str] | None
     transform: str | Callable[..., Any] | None
     target_transform: str | Callable[..., Any] | None
     target: Target | None

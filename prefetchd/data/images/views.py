@@ -19,6 +19,16 @@ if TYPE_CHECKING:
     from prefetchd.config.options import Config
     from prefetchd.data.cache.reader_side import CacheInReader
     from prefetchd.data.images.pipeline import ImageReader
+    from prefetchd.data.records import Records
+
+
+def open_images(config: Config, kind: str, records: Records) -> ImageSource:
+    """Return, in the daemon, the source of the images that `records` list, with views or without.
+
+    Raises:
+        ConfigError: as `ImageSource.open` does.
+    """
+    return (ViewsSource if config.views else ImageSource).open(config, kind, records)
 
 
 class ViewsSource(ImageSource):
