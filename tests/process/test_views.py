@@ -141,3 +141,17 @@ def test_views_are_served_and_previewed_from_the_command_line(manifest: Path, tm
         result = run_command("preview", manifest, "-o", sheet, "--image-size=32", f"--views={views}", "--augment=hflip")
         assert result.returncode == 0, result.stderr
         assert cv2.imread(str(sheet)).std() > 10
+
+
+def test_a_list_in_memory_has_views_too(manifest: Path) -> None:
+    folder = manifest.parent
+    rows = [(str(folder / f"{number}.png"), number) for number in range(8)]
+    for views in (2, LIST):
+        given = all_fields(manifest, views=views, augment=EVERYTHING)
+        for name, array in all_fields(rows, views=views, augment=EVERYTHING).items():  # type: ignore[arg-type]
+            np.testing.assert_array_equal(array, given[name])
+
+
+def test_views_of_samples_with_fields_are_refused(manifest: Path) -> None:
+    with pytest.raises(prefetchd.ConfigError, match="cannot use views together with fields; give two loaders"):
+        prefetchd.batches(manifest, views=2, fields={"image": prefetchd.Field("image", column=0)}, **OPTIONS)
