@@ -112,8 +112,10 @@ def conversion(
 
 
 def _images(loader: Loader) -> frozenset[int]:
-    """Return which arrays of a batch are images: x, or the fields of that kind."""
+    """Return which arrays of a batch are images: x, all but y of a list of views, or the fields of that kind."""
     fields = parse_fields(tuple(loader.config["fields"]))
+    if loader.config["views"]:
+        return frozenset(range(len(loader.layout.fields) - 1))
     names = {name for name, field in fields.items() if field.kind == "image"}
     arrays = loader.layout.fields
     return frozenset(place for place, each in enumerate(arrays) if each.name in names or not (fields or place))

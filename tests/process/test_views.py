@@ -155,3 +155,16 @@ def test_a_list_in_memory_has_views_too(manifest: Path) -> None:
 def test_views_of_samples_with_fields_are_refused(manifest: Path) -> None:
     with pytest.raises(prefetchd.ConfigError, match="cannot use views together with fields; give two loaders"):
         prefetchd.batches(manifest, views=2, fields={"image": prefetchd.Field("image", column=0)}, **OPTIONS)
+
+
+@pytest.mark.parametrize("views", [2, LIST])
+def test_tensors_have_their_channels_before_rows_and_columns(manifest: Path, views: Any) -> None:
+    pytest.importorskip("torch")
+    import prefetchd.torch
+
+    arrays = all_fields(manifest, epochs=1, views=views, augment=EVERYTHING)
+    with prefetchd.torch.batches(manifest, views=views, augment=EVERYTHING, **OPTIONS) as loader:
+        tensors = [{name: tensor.clone() for name, tensor in batch.items()} for batch in loader]
+    for name, array in arrays.items():
+        found = np.concatenate([batch[name].numpy() for batch in tensors])
+        np.testing.assert_array_equal(found, np.moveaxis(array, -1, -3) if name != "y" else array)
