@@ -10,7 +10,7 @@ default and its range stand in `prefetchd.config.options`; `help(prefetchd.batch
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from prefetchd.config.options import (
@@ -58,6 +58,7 @@ class DataOptions(TypedDict, total=False):
     interpolation: Interpolation | None
     shrink_on_load: bool | None
     augment: str | Sequence[str] | None
+    views: int | str | Sequence[str | Mapping[str, Any]] | None
     transform: str | Callable[..., Any] | None
     target_transform: str | Callable[..., Any] | None
     target: Target | None

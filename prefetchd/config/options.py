@@ -105,6 +105,13 @@ class Config:
         "'rotate(degrees=10), hflip'; other pixels each epoch (none)",
         metavar="NAMES",
     )
+    views: tuple[str, ...] = _option(
+        (),
+        "deliver each image several times, decoded once, each augmented anew: a number, or for views of several sizes "
+        "'view(size=224, count=2, scale=(0.4, 1)), view(size=96, count=6)' (none)",
+        metavar="N|VIEWS",
+        later=True,
+    )
     transform: str | None = _option(
         None,
         "function (image, rng) -> image of a module, or Albumentations pipeline; readers run it after augment",

@@ -36,6 +36,7 @@ _SOURCES = {
     "sequences": ("prefetchd.data.arrays.sequences", "SequenceSource"),
 }
 _SERVED = "prefetchd.data.images.source", "ImageSource"
+_VIEWS = "prefetchd.data.images.views", "ViewsSource"
 _INSPECTED = "prefetchd.data.images.inspection", "InspectedImages"  # made by `verify`, never opened by name
 
 
@@ -61,8 +62,6 @@ def open_source(
     if kind in _SOURCES:
         source: Source = _class(_SOURCES[kind]).open(config)
         return source
-    from prefetchd.data.images.source import ImageSource
-
     is_list = kind == "manifest"
     if not is_list and kind != "arrow":
         refuse_given(config, MASK_OPTIONS, "lists of images")
@@ -80,7 +79,8 @@ def open_source(
         except BaseException:
             records.close()
             raise
-    return ImageSource.open(config, kind, records)
+    images: Source = _class(_VIEWS if config.views else _SERVED).open(config, kind, records)
+    return images
 
 
 def attach_source(config: Config, handle: dict[str, Any], fds: list[int]) -> Source:
@@ -92,7 +92,7 @@ def attach_source(config: Config, handle: dict[str, Any], fds: list[int]) -> Sou
         return source
     at = len(fds) - handle["n_cache_fds"]
     records: Records = _class(_IMAGES[kind]).attach(handle["records"], fds[:at])
-    images = _class(_INSPECTED if "is_inspected" in handle else _SERVED)
+    images = _class(_INSPECTED if "is_inspected" in handle else _VIEWS if config.views else _SERVED)
     source = images.attach(config, handle, records, fds[at:])
     return source
 

@@ -93,7 +93,7 @@ def conversion(
 
     def convert(x: torch.Tensor) -> torch.Tensor:
         if moves:
-            x = x.permute(0, 3, 1, 2)
+            x = x.movedim(-1, -3)
         if factors is not None:
             x = x.float().mul_(factors[0]).add_(factors[1])
         return x if dtype is None else x.to(dtype)

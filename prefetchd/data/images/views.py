@@ -1,0 +1,49 @@
+"""The source of images that are delivered several times each: rows of `x` with a dimension for the views.
+
+With a number of views the arrays are `x`, (rows, views, H, W, C), and `y`; with a list of views `view0`, `view1`, ...,
+each (rows, count, H, W, C) in its own size, and `y`. The daemon opens it, and each reader attaches a `ViewsReader`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from prefetchd.config.views import groups
+from prefetchd.data.images.source import ImageSource
+from prefetchd.ring.layout import FieldLayout
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from prefetchd.config.options import Config
+    from prefetchd.data.cache.reader_side import CacheInReader
+    from prefetchd.data.images.pipeline import ImageReader
+
+
+class ViewsSource(ImageSource):
+    """A `Source` of images with views."""
+
+    def _make_reader(self, config: Config, cache: CacheInReader | None) -> ImageReader:
+        from prefetchd.data.images.view_reader import ViewsReader
+
+        return ViewsReader(config, self._records, self._ahead, cache)
+
+    def _fields(self) -> tuple[FieldLayout, ...]:
+        """Return an array for each group of views, and y."""
+        y = super()._fields()[-1]
+        return (*view_layouts(self._config), y)
+
+    def _row(self, arrays: Sequence[NDArray[Any]], row: int) -> tuple[Any, NDArray[Any]]:
+        """Return a row of each group's array, and of y."""
+        return tuple(each[row] for each in arrays[:-1]), arrays[-1][row, ...]
+
+
+def view_layouts(config: Config) -> tuple[FieldLayout, ...]:
+    """Return names, shapes of a row and dtype of the arrays that hold the views."""
+    layouts = []
+    for group in groups(config):
+        shape = (*group.size, config.n_channels)
+        shape = shape if config.layout == "nhwc" else (shape[2], *shape[:2])
+        layouts.append(FieldLayout(group.name, (group.count or 1, *shape), config.dtype))
+    return tuple(layouts)
