@@ -65,6 +65,11 @@ class Group:
     augment: tuple[str, ...]
     first: int = 0
 
+    def shape(self, config: Config) -> tuple[int, ...]:
+        """Return the shape of one row of the array, (count, H, W, C) or (count, C, H, W) as `layout` says."""
+        image = (*self.size, config.n_channels)
+        return (self.count or 1, *(image if config.layout == "nhwc" else (image[2], *image[:2])))
+
 
 def canonical(value: object) -> tuple[str, ...]:
     """Return the views as texts: none, a number such as `2` alone, or `view(...)` for each kind.

@@ -22,7 +22,6 @@ from prefetchd.data.images.pipeline import ImageReader
 from prefetchd.data.images.pixel_changes import PixelChanges
 from prefetchd.data.images.resample import Placer
 from prefetchd.data.images.user_functions import UserFunctions
-from prefetchd.data.images.views import view_layouts
 from prefetchd.sampling.randomness import BLOCK_WORDS, SampleRandomness
 
 if TYPE_CHECKING:
@@ -103,7 +102,7 @@ class ViewsReader(ImageReader):
             self._views += [(number, place, group.first + place, writer) for place in range(group.count or 1)]
 
     def _empty_x(self) -> Any:
-        return tuple(np.empty(each.shape, each.dtype) for each in view_layouts(self._config))
+        return tuple(np.empty(group.shape(self._config), self._config.dtype) for group in groups(self._config))
 
     def _load(self, sample: Sample, sample_id: int, epoch: int, x: Any, reserve: ReserveMemory) -> Any:
         """Write all views into `x`, a row for each group; return the label."""

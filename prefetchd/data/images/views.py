@@ -31,19 +31,10 @@ class ViewsSource(ImageSource):
 
     def _fields(self) -> tuple[FieldLayout, ...]:
         """Return an array for each group of views, and y."""
-        y = super()._fields()[-1]
-        return (*view_layouts(self._config), y)
+        config = self._config
+        views = [FieldLayout(group.name, group.shape(config), config.dtype) for group in groups(config)]
+        return (*views, super()._fields()[-1])
 
     def _row(self, arrays: Sequence[NDArray[Any]], row: int) -> tuple[Any, NDArray[Any]]:
         """Return a row of each group's array, and of y."""
         return tuple(each[row] for each in arrays[:-1]), arrays[-1][row, ...]
-
-
-def view_layouts(config: Config) -> tuple[FieldLayout, ...]:
-    """Return names, shapes of a row and dtype of the arrays that hold the views."""
-    layouts = []
-    for group in groups(config):
-        shape = (*group.size, config.n_channels)
-        shape = shape if config.layout == "nhwc" else (shape[2], *shape[:2])
-        layouts.append(FieldLayout(group.name, (group.count or 1, *shape), config.dtype))
-    return tuple(layouts)
