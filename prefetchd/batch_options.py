@@ -13,7 +13,9 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from prefetchd.config.fields import Field
 from prefetchd.config.options import (
+    BoxFormat,
     Color,
     Dtype,
     End,
@@ -59,9 +61,15 @@ class DataOptions(TypedDict, total=False):
     shrink_on_load: bool | None
     augment: str | Sequence[str] | None
     views: int | str | Sequence[str | Mapping[str, Any]] | None
+    fields: Mapping[str, Field | Mapping[str, Any] | str] | Sequence[str] | None
     transform: str | Callable[..., Any] | None
     target_transform: str | Callable[..., Any] | None
     target: Target | None
+    box_format: BoxFormat | None
+    source_box_format: BoxFormat | None
+    max_boxes: int | None
+    min_visible: float | None
+    crowds: bool | None
     mask_border: int | None
     python_path: str | Sequence[str] | None
     shuffle: bool | None

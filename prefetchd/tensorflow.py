@@ -21,6 +21,8 @@ except ImportError as error:
         "pip install 'prefetchd[tensorflow]'"
     ) from error
 
+from prefetchd.client.batch import joined
+
 if TYPE_CHECKING:
     from prefetchd.client.loader import Loader
 
@@ -29,7 +31,8 @@ __all__ = ["dataset", "signature"]
 
 def signature(loader: Loader) -> tuple[Any, Any]:
     """Return the `tf.TensorSpec` of x and of y, for `tf.data.Dataset.from_generator`; the number of rows is open."""
-    x, y = (tf.TensorSpec((None, *each.shape), tf.as_dtype(each.dtype)) for each in loader.layout.fields)
+    layout = loader.layout
+    x, y = joined(layout, [tf.TensorSpec((None, *each.shape), tf.as_dtype(each.dtype)) for each in layout.fields])
     return x, y
 
 

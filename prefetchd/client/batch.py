@@ -12,7 +12,7 @@ them. A field with several arrays, such as text and its lengths, is a named tupl
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
 
@@ -163,12 +163,7 @@ class _NestedBatch(Batch):
 
     @classmethod
     def over(cls, root: NDArray[np.uint8], rows: int, layout: BatchLayout) -> Self:
-        arrays = layout.arrays(root, rows)
-        fields = [
-            arrays[first] if parts is None else tuple.__new__(parts, arrays[first:end])
-            for first, end, parts in _joins(tuple(each.name for each in layout.fields))
-        ]
-        batch = tuple.__new__(cls, fields)
+        batch = tuple.__new__(cls, joined(layout, layout.arrays(root, rows)))
         batch.root, batch._layout = root, layout
         return batch
 
@@ -210,6 +205,14 @@ def _joins(names: tuple[str, ...]) -> list[tuple[int, int, type[Named] | None]]:
         joins.append((first, end, parts))
         first = end
     return joins
+
+
+def joined(layout: BatchLayout, leaves: Sequence[Any]) -> tuple[Any, ...]:
+    """Return what stands for the arrays of `layout`, one a leaf, in the structure of its batches."""
+    joins = _joins(tuple(each.name for each in layout.fields))
+    return tuple(
+        leaves[first] if parts is None else tuple.__new__(parts, leaves[first:end]) for first, end, parts in joins
+    )
 
 
 def _again(is_parts: bool, names: tuple[str, ...], values: tuple[Any, ...]) -> Any:

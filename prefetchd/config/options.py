@@ -30,7 +30,8 @@ Interpolation = Literal["nearest", "linear", "cubic", "area", "lanczos"]
 OnError = Literal["raise", "skip", "substitute"]
 End = Literal["pre", "post"]
 Lengths = Literal["none", "x", "y"]
-Target = Literal["label", "mask"]
+Target = Literal["label", "mask", "boxes", "keypoints"]
+BoxFormat = Literal["xyxy", "xywh", "cxcywh", "xyxy_normalized", "xywh_normalized", "cxcywh_normalized"]
 
 
 MAX_BATCH_SIZE = 1 << 18
@@ -45,6 +46,7 @@ def _option(
     content: bool = True,
     later: bool = False,
     limits: tuple[float, float] | None = None,
+    flag: str | None = None,
 ) -> Any:
     """Return a field that is an option.
 
@@ -56,8 +58,11 @@ def _option(
         later: whether it came after the first saved states. Then the digest leaves out its default, and those states
             still load. Every new option is one.
         limits: the least and the greatest number allowed, or `None`.
+        flag: the name on the command line of an option that is given several times, once for each of its values.
     """
-    metadata = {"help": help, "metavar": metavar, "content": content, "later": later, "limits": limits}
+    metadata = {
+        "help": help, "metavar": metavar, "content": content, "later": later, "limits": limits, "flag": flag
+    }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -112,9 +117,18 @@ class Config:
         metavar="N|VIEWS",
         later=True,
     )
+    fields: tuple[str, ...] = _option(
+        (),
+        "what a sample consists of, where it is more than an image and a label: depth=image(column=depth, channels=1); "
+        "batches are mappings then. Kinds: image, mask, label, array, text, bytes",
+        metavar="NAME=KIND(...)",
+        later=True,
+        flag="field",
+    )
     transform: str | None = _option(
         None,
-        "function (image, rng) -> image of a module, or Albumentations pipeline; readers run it after augment",
+        "function (image, rng) -> image of a module, or Albumentations pipeline; readers run it after augment. With "
+        "fields it is (sample, rng) -> sample, dictionaries",
         metavar="MODULE:NAME",
     )
     target_transform: str | None = _option(
@@ -122,7 +136,29 @@ class Config:
         "function (label, rng) -> label of a module; what it returns decides the shape and dtype of y",
         metavar="MODULE:NAME",
     )
-    target: Target = _option("label", "what labels are: numbers and classes, or paths of mask images (label)")
+    target: Target = _option(
+        "label", "what labels are: numbers and classes, paths of mask images, boxes of objects, or keypoints (label)"
+    )
+    box_format: BoxFormat = _option(
+        "xyxy", "boxes: how they are delivered; in pixels, or as fractions of the delivered image (xyxy)", later=True
+    )
+    source_box_format: BoxFormat | None = _option(
+        None,
+        "boxes: how JSON lines and Parquet files write them, in one of the formats of box_format (COCO, YOLO: known)",
+        metavar="FORMAT",
+        later=True,
+    )
+    max_boxes: int | None = _option(
+        None,
+        "boxes, keypoints: objects of a sample that are delivered, the first ones (as many as any sample has)",
+        metavar="N",
+        limits=(1, 1 << 16),
+        later=True,
+    )
+    min_visible: float = _option(
+        0.1, "boxes: a box is left out if less of its area can be seen (0.1)", metavar="X", limits=(0, 1), later=True
+    )
+    crowds: bool = _option(False, "boxes: take COCO's boxes around crowds (iscrowd) too (no)", later=True)
     mask_border: int = _option(
         0, "what a mask holds where pad or the augmentation leave it empty (0)", metavar="N", limits=(0, 65535)
     )

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from prefetchd.config import augment, convert, views
+from prefetchd.config import augment, convert, fields, views
 from prefetchd.config.augment_values import RANDOM
 from prefetchd.config.convert import wrong
 from prefetchd.config.options import OPTION_TYPES, OPTIONS, Config
@@ -34,6 +34,7 @@ _CONVERTERS: dict[str, Callable[[object], Any]] = {
     "std": convert.channel_numbers("std"),
     "augment": augment.canonical,
     "views": views.canonical,
+    "fields": fields.canonical,
     "transform": convert.function("transform"),
     "target_transform": convert.function("target_transform"),
     "python_path": convert.folders,
@@ -117,6 +118,9 @@ def _check_together(config: Config) -> None:
             f"cannot scale {config.dtype} pixels: scale, mean and std give fractions; use dtype='float32' or 'float16' "
             "with them"
         )
+    if config.fields:
+        _check_fields(config)
+    _check_objects(config)
     _check_channels(config)
     for group in views.groups(config):
         _check_augment(config, group.augment)
@@ -127,6 +131,45 @@ def _check_together(config: Config) -> None:
         )
     if config.target == "mask" and config.label_columns not in (None, 1):
         raise wrong("label_columns", config.label_columns, "1, or not given, with target='mask': one path a line")
+
+
+# Options of a sample that is an image and a label, and what says the same of fields.
+_OTHERWISE_WITH_FIELDS = {
+    "target": "a field of another kind",
+    "views": "two loaders, each with a seed of its own",
+    "target_transform": "transform, which has the whole sample",
+    "x_column": "the column of each field",
+    "y_column": "the column of each field",
+    "labels": "the column of each field",
+    "label_columns": "the column of each field",
+    "label_separator": "the column of each field",
+    "missing_label": "a complete column",
+    "offsets": "a field of kind array",
+}
+
+
+def _check_fields(config: Config) -> None:
+    """Raise `ConfigError` for options that concern samples without fields."""
+    for name, instead in _OTHERWISE_WITH_FIELDS.items():
+        if getattr(config, name) != OPTIONS[name].default:
+            raise ConfigError(f"cannot use {name} together with fields; give {instead}, or leave fields out")
+    for name, field in fields.parse_fields(config.fields).items():
+        if field.kind == "image":
+            try:
+                _check_together(fields.image_config(config, field))
+            except ConfigError as error:
+                raise ConfigError(f"cannot use the field {name}: {error}") from None
+
+
+def _check_objects(config: Config) -> None:
+    """Raise `ConfigError` for functions that would see an image without its boxes or keypoints, or these without it."""
+    if config.target in ("boxes", "keypoints"):
+        for name in ("transform", "target_transform"):
+            if getattr(config, name) is not None:
+                raise ConfigError(
+                    f"cannot use {name} with target={config.target!r}: it does not see the image and its "
+                    f"{config.target} together; use augment, or change batches in the loop"
+                )
 
 
 def _check_channels(config: Config) -> None:

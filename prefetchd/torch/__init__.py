@@ -31,7 +31,7 @@ except ImportError as error:
     ) from error
 
 from prefetchd.client.api import batches as numpy_batches
-from prefetchd.client.batch import Batch, InEpoch
+from prefetchd.client.batch import Batch, InEpoch, Named
 from prefetchd.client.iteration import BaseLoader
 from prefetchd.errors import ConfigError, PrefetchdError
 from prefetchd.torch.device_copies import Arriving, Cuda, DeviceCopies
@@ -63,14 +63,14 @@ class TensorBatch(InEpoch, _Tensors):  # type: ignore[misc]  # index hides tuple
 
     Attributes:
         x: the samples; images are (rows, channels, height, width).
-        y: the labels, as `prefetchd.batches` delivers them.
+        y: the labels, as `prefetchd.batches` delivers them: a tensor, or a named tuple of tensors.
         sample_ids: (rows,) int64, a numpy array: the number of each sample in the data, from 0.
     """
 
     sample_ids: NDArray[np.int64]
 
     @classmethod
-    def of(cls, batch: Batch, x: torch.Tensor, y: torch.Tensor, sample_ids: NDArray[np.int64]) -> TensorBatch:
+    def of(cls, batch: Batch, x: torch.Tensor, y: Any, sample_ids: NDArray[np.int64]) -> TensorBatch:
         """Return `x, y` with the place of `batch`."""
         made = tuple.__new__(cls, (x, y))
         made._grant, made.sample_ids = batch.place, sample_ids
@@ -220,8 +220,14 @@ class TensorLoader(BaseLoader[TensorBatch], IterableDataset[TensorBatch]):
             arrays.close()
 
     def _tensors(self, batch: Batch) -> TensorBatch:
-        x, y = (torch.from_numpy(array).to(self._device) for array in batch)
-        return TensorBatch.of(batch, self._on_device(x), y, batch.sample_ids)
+        x, y = batch
+        return TensorBatch.of(batch, self._on_device(self._tensor(x)), self._tensor(y), batch.sample_ids)
+
+    def _tensor(self, value: Any) -> Any:
+        """Return the tensor of an array, or of each array of a named tuple."""
+        if isinstance(value, Named):
+            return value._make(map(self._tensor, value))
+        return torch.from_numpy(value).to(self._device)
 
     def _run_ahead(
         self, arrays: Generator[Batch, None, None], copies: DeviceCopies
@@ -243,7 +249,7 @@ class TensorLoader(BaseLoader[TensorBatch], IterableDataset[TensorBatch]):
                     if ahead:
                         yield self._deliver(ahead.popleft(), copies)
                     return
-                arriving = copies.start(batch.root, len(batch.y))
+                arriving = copies.start(batch.root, batch.place.rows)
                 tensors = TensorBatch.of(batch, arriving.x, arriving.y, batch.sample_ids.copy())
                 ahead.append(_Ahead(tensors, arriving, self._loader.position))
                 del batch, tensors, arriving

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from prefetchd.client.batch import joined
 from prefetchd.ring.layout import BatchLayout
 
 log = logging.getLogger("prefetchd")
@@ -92,10 +93,18 @@ class _Locked(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Arriving:
-    """A batch on its way: tensors of the device, not to be used before `DeviceCopies.hand_over`."""
+    """A batch on its way: tensors of the device, not to be used before `DeviceCopies.hand_over`.
+
+    Attributes:
+        x: the samples.
+        y: the labels; a named tuple of tensors where the layout has several.
+        tensors: all of them.
+        event: comes when they have arrived.
+    """
 
     x: torch.Tensor
-    y: torch.Tensor
+    y: Any
+    tensors: tuple[torch.Tensor, ...]
     event: Any
 
 
@@ -131,20 +140,22 @@ class DeviceCopies:
         This object holds `root` as long as the device reads from it.
         """
         self._unlock_closed()
-        x, y = (torch.from_numpy(array) for array in self._layout.arrays(_writable_alias(root), rows))
+        tensors = [torch.from_numpy(array) for array in self._layout.arrays(_writable_alias(root), rows)]
         locked = self._lock(root)
         if not locked:
-            x, y = self._cuda.page_locked_copy(x), self._cuda.page_locked_copy(y)
+            tensors = [self._cuda.page_locked_copy(tensor) for tensor in tensors]
         with self._cuda.beside():
-            x, y = self._on_device(self._cuda.copy(x)), self._cuda.copy(y)
+            tensors = [self._cuda.copy(tensor) for tensor in tensors]
+            tensors[0] = self._on_device(tensors[0])
             event = self._cuda.mark()
         if locked:
             self._reading.append((event, root))
-        return Arriving(x, y, event)
+        x, y = joined(self._layout, tensors)
+        return Arriving(x, y, tuple(tensors), event)
 
     def hand_over(self, arriving: Arriving) -> None:
         """Let the caller's stream use the tensors from now on. The processor does not wait."""
-        self._cuda.hand_over(arriving.event, (arriving.x, arriving.y))
+        self._cuda.hand_over(arriving.event, arriving.tensors)
         self.make_room(len(self._reading))  # mostly the event has come, and its slot need not wait for the next batch
 
     def make_room(self, n_kept: int = 1) -> None:

@@ -43,12 +43,12 @@ def main(source: str, rounds: int) -> None:
         for epoch in range(rounds):
             started_s = time.process_time()
             for number, sample in enumerate(samples):
-                assert views.load(sample, number, epoch, (x,), y, lambda _: None) is None
+                assert views.load(sample, number, epoch, (x,), [y], lambda _: None) is None
             once.append(N_VIEWS * len(samples) / (time.process_time() - started_s))
             started_s = time.process_time()
             for view in range(N_VIEWS):
                 for number, sample in enumerate(samples):
-                    assert plain.load(sample, number, epoch * N_VIEWS + view, x[view], y, lambda _: None) is None
+                    assert plain.load(sample, number, epoch * N_VIEWS + view, x[view], [y], lambda _: None) is None
             twice.append(N_VIEWS * len(samples) / (time.process_time() - started_s))
         ratio = statistics.median(a / b for a, b in zip(once, twice, strict=True))
         print(

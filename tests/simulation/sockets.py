@@ -104,11 +104,12 @@ class Network:
 
     def __init__(self, kernel: Kernel, capacity: int = CAPACITY) -> None:
         self.kernel = kernel
-        self.capacity = capacity
+        self.capacity = capacity  # of trainers' sockets
         self.named: dict[int, Endpoint | PidHandle | Listener] = {}
         self.listeners: dict[str, Listener] = {}
         self.on_message: Callable[[Process, Process, bytes], None] = lambda owner, peer, data: None
         self.on_round: Callable[[], None] = lambda: None
+        self.n_rounds = 0
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self._device = os.fstat(self._null).st_rdev
 
@@ -129,7 +130,8 @@ class Network:
 
     def pair(self, owner: Process, other: Process | None = None) -> tuple[SimSocket, SimSocket]:
         """Return two connected sockets: the first of `owner`, the second to be used by `other`."""
-        ends = Endpoint(self.kernel, owner, self.capacity), Endpoint(self.kernel, other or owner, self.capacity)
+        capacity = self.capacity if owner.name.startswith("client") else CAPACITY
+        ends = Endpoint(self.kernel, owner, capacity), Endpoint(self.kernel, other or owner, capacity)
         ends[0].peer, ends[1].peer = ends[1], ends[0]
         owner.endpoints[ends[0]] = None
         return SimSocket(self, ends[0], self.descriptor(ends[0])), SimSocket(self, ends[1], self.descriptor(ends[1]))
@@ -407,7 +409,6 @@ class SimSelector:
         self._keys: dict[int, selectors.SelectorKey] = {}
         self._things: dict[int, Any] = {}
         self.task = self._kernel.current
-        self.n_rounds = 0
 
     def register(self, fd: int, events: int, data: Any = None) -> None:
         assert fd not in self._keys
@@ -430,7 +431,7 @@ class SimSelector:
 
     def select(self, timeout_s: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         kernel = self._kernel
-        self.n_rounds += 1
+        self._network.n_rounds += 1
         self._network.on_round()
         end_s = None if timeout_s is None else kernel.now_s + timeout_s
         kernel.sleep(self._round_s)

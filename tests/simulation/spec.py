@@ -20,7 +20,7 @@ FEATURES = (
     "bad samples", "raise", "substitute", "crashes", "hangs", "kernel", "io", "late", "large", "too large", "leaks",
     "slow storage", "uneven", "reader deaths", "reader stops", "fork server", "client deaths", "client stops",
     "daemon stops", "daemon deaths", "reconnect", "set", "shortage", "small sockets", "slow wakes", "preempt", "status",
-    "superseded",
+    "superseded", "one iterator",
 )  # fmt: skip
 KINDS = {
     "bad samples": ("refused", "missing", "random"),
@@ -65,6 +65,7 @@ class LoopSpec:
         break_at: it leaves each iteration after so many batches; 0 for never.
         resume: after each iteration that it left, it goes on from its state.
         second_at: another thread begins an iteration of the same loader at that time; 0 for never.
+        shared_at: another thread asks the same iterator, from that time on; 0 for never.
     """
 
     process: int = 0
@@ -92,6 +93,7 @@ class LoopSpec:
     writable: bool = False
     status_every: int = 0
     second_at: float = 0.0
+    shared_at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -121,13 +123,12 @@ class WorldSpec:
     n_cores: int = 4
     patience_s: float = 10.0
     reader_timeout_s: float = 60.0
-    large_bytes: int = 40 << 20
+    large_bytes: int = 1 << 20
     kernel_hang_s: float = 30.0
     capacity: int = 200
     wake_s: float = 0.0002
     round_s: float = 0.00003
     preempt: float = 0.0
-    extra_budget_bytes: int = 0
 
 
 def _log(rng: random.Random, low: float, high: float) -> float:
@@ -147,7 +148,7 @@ def draw(seed: int) -> WorldSpec:
     datasets = tuple(_draw_dataset(rng, on) for _ in range(n_datasets))
     loops = _draw_loops(rng, on, many, n_datasets)
     n_least = 3 + (2 * len(loops) if rng.random() < 0.8 else 0)
-    n_slots = 3 if "tiny ring" in on else rng.randint(16, 120) if is_large else rng.randint(n_least, n_least + 8)
+    n_slots = 3 if "tiny ring" in on else rng.randint(16, 90) if is_large else rng.randint(n_least, n_least + 8)
     busy_s = sum(loop.step_s * 20 for loop in loops) + 1
     faults = _draw_faults(rng, on, len(loops), busy_s)
     patience_s = 0.0 if "no patience" in on else math.inf if "endless patience" in on else _log(rng, 0.2, 30)
@@ -160,7 +161,11 @@ def draw(seed: int) -> WorldSpec:
         n_slots=n_slots,
         slot_bytes=16 << 10 if is_large else 300 << 10,
         auto_budget="automatic budget" in on,
-        num_workers=0 if "automatic readers" in on else rng.randint(3, 8) if "many readers" in on else rng.randint(1, 2),
+        num_workers=0
+        if "automatic readers" in on
+        else rng.randint(3, 8)
+        if "many readers" in on
+        else rng.randint(1, 2),
         n_cores=rng.randint(1, 6),
         patience_s=round(patience_s, 3),
         reader_timeout_s=rng.choice((2.0, 10.0)),
@@ -168,7 +173,6 @@ def draw(seed: int) -> WorldSpec:
         capacity=rng.randint(3, 12) if "small sockets" in on else 200,
         wake_s=_log(rng, 0.001, 0.05) if "slow wakes" in on else 0.0002,
         preempt=rng.choice((0.05, 0.3)) if "preempt" in on else 0.0,
-        extra_budget_bytes=(64 << 20) if "large" in on else 0,
     )
 
 
@@ -185,6 +189,8 @@ def _draw_dataset(rng: random.Random, on: set[str]) -> DatasetSpec:
     kind = "arrays" if "arrays" in on and rng.random() < 0.7 else "images"
     if sum(kind in CONTENT for kind in bad.values()) >= n_samples // 2:  # an epoch needs a good sample
         bad = {}
+    if kind == "arrays":  # rows of arrays take no working memory
+        bad = {sample_id: what for sample_id, what in bad.items() if what not in ("large", "too large")}
     return DatasetSpec(
         kind=kind,
         n_samples=n_samples,
@@ -196,7 +202,7 @@ def _draw_dataset(rng: random.Random, on: set[str]) -> DatasetSpec:
         row_s=1e-5 if kind == "arrays" else row_s,
         uneven=rng.choice((0.5, 3.0)) if "uneven" in on else 0.0,
         read_s=_log(rng, 0.001, 0.2) if "slow storage" in on else 0.0,
-        leak_bytes=rng.choice((1 << 20, 3 << 20)) if "leaks" in on else 0,
+        leak_bytes=(1 << 20) if "leaks" in on else 0,
     )
 
 
@@ -235,6 +241,7 @@ def _draw_loops(rng: random.Random, on: set[str], many: int, n_datasets: int) ->
                 reconnect="reconnect" in on and alone,
                 writable="writable" in on and rng.random() < 0.5,
                 status_every=rng.randint(2, 9) if "status" in on and rng.random() < 0.5 else 0,
+                shared_at=rng.uniform(0.05, 0.5) if "one iterator" in on and rng.random() < 0.7 else 0.0,
                 second_at=rng.uniform(0.05, 1.0) if "superseded" in on and alone and rng.random() < 0.5 else 0.0,
             )
         )
@@ -244,12 +251,16 @@ def _draw_loops(rng: random.Random, on: set[str], many: int, n_datasets: int) ->
 def _draw_faults(rng: random.Random, on: set[str], n_loops: int, busy_s: float) -> tuple[FaultSpec, ...]:
     faults: list[FaultSpec] = []
 
-    def add(feature: str, *whats: str, most: int = 3, for_s: tuple[float, ...] = (0.0,), values: tuple[str, ...] = ("",)) -> None:
+    def add(
+        feature: str, *whats: str, most: int = 3, for_s: tuple[float, ...] = (0.0,), values: tuple[str, ...] = ("",)
+    ) -> None:
         if feature in on:
             for _ in range(rng.randint(1, most)):
                 at_s = rng.choice((rng.uniform(0, 1.0), rng.uniform(0, busy_s)))
                 faults.append(
-                    FaultSpec(round(at_s, 4), rng.choice(whats), rng.randrange(8), rng.choice(for_s), rng.choice(values))
+                    FaultSpec(
+                        round(at_s, 4), rng.choice(whats), rng.randrange(8), rng.choice(for_s), rng.choice(values)
+                    )
                 )
 
     add("reader deaths", "kill reader", "crash reader")

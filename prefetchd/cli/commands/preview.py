@@ -143,6 +143,12 @@ def _tile(batch: Any, loader: Loader, config: Config) -> Tile:
     picture = to_display(batch.x[0], config)
     if config.target == "mask" and batch.y[0].shape[:2] == picture.shape[:2]:
         return Tile(np.hstack([picture, mask_to_display(batch.y[0])]), f"#{batch.index}")
+    if config.target in ("boxes", "keypoints"):
+        from prefetchd.cli.views.marks import marks_of
+
+        count = int(batch.y["count"][0])
+        what = config.target if count != 1 else config.target.removesuffix("es" if config.target == "boxes" else "s")
+        return Tile(picture, f"#{batch.index}: {count} {what}", marks_of(batch.y, config, loader.classes))
     return Tile(picture, f"#{batch.index}: {_label(batch.y[0], loader.classes)}")
 
 
@@ -159,8 +165,12 @@ def _label(label: NDArray[Any] | np.generic, classes: tuple[str, ...] | None) ->
 
 
 def _counts(source: ImageSource, classes: tuple[str, ...] | None) -> list[tuple[str, int]]:
-    """Count whole-number labels, most frequent first; of a large data set only samples spread over it."""
+    """Count classes, most frequent first: those of all objects, or whole-number labels, of samples spread over many."""
+    from prefetchd.data.table.object_records import ObjectRecords
+
     total = source.facts.n_samples
+    if isinstance(source.records, ObjectRecords):
+        return _shown_classes(Counter(dict(enumerate(source.records.class_counts().tolist()))), classes)
     step = -(-total // _COUNTED_LABELS)
     counted: Counter[int] = Counter()
     for first in range(0, total, step * 256):
@@ -168,6 +178,11 @@ def _counts(source: ImageSource, classes: tuple[str, ...] | None) -> list[tuple[
             if not isinstance(sample.label, int):
                 return []
             counted[sample.label] += step
+    return _shown_classes(counted, classes)
+
+
+def _shown_classes(counted: Counter[int], classes: tuple[str, ...] | None) -> list[tuple[str, int]]:
+    """Return the names and counts of the most frequent classes, the others as one."""
     rows = [
         (classes[number] if classes is not None and 0 <= number < len(classes) else str(number), count)
         for number, count in counted.most_common()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from prefetchd.cli.views.marks import Marks, draw_marks
 from prefetchd.config.options import Config
 
 if TYPE_CHECKING:
@@ -78,10 +79,15 @@ _INK, _GREY, _BAR, _BAD = (40, 40, 40), (225, 225, 225), (178, 114, 0), (60, 60,
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One place of the sheet: a picture, (height, width, 3) uint8 BGR, or `None` for a bad sample."""
+    """One place of the sheet: a picture, (height, width, 3) uint8 BGR, or `None` for a bad sample.
+
+    Attributes:
+        marks: boxes and keypoints that are drawn into it.
+    """
 
     picture: NDArray[np.uint8] | None
     caption: str
+    marks: Marks | None = None
 
 
 def draw_sheet(
@@ -125,6 +131,10 @@ def _draw_tile(place: NDArray[np.uint8], tile: Tile) -> None:
     shrinks = tile.picture.shape[0] > height
     how = cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST  # small images are shown as the pixels that they are
     place[:] = cv2.resize(tile.picture, (width, height), interpolation=how)
+    if tile.marks is not None:
+        drawn = np.ascontiguousarray(place)
+        draw_marks(drawn, tile.marks)
+        place[:] = drawn
 
 
 def _draw_bars(place: NDArray[np.uint8], counts: Sequence[tuple[str, int]]) -> None:

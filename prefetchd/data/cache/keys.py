@@ -77,12 +77,13 @@ def check_cache(config: Config) -> None:
     """Raise `ConfigError` where the options of the cache contradict the others, naming what to set."""
     if config.cache is None and config.cache_size != "auto":
         raise ConfigError('cannot use cache_size without a cache; give cache="DIR", or leave it out')
-    if config.target == "mask":
+    if config.target != "label":
+        what = "masks" if config.target == "mask" else config.target
         for name in ("cache", "cache_image_size"):
             if getattr(config, name) is not None:
                 raise ConfigError(
-                    f'cannot use {name} with target="mask": masks are placed anew with their images in each epoch, and '
-                    "are not kept; leave it out"
+                    f'cannot use {name} with target="{config.target}": {what} are placed anew with their images in '
+                    "each epoch, and are not kept; leave it out"
                 )
     drawn = [name for name in _GEOMETRY if name in all_augmentations(config)]
     if config.cache is not None and drawn and config.cache_image_size is None:

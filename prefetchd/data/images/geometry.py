@@ -78,6 +78,14 @@ class Geometry:
             back = compose((1.0, 0.0, 0.0, 0.0, -1.0, float(target_h)), back)
         return back
 
+    def forward_map(self, shown: Box, region: Box, target_size: tuple[int, int]) -> Map:
+        """Return the map from an image's pixels to those of the finished target, of `target_size` (height, width).
+
+        `shown` is the part of the image that is taken, and `region` the box of the target that it fills before flips
+        and turn. Boxes and keypoints are moved by it.
+        """
+        return invert(compose(_onto(region, shown), self.target_map(*target_size)))
+
 
 class Draws(Protocol):
     """What chooses a sample's geometry."""
@@ -240,6 +248,20 @@ def compose(after: Map, first: Map) -> Map:
     a, b, c, d, e, f = after
     u, v, w, x, y, z = first
     return a * u + b * x, a * v + b * y, a * w + b * z + c, d * u + e * x, d * v + e * y, d * w + e * z + f
+
+
+def invert(map_: Map) -> Map:
+    """Return the inverse of a map."""
+    a, b, c, d, e, f = map_
+    size = a * e - b * d
+    return e / size, -b / size, (b * f - c * e) / size, -d / size, a / size, (c * d - a * f) / size
+
+
+def _onto(source: Box, target: Box) -> Map:
+    """Return the map that stretches the box `source` onto the box `target`."""
+    (top, left, tall, wide), (to_top, to_left, to_tall, to_wide) = source, target
+    across, down = to_wide / wide, to_tall / tall
+    return across, 0.0, to_left - left * across, 0.0, down, to_top - top * down
 
 
 def _scaled(position: int, side: int, full_side: int) -> int:

@@ -7,7 +7,7 @@ Without augmentation and functions an image is resized straight into its row.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -17,6 +17,7 @@ from prefetchd.config.options import Config
 from prefetchd.data.faults import SampleFault, UndecodableImage
 from prefetchd.data.files import FileBuffer
 from prefetchd.data.images import decode
+from prefetchd.data.images.boxes import Placement, placement
 from prefetchd.data.images.cacheable import KeptImages
 from prefetchd.data.images.erasing import Erasing
 from prefetchd.data.images.exact import Wanted
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from prefetchd.data.cache.reader_side import CacheInReader
+    from prefetchd.data.images.objects import ObjectTarget
     from prefetchd.data.records import Sample
 
     OnRead = Callable[[Sample, memoryview, ImageHeader], None]
@@ -50,6 +52,16 @@ _KEPT_FILE_BYTES = 4 << 20
 _SMALL_IMAGE_BYTES = 1 << 20
 
 
+class _Decoded(NamedTuple):
+    """How the last image was decoded: its header, the reduction, (height, width) then, its geometry and the crop."""
+
+    header: ImageHeader
+    reduction: int
+    size: tuple[int, int]
+    geometry: Geometry
+    crop: Box | None
+
+
 class ImageReader:
     """Loads samples as the configuration says. One thread; a reader has one for each data set.
 
@@ -58,8 +70,10 @@ class ImageReader:
         records: list the samples and fetch their bytes; borrowed.
         ahead: reads them ahead; borrowed.
         cache: holds kept images, and takes new ones; borrowed.
+        objects: writes the target where that is boxes or keypoints.
         part: the number of the part of a sample that is this image, to `ahead`.
         draws: chooses the geometry; that of `augment` if not given.
+        buffer: takes files' bytes; one of its own if not given.
 
     Attributes:
         on_read: called with each image's sample, encoded bytes and header, before the decode.
@@ -76,16 +90,18 @@ class ImageReader:
         records: Records,
         ahead: ReadAhead | None = None,
         cache: CacheInReader | None = None,
+        objects: ObjectTarget | None = None,
         *,
         part: int = 0,
         draws: Draws | None = None,
+        buffer: FileBuffer | None = None,
     ) -> None:
         cv2.setNumThreads(0)
         decode.silence_decoders()
         self._config = config
         self._records = records
         self._ahead = ahead or ReadAhead(records)
-        self._buffer = FileBuffer()
+        self._buffer = buffer or FileBuffer()
         self._wanted = Wanted.of(config)
         self._normalizer = Normalizer(config)
         self._rng = SampleRandomness(config.seed)
@@ -100,25 +116,37 @@ class ImageReader:
         self._masks: MaskReader | None = None
         if config.target == "mask":
             self._masks = MaskReader(config, self._ahead, self._buffer, MASK_PART)
+        self._objects = objects
+        self._decoded: _Decoded | None = None
         self._cache = cache
         is_kept = cache is not None or config.cache_image_size is not None
         self._kept = KeptImages(config) if is_kept else None
         self._is_plain = not self._n_words and not self._functions.has_transform and self._masks is None
+        self._is_plain = self._is_plain and objects is None
 
     def load(
-        self, sample: Sample, sample_id: int, epoch: int, x: NDArray[Any], y: NDArray[Any], reserve: ReserveMemory
+        self,
+        sample: Sample,
+        sample_id: int,
+        epoch: int,
+        x: NDArray[Any],
+        targets: Sequence[NDArray[Any]],
+        reserve: ReserveMemory,
     ) -> SampleFault | None:
-        """Write a sample, as it is in `epoch`, into its rows `x` and `y`; return its fault if it has one.
+        """Write a sample, as it is in `epoch`, into its rows of `x` and `targets`; return its fault if it has one.
 
-        `y` is an array of shape () where a label is a number.
+        `targets` are `y`, of shape () where a label is a number, or the leaves of `y`.
 
         Raises:
             MemoryError: if `reserve` does.
             ManifestError: if the records have changed.
         """
         try:
+            y = targets[0]
             target = self._load(sample, sample_id, epoch, x, reserve)
-            if self._config.target_transform is not None:
+            if self._objects is not None:
+                self._objects.write(sample.values, *self.placed(), targets)
+            elif self._config.target_transform is not None:
                 made = self._functions.target(target, epoch, sample_id)
                 target = self._functions.as_wanted(made, y.shape, y.dtype)
             elif self._masks is not None and not np.can_cast(target.dtype, y.dtype):
@@ -135,11 +163,12 @@ class ImageReader:
         finally:
             self._buffer.trim(_KEPT_FILE_BYTES)
             reserve(0)
-        y[...] = target
+        if self._objects is None:
+            y[...] = target
         return None
 
-    def try_out(self, sample: Sample, sample_id: int, reserve: ReserveMemory) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return the sample's x and y as they are in epoch 0, y in the shape and dtype that the functions give.
+    def try_out(self, sample: Sample, sample_id: int, reserve: ReserveMemory) -> NDArray[Any]:
+        """Return the sample's y as it is in epoch 0, in the shape and dtype that the functions give.
 
         Raises:
             SampleFault: if the sample is bad.
@@ -147,7 +176,7 @@ class ImageReader:
         """
         x = self._empty_x()
         target = self._load(sample, sample_id, 0, x, reserve)
-        return x, self._functions.target(target, 0, sample_id)
+        return self._functions.target(target, 0, sample_id)
 
     def _empty_x(self) -> Any:
         config = self._config
@@ -175,6 +204,11 @@ class ImageReader:
         else:
             self._normalizer.deliver_floats(pixels, x)
 
+    def erase(self, x: NDArray[Any], units: Sequence[float], epoch: int, sample_id: int) -> None:
+        """Erase a box of the delivered image, if `augment` says so."""
+        if self._erasing is not None:
+            self._erasing.apply(x, units, epoch, sample_id)
+
     def _load(self, sample: Sample, sample_id: int, epoch: int, x: NDArray[Any], reserve: ReserveMemory) -> Any:
         """Write the pixels into `x`; return the label, as a numpy scalar or vector, or the mask."""
         if self._is_plain:
@@ -196,8 +230,7 @@ class ImageReader:
             )
             mask = mask if turned is None else turned
             self.deliver(values.reshape(pixels.shape) if values.dtype == pixels.dtype else values, x)
-        if self._erasing is not None:
-            self._erasing.apply(x, units, epoch, sample_id)
+        self.erase(x, units, epoch, sample_id)
         return self._label(sample, sample_id) if mask is None else mask
 
     def _read(
@@ -244,7 +277,17 @@ class ImageReader:
         height, width = image.shape[:2]
         if height == -(-n_rows // reduction):
             height = -(-header.height_px // reduction)  # of all rows, decoded or not
-        return image, [(geometry, geometry.reduced_crop(reduction, height, width)) for geometry, _ in drawn]
+        placed = [(geometry, geometry.reduced_crop(reduction, height, width)) for geometry, _ in drawn]
+        self._decoded = _Decoded(header, reduction, image.shape[:2], *placed[0])
+        return image, placed
+
+    def placed(self) -> tuple[ImageHeader, Placement]:
+        """Return the header of the image that was placed last, which was no kept one, and where it went."""
+        assert self._decoded is not None
+        header, reduction, (height, width), geometry, crop = self._decoded
+        shown, region = self._placer.shown(height, width, crop)
+        scale = 1 / reduction, 1 / reduction
+        return header, placement(geometry, shown, region, self._config.image_size, scale)
 
     def _kept_image(self, kept: KeptImages, sample: Sample, sample_id: int, reserve: ReserveMemory) -> NDArray[Any]:
         """Return the image that is the same in every epoch, from the cache or decoded for it."""

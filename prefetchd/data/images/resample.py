@@ -99,17 +99,18 @@ class Placer:
         across, down = image.shape[1] / wide, image.shape[0] / tall
         self._turn(image, compose((across, 0.0, -left * across, 0.0, down, -top * down), back), target)
 
-    def _cropped(self, image: NDArray[Any], crop: Box | None) -> tuple[NDArray[Any], Box]:
-        """Return the part of the image that is shown, and the box of the target that it fills."""
+    def shown(self, height: int, width: int, crop: Box | None) -> tuple[Box, Box]:
+        """Return the part of an image of `height` and `width` that is shown, and the box of the target it fills."""
         region: Box = (0, 0, self._height, self._width)
         if crop is None and self._resize == "crop":
-            crop = crop_box(image.shape[0], image.shape[1], self._height, self._width)
+            crop = crop_box(height, width, self._height, self._width)
         elif crop is None and self._resize == "pad":
-            region = fit_box(image.shape[0], image.shape[1], self._height, self._width)
-        if crop is not None:
-            top, left, tall, wide = crop
-            image = image[top : top + tall, left : left + wide]
-        return image, region
+            region = fit_box(height, width, self._height, self._width)
+        return crop or (0, 0, height, width), region
+
+    def _cropped(self, image: NDArray[Any], crop: Box | None) -> tuple[NDArray[Any], Box]:
+        (top, left, tall, wide), region = self.shown(image.shape[0], image.shape[1], crop)
+        return image[top : top + tall, left : left + wide], region
 
     def _resize_and_flip(self, image: NDArray[Any], region: Box, geometry: Geometry, target: NDArray[Any]) -> None:
         if not (geometry.hflip or geometry.vflip):

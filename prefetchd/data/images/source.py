@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, Self
 from prefetchd.config.options import Config
 from prefetchd.config.views import groups
 from prefetchd.data.cache.keys import check_cache
-from prefetchd.data.faults import FaultKind
+from prefetchd.data.faults import FaultKind, SampleFault
+from prefetchd.data.images.objects import object_fields
 from prefetchd.data.read_ahead import MASK_PART, ReadAhead, read_mask
 from prefetchd.data.records import Records
 from prefetchd.data.source import ReserveMemory, SourceFacts
+from prefetchd.data.table.object_records import ObjectRecords
 from prefetchd.errors import one_line
 from prefetchd.ipc.reader_messages import DryRunDone, Fault
 from prefetchd.ring.layout import FieldLayout, xy_fields
@@ -65,7 +67,7 @@ class ImageSource:
         return ReadAhead(self._records, {0: self._records.read, MASK_PART: read_mask})
 
     @classmethod
-    def open(cls, config: Config, kind: str, records: Records) -> ImageSource:
+    def open(cls, config: Config, kind: str, records: Records) -> Self:
         """Return, in the daemon, the source of the images that `records` list.
 
         Users' functions and masks are tried on a sample first.
@@ -107,15 +109,20 @@ class ImageSource:
         """Return, in a reader, what loads samples."""
         from prefetchd.data.images.pipeline import ImageReader
 
-        return ImageReader(config, self._records, self._ahead, cache)
+        objects = None
+        if isinstance(self._records, ObjectRecords):
+            from prefetchd.data.images.objects import ObjectTarget
+
+            objects = ObjectTarget(config, self._records.objects)
+        return ImageReader(config, self._records, self._ahead, cache, objects)
 
     @property
     def records(self) -> Records:
         """The records; they stay the source's."""
         return self._records
 
-    def try_out(self, sample_id: int, reserve: ReserveMemory) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return x and y of one sample, in the dry run; raises as `ImageReader.try_out` does."""
+    def try_out(self, sample_id: int, reserve: ReserveMemory) -> NDArray[Any]:
+        """Return y of one sample, in the dry run; raises as `ImageReader.try_out` does."""
         assert self._reader is not None, "only in a process that attached"
         return self._reader.try_out(self._records.samples([sample_id])[0], sample_id, reserve)
 
@@ -152,6 +159,8 @@ class ImageSource:
         x = (shape if config.layout == "nhwc" else (shape[2], *shape[:2])), config.dtype
         if self._dry_run is not None:
             return xy_fields(x, (tuple(self._dry_run.y_shape), self._dry_run.y_dtype))
+        if isinstance(self._records, ObjectRecords):
+            return FieldLayout("x", *x), *object_fields(config, self._records.objects)
         return xy_fields(x, (self._records.label_shape, self._records.label_dtype))
 
     @property
@@ -204,7 +213,6 @@ class ImageSource:
         reserve: ReserveMemory,
     ) -> list[Fault]:
         """Read, decode and write each sample into its row."""
-        assert self._reader is not None, "only in a process that attached"
         asked_for = sample_ids
         try:
             if self._rows is None:
@@ -215,10 +223,10 @@ class ImageSource:
         finally:
             self._ahead.pass_over(asked_for)
 
-    def _row(self, arrays: Sequence[NDArray[Any]], row: int) -> tuple[Any, NDArray[Any]]:
-        """Return a row of x and of y as the reader takes them."""
-        x, y = arrays
-        return x[row], y[row, ...]
+    def _row(self, arrays: Sequence[NDArray[Any]], row: int) -> tuple[Any, list[NDArray[Any]]]:
+        """Return a row of x, and of y or its leaves, as the reader takes them."""
+        x, *targets = arrays
+        return x[row], [target[row, ...] for target in targets]
 
     def _load_all(
         self,
@@ -229,22 +237,24 @@ class ImageSource:
         arrays: Sequence[NDArray[Any]],
         reserve: ReserveMemory,
     ) -> list[Fault]:
-        assert self._reader is not None
+        assert self._reader is not None, "only in a process that attached"
         faults = []
         for sample_id, row, sample in zip(sample_ids, rows, samples, strict=True):
-            x, y = self._row(arrays, row)
-            fault = self._reader.load(sample, int(sample_id), epoch, x, y, reserve)
+            x, targets = self._row(arrays, row)
+            fault = self._reader.load(sample, int(sample_id), epoch, x, targets, reserve)
             if fault is not None:
-                faults.append(
-                    Fault(
-                        row=row,
-                        sample_id=int(sample_id),
-                        where=self._records.where(self._records.samples([sample_id])[0]),
-                        reason=one_line(fault.reason)[:_REASON_CHARACTERS],
-                        content=fault.kind is FaultKind.CONTENT,
-                        needs_fresh_reader=fault.needs_fresh_reader,
-                        this_epoch=fault.this_epoch,
-                        detail=fault.detail if len(rows) == 1 else "",
-                    )
-                )
+                faults.append(self._report(fault, row, int(sample_id), is_alone=len(rows) == 1))
         return faults
+
+    def _report(self, fault: SampleFault, row: int, sample_id: int, *, is_alone: bool) -> Fault:
+        """Return the report of a sample's fault; tracebacks of many rows would not fit in a message."""
+        return Fault(
+            row=row,
+            sample_id=sample_id,
+            where=self.where(sample_id),
+            reason=one_line(fault.reason)[:_REASON_CHARACTERS],
+            content=fault.kind is FaultKind.CONTENT,
+            needs_fresh_reader=fault.needs_fresh_reader,
+            this_epoch=fault.this_epoch,
+            detail=fault.detail if is_alone else "",
+        )

@@ -19,6 +19,16 @@ if TYPE_CHECKING:
     from prefetchd.config.options import Config
     from prefetchd.data.cache.reader_side import CacheInReader
     from prefetchd.data.images.pipeline import ImageReader
+    from prefetchd.data.records import Records
+
+
+def open_images(config: Config, kind: str, records: Records) -> ImageSource:
+    """Return, in the daemon, the source of the images that `records` list, with views or without.
+
+    Raises:
+        ConfigError: as `ImageSource.open` does.
+    """
+    return (ViewsSource if config.views else ImageSource).open(config, kind, records)
 
 
 class ViewsSource(ImageSource):
@@ -35,6 +45,6 @@ class ViewsSource(ImageSource):
         views = [FieldLayout(group.name, group.shape(config), config.dtype) for group in groups(config)]
         return (*views, super()._fields()[-1])
 
-    def _row(self, arrays: Sequence[NDArray[Any]], row: int) -> tuple[Any, NDArray[Any]]:
+    def _row(self, arrays: Sequence[NDArray[Any]], row: int) -> tuple[Any, list[NDArray[Any]]]:
         """Return a row of each group's array, and of y."""
-        return tuple(each[row] for each in arrays[:-1]), arrays[-1][row, ...]
+        return tuple(each[row] for each in arrays[:-1]), [arrays[-1][row, ...]]
