@@ -14,7 +14,7 @@ from prefetchd.config.convert import absolute_path
 from prefetchd.config.options import Config
 from prefetchd.data.arrays.memory import MemoryArrays
 from prefetchd.data.first_look import check_some_exist
-from prefetchd.data.images.source import ImageSource
+from prefetchd.data.images.views import open_images
 from prefetchd.data.kinds import ARRAY_OPTIONS, OBJECT_OPTIONS, SEQUENCE_OPTIONS, refuse_given
 from prefetchd.data.source import Source
 from prefetchd.data.table.field_records import FieldRecords
@@ -56,7 +56,7 @@ def open_memory(config: Config, table: PassedTable) -> Source:
     try:
         if records.lists_files:
             check_some_exist(records, config)
-        return ImageSource.open(config, "table", records)
+        return open_images(config, "table", records)
     except BaseException:
         records.close()
         raise
