@@ -47,8 +47,22 @@ def _png() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def open_descriptors() -> int:
-    """Return how many descriptors this process has open."""
-    with contextlib.suppress(OSError):
-        return len(os.listdir("/proc/self/fd"))
-    return 0
+def open_descriptors() -> set[int]:
+    """Return the descriptors that this process has open."""
+    return set(map(int, os.listdir("/proc/self/fd")))
+
+
+def close_new(before: set[int], folder: Path) -> list[str]:
+    """Close the descriptors of a world that were not open `before`; return what they are of, without sources' files.
+
+    A daemon leaves the files of its sources to the end of its process.
+    """
+    left = []
+    for fd in open_descriptors() - before:
+        with contextlib.suppress(OSError):
+            name = os.readlink(f"/proc/self/fd/{fd}")
+            is_source = name.startswith((f"{folder}/", "/memfd:prefetchd-manifest"))
+            if is_source or name.startswith(("/memfd:prefetchd-", "/memfd:simulated-", "/dev/null")):
+                os.close(fd)
+                left += [] if is_source else [name]
+    return left

@@ -12,6 +12,7 @@ nowhere.
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import random
@@ -69,7 +70,8 @@ class Process:
         if not self.alive:
             return
         self.kernel.note("exit", self.name, code)
-        self.alive, self.exit_code = False, code
+        self.alive, self.stopped, self.exit_code = False, False, code
+        self.deferred.clear()
         for endpoint in list(self.endpoints):
             endpoint.process_ended(self)
         self.endpoints.clear()
@@ -97,7 +99,7 @@ class Process:
             self.stopped = False
             deferred, self.deferred = self.deferred, []
             for action in deferred:
-                self.kernel.call_later(0, action)
+                self.kernel.call_later(0, functools.partial(self.run_or_defer, action))
 
     def run_or_defer(self, action: Callable[[], None]) -> None:
         """Do `action` now; where it is stopped once it is continued; where it has ended never."""
@@ -147,6 +149,7 @@ class Kernel:
         self.events: deque[tuple[Any, ...]] = deque(maxlen=KEPT_EVENTS)
         self.hash = 0  # of all events: a replay has the same
         self.failure: BaseException | None = None
+        self.first_failure: BaseException | None = None
         self.on_event: Callable[[tuple[Any, ...]], None] | None = None
         self._heap: list[tuple[float, float, int, Any, int]] = []
         self._numbers = itertools.count()
@@ -228,6 +231,7 @@ class Kernel:
         """End the world with an error: the main task raises it."""
         if self.failure is None:
             self.failure = error
+            self.first_failure = self.first_failure or error
 
     # --- waiting
 

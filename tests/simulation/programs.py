@@ -55,7 +55,8 @@ class Trainer:
                 warnings.simplefilter("ignore")
                 self._run()
         except PrefetchdError as error:
-            self.error = error
+            error.__context__ = error.__cause__ = None
+            self.error = error.with_traceback(None)  # whose frames hold batches
             self.world.kernel.note("ends", self.name, type(error).__name__, str(error))
             self.world.check_error(self, error)
         finally:

@@ -109,6 +109,7 @@ class Network:
         self.listeners: dict[str, Listener] = {}
         self.on_message: Callable[[Process, Process, bytes], None] = lambda owner, peer, data: None
         self.on_round: Callable[[], None] = lambda: None
+        self.n_rounds = 0
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self._device = os.fstat(self._null).st_rdev
 
@@ -407,7 +408,6 @@ class SimSelector:
         self._keys: dict[int, selectors.SelectorKey] = {}
         self._things: dict[int, Any] = {}
         self.task = self._kernel.current
-        self.n_rounds = 0
 
     def register(self, fd: int, events: int, data: Any = None) -> None:
         assert fd not in self._keys
@@ -430,7 +430,7 @@ class SimSelector:
 
     def select(self, timeout_s: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         kernel = self._kernel
-        self.n_rounds += 1
+        self._network.n_rounds += 1
         self._network.on_round()
         end_s = None if timeout_s is None else kernel.now_s + timeout_s
         kernel.sleep(self._round_s)

@@ -121,13 +121,12 @@ class WorldSpec:
     n_cores: int = 4
     patience_s: float = 10.0
     reader_timeout_s: float = 60.0
-    large_bytes: int = 40 << 20
+    large_bytes: int = 1 << 20
     kernel_hang_s: float = 30.0
     capacity: int = 200
     wake_s: float = 0.0002
     round_s: float = 0.00003
     preempt: float = 0.0
-    extra_budget_bytes: int = 0
 
 
 def _log(rng: random.Random, low: float, high: float) -> float:
@@ -147,7 +146,7 @@ def draw(seed: int) -> WorldSpec:
     datasets = tuple(_draw_dataset(rng, on) for _ in range(n_datasets))
     loops = _draw_loops(rng, on, many, n_datasets)
     n_least = 3 + (2 * len(loops) if rng.random() < 0.8 else 0)
-    n_slots = 3 if "tiny ring" in on else rng.randint(16, 120) if is_large else rng.randint(n_least, n_least + 8)
+    n_slots = 3 if "tiny ring" in on else rng.randint(16, 90) if is_large else rng.randint(n_least, n_least + 8)
     busy_s = sum(loop.step_s * 20 for loop in loops) + 1
     faults = _draw_faults(rng, on, len(loops), busy_s)
     patience_s = 0.0 if "no patience" in on else math.inf if "endless patience" in on else _log(rng, 0.2, 30)
@@ -172,7 +171,6 @@ def draw(seed: int) -> WorldSpec:
         capacity=rng.randint(3, 12) if "small sockets" in on else 200,
         wake_s=_log(rng, 0.001, 0.05) if "slow wakes" in on else 0.0002,
         preempt=rng.choice((0.05, 0.3)) if "preempt" in on else 0.0,
-        extra_budget_bytes=(64 << 20) if "large" in on else 0,
     )
 
 
@@ -189,6 +187,8 @@ def _draw_dataset(rng: random.Random, on: set[str]) -> DatasetSpec:
     kind = "arrays" if "arrays" in on and rng.random() < 0.7 else "images"
     if sum(kind in CONTENT for kind in bad.values()) >= n_samples // 2:  # an epoch needs a good sample
         bad = {}
+    if kind == "arrays":  # rows of arrays take no working memory
+        bad = {sample_id: what for sample_id, what in bad.items() if what not in ("large", "too large")}
     return DatasetSpec(
         kind=kind,
         n_samples=n_samples,
@@ -200,7 +200,7 @@ def _draw_dataset(rng: random.Random, on: set[str]) -> DatasetSpec:
         row_s=1e-5 if kind == "arrays" else row_s,
         uneven=rng.choice((0.5, 3.0)) if "uneven" in on else 0.0,
         read_s=_log(rng, 0.001, 0.2) if "slow storage" in on else 0.0,
-        leak_bytes=rng.choice((1 << 20, 3 << 20)) if "leaks" in on else 0,
+        leak_bytes=(1 << 20) if "leaks" in on else 0,
     )
 
 

@@ -39,8 +39,8 @@ from tests.simulation.sockets import Listener, Network
 from tests.simulation.spec import WorldSpec
 from tests.simulation.system import Machine, System
 
-_QUIET_S = 60.0  # after which an idle daemon has no timer left
-_STEP_LIMIT = 2_000_000
+_QUIET_S = 30.0  # an idle daemon without a timer sleeps through it
+_STEP_LIMIT = 100_000
 _RESTART_S = 0.7
 
 
@@ -165,7 +165,7 @@ class World:
         spec, configs = self.spec, {}
         n_readers = spec.num_workers or spec.n_cores
         least = budget.smallest_budget(n_readers, spec.slot_bytes, 64 << 10)
-        n_bytes = least + (spec.n_slots - budget.MIN_SLOTS) * spec.slot_bytes + spec.extra_budget_bytes
+        n_bytes = least + (spec.n_slots - budget.MIN_SLOTS) * spec.slot_bytes
         for number, dataset in enumerate(spec.datasets):
             name = f"data{number}" if len(spec.datasets) > 1 else ""
             configs[name] = make_config(
@@ -205,7 +205,10 @@ class World:
     def after_round(self) -> None:
         """The daemon has done a round of events."""
         if self.daemon is not None:
-            self.watch.look(self.daemon)
+            try:
+                self.watch.look(self.daemon)
+            except SimulationError as error:
+                self.kernel.fail(error)
 
     # --- the whole
 
@@ -215,19 +218,20 @@ class World:
         Raises:
             WorldFailed: if a rule was broken.
         """
-        n_before = data.open_descriptors()
+        before = data.open_descriptors()
         try:
             with self._in_place():
                 self._run()
                 outcome = self._outcome()
         except Exception as error:
-            raise WorldFailed(self.spec, error, self.kernel.events) from error
-        self.network.close()
-        self.trainers.clear()
-        n_after = data.open_descriptors()
-        if n_after > n_before:
-            error = SimulationError(f"{n_after - n_before} descriptors are left open")
-            raise WorldFailed(self.spec, error, self.kernel.events)
+            cause = self.kernel.first_failure or error  # the daemon explains every exception that passes through it
+            raise WorldFailed(self.spec, cause, self.kernel.events) from cause
+        finally:
+            self.network.close()
+            self.trainers.clear()
+            left = data.close_new(before, self._folder)
+        if left and not any("kill" in fault.what for fault in self.spec.faults):
+            raise WorldFailed(self.spec, SimulationError(f"left open: {', '.join(left)}"), self.kernel.events)
         return outcome
 
     @contextlib.contextmanager
@@ -259,10 +263,26 @@ class World:
             try:
                 self._run_daemon()
             except Killed:
-                self.watch.daemon_died()
-                kernel.main.process, kernel.main.killed = kernel.process("nobody"), False
-                kernel.sleep(_RESTART_S)
+                self._be_nobody()
+            except PrefetchdError as error:
+                if not self._may_end_with(error):
+                    raise
+                self._be_nobody()
         self.watch.finish()
+
+    def _be_nobody(self) -> None:
+        """The daemon has ended before its time; another starts some time later."""
+        kernel = self.kernel
+        self.watch.daemon_died()
+        kernel.main.process, kernel.main.killed = kernel.process("nobody"), False
+        kernel.sleep(_RESTART_S)
+
+    def _may_end_with(self, error: PrefetchdError) -> bool:
+        kinds = {kind for dataset in self.spec.datasets for _, kind in dataset.bad}
+        text = str(error)
+        return ("every reader" in text and "kernel" in kinds) or (
+            text.startswith("cannot work within") and any(fault.what == "shortage" for fault in self.spec.faults)
+        )
 
     def _operate(self) -> None:
         """Wait for all trainers, then for the daemon to fall asleep, and stop it as `prefetchd stop` does."""
@@ -275,7 +295,13 @@ class World:
         self.injector.end()
         while self.daemon is None:
             kernel.sleep(0.5)
-        kernel.sleep(_QUIET_S)
+        until_s = kernel.now_s + _QUIET_S + 4 * self.watch.bound_s
+        n_rounds = -1
+        while self.network.n_rounds > n_rounds:  # it makes batches ahead
+            if kernel.now_s > until_s:
+                raise SimulationError("an idle daemon does not fall asleep")
+            n_rounds = self.network.n_rounds
+            kernel.sleep(_QUIET_S)
         assert self.daemon is not None
         self.watch.check_idle(self.daemon)
         self.finished = True
