@@ -225,36 +225,23 @@ def test_keypoints_move_with_their_pixels(tmp_path):
         assert batch.y["count"].tolist() == [6 if number == 0 else 3 for number in batch.sample_ids]
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"target": "label"}, 'it has COCO annotations, and an image has several objects; give target="boxes"'),
-        ({"target": "label", "box_format": "xywh"}, "box_format"),
-        ({"target": "keypoints", "min_visible": 0.5}, "cannot use min_visible"),
-        ({"target": "keypoints"}, "no annotation has a labelled one"),
-        ({"y_column": "boxes"}, "cannot use y_column"),
-        ({"source_box_format": "xyxy"}, "cannot use source_box_format"),
-        ({"label_columns": 1}, "cannot use label_columns"),
-        ({"cache": "/tmp/none"}, "cannot use cache with target"),
-        ({"target_transform": "json:dumps"}, "cannot use target_transform with target='boxes'"),
-        ({"min_visible": 2}, "min_visible"),
-        ({"box_format": "yxyx"}, "box_format"),
-        ({"root": "/nowhere"}, "give root"),
-    ],
-)
-def test_what_does_not_go_together_is_refused(painted, options, words):
-    with pytest.raises(prefetchd.PrefetchdError) as caught:
-        batches(painted.coco(), **options)
-    assert words in str(caught.value)
-
-
-def test_sources_without_boxes_are_refused_with_what_has_them(painted, tmp_path):
-    (tmp_path / "a.csv").write_text("path,label\n000.png,1\n")
-    for source in (tmp_path / "a.csv", tmp_path):
-        with pytest.raises(prefetchd.ManifestError, match=r"COCO|must have images/ and labels/"):
-            batches(source)
-    with pytest.raises(prefetchd.ManifestError, match=r"cannot tell how .* writes boxes"):
-        batches(painted.jsonl())
+def test_tables_in_memory_and_arrow_files(painted, tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    expected = targets(batches(painted.coco()))
+    rows = painted.rows()
+    numbers = [[CLASSES.index(label) for label in row["labels"]] for row in rows]
+    table = {
+        "path": [str(painted.folder / row["path"]) for row in rows],
+        "boxes": [row["boxes"] for row in rows],
+        "labels": numbers,
+    }
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink:
+        arrow = pa.table(table)
+        with pa.ipc.new_file(sink, arrow.schema) as writer:
+            writer.write_table(arrow)
+    for source in (table, tmp_path / "a.arrow"):
+        for name, values in targets(batches(source, source_box_format="xywh")).items():
+            np.testing.assert_allclose(values, expected[name], atol=1e-4, err_msg=name)
 
 
 def test_torch_gets_a_tree_of_tensors(painted):

@@ -14,8 +14,15 @@ from prefetchd.config.options import Config
 from prefetchd.data.arrays.memory import MemoryArrays
 from prefetchd.data.first_look import check_some_exist
 from prefetchd.data.images.source import ImageSource
-from prefetchd.data.kinds import ARRAY_OPTIONS, SEQUENCE_OPTIONS, refuse_given
+from prefetchd.data.kinds import (
+    ARRAY_OPTIONS,
+    OBJECT_TARGETS,
+    SEQUENCE_OPTIONS,
+    refuse_given,
+    refuse_other_targets,
+)
 from prefetchd.data.source import Source
+from prefetchd.data.table.object_records import ObjectRecords, only_images
 from prefetchd.data.table.records import TableRecords
 from prefetchd.errors import ConfigError, ManifestError
 
@@ -38,7 +45,9 @@ def open_memory(config: Config, table: PassedTable) -> Source:
         refuse_given(config, SEQUENCE_OPTIONS, "ragged sequences")
         folder = str(columns.attributes.get("folder", ""))
         config = config if config.root is not None or not folder else replace(config, root=folder)
-        records = TableRecords.make(columns, config, config.source)
+        refuse_other_targets(config)
+        has_objects = config.target in OBJECT_TARGETS
+        records = TableRecords.make(columns, only_images(config) if has_objects else config, config.source)
     except BaseException:
         columns.close()
         raise
@@ -50,6 +59,8 @@ def open_memory(config: Config, table: PassedTable) -> Source:
                 f"cannot cache {config.source}: its images have no files, whose changes a cache could see; leave cache "
                 "out"
             )
+        if has_objects:
+            return ImageSource.open(config, "objects", ObjectRecords.of_table(records, config))
         return ImageSource.open(config, "table", records)
     except BaseException:
         records.close()
