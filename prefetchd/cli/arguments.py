@@ -7,6 +7,7 @@ import os
 from collections.abc import Container, Iterable
 from typing import Any, Literal, NoReturn, TypeAlias, get_args, get_origin
 
+from prefetchd.cli.spelling import flag_of
 from prefetchd.client.admin import ask_daemon
 from prefetchd.config import options as configuration
 from prefetchd.config.datasets import make_configs, read_config_file, split_sources
@@ -115,9 +116,11 @@ def _add_option(parser: argparse.ArgumentParser, name: str, dataset: str = "") -
         more = {"action": argparse.BooleanOptionalAction}
     elif get_origin(kind) is Literal:
         more = {"choices": get_args(kind)}
+    elif field.metadata["flag"] is not None:
+        more["action"] = "append"
     prefix = f"{dataset}." if dataset else ""
     parser.add_argument(
-        f"--{prefix}{name.replace('_', '-')}",
+        f"--{prefix}{flag_of(name)}",
         dest=prefix + name,
         default=argparse.SUPPRESS,
         help=argparse.SUPPRESS if dataset else field.metadata["help"].replace("%", "%%"),

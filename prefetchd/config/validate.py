@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from prefetchd.config import augment, convert
+from prefetchd.config import augment, convert, fields
 from prefetchd.config.augment_values import RANDOM
 from prefetchd.config.convert import wrong
 from prefetchd.config.options import OPTION_TYPES, OPTIONS, Config
@@ -33,6 +33,7 @@ _CONVERTERS: dict[str, Callable[[object], Any]] = {
     "mean": convert.channel_numbers("mean"),
     "std": convert.channel_numbers("std"),
     "augment": augment.canonical,
+    "fields": fields.canonical,
     "transform": convert.function("transform"),
     "target_transform": convert.function("target_transform"),
     "python_path": convert.folders,
@@ -116,11 +117,40 @@ def _check_together(config: Config) -> None:
             f"cannot scale {config.dtype} pixels: scale, mean and std give fractions; use dtype='float32' or 'float16' "
             "with them"
         )
+    if config.fields:
+        _check_fields(config)
     _check_objects(config)
     _check_channels(config)
     _check_erased(config)
     if config.target == "mask" and config.label_columns not in (None, 1):
         raise wrong("label_columns", config.label_columns, "1, or not given, with target='mask': one path a line")
+
+
+# Options of a sample that is an image and a label, and what says the same of fields.
+_OTHERWISE_WITH_FIELDS = {
+    "target": "a field of another kind",
+    "target_transform": "transform, which has the whole sample",
+    "x_column": "the column of each field",
+    "y_column": "the column of each field",
+    "labels": "the column of each field",
+    "label_columns": "the column of each field",
+    "label_separator": "the column of each field",
+    "missing_label": "a complete column",
+    "offsets": "a field of kind array",
+}
+
+
+def _check_fields(config: Config) -> None:
+    """Raise `ConfigError` for options that concern samples without fields."""
+    for name, instead in _OTHERWISE_WITH_FIELDS.items():
+        if getattr(config, name) != OPTIONS[name].default:
+            raise ConfigError(f"cannot use {name} together with fields; give {instead}, or leave fields out")
+    for name, field in fields.parse_fields(config.fields).items():
+        if field.kind == "image":
+            try:
+                _check_together(fields.image_config(config, field))
+            except ConfigError as error:
+                raise ConfigError(f"cannot use the field {name}: {error}") from None
 
 
 def _check_objects(config: Config) -> None:

@@ -40,6 +40,7 @@ _IMAGES = {
     "objects": ("prefetchd.data.table.object_records", "ObjectRecords"),  # with target="boxes" or "keypoints"
     "arrow": ("prefetchd.data.table.arrow_files", "ArrowFiles"),
     "table": ("prefetchd.data.table.records", "TableRecords"),  # from memory, never opened by name
+    "fields": ("prefetchd.data.table.field_records", "FieldRecords"),
 }
 _SOURCES = {
     "arrays": ("prefetchd.data.arrays.source", "ArraySource"),
@@ -47,6 +48,7 @@ _SOURCES = {
     "sequences": ("prefetchd.data.arrays.sequences", "SequenceSource"),
 }
 _SERVED = "prefetchd.data.images.source", "ImageSource"
+_FIELDS = "prefetchd.data.fields.source", "FieldsSource"
 _INSPECTED = "prefetchd.data.images.inspection", "InspectedImages"  # made by `verify`, never opened by name
 
 
@@ -69,6 +71,10 @@ def open_source(
 
         return open_memory(config, table)
     kind: str = "sequences" if config.offsets is not None else kind_of(config.source)
+    if config.fields:
+        from prefetchd.data.table.opener import open_fields, open_table
+
+        return open_fields(config, open_table(config, kind))
     if kind in _SOURCES:
         source: Source = _class(_SOURCES[kind]).open(config)
         return source
@@ -121,7 +127,7 @@ def attach_source(config: Config, handle: dict[str, Any], fds: list[int]) -> Sou
         return source
     at = len(fds) - handle["n_cache_fds"]
     records: Records = _class(_IMAGES[kind]).attach(handle["records"], fds[:at])
-    images = _class(_INSPECTED if "is_inspected" in handle else _SERVED)
+    images = _class(_INSPECTED if "is_inspected" in handle else _FIELDS if config.fields else _SERVED)
     source = images.attach(config, handle, records, fds[at:])
     return source
 

@@ -280,30 +280,29 @@ def test_consumer_that_stops_reading_is_named_and_served_when_it_reads_again(
 ) -> None:
     """Its socket is full when its batch is ready; nothing but its reading tells that it can be granted."""
     serve(forty, *exact("--num-workers", 1))
-    sock = connect()
-    sockets.send(sock, messages.encode(HELLO))
-    sockets.close_all(sockets.receive(sock)[1])
-    sock.setblocking(False)
-    question = messages.encode(messages.AskStatus(messages.PROTOCOL))
-    full = time.monotonic() + 20
-    while all(one["reads"] for one in ask_status()["consumers"]):
-        assert time.monotonic() < full
-        with contextlib.suppress(BlockingIOError):
-            sock.send(question)
-    sock.setblocking(True)
-    sock.settimeout(10)
-    report = ask_status()["consumers"][0]
-    assert report["pid"] == os.getpid()
-    assert not report["reads"]
-    sockets.send(sock, messages.encode(messages.OpenCursor(1, 0, 0, 0, 1, 0, 1)))
-    sockets.send(sock, messages.encode(messages.Want(1, 0)))
-    kinds = []
-    while "GrantReady" not in kinds:
-        data, fds = sockets.receive(sock)
-        sockets.close_all(fds)
-        kinds.append(type(messages.decode_to_consumer(data)).__name__)
-    assert "StatusReport" in kinds
-    sock.close()
+    with connect() as sock:
+        sockets.send(sock, messages.encode(HELLO))
+        sockets.close_all(sockets.receive(sock)[1])
+        sock.setblocking(False)
+        question = messages.encode(messages.AskStatus(messages.PROTOCOL))
+        full = time.monotonic() + 20
+        (report,) = ask_status()["consumers"]
+        while report["reads"]:
+            assert time.monotonic() < full
+            with contextlib.suppress(BlockingIOError):
+                sock.send(question)
+            (report,) = ask_status()["consumers"]
+        assert report["pid"] == os.getpid()
+        sock.setblocking(True)
+        sock.settimeout(10)
+        sockets.send(sock, messages.encode(messages.OpenCursor(1, 0, 0, 0, 1, 0, 1)))
+        sockets.send(sock, messages.encode(messages.Want(1, 0)))
+        kinds = []
+        while "GrantReady" not in kinds:
+            data, fds = sockets.receive(sock)
+            sockets.close_all(fds)
+            kinds.append(type(messages.decode_to_consumer(data)).__name__)
+        assert "StatusReport" in kinds
     with prefetchd.batches() as loader:
         assert content_of(loader) == forty_content
 

@@ -105,6 +105,8 @@ class MemoryManager:
         self._warned = False
         self._could_not_grow = False
         self._lately_requested_bytes = 0
+        self._shrunk_at = -1  # how often a slot had come back when slots last made room for a large decode
+        self._anyone_waits = False
         self._ticks = self._ticks_since_request = 0
         self._ceiling_tick = -1  # when the ceiling of an automatic budget was last read
 
@@ -122,6 +124,7 @@ class MemoryManager:
         """
         self.target = target
         self.needs = Needs(self.needs.n_slots if target.n_slots < self.budget.plan.n_slots else 0)
+        self._anyone_waits = any(cursor.waiting for cursor in cursors)
         while (slot := to_give_back(self._ring, cursors, target.n_slots)) is not None:
             self.remove_slot(slot)
         budget, pool = self.budget, self._pool
@@ -146,6 +149,9 @@ class MemoryManager:
     def may_grow(self) -> bool:
         """Whether the plan and the budget hold one more slot, besides the large decodes seen lately."""
         if self._no_growth_ticks or len(self._ring.slots) >= self.target.n_slots:
+            return False
+        # While no loop goes on, the next batches need the same large decodes: the ring would grow and shrink for ever.
+        if self._shrunk_at == self._ring.n_returned and not self._anyone_waits:
             return False
         return self.budget.spare_bytes - self._lately_requested_bytes >= self.budget.plan.slot_bytes
 
@@ -219,6 +225,7 @@ class MemoryManager:
                 if slot is None:
                     break
                 self.remove_slot(slot)
+                self._shrunk_at = self._ring.n_returned
             if self.budget.spare_bytes < need and len(self._ring.slots) <= MIN_SLOTS:
                 self._ask_readers_to_make_way()
             self._lately_requested_bytes = max(self._lately_requested_bytes, need)
@@ -247,8 +254,13 @@ class MemoryManager:
 
     @property
     def starved(self) -> bool:
-        """Whether a reader waits for memory that no other decode will give back: only leased slots are left."""
-        return self.budget.large_bytes == 0 and any(reader.needs_bytes for reader in self._pool.readers.values())
+        """Whether a reader waits for memory that only leased slots can give back: no decode, and no slot being filled.
+
+        A reader that works on finishes its slots, which can then be given up.
+        """
+        readers = [reader for reader in self._pool.readers.values() if not reader.stuck]
+        works_on = any((reader.chunks or not reader.ready) and not reader.needs_bytes for reader in readers)
+        return self.budget.large_bytes == 0 and not works_on and any(reader.needs_bytes for reader in readers)
 
     def outgrown(self, reader: ReaderHandle, n_bytes: int) -> None:
         """Replace a reader that takes more than its share by a fresh one."""

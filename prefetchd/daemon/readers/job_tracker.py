@@ -204,6 +204,8 @@ class JobTracker:
         job, sample = chunk.job, f"sample {fault.sample_id} ({fault.where or self._where(fault.sample_id)})"
         if fault.over_budget and chunk.sample_id is not None:  # it was alone: the refusal was for this sample
             job.fail(f"cannot decode {sample}: {fault.reason}", "BudgetError")
+        elif fault.over_budget:  # no count: each new loop asks again
+            job.queued.append(Chunk(job, [fault.row], fault.sample_id))
         elif self._try_again(job, fault.row):
             job.queued.append(Chunk(job, [fault.row], fault.sample_id, fault.needs_fresh_reader))
         else:

@@ -72,6 +72,7 @@ class ImageReader:
         objects: writes the target where that is boxes or keypoints.
         part: the number of the part of a sample that is this image, to `ahead`.
         draws: chooses the geometry; that of `augment` if not given.
+        buffer: takes files' bytes; one of its own if not given.
 
     Attributes:
         on_read: called with each image's sample, encoded bytes and header, before the decode.
@@ -92,13 +93,14 @@ class ImageReader:
         *,
         part: int = 0,
         draws: Draws | None = None,
+        buffer: FileBuffer | None = None,
     ) -> None:
         cv2.setNumThreads(0)
         decode.silence_decoders()
         self._config = config
         self._records = records
         self._ahead = ahead or ReadAhead(records)
-        self._buffer = FileBuffer()
+        self._buffer = buffer or FileBuffer()
         self._wanted = Wanted.of(config)
         self._normalizer = Normalizer(config)
         self._rng = SampleRandomness(config.seed)
@@ -164,8 +166,8 @@ class ImageReader:
             y[...] = target
         return None
 
-    def try_out(self, sample: Sample, sample_id: int, reserve: ReserveMemory) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return the sample's x and y as they are in epoch 0, y in the shape and dtype that the functions give.
+    def try_out(self, sample: Sample, sample_id: int, reserve: ReserveMemory) -> NDArray[Any]:
+        """Return the sample's y as it is in epoch 0, in the shape and dtype that the functions give.
 
         Raises:
             SampleFault: if the sample is bad.
@@ -175,7 +177,7 @@ class ImageReader:
         shape = (*config.image_size, config.n_channels)
         x = np.empty(shape if config.layout == "nhwc" else (shape[2], *shape[:2]), config.dtype)
         target = self._load(sample, sample_id, 0, x, reserve)
-        return x, self._functions.target(target, 0, sample_id)
+        return self._functions.target(target, 0, sample_id)
 
     def place(
         self, sample: Sample, sample_id: int, units: Sequence[float], x: NDArray[Any], reserve: ReserveMemory
@@ -198,6 +200,11 @@ class ImageReader:
         else:
             self._normalizer.deliver_floats(pixels, x)
 
+    def erase(self, x: NDArray[Any], units: Sequence[float], epoch: int, sample_id: int) -> None:
+        """Erase a box of the delivered image, if `augment` says so."""
+        if self._erasing is not None:
+            self._erasing.apply(x, units, epoch, sample_id)
+
     def _load(self, sample: Sample, sample_id: int, epoch: int, x: NDArray[Any], reserve: ReserveMemory) -> Any:
         """Write the pixels into `x`; return the label, as a numpy scalar or vector, or the mask."""
         if self._is_plain:
@@ -219,8 +226,7 @@ class ImageReader:
             )
             mask = mask if turned is None else turned
             self.deliver(values.reshape(pixels.shape) if values.dtype == pixels.dtype else values, x)
-        if self._erasing is not None:
-            self._erasing.apply(x, units, epoch, sample_id)
+        self.erase(x, units, epoch, sample_id)
         return self._label(sample, sample_id) if mask is None else mask
 
     def _read(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from prefetchd.config.options import Config
 from prefetchd.data.cache.keys import check_cache
-from prefetchd.data.faults import FaultKind
+from prefetchd.data.faults import FaultKind, SampleFault
 from prefetchd.data.images.objects import object_fields
 from prefetchd.data.read_ahead import MASK_PART, ReadAhead, read_mask
 from prefetchd.data.records import Records
@@ -65,7 +65,7 @@ class ImageSource:
         return ReadAhead(self._records, {0: self._records.read, MASK_PART: read_mask})
 
     @classmethod
-    def open(cls, config: Config, kind: str, records: Records) -> ImageSource:
+    def open(cls, config: Config, kind: str, records: Records) -> Self:
         """Return, in the daemon, the source of the images that `records` list.
 
         Users' functions and masks are tried on a sample first.
@@ -115,8 +115,8 @@ class ImageSource:
         """The records; they stay the source's."""
         return self._records
 
-    def try_out(self, sample_id: int, reserve: ReserveMemory) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return x and y of one sample, in the dry run; raises as `ImageReader.try_out` does."""
+    def try_out(self, sample_id: int, reserve: ReserveMemory) -> NDArray[Any]:
+        """Return y of one sample, in the dry run; raises as `ImageReader.try_out` does."""
         assert self._reader is not None, "only in a process that attached"
         return self._reader.try_out(self._records.samples([sample_id])[0], sample_id, reserve)
 
@@ -205,7 +205,6 @@ class ImageSource:
         reserve: ReserveMemory,
     ) -> list[Fault]:
         """Read, decode and write each sample into its row."""
-        assert self._reader is not None, "only in a process that attached"
         asked_for = sample_ids
         try:
             if self._rows is None:
@@ -225,23 +224,25 @@ class ImageSource:
         arrays: Sequence[NDArray[Any]],
         reserve: ReserveMemory,
     ) -> list[Fault]:
-        assert self._reader is not None
+        assert self._reader is not None, "only in a process that attached"
         x, *targets = arrays
         faults = []
         for sample_id, row, sample in zip(sample_ids, rows, samples, strict=True):
             rows_of_y = [target[row, ...] for target in targets]
             fault = self._reader.load(sample, int(sample_id), epoch, x[row], rows_of_y, reserve)
             if fault is not None:
-                faults.append(
-                    Fault(
-                        row=row,
-                        sample_id=int(sample_id),
-                        where=self._records.where(self._records.samples([sample_id])[0]),
-                        reason=one_line(fault.reason)[:_REASON_CHARACTERS],
-                        content=fault.kind is FaultKind.CONTENT,
-                        needs_fresh_reader=fault.needs_fresh_reader,
-                        this_epoch=fault.this_epoch,
-                        detail=fault.detail if len(rows) == 1 else "",
-                    )
-                )
+                faults.append(self._report(fault, row, int(sample_id), is_alone=len(rows) == 1))
         return faults
+
+    def _report(self, fault: SampleFault, row: int, sample_id: int, *, is_alone: bool) -> Fault:
+        """Return the report of a sample's fault; tracebacks of many rows would not fit in a message."""
+        return Fault(
+            row=row,
+            sample_id=sample_id,
+            where=self.where(sample_id),
+            reason=one_line(fault.reason)[:_REASON_CHARACTERS],
+            content=fault.kind is FaultKind.CONTENT,
+            needs_fresh_reader=fault.needs_fresh_reader,
+            this_epoch=fault.this_epoch,
+            detail=fault.detail if is_alone else "",
+        )

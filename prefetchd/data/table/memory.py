@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from prefetchd.columns.passed import PassedTable
 from prefetchd.columns.store import Columns
+from prefetchd.config.convert import absolute_path
 from prefetchd.config.options import Config
 from prefetchd.data.arrays.memory import MemoryArrays
 from prefetchd.data.first_look import check_some_exist
@@ -22,7 +23,9 @@ from prefetchd.data.kinds import (
     refuse_other_targets,
 )
 from prefetchd.data.source import Source
+from prefetchd.data.table.field_records import FieldRecords
 from prefetchd.data.table.object_records import ObjectRecords, only_images
+from prefetchd.data.table.opener import open_fields
 from prefetchd.data.table.records import TableRecords
 from prefetchd.errors import ConfigError, ManifestError
 
@@ -45,6 +48,8 @@ def open_memory(config: Config, table: PassedTable) -> Source:
         refuse_given(config, SEQUENCE_OPTIONS, "ragged sequences")
         folder = str(columns.attributes.get("folder", ""))
         config = config if config.root is not None or not folder else replace(config, root=folder)
+        if config.fields:
+            return open_fields(config, FieldRecords.open(config, columns, root=absolute_path(config.root or ".")))
         refuse_other_targets(config)
         has_objects = config.target in OBJECT_TARGETS
         records = TableRecords.make(columns, only_images(config) if has_objects else config, config.source)

@@ -1,0 +1,204 @@
+"""Records of samples with fields: the rows of a column store, whatever it was read from.
+
+An opener (`csv`, `jsonl`, `pairs`, ...) makes the table in the daemon, or a trainer sent it. Readers attach to it: a
+sample's values are read from the map, without a line to parse. Encoded bytes are in a column, in a file of their own,
+or a piece of a larger file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+from prefetchd.columns.store import Columns
+from prefetchd.config.fields import parse_fields
+from prefetchd.data.faults import UnreadableFile
+from prefetchd.data.files import check_unchanged, identity_of, read_file
+from prefetchd.data.records import FieldFacts, Sample
+from prefetchd.data.table.binding import Binding, bind, binding_from_wire
+from prefetchd.data.table.files import IndexedFiles
+from prefetchd.errors import ManifestError, one_line
+
+if TYPE_CHECKING:
+    from prefetchd.config.options import Config
+    from prefetchd.data.files import FileBuffer
+    from prefetchd.data.source import ReserveMemory
+
+_SHOWN = 200
+
+
+class FieldRecords:
+    """The samples of a table; see `RecordsWithFields`. Owns the table's descriptors.
+
+    Args:
+        facts: plain values that do not change: `name`, `root`, `line` (of row 0 in a list, 0 for none), `files` (path
+            and identity of what the table was read from), `digest`.
+        bindings: where the values of each field are.
+        columns: the table.
+        made: the table of values that were made from it.
+    """
+
+    def __init__(
+        self, facts: dict[str, Any], bindings: Sequence[Binding], columns: Columns, made: Columns | None
+    ) -> None:
+        self._facts = facts
+        self._bindings = bindings
+        self._columns = columns
+        self._made = made
+        self._root: str = facts["root"]
+        self.name: str = facts["name"]
+        self.digest: str = facts["digest"]
+        self._pieces = IndexedFiles(columns.attributes.get("files", []), self.name)
+        self._values = [
+            (
+                (made if made is not None and binding.column in made else columns)[binding.column],
+                binding.suffix,
+                binding.facts.holds == "files",
+            )
+            for binding in bindings
+        ]
+        kinds: list[str] = facts["kinds"]
+        self._primary = kinds.index("image") if "image" in kinds else None
+
+    @classmethod
+    def open(cls, config: Config, columns: Columns, *, root: str, line: int = 0, files: Sequence[str] = ()) -> Self:
+        """Return, in the daemon, the records of a table that an opener made; they own it.
+
+        Args:
+            config: names the fields.
+            columns: the table.
+            root: the folder that paths start from.
+            line: the line of the first row in a list whose rows follow one another; 0 for none.
+            files: what the table was read from, which must not change.
+
+        Raises:
+            ConfigError: if a column does not exist, or does not suit its field.
+            ManifestError: if there are no samples, or a value is missing.
+        """
+        name = one_line(config.source)
+        try:
+            if not columns.n_rows:
+                raise ManifestError(f"cannot serve {name}: it has no samples; give a list with a row for each")
+            fields = parse_fields(config.fields)
+            bindings, made = bind(fields, columns, name)
+        except BaseException:
+            columns.close()
+            raise
+        facts = {
+            "name": name,
+            "root": root,
+            "line": line,
+            "files": [[path, identity_of(path)] for path in files],
+            "digest": columns.handle()[0]["digest"][:16],
+            "kinds": [field.kind for field in fields.values()],
+        }
+        return cls(facts, bindings, columns, made)
+
+    @classmethod
+    def attach(cls, handle: dict[str, Any], fds: list[int]) -> Self:
+        """Return the records that `handle()` described, in another process; they own `fds` from here on."""
+        bindings = [binding_from_wire(wire) for wire in handle["bindings"]]
+        tables = [Columns.attach(description, fd) for description, fd in zip(handle["tables"], fds, strict=True)]
+        return cls(handle["facts"], bindings, tables[0], tables[1] if len(tables) > 1 else None)
+
+    def handle(self) -> tuple[dict[str, Any], list[int]]:
+        """Plain values and descriptors from which a reader attaches."""
+        tables = [table.handle() for table in (self._columns, self._made) if table is not None]
+        handle = {
+            "facts": self._facts,
+            "bindings": [binding.to_wire() for binding in self._bindings],
+            "tables": [description for description, _ in tables],
+        }
+        return handle, [fd for _, fd in tables]
+
+    def close(self) -> None:
+        """Give the descriptors back."""
+        self._pieces.close()
+        self._columns.close()
+        if self._made is not None:
+            self._made.close()
+
+    @property
+    def fields(self) -> tuple[FieldFacts, ...]:
+        """What the values of each field are."""
+        return tuple(binding.facts for binding in self._bindings)
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Class names of the first field that has them."""
+        return next((names for each in self._bindings if (names := each.facts.classes) is not None), None)
+
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        """Of no use here: each field has its own."""
+        return ()
+
+    @property
+    def label_dtype(self) -> str:
+        """Of no use here: each field has its own."""
+        return "int64"
+
+    @property
+    def shared_bytes(self) -> int:
+        """The tables."""
+        return self._columns.n_bytes + (0 if self._made is None else self._made.n_bytes)
+
+    @property
+    def reader_bytes(self) -> int:
+        """Nothing: readers share the table."""
+        return 0
+
+    @property
+    def reads_apart(self) -> bool:
+        """Whether no larger files are kept open in the order of their use."""
+        return not any(binding.facts.holds == "members" for binding in self._bindings)
+
+    def __len__(self) -> int:
+        return self._columns.n_rows
+
+    def samples(self, sample_ids: Iterable[int]) -> list[Sample]:
+        """Return the samples of these rows."""
+        return [self._sample(int(sample_id)) for sample_id in sample_ids]
+
+    def _sample(self, row: int) -> Sample:
+        values = []
+        for column, suffix, is_file in self._values:
+            value = column[row]
+            if is_file:
+                value = os.path.join(self._root, value)
+                if suffix:
+                    value = os.path.splitext(value)[0] + suffix
+            values.append(value)
+        path = values[self._primary] if self._primary is not None else ""
+        path = path if isinstance(path, str) else ""
+        line = self._facts["line"] and self._facts["line"] + row
+        return Sample(path, None, line, (row,), tuple(values))
+
+    def read(self, sample: Sample, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
+        """Return the bytes of the first image."""
+        return self.fetch(sample, self._primary or 0, buffer, reserve)
+
+    def fetch(self, sample: Sample, number: int, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
+        """Return the encoded bytes of a field; see `RecordsWithFields.fetch`."""
+        value = sample.values[number]
+        if isinstance(value, str):
+            return read_file(value, buffer, reserve=reserve)
+        if isinstance(value, memoryview):
+            if not value:
+                raise UnreadableFile("it is empty (0 bytes)")
+            return value
+        file, offset, n_bytes = value.tolist()
+        return self._pieces.read(file, offset, n_bytes, buffer, reserve)
+
+    def where(self, sample: Sample) -> str:
+        """List, line and path: `train.csv line 7: a.jpg`."""
+        line = f" line {sample.line}" if sample.line else f" row {sample.place[0]}" if sample.place else ""
+        path = f": {one_line(sample.path)[-_SHOWN:]}" if sample.path else ""
+        return f"{self.name}{line}{path}"
+
+    def check_unchanged(self) -> None:
+        """Raise `ManifestError` if what the table was read from has changed."""
+        for path, identity in self._facts["files"]:
+            check_unchanged(path, identity, one_line(path))
+        self._pieces.check_unchanged()
