@@ -101,7 +101,7 @@ class ObjectRecords:
         self._images = images
         self._folder = os.fsdecode(facts["folder"])
         self.name: str = facts["name"]
-        names = columns.attributes["classes"]
+        names = columns.attributes["classes"].get("labels")
         self.classes: tuple[str, ...] | None = None if names is None else tuple(names)
         self.objects = ObjectFacts(**{each: columns.attributes[each] for each in ObjectFacts.__slots__})
         content = [columns.digest, "" if images is None else images.digest]
@@ -118,7 +118,7 @@ class ObjectRecords:
         kind = kind_of(config.source)
         if kind not in ("parquet", "arrow"):
             path = os.path.abspath(os.path.expanduser(config.source))
-            return cls._of(_read(config, path), config, None, "")
+            return cls._of(read_annotated(config, path), config, None, "")
         refuse_given(config, ("crowds",), "COCO files")
         found: AnnotatedImages | None = None
         if kind == "parquet":
@@ -145,7 +145,7 @@ class ObjectRecords:
     @classmethod
     def _of(cls, found: AnnotatedImages, config: Config, images: Any, kind: str) -> ObjectRecords:
         try:
-            columns = _table(found, config.target == "keypoints")
+            columns = write_table(found, config.target == "keypoints")
         except ValueError as error:
             raise ManifestError(f"cannot use {one_line(config.source)}: {error}; check its paths") from None
         for note in found.notes:
@@ -272,9 +272,14 @@ def _class(kind: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def _read(config: Config, path: str) -> AnnotatedImages:
-    """Return what a COCO file, a YOLO folder or a list of JSON lines says."""
-    with_keypoints = config.target == "keypoints"
+def read_annotated(config: Config, path: str, *, with_keypoints: bool | None = None) -> AnnotatedImages:
+    """Return what a COCO file, a YOLO folder or a list of JSON lines says.
+
+    Raises:
+        ManifestError: if it cannot be used, with the place.
+        ConfigError: if an option means nothing for it.
+    """
+    with_keypoints = config.target == "keypoints" if with_keypoints is None else with_keypoints
     lower = path.lower()
     if os.path.isdir(path):
         from prefetchd.data.table.yolo import read_yolo
@@ -304,8 +309,8 @@ def _read(config: Config, path: str) -> AnnotatedImages:
     )
 
 
-def _table(found: AnnotatedImages, with_keypoints: bool) -> Columns:
-    """Write the columns; raises `ValueError` if one does not fit."""
+def write_table(found: AnnotatedImages, with_keypoints: bool) -> Columns:
+    """Return the table, `path`, `boxes`, `labels`, `ids` and so on; raises `ValueError` if a column does not fit."""
     lengths = np.diff(found.offsets)
     with ColumnsWriter(len(lengths)) as writer:
         if found.paths:
@@ -320,7 +325,7 @@ def _table(found: AnnotatedImages, with_keypoints: bool) -> Columns:
         if found.lines is not None:
             writer.add_numbers("line", found.lines)
         attributes = {
-            "classes": None if found.classes is None else list(found.classes),
+            "classes": {} if found.classes is None else {"labels": list(found.classes)},
             "most": int(lengths.max(initial=0)),
             "points": 0 if found.keypoints is None else found.keypoints.shape[1],
             "box_format": found.box_format,
