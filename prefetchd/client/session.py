@@ -227,7 +227,11 @@ class Sessions:
 
     def __init__(self, endpoint: Endpoint, *, reconnect: bool) -> None:
         self._end_table = weakref.finalize(self, endpoint.close)
-        self.current = endpoint.open_again() if reconnect else endpoint.open()
+        try:
+            self.current = endpoint.open_again() if reconnect else endpoint.open()
+        except BaseException:
+            self._end_table()  # now: who keeps the exception keeps this object
+            raise
         self._endpoint = endpoint
         self._reconnect = reconnect
         self._end = weakref.finalize(self, self.current.close)

@@ -123,7 +123,7 @@ def _text(value: Any) -> str:
 def _numbers(values: Sequence[Any], missing: NDArray[np.bool_] | None) -> NDArray[Any]:
     """Return int64, float64 or bool for numbers."""
     if missing is not None:
-        values = [0 if value is None else value for value in values]
+        values = [False if value is None else value for value in values]  # truth values stay such
     found = np.asarray(values)
     if found.dtype.kind == "f" and found.dtype.itemsize > 8:
         found = found.astype(np.float64)

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import prefetchd
-from prefetchd.daemon.consumers import acceptor
+from prefetchd.daemon.consumers import attach
 from prefetchd.ipc import messages, sockets
 from prefetchd.ipc.run_directory import daemon_paths
 from tests.conftest import DaemonProcess, wait_until
@@ -198,7 +198,7 @@ def limited(tmp_path: Path, nothing_left: None, forty: Path) -> Iterator[Callabl
 def test_newcomers_beyond_the_limit_are_told_and_the_others_go_on(
     limited: Callable[[int], LimitedDaemon], forty_content: Content
 ) -> None:
-    daemon = limited(4 * acceptor.DESCRIPTORS_EACH * 20)
+    daemon = limited(4 * attach.DESCRIPTORS_EACH * 20)
     with prefetchd.batches() as loader:
         batches = iter(loader)
         seen = content_of([next(batches)])
@@ -220,8 +220,8 @@ def test_newcomers_beyond_the_limit_are_told_and_the_others_go_on(
 def test_of_few_descriptors_a_quarter_is_for_consumers(
     monkeypatch: pytest.MonkeyPatch, descriptors: int, consumers: int
 ) -> None:
-    monkeypatch.setattr(acceptor, "raise_descriptor_limit", lambda: descriptors)
-    assert acceptor.most_consumers() == consumers
+    monkeypatch.setattr(attach, "raise_descriptor_limit", lambda: descriptors)
+    assert attach.most_consumers() == consumers
 
 
 def test_no_descriptor_left_to_accept_with_costs_no_processor_time(

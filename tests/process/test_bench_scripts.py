@@ -30,6 +30,7 @@ SCRIPTS = {
     "decode": ("MANIFEST --images 8 --rounds 1", "cv2, full size"),
     "footprint": ("MANIFEST --seconds 0.2", "ALLOWANCE_BYTES"),
     "handoff": ("MANIFEST --batches 2 --warm-up 1", "arrays, tight loop"),
+    "in_memory": ("MANIFEST --rows 200 --rounds 1 --only 'list of pairs,numpy columns'", "numpy columns"),
     "latency": ("MANIFEST --delay-ms 1 --repeat 11 --rounds 1", "1 ms more"),
     "limit": ("MANIFEST --repeat 1 --rounds 1 --full-size", "CPU ms/image"),
     "manifest": ("MANIFEST --sizes 100 --rounds 1 --only prefetchd", "footprint MiB"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prefetchd.daemon.consumers.acceptor import Acceptor
+from prefetchd.daemon.consumers.attach import Acceptor
 from prefetchd.ipc.event_loop import Callback
 
 

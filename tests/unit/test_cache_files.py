@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prefetchd.data.cache import directory, lookup, segment
+from prefetchd.data.cache import directory, run_state, segment
 from prefetchd.data.cache.reader_side import WriteAllowance
 from prefetchd.data.cache.run_state import RunState, StateShape, make_state
 from tests.unit.test_cache import CHANNELS, key, pixels
@@ -63,8 +63,8 @@ def test_the_table_leads_to_every_record_of_every_segment(tmp_path: Path) -> Non
     write_index(tmp_path / "aaaaaaaaaaaaaaaa-0.index", many, b"torn")
     write_index(tmp_path / "bbbbbbbbbbbbbbbb-12.index", [64, 1, 2])
     names = directory.segment_names(tmp_path)
-    fd, n_slots = lookup.build(tmp_path, names)
-    table = lookup.Lookup(fd, n_slots)
+    fd, n_slots = run_state.build_table(tmp_path, names)
+    table = run_state.Lookup(fd, n_slots)
     assert [table.segment_name(number) for number in range(table.n_segments)] == names
     for position, number in enumerate(many):
         assert (0, position) in set(table.places(key(number)))
@@ -76,8 +76,8 @@ def test_the_table_leads_to_every_record_of_every_segment(tmp_path: Path) -> Non
 
 
 def test_what_a_reader_adds_others_find_until_the_table_is_crowded(tmp_path: Path) -> None:
-    fd, n_slots = lookup.build(tmp_path, [], 10)
-    one, other = lookup.Lookup(os.dup(fd), n_slots), lookup.Lookup(fd, n_slots)
+    fd, n_slots = run_state.build_table(tmp_path, [], 10)
+    one, other = run_state.Lookup(os.dup(fd), n_slots), run_state.Lookup(fd, n_slots)
     for number in range(2 * n_slots):
         one.add(key(5), 3, number)
     found = list(other.places(key(5)))
@@ -88,7 +88,7 @@ def test_what_a_reader_adds_others_find_until_the_table_is_crowded(tmp_path: Pat
 
 
 def test_the_table_of_nothing_finds_nothing(tmp_path: Path) -> None:
-    table = lookup.Lookup(*lookup.build(tmp_path, []))
+    table = run_state.Lookup(*run_state.build_table(tmp_path, []))
     assert list(table.places(key(0))) == []
     assert table.n_segments == 0
     table.close()
@@ -148,8 +148,8 @@ def test_a_damaged_index_makes_no_table_of_its_size(tmp_path: Path) -> None:
     write_index(tmp_path / "bbbbbbbbbbbbbbbb-0.index", [8])
     with open(tmp_path / "cccccccccccccccc-0.index", "wb") as file:
         os.truncate(file.fileno(), 1 << 42)
-    fd, n_slots = lookup.build(tmp_path, directory.segment_names(tmp_path))
-    table = lookup.Lookup(fd, n_slots)
+    fd, n_slots = run_state.build_table(tmp_path, directory.segment_names(tmp_path))
+    table = run_state.Lookup(fd, n_slots)
     assert n_slots < 1 << 17
     assert (1, 0) in set(table.places(key(8)))
     table.close()

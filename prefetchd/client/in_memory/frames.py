@@ -132,8 +132,8 @@ def _add_series(writer: ColumnsWriter, name: str, series: Any) -> None:
             taken[codes < 0] = None
             add_values(writer, name, taken)
     elif hasattr(array, "_mask"):  # whole numbers and truth values that may be missing
-        missing = series.isna().to_numpy()
-        writer.add_numbers(name, series.fillna(0).to_numpy(dtype=dtype.lower().replace("boolean", "bool")), missing)
+        plain = dtype.lower().replace("boolean", "bool")
+        writer.add_numbers(name, array.to_numpy(dtype=plain, na_value=0), series.isna().to_numpy())
     else:
         values = series.to_numpy()
         if values.dtype.kind in "mM":

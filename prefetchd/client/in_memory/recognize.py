@@ -45,7 +45,9 @@ def _has(*names: str) -> Any:
 def _of_mapping(source: Mapping[Any, Any], config: Config) -> PassedTable:
     splits = [name for name, value in source.items() if _has("column_names")(value) or _has("iloc", "columns")(value)]
     if splits:
-        raise ConfigError(f"cannot serve a dictionary of {len(splits)} data sets; give one, as in data[{splits[0]!r}]")
+        raise ConfigError(
+            f"cannot serve this dictionary of {len(splits)} data sets; give one, as in data[{splits[0]!r}]"
+        )
     return arrays.of_dict(source, config) or frames.of_dict(source, config)
 
 
@@ -113,24 +115,24 @@ def _refusal(source: Any) -> ConfigError:
     """Return the error for an object that cannot be served."""
     kind = type(source).__name__
     if isinstance(source, Set):
-        return ConfigError(f"cannot serve a {kind}: it has no order; give sorted(...) of it")
+        return ConfigError(f"cannot serve this {kind}: it has no order; give sorted(...) of it")
     if _has("batch_sampler", "collate_fn")(source):
-        return ConfigError(f"cannot serve a {kind}: prefetchd takes its place; give what its dataset reads from")
+        return ConfigError(f"cannot serve this {kind}: prefetchd takes its place; give what its dataset reads from")
     if _has("element_spec")(source):
         return ConfigError(
-            f"cannot serve a {kind}, a tf.data pipeline: its samples have no numbers; give the files that it reads, or "
-            "a list of (path, label) pairs"
+            f"cannot serve this {kind}, a tf.data pipeline: its samples have no numbers; give the files that it reads, "
+            "or a list of (path, label) pairs"
         )
     if _has("collect")(source):
-        return ConfigError(f"cannot serve a {kind}: its rows are not computed yet; give its collect()")
+        return ConfigError(f"cannot serve this {kind}: its rows are not computed yet; give its collect()")
     if isinstance(source, Iterator) or (hasattr(source, "__iter__") and not hasattr(source, "__len__")):
         return ConfigError(
-            f"cannot serve a {kind}: its samples come one after another, and a shuffled, resumable order needs all of "
-            "them by number; give list(...) of (path, label) pairs, or the files that it reads"
+            f"cannot serve this {kind}: its samples come one after another, and a shuffled, resumable order needs all "
+            "of them by number; give list(...) of (path, label) pairs, or the files that it reads"
         )
     if hasattr(source, "__getitem__"):
         return ConfigError(
-            f"cannot serve a {kind}: it makes samples in this process, one by one (__getitem__), and readers are "
+            f"cannot serve this {kind}: it makes samples in this process, one by one (__getitem__), and readers are "
             f"processes of their own; give {_PAIRS}"
         )
     return ConfigError(

@@ -2,8 +2,8 @@
 
     acceptor -> added -> Attach -> OpenCursor -> served (grants ... Release) -> CloseCursor ... -> removed
 
-Owned by the daemon's event loop. Each step is a part of its own: `acceptor`, `message_handler`, `attach`, `loops`,
-`grants`, `groups`. `consumer` says how long a consumer lives; its leases end with it.
+Owned by the daemon's event loop. Each step is a part of its own: `attach`, `message_handler`, `loops`, `grants`,
+`groups`. `consumer` says how long a consumer lives; its leases end with it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import socket
 from collections.abc import Sequence
 
 from prefetchd.config.units import format_count
-from prefetchd.daemon.consumers.acceptor import Acceptor, most_consumers
-from prefetchd.daemon.consumers.attach import Attaching
+from prefetchd.daemon.consumers.attach import Acceptor, Attaching, most_consumers
 from prefetchd.daemon.consumers.consumer import Consumer, Control, State
 from prefetchd.daemon.consumers.grants import Granter
 from prefetchd.daemon.consumers.groups import Groups

@@ -22,8 +22,7 @@ import numpy as np
 from prefetchd.data.cache import segment
 from prefetchd.data.cache.directory import open_regular, used_bytes
 from prefetchd.data.cache.keys import is_settled, key_of
-from prefetchd.data.cache.lookup import Lookup
-from prefetchd.data.cache.run_state import LIMIT_REACHED, OFFSET_BITS, OFFSET_MASK, RunState, StateShape
+from prefetchd.data.cache.run_state import LIMIT_REACHED, OFFSET_BITS, OFFSET_MASK, Lookup, RunState, StateShape
 from prefetchd.data.files import read_into
 
 if TYPE_CHECKING:
