@@ -298,12 +298,17 @@ def test_fields_of_boxes_are_the_target_beside_others(painted, tmp_path):
         "image": Field("image", "path"),
         "small": Field("image", "path", size=32),
     }
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), painted.folder / "rows.parquet")
     of_rows = {**fields, "objects": Field("boxes", "boxes", labels="kinds", box_format="cxcywh")}
     options = {"target": None, "augment": "hflip, rotate"}
     for source, given, more in (
         (painted.coco(), fields, {}),
         (painted.yolo(tmp_path / "yolo"), fields, {}),
         (painted.folder / "rows.jsonl", of_rows, {"source_box_format": "xywh"}),
+        (painted.folder / "rows.parquet", of_rows, {"source_box_format": "xywh"}),
     ):
         with prefetchd.batches(source, **{**OPTIONS, **options, **more}, fields=given) as loader:
             found = [batch.copy() for batch in loader]
