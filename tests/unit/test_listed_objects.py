@@ -112,6 +112,7 @@ def test_a_row_that_does_not_fit_is_named(tmp_path, row, words):
         ([], {}, "it lists no images"),
         ([ROW], {"source_box_format": None}, "cannot tell how"),
         ([{"path": "a.jpg", "x": 1}], {}, "cannot tell where"),
+        ([{**ROW, "boxes": [[0.1, 0, 0.5, 1]]}], {}, "give source_box_format='xyxy_normalized'"),
         ([{"path": "a.jpg", "boxes": []}], {}, "or y_column='boxes' if all are of one class"),
         ([{"where": "a.jpg", "boxes": [], "labels": []}], {}, "give x_column"),
         ([ROW], {"y_column": "boxes,labels,more"}, "name the boxes' and the labels'"),
