@@ -135,11 +135,11 @@ class ObjectLists:
                 f"cannot tell how {self._name} writes boxes: four numbers are two corners (xyxy), a corner and a size "
                 "(xywh) or a centre and a size (cxcywh); give source_box_format='xyxy' or another"
             )
-        if total and not config.source_box_format.endswith("_normalized") and np.nanmax(made.boxes) <= 1:
+        given = config.source_box_format
+        if total and not given.endswith("_normalized") and not (made.boxes > 1).any():
             raise ManifestError(
-                f"cannot use source_box_format={config.source_box_format!r} with {self._name}: no number of its {total} "
-                f"boxes is above 1, as in fractions of the image; give "
-                f"source_box_format='{config.source_box_format}_normalized'"
+                f"cannot use source_box_format={given!r} with {self._name}: no number of its {total} boxes is above 1, "
+                f"as in fractions of the image; give source_box_format='{given}_normalized'"
             )
         return made.without_empty()
 
