@@ -14,7 +14,7 @@ from prefetchd.config.convert import absolute_path
 from prefetchd.config.options import Config
 from prefetchd.data.arrays.memory import MemoryArrays
 from prefetchd.data.first_look import check_some_exist
-from prefetchd.data.images.source import ImageSource
+from prefetchd.data.images.views import open_images
 from prefetchd.data.kinds import (
     ARRAY_OPTIONS,
     OBJECT_TARGETS,
@@ -65,8 +65,8 @@ def open_memory(config: Config, table: PassedTable) -> Source:
                 "out"
             )
         if has_objects:
-            return ImageSource.open(config, "objects", ObjectRecords.of_table(records, config))
-        return ImageSource.open(config, "table", records)
+            return open_images(config, "objects", ObjectRecords.of_table(records, config))
+        return open_images(config, "table", records)
     except BaseException:
         records.close()
         raise
