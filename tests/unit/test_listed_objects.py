@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from prefetchd.config.validate import make_config
 from prefetchd.data.registry import attach_source, open_source
@@ -130,6 +133,20 @@ def test_lists_that_cannot_be_told_are_refused(tmp_path, rows, options, words):
     with pytest.raises(ManifestError) as caught:
         read(jsonl(tmp_path, *rows), **options)
     assert words in str(caught.value)
+
+
+NUMBER = st.one_of(st.integers(-5, 2**70), st.floats(), st.none(), st.text(max_size=2), st.booleans())
+VALUE = st.one_of(NUMBER, st.lists(NUMBER, max_size=4), st.lists(st.lists(NUMBER, max_size=5), max_size=3))
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(VALUE, VALUE, st.sampled_from(["boxes", "keypoints"]))
+def test_whatever_a_row_has_it_is_read_or_refused(tmp_path, objects, labels, target):
+    source = jsonl(tmp_path, {"path": "a.jpg", "boxes": objects, "keypoints": objects, "labels": labels})
+    with contextlib.suppress(ManifestError):
+        found = read(source, target=target)
+        assert len(found.labels) == len(found.ids) == found.offsets[-1]
+        assert found.boxes.shape == (found.offsets[-1], 4)
 
 
 def test_keypoints_of_one_object_or_of_several(tmp_path):
