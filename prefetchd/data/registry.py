@@ -50,6 +50,7 @@ _SOURCES = {
 _OBJECTS = ("boxes", "keypoints")  # targets
 _SERVED = "prefetchd.data.images.source", "ImageSource"
 _FIELDS = "prefetchd.data.fields.source", "FieldsSource"
+_INSPECTED_FIELDS = "prefetchd.data.fields.inspection", "InspectedFields"
 _INSPECTED = "prefetchd.data.images.inspection", "InspectedImages"  # made by `verify`, never opened by name
 
 
@@ -132,7 +133,10 @@ def attach_source(config: Config, handle: dict[str, Any], fds: list[int]) -> Sou
         return source
     at = len(fds) - handle["n_cache_fds"]
     records: Records = _class(_IMAGES[kind]).attach(handle["records"], fds[:at])
-    images = _class(_INSPECTED if "is_inspected" in handle else _FIELDS if config.fields else _SERVED)
+    if "is_inspected" in handle:
+        images = _class(_INSPECTED_FIELDS if config.fields else _INSPECTED)
+    else:
+        images = _class(_FIELDS if config.fields else _SERVED)
     source = images.attach(config, handle, records, fds[at:])
     return source
 

@@ -75,6 +75,10 @@ def run(arguments: argparse.Namespace) -> int:
     title = f"{os.path.basename(config.source)}: {len(tiles):,} of {seen:,} samples"
     title += f", epochs 0 to {n_epochs - 1}" if n_epochs > 1 else ""
     height, width = config.image_size
+    if config.fields:
+        from prefetchd.cli.views.fields_tile import shown_size
+
+        height, width = shown_size(config)
     shown = (height, 2 * width) if config.target == "mask" else (height, width)
     _write(arguments.output, draw_sheet(rows, shown, title, counts))
     print(f"{arguments.output}: {title}")
@@ -123,18 +127,24 @@ def _tiles(
             loader.set_epoch(epoch)
             batches = iter(loader)
             for row in rows:
-                row.append(_tile(next(batches), loader, config))
+                row.append(_tile(next(batches), loader, config, source))
             batches.close()
         return rows, loader.status()["bad"], _counts(source, loader.classes), total
 
 
-def _tile(batch: Any, loader: Loader, config: Config) -> Tile:
+def _tile(batch: Any, loader: Loader, config: Config, source: ImageSource) -> Tile:
     import numpy as np
 
     from prefetchd.cli.views.contact_sheet import Tile, mask_to_display, to_display
 
     if not len(batch.sample_ids):
         return Tile(None, f"#{batch.index} bad")
+    if config.fields:
+        from prefetchd.cli.views.fields_tile import tile_of_fields
+        from prefetchd.data.fields.source import FieldsSource
+
+        assert isinstance(source, FieldsSource)
+        return tile_of_fields(batch, config, source.class_names())
     picture = to_display(batch.x[0], config)
     if config.target == "mask" and batch.y[0].shape[:2] == picture.shape[:2]:
         return Tile(np.hstack([picture, mask_to_display(batch.y[0])]), f"#{batch.index}")

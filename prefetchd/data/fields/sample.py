@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from prefetchd.config.options import Config
     from prefetchd.data.cache.reader_side import CacheInReader
+    from prefetchd.data.images.pipeline import OnRead
     from prefetchd.data.read_ahead import ReadAhead
     from prefetchd.data.records import RecordsWithFields, Sample
     from prefetchd.data.source import ReserveMemory
@@ -87,6 +88,13 @@ class SampleReader:
             self._parts[name] = part, slice(at, end)
             at = end
         self._in_turn = sorted(self._parts, key=lambda name: name != first)  # masks need the first image's geometry
+
+    def watch(self, on_read: OnRead) -> None:
+        """Have the first image of each sample reported before it is decoded."""
+        for part, _ in self._parts.values():
+            if isinstance(part, ImagePart):
+                part.reader.on_read = on_read
+                return
 
     def load(
         self,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from prefetchd.data.cache.daemon_side import CacheInDaemon
     from prefetchd.data.cache.several import SeveralCaches
     from prefetchd.data.images.cacheable import CachedRows
-    from prefetchd.data.images.pipeline import ImageReader
+    from prefetchd.data.images.pipeline import ImageReader, OnRead
     from prefetchd.data.records import Sample
 
 
@@ -116,6 +116,11 @@ class ImageSource:
             objects = ObjectTarget(config, records.objects)
         source._reader = ImageReader(config, records, source._ahead, cache, objects)
         return source
+
+    def _watch(self, on_read: OnRead) -> None:
+        """Have each image reported before it is decoded, in a reader."""
+        assert self._reader is not None
+        self._reader.on_read = on_read
 
     @property
     def records(self) -> Records:
