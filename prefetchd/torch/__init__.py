@@ -105,9 +105,10 @@ def batches(
 ) -> TensorLoader:
     """Return a re-iterable loader of batches `x, y` of tensors, or of `fields`.
 
-    Images are (rows, channels, height, width). From the default layout, `nhwc`, they get this shape without a copy, in
-    the memory format `torch.channels_last`, which convolutions like best. `layout="nchw"` makes them contiguous, and an
-    explicit `layout="nhwc"` leaves the channels last in the shape too. Arrays keep their shape.
+    Images are (rows, channels, height, width), with views (rows, views, channels, ...). From the default layout,
+    `nhwc`, they get this shape without a copy, in the memory format `torch.channels_last`, which convolutions like
+    best. `layout="nchw"` makes them contiguous, and an explicit `layout="nhwc"` leaves the channels last in the shape
+    too. Arrays keep their shape.
 
     Args:
         source: as for `prefetchd.batches`: a private daemon's data, or nothing to attach to a daemon.

@@ -100,7 +100,7 @@ def conversion(
 
     def convert(x: torch.Tensor) -> torch.Tensor:
         if moves:
-            x = x.permute(0, 3, 1, 2)
+            x = x.movedim(-1, -3)
         if factors is not None:
             x = x.float().mul_(factors[0]).add_(factors[1])
         return x if dtype is None else x.to(dtype)
@@ -112,8 +112,10 @@ def conversion(
 
 
 def _images(loader: Loader) -> frozenset[int]:
-    """Return which arrays of a batch are images: x, or the fields of that kind."""
+    """Return which arrays of a batch are images: x, all but y of a list of views, or the fields of that kind."""
     fields = parse_fields(tuple(loader.config["fields"]))
+    if loader.config["views"]:
+        return frozenset(range(len(loader.layout.fields) - 1))
     names = {name for name, field in fields.items() if field.kind == "image"}
     arrays = loader.layout.fields
     return frozenset(place for place, each in enumerate(arrays) if each.name in names or not (fields or place))
