@@ -249,11 +249,6 @@ def test_a_list_is_refused_where_a_daemon_has_its_own_data(pairs):
         prefetchd.batches({"a.jpg"})
 
 
-def test_boxes_are_not_taken_from_memory(pairs):
-    with pytest.raises(prefetchd.ConfigError, match="cannot take boxes from <list of 50 pairs>: they come from COCO"):
-        prefetchd.batches(pairs, target="boxes")
-
-
 def test_examples_of_the_page_run(photographs, tmp_path, monkeypatch):
     """Each block of Python in the section on data in memory, one after the other."""
     page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
