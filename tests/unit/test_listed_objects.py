@@ -14,7 +14,8 @@ from prefetchd.config.validate import make_config
 from prefetchd.data.registry import attach_source, open_source
 from prefetchd.data.table.listed import read_jsonl
 from prefetchd.data.table.object_records import ObjectRecords
-from prefetchd.errors import ManifestError
+from prefetchd.errors import ManifestError, PrefetchdError
+from tests.detection import paint
 from tests.images import write_jpeg
 
 ROW = {"path": "a.jpg", "boxes": [[1, 2, 3, 4]], "labels": [0]}
@@ -111,6 +112,7 @@ def test_a_row_that_does_not_fit_is_named(tmp_path, row, words):
         ([], {}, "it lists no images"),
         ([ROW], {"source_box_format": None}, "cannot tell how"),
         ([{"path": "a.jpg", "x": 1}], {}, "cannot tell where"),
+        ([{**ROW, "boxes": [[0.1, 0, 0.5, 1]]}], {}, "give source_box_format='xyxy_normalized'"),
         ([{"path": "a.jpg", "boxes": []}], {}, "or y_column='boxes' if all are of one class"),
         ([{"where": "a.jpg", "boxes": [], "labels": []}], {}, "give x_column"),
         ([ROW], {"y_column": "boxes,labels,more"}, "name the boxes' and the labels'"),
@@ -180,3 +182,38 @@ def test_a_source_delivers_the_leaves_of_y(tmp_path):
     assert arrays[3].tolist() == [2]
     for each in (opened, attached):
         each.records.close()
+
+
+@pytest.fixture
+def coco(tmp_path):
+    return str(paint(tmp_path / "painted").coco())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"target": "label"}, 'it has COCO annotations, and an image has several objects; give target="boxes"'),
+        ({"target": "label", "box_format": "xywh"}, "box_format"),
+        ({"target": "keypoints", "min_visible": 0.5}, "cannot use min_visible"),
+        ({"target": "keypoints"}, "no annotation has a labelled one"),
+        ({"y_column": "boxes"}, "cannot use y_column"),
+        ({"source_box_format": "xyxy"}, "cannot use source_box_format"),
+        ({"label_columns": 1}, "cannot use label_columns"),
+        ({"cache": "/tmp/none"}, "cannot use cache with target"),
+        ({"target_transform": "json:dumps"}, "cannot use target_transform with target='boxes'"),
+        ({"min_visible": 2}, "min_visible"),
+        ({"box_format": "yxyx"}, "box_format"),
+        ({"root": "/nowhere"}, "give root"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(coco, options, words):
+    with pytest.raises(PrefetchdError) as caught:
+        open_source(make_config(source=coco, **{"target": "boxes", **options}))
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "", "shard.tar"])
+def test_sources_without_boxes_are_refused_with_what_has_them(tmp_path, name):
+    (tmp_path / "a.csv").write_text("path,label\n000.png,1\n")
+    with pytest.raises(ManifestError, match=r"they come from COCO|must have images/ and labels/"):
+        open_source(make_config(source=str(tmp_path / name), target="boxes"))

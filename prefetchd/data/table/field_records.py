@@ -159,7 +159,7 @@ class FieldRecords:
     @property
     def fields(self) -> tuple[FieldFacts, ...]:
         """What the values of each field are."""
-        return tuple(binding.facts for binding in self._bindings)
+        return tuple(binding.facts for binding in self._bindings[: len(self._facts["kinds"])])
 
     @property
     def classes(self) -> tuple[str, ...] | None:

@@ -165,6 +165,11 @@ class TableRecords:
         return None if names is None or self._kind not in ("number", "class", "classes") else tuple(names)
 
     @property
+    def columns(self) -> Columns:
+        """The table; it stays these records'."""
+        return self._columns
+
+    @property
     def lists_files(self) -> bool:
         """Whether each sample is a file of its own."""
         return self._places is None and self._bytes is None
