@@ -182,6 +182,23 @@ def test_a_pfms_numbers_are_kept_whatever_its_scale(channels: int) -> None:
         assert same_bits(load(file, wanted(channels, "float32")), pixels)
 
 
+@pytest.mark.parametrize(("channels", "kind"), enumerate(["GRAYSCALE", "GRAYSCALE_ALPHA", "RGB", "RGB_ALPHA"], 1))
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_a_pams_numbers_are_kept_in_their_order(channels: int, kind: str, dtype: str) -> None:
+    pixels = numbers(5, (6, 7, channels), dtype)
+    head = f"P7\nWIDTH 7\nHEIGHT 6\nDEPTH {channels}\nMAXVAL {np.iinfo(dtype).max}\nTUPLTYPE {kind}\nENDHDR\n"
+    file = head.encode() + pixels.astype(pixels.dtype.newbyteorder(">")).tobytes()
+    assert same_bits(load(file, wanted(channels, dtype)), pixels)
+
+
+def test_a_jpeg_of_ink_is_refused() -> None:
+    file = io.BytesIO()
+    Image.fromarray(photograph(9, 9)).convert("CMYK").save(file, "jpeg")
+    for channels in (3, 4):
+        with pytest.raises(RefusedImage, match="the JPEG has 4 channels"):
+            load(file.getvalue(), wanted(channels))
+
+
 def test_a_signed_tiff_is_kept_in_float32() -> None:
     heights = np.arange(-3000, 3000, dtype=np.int16).reshape(60, 100, 1)
     file = encode_tiff(heights, compression=DEFLATE, predictor=2)
