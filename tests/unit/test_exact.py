@@ -182,7 +182,7 @@ def test_a_pfms_numbers_are_kept_whatever_its_scale(channels: int) -> None:
         assert same_bits(load(file, wanted(channels, "float32")), pixels)
 
 
-@pytest.mark.parametrize(("channels", "kind"), enumerate(["GRAYSCALE", "GRAYSCALE_ALPHA", "RGB", "RGB_ALPHA"], 1))
+@pytest.mark.parametrize(("channels", "kind"), [(1, "GRAYSCALE"), (2, "GRAYSCALE_ALPHA"), (3, "RGB"), (4, "RGB_ALPHA")])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 def test_a_pams_numbers_are_kept_in_their_order(channels: int, kind: str, dtype: str) -> None:
     pixels = numbers(5, (6, 7, channels), dtype)

@@ -103,8 +103,8 @@ class Wanted:
             signed = "signed integers of " if header.is_signed else ""
             bits = f"floating-point numbers of {header.bits}" if header.is_float else f"{signed}{header.bits}"
             raise RefusedImage(
-                f"the {name} has {bits} bit{'s' if header.bits != 1 else ''}, and dtype={self.delivered!r} keeps {wanted} exactly; "
-                f"{self._remedy(header)}"
+                f"the {name} has {bits} bit{'s' if header.bits != 1 else ''}, and dtype={self.delivered!r} keeps {wanted} "
+                f"exactly; {self._remedy(header)}"
             )
 
     def _remedy(self, header: ImageHeader) -> str:
