@@ -110,15 +110,15 @@ def _tiles(
     A sample's content depends on seed, epoch and sample alone. So batches of one, taken with a stride, show what
     batches of any size and order hold.
     """
-    from prefetchd.cli.measure.measure import endpoint_of
     from prefetchd.client.loader import Loader
+    from prefetchd.client.session import Endpoint
 
     total = source.facts.n_samples
     stride = max(1, total // n_samples)
     single = dataclasses.replace(config, batch_size=1, shuffle=False, drop_last=False, on_error="skip")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a rank with shorter batches: here that is a bad sample
-        loader = Loader(endpoint_of(single), rank=0, world_size=stride, epochs=1, copy_when_held=False, reconnect=False)
+        loader = Loader(Endpoint(single), world_size=stride)
     with loader:
         rows: list[list[Tile]] = [[] for _ in range(min(n_samples, -(-total // stride)))]
         for epoch in range(n_epochs):
