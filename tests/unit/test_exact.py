@@ -166,7 +166,8 @@ def test_what_every_kind_gives_is_what_conversion_gives_where_nothing_is_convert
         except UndecodableImage as fault:
             differing.append((name, fault.reason))
             continue
-        if name != "plain.pgm" and not header.scaled_from:
+        # OpenCV scales plain text, and takes the colours of a PAM as blue, green, red.
+        if header.format != "pam" and not header.scaled_from:
             np.testing.assert_array_equal(found, usual, err_msg=name)
         compared.append(name)
     assert {"baseline.jpg", "exif6.jpg", "grey.jpg", "palette.png", "exif6.tiff", "rgb.bmp", "grey.pgm"} <= {*compared}

@@ -101,10 +101,10 @@ class Wanted:
             fits, wanted = (header.bits == 32 if header.is_float else integers), "8 or 16 bits, or float32"
         if not fits or (header.is_signed and self.dtype != "float32"):
             signed = "signed integers of " if header.is_signed else ""
-            bits = f"floating-point numbers of {header.bits}" if header.is_float else f"{signed}{header.bits}"
+            kind = "floating-point numbers of " if header.is_float else signed
+            bits = f"{kind}{header.bits} bit{'s' if header.bits != 1 else ''}"
             raise RefusedImage(
-                f"the {name} has {bits} bit{'s' if header.bits != 1 else ''}, and dtype={self.delivered!r} keeps {wanted} "
-                f"exactly; {self._remedy(header)}"
+                f"the {name} has {bits}, and dtype={self.delivered!r} keeps {wanted} exactly; {self._remedy(header)}"
             )
 
     def _remedy(self, header: ImageHeader) -> str:
