@@ -343,3 +343,19 @@ def test_the_estimate_is_above_the_peak(tmp_path: Path) -> None:
         peak, estimate = map(int, line.split()[1:])
         assert estimate >= peak > 0, line
         assert estimate <= 4 * peak + (10 << 20), line
+
+
+@pytest.mark.parametrize("color", ["rgb", "bgr", "gray"])
+def test_16_bits_are_those_that_8_bits_were_cut_from(tmp_path: Path, color: Any) -> None:
+    """The files hold a photograph's 8 bits times 257."""
+    compared = 0
+    for name, path in write_kinds(tmp_path).items():
+        data = path.read_bytes()
+        header = identify(data)
+        if header.bits != 16 or header.is_float:
+            continue
+        deep = load(data, wanted(dtype="uint16", color=color))
+        usual = decode.decode_image(data, header, color=color, reduction=1)
+        assert np.abs(deep.astype(int) - usual.astype(int) * 257).max() <= 257, name
+        compared += 1
+    assert compared >= 5
