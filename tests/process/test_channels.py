@@ -126,7 +126,7 @@ def test_a_cache_gives_the_same_numbers(band_list: Path, tmp_path: Path, options
 
 
 @pytest.mark.parametrize("augment", ["random_resized_crop, hflip, vflip, rotate, affine", "color_jitter(hue=0.2)"])
-def test_augmented_numbers_are_the_same_whoever_reads(depth_list: Path, augment: str) -> None:
+def test_augmented_numbers_are_the_same_with_any_readers(depth_list: Path, augment: str) -> None:
     options = {"channels": 1, "dtype": "uint16", "augment": augment, "epochs": 2}
     found = all_x(depth_list, **options)
     np.testing.assert_array_equal(all_x(depth_list, **{**options, "num_workers": 1}), found)

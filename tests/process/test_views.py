@@ -1,4 +1,4 @@
-"""Views through real daemons: decoded once, each as a loader of its own would deliver it, the same whoever reads."""
+"""Views through real daemons: decoded once, each as a loader of its own would deliver it, the same with any readers."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_view_0_is_what_comes_without_views_and_the_others_are_drawn_anew(manife
     assert len(np.unique(flat, axis=0)) == 48
 
 
-def test_views_are_the_same_whoever_reads_and_in_any_number(manifest: Path) -> None:
+def test_views_are_the_same_with_any_readers_and_in_any_number(manifest: Path) -> None:
     three = all_fields(manifest, augment=EVERYTHING, views=3)["x"]
     np.testing.assert_array_equal(all_fields(manifest, augment=EVERYTHING, views=3, num_workers=1)["x"], three)
     np.testing.assert_array_equal(all_fields(manifest, augment=EVERYTHING, views=2)["x"], three[:, :2])

@@ -175,7 +175,7 @@ def test_what_every_kind_gives_is_what_conversion_gives_where_nothing_is_convert
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_pfms_numbers_are_kept_whatever_its_scale(channels: int) -> None:
+def test_a_pfms_numbers_are_kept_with_any_scale(channels: int) -> None:
     pixels = numbers(5, (6, 7, channels), "float32")
     for scale, order in (("-1.0", "<"), ("2.5", ">")):
         head = f"P{'f' if channels == 1 else 'F'}\n7 6\n{scale}\n".encode()
@@ -225,6 +225,8 @@ FLOATS = encode_tiff(np.ones((9, 9, 1), np.float32))
         (FLOATS, wanted(dtype="uint16"), "floating-point numbers of 32 bits, and dtype='uint16'"),
         (FLOATS, wanted(1), "floating-point numbers of 32 bits, and dtype='uint8'"),
         (encode_tiff(np.ones((9, 9, 1), np.float64)), wanted(1, "float32"), "floating-point numbers of 64 bits"),
+        (encode_tiff(np.ones((9, 9, 1), np.float16)), wanted(1, "float32"), "of 16 bits, and dtype='float32'"),
+        (encode_tiff(np.ones((9, 9, 1), np.int32)), wanted(1, "float32"), "signed integers of 32 bits"),
         (encode_tiff(np.ones((9, 9, 1), np.uint32)), wanted(1, "float32"), "the TIFF has 32 bits"),
         (encode_tiff(np.ones((9, 9, 5), np.uint8)), wanted(4), "the TIFF has 5 channels, and channels=4"),
         (encode_tiff(np.ones((9, 9, 1), np.uint16), photometric=0), wanted(1, "uint16"), "cannot be kept as it is"),

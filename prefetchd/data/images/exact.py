@@ -79,7 +79,7 @@ class Wanted:
         return decode_working_bytes(header, n_encoded_bytes, color=self.color, reduced=reduced, is_deep=is_deep)
 
     def check(self, header: ImageHeader) -> None:
-        """Raise `RefusedImage` if the image cannot be had as wanted, as far as its header tells."""
+        """Raise `RefusedImage` if the image cannot be made as wanted, as far as its header tells."""
         name = header.format.upper()
         if self.is_exact:
             if header.format == "jpeg" and header.channels == 4 == self.n_channels:
@@ -109,7 +109,8 @@ class Wanted:
 
     def _remedy(self, header: ImageHeader) -> str:
         if header.is_float or header.is_signed:
-            return "give dtype='float32' and channels" if header.bits <= 32 else "convert it to float32"
+            fits = header.bits == 32 if header.is_float else header.bits <= 16
+            return "give dtype='float32' and channels" if fits else "convert it to float32"
         if header.bits == 8:
             return "give dtype='uint8', or convert it to 16 bits"
         return "give dtype='uint16' or 'float32'" if header.bits == 16 else "convert it to 8 or 16 bits"
