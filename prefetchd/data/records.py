@@ -146,5 +146,8 @@ class RecordsWithFields(Records, Protocol):
     def fields(self) -> tuple[FieldFacts, ...]:
         """What the values of each field are, in the order of the option."""
 
+    def part(self, sample: Sample, number: int) -> Sample:
+        """Return the image of a field that is fetched as a sample of its own: its path, and its place in the file."""
+
     def fetch(self, sample: Sample, number: int, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
         """Return the encoded bytes of a field, by its number, valid until the next read; else as `read`."""

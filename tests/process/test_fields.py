@@ -444,3 +444,26 @@ def test_columns_of_parquet_files_are_fields(data: Path, tmp_path: Path) -> None
             assert batch.label.tolist() == [1 - number % 2 for number in batch.sample_ids]
             assert batch.strings("caption") == [caption(number) for number in batch.sample_ids]
             assert batch.vector.dtype == np.float32
+
+
+def test_image_fields_are_cached_and_the_batches_stay_the_same(data: Path, tmp_path: Path) -> None:
+    fields = {"image": Field("image", "path"), "depth": Field("image", color="gray"), "mask": Field("mask")}
+    options: dict[str, Any] = {
+        "fields": fields, "image_size": 24, "cache_image_size": (30, 50), "shuffle": True,
+        "augment": "random_resized_crop(scale=(0.5, 1)), hflip", **QUICK,
+    }  # fmt: skip
+    source = data / "train.csv"
+    with prefetchd.batches(source, epochs=2, **options) as loader:
+        plain = [[array.copy() for array in batch] for batch in loader]
+    for _ in range(2):  # a second run finds what the first one kept
+        with prefetchd.batches(source, epochs=2, cache=tmp_path / "cache", **options) as loader:
+            for batch, arrays in zip(loader, plain, strict=True):
+                for array, wanted in zip(batch, arrays, strict=True):
+                    np.testing.assert_array_equal(array, wanted)
+            cache = loader.status()["datasets"][0]["cache"]
+    assert cache["misses"] == 0
+    assert cache["hits"] >= 4 * N_SAMPLES  # two fields in two epochs
+    assert cache["rows"] == 2 * N_SAMPLES
+    del options["cache_image_size"], options["augment"]
+    with pytest.raises(prefetchd.ConfigError, match="cannot cache the fields image, depth, mask at their delivered"):
+        prefetchd.batches(source, cache=tmp_path / "cache", **options)

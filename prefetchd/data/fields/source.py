@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from prefetchd.config.options import Config
+    from prefetchd.data.cache.reader_side import CacheInReader
+    from prefetchd.data.cache.several import SeveralCaches
     from prefetchd.data.fields.sample import SampleReader
     from prefetchd.data.files import FileBuffer
     from prefetchd.data.records import Records, RecordsWithFields, Sample
@@ -42,8 +44,36 @@ class FieldsSource(ImageSource):
         from prefetchd.data.fields.sample import SampleReader
 
         source = cls(config, handle["kind"], records, handle["decoder"])
-        source._sample_reader = SampleReader(config, source._records, source._ahead)
+        caches: dict[int, CacheInReader] = {}
+        if handle["cache"] is not None:
+            from prefetchd.data.fields.cached import FieldCache
+
+            cached = source._cached_fields()
+            for number, facts, n_fds in handle["cache"]["fields"]:
+                fds, cache_fds = cache_fds[:n_fds], cache_fds[n_fds:]
+                caches[number] = cache = FieldCache(source._records, number, facts, fds, cached[number])
+                source._ahead.known[number] = cache.knows
+        source._sample_reader = SampleReader(config, source._records, source._ahead, caches)
         return source
+
+    def _cached_fields(self) -> dict[int, Config]:
+        from prefetchd.data.fields.cached import cached_fields
+
+        return cached_fields(self._config, parse_fields(self._config.fields), self._records.fields)
+
+    def _check_cache(self) -> None:
+        """Raise `ConfigError` where the options of the cache contradict the others, or the fields."""
+        self._cached_fields()
+
+    def _open_cache(self) -> SeveralCaches:
+        from prefetchd.data.cache.daemon_side import CacheInDaemon
+        from prefetchd.data.cache.several import SeveralCaches
+
+        n_samples = len(self._records)
+        cached = self._cached_fields()
+        return SeveralCaches(
+            {number: CacheInDaemon(own, self._decoder, n_samples, (), "int64") for number, own in cached.items()}
+        )
 
     def _read_ahead(self) -> ReadAhead:
         """Return what reads ahead: each field of encoded bytes, in the order of the fields."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from prefetchd.data.cache.daemon_side import CacheInDaemon
     from prefetchd.data.cache.reader_side import CacheInReader
+    from prefetchd.data.cache.several import SeveralCaches
     from prefetchd.data.images.cacheable import CachedRows
     from prefetchd.data.images.pipeline import ImageReader
     from prefetchd.data.records import Sample
@@ -56,7 +57,7 @@ class ImageSource:
         self._decoder = decoder
         self._reader: ImageReader | None = None
         self._ahead = self._read_ahead()
-        self._cache: CacheInDaemon | None = None
+        self._cache: CacheInDaemon | SeveralCaches | None = None
         self._rows: CachedRows | None = None
         self._dry_run: DryRunDone | None = None
 
@@ -78,18 +79,24 @@ class ImageSource:
         from importlib.metadata import version
 
         source = cls(config, kind, records, f"opencv {version('opencv-python-headless')}")
-        check_cache(config)
+        source._check_cache()
         if config.transform is not None or config.target_transform is not None or config.target == "mask":
             from prefetchd.data.images.dry_run import dry_run
 
             source._dry_run = dry_run(config, *source.handle())
         if config.cache is not None:
-            from prefetchd.data.cache.daemon_side import CacheInDaemon
-
-            source._cache = CacheInDaemon(
-                config, source._decoder, len(records), tuple(records.label_shape), records.label_dtype
-            )
+            source._cache = source._open_cache()
         return source
+
+    def _check_cache(self) -> None:
+        """Raise `ConfigError` where the options of the cache contradict the others."""
+        check_cache(self._config)
+
+    def _open_cache(self) -> CacheInDaemon | SeveralCaches:
+        from prefetchd.data.cache.daemon_side import CacheInDaemon
+
+        records = self._records
+        return CacheInDaemon(self._config, self._decoder, len(records), tuple(records.label_shape), records.label_dtype)
 
     @classmethod
     def attach(cls, config: Config, handle: dict[str, Any], records: Records, cache_fds: list[int]) -> Self:
@@ -164,7 +171,7 @@ class ImageSource:
         return xy_fields(x, (self._records.label_shape, self._records.label_dtype))
 
     @property
-    def cache(self) -> CacheInDaemon | None:
+    def cache(self) -> CacheInDaemon | SeveralCaches | None:
         """The cache of decoded samples, in the daemon."""
         return self._cache
 

@@ -217,6 +217,16 @@ class FieldRecords:
         """Return the bytes of the first image."""
         return self.fetch(sample, self._primary or 0, buffer, reserve)
 
+    def part(self, sample: Sample, number: int) -> Sample:
+        """Return a field's image as a sample of its own; see `RecordsWithFields.part`."""
+        value = sample.values[number]
+        if isinstance(value, Sample):
+            return value._replace(label=None)
+        if isinstance(value, str):
+            return Sample(value, None)
+        file, offset, n_bytes = value.tolist()
+        return Sample(self._pieces.path(file), None, place=(offset, n_bytes))
+
     def fetch(self, sample: Sample, number: int, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
         """Return the encoded bytes of a field; see `RecordsWithFields.fetch`."""
         value = sample.values[number]
