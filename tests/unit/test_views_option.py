@@ -74,7 +74,8 @@ def test_what_is_no_view_is_refused_in_one_line(views: Any, says: str):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"views": 2, "target": "mask"}, "cannot use views with target='mask'"),
+        ({"views": 2, "target": "boxes"}, "cannot use views with target='boxes'"),
+        ({"views": DINO, "target": "mask"}, "cannot use a list of views with target='mask'"),
         ({"views": [{"augment": "solarize"}], "dtype": "uint16"}, "solarize with 3 channels of uint16"),
         ({"views": [{"augment": "random_erasing(value=300)"}]}, "whole numbers from 0 to 255"),
     ],
