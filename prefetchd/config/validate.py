@@ -248,7 +248,7 @@ _LABELS = "the labels of the manifest, or the class folders"
 # Names of other loaders, and what does their job here. A test holds them to docs/coming-from.md.
 ELSEWHERE = {
     # PyTorch's DataLoader
-    "dataset": "a source: a manifest, a directory, shards or arrays",
+    "dataset": "a source: a list of (path, label) pairs, a table, a manifest, a directory, shards or arrays",
     "sampler": "a manifest with the lines that you want: there are no samplers",
     "batch_sampler": "a manifest with the lines that you want: there are no samplers",
     "collate_fn": "image_size= or max_length=, which give all samples one shape",
