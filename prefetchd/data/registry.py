@@ -50,6 +50,7 @@ _SOURCES = {
 _SERVED = "prefetchd.data.images.source", "ImageSource"
 _VIEWS = "prefetchd.data.images.views", "ViewsSource"
 _FIELDS = "prefetchd.data.fields.source", "FieldsSource"
+_INSPECTED_FIELDS = "prefetchd.data.fields.inspection", "InspectedFields"
 _INSPECTED = "prefetchd.data.images.inspection", "InspectedImages"  # made by `verify`, never opened by name
 
 
@@ -136,7 +137,7 @@ def attach_source(config: Config, handle: dict[str, Any], fds: list[int]) -> Sou
 def _attached(config: Config, handle: dict[str, Any]) -> tuple[str, str]:
     """Return module and class of the source of images, with this handle."""
     if "is_inspected" in handle:
-        return _INSPECTED
+        return _INSPECTED_FIELDS if config.fields else _INSPECTED
     return _FIELDS if config.fields else _VIEWS if config.views else _SERVED
 
 

@@ -397,3 +397,23 @@ def test_preview_draws_keypoints(tmp_path):
     rows, columns = np.nonzero(coloured[:160])
     assert np.ptp(rows) in range(48, 58)
     assert np.ptp(columns) in range(48, 58)
+
+
+def test_preview_draws_fields_of_boxes_and_keypoints(tmp_path):
+    from tests.process.commands import run_command
+
+    assert cv2.imwrite(str(tmp_path / "a.png"), np.full((100, 100, 3), 90, np.uint8))
+    row = {"path": "a.png", "points": [[50, 50]], "boxes": [[20, 20, 80, 90]]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    result = run_command(
+        "preview", tmp_path / "a.jsonl", "--field", "image=image(column=path)", "--field", "points=keypoints()",
+        "--field", "boxes=boxes(source_box_format=xyxy)", "--image-size", "100", "--num-workers", "1",
+        "-o", tmp_path / "s.png",
+    )  # fmt: skip
+    assert result.returncode == 0, result
+    coloured = np.ptp(cv2.imread(str(tmp_path / "s.png")).astype(int), axis=2) > 100
+    rows, columns = np.nonzero(coloured[:160])
+    assert np.ptp(rows) in range(68, 71)
+    assert np.ptp(columns) in range(58, 61)
+    middle = coloured[rows.min() + 20 : rows.max() - 20, columns.min() + 20 : columns.max() - 20]
+    assert 5 < middle.sum() < 40

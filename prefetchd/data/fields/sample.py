@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from prefetchd.data.cache.reader_side import CacheInReader
     from prefetchd.data.images.boxes import Placement
     from prefetchd.data.images.headers.header import ImageHeader
+    from prefetchd.data.images.pipeline import OnRead
     from prefetchd.data.read_ahead import ReadAhead
     from prefetchd.data.records import RecordsWithFields, Sample
     from prefetchd.data.source import ReserveMemory
@@ -98,6 +99,13 @@ class SampleReader:
         first = self._parts[self._in_turn[0]][0]
         assert isinstance(first, ImagePart), "there is a field of kind image"
         return first.reader.placed()
+
+    def watch(self, on_read: OnRead) -> None:
+        """Have the first image of each sample reported before it is decoded."""
+        for part, _ in self._parts.values():
+            if isinstance(part, ImagePart):
+                part.reader.on_read = on_read
+                return
 
     def load(
         self,

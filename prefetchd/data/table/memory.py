@@ -27,7 +27,7 @@ from prefetchd.data.table.field_records import FieldRecords
 from prefetchd.data.table.object_records import ObjectRecords, only_images
 from prefetchd.data.table.opener import open_fields
 from prefetchd.data.table.records import TableRecords
-from prefetchd.errors import ConfigError, ManifestError
+from prefetchd.errors import ManifestError
 
 
 def open_memory(config: Config, table: PassedTable) -> Source:
@@ -59,11 +59,6 @@ def open_memory(config: Config, table: PassedTable) -> Source:
     try:
         if records.lists_files:
             check_some_exist(records, config)
-        elif config.cache is not None and records.reads_apart:
-            raise ConfigError(
-                f"cannot cache {config.source}: its images have no files, whose changes a cache could see; leave cache "
-                "out"
-            )
         if has_objects:
             return open_images(config, "objects", ObjectRecords.of_table(records, config))
         return open_images(config, "table", records)

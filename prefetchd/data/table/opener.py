@@ -79,6 +79,11 @@ def open_table(config: Config, kind: str) -> FieldRecords:
         return FieldRecords.open(config, columns, root=os.path.dirname(files[0]), files=files, images=images)
     if kind == "manifest" and suffix in (*_TEXT, *_JSON):
         return _open_list(config, path, name, is_json=suffix in _JSON)
+    if kind == "arrow":
+        from prefetchd.data.table.arrow_files import read_arrow_files
+
+        columns, root, _ = read_arrow_files(config, wanted_columns(config))
+        return FieldRecords.open(config, columns, root=os.path.abspath(os.path.expanduser(root)))
     raise ConfigError(
         f"cannot serve fields from {name}: give .csv, .tsv, .jsonl, tar or Parquet files, or a folder for each field; "
         "or, with fields of kind boxes or keypoints, a COCO file (.json) or a YOLO folder"
