@@ -124,6 +124,7 @@ class Daemon:
             self._pool,
             on_removed=lambda slot: self._consumers.slot_removed(slot),
             mail_bytes=lambda: self._consumers.queue_bytes,
+            make_room=self._builder.make_room,
             clock=self._loop.clock,
         )
         self._consumers = ConsumerManager(
@@ -244,6 +245,8 @@ class Daemon:
         self._consumers.read_queues()
         cursors = self._consumers.cursors
         self._controller.settle(cursors)
+        if self._memory.making_room:
+            self._memory.serve_requests(cursors)
         self._give_work(cursors)
         if self._memory.may_grow():
             self._memory.grow()
@@ -262,7 +265,9 @@ class Daemon:
 
     def _give_work(self, cursors: list[Cursor]) -> None:
         """Keep the readers busy; while memory is short, only for loops that wait, one batch at a time."""
-        if self._controller.paused:
+        if self._memory.making_room:
+            cursors = []
+        elif self._controller.paused:
             waiting = [cursor for cursor in cursors if cursor.waiting]
             cursors = [] if self._builder.has_jobs else waiting[:1]
         self._builder.give_work(cursors)

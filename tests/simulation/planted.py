@@ -89,7 +89,9 @@ def all_planted() -> list[Planted]:
 
 def _forget() -> None:
     """Have the package, and what simulates it, imported again."""
-    for name in [name for name in sys.modules if name.partition(".")[0] == "prefetchd" or name.startswith("tests.simulation.")]:
+    for name in [
+        name for name in sys.modules if name.partition(".")[0] == "prefetchd" or name.startswith("tests.simulation.")
+    ]:
         if name != __name__:
             del sys.modules[name]
     importlib.invalidate_caches()

@@ -203,8 +203,7 @@ class Trainer:
                 raise SimulationError(f"{self.name} got epoch {epoch} again")
             rotation = first_index if self.spec.join else 0
         shard = shard_of(self._content, self.spec, drop_last, rotation)
-        for epoch_, batch, repeated in places(shard, epoch, self.spec.epochs):
-            yield epoch_, batch, repeated
+        yield from places(shard, epoch, self.spec.epochs)
 
     def _use(self, batch: Any, place: Place) -> None:
         """Work on a batch, and keep it for a while."""
@@ -237,6 +236,8 @@ class Trainer:
         rows = np.ascontiguousarray(batch.x.reshape(len(found), -1)[:, :SIGNATURE_BYTES]) if found else []
         for row, sample_id in zip(rows, found, strict=True):
             if not np.array_equal(row, signature(self.spec.dataset, epoch, sample_id)):
-                raise SimulationError(f"{self.name} got the row of {row.view(np.int64)} for sample {sample_id} of {place}")
+                raise SimulationError(
+                    f"{self.name} got the row of {row.view(np.int64)} for sample {sample_id} of {place}"
+                )
         if batch.y.tolist() != found and self.world.spec.datasets[self.spec.dataset].kind == "images":
             raise SimulationError(f"{self.name} got labels {batch.y.tolist()} for samples {found}")

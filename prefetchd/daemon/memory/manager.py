@@ -29,7 +29,7 @@ from prefetchd.daemon.schedule.scheduler import needed_last, to_give_back
 from prefetchd.errors import BudgetError, PrefetchdError
 from prefetchd.ipc.descriptors import check_descriptors
 from prefetchd.ring.segment import SHM_FOLDER, Segment, shm_free_bytes
-from prefetchd.ring.slots import Ring, Slot
+from prefetchd.ring.slots import Content, Ring, Slot
 
 log = logging.getLogger("prefetchd")
 
@@ -47,6 +47,7 @@ class MemoryManager:
         pool: the readers, whose requests it grants and whose number it sets.
         on_removed: called with each slot that is given up.
         mail_bytes: what consumers' queues take.
+        make_room: has readers that wait for memory let others finish; see `BatchBuilder.make_room`.
         read_limits: what the machine allows, tightest first, given what the daemon takes already.
         clock: monotonic seconds.
     """
@@ -59,6 +60,7 @@ class MemoryManager:
         *,
         on_removed: Callable[[Slot], None],
         mail_bytes: Callable[[], int] = lambda: 0,
+        make_room: Callable[[Sequence[ReaderHandle]], None] = lambda readers: None,
         read_limits: Callable[[int], Sequence[Limit]] = machine_limits,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -74,6 +76,8 @@ class MemoryManager:
         self._on_removed = on_removed
         self._clock = clock
         self._mail_bytes = mail_bytes
+        self._make_room = make_room
+        self.making_room = False  # for large decodes: no batch is begun in what comes free
         self.growth = BudgetGrowth(budget, lambda: read_limits(self.measure().total_bytes))
         self._warned = False
         self._could_not_grow = False
@@ -212,6 +216,11 @@ class MemoryManager:
             if self.budget.spare_bytes >= need:
                 self.budget.large_bytes += need
                 reader.grant_memory(need, self._clock())
+        waiting = [reader for reader in readers if reader.needs_bytes]
+        is_blocked = self._no_decode_helps and self._ring.count(Content.FILLING) > 1
+        self.making_room = bool(waiting) and (self.making_room or is_blocked)
+        if is_blocked:
+            self._make_room(waiting)
 
     def help_stalled(self) -> bool:
         """Do what can be done for a loop that waits while every slot is held; return whether anything was done.
@@ -234,10 +243,12 @@ class MemoryManager:
 
     @property
     def starved(self) -> bool:
-        """Whether a reader waits for memory that only leased slots can give back: no decode, and no slot being filled.
+        """Whether a reader waits for memory that only leased slots can give back."""
+        return self._no_decode_helps and self._ring.count(Content.FILLING) < 2
 
-        A reader that works on finishes its slots, which can then be given up.
-        """
+    @property
+    def _no_decode_helps(self) -> bool:
+        """Whether a reader waits for memory, and no other is at work that would give some back or finish a slot."""
         readers = [reader for reader in self._pool.readers.values() if not reader.stuck]
         works_on = any((reader.chunks or not reader.ready) and not reader.needs_bytes for reader in readers)
         return self.budget.large_bytes == 0 and not works_on and any(reader.needs_bytes for reader in readers)
