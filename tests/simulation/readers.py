@@ -269,7 +269,7 @@ class SimReader:
     # --- its end
 
     def hang(self, where: str) -> None:
-        """Make no progress any more: in a decode, a read, or the kernel, which keeps it from being killed for a while."""
+        """Make no progress any more: in a decode, a read, or the kernel, which lets nobody kill it for a while."""
         self.kernel.note("hangs", self.process.name, where)
         self._hangs = where
         if where == "kernel":
