@@ -199,7 +199,7 @@ class Trainer:
         epoch, rotation = self._next_epoch, 0
         if self.spec.join or self.spec.second_at or self.spec.group:
             epoch = first_epoch
-            if epoch < self._next_epoch:
+            if epoch < self._next_epoch and not self.spec.group:  # a member joins the pass that goes on
                 raise SimulationError(f"{self.name} got epoch {epoch} again")
             rotation = first_index if self.spec.join else 0
         shard = shard_of(self._content, self.spec, drop_last, rotation)
