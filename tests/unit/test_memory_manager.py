@@ -39,6 +39,7 @@ class FakeReader:
     has_bytes: int = 0
     ready: bool = True
     retiring: bool = False
+    stuck: bool = False
     chunks: dict[int, Chunk] = field(default_factory=dict)
 
     denied: list[str] = field(default_factory=list)
