@@ -10,10 +10,12 @@ default and its range stand in `prefetchd.config.options`; `help(prefetchd.batch
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from prefetchd.config.fields import Field
 from prefetchd.config.options import (
+    BoxFormat,
     Color,
     Dtype,
     End,
@@ -48,6 +50,7 @@ class DataOptions(TypedDict, total=False):
     batch_size: int | None
     image_size: int | str | tuple[int, int] | None
     color: Color | None
+    channels: int | None
     dtype: Dtype | type[Any] | np.dtype[Any] | None
     scale: float | None
     mean: float | Sequence[float] | None
@@ -57,9 +60,16 @@ class DataOptions(TypedDict, total=False):
     interpolation: Interpolation | None
     shrink_on_load: bool | None
     augment: str | Sequence[str] | None
+    views: int | str | Sequence[str | Mapping[str, Any]] | None
+    fields: Mapping[str, Field | Mapping[str, Any] | str] | Sequence[str] | None
     transform: str | Callable[..., Any] | None
     target_transform: str | Callable[..., Any] | None
     target: Target | None
+    box_format: BoxFormat | None
+    source_box_format: BoxFormat | None
+    max_boxes: int | None
+    min_visible: float | None
+    crowds: bool | None
     mask_border: int | None
     python_path: str | Sequence[str] | None
     shuffle: bool | None

@@ -21,19 +21,23 @@ except ImportError as error:
         "pip install 'prefetchd[tensorflow]'"
     ) from error
 
+from prefetchd.client.batch import as_dict, batch_class, joined
+
 if TYPE_CHECKING:
     from prefetchd.client.loader import Loader
 
 __all__ = ["dataset", "signature"]
 
 
-def signature(loader: Loader) -> tuple[Any, Any]:
-    """Return the `tf.TensorSpec` of x and of y, for `tf.data.Dataset.from_generator`; the number of rows is open."""
+def signature(loader: Loader) -> Any:
+    """Return the `tf.TensorSpec` of x and of y, for `tf.data.Dataset.from_generator`; the number of rows is open.
+
+    With the option `fields` it is a dictionary by their names, and so are the data set's elements.
+    """
     layout = loader.layout
-    return (
-        tf.TensorSpec((None, *layout.x_shape), tf.as_dtype(layout.x_dtype)),
-        tf.TensorSpec((None, *layout.y_shape), tf.as_dtype(layout.y_dtype)),
-    )
+    specs = [tf.TensorSpec((None, *each.shape), tf.as_dtype(each.dtype)) for each in layout.fields]
+    batch = batch_class(layout)._make(joined(layout, specs))
+    return as_dict(batch) if loader.config["fields"] else tuple(batch)
 
 
 def dataset(loader: Loader) -> Any:
@@ -41,7 +45,10 @@ def dataset(loader: Loader) -> Any:
 
     It knows the number of batches if an iteration is one epoch, which is the default of `epochs`.
     """
-    made = tf.data.Dataset.from_generator(lambda: iter(loader), output_signature=signature(loader))
+    has_fields = loader.config["fields"]
+    made = tf.data.Dataset.from_generator(
+        lambda: map(as_dict, loader) if has_fields else iter(loader), output_signature=signature(loader)
+    )
     if loader.epochs == 1:
         made = made.apply(tf.data.experimental.assert_cardinality(len(loader)))
     return made.prefetch(1)

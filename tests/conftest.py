@@ -211,33 +211,63 @@ def serve(tmp_path: Path, nothing_left: None) -> Iterator[Callable[..., DaemonPr
         assert lock_owner(daemon_paths(daemon.name).lock) is None
 
 
+class ModuleDaemons:
+    """Daemons for tests that only read from them, each started for the first test of a module that asks for it."""
+
+    def __init__(self, folder: Path, run_directory: str) -> None:
+        self._folder = folder
+        self.run_directory = run_directory
+        self._daemons: dict[str, tuple[list[str], DaemonProcess]] = {}
+
+    def get(self, *arguments: object, name: str = "default") -> DaemonProcess:
+        words = [str(argument) for argument in arguments]
+        if name not in self._daemons:
+            environment = {**os.environ, "XDG_RUNTIME_DIR": self.run_directory}
+            del environment["PREFETCHD_TEST_MARK"]  # it is no process of the test that asked first
+            self._daemons[name] = words, DaemonProcess(self._folder, words, name, environment=environment)
+        started, daemon = self._daemons[name]
+        assert started == words, f"another test of the module has started {name!r} with other words"
+        return daemon.wait_ready()
+
+    def are_left_alone(self) -> bool:
+        reports = [daemon.status() for _, daemon in self._daemons.values()]
+        return not any(report["consumers"] or report["ring"]["leased"] for report in reports)
+
+    def stop(self) -> None:
+        daemons = [daemon for _, daemon in self._daemons.values()]
+        for daemon in daemons:
+            if daemon.process.poll() is None:
+                daemon.process.terminate()  # all at once, then wait
+        ends = {daemon.name: (daemon.process.wait(20), daemon.log) for daemon in daemons}
+        assert all(status == 0 for status, _ in ends.values()), ends
+
+
 @pytest.fixture(scope="module")
-def _module_daemon(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[DaemonProcess, str]]:
+def _module_daemons(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleDaemons]:
     with tempfile.TemporaryDirectory(prefix="test-run-") as run_directory:
-        environment = {**os.environ, "XDG_RUNTIME_DIR": run_directory}
-        words = [str(photographs), "--batch-size", "4", "--image-size", "16", "--num-workers", "1"]
-        daemon = DaemonProcess(tmp_path_factory.mktemp("daemon"), words, "default", environment=environment)
+        daemons = ModuleDaemons(tmp_path_factory.mktemp("daemons"), run_directory)
         try:
-            yield daemon.wait_ready(), run_directory
+            yield daemons
         finally:
-            assert daemon.stop() == 0, daemon.log
+            daemons.stop()
         assert not list(Path(run_directory).rglob("*.*"))
 
 
 @pytest.fixture
-def module_daemon(
-    _module_daemon: tuple[DaemonProcess, str], nothing_left: None, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[DaemonProcess]:
+def serve_module(
+    _module_daemons: ModuleDaemons, nothing_left: None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., DaemonProcess]]:
+    """As `serve`, for tests that only read: the daemon goes on, for all tests of the module that ask for the same."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", _module_daemons.run_directory)
+    yield _module_daemons.get
+    gc.collect()
+    wait_until(_module_daemons.are_left_alone, "the test has given all back")
+
+
+@pytest.fixture
+def module_daemon(serve_module: Callable[..., DaemonProcess], photographs: Path) -> DaemonProcess:
     """A daemon for tests that only read, one a module: the photographs in order, 13 batches of 4 of 16 x 16 pixels."""
-    daemon, run_directory = _module_daemon
-    monkeypatch.setenv("XDG_RUNTIME_DIR", run_directory)
-    yield daemon
-
-    def is_left_alone() -> bool:
-        status = daemon.status()
-        return not status["consumers"] and status["ring"]["leased"] == 0
-
-    wait_until(is_left_alone, "the test has given all back")
+    return serve_module(photographs, "--batch-size", "4", "--image-size", "16", "--num-workers", "1")
 
 
 @pytest.fixture(scope="session")

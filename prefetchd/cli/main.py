@@ -13,8 +13,8 @@ from prefetchd.cli.arguments import Parser
 from prefetchd.cli.commands import COMMANDS
 from prefetchd.cli.spelling import FlagFormatter, as_flags
 from prefetchd.errors import PrefetchdError, one_line
-from prefetchd.ipc import os_errors
 from prefetchd.ipc.descriptors import open_standard_descriptors
+from prefetchd.ipc.failures import explained
 
 _DATASET_OPTION = re.compile(r"--(?:no-)?([\w-]+)\.[a-z]")
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(words)
     _log_to_stderr()
     try:
-        with os_errors.explained("go on"):
+        with explained("go on"):
             status: int = arguments.run(arguments)
     except PrefetchdError as error:
         if getattr(arguments, "debug", False):

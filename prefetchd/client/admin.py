@@ -33,7 +33,7 @@ def ask_daemon(daemon: str | int, question: Any) -> Any:
 def ask_all(timeout_s: float = 2.0) -> list[tuple[str, int, dict[str, Any] | str]]:
     """Return name, pid and status report of each daemon of this user; in place of a report, why there is none."""
     from prefetchd.client import launch
-    from prefetchd.ipc import messages, private_sockets
+    from prefetchd.ipc import messages, sockets
 
     found: list[tuple[str, int, dict[str, Any] | str]] = []
     with contextlib.ExitStack() as opened:
@@ -43,7 +43,7 @@ def ask_all(timeout_s: float = 2.0) -> list[tuple[str, int, dict[str, Any] | str
                 reached.append((name, pid, opened.enter_context(launch.connect(name, timeout_s=0))))
             except PrefetchdError as error:
                 found.append((name, pid, str(error)))
-        for pid, sock in private_sockets.connect_to_all():
+        for pid, sock in sockets.connect_to_private():
             reached.append((launch.PRIVATE_NAME, pid, opened.enter_context(sock)))
         for name, pid, sock in reached:
             try:

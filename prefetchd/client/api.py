@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import operator
 import os
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def batches(
-    source: str | bytes | os.PathLike[str] | None = None,
+    source: str | bytes | os.PathLike[str] | Any | None = None,
     *,
     daemon: str | None = None,
     dataset: str | None = None,
@@ -59,7 +60,10 @@ def batches(
 
     Args:
         source: a list file (`path label` a line; `.csv`, `.tsv`), a directory with a folder per class, or arrays: a
-            `.npy` or `.npz` file, or a directory of `.npy` shards.
+            `.npy` or `.npz` file, or a directory of `.npy` shards. Or what is in memory: a list of `(path, label)`
+            pairs, columns (a dict, a pandas or polars DataFrame, a pyarrow table, a Hugging Face `Dataset`), a
+            torchvision `ImageFolder`, or arrays `(x, y)`. It is copied once into shared memory; relative paths start
+            in the working directory, or in `root`.
         daemon: name of the daemon to attach to; `PREFETCHD_NAME` or `default` if not given.
         dataset: which of the daemon's data sets, where it serves several (`serve train=train.txt val=val.txt`).
         name: what `prefetchd status` and log lines call this loader; the name of the script if not given.
@@ -97,8 +101,9 @@ def batches(
         ...     train(x, y)
     """
     given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
+    in_memory = source is not None and not isinstance(source, str | bytes | os.PathLike)
     if source is not None:
-        given["source"] = source
+        given["source"] = f"<{type(source).__name__}>" if in_memory else source
     if config is not None:
         from prefetchd.config.datasets import read_config_file  # loads a TOML parser, which few need
 
@@ -134,6 +139,12 @@ def batches(
     made = make_config(**checked) if private else None
     if made is not None and (doubt := doubts(made)):
         warn_user(doubt)
+    table = None
+    if made is not None and in_memory:
+        from prefetchd.client.in_memory.recognize import take_in  # loads numpy
+
+        table = take_in(source, made)
+        made = dataclasses.replace(made, source=table.name)
     endpoint = Endpoint(
         config=made,
         daemon=choose_name(daemon),
@@ -147,6 +158,7 @@ def batches(
         shared=shared,
         group=group,
         start_together=start_together,
+        table=table,
     )
     return Loader(
         endpoint,

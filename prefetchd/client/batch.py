@@ -1,13 +1,22 @@
-"""One batch as the user's loop gets it: `x, y`, and its place in the epoch.
+"""The batch that a loader delivers: a named tuple that also reads as a mapping.
 
-It is a named tuple, and so a tree of two leaves to every framework: `jax.tree`, `torch.utils._pytree`, `optree`,
-`keras.tree` and `tf.nest` map over it, and Lightning, Accelerate and `jax.device_put` move it between devices as it is.
-A tuple of any other class would be one opaque leaf to them.
+    for x, y in loader: ...                         # without the option fields
+    batch.depth, batch["depth"], dict(batch), f(**batch), batch["caption"]["length"]
+
+A class is made once for each list of fields. A named tuple is a tree to every framework: `jax.tree`,
+`torch.utils._pytree`, `optree`, `keras.tree` and `tf.nest` map over it, and Lightning, Accelerate and `jax.device_put`
+move it between devices as it is. A subclass of dict, or a tuple of any other class, would be one opaque leaf to some of
+them. A field with several arrays, such as text and its lengths, is a named tuple within the batch.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections import namedtuple
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Self
+
+from prefetchd.errors import PrefetchdError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,13 +60,56 @@ class InEpoch:
         return bool(self.place.repeated)
 
 
-class _Arrays(NamedTuple):
-    x: NDArray[Any]
-    y: NDArray[Any]
+class Named(tuple["NDArray[Any]", ...]):
+    """What named tuples of fields share: they read as mappings. Iteration is that of a tuple: over the arrays."""
+
+    __slots__ = ()
+    _fields: tuple[str, ...]
+
+    def __getitem__(self, key: Any) -> Any:
+        if not isinstance(key, str):
+            return tuple.__getitem__(self, key)
+        try:
+            return tuple.__getitem__(self, self._fields.index(key))
+        except ValueError:
+            raise KeyError(f"{key!r}: there are {', '.join(self._fields)}") from None
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._fields if isinstance(key, str) else any(key is value for value in self)
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+        @classmethod
+        def _make(cls, iterable: Iterable[Any]) -> Self: ...
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the field `key`, or `default` if there is none."""
+        return self[key] if key in self._fields else default
+
+    def keys(self) -> tuple[str, ...]:
+        """Return the names of the fields, in order."""
+        return self._fields
+
+    def values(self) -> Iterator[Any]:
+        """Return an iterator over the fields' arrays."""
+        return iter(self)
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        """Return an iterator over names and arrays."""
+        return zip(self._fields, self, strict=True)
+
+    def text_parts(self, name: str) -> Any:
+        """Return the bytes and the lengths of a field of text; raises as `Batch.strings` does."""
+        field = self[name]
+        if not isinstance(field, Named) or field._fields != ("bytes", "length"):
+            raise PrefetchdError(f"cannot read the field {name} as text: it is none; give it the kind text")
+        return field
 
 
-class Batch(InEpoch, _Arrays):  # type: ignore[misc]  # index hides tuple.index, on purpose
-    """One batch: unpacks as `x, y`, and has its place in the epoch.
+class Batch(InEpoch, Named):  # type: ignore[misc]  # index hides tuple.index, on purpose
+    """One batch: unpacks as `x, y`, or has the fields of the option `fields`, and has its place in the epoch.
 
     Making one is part of the handoff of every batch, so it computes nothing before it is asked.
 
@@ -70,17 +122,21 @@ class Batch(InEpoch, _Arrays):  # type: ignore[misc]  # index hides tuple.index,
     root: NDArray[np.uint8]
     _layout: BatchLayout
 
+    if TYPE_CHECKING:
+        x: NDArray[Any]
+        y: NDArray[Any]
+
     @classmethod
-    def over(cls, root: NDArray[np.uint8], rows: int, layout: BatchLayout) -> Batch:
+    def over(cls, root: NDArray[np.uint8], rows: int, layout: BatchLayout) -> Self:
         """Return the batch of `rows` samples in `root`, the bytes of its slot; the caller adds its grant."""
-        batch = tuple.__new__(cls, layout.xy(root, rows))
+        batch = tuple.__new__(cls, layout.arrays(root, rows))
         batch.root, batch._layout = root, layout
         return batch
 
-    @classmethod
-    def of(cls, grant: Grant, root: NDArray[np.uint8], layout: BatchLayout) -> Batch:
+    @staticmethod
+    def of(grant: Grant, root: NDArray[np.uint8], layout: BatchLayout) -> Batch:
         """Return the batch of `grant` over `root`."""
-        batch = cls.over(root, grant.rows, layout)
+        batch = batch_class(layout).over(root, grant.rows, layout)
         batch._grant = grant
         return batch
 
@@ -91,10 +147,97 @@ class Batch(InEpoch, _Arrays):  # type: ignore[misc]  # index hides tuple.index,
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the slot's bytes once, and the place of the batch."""
         if self._grant is None:
-            return Batch, tuple(self)
+            return _again, (False, self._fields, tuple(self))
         return Batch.of, (self._grant, self.root, self._layout)
 
     @property
     def sample_ids(self) -> NDArray[np.int64]:
-        """(rows,) int64: the number of each sample in the manifest, from 0."""
+        """(rows,) int64: the number of each sample in the data set, from 0."""
         return self._layout.sample_ids(self.root, self.place.rows)
+
+    def strings(self, name: str) -> list[str]:
+        """Return the text of each sample in the field `name`, of kind `text`.
+
+        Raises:
+            KeyError: if there is no such field.
+            PrefetchdError: if it holds no text.
+        """
+        field = self.text_parts(name)
+        return decode_rows(field.bytes, field.length)
+
+
+class _NestedBatch(Batch):
+    """A batch in which some field has several arrays, whose names in the layout have dots."""
+
+    @classmethod
+    def over(cls, root: NDArray[np.uint8], rows: int, layout: BatchLayout) -> Self:
+        batch = tuple.__new__(cls, joined(layout, layout.arrays(root, rows)))
+        batch.root, batch._layout = root, layout
+        return batch
+
+
+class _Parts(Named):
+    """A field with several arrays."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (True, self._fields, tuple(self))
+
+
+def batch_class(layout: BatchLayout) -> type[Batch]:
+    """Return the class of the batches of `layout`."""
+    names = [each.name for each in layout.fields]
+    fields = tuple(dict.fromkeys(name.partition(".")[0] for name in names))
+    return class_of(fields, _NestedBatch if any("." in name for name in names) else Batch)
+
+
+@lru_cache(maxsize=1024)
+def class_of(names: tuple[str, ...], base: type[Named]) -> type[Any]:
+    """Return a named tuple of `names` that is a `base`."""
+    made: Any = namedtuple("Batch", names)  # type: ignore[misc]  # the names are known at run time only
+    return type("Batch", (base, made), {"__slots__": ()} if base is _Parts else {})
+
+
+@lru_cache(maxsize=256)
+def _joins(names: tuple[str, ...]) -> list[tuple[int, int, type[Named] | None]]:
+    """Return for each field its first array, the one after its last, and the class that joins several."""
+    joins: list[tuple[int, int, type[Named] | None]] = []
+    first = 0
+    while first < len(names):
+        name, dot, _ = names[first].partition(".")
+        end = first + 1
+        while dot and end < len(names) and names[end].startswith(name + "."):
+            end += 1
+        parts = class_of(tuple(each.partition(".")[2] for each in names[first:end]), _Parts) if dot else None
+        joins.append((first, end, parts))
+        first = end
+    return joins
+
+
+def leaves_of(batch: Named) -> list[Any]:
+    """Return the arrays of a batch, those of a field with several one by one; the inverse of `joined`."""
+    return [leaf for value in batch for leaf in (value if isinstance(value, Named) else (value,))]
+
+
+def as_dict(batch: Named) -> dict[str, Any]:
+    """Return a batch as a dictionary, and fields with several arrays as dictionaries in it."""
+    return {name: as_dict(value) if isinstance(value, Named) else value for name, value in batch.items()}
+
+
+def decode_rows(content: NDArray[np.uint8], lengths: NDArray[np.int64]) -> list[str]:
+    """Return the text in each row of `content`, (rows, bytes), which has `lengths` bytes of UTF-8."""
+    return [row[:length].tobytes().decode() for row, length in zip(content, lengths.tolist(), strict=True)]
+
+
+def joined(layout: BatchLayout, leaves: Sequence[Any]) -> tuple[Any, ...]:
+    """Return what stands for the arrays of `layout`, one a leaf, in the structure of its batches."""
+    joins = _joins(tuple(each.name for each in layout.fields))
+    return tuple(
+        leaves[first] if parts is None else tuple.__new__(parts, leaves[first:end]) for first, end, parts in joins
+    )
+
+
+def _again(is_parts: bool, names: tuple[str, ...], values: tuple[Any, ...]) -> Any:
+    """Return a pickled named tuple that has no place."""
+    return tuple.__new__(class_of(names, _Parts if is_parts else Batch), values)

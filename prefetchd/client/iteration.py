@@ -1,18 +1,24 @@
 """`iter(loader)`: a generator of batches that says why it ended, where a bare one would be silent or cryptic.
 
-A loader has one iteration at a time. A newer one, or `load_state_dict`, ends the one before; that one raises when it is
-asked again, since a loop that ends early without a word looks like a whole epoch. Two threads that ask one iteration at
-the same moment get an error of ours.
+`BaseLoader` is what the loaders of arrays and of tensors have alike. A loader has one iteration at a time. A newer one,
+or `load_state_dict`, ends the one before; that one raises when it is asked again, since a loop that ends early without
+a word looks like a whole epoch. Two threads that ask one iteration at the same moment get an error of ours.
 """
 
 from __future__ import annotations
 
 import contextlib
+import weakref
+from abc import abstractmethod
 from collections.abc import Generator
 from types import GeneratorType, TracebackType
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar
 
 from prefetchd.errors import PrefetchdError
+
+if TYPE_CHECKING:
+    from prefetchd.client.connection import Connection
+    from prefetchd.ring.layout import BatchLayout
 
 T = TypeVar("T")
 
@@ -32,10 +38,11 @@ def superseded() -> PrefetchdError:
 class Iteration(Generator[T, None, None]):
     """One iteration of a loader, over the generator that makes its batches."""
 
-    __slots__ = ("__weakref__", "_batches", "_superseded")
+    __slots__ = ("__weakref__", "_advance", "_batches", "_superseded")
 
     def __init__(self, batches: Generator[T, None, None]) -> None:
         self._batches = batches
+        self._advance = batches.__next__  # bound once: after a pause nothing that `next` looks up is in a cache
         self._superseded = False
 
     # Keras takes an endless stream of batches only from what is an instance of Python's own generator class, which
@@ -52,7 +59,7 @@ class Iteration(Generator[T, None, None]):
                 as the loader's daemon has it.
         """
         try:
-            return next(self._batches)
+            return self._advance()
         except StopIteration:
             if self._superseded:
                 raise superseded() from None
@@ -97,3 +104,65 @@ class Iteration(Generator[T, None, None]):
                 "cannot take a batch: another thread is taking one from the same iterator at this moment; give each "
                 "thread a loader of its own, or hold a lock around next()"
             ) from None
+
+
+class BaseLoader(Generic[T]):
+    """The facts of the data that a loader serves, and the one iteration of it that runs."""
+
+    _current: weakref.ref[Iteration[T]] | None = None
+
+    @property
+    @abstractmethod
+    def _connection(self) -> Connection:
+        """The connection to the daemon that serves the loader now."""
+
+    @property
+    def n_samples(self) -> int:
+        """Samples in the data set."""
+        return self._connection.info.n_samples
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of the classes by number, where the manifest's labels were text; else `None`."""
+        return self._connection.classes
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration of the daemon that serves this loader, by option name."""
+        return dict(self._connection.info.config)
+
+    @property
+    def layout(self) -> BatchLayout:
+        """The layout of a batch: `batch_size`, and `fields`, each with `name`, `shape` (of one sample) and `dtype`."""
+        return self._connection.layout
+
+    @property
+    def _running(self) -> Iteration[T] | None:
+        iteration = self._current() if self._current is not None else None
+        return iteration if iteration is not None and not iteration.ended else None
+
+    def _begin(self, batches: Generator[T, None, None]) -> Iteration[T]:
+        iteration = Iteration(batches)
+        self._current = weakref.ref(iteration)
+        return iteration
+
+    def close(self) -> None:
+        """End the loader, and with it a private daemon. What was delivered stays valid.
+
+        Another thread that waits for a batch of it gets a `PrefetchdError` that says so.
+        """
+        running = self._running
+        if running is not None:
+            with contextlib.suppress(PrefetchdError):  # another thread waits in it, which the daemon's end wakes
+                running.close()
+        self._end_session()
+
+    @abstractmethod
+    def _end_session(self) -> None:
+        """End the connection, and with it a private daemon."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -15,13 +15,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
+from prefetchd.columns.passed import PassedTable
 from prefetchd.config.convert import absolute_path
 from prefetchd.config.options import PATH_OPTIONS, Config
 from prefetchd.errors import ConfigError, DaemonNotFound, PrefetchdError, error_from_name
-from prefetchd.ipc import child, messages, os_errors, private_sockets, sockets, system
+from prefetchd.ipc import messages, sockets, system
 from prefetchd.ipc.descriptors import memfd
 from prefetchd.ipc.exit_status import describe_exit
-from prefetchd.ipc.process import describe_process, process_state
+from prefetchd.ipc.failures import explained
+from prefetchd.ipc.process import (
+    child_command,
+    child_environment,
+    describe_process,
+    module_folders,
+    process_state,
+)
 from prefetchd.ipc.run_directory import daemon_paths, lock_owner, remove_left_files
 
 log = logging.getLogger("prefetchd")
@@ -52,8 +60,8 @@ class PrivateDaemon:
         return _start_failure("private", self.process, self.errors)
 
 
-def start_private(config: Config) -> PrivateDaemon:
-    """Start a daemon of this process's own.
+def start_private(config: Config, table: PassedTable | None = None) -> PrivateDaemon:
+    """Start a daemon of this process's own, which serves `table` if that is given.
 
     The daemon gets an inherited socket and this process's pidfd: nothing in the file system, and it ends when this
     process does, by any cause. It runs in a session of its own, so that Ctrl-C in a terminal or notebook reaches the
@@ -76,15 +84,25 @@ def start_private(config: Config) -> PrivateDaemon:
             passed.callback(os.close, stderr_fd)
             errors = unless_started.enter_context(_error_file())
             process = system.start_process(
-                child.command("prefetchd.daemon.private", theirs.fileno(), pidfd, stderr_fd=stderr_fd),
+                child_command("prefetchd.daemon.private", theirs.fileno(), pidfd, stderr_fd=stderr_fd),
                 pass_fds=[theirs.fileno(), pidfd, stderr_fd],
-                env=child.environment(),
+                env=child_environment(),
                 stderr=errors,
             )
         with contextlib.suppress(sockets.ConnectionEnded):  # it has ended: attaching finds that, and says why
-            sockets.send(ours, messages.encode(messages.Configure({"": config.to_wire()})))
+            _configure(ours, config, table)
         unless_started.pop_all()
     return PrivateDaemon(ours, process, errors)
+
+
+def _configure(sock: socket.socket, config: Config, table: PassedTable | None) -> None:
+    """Send a daemon what it serves."""
+    tables = {} if table is None else {"": table.to_wire()}
+    sockets.send(
+        sock,
+        messages.encode(messages.Configure({"": config.to_wire()}, tables)),
+        [] if table is None else [table.fd],
+    )
 
 
 def _error_file() -> IO[bytes]:
@@ -97,7 +115,7 @@ def _failures_explained(kind: str) -> Iterator[None]:
     """Turn each `OSError` of a start into one line."""
     cannot = f"start a {kind} daemon"
     try:
-        with os_errors.explained(cannot):
+        with explained(cannot):
             yield
     except OSError as error:
         raise PrefetchdError(
@@ -125,36 +143,41 @@ def _with_python_path(config: Config) -> Config:
     """Return the configuration with the folders in which this process finds modules, where users' functions need it."""
     if not (config.transform or config.target_transform) or config.python_path:
         return config
-    here = tuple(child.module_folders())
+    here = tuple(module_folders())
     return dataclasses.replace(config, python_path=here)
 
 
-def shared_config(config: Config) -> Config:
-    """Return the configuration with absolute paths, named by a digest of itself: equal options give equal names."""
+def shared_config(config: Config, table: PassedTable | None = None) -> Config:
+    """Return the configuration with absolute paths, named by a digest of itself and of `table`.
+
+    So equal options and equal content give equal names.
+    """
     config = _with_python_path(config)
-    paths = {name: getattr(config, name) for name in PATH_OPTIONS}
+    paths = {name: getattr(config, name) for name in PATH_OPTIONS if table is None or name != "source"}
     whole: dict[str, Any] = {name: absolute_path(path) for name, path in paths.items() if path is not None}
     config = dataclasses.replace(config, **whole, name="default")
-    text = repr((sys.executable, sorted(config.to_wire().items())))
+    content = () if table is None else (table.digest,)
+    text = repr((sys.executable, sorted(config.to_wire().items()), *content))
     name = f"shared-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
     return dataclasses.replace(config, name=name)
 
 
-def find_or_start_shared(config: Config, timeout_s: float) -> socket.socket:
+def find_or_start_shared(config: Config, timeout_s: float, table: PassedTable | None = None) -> socket.socket:
     """Return a socket to the shared daemon of `config`: one for all of this user's processes that ask for it.
 
-    A process that finds none starts one. Of several that start at once, one serves.
+    A process that finds none starts one, with its own `table` if that is the source. Of several that start at once,
+    one serves.
 
     Raises:
         PrefetchdError: if none can be started.
         DaemonNotFound: if none answers in time.
     """
-    config = shared_config(config)
+    config = shared_config(config, table)
     paths = daemon_paths(config.name, create=True)
     deadline_s = system.monotonic() + timeout_s
     while True:
         if lock_owner(paths.lock) is None:
-            _start_shared(config)
+            _start_shared(config, table)
         try:
             # One that has ended since, or has only been started, is looked for again: it may not have the lock yet.
             return connect(config.name, max(0.0, min(_START_S, deadline_s - system.monotonic())))
@@ -166,7 +189,7 @@ def find_or_start_shared(config: Config, timeout_s: float) -> socket.socket:
                 ) from None
 
 
-def _start_shared(config: Config) -> None:
+def _start_shared(config: Config, table: PassedTable | None) -> None:
     """Start a daemon for `config`, and wait until somebody listens.
 
     Raises:
@@ -178,16 +201,16 @@ def _start_shared(config: Config) -> None:
         errors = resources.enter_context(_error_file())
         with theirs:
             process = subprocess.Popen(
-                child.command("prefetchd.daemon.shared", theirs.fileno()),
+                child_command("prefetchd.daemon.shared", theirs.fileno()),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
-                env=child.environment(),
+                env=child_environment(),
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
         with contextlib.suppress(sockets.ConnectionEnded):
-            sockets.send(ours, messages.encode(messages.Configure({"": config.to_wire()})))
+            _configure(ours, config, table)
         process.wait()  # the daemon goes on as a child of nobody
         ours.settimeout(_START_S)
         try:
@@ -255,7 +278,7 @@ def connect_to_pid(pid: int) -> socket.socket:
         if owner == pid:
             return connect(name, timeout_s=0)
     wanted = None
-    for found, sock in private_sockets.connect_to_all():
+    for found, sock in sockets.connect_to_private():
         if found == pid and wanted is None:
             wanted = sock
         else:

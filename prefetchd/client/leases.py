@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prefetchd.client.batch import Batch
+from prefetchd.client.batch import Batch, batch_class
 from prefetchd.errors import PrefetchdError
 from prefetchd.ipc import messages, sockets
 from prefetchd.ring import segment
@@ -76,6 +76,7 @@ class Leases:
     ) -> None:
         self._sock = sock
         self._layout = layout
+        self._batch_class = batch_class(layout)
         self._grants = grants
         self._returns = returns
         self._writable = writable
@@ -165,7 +166,7 @@ class Leases:
         root = np.frombuffer(memory, np.uint8, self._layout.slot_bytes)
         ref = _LeaseRef(root, _root_died)
         ref.leases, ref.slot, ref.lease = self, slot, 0
-        return ref, Batch.over(root, rows, self._layout)
+        return ref, self._batch_class.over(root, rows, self._layout)
 
     def _prepare_again(self, slot: int) -> None:
         """Prepare the slot's next lease. Any thread may do so; the loop's own may close the slot meanwhile."""

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import weakref
 from collections.abc import Callable, Collection, Generator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from prefetchd.client.batch import Batch
-from prefetchd.client.iteration import Iteration, PassEnded, superseded
+from prefetchd.client.iteration import BaseLoader, PassEnded, superseded
 from prefetchd.client.session import Endpoint, Sessions
 from prefetchd.client.sharing import make_shard
 from prefetchd.client.state import MAX_EPOCH, Position, Progress, make_state, read_index, read_state
-from prefetchd.errors import ConfigError, DaemonLost, PrefetchdError
+from prefetchd.errors import ConfigError, DaemonLost
 from prefetchd.ipc import system
 
 if TYPE_CHECKING:
@@ -26,12 +25,11 @@ if TYPE_CHECKING:
 
     from prefetchd.client.connection import Connection
     from prefetchd.ipc.messages import Attached
-    from prefetchd.ring.layout import BatchLayout
 
     T = TypeVar("T")
 
 
-class Loader:
+class Loader(BaseLoader[Batch]):
     """A re-iterable source of batches; made by `batches`. Close it with `close()`, `with`, or by dropping it.
 
     Arrays that it delivered stay valid after it was closed, after the daemon ended, and for as long as they are held.
@@ -41,11 +39,11 @@ class Loader:
         self,
         endpoint: Endpoint,
         *,
-        rank: int,
-        world_size: int,
-        epochs: int | None,
-        copy_when_held: bool,
-        reconnect: bool,
+        rank: int = 0,
+        world_size: int = 1,
+        epochs: int | None = 1,
+        copy_when_held: bool = False,
+        reconnect: bool = False,
         join: bool = False,
     ) -> None:
         self._endpoint = endpoint
@@ -60,7 +58,6 @@ class Loader:
             raise
         self._lock = system.lock()  # around the change from one iteration to another
         self._serial = 0  # of the newest iteration
-        self._current: weakref.ref[Iteration[Batch]] | None = None
         self._progress = Progress(Position(0, 0, 0))
         self._next_epoch = 0
         self._next: Position | None = None  # where the next iteration begins, if the user has chosen
@@ -93,29 +90,9 @@ class Loader:
         )
 
     @property
-    def n_samples(self) -> int:
-        """Samples in the data set."""
-        return self._info.n_samples
-
-    @property
     def epochs(self) -> int | None:
         """Epochs that one iteration runs over; `None` for ever."""
         return self._epochs
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        """Names of the classes by number, where the manifest's labels were text; else `None`."""
-        return self._connection.classes
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The configuration of the daemon that serves this loader, by option name."""
-        return dict(self._info.config)
-
-    @property
-    def layout(self) -> BatchLayout:
-        """Shapes (of one sample) and dtypes: `batch_size`, `x_shape`, `x_dtype`, `y_shape`, `y_dtype`."""
-        return self._connection.layout
 
     @property
     def serves_images(self) -> bool:
@@ -140,11 +117,6 @@ class Loader:
     @property
     def _next_start(self) -> Position:
         return self._next or Position(self._next_epoch, 0, self._next_epoch)
-
-    @property
-    def _running(self) -> Iteration[Batch] | None:
-        iteration = self._current() if self._current is not None else None
-        return iteration if iteration is not None and not iteration.ended else None
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next iteration begin with `epoch`. A running iteration goes on, and the state stays its own.
@@ -220,9 +192,7 @@ class Loader:
             start = dataclasses.replace(start, first_epoch=first_epoch)
             self._progress = Progress(start, 0, self._serial, stop_epoch, join)
             run = self._run_in_group if self._endpoint.group is not None else self._run
-            iteration = Iteration(run(self._progress))
-            self._current = weakref.ref(iteration)
-        return iteration
+            return self._begin(run(self._progress))
 
     def _run(self, progress: Progress) -> Generator[Batch, None, None]:
         def take(connection: Connection) -> Batch:
@@ -237,15 +207,18 @@ class Loader:
                 progress.join = False
             start = progress.start
             shard = dataclasses.replace(self._shard, rotation=start.rotation)
+            # Looked up once: after a pause nothing is in the processor's caches, and each attribute is a miss.
+            serial, copy_when_held, next_batch = progress.serial, self._copy_when_held, self._connection.next_batch
             while start.epoch != progress.stop_epoch:
                 self._next_epoch = max(self._next_epoch, start.epoch + 1)
                 progress.start, progress.steps = start, 0
                 for step in range(1, shard.steps(start.batch) + 1):
                     # In a list that is emptied as it is yielded: a name would hold the batch while the user has it.
                     try:
-                        ready = [self._sessions.current.connection.next_batch(progress.serial, self._copy_when_held)]
+                        ready = [next_batch(serial, copy_when_held)]
                     except DaemonLost:
                         ready = [self._ask(progress, take)]
+                        next_batch = self._connection.next_batch
                     progress.steps = step
                     yield ready.pop()
                 start = dataclasses.replace(start, epoch=start.epoch + 1, batch=0)
@@ -331,19 +304,5 @@ class Loader:
         """The maps of the ring's slots as they are now; none with `writable`, where each batch has one of its own."""
         return self._connection.maps
 
-    def close(self) -> None:
-        """End the loader, and with it a private daemon. What was delivered stays valid.
-
-        Another thread that waits for a batch of it gets a `PrefetchdError` that says so.
-        """
-        running = self._running
-        if running is not None:
-            with contextlib.suppress(PrefetchdError):  # another thread waits in it, which the session's end wakes
-                running.close()
+    def _end_session(self) -> None:
         self._sessions.close()
-
-    def __enter__(self) -> Loader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

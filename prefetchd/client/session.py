@@ -14,12 +14,13 @@ import os
 import subprocess
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefetchd._version import __version__
 from prefetchd.client import launch
 from prefetchd.client.state import Position, check_same, make_state
+from prefetchd.columns.passed import PassedTable
 from prefetchd.config.options import Config
 from prefetchd.errors import ConfigError, DaemonLost, DaemonNotFound
 from prefetchd.ipc import messages, sockets, system
@@ -100,20 +101,22 @@ class Endpoint:
         group: the group whose passes are shared.
         start_together: how many loaders the first loop is to start with.
         name: what people see of the loader.
+        table: the source of `config`, if it is in memory; owned, for daemons that are started again.
     """
 
     config: Config | None
-    daemon: str
-    dataset: str | None
-    expected: dict[str, Any]
-    timeout_s: float
-    guaranteed_slots: int
-    writable: bool
-    hold_timeout_s: float
+    daemon: str = "default"
+    dataset: str | None = None
+    expected: dict[str, Any] = field(default_factory=dict)
+    timeout_s: float = 30.0
+    guaranteed_slots: int = 2
+    writable: bool = False
+    hold_timeout_s: float = 10.0
     shared: bool = False
     group: str | None = None
     start_together: int = 0
     name: str = ""
+    table: PassedTable | None = None
 
     def open(self) -> Session:
         """Start or find the daemon and attach to it.
@@ -131,9 +134,9 @@ class Endpoint:
     def _open(self) -> Session:
         private, process, timeout_s = None, None, None
         if self.config is not None and self.shared:
-            sock = launch.find_or_start_shared(self.config, self.timeout_s)
+            sock = launch.find_or_start_shared(self.config, self.timeout_s, self.table)
         elif self.config is not None:
-            private = launch.start_private(self.config)
+            private = launch.start_private(self.config, self.table)
             sock, process = private.sock, private.process
         else:
             sock, timeout_s = launch.connect(self.daemon, self.timeout_s), self.timeout_s
@@ -186,11 +189,16 @@ class Endpoint:
         finally:
             connection.close(at_once=True)
 
+    def close(self) -> None:
+        """Let go of a source in memory; a daemon has its own descriptor."""
+        if self.table is not None:
+            self.table.close()
+
     def clear_up_after_lost(self) -> None:
         """Remove the files of a daemon that is gone, if its fork server was killed too and no other has its name."""
         if self.config is not None and not self.shared:
             return  # a private one has no files
-        name = launch.shared_config(self.config).name if self.config is not None else self.daemon
+        name = launch.shared_config(self.config, self.table).name if self.config is not None else self.daemon
         with contextlib.suppress(ConfigError):  # the run directory is gone
             remove_left_files(daemon_paths(name).files)
 
@@ -218,7 +226,12 @@ class Sessions:
     """
 
     def __init__(self, endpoint: Endpoint, *, reconnect: bool) -> None:
-        self.current = endpoint.open_again() if reconnect else endpoint.open()
+        self._end_table = weakref.finalize(self, endpoint.close)
+        try:
+            self.current = endpoint.open_again() if reconnect else endpoint.open()
+        except BaseException:
+            self._end_table()  # now: who keeps the exception keeps this object
+            raise
         self._endpoint = endpoint
         self._reconnect = reconnect
         self._end = weakref.finalize(self, self.current.close)
@@ -268,3 +281,4 @@ class Sessions:
     def close(self) -> None:
         """End the session, and with it a private daemon."""
         self._end()
+        self._end_table()

@@ -10,127 +10,101 @@ from __future__ import annotations
 
 import ast
 import difflib
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from prefetchd.config.augment_values import (
+    WrongValue,
+    around,
+    as_erased,
+    as_factors,
+    as_kernel_size,
+    as_probability,
+    as_shift,
+    number_within,
+    range_within,
+    whole_within,
+)
 from prefetchd.errors import ConfigError
 
-Pair = tuple[float, float]
-
-
-class _Wrong(Exception):
-    """A parameter's value is wrong; the message says what it must be."""
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise _Wrong("a number")
-    return float(value)
-
-
-def _pair(value: Any) -> Pair:
-    """Return two numbers, the smaller first."""
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        raise _Wrong("two numbers, such as (0.5, 1)")
-    low, high = map(_number, value)
-    if low > high:
-        raise _Wrong("two numbers, the smaller one first")
-    return low, high
-
-
-def _probability(value: Any) -> float:
-    number = _number(value)
-    if not 0 <= number <= 1:
-        raise _Wrong("from 0 to 1")
-    return number
-
-
-def _range(low: float, high: float, what: str) -> Callable[[Any], Pair]:
-    """Return the converter of a pair of numbers above `low` and up to `high`."""
-
-    def convert(value: Any) -> Pair:
-        pair = _pair(value)
-        if not low < pair[0] <= pair[1] <= high:
-            raise _Wrong(what)
-        return pair
-
-    return convert
-
-
-def _around(centre: float, most: float, what: str) -> Callable[[Any], Pair]:
-    """Return the converter of one number n, for (centre - n, centre + n), or a pair, at most `most` from the centre."""
-
-    def convert(value: Any) -> Pair:
-        if isinstance(value, tuple | list):
-            pair = _pair(value)
-        else:
-            number = _number(value)
-            if number < 0:
-                raise _Wrong(what)
-            pair = (centre - number, centre + number)
-        if pair[0] < centre - most or pair[1] > centre + most:
-            raise _Wrong(what)
-        return pair
-
-    return convert
-
-
-def _factor(value: Any) -> Pair:
-    """Return a pair of factors from 0; one number n stands for (max(0, 1 - n), 1 + n)."""
-    what = "a number n, 0 or more, for factors from 1 - n to 1 + n, or two factors such as (0.5, 1.5)"
-    if not isinstance(value, tuple | list):
-        number = _number(value)
-        if number < 0:
-            raise _Wrong(what)
-        value = (max(0.0, 1 - number), 1 + number)
-    pair = _pair(value)
-    if pair[0] < 0 or pair[1] > 1000:
-        raise _Wrong(what)
-    return pair
-
-
-def _shift(value: Any) -> Pair:
-    """Return two fractions, of the width and of the height; one number stands for both."""
-    pair = tuple(map(_number, value)) if isinstance(value, tuple | list) else (_number(value),) * 2
-    if len(pair) != 2 or not all(0 <= part <= 1 for part in pair):
-        raise _Wrong("a fraction from 0 to 1 of the width and height, or two: (of the width, of the height)")
-    return pair[0], pair[1]
-
-
-_TURN = _around(0, 360, "a number of degrees n, for -n to n, or two such as (-10, 30), within 360")
-_SHEAR = _around(0, 80, "a number of degrees n, for -n to n, or two such as (-5, 10), within 80")
-_HUE = _around(0, 0.5, "a number n, for -n to n, or two such as (-0.1, 0.2), within 0.5")
-_PART = _range(0, 1, "two fractions of the image's area, above 0 and up to 1, the smaller one first")
-_POSITIVE = _range(0, 1000, "two numbers above 0 and up to 1000, the smaller one first")
+# What is defined for grey and colours of 8 bits alone.
+OF_BYTES = (
+    "rand_augment", "trivial_augment_wide", "grayscale", "solarize", "posterize", "auto_contrast", "equalize",
+)  # fmt: skip
+MAX_OPERATIONS = 8  # of rand_augment: each has four of the block's 32 random words
+_TURN = around(0, 360, "a number of degrees n, for -n to n, or two such as (-10, 30), within 360")
+_SHEAR = around(0, 80, "a number of degrees n, for -n to n, or two such as (-5, 10), within 80")
+_HUE = around(0, 0.5, "a number n, for -n to n, or two such as (-0.1, 0.2), within 0.5")
+_PART = range_within(0, 1, "two fractions of the image's area, above 0 and up to 1, the smaller one first")
+_POSITIVE = range_within(0, 1000, "two numbers above 0 and up to 1000, the smaller one first")
+_SIGMA = range_within(0, 100, "a number of pixels above 0 and up to 100, or two, the smaller one first", one=True)
+_LEVEL = number_within(0, 255, "from 0 to 255")
+_SHARPNESS = number_within(0, 1000, "a factor from 0 to 1000")
+_STEPS = number_within(0, 1000, "from 0 to 1000")
+_BINS = whole_within(2, 1000)
 
 # The order decides in which order they are applied, and which block of random words each draws. Add new ones at the
-# end, or the randomness of those below changes. The first four have torchvision's defaults.
+# end, or the randomness of those below changes. Names of parameters and most defaults are torchvision's.
 AUGMENTATIONS: dict[str, dict[str, tuple[Any, Callable[[Any], Any]]]] = {
     "random_resized_crop": {"scale": ((0.08, 1.0), _PART), "ratio": ((3 / 4, 4 / 3), _POSITIVE)},
-    "hflip": {"p": (0.5, _probability)},
-    "vflip": {"p": (0.5, _probability)},
+    "hflip": {"p": (0.5, as_probability)},
+    "vflip": {"p": (0.5, as_probability)},
     "rotate": {"degrees": (15, _TURN)},
     "affine": {
         "degrees": (10, _TURN),
-        "translate": (0.1, _shift),
+        "translate": (0.1, as_shift),
         "scale": ((0.9, 1.1), _POSITIVE),
         "shear": (0, _SHEAR),
     },
     "color_jitter": {
-        "brightness": (0.4, _factor),
-        "contrast": (0.4, _factor),
-        "saturation": (0.4, _factor),
+        "brightness": (0.4, as_factors),
+        "contrast": (0.4, as_factors),
+        "saturation": (0.4, as_factors),
         "hue": (0.1, _HUE),
+        "p": (1.0, as_probability),
+    },
+    "rand_augment": {
+        "num_ops": (2, whole_within(1, MAX_OPERATIONS)),
+        "magnitude": (9, _STEPS),
+        "num_magnitude_bins": (31, _BINS),
+        "magnitude_std": (0, _STEPS),
+        "p": (1.0, as_probability),
+    },
+    "trivial_augment_wide": {"num_magnitude_bins": (31, _BINS)},
+    "grayscale": {"p": (0.1, as_probability)},
+    "gaussian_blur": {"kernel_size": (23, as_kernel_size), "sigma": ((0.1, 2.0), _SIGMA), "p": (1.0, as_probability)},
+    "solarize": {"threshold": (128, _LEVEL), "p": (0.5, as_probability)},
+    "posterize": {"bits": (4, whole_within(0, 8)), "p": (0.5, as_probability)},
+    "sharpness": {"sharpness_factor": (2, _SHARPNESS), "p": (0.5, as_probability)},
+    "auto_contrast": {"p": (0.5, as_probability)},
+    "equalize": {"p": (0.5, as_probability)},
+    "random_erasing": {
+        "p": (0.5, as_probability),
+        "scale": ((0.02, 0.33), _PART),
+        "ratio": ((0.3, 3.3), _POSITIVE),
+        "value": (0, as_erased),
     },
 }
+# Parameters that came after their augmentation. A canonical text leaves them out where they are the default, so that
+# the digests of those who never used them stay as they were.
+_LATER = {("color_jitter", "p")}
 _OTHER_NAMES = {
     "randomresizedcrop": "random_resized_crop", "crop": "random_resized_crop", "horizontal_flip": "hflip",
     "random_horizontal_flip": "hflip", "randomhorizontalflip": "hflip", "flip": "hflip", "vertical_flip": "vflip",
     "random_vertical_flip": "vflip", "randomverticalflip": "vflip", "randomrotation": "rotate",
     "random_rotation": "rotate", "rotation": "rotate", "randomaffine": "affine", "random_affine": "affine",
     "colorjitter": "color_jitter", "colour_jitter": "color_jitter", "jitter": "color_jitter",
+    "randaugment": "rand_augment", "randaug": "rand_augment", "trivialaugmentwide": "trivial_augment_wide",
+    "trivialaugment": "trivial_augment_wide", "trivial_augment": "trivial_augment_wide", "gray": "grayscale",
+    "randomgrayscale": "grayscale", "random_grayscale": "grayscale", "togray": "grayscale", "greyscale": "grayscale",
+    "gaussianblur": "gaussian_blur", "blur": "gaussian_blur", "randomsolarize": "solarize", "solarization": "solarize",
+    "randomposterize": "posterize", "randomadjustsharpness": "sharpness", "adjust_sharpness": "sharpness",
+    "sharpen": "sharpness", "randomautocontrast": "auto_contrast", "autocontrast": "auto_contrast",
+    "randomequalize": "equalize", "randomerasing": "random_erasing", "erasing": "random_erasing",
+    "cutout": "random_erasing", "randominvert": "solarize(threshold=0)", "invert": "solarize(threshold=0)",
 }  # fmt: skip
+# What mixes a batch is done on the device, where the batch is.
+_ON_THE_DEVICE = ("mixup", "cutmix", "mix_up", "cut_mix")
 
 
 def canonical(value: object) -> tuple[str, ...]:
@@ -157,7 +131,11 @@ def canonical(value: object) -> tuple[str, ...]:
 
 def parameters(texts: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Return the parameters in the canonical `texts`, by the name of the augmentation; ranges are pairs of numbers."""
-    return {name: given for text in texts for name, given in _parse(text)}
+    found = {name: given for text in texts for name, given in _parse(text)}
+    for name, parameter in _LATER:
+        if name in found:
+            found[name].setdefault(parameter, AUGMENTATIONS[name][parameter][0])
+    return found
 
 
 def _refuse(value: object, why: str) -> ConfigError:
@@ -192,7 +170,7 @@ def _parse(text: str) -> list[tuple[str, dict[str, Any]]]:
                     raise _refuse(text, f"the {keyword.arg} of {name.id} is given twice; give it once")
                 given[keyword.arg] = ast.literal_eval(keyword.value)
             except (ValueError, TypeError, MemoryError, RecursionError):
-                raise _refuse(text, f"the {keyword.arg or '**'} of {name.id} must be plain numbers") from None
+                raise _refuse(text, f"the {keyword.arg or '**'} of {name.id} must be plain numbers or text") from None
         calls.append((name.id, given))
     return calls
 
@@ -200,6 +178,8 @@ def _parse(text: str) -> list[tuple[str, dict[str, Any]]]:
 def _checked(name: str, given: dict[str, Any]) -> dict[str, Any]:
     """Return all parameters of the augmentation `name`, those `given` checked."""
     if name not in AUGMENTATIONS:
+        if name.lower() in _ON_THE_DEVICE:
+            raise _refuse(name, "it mixes whole batches, on the device; the recipe is in docs/augmentation.md")
         near = difflib.get_close_matches(name, AUGMENTATIONS, 1)
         meant = _OTHER_NAMES.get(name.lower()) or (near[0] if near else None)
         hint = f"did you mean {meant}?" if meant else f"there are {', '.join(AUGMENTATIONS)}"
@@ -215,10 +195,20 @@ def _checked(name: str, given: dict[str, Any]) -> dict[str, Any]:
         value = given.get(parameter, default)
         try:
             checked[parameter] = convert(value)
-        except _Wrong as wrong:
+        except WrongValue as wrong:
             raise _refuse(f"{name}({parameter}={value!r})", f"{parameter} must be {wrong}") from None
+    if name == "rand_augment" and checked["magnitude"] > (most := checked["num_magnitude_bins"] - 1):
+        raise _refuse(
+            f"{name}(magnitude={given.get('magnitude', checked['magnitude'])})",
+            f"magnitude must be from 0 to {most}, for num_magnitude_bins={most + 1}; lower it, or give more bins",
+        )
     return checked
 
 
 def _write(name: str, given: dict[str, Any]) -> str:
-    return f"{name}({', '.join(f'{parameter}={value!r}' for parameter, value in given.items())})"
+    shown = {
+        parameter: value
+        for parameter, value in given.items()
+        if (name, parameter) not in _LATER or value != AUGMENTATIONS[name][parameter][0]
+    }
+    return f"{name}({', '.join(f'{parameter}={value!r}' for parameter, value in shown.items())})"

@@ -19,20 +19,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from prefetchd.config.augment import AUGMENTATIONS
 from prefetchd.config.convert import wire_path
 
-Color = Literal["rgb", "bgr", "gray"]
-Dtype = Literal["uint8", "float32", "float16"]
+Color = Literal["rgb", "bgr", "gray", "unchanged"]
+Dtype = Literal["uint8", "uint16", "float32", "float16"]
 Layout = Literal["nhwc", "nchw"]
 Resize = Literal["stretch", "crop", "pad"]
 Interpolation = Literal["nearest", "linear", "cubic", "area", "lanczos"]
 OnError = Literal["raise", "skip", "substitute"]
 End = Literal["pre", "post"]
 Lengths = Literal["none", "x", "y"]
-Target = Literal["label", "mask"]
+Target = Literal["label", "mask", "boxes", "keypoints"]
+BoxFormat = Literal["xyxy", "xywh", "cxcywh", "xyxy_normalized", "xywh_normalized", "cxcywh_normalized"]
 
 
 MAX_BATCH_SIZE = 1 << 18
+MAX_CHANNELS = 512
 
 
 def _option(
@@ -41,7 +44,9 @@ def _option(
     *,
     metavar: str | None = None,
     content: bool = True,
+    later: bool = False,
     limits: tuple[float, float] | None = None,
+    flag: str | None = None,
 ) -> Any:
     """Return a field that is an option.
 
@@ -50,9 +55,14 @@ def _option(
         help: what the option does, in a line or two, for `--help` and for readers of this file.
         metavar: the placeholder of the value in `--help`; choices and switches have none.
         content: whether the option decides the bytes of a batch.
+        later: whether it came after the first saved states. Then the digest leaves out its default, and those states
+            still load. Every new option is one.
         limits: the least and the greatest number allowed, or `None`.
+        flag: the name on the command line of an option that is given several times, once for each of its values.
     """
-    metadata = {"help": help, "metavar": metavar, "content": content, "limits": limits}
+    metadata = {
+        "help": help, "metavar": metavar, "content": content, "later": later, "limits": limits, "flag": flag
+    }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -64,12 +74,21 @@ class Config:
     where one number was given.
     """
 
-    source: str = dataclasses.field(metadata={"content": False, "limits": None})
+    source: str = dataclasses.field(metadata={"content": False, "later": False, "limits": None})
 
     batch_size: int = _option(32, "samples in a batch (32)", metavar="N", limits=(1, MAX_BATCH_SIZE))
     image_size: tuple[int, int] = _option((224, 224), "size of the delivered images (224)", metavar="PX|HxW")
-    color: Color = _option("rgb", "channel order; gray has one channel (rgb)")
-    dtype: Dtype = _option("uint8", "type of the delivered pixels (uint8)")
+    color: Color = _option(
+        "rgb", "channel order; gray has one channel; unchanged has the file's, given by channels (rgb)"
+    )
+    channels: int | None = _option(
+        None,
+        "channels that each file has, kept as they are: 1 to 4, for TIFF more; without color, color is unchanged",
+        metavar="N",
+        later=True,
+        limits=(1, MAX_CHANNELS),
+    )
+    dtype: Dtype = _option("uint8", "type of the delivered pixels; uint16 keeps 16 bits (uint8)")
     scale: float | None = _option(
         None, "what multiplies a pixel, which is 0 to 255: (pixel * scale - mean) / std; such as 1/255", metavar="X"
     )
@@ -87,13 +106,29 @@ class Config:
     shrink_on_load: bool = _option(True, "decode large JPEGs at 1/2, 1/4 or 1/8 (yes); pixels are exact without it")
     augment: tuple[str, ...] = _option(
         (),
-        "random_resized_crop, hflip, vflip, rotate, affine, color_jitter, with parameters as in 'rotate(degrees=10), "
-        "hflip'; other pixels each epoch (none)",
+        f"{', '.join(AUGMENTATIONS)}, with parameters as in "
+        "'rotate(degrees=10), hflip'; other pixels each epoch (none)",
         metavar="NAMES",
+    )
+    views: tuple[str, ...] = _option(
+        (),
+        "deliver each image several times, decoded once, each augmented anew: a number, or for views of several sizes "
+        "'view(size=224, count=2, scale=(0.4, 1)), view(size=96, count=6)' (none)",
+        metavar="N|VIEWS",
+        later=True,
+    )
+    fields: tuple[str, ...] = _option(
+        (),
+        "what a sample consists of, where it is more than an image and a label: depth=image(column=depth, channels=1); "
+        "batches are mappings then. Kinds: image, mask, label, array, text, bytes",
+        metavar="NAME=KIND(...)",
+        later=True,
+        flag="field",
     )
     transform: str | None = _option(
         None,
-        "function (image, rng) -> image of a module, or Albumentations pipeline; readers run it after augment",
+        "function (image, rng) -> image of a module, or Albumentations pipeline; readers run it after augment. With "
+        "fields it is (sample, rng) -> sample, dictionaries",
         metavar="MODULE:NAME",
     )
     target_transform: str | None = _option(
@@ -101,9 +136,31 @@ class Config:
         "function (label, rng) -> label of a module; what it returns decides the shape and dtype of y",
         metavar="MODULE:NAME",
     )
-    target: Target = _option("label", "what labels are: numbers and classes, or paths of mask images (label)")
+    target: Target = _option(
+        "label", "what labels are: numbers and classes, paths of mask images, boxes of objects, or keypoints (label)"
+    )
+    box_format: BoxFormat = _option(
+        "xyxy", "boxes: how they are delivered; in pixels, or as fractions of the delivered image (xyxy)", later=True
+    )
+    source_box_format: BoxFormat | None = _option(
+        None,
+        "boxes: how JSON lines and Parquet files write them, in one of the formats of box_format (COCO, YOLO: known)",
+        metavar="FORMAT",
+        later=True,
+    )
+    max_boxes: int | None = _option(
+        None,
+        "boxes, keypoints: objects of a sample that are delivered, the first ones (as many as any sample has)",
+        metavar="N",
+        limits=(1, 1 << 16),
+        later=True,
+    )
+    min_visible: float = _option(
+        0.1, "boxes: a box is left out if less of its area can be seen (0.1)", metavar="X", limits=(0, 1), later=True
+    )
+    crowds: bool = _option(False, "boxes: take COCO's boxes around crowds (iscrowd) too (no)", later=True)
     mask_border: int = _option(
-        0, "what a mask holds where pad, rotate or affine leave it empty (0)", metavar="N", limits=(0, 65535)
+        0, "what a mask holds where pad or the augmentation leave it empty (0)", metavar="N", limits=(0, 65535)
     )
     shuffle: bool = _option(False, "a new order each epoch (no)")
     seed: int = _option(0, "decides the shuffled orders and the augmentation (0)", metavar="N", limits=(0, 2**63 - 1))
@@ -221,9 +278,21 @@ class Config:
     name: str = _option("default", "name that consumers attach to (default, or PREFETCHD_NAME)", content=False)
 
     @property
-    def channels(self) -> int:
-        """Channels of a delivered image: 3, or 1 for `gray`."""
-        return 1 if self.color == "gray" else 3
+    def n_channels(self) -> int:
+        """Channels of a delivered image: `channels`, or else 3, or 1 for `gray`."""
+        return self.channels or (1 if self.color == "gray" else 3)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether images keep the channels and numbers of their files: with `unchanged`, or with alpha."""
+        return self.color == "unchanged" or self.n_channels == 4
+
+    @property
+    def pixel_dtype(self) -> Literal["uint8", "uint16", "float32"]:
+        """The type of decoded and placed pixels, before they become values of `dtype`."""
+        if self.dtype == "uint16":
+            return "uint16"
+        return "float32" if self.is_exact and self.dtype == "float32" else "uint8"
 
     def content(self) -> dict[str, Any]:
         """The options that decide the bytes of a batch, by name, as plain JSON values."""
@@ -231,7 +300,12 @@ class Config:
 
     def digest(self, **also: str) -> str:
         """A short hexadecimal digest of the content options and of `also` (decoder versions and the like)."""
-        text = json.dumps({**self.content(), **also}, sort_keys=True)
+        content = {
+            name: value
+            for name, value in self.content().items()
+            if not (OPTIONS[name].metadata["later"] and value == OPTIONS[name].default)
+        }
+        text = json.dumps({**content, **also}, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def to_wire(self) -> dict[str, Any]:

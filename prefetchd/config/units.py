@@ -7,21 +7,10 @@ import re
 
 from prefetchd.errors import ConfigError
 
-_FACTORS = {
-    "": 1,
-    "b": 1,
-    "k": 1024,
-    "kb": 1000,
-    "kib": 1024,
-    "m": 1024**2,
-    "mb": 1000**2,
-    "mib": 1024**2,
-    "g": 1024**3,
-    "gb": 1000**3,
-    "gib": 1024**3,
-    "t": 1024**4,
-    "tb": 1000**4,
-    "tib": 1024**4,
+_FACTORS: dict[str, int] = {"": 1, "b": 1} | {
+    f"{letter}{end}": base**power
+    for power, letter in enumerate("kmgt", 1)
+    for end, base in (("", 1024), ("b", 1000), ("ib", 1024))
 }
 _MOST_BYTES = 1 << 62  # file sizes and addresses stay below it
 _SHOWN_CHARACTERS = 40

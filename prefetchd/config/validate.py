@@ -6,13 +6,14 @@ other. The command line, `prefetchd.batches`, the daemon and its readers all cal
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from prefetchd.config import augment, convert
+from prefetchd.config import augment, convert, fields, views
+from prefetchd.config.augment_values import RANDOM
 from prefetchd.config.convert import wrong
-from prefetchd.config.hints import explain_unknown
 from prefetchd.config.options import OPTION_TYPES, OPTIONS, Config
 from prefetchd.errors import ConfigError
 
@@ -32,6 +33,8 @@ _CONVERTERS: dict[str, Callable[[object], Any]] = {
     "mean": convert.channel_numbers("mean"),
     "std": convert.channel_numbers("std"),
     "augment": augment.canonical,
+    "views": views.canonical,
+    "fields": fields.canonical,
     "transform": convert.function("transform"),
     "target_transform": convert.function("target_transform"),
     "python_path": convert.folders,
@@ -51,6 +54,8 @@ def make_config(**options: Any) -> Config:
     checked = check_options(options)
     if "source" not in checked:
         raise ConfigError("cannot serve: no manifest was given; name a list file or a directory of class folders")
+    if checked.get("channels") is not None:
+        checked.setdefault("color", "unchanged")
     config = Config(**checked)
     _check_together(config)
     return config
@@ -69,7 +74,7 @@ def check_options(options: Mapping[str, Any], *, others: Iterable[str] = ()) -> 
     checked: dict[str, Any] = {}
     for name, value in options.items():
         if name not in OPTIONS:
-            raise ConfigError(explain_unknown(name, (*OPTIONS, *others)))
+            raise ConfigError(_explain_unknown(name, (*OPTIONS, *others)))
         converter = _CONVERTERS.get(name)
         checked[name] = converter(value) if converter else convert.coerce(name, value, OPTION_TYPES[name])
         _check_limits(name, checked[name])
@@ -100,27 +105,198 @@ def _check_together(config: Config) -> None:
     """Raise `ConfigError` for options that contradict each other."""
     for name in ("mean", "std"):
         numbers = getattr(config, name)
-        if numbers is not None and len(numbers) not in (1, config.channels):
-            raise wrong(name, numbers, f"one number or {config.channels}, one a channel of color={config.color!r}")
+        if numbers is not None and len(numbers) not in (1, config.n_channels):
+            raise wrong(name, numbers, f"one number or {config.n_channels}, one a channel of color={config.color!r}")
         if numbers is not None and not all(map(math.isfinite, numbers)):
             raise wrong(name, numbers, "finite; give numbers as in 0.485,0.456,0.406")
     if config.scale is not None and not math.isfinite(config.scale):
         raise wrong("scale", config.scale, "finite; give a number as in 1/255")
     if config.std is not None and 0 in config.std:
         raise wrong("std", config.std, "other than 0; give the deviation of the pixels, or leave it out")
-    if config.dtype == "uint8" and any(x is not None for x in (config.scale, config.mean, config.std)):
+    if config.dtype in ("uint8", "uint16") and any(x is not None for x in (config.scale, config.mean, config.std)):
         raise ConfigError(
-            "cannot scale uint8 pixels: scale, mean and std give fractions; use dtype='float32' or 'float16' with them"
+            f"cannot scale {config.dtype} pixels: scale, mean and std give fractions; use dtype='float32' or 'float16' "
+            "with them"
+        )
+    if config.fields:
+        _check_fields(config)
+    _check_objects(config)
+    _check_channels(config)
+    for group in views.groups(config):
+        _check_augment(config, group.augment)
+        _check_erased(config, group.augment)
+    if config.views and config.target != "label":
+        raise ConfigError(
+            f"cannot use views with target={config.target!r}, which is placed as one image is; leave one of them out"
         )
     if config.target == "mask" and config.label_columns not in (None, 1):
         raise wrong("label_columns", config.label_columns, "1, or not given, with target='mask': one path a line")
 
 
+# Options of a sample that is an image and a label, and what says the same of fields.
+_OTHERWISE_WITH_FIELDS = {
+    "target": "a field of another kind",
+    "views": "two loaders, each with a seed of its own",
+    "target_transform": "transform, which has the whole sample",
+    "x_column": "the column of each field",
+    "y_column": "the column of each field",
+    "labels": "the column of each field",
+    "label_columns": "the column of each field",
+    "label_separator": "the column of each field",
+    "missing_label": "a complete column",
+    "offsets": "a field of kind array",
+}
+
+
+def _check_fields(config: Config) -> None:
+    """Raise `ConfigError` for options that concern samples without fields."""
+    for name, instead in _OTHERWISE_WITH_FIELDS.items():
+        if getattr(config, name) != OPTIONS[name].default:
+            raise ConfigError(f"cannot use {name} together with fields; give {instead}, or leave fields out")
+    for name, field in fields.parse_fields(config.fields).items():
+        if field.kind == "image":
+            try:
+                _check_together(fields.image_config(config, field))
+            except ConfigError as error:
+                raise ConfigError(f"cannot use the field {name}: {error}") from None
+
+
+def _check_objects(config: Config) -> None:
+    """Raise `ConfigError` for functions that would see an image without its boxes or keypoints, or these without it."""
+    if config.target in ("boxes", "keypoints"):
+        for name in ("transform", "target_transform"):
+            if getattr(config, name) is not None:
+                raise ConfigError(
+                    f"cannot use {name} with target={config.target!r}: it does not see the image and its "
+                    f"{config.target} together; use augment, or change batches in the loop"
+                )
+
+
+def _check_channels(config: Config) -> None:
+    """Raise `ConfigError` where `color` and `channels` contradict each other."""
+    if config.color == "unchanged" and config.channels is None:
+        raise ConfigError(
+            "cannot use color='unchanged' without channels: all images of a batch have the same number of them; give "
+            "channels=1, or as many as the files have"
+        )
+    possible = {"gray": (1,), "rgb": (3, 4), "bgr": (3, 4)}.get(config.color, (config.n_channels,))
+    if config.n_channels not in possible:
+        raise ConfigError(
+            f"cannot use channels={config.channels} with color={config.color!r}, which has "
+            f"{' or '.join(map(str, possible))}; leave color out to keep the channels that the files have"
+        )
+
+
+def _check_augment(config: Config, texts: tuple[str, ...]) -> None:
+    """Raise `ConfigError` where an augmentation means nothing for the channels or the dtype of the images."""
+    given = augment.parameters(texts)
+    of_bytes = [name for name in given if name in augment.OF_BYTES]
+    if of_bytes and (config.pixel_dtype != "uint8" or config.n_channels not in (1, 3)):
+        raise ConfigError(
+            f"cannot use the augmentation {of_bytes[0]} with {config.n_channels} channels of {config.pixel_dtype}: "
+            "it is for grey and colours of 8 bits; leave it out, or do it in a transform"
+        )
+    jitter = given.get("color_jitter")
+    if jitter and config.color == "unchanged" and config.n_channels not in (1, 3):
+        named = [name for name, still in (("saturation", (1, 1)), ("hue", (0, 0))) if jitter[name] != still]
+        if named:
+            raise ConfigError(
+                f"cannot use the {named[0]} of color_jitter with channels={config.channels}, which are no colours; "
+                "give color_jitter(saturation=0, hue=0), or color='rgb' if they are red, green, blue and alpha"
+            )
+
+
+def _check_erased(config: Config, texts: tuple[str, ...]) -> None:
+    """Raise `ConfigError` where what random_erasing writes is not for the channels or the dtype of the images."""
+    value = augment.parameters(texts).get("random_erasing", {}).get("value", RANDOM)
+    if value == RANDOM:
+        return
+    shown = f"random_erasing(value={value[0] if len(value) == 1 else value})"
+    if len(value) not in (1, config.n_channels):
+        raise wrong(
+            "augment", shown, f"given one number or {config.n_channels}, one a channel of color={config.color!r}"
+        )
+    most = {"uint8": 255, "uint16": 65535}.get(config.dtype)
+    if most is not None and not all(number in range(most + 1) for number in value):
+        wanted = f"given whole numbers from 0 to {most} where dtype={config.dtype!r}: they are written as they are"
+        raise wrong("augment", shown, wanted)
+
+
 def doubts(config: Config) -> str:
     """Return a warning about options that are allowed and most likely a mistake; empty if there are none."""
     mean, std = config.mean or (), config.std or ()
+    if config.pixel_dtype == "float32":
+        return ""  # what the numbers of files mean is not known
     changes = any(mean) or any(number != 1 for number in std)
     if config.scale is not None or not changes or any(abs(number) > 1 for number in (*mean, *std)):
         return ""
     given = " and ".join(f"{name}={numbers}" for name, numbers in (("mean", mean), ("std", std)) if numbers)
     return f"{given}: these are for pixels from 0 to 1, and without scale pixels are 0 to 255; pass scale=1/255"
+
+
+# What to write in place of an option that does not exist.
+_TORCH = "prefetchd.torch.batches(device='cuda'), whose slots are page-locked"
+_MANIFESTS = "two manifests, which one daemon can serve"
+_SIZES = "image_size="
+_LABELS = "the labels of the manifest, or the class folders"
+
+# Names of other loaders, and what does their job here. A test holds them to docs/coming-from.md.
+ELSEWHERE = {
+    # PyTorch's DataLoader
+    "dataset": "a source: a manifest, a directory, shards or arrays",
+    "sampler": "a manifest with the lines that you want: there are no samplers",
+    "batch_sampler": "a manifest with the lines that you want: there are no samplers",
+    "collate_fn": "image_size= or max_length=, which give all samples one shape",
+    "pin_memory": _TORCH,
+    "worker_init_fn": "seed=: randomness depends on the seed, the epoch and the sample",
+    "generator": "seed=: randomness depends on the seed, the epoch and the sample",
+    "prefetch_factor": "memory_budget=, from which it follows how far ahead is decoded",
+    "persistent_workers": "nothing: readers always persist",
+    "multiprocessing_context": "nothing: your process is never forked",
+    "num_replicas": "world_size=",
+    # tf.data
+    "num_parallel_calls": "num_workers=",
+    "buffer_size": "shuffle=True, which shuffles the whole set without a buffer",
+    "drop_remainder": "drop_last=",
+    "repeat": "epochs=",
+    "prefetch": "memory_budget=, from which it follows how far ahead is decoded",
+    # Keras
+    "workers": "num_workers=",
+    "use_multiprocessing": "num_workers=",
+    "max_queue_size": "memory_budget=, from which it follows how far ahead is decoded",
+    "validation_split": _MANIFESTS,
+    "target_size": _SIZES,
+    "class_mode": _LABELS,
+    "label_mode": _LABELS,
+    "color_mode": "color=",
+    "subset": _MANIFESTS,
+    "size": _SIZES,
+    "height": _SIZES,
+    "width": _SIZES,
+    "rescale": "scale=1 / 255 and dtype='float32'",
+    "horizontal_flip": "augment='hflip'",
+    "rotation_range": "augment='rotate(degrees=10)'",
+    "zoom_range": "augment='affine(scale=(0.9, 1.1))'",
+    "preprocessing_function": "transform=",
+    "maxlen": "max_length=",
+    # FFCV, DALI, Grain
+    "os_cache": "the page cache, and cache= for decoded pixels",
+    "batches_ahead": "memory_budget=, from which it follows how far ahead is decoded",
+    "file_root": "a source: a manifest, a directory, shards or arrays",
+    "file_list": "a source: a manifest, a directory, shards or arrays",
+    "shard_id": "rank=",
+    "num_shards": "world_size=",
+    "prefetch_queue_depth": "memory_budget=, from which it follows how far ahead is decoded",
+    "num_records": "the whole source: every record of it is served",
+    "worker_count": "num_workers=",
+    "worker_buffer_size": "memory_budget=, from which it follows how far ahead is decoded",
+}
+
+
+def _explain_unknown(name: str, known: Iterable[str]) -> str:
+    """Return the message for an option that does not exist, where the options are `known`."""
+    if name in ELSEWHERE:
+        return f"cannot use the option {name!r}: it is another loader's; here use {ELSEWHERE[name]}"
+    near = difflib.get_close_matches(name.lower(), known, 1)
+    hint = f"did you mean {near[0]!r}?" if near else "see help(prefetchd.batches)"
+    return f"cannot use the option {name!r}: there is no such option; {hint}"

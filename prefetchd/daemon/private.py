@@ -3,8 +3,8 @@
     child process prefetchd.daemon.private SOCKET_FD PARENT_PIDFD
 
 The starter sends the configuration over SOCKET_FD, and then uses it as its connection. It gets every failure of the
-start as `Fatal`. Commands reach the daemon through `private_sockets`. The entry is apart from the command line, as its
-start is part of the wait for the first batch.
+start as `Fatal`. Commands reach the daemon through a socket of its own (`sockets.listen_privately`). The entry is apart
+from the command line, as its start is part of the wait for the first batch.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import signal
 import socket
 import sys
 
+from prefetchd.columns.passed import PassedTable
 from prefetchd.config.options import Config
 from prefetchd.config.validate import make_config
-from prefetchd.daemon.failures import explained, fatal
 from prefetchd.errors import PrefetchdError
-from prefetchd.ipc import messages, private_sockets, sockets
+from prefetchd.ipc import messages, sockets
 from prefetchd.ipc.descriptors import open_standard_descriptors
 from prefetchd.ipc.event_loop import EventLoop, Interrupted
+from prefetchd.ipc.failures import explained
 
 
 def main(argv: list[str]) -> int:
@@ -32,22 +33,22 @@ def main(argv: list[str]) -> int:
     sock = socket.socket(fileno=socket_fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with explained("start the daemon"):
-            configs = receive_configs(sock)
+        with explained("start the daemon", everything=True):
+            configs, tables = receive_configs(sock)
             # Imported here, so that a failure reaches the starter.
             from prefetchd.daemon.server import Daemon
 
             loop = EventLoop()
             loop.on_signal(signal.SIGTERM, loop.stop)
-            daemon = Daemon(configs, loop, parent_pidfd=parent_pidfd)
+            daemon = Daemon(configs, loop, tables=tables, parent_pidfd=parent_pidfd)
             daemon.serve_parent(sock, parent_pidfd)
             with contextlib.suppress(OSError):  # the starter is served without it
-                daemon.listen(private_sockets.listen())
+                daemon.listen(sockets.listen_privately())
     except (sockets.ConnectionEnded, Interrupted):
         return 1
     except PrefetchdError as error:
         with contextlib.suppress(sockets.ConnectionEnded):
-            sockets.send(sock, messages.encode(fatal(error)))
+            sockets.send(sock, messages.encode(messages.Fatal.of(error)))
         return 1
     try:
         daemon.run()
@@ -56,15 +57,16 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def receive_configs(sock: socket.socket) -> dict[str, Config]:
-    """Return the configuration of each data set, which the starter sends first.
+def receive_configs(sock: socket.socket) -> tuple[dict[str, Config], dict[str, PassedTable]]:
+    """Return the configuration of each data set, which the starter sends first, and those that are in its memory.
 
     Raises:
         ConnectionEnded: if the starter has gone.
         ConfigError: if a configuration is not valid.
     """
     data, fds = sockets.receive(sock)
-    sockets.close_all(fds)
     configure = messages.decode_to_daemon(data)
     assert isinstance(configure, messages.Configure)
-    return {name: make_config(**options) for name, options in configure.datasets.items()}
+    passed = zip(configure.tables.items(), fds, strict=True)
+    tables = {name: PassedTable.from_wire(table, fd) for (name, table), fd in passed}
+    return {name: make_config(**options) for name, options in configure.datasets.items()}, tables

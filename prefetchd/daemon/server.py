@@ -21,23 +21,24 @@ import socket
 from collections.abc import Mapping
 from typing import Any
 
+from prefetchd.columns.passed import PassedTable
 from prefetchd.config.options import LIVE_OPTIONS, Config
 from prefetchd.config.validate import make_config
-from prefetchd.daemon import status as report
 from prefetchd.daemon.consumers.manager import ConsumerManager
-from prefetchd.daemon.failures import explained, fatal
 from prefetchd.daemon.memory import limits
-from prefetchd.daemon.memory import plan as budget
 from prefetchd.daemon.memory.controller import MemoryController
 from prefetchd.daemon.memory.manager import MemoryManager
+from prefetchd.daemon.memory.plan import MIN_SLOTS, Plan, explain, make_plan, reader_limits
 from prefetchd.daemon.memory.pressure import CachePages
 from prefetchd.daemon.readers.batch_builder import BatchBuilder
 from prefetchd.daemon.readers.pool import Pool, PoolEvents
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import open_datasets
+from prefetchd.daemon.status import make_report, ready_line
 from prefetchd.errors import ConfigError, PrefetchdError
 from prefetchd.ipc import messages, system
 from prefetchd.ipc.event_loop import EventLoop
+from prefetchd.ipc.failures import explained
 from prefetchd.ring.segment import remove_stale_names
 from prefetchd.ring.slots import Ring
 
@@ -53,6 +54,7 @@ class Daemon:
     Args:
         configs: what to serve, by the data sets' names; the options of `DAEMON_OPTIONS` are the first's.
         loop: the event loop to run in, borrowed.
+        tables: those of the data sets that are in the starter's memory, by name; owned.
         files_to_remove: the fork server removes them if this process is killed, its lock last.
         attach_hint: says in the ready line how consumers attach.
         linger_s: it ends after so many seconds without a consumer; `None` for never.
@@ -68,6 +70,7 @@ class Daemon:
         configs: Mapping[str, Config],
         loop: EventLoop,
         *,
+        tables: Mapping[str, PassedTable] | None = None,
         files_to_remove: tuple[str, ...] = (),
         attach_hint: str = "private",
         linger_s: float | None = None,
@@ -100,7 +103,7 @@ class Daemon:
         )
         try:
             with loop.interruptible(parent_pidfd):
-                self._datasets = open_datasets(configs)
+                self._datasets = open_datasets(configs, tables)
             self._build()
         except BaseException:
             self._pool.stop()
@@ -108,10 +111,10 @@ class Daemon:
 
     def _build(self) -> None:
         self._slot_bytes = max(dataset.layout.slot_bytes for dataset in self._datasets)
-        self._source_bytes = sum(dataset.source.shared_bytes for dataset in self._datasets)
-        self._source_reader_bytes = sum(dataset.source.reader_bytes for dataset in self._datasets)
-        self._is_cheap = all(dataset.source.answers_together for dataset in self._datasets)
-        plan = self._plan_for(self._config, budget.MIN_SLOTS, own_bytes=0)
+        self._source_bytes = sum(dataset.source.facts.shared_bytes for dataset in self._datasets)
+        self._source_reader_bytes = sum(dataset.source.facts.reader_bytes for dataset in self._datasets)
+        self._is_cheap = all(dataset.source.facts.answers_together for dataset in self._datasets)
+        plan = self._plan_for(self._config, MIN_SLOTS, own_bytes=0)
         self._pool.resize(plan.n_readers)
         self._ring = Ring()
         self._builder = BatchBuilder(self._datasets, self._ring, self._pool)
@@ -119,26 +122,20 @@ class Daemon:
             [cache for dataset in self._datasets if (cache := dataset.source.cache)], clock=self._loop.clock
         )
         self._memory = MemoryManager(
-            budget.Budget(plan),
-            self._ring,
-            self._pool,
-            on_removed=lambda slot: self._consumers.slot_removed(slot),
-            mail_bytes=lambda: self._consumers.queue_bytes,
-            make_room=self._builder.make_room,
-            clock=self._loop.clock,
+            plan, self._ring, self._pool, make_room=self._builder.make_room, clock=self._loop.clock
         )
         self._consumers = ConsumerManager(
             self._datasets, self._ring, self._builder, self._memory, self._loop, self, linger_s=self._linger_s
         )
+        self._memory.serve(self._consumers)
         self._controller = MemoryController(
             self._config,
             self._memory,
             self._ring,
             self._pool,
-            plan_for=lambda config, least: self._plan_for(config, least, self._memory.measure().total_bytes),
-            promised_slots=lambda: self._consumers.promised_slots,
-            comfortable_slots=lambda: self._consumers.comfortable_slots,
-            work_done=lambda: (self._builder.busy_s, self._builder.samples_made),
+            self._builder,
+            self._consumers,
+            plan_for=self._plan_for,
             read_shortage=limits.read_shortage,
             idle_s=system.idle_seconds,
             n_cores=system.usable_cores(),
@@ -158,11 +155,11 @@ class Daemon:
             memory=lambda: self._memory.serve_requests(self._consumers.cursors),
             outgrown=self._memory.outgrown,
         )
-        self._pool.boot([*briefing, (budget.reader_limits(plan), [])], events)
+        self._pool.boot([*briefing, (reader_limits(plan), [])], events)
 
-    def _plan_for(self, config: Config, least_slots: int, own_bytes: int) -> budget.Plan:
+    def _plan_for(self, config: Config, least_slots: int, own_bytes: int) -> Plan:
         """Plan with the memory that the machine has for this daemon, including the `own_bytes` that it has taken."""
-        return budget.make_plan(
+        return make_plan(
             config,
             self._slot_bytes,
             limits.machine_limits(own_bytes),
@@ -189,7 +186,7 @@ class Daemon:
                     f"{', '.join(live.replace('_', '-') for live in LIVE_OPTIONS)}; restart it with the option"
                 )
         config = make_config(**{**self._controller.config.to_wire(), **options})
-        text = budget.explain(self._controller.change(config))
+        text = explain(self._controller.change(config))
         changed = ", ".join(f"{name.replace('_', '-')}={options[name]}" for name in options)
         log.info("set %s; %s", changed, text)
         return text
@@ -224,10 +221,10 @@ class Daemon:
         # A message wakes the daemon on the sender's processor: it must not preempt a trainer that works on a batch.
         system.lower_priority()
         try:
-            with explained("go on"):
+            with explained("go on", everything=True):
                 self._loop.run(self._pump)
         except PrefetchdError as error:
-            self._consumers.send_to_all(fatal(error))
+            self._consumers.send_to_all(messages.Fatal.of(error))
             raise
         finally:
             self._caches.tick()
@@ -244,7 +241,7 @@ class Daemon:
     def _pump(self) -> None:
         self._consumers.read_queues()
         cursors = self._consumers.cursors
-        self._controller.settle(cursors)
+        self._memory.follow(self._controller.decide(), cursors)
         if self._memory.making_room:
             self._memory.serve_requests(cursors)
         self._give_work(cursors)
@@ -254,12 +251,12 @@ class Daemon:
         if self._consumers.serve_all():
             self._give_work(cursors)  # a grant moves a cursor on: a batch for which another loop waits may fit now
         self._controller.note_waiting(any(cursor.waiting for cursor in cursors))
-        if self._memory.readers_in_the_way or self._memory.may_grow():
+        if self._memory.needs.fewer_readers or self._memory.may_grow():
             self._loop.call_later(0, lambda: None)  # come round again without waiting
         if not self._announced and not self._memory.may_grow() and self._pool.any_ready:
             self._announced = True
-            log.info("%s", budget.explain(self._memory.budget.plan, self._memory.segments))
-            log.info("%s", report.ready_line(self.status(), self._attach_hint))
+            log.info("%s", explain(self._memory.budget.plan, self._memory.segments))
+            log.info("%s", ready_line(self.status(), self._attach_hint))
         if self._pool.busy or self._builder.has_queued or self._memory.is_grown or not self._controller.relieved:
             self._begin_ticking()
 
@@ -267,7 +264,7 @@ class Daemon:
         """Keep the readers busy; while memory is short, only for loops that wait, one batch at a time."""
         if self._memory.making_room:
             cursors = []
-        elif self._controller.paused:
+        elif self._memory.target.paused:
             waiting = [cursor for cursor in cursors if cursor.waiting]
             cursors = [] if self._builder.has_jobs else waiting[:1]
         self._builder.give_work(cursors)
@@ -286,7 +283,7 @@ class Daemon:
 
     def status(self) -> dict[str, Any]:
         """Return everything that `prefetchd status --json` prints; see `prefetchd.daemon.status`."""
-        return report.status(
+        return make_report(
             self._config.name,
             self._datasets,
             self._ring,

@@ -20,12 +20,13 @@ import socket
 import sys
 import time
 
+from prefetchd.columns.passed import PassedTable
 from prefetchd.config.options import Config
-from prefetchd.daemon.failures import explained, fatal
 from prefetchd.daemon.private import receive_configs
 from prefetchd.errors import ConfigError, PrefetchdError
 from prefetchd.ipc import messages, sockets
 from prefetchd.ipc.event_loop import EventLoop, Interrupted
+from prefetchd.ipc.failures import explained
 from prefetchd.ipc.run_directory import DaemonPaths, RunLock, daemon_paths, remove_files_of_others
 
 LINGER_S = 3.0
@@ -42,20 +43,20 @@ def main(argv: list[str]) -> int:
         with sock:
             sock.settimeout(_RECEIVE_S)
             try:
-                with explained("start the shared daemon"):
+                with explained("start the shared daemon", everything=True):
                     loop = EventLoop()
                     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # before the lock is taken
                         loop.on_signal(number, loop.stop)
-                    configs = receive_configs(sock)
+                    configs, tables = receive_configs(sock)
                     paths = daemon_paths(next(iter(configs.values())).name, create=True)
                     listener = _become_daemon(paths, resources)
             except sockets.ConnectionEnded:
                 return 1
             except PrefetchdError as error:
                 with contextlib.suppress(sockets.ConnectionEnded):
-                    sockets.send(sock, messages.encode(fatal(error)))
+                    sockets.send(sock, messages.encode(messages.Fatal.of(error)))
                 return 1
-        return 0 if listener is None else _serve(configs, loop, listener, paths)
+        return 0 if listener is None else _serve(configs, tables, loop, listener, paths)
 
 
 def _become_daemon(paths: DaemonPaths, resources: contextlib.ExitStack) -> socket.socket | None:
@@ -84,18 +85,24 @@ def _become_daemon(paths: DaemonPaths, resources: contextlib.ExitStack) -> socke
     return listener
 
 
-def _serve(configs: dict[str, Config], loop: EventLoop, listener: socket.socket, paths: DaemonPaths) -> int:
+def _serve(
+    configs: dict[str, Config],
+    tables: dict[str, PassedTable],
+    loop: EventLoop,
+    listener: socket.socket,
+    paths: DaemonPaths,
+) -> int:
     try:
-        with explained("start the shared daemon"):
+        with explained("start the shared daemon", everything=True):
             # Imported here, so that a failure reaches those that connect.
             from prefetchd.daemon.server import Daemon
 
-            daemon = Daemon(configs, loop, files_to_remove=paths.files, linger_s=LINGER_S)
+            daemon = Daemon(configs, loop, tables=tables, files_to_remove=paths.files, linger_s=LINGER_S)
             daemon.listen(listener.dup())
     except Interrupted:
         return 0
     except PrefetchdError as error:
-        _refuse_all(listener, fatal(error))
+        _refuse_all(listener, messages.Fatal.of(error))
         return 1
     try:
         daemon.run()

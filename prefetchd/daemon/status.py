@@ -29,7 +29,7 @@ from prefetchd.ring.slots import Content, Ring
 _LISTED_BAD = 20
 
 
-def status(
+def make_report(
     name: str,
     datasets: Sequence[Dataset],
     ring: Ring,
@@ -73,7 +73,7 @@ def status(
             "max_footprint_bytes": memory.max_footprint_bytes,
             "ring_bytes": footprint.ring_bytes,
             "source_bytes": footprint.source_bytes,
-            "mail_bytes": footprint.mail_bytes,
+            "queue_bytes": footprint.queue_bytes,
             "process_bytes": {str(pid): n for pid, n in footprint.processes.items()},
             "in_force_bytes": memory.budget.in_force_bytes,
             "reserved_bytes": memory.budget.reserved_bytes,
@@ -84,7 +84,7 @@ def status(
                 "source": shortage.source,
                 "stalled_percent": shortage.stalled_percent,
                 "given_back": not controller.relieved,
-                "paused": controller.paused,
+                "paused": memory.target.paused,
             },
         },
         "num_workers": {"wanted": pool.n_readers, "auto": controller.is_auto, "outgrown": memory.outgrown_readers},
@@ -107,7 +107,7 @@ def status(
         ],
         "reader_crashes": pool.crashes,
         "consumers": [
-            _consumer(consumer, manager, ring, is_short_of_memory=controller.paused)
+            _consumer(consumer, manager, ring, is_short_of_memory=memory.target.paused)
             for consumer in manager.consumers.values()
             if consumer.attachment is not None
         ],
@@ -209,14 +209,14 @@ def _measured(footprint: Footprint, pool: Pool) -> dict[str, int]:
 
 
 def _dataset(dataset: Dataset) -> dict[str, Any]:
-    shape, dtype = dataset.source.x
+    first = dataset.layout.fields[0]
     return {
         "name": dataset.name,
         "source": one_line(dataset.config.source),
-        "n_samples": dataset.source.n_samples,
+        "n_samples": dataset.source.facts.n_samples,
         "batches_per_epoch": dataset.order.batches_per_epoch,
-        "batch_shape": [dataset.config.batch_size, *shape],
-        "batch_dtype": dtype,
+        "batch_shape": [dataset.config.batch_size, *first.shape],
+        "batch_dtype": first.dtype,
         "cache": None if dataset.source.cache is None else dataset.source.cache.report(),
     }
 

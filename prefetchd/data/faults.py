@@ -69,6 +69,13 @@ class RefusedImage(UndecodableImage):
         super().__init__(reason, needs_fresh_reader=False)
 
 
+class RefusedTarget(SampleFault):
+    """The sample's boxes or keypoints cannot be used (content)."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, FaultKind.CONTENT, needs_fresh_reader=False)
+
+
 class TransformFault(SampleFault):
     """The user's function raised an exception for this sample, or returned what does not fit (content).
 

@@ -29,9 +29,11 @@ UNREAD_SUFFIXES = (
 )  # fmt: skip
 IMAGE_OPTIONS = (
     "image_size", "color", "dtype", "scale", "mean", "std", "layout", "resize", "interpolation", "shrink_on_load",
-    "max_image_pixels", "augment", "transform", "target_transform", "target", "mask_border",
-    "cache", "cache_size", "cache_image_size",
+    "max_image_pixels", "channels", "augment", "views", "transform", "target_transform", "target", "mask_border",
+    "cache", "cache_size", "cache_image_size", "box_format", "source_box_format", "max_boxes", "min_visible", "crowds",
 )  # fmt: skip
+BOX_OPTIONS = ("box_format", "source_box_format", "min_visible", "crowds")
+OBJECT_OPTIONS = (*BOX_OPTIONS, "max_boxes")
 MASK_OPTIONS = ("target", "mask_border")
 LIST_OPTIONS = ("root", "label_columns", "label_separator", "missing_label")
 COLUMN_OPTIONS = ("x_column", "y_column")
@@ -62,10 +64,12 @@ def refuse_given(config: Config, names: tuple[str, ...], concern: str) -> None:
             )
 
 
-Kind = Literal["manifest", "tar", "parquet", "arrays"]
+# What Hugging Face's `save_to_disk` writes beside the Arrow files of a data set, or the folders of several.
+ARROW_FOLDERS = ("state.json", "dataset_dict.json")
+Kind = Literal["manifest", "tar", "parquet", "arrow", "arrays"]
 
 _SUFFIXES: dict[str, Kind] = {
-    ".tar": "tar", ".parquet": "parquet", ".pq": "parquet", ".npy": "arrays", ".npz": "arrays",
+    ".tar": "tar", ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".npy": "arrays", ".npz": "arrays",
 }  # fmt: skip
 _COMPRESSED_TAR = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -90,6 +94,8 @@ def _kind_of_name(path: str) -> Kind:
 
 def _kind_of_folder(path: str) -> Kind:
     """A folder of shards holds tars, Parquet files or arrays, and neither folders nor images of its own."""
+    if any(os.path.isfile(os.path.join(path, name)) for name in ARROW_FOLDERS):
+        return "arrow"
     kind: Kind = "manifest"
     try:
         with os.scandir(path) as entries:

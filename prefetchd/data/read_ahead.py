@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
-from prefetchd.data import files
 from prefetchd.data.buffer_pool import SMALLEST_BUFFER_BYTES, BufferPool, MappedBuffer, PoolExhaustedError
-from prefetchd.data.files import FileBuffer
-from prefetchd.data.read_threads import AheadRead, Fetch, ReadThreads
+from prefetchd.data.files import FileBuffer, read_file
+from prefetchd.data.read_threads import AheadRead, ReadThreads
 from prefetchd.data.records import Records, Sample
 from prefetchd.data.source import ALLOWANCE_BYTES, ReserveMemory
 
@@ -30,7 +29,14 @@ SLOW_S, FAST_S = 0.002, 0.001
 _WEIGHT = 0.1  # of the last read in the average
 _RECOVERY_BYTES = 64 << 10  # by which the limit grows with each decode after a large one
 
-_Key = tuple[int, bool]  # the sample's number, and whether it is its mask
+_Key = tuple[int, int]  # the sample's number, and that of the part
+Fetcher = Callable[[Sample, FileBuffer, ReserveMemory], memoryview]
+MASK_PART = 1  # where a label is the path of a mask; the image is part 0
+
+
+def read_mask(sample: Sample, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
+    """Return the bytes of a sample's mask, which is always a file of its own; for `ReadAhead`."""
+    return read_file(str(sample.label), buffer, reserve=reserve)
 
 
 class ReadAhead:
@@ -38,12 +44,17 @@ class ReadAhead:
 
     Args:
         records: where the bytes come from; borrowed.
-        with_masks: whether samples' labels are paths of masks, which are read after their images.
+        fetchers: how to read the parts of a sample, by their numbers, in the order in which they are read; if not
+            given, a sample has one part, 0, which the records read.
+
+    Attributes:
+        known: for a part, says whether that of a sample need not be read, as a cache has it.
     """
 
-    def __init__(self, records: Records, *, with_masks: bool = False) -> None:
+    def __init__(self, records: Records, fetchers: Mapping[int, Fetcher] | None = None) -> None:
         self._records = records
-        self._with_masks = with_masks
+        self._fetchers = {0: records.read} if fetchers is None else fetchers
+        self.known: dict[int, Callable[[int], bool]] = {}
         self._average_s = 0.0
         self._average_bytes = float(SMALLEST_BUFFER_BYTES)
         self._is_on = False
@@ -76,22 +87,18 @@ class ReadAhead:
         if not self._threads.n_threads:
             return
         for number, sample in zip(numbers, self._records.samples(numbers), strict=True):
-            for is_mask in (False, True) if self._with_masks else (False,):
-                read = AheadRead(self._fetch_of(sample, is_mask))
-                self._coming.setdefault((number, is_mask), deque()).append(read)
+            for part, fetcher in self._fetchers.items():
+                if (is_known := self.known.get(part)) is not None and is_known(number):
+                    continue
+                read = AheadRead(partial(fetcher, sample))
+                self._coming.setdefault((number, part), deque()).append(read)
                 self._later.append(read)
         self._begin()
 
-    def _fetch_of(self, sample: Sample, is_mask: bool) -> Fetch:
-        """Return the function that reads a sample's image, or its mask, which is always a file of its own."""
-        if is_mask:
-            return lambda buffer, reserve: files.read_file(str(sample.label), buffer, reserve=reserve)
-        return partial(self._records.read, sample)
-
     def read(
-        self, sample_id: int, sample: Sample, buffer: FileBuffer, reserve: ReserveMemory, *, is_mask: bool = False
+        self, sample_id: int, sample: Sample, buffer: FileBuffer, reserve: ReserveMemory, part: int = 0
     ) -> memoryview:
-        """Return the bytes of a sample, or of its mask, in `buffer` or another one, until the next read.
+        """Return the bytes of a part of a sample, in `buffer` or another one, until the next read.
 
         Raises:
             SampleFault, ManifestError: as `Records.read` does.
@@ -99,7 +106,7 @@ class ReadAhead:
         self._end_loan()
         started_s = time.perf_counter()
         if self._coming:
-            key = sample_id, is_mask
+            key = sample_id, part
             self._read_lately.add(key)
             ahead = self._take(key)
             if ahead is not None:
@@ -113,7 +120,7 @@ class ReadAhead:
                     raise ahead.error
         started_s = time.perf_counter()
         self.began_ns = time.time_ns()
-        data = self._fetch_of(sample, is_mask)(buffer, partial(self._reserve, reserve))
+        data = self._fetchers[part](sample, buffer, partial(self._reserve, reserve))
         took_s = time.perf_counter() - started_s
         self.waited_s += took_s
         self._learn(took_s, len(data))
@@ -128,7 +135,8 @@ class ReadAhead:
         if not self._coming and not self._read_lately:
             return
         for sample_id in sample_ids:
-            for key in ((int(sample_id), False), (int(sample_id), True)):
+            for part in self._fetchers:
+                key = int(sample_id), part
                 read = None if key in self._read_lately else self._take(key)
                 if read is not None:
                     self._threads.drop(read)

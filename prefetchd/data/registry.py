@@ -8,15 +8,26 @@ imported when they are needed.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from prefetchd.config.options import Config
 from prefetchd.data.first_look import check_some_exist
-from prefetchd.data.kinds import ARRAY_OPTIONS, MASK_OPTIONS, SEQUENCE_OPTIONS, kind_of, refuse_given
+from prefetchd.data.kinds import (
+    ARRAY_OPTIONS,
+    BOX_OPTIONS,
+    MASK_OPTIONS,
+    OBJECT_OPTIONS,
+    SEQUENCE_OPTIONS,
+    kind_of,
+    refuse_given,
+)
 from prefetchd.data.records import Records
 from prefetchd.data.source import Source
+from prefetchd.errors import ManifestError, one_line
 
 if TYPE_CHECKING:
+    from prefetchd.columns.passed import PassedTable
     from prefetchd.data.manifest.dialect import MalformedLine
 
 __all__ = ["Source", "attach_source", "open_source"]
@@ -26,39 +37,57 @@ _IMAGES = {
     "manifest": ("prefetchd.data.manifest.records", "Manifest"),
     "tar": ("prefetchd.data.tar.records", "TarShards"),
     "parquet": ("prefetchd.data.parquet.records", "ParquetRecords"),
+    "objects": ("prefetchd.data.table.object_records", "ObjectRecords"),  # with target="boxes" or "keypoints"
+    "arrow": ("prefetchd.data.table.arrow_files", "ArrowFiles"),
+    "table": ("prefetchd.data.table.records", "TableRecords"),  # from memory, never opened by name
+    "fields": ("prefetchd.data.table.field_records", "FieldRecords"),
 }
 _SOURCES = {
     "arrays": ("prefetchd.data.arrays.source", "ArraySource"),
+    "memory_arrays": ("prefetchd.data.arrays.memory", "MemoryArrays"),  # never opened by name
     "sequences": ("prefetchd.data.arrays.sequences", "SequenceSource"),
 }
+_OBJECTS = ("boxes", "keypoints")  # targets
 _SERVED = "prefetchd.data.images.source", "ImageSource"
+_VIEWS = "prefetchd.data.images.views", "ViewsSource"
+_FIELDS = "prefetchd.data.fields.source", "FieldsSource"
 _INSPECTED = "prefetchd.data.images.inspection", "InspectedImages"  # made by `verify`, never opened by name
 
 
-def open_source(config: Config, malformed: list[MalformedLine] | None = None) -> Source:
+def open_source(
+    config: Config, malformed: list[MalformedLine] | None = None, *, table: PassedTable | None = None
+) -> Source:
     """Open and check the data set that `config.source` names, in the daemon.
 
     Args:
         config: the options.
         malformed: collects malformed lines of a list, which are left out then; without it they are refused.
+        table: the source, if it is in the memory of the daemon's starter; owned.
 
     Raises:
         ManifestError: if it cannot be served, with the reason.
         ConfigError: if an option means nothing for it, or a library that it needs is not installed.
     """
-    kind = "sequences" if config.offsets is not None else kind_of(config.source)
+    if table is not None:
+        from prefetchd.data.table.memory import open_memory
+
+        return open_memory(config, table)
+    kind: str = "sequences" if config.offsets is not None else kind_of(config.source)
+    if config.fields:
+        from prefetchd.data.table.opener import open_fields, open_table
+
+        return open_fields(config, open_table(config, kind))
     if kind in _SOURCES:
         source: Source = _class(_SOURCES[kind]).open(config)
         return source
-    from prefetchd.data.images.source import ImageSource
-
     is_list = kind == "manifest"
-    if not is_list:
-        refuse_given(config, MASK_OPTIONS, "lists of images")
+    _refuse_other_targets(config, is_list, kind)
     refuse_given(config, ARRAY_OPTIONS, "arrays")
     refuse_given(config, SEQUENCE_OPTIONS, "ragged sequences")
+    if config.target in _OBJECTS:
+        is_list, kind = False, "objects"
     opened = _class(_IMAGES[kind])
-    if not is_list:
+    if not is_list and kind != "arrow":
         refuse_given(config, ("missing_label",), "lists of images")
         if config.label_separator:  # an empty one takes labels whole, wherever they are
             refuse_given(config, ("label_separator",), "lists of images")
@@ -69,7 +98,30 @@ def open_source(config: Config, malformed: list[MalformedLine] | None = None) ->
         except BaseException:
             records.close()
             raise
-    return ImageSource.open(config, kind, records)
+    from prefetchd.data.images.views import open_images
+
+    return open_images(config, kind, records)
+
+
+def _refuse_other_targets(config: Config, is_list: bool, kind: str) -> None:
+    """Refuse options of targets other than the one that is served, and annotations that are served without them."""
+    if config.target in _OBJECTS:
+        refuse_given(config, ("mask_border",), 'target="mask"')
+        refuse_given(config, ("label_columns", "label_separator"), 'target="label"')
+        if config.target == "keypoints":
+            refuse_given(config, BOX_OPTIONS, 'target="boxes"')
+        return
+    if not is_list and kind != "arrow":
+        refuse_given(config, MASK_OPTIONS, "lists of images")
+    refuse_given(config, OBJECT_OPTIONS, 'target="boxes"')
+    if is_list and config.source.lower().endswith(".json"):
+        from prefetchd.data.table.coco import is_coco
+
+        if is_coco(os.path.expanduser(config.source)):
+            raise ManifestError(
+                f"cannot take labels from {one_line(config.source)}: it has COCO annotations, and an image has several "
+                'objects; give target="boxes" or target="keypoints"'
+            )
 
 
 def attach_source(config: Config, handle: dict[str, Any], fds: list[int]) -> Source:
@@ -81,9 +133,16 @@ def attach_source(config: Config, handle: dict[str, Any], fds: list[int]) -> Sou
         return source
     at = len(fds) - handle["n_cache_fds"]
     records: Records = _class(_IMAGES[kind]).attach(handle["records"], fds[:at])
-    images = _class(_INSPECTED if "is_inspected" in handle else _SERVED)
+    images = _class(_attached(config, handle))
     source = images.attach(config, handle, records, fds[at:])
     return source
+
+
+def _attached(config: Config, handle: dict[str, Any]) -> tuple[str, str]:
+    """Return module and class of the source of images, with this handle."""
+    if "is_inspected" in handle:
+        return _INSPECTED
+    return _FIELDS if config.fields else _VIEWS if config.views else _SERVED
 
 
 def _class(home: tuple[str, str]) -> Any:

@@ -3,65 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prefetchd.ipc.reader_messages import Fault
+from prefetchd.ring.layout import FieldLayout
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from prefetchd.data.cache.daemon_side import CacheInDaemon
+    from prefetchd.data.cache.several import SeveralCaches
 
 ReserveMemory = Callable[[int], None]
 ALLOWANCE_BYTES = 12 << 20  # working memory that a reader may take without `reserve`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceFacts:
+    """What is the same of a source as long as it is open. Only the daemon's may be relied on beyond `n_samples`.
+
+    Attributes:
+        n_samples: the number of samples.
+        digest: 16 hexadecimal digits that follow which samples there are, in which order, with which labels.
+        versions: versions that decide a row's bytes besides the content options, such as the decoder's.
+        fields: what it delivers: names, shapes and dtypes, in order.
+        classes: class names by number, where labels were text.
+        shared_bytes: of memory segments that the source holds for all its readers, such as an index.
+        reader_bytes: of private memory that it takes in each reader, beyond what every reader has.
+        max_task_rows: rows that one task may have at most; a report of a fault in each of them must fit in a message.
+        answers_together: whether tasks are so short that a reader answers several together.
+    """
+
+    n_samples: int
+    digest: str
+    versions: dict[str, str]
+    fields: tuple[FieldLayout, ...]
+    classes: tuple[str, ...] | None = None
+    shared_bytes: int = 0
+    reader_bytes: int = 0
+    max_task_rows: int = 64
+    answers_together: bool = False
 
 
 class Source(Protocol):
     """A data set by random access. The daemon opens and checks it; each reader attaches to it."""
 
     @property
-    def n_samples(self) -> int:
-        """The number of samples."""
+    def facts(self) -> SourceFacts:
+        """What never changes of it."""
 
     @property
-    def digest(self) -> str:
-        """16 hexadecimal digits that follow which samples there are, in which order, with which labels."""
-
-    @property
-    def versions(self) -> dict[str, str]:
-        """Versions that decide a row's bytes besides the content options, such as the decoder's."""
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        """Class names by number, where labels were text."""
-
-    @property
-    def x(self) -> tuple[tuple[int, ...], str]:
-        """Shape and dtype of one delivered sample."""
-
-    @property
-    def y(self) -> tuple[tuple[int, ...], str]:
-        """Shape and dtype of one delivered label."""
-
-    @property
-    def shared_bytes(self) -> int:
-        """Bytes of memory segments that the source holds for all its readers, such as an index."""
-
-    @property
-    def max_task_rows(self) -> int:
-        """Rows that one task may have at most; a report of a fault in each of them must fit in a message."""
-
-    @property
-    def answers_together(self) -> bool:
-        """Whether tasks are so short that a reader answers several together."""
-
-    @property
-    def reader_bytes(self) -> int:
-        """Bytes of private memory that it takes in each reader, beyond what every reader has."""
-
-    @property
-    def cache(self) -> CacheInDaemon | None:
+    def cache(self) -> CacheInDaemon | SeveralCaches | None:
         """The cache of decoded samples, in the daemon; `None` without one."""
 
     @property
@@ -89,14 +83,13 @@ class Source(Protocol):
         epoch: int,
         sample_ids: NDArray[np.int64],
         rows: Sequence[int],
-        x: NDArray[Any],
-        y: NDArray[Any],
+        arrays: Sequence[NDArray[Any]],
         reserve: ReserveMemory,
     ) -> list[Fault]:
-        """Write samples, as they are in `epoch`, into rows of `x` and `y`; return those that failed.
+        """Write samples, as they are in `epoch`, into rows of `arrays`; return those that failed.
 
-        `rows` follow one another. A sample whose reader died is filled again, alone. The reader answers after `confirm`
-        only.
+        `arrays` are those of `facts.fields`, in that order. `rows` follow one another. A sample whose reader died is
+        filled again, alone. The reader answers after `confirm` only.
 
         `fill` calls `reserve(n_bytes)` before it takes working memory beyond the reader's allowance, and `reserve(0)`
         after it gave that back.

@@ -2,7 +2,7 @@
 
     python -P .../prefetchd/ipc/boot.py MODULE STDERR_FD [ARGUMENT ...]
 
-`child.command` makes this command line. The parent may have found prefetchd through its `sys.path` alone, while
+`process.child_command` makes this command line. The parent may have found prefetchd through its `sys.path` alone, while
 another version is installed, so the package is loaded from the folder of this file. The parent's folders go last in
 `sys.path`: they hold what prefetchd needs, and no file in the working directory replaces a module of the standard
 library. Until the module is loaded, standard error is a file of the parent, which quotes its last line if the child

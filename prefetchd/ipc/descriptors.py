@@ -67,6 +67,14 @@ def memfd(label: str) -> int:
     return os.memfd_create(label, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
 
 
+def memfd_of_length(label: str, n_bytes: int) -> int:
+    """Return the descriptor, which the caller owns, of a new memfd of `n_bytes` whose length never changes."""
+    fd = memfd(label)
+    os.ftruncate(fd, n_bytes)
+    seal_length(fd)
+    return fd
+
+
 def memfd_bytes(fd: int) -> int:
     """Return the bytes of memory that the memfd `fd` occupies."""
     return os.fstat(fd).st_blocks * 512
@@ -75,6 +83,11 @@ def memfd_bytes(fd: int) -> int:
 def seal(fd: int) -> None:
     """Make the memfd `fd` immutable for every process that holds it."""
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+
+
+def seal_length(fd: int) -> None:
+    """Seal the length of the memfd `fd`: a writer that cut the file would make every map of it a SIGBUS."""
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
 
 
 def write_classes(classes: Sequence[str]) -> int:

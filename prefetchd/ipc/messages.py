@@ -19,6 +19,8 @@ from typing import Annotated, Any
 
 import msgspec
 
+from prefetchd.errors import PrefetchdError
+
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Position = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
@@ -128,9 +130,14 @@ class ChangeOptions(Message, frozen=True):
 
 
 class Configure(Message, frozen=True):
-    """What the parent of a private daemon sends first: the whole configuration, by data set."""
+    """What the starter of a private or shared daemon sends first: the whole configuration, by data set.
+
+    `tables` describes sources that are in the starter's memory, by data set; their memfds come with the message, in
+    this order.
+    """
 
     datasets: dict[str, dict[str, Any]]
+    tables: dict[str, dict[str, Any]] = {}
 
 
 # --- daemon to consumer
@@ -209,6 +216,11 @@ class Fatal(Message, frozen=True):
 
     error: str
     text: str
+
+    @classmethod
+    def of(cls, error: PrefetchdError) -> Fatal:
+        """Return the message with which a consumer raises `error`."""
+        return cls(type(error).__name__, str(error))
 
 
 class StatusReport(Message, frozen=True):

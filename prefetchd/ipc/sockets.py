@@ -1,7 +1,8 @@
 """Sockets: send and receive one message, with descriptors beside it. Every process uses it.
 
 Each socket is `AF_UNIX`, `SOCK_SEQPACKET`: messages keep their boundaries and arrive in order, and an empty read means
-that the peer has ended. A message has at most `MAX_MESSAGE_BYTES`.
+that the peer has ended. A message has at most `MAX_MESSAGE_BYTES`. The sockets on which `prefetchd list`, and commands
+with `--pid`, find private daemons are here too.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ _RECEIVE = int(socket.MSG_CMSG_CLOEXEC)
 _RECEIVE_NOW = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
 _SEND = int(socket.MSG_NOSIGNAL)
 _SEND_NOW = int(socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+_PRIVATE_BACKLOG = 16
+_PRIVATE_CONNECT_S = 1.0
 _SO_PEERPIDFD = 77  # Linux 6.5; not named by the socket module yet
 
 
@@ -126,3 +129,61 @@ def peer(sock: socket.socket) -> tuple[int, int, int]:
     except OSError:
         pidfd = os.pidfd_open(pid)
     return pid, uid, pidfd
+
+
+# A private daemon listens on an abstract socket of its own, besides the connection of its starter, which alone keeps it
+# alive. The socket is named by user and pid, so nothing lies in a folder, and the kernel removes the name with the
+# process. Any user may take such a name, so both sides check the user id of the peer. Another network namespace (a
+# container) has its own names.
+
+
+def listen_privately() -> socket.socket:
+    """Return a listener of this process's own, which the caller owns.
+
+    Raises:
+        OSError: if there can be none.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        listener.bind(f"\0{_private_prefix()}{os.getpid()}")
+        listener.listen(_PRIVATE_BACKLOG)
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def connect_to_private() -> list[tuple[int, socket.socket]]:
+    """Return the pid of each private daemon of this user, as it is here, and a socket to it that the caller owns."""
+    found = []
+    for name in sorted(_private_names()):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            sock.settimeout(_PRIVATE_CONNECT_S)  # with a full queue of others before us, connecting would not return
+            sock.connect(f"\0{name}")
+            pid, uid, pidfd = peer(sock)
+        except OSError:  # it has ended, or is ending
+            sock.close()
+            continue
+        os.close(pidfd)
+        if uid == os.getuid():
+            found.append((pid, sock))
+        else:
+            sock.close()
+    return found
+
+
+def _private_prefix() -> str:
+    return f"prefetchd-{os.getuid()}-"
+
+
+def _private_names() -> set[str]:
+    """Return the names that private daemons of this user listen on."""
+    start = f"@{_private_prefix()}"
+    try:
+        with open("/proc/net/unix", encoding="utf-8", errors="replace") as lines:
+            words = [line.split() for line in lines]
+    except OSError:  # a sandbox without it
+        return set()
+    return {found[-1][1:] for found in words if found[-1].startswith(start) and found[-1][len(start) :].isdigit()}

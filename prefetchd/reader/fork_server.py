@@ -26,8 +26,9 @@ import time
 import traceback
 
 from prefetchd.errors import PrefetchdError
-from prefetchd.ipc import os_errors, reader_messages, sockets
+from prefetchd.ipc import reader_messages, sockets
 from prefetchd.ipc.exit_status import RAISED_STATUS
+from prefetchd.ipc.failures import explained
 from prefetchd.ipc.run_directory import remove_left_files
 
 # The allocator and the libraries read it when the fork server starts: one thread, one arena. Big buffers go back to the
@@ -148,7 +149,7 @@ def main(argv: list[str]) -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # we end what a reader leaves behind
 
     try:
-        with os_errors.explained("start a reader"):
+        with explained("start a reader"):
             # Readers share what is loaded here. A reader that loads it itself takes a tenth of a second, and outgrows
             # its share of the budget.
             import prefetchd.data.images.pipeline

@@ -10,12 +10,9 @@ and every library as well.
 
 from __future__ import annotations
 
-import os
 import resource
 
-from prefetchd.ipc.process import memory_bytes
-
-_PAGE_BYTES = os.sysconf("SC_PAGESIZE")
+from prefetchd.ipc.process import anonymous_bytes, memory_bytes, open_own_statm, private_bytes
 
 
 class ReaderMemory:
@@ -28,10 +25,10 @@ class ReaderMemory:
 
     def __init__(self, share_bytes: int, slack_bytes: int) -> None:
         self.share_bytes = share_bytes
-        self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        self._statm = open_own_statm()
         # Pages shared with the fork server count in part, until one of the two writes to them. Growth counts from here.
-        self._private_bytes = memory_bytes("self", "smaps_rollup", "Pss_Anon", "SwapPss")
-        self._anonymous_bytes = self._read()
+        self._private_bytes = private_bytes("self")
+        self._anonymous_bytes = anonymous_bytes(self._statm)
         self._lent_bytes = 0
         self._hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
         mapped_bytes = memory_bytes("self", "status", "VmData")  # what RLIMIT_DATA is compared with
@@ -41,7 +38,7 @@ class ReaderMemory:
     @property
     def bytes_now(self) -> int:
         """What the process takes, to a few pages (2 us)."""
-        return self._private_bytes + self._read() - self._anonymous_bytes
+        return self._private_bytes + anonymous_bytes(self._statm) - self._anonymous_bytes
 
     @property
     def outgrown(self) -> bool:
@@ -59,8 +56,3 @@ class ReaderMemory:
         if self._hard != resource.RLIM_INFINITY:
             soft = min(soft, self._hard)
         resource.setrlimit(resource.RLIMIT_DATA, (soft, self._hard))
-
-    def _read(self) -> int:
-        """Anonymous resident bytes: `smaps_rollup` would walk every page."""
-        _, resident, shared, _ = os.pread(self._statm, 128, 0).split(b" ", 3)
-        return (int(resident) - int(shared)) * _PAGE_BYTES

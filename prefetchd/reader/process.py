@@ -56,14 +56,15 @@ class _Dataset:
     order: Order
     layout: BatchLayout
     is_watched: bool
+    answers_together: bool
 
 
 def _open_dataset(message: reader_messages.OpenDataset, fds: list[int]) -> _Dataset:
     config = make_config(**message.config)
     source = attach_source(config, message.source, fds)
-    order = Order(source.n_samples, config.batch_size, config.drop_last, config.shuffle, config.seed)
+    order = Order(source.facts.n_samples, config.batch_size, config.drop_last, config.shuffle, config.seed)
     is_watched = config.transform is not None or config.target_transform is not None
-    return _Dataset(source, order, layout_from_wire(message.layout), is_watched)
+    return _Dataset(source, order, layout_from_wire(message.layout), is_watched, source.facts.answers_together)
 
 
 class Reader:
@@ -73,7 +74,7 @@ class Reader:
         self._sock = sock
         self._early: deque[tuple[reader_messages.Message, list[int]]] = deque()  # arrived before its turn
         self._slots: dict[int, tuple[mmap.mmap, np.ndarray[tuple[int], np.dtype[np.uint8]]]] = {}
-        self._views: dict[tuple[int, int], tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]] = {}
+        self._views: dict[tuple[int, int], tuple[tuple[NDArray[Any], ...], NDArray[np.int64]]] = {}
         self._datasets: dict[int, _Dataset] = {}
         self._unexpected: deque[reader_messages.Fill] = deque()  # to come, and not expected by the source yet
         self._allowance_bytes = 0
@@ -126,7 +127,7 @@ class Reader:
                 self._unexpected.popleft()
             ids = dataset.order.sample_ids(fill.epoch, fill.batch, fill.first_row, fill.n_rows)
             done.append(self._fill(fill, ids, range(fill.first_row, fill.first_row + fill.n_rows)))
-            if not dataset.source.answers_together or time.perf_counter() - answered_s > _ANSWER_S:
+            if not dataset.answers_together or time.perf_counter() - answered_s > _ANSWER_S:
                 self._answer(done)
                 done, answered_s = [], time.perf_counter()
         self._answer(done)
@@ -134,7 +135,7 @@ class Reader:
     def _fill(
         self, task: reader_messages.Fill | reader_messages.FillOne, ids: NDArray[np.int64], rows: range
     ) -> reader_messages.Done:
-        x, y, all_ids = self._views_of(task.dataset, task.slot)
+        arrays, all_ids = self._views_of(task.dataset, task.slot)
         all_ids[rows.start : rows.stop] = ids
         dataset = self._datasets[task.dataset]
         source = dataset.source
@@ -149,7 +150,7 @@ class Reader:
             part, part_ids = rows[first : first + step], ids[first : first + step]
             was_slow = source.read_s
             try:
-                found = source.fill(task.epoch, part_ids, part, x, y, self._reserve)
+                found = source.fill(task.epoch, part_ids, part, arrays, self._reserve)
             except MemoryError as error:
                 found = self._out_of_memory(part, part_ids.tolist(), error)
             if step < len(rows):  # tracebacks of many rows would not fit in a message
@@ -171,7 +172,7 @@ class Reader:
         """
         if dataset.is_watched:
             return 1
-        if dataset.source.answers_together:
+        if dataset.answers_together:
             return n_rows
         return _ROWS_A_LOOK if self._has_filled else 1  # the first read may be slow already
 
@@ -197,18 +198,19 @@ class Reader:
             for row, i in zip(rows, ids, strict=True)
         ]
 
-    def _views_of(self, dataset: int, slot: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
-        """Return x, y and the sample ids of a slot, as a data set lays them out, at full length."""
+    def _views_of(self, dataset: int, slot: int) -> tuple[tuple[NDArray[Any], ...], NDArray[np.int64]]:
+        """Return the fields and the sample ids of a slot, as a data set lays them out, at full length."""
         views = self._views.get((dataset, slot))
         if views is None:
             layout, root = self._datasets[dataset].layout, self._slots[slot][1]
-            x, y = layout.xy(root, layout.batch_size)
-            views = self._views[dataset, slot] = x, y, layout.sample_ids(root, layout.batch_size)
+            views = layout.arrays(root, layout.batch_size), layout.sample_ids(root, layout.batch_size)
+            self._views[dataset, slot] = views
         return views
 
     def _compact(self, message: reader_messages.Compact) -> None:
         kept = [row for row in range(message.n_rows) if not message.skipped[row // 8] >> row % 8 & 1]
-        for part in self._views_of(message.dataset, message.slot):
+        arrays, ids = self._views_of(message.dataset, message.slot)
+        for part in (*arrays, ids):
             for to, row in enumerate(kept):
                 if to != row:
                     part[to] = part[row]

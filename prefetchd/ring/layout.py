@@ -1,11 +1,14 @@
-"""The layout of one slot: where the pixels, labels and sample ids of a batch are. Pure.
+"""The layout of one slot: where the fields and sample ids of a batch are. Pure.
 
-    | x: batch_size rows | y: batch_size labels | sample ids: batch_size int64 |
+    | x: batch_size rows | y: batch_size rows | ... | sample ids: batch_size int64 |
     0                    ^ each part starts on a 64-byte boundary
 
-Readers write through `BatchLayout.xy` and `sample_ids` over a writable map. Consumers read through the same views over
-a read-only map. Both sides derive the layout from the same few numbers (`to_wire`), and check them before they take
-any memory.
+A field is an array of rows of one shape and dtype. Without the option `fields` a batch has two, `x` and `y`. A name
+with a dot, `y.boxes`, is a leaf of a nested mapping: users see `y`, which has `boxes`.
+
+Readers write through `BatchLayout.arrays` and `sample_ids` over a writable map. Consumers read through the same views
+over a read-only map. Both sides derive the layout from the same few numbers (`to_wire`), and check them before they
+take any memory.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 ALIGNMENT_BYTES = 64
 PAGE_BYTES = 4096
 MAX_SLOT_BYTES = 1 << 40
+MAX_FIELDS = 64
 _SAMPLE_ID_BYTES = 8
 _ITEM_BYTES = {
     "bool": 1, "uint8": 1, "int8": 1, "uint16": 2, "int16": 2, "float16": 2, "uint32": 4, "int32": 4,
@@ -35,82 +39,95 @@ def _aligned(n_bytes: int, to: int = ALIGNMENT_BYTES) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class FieldLayout:
+    """One field of a batch.
+
+    Attributes:
+        name: its name, or `y.boxes` for a leaf of `y`.
+        shape: of one row, without the batch dimension; `()` for a number.
+        dtype: numpy's name of it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return math.prod(self.shape) * _ITEM_BYTES[self.dtype]
+
+
+def xy_fields(
+    x: tuple[tuple[int, ...], str], y: tuple[tuple[int, ...], str] = ((), "int64")
+) -> tuple[FieldLayout, FieldLayout]:
+    """Return the two fields of a batch `x, y`, each of a shape and a dtype."""
+    return FieldLayout("x", *x), FieldLayout("y", *y)
+
+
+@dataclass(frozen=True, slots=True)
 class BatchLayout:
     """Shapes, dtypes and offsets of a batch of at most `batch_size` samples.
 
     Attributes:
         batch_size: rows in a full batch.
-        x_shape: shape of one sample, without the batch dimension.
-        x_dtype: numpy name of the samples' dtype.
-        y_shape: shape of one label; `()` for a scalar.
-        y_dtype: numpy name of the labels' dtype.
-        x_bytes: bytes of the pixels of a full batch.
-        y_offset_bytes: where the labels start.
+        fields: the fields, in the order in which they lie in the slot.
         ids_offset_bytes: where the sample ids start.
         slot_bytes: bytes of a whole slot, rounded up to pages.
     """
 
     batch_size: int
-    x_shape: tuple[int, ...]
-    x_dtype: str
-    y_shape: tuple[int, ...]
-    y_dtype: str
-    # Computed once: every batch calls `xy`.
-    x_bytes: int = field(init=False)
-    y_offset_bytes: int = field(init=False)
+    fields: tuple[FieldLayout, ...]
+    # Computed once: every batch calls `arrays`.
     ids_offset_bytes: int = field(init=False)
     slot_bytes: int = field(init=False)
-    _x: np.dtype[Any] = field(init=False, repr=False)
-    _y: np.dtype[Any] = field(init=False, repr=False)
+    _parts: tuple[tuple[tuple[int, ...], np.dtype[Any], int], ...] = field(init=False, repr=False)  # and the offset
+    _pair: tuple[Any, ...] = field(init=False, repr=False)  # the same of two fields
 
     def __post_init__(self) -> None:
-        for dtype in (self.x_dtype, self.y_dtype):
-            if dtype not in _ITEM_BYTES:
-                raise ValueError(f"unknown dtype {dtype!r}")
-        if self.batch_size < 1 or any(side < 0 for side in (*self.x_shape, *self.y_shape)):
-            raise ValueError(f"impossible shape {(self.batch_size, *self.x_shape)}, {self.y_shape}")
-        x_bytes = self.batch_size * math.prod(self.x_shape) * _ITEM_BYTES[self.x_dtype]
-        y_bytes = self.batch_size * math.prod(self.y_shape) * _ITEM_BYTES[self.y_dtype]
-        y_offset_bytes = _aligned(x_bytes)
-        ids_offset_bytes = _aligned(y_offset_bytes + y_bytes)
-        slot_bytes = _aligned(ids_offset_bytes + self.batch_size * _SAMPLE_ID_BYTES, PAGE_BYTES)
+        names = [each.name for each in self.fields]
+        if not 1 <= len(names) <= MAX_FIELDS or len(set(names)) != len(names):
+            raise ValueError(f"impossible fields {names}")
+        parts = []
+        offset_bytes = 0
+        for each in self.fields:
+            if each.dtype not in _ITEM_BYTES:
+                raise ValueError(f"unknown dtype {each.dtype!r}")
+            if self.batch_size < 1 or any(side < 0 for side in each.shape):
+                raise ValueError(f"impossible shape {(self.batch_size, *each.shape)} of {each.name}")
+            parts.append((each.shape, np.dtype(each.dtype), offset_bytes))
+            offset_bytes = _aligned(offset_bytes + self.batch_size * each.row_bytes)
+        slot_bytes = _aligned(offset_bytes + self.batch_size * _SAMPLE_ID_BYTES, PAGE_BYTES)
         if slot_bytes > MAX_SLOT_BYTES:
             raise ValueError(f"a slot of {slot_bytes} bytes is larger than {MAX_SLOT_BYTES}")
         for name, value in (
-            ("x_bytes", x_bytes),
-            ("y_offset_bytes", y_offset_bytes),
-            ("ids_offset_bytes", ids_offset_bytes),
+            ("ids_offset_bytes", offset_bytes),
             ("slot_bytes", slot_bytes),
-            ("_x", np.dtype(self.x_dtype)),
-            ("_y", np.dtype(self.y_dtype)),
+            ("_parts", tuple(parts)),
+            ("_pair", (*parts[0][:2], *parts[1]) if len(parts) == 2 else ()),
         ):
             object.__setattr__(self, name, value)
 
-    def xy(self, root: NDArray[np.uint8], rows: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return x (rows, *x_shape) and y (rows, *y_shape), views of `root`.
+    def arrays(self, root: NDArray[np.uint8], rows: int) -> tuple[NDArray[Any], ...]:
+        """Return the fields in order, each (rows, *shape), views of `root`.
 
         Args:
             root: the slot's bytes, shape (slot_bytes,), uint8; it lives as long as any of its views.
             rows: how many samples the batch holds, 0 to `batch_size`.
         """
-        return (
-            np.ndarray((rows, *self.x_shape), self._x, root),
-            np.ndarray((rows, *self.y_shape), self._y, root, self.y_offset_bytes),
-        )
+        if self._pair:  # as most batches are: a loop takes half as long again
+            x, x_dtype, y, y_dtype, y_bytes = self._pair
+            return np.ndarray((rows, *x), x_dtype, root), np.ndarray((rows, *y), y_dtype, root, y_bytes)
+        return tuple([np.ndarray((rows, *shape), dtype, root, at) for shape, dtype, at in self._parts])
 
     def sample_ids(self, root: NDArray[np.uint8], rows: int) -> NDArray[np.int64]:
-        """Return the sample ids, (rows,) int64, a view of `root`; see `xy`."""
+        """Return the sample ids, (rows,) int64, a view of `root`; see `arrays`."""
         return np.ndarray((rows,), np.int64, root, self.ids_offset_bytes)
 
     def to_wire(self) -> dict[str, Any]:
         """Return the layout as plain values; `layout_from_wire` is the inverse."""
-        return {
-            "batch_size": self.batch_size,
-            "x_shape": list(self.x_shape),
-            "x_dtype": self.x_dtype,
-            "y_shape": list(self.y_shape),
-            "y_dtype": self.y_dtype,
-        }
+        fields = [[each.name, list(each.shape), each.dtype] for each in self.fields]
+        return {"batch_size": self.batch_size, "fields": fields}
 
 
 def layout_from_wire(wire: dict[str, Any]) -> BatchLayout:
@@ -119,10 +136,5 @@ def layout_from_wire(wire: dict[str, Any]) -> BatchLayout:
     Raises:
         ValueError, KeyError or TypeError: if the values are no layout.
     """
-    return BatchLayout(
-        batch_size=int(wire["batch_size"]),
-        x_shape=tuple(int(side) for side in wire["x_shape"]),
-        x_dtype=str(wire["x_dtype"]),
-        y_shape=tuple(int(side) for side in wire["y_shape"]),
-        y_dtype=str(wire["y_dtype"]),
-    )
+    fields = [FieldLayout(str(name), tuple(map(int, shape)), str(dtype)) for name, shape, dtype in wire["fields"]]
+    return BatchLayout(int(wire["batch_size"]), tuple(fields))

@@ -28,6 +28,7 @@ import struct
 from typing import TYPE_CHECKING, NamedTuple
 from zlib import crc32
 
+from prefetchd.ipc.descriptors import memfd_of_length
 from prefetchd.ring import segment
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class GrantWriter:
         Raises:
             OSError: if the process has no descriptor left, or the machine no memory.
         """
-        fd = segment.anonymous_file("prefetchd-grants", GRANT_QUEUE_BYTES)
+        fd = memfd_of_length("prefetchd-grants", GRANT_QUEUE_BYTES)
         try:
             writer = cls(segment.map_writable(fd, GRANT_QUEUE_BYTES))
             try:
@@ -203,7 +204,7 @@ class ReturnReader:
         Raises:
             OSError: if the process has no descriptor left, or the machine no memory.
         """
-        fd = segment.anonymous_file("prefetchd-returns", RETURN_QUEUE_BYTES)
+        fd = memfd_of_length("prefetchd-returns", RETURN_QUEUE_BYTES)
         try:
             return cls(segment.map_read_only(fd, RETURN_QUEUE_BYTES)), fd
         except BaseException:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import mmap
 import os
 import secrets
@@ -22,6 +21,7 @@ from typing import Any
 
 from prefetchd.config.units import format_bytes
 from prefetchd.errors import BudgetError
+from prefetchd.ipc.descriptors import memfd, memfd_bytes, seal_length
 
 SHM_FOLDER = "/dev/shm"
 _NAME = "prefetchd-"
@@ -51,7 +51,7 @@ class Segment:
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.ENOENT, errno.EACCES, errno.EROFS):
                     raise
-        fd = os.memfd_create("prefetchd-slot", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        fd = memfd("prefetchd-slot")
         try:
             os.posix_fallocate(fd, 0, n_bytes)
         except OSError as error:
@@ -60,14 +60,14 @@ class Segment:
                 f"cannot reserve a slot: the machine has no {format_bytes(n_bytes)} of memory left ({error.strerror}); "
                 "lower batch_size, image_size or memory_budget, or free memory"
             ) from None
-        _seal_length(fd)
+        seal_length(fd)
         os.fchmod(fd, 0o600)
         return cls(fd, n_bytes, is_memfd=True)
 
     @property
     def allocated_bytes(self) -> int:
         """Bytes of the pages that the segment has now."""
-        return os.fstat(self.fd).st_blocks * 512
+        return memfd_bytes(self.fd)
 
     def read_only_fd(self) -> int:
         """Return a new read-only descriptor, which the caller owns."""
@@ -110,19 +110,6 @@ def _posix_segment(n_bytes: int) -> int:
         os.close(fd)
         raise
     return fd
-
-
-def anonymous_file(label: str, n_bytes: int) -> int:
-    """Return a descriptor, which the caller owns, of `n_bytes` of memory without a name and of fixed length."""
-    fd = os.memfd_create(label, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, n_bytes)
-    _seal_length(fd)
-    return fd
-
-
-def _seal_length(fd: int) -> None:
-    """Seal the length: a writer that cut the file would make every map of it a SIGBUS."""
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
 
 
 def read_only(fd: int) -> int:

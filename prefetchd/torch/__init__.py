@@ -16,11 +16,10 @@ loaders expect. It is made of a `prefetchd.Loader`, and behaves as that does whe
 
 from __future__ import annotations
 
-import contextlib
 import os
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 try:
@@ -32,8 +31,8 @@ except ImportError as error:
     ) from error
 
 from prefetchd.client.api import batches as numpy_batches
-from prefetchd.client.batch import Batch, InEpoch
-from prefetchd.client.iteration import Iteration
+from prefetchd.client.batch import Batch, InEpoch, Named, class_of, decode_rows, joined, leaves_of
+from prefetchd.client.iteration import BaseLoader
 from prefetchd.errors import ConfigError, PrefetchdError
 from prefetchd.torch.device_copies import Arriving, Cuda, DeviceCopies
 from prefetchd.torch.options import choose_share, conversion, find_device
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from prefetchd.batch_options import BatchOptions
+    from prefetchd.client.connection import Connection
     from prefetchd.client.loader import Loader
     from prefetchd.client.state import Position
     from prefetchd.ring.layout import BatchLayout
@@ -54,28 +54,38 @@ __all__ = ["TensorBatch", "TensorLoader", "batches"]
 _VALUE_OPTIONS = ("dtype", "scale", "mean", "std")
 
 
-class _Tensors(NamedTuple):
-    x: torch.Tensor
-    y: torch.Tensor
+class TensorBatch(InEpoch, Named):  # type: ignore[misc]  # index hides tuple.index, on purpose
+    """One batch of tensors: as `prefetchd.Batch`, with tensors in place of arrays.
 
-
-class TensorBatch(InEpoch, _Tensors):  # type: ignore[misc]  # index hides tuple.index, on purpose
-    """One batch of tensors: unpacks as `x, y`, and has `.epoch`, `.index`, `.repeated` and `.sample_ids`.
+    It unpacks as `x, y`, or has the fields of the option `fields`; it has `.epoch`, `.index` and `.repeated`.
 
     Attributes:
         x: the samples; images are (rows, channels, height, width).
-        y: the labels, as `prefetchd.batches` delivers them.
+        y: the labels, as `prefetchd.batches` delivers them: a tensor, or a named tuple of tensors.
         sample_ids: (rows,) int64, a numpy array: the number of each sample in the data, from 0.
     """
 
     sample_ids: NDArray[np.int64]
 
-    @classmethod
-    def of(cls, batch: Batch, x: torch.Tensor, y: torch.Tensor, sample_ids: NDArray[np.int64]) -> TensorBatch:
-        """Return `x, y` with the place of `batch`."""
-        made = tuple.__new__(cls, (x, y))
+    if TYPE_CHECKING:
+        x: torch.Tensor
+        y: torch.Tensor
+
+        def __iter__(self) -> Iterator[torch.Tensor]: ...
+
+    @staticmethod
+    def of(
+        batch: Batch, layout: BatchLayout, tensors: Sequence[torch.Tensor], sample_ids: NDArray[np.int64]
+    ) -> TensorBatch:
+        """Return `tensors`, one for each array of `layout`, with the place of `batch`."""
+        made: TensorBatch = tuple.__new__(class_of(batch._fields, TensorBatch), joined(layout, tensors))
         made._grant, made.sample_ids = batch.place, sample_ids
         return made
+
+    def strings(self, name: str) -> list[str]:
+        """Return the text of each sample in the field `name`; see `prefetchd.Batch.strings`."""
+        content, lengths = self.text_parts(name)
+        return decode_rows(content.cpu().numpy(), lengths.cpu().numpy())
 
 
 class _Ahead(NamedTuple):
@@ -87,17 +97,18 @@ class _Ahead(NamedTuple):
 
 
 def batches(
-    source: str | bytes | os.PathLike[str] | None = None,
+    source: str | bytes | os.PathLike[str] | Any | None = None,
     *,
     device: str | int | torch.device | None = None,
     normalize: Literal["readers", "device"] = "readers",
     **options: Unpack[BatchOptions],
 ) -> TensorLoader:
-    """Return a re-iterable loader of batches `x, y` of tensors.
+    """Return a re-iterable loader of batches `x, y` of tensors, or of `fields`.
 
-    Images are (rows, channels, height, width). From the default layout, `nhwc`, they get this shape without a copy, in
-    the memory format `torch.channels_last`, which convolutions like best. `layout="nchw"` makes them contiguous, and an
-    explicit `layout="nhwc"` leaves the channels last in the shape too. Arrays keep their shape.
+    Images are (rows, channels, height, width), with views (rows, views, channels, ...). From the default layout,
+    `nhwc`, they get this shape without a copy, in the memory format `torch.channels_last`, which convolutions like
+    best. `layout="nchw"` makes them contiguous, and an explicit `layout="nhwc"` leaves the channels last in the shape
+    too. Arrays keep their shape.
 
     Args:
         source: as for `prefetchd.batches`: a private daemon's data, or nothing to attach to a daemon.
@@ -136,7 +147,7 @@ def batches(
         raise
 
 
-class TensorLoader(IterableDataset[TensorBatch]):
+class TensorLoader(BaseLoader[TensorBatch], IterableDataset[TensorBatch]):
     """A re-iterable source of batches of tensors, made by `batches`. Close it with `close()` or `with`, or drop it.
 
     It is a `torch.utils.data.IterableDataset` of whole batches, for libraries that ask for one. A `DataLoader` around
@@ -147,7 +158,7 @@ class TensorLoader(IterableDataset[TensorBatch]):
         self,
         loader: Loader,
         device: torch.device,
-        on_device: Callable[[torch.Tensor], torch.Tensor],
+        on_device: Callable[[list[torch.Tensor]], list[torch.Tensor]],
         cuda: Cuda | None,
     ) -> None:
         self._loader = loader
@@ -155,7 +166,6 @@ class TensorLoader(IterableDataset[TensorBatch]):
         self._on_device = on_device
         self._copies = DeviceCopies(cuda, loader.layout, lambda: loader.maps, on_device) if cuda is not None else None
         self._end = weakref.finalize(self, self._copies.close) if self._copies is not None else None
-        self._current: weakref.ref[Iteration[TensorBatch]] | None = None
         # The position of the user's loop, while that of the copies is ahead of it.
         self._delivered: Position | None = None
 
@@ -167,34 +177,13 @@ class TensorLoader(IterableDataset[TensorBatch]):
         return f"<prefetchd.torch.TensorLoader to {self._device} of {self._loader!r}>"
 
     @property
-    def n_samples(self) -> int:
-        """Samples in the data set."""
-        return self._loader.n_samples
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        """Names of the classes by number, where the labels were text; else `None`."""
-        return self._loader.classes
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The configuration of the daemon that serves this loader, by option name."""
-        return self._loader.config
-
-    @property
-    def layout(self) -> BatchLayout:
-        """Shapes and dtypes of a batch as the daemon delivers it."""
-        return self._loader.layout
+    def _connection(self) -> Connection:
+        return self._loader._connection
 
     @property
     def device(self) -> torch.device:
         """Where the tensors are."""
         return self._device
-
-    @property
-    def _running(self) -> Iteration[TensorBatch] | None:
-        iteration = self._current() if self._current is not None else None
-        return iteration if iteration is not None and not iteration.ended else None
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next iteration begin with `epoch`; see `prefetchd.Loader.set_epoch`."""
@@ -227,9 +216,7 @@ class TensorLoader(IterableDataset[TensorBatch]):
         arrays = iter(self._loader)
         self._supersede()
         run = self._run(arrays) if self._copies is None else self._run_ahead(arrays, self._copies)
-        iteration = Iteration(run)
-        self._current = weakref.ref(iteration)
-        return iteration
+        return self._begin(run)
 
     def _supersede(self) -> None:
         if (running := self._running) is not None:
@@ -245,8 +232,8 @@ class TensorLoader(IterableDataset[TensorBatch]):
             arrays.close()
 
     def _tensors(self, batch: Batch) -> TensorBatch:
-        x, y = (torch.from_numpy(array).to(self._device) for array in batch)
-        return TensorBatch.of(batch, self._on_device(x), y, batch.sample_ids)
+        tensors = self._on_device([torch.from_numpy(array).to(self._device) for array in leaves_of(batch)])
+        return TensorBatch.of(batch, self._loader.layout, tensors, batch.sample_ids)
 
     def _run_ahead(
         self, arrays: Generator[Batch, None, None], copies: DeviceCopies
@@ -268,8 +255,8 @@ class TensorLoader(IterableDataset[TensorBatch]):
                     if ahead:
                         yield self._deliver(ahead.popleft(), copies)
                     return
-                arriving = copies.start(batch.root, len(batch.y))
-                tensors = TensorBatch.of(batch, arriving.x, arriving.y, batch.sample_ids.copy())
+                arriving = copies.start(batch.root, batch.place.rows)
+                tensors = TensorBatch.of(batch, self._loader.layout, arriving.tensors, batch.sample_ids.copy())
                 ahead.append(_Ahead(tensors, arriving, self._loader.position))
                 del batch, tensors, arriving
                 if len(ahead) > 1:
@@ -283,21 +270,7 @@ class TensorLoader(IterableDataset[TensorBatch]):
         self._delivered = ahead.after
         return ahead.tensors
 
-    def close(self) -> None:
-        """End the loader, and with it a private daemon. Tensors that were delivered stay valid.
-
-        Another thread that waits for a batch of it gets a `PrefetchdError` that says so.
-        """
-        running = self._running
-        if running is not None:
-            with contextlib.suppress(PrefetchdError):  # another thread waits in it, which the loader's end wakes
-                running.close()
+    def _end_session(self) -> None:
         if self._end is not None:
             self._end()
         self._loader.close()
-
-    def __enter__(self) -> TensorLoader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

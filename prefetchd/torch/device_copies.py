@@ -92,10 +92,14 @@ class _Locked(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Arriving:
-    """A batch on its way: tensors of the device, not to be used before `DeviceCopies.hand_over`."""
+    """A batch on its way: tensors of the device, not to be used before `DeviceCopies.hand_over`.
 
-    x: torch.Tensor
-    y: torch.Tensor
+    Attributes:
+        tensors: one for each array of the layout.
+        event: comes when they have arrived.
+    """
+
+    tensors: tuple[torch.Tensor, ...]
     event: Any
 
 
@@ -107,7 +111,7 @@ class DeviceCopies:
         cuda: Cuda,
         layout: BatchLayout,
         maps: Callable[[], Collection[mmap.mmap]],
-        on_device: Callable[[torch.Tensor], torch.Tensor],
+        on_device: Callable[[list[torch.Tensor]], list[torch.Tensor]],
     ) -> None:
         """Make one.
 
@@ -115,7 +119,7 @@ class DeviceCopies:
             cuda: the device.
             layout: of the batches.
             maps: returns the maps of slots that exist now.
-            on_device: converts x on the device, on the copies' stream too.
+            on_device: converts a batch's tensors on the device, on the copies' stream too.
         """
         self._cuda = cuda
         self._layout = layout
@@ -131,20 +135,20 @@ class DeviceCopies:
         This object holds `root` as long as the device reads from it.
         """
         self._unlock_closed()
-        x, y = (torch.from_numpy(array) for array in self._layout.xy(_writable_alias(root), rows))
+        tensors = [torch.from_numpy(array) for array in self._layout.arrays(_writable_alias(root), rows)]
         locked = self._lock(root)
         if not locked:
-            x, y = self._cuda.page_locked_copy(x), self._cuda.page_locked_copy(y)
+            tensors = [self._cuda.page_locked_copy(tensor) for tensor in tensors]
         with self._cuda.beside():
-            x, y = self._on_device(self._cuda.copy(x)), self._cuda.copy(y)
+            tensors = self._on_device([self._cuda.copy(tensor) for tensor in tensors])
             event = self._cuda.mark()
         if locked:
             self._reading.append((event, root))
-        return Arriving(x, y, event)
+        return Arriving(tuple(tensors), event)
 
     def hand_over(self, arriving: Arriving) -> None:
         """Let the caller's stream use the tensors from now on. The processor does not wait."""
-        self._cuda.hand_over(arriving.event, (arriving.x, arriving.y))
+        self._cuda.hand_over(arriving.event, arriving.tensors)
         self.make_room(len(self._reading))  # mostly the event has come, and its slot need not wait for the next batch
 
     def make_room(self, n_kept: int = 1) -> None:

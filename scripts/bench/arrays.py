@@ -201,14 +201,14 @@ def fill_s(folder: Path, options: argparse.Namespace) -> float:
     opened = open_source(config)
     handle, fds = opened.handle()
     source = attach_source(config, handle, [os.dup(fd) for fd in fds])
-    layout = BatchLayout(config.batch_size, *opened.x, *opened.y)
-    x, y = layout.xy(np.zeros(layout.slot_bytes, np.uint8), config.batch_size)
-    order = Order(opened.n_samples, config.batch_size, True, True, 0)
+    layout = BatchLayout(config.batch_size, opened.facts.fields)
+    x, y = layout.arrays(np.zeros(layout.slot_bytes, np.uint8), config.batch_size)
+    order = Order(opened.facts.n_samples, config.batch_size, True, True, 0)
     took_s = []
     for batch in range(min(order.batches_per_epoch, 2000)):
         ids = order.sample_ids(0, batch, 0, config.batch_size).tolist()
         start_s = time.perf_counter()
-        source.fill(0, ids, range(config.batch_size), x, y, lambda _: None)
+        source.fill(0, ids, range(config.batch_size), (x, y), lambda _: None)
         took_s.append(time.perf_counter() - start_s)
     return statistics.median(took_s[len(took_s) // 2 :])
 

@@ -26,6 +26,10 @@ KINDS = {
     "  + color_jitter": "random_resized_crop, hflip, color_jitter",
     "  + affine": "random_resized_crop, hflip, affine",
     "  + color_jitter, affine": "random_resized_crop, hflip, color_jitter, affine",
+    "  + rand_augment": "random_resized_crop, hflip, rand_augment",
+    "  + trivial_augment_wide": "random_resized_crop, hflip, trivial_augment_wide",
+    "  + random_erasing": "random_resized_crop, hflip, random_erasing",
+    "SimCLR": "random_resized_crop, hflip, color_jitter(p=0.8), grayscale(p=0.2), gaussian_blur(p=0.5)",
 }
 
 
@@ -39,7 +43,7 @@ def main(source: str, rounds: int) -> None:
         for name, reader in readers.items():
             started_s = time.process_time()
             for number, sample in enumerate(samples):
-                assert reader.load(sample, number, epoch, x, y, lambda _: None) is None
+                assert reader.load(sample, number, epoch, x, [y], lambda _: None) is None
             took[name].append((time.process_time() - started_s) / len(samples) * 1e3)
     base = statistics.median(took["none"])
     for name, ms in took.items():

@@ -23,7 +23,6 @@ MARK = b"\nSABOTAGE "
 MARK_BYTES = 32
 
 if "prefetchd.reader.fork_server" in sys.orig_argv:
-    import contextlib
     import signal
     import threading
     import time
@@ -83,13 +82,15 @@ if "prefetchd.reader.fork_server" in sys.orig_argv:
         _read_file = files.read_file
         _n_to_meet, _, _first_to_meet = os.environ.get("SABOTAGE_MEET", "0 ~").partition(" ")
         _meeting = threading.Barrier(
-            int(_n_to_meet) or 1, action=lambda: os.close(os.open(f"{_folder}/met", os.O_CREAT)), timeout=10
+            int(_n_to_meet) or 1, action=lambda: os.close(os.open(f"{_folder}/met", os.O_CREAT)), timeout=4
         )
 
         def _meet():
             if not os.path.exists(f"{_folder}/met"):
-                with contextlib.suppress(threading.BrokenBarrierError):
+                try:
                     _meeting.wait()
+                except threading.BrokenBarrierError:
+                    _meeting.reset()  # fewer were under way: on a busy machine the daemon may hand out less at a time
 
         def _read_late(path, buffer, **options):
             time.sleep(float(os.environ["SABOTAGE_READ_S"]))

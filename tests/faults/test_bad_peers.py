@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import prefetchd
-from prefetchd.daemon.consumers import acceptor
+from prefetchd.daemon.consumers import attach
 from prefetchd.ipc import messages, sockets
 from prefetchd.ipc.run_directory import daemon_paths
 from tests.conftest import DaemonProcess, wait_until
@@ -198,7 +198,7 @@ def limited(tmp_path: Path, nothing_left: None, forty: Path) -> Iterator[Callabl
 def test_newcomers_beyond_the_limit_are_told_and_the_others_go_on(
     limited: Callable[[int], LimitedDaemon], forty_content: Content
 ) -> None:
-    daemon = limited(4 * acceptor.DESCRIPTORS_EACH * 20)
+    daemon = limited(4 * attach.DESCRIPTORS_EACH * 20)
     with prefetchd.batches() as loader:
         batches = iter(loader)
         seen = content_of([next(batches)])
@@ -220,8 +220,8 @@ def test_newcomers_beyond_the_limit_are_told_and_the_others_go_on(
 def test_of_few_descriptors_a_quarter_is_for_consumers(
     monkeypatch: pytest.MonkeyPatch, descriptors: int, consumers: int
 ) -> None:
-    monkeypatch.setattr(acceptor, "raise_descriptor_limit", lambda: descriptors)
-    assert acceptor.most_consumers() == consumers
+    monkeypatch.setattr(attach, "raise_descriptor_limit", lambda: descriptors)
+    assert attach.most_consumers() == consumers
 
 
 def test_no_descriptor_left_to_accept_with_costs_no_processor_time(
@@ -280,30 +280,29 @@ def test_consumer_that_stops_reading_is_named_and_served_when_it_reads_again(
 ) -> None:
     """Its socket is full when its batch is ready; nothing but its reading tells that it can be granted."""
     serve(forty, *exact("--num-workers", 1))
-    sock = connect()
-    sockets.send(sock, messages.encode(HELLO))
-    sockets.close_all(sockets.receive(sock)[1])
-    sock.setblocking(False)
-    question = messages.encode(messages.AskStatus(messages.PROTOCOL))
-    full = time.monotonic() + 20
-    while all(one["reads"] for one in ask_status()["consumers"]):
-        assert time.monotonic() < full
-        with contextlib.suppress(BlockingIOError):
-            sock.send(question)
-    sock.setblocking(True)
-    sock.settimeout(10)
-    report = ask_status()["consumers"][0]
-    assert report["pid"] == os.getpid()
-    assert not report["reads"]
-    sockets.send(sock, messages.encode(messages.OpenCursor(1, 0, 0, 0, 1, 0, 1)))
-    sockets.send(sock, messages.encode(messages.Want(1, 0)))
-    kinds = []
-    while "GrantReady" not in kinds:
-        data, fds = sockets.receive(sock)
-        sockets.close_all(fds)
-        kinds.append(type(messages.decode_to_consumer(data)).__name__)
-    assert "StatusReport" in kinds
-    sock.close()
+    with connect() as sock:
+        sockets.send(sock, messages.encode(HELLO))
+        sockets.close_all(sockets.receive(sock)[1])
+        sock.setblocking(False)
+        question = messages.encode(messages.AskStatus(messages.PROTOCOL))
+        full = time.monotonic() + 20
+        (report,) = ask_status()["consumers"]
+        while report["reads"]:
+            assert time.monotonic() < full
+            with contextlib.suppress(BlockingIOError):
+                sock.send(question)
+            (report,) = ask_status()["consumers"]
+        assert report["pid"] == os.getpid()
+        sock.setblocking(True)
+        sock.settimeout(10)
+        sockets.send(sock, messages.encode(messages.OpenCursor(1, 0, 0, 0, 1, 0, 1)))
+        sockets.send(sock, messages.encode(messages.Want(1, 0)))
+        kinds = []
+        while "GrantReady" not in kinds:
+            data, fds = sockets.receive(sock)
+            sockets.close_all(fds)
+            kinds.append(type(messages.decode_to_consumer(data)).__name__)
+        assert "StatusReport" in kinds
     with prefetchd.batches() as loader:
         assert content_of(loader) == forty_content
 

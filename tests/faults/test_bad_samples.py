@@ -156,15 +156,26 @@ def test_empty_batch_has_length_0(bad: Bad) -> None:
         del batch
 
 
+@pytest.fixture(scope="module")
+def bad_sixth(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
+    """For each kind a manifest of seven samples whose sixth is bad, and the path of that."""
+    folder = tmp_path_factory.mktemp("sixth")
+    paths = write_bad(folder / "bad")
+    paths["bomb"] = png_bomb(folder / "bad" / "bomb.png")
+    good = [f"{write_jpeg(folder / f'{n}.jpg', (40, 48), seed=n).name} {n}\n" for n in range(7)]
+    manifests = {}
+    for kind in REASONS:
+        manifests[kind] = folder / f"{kind} list.txt", paths[kind]
+        lines = [*good[:5], f"{paths[kind].relative_to(folder)} 5\n", good[6]]
+        manifests[kind][0].write_text("".join(lines))
+    return manifests
+
+
 @pytest.mark.parametrize("kind", REASONS)
-def test_raise_names_the_sample(tmp_path: Path, kind: str) -> None:
+def test_raise_names_the_sample(serve_module: Serve, bad_sixth: dict[str, tuple[Path, Path]], kind: str) -> None:
     """The batches before the bad one come first; the error says manifest, line, path, reason and the way out."""
-    paths = write_bad(tmp_path / "bad")
-    paths["bomb"] = png_bomb(tmp_path / "bad" / "bomb.png")
-    lines = [f"{write_jpeg(tmp_path / f'{n}.jpg', (40, 48), seed=n).name} {n}\n" for n in range(7)]
-    lines[5] = f"{paths[kind].relative_to(tmp_path)} 5\n"
-    manifest = tmp_path / "train list.txt"
-    manifest.write_text("".join(lines))
+    sources = [f"{each}={manifest}" for each, (manifest, _) in bad_sixth.items()]
+    serve_module(*sources, "--batch-size", 2, "--image-size", 32, "--num-workers", 1, name="raising")
     seen: list[list[int]] = []
     again: list[list[int]] = []
 
@@ -172,7 +183,7 @@ def test_raise_names_the_sample(tmp_path: Path, kind: str) -> None:
         for batch in loader:
             into.append(batch.sample_ids.tolist())
 
-    with prefetchd.batches(manifest, batch_size=2, image_size=32, num_workers=1) as loader:
+    with prefetchd.batches(daemon="raising", dataset=kind) as loader:
         with pytest.raises(prefetchd.SampleError) as caught:
             read(seen)
         # The next pass is no worse: it delivers what there is and says the same.
@@ -180,8 +191,8 @@ def test_raise_names_the_sample(tmp_path: Path, kind: str) -> None:
             read(again)
     text = str(caught.value)
     assert seen == again == [[0, 1], [2, 3]]
-    assert "train list.txt line 6:" in text
-    assert os.fspath(paths[kind]) in text
+    assert f"{kind} list.txt line 6:" in text
+    assert os.fspath(bad_sixth[kind][1]) in text
     assert 'on_error="skip"' in text
     assert "\n" not in text
     assert re.search(REASONS[kind], text), text

@@ -21,7 +21,7 @@ from prefetchd.ipc import messages, sockets
 from prefetchd.ring.queues import GrantWriter, ReturnReader
 from prefetchd.sampling.sharding import Shard
 
-LAYOUT = {"batch_size": 2, "x_shape": [4], "x_dtype": "uint8", "y_shape": [], "y_dtype": "int64"}
+LAYOUT = {"batch_size": 2, "fields": [["x", [4], "uint8"], ["y", [], "int64"]]}
 SLOT_BYTES = 4096
 
 
@@ -108,11 +108,11 @@ OPENED = messages.encode(messages.SlotOpened(1, SLOT_BYTES))
             "layout makes no sense",
         ),
         (
-            [(messages.encode(attached(layout={**LAYOUT, "x_shape": "abc"})), [GRANTS, RETURNS])],
+            [(messages.encode(attached(layout={**LAYOUT, "fields": [["x", "abc", "uint8"]]})), [GRANTS, RETURNS])],
             "layout makes no sense",
         ),
         (
-            [(messages.encode(attached(layout={**LAYOUT, "x_dtype": "object"})), [GRANTS, RETURNS])],
+            [(messages.encode(attached(layout={**LAYOUT, "fields": [["x", [4], "object"]]})), [GRANTS, RETURNS])],
             "layout makes no sense",
         ),
         ([(messages.encode(attached(batches_per_epoch=0)), [GRANTS, RETURNS])], "no batches"),

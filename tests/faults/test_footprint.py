@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import prefetchd
-from prefetchd.daemon.memory.limits import process_bytes
+from prefetchd.ipc.process import private_bytes
 from tests.conftest import DaemonProcess, wait_until
 from tests.images import photograph, write_jpeg
 
@@ -96,7 +96,7 @@ class Watch:
         while not self._stop.is_set():
             started_s = time.monotonic()
             pids = family_of(self._pid)
-            parts = {pid: process_bytes(pid) for pid in pids}
+            parts = {pid: private_bytes(pid) for pid in pids}
             parts[0] = segment_bytes(pids)
             total = sum(parts.values())
             self.samples += 1
@@ -217,6 +217,6 @@ def test_status_agrees_with_what_is_seen_from_outside(serve: Serve, photographs:
     status = daemon.status()
     family = family_of(daemon.pid)
     assert set(map(int, status["memory"]["process_bytes"])) == set(family)
-    assert status["memory"]["ring_bytes"] + status["memory"]["mail_bytes"] == segment_bytes(family, slots_only=True)
-    outside = sum(map(process_bytes, family))
+    assert status["memory"]["ring_bytes"] + status["memory"]["queue_bytes"] == segment_bytes(family, slots_only=True)
+    outside = sum(map(private_bytes, family))
     assert outside == pytest.approx(sum(status["memory"]["process_bytes"].values()), rel=0.1)

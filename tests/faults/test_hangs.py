@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import logging
 import os
@@ -89,7 +90,7 @@ def test_stopped_daemon_is_given_up_in_the_end_by_all_who_wait(
             loader.status()
         with pytest.raises(prefetchd.DaemonLost, match=r"has not answered for 0\.2 s: pid .* is stopped"):
             prefetchd.batches(timeout=0.2)
-        monkeypatch.setattr(admin, "ANSWER_S", 0.2)
+        monkeypatch.setattr(admin, "ask_over", functools.partial(admin.ask_over, timeout_s=0.2))
         from prefetchd.cli.main import main
 
         monkeypatch.setattr(sys, "argv", ["prefetchd", "status"])
@@ -178,7 +179,7 @@ def test_thread_that_waits_is_woken_at_once_by_close_though_batches_are_held(
 def held_up(thread: threading.Thread) -> bool:
     """Whether a thread waits for what the daemon says."""
     frame = sys._current_frames().get(thread.ident or 0)
-    return frame is not None and frame.f_code.co_qualname == "Channel.wait"
+    return frame is not None and frame.f_code.co_qualname in ("Channel.wait", "Poller.wait")
 
 
 def test_status_from_another_thread_takes_nothing_from_the_loop(

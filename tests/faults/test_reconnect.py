@@ -120,12 +120,12 @@ def test_daemon_that_does_not_come_back_in_time_is_given_up(
         loop = iter(loader)
         held = next(loop)
         kill(daemon)
-        endpoint = loader._endpoint  # the first attaching has all the time that it takes
-        monkeypatch.setattr(loader, "_endpoint", dataclasses.replace(endpoint, timeout_s=0.3))
-        with pytest.raises(prefetchd.DaemonNotFound, match="none is running"):
+        endpoint = loader._sessions._endpoint  # the first attaching has all the time that it takes
+        monkeypatch.setattr(loader._sessions, "_endpoint", dataclasses.replace(endpoint, timeout_s=0.3))
+        with pytest.raises(prefetchd.DaemonNotFound, match=r"none is running after 0\.3 s"):
             content_of(loop)
         assert held.x.any()
-        monkeypatch.setattr(loader, "_endpoint", endpoint)
+        monkeypatch.setattr(loader._sessions, "_endpoint", endpoint)
         serve(manifest, *exact())
         assert next(iter(loader)).epoch >= 1  # the loader can still be used
 

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import psutil
 
 from prefetchd.cli.main import main
 from prefetchd.daemon.memory import plan
-from prefetchd.ring.layout import BatchLayout
+from prefetchd.ring.layout import BatchLayout, xy_fields
 
 Result = subprocess.CompletedProcess[str]
 
 # Batches whose slot is a little over 1 MiB, so that a budget in MiB decides the number of slots exactly.
 LARGE = ("--batch-size", "4", "--image-size", "300", "--num-workers", "1")
-LARGE_SLOT_BYTES = BatchLayout(4, (300, 300, 3), "uint8", (), "int64").slot_bytes
+LARGE_SLOT_BYTES = BatchLayout(4, xy_fields(((300, 300, 3), "uint8"))).slot_bytes
 
 
 def run_command(*arguments: object, cwd: Path | None = None) -> Result:
@@ -31,8 +34,46 @@ def run_command(*arguments: object, cwd: Path | None = None) -> Result:
     return subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=cwd)
 
 
+class NoReaders:
+    """Stands in for the pool of a daemon that is refused before it needs a reader: starting them takes longest."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+
+def _memfds() -> set[int]:
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{name}").startswith("/memfd:prefetchd"):
+                found.add(int(name))
+    return found
+
+
+@contextlib.contextmanager
+def _as_a_process() -> Iterator[None]:
+    """Give back what the end of a daemon's process would: signal handlers, pytest's time limit, a source's index."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    left_s, _ = signal.getitimer(signal.ITIMER_REAL)
+    memfds = _memfds()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(-1)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.setitimer(signal.ITIMER_REAL, left_s)
+        gc.collect()
+        for fd in _memfds() - memfds:
+            os.close(fd)
+
+
 def run_here(*arguments: object) -> Result:
-    """Run `prefetchd ARGUMENTS` in this process: for what ends before it opens or starts anything.
+    """Run `prefetchd ARGUMENTS` in this process: for what ends before a reader has anything to do.
 
     What is written to descriptors 1 and 2 is caught, as that of a process is.
     """
@@ -41,6 +82,8 @@ def run_here(*arguments: object) -> Result:
     root.handlers[:] = []
     words = list(map(str, arguments))
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_as_a_process())
+        stack.enter_context(mock.patch("prefetchd.daemon.server.Pool", NoReaders))
         files = [stack.enter_context(tempfile.TemporaryFile("w+", errors="surrogateescape")) for _ in range(2)]
         for fd, file in enumerate(files, start=1):
             saved = os.dup(fd)
@@ -70,7 +113,7 @@ def refused(*arguments: object) -> str:
 
 
 def refused_here(*arguments: object) -> str:
-    """Do as `refused`, in this process: for words that are refused before anything is opened or started."""
+    """Do as `refused`, in this process: for what is refused before a reader has anything to do."""
     return _only_line(run_here(*arguments))
 
 

@@ -14,7 +14,7 @@ import pytest
 import prefetchd
 from prefetchd.ring.queues import ENOUGH_AHEAD
 from tests.conftest import end_thread, wait_until
-from tests.process.commands import refused, run_command
+from tests.process.commands import refused_here, run_command
 
 
 def whole_epoch(loader: prefetchd.Loader) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -132,12 +132,12 @@ def test_file_that_changes_while_it_is_served_ends_every_loop_with_an_error(serv
 def test_arrays_that_cannot_be_served_are_refused_in_one_line(table, tmp_path):
     x_path, _, y_path, _ = table
     np.save(tmp_path / "objects.npy", np.array([None, "a"], object), allow_pickle=True)
-    assert "Python objects" in refused("serve", tmp_path / "objects.npy")
+    assert "Python objects" in refused_here("serve", tmp_path / "objects.npy")
     np.save(tmp_path / "short.npy", np.arange(7))
-    assert "has 1000 samples" in refused("serve", x_path, "--labels", tmp_path / "short.npy")
-    assert "concerns images only" in refused("serve", x_path, "--labels", y_path, "--image-size", 32)
+    assert "has 1000 samples" in refused_here("serve", x_path, "--labels", tmp_path / "short.npy")
+    assert "concerns images only" in refused_here("serve", x_path, "--labels", y_path, "--image-size", 32)
     np.save(tmp_path / "empty.npy", np.zeros((0, 3)))
-    assert "no samples" in refused("serve", tmp_path / "empty.npy")
+    assert "no samples" in refused_here("serve", tmp_path / "empty.npy")
     with pytest.raises(prefetchd.ManifestError, match="no samples"):
         prefetchd.batches(tmp_path / "empty.npy")
 

@@ -19,9 +19,12 @@ import pytest
 import prefetchd
 from tests.conftest import DaemonProcess
 from tests.images import photograph, write_jpeg
-from tests.process.commands import refused, run_script
+from tests.process.commands import refused_here, run_script
 
-EVERYTHING = "random_resized_crop, hflip, vflip(p=0.3), rotate, affine, color_jitter"
+EVERYTHING = (
+    "random_resized_crop, hflip, vflip(p=0.3), rotate, affine, color_jitter, rand_augment, trivial_augment_wide, "
+    "grayscale, gaussian_blur, solarize(p=0.3), posterize, sharpness, auto_contrast, equalize, random_erasing"
+)
 OPTIONS: dict[str, Any] = {"batch_size": 8, "image_size": 32, "seed": 3}
 
 FUNCTIONS = """
@@ -96,12 +99,15 @@ def test_augmented_bytes_depend_on_seed_epoch_and_sample_alone(photographs: Path
     one = epochs(photographs, num_workers=1, augment=EVERYTHING, **OPTIONS)
     assert len(set(one)) == len(one)
     assert epochs(photographs, num_workers=3, augment=EVERYTHING.split(", "), **OPTIONS) == one
-    serve(photographs, "--batch-size", 8, "--image-size", 32, "--seed", 3, "--num-workers", 2, "--augment", EVERYTHING)
-    assert epochs(None) == one
-    assert not set(epochs(photographs, augment=EVERYTHING, **{**OPTIONS, "seed": 4})) & set(one)
+    serve(
+        f"same={photographs}", f"other={photographs}", "--batch-size", 8, "--image-size", 32, "--seed", 3,
+        "--other.seed", 4, "--num-workers", 2, "--augment", EVERYTHING,
+    )  # fmt: skip
+    assert epochs(None, dataset="same") == one
+    assert not set(epochs(None, dataset="other")) & set(one)
     with pytest.raises(prefetchd.ConfigError, match="augment"):
-        prefetchd.batches(augment="hflip")
-    prefetchd.batches(augment=EVERYTHING).close()
+        prefetchd.batches(augment="hflip", dataset="same")
+    prefetchd.batches(augment=EVERYTHING, dataset="same").close()
 
 
 def test_order_of_samples_does_not_change_how_each_is_augmented(photographs: Path):
@@ -115,20 +121,57 @@ def test_order_of_samples_does_not_change_how_each_is_augmented(photographs: Pat
     assert pixels[0] == pixels[1]
 
 
-def test_augmented_image_is_what_opencv_makes_of_the_crop(tmp_path: Path):
+def test_augmented_image_is_what_opencv_makes_of_the_crop(tmp_path: Path, serve: Callable[..., DaemonProcess]):
     """Through the whole way, JPEG reduction included: the delivered flip is the flip of what is delivered without."""
     for number in range(6):
         write_jpeg(tmp_path / f"{number}.jpg", (300, 400), seed=number)
     manifest = tmp_path / "list.txt"
     manifest.write_text("".join(f"{number}.jpg {number}\n" for number in range(6)))
+    sources, words = [], ["--batch-size", "6", "--image-size", "64", "--num-workers", "1"]
     for layout in ("nhwc", "nchw"):
         for dtype in ("uint8", "float32"):
-            options = {"batch_size": 6, "image_size": 64, "layout": layout, "dtype": dtype, "num_workers": 1}
-            with prefetchd.batches(manifest, **options) as loader:
-                plain = next(iter(loader)).x.copy()
-            with prefetchd.batches(manifest, augment="hflip(p=1)", **options) as loader:
-                flipped = next(iter(loader)).x.copy()
-            assert np.array_equal(flipped, plain[..., ::-1, :] if layout == "nhwc" else plain[..., ::-1])
+            for name, augment in ((f"{layout}-{dtype}", ""), (f"{layout}-{dtype}-flipped", "hflip(p=1)")):
+                sources.append(f"{name}={manifest}")
+                words += [f"--{name}.layout", layout, f"--{name}.dtype", dtype]
+                words += [f"--{name}.augment", augment] if augment else []
+    serve(*sources, *words)
+
+    def first(dataset: str) -> np.ndarray:
+        with prefetchd.batches(dataset=dataset) as loader:
+            return loader.peek().x
+
+    for dtype in ("uint8", "float32"):
+        assert np.array_equal(first(f"nhwc-{dtype}-flipped"), first(f"nhwc-{dtype}")[..., ::-1, :])
+        assert np.array_equal(first(f"nchw-{dtype}-flipped"), first(f"nchw-{dtype}")[..., ::-1])
+
+
+def test_pixels_are_changed_before_normalisation_and_erased_after_it(photographs: Path):
+    """For every dtype and layout: the float rows are the values of the uint8 rows, but for the box, which holds 0."""
+    spec = "rand_augment, gaussian_blur(kernel_size=5), solarize, equalize"
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    with prefetchd.batches(photographs, augment=spec, **OPTIONS) as loader:
+        plain = [x.copy() for x, _ in loader]
+    floats = {"dtype": "float32", "scale": 1 / 255, "mean": mean.tolist(), "std": std.tolist()}
+    n_erased = n_samples = 0
+    for layout in ("nhwc", "nchw"):
+        options = {**OPTIONS, **floats, "layout": layout, "augment": spec + ", random_erasing(p=0.5)"}
+        with prefetchd.batches(photographs, **options) as loader:
+            for (x, _), pixels in zip(loader, plain, strict=True):
+                rows = x if layout == "nhwc" else x.transpose(0, 2, 3, 1)
+                erased = (rows == 0).all(axis=3)
+                expected = np.where(erased[..., None], 0, (pixels / 255 - mean) / std)
+                assert np.abs(rows - expected).max() < 1e-5
+                n_erased += int(erased.any(axis=(1, 2)).sum())
+                n_samples += len(rows)
+                del x, rows
+    assert 0.3 < n_erased / n_samples < 0.7
+
+
+def test_random_erasing_is_the_same_whoever_reads(photographs: Path):
+    options = {**OPTIONS, "dtype": "float16", "augment": "random_erasing(p=1, value='random')"}
+    one = epochs(photographs, num_workers=1, **options)
+    assert epochs(photographs, num_workers=3, **options) == one
+    assert len(set(one)) == len(one)
 
 
 def test_substitute_is_augmented_as_itself(tmp_path: Path):
@@ -214,7 +257,7 @@ def test_edited_transform_is_another_content(photographs: Path, users: Path, ser
     digests = []
     for name, text in (("a", ""), ("b", ""), ("c", "\n# edited\n")):
         (users / "users_functions.py").write_text(FUNCTIONS + text)
-        arguments = ("--batch-size", 8, "--image-size", 32, "--transform", "users_functions:shade")
+        arguments = ("--batch-size", 8, "--image-size", 32, "--num-workers", 1, "--transform", "users_functions:shade")
         serve(photographs, *arguments, name=name)
         with prefetchd.batches(daemon=name) as loader:
             digests.append(loader.state_dict()["config_digest"])
@@ -246,7 +289,7 @@ REFUSALS = [
 def test_what_cannot_work_is_refused_at_start_in_one_line(
     photographs: Path, users: Path, arguments: list[str], words: str
 ):
-    line = refused("serve", photographs, "--image-size", 32, "--num-workers", 1, *arguments)
+    line = refused_here("serve", photographs, "--image-size", 32, "--num-workers", 1, *arguments)
     assert re.search(words, line), line
 
 
@@ -301,11 +344,22 @@ def masks(tmp_path: Path) -> Path:
     return manifest
 
 
-@pytest.mark.parametrize("augment", ["", "random_resized_crop, hflip, vflip, rotate"])
-@pytest.mark.parametrize("resize", ["stretch", "crop", "pad"])
-def test_masks_are_the_indices_at_the_places_of_their_image(masks: Path, augment: str, resize: str):
-    options = {"batch_size": 4, "image_size": (48, 40), "resize": resize, "interpolation": "nearest", "num_workers": 2}
-    with prefetchd.batches(masks, target="mask", augment=augment, epochs=2, mask_border=9, **options) as loader:
+def test_masks_are_the_indices_at_the_places_of_their_image(masks: Path, serve: Callable[..., DaemonProcess]):
+    words = ["--batch-size", 4, "--image-size", "48x40", "--interpolation", "nearest", "--num-workers", 2]
+    words += ["--target", "mask", "--mask-border", 9]
+    names = []
+    for resize in ("stretch", "crop", "pad"):
+        for augment in ("", "random_resized_crop, hflip, vflip, rotate"):
+            names.append(f"{resize}-augmented" if augment else resize)
+            words += [f"--{names[-1]}.resize", resize]
+            words += [f"--{names[-1]}.augment", augment] if augment else []
+    serve(*(f"{name}={masks}" for name in names), *words)
+    for name in names:
+        check_masks(name)
+
+
+def check_masks(dataset: str) -> None:
+    with prefetchd.batches(dataset=dataset, epochs=2) as loader:
         for x, y in loader:
             assert (y.shape, y.dtype) == ((4, 48, 40), np.uint8)
             assert set(np.unique(y)) <= {1, 2, 3, 9}
@@ -314,6 +368,23 @@ def test_masks_are_the_indices_at_the_places_of_their_image(masks: Path, augment
             assert (x[..., 0][~outside] != y[~outside] * 50).mean() < 0.12
             assert (x[..., 0][outside] == 0).mean() > 0.9 if outside.any() else True
             del x, y, outside
+
+
+def test_masks_follow_what_policies_move_and_nothing_that_changes_pixels(masks: Path):
+    options = {"batch_size": 12, "image_size": (48, 40), "target": "mask", "mask_border": 9}
+
+    def placed(augment: str) -> np.ndarray:
+        with prefetchd.batches(masks, augment=augment, **options) as loader:
+            return next(iter(loader)).y.copy()
+
+    plain = placed("")
+    changes = "color_jitter, grayscale, gaussian_blur, solarize, posterize, sharpness, auto_contrast, equalize"
+    assert np.array_equal(placed(changes + ", random_erasing(p=1)"), plain)
+    for policy in ("rand_augment(num_ops=3)", "trivial_augment_wide"):
+        moved = placed(policy)
+        assert set(np.unique(moved)) <= {1, 2, 3, 9}
+        n_moved = int((moved != plain).any(axis=(1, 2)).sum())
+        assert 0 < n_moved < 12
 
 
 def test_masks_of_16_bits_and_tables_and_target_transform(masks: Path, users: Path):
@@ -363,7 +434,7 @@ def test_bad_masks_are_bad_samples_that_name_mask_and_reason(masks: Path, serve:
 def test_a_first_mask_that_is_not_there_is_named(masks: Path):
     lost = masks.parent / "lost.txt"
     lost.write_text('0.png "lost 0.png"\n')
-    line = refused("serve", lost, "--target", "mask")
+    line = refused_here("serve", lost, "--target", "mask")
     assert re.search(r"cannot try .*0\.png\): its mask .*lost 0\.png: No such file or directory.*; check paths", line)
 
 
@@ -371,13 +442,13 @@ def test_manifest_line_without_a_mask_is_refused_with_its_number(masks: Path):
     folder = masks.parent
     wrong = folder / "wrong.txt"
     wrong.write_text('0.png "mask 0.png"\n1.png\n2.png 7\n')
-    line = refused("serve", wrong, "--target", "mask")
+    line = refused_here("serve", wrong, "--target", "mask")
     assert "line 2 of" in line
     assert "; line 3: " in line
-    assert "directory names classes" in refused("serve", folder, "--target", "mask")
+    assert "directory names classes" in refused_here("serve", folder, "--target", "mask")
     three = folder / "three.csv"
     three.write_text("image,mask,split\n0.png,mask 0.png,train\n1.png,mask 1.png,val\n")
-    assert "--y-column" in refused("serve", three, "--target", "mask")
+    assert "--y-column" in refused_here("serve", three, "--target", "mask")
 
 
 @pytest.mark.timeout(400)  # importing the library takes seconds, in the dry run and in each reader

@@ -70,16 +70,21 @@ def test_every_pass_is_a_new_epoch_and_a_peek_uses_one_up(module_daemon):
         assert {batch.epoch for batch in loader} == {3}
 
 
-def test_epochs_says_how_many_epochs_one_loop_runs_over(serve, photographs):
-    serve(photographs, *QUICK, "--shuffle")
-    with prefetchd.batches(epochs=3) as loader:
+@pytest.fixture
+def shuffled(serve_module, photographs):
+    """The name of a daemon that shuffles."""
+    return serve_module(photographs, *QUICK, "--shuffle", "--seed", "5", name="shuffled").name
+
+
+def test_epochs_says_how_many_epochs_one_loop_runs_over(shuffled):
+    with prefetchd.batches(daemon=shuffled, epochs=3) as loader:
         epochs = ids_by_epoch(loader)
         assert list(epochs) == [0, 1, 2]
         assert all(sorted(ids) == list(range(50)) for ids in epochs.values())
         assert next(iter(loader)).epoch == 3
-    with prefetchd.batches(epochs=None) as endless:
+    with prefetchd.batches(daemon=shuffled, epochs=None) as endless:
         assert [batch.epoch for _, batch in zip(range(13 * 4 + 1), endless, strict=False)][-1] == 4
-    with prefetchd.batches(epochs=np.int64(2)) as loader:
+    with prefetchd.batches(daemon=shuffled, epochs=np.int64(2)) as loader:
         assert list(ids_by_epoch(loader)) == [0, 1]
 
 
@@ -91,8 +96,8 @@ def test_epochs_says_how_many_epochs_one_loop_runs_over(serve, photographs):
         (None, {"epochs": 2.0}, r"epochs=2\.0"),
         (None, {"dataset": 3}, "dataset=3.*name"),
         (None, {"daemon": b"x"}, "daemon=b'x'.*name"),
-        (["a.jpg", "b.jpg"], {}, r"of the type list as a path.*list file"),
-        (np.zeros((3, 4)), {}, r"of the type ndarray as a path.*numpy\.save"),
+        ({"a.jpg", "b.jpg"}, {}, r"this set: it has no order; give sorted"),
+        (3, {}, r"an object of the type int: give the name of a file or folder"),
         ("", {}, "it is empty"),
         ("x.npy", {"labels": [1, 2]}, "of the type list as a path"),
     ],
@@ -134,9 +139,8 @@ def test_break_and_close_leave_what_was_delivered_and_refuse_more(module_daemon)
     assert "closed" in repr(loader)
 
 
-def test_two_consumers_see_the_same_epoch_each(serve, photographs):
-    serve(photographs, *QUICK, "--shuffle", "--seed", "5")
-    with prefetchd.batches() as one, prefetchd.batches() as other:
+def test_two_consumers_see_the_same_epoch_each(shuffled):
+    with prefetchd.batches(daemon=shuffled) as one, prefetchd.batches(daemon=shuffled) as other:
         for mine, theirs in zip(one, other, strict=True):
             np.testing.assert_array_equal(mine.sample_ids, theirs.sample_ids)
             np.testing.assert_array_equal(mine.x, theirs.x)

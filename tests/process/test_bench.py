@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 
-from prefetchd.cli.measure.peers import has_torch
+from prefetchd.cli.measure.benchmark import has_torch
 from tests.process.commands import refused, refused_here, run_command
 
 QUICK = ("--image-size", "16", "--batch-size", "4", "--num-workers", "1", "--rounds", "1", "--seconds", "0.2")

@@ -26,9 +26,11 @@ SCRIPTS = {
     "budget": ("--only '2 readers' --seconds 0.2", "2 readers"),
     "cache": ("MANIFEST --images 64 --image-size 32 --batch-size 8 --batches 16 --rounds 1", "bare copy"),
     "chaos": ("--cells --only daemon-SIGKILL-ready", "1 of 116 cells, 0 promises broken"),
+    "detection": ("MANIFEST --rounds 1 --epochs 1", "prefetchd"),
     "decode": ("MANIFEST --images 8 --rounds 1", "cv2, full size"),
     "footprint": ("MANIFEST --seconds 0.2", "ALLOWANCE_BYTES"),
     "handoff": ("MANIFEST --batches 2 --warm-up 1", "arrays, tight loop"),
+    "in_memory": ("MANIFEST --rows 200 --rounds 1 --only 'list of pairs,numpy columns'", "numpy columns"),
     "latency": ("MANIFEST --delay-ms 1 --repeat 11 --rounds 1", "1 ms more"),
     "limit": ("MANIFEST --repeat 1 --rounds 1 --full-size", "CPU ms/image"),
     "manifest": ("MANIFEST --sizes 100 --rounds 1 --only prefetchd", "footprint MiB"),
@@ -37,6 +39,7 @@ SCRIPTS = {
     "sharing": ("MANIFEST --trainers 2 --rounds 1 --seconds 0.3 --no-torch", "2 x prefetchd"),
     "startup": ("MANIFEST --rounds 1", "first batch"),
     "throughput": ("MANIFEST --rounds 1 --epochs 1 --ready 1 --batch-size 16", "prefetchd, exact"),
+    "views": ("MANIFEST 1", "decoded twice"),
 }
 # These end with status 1 where a promise of memory does not hold, which a moment is too short to tell.
 JUDGES = ("budget", "footprint")

@@ -19,7 +19,7 @@ import pytest
 import prefetchd
 from tests.conftest import DaemonProcess, wait_until
 from tests.images import write_jpeg
-from tests.process.commands import refused, refused_here, run_command, run_script
+from tests.process.commands import refused, refused_here, run_command, run_here, run_script
 from tests.records import Content, jpeg, write_tar
 
 Serve = Callable[..., DaemonProcess]
@@ -35,7 +35,7 @@ def content(source: object, *, epochs: int = 2, **options: object) -> list[tuple
 
 def rows_of(cache: Path) -> int:
     """How many rows `cache info` counts, over all pipelines."""
-    result = run_command("cache", "info", cache, "--json")
+    result = run_here("cache", "info", cache, "--json")
     assert result.returncode == 0, result.stderr
     return sum(kept["rows"] for kept in json.loads(result.stdout))
 
@@ -49,28 +49,55 @@ def served(serve: Serve, manifest: Path, cache: Path, name: str, *options: objec
     return found, daemon.status()["datasets"][0]["cache"], daemon
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"dtype": "float32", "scale": 1 / 255, "mean": (0.4, 0.5, 0.6), "layout": "nchw", "resize": "pad"},
-        {"color": "gray", "augment": "hflip, color_jitter(brightness=0.4)", "resize": "crop"},
-        {"augment": "random_resized_crop, rotate(degrees=9), hflip", "cache_image_size": 64},
-        {"cache_image_size": "40x80", "dtype": "float16"},
-    ],
-    ids=["plain", "planar floats", "jitter", "crops", "fitted"],
-)
+@pytest.fixture(scope="module")
+def uncached(photographs: Path) -> list[tuple]:
+    """Two epochs of the photographs without a cache."""
+    return content(photographs)
+
+
+# Data sets of one daemon, and their options.
+PIPELINES = {
+    "plain": {},
+    "planar-floats": {
+        "dtype": "float32", "scale": "1/255", "mean": "0.4,0.5,0.6", "layout": "nchw", "resize": "pad"
+    },
+    "jitter": {"color": "gray", "augment": "hflip, color_jitter(brightness=0.4)", "resize": "crop"},
+    "crops": {"augment": "random_resized_crop, rotate(degrees=9), hflip", "cache-image-size": "64"},
+    "fitted": {"cache-image-size": "40x80", "dtype": "float16"},
+}  # fmt: skip
+
+
+def contents(serve: Serve, name: str, sources: dict[str, Path], flags: dict[str, dict[str, str]]) -> dict[str, list]:
+    """What the data sets of one daemon deliver in two epochs, by their names."""
+    words = [f"--{dataset}.{option}={value}" for dataset, options in flags.items() for option, value in options.items()]
+    words += ["--batch-size=8", "--image-size=32", "--num-workers=2", "--shuffle"]
+    daemon = serve(*(f"{dataset}={source}" for dataset, source in sources.items()), *words, name=name)
+    found = {}
+    for dataset in sources:
+        with prefetchd.batches(daemon=name, dataset=dataset, epochs=2) as loader:
+            found[dataset] = list(map(plain, loader))
+    daemon.stop()
+    return found
+
+
 def test_batches_are_the_same_without_a_cache_while_it_fills_and_from_it(
-    photographs: Path, tmp_path: Path, options: dict
+    serve: Serve, photographs: Path, uncached: list[tuple], tmp_path: Path
 ) -> None:
-    expected = content(photographs, **options)
-    assert content(photographs, cache=tmp_path / "cache", **options) == expected
-    assert rows_of(tmp_path / "cache") >= N
-    assert content(photographs, cache=tmp_path / "cache", **options) == expected
+    sources = dict.fromkeys(PIPELINES, photographs)
+    expected = contents(serve, "without", sources, PIPELINES)
+    assert expected["plain"] == uncached
+    assert len({found[0][0] for found in expected.values()}) == len(PIPELINES)
+    caching = {name: {**options, "cache": str(tmp_path / name)} for name, options in PIPELINES.items()}
+    assert contents(serve, "filling", sources, caching) == expected
+    for name in PIPELINES:
+        assert rows_of(tmp_path / name) >= N
+    assert contents(serve, "from-it", sources, caching) == expected
 
 
-def test_status_counts_and_a_second_run_decodes_nothing(serve: Serve, photographs: Path, tmp_path: Path) -> None:
-    expected = content(photographs)
+def test_status_counts_and_a_second_run_decodes_nothing(
+    serve: Serve, photographs: Path, uncached: list[tuple], tmp_path: Path
+) -> None:
+    expected = uncached
     found, first, daemon = served(serve, photographs, tmp_path / "cache", "one")
     assert found == expected
     daemon.stop()
@@ -138,30 +165,35 @@ def swap_indexes(folder: Path) -> None:
         other.write_bytes(kept)
 
 
-@pytest.mark.parametrize("damage", [damage_rows, damage_indexes, cut_all, lose_rows, swap_indexes])
+DAMAGES = {
+    "rows": damage_rows, "indexes": damage_indexes, "cut": cut_all, "lost": lose_rows, "swapped": swap_indexes
+}  # fmt: skip
+
+
 def test_a_damaged_cache_changes_no_batch(
-    photographs: Path, filled: tuple[Path, list], tmp_path: Path, damage: Callable[[Path], None]
+    serve: Serve, photographs: Path, uncached: list[tuple], tmp_path: Path
 ) -> None:
-    cache = tmp_path / "cache"
-    shutil.copytree(filled[0], cache)
-    (folder,) = (path for path in cache.iterdir() if path.is_dir())
-    damage(folder)
-    assert content(photographs, cache=cache, epochs=1) == filled[1]
+    """Each damage in a cache of its own, of one data set among several."""
+    filled = tmp_path / "filled"
+    assert content(photographs, cache=filled, epochs=1) == uncached[: len(uncached) // 2]
+    assert rows_of(filled) >= N
+    flags = {}
+    for name, damage in DAMAGES.items():
+        cache = tmp_path / name
+        shutil.copytree(filled, cache)
+        (folder,) = (path for path in cache.iterdir() if path.is_dir())
+        damage(folder)
+        flags[name] = {"cache": str(cache)}
+    found = contents(serve, "damaged", dict.fromkeys(DAMAGES, photographs), flags)
+    assert found == dict.fromkeys(DAMAGES, uncached)
 
 
-@pytest.fixture(scope="module")
-def filled(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list]:
-    """A cache of all photographs, to be copied, and an epoch's content."""
-    cache = tmp_path_factory.mktemp("filled") / "cache"
-    found = content(photographs, cache=cache, epochs=1)
-    assert rows_of(cache) >= N
-    return cache, found
-
-
-def test_killed_in_mid_fill_it_goes_on_where_it_was(serve: Serve, photographs: Path, tmp_path: Path) -> None:
+def test_killed_in_mid_fill_it_goes_on_where_it_was(
+    serve: Serve, photographs: Path, uncached: list[tuple], tmp_path: Path
+) -> None:
     """Readers first, then the daemon with all of them: what is there is right, and the rest is decoded."""
     cache = tmp_path / "cache"
-    expected = content(photographs)
+    expected = uncached
     daemon = serve(photographs, "--batch-size", 2, "--image-size", 32, "--shuffle", "--cache", cache, name="one")
     with prefetchd.batches(daemon="one", epochs=None) as loader:
         batches = iter(loader)
@@ -180,8 +212,8 @@ def test_killed_in_mid_fill_it_goes_on_where_it_was(serve: Serve, photographs: P
     assert report["misses"] == 0
 
 
-def test_two_daemons_fill_one_cache(serve: Serve, photographs: Path, tmp_path: Path) -> None:
-    expected = content(photographs)
+def test_two_daemons_fill_one_cache(serve: Serve, photographs: Path, uncached: list[tuple], tmp_path: Path) -> None:
+    expected = uncached
     words = ["--batch-size", 8, "--image-size", 32, "--num-workers", 1, "--shuffle", "--cache", tmp_path / "cache"]
     for name in ("one", "two"):
         serve(photographs, *words, name=name, ready=False)
@@ -288,10 +320,10 @@ def test_a_folder_whose_name_is_no_text_is_shown(photographs: Path, tmp_path: Pa
 
 def test_what_makes_no_sense_is_refused_in_one_line(photographs: Path, tmp_path: Path) -> None:
     words = [photographs, "--cache", tmp_path / "cache"]
-    assert "--cache-image-size" in refused("serve", *words, "--augment", "random_resized_crop")
+    assert "--cache-image-size" in refused_here("serve", *words, "--augment", "random_resized_crop")
     assert "give --cache DIR" in refused_here("cache", "build", photographs)
     assert "no cache of prefetchd's" in refused_here("cache", "clear", photographs.parent)
     (tmp_path / "file").write_text("")
-    assert "cannot use the cache" in refused("serve", photographs, "--cache", tmp_path / "file")
+    assert "cannot use the cache" in refused_here("serve", photographs, "--cache", tmp_path / "file")
     np.save(tmp_path / "x.npy", np.zeros((4, 4), np.float32))
-    assert "cannot use cache with" in refused("serve", tmp_path / "x.npy", "--cache", tmp_path / "cache")
+    assert "cannot use cache with" in refused_here("serve", tmp_path / "x.npy", "--cache", tmp_path / "cache")

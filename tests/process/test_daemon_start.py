@@ -9,9 +9,9 @@ import sys
 import pytest
 
 from prefetchd.config.validate import make_config
-from prefetchd.daemon.failures import explained
 from prefetchd.errors import BudgetError, PrefetchdError
 from prefetchd.ipc import messages, sockets
+from prefetchd.ipc.failures import explained
 
 BROKEN = """
 import sys
@@ -58,12 +58,15 @@ def test_starter_of_a_private_daemon_gets_each_failure_in_words(error, text):
 
 
 def test_an_error_that_has_words_is_passed_on_as_it_is():
-    with pytest.raises(BudgetError, match=r"^cannot attach$"), explained("go on"):
+    with pytest.raises(BudgetError, match=r"^cannot attach$"), explained("go on", everything=True):
         raise BudgetError("cannot attach")
-    with pytest.raises(sockets.ConnectionEnded), explained("go on"):
+    with pytest.raises(sockets.ConnectionEnded), explained("go on", everything=True):
         raise sockets.ConnectionEnded
 
 
 def test_lack_of_descriptors_keeps_its_remedy():
-    with pytest.raises(PrefetchdError, match=r"cannot go on: Too many open files .*ulimit -n"), explained("go on"):
+    with (
+        pytest.raises(PrefetchdError, match=r"cannot go on: Too many open files .*ulimit -n"),
+        explained("go on", everything=True),
+    ):
         raise OSError(24, os.strerror(24))

@@ -9,7 +9,7 @@ import pytest
 
 import prefetchd
 from tests.faults.conftest import content_of
-from tests.process.commands import refused, run_command
+from tests.process.commands import refused_here, run_command
 
 QUICK = ("--image-size", "16", "--num-workers", "1", "--memory-budget", "192MiB")
 
@@ -52,13 +52,13 @@ def test_an_option_for_one_kind_of_data_set_is_given_to_those_of_that_kind(photo
     """One that holds for all is refused for arrays, with the words that give it to the images alone."""
     np.save(tmp_path / "a.npy", np.zeros((4, 2)))
     arrays, images = f"train={tmp_path}/a.npy", f"val={photographs}"
-    message = refused("serve", arrays, images, f"test={photographs}", "--image-size", 16, "--num-workers", 1)
+    message = refused_here("serve", arrays, images, f"test={photographs}", "--image-size", 16, "--num-workers", 1)
     assert "a.npy: it concerns images only; " in message
     assert message.endswith("give an option of some data sets to each of them: --val.image-size --test.image-size")
-    assert refused("serve", arrays, images, "--no-shrink-on-load").endswith(": --no-val.shrink-on-load")
+    assert refused_here("serve", arrays, images, "--no-shrink-on-load").endswith(": --no-val.shrink-on-load")
     np.save(tmp_path / "y.npy", np.zeros(4))
-    assert refused("serve", images, arrays, "--labels", tmp_path / "y.npy").endswith(": --train.labels")
-    assert refused("serve", arrays, images, "--train.image-size", 16).endswith("; leave it out")
+    assert refused_here("serve", images, arrays, "--labels", tmp_path / "y.npy").endswith(": --train.labels")
+    assert refused_here("serve", arrays, images, "--train.image-size", 16).endswith("; leave it out")
 
 
 def test_what_was_told_works(serve, photographs, tmp_path):
@@ -126,7 +126,7 @@ def test_data_set_of_a_daemon_that_serves_one_without_a_name(serve, photographs)
 
 
 def test_what_cannot_be_served_together_is_refused_in_one_line(photographs, val):
-    assert "has no name" in refused("serve", photographs, f"val={val}")
-    assert "no source" in refused("serve", f"train={photographs}", "--val.batch-size", 3)
-    assert "missing.txt" in refused("serve", f"train={photographs}", "val=missing.txt")
-    assert "it is the daemon's" in refused("serve", f"val={val}", "--val.num-workers", 3)
+    assert "has no name" in refused_here("serve", photographs, f"val={val}")
+    assert "no source" in refused_here("serve", f"train={photographs}", "--val.batch-size", 3)
+    assert "missing.txt" in refused_here("serve", f"train={photographs}", "val=missing.txt")
+    assert "it is the daemon's" in refused_here("serve", f"val={val}", "--val.num-workers", 3)

@@ -18,7 +18,7 @@ with prefetchd.batches(sys.argv[1], batch_size=4, image_size=64, num_workers=1, 
     kept, wanted, shared = [], [], 0
     for batch in loader:
         on_device = jax.device_put(batch)
-        assert type(on_device) is prefetchd.Batch
+        assert isinstance(on_device, prefetchd.Batch)
         x, y = on_device
         first = batch.root.ctypes.data
         shared += first <= x.unsafe_buffer_pointer() < first + batch.root.nbytes

@@ -61,8 +61,7 @@ print("written", flush=True)
 """
 
 
-def test_write_from_c_kills_the_writer_and_touches_nobody_else(serve, photographs, tmp_path):
-    daemon = serve(photographs, *QUICK)
+def test_write_from_c_kills_the_writer_and_touches_nobody_else(module_daemon, tmp_path):
     with prefetchd.batches() as loader:
         items = iter(loader)
         first = next(items)
@@ -72,7 +71,7 @@ def test_write_from_c_kills_the_writer_and_touches_nobody_else(serve, photograph
         assert crc(first.x) == before
         assert sum(len(y) for _, y in items) == 46
         del first, items
-        wait_until(lambda: not daemon.status()["ring"]["leased"], "the slots of both are back")
+        wait_until(lambda: not module_daemon.status()["ring"]["leased"], "the slots of both are back")
 
 
 def test_writable_arrays_are_private_to_their_loader(serve, photographs):
@@ -132,18 +131,17 @@ cycle.append(cycle)
 STOP_DAEMON = "subprocess.run([sys.executable, '-m', 'prefetchd', 'stop'], check=True, stdout=subprocess.DEVNULL)"
 
 
-@pytest.mark.parametrize(
-    "end",
-    [
-        "del loader",
-        "loader.close()",
-        STOP_DAEMON,
-        "items = iter(loader); next(items)",
-    ],
-    ids=["drop the loader", "close it", "stop the daemon", "end in mid-epoch"],
-)
-def test_what_is_held_outlives_loader_and_daemon_and_nothing_is_printed(serve, photographs, tmp_path, end):
+@pytest.mark.parametrize("end", ["del loader", "loader.close()", "items = iter(loader); next(items)"])
+def test_what_is_held_outlives_the_loader_and_nothing_is_printed(module_daemon, tmp_path, end):
+    check_kept(tmp_path, end)
+
+
+def test_what_is_held_outlives_the_daemon_and_nothing_is_printed(serve, photographs, tmp_path):
     serve(photographs, *QUICK)
+    check_kept(tmp_path, STOP_DAEMON)
+
+
+def check_kept(tmp_path, end):
     result = run_script(tmp_path / "keep.py", KEEP.format(arguments="", tensors="", end=end), *STRICT)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == "kept 10\n"
@@ -273,7 +271,7 @@ def test_nothing_is_granted_to_a_loop_that_waited_for_a_slot_when_another_thread
 def test_holding_more_than_the_ring_ends_in_a_warning_and_ring_exhausted(serve, photographs):
     daemon = serve(photographs, *large_ring(4))
     assert daemon.status()["ring"]["slots"] == 4
-    with prefetchd.batches(hold_timeout=2) as loader:
+    with prefetchd.batches(hold_timeout=1.5) as loader:
         with (
             pytest.warns(RuntimeWarning, match="waiting for a slot: of 4 slots this loader holds") as warned,
             pytest.raises(prefetchd.RingExhausted, match=r"this loader holds \d.*copy.*on_hold='copy'.*memory_budget"),
@@ -418,12 +416,11 @@ print(sum(len(y) for _, y in items))
 """
 
 
-def test_forked_child_is_refused_and_its_end_releases_nothing(serve, photographs, tmp_path):
-    daemon = serve(photographs, *QUICK)
+def test_forked_child_is_refused_and_its_end_releases_nothing(module_daemon, tmp_path):
     parent = start_script(tmp_path / "fork.py", FORK.format(arguments=""), *STRICT)
     assert parent.stdout is not None
     assert [parent.stdout.readline() for _ in range(3)] == ["refused\n", "refused\n", "child over\n"]
-    status = daemon.status()
+    status = module_daemon.status()
     held = [consumer["held_slots"] for consumer in status["consumers"] if consumer["pid"] == parent.pid]
     assert held == [2]
     result = finish(parent)
@@ -437,8 +434,7 @@ def test_forked_child_of_a_private_loader_ends_nothing(photographs, tmp_path):
     assert result.stderr == ""
 
 
-def test_forked_child_makes_a_loader_of_its_own(serve, photographs, tmp_path):
-    serve(photographs, *QUICK)
+def test_forked_child_makes_a_loader_of_its_own(module_daemon, tmp_path):
     code = """
 import os, prefetchd
 loader = prefetchd.batches()
@@ -468,11 +464,11 @@ def test_consumer_that_exits_leaves_the_ring_to_the_others(serve, photographs, t
     assert not list(Path("/dev/shm").glob(f"*{daemon.pid}*"))
 
 
-def test_batch_pickles_with_all_that_it_tells(photographs):
+def test_batch_pickles_with_all_that_it_tells(module_daemon):
     """A batch that is sent to another process is a copy that needs no daemon."""
     import pickle
 
-    with prefetchd.batches(photographs, batch_size=8, image_size=16, shuffle=True) as loader:
+    with prefetchd.batches() as loader:
         *_, batch = loader
         copy = pickle.loads(pickle.dumps(batch))
         assert (copy.epoch, copy.index, copy.repeated) == (batch.epoch, batch.index, batch.repeated)

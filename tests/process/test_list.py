@@ -13,7 +13,7 @@ import pytest
 
 import prefetchd
 from prefetchd.client.admin import ask_all
-from prefetchd.ipc import private_sockets
+from prefetchd.ipc import sockets
 from tests.conftest import wait_until
 from tests.process.commands import refused_here, run_command
 
@@ -29,7 +29,7 @@ def private(source, **options):
 
 def private_pids() -> set[int]:
     """Return the pids of this user's private daemons, also of those that tests in other processes have."""
-    found = private_sockets.connect_to_all()
+    found = sockets.connect_to_private()
     for _, sock in found:
         sock.close()
     return {pid for pid, _ in found}
@@ -78,7 +78,7 @@ def test_a_pid_that_is_no_daemon_and_a_pid_beside_a_name_are_refused(nothing_lef
 
 def test_a_daemon_that_does_not_answer_is_listed_with_the_reason(nothing_left):
     """A socket of this process stands for it: it accepts nobody."""
-    with private_sockets.listen():
+    with sockets.listen_privately():
         (found,) = [one for one in ask_all(timeout_s=0.1) if one[1] == os.getpid()]
     assert found[0] == "private"
     assert "has not answered for 0.1 s" in found[2]

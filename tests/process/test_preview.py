@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.images import write_jpeg
-from tests.process.commands import refused, refused_here, run_command
+from tests.process.commands import refused, refused_here, run_command, run_here
 
 QUICK = ("--num-workers", "1", "--image-size", "96")
 
@@ -44,7 +44,7 @@ def test_the_sheet_shows_each_sample_as_it_is_delivered_with_normalisation_undon
 
 
 def test_a_few_samples_are_spread_over_the_whole_set(solid, tmp_path):
-    result = run_command("preview", solid, *QUICK, "-o", tmp_path / "s.png", "--samples", "3")
+    result = run_here("preview", solid, *QUICK, "-o", tmp_path / "s.png", "--samples", "3")
     assert result.returncode == 0, result
     sheet = cv2.imread(str(tmp_path / "s.png"))
     assert [number for number in range(12) if area_of(sheet, number)] == [0, 4, 8]
@@ -54,8 +54,11 @@ def test_augmented_shows_the_epochs_of_a_sample_side_by_side(tmp_path):
     write_jpeg(tmp_path / "a.jpg", (120, 160))
     (tmp_path / "m.txt").write_text("a.jpg 1\n")
     outputs = []
-    for name, augment in (("plain.png", ()), ("turned.png", ("--augment", "rotate(degrees=45)"))):
-        result = run_command("preview", tmp_path / "m.txt", *QUICK, *augment, "-o", tmp_path / name, "--augmented", "3")
+    for name, augment in (
+        ("plain.png", ()),
+        ("turned.png", ("--augment", "rotate(degrees=45), rand_augment, random_erasing(p=1)")),
+    ):
+        result = run_here("preview", tmp_path / "m.txt", *QUICK, *augment, "-o", tmp_path / name, "--augmented", "3")
         assert result.returncode == 0, result
         sheet = cv2.imread(str(tmp_path / name))
         outputs.append([sheet[28:124, 8 + 104 * column : 104 + 104 * column].tobytes() for column in range(3)])
@@ -65,7 +68,7 @@ def test_augmented_shows_the_epochs_of_a_sample_side_by_side(tmp_path):
 
 def test_what_cannot_be_previewed_is_refused_in_one_line(solid, tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((4, 2)))
-    assert "arrays, not images" in refused("preview", tmp_path / "x.npy")
+    assert "arrays, not images" in refused_here("preview", tmp_path / "x.npy")
     assert "--samples" in refused_here("preview", solid, "--samples", "0")
     assert "ends with" in refused_here("preview", solid, "-o", tmp_path / "sheet.txt")
     assert "cannot write" in refused("preview", solid, *QUICK, "-o", tmp_path / "no" / "sheet.png")
@@ -74,5 +77,5 @@ def test_what_cannot_be_previewed_is_refused_in_one_line(solid, tmp_path):
 def test_a_sheet_too_large_for_its_format_is_refused(solid, tmp_path):
     manifest = tmp_path / "many.txt"
     manifest.write_text(f"{solid.read_text().splitlines()[0]}\n" * 700)
-    line = refused("preview", manifest, "-o", tmp_path / "s.webp", "--samples", 700)
+    line = refused_here("preview", manifest, "-o", tmp_path / "s.webp", "--samples", 700)
     assert "is too large for that format; name a .png" in line

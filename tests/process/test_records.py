@@ -47,6 +47,11 @@ def batches(source: object, **options: object) -> list[tuple[np.ndarray, np.ndar
         return [(batch.x.copy(), batch.y.copy(), batch.sample_ids.tolist()) for batch in loader]
 
 
+def served(dataset: str) -> list[tuple[np.ndarray, np.ndarray, list[int]]]:
+    with prefetchd.batches(dataset=dataset) as loader:
+        return [(batch.x.copy(), batch.y.copy(), batch.sample_ids.tolist()) for batch in loader]
+
+
 def assert_same(one: list, other: list) -> None:
     assert len(one) == len(other)
     for (x, y, ids), (x2, y2, ids2) in zip(one, other, strict=True):
@@ -56,15 +61,21 @@ def assert_same(one: list, other: list) -> None:
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_jsonl_and_tar_shards_give_the_batches_that_files_give(tmp_path: Path, images, shuffle: bool) -> None:
+def test_jsonl_and_tar_shards_give_the_batches_that_files_give(serve, tmp_path: Path, images, shuffle: bool) -> None:
     """Same images, same labels, same order: the same bytes."""
     labels = [("cat", "dog", "ant")[number % 3] for number in range(18)]
     files = write_files(tmp_path / "files", images, labels)
-    expected = batches(files / "list.txt", shuffle=shuffle)
-    assert_same(batches(files / "list.jsonl", shuffle=shuffle), expected)
     shards = write_shards(tmp_path / "shards", images, labels)
-    assert_same(batches(shards, y_column="txt", shuffle=shuffle), expected)
-    assert_same(batches(shards / "shard-{000..002}.tar", y_column="txt", shuffle=shuffle), expected)
+    sources = [f"files={files / 'list.txt'}", f"jsonl={files / 'list.jsonl'}"]
+    sources += [f"folder={shards}", f"braces={shards / 'shard-{000..002}.tar'}"]
+    serve(
+        *sources, "--folder.y-column", "txt", "--braces.y-column", "txt", "--batch-size", 4, "--image-size", 16,
+        "--num-workers", 2, "--shuffle" if shuffle else "--no-shuffle",
+    )  # fmt: skip
+    expected = served("files")
+    assert [len(ids) for _, _, ids in expected] == [4, 4, 4, 4, 2]
+    for name in ("jsonl", "folder", "braces"):
+        assert_same(served(name), expected)
 
 
 def test_a_bad_member_is_raised_skipped_or_substituted_like_a_bad_file(serve, tmp_path: Path, images) -> None:
@@ -75,15 +86,16 @@ def test_a_bad_member_is_raised_skipped_or_substituted_like_a_bad_file(serve, tm
         content = b"no image" if number == 2 else b"" if number == 4 else images[number]
         members += [(f"a/n{number}.jpg", content), (f"a/n{number}.cls", str(number))]
     write_tar(shard, members)
+    daemon = serve(
+        f"raising={shard}", f"skipping={shard}", f"substituting={shard}", "--skipping.on-error", "skip",
+        "--substituting.on-error", "substitute", "--batch-size", 4, "--image-size", 16, "--num-workers", 1,
+    )  # fmt: skip
     with pytest.raises(prefetchd.SampleError, match=r"s-000\.tar sample a/n2: n2\.jpg.*not an image"):
-        batches(shard)
-    assert [ids for _, _, ids in batches(shard, on_error="skip")] == [[0, 1, 3], [5]]
-    substituted = batches(shard, on_error="substitute")
+        served("raising")
+    assert [ids for _, _, ids in served("skipping")] == [[0, 1, 3], [5]]
+    substituted = served("substituting")
     assert [ids for _, _, ids in substituted] == [[0, 1, 3, 3], [5, 5]]
     assert substituted[1][1].tolist() == [5, 5]
-    daemon = serve(shard, "--batch-size", 3, "--image-size", 16, "--num-workers", 1, "--on-error", "skip")
-    with prefetchd.batches() as loader:
-        assert [len(y) for _, y in loader] == [2, 2]
     assert "s-000.tar sample a/n4: n4.jpg: the member is empty" in daemon.log
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,24 @@ from tests.process.commands import large_ring
 
 OPTIONS = {"batch_size": 4, "image_size": 16, "shuffle": True, "seed": 3}
 
+Load = Callable[..., prefetchd.Loader]
 
-def load(manifest: Path, **more: object) -> prefetchd.Loader:
+
+def load_private(manifest: Path, **more: object) -> prefetchd.Loader:
     return prefetchd.batches(manifest, **{**OPTIONS, "num_workers": 1, **more})
+
+
+@pytest.fixture
+def load(serve_module: Callable[..., object], photographs: Path) -> Load:
+    """Make a loader of the daemon with that many readers."""
+    words = ("--batch-size", 4, "--image-size", 16, "--shuffle", "--seed", 3)
+
+    def attach(n_readers: int = 1, **more: object) -> prefetchd.Loader:
+        name = f"readers-{n_readers}"
+        serve_module(photographs, *words, "--num-workers", n_readers, name=name)
+        return prefetchd.batches(daemon=name, **more)
+
+    return attach
 
 
 def cut(loader: prefetchd.Loader, n_batches: int) -> tuple[Content, dict]:
@@ -30,55 +46,55 @@ def cut(loader: prefetchd.Loader, n_batches: int) -> tuple[Content, dict]:
 @pytest.fixture(scope="module")
 def whole(photographs):
     """Three epochs that nothing disturbed."""
-    with load(photographs, epochs=3) as loader:
+    with load_private(photographs, epochs=3) as loader:
         return content_of(loader)
 
 
 @pytest.mark.parametrize("n_batches", [0, 1, 6, 12, 13, 14, 26, 38])
-def test_run_cut_anywhere_goes_on_with_exactly_the_next_batch(photographs, whole, n_batches):
+def test_run_cut_anywhere_goes_on_with_exactly_the_next_batch(load, whole, n_batches):
     """Also with other readers; 13 batches are an epoch."""
-    with load(photographs, epochs=3) as loader:
+    with load(epochs=3) as loader:
         before, state = cut(loader, n_batches)
-    with load(photographs, epochs=3, num_workers=2) as loader:
+    with load(2, epochs=3) as loader:
         loader.load_state_dict(state)
         assert loader.state_dict() == state
         assert before + content_of(loader) == whole
         assert {epoch for epoch, *_ in content_of(iter(loader))} == {3, 4, 5}  # then the next iteration
 
 
-def test_second_of_two_epochs_is_finished_and_no_more(photographs, whole):
-    with load(photographs, epochs=2) as loader:
+def test_second_of_two_epochs_is_finished_and_no_more(load, whole):
+    with load(epochs=2) as loader:
         _, state = cut(loader, 20)
     assert (state["epoch"], state["next_batch"]) == (1, 7)
-    with load(photographs, epochs=2) as loader:
+    with load(epochs=2) as loader:
         loader.load_state_dict(state)
         assert content_of(loader) == whole[20:26]
         assert loader.state_dict()["epoch"] == 2
 
 
-def test_state_at_the_end_of_an_epoch_is_the_start_of_the_next(photographs, whole):
-    with load(photographs) as loader:
+def test_state_at_the_end_of_an_epoch_is_the_start_of_the_next(load, whole):
+    with load() as loader:
         assert content_of(loader) == whole[:13]
         state = loader.state_dict()
     assert (state["epoch"], state["next_batch"]) == (1, 0)
-    with load(photographs) as loader:
+    with load() as loader:
         loader.load_state_dict(state)
         assert content_of(loader) == whole[13:26]
 
 
 @pytest.mark.parametrize(("first", "second"), [(2, 3), (3, 1), (1, 4), (4, 2)])
-def test_another_world_size_goes_on_in_the_same_global_order(photographs, whole, first, second):
+def test_another_world_size_goes_on_in_the_same_global_order(load, whole, first, second):
     steps = 2
     states = []
     seen: Content = []
     for rank in range(first):
-        with load(photographs, rank=rank, world_size=first) as loader:
+        with load(rank=rank, world_size=first) as loader:
             part, state = cut(loader, steps)
             seen += part
             states.append(state)
     assert states == states[:1] * first
     for rank in range(second):
-        with load(photographs, rank=rank, world_size=second) as loader:
+        with load(rank=rank, world_size=second) as loader:
             loader.load_state_dict(states[0])
             seen += [
                 (epoch, batch.index, *content_of([batch])[0][2:])
@@ -90,7 +106,7 @@ def test_another_world_size_goes_on_in_the_same_global_order(photographs, whole,
 
 
 def test_named_daemon_goes_on_where_a_private_one_was(serve, photographs, whole):
-    with load(photographs, epochs=None) as loader:
+    with load_private(photographs, epochs=None) as loader:
         before, state = cut(loader, 17)
     serve(photographs, "--batch-size", 4, "--image-size", 16, "--shuffle", "--seed", 3, "--num-workers", 1)
     with prefetchd.batches(epochs=2) as loader:
@@ -118,8 +134,8 @@ def test_position_a_million_epochs_in_is_reached_without_making_a_batch_before_i
             assert batch.sample_ids.tolist() == batch.y.tolist() == wanted
 
 
-def test_state_counts_what_the_loop_was_given_and_not_what_was_prefetched(photographs):
-    with load(photographs) as loader:
+def test_state_counts_what_the_loop_was_given_and_not_what_was_prefetched(load):
+    with load() as loader:
         loop = iter(loader)
         for number in range(3):
             next(loop)
@@ -128,8 +144,8 @@ def test_state_counts_what_the_loop_was_given_and_not_what_was_prefetched(photog
         assert next(iter(loader)).index == 3
 
 
-def test_set_epoch_chooses_the_next_iterations_epoch(photographs, whole):
-    with load(photographs) as loader:
+def test_set_epoch_chooses_the_next_iterations_epoch(load, whole):
+    with load() as loader:
         loader.set_epoch(2)
         assert loader.state_dict()["epoch"] == 2
         assert content_of(loader) == whole[26:]
@@ -140,14 +156,14 @@ def test_set_epoch_chooses_the_next_iterations_epoch(photographs, whole):
 
 
 def test_state_of_other_data_or_options_is_refused_and_the_loader_stays_as_it_was(photographs, tmp_path, whole):
-    with load(photographs) as loader:
+    with load_private(photographs) as loader:
         _, state = cut(loader, 5)
     other = tmp_path / "manifest.txt"
     lines = photographs.read_text().splitlines(keepends=True)
     other.write_text("".join(f"{photographs.parent}/{line}" for line in lines[1:]))
-    with load(other) as loader, pytest.raises(prefetchd.ManifestError, match="other data"):
+    with load_private(other) as loader, pytest.raises(prefetchd.ManifestError, match="other data"):
         loader.load_state_dict(state)
-    with load(photographs, seed=4) as loader:
+    with load_private(photographs, seed=4) as loader:
         with pytest.raises(prefetchd.ConfigError, match="seed was 3 and is 4"):
             loader.load_state_dict(state)
         assert loader.state_dict()["next_batch"] == 0

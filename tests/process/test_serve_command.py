@@ -144,7 +144,7 @@ def test_unknown_key_in_the_toml_file_is_refused_with_the_near_one(photographs, 
 def test_empty_manifest_is_refused(tmp_path, text):
     manifest = tmp_path / "manifest.txt"
     manifest.write_text(text)
-    assert str(manifest) in refused("serve", manifest)
+    assert str(manifest) in refused_here("serve", manifest)
     assert not run_files()
 
 
@@ -154,15 +154,15 @@ def test_missing_manifest_is_refused(tmp_path):
 
 
 def test_budget_that_is_no_size_is_refused(photographs):
-    assert "size 'lots'" in refused("serve", photographs, "--memory-budget", "lots")
+    assert "size 'lots'" in refused_here("serve", photographs, "--memory-budget", "lots")
 
 
 def test_budget_too_small_names_the_smallest_and_that_one_works(serve, photographs):
-    line = refused("serve", photographs, *QUICK, "--memory-budget", "8MiB")
+    line = refused_here("serve", photographs, *QUICK, "--memory-budget", "8MiB")
     named = re.search(r"--memory-budget (\d+)MiB", line)
     assert named, line
     least = int(named[1])
-    assert f" {least}MiB" in refused("serve", photographs, *QUICK, "--memory-budget", f"{least - 1}MiB")
+    assert f" {least}MiB" in refused_here("serve", photographs, *QUICK, "--memory-budget", f"{least - 1}MiB")
     daemon = serve(photographs, *QUICK, "--memory-budget", f"{least}MiB")
     with prefetchd.batches() as loader:
         assert sum(len(x) for x, _ in loader) == 50

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 import prefetchd
 from prefetchd.daemon.memory.plan import MIN_SLOTS
 from tests.conftest import DaemonProcess, wait_until
-from tests.process.commands import run_command
+from tests.process.commands import run_command, run_here
 
 OPTIONS = ("--batch-size", 8, "--image-size", 256, "--dtype", "float32", "--num-workers", 1)
 MIB = 1 << 20
@@ -62,7 +61,7 @@ def test_readers_come_and_go_while_batches_stay_the_same(serve, photographs):
         batches = iter(loader)
         want = [x.copy() for x, _ in (next(batches) for _ in range(len(loader)))]
         for n_readers in (3, 1, 2):
-            assert set_options(f"num-workers={n_readers}").returncode == 0
+            assert run_here("set", f"num-workers={n_readers}").returncode == 0
             for copy in want:
                 assert np.array_equal(next(batches)[0], copy)
             wait_until(lambda n=n_readers: len(daemon.reader_pids()) == n, f"{n_readers} readers")
@@ -73,7 +72,7 @@ def test_readers_come_and_go_while_batches_stay_the_same(serve, photographs):
 def test_growth_is_taken_up(serve, photographs):
     daemon = serve(photographs, *OPTIONS, "--memory-budget", "120MiB")
     before = ring(daemon)
-    assert set_options("memory-budget=200MiB").returncode == 0
+    assert run_here("set", "memory-budget=200MiB").returncode == 0
     wait_until(lambda: ring(daemon) > before, "the ring has grown")
 
 
@@ -90,13 +89,13 @@ def test_growth_is_taken_up(serve, photographs):
         (("num-workers=900",), "memory-budget"),
     ],
 )
-def test_what_cannot_be_set_is_refused_in_one_line(serve, photographs, words, said):
-    serve(photographs, *OPTIONS, "--memory-budget", "120MiB")
-    refused = set_options(*words)
+def test_what_cannot_be_set_is_refused_in_one_line(serve_module, photographs, words, said):
+    daemon = serve_module(photographs, *OPTIONS, "--memory-budget", "120MiB")
+    refused = run_here("set", *words)
     assert refused.returncode == 1
     assert said in refused.stderr
     assert refused.stderr.count("\n") == 1
-    assert os.environ["XDG_RUNTIME_DIR"]
+    assert daemon.status()["memory"]["budget_bytes"] == 120 * MIB
 
 
 def test_python_changes_a_daemon_as_the_command_does(serve, photographs):

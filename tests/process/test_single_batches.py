@@ -13,8 +13,16 @@ from tests.process.commands import large_ring
 OPTIONS = {"batch_size": 4, "image_size": 16, "num_workers": 1, "shuffle": True, "seed": 3}
 
 
-def load(photographs, **more):
-    return prefetchd.batches(photographs, **OPTIONS, **more)
+@pytest.fixture
+def load(serve_module, photographs):
+    """Make a loader of a daemon with those options."""
+
+    def attach(**more):
+        words = ("--batch-size", 4, "--image-size", 16, "--num-workers", 1, "--shuffle", "--seed", 3)
+        serve_module(photographs, *words, name="shuffled")
+        return prefetchd.batches(daemon="shuffled", **more)
+
+    return attach
 
 
 def same(one, other):
@@ -31,8 +39,8 @@ def epochs(photographs):
         return {(batch.epoch, batch.index): batch.copy() for batch in loader}
 
 
-def test_peek_is_the_next_batch_and_moves_nothing(photographs, epochs):
-    with load(photographs) as loader:
+def test_peek_is_the_next_batch_and_moves_nothing(load, epochs):
+    with load() as loader:
         assert same(loader.peek(), epochs[0, 0])
         seen = []
         for batch in loader:
@@ -53,7 +61,7 @@ def test_any_batch_of_any_epoch_is_there_while_a_loop_runs(serve, photographs, e
     """A private daemon takes a second connection over the first one; so does one with a name."""
     if named:
         serve(photographs, "--batch-size", 4, "--image-size", 16, "--num-workers", 1, "--shuffle", "--seed", 3)
-    with prefetchd.batches() if named else load(photographs) as loader:
+    with prefetchd.batches() if named else prefetchd.batches(photographs, **OPTIONS) as loader:
         batches = iter(loader)
         seen = [next(batches).index]
         for place in ((2, 12), (0, 0), (1, 7)):
@@ -80,8 +88,8 @@ def test_smallest_ring_serves_a_single_batch_beside_a_loop_far_away(serve, photo
         assert seen == [(epoch, index) for epoch in range(3) for index in range(13)]
 
 
-def test_peek_is_of_this_rank(photographs, epochs):
-    with load(photographs, rank=1, world_size=3) as loader:
+def test_peek_is_of_this_rank(load, epochs):
+    with load(rank=1, world_size=3) as loader:
         assert same(loader.peek(), epochs[0, 1])
         batches = iter(loader)
         next(batches)
@@ -89,8 +97,8 @@ def test_peek_is_of_this_rank(photographs, epochs):
         assert next(batches).index == 4
 
 
-def test_place_that_does_not_exist_is_refused(photographs):
-    with load(photographs) as loader:
+def test_place_that_does_not_exist_is_refused(load):
+    with load() as loader:
         for place in ((0, 13), (-1, 0), (0, -1), (0.5, 0), (True, 0), (0, "1")):
             with pytest.raises(prefetchd.ConfigError, match="whole number from 0"):
                 loader.batch_at(*place)
@@ -98,8 +106,7 @@ def test_place_that_does_not_exist_is_refused(photographs):
         loader.batch_at(0, 0)
 
 
-def test_member_of_a_group_has_batches_but_no_next_one(serve, photographs):
-    serve(photographs, "--batch-size", 4, "--image-size", 16, "--num-workers", 1)
+def test_member_of_a_group_has_batches_but_no_next_one(module_daemon):
     with prefetchd.batches(group="g") as loader:
         assert loader.batch_at(0, 3).index == 3
         with pytest.raises(prefetchd.ConfigError, match="a member of the group"):
@@ -119,8 +126,8 @@ def test_bad_sample_of_a_single_batch_raises_and_the_loop_goes_on(tmp_path, phot
         assert next(batches).index == 1
 
 
-def test_older_iterator_raises_when_it_is_asked_again(photographs):
-    with load(photographs) as loader:
+def test_older_iterator_raises_when_it_is_asked_again(load):
+    with load() as loader:
         older = iter(loader)
         assert next(older).index == 0
         newer = iter(loader)
@@ -134,8 +141,8 @@ def test_older_iterator_raises_when_it_is_asked_again(photographs):
                 [next(iter(loader)) for _ in loader]
 
 
-def test_iterator_that_has_ended_by_itself_stays_ended(photographs):
-    with load(photographs) as loader:
+def test_iterator_that_has_ended_by_itself_stays_ended(load):
+    with load() as loader:
         older = iter(loader)
         assert len(list(older)) == 13
         iter(loader)
@@ -147,8 +154,8 @@ def test_iterator_that_has_ended_by_itself_stays_ended(photographs):
         assert list(closed) == []
 
 
-def test_state_that_is_loaded_ends_the_running_loop_in_words(photographs):
-    with load(photographs) as loader:
+def test_state_that_is_loaded_ends_the_running_loop_in_words(load):
+    with load() as loader:
         loop = iter(loader)
         next(loop)
         loader.load_state_dict(loader.state_dict())
@@ -157,9 +164,9 @@ def test_state_that_is_loaded_ends_the_running_loop_in_words(photographs):
         assert next(iter(loader)).index == 1
 
 
-def test_iterator_is_a_generator_to_libraries_that_ask(photographs):
+def test_iterator_is_a_generator_to_libraries_that_ask(load):
     """Keras takes nothing else as an endless stream."""
-    with load(photographs) as loader:
+    with load() as loader:
         loop = iter(loader)
         assert isinstance(loop, types.GeneratorType)
         assert next(loop).index == 0

@@ -64,10 +64,9 @@ def take_in_a_thread(batches, errors):
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_loader_that_is_closed_while_another_thread_takes_a_batch_leaves_no_slot_leased(
-    serve, photographs, monkeypatch, moment
+    module_daemon, monkeypatch, moment
 ):
     """What was granted ahead goes back, too: the process goes on, and the ring is not its own."""
-    serve(photographs, *QUICK)
     with prefetchd.batches() as witness:
         loader = prefetchd.batches(epochs=None)
         batches, errors = begin_loop(loader), []
@@ -85,9 +84,8 @@ def test_loader_that_is_closed_while_another_thread_takes_a_batch_leaves_no_slot
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_loop_that_another_thread_ends_by_a_new_one_gets_no_batch_whose_slot_may_be_anothers(
-    serve, photographs, monkeypatch, moment
+    module_daemon, monkeypatch, moment
 ):
-    serve(photographs, *QUICK)
     with prefetchd.batches() as loader:
         batches, errors = begin_loop(loader), []
         late = TakesLate(monkeypatch, moment)

@@ -30,8 +30,8 @@ def test_once_prints_one_frame_with_every_party(serve, photographs):
     assert result.stdout.count(" decoded, ") == 1
 
 
-def test_the_report_counts_samples_and_the_time_that_a_loop_stands_still(serve, photographs, tmp_path):
-    daemon = serve(photographs, *QUICK)
+def test_the_report_counts_samples_and_the_time_that_a_loop_stands_still(module_daemon):
+    daemon = module_daemon
     with prefetchd.batches() as loader:
         n_samples = sum(len(y) for _, y in loader)
         (consumer,) = daemon.status()["consumers"]
@@ -45,8 +45,7 @@ def test_the_report_counts_samples_and_the_time_that_a_loop_stands_still(serve, 
     wait_until(lambda: daemon.status()["readers"][0]["state"] == "idle", "the reader has nothing to do")
 
 
-def test_on_a_terminal_it_is_drawn_until_q_and_the_terminal_is_given_back(serve, photographs):
-    serve(photographs, *QUICK)
+def test_on_a_terminal_it_is_drawn_until_q_and_the_terminal_is_given_back(module_daemon):
     ours, theirs = pty.openpty()
     before = termios.tcgetattr(theirs)
     command = [sys.executable, "-m", "prefetchd", "top", "--interval", "0.1"]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 import prefetchd
-from tests.process.commands import refused, refused_here, run_command
+from prefetchd.cli.measure.measure import Measured
+from tests.process.commands import refused, refused_here, run_command, run_here
 
 QUICK = ("--image-size", "16", "--batch-size", "4", "--num-workers", "1", "--seconds", "0.2")
 
@@ -25,10 +28,28 @@ def test_points_are_measured_within_their_budgets_and_one_is_chosen(photographs,
     assert plot.read_text().startswith("<svg")
 
 
-def test_a_plot_that_cannot_be_written_is_refused_at_once_or_costs_nothing_else(photographs, tmp_path):
+@pytest.fixture
+def measured(monkeypatch):
+    """Measurements that take no time; returns the plans that were measured, as readers and budget."""
+    plans = []
+
+    def measure(config, seconds, on_progress):
+        on_progress()
+        budget_bytes = int(config.memory_budget)
+        plans.append((config.num_workers, budget_bytes))
+        rate = budget_bytes / (1 << 20)
+        return Measured(config.num_workers, 3, budget_bytes, rate, budget_bytes - 1, 0.1, 0.9, 1.0, 1.0, 0)
+
+    monkeypatch.setattr("prefetchd.cli.measure.measure.measure", measure)
+    return plans
+
+
+def test_a_plot_that_cannot_be_written_is_refused_at_once_or_costs_nothing_else(photographs, tmp_path, measured):
     for plot in (tmp_path, tmp_path / "no" / "t.svg"):
         assert "cannot write the plot" in refused_here("tune", photographs, *QUICK, "--plot", plot)
-    result = run_command("tune", photographs, *QUICK, "--plot", "/dev/full")
+    assert measured == []
+    result = run_here("tune", photographs, *QUICK, "--plot", "/dev/full")
+    assert len(set(measured)) >= 3
     assert result.returncode == 1, result
     assert "    prefetchd serve " in result.stdout
     assert "plot:" not in result.stdout
@@ -37,8 +58,10 @@ def test_a_plot_that_cannot_be_written_is_refused_at_once_or_costs_nothing_else(
     )
 
 
-def test_a_target_that_is_not_held_is_an_exit_status(photographs, tmp_path):
-    result = run_command("tune", photographs, *QUICK, "--target", "1e8", "--plot", "", cwd=tmp_path)
+def test_a_target_that_is_not_held_is_an_exit_status(photographs, tmp_path, monkeypatch, measured):
+    monkeypatch.chdir(tmp_path)
+    result = run_here("tune", photographs, *QUICK, "--target", "1e8", "--plot", "")
+    assert measured
     assert result.returncode == 1, result
     assert "decoding cannot hold" in result.stdout
     assert "    prefetchd serve " in result.stdout

@@ -16,7 +16,7 @@ import pytest
 import prefetchd
 from tests.conftest import wait_until
 from tests.images import write_bad, write_jpeg, write_kinds
-from tests.process.commands import refused, refused_here, run_command
+from tests.process.commands import refused, refused_here, run_command, run_here
 
 QUICK = ("--image-size", "32", "--num-workers", "2")
 
@@ -61,7 +61,7 @@ def test_all_that_is_bad_is_listed_with_line_and_reason_and_the_rest_is_counted(
 
 def test_what_verify_passes_is_what_is_served(mixed):
     manifest, _, _ = mixed
-    result = run_command("verify", manifest, *QUICK, "--json")
+    result = run_here("verify", manifest, *QUICK, "--json")
     assert result.returncode == 1, result.stderr
     report = json.loads(result.stdout)
     bad = {found["sample_id"] for found in report["bad"]}
@@ -78,7 +78,7 @@ def test_malformed_lines_are_listed_and_left_out_and_all_others_are_verified(pho
     lines[30] = "photo.jpg nan\n"
     manifest.write_text("".join(lines))
     options = (*QUICK, "--root", photographs.parent, "--json")
-    result = run_command("verify", manifest, *options, "--write-clean", clean)
+    result = run_here("verify", manifest, *options, "--write-clean", clean)
     assert result.returncode == 1, result
     report = json.loads(result.stdout)
     assert [line["number"] for line in report["malformed"]] == [4, 31]
@@ -88,13 +88,13 @@ def test_malformed_lines_are_listed_and_left_out_and_all_others_are_verified(pho
     assert (report["clean"]["lines_kept"], report["clean"]["lines_left_out"]) == (47, 3)
     assert "3 left out, 2 of them malformed" in report["clean"]["said"]
     assert clean.read_text() == "".join(line for n, line in enumerate(lines) if n not in (3, 20, 30))
-    assert run_command("verify", clean, *options).returncode == 0
+    assert run_here("verify", clean, *options).returncode == 0
 
 
 def test_malformed_lines_alone_are_a_failure(photographs, tmp_path):
     manifest = tmp_path / "m.txt"
     manifest.write_text(photographs.read_text() + "garbage\n")
-    result = run_command("verify", manifest, *QUICK, "--root", photographs.parent)
+    result = run_here("verify", manifest, *QUICK, "--root", photographs.parent)
     assert result.returncode == 1, result
     assert "malformed   1 line\n    line 51: there is no label: 'garbage'\n  bad         none" in result.stdout
 
@@ -103,7 +103,7 @@ def test_many_batches_of_samples_are_each_counted_once(photographs, tmp_path):
     manifest = tmp_path / "long.txt"
     lines = photographs.read_text().splitlines(True)
     manifest.write_text("".join(lines * 9))
-    result = run_command("verify", manifest, *QUICK, "--root", photographs.parent, "--json")
+    result = run_here("verify", manifest, *QUICK, "--root", photographs.parent, "--json")
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
     assert report["good_samples"] == report["verified"] == 450
@@ -119,7 +119,7 @@ def test_nothing_is_written_when_a_sample_could_not_be_judged(tmp_path):
     manifest = tmp_path / "m.txt"
     manifest.write_text("small.jpg 0\nlarge.jpg 1\n" + "small.jpg 0\n" * 70)
     least = ("--num-workers", "1", "--memory-budget", "73MiB", "--no-shrink-on-load", "--image-size", "32")
-    result = run_command("verify", manifest, *least, "--write-clean", tmp_path / "clean.txt", "--json")
+    result = run_here("verify", manifest, *least, "--write-clean", tmp_path / "clean.txt", "--json")
     assert result.returncode == 1, result
     report = json.loads(result.stdout)
     assert [(found["line"], found["judged"]) for found in report["bad"]] == [(2, False)]
@@ -155,7 +155,7 @@ def _catches_sigterm(pid: int) -> bool:
 
 def test_what_cannot_be_verified_is_refused_in_one_line(photographs, tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((4, 2)))
-    assert "arrays have nothing to decode" in refused("verify", tmp_path / "x.npy")
+    assert "arrays have nothing to decode" in refused_here("verify", tmp_path / "x.npy")
     assert "2 data sets" in refused_here("verify", f"a={photographs}", f"b={photographs}")
     assert "over" in refused_here("verify", photographs, "--write-clean", photographs)
     assert "no manifest was given" in refused("verify")
@@ -163,7 +163,7 @@ def test_what_cannot_be_verified_is_refused_in_one_line(photographs, tmp_path):
 
 def test_whole_images_are_decoded_whatever_the_augmentation(photographs, tmp_path):
     (tmp_path / "cache").mkdir()
-    result = run_command(
+    result = run_here(
         "verify", photographs, *QUICK, "--augment", "random_resized_crop", "--cache", tmp_path / "cache",
         "--cache-image-size", "64", "--json",
     )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prefetchd.daemon.consumers.acceptor import Acceptor
+from prefetchd.daemon.consumers.attach import Acceptor
 from prefetchd.ipc.event_loop import Callback
 
 
@@ -45,9 +45,9 @@ class Rig:
             2,
             self.loop,  # type: ignore[arg-type]
             self,  # type: ignore[arg-type]
-            add=lambda consumer: None,
-            remove=self.removed.append,
-            linger_s=linger_s,
+            lambda consumer: None,
+            self.removed.append,
+            linger_s,
         )
 
     def stop(self) -> None:

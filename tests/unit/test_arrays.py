@@ -67,11 +67,11 @@ def opens(config: Any) -> Source:
 def served(source: object, ids: list[int] | None = None, **options: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return x and y of the samples `ids` (all of them) as a reader fills them into a slot."""
     opened, reader = attached(make_config(source=source, **options))
-    ids = list(range(opened.n_samples)) if ids is None else ids
-    layout = BatchLayout(len(ids) + 2, *opened.x, *opened.y)
+    ids = list(range(opened.facts.n_samples)) if ids is None else ids
+    layout = BatchLayout(len(ids) + 2, opened.facts.fields)
     root = np.full(layout.slot_bytes, 0xAA, np.uint8)
-    x, y = layout.xy(root, len(ids) + 2)
-    assert reader.fill(0, ids, range(1, 1 + len(ids)), x, y, lambda _: None) == []
+    x, y = layout.arrays(root, len(ids) + 2)
+    assert reader.fill(0, ids, range(1, 1 + len(ids)), (x, y), lambda _: None) == []
     untouched = np.full(1, 0xAA, np.uint8)
     for array in (x, y):
         for row in (array[:1], array[-1:]):
@@ -353,10 +353,10 @@ def test_digest_follows_the_content_and_not_the_place(tmp_path):
     other = array.copy()
     other[-1, -1] += 1
     paths = [saved(tmp_path / f"{n}.npy", a) for n, a in enumerate((array, array, other, array[:-1]))]
-    digests = [opens(make_config(source=path)).digest for path in paths]
+    digests = [opens(make_config(source=path)).facts.digest for path in paths]
     assert digests[0] == digests[1]
     assert len(set(digests)) == 3
-    labelled = [opens(make_config(source=paths[0], labels=path)).digest for path in paths[:3]]
+    labelled = [opens(make_config(source=paths[0], labels=path)).facts.digest for path in paths[:3]]
     assert labelled[0] == labelled[1] != labelled[2]
     assert labelled[0] not in digests
 
@@ -384,17 +384,17 @@ def test_change_of_the_file_ends_the_reading(tmp_path, how, ids):
     path = saved(tmp_path / "x.npy", some((5000, 10), "int32"))
     config = make_config(source=path)
     opened, reader = attached(config)
-    layout = BatchLayout(3, *opened.x, *opened.y)
-    x, y = layout.xy(np.zeros(layout.slot_bytes, np.uint8), 3)
+    layout = BatchLayout(3, opened.facts.fields)
+    x, y = layout.arrays(np.zeros(layout.slot_bytes, np.uint8), 3)
     rows = range(len(ids))
-    assert reader.fill(0, ids, rows, x, y, lambda _: None) == []
+    assert reader.fill(0, ids, rows, (x, y), lambda _: None) == []
     reader.confirm()
     opened.check_unchanged()
     change(path, how)
     with pytest.raises(ManifestError, match="cannot go on with"):
         opened.check_unchanged()
     with pytest.raises(ManifestError, match=r"written to, or replaced.*; start again"):
-        reader.fill(0, ids, rows, x, y, lambda _: None)
+        reader.fill(0, ids, rows, (x, y), lambda _: None)
     handle, fds = opened.handle()
     with pytest.raises(ManifestError, match="cannot"):
         attach_source(config, handle, fds)  # which fails before it owns them
@@ -418,7 +418,7 @@ def test_truncation_within_a_gather_kills_the_reader_and_a_row_alone_is_an_error
     monkeypatch.setattr(mapped_rows.MappedRows, "prepare", truncate_after_prepare)
     if (pid := os.fork()) == 0:
         faulthandler.disable()
-        reader.fill(0, [49000, 49001], range(2), np.zeros((2, 10), np.int32), y, lambda _: None)
+        reader.fill(0, [49000, 49001], range(2), (np.zeros((2, 10), np.int32), y), lambda _: None)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGBUS
 
@@ -426,15 +426,15 @@ def test_truncation_within_a_gather_kills_the_reader_and_a_row_alone_is_an_error
     reader = attached(make_config(source=path))[1]
     monkeypatch.setattr(mapped_rows.os, "preadv", truncate_before_preadv)
     with pytest.raises(ManifestError, match="from 2000128 to 4096 bytes"):
-        reader.fill(0, [49000], range(1), np.zeros((2, 10), np.int32), y, lambda _: None)
+        reader.fill(0, [49000], range(1), (np.zeros((2, 10), np.int32), y), lambda _: None)
 
 
 def test_data_read_while_the_file_shrinks_is_not_delivered(tmp_path, monkeypatch):
     """Within its last page a shrunk file reads as zeros without a fault: the second look finds that out."""
     path = saved(tmp_path / "x.npy", np.ones((100, 2), np.uint8))
     opened, reader = attached(make_config(source=path))
-    layout = BatchLayout(2, *opened.x, *opened.y)
-    x, y = layout.xy(np.zeros(layout.slot_bytes, np.uint8), 2)
+    layout = BatchLayout(2, opened.facts.fields)
+    x, y = layout.arrays(np.zeros(layout.slot_bytes, np.uint8), 2)
     prepare = mapped_rows.MappedRows.prepare
 
     def truncate_after(self: mapped_rows.MappedRows, firsts: Any, counts: Any = None) -> None:
@@ -442,7 +442,7 @@ def test_data_read_while_the_file_shrinks_is_not_delivered(tmp_path, monkeypatch
         os.truncate(path, 200)
 
     monkeypatch.setattr(mapped_rows.MappedRows, "prepare", truncate_after)
-    reader.fill(0, [98, 99], range(2), x, y, lambda _: None)
+    reader.fill(0, [98, 99], range(2), (x, y), lambda _: None)
     with pytest.raises(ManifestError, match="from 328 to 200 bytes"):
         reader.confirm()
 
@@ -459,10 +459,10 @@ def test_rows_that_come_slowly_from_a_disk_are_asked_for_beforehand(tmp_path, mo
     array = some((100, 5), "int32")
     path = saved(tmp_path / "x.npy", array)
     opened, reader = attached(make_config(source=path))
-    layout = BatchLayout(2, *opened.x, *opened.y)
-    x, y = layout.xy(np.zeros(layout.slot_bytes, np.uint8), 2)
+    layout = BatchLayout(2, opened.facts.fields)
+    x, y = layout.arrays(np.zeros(layout.slot_bytes, np.uint8), 2)
     for _ in range(2):
-        reader.fill(0, [98, 3], range(2), x, y, lambda _: None)
+        reader.fill(0, [98, 3], range(2), (x, y), lambda _: None)
     assert asked == ([(128 + 98 * 20, 20), (128 + 3 * 20, 20)] if from_disk else [])
     assert same(x, array[[98, 3]])
 

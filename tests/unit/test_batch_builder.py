@@ -21,7 +21,7 @@ from tests.unit.test_slots import ring_of
 @pytest.fixture
 def builder() -> BatchBuilder:
     """One of two readers and one data set, in batches of 64."""
-    source = SimpleNamespace(n_samples=1000, where=str, max_task_rows=64)
+    source = SimpleNamespace(facts=SimpleNamespace(n_samples=1000, max_task_rows=64), where=str)
     config, order = SimpleNamespace(on_error="raise", batch_size=64), SimpleNamespace(batches_per_epoch=16)
     dataset = SimpleNamespace(config=config, source=source, order=order)
     return BatchBuilder(cast(Any, [dataset]), Ring(), cast(Any, SimpleNamespace(n_readers=2)))
@@ -59,7 +59,7 @@ class EagerPool:
 
 def test_cheap_batches_are_begun_several_at_once_but_for_a_loop_that_stands_still() -> None:
     """Planning costs as much as one of them. What has come back waits for company, and never while anybody waits."""
-    source = SimpleNamespace(n_samples=10_000, where=str, max_task_rows=64)
+    source = SimpleNamespace(facts=SimpleNamespace(n_samples=10_000, max_task_rows=64), where=str)
     order = Order(10_000, 10, drop_last=False, shuffle=False, seed=0)
     config = SimpleNamespace(on_error="raise", batch_size=10)
     dataset = SimpleNamespace(number=0, config=config, source=source, order=order)
@@ -125,7 +125,7 @@ class PickyPool(EagerPool):
 
 def test_what_is_done_again_comes_in_the_order_of_need() -> None:
     """Samples in doubt of the batch that is needed first are confirmed first, though others were found sooner."""
-    source = SimpleNamespace(n_samples=100, where=str, max_task_rows=64)
+    source = SimpleNamespace(facts=SimpleNamespace(n_samples=100, max_task_rows=64), where=str)
     order = Order(100, 4, drop_last=False, shuffle=False, seed=0)
     dataset = SimpleNamespace(
         number=0, config=SimpleNamespace(on_error="skip", batch_size=4), source=source, order=order

@@ -8,8 +8,16 @@ import itertools
 import numpy as np
 import pytest
 
-from prefetchd.cli.measure import peers
-from prefetchd.cli.measure.benchmark import Figures, limit_of, summarise, table, take_turn
+from prefetchd.cli.measure.benchmark import (
+    Figures,
+    Files,
+    generator,
+    limit_of,
+    sample_numbers,
+    summarise,
+    table,
+    take_turn,
+)
 from prefetchd.cli.measure.measure import Measured
 from prefetchd.config.validate import make_config
 from prefetchd.data.manifest.records import Manifest
@@ -58,14 +66,14 @@ def test_what_limits_follows_from_who_waits(loader_bound, busy, on_cpu, limit):
 def test_peers_read_the_samples_that_prefetchd_delivers_in_its_order(photographs, options):
     config = make_config(source=photographs, batch_size=8, image_size="20x30", shuffle=True, seed=3, **options)
     with Manifest.open(config) as manifest:
-        files = peers.Files(manifest, config)
+        files = Files(manifest, config)
         order = Order(50, 8, False, True, 3)
-        with peers.generator(files) as batches:
+        with generator(files) as batches:
             x, y = next(batches)
         assert x.shape == ((8, 1, 20, 30) if options.get("layout") else (8, 20, 30, 3))
         assert x.dtype == options.get("dtype", "uint8")
         assert y.tolist() == order.sample_ids(0, 0, 0, 8).tolist()  # each photograph's label is its number
-        numbers = list(itertools.islice(peers.sample_numbers(config, 50), 100))
+        numbers = list(itertools.islice(sample_numbers(config, 50), 100))
         assert sorted(numbers[:50]) == sorted(numbers[50:]) == list(range(50))
         assert numbers[:50] != numbers[50:]
 
@@ -74,4 +82,4 @@ def test_peers_pass_over_what_opencv_does_not_read(tmp_path, photographs):
     (tmp_path / "m.txt").write_text(f"missing.jpg 7\n{photographs.parent / 'photo 03.jpg'}\t8\n".replace("\t", " "))
     config = make_config(source=tmp_path / "m.txt", image_size=16)
     with Manifest.open(config) as manifest:
-        assert peers.Files(manifest, config)[0][1] == 8
+        assert Files(manifest, config)[0][1] == 8

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from prefetchd.cli.verify.clean_manifest import check_target, write_clean
+from prefetchd.cli.commands.verify import check_target, write_clean
 from prefetchd.errors import ConfigError, ManifestError
 
 ODD = b"\xef\xbb\xbf# note\r\na b.jpg 1\r\n\n\xff\xfe.jpg 2\n c.jpg\t3 \r\nd.jpg 4\x0ce\nlast.jpg 5"

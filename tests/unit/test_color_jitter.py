@@ -80,3 +80,40 @@ def test_each_factor_is_drawn_from_its_own_range():
     pixels = np.full((3, 3, 3), 50, np.uint8)
     jitter("rgb", spec).apply(pixels, [0.3] * 192)
     assert (pixels == 100).all()
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+def test_other_types_follow_the_same_formulas_with_more_numbers(dtype: str):
+    """16 bits are rounded and clipped to their own range, float32 is not."""
+    rgb = photograph(30, 20, 2).astype(np.float64) * 257
+    pixels = rgb.astype(dtype)
+    jitter("rgb").adjust(pixels, 1.3, 0.7, 1.2, 0.2)
+    values = rgb * 1.3 if dtype == "float32" else np.clip(np.rint(rgb * 1.3), 0, 65535)
+    values = values * 0.7 + 0.3 * (values @ WEIGHTS).mean()
+    values = values * 1.2 - 0.2 * (values @ WEIGHTS)[..., None]
+    values = values if dtype == "float32" else np.clip(np.rint(values), 0, 65535)
+    for got, before in zip(pixels.reshape(-1, 3), (values / 65535).reshape(-1, 3), strict=True):
+        hue, saturation, value = colorsys.rgb_to_hsv(*before)
+        expected = colorsys.hsv_to_rgb((hue + 0.2) % 1, saturation, value)
+        np.testing.assert_allclose(got / 65535, np.clip(expected, 0, None if dtype == "float32" else 1), atol=2e-4)
+
+
+def test_alpha_is_left_alone_and_colours_are_as_without_it():
+    rgb = photograph(30, 20, 2)
+    alpha = np.dstack([rgb, rgb[..., 0]])
+    given = parameters(canonical("color_jitter"))["color_jitter"]
+    for color in ("rgb", "bgr"):
+        plain, both = rgb.copy(), alpha.copy()
+        ColorJitter(given, color).adjust(plain, 1.2, 0.8, 1.3, 0.1)
+        ColorJitter(given, color, 4).adjust(both, 1.2, 0.8, 1.3, 0.1)
+        np.testing.assert_array_equal(both, np.dstack([plain, rgb[..., 0]]))
+
+
+@pytest.mark.parametrize("channels", [2, 4, 7])
+def test_channels_that_are_no_colours_share_one_mean(channels: int):
+    given = parameters(canonical("color_jitter(saturation=0, hue=0)"))["color_jitter"]
+    bands = np.random.default_rng(1).integers(0, 60000, (9, 8, channels)).astype(np.uint16)
+    pixels = bands.copy()
+    ColorJitter(given, "unchanged", channels).adjust(pixels, 1.2, 0.5, 1, 0)
+    bright = np.clip(np.rint(bands * 1.2), 0, 65535)
+    np.testing.assert_allclose(pixels, bright * 0.5 + 0.5 * bright.mean(), atol=1)

@@ -12,8 +12,7 @@ import pytest
 
 from prefetchd.batch_options import BatchOptions
 from prefetchd.config.datasets import read_config_file
-from prefetchd.config.hints import ELSEWHERE
-from prefetchd.config.validate import check_agrees, doubts, make_config
+from prefetchd.config.validate import ELSEWHERE, check_agrees, doubts, make_config
 from prefetchd.errors import ConfigError
 
 # Words on the page on other loaders that are no keywords of a loader.
@@ -29,11 +28,48 @@ def test_text_and_values_give_the_same_configuration():
     assert text == values
 
 
+def test_digests_in_states_that_were_saved_before_an_option_came_stay_the_same():
+    """An option that came later (`later=True`) is left out of the digest where it has its default."""
+    assert make_config(source="m").digest() == "94559aa9711a931e"
+    given = make_config(source="m", batch_size=64, shuffle=True, augment="hflip", dtype="float32")
+    assert given.digest(decoder="opencv 1") == "15bb83a3d4b1ba2d"
+
+
 def test_only_content_options_enter_the_digest():
     """How fast a batch comes does not change what it is."""
     base = make_config(source="m")
     assert make_config(source="m", num_workers=7, memory_budget="1GiB", name="other").digest() == base.digest()
     assert make_config(source="m", seed=1).digest() != base.digest()
+
+
+@pytest.mark.parametrize(
+    ("options", "digest"),
+    [
+        ({}, "df2f6386b4e8d654"),
+        ({"color": "gray", "dtype": "float32", "scale": "1/255", "mean": 0.5}, "2253ded91e10ca0c"),
+        (
+            {"augment": "random_resized_crop, color_jitter", "shuffle": True, "seed": 7, "layout": "nchw"},
+            "34c3c2266ebe7b9d",
+        ),
+        ({"target": "mask", "batch_size": 8}, "55ffaa4109c02b97"),
+    ],
+)
+def test_digest_without_later_options_is_what_states_of_earlier_versions_have(options, digest):
+    assert make_config(source="m", **options).digest(decoder="opencv 4") == digest
+
+
+def test_channels_without_color_keeps_those_of_the_file():
+    config = make_config(source="m", channels=3)
+    assert (config.color, config.n_channels, config.is_exact) == ("unchanged", 3, True)
+    assert make_config(**config.to_wire()) == config
+    assert config.digest() != make_config(source="m").digest()
+    converted = make_config(source="m", channels=3, color="rgb")
+    assert not converted.is_exact
+    assert [make_config(source="m", dtype=d, channels=4).pixel_dtype for d in ("uint8", "float16", "float32")] == [
+        "uint8",
+        "uint8",
+        "float32",
+    ]
 
 
 def test_path_that_is_not_utf8_survives_the_wire():
@@ -151,6 +187,20 @@ def test_mean_and_std_of_pixels_from_0_to_1_without_scale_are_doubted(options, w
         ({"dtype": "float32", "std": "0"}, "other than 0"),
         ({"dtype": "float32", "mean": "1,2"}, "one a channel"),
         ({"color": "cmyk"}, "one of rgb, bgr, gray"),
+        ({"color": "unchanged"}, "color='unchanged' without channels"),
+        ({"channels": 0}, "from 1 to 512; raise it"),
+        ({"channels": 2, "color": "rgb"}, "channels=2 with color='rgb', which has 3 or 4; leave color out"),
+        ({"channels": 3, "color": "gray"}, "channels=3 with color='gray', which has 1; leave"),
+        ({"channels": 5, "dtype": "float32", "mean": "1,2,3"}, "one number or 5, one a channel"),
+        ({"dtype": "uint16", "scale": 2.0}, "cannot scale uint16 pixels"),
+        ({"channels": 2, "augment": "color_jitter"}, "the saturation of color_jitter with channels=2"),
+        (
+            {"dtype": "uint16", "augment": "solarize"},
+            "the augmentation solarize with 3 channels of uint16: it is for grey",
+        ),
+        ({"channels": 4, "color": "rgb", "augment": "equalize"}, "equalize with 4 channels of uint8"),
+        ({"dtype": "uint16", "augment": "random_erasing(value=0.5)"}, "whole numbers from 0 to 65535"),
+        ({"channels": 4, "augment": "color_jitter(saturation=0)"}, "the hue of color_jitter with channels=4"),
         ({"name": "../x"}, "letters"),
         ({"shuffle": "perhaps"}, "true or false"),
     ],

@@ -31,13 +31,14 @@ from prefetchd.daemon.consumers.manager import ConsumerManager
 from prefetchd.daemon.memory.plan import MIN_SLOTS
 from prefetchd.daemon.schedule.scheduler import next_fills, to_give_back
 from prefetchd.ipc import messages
+from prefetchd.ipc.descriptors import memfd_of_length
 from prefetchd.ring import segment
-from prefetchd.ring.layout import BatchLayout
+from prefetchd.ring.layout import BatchLayout, xy_fields
 from prefetchd.ring.queues import RETURN_QUEUE_BYTES
 from prefetchd.ring.slots import Key, Ring, Slot
 from prefetchd.sampling.sharding import Shard
 
-LAYOUT = BatchLayout(4, (8,), "uint8", (), "int64")
+LAYOUT = BatchLayout(4, xy_fields(((8,), "uint8")))
 MAX_LOOPS = 4
 DATASETS = ("train", "val")
 
@@ -48,7 +49,7 @@ class Page:
     n_bytes = LAYOUT.slot_bytes
 
     def __init__(self) -> None:
-        self.fd = segment.anonymous_file("test-slot", self.n_bytes)
+        self.fd = memfd_of_length("test-slot", self.n_bytes)
 
     def read_only_fd(self) -> int:
         return segment.read_only(self.fd)
@@ -128,18 +129,19 @@ class Machine(RuleBasedStateMachine):
             self.ring.add(Page())  # type: ignore[arg-type]
         self.loop = Rounds()
         self.memory = SimpleNamespace(
-            budget=SimpleNamespace(plan=SimpleNamespace(n_slots=n_slots, slot_bytes=LAYOUT.slot_bytes)),
-            growth=SimpleNamespace(
+            budget=SimpleNamespace(
+                plan=SimpleNamespace(n_slots=n_slots, slot_bytes=LAYOUT.slot_bytes),
                 reserve_slots=lambda n: n <= self.memory.budget.plan.n_slots,
                 too_few_slots=lambda n: f"it takes {n} slots",
             ),
-            slots_wanted=n_slots,
+            target=SimpleNamespace(n_slots=n_slots),
             starved=False,
             may_grow=lambda: False,
             help_stalled=lambda: False,
         )
         config = make_config(source="x", batch_size=4, patience=patience)
-        source = SimpleNamespace(classes=None, n_samples=4 * n_batches, versions={}, digest="0")
+        facts = SimpleNamespace(classes=None, n_samples=4 * n_batches, versions={}, digest="0")
+        source = SimpleNamespace(facts=facts)
         order = SimpleNamespace(batches_per_epoch=n_batches)
         datasets: Any = [
             SimpleNamespace(number=number, name=name, config=config, source=source, order=order, layout=LAYOUT)
@@ -179,7 +181,7 @@ class Machine(RuleBasedStateMachine):
     def come_round(self) -> None:
         self.loop.turn()
         self.manager.read_queues()
-        while (slot := to_give_back(self.ring, self.manager.cursors, self.memory.slots_wanted)) is not None:
+        while (slot := to_give_back(self.ring, self.manager.cursors, self.memory.target.n_slots)) is not None:
             self.manager.slot_removed(slot)
             self.ring.remove(slot)
         self.manager.serve_all()
@@ -208,7 +210,7 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data())
     def budget_is_set(self, data: st.DataObject) -> None:
         n_slots = data.draw(st.integers(max(MIN_SLOTS, self.manager.promised_slots), max(60, self.n_slots)))
-        self.memory.slots_wanted = self.memory.budget.plan.n_slots = n_slots
+        self.memory.target.n_slots = self.memory.budget.plan.n_slots = n_slots
         while len(self.ring.slots) < n_slots:
             self.ring.add(Page())  # type: ignore[arg-type]
 
@@ -499,7 +501,7 @@ def test_loop_that_stands_still_with_many_grants_leaves_others_enough_of_a_ring_
         machine.daemon_works(4, 8)
         assert machine.ring.held_by(idle.number) > 5
         machine.end_loop(other)
-        machine.memory.slots_wanted = machine.memory.budget.plan.n_slots = 5
+        machine.memory.target.n_slots = machine.memory.budget.plan.n_slots = 5
         machine.daemon_works(4, 8)
         assert len(machine.ring.slots) < 40
         machine.begin_loop(other, 5, 0, 2)  # nothing of what lies ready for the other
@@ -560,7 +562,7 @@ def test_loops_far_apart_go_on_in_the_smallest_ring_that_a_lowered_budget_leaves
         for number, consumer in enumerate(machine.consumers):
             machine.begin_loop(consumer, 0, 9 * number, 1)  # one window of the large ring
         machine.come_round()
-        machine.memory.slots_wanted = machine.memory.budget.plan.n_slots = machine.manager.promised_slots
+        machine.memory.target.n_slots = machine.memory.budget.plan.n_slots = machine.manager.promised_slots
     finally:
         machine.teardown()  # all of them get on to their end
 

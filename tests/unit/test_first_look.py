@@ -79,7 +79,7 @@ def test_one_sample_that_is_there_is_enough(folder: Path) -> None:
     source = folder / "l.txt"
     source.write_text("".join([*lines, "img/x.jpg 99\n"]))
     source_of_images = open_source(make_config(source=str(source)))
-    assert source_of_images.n_samples == 100
+    assert source_of_images.facts.n_samples == 100
     for fd in source_of_images.handle()[1]:
         os.close(fd)
 
@@ -96,7 +96,7 @@ def test_a_list_that_is_verified_is_opened_whatever_is_missing(folder: Path) -> 
     """`prefetchd verify` reports each missing file."""
     (folder / "l.txt").write_text("none/x.jpg 0\n")
     source = open_source(make_config(source=str(folder / "l.txt")), malformed=[])
-    assert source.n_samples == 1
+    assert source.facts.n_samples == 1
     for fd in source.handle()[1]:
         os.close(fd)
 
@@ -116,6 +116,6 @@ def test_paths_in_a_parquet_file_are_looked_for_too(folder: Path) -> None:
     with pytest.raises(ManifestError, match=f"none of 2 samples looked at is there.*give root='{folder}'"):
         open_source(make_config(source=str(folder / "sub" / "a.parquet")))
     source = open_source(make_config(source=str(folder / "sub" / "a.parquet"), root=str(folder / "img")))
-    assert source.n_samples == 2
+    assert source.facts.n_samples == 2
     for fd in source.handle()[1]:
         os.close(fd)

@@ -264,3 +264,21 @@ def test_aspects_agree_to_a_pixel():
     assert not same_aspect((480, 640), (640, 480))
     assert not same_aspect((480, 640), (14, 14))
     assert not same_aspect((480, 640), (480, 600))
+
+
+@pytest.mark.parametrize("channels", [2, 4, 6, 130])
+def test_many_channels_go_where_one_goes(channels: int):
+    image = np.random.default_rng(channels).integers(0, 65536, (40, 31, channels)).astype(np.uint16)
+    placer = Placer((24, 20), "stretch", "linear", border=7)
+    draws = GeometryDraws(canonical("random_resized_crop, hflip, vflip, affine(degrees=40)"), (24, 20))
+    plain = GeometryDraws(canonical("random_resized_crop, hflip, vflip"), (24, 20))
+    for epoch in range(6):
+        units = SampleRandomness(1).units(epoch, 0, 256)
+        for geometry in (draws.draw(units, (40, 31)), plain.draw(units, (40, 31))):
+            found = np.empty((24, 20, channels), np.uint16)
+            placer.place(image, geometry, geometry.crop, found)
+            for channel in range(channels):
+                alone = np.empty((24, 20), np.uint16)
+                placer.place(np.ascontiguousarray(image[..., channel]), geometry, geometry.crop, alone)
+                # By the number of channels, OpenCV places to 1/32 of a pixel or exactly, and these are noise.
+                assert np.abs(found[..., channel].astype(int) - alone).max() <= 65536 // 32, (epoch, channel)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,9 @@ LAYERS = (
     ("errors", "_version"),
     ("config", "sampling"),
     ("batch_options",),
-    ("ipc", "ring"),
+    ("ipc",),
+    ("ring",),
+    ("columns",),
     ("data", "client"),
     ("reader",),
     ("torch", "keras", "tensorflow"),
@@ -47,7 +50,6 @@ PURE = (
     "daemon.schedule.windows",
     "daemon.schedule.scheduler",
     "daemon.readers.batch_job",
-    "daemon.readers.batching",
     "daemon.readers.job_tracker",
 )
 
@@ -85,11 +87,18 @@ def name_of(path: Path) -> str:
 
 
 FILES = {name_of(path): path for path in ROOT.rglob("*.py")}
-IMPORTED = {name: imported(path) for name, path in FILES.items()}
-GRAPH = {
-    name: {other for other in FILES if other and other != name and f"prefetchd.{other}" in names}
-    for name, names in IMPORTED.items()
-}
+
+
+@functools.cache  # not read as the module is loaded: every worker loads it, and one runs its tests
+def imports_of(name: str) -> set[str]:
+    """Return every module that a module of ours imports, as written."""
+    return imported(FILES[name])
+
+
+@functools.cache
+def ours_of(name: str) -> set[str]:
+    """Return the modules of ours that a module imports."""
+    return {other for other in FILES if other and other != name and f"prefetchd.{other}" in imports_of(name)}
 
 
 def package_of(name: str) -> str:
@@ -105,14 +114,14 @@ def reached_from(start: str) -> set[str]:
     new = {start}
     while new:
         found |= new
-        new = {other for name in new for other in GRAPH[name]} - found
+        new = {other for name in new for other in ours_of(name)} - found
     return found - {start}
 
 
 @pytest.mark.parametrize("name", sorted(set(FILES) - {""}))
 def test_each_module_imports_only_from_the_layers_above_its_own(name):
     mine = package_of(name)
-    for other in GRAPH[name]:
+    for other in ours_of(name):
         if FILES[other].name == "__init__.py" and other in ("data", "daemon", "cli"):
             continue  # a docstring
         theirs = package_of(other)
@@ -130,21 +139,21 @@ def test_no_module_imports_itself_by_a_circle():
 
 
 def reached_from_others(name: str) -> set[str]:
-    return {other for first in GRAPH[name] for other in {first} | reached_from(first)}
+    return {other for first in ours_of(name) for other in {first} | reached_from(first)}
 
 
 @pytest.mark.parametrize("name", PURE)
 def test_pure_modules_reach_no_sockets_or_processes_and_use_no_clock(name):
-    assert not IMPORTED[name] & {"os", "time"}
+    assert not imports_of(name) & {"os", "time"}
     for module in {name} | reached_from(name):
-        top = {other.partition(".")[0] for other in IMPORTED[module]}
+        top = {other.partition(".")[0] for other in imports_of(module)}
         assert not top & MACHINERY, module
 
 
 def test_views_draw_without_machinery():
     for name in ("cli.views.charts", "cli.views.top_frame", "cli.views.status_text", "cli.verify.findings"):
         for module in {name} | reached_from(name):
-            assert not {other.partition(".")[0] for other in IMPORTED[module]} & MACHINERY, module
+            assert not {other.partition(".")[0] for other in imports_of(module)} & MACHINERY, module
 
 
 @pytest.mark.parametrize("module", ["", ".client.api", ".client.launch", ".cli.main"])

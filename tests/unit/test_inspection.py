@@ -22,12 +22,12 @@ def test_facts_are_of_the_sample_also_where_reads_run_ahead(photographs):
     source._ahead._is_on = True  # as if storage were slow
     ids = np.arange(50)
     source.expect(ids.tolist())
-    x, y = np.zeros((50, len(FACTS)), np.int64), np.zeros(50, np.int64)
-    assert source.fill(0, ids, range(50), x, y, lambda n_bytes: None) == []
-    facts = dict(zip(FACTS, x.T.tolist(), strict=True))
-    assert facts["height_px"] == [90 + number % 7 for number in range(50)]
-    assert facts["width_px"] == [120 + number % 5 for number in range(50)]
-    assert facts["label"] == list(range(50))
-    assert len(set(facts["digest"])) == 50
+    facts = np.zeros((50, len(FACTS)), np.int64)
+    assert source.fill(0, ids, range(50), [facts], lambda n_bytes: None) == []
+    found = dict(zip(FACTS, facts.T.tolist(), strict=True))
+    assert found["height_px"] == [90 + number % 7 for number in range(50)]
+    assert found["width_px"] == [120 + number % 5 for number in range(50)]
+    assert found["label"] == list(range(50))
+    assert len(set(found["digest"])) == 50
     images.records.close()  # type: ignore[attr-defined]
     source.records.close()  # type: ignore[attr-defined]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 
 from prefetchd.config.validate import make_config
@@ -9,6 +11,14 @@ from prefetchd.daemon.memory.controller import WINDOW_S, MemoryController
 from prefetchd.daemon.memory.limits import SHORT_BYTES, Limit, Shortage
 from prefetchd.daemon.memory.plan import MIB, MIN_SLOTS, make_plan
 from tests.unit.test_memory_manager import Rig
+
+
+@dataclass
+class Work:
+    """What readers have done so far."""
+
+    busy_s: float = 0.0
+    samples_made: int = 0
 
 
 @pytest.fixture
@@ -20,11 +30,10 @@ def rig():
         one.memory,
         one.ring,
         one.pool,
-        plan_for=lambda config, least: one.plan.with_readers(config.num_workers, least),
-        promised_slots=lambda: MIN_SLOTS,
-        comfortable_slots=lambda: MIN_SLOTS,
+        Work(),
+        one.demand,
+        plan_for=lambda config, least, own_bytes: one.plan.with_readers(config.num_workers, least),
         idle_s=lambda: 0.0,
-        work_done=lambda: (0.0, 0),
         read_shortage=lambda: one.shortage,
         n_cores=2,
         clock=lambda: 0.0,
@@ -38,11 +47,11 @@ def test_readers_wait_for_the_room_of_slots_that_are_held(rig):
     for slot in rig.ring.slots.values():
         rig.hold(slot)
     rig.controller.change(make_config(source="-", num_workers=3))
-    rig.controller.settle([])
+    rig.memory.follow(rig.controller.decide(), [])
     assert len(rig.pool.readers) == 2
     assert rig.memory.budget.in_force_bytes == rig.plan.budget_bytes
     rig.ring.release_all(1)
-    rig.controller.settle([])
+    rig.memory.follow(rig.controller.decide(), [])
     assert len(rig.pool.readers) == 3
     assert rig.memory.budget.reserved_bytes <= rig.plan.budget_bytes
     assert len(rig.ring.slots) < 40
@@ -50,10 +59,10 @@ def test_readers_wait_for_the_room_of_slots_that_are_held(rig):
 
 def test_readers_that_are_to_go_are_counted_until_they_are_gone(rig):
     rig.controller.change(make_config(source="-", num_workers=1))
-    rig.controller.settle([])
+    rig.memory.follow(rig.controller.decide(), [])
     assert rig.memory.budget.n_readers == 2
     del rig.pool.readers[1]
-    rig.controller.settle([])
+    rig.memory.follow(rig.controller.decide(), [])
     assert rig.memory.budget.n_readers == 1
 
 
@@ -61,18 +70,18 @@ def test_pressure_takes_slots_and_readers_and_pauses_and_each_step_is_logged(rig
     rig.shortage = Shortage(SHORT_BYTES - MIB, "cgroup /x")
     for _ in range(20):
         rig.controller.tick()
-        rig.controller.settle([])
+        rig.memory.follow(rig.controller.decide(), [])
         for number in [number for number, reader in rig.pool.readers.items() if reader.retiring]:
             del rig.pool.readers[number]
     assert len(rig.ring.slots) == MIN_SLOTS
     assert rig.pool.n_readers == 1
-    assert rig.controller.paused
+    assert rig.memory.target.paused
     assert "63.0 MiB left (cgroup /x)" in caplog.text
     steps = caplog.text.count("short of memory")
     rig.shortage = Shortage(1 << 40, "test")
     for _ in range(200):
         rig.controller.tick()
-        rig.controller.settle([])
+        rig.memory.follow(rig.controller.decide(), [])
     assert rig.controller.relieved
     assert rig.pool.n_readers == 2
     assert caplog.text.count("memory is there again") == steps
@@ -86,12 +95,12 @@ def test_loop_that_holds_many_goes_on_while_memory_is_short(rig):
     rig.shortage = Shortage(SHORT_BYTES - MIB, "cgroup /x")
     for _ in range(20):
         rig.controller.tick()
-        rig.controller.settle([])
+        rig.memory.follow(rig.controller.decide(), [])
     assert len(rig.ring.slots) == 8
     assert not rig.memory.may_grow()
     assert rig.memory.help_stalled()
-    rig.controller.settle([])
-    assert rig.memory.slots_wanted == 10
+    rig.memory.follow(rig.controller.decide(), [])
+    assert rig.memory.target.n_slots == 10
     assert rig.memory.may_grow()
     assert not rig.memory.help_stalled(), "that is all there is to do"
 
@@ -99,35 +108,34 @@ def test_loop_that_holds_many_goes_on_while_memory_is_short(rig):
 def test_automatic_budget_follows_the_loops_that_are_attached():
     """Many that go through the same batches need no slots each; those that are promised more have more."""
     plan = make_plan(make_config(source="-", num_workers=2), 4 * MIB, Limit(8 << 30, "test"))
-    one, attached, promised = Rig(0, plan=plan), [2], [MIN_SLOTS]
+    one = Rig(0, plan=plan)
     one.limits = [Limit(8 << 30, "test")]
     controller = MemoryController(
-        make_config(source="-", num_workers=2), one.memory, one.ring, one.pool,
-        plan_for=lambda config, least: plan, promised_slots=lambda: promised[0], comfortable_slots=lambda: attached[0],
-        work_done=lambda: (0.0, 0), read_shortage=lambda: Shortage(1 << 40, "test"), idle_s=lambda: 0.0, n_cores=2,
-        clock=lambda: 0.0,
+        make_config(source="-", num_workers=2), one.memory, one.ring, one.pool, Work(), one.demand,
+        plan_for=lambda config, least, own_bytes: plan, read_shortage=lambda: Shortage(1 << 40, "test"),
+        idle_s=lambda: 0.0, n_cores=2, clock=lambda: 0.0,
     )  # fmt: skip
     for n_comfortable, n_promised, n_slots in ((2, 3, 8), (14, 3, 14), (1000, 3, 64), (1001, 99, 99), (2, 3, 8)):
-        attached[0], promised[0] = n_comfortable, n_promised
-        controller.settle([])
-        assert one.memory.slots_wanted == one.memory.budget.plan.n_slots == n_slots
+        one.demand.comfortable_slots, one.demand.promised_slots = n_comfortable, n_promised
+        one.memory.follow(controller.decide(), [])
+        assert one.memory.target.n_slots == one.memory.budget.plan.n_slots == n_slots
     assert one.memory.budget.plan == plan
     one.ring.close()
 
 
 def test_reader_that_the_budget_has_no_room_for_is_left_out():
     """A loop waits and one more reader would help, but slots hold the budget: each window finds the same readers."""
-    one, now_s = Rig(MIN_SLOTS, 1), [0.0]
+    one, now_s, work = Rig(MIN_SLOTS, 1), [0.0], Work()
     controller = MemoryController(
-        make_config(source="-"), one.memory, one.ring, one.pool,
-        plan_for=lambda config, least: one.plan, promised_slots=lambda: MIN_SLOTS, comfortable_slots=lambda: MIN_SLOTS,
-        work_done=lambda: (now_s[0], int(100 * now_s[0])), read_shortage=lambda: Shortage(1 << 40, "test"),
+        make_config(source="-"), one.memory, one.ring, one.pool, work, one.demand,
+        plan_for=lambda config, least, own_bytes: one.plan, read_shortage=lambda: Shortage(1 << 40, "test"),
         idle_s=lambda: now_s[0], n_cores=2, clock=lambda: now_s[0],
     )  # fmt: skip
     assert controller.is_auto
     controller.note_waiting(True)
     for _ in range(10):
         now_s[0] += WINDOW_S
+        work.busy_s, work.samples_made = now_s[0], int(100 * now_s[0])
         controller.tick()
     assert controller.waited_s == 10 * WINDOW_S
     assert one.memory.budget.plan.n_readers == 1

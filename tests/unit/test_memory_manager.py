@@ -17,7 +17,6 @@ from prefetchd.daemon.memory.plan import (
     MIB,
     MIN_SLOTS,
     READER_BYTES,
-    Budget,
     Plan,
     make_plan,
 )
@@ -79,6 +78,19 @@ class FakePool:
         self.closed.append(slot.number)
 
 
+@dataclass
+class FakeDemand:
+    """Consumers that need little, and remember which slots were removed."""
+
+    removed: list[int]
+    promised_slots: int = MIN_SLOTS
+    comfortable_slots: int = MIN_SLOTS
+    queue_bytes: int = 0
+
+    def slot_removed(self, slot: Slot) -> None:
+        self.removed.append(slot.number)
+
+
 class Rig:
     """A memory manager with room for `n_slots` slots and no more, and every part that it touches."""
 
@@ -93,12 +105,13 @@ class Rig:
         self.removed: list[int] = []
         self.limits = [PLENTY]
         self.memory = MemoryManager(
-            Budget(self.plan),
+            self.plan,
             self.ring,
             self.pool,
-            on_removed=lambda slot: self.removed.append(slot.number),
             read_limits=lambda own_bytes: self.limits,
         )
+        self.demand = FakeDemand(self.removed)
+        self.memory.serve(self.demand)
         while self.memory.may_grow():
             self.memory.add_slot()
 
@@ -236,15 +249,15 @@ def test_within_the_budget_nothing_is_taken(rig, monkeypatch):
 def test_readers_that_were_added_make_room_for_a_large_decode(rig):
     """It was promised before there were more readers than asked for, so they are in the way, and it is not refused."""
     one = rig(40)
-    one.memory.replan(one.plan.with_readers(3, MIN_SLOTS))
+    one.memory.budget.adopt(one.plan.with_readers(3, MIN_SLOTS))
     one.memory.budget.n_readers = 3
     one.memory.follow(Target(one.memory.budget.plan.n_slots, 3), [])
     reader = one.pool.readers[0]
     reader.needs_bytes = need = one.memory.budget.largest_decode_bytes
     one.memory.serve_requests([])
     assert one.pool.denied == []
-    assert one.memory.readers_in_the_way
-    one.memory.replan(one.memory.budget.plan.with_readers(2, MIN_SLOTS))
+    assert one.memory.needs.fewer_readers
+    one.memory.budget.adopt(one.memory.budget.plan.with_readers(2, MIN_SLOTS))
     one.memory.budget.n_readers = 2
     one.memory.serve_requests([])
     assert reader.has_bytes == need
@@ -253,10 +266,10 @@ def test_readers_that_were_added_make_room_for_a_large_decode(rig):
 def test_readers_that_were_added_make_room_for_a_loop_that_holds_many(rig):
     """The ring was larger before there were more readers than asked for: what was held then may be held now."""
     one = rig(40)
-    one.memory.replan(one.plan.with_readers(3, MIN_SLOTS))
+    one.memory.budget.adopt(one.plan.with_readers(3, MIN_SLOTS))
     one.memory.budget.n_readers = 3
     assert one.memory.help_stalled()
-    assert one.memory.readers_in_the_way
+    assert one.memory.needs.fewer_readers
     one.memory.budget.n_readers = 2
     assert not one.memory.help_stalled(), "nothing was taken from the ring: the loop holds too many"
 
@@ -288,18 +301,18 @@ def auto(rig):
 
 def test_auto_budget_grows_for_slots_up_to_its_ceiling_and_shrinks_again(auto):
     start = auto.plan
-    assert auto.memory.growth.reserve_slots(14)
+    assert auto.memory.budget.reserve_slots(14)
     assert auto.memory.budget.plan.n_slots == 14
     assert auto.memory.budget.plan.budget_bytes == start.budget_bytes + 6 * 16 * MIB
-    assert not auto.memory.growth.reserve_slots(100)
+    assert not auto.memory.budget.reserve_slots(100)
     assert auto.memory.budget.plan.n_slots == 14, "what cannot be held changes nothing"
-    assert "which may grow to 614 MiB (available memory)" in auto.memory.growth.too_few_slots(100)
-    auto.memory.growth.fit_slots(3)
+    assert "which may grow to 614 MiB (available memory)" in auto.memory.budget.too_few_slots(100)
+    auto.memory.budget.fit_slots(3)
     assert auto.memory.budget.plan == start
 
 
 def test_auto_budget_serves_loops_as_well_as_its_ceiling_allows(auto):
-    auto.memory.growth.fit_slots(100)
+    auto.memory.budget.fit_slots(100)
     plan = auto.memory.budget.plan
     assert 14 < plan.n_slots < 100
     assert plan.ceiling_bytes - 16 * MIB < plan.budget_bytes <= plan.ceiling_bytes
@@ -307,10 +320,10 @@ def test_auto_budget_serves_loops_as_well_as_its_ceiling_allows(auto):
 
 def test_ceiling_follows_what_the_machine_can_spare(auto):
     auto.limits = [Limit(300 * MIB, "cgroup /x")]
-    assert not auto.memory.growth.reserve_slots(14)
+    assert not auto.memory.budget.reserve_slots(14)
     assert auto.memory.budget.plan.budget_bytes == auto.plan.budget_bytes, "what was reserved stays"
     auto.limits = [Limit(2 << 30, "available memory")]
-    assert auto.memory.growth.reserve_slots(40)
+    assert auto.memory.budget.reserve_slots(40)
 
 
 def test_auto_budget_grows_for_large_decodes_side_by_side_and_forgets_them(auto, monkeypatch):
@@ -345,9 +358,9 @@ def test_auto_budget_gives_slots_up_for_a_decode_near_its_ceiling_and_refuses_wh
 
 def test_a_stated_budget_stays_and_a_refusal_never_names_less_than_today(rig):
     one = rig(6)
-    assert not one.memory.growth.reserve_slots(7)
+    assert not one.memory.budget.reserve_slots(7)
     assert one.memory.budget.plan == one.plan
     today = -(-one.plan.budget_bytes // MIB)
-    assert f'memory_budget="{today + 1}MiB"' in one.memory.growth.too_few_slots(7)
-    one.memory.replan(one.plan.with_readers(1, MIN_SLOTS))
-    assert f'memory_budget="{today}MiB"' in one.memory.growth.too_few_slots(4)
+    assert f'memory_budget="{today + 1}MiB"' in one.memory.budget.too_few_slots(7)
+    one.memory.budget.adopt(one.plan.with_readers(1, MIN_SLOTS))
+    assert f'memory_budget="{today}MiB"' in one.memory.budget.too_few_slots(4)

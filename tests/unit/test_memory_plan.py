@@ -14,26 +14,28 @@ from hypothesis import strategies as st
 from prefetchd.config.units import format_bytes, parse_bytes
 from prefetchd.config.validate import make_config
 from prefetchd.daemon.memory import limits
-from prefetchd.daemon.memory import plan as budget
+from prefetchd.daemon.memory.budget import Budget
 from prefetchd.daemon.memory.plan import (
     ALLOWANCE_BYTES,
     DAEMON_BYTES,
     MIB,
     MIN_SLOTS,
     READER_BYTES,
-    Budget,
     Limit,
+    Plan,
+    explain,
     make_plan,
     smallest_budget,
 )
 from prefetchd.errors import BudgetError, ConfigError
 from prefetchd.ipc import system
+from prefetchd.ipc.process import private_bytes
 
 SLOT = 32 * 224 * 224 * 3
 PLENTY = Limit(1 << 40, "available memory")
 
 
-def plan_of(*, limit: Limit = PLENTY, slot_bytes: int = SLOT, **options: object) -> budget.Plan:
+def plan_of(*, limit: Limit = PLENTY, slot_bytes: int = SLOT, **options: object) -> Plan:
     return make_plan(make_config(source="-", **options), slot_bytes, limit)
 
 
@@ -250,12 +252,12 @@ def test_budget_named_for_a_decode_is_the_smallest(decode_bytes: int, slot_bytes
 
 
 def test_measuring_this_process() -> None:
-    before = limits.process_bytes(os.getpid())
+    before = private_bytes(os.getpid())
     block = bytearray(os.urandom(1 << 20) * 32)
-    after = limits.process_bytes(os.getpid())
+    after = private_bytes(os.getpid())
     assert 31 * MIB < after - before < 40 * MIB
     assert len(block) == 32 * MIB
-    assert limits.process_bytes(2**22 + 1) == 0
+    assert private_bytes(2**22 + 1) == 0
     footprint = limits.measure([os.getpid(), 2**22 + 1], 5)
     assert footprint.total_bytes == footprint.processes[os.getpid()] + 5
     assert limits.Footprint({1: 2, 3: 4}, 5).total_bytes == 11
@@ -307,7 +309,7 @@ def test_plan_with_more_readers_takes_their_room_from_the_ring() -> None:
 
 
 def test_explanation_names_every_part_and_what_would_allow_more() -> None:
-    text = budget.explain(plan_of(num_workers=2, memory_budget="400MiB", limit=Limit(800 * MIB, "cgroup /x")))
+    text = explain(plan_of(num_workers=2, memory_budget="400MiB", limit=Limit(800 * MIB, "cgroup /x")))
     for part in (
         "48.0 MiB for the daemon",
         "2 readers of 24.0 MiB",
@@ -315,7 +317,7 @@ def test_explanation_names_every_part_and_what_would_allow_more() -> None:
         "cgroup /x 800 MiB",
     ):
         assert part in text
-    grows = budget.explain(plan_of(num_workers=2, limit=Limit(1 << 30, "cgroup /x")))
+    grows = explain(plan_of(num_workers=2, limit=Limit(1 << 30, "cgroup /x")))
     assert "growing up to 614 MiB" in grows
     assert "growing" not in text
 

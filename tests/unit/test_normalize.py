@@ -39,7 +39,7 @@ def write(image: np.ndarray, **options: Any) -> np.ndarray:
     """One sample in the middle of a batch filled with a marker; checks that its neighbours stay untouched."""
     config = make_config(source="x", **options)
     height, width = config.image_size
-    shape = (config.channels, height, width) if config.layout == "nchw" else (height, width, config.channels)
+    shape = (config.n_channels, height, width) if config.layout == "nchw" else (height, width, config.n_channels)
     batch = np.full((3, *shape), 77, config.dtype)
     pipeline = Pipeline(**options)
     for _ in range(2):  # kept scratch must not show
@@ -209,3 +209,33 @@ def test_the_table_has_a_column_a_channel() -> None:
     table = value_table(make_config(source="x", dtype="float32", scale=1 / 255, mean=MEAN, std=STD))
     assert table.shape == (256, 3)
     assert table[255, 0] == np.float32((1 - 0.485) / 0.229)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("channels", [2, 4, 6, 130])
+@pytest.mark.parametrize("interpolation", ["linear", "cubic", "area", "lanczos", "nearest"])
+@pytest.mark.parametrize("layout", ["nhwc", "nchw"])
+def test_many_channels_are_each_placed_as_one(dtype: str, channels: int, interpolation: str, layout: str) -> None:
+    options = {"channels": channels, "dtype": dtype, "interpolation": interpolation, "layout": layout}
+    image = np.random.default_rng(channels).integers(0, 256, (40, 31, channels)).astype(dtype)
+    if dtype == "uint16":
+        image *= 256
+    found = write(image, image_size=(16, 20), resize="pad", **options)
+    options["channels"] = 1
+    alone = [write(image[..., c], image_size=(16, 20), resize="pad", **options) for c in range(channels)]
+    axis = 0 if layout == "nchw" else -1
+    expected = np.concatenate(alone, axis)
+    # OpenCV's vector instructions round differently by the number of channels.
+    atol = {"uint8": 1, "uint16": 1, "float32": 1e-3}[dtype]
+    np.testing.assert_allclose(found.astype(float), expected.astype(float), atol=atol)
+
+
+@pytest.mark.parametrize("layout", ["nhwc", "nchw"])
+@pytest.mark.parametrize("channels", [2, 6])
+def test_bands_of_bytes_in_float16_are_from_a_table_each(layout: str, channels: int) -> None:
+    mean = np.linspace(3, 90, channels)
+    image = np.random.default_rng(channels).integers(0, 256, (9, 7, channels), np.uint8)
+    options = {"channels": channels, "dtype": "float16", "scale": 0.5, "mean": mean, "layout": layout}
+    found = write(image, image_size=(9, 7), **options)
+    expected = (image * 0.5 - mean).astype(np.float16)
+    np.testing.assert_array_equal(found, expected.transpose(2, 0, 1) if layout == "nchw" else expected)

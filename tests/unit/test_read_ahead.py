@@ -12,7 +12,7 @@ import pytest
 from prefetchd.data import read_ahead
 from prefetchd.data.faults import UnreadableFile
 from prefetchd.data.files import FileBuffer, read_file
-from prefetchd.data.read_ahead import MAX_BYTES, ReadAhead
+from prefetchd.data.read_ahead import MASK_PART, MAX_BYTES, ReadAhead, read_mask
 from prefetchd.data.read_threads import N_THREADS, AheadRead
 from prefetchd.data.records import Sample
 from prefetchd.data.source import ALLOWANCE_BYTES
@@ -213,11 +213,11 @@ def test_masks_come_ahead_after_their_images(files: Files) -> None:
     for number in range(100):
         (files.folder / f"mask {number}").write_bytes(b"mask %d" % number)
     (files.folder / "mask 9").unlink()
-    ahead, buffer = ReadAhead(files, with_masks=True), FileBuffer()
+    ahead, buffer = ReadAhead(files, {0: files.read, MASK_PART: read_mask}), FileBuffer()
 
     def take_mask(number: int) -> bytes:
         sample = Sample(str(files.folder / str(number)), str(files.folder / f"mask {number}"))
-        return bytes(ahead.read(number, sample, buffer, lambda _: None, is_mask=True))
+        return bytes(ahead.read(number, sample, buffer, lambda _: None, MASK_PART))
 
     files.labels = "mask {}"
     take(ahead, files, 0, buffer)
@@ -254,10 +254,10 @@ def test_waiting_for_reads_is_told_apart(files: Files, monkeypatch: pytest.Monke
         wait(each)
         now_s += 0.5
 
-    monkeypatch.setattr(files, "read", read_for_a_second)
+    monkeypatch.setitem(ahead._fetchers, 0, read_for_a_second)
     take(ahead, files, 0, buffer)
     assert ahead.waited_s == 1.0
-    monkeypatch.setattr(files, "read", read)
+    monkeypatch.setitem(ahead._fetchers, 0, read)
     monkeypatch.setattr(AheadRead, "wait", wait_for_half_a_second)
     ahead.expect([1, 2])
     now_s += 10.0

@@ -14,8 +14,7 @@ import msgspec
 import pytest
 
 from prefetchd.daemon.readers import reader_handle
-from prefetchd.daemon.readers.batch_job import Chunk
-from prefetchd.daemon.readers.batching import BATCHING
+from prefetchd.daemon.readers.batch_job import BATCHING, Chunk
 from prefetchd.daemon.readers.reader_handle import ReaderHandle, at_content
 from prefetchd.ipc import reader_messages, sockets
 from prefetchd.ring.segment import Segment

@@ -192,13 +192,13 @@ def test_change_of_any_of_the_files_ends_the_reading(tmp_path, which, ids):
     _, options = ragged(tmp_path, [2, 0, 5, 3])
     config = make_config(**options, labels=saved(tmp_path / "y.npy", np.arange(4)))
     opened, reader = attached(config)
-    layout = BatchLayout(2, *opened.x, *opened.y)
-    x, y = layout.xy(np.zeros(layout.slot_bytes, np.uint8), 2)
-    assert reader.fill(0, ids, range(len(ids)), x, y, lambda _: None) == []
+    layout = BatchLayout(2, opened.facts.fields)
+    x, y = layout.arrays(np.zeros(layout.slot_bytes, np.uint8), 2)
+    assert reader.fill(0, ids, range(len(ids)), (x, y), lambda _: None) == []
     reader.confirm()
     path = tmp_path / which
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(ManifestError, match=which):
         opened.check_unchanged()
     with pytest.raises(ManifestError, match=which):
-        reader.fill(0, ids, range(len(ids)), x, y, lambda _: None)
+        reader.fill(0, ids, range(len(ids)), (x, y), lambda _: None)

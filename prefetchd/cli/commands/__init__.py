@@ -6,14 +6,14 @@ The parser needs them all, so they import heavy modules only when they run. A ne
 
 from __future__ import annotations
 
-from prefetchd.cli.commands import bench, cache, completion, daemons, preview, serve, top, tune, verify
+from prefetchd.cli.commands import bench, cache, completion, daemons, preview, serve, tune, verify
 
 # In the order of `prefetchd --help`.
 COMMANDS = (
     serve.add,
     daemons.add_list,
     daemons.add_status,
-    top.add,
+    daemons.add_top,
     daemons.add_set,
     cache.add,
     daemons.add_stop,

@@ -10,11 +10,10 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from prefetchd.cli.arguments import EPILOG, Subparsers, add_source_options, config_of
-from prefetchd.errors import ConfigError
+from prefetchd.cli.arguments import EPILOG, Subparsers, add_source_options, check_range, config_of
 
 if TYPE_CHECKING:
-    from prefetchd.cli.measure.peers import Batches, Opens
+    from prefetchd.cli.measure.benchmark import Batches, Opens
     from prefetchd.config.options import Config
 
 _PREFETCHD = "prefetchd"
@@ -45,9 +44,7 @@ def add(commands: Subparsers, datasets: Iterable[str]) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure and report."""
     for option, low, high in (("rounds", 1, 100), ("seconds", 0.2, 600), ("step_ms", 0, 60_000)):
-        value = getattr(arguments, option)
-        if not low <= value <= high:
-            raise ConfigError(f"cannot use --{option.replace('_', '-')} {value:g}: it must be from {low} to {high}")
+        check_range(arguments, option, low, high)
     config = config_of(arguments, "bench")
     from prefetchd.cli.measure.benchmark import Figures, limit_of, summarise, table, take_turn
     from prefetchd.cli.measure.measure import measure
@@ -90,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _contenders(config: Config, n_readers: int) -> tuple[dict[str, Opens], list[str]]:
     """Return the loaders that take part, by name, and a line on each that does not."""
-    from prefetchd.cli.measure import peers
+    from prefetchd.cli.measure.benchmark import Files, data_loader, generator, has_torch
     from prefetchd.data.images.source import ImageSource
     from prefetchd.data.manifest.records import Manifest
     from prefetchd.data.registry import open_source
@@ -101,13 +98,13 @@ def _contenders(config: Config, n_readers: int) -> tuple[dict[str, Opens], list[
         return contenders, [
             "left out: the generator and PyTorch's DataLoader, which read lists of labelled images only"
         ]
-    files = peers.Files(source.records, config)
-    contenders[_GENERATOR] = lambda: peers.generator(files)
+    files = Files(source.records, config)
+    contenders[_GENERATOR] = lambda: generator(files)
     left_out = []
     if config.augment or config.transform or config.target_transform or config.resize != "stretch":
         left_out.append("note: the others only stretch images to the size: no crop, no augmentation, no function")
-    if peers.has_torch():
-        contenders[_DATA_LOADER] = lambda: peers.data_loader(files, n_readers)
+    if has_torch():
+        contenders[_DATA_LOADER] = lambda: data_loader(files, n_readers)
     else:
         left_out.append("left out: PyTorch's DataLoader, as torch is not installed")
     return contenders, left_out

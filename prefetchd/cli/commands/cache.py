@@ -72,10 +72,10 @@ def _build(name: str, config: Config) -> int:
     Raises:
         PrefetchdError: if the pipeline cannot be cached, or the source cannot be served.
     """
-    from prefetchd.cli.measure.measure import endpoint_of
     from prefetchd.cli.spelling import as_flags
     from prefetchd.cli.views.charts import Progress
     from prefetchd.client.loader import Loader
+    from prefetchd.client.session import Endpoint
     from prefetchd.data.cache.keys import check_cache
 
     if config.cache is None:
@@ -86,19 +86,20 @@ def _build(name: str, config: Config) -> int:
     kept_only = dataclasses.replace(
         config,
         batch_size=_BATCH,
-        dtype="uint8",
+        dtype=config.pixel_dtype,
         scale=None,
         mean=None,
         std=None,
         layout="nhwc",
         augment=(),
+        views=(),
         transform=None,
         target_transform=None,
         shuffle=False,
         drop_last=False,
         on_error="skip",
     )
-    loader = Loader(endpoint_of(kept_only), rank=0, world_size=1, epochs=1, copy_when_held=False, reconnect=False)
+    loader = Loader(Endpoint(kept_only))
     what = f"filling the cache of {name}" if name else "filling the cache"
     with loader, Progress(what, sys.stderr) as progress:
         done = good = 0
@@ -124,12 +125,15 @@ def _build(name: str, config: Config) -> int:
 
 def _has_room(config: Config) -> bool:
     """Return whether another row may be written, as far as this process can see."""
-    from prefetchd.data.cache.size_limit import WriteAllowance, limit_of
+    from prefetchd.data.cache.keys import limit_of
+    from prefetchd.data.cache.reader_side import WriteAllowance
 
     assert config.cache is not None
     cache = Path(config.cache).expanduser().absolute()
     height, width = config.cache_image_size or config.image_size
-    return WriteAllowance(cache, limit_of(config)).allows(height * width * config.channels)
+    return WriteAllowance(cache, limit_of(config)).allows(
+        height * width * config.n_channels * {"uint8": 1, "uint16": 2, "float32": 4}[config.pixel_dtype]
+    )
 
 
 def run_info(arguments: argparse.Namespace) -> int:

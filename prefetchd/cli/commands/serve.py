@@ -69,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         loop.on_signal(number, loop.stop)
     lock = RunLock.acquire(paths)
     if lock is None:
+        loop.close()
         owner = lock_owner(paths.lock)
         raise DaemonNotFound(
             f"cannot serve as {name!r}: a daemon of that name is running (pid {owner}); "
@@ -105,6 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
         if metrics is not None:
             metrics.close()
         lock.release()
+        loop.close()
     return 0
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from prefetchd.cli.arguments import EPILOG, Subparsers, add_source_options, config_of
+from prefetchd.cli.arguments import EPILOG, Subparsers, add_source_options, check_range, config_of
 from prefetchd.errors import BudgetError, ConfigError
 
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ def add(commands: Subparsers, datasets: Iterable[str]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and advise."""
-    if not 0.2 <= arguments.seconds <= 600:
-        raise ConfigError(f"cannot use --seconds {arguments.seconds:g}: it must be from 0.2 to 600")
+    check_range(arguments, "seconds", 0.2, 600)
     target = _take_targets(arguments)
     _check_plot(arguments.plot)
     config = config_of(arguments, "tune")
@@ -102,8 +101,8 @@ def _measure_all(config: Config, seconds: float, progress: Progress) -> tuple[li
     """Measure more readers and larger budgets while the rate grows; return the points, and the refusals."""
     from prefetchd.cli.measure.measure import measure
     from prefetchd.cli.measure.plan_choice import RING_SLOTS, is_worth_more, reader_counts
-    from prefetchd.daemon.memory import plan as budget
     from prefetchd.daemon.memory.limits import machine_limits
+    from prefetchd.daemon.memory.plan import MIB, MIN_SLOTS, smallest_budget
     from prefetchd.daemon.schedule.datasets import open_datasets
     from prefetchd.errors import ManifestError, PrefetchdError
     from prefetchd.ipc import system
@@ -117,10 +116,10 @@ def _measure_all(config: Config, seconds: float, progress: Progress) -> tuple[li
     best_rates: list[float] = []
     total, done = len(counts) * len(RING_SLOTS), 0
     for number, n_readers in enumerate(counts):
-        least = budget.smallest_budget(n_readers, slot_bytes, source.shared_bytes, source.reader_bytes)
+        least = smallest_budget(n_readers, slot_bytes, source.facts.shared_bytes, source.facts.reader_bytes)
         found: list[float] = []
         for n_slots in RING_SLOTS:
-            budget_bytes = least + (n_slots - budget.MIN_SLOTS) * slot_bytes
+            budget_bytes = least + (n_slots - MIN_SLOTS) * slot_bytes
             if budget_bytes > limit.n_bytes or not is_worth_more(found):
                 break
             plan = dataclasses.replace(config, num_workers=n_readers, memory_budget=str(budget_bytes))
@@ -129,7 +128,7 @@ def _measure_all(config: Config, seconds: float, progress: Progress) -> tuple[li
             except (ConfigError, ManifestError):
                 raise
             except PrefetchdError as error:
-                refused.append(f"{n_readers} readers, {budget_bytes // budget.MIB} MiB: {error}")
+                refused.append(f"{n_readers} readers, {budget_bytes // MIB} MiB: {error}")
             else:
                 points.append(point)
                 found.append(point.images_per_s)

@@ -23,9 +23,9 @@ import numpy as np
 
 from prefetchd.cli.verify.findings import KEPT, Inspected
 from prefetchd.config.options import Config
-from prefetchd.daemon.memory import plan as budget
 from prefetchd.daemon.memory.limits import machine_limits
 from prefetchd.daemon.memory.manager import MemoryManager
+from prefetchd.daemon.memory.plan import make_plan, reader_limits
 from prefetchd.daemon.readers.batch_builder import BatchBuilder
 from prefetchd.daemon.readers.job_tracker import BadSample
 from prefetchd.daemon.readers.pool import Pool, PoolEvents
@@ -37,9 +37,10 @@ from prefetchd.data.manifest.dialect import MalformedLine
 from prefetchd.data.registry import open_source
 from prefetchd.errors import ConfigError
 from prefetchd.ipc import messages, system
+from prefetchd.ipc.descriptors import memfd_of_length
 from prefetchd.ipc.event_loop import EventLoop
 from prefetchd.ring.layout import BatchLayout
-from prefetchd.ring.segment import anonymous_file, map_read_only, map_writable
+from prefetchd.ring.segment import map_read_only, map_writable
 from prefetchd.ring.slots import Content, Key, Ring, Slot
 from prefetchd.sampling.order import Order
 from prefetchd.sampling.sharding import Shard
@@ -122,8 +123,8 @@ class _Inspection:
     def _build(self, config: Config) -> None:
         # Whole images: of a random crop, only the rows that it shows are decoded.
         config = dataclasses.replace(
-            config, augment=(), cache=None, cache_size="auto", cache_image_size=None, on_error="skip", shuffle=False,
-            drop_last=False, batch_size=BATCH_ROWS,
+            config, augment=(), views=(), cache=None, cache_size="auto", cache_image_size=None, on_error="skip",
+            shuffle=False, drop_last=False, batch_size=BATCH_ROWS,
         )  # fmt: skip
         source = open_source(config, self.malformed)
         if not isinstance(source, ImageSource):
@@ -137,14 +138,14 @@ class _Inspection:
             _dataset(0, config, inspected),
             _dataset(_ALONE, dataclasses.replace(config, batch_size=1), inspected),
         ]
-        self.facts = _shared_array(inspected.n_samples)
+        self.facts = _shared_array(inspected.facts.n_samples)
         slot_bytes = self._datasets[0].layout.slot_bytes
-        source_bytes = inspected.shared_bytes + self.facts.nbytes
-        plan = budget.make_plan(config, slot_bytes, machine_limits(), source_bytes, 2 * inspected.reader_bytes)
+        source_bytes = inspected.facts.shared_bytes + self.facts.nbytes
+        plan = make_plan(config, slot_bytes, machine_limits(), source_bytes, 2 * inspected.facts.reader_bytes)
         self.n_readers = plan.n_readers
         self._pool.resize(plan.n_readers)
         self._builder = BatchBuilder(self._datasets, self._ring, self._pool, self._found_bad)
-        self._memory = MemoryManager(budget.Budget(plan), self._ring, self._pool, on_removed=lambda slot: None)
+        self._memory = MemoryManager(plan, self._ring, self._pool)
         for _ in range(_FIRST_SLOTS):
             self._memory.add_slot()
         events = PoolEvents(
@@ -156,7 +157,7 @@ class _Inspection:
             outgrown=self._memory.outgrown,
         )
         first: list[tuple[messages.Message, list[int]]] = [dataset.for_readers() for dataset in self._datasets]
-        self._pool.boot([*first, (budget.reader_limits(plan), [])], events)
+        self._pool.boot([*first, (reader_limits(plan), [])], events)
         n_batches = self._datasets[0].order.batches_per_epoch
         # It always waits: it takes no leases, whose return would be the batch builder's occasion to begin more.
         self._sweep = _Sweep(0, 0, 0, Shard(n_batches), waiting=True, left=self._keys(n_batches))
@@ -215,10 +216,10 @@ class _Inspection:
         layout = self._datasets[number].layout
         memory = map_read_only(slot.segment.fd, slot.segment.n_bytes)
         root = np.frombuffer(memory, np.uint8)
-        x, _ = layout.xy(root, slot.rows)
+        (facts,) = layout.arrays(root, slot.rows)
         kept = self.facts[layout.sample_ids(root, slot.rows)]
         for column, name in enumerate(FACTS):
-            kept[name] = x[:, column]
+            kept[name] = facts[:, column]
         kept["seen"] = True
         self.facts[layout.sample_ids(root, slot.rows)] = kept
         self._count(self._datasets[number].order.rows(batch))
@@ -263,7 +264,7 @@ class _Inspection:
 def _shared_array(n_samples: int) -> NDArray[Any]:
     """Return zeros in a segment, so that the footprint counts them once: as the source's and not as the process's."""
     n_bytes = max(1, n_samples * KEPT.itemsize)
-    fd = anonymous_file("prefetchd-facts", n_bytes)
+    fd = memfd_of_length("prefetchd-facts", n_bytes)
     try:
         return np.frombuffer(map_writable(fd, n_bytes), KEPT, n_samples)
     finally:
@@ -271,5 +272,5 @@ def _shared_array(n_samples: int) -> NDArray[Any]:
 
 
 def _dataset(number: int, config: Config, source: InspectedImages) -> Dataset:
-    order = Order(source.n_samples, config.batch_size, drop_last=False, shuffle=False, seed=config.seed)
-    return Dataset(number, "", config, source, order, BatchLayout(config.batch_size, *source.x, *source.y))
+    order = Order(source.facts.n_samples, config.batch_size, drop_last=False, shuffle=False, seed=config.seed)
+    return Dataset(number, "", config, source, order, BatchLayout(config.batch_size, source.facts.fields))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from prefetchd.cli.views.marks import Marks, draw_marks
 from prefetchd.config.options import Config
 
 if TYPE_CHECKING:
@@ -25,22 +26,37 @@ def to_display(x: NDArray[Any], config: Config) -> NDArray[np.uint8]:
     Args:
         x: the sample, (height, width, channels) or (channels, height, width), as `config.layout` says.
         config: the options it was delivered with; scale, mean, std, layout and colour order are undone.
+
+    Of channels that are no colours the first one is shown, or the first three. 16 bits and float32 that were kept are
+    stretched from their least to their greatest number: depths and measurements have no white.
     """
     pixels = x if config.layout == "nhwc" else np.moveaxis(x, 0, -1)
-    if x.dtype != np.uint8:
+    pixels = pixels[..., : 3 if pixels.shape[-1] > 2 else 1]
+    if config.pixel_dtype != "uint8":
+        values = np.nan_to_num(pixels.astype(np.float64))
+        low, high = values.min(), values.max()
+        pixels = ((values - low) * (255 / ((high - low) or 1))).astype(np.uint8)
+    elif x.dtype != np.uint8:
         values = pixels.astype(np.float64)
         if config.std is not None:
-            values = values * np.asarray(config.std)
+            values = values * np.asarray(config.std)[: pixels.shape[-1]]
         if config.mean is not None:
-            values = values + np.asarray(config.mean)
+            values = values + np.asarray(config.mean)[: pixels.shape[-1]]
         if config.scale:
             values = values / config.scale
         pixels = np.clip(np.nan_to_num(values) + 0.5, 0, 255).astype(np.uint8)
     if pixels.shape[-1] == 1:
         pixels = np.repeat(pixels, 3, axis=-1)
-    elif config.color == "rgb":
+    elif config.color != "bgr":
         pixels = pixels[..., ::-1]
     return np.ascontiguousarray(pixels)
+
+
+def views_to_display(views: Sequence[NDArray[Any]], config: Config) -> NDArray[np.uint8]:
+    """Return the views of one sample side by side, each fitted into `image_size`, as `to_display` returns one."""
+    height, width = config.image_size
+    pictures = [to_display(view, config) for view in views]
+    return np.hstack([cv2.resize(each, (width, height), interpolation=cv2.INTER_AREA) for each in pictures])
 
 
 def mask_to_display(mask: NDArray[Any]) -> NDArray[np.uint8]:
@@ -63,10 +79,15 @@ _INK, _GREY, _BAR, _BAD = (40, 40, 40), (225, 225, 225), (178, 114, 0), (60, 60,
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One place of the sheet: a picture, (height, width, 3) uint8 BGR, or `None` for a bad sample."""
+    """One place of the sheet: a picture, (height, width, 3) uint8 BGR, or `None` for a bad sample.
+
+    Attributes:
+        marks: boxes and keypoints that are drawn into it.
+    """
 
     picture: NDArray[np.uint8] | None
     caption: str
+    marks: Marks | None = None
 
 
 def draw_sheet(
@@ -110,6 +131,10 @@ def _draw_tile(place: NDArray[np.uint8], tile: Tile) -> None:
     shrinks = tile.picture.shape[0] > height
     how = cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST  # small images are shown as the pixels that they are
     place[:] = cv2.resize(tile.picture, (width, height), interpolation=how)
+    if tile.marks is not None:
+        drawn = np.ascontiguousarray(place)
+        draw_marks(drawn, tile.marks)
+        place[:] = drawn
 
 
 def _draw_bars(place: NDArray[np.uint8], counts: Sequence[tuple[str, int]]) -> None:

@@ -8,6 +8,7 @@ The consumers' manager calls `grant` for each consumer after each round of event
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from prefetchd.daemon.consumers.consumer import Consumer, State
 from prefetchd.daemon.memory.manager import MemoryManager
@@ -22,24 +23,17 @@ _SLOTS_PER_GRANT = 2
 _MAX_BYTES_AHEAD = 4 << 20  # a loop that stops keeps its grants from the others, and from a budget that was lowered
 
 
+@dataclass(eq=False)
 class Granter:
     """Gives consumers leases on ready batches."""
 
-    def __init__(
-        self,
-        ring: Ring,
-        builder: BatchBuilder,
-        memory: MemoryManager,
-        consumers: Mapping[int, Consumer],
-        clock: Callable[[], float],
-    ) -> None:
-        self._ring = ring
-        self._builder = builder
-        self._memory = memory
-        self._consumers = consumers
-        self._clock = clock
-        self.delivered = 0
-        self.wait_seconds = Histogram()
+    _ring: Ring
+    _builder: BatchBuilder
+    _memory: MemoryManager
+    _consumers: Mapping[int, Consumer]
+    _clock: Callable[[], float]
+    delivered: int = 0
+    wait_seconds: Histogram = field(default_factory=Histogram)
 
     def grant(self, consumer: Consumer, reserve: Reserve) -> None:
         """Grant the consumer its next batches as far as they are ready and can be spared; if none, say why it waits.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from prefetchd.daemon.consumers.consumer import Attachment, Consumer, State
 from prefetchd.daemon.consumers.groups import Groups
@@ -27,12 +28,12 @@ from prefetchd.ring.slots import Ring
 from prefetchd.sampling.sharding import Shard
 
 
+@dataclass(frozen=True, eq=False)
 class StartLine:
     """Holds consumers back until they can begin together; borrows consumers and event loop."""
 
-    def __init__(self, consumers: Mapping[int, Consumer], loop: EventLoop) -> None:
-        self._consumers = consumers
-        self._loop = loop
+    _consumers: Mapping[int, Consumer]
+    _loop: EventLoop
 
     def arrive(self, consumer: Consumer) -> None:
         """Hold a consumer's first loop back until all are here."""
@@ -82,26 +83,17 @@ def _start_of(attachment: Attachment | None) -> tuple[object, int] | None:
     return None if attachment is None else (attachment.dataset, attachment.request.start_together)
 
 
+@dataclass(frozen=True, eq=False)
 class Loops:
     """Begins and ends the consumers' loops; borrows all its parts."""
 
-    def __init__(
-        self,
-        consumers: Mapping[int, Consumer],
-        groups: Groups,
-        start_line: StartLine,
-        ring: Ring,
-        builder: BatchBuilder,
-        memory: MemoryManager,
-        patience_s: float,
-    ) -> None:
-        self._consumers = consumers
-        self._groups = groups
-        self._start_line = start_line
-        self._ring = ring
-        self._builder = builder
-        self._memory = memory
-        self._patience_s = patience_s
+    _consumers: Mapping[int, Consumer]
+    _groups: Groups
+    _start_line: StartLine
+    _ring: Ring
+    _builder: BatchBuilder
+    _memory: MemoryManager
+    _patience_s: float
 
     def begin(self, consumer: Consumer, message: messages.OpenCursor) -> bool:
         """Begin a loop where the message says, in place of the consumer's last; return `False` if it is not valid."""
@@ -160,10 +152,10 @@ class Loops:
         n_slots = self._memory.budget.plan.n_slots
         windows = n_places(arrange_patiently([*running, cursor], n_slots))
         needed = 2 * windows + 1
-        if running and windows > most_windows(n_slots) and not self._memory.growth.reserve_slots(needed):
+        if running and windows > most_windows(n_slots) and not self._memory.budget.reserve_slots(needed):
             text = (
                 f"cannot begin here: loops would be at {windows} places far apart, for which "
-                f"{self._memory.growth.too_few_slots(needed)}, or begin where the others are"
+                f"{self._memory.budget.too_few_slots(needed)}, or begin where the others are"
             )
             consumer.socket.send_surely(messages.Failed(message.serial, "BudgetError", text))
             return None

@@ -2,8 +2,8 @@
 
     acceptor -> added -> Attach -> OpenCursor -> served (grants ... Release) -> CloseCursor ... -> removed
 
-Owned by the daemon's event loop. Each step is a part of its own: `acceptor`, `message_handler`, `attach`, `loops`,
-`grants`, `releases`, `groups`. `consumer` says how long a consumer lives; its leases end with it.
+Owned by the daemon's event loop. Each step is a part of its own: `attach`, `message_handler`, `loops`, `grants`,
+`groups`. `consumer` says how long a consumer lives; its leases end with it.
 """
 
 from __future__ import annotations
@@ -15,14 +15,12 @@ import socket
 from collections.abc import Sequence
 
 from prefetchd.config.units import format_count
-from prefetchd.daemon.consumers.acceptor import Acceptor, most_consumers
-from prefetchd.daemon.consumers.attach import Attaching
+from prefetchd.daemon.consumers.attach import Acceptor, Attaching, most_consumers
 from prefetchd.daemon.consumers.consumer import Consumer, Control, State
 from prefetchd.daemon.consumers.grants import Granter
 from prefetchd.daemon.consumers.groups import Groups
 from prefetchd.daemon.consumers.loops import Loops, StartLine
-from prefetchd.daemon.consumers.message_handler import MessageHandler
-from prefetchd.daemon.consumers.releases import Releases
+from prefetchd.daemon.consumers.message_handler import MessageHandler, Releases
 from prefetchd.daemon.memory.manager import MemoryManager
 from prefetchd.daemon.memory.plan import MIN_SLOTS
 from prefetchd.daemon.readers.batch_builder import BatchBuilder
@@ -78,11 +76,9 @@ class ConsumerManager:
         start_line = StartLine(self.consumers, loop)
         patience_s = datasets[0].config.patience
         loops = Loops(self.consumers, self.groups, start_line, ring, builder, memory, patience_s)
+        self._acceptor = Acceptor(self.consumers, most_consumers(), loop, control, self._add, self._remove, linger_s)
         self._messages = MessageHandler(
-            self.consumers, self._attaching, loops, self._releases, control, self._admit, self._disconnect
-        )
-        self._acceptor = Acceptor(
-            self.consumers, most_consumers(), loop, control, add=self._add, remove=self._remove, linger_s=linger_s
+            self.consumers, self._attaching, loops, self._releases, control, self._acceptor.admit, self._disconnect
         )
         self._owner: Consumer | None = None  # of a private daemon
         self._look_again_s = 0.0
@@ -96,18 +92,12 @@ class ConsumerManager:
 
     def serve_only(self, sock: socket.socket) -> None:
         """Serve one connection, and those that it adds; end the daemon with it."""
-        self._owner = self._admit(sock)
-
-    def _admit(self, sock: socket.socket) -> Consumer | None:
-        return self._acceptor.admit(sock)
+        self._owner = self._acceptor.admit(sock)
 
     def _add(self, consumer: Consumer) -> None:
         self.consumers[consumer.number] = consumer
-        self._loop.watch(consumer.socket.fileno(), functools.partial(self._read, consumer))
+        self._loop.watch(consumer.socket.fileno(), functools.partial(self._messages.read, consumer))
         self._loop.watch(consumer.pidfd, functools.partial(self._process_ended, consumer))
-
-    def _read(self, consumer: Consumer) -> None:
-        self._messages.read(consumer)
 
     def _disconnect(self, consumer: Consumer) -> None:
         """End the connection. What the consumer holds, or may have taken, stays until its process ends."""

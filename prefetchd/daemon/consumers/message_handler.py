@@ -1,7 +1,8 @@
-"""The message handler: reads what consumers send, and passes each message to the part that it concerns.
+"""What consumers send: messages, each passed to the part that it concerns, and leases that have ended.
 
     socket -> decode -> Attach: attaching   OpenCursor, CloseCursor: loops   Release: releases   Want: the consumer
                      -> AddConnection: the acceptor   AskStatus, ChangeOptions, AskStop: the daemon's `Control`
+    the last view dies -> `Release`, or a record in the return queue -> ring, group -> stalled loops wait again
 
 A message that is not valid ends the connection that sent it and touches no other. Another protocol is answered first.
 Few messages are read at a time, so that a consumer that sends without end holds up no other.
@@ -12,21 +13,82 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from prefetchd.daemon.consumers.attach import Attaching, refuse_protocol
 from prefetchd.daemon.consumers.consumer import Consumer, Control, State
+from prefetchd.daemon.consumers.groups import Groups
 from prefetchd.daemon.consumers.loops import Loops
-from prefetchd.daemon.consumers.releases import Releases
+from prefetchd.daemon.memory.manager import MemoryManager
 from prefetchd.errors import PrefetchdError
 from prefetchd.ipc import messages, sockets, system
+from prefetchd.ipc.event_loop import EventLoop
+from prefetchd.ring.queues import ENOUGH_AHEAD
+from prefetchd.ring.slots import Ring
 
 log = logging.getLogger("prefetchd")
 
 _MESSAGES_AT_A_TIME = 64
+_POLL_S = 0.005
 
 
+@dataclass(eq=False)
+class Releases:
+    """Takes leases back into the ring; borrows all its parts.
+
+    The ring ignores numbers of leases that are old or another consumer's. A record in a queue wakes nobody, so the
+    daemon reads the queues in every round, and comes round to read them while a loop or the budget needs slots. The
+    leases of a consumer that died are no release: the manager ends them.
+    """
+
+    _consumers: Mapping[int, Consumer]
+    _ring: Ring
+    _groups: Groups
+    _memory: MemoryManager
+    _loop: EventLoop
+    _polling: bool = False
+
+    def take_back(self, consumer: Consumer, leases: Sequence[int], taken: int) -> None:
+        """End the consumer's `leases`; it has taken every lease up to `taken`."""
+        consumer.take(taken)
+        group = self._groups.of(consumer)
+        for lease in leases:
+            if self._ring.release(lease, consumer.number) and group is not None:
+                group.released(consumer, lease)
+        for other in self._consumers.values():
+            if other.state is State.STALLED:
+                other.become(State.WAITING)  # it gets `Stalled` again if it still gets no slot
+
+    def read_queues(self) -> None:
+        """Take back the leases in every consumer's return queue."""
+        for consumer in self._consumers.values():
+            self.read_queue(consumer)
+
+    def read_queue(self, consumer: Consumer) -> None:
+        """Take back the leases in one consumer's return queue."""
+        if consumer.attachment is None:
+            return
+        returns = consumer.attachment.returns
+        consumer.take(returns.taken)
+        if new := returns.read_new():
+            self.take_back(consumer, [lease for lease, _ in new], max(taken for _, taken in new))
+
+    def poll_queues(self) -> None:
+        """Make the loop come round soon, while slots are needed that a queue may give back."""
+        if self._polling or not any(len(consumer.untaken) >= ENOUGH_AHEAD for consumer in self._consumers.values()):
+            return
+        too_many = len(self._ring.slots) > self._memory.target.n_slots
+        if too_many or any(consumer.is_waiting for consumer in self._consumers.values()):
+            self._polling = True
+            self._loop.call_later(_POLL_S, self._polled)
+
+    def _polled(self) -> None:
+        self._polling = False
+
+
+@dataclass(eq=False)
 class MessageHandler:
     """Reads the messages of every consumer; borrows all its parts.
 
@@ -38,24 +100,14 @@ class MessageHandler:
         disconnect: ends a consumer's connection.
     """
 
-    def __init__(
-        self,
-        consumers: Mapping[int, Consumer],
-        attaching: Attaching,
-        loops: Loops,
-        releases: Releases,
-        control: Control,
-        admit: Callable[[socket.socket], object],
-        disconnect: Callable[[Consumer], None],
-    ) -> None:
-        self._consumers = consumers
-        self._attaching = attaching
-        self._loops = loops
-        self._releases = releases
-        self._control = control
-        self._admit = admit
-        self._disconnect = disconnect
-        self._buffer = bytearray(sockets.MAX_MESSAGE_BYTES)
+    _consumers: Mapping[int, Consumer]
+    _attaching: Attaching
+    _loops: Loops
+    _releases: Releases
+    _control: Control
+    _admit: Callable[[socket.socket], object]
+    _disconnect: Callable[[Consumer], None]
+    _buffer: bytearray = field(default_factory=lambda: bytearray(sockets.MAX_MESSAGE_BYTES), init=False)
 
     def read(self, consumer: Consumer) -> bool:
         """Read what a consumer has sent; return whether there may be more."""
@@ -157,5 +209,5 @@ class MessageHandler:
         try:
             answer: messages.Message = messages.OptionsChanged(self._control.change_options(message.options))
         except PrefetchdError as error:
-            answer = messages.Fatal(type(error).__name__, str(error))
+            answer = messages.Fatal.of(error)
         consumer.socket.send(answer)

@@ -4,9 +4,8 @@
     AutoReaders (num_workers=auto) ------+--> one target a round: slots, readers, paused --> manager carries it out
     PressurePolicy (machine runs short) -+
 
-Owned by the daemon's loop, which calls `settle` after each round of events and `tick` twice a second while there is
-work. It changes plans and decides targets, and nothing else: the manager takes the steps, and what users hold is never
-taken.
+Owned by the daemon's loop, which calls `decide` after each round of events and `tick` twice a second while there is
+work. It chooses plans and targets, and nothing else: the manager takes the steps, and what users hold is never taken.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from dataclasses import dataclass
 from prefetchd.config.options import Config
 from prefetchd.config.units import format_bytes, format_count
 from prefetchd.daemon.memory.limits import Shortage
-from prefetchd.daemon.memory.manager import MemoryManager
+from prefetchd.daemon.memory.manager import Demand, MemoryManager
 from prefetchd.daemon.memory.plan import AUTO_MAX_SLOTS, Plan
 from prefetchd.daemon.memory.pressure import Costs, PressurePolicy, Target
+from prefetchd.daemon.readers.batch_builder import BatchBuilder
 from prefetchd.daemon.readers.pool import Pool
-from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.ring.slots import Ring
 
 log = logging.getLogger("prefetchd")
@@ -120,11 +119,9 @@ class MemoryController:
 
     Args:
         config: the options in force; `change` replaces those that may be changed.
-        memory, ring, pool: borrowed; the last two are only looked at.
-        plan_for: makes a plan for a configuration: (config, the fewest slots it may have).
-        promised_slots: the fewest slots that those attached can work with.
-        comfortable_slots: how many slots serve those attached well.
-        work_done: what readers have done so far: (seconds of all together, samples).
+        memory, ring, pool, work: borrowed; all but the budget of `memory` are only looked at.
+        demand: what those attached need.
+        plan_for: makes a plan for a configuration: (config, the fewest slots it may have, what the daemon takes).
         read_shortage: how short of memory the machine is.
         idle_s: seconds that the usable cores have been idle so far, all together.
         n_cores: usable ones.
@@ -137,11 +134,10 @@ class MemoryController:
         memory: MemoryManager,
         ring: Ring,
         pool: Pool,
+        work: BatchBuilder,
+        demand: Demand,
         *,
-        plan_for: Callable[[Config, int], Plan],
-        promised_slots: Callable[[], int],
-        comfortable_slots: Callable[[], int],
-        work_done: Callable[[], tuple[float, int]],
+        plan_for: Callable[[Config, int, int], Plan],
         read_shortage: Callable[[], Shortage],
         idle_s: Callable[[], float],
         n_cores: int,
@@ -154,10 +150,9 @@ class MemoryController:
         self._ring = ring
         self._pool = pool
         self._plan_for = plan_for
-        self._promised_slots = promised_slots
-        self._comfortable_slots = comfortable_slots
+        self._work = work
+        self._demand = demand
         self._fitted_slots = -1
-        self._work_done = work_done
         self._read_shortage = read_shortage
         self._idle_s = idle_s
         self._clock = clock
@@ -176,11 +171,6 @@ class MemoryController:
         return Target(plan.n_slots, plan.n_readers)
 
     @property
-    def paused(self) -> bool:
-        """Whether batches are made only for loops that wait for them."""
-        return self._policy.under(self._full).paused
-
-    @property
     def relieved(self) -> bool:
         """Whether all is in use that the plan allows: nothing was given back for lack of memory."""
         return self._policy.relieved
@@ -196,29 +186,26 @@ class MemoryController:
         Raises:
             BudgetError: if the budget cannot work, with the one that could; then nothing has changed.
         """
-        plan = self._plan_for(config, self._promised_slots())
+        plan = self._plan_for(config, self._demand.promised_slots, self._memory.measure().total_bytes)
         self.config = config
         self._is_whole = False
         self._fitted_slots = -1
-        self._memory.replan(plan)
+        self._memory.budget.adopt(plan)
         return plan
 
-    def settle(self, cursors: list[Cursor]) -> None:
-        """Decide this round's target; the manager carries it out. `cursors` show which batches are needed last."""
-        if self._memory.readers_in_the_way:
+    def decide(self) -> Target:
+        """Return this round's target, which the manager carries out."""
+        if self._memory.needs.fewer_readers:
             self._withdraw_readers()
-        comfortable = self._comfortable_slots()
+        comfortable = self._demand.comfortable_slots
         if comfortable != self._fitted_slots:  # somebody has attached, or has gone
             self._fitted_slots = comfortable
-            self._memory.growth.fit_slots(max(min(comfortable, AUTO_MAX_SLOTS), self._promised_slots()))
-        self._memory.follow(self._target(), cursors, is_short=not self.relieved)
-
-    def _target(self) -> Target:
+            self._memory.budget.fit_slots(max(min(comfortable, AUTO_MAX_SLOTS), self._demand.promised_slots))
         target = self._policy.under(self._full)
         if self.relieved:
             return target
         # Somebody may have attached meanwhile, or hold many batches.
-        least = max(self._promised_slots(), self._memory.slots_needed)
+        least = max(self._demand.promised_slots, self._memory.needs.n_slots)
         n_slots = max(target.n_slots, min(least, self._memory.budget.plan.n_slots))
         return dataclasses.replace(target, n_slots=n_slots)
 
@@ -231,7 +218,7 @@ class MemoryController:
         self._auto.most = min(self._auto.most, plan.asked_readers)
         back = plan.with_readers(min(plan.n_readers, self._auto.most), 0)
         if back is not None:
-            self._memory.replan(back)
+            self._memory.budget.adopt(back)
 
     # --- looking at the machine and the loops
 
@@ -257,7 +244,7 @@ class MemoryController:
             return
         before = self._policy.under(self._full)
         now = Target(len(self._ring.slots), len(self._pool.readers), before.paused)
-        costs = Costs(plan.slot_bytes, plan.reader_share_bytes, self._promised_slots())
+        costs = Costs(plan.slot_bytes, plan.reader_share_bytes, self._demand.promised_slots)
         target = self._policy.step(self.shortage, now, self._full, costs)
         if target == before:
             return
@@ -281,7 +268,8 @@ class MemoryController:
     def _look_at_loops(self, elapsed_s: float) -> None:
         """Follow the loops with the number of readers, where that is automatic and memory is not short."""
         self.note_waiting(self._was_waiting)
-        before, self._at_window = self._at_window, (self.waited_s, *self._work_done(), self._idle_s())
+        work, before = self._work, self._at_window
+        self._at_window = (self.waited_s, work.busy_s, work.samples_made, self._idle_s())
         self._window_s = self._clock()
         window = Window(*((now - then) / elapsed_s for now, then in zip(self._at_window, before, strict=True)))
         n_readers = self._memory.budget.plan.n_readers
@@ -292,13 +280,13 @@ class MemoryController:
         wanted = self._auto.step(n_readers, window)
         if wanted == n_readers:
             return
-        self._memory.growth.read_ceiling()
-        least_slots = max(self._promised_slots() + 1, self._ring.leased_slots)
+        self._memory.budget.read_ceiling()
+        least_slots = max(self._demand.promised_slots + 1, self._ring.leased_slots)
         plan = self._memory.budget.plan.with_readers(wanted, least_slots)
         if plan is None:
             self._auto.refused()
             return
-        self._memory.replan(plan)
+        self._memory.budget.adopt(plan)
         self._is_whole = False
         log.info(
             "num-workers auto: %s in place of %d (loops waited %.0f%% of the time, readers were busy %.0f%%)",

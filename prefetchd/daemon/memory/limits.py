@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefetchd.ipc import system
-from prefetchd.ipc.process import memory_bytes
+from prefetchd.ipc.process import private_bytes, resident_bytes
 
 MIB = 1 << 20
 SHORT_BYTES = 64 * MIB
@@ -154,30 +154,17 @@ class Footprint:
     processes: dict[int, int]
     ring_bytes: int
     source_bytes: int = 0
-    mail_bytes: int = 0
+    queue_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
         """The footprint that the budget bounds."""
-        return sum(self.processes.values()) + self.ring_bytes + self.source_bytes + self.mail_bytes
-
-
-def process_bytes(pid: int) -> int:
-    """Return Pss_Anon + SwapPss of a process in bytes; 0 if it is gone."""
-    return memory_bytes(pid, "smaps_rollup", "Pss_Anon", "SwapPss")
-
-
-def resident_bytes(pid: int) -> int:
-    """Return all anonymous and swapped-out bytes of a process, those that it shares with a parent in full; 0 if gone.
-
-    Never less than `process_bytes`, and a fifteenth of its price.
-    """
-    return memory_bytes(pid, "status", "RssAnon", "VmSwap")
+        return sum(self.processes.values()) + self.ring_bytes + self.source_bytes + self.queue_bytes
 
 
 def measure(pids: Iterable[int], ring_bytes: int, source_bytes: int = 0, *, exact: bool = True) -> Footprint:
     """Measure the processes `pids` and add the segments; an upper bound of it, unless `exact`."""
-    of_process = process_bytes if exact else resident_bytes
+    of_process = private_bytes if exact else resident_bytes
     return Footprint({pid: of_process(pid) for pid in pids}, ring_bytes, source_bytes)
 
 

@@ -2,11 +2,11 @@
 
     controller --follow(target)--> manager --> ring (slots), pool (readers)
     readers --serve_requests-->       |
-    loops --growth.reserve_slots-->   +--verify--> gives memory back
+    loops --budget.reserve_slots-->   +--verify--> gives memory back
 
 Owned by the daemon's loop. Everything that takes memory asks here first. `verify` measures what is really in use. The
-manager alone changes the ring, the pool's size and an automatic budget; the controller decides, `plan` has the sums.
-It asks the controller by `slots_needed` and `readers_in_the_way`. Nothing of it outlives the daemon.
+manager alone changes the ring and the pool's size. The controller decides: it reads `needs`, and returns one target a
+round. Nothing of it outlives the daemon.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 from prefetchd.config.units import format_bytes
-from prefetchd.daemon.memory.elastic import BudgetGrowth
+from prefetchd.daemon.memory.budget import Budget
 from prefetchd.daemon.memory.limits import Footprint, Limit, cgroup_limits, machine_limits, measure
-from prefetchd.daemon.memory.plan import MIN_SLOTS, Budget, Plan
+from prefetchd.daemon.memory.plan import MIN_SLOTS, Plan
 from prefetchd.daemon.memory.pressure import Target
 from prefetchd.daemon.readers.pool import Pool
 from prefetchd.daemon.readers.reader_handle import ReaderHandle
@@ -38,15 +40,45 @@ _NO_GROWTH_TICKS = 20  # after the budget was exceeded
 _FORGET_REQUEST_TICKS = 20  # a ring that grows between any two large decodes would only be shrunk again
 
 
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What the daemon lacks under the present target.
+
+    Attributes:
+        n_slots: for loops that hold many, while memory is short.
+        fewer_readers: whether memory is needed that readers take which were added for loops that wait.
+    """
+
+    n_slots: int = 0
+    fewer_readers: bool = False
+
+
+class Demand(Protocol):
+    """What the memory manager and the controller ask the consumers."""
+
+    @property
+    def promised_slots(self) -> int:
+        """The fewest slots that those attached can work with."""
+
+    @property
+    def comfortable_slots(self) -> int:
+        """How many slots serve those attached well."""
+
+    @property
+    def queue_bytes(self) -> int:
+        """What their queues take."""
+
+    def slot_removed(self, slot: Slot) -> None:
+        """Forget a slot that is given up."""
+
+
 class MemoryManager:
     """Holds the daemon to its budget.
 
     Args:
-        budget: what may be taken and what has been.
+        plan: the plan to begin with.
         ring: the ring, which it grows and shrinks.
         pool: the readers, whose requests it grants and whose number it sets.
-        on_removed: called with each slot that is given up.
-        mail_bytes: what consumers' queues take.
         make_room: has readers that wait for memory let others finish; see `BatchBuilder.make_room`.
         read_limits: what the machine allows, tightest first, given what the daemon takes already.
         clock: monotonic seconds.
@@ -54,31 +86,26 @@ class MemoryManager:
 
     def __init__(
         self,
-        budget: Budget,
+        plan: Plan,
         ring: Ring,
         pool: Pool,
         *,
-        on_removed: Callable[[Slot], None],
-        mail_bytes: Callable[[], int] = lambda: 0,
         make_room: Callable[[Sequence[ReaderHandle]], None] = lambda readers: None,
         read_limits: Callable[[int], Sequence[Limit]] = machine_limits,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.budget = budget
+        self.budget = Budget(plan, lambda: read_limits(self.measure().total_bytes))
         self.max_footprint_bytes = 0
         self.outgrown_readers = 0
-        self.slots_needed = 0  # for loops that hold many, when memory is short
-        self.readers_in_the_way = False  # added for loops that wait, and what they take is needed elsewhere
-        self._target = Target(budget.plan.n_slots, budget.plan.n_readers)
+        self.needs = Needs()
+        self.target = Target(plan.n_slots, plan.n_readers)
+        self._demand: Demand | None = None
         self._no_growth_ticks = 0
         self._ring = ring
         self._pool = pool
-        self._on_removed = on_removed
         self._clock = clock
-        self._mail_bytes = mail_bytes
         self._make_room = make_room
         self.making_room = False  # for large decodes: no batch is begun in what comes free
-        self.growth = BudgetGrowth(budget, lambda: read_limits(self.measure().total_bytes))
         self._warned = False
         self._could_not_grow = False
         self._lately_requested_bytes = 0
@@ -87,23 +114,21 @@ class MemoryManager:
         self._ticks = self._ticks_since_request = 0
         self._ceiling_tick = -1  # when the ceiling of an automatic budget was last read
 
+    def serve(self, demand: Demand) -> None:
+        """Serve the consumers that `demand` speaks for, borrowed."""
+        self._demand = demand
+
     # --- what the controller decides
 
-    def replan(self, plan: Plan) -> None:
-        """Put another plan in force; ring and readers follow as they can."""
-        self.budget.plan = plan
-        self.readers_in_the_way = self.readers_in_the_way and plan.n_readers > plan.asked_readers
-
-    def follow(self, target: Target, cursors: Sequence[Cursor], *, is_short: bool = False) -> None:
-        """Take the steps towards `target` that can be taken now; `is_short` if it is below the plan for want of memory.
+    def follow(self, target: Target, cursors: Sequence[Cursor]) -> None:
+        """Take the steps towards `target` that can be taken now.
 
         A ring that is to shrink gives up free slots at once, those that are needed last first. The others go as their
         leases come back. A reader is added only when its share is free.
         """
-        self._target = target
+        self.target = target
+        self.needs = Needs(self.needs.n_slots if target.n_slots < self.budget.plan.n_slots else 0)
         self._anyone_waits = any(cursor.waiting for cursor in cursors)
-        if not is_short:
-            self.slots_needed = 0
         while (slot := to_give_back(self._ring, cursors, target.n_slots)) is not None:
             self.remove_slot(slot)
         budget, pool = self.budget, self._pool
@@ -123,16 +148,11 @@ class MemoryManager:
         """Whether memory is kept for large decodes, and may be given back in some seconds."""
         return self._lately_requested_bytes > 0
 
-    @property
-    def slots_wanted(self) -> int:
-        """How many slots the ring is to have."""
-        return self._target.n_slots
-
     # --- the ring
 
     def may_grow(self) -> bool:
         """Whether the plan and the budget hold one more slot, besides the large decodes seen lately."""
-        if self._no_growth_ticks or len(self._ring.slots) >= self._target.n_slots:
+        if self._no_growth_ticks or len(self._ring.slots) >= self.target.n_slots:
             return False
         # While no loop goes on, the next batches need the same large decodes: the ring would grow and shrink for ever.
         if self._shrunk_at == self._ring.n_returned and not self._anyone_waits:
@@ -173,12 +193,13 @@ class MemoryManager:
             self._no_growth_ticks = _NO_GROWTH_TICKS
             if not self._could_not_grow:
                 self._could_not_grow = True
-                log.warning("going on with %d of %d slots: %s", len(self._ring.slots), self._target.n_slots, error)
+                log.warning("going on with %d of %d slots: %s", len(self._ring.slots), self.target.n_slots, error)
 
     def remove_slot(self, slot: Slot) -> None:
         """Give a reusable slot back to the machine."""
         self._pool.remove_slot(slot)
-        self._on_removed(slot)
+        if self._demand is not None:
+            self._demand.slot_removed(slot)
         self.budget.ring_bytes -= slot.segment.n_bytes
         self._ring.remove(slot)
 
@@ -198,10 +219,10 @@ class MemoryManager:
             if self.budget.spare_bytes < need and self.budget.plan.is_auto:
                 if self._ceiling_tick != self._ticks:
                     self._ceiling_tick = self._ticks
-                    self.growth.read_ceiling()
-                self.growth.grow_for(need)
+                    self.budget.read_ceiling()
+                self.budget.grow_for(need)
             if need > self.budget.largest_decode_bytes:
-                reader.deny_memory(self.growth.too_little_memory(need))  # the reader names the sample
+                reader.deny_memory(self.budget.too_little_memory(need))  # the reader names the sample
                 continue
             while self.budget.spare_bytes < need and len(self._ring.slots) > MIN_SLOTS:
                 slot = needed_last(self._ring, cursors)
@@ -229,17 +250,16 @@ class MemoryManager:
         goes on as long as the plan has the slots.
         """
         wanted = min(self.budget.plan.n_slots, self._ring.leased_slots + 2)  # one to grant, one to fill
-        if self._target.n_slots < wanted:
-            self.slots_needed = max(self.slots_needed, wanted)
+        if self.target.n_slots < wanted:
+            self.needs = dataclasses.replace(self.needs, n_slots=max(self.needs.n_slots, wanted))
             return True
         return self._ask_readers_to_make_way()
 
     def _ask_readers_to_make_way(self) -> bool:
         """Retire the readers that were added for loops that wait, as memory is needed; return whether any are there."""
-        if self.budget.n_readers <= self.budget.plan.asked_readers:
-            return False
-        self.readers_in_the_way = True
-        return True
+        plan = self.budget.plan
+        self.needs = dataclasses.replace(self.needs, fewer_readers=plan.n_readers > plan.asked_readers)
+        return self.budget.n_readers > plan.asked_readers
 
     @property
     def starved(self) -> bool:
@@ -275,7 +295,8 @@ class MemoryManager:
         ring_bytes = sum(slot.segment.allocated_bytes for slot in self._ring.slots.values())
         pids = [os.getpid(), *self._pool.pids]
         footprint = measure(pids, ring_bytes, self.budget.plan.source_bytes, exact=exact)
-        footprint = dataclasses.replace(footprint, mail_bytes=self._mail_bytes())
+        if self._demand is not None:
+            footprint = dataclasses.replace(footprint, queue_bytes=self._demand.queue_bytes)
         if exact:
             self.max_footprint_bytes = max(self.max_footprint_bytes, footprint.total_bytes)
         return footprint
@@ -291,7 +312,7 @@ class MemoryManager:
         self._no_growth_ticks = max(0, self._no_growth_ticks - 1)
         if self._ticks_since_request > _FORGET_REQUEST_TICKS:
             self._lately_requested_bytes = 0
-            self.growth.shrink()
+            self.budget.shrink()
         in_force = min([Limit(self.budget.in_force_bytes, "budget"), *cgroup_limits()], key=lambda limit: limit.n_bytes)
         footprint = self.measure(exact=self._ticks % _EXACT_EVERY_TICKS == 1)
         if footprint.total_bytes > in_force.n_bytes:

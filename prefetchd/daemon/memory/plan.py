@@ -1,7 +1,7 @@
-"""The memory budget: what it buys, and what is reserved of it. Used by the daemon.
+"""The memory plan: what a budget buys. Used by the daemon.
 
 Footprint = sum over the daemon and its readers of (Pss_Anon + SwapPss) + the allocated blocks of every segment not yet
-freed. Growth is by reservation: a slot, a reader or a large decode is counted (`Budget`) before it is taken. Measuring
+freed. Growth is by reservation: a slot, a reader or a large decode is counted (`budget`) before it is taken. Measuring
 (`limits`) only verifies, and shows readers that have grown beyond their share.
 
 A budget that the user stated is fixed. An automatic one is elastic: it starts with what the options need, and grows up
@@ -250,51 +250,3 @@ def explain(plan: Plan, segments: str = "") -> str:
         f"{format_bytes(plan.slot_bytes)}{segments}, {format_bytes(plan.large_bytes)} for large images, of a budget of "
         f"{format_bytes(plan.budget_bytes)} set by {plan.limited_by}{ceiling} (allowed: {others})"
     )
-
-
-class Budget:
-    """Reservations against the plan's budget: the slots, and decodes beyond the readers' allowance."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.n_readers = plan.n_readers  # that there are, those included that are to go
-        self.ring_bytes = 0
-        self.large_bytes = 0
-
-    @property
-    def reserved_bytes(self) -> int:
-        """What has been reserved: the base, the readers, the slots, the large decodes."""
-        readers_bytes = self.n_readers * self.plan.reader_share_bytes
-        return self.plan.base_bytes + readers_bytes + self.ring_bytes + self.large_bytes
-
-    @property
-    def in_force_bytes(self) -> int:
-        """The budget, or what is taken still where a lowered one waits for slots that users hold."""
-        return max(self.plan.budget_bytes, self.reserved_bytes)
-
-    @property
-    def spare_bytes(self) -> int:
-        """What can still be reserved; negative while a lowered budget waits."""
-        return self.plan.budget_bytes - self.reserved_bytes
-
-    @property
-    def largest_decode_bytes(self) -> int:
-        """The most working memory that one decode can ever be given."""
-        most = max(self.plan.budget_bytes, self.plan.ceiling_bytes)
-        return most - self._planned_bytes - MIN_SLOTS * self.plan.slot_bytes
-
-    def budget_for_slots(self, n_slots: int) -> int:
-        """Return the smallest budget, in MiB, that holds `n_slots` slots, and no less than today's."""
-        return self._at_least(n_slots * self.plan.slot_bytes)
-
-    def budget_for(self, decode_bytes: int) -> int:
-        """Return the smallest budget, in MiB, in which a decode of `decode_bytes` fits, and no less than today's."""
-        return self._at_least(MIN_SLOTS * self.plan.slot_bytes + decode_bytes)
-
-    def _at_least(self, n_bytes: int) -> int:
-        """Return how many MiB hold the base, the readers that were asked for and `n_bytes`."""
-        return -(-max(self.plan.budget_bytes, self._planned_bytes + n_bytes) // MIB)
-
-    @property
-    def _planned_bytes(self) -> int:
-        return self.plan.base_bytes + self.plan.asked_readers * self.plan.reader_share_bytes

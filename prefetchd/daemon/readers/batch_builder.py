@@ -18,8 +18,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from prefetchd.daemon.readers.batch_job import Chunk, Failure, Job, ReaderEnd
-from prefetchd.daemon.readers.batching import BATCHING
+from prefetchd.daemon.readers.batch_job import BATCHING, Chunk, Failure, Job, ReaderEnd
 from prefetchd.daemon.readers.job_tracker import BadSample, JobTracker
 from prefetchd.daemon.readers.pool import Pool
 from prefetchd.daemon.readers.reader_handle import ReaderHandle
@@ -72,7 +71,7 @@ class BatchBuilder:
         self.trackers = [
             JobTracker(
                 dataset.config.on_error,
-                dataset.source.n_samples,
+                dataset.source.facts.n_samples,
                 self._sample_ids,
                 dataset.source.where,
                 functools.partial(on_bad or _log_bad, dataset),
@@ -173,12 +172,12 @@ class BatchBuilder:
         """Return one, unless every batch is a single cheap chunk."""
         for dataset, row_s in zip(self._datasets, self._seconds_per_sample, strict=True):
             n_rows = dataset.config.batch_size
-            if n_rows > dataset.source.max_task_rows or not BATCHING.is_cheap(n_rows, row_s):
+            if n_rows > dataset.source.facts.max_task_rows or not BATCHING.is_cheap(n_rows, row_s):
                 return 1
         return self._pool.n_readers * BATCHING.cheap_at_once
 
     def _chunk_rows(self, dataset: int, n_rows: int) -> int:
-        most = self._datasets[dataset].source.max_task_rows
+        most = self._datasets[dataset].source.facts.max_task_rows
         return BATCHING.chunk_rows(n_rows, self._seconds_per_sample[dataset], self._pool.n_readers, most)
 
     def _sample_ids(self, job: Job, first: int, n_rows: int) -> Sequence[int]:

@@ -15,8 +15,8 @@ import signal
 import subprocess
 from collections.abc import Sequence
 
-from prefetchd.ipc import child, reader_messages, sockets, system
-from prefetchd.ipc.process import process_state
+from prefetchd.ipc import reader_messages, sockets, system
+from prefetchd.ipc.process import child_command, child_environment, process_state
 from prefetchd.reader.fork_server import ENVIRONMENT
 
 log = logging.getLogger("prefetchd")
@@ -35,9 +35,9 @@ class ForkServerHandle:
     def __init__(self, files_to_remove: Sequence[str] = ()) -> None:
         self._sock, theirs = sockets.socket_pair()
         self._process = system.start_process(
-            child.command("prefetchd.reader.fork_server", theirs.fileno(), os.getpid(), *files_to_remove),
+            child_command("prefetchd.reader.fork_server", theirs.fileno(), os.getpid(), *files_to_remove),
             pass_fds=[theirs.fileno()],
-            env=child.environment(**ENVIRONMENT),
+            env=child_environment(**ENVIRONMENT),
         )
         theirs.close()
         self._was_stopped = False
@@ -78,6 +78,10 @@ class ForkServerHandle:
             log.warning("killing the fork server (pid %d): it has forked no reader for %.0f s", self.pid, waited_s)
             self._process.kill()
         self._was_stopped = stopped
+
+    def kill(self) -> None:
+        """Kill it, and with it its readers; it removes nothing."""
+        self._process.kill()
 
     def hang_up(self) -> None:
         """Tell it to stop, and close its socket: it kills its children and exits."""

@@ -345,6 +345,10 @@ class Pool:
         self._stopping = True
         if self._fork_server.fileno() >= 0:
             self._unwatch(self._fork_server.fileno())
+            if not self._first_messages:
+                # The source was refused. No reader has anything to serve, and all die with the fork server, which
+                # would load its libraries first: waiting for that takes most of the time that a refusal takes.
+                self._fork_server.kill()
             self._fork_server.hang_up()
         for reader in list(self.readers.values()):
             reader.kill()

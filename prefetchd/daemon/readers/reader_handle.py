@@ -15,8 +15,7 @@ import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prefetchd.daemon.readers.batch_job import Chunk, ReaderEnd
-from prefetchd.daemon.readers.batching import BATCHING
+from prefetchd.daemon.readers.batch_job import BATCHING, Chunk, ReaderEnd
 from prefetchd.ipc import reader_messages, sockets, system
 from prefetchd.ipc.process import process_state
 from prefetchd.ipc.reader_messages import Message

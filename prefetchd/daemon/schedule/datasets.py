@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from prefetchd.columns.passed import PassedTable
 from prefetchd.config.options import Config
 from prefetchd.data.kinds import InapplicableOption, kind_of
 from prefetchd.data.registry import Source, open_source
@@ -44,8 +45,8 @@ class Dataset:
         return OpenDataset(self.number, self.config.to_wire(), handle, self.layout.to_wire()), fds
 
 
-def open_datasets(configs: Mapping[str, Config]) -> list[Dataset]:
-    """Open and check every data set, by name.
+def open_datasets(configs: Mapping[str, Config], tables: Mapping[str, PassedTable] | None = None) -> list[Dataset]:
+    """Open and check every data set, by name; `tables` are those of sources in memory.
 
     Raises:
         PrefetchdError: if one of them cannot be served.
@@ -53,7 +54,7 @@ def open_datasets(configs: Mapping[str, Config]) -> list[Dataset]:
     datasets = []
     for number, (name, config) in enumerate(configs.items()):
         try:
-            datasets.append(_open(number, name, config))
+            datasets.append(_open(number, name, config, (tables or {}).get(name)))
         except InapplicableOption as error:
             raise ConfigError(_explain(error, config, configs)) from None
     return datasets
@@ -74,14 +75,14 @@ def _explain(error: InapplicableOption, config: Config, configs: Mapping[str, Co
     return f"{error.why}; give an option of some data sets to each of them: {' '.join(flags)}"
 
 
-def _open(number: int, name: str, config: Config) -> Dataset:
-    source = open_source(config)
-    order = Order(source.n_samples, config.batch_size, config.drop_last, config.shuffle, config.seed)
+def _open(number: int, name: str, config: Config, table: PassedTable | None) -> Dataset:
+    source = open_source(config, table=table)
+    order = Order(source.facts.n_samples, config.batch_size, config.drop_last, config.shuffle, config.seed)
     if not order.batches_per_epoch:
         which = f" the data set {name!r}" if name else ""
         raise ConfigError(
-            f"cannot serve{which}: {source.n_samples} samples make no batch of {config.batch_size} with "
+            f"cannot serve{which}: {source.facts.n_samples} samples make no batch of {config.batch_size} with "
             "drop_last=True; lower batch_size or leave drop_last out"
         )
-    layout = BatchLayout(config.batch_size, *source.x, *source.y)
+    layout = BatchLayout(config.batch_size, source.facts.fields)
     return Dataset(number, name, config, source, order, layout)

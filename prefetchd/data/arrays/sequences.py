@@ -33,6 +33,7 @@ from prefetchd.data.kinds import (
     refuse_given,
 )
 from prefetchd.errors import ConfigError, ManifestError, one_line
+from prefetchd.ring.layout import FieldLayout, xy_fields
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,6 +48,8 @@ _WITH_LENGTH = {
 
 class SequenceSource(MappedSource):
     """Sequences of tokens, padded or truncated, with labels or their own numbers as y."""
+
+    _kind = "sequences"
 
     def __init__(
         self, config: Config, tokens: ArraySet, offsets: ArraySet, labels: ArraySet | None, max_length: int, fd: int
@@ -80,8 +83,9 @@ class SequenceSource(MappedSource):
         tokens.check_batch(config.batch_size * max_length)
         if labels is not None:
             labels.check_batch(config.batch_size)
-        source._digest = combined_digest("sequences", tokens, offsets, labels)
         source._table_fd = write_table(table)
+        digest = combined_digest("sequences", tokens, offsets, labels)
+        source.facts = source._make_facts(digest, offsets.n_rows - 1, source._fields())
         return source
 
     @classmethod
@@ -91,7 +95,7 @@ class SequenceSource(MappedSource):
         assert tokens is not None
         assert offsets is not None
         source = cls(config, tokens, offsets, labels, handle["max_length"], fds[0])
-        source._digest = handle["digest"]
+        source.facts = source._make_facts(handle["digest"], offsets.n_rows - 1, source._fields())
         source._rows = SequenceRows(config, tokens.files[0], offsets.files[0], source._max_length)
         source._maps.append(source._rows)
         if labels is not None:
@@ -101,31 +105,16 @@ class SequenceSource(MappedSource):
 
     def handle(self) -> tuple[dict[str, Any], list[int]]:
         """Plain values and descriptors from which a reader attaches."""
-        return {"kind": "sequences", "digest": self._digest, "max_length": self._max_length}, [self._table_fd]
+        handle = {"kind": self._kind, "digest": self.facts.digest, "max_length": self._max_length}
+        return handle, [self._table_fd]
 
-    @property
-    def n_samples(self) -> int:
-        """Sequences: one fewer than offsets."""
-        return self._offsets.n_rows - 1
-
-    @property
-    def versions(self) -> dict[str, str]:
-        """The version of what is made of the files' bytes."""
-        return {"sequences": "1"}
-
-    @property
-    def x(self) -> tuple[tuple[int, ...], str]:
-        """(max_length, *token shape), one longer with `lengths="x"`, and the tokens' dtype."""
-        length = self._max_length + (self._config.lengths == "x")
-        return (length, *self._tokens.row_shape), self._tokens.dtype_name
-
-    @property
-    def y(self) -> tuple[tuple[int, ...], str]:
-        """The labels' row shape and dtype, () and int64 without labels; with `lengths="y"` one longer, see there."""
-        shape, dtype = ((), "int64") if self._labels is None else (self._labels.row_shape, self._labels.dtype_name)
-        if self._config.lengths != "y":
-            return shape, dtype
-        return (math.prod(shape) + 1,), _WITH_LENGTH[dtype]
+    def _fields(self) -> tuple[FieldLayout, ...]:
+        """Return the fields; the option `lengths` makes x, (max_length, *token shape), or y one longer."""
+        tokens, labels, lengths = self._tokens, self._labels, self._config.lengths
+        x = (self._max_length + (lengths == "x"), *tokens.row_shape), tokens.dtype_name
+        shape, dtype = ((), "int64") if labels is None else (labels.row_shape, labels.dtype_name)
+        y = (shape, dtype) if lengths != "y" else ((math.prod(shape) + 1,), _WITH_LENGTH[dtype])
+        return xy_fields(x, y)
 
     def where(self, sample_id: int) -> str:
         """File and number of a sequence."""

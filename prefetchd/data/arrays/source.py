@@ -35,9 +35,10 @@ from prefetchd.data.kinds import (
     SEQUENCE_OPTIONS,
     refuse_given,
 )
-from prefetchd.data.source import ReserveMemory
+from prefetchd.data.source import ReserveMemory, SourceFacts
 from prefetchd.errors import ConfigError, ManifestError
 from prefetchd.ipc.reader_messages import Fault
+from prefetchd.ring.layout import FieldLayout, xy_fields
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -61,10 +62,12 @@ class MappedSource(ABC):
         table_fd: a memfd with the files for the readers; -1 until there is one.
     """
 
+    _kind: str  # as the registry names it
+
     def __init__(self, files: Sequence[ArraySet | None], table_fd: int) -> None:
         self._files = [each for each in files if each is not None]
         self._table_fd = table_fd
-        self._digest = ""
+        self.facts: SourceFacts
         self._turn = 0
         self._maps: list[Mapped] = []
 
@@ -73,31 +76,6 @@ class MappedSource(ABC):
         os.close(self._table_fd)
         while self._maps:
             self._maps.pop().close()
-
-    @property
-    def digest(self) -> str:
-        """Digest of headers, sizes and sampled data of all files; see `ArrayFile.digest`."""
-        return self._digest
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        """None: labels are numbers."""
-        return None
-
-    @property
-    def shared_bytes(self) -> int:
-        """The table of files, a memfd."""
-        return os.fstat(self._table_fd).st_blocks * 512
-
-    @property
-    def reader_bytes(self) -> int:
-        """None: files are mapped."""
-        return 0
-
-    @property
-    def max_task_rows(self) -> int:
-        """Any number: there are no bad rows to report."""
-        return MAX_BATCH_SIZE
 
     @property
     def read_s(self) -> float:
@@ -114,14 +92,24 @@ class MappedSource(ABC):
         del sample_ids
 
     @property
-    def answers_together(self) -> bool:
-        """Yes: a batch of rows costs as much as a message."""
-        return True
-
-    @property
     def cache(self) -> None:
         """None: nothing is decoded."""
         return
+
+    def _make_facts(self, digest: str, n_samples: int, fields: tuple[FieldLayout, ...]) -> SourceFacts:
+        """Return the facts; the table of files must have been written.
+
+        `digest` follows headers, sizes and sampled data of all files; see `ArrayFile.digest`.
+        """
+        return SourceFacts(
+            n_samples=n_samples,
+            digest=digest,
+            versions={self._kind: "1"},  # of what is made of the files' bytes
+            fields=fields,
+            shared_bytes=os.fstat(self._table_fd).st_blocks * 512,
+            max_task_rows=MAX_BATCH_SIZE,  # there are no bad rows to report
+            answers_together=True,  # a batch of rows costs as much as a message
+        )
 
     def check_unchanged(self) -> None:
         """Raise `ManifestError` if a file was written to, replaced or removed."""
@@ -139,15 +127,14 @@ class MappedSource(ABC):
         epoch: int,
         sample_ids: NDArray[np.int64],
         rows: Sequence[int],
-        x: NDArray[Any],
-        y: NDArray[Any],
+        arrays: Sequence[NDArray[Any]],
         reserve: ReserveMemory,
     ) -> list[Fault]:
         """Write the samples of a chunk; `rows` follow one another. A single sample is read without a map."""
         ids = np.asarray(sample_ids, np.int64)
         into = slice(rows[0], rows[0] + len(ids))
         try:
-            self._fill(ids, x[into], y[into])
+            self._fill(ids, *[array[into] for array in arrays])
         except OSError as error:
             if len(ids) > 1:
                 raise
@@ -165,6 +152,8 @@ class MappedSource(ABC):
 
 class ArraySource(MappedSource):
     """Rows of x, and of y where there are labels; else y is the row's number."""
+
+    _kind = "arrays"
 
     def __init__(self, x: ArraySet, y: ArraySet | None, table_fd: int) -> None:
         """Take over `table_fd`, which has `x` and `y` for the readers. Use `open` or `attach`."""
@@ -199,7 +188,7 @@ class ArraySource(MappedSource):
             y.check_batch(config.batch_size)
         digest = combined_digest("arrays", x, y)
         source = cls(x, y, write_table([x.to_wire(), None if y is None else y.to_wire()]))
-        source._digest = digest
+        source.facts = source._make_facts(digest, x.n_rows, source._fields())
         return source
 
     @classmethod
@@ -208,7 +197,7 @@ class ArraySource(MappedSource):
         x, y = (None if wire is None else array_set_from_wire(wire) for wire in read_table(fds[0]))
         assert x is not None
         source = cls(x, y, fds[0])
-        source._digest = handle["digest"]
+        source.facts = source._make_facts(handle["digest"], x.n_rows, source._fields())
         source._x_rows = MappedSet(x, shuffled=config.shuffle)
         source._maps.append(source._x_rows)
         if y is not None:
@@ -218,27 +207,13 @@ class ArraySource(MappedSource):
 
     def handle(self) -> tuple[dict[str, Any], list[int]]:
         """Plain values and descriptors from which a reader attaches."""
-        return {"kind": "arrays", "digest": self._digest}, [self._table_fd]
+        return {"kind": self._kind, "digest": self.facts.digest}, [self._table_fd]
 
-    @property
-    def n_samples(self) -> int:
-        """Rows."""
-        return self._x.n_rows
-
-    @property
-    def versions(self) -> dict[str, str]:
-        """The version of what is made of the files' bytes."""
-        return {"arrays": "1"}
-
-    @property
-    def x(self) -> tuple[tuple[int, ...], str]:
-        """The array's own row shape and dtype."""
-        return self._x.row_shape, self._x.dtype_name
-
-    @property
-    def y(self) -> tuple[tuple[int, ...], str]:
-        """The labels' own row shape and dtype; () and int64 without labels."""
-        return ((), "int64") if self._y is None else (self._y.row_shape, self._y.dtype_name)
+    def _fields(self) -> tuple[FieldLayout, ...]:
+        """Return both arrays' own row shapes and dtypes; y is () and int64 without labels."""
+        x, y = self._x, self._y
+        labels = ((), "int64") if y is None else (y.row_shape, y.dtype_name)
+        return xy_fields((x.row_shape, x.dtype_name), labels)
 
     def where(self, sample_id: int) -> str:
         """File and row of a sample."""

@@ -3,9 +3,7 @@
     keys         which pipelines can be cached; (file as it is, pipeline) -> key
     directory    the folders and files of a cache: made, checked, listed, removed
     segment      one writer's rows and its index of them: appended, read, checked
-    lookup       from a key to its row, for all records that were there when the daemon started
-    run_state    from a sample to its row, as found in this run; shared by all readers
-    size_limit   how much more may be written
+    run_state    what readers share in one run: from a sample to its row, and from a key to its row
     daemon_side  what the daemon does: opens, reports, warns
     reader_side  what a reader does: find, store, read at full speed
 

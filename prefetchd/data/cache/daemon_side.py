@@ -15,11 +15,18 @@ from typing import Any
 
 from prefetchd.config.options import Config
 from prefetchd.config.units import format_bytes
-from prefetchd.data.cache import keys, lookup
+from prefetchd.data.cache import keys
 from prefetchd.data.cache.directory import FULL, describe, open_folder, open_regular, segment_names
-from prefetchd.data.cache.keys import check_cache
-from prefetchd.data.cache.run_state import LIMIT_REACHED, RunState, StateShape, is_memory, make_state
-from prefetchd.data.cache.size_limit import limit_of
+from prefetchd.data.cache.keys import check_cache, limit_of
+from prefetchd.data.cache.run_state import (
+    LIMIT_REACHED,
+    MAX_SEGMENTS,
+    RunState,
+    StateShape,
+    build_table,
+    is_memory,
+    make_state,
+)
 
 log = logging.getLogger("prefetchd")
 
@@ -47,8 +54,8 @@ class CacheInDaemon:
         pipeline = keys.pipeline_of(config, decoder)
         self._folder, self._folder_fd = open_folder(self._cache, keys.pipeline_digest(pipeline), pipeline)
         self._shape = StateShape(n_samples, config.cache_image_size is not None, label_shape, label_dtype)
-        names = segment_names(self._folder)[: lookup.MAX_SEGMENTS]
-        self._table_fd, self._n_slots = lookup.build(self._folder, names, n_samples)
+        names = segment_names(self._folder)[:MAX_SEGMENTS]
+        self._table_fd, self._n_slots = build_table(self._folder, names, n_samples)
         self._state_fd = make_state(self._folder, self._shape)
         self._state = RunState(os.dup(self._state_fd), self._shape)
         if self._folder_fd is None:

@@ -1,7 +1,7 @@
 """Which pipelines can be cached, what a kept image is, and its key. Pure; called as a data set is opened.
 
 The kept image is the sample after all steps that are the same in every epoch: decoded, upright, in the order of
-`color`, uint8, and
+`color`, in the type of placed pixels (uint8, or what 16 bits and float32 are kept in), and
 
 - resized to `image_size` as `resize` says; or, with `cache_image_size`,
 - fitted into that size at its own aspect, never enlarged. All later steps go on from it as if it were the file.
@@ -22,8 +22,9 @@ import os
 import struct
 from typing import Any
 
-from prefetchd.config.augment import parameters
 from prefetchd.config.options import Config
+from prefetchd.config.units import parse_bytes
+from prefetchd.config.views import all_augmentations, groups
 from prefetchd.data.files import CLOCK_STEP_NS
 from prefetchd.errors import ConfigError
 
@@ -37,12 +38,20 @@ def pipeline_of(config: Config, decoder: str) -> dict[str, Any]:
     """Return all that decides a kept image besides the file, as plain JSON values."""
     names = ["color", "interpolation", "shrink_on_load", "max_image_pixels", "x_column"]
     names += ["image_size", "resize"] if config.cache_image_size is None else ["cache_image_size"]
-    return {"format": FORMAT, "decoder": decoder, **{name: getattr(config, name) for name in names}}
+    pipeline = {"format": FORMAT, "decoder": decoder, **{name: getattr(config, name) for name in names}}
+    if config.is_exact or config.pixel_dtype != "uint8":  # without, the folders of earlier versions are found
+        pipeline |= {"channels": config.n_channels, "pixel_dtype": config.pixel_dtype}
+    return pipeline
 
 
 def pipeline_digest(pipeline: dict[str, Any]) -> str:
     """Return 16 hexadecimal digits that follow `pipeline`."""
     return hashlib.blake2b(json.dumps(pipeline, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def limit_of(config: Config) -> int | None:
+    """Return the size limit of a cache in bytes; `None` for all but a twentieth of the disk."""
+    return None if config.cache_size == "auto" else parse_bytes(config.cache_size)
 
 
 def key_of(path: str, place: tuple[int, ...], found: os.stat_result) -> bytes:
@@ -61,26 +70,33 @@ def is_settled(found: os.stat_result, now_ns: int) -> bool:
 
 
 # Augmentations that need another part of the file, at another scale, in each epoch.
-_GEOMETRY = ("random_resized_crop", "rotate", "affine")
+_GEOMETRY = ("random_resized_crop", "rotate", "affine", "rand_augment", "trivial_augment_wide")
 
 
 def check_cache(config: Config) -> None:
     """Raise `ConfigError` where the options of the cache contradict the others, naming what to set."""
     if config.cache is None and config.cache_size != "auto":
         raise ConfigError('cannot use cache_size without a cache; give cache="DIR", or leave it out')
-    if config.target == "mask":
+    if config.target != "label":
+        what = "masks" if config.target == "mask" else config.target
         for name in ("cache", "cache_image_size"):
             if getattr(config, name) is not None:
                 raise ConfigError(
-                    f'cannot use {name} with target="mask": masks are placed anew with their images in each epoch, and '
-                    "are not kept; leave it out"
+                    f'cannot use {name} with target="{config.target}": {what} are placed anew with their images in '
+                    "each epoch, and are not kept; leave it out"
                 )
-    drawn = [name for name in _GEOMETRY if name in parameters(config.augment)]
+    drawn = [name for name in _GEOMETRY if name in all_augmentations(config)]
     if config.cache is not None and drawn and config.cache_image_size is None:
         larger = tuple(map(_larger, config.image_size))
         raise ConfigError(
             f"cannot cache with augment={drawn[0]!r}, which takes another part of the file in each epoch; give "
             f"the size at which images are kept, such as cache_image_size={larger}"
+        )
+    others = [group for group in groups(config) if group.size != config.image_size]
+    if config.cache is not None and others and config.cache_image_size is None:
+        raise ConfigError(
+            f"cannot cache with views of other sizes than image_size={config.image_size}, such as {others[0].size}; "
+            "give the size at which images are kept, as cache_image_size"
         )
 
 

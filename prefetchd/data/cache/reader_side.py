@@ -20,11 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefetchd.data.cache import segment
-from prefetchd.data.cache.directory import open_regular
+from prefetchd.data.cache.directory import open_regular, used_bytes
 from prefetchd.data.cache.keys import is_settled, key_of
-from prefetchd.data.cache.lookup import Lookup
-from prefetchd.data.cache.run_state import LIMIT_REACHED, OFFSET_BITS, OFFSET_MASK, RunState, StateShape
-from prefetchd.data.cache.size_limit import WriteAllowance
+from prefetchd.data.cache.run_state import LIMIT_REACHED, OFFSET_BITS, OFFSET_MASK, Lookup, RunState, StateShape
 from prefetchd.data.files import read_into
 
 if TYPE_CHECKING:
@@ -34,6 +32,48 @@ if TYPE_CHECKING:
 
 _MAX_OPEN = 256  # and a quarter of the process's descriptors
 _MAX_OWN_SEGMENTS = 16_000
+_WRITERS = 32
+_KEPT_FREE = 0.05  # of the disk, where no limit was given
+
+
+class WriteAllowance:
+    """How much more one writer may write: its part of the size limit, or of what the disk can spare.
+
+    Several writers, of several daemons too, share the limit without a lock: each looks at the whole cache, takes a
+    small part of what is left, and looks again when that is used up. So `_WRITERS` of them cannot exceed the limit
+    together, and the last rows before it stay unwritten. No row is removed for others: with a uniformly random order,
+    any fixed part of the samples serves as well as any other.
+
+    Args:
+        cache: the cache's folder.
+        limit_bytes: of `limit_of`.
+    """
+
+    def __init__(self, cache: Path, limit_bytes: int | None) -> None:
+        self._cache = cache
+        self._limit_bytes = limit_bytes
+        self._may_write_bytes = 0
+
+    def take(self, n_bytes: int) -> bool:
+        """Take `n_bytes` for a row; return whether it may be written."""
+        if n_bytes > self._may_write_bytes:
+            self._may_write_bytes = self._left_bytes() // _WRITERS
+        self._may_write_bytes -= n_bytes
+        return self._may_write_bytes >= 0
+
+    def allows(self, n_bytes: int) -> bool:
+        """Return whether a row of `n_bytes` could be written now; False if the folder is gone."""
+        try:
+            disk = os.statvfs(self._cache)
+            return disk.f_bavail * disk.f_frsize > n_bytes and self.take(n_bytes)
+        except OSError:
+            return False
+
+    def _left_bytes(self) -> int:
+        if self._limit_bytes is not None:
+            return self._limit_bytes - used_bytes(self._cache)
+        disk = os.statvfs(self._cache)
+        return int((disk.f_bavail - _KEPT_FREE * disk.f_blocks) * disk.f_frsize)
 
 
 class CacheInReader:
@@ -43,9 +83,17 @@ class CacheInReader:
         facts, fds: of `CacheInDaemon.handle`; the descriptors are its own from here on.
         kept_size: (height, width) of kept images where all have one.
         channels: of an image.
+        dtype: numpy name of its pixels.
     """
 
-    def __init__(self, facts: dict[str, Any], fds: list[int], kept_size: tuple[int, int], channels: int) -> None:
+    def __init__(
+        self,
+        facts: dict[str, Any],
+        fds: list[int],
+        kept_size: tuple[int, int],
+        channels: int,
+        dtype: str = "uint8",
+    ) -> None:
         state_fd, table_fd = fds
         shape = StateShape(facts["n_samples"], facts["has_shapes"], tuple(facts["label_shape"]), facts["label_dtype"])
         self._state = RunState(state_fd, shape)
@@ -56,6 +104,7 @@ class CacheInReader:
         self._allowance = WriteAllowance(Path(os.fsdecode(facts["cache"])), facts["limit_bytes"])
         self._kept_size = kept_size
         self._channels = channels
+        self._dtype = np.dtype(dtype)
         self._rows_fds: dict[int, int] = {}
         self._most_open = max(1, min(_MAX_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
         self._writer: segment.SegmentWriter | None = None
@@ -73,9 +122,7 @@ class CacheInReader:
         """Return the label of a sample whose row is known: a numpy scalar, or a vector of the caller's own."""
         return self._state.labels[sample_id].copy()
 
-    def fill_rows(
-        self, sample_ids: NDArray[np.int64], first_row: int, x: NDArray[np.uint8], y: NDArray[Any]
-    ) -> list[int]:
+    def fill_rows(self, sample_ids: NDArray[np.int64], first_row: int, x: NDArray[Any], y: NDArray[Any]) -> list[int]:
         """Write known samples into rows of `x` and `y`, from `first_row` on; return the places of the others.
 
         `x` is C-contiguous, and its rows are kept images.
@@ -104,7 +151,7 @@ class CacheInReader:
         self._state.count(hits=len(words) - len(left))
         return left
 
-    def row(self, sample_id: int) -> NDArray[np.uint8] | None:
+    def row(self, sample_id: int) -> NDArray[Any] | None:
         """Return the kept image of a sample whose row is known; `None` if it is not, or cannot be read."""
         word = int(self._state.words[sample_id])
         if not word:
@@ -113,7 +160,7 @@ class CacheInReader:
         if len(self._state.shapes):
             packed = int(self._state.shapes[sample_id])
             height, width = packed >> 16, packed & 0xFFFF
-        pixels = np.empty(segment.shape_of(height, width, self._channels), np.uint8)
+        pixels = np.empty(segment.shape_of(height, width, self._channels), self._dtype)
         number = word >> OFFSET_BITS
         try:
             if number not in self._rows_fds:
@@ -134,7 +181,7 @@ class CacheInReader:
 
     # --- rows that are not known
 
-    def find(self, sample: Sample, sample_id: int) -> NDArray[np.uint8] | None:
+    def find(self, sample: Sample, sample_id: int) -> NDArray[Any] | None:
         """Return the kept image of a sample's file if there is one, checked, and make it known.
 
         It remembers the file's state for `store`.
@@ -153,7 +200,7 @@ class CacheInReader:
                 record = self._record(number, record_number)
                 if record is None or record.key != key:
                     continue
-                pixels = segment.read_row(self._rows_fds[number + 1], record, self._channels)
+                pixels = segment.read_row(self._rows_fds[number + 1], record, self._channels, self._dtype)
             except OSError:
                 continue
             if pixels is not None:
@@ -162,7 +209,7 @@ class CacheInReader:
                 return pixels
         return None
 
-    def store(self, sample: Sample, sample_id: int, pixels: NDArray[np.uint8], read_ns: int) -> None:
+    def store(self, sample: Sample, sample_id: int, pixels: NDArray[Any], read_ns: int) -> None:
         """Keep the image that was decoded after `find` had found none, if the file is still what `find` saw.
 
         The file must also have been that when it was read, from `read_ns` on by the clock of files, which may have been
@@ -194,7 +241,7 @@ class CacheInReader:
         self._state.count(rows=1, n_bytes=pixels.nbytes)
         self._know(sample, sample_id, pixels, self._writer_segment, offset)
 
-    def _know(self, sample: Sample, sample_id: int, pixels: NDArray[np.uint8], number: int, offset: int) -> None:
+    def _know(self, sample: Sample, sample_id: int, pixels: NDArray[Any], number: int, offset: int) -> None:
         label = sample_id if sample.label is None else sample.label
         self._state.set_row(sample_id, label, pixels.shape[0], pixels.shape[1], number, offset)
 

@@ -29,6 +29,7 @@ _BODY = struct.Struct(f"={KEY_BYTES}sQIHHI")
 _SUM = struct.Struct("=I")
 RECORD_BYTES = _BODY.size + _SUM.size
 _MAX_SIDE_PX = 1 << 16
+_UINT8: np.dtype[Any] = np.dtype(np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +64,17 @@ def unpack(raw: bytes) -> Record | None:
     return Record(*_BODY.unpack(raw[: _BODY.size]))
 
 
-def read_row(fd: int, record: Record, channels: int) -> NDArray[np.uint8] | None:
+def read_row(fd: int, record: Record, channels: int, dtype: np.dtype[Any] = _UINT8) -> NDArray[Any] | None:
     """Return the pixels of a record, or `None` if they are not what was written.
 
     Raises:
         OSError: if they cannot be read.
     """
-    if record.height * record.width * channels != record.n_bytes:
+    if record.height * record.width * channels * dtype.itemsize != record.n_bytes:
         return None
     if record.offset + record.n_bytes > os.fstat(fd).st_size:  # before memory is taken for it
         return None
-    pixels = np.empty(shape_of(record.height, record.width, channels), np.uint8)
+    pixels = np.empty(shape_of(record.height, record.width, channels), dtype)
     if read_into(fd, bytes_of(pixels), record.offset) < record.n_bytes:
         return None
     return pixels if zlib.crc32(bytes_of(pixels)) == record.checksum else None

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 
 from prefetchd.data.images import decode
-from prefetchd.data.images.resample import INTERPOLATIONS, Placer, fit_box, keep
+from prefetchd.data.images.resample import INTERPOLATIONS, Placer, fit_box, resized
 from prefetchd.data.records import Records, Sample
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ class KeptImages:
     def __init__(self, config: Config) -> None:
         self._fitted = config.cache_image_size is not None
         self.size = config.cache_image_size or config.image_size
-        self._channels = config.channels
+        self._item_bytes = config.n_channels * np.dtype(config.pixel_dtype).itemsize
         self._resize = config.resize
         self._interpolation = INTERPOLATIONS[config.interpolation]
         self._placer = Placer(self.size, config.resize, config.interpolation)
@@ -39,31 +38,29 @@ class KeptImages:
     @property
     def n_bytes(self) -> int:
         """Bytes of the largest one."""
-        return self.size[0] * self.size[1] * self._channels
+        return self.size[0] * self.size[1] * self._item_bytes
 
     def reduction(self, header: ImageHeader) -> int:
         """Return the largest JPEG reduction that leaves enough pixels."""
         return decode.choose_reduction(header, *self.size, "pad" if self._fitted else self._resize)
 
-    def make(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def make(self, image: NDArray[Any]) -> NDArray[Any]:
         """Return the kept image of a decoded one; it may be the same array."""
         if not self._fitted:
-            made = np.empty((*self.size, *image.shape[2:]), np.uint8)
+            made = np.empty((*self.size, *image.shape[2:]), image.dtype)
             self._placer.resize(image, made)
             return made
         height, width = image.shape[:2]
         if height <= self.size[0] and width <= self.size[1]:
             return image
         _, _, tall, wide = fit_box(height, width, *self.size)
-        made = np.empty((tall, wide, *image.shape[2:]), np.uint8)
-        keep(cv2.resize(image, (wide, tall), dst=made, interpolation=self._interpolation), made)
-        return made
+        return resized(image, (tall, wide), self._interpolation)
 
 
 class CachedRows:
     """Serves what the cache knows, without a manifest line, a file or a decoder. Borrows cache and records.
 
-    If a row of the batch is the kept image itself (uint8, channels last, nothing random after it), all known rows
+    If a row of the batch is the kept image itself (its numbers, channels last, nothing random after it), all known rows
     of a task are read straight into the slot. Otherwise a known sample has only its number and label, and passes
     through the pipeline from its kept image on.
     """
@@ -72,10 +69,11 @@ class CachedRows:
         self._cache = cache
         self._records = records
         self._straight = (
-            config.dtype == "uint8"
-            and (config.layout == "nhwc" or config.channels == 1)
+            config.dtype == config.pixel_dtype
+            and (config.scale, config.mean, config.std) == (None, None, None)
+            and (config.layout == "nhwc" or config.n_channels == 1)
             and config.cache_image_size is None
-            and not (config.augment or config.transform or config.target_transform)
+            and not (config.augment or config.views or config.transform or config.target_transform)
         )
 
     def unknown(self, sample_ids: Iterable[int]) -> list[int]:

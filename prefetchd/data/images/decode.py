@@ -154,23 +154,24 @@ def decode_image(
     color: Color,
     reduction: int,
     n_rows: int | None = None,
-) -> NDArray[np.uint8]:
-    """Return the pixels of the encoded image in `data`: uint8, (H, W, 3), or (H, W) for `gray`.
+    is_deep: bool = False,
+) -> NDArray[Any]:
+    """Return the pixels of the encoded image in `data`: (H, W, 3), or (H, W) for `gray`; uint8.
 
     Args:
         data: the whole file. With `n_rows` its buffer is changed during the decode, and restored.
         header: what `identify(data)` returned.
-        color: the order of the channels.
+        color: the order of the channels; not `unchanged`.
         reduction: 1, or what `choose_reduction` chose: H and W are the stored sides over it, rounded up.
         n_rows: what `rows_to_decode` returned, if not all rows are wanted. H is then smaller, if `data` is writable.
+        is_deep: keep 16 bits: the pixels are uint16 where the file has as many.
 
     Raises:
         RefusedImage: the image is cut short.
         UndecodableImage: OpenCV refuses it.
         MemoryError: there was not enough memory, which is no fault of the image.
     """
-    if _is_cut_short(data, header):
-        raise RefusedImage(f"the {header.format.upper()} file is cut short ({len(data)} bytes, no end marker)")
+    check_whole(data, header)
     encoded = data if isinstance(data, np.ndarray) else np.frombuffer(data, np.uint8)
     swap = color == "rgb" and header.format not in _RGB_FORMATS
     if color == "gray" and (header.format, header.channels) != ("sunraster", 1):  # which OpenCV decodes to black
@@ -180,7 +181,7 @@ def decode_image(
     else:
         flags = cv2.IMREAD_COLOR_RGB
     # The reduction's bits alone: IMREAD_REDUCED_COLOR_2 contains IMREAD_COLOR, which excludes IMREAD_COLOR_RGB.
-    flags |= _REDUCED_BITS[reduction]
+    flags |= _REDUCED_BITS[reduction] | (cv2.IMREAD_ANYDEPTH if is_deep else 0)
     reason = "OpenCV refuses it"
     image: Any = None
     wanted = header.height_px if n_rows is None else n_rows
@@ -188,30 +189,58 @@ def decode_image(
     try:
         if is_partial:
             _write_rows(encoded, header, wanted)
-        image = _decode_from_memory_file(encoded, flags) if header.format == "hdr" else cv2.imdecode(encoded, flags)
+        image = imdecode(encoded, header, flags)
     except cv2.error as error:
         reason = " ".join(str(error.err or error).split()) or reason
-        if error.code == cv2.Error.StsNoMem or any(words in str(error).lower() for words in _NO_MEMORY_WORDS):
-            raise MemoryError(f"no memory to decode {header.pixels} pixels") from None
-    except MemoryError:
-        raise MemoryError(f"no memory to decode {header.pixels} pixels") from None
     finally:
         if is_partial:
             _write_rows(encoded, header, header.height_px)
     if is_partial and (image is None or image.shape[0] != -(-wanted // reduction)):
         # The whole image decides the verdict, and the sides, if OpenCV reads another orientation than we do.
-        return decode_image(data, header, color=color, reduction=reduction)
+        return decode_image(data, header, color=color, reduction=reduction, is_deep=is_deep)
     if image is not None and image.size:
         return _in_order(image, color, swap=swap)
+    raise undecodable(header, decode_working_bytes(header, 0, color=color, reduced=reduction), reason)
+
+
+def check_whole(data: memoryview | NDArray[np.uint8] | bytes, header: ImageHeader) -> None:
+    """Raise `RefusedImage` if the end of the image is missing, for formats that mark it."""
+    if _is_cut_short(data, header):
+        raise RefusedImage(f"the {header.format.upper()} file is cut short ({len(data)} bytes, no end marker)")
+
+
+def imdecode(encoded: NDArray[np.uint8], header: ImageHeader, flags: int) -> Any:
+    """Return what OpenCV decodes: an array, or `None` for most of what it refuses.
+
+    Raises:
+        MemoryError: there was not enough memory.
+        cv2.error: OpenCV refuses it.
+    """
+    try:
+        return _decode_from_memory_file(encoded, flags) if header.format == "hdr" else cv2.imdecode(encoded, flags)
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem or any(words in str(error).lower() for words in _NO_MEMORY_WORDS):
+            raise MemoryError(f"no memory to decode {header.pixels} pixels") from None
+        raise
+    except MemoryError:
+        raise MemoryError(f"no memory to decode {header.pixels} pixels") from None
+
+
+def undecodable(header: ImageHeader, working_bytes: int, reason: str) -> UndecodableImage:
+    """Return the fault for an image that OpenCV refuses.
+
+    Raises:
+        MemoryError: if `working_bytes` cannot be taken now.
+    """
     # OpenCV also returns None for a good image when memory runs out, so check that before the file is blamed.
-    _check_memory(decode_working_bytes(header, 0, color=color, reduced=reduction))
-    raise UndecodableImage(
+    _check_memory(working_bytes)
+    return UndecodableImage(
         f"the {header.format.upper()} data ({header.describe()}) does not decode: {reason}"
         + ("; convert it to 8 or 16 bits" if header.bits > 8 and header.bits != 16 else "")
     )
 
 
-def _in_order(image: Any, color: Color, *, swap: bool) -> NDArray[np.uint8]:
+def _in_order(image: Any, color: Color, *, swap: bool) -> NDArray[Any]:
     """Return the pixels of a decoded image with the channels of `color`."""
     if color == "gray":
         pixels = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)

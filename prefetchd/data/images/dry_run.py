@@ -18,7 +18,9 @@ from typing import Any
 
 from prefetchd.config.options import Config
 from prefetchd.errors import ConfigError
-from prefetchd.ipc import child, reader_messages, sockets
+from prefetchd.ipc import reader_messages, sockets
+from prefetchd.ipc.exit_status import describe_exit
+from prefetchd.ipc.process import child_command, child_environment
 
 # One thread, as in a reader: the memory of the functions' modules is measured.
 _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "OPENCV_LOG_LEVEL": "OFF"}
@@ -38,13 +40,13 @@ def dry_run(config: Config, handle: dict[str, Any], fds: list[int]) -> reader_me
     """
     ours, theirs = sockets.socket_pair()
     stderr = os.memfd_create("prefetchd-dry-run-stderr", os.MFD_CLOEXEC)
-    command = child.command("prefetchd.reader.dry_run", theirs.fileno())
+    command = child_command("prefetchd.reader.dry_run", theirs.fileno())
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stderr=stderr,
         pass_fds=[theirs.fileno()],
-        env=child.environment(**_ENVIRONMENT),
+        env=child_environment(**_ENVIRONMENT),
     )
     theirs.close()
     try:
@@ -56,8 +58,6 @@ def dry_run(config: Config, handle: dict[str, Any], fds: list[int]) -> reader_me
         process.wait()
         os.close(stderr)
     if answer is None:
-        from prefetchd.ipc.exit_status import describe_exit
-
         last = (output.strip().splitlines() or ["it printed nothing"])[-1]
         raise ConfigError(
             f"cannot use {subject(config)}: the dry run with one sample ended by itself "

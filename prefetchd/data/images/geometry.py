@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from prefetchd.config.augment import AUGMENTATIONS, parameters
+from prefetchd.data.images.policies import Operation, rand_augment, trivial_augment_wide
 from prefetchd.sampling.randomness import BLOCK_WORDS, between
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 Map = tuple[float, float, float, float, float, float]
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
@@ -37,7 +38,8 @@ class Geometry:
         crop: the box to take; `None` if the option `resize` decides.
         hflip: whether left and right are swapped, after the resize.
         vflip: whether top and bottom are swapped, after the resize.
-        turn: the inverse of rotate and affine: from the finished target to the target before them; `None` without.
+        turn: the inverse of rotate, affine and the policies' moves: from the finished target to the target before
+            them; `None` without.
     """
 
     full_size: tuple[int, int]
@@ -76,6 +78,21 @@ class Geometry:
             back = compose((1.0, 0.0, 0.0, 0.0, -1.0, float(target_h)), back)
         return back
 
+    def forward_map(self, shown: Box, region: Box, target_size: tuple[int, int]) -> Map:
+        """Return the map from an image's pixels to those of the finished target, of `target_size` (height, width).
+
+        `shown` is the part of the image that is taken, and `region` the box of the target that it fills before flips
+        and turn. Boxes and keypoints are moved by it.
+        """
+        return invert(compose(_onto(region, shown), self.target_map(*target_size)))
+
+
+class Draws(Protocol):
+    """What chooses a sample's geometry."""
+
+    def draw(self, units: Sequence[float], full_size: tuple[int, int]) -> Geometry:
+        """Return the geometry that the sample's random numbers `units` give an upright image of `full_size`."""
+
 
 class GeometryDraws:
     """Turns a sample's random numbers into its geometry, as one configuration's `augment` says. Pure."""
@@ -87,6 +104,7 @@ class GeometryDraws:
         self._vflip = given.get("vflip")
         self._rotate = given.get("rotate")
         self._affine = given.get("affine")
+        self._policies = PolicyDraws(texts, target_size)
         self._height, self._width = target_size
 
     def draw(self, units: Sequence[float], full_size: tuple[int, int]) -> Geometry:
@@ -104,7 +122,7 @@ class GeometryDraws:
         )
 
     def _turn(self, units: Sequence[float]) -> Map | None:
-        """Return the inverse of rotate, then affine."""
+        """Return the inverse of rotate, then affine, then what the policies move."""
         back: Map | None = None
         if self._rotate is not None:
             angle = between(units[FIRST_WORD["rotate"]], self._rotate["degrees"])
@@ -113,7 +131,49 @@ class GeometryDraws:
             at = FIRST_WORD["affine"]
             inverse = _draw_affine(units[at : at + 5], self._affine, self._height, self._width)
             back = inverse if back is None else compose(back, inverse)
+        for operation in self._policies.draw(units):
+            moved = inverse_of(operation, self._height, self._width)
+            if moved is not None:
+                back = moved if back is None else compose(back, moved)
         return back
+
+
+class PolicyDraws:
+    """Draws a sample's operations of `rand_augment` and `trivial_augment_wide`, as `augment` says. Pure."""
+
+    def __init__(self, texts: tuple[str, ...], target_size: tuple[int, int]) -> None:
+        given = parameters(texts)
+        policies: dict[str, Callable[..., list[Operation]]] = {
+            "rand_augment": rand_augment,
+            "trivial_augment_wide": trivial_augment_wide,
+        }
+        self._drawn = [(FIRST_WORD[name], draw, given[name]) for name, draw in policies.items() if name in given]
+        self._target_size = target_size
+
+    def draw(self, units: Sequence[float]) -> list[Operation]:
+        """Return the operations in the order in which they are applied: none without a policy."""
+        return [
+            operation
+            for at, draw, given in self._drawn
+            for operation in draw(units[at : at + BLOCK_WORDS], *self._target_size, **given)
+        ]
+
+
+def inverse_of(operation: Operation, height: int, width: int) -> Map | None:
+    """Return the inverse of an operation that moves the pixels of a target; `None` for one that does not.
+
+    As in torchvision, shears hold the top left corner, and what is left empty is black.
+    """
+    name, strength = operation
+    if name == "shear_x":
+        return 1.0, strength, 0.0, 0.0, 1.0, 0.0
+    if name == "shear_y":
+        return 1.0, 0.0, 0.0, strength, 1.0, 0.0
+    if name == "translate_x":
+        return 1.0, 0.0, -strength, 0.0, 1.0, 0.0
+    if name == "translate_y":
+        return 1.0, 0.0, 0.0, 0.0, 1.0, -strength
+    return inverse_affine(height, width, strength) if name == "rotate" else None
 
 
 def random_resized_crop(
@@ -188,6 +248,20 @@ def compose(after: Map, first: Map) -> Map:
     a, b, c, d, e, f = after
     u, v, w, x, y, z = first
     return a * u + b * x, a * v + b * y, a * w + b * z + c, d * u + e * x, d * v + e * y, d * w + e * z + f
+
+
+def invert(map_: Map) -> Map:
+    """Return the inverse of a map."""
+    a, b, c, d, e, f = map_
+    size = a * e - b * d
+    return e / size, -b / size, (b * f - c * e) / size, -d / size, a / size, (c * d - a * f) / size
+
+
+def _onto(source: Box, target: Box) -> Map:
+    """Return the map that stretches the box `source` onto the box `target`."""
+    (top, left, tall, wide), (to_top, to_left, to_tall, to_wide) = source, target
+    across, down = to_wide / wide, to_tall / tall
+    return across, 0.0, to_left - left * across, 0.0, down, to_top - top * down
 
 
 def _scaled(position: int, side: int, full_side: int) -> int:

@@ -1,4 +1,4 @@
-"""Images that are inspected and not delivered: each row of `x` holds facts in place of pixels. For `prefetchd verify`.
+"""Images that are inspected and not delivered: a row holds facts in place of pixels. For `prefetchd verify`.
 
 Every sample passes the whole pipeline, as in serving, into a scratch row, so that the same samples are bad here as
 there. The facts come from the bytes and the header that the decoder was given: nothing is read or parsed twice.
@@ -6,8 +6,9 @@ there. The facts come from the bytes and the header that the decoder was given: 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import replace as replace_facts
+from functools import cached_property
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -17,22 +18,22 @@ from prefetchd.config.options import Config
 from prefetchd.data.images.headers.header import FORMATS, ImageHeader
 from prefetchd.data.images.source import ImageSource
 from prefetchd.data.records import Records, Sample
-from prefetchd.data.source import ReserveMemory
+from prefetchd.data.source import ReserveMemory, SourceFacts
 from prefetchd.ipc.reader_messages import Fault
+from prefetchd.ring.layout import FieldLayout
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# The columns of `x`, int64: the size is as shown, the digest is of the encoded bytes.
+# The columns of the one field, int64: the size is as shown, the digest is of the encoded bytes.
 FACTS = ("digest", "n_bytes", "width_px", "height_px", "channels", "bits", "format", "progressive", "label")
-_SCRATCH_ITEM_BYTES = 4  # at most
 
 
 class InspectedImages(ImageSource):
-    """The samples of another `ImageSource`, whose records it borrows; a row of `x` is their `FACTS`."""
+    """The samples of another `ImageSource`, whose records it borrows; a row is their `FACTS`."""
 
-    _scratch: tuple[NDArray[Any], NDArray[Any]]
+    _scratch: list[NDArray[Any]]
     _facts: tuple[int, ...] = ()  # of the latest image
 
     @classmethod
@@ -50,47 +51,41 @@ class InspectedImages(ImageSource):
         source = super().attach(config, handle, records, cache_fds)
         assert source._reader is not None
         source._reader.on_read = source._note
-        x_shape, x_dtype = super(InspectedImages, source).x
-        source._scratch = np.empty((1, *x_shape), x_dtype), np.empty((1, *handle["y_shape"]), handle["y_dtype"])
+        source._scratch = [np.empty((1, *shape), dtype) for shape, dtype in handle["rows"]]
         return source
 
     def handle(self) -> tuple[dict[str, Any], list[int]]:
         """Plain values and descriptors from which a reader attaches."""
         handle, fds = super().handle()
-        y_shape, y_dtype = super().y
-        return {**handle, "is_inspected": True, "y_shape": list(y_shape), "y_dtype": y_dtype}, fds
+        rows = [[list(each.shape), each.dtype] for each in super()._fields()]
+        return {**handle, "is_inspected": True, "rows": rows}, fds
 
-    @property
-    def x(self) -> tuple[tuple[int, ...], str]:
-        """Shape and dtype of one row of `FACTS`."""
-        return (len(FACTS),), "int64"
+    @cached_property
+    def facts(self) -> SourceFacts:
+        """The images' own, with one field in place of theirs; each reader also has the scratch rows."""
+        facts = super().facts
+        scratch_bytes = sum(each.row_bytes for each in super()._fields())
+        return replace_facts(facts, reader_bytes=facts.reader_bytes + scratch_bytes)
 
-    @property
-    def y(self) -> tuple[tuple[int, ...], str]:
-        """Shape and dtype of a number that is not used."""
-        return (), "int64"
-
-    @property
-    def reader_bytes(self) -> int:
-        """Bytes in each reader as for the images, and the scratch row."""
-        return super().reader_bytes + _SCRATCH_ITEM_BYTES * math.prod(super().x[0])
+    def _fields(self) -> tuple[FieldLayout, ...]:
+        """Return one row of `FACTS`."""
+        return (FieldLayout("facts", (len(FACTS),), "int64"),)
 
     def fill(
         self,
         epoch: int,
         sample_ids: NDArray[np.int64],
         rows: Sequence[int],
-        x: NDArray[Any],
-        y: NDArray[Any],
+        arrays: Sequence[NDArray[Any]],
         reserve: ReserveMemory,
     ) -> list[Fault]:
-        """Decode each sample and write its facts into its row of `x`."""
+        """Decode each sample and write its facts into its row."""
         faults: list[Fault] = []
         for position, row in enumerate(rows):
-            found = super().fill(epoch, sample_ids[position : position + 1], [0], *self._scratch, reserve)
+            found = super().fill(epoch, sample_ids[position : position + 1], [0], self._scratch, reserve)
             faults += [replace(fault, row=row, detail=fault.detail if len(rows) == 1 else "") for fault in found]
             if not found:
-                x[row] = self._facts
+                arrays[0][row] = self._facts
         return faults
 
     def _note(self, sample: Sample, data: memoryview, header: ImageHeader) -> None:

@@ -18,18 +18,77 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from prefetchd.data.faults import RefusedImage, UndecodableImage
+from prefetchd.data.faults import RefusedImage, SampleFault, UndecodableImage
 from prefetchd.data.images import decode
+from prefetchd.data.images.geometry import same_aspect
+from prefetchd.data.images.limits import checked_header
+from prefetchd.data.images.resample import Placer
+from prefetchd.data.images.working_memory import decode_working_bytes
+from prefetchd.errors import one_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from prefetchd.config.options import Config
+    from prefetchd.data.files import FileBuffer
+    from prefetchd.data.images.geometry import Geometry
     from prefetchd.data.images.headers.header import ImageHeader
+    from prefetchd.data.read_ahead import ReadAhead
+    from prefetchd.data.records import Sample
+    from prefetchd.data.source import ReserveMemory
 
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _HEADER_END = 33  # of the signature and the chunk IHDR
 _BITS_AT, _COLOUR_AT = 24, 25
 _PALETTE = 3
+
+
+class MaskReader:
+    """Reads, decodes and places the masks of one configuration. One thread.
+
+    Args:
+        config: the options.
+        ahead: reads the files ahead; borrowed.
+        buffer: takes a file's bytes; borrowed.
+        part: the number of the mask among the parts of a sample, to `ahead`.
+    """
+
+    def __init__(self, config: Config, ahead: ReadAhead, buffer: FileBuffer, part: int) -> None:
+        self._config = config
+        self._ahead = ahead
+        self._buffer = buffer
+        self._part = part
+        self._placer = Placer.for_masks(config.image_size, config.resize, config.mask_border)
+
+    def read(
+        self, sample: Sample, sample_id: int, geometry: Geometry, reserve: ReserveMemory, path: str
+    ) -> NDArray[Any]:
+        """Return the sample's mask, placed as its image was; (H, W), uint8 or uint16.
+
+        Raises:
+            SampleFault: if it is bad, or of another aspect than the image; it names `path` if that is not empty.
+        """
+        try:
+            data = self._ahead.read(sample_id, sample, self._buffer, reserve, self._part)
+            header = checked_header(data, self._config)
+            height, width = header.oriented_size
+            if not same_aspect((height, width), geometry.full_size):
+                raise RefusedImage(
+                    f"it is {width}x{height} and the image {geometry.full_size[1]}x{geometry.full_size[0]} (upright), "
+                    "which is another aspect"
+                )
+            # As for colour: 16 bits take more than a byte, and a colour image is decoded before it is refused.
+            working_bytes = decode_working_bytes(header, len(data), color="rgb", reduced=1)
+            self._ahead.make_room(working_bytes)
+            reserve(working_bytes)
+            mask = decode_mask(data, header)
+        except SampleFault as fault:
+            if path:
+                fault.reason = f"its mask {one_line(path)[-200:]}: {fault.reason}"
+            raise
+        target = np.empty(self._config.image_size, mask.dtype)
+        self._placer.place(mask, geometry, geometry.crop_in(height, width), target)
+        return target
 
 
 def decode_mask(data: memoryview, header: ImageHeader) -> NDArray[Any]:
@@ -49,17 +108,17 @@ def decode_mask(data: memoryview, header: ImageHeader) -> NDArray[Any]:
     if header.format == "jpeg" or header.channels <= 2:
         if header.bits > 8:
             return _decode_deep(data, header)
-        return _unscaled(decode.decode_image(data, header, color="gray", reduction=1), header)
+        return unscaled(decode.decode_image(data, header, color="gray", reduction=1), header)
     pixels = decode.decode_image(data, header, color="bgr", reduction=1)
     blue, green, red = cv2.split(pixels)
     if not (np.array_equal(blue, green) and np.array_equal(blue, red)):
         raise UndecodableImage(
             f"the mask is a {header.format.upper()} in colour; a mask has one channel, or a palette (PNG)"
         )
-    return _unscaled(np.asarray(blue), header)
+    return unscaled(np.asarray(blue), header)
 
 
-def _unscaled(pixels: NDArray[Any], header: ImageHeader) -> NDArray[Any]:
+def unscaled(pixels: NDArray[Any], header: ImageHeader) -> NDArray[Any]:
     """Undo OpenCV's scaling of a plain-text PGM or PPM, from 0 to its largest number, to 0 to 255."""
     if header.scaled_from in (0, 255):
         return pixels

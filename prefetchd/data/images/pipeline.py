@@ -1,4 +1,4 @@
-"""One sample into its row: read -> header -> limits -> decode -> place -> jitter -> user's functions -> values.
+"""One sample into its row: read -> header -> limits -> decode -> place -> change -> user's function -> values -> erase.
 
 Loaded in readers only (it imports cv2). Each step is checked before it costs anything: a header that claims too many
 pixels is refused before they are decoded, and working memory beyond the allowance is reserved before it is taken.
@@ -7,35 +7,31 @@ Without augmentation and functions an image is resized straight into its row.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
 
 from prefetchd.config.augment import parameters
 from prefetchd.config.options import Config
-from prefetchd.config.units import format_bytes
-from prefetchd.data.faults import RefusedImage, SampleFault, UndecodableImage
+from prefetchd.data.faults import SampleFault, UndecodableImage
 from prefetchd.data.files import FileBuffer
 from prefetchd.data.images import decode
+from prefetchd.data.images.boxes import Placement, placement
 from prefetchd.data.images.cacheable import KeptImages
-from prefetchd.data.images.color_jitter import ColorJitter
-from prefetchd.data.images.geometry import FIRST_WORD, Box, Geometry, GeometryDraws, same_aspect
+from prefetchd.data.images.erasing import Erasing
+from prefetchd.data.images.exact import Wanted
+from prefetchd.data.images.geometry import FIRST_WORD, Box, Draws, Geometry, GeometryDraws
 from prefetchd.data.images.headers.header import ImageHeader
-from prefetchd.data.images.masks import decode_mask
+from prefetchd.data.images.limits import checked_header
+from prefetchd.data.images.masks import MaskReader
 from prefetchd.data.images.normalize import Normalizer
+from prefetchd.data.images.pixel_changes import PixelChanges
 from prefetchd.data.images.resample import Placer
 from prefetchd.data.images.user_functions import UserFunctions
-from prefetchd.data.images.working_memory import (
-    LIMIT_BYTES_A_PIXEL,
-    claimed_bytes,
-    decode_working_bytes,
-    limit_bytes,
-)
-from prefetchd.data.read_ahead import ReadAhead
+from prefetchd.data.read_ahead import MASK_PART, ReadAhead
 from prefetchd.data.records import Records
 from prefetchd.data.source import ReserveMemory
-from prefetchd.errors import one_line
 from prefetchd.sampling.randomness import BLOCK_WORDS, SampleRandomness
 
 if TYPE_CHECKING:
@@ -44,14 +40,26 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from prefetchd.data.cache.reader_side import CacheInReader
+    from prefetchd.data.images.objects import ObjectTarget
     from prefetchd.data.records import Sample
 
     OnRead = Callable[[Sample, memoryview, ImageHeader], None]
+    _Draw = Callable[[tuple[int, int]], Sequence[tuple[Geometry, tuple[int, int]]]]
 
 # A larger file buffer is given back after the image that needed it.
 _KEPT_FILE_BYTES = 4 << 20
 # Up to this size a kept image is part of every reader's share, as the delivered one is.
 _SMALL_IMAGE_BYTES = 1 << 20
+
+
+class _Decoded(NamedTuple):
+    """How the last image was decoded: its header, the reduction, (height, width) then, its geometry and the crop."""
+
+    header: ImageHeader
+    reduction: int
+    size: tuple[int, int]
+    geometry: Geometry
+    crop: Box | None
 
 
 class ImageReader:
@@ -62,6 +70,10 @@ class ImageReader:
         records: list the samples and fetch their bytes; borrowed.
         ahead: reads them ahead; borrowed.
         cache: holds kept images, and takes new ones; borrowed.
+        objects: writes the target where that is boxes or keypoints.
+        part: the number of the part of a sample that is this image, to `ahead`.
+        draws: chooses the geometry; that of `augment` if not given.
+        buffer: takes files' bytes; one of its own if not given.
 
     Attributes:
         on_read: called with each image's sample, encoded bytes and header, before the decode.
@@ -78,45 +90,66 @@ class ImageReader:
         records: Records,
         ahead: ReadAhead | None = None,
         cache: CacheInReader | None = None,
+        objects: ObjectTarget | None = None,
+        *,
+        part: int = 0,
+        draws: Draws | None = None,
+        buffer: FileBuffer | None = None,
     ) -> None:
         cv2.setNumThreads(0)
         decode.silence_decoders()
         self._config = config
         self._records = records
         self._ahead = ahead or ReadAhead(records)
-        self._buffer = FileBuffer()
+        self._buffer = buffer or FileBuffer()
+        self._wanted = Wanted.of(config)
         self._normalizer = Normalizer(config)
         self._rng = SampleRandomness(config.seed)
         self._functions = UserFunctions(config, self._rng)
-        self._draws = GeometryDraws(config.augment, config.image_size)
+        self._part = part
+        self._draws = draws or GeometryDraws(config.augment, config.image_size)
         given = parameters(config.augment)
         self._n_words = max((FIRST_WORD[name] + BLOCK_WORDS for name in given), default=0)
-        self._jitter = ColorJitter(given["color_jitter"], config.color) if "color_jitter" in given else None
+        self._changes = PixelChanges(config.augment, config.image_size, config.color, config.n_channels)
+        self._erasing = Erasing(config, self._rng) if "random_erasing" in given else None
         self._placer = Placer(config.image_size, config.resize, config.interpolation)
-        self._mask_placer = Placer.for_masks(config.image_size, config.resize, config.mask_border)
-        self._takes_masks = config.target == "mask"
+        self._masks: MaskReader | None = None
+        if config.target == "mask":
+            self._masks = MaskReader(config, self._ahead, self._buffer, MASK_PART)
+        self._objects = objects
+        self._decoded: _Decoded | None = None
         self._cache = cache
         is_kept = cache is not None or config.cache_image_size is not None
         self._kept = KeptImages(config) if is_kept else None
-        self._is_plain = not self._n_words and not self._functions.has_transform and not self._takes_masks
+        self._is_plain = not self._n_words and not self._functions.has_transform and self._masks is None
+        self._is_plain = self._is_plain and objects is None
 
     def load(
-        self, sample: Sample, sample_id: int, epoch: int, x: NDArray[Any], y: NDArray[Any], reserve: ReserveMemory
+        self,
+        sample: Sample,
+        sample_id: int,
+        epoch: int,
+        x: NDArray[Any],
+        targets: Sequence[NDArray[Any]],
+        reserve: ReserveMemory,
     ) -> SampleFault | None:
-        """Write a sample, as it is in `epoch`, into its rows `x` and `y`; return its fault if it has one.
+        """Write a sample, as it is in `epoch`, into its rows of `x` and `targets`; return its fault if it has one.
 
-        `y` is an array of shape () where a label is a number.
+        `targets` are `y`, of shape () where a label is a number, or the leaves of `y`.
 
         Raises:
             MemoryError: if `reserve` does.
             ManifestError: if the records have changed.
         """
         try:
+            y = targets[0]
             target = self._load(sample, sample_id, epoch, x, reserve)
-            if self._config.target_transform is not None:
+            if self._objects is not None:
+                self._objects.write(sample.values, *self.placed(), targets)
+            elif self._config.target_transform is not None:
                 made = self._functions.target(target, epoch, sample_id)
                 target = self._functions.as_wanted(made, y.shape, y.dtype)
-            elif self._takes_masks and not np.can_cast(target.dtype, y.dtype):
+            elif self._masks is not None and not np.can_cast(target.dtype, y.dtype):
                 raise UndecodableImage(
                     f"the mask {sample.label} has 16 bits, and the first mask had 8; write all as one"
                 )
@@ -130,21 +163,51 @@ class ImageReader:
         finally:
             self._buffer.trim(_KEPT_FILE_BYTES)
             reserve(0)
-        y[...] = target
+        if self._objects is None:
+            y[...] = target
         return None
 
-    def try_out(self, sample: Sample, sample_id: int, reserve: ReserveMemory) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return the sample's x and y as they are in epoch 0, y in the shape and dtype that the functions give.
+    def try_out(self, sample: Sample, sample_id: int, reserve: ReserveMemory) -> NDArray[Any]:
+        """Return the sample's y as it is in epoch 0, in the shape and dtype that the functions give.
 
         Raises:
             SampleFault: if the sample is bad.
             MemoryError: if there is not enough memory.
         """
-        config = self._config
-        shape = (*config.image_size, config.channels)
-        x = np.empty(shape if config.layout == "nhwc" else (shape[2], *shape[:2]), config.dtype)
+        x = self._empty_x()
         target = self._load(sample, sample_id, 0, x, reserve)
-        return x, self._functions.target(target, 0, sample_id)
+        return self._functions.target(target, 0, sample_id)
+
+    def _empty_x(self) -> Any:
+        config = self._config
+        shape = (*config.image_size, config.n_channels)
+        return np.empty(shape if config.layout == "nhwc" else (shape[2], *shape[:2]), config.dtype)
+
+    def place(
+        self, sample: Sample, sample_id: int, units: Sequence[float], x: NDArray[Any], reserve: ReserveMemory
+    ) -> tuple[NDArray[Any], Geometry]:
+        """Return the sample's pixels as `units` place and jitter them, and their geometry.
+
+        The pixels are `x` itself, or memory that is used again; `deliver` writes them into `x`.
+        """
+        image, geometry, crop = self._read(sample, sample_id, units, reserve)
+        pixels = self._normalizer.canvas(x)
+        self._placer.place(image, geometry, crop, pixels)
+        if self._changes:
+            self._changes.apply(pixels, units)
+        return pixels, geometry
+
+    def deliver(self, pixels: NDArray[Any], x: NDArray[Any]) -> None:
+        """Write finished pixels, or floating numbers in their place, into `x` as values."""
+        if pixels.dtype == self._wanted.dtype:
+            self._normalizer.deliver(pixels, x)
+        else:
+            self._normalizer.deliver_floats(pixels, x)
+
+    def erase(self, x: NDArray[Any], units: Sequence[float], epoch: int, sample_id: int) -> None:
+        """Erase a box of the delivered image, if `augment` says so."""
+        if self._erasing is not None:
+            self._erasing.apply(x, units, epoch, sample_id)
 
     def _load(self, sample: Sample, sample_id: int, epoch: int, x: NDArray[Any], reserve: ReserveMemory) -> Any:
         """Write the pixels into `x`; return the label, as a numpy scalar or vector, or the mask."""
@@ -155,13 +218,10 @@ class ImageReader:
             self._normalizer.deliver(pixels, x)
             return self._label(sample, sample_id)
         units = self._rng.units(epoch, sample_id, self._n_words) if self._n_words else ()
-        image, geometry, crop = self._read(sample, sample_id, units, reserve)
-        pixels = self._normalizer.canvas(x)
-        self._placer.place(image, geometry, crop, pixels)
-        del image  # before its mask uses the same reservation
-        if self._jitter is not None:
-            self._jitter.apply(pixels, units)
-        mask = self._mask(sample, sample_id, geometry, reserve) if self._takes_masks else None
+        pixels, geometry = self.place(sample, sample_id, units, x, reserve)
+        mask = None
+        if self._masks is not None:
+            mask = self._masks.read(sample, sample_id, geometry, reserve, str(sample.label))
         if not self._functions.has_transform:
             self._normalizer.deliver(pixels, x)
         else:
@@ -169,44 +229,67 @@ class ImageReader:
                 pixels, epoch, sample_id, mask if self._functions.takes_masks else None
             )
             mask = mask if turned is None else turned
-            if values.dtype == np.uint8:
-                self._normalizer.deliver(values.reshape(pixels.shape), x)
-            else:
-                self._normalizer.deliver_floats(values, x)
+            self.deliver(values.reshape(pixels.shape) if values.dtype == pixels.dtype else values, x)
+        self.erase(x, units, epoch, sample_id)
         return self._label(sample, sample_id) if mask is None else mask
 
     def _read(
         self, sample: Sample, sample_id: int, units: Sequence[float], reserve: ReserveMemory
-    ) -> tuple[NDArray[np.uint8], Geometry, Box | None]:
+    ) -> tuple[NDArray[Any], Geometry, Box | None]:
         """Return the decoded image, the geometry that `units` give it, and its crop in the decoded image."""
+
+        def draw(full_size: tuple[int, int]) -> list[tuple[Geometry, tuple[int, int]]]:
+            return [(self._draws.draw(units, full_size), self._config.image_size)]
+
+        image, [(geometry, crop)] = self._read_once(sample, sample_id, draw, reserve)
+        return image, geometry, crop
+
+    def _read_once(
+        self, sample: Sample, sample_id: int, draw: _Draw, reserve: ReserveMemory
+    ) -> tuple[NDArray[Any], list[tuple[Geometry, Box | None]]]:
+        """Return the decoded image, and each geometry that `draw` gives it, with its crop in the decoded image.
+
+        `draw` gets the size (height, width) of the upright image and returns geometries, each with the size of what is
+        delivered of it. All are in the pixels that are decoded, and none has to enlarge what a reduction left.
+        """
         config = self._config
         if self._kept is not None:
             image = self._kept_image(self._kept, sample, sample_id, reserve)
-            geometry = self._draws.draw(units, image.shape[:2])
-            return image, geometry, geometry.crop
+            return image, [(geometry, geometry.crop) for geometry, _ in draw(image.shape[:2])]
         data, header = self._encoded(sample, sample_id, reserve)
-        geometry = self._draws.draw(units, header.oriented_size)
-        size = geometry.crop[2:] if geometry.crop is not None else None
+        drawn = draw(header.oriented_size)
+        crops = [geometry.crop for geometry, _ in drawn]
         reduction = 1
         if config.shrink_on_load:
-            reduction = decode.choose_reduction(header, *config.image_size, config.resize, size)
+            reduction = min(
+                decode.choose_reduction(header, *size, config.resize, crop[2:] if crop is not None else None)
+                for crop, (_, size) in zip(crops, drawn, strict=True)
+            )
+        bottoms = [crop[0] + crop[2] for crop in crops if crop is not None]
         n_rows = header.height_px
-        if geometry.crop is not None:
-            top, _, tall, _ = geometry.crop
-            bottom = -(-(top + tall) // reduction)  # the crop in the decoded image ends there or above
-            n_rows = decode.rows_to_decode(header, reduction, bottom)
-        working_bytes = decode_working_bytes(header, len(data), color=config.color, reduced=reduction)
+        if len(bottoms) == len(crops):
+            # The crops in the decoded image end there or above.
+            n_rows = decode.rows_to_decode(header, reduction, -(-max(bottoms) // reduction))
+        working_bytes = self._wanted.working_bytes(header, len(data), reduction)
         self._ahead.make_room(working_bytes)
         reserve(working_bytes)
-        image = decode.decode_image(data, header, color=config.color, reduction=reduction, n_rows=n_rows)
+        image = self._wanted.decode(data, header, reduction=reduction, n_rows=n_rows)
         height, width = image.shape[:2]
         if height == -(-n_rows // reduction):
             height = -(-header.height_px // reduction)  # of all rows, decoded or not
-        return image, geometry, geometry.reduced_crop(reduction, height, width)
+        placed = [(geometry, geometry.reduced_crop(reduction, height, width)) for geometry, _ in drawn]
+        self._decoded = _Decoded(header, reduction, image.shape[:2], *placed[0])
+        return image, placed
 
-    def _kept_image(
-        self, kept: KeptImages, sample: Sample, sample_id: int, reserve: ReserveMemory
-    ) -> NDArray[np.uint8]:
+    def placed(self) -> tuple[ImageHeader, Placement]:
+        """Return the header of the image that was placed last, which was no kept one, and where it went."""
+        assert self._decoded is not None
+        header, reduction, (height, width), geometry, crop = self._decoded
+        shown, region = self._placer.shown(height, width, crop)
+        scale = 1 / reduction, 1 / reduction
+        return header, placement(geometry, shown, region, self._config.image_size, scale)
+
+    def _kept_image(self, kept: KeptImages, sample: Sample, sample_id: int, reserve: ReserveMemory) -> NDArray[Any]:
         """Return the image that is the same in every epoch, from the cache or decoded for it."""
         if self._cache is not None:
             self._ahead.make_room(kept.n_bytes)  # of a row that is read
@@ -220,61 +303,22 @@ class ImageReader:
                 return found
         data, header = self._encoded(sample, sample_id, reserve)
         reduction = kept.reduction(header) if self._config.shrink_on_load else 1
-        working = decode_working_bytes(header, len(data), color=self._config.color, reduced=reduction)
+        working = self._wanted.working_bytes(header, len(data), reduction)
         working += kept.n_bytes if kept.n_bytes > _SMALL_IMAGE_BYTES else 0
         self._ahead.make_room(working)
         reserve(working)
-        image = kept.make(decode.decode_image(data, header, color=self._config.color, reduction=reduction))
+        image = kept.make(self._wanted.decode(data, header, reduction=reduction))
         if self._cache is not None:
             self._cache.store(sample, sample_id, image, self._ahead.began_ns)
         return image
 
-    def _mask(self, sample: Sample, sample_id: int, geometry: Geometry, reserve: ReserveMemory) -> NDArray[Any]:
-        """Return the sample's mask, placed as its image was."""
-        path = str(sample.label)
-        try:
-            data = self._ahead.read(sample_id, sample, self._buffer, reserve, is_mask=True)
-            header = self._header(data)
-            height, width = header.oriented_size
-            if not same_aspect((height, width), geometry.full_size):
-                raise RefusedImage(
-                    f"it is {width}x{height} and the image {geometry.full_size[1]}x{geometry.full_size[0]} (upright), "
-                    "which is another aspect"
-                )
-            # As for colour: 16 bits take more than a byte, and a colour image is decoded before it is refused.
-            working_bytes = decode_working_bytes(header, len(data), color="rgb", reduced=1)
-            self._ahead.make_room(working_bytes)
-            reserve(working_bytes)
-            mask = decode_mask(data, header)
-        except SampleFault as fault:
-            fault.reason = f"its mask {one_line(path)[-200:]}: {fault.reason}"
-            raise
-        target = np.empty(self._config.image_size, mask.dtype)
-        self._mask_placer.place(mask, geometry, geometry.crop_in(height, width), target)
-        return target
-
     def _encoded(self, sample: Sample, sample_id: int, reserve: ReserveMemory) -> tuple[memoryview, ImageHeader]:
         """Return the encoded bytes of the sample's image, and their header."""
-        data = self._ahead.read(sample_id, sample, self._buffer, reserve)
-        header = self._header(data)
+        data = self._ahead.read(sample_id, sample, self._buffer, reserve, self._part)
+        header = checked_header(data, self._config, self._wanted)
         if self.on_read is not None:
             self.on_read(sample, data, header)
         return data, header
-
-    def _header(self, data: memoryview) -> ImageHeader:
-        """Return the header of an encoded image that is within the limits."""
-        header = decode.identify(data)
-        most = self._config.max_image_pixels
-        if header.pixels > most:
-            raise RefusedImage(f"{header.width_px}x{header.height_px} has more pixels than max_image_pixels={most}")
-        claimed, limit = claimed_bytes(header, shrink_on_load=self._config.shrink_on_load), limit_bytes(most)
-        if claimed > limit:
-            raise RefusedImage(
-                f"the {header.format.upper()} ({header.describe()}) takes {format_bytes(claimed)} to decode, and the "
-                f"limit is {format_bytes(limit)}, {LIMIT_BYTES_A_PIXEL} bytes for each of max_image_pixels={most}; "
-                f"give max_image_pixels={-(-claimed // LIMIT_BYTES_A_PIXEL)} to decode it"
-            )
-        return header
 
     def _label(self, sample: Sample, sample_id: int) -> Any:
         label = sample_id if sample.label is None else sample.label

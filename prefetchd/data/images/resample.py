@@ -11,6 +11,7 @@ OpenCV interpolates them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -31,6 +32,7 @@ INTERPOLATIONS = {
     "lanczos": cv2.INTER_LANCZOS4,
 }
 _WARP_LIMIT_PX = 32767  # OpenCV's warps refuse longer sides
+_MOST_TOGETHER = 4  # channels: OpenCV refuses more with some interpolations, and borders
 
 
 def crop_box(height: int, width: int, target_h: int, target_w: int) -> Box:
@@ -79,7 +81,7 @@ class Placer:
         """Write `image` into `target` as `geometry` says.
 
         Args:
-            image: (H, W) or (H, W, 3).
+            image: (H, W) or (H, W, channels).
             geometry: its flips and turn.
             crop: the geometry's crop in the coordinates of `image`; `None` for what the option `resize` takes.
             target: (height, width), with as many dimensions and the same dtype.
@@ -97,21 +99,27 @@ class Placer:
         across, down = image.shape[1] / wide, image.shape[0] / tall
         self._turn(image, compose((across, 0.0, -left * across, 0.0, down, -top * down), back), target)
 
-    def _cropped(self, image: NDArray[Any], crop: Box | None) -> tuple[NDArray[Any], Box]:
-        """Return the part of the image that is shown, and the box of the target that it fills."""
+    def shown(self, height: int, width: int, crop: Box | None) -> tuple[Box, Box]:
+        """Return the part of an image of `height` and `width` that is shown, and the box of the target it fills."""
         region: Box = (0, 0, self._height, self._width)
         if crop is None and self._resize == "crop":
-            crop = crop_box(image.shape[0], image.shape[1], self._height, self._width)
+            crop = crop_box(height, width, self._height, self._width)
         elif crop is None and self._resize == "pad":
-            region = fit_box(image.shape[0], image.shape[1], self._height, self._width)
-        if crop is not None:
-            top, left, tall, wide = crop
-            image = image[top : top + tall, left : left + wide]
-        return image, region
+            region = fit_box(height, width, self._height, self._width)
+        return crop or (0, 0, height, width), region
+
+    def _cropped(self, image: NDArray[Any], crop: Box | None) -> tuple[NDArray[Any], Box]:
+        (top, left, tall, wide), region = self.shown(image.shape[0], image.shape[1], crop)
+        return image[top : top + tall, left : left + wide], region
 
     def _resize_and_flip(self, image: NDArray[Any], region: Box, geometry: Geometry, target: NDArray[Any]) -> None:
         if not (geometry.hflip or geometry.vflip):
             self._resize_into(image, region, target)
+            return
+        if _n_channels(image) > _MOST_TOGETHER:  # more than 128 are no image to OpenCV
+            self._resize_into(image, region, target)
+            rows, columns = (slice(None, None, -1 if flip else 1) for flip in (geometry.vflip, geometry.hflip))
+            target[...] = target[rows, columns].copy()
             return
         scratch = self._scratch_like(target)
         self._resize_into(image, region, scratch)
@@ -126,27 +134,58 @@ class Placer:
             target[:, :left] = self._border
             target[:, left + wide :] = self._border
             target = target[top : top + tall, left : left + wide]
-        keep(cv2.resize(image, (wide, tall), dst=target, interpolation=self._interpolation), target)
+        resized(image, (tall, wide), self._interpolation, target)
 
     def _turn(self, image: NDArray[Any], back: Map, target: NDArray[Any]) -> None:
         """Write `image` into `target`; `back` maps the target's pixel centres to those of `image`."""
         a, b, c, d, e, f = back
         matrix = np.array(((a, b, c + (a + b) / 2 - 0.5), (d, e, f + (d + e) / 2 - 0.5)))
-        result = cv2.warpAffine(
-            image,
-            matrix,
-            (self._width, self._height),
-            dst=target,
-            flags=self._warp | cv2.WARP_INVERSE_MAP,
-            borderMode=cv2.BORDER_CONSTANT,
-            borderValue=(self._border,) * 3,
-        )
-        keep(result, target)
+        size = self._width, self._height
+        flags = self._warp | cv2.WARP_INVERSE_MAP
+        border = (self._border,) * _MOST_TOGETHER
+
+        def warp(part: NDArray[Any], goal: NDArray[Any]) -> Any:
+            return cv2.warpAffine(part, matrix, size, goal, flags, cv2.BORDER_CONSTANT, border)
+
+        _few_channels_at_a_time(warp, image, target)
 
     def _scratch_like(self, target: NDArray[Any]) -> NDArray[Any]:
         if self._scratch is None or self._scratch.shape != target.shape or self._scratch.dtype != target.dtype:
             self._scratch = np.empty(target.shape, target.dtype)
         return self._scratch
+
+
+def resized(
+    image: NDArray[Any], size: tuple[int, int], interpolation: int, target: NDArray[Any] | None = None
+) -> NDArray[Any]:
+    """Return `image` in `size` (height, width), in `target` if given; any number of channels."""
+    if target is None:
+        target = np.empty((*size, *image.shape[2:]), image.dtype)
+
+    def resize(part: NDArray[Any], goal: NDArray[Any]) -> Any:
+        return cv2.resize(part, size[::-1], dst=goal, interpolation=interpolation)
+
+    _few_channels_at_a_time(resize, image, target)
+    return target
+
+
+def _n_channels(image: NDArray[Any]) -> int:
+    return 1 if image.ndim == 2 else int(image.shape[2])
+
+
+def _few_channels_at_a_time(
+    work: Callable[[NDArray[Any], NDArray[Any]], Any], image: NDArray[Any], target: NDArray[Any]
+) -> None:
+    """Write `work(image, target)` into `target`: OpenCV's result for all channels, or for a few of many at a time."""
+    n_channels = _n_channels(image)
+    if n_channels <= _MOST_TOGETHER:
+        keep(work(image, target), target)
+        return
+    for first in range(0, n_channels, _MOST_TOGETHER):
+        some = slice(first, first + _MOST_TOGETHER)
+        part = np.ascontiguousarray(image[..., some])
+        goal = np.empty((*target.shape[:2], part.shape[2]), target.dtype)
+        target[..., some] = work(part, goal).reshape(goal.shape)
 
 
 def keep(result: NDArray[Any], target: NDArray[Any]) -> None:

@@ -7,28 +7,36 @@ and the reads ahead: they end with the process that holds it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from prefetchd.config.options import Config
+from prefetchd.config.views import groups
 from prefetchd.data.cache.keys import check_cache
-from prefetchd.data.faults import FaultKind
-from prefetchd.data.read_ahead import ReadAhead
+from prefetchd.data.faults import FaultKind, SampleFault
+from prefetchd.data.images.objects import object_fields
+from prefetchd.data.read_ahead import MASK_PART, ReadAhead, read_mask
 from prefetchd.data.records import Records
-from prefetchd.data.source import ReserveMemory
+from prefetchd.data.source import ReserveMemory, SourceFacts
+from prefetchd.data.table.object_records import ObjectRecords
 from prefetchd.errors import one_line
 from prefetchd.ipc.reader_messages import DryRunDone, Fault
+from prefetchd.ring.layout import FieldLayout, xy_fields
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from prefetchd.data.cache.daemon_side import CacheInDaemon
+    from prefetchd.data.cache.reader_side import CacheInReader
+    from prefetchd.data.cache.several import SeveralCaches
     from prefetchd.data.images.cacheable import CachedRows
     from prefetchd.data.images.pipeline import ImageReader
     from prefetchd.data.records import Sample
 
 
 _MAX_TASK_ROWS = 64
+_SCRATCH_IMAGES = 3  # of the placer, and of the normalizer with `nchw`
 _REASON_CHARACTERS = 400  # in a report of faults
 
 
@@ -48,13 +56,19 @@ class ImageSource:
         self._records = records
         self._decoder = decoder
         self._reader: ImageReader | None = None
-        self._ahead = ReadAhead(records, with_masks=config.target == "mask")
-        self._cache: CacheInDaemon | None = None
+        self._ahead = self._read_ahead()
+        self._cache: CacheInDaemon | SeveralCaches | None = None
         self._rows: CachedRows | None = None
         self._dry_run: DryRunDone | None = None
 
+    def _read_ahead(self) -> ReadAhead:
+        """Return what reads ahead: each sample's image, then its mask if it has one."""
+        if self._config.target != "mask":
+            return ReadAhead(self._records)
+        return ReadAhead(self._records, {0: self._records.read, MASK_PART: read_mask})
+
     @classmethod
-    def open(cls, config: Config, kind: str, records: Records) -> ImageSource:
+    def open(cls, config: Config, kind: str, records: Records) -> Self:
         """Return, in the daemon, the source of the images that `records` list.
 
         Users' functions and masks are tried on a sample first.
@@ -65,42 +79,57 @@ class ImageSource:
         from importlib.metadata import version
 
         source = cls(config, kind, records, f"opencv {version('opencv-python-headless')}")
-        check_cache(config)
+        source._check_cache()
         if config.transform is not None or config.target_transform is not None or config.target == "mask":
             from prefetchd.data.images.dry_run import dry_run
 
             source._dry_run = dry_run(config, *source.handle())
         if config.cache is not None:
-            from prefetchd.data.cache.daemon_side import CacheInDaemon
-
-            source._cache = CacheInDaemon(
-                config, source._decoder, len(records), tuple(records.label_shape), records.label_dtype
-            )
+            source._cache = source._open_cache()
         return source
+
+    def _check_cache(self) -> None:
+        """Raise `ConfigError` where the options of the cache contradict the others."""
+        check_cache(self._config)
+
+    def _open_cache(self) -> CacheInDaemon | SeveralCaches:
+        from prefetchd.data.cache.daemon_side import CacheInDaemon
+
+        records = self._records
+        return CacheInDaemon(self._config, self._decoder, len(records), tuple(records.label_shape), records.label_dtype)
 
     @classmethod
     def attach(cls, config: Config, handle: dict[str, Any], records: Records, cache_fds: list[int]) -> Self:
         """Return, in a reader, the source whose `handle()` this is; owns the attached records and `cache_fds`."""
-        from prefetchd.data.images.pipeline import ImageReader
-
         source = cls(config, handle["kind"], records, handle["decoder"])
         cache = None
         if handle["cache"] is not None:
             from prefetchd.data.cache.reader_side import CacheInReader
             from prefetchd.data.images.cacheable import CachedRows
 
-            cache = CacheInReader(handle["cache"], cache_fds, config.image_size, config.channels)
+            cache = CacheInReader(handle["cache"], cache_fds, config.image_size, config.n_channels, config.pixel_dtype)
             source._rows = CachedRows(config, cache, records)
-        source._reader = ImageReader(config, records, source._ahead, cache)
+        source._reader = source._make_reader(config, cache)
         return source
+
+    def _make_reader(self, config: Config, cache: CacheInReader | None) -> ImageReader:
+        """Return, in a reader, what loads samples."""
+        from prefetchd.data.images.pipeline import ImageReader
+
+        objects = None
+        if isinstance(self._records, ObjectRecords):
+            from prefetchd.data.images.objects import ObjectTarget
+
+            objects = ObjectTarget(config, self._records.objects)
+        return ImageReader(config, self._records, self._ahead, cache, objects)
 
     @property
     def records(self) -> Records:
         """The records; they stay the source's."""
         return self._records
 
-    def try_out(self, sample_id: int, reserve: ReserveMemory) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return x and y of one sample, in the dry run; raises as `ImageReader.try_out` does."""
+    def try_out(self, sample_id: int, reserve: ReserveMemory) -> NDArray[Any]:
+        """Return y of one sample, in the dry run; raises as `ImageReader.try_out` does."""
         assert self._reader is not None, "only in a process that attached"
         return self._reader.try_out(self._records.samples([sample_id])[0], sample_id, reserve)
 
@@ -111,48 +140,38 @@ class ImageSource:
         facts = {"kind": self._kind, "records": records, "decoder": self._decoder, "cache": cache}
         return {**facts, "n_cache_fds": len(cache_fds)}, [*fds, *cache_fds]
 
-    @property
-    def n_samples(self) -> int:
-        """Samples in the data set."""
-        return len(self._records)
+    @cached_property
+    def facts(self) -> SourceFacts:
+        """What never changes; once the dry run was made and the cache is open."""
+        records, dry_run = self._records, self._dry_run
+        return SourceFacts(
+            n_samples=len(records),
+            digest=records.digest,
+            versions={"decoder": self._decoder, **({} if dry_run is None else dry_run.code)},
+            fields=self._fields(),
+            classes=records.classes,
+            shared_bytes=records.shared_bytes + (0 if self._cache is None else self._cache.shared_bytes),
+            reader_bytes=records.reader_bytes + (0 if dry_run is None else dry_run.reader_bytes) + self._scratch_bytes,
+            max_task_rows=_MAX_TASK_ROWS,
+            answers_together=False,  # after a quick image may come a slow one, or a function that hangs
+        )
 
-    @property
-    def digest(self) -> str:
-        """The records' digest."""
-        return self._records.digest
+    def _fields(self) -> tuple[FieldLayout, ...]:
+        """Return x, (height, width, channels) or (channels, height, width), and y.
 
-    @property
-    def versions(self) -> dict[str, str]:
-        """The decoder's name and version, and digests of the code of users' functions."""
-        return {"decoder": self._decoder, **({} if self._dry_run is None else self._dry_run.code)}
-
-    @property
-    def classes(self) -> tuple[str, ...] | None:
-        """Class names, sorted, where labels were text."""
-        return self._records.classes
-
-    @property
-    def x(self) -> tuple[tuple[int, ...], str]:
-        """Shape (height, width, channels) or (channels, height, width), and the dtype."""
-        height, width = self._config.image_size
-        channels = self._config.channels
-        shape = (height, width, channels) if self._config.layout == "nhwc" else (channels, height, width)
-        return shape, self._config.dtype
-
-    @property
-    def y(self) -> tuple[tuple[int, ...], str]:
-        """Shape () or (k,), and int64 or float32; with masks or `target_transform`, what the dry run found."""
+        A label is () or (k,), int64 or float32; with masks or `target_transform` the dry run has found what it is.
+        """
+        config = self._config
+        shape = (*config.image_size, config.n_channels)
+        x = (shape if config.layout == "nhwc" else (shape[2], *shape[:2])), config.dtype
         if self._dry_run is not None:
-            return tuple(self._dry_run.y_shape), self._dry_run.y_dtype
-        return self._records.label_shape, self._records.label_dtype
+            return xy_fields(x, (tuple(self._dry_run.y_shape), self._dry_run.y_dtype))
+        if isinstance(self._records, ObjectRecords):
+            return FieldLayout("x", *x), *object_fields(config, self._records.objects)
+        return xy_fields(x, (self._records.label_shape, self._records.label_dtype))
 
     @property
-    def shared_bytes(self) -> int:
-        """Bytes of the memory segments of records and cache."""
-        return self._records.shared_bytes + (0 if self._cache is None else self._cache.shared_bytes)
-
-    @property
-    def cache(self) -> CacheInDaemon | None:
+    def cache(self) -> CacheInDaemon | SeveralCaches | None:
         """The cache of decoded samples, in the daemon."""
         return self._cache
 
@@ -173,19 +192,13 @@ class ImageSource:
         self._ahead.expect(sample_ids)
 
     @property
-    def answers_together(self) -> bool:
-        """No: after a quick image may come a slow one, or a function that hangs."""
-        return False
-
-    @property
-    def reader_bytes(self) -> int:
-        """Bytes that the records take in each reader, and users' functions, as the dry run found."""
-        return self._records.reader_bytes + (0 if self._dry_run is None else self._dry_run.reader_bytes)
-
-    @property
-    def max_task_rows(self) -> int:
-        """As many rows as can all be reported as faults in one message."""
-        return _MAX_TASK_ROWS
+    def _scratch_bytes(self) -> int:
+        """Bytes of scratch images beyond those of three bytes a pixel, which the allowance of every reader holds."""
+        pixels = sum(height * width for height, width in {group.size for group in groups(self._config)})
+        pixel_bytes = self._config.n_channels * {"uint8": 1, "uint16": 2, "float32": 4}[self._config.pixel_dtype]
+        if self._config.views:
+            return _SCRATCH_IMAGES * pixels * pixel_bytes
+        return _SCRATCH_IMAGES * pixels * max(0, pixel_bytes - 3)
 
     def check_unchanged(self) -> None:
         """Raise `ManifestError` if the records are no longer what was opened."""
@@ -203,21 +216,24 @@ class ImageSource:
         epoch: int,
         sample_ids: NDArray[np.int64],
         rows: Sequence[int],
-        x: NDArray[Any],
-        y: NDArray[Any],
+        arrays: Sequence[NDArray[Any]],
         reserve: ReserveMemory,
     ) -> list[Fault]:
         """Read, decode and write each sample into its row."""
-        assert self._reader is not None, "only in a process that attached"
         asked_for = sample_ids
         try:
             if self._rows is None:
                 samples: Sequence[Sample] = self._records.samples(sample_ids)
             else:
-                sample_ids, rows, samples = self._rows.fill(sample_ids, rows, x, y)
-            return self._load_all(epoch, sample_ids, rows, samples, x, y, reserve)
+                sample_ids, rows, samples = self._rows.fill(sample_ids, rows, arrays[0], arrays[-1])
+            return self._load_all(epoch, sample_ids, rows, samples, arrays, reserve)
         finally:
             self._ahead.pass_over(asked_for)
+
+    def _row(self, arrays: Sequence[NDArray[Any]], row: int) -> tuple[Any, list[NDArray[Any]]]:
+        """Return a row of x, and of y or its leaves, as the reader takes them."""
+        x, *targets = arrays
+        return x[row], [target[row, ...] for target in targets]
 
     def _load_all(
         self,
@@ -225,25 +241,27 @@ class ImageSource:
         sample_ids: NDArray[np.int64],
         rows: Sequence[int],
         samples: Sequence[Sample],
-        x: NDArray[Any],
-        y: NDArray[Any],
+        arrays: Sequence[NDArray[Any]],
         reserve: ReserveMemory,
     ) -> list[Fault]:
-        assert self._reader is not None
+        assert self._reader is not None, "only in a process that attached"
         faults = []
         for sample_id, row, sample in zip(sample_ids, rows, samples, strict=True):
-            fault = self._reader.load(sample, int(sample_id), epoch, x[row], y[row, ...], reserve)
+            x, targets = self._row(arrays, row)
+            fault = self._reader.load(sample, int(sample_id), epoch, x, targets, reserve)
             if fault is not None:
-                faults.append(
-                    Fault(
-                        row=row,
-                        sample_id=int(sample_id),
-                        where=self._records.where(self._records.samples([sample_id])[0]),
-                        reason=one_line(fault.reason)[:_REASON_CHARACTERS],
-                        content=fault.kind is FaultKind.CONTENT,
-                        needs_fresh_reader=fault.needs_fresh_reader,
-                        this_epoch=fault.this_epoch,
-                        detail=fault.detail if len(rows) == 1 else "",
-                    )
-                )
+                faults.append(self._report(fault, row, int(sample_id), is_alone=len(rows) == 1))
         return faults
+
+    def _report(self, fault: SampleFault, row: int, sample_id: int, *, is_alone: bool) -> Fault:
+        """Return the report of a sample's fault; tracebacks of many rows would not fit in a message."""
+        return Fault(
+            row=row,
+            sample_id=sample_id,
+            where=self.where(sample_id),
+            reason=one_line(fault.reason)[:_REASON_CHARACTERS],
+            content=fault.kind is FaultKind.CONTENT,
+            needs_fresh_reader=fault.needs_fresh_reader,
+            this_epoch=fault.this_epoch,
+            detail=fault.detail if is_alone else "",
+        )

@@ -27,17 +27,51 @@ def limit_bytes(max_image_pixels: int) -> int:
     return max(_ALWAYS_ALLOWED_BYTES, LIMIT_BYTES_A_PIXEL * max_image_pixels)
 
 
-def claimed_bytes(header: ImageHeader, *, shrink_on_load: bool) -> int:
+def claimed_bytes(header: ImageHeader, *, shrink_on_load: bool, is_deep: bool = False) -> int:
     """Return the working memory that the header claims, in bytes.
 
-    It follows from the header and one option alone, never from the draw of a crop, so that a sample is good or bad in
+    It follows from the header and options alone, never from the draw of a crop, so that a sample is good or bad in
     every epoch.
     """
     reduced = 8 if shrink_on_load and header.format == "jpeg" else 1
-    return _peak_bytes(header, 0, n_out_channels=3, reduced=reduced)
+    return _peak_bytes(header, 0, n_out_channels=3, reduced=reduced, item_bytes=2 if is_deep else 1)
 
 
-def decode_working_bytes(header: ImageHeader, n_encoded_bytes: int, *, color: Color, reduced: int) -> int:
+def exact_working_bytes(
+    header: ImageHeader, n_encoded_bytes: int, *, n_channels: int, dtype: str, reduced: int = 1
+) -> int:
+    """Return an upper estimate of the peak of an exact decode: as `decode_working_bytes`, for pixels as stored.
+
+    Args:
+        header: the image's.
+        n_encoded_bytes: of the file; 0 leaves it out.
+        n_channels: of the pixels that are wanted.
+        dtype: their numpy name.
+        reduced: the JPEG reduction.
+    """
+    stored_bytes = max(1, header.bits // 8)
+    # OpenCV may decode grey with alpha, and palettes, to four channels.
+    n_stored = 4 if header.format != "jpeg" and (header.channels == 2 or header.has_palette) else header.channels
+    peak = _peak_bytes(header, n_encoded_bytes, n_out_channels=n_stored, reduced=reduced, item_bytes=stored_bytes)
+    n_pixels = -(-header.width_px // reduced) * -(-header.height_px // reduced)
+    decoded = n_pixels * n_stored * stored_bytes
+    # Turned upright, or without channels that were not asked for, or in the dtype that is wanted.
+    converted = n_pixels * n_channels * max(stored_bytes, {"uint8": 1, "uint16": 2}.get(dtype, 4))
+    if header.format == "tiff":
+        # The numbers in OpenCV and here, and a strip or tile, of bytes as colours too; or sums of differences. All that
+        # beside a copy of the file with another directory.
+        across = header.tile_width_px or header.width_px
+        padded = -(-header.width_px // across) * across * header.height_px * n_stored * stored_bytes
+        block = header.block_px * header.channels * (stored_bytes + (4 if stored_bytes == 1 else stored_bytes))
+        peak = n_encoded_bytes + max(2 * padded + block + min(n_encoded_bytes, block), 3 * padded)
+        converted += padded
+    constant = _AVIF_CONSTANT_BYTES if header.format == "avif" else 0
+    return n_encoded_bytes + max(peak, decoded + converted) + constant + _CONSTANT_BYTES
+
+
+def decode_working_bytes(
+    header: ImageHeader, n_encoded_bytes: int, *, color: Color, reduced: int, is_deep: bool = False
+) -> int:
     """Return an upper estimate of the private memory at the peak of a decode, in bytes.
 
     The encoded file in its buffer (`n_encoded_bytes`) and the returned pixels are part of it.
@@ -48,12 +82,15 @@ def decode_working_bytes(header: ImageHeader, n_encoded_bytes: int, *, color: Co
     """
     n_out_channels = 1 if color == "gray" else 3
     constant = _AVIF_CONSTANT_BYTES if header.format == "avif" else 0
-    peak = _peak_bytes(header, n_encoded_bytes, n_out_channels=n_out_channels, reduced=reduced)
+    item_bytes = 2 if is_deep else 1
+    peak = _peak_bytes(header, n_encoded_bytes, n_out_channels=n_out_channels, reduced=reduced, item_bytes=item_bytes)
     return n_encoded_bytes + peak + constant + _CONSTANT_BYTES
 
 
-def _peak_bytes(header: ImageHeader, n_encoded_bytes: int, *, n_out_channels: int, reduced: int) -> int:
-    n_delivered = -(-header.width_px // reduced) * -(-header.height_px // reduced) * n_out_channels
+def _peak_bytes(
+    header: ImageHeader, n_encoded_bytes: int, *, n_out_channels: int, reduced: int, item_bytes: int
+) -> int:
+    n_delivered = -(-header.width_px // reduced) * -(-header.height_px // reduced) * n_out_channels * item_bytes
     return int(n_delivered + max(n_delivered, _codec_bytes(header, n_encoded_bytes, n_out_channels)))
 
 

@@ -11,8 +11,8 @@ from prefetchd.errors import ConfigError, ManifestError
 PYARROW_BYTES = 16 << 20
 
 
-def load_pyarrow() -> tuple[Any, Any]:
-    """Return the modules `pyarrow` and `pyarrow.parquet`.
+def load_pyarrow(what: str = "Parquet") -> tuple[Any, Any]:
+    """Return the modules `pyarrow` and `pyarrow.parquet`, which are needed for files of the kind `what`.
 
     Raises:
         ConfigError: if pyarrow is not installed.
@@ -25,7 +25,7 @@ def load_pyarrow() -> tuple[Any, Any]:
         import pyarrow.parquet
     except ImportError as error:
         raise ConfigError(
-            f"cannot read Parquet files: pyarrow cannot be imported ({error}); pip install 'prefetchd[parquet]'"
+            f"cannot read {what} files: pyarrow cannot be imported ({error}); pip install 'prefetchd[parquet]'"
         ) from None
     pyarrow.set_cpu_count(1)
     pyarrow.set_io_thread_count(1)

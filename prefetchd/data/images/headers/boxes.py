@@ -59,7 +59,16 @@ def read_codestream(data: memoryview) -> ImageHeader | None:
     bits = max(size & 0x7F for size in sizes[::3]) + 1
     width, height = right - left, bottom - top
     n_tiles = -(-max(right - tiles_left, 0) // tile_width) * -(-max(bottom - tiles_top, 0) // tile_height)
-    return ImageHeader("jpeg2000", width, height, channels, bits, samples_per_px=float(channels), n_tiles=n_tiles)
+    return ImageHeader(
+        "jpeg2000",
+        width,
+        height,
+        channels,
+        bits,
+        samples_per_px=float(channels),
+        is_signed=any(size & 0x80 for size in sizes[::3]),
+        n_tiles=n_tiles,
+    )
 
 
 def _boxes(data: memoryview, containers: frozenset[bytes]) -> Iterator[tuple[bytes, int]]:

@@ -8,6 +8,7 @@ from prefetchd.data.images.headers.header import ImageHeader
 from prefetchd.data.images.headers.tiff import exif_orientation
 
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
+_PALETTE = 3
 _MAX_PNG_CHUNKS = 1 << 18  # as many as 2 GiB in the smallest pieces that encoders write
 _MAX_RIFF_CHUNKS = 4096
 
@@ -38,7 +39,16 @@ def read_png(data: memoryview) -> ImageHeader | None:
         position += 12 + length
     channels = _PNG_CHANNELS[kind]
     return ImageHeader(
-        "png", width, height, channels, max(bits, 8), bool(interlace), orientation, float(channels), animated
+        "png",
+        width,
+        height,
+        channels,
+        max(bits, 8),
+        bool(interlace),
+        orientation,
+        float(channels),
+        animated,
+        has_palette=kind == _PALETTE,
     )
 
 

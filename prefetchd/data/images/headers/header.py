@@ -35,9 +35,12 @@ class ImageHeader:
             that a decoder may be given a smaller number; 0 otherwise.
         unit_rows: rows that such a JPEG codes together.
         is_float: its components are floating-point numbers.
+        is_signed: its components are integers with a sign.
+        has_palette: its pixels are places in a table of colours.
         compression: how its pixels are compressed, in words, where a format has several ways; empty otherwise.
         scaled_from: the largest number of a plain-text PGM or PPM of 8 bits, which OpenCV scales to 255; 0 elsewhere.
         block_px: pixels of the largest strip or tile that a TIFF is decoded by.
+        tile_width_px: columns of the tiles that a TIFF is divided into; 0 for strips.
         n_tiles: tiles that a JPEG 2000 is divided into.
         least_bytes: a file with these pixels cannot be shorter; 0 if nothing is known.
     """
@@ -55,9 +58,12 @@ class ImageHeader:
     rows_at: int = 0
     unit_rows: int = 8
     is_float: bool = False
+    is_signed: bool = False
+    has_palette: bool = False
     compression: str = ""
     scaled_from: int = 0
     block_px: int = 0
+    tile_width_px: int = 0
     n_tiles: int = 1
     least_bytes: int = 0
 
@@ -76,6 +82,8 @@ class ImageHeader:
     def describe(self) -> str:
         """Return size, channels, bits and compression in words."""
         channels = f"{self.channels} channels" if self.channels != 1 else "1 channel"
-        of_bits = f" of {self.bits} bit{'s' if self.bits != 1 else ''}" + (" (floating point)" if self.is_float else "")
+        of_bits = f" of {self.bits} bit{'s' if self.bits != 1 else ''}" + (
+            " (floating point)" if self.is_float else " (signed)" if self.is_signed else ""
+        )
         compression = f", {self.compression}" if self.compression else ""
         return f"{self.width_px} x {self.height_px} px, {channels}{of_bits}{compression}"

@@ -15,7 +15,8 @@ _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES = 256
 _ROWS_PER_STRIP, _TILE_WIDTH, _TILE_HEIGHT, _SAMPLE_FORMAT = 278, 322, 323, 339
 _PALETTE, _YCBCR = 3, 6  # photometric interpretations
 _UNCOMPRESSED = 1
-_FLOATS = (3, 6)  # sample formats
+_SIGNED = 2  # of the sample formats
+_FLOATS = (3, 6)
 _COMPRESSIONS = {
     _UNCOMPRESSED: "uncompressed", 2: "CCITT", 3: "CCITT fax 3", 4: "CCITT fax 4", 5: "LZW", 6: "old-style JPEG",
     7: "JPEG", 8: "Deflate", 32773: "PackBits", 32946: "Deflate", 33003: "JPEG 2000", 34712: "JPEG 2000",
@@ -51,9 +52,12 @@ def read_tiff(data: memoryview) -> ImageHeader | None:
         orientation=orientation if 1 <= orientation <= 8 else 1,
         samples_per_px=float(channels),
         is_float=tags.get(_SAMPLE_FORMAT, 1) in _FLOATS,
+        is_signed=tags.get(_SAMPLE_FORMAT, 1) == _SIGNED,
+        has_palette=has_palette,
         compression=_COMPRESSIONS.get(compression, f"compression {compression}"),
         least_bytes=least_bytes,
         block_px=block_px,
+        tile_width_px=tags.get(_TILE_WIDTH, 0),
     )
 
 

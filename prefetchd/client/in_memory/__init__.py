@@ -1,0 +1,1 @@
+"""Sources in the trainer's memory: lists, tables and arrays, as columns in a memfd for the daemon."""

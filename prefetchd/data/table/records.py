@@ -1,0 +1,246 @@
+"""`TableRecords`: the samples of a table of columns (`prefetchd.columns`) by random access.
+
+A sample is a row. Its image is a file whose path a column has, encoded bytes in a column, or a piece of an Arrow file.
+The daemon makes the records (`memory`, `arrow_files`); readers attach to the columns: no copy, no second pass.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Self
+
+from prefetchd.columns.store import Column, Columns
+from prefetchd.config.options import Config
+from prefetchd.data.faults import UnreadableFile
+from prefetchd.data.files import read_file
+from prefetchd.data.records import Label, Sample
+from prefetchd.data.table.choose import choose_columns
+from prefetchd.data.table.files import IndexedFiles
+from prefetchd.data.table.labels import TableLabels, check_present, make_labels
+from prefetchd.errors import ManifestError, one_line
+
+if TYPE_CHECKING:
+    from prefetchd.data.files import FileBuffer
+    from prefetchd.data.source import ReserveMemory
+
+_SHOWN_CHARACTERS = 400  # of a path, in a report of faults
+
+
+class TableRecords:
+    """The rows of a table; see `Records`. Owns the columns.
+
+    `line` of a sample is its row, from 1. Its place is empty for a file of its own, (row,) for bytes in the table, and
+    (file, offset, length) for a piece of an Arrow file.
+    """
+
+    def __init__(self, facts: dict[str, Any], columns: Columns, labels: Columns | None) -> None:
+        """Take over the columns; `facts` are those of `handle()`. Use `make` or `attach`."""
+        self.name: str = facts["name"]
+        self.digest: str = facts["digest"]
+        self.label_shape: tuple[int, ...] = tuple(facts["label_shape"])
+        self.label_dtype: str = facts["label_dtype"]
+        self._facts = facts
+        self._columns = columns
+        self._labels = labels
+        self._kind: str = facts["label_kind"]
+        self._label: Column | None = None
+        if facts["label"]:
+            self._label = (columns if labels is None else labels)[facts["label"]]
+        self._root = os.fsdecode(facts["root"])
+        x = facts["x"]
+        images = columns.attributes.get("images", {}).get(x, {})
+        self._bytes = columns.get(images.get("bytes", x if _holds(columns, x, "bytes") else ""))
+        self._places = columns.get(images.get("place", ""))
+        self._paths = columns.get(images.get("path", x if _holds(columns, x, "strings") else ""))
+        self._files = IndexedFiles(columns.attributes.get("files", []), self.name)
+
+    @classmethod
+    def make(cls, columns: Columns, config: Config, name: str) -> Self:
+        """Return the records of a table, checked; owns `columns` from here on, also after an error.
+
+        Args:
+            columns: the table.
+            config: the options; `root` is where relative paths start.
+            name: what errors call it.
+
+        Raises:
+            ManifestError: if columns are ambiguous, or a row has no image or no label.
+        """
+        labels: TableLabels | None = None
+        try:
+            x, y = choose_columns(columns, config, name)
+            labels = make_labels(columns, y, config, name)
+            facts = {
+                "name": name,
+                "digest": "",
+                "x": x,
+                "root": os.fsencode(os.path.abspath(os.path.expanduser(config.root or "."))),
+                "label": labels.column,
+                "label_kind": labels.kind,
+                "label_shape": list(labels.shape),
+                "label_dtype": labels.dtype,
+            }
+            records = cls(facts, columns, labels.table)
+            digest = blake2b(digest_size=8)
+            records._check_images(digest)
+            meaning = [labels.kind, labels.shape, labels.dtype, labels.classes, labels.digest]
+            digest.update(json.dumps(meaning).encode())
+        except BaseException:
+            columns.close()
+            if labels is not None and labels.table is not None:
+                labels.table.close()
+            raise
+        records.digest = facts["digest"] = digest.hexdigest()
+        return records
+
+    @classmethod
+    def attach(cls, handle: dict[str, Any], fds: list[int]) -> Self:
+        """Return the records that `handle()` described, in another process; it owns `fds` from here on."""
+        tables = [Columns.attach(*each) for each in zip(handle["tables"], fds, strict=True)]
+        return cls(handle["facts"], tables[0], tables[1] if len(tables) > 1 else None)
+
+    def handle(self) -> tuple[dict[str, Any], list[int]]:
+        """Plain values and descriptors from which a reader attaches."""
+        tables = [each.handle() for each in (self._columns, self._labels) if each is not None]
+        return {"facts": self._facts, "tables": [table for table, _ in tables]}, [fd for _, fd in tables]
+
+    def _check_images(self, digest: blake2b) -> None:
+        """Raise `ManifestError` unless each row has an image; let `digest` follow which images they are."""
+        x, encoded = self._facts["x"], self._places if self._places is not None else self._bytes
+        if encoded is None and self._paths is None:
+            raise ManifestError(
+                f"cannot take images from the column {x!r} of {self.name}: it holds "
+                f"{self._columns[x].layout.dtype} numbers; give the column of paths or encoded images as x_column"
+            )
+        if encoded is None:
+            assert self._paths is not None
+            check_present(self._paths, "path", self.name)
+            digest.update(self._paths.layout.digest.encode())
+            return
+        missing = encoded.missing
+        if missing is not None and self._paths is not None:
+            missing = missing & (self._paths.lengths == 0)
+        if missing is not None and missing.any():
+            raise ManifestError(
+                f"cannot use row {int(missing.argmax())} of {self.name}: there is no image in the column {x!r}; take "
+                "the row out"
+            )
+        if encoded is self._places:  # not where the files lie, nor how a library wrote them
+            digest.update(encoded.values[:, 2].tobytes())
+            self._files.check_all()
+        else:
+            digest.update(encoded.layout.digest.encode())
+        if self._paths is not None:
+            digest.update(self._paths.layout.digest.encode())
+
+    def close(self) -> None:
+        """Close the descriptors; may be called twice."""
+        self._files.close()
+        self._columns.close()
+        if self._labels is not None:
+            self._labels.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return self._columns.n_rows
+
+    def __repr__(self) -> str:
+        return f"<TableRecords {self.name}: {len(self)} samples, {self.label_dtype} labels {self.label_shape}>"
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Class names: sorted where labels were text, or as the table's own description numbers them."""
+        if self._labels is not None:
+            names = self._labels.attributes.get("classes")
+        else:
+            names = self._columns.attributes.get("classes", {}).get(self._facts["label"])
+        return None if names is None or self._kind not in ("number", "class", "classes") else tuple(names)
+
+    @property
+    def lists_files(self) -> bool:
+        """Whether each sample is a file of its own."""
+        return self._places is None and self._bytes is None
+
+    @property
+    def shared_bytes(self) -> int:
+        """The columns."""
+        return sum(each.n_bytes for each in (self._columns, self._labels) if each is not None)
+
+    @property
+    def reader_bytes(self) -> int:
+        """Nothing: readers share the columns."""
+        return 0
+
+    @property
+    def reads_apart(self) -> bool:
+        """Whether no Arrow files are kept open in the order of their use."""
+        return self._places is None
+
+    def samples(self, sample_ids: Iterable[int]) -> list[Sample]:
+        """Return the samples of these numbers, in that order; see `Records.samples`."""
+        return [self._sample(int(sample_id)) for sample_id in sample_ids]
+
+    def _sample(self, row: int) -> Sample:
+        label = self._label_of(row)
+        if self._places is not None and not self._places.is_missing(row):
+            place = tuple(self._places[row].tolist())
+            return Sample(self._files.path(place[0]), label, row + 1, place)
+        if self._bytes is not None and not self._bytes.is_missing(row):
+            if not 0 <= row < len(self):
+                raise IndexError(f"row {row} of {len(self)} in {self.name}")
+            return Sample(self.name, label, row + 1, (row,))
+        assert self._paths is not None
+        return Sample(os.path.join(self._root, self._paths[row]), label, row + 1)
+
+    def _label_of(self, row: int) -> Label:
+        if self._label is None:
+            return None
+        value = self._label[row]
+        if self._kind == "path":
+            return os.path.join(self._root, value)
+        if self._kind == "classes":
+            vector = [0] * self.label_shape[0]
+            for number in value.tolist():
+                vector[number] = 1
+            return tuple(vector)
+        if self.label_shape:
+            return tuple(value.tolist())
+        value = value.item() if hasattr(value, "item") else value  # a vector of one number
+        return float(value) if self.label_dtype == "float32" else int(value)
+
+    def read(self, sample: Sample, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
+        """Return the encoded bytes of a sample; see `Records.read`. Bytes in the table are a view of it."""
+        if not sample.place:
+            return read_file(sample.path, buffer, reserve=reserve)
+        if len(sample.place) == 1:
+            assert self._bytes is not None
+            found: memoryview = self._bytes[sample.place[0]]
+            if not found:
+                raise UnreadableFile("the image is empty (0 bytes)")
+            return found
+        file, offset, n_bytes = sample.place
+        return self._files.read(file, offset, n_bytes, buffer, reserve)
+
+    def where(self, sample: Sample) -> str:
+        """Return the table's name, the row from 0, and the path of a file of its own."""
+        row = f"{self.name} row {sample.line - 1}"
+        if sample.place:
+            return row
+        path = one_line(sample.path)
+        return f"{row}: {path if len(path) <= _SHOWN_CHARACTERS else '...' + path[-_SHOWN_CHARACTERS:]}"
+
+    def check_unchanged(self) -> None:
+        """Raise `ManifestError` if an Arrow file is not what it was; each call checks some of many."""
+        self._files.check_unchanged()
+
+
+def _holds(columns: Columns, name: str, kind: str) -> bool:
+    return name in columns and columns[name].layout.kind == kind

@@ -1,0 +1,125 @@
+"""The classes of a YOLO folder: `classes.txt`, `obj.names`, or the `names` of a `data.yaml`. Called in the daemon.
+
+Of YAML only simple lists and mappings are read, since the standard library knows no YAML; anything else is refused.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+from typing import TYPE_CHECKING
+
+from prefetchd.errors import ManifestError, one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_NAME_FILES = ("classes.txt", "obj.names", "data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
+
+
+def read_names(folders: Sequence[str], name: str) -> tuple[tuple[str, ...] | None, tuple[int, int] | None]:
+    """Return the names of the classes and the shape of keypoints, from the first file in `folders` that may have them.
+
+    Raises:
+        ManifestError: if that file cannot be read, or holds more than the simple forms.
+    """
+    for folder in folders:
+        for file_name in _NAME_FILES:
+            path = os.path.join(folder, file_name)
+            if not os.path.isfile(path):
+                continue
+            try:
+                with open(path, encoding="utf-8-sig") as file:
+                    text = file.read()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ManifestError(
+                    f"cannot read the classes of {name} from {one_line(path)}: {error}; mend it"
+                ) from None
+            if file_name.endswith((".yaml", ".yml")):
+                return _of_yaml(text, one_line(path))
+            lines = [line.strip() for line in text.splitlines()]
+            while lines and not lines[-1]:
+                lines.pop()
+            if "" in lines:
+                raise ManifestError(
+                    f"cannot use {one_line(path)}: line {lines.index('') + 1} is empty, and each names a class; "
+                    "take it out"
+                )
+            return tuple(lines), None
+    return None, None
+
+
+def _of_yaml(text: str, name: str) -> tuple[tuple[str, ...] | None, tuple[int, int] | None]:
+    """Return `names` and `kpt_shape` of a data.yaml: lists and mappings of plain or quoted text, nothing more."""
+    lines = [line.rstrip() for line in text.splitlines()]
+    lines = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    values: dict[str, str] = {}
+    key = ""
+    for line in lines:
+        top = re.match(r"([A-Za-z_]\w*)\s*:(?:\s+(.*))?$", line)
+        if top:
+            key = top[1]
+            values[key] = top[2] or ""
+        elif key:
+            values[key] += f"\n{line.strip()}"
+    if "names" not in values:
+        return None, _shape(values.get("kpt_shape"), name)
+    try:
+        classes = _names(values["names"].strip())
+    except (ValueError, SyntaxError):
+        raise ManifestError(
+            f"cannot read the names in {name}: they are not a plain list or mapping; write classes.txt, a name a line"
+        ) from None
+    return classes, _shape(values.get("kpt_shape"), name)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Return the names in a flow list, a block list, or a mapping from 0 on."""
+    if text.startswith("["):
+        end = text.rindex("]")
+        return tuple(_scalar(part) for part in _parts(text[1:end]))
+    if text.startswith("{"):
+        items = list(_parts(text[1 : text.rindex("}")]))
+    else:
+        items = text.split("\n")
+        if all(item.startswith("- ") for item in items):
+            return tuple(_scalar(item[2:]) for item in items)
+    pairs = [re.fullmatch(r"\s*(\d+)\s*:\s*(.+)", item) for item in items]
+    named = {int(pair[1]): _scalar(pair[2]) for pair in pairs if pair is not None}
+    if len(named) != len(items) or sorted(named) != list(range(len(items))):
+        raise ValueError(text)
+    return tuple(named[number] for number in range(len(items)))
+
+
+def _parts(text: str) -> Iterator[str]:
+    """Yield what commas outside of quotes separate."""
+    for found in re.finditer(r"""((?:"(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|[^,"'])+)(?:,|$)""", " ".join(text.split())):
+        if found[1].strip():
+            yield found[1]
+
+
+def _scalar(text: str) -> str:
+    """Return a plain or quoted text."""
+    text = text.strip()
+    if text.startswith('"'):
+        end = re.match(r'"(?:[^"\\]|\\.)*"', text)
+        return str(ast.literal_eval(end[0])) if end else _fail(text)
+    if text.startswith("'"):
+        end = re.match(r"'(?:[^']|'')*'", text)
+        return end[0][1:-1].replace("''", "'") if end else _fail(text)
+    text = re.split(r"\s+#", text)[0].strip()
+    return text if text and text[0] not in "&*!|>{[%@`" else _fail(text)
+
+
+def _fail(text: str) -> str:
+    raise ValueError(text)
+
+
+def _shape(text: str | None, name: str) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"\[\s*(\d+)\s*,\s*([23])\s*\]\s*(?:#.*)?", text.strip())
+    if found is None or int(found[1]) < 1:
+        raise ManifestError(f"cannot read kpt_shape in {name}: {one_line(text)!r}; write it as [17, 3] or [17, 2]")
+    return int(found[1]), int(found[2])
