@@ -60,6 +60,7 @@ class DataOptions(TypedDict, total=False):
     interpolation: Interpolation | None
     shrink_on_load: bool | None
     augment: str | Sequence[str] | None
+    views: int | str | Sequence[str | Mapping[str, Any]] | None
     fields: Mapping[str, Field | Mapping[str, Any] | str] | Sequence[str] | None
     transform: str | Callable[..., Any] | None
     target_transform: str | Callable[..., Any] | None

@@ -110,6 +110,13 @@ class Config:
         "'rotate(degrees=10), hflip'; other pixels each epoch (none)",
         metavar="NAMES",
     )
+    views: tuple[str, ...] = _option(
+        (),
+        "deliver each image several times, decoded once, each augmented anew: a number, or for views of several sizes "
+        "'view(size=224, count=2, scale=(0.4, 1)), view(size=96, count=6)' (none)",
+        metavar="N|VIEWS",
+        later=True,
+    )
     fields: tuple[str, ...] = _option(
         (),
         "what a sample consists of, where it is more than an image and a label: depth=image(column=depth, channels=1); "

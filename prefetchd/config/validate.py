@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from prefetchd.config import augment, convert, fields
+from prefetchd.config import augment, convert, fields, views
 from prefetchd.config.augment_values import RANDOM
 from prefetchd.config.convert import wrong
 from prefetchd.config.options import OPTION_TYPES, OPTIONS, Config
@@ -33,6 +33,7 @@ _CONVERTERS: dict[str, Callable[[object], Any]] = {
     "mean": convert.channel_numbers("mean"),
     "std": convert.channel_numbers("std"),
     "augment": augment.canonical,
+    "views": views.canonical,
     "fields": fields.canonical,
     "transform": convert.function("transform"),
     "target_transform": convert.function("target_transform"),
@@ -121,7 +122,13 @@ def _check_together(config: Config) -> None:
         _check_fields(config)
     _check_objects(config)
     _check_channels(config)
-    _check_erased(config)
+    for group in views.groups(config):
+        _check_augment(config, group.augment)
+        _check_erased(config, group.augment)
+    if config.views and config.target != "label":
+        raise ConfigError(
+            f"cannot use views with target={config.target!r}, which is placed as one image is; leave one of them out"
+        )
     if config.target == "mask" and config.label_columns not in (None, 1):
         raise wrong("label_columns", config.label_columns, "1, or not given, with target='mask': one path a line")
 
@@ -129,6 +136,7 @@ def _check_together(config: Config) -> None:
 # Options of a sample that is an image and a label, and what says the same of fields.
 _OTHERWISE_WITH_FIELDS = {
     "target": "a field of another kind",
+    "views": "two loaders, each with a seed of its own",
     "target_transform": "transform, which has the whole sample",
     "x_column": "the column of each field",
     "y_column": "the column of each field",
@@ -177,7 +185,11 @@ def _check_channels(config: Config) -> None:
             f"cannot use channels={config.channels} with color={config.color!r}, which has "
             f"{' or '.join(map(str, possible))}; leave color out to keep the channels that the files have"
         )
-    given = augment.parameters(config.augment)
+
+
+def _check_augment(config: Config, texts: tuple[str, ...]) -> None:
+    """Raise `ConfigError` where an augmentation means nothing for the channels or the dtype of the images."""
+    given = augment.parameters(texts)
     of_bytes = [name for name in given if name in augment.OF_BYTES]
     if of_bytes and (config.pixel_dtype != "uint8" or config.n_channels not in (1, 3)):
         raise ConfigError(
@@ -194,9 +206,9 @@ def _check_channels(config: Config) -> None:
             )
 
 
-def _check_erased(config: Config) -> None:
+def _check_erased(config: Config, texts: tuple[str, ...]) -> None:
     """Raise `ConfigError` where what random_erasing writes is not for the channels or the dtype of the images."""
-    value = augment.parameters(config.augment).get("random_erasing", {}).get("value", RANDOM)
+    value = augment.parameters(texts).get("random_erasing", {}).get("value", RANDOM)
     if value == RANDOM:
         return
     shown = f"random_erasing(value={value[0] if len(value) == 1 else value})"

@@ -92,6 +92,7 @@ def _build(name: str, config: Config) -> int:
         std=None,
         layout="nhwc",
         augment=(),
+        views=(),
         transform=None,
         target_transform=None,
         shuffle=False,

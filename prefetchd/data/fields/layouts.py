@@ -68,7 +68,7 @@ def _count(shape: tuple[int, ...]) -> int:
 
 def _bytes(name: str, field: Field, facts: FieldFacts, config: Config) -> tuple[FieldLayout, ...]:
     most = field.max_bytes
-    if most is None and facts.is_fetched:
+    if most is None and facts.is_fetched and not facts.longest:
         raise ConfigError(
             f"cannot serve the field {name}: its values are files, whose sizes are not known at the start; give "
             "max_bytes, the most bytes of one"

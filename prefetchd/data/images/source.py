@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from prefetchd.config.options import Config
+from prefetchd.config.views import groups
 from prefetchd.data.cache.keys import check_cache
 from prefetchd.data.faults import FaultKind, SampleFault
 from prefetchd.data.images.objects import object_fields
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from prefetchd.data.cache.daemon_side import CacheInDaemon
+    from prefetchd.data.cache.reader_side import CacheInReader
     from prefetchd.data.images.cacheable import CachedRows
     from prefetchd.data.images.pipeline import ImageReader
     from prefetchd.data.records import Sample
@@ -92,8 +94,6 @@ class ImageSource:
     @classmethod
     def attach(cls, config: Config, handle: dict[str, Any], records: Records, cache_fds: list[int]) -> Self:
         """Return, in a reader, the source whose `handle()` this is; owns the attached records and `cache_fds`."""
-        from prefetchd.data.images.pipeline import ImageReader
-
         source = cls(config, handle["kind"], records, handle["decoder"])
         cache = None
         if handle["cache"] is not None:
@@ -102,13 +102,19 @@ class ImageSource:
 
             cache = CacheInReader(handle["cache"], cache_fds, config.image_size, config.n_channels, config.pixel_dtype)
             source._rows = CachedRows(config, cache, records)
+        source._reader = source._make_reader(config, cache)
+        return source
+
+    def _make_reader(self, config: Config, cache: CacheInReader | None) -> ImageReader:
+        """Return, in a reader, what loads samples."""
+        from prefetchd.data.images.pipeline import ImageReader
+
         objects = None
-        if isinstance(records, ObjectRecords):
+        if isinstance(self._records, ObjectRecords):
             from prefetchd.data.images.objects import ObjectTarget
 
-            objects = ObjectTarget(config, records.objects)
-        source._reader = ImageReader(config, records, source._ahead, cache, objects)
-        return source
+            objects = ObjectTarget(config, self._records.objects)
+        return ImageReader(config, self._records, self._ahead, cache, objects)
 
     @property
     def records(self) -> Records:
@@ -181,9 +187,11 @@ class ImageSource:
     @property
     def _scratch_bytes(self) -> int:
         """Bytes of scratch images beyond those of three bytes a pixel, which the allowance of every reader holds."""
-        height, width = self._config.image_size
+        pixels = sum(height * width for height, width in {group.size for group in groups(self._config)})
         pixel_bytes = self._config.n_channels * {"uint8": 1, "uint16": 2, "float32": 4}[self._config.pixel_dtype]
-        return _SCRATCH_IMAGES * height * width * max(0, pixel_bytes - 3)
+        if self._config.views:
+            return _SCRATCH_IMAGES * pixels * pixel_bytes
+        return _SCRATCH_IMAGES * pixels * max(0, pixel_bytes - 3)
 
     def check_unchanged(self) -> None:
         """Raise `ManifestError` if the records are no longer what was opened."""
@@ -210,10 +218,15 @@ class ImageSource:
             if self._rows is None:
                 samples: Sequence[Sample] = self._records.samples(sample_ids)
             else:
-                sample_ids, rows, samples = self._rows.fill(sample_ids, rows, *arrays)
+                sample_ids, rows, samples = self._rows.fill(sample_ids, rows, arrays[0], arrays[-1])
             return self._load_all(epoch, sample_ids, rows, samples, arrays, reserve)
         finally:
             self._ahead.pass_over(asked_for)
+
+    def _row(self, arrays: Sequence[NDArray[Any]], row: int) -> tuple[Any, list[NDArray[Any]]]:
+        """Return a row of x, and of y or its leaves, as the reader takes them."""
+        x, *targets = arrays
+        return x[row], [target[row, ...] for target in targets]
 
     def _load_all(
         self,
@@ -225,11 +238,10 @@ class ImageSource:
         reserve: ReserveMemory,
     ) -> list[Fault]:
         assert self._reader is not None, "only in a process that attached"
-        x, *targets = arrays
         faults = []
         for sample_id, row, sample in zip(sample_ids, rows, samples, strict=True):
-            rows_of_y = [target[row, ...] for target in targets]
-            fault = self._reader.load(sample, int(sample_id), epoch, x[row], rows_of_y, reserve)
+            x, targets = self._row(arrays, row)
+            fault = self._reader.load(sample, int(sample_id), epoch, x, targets, reserve)
             if fault is not None:
                 faults.append(self._report(fault, row, int(sample_id), is_alone=len(rows) == 1))
         return faults

@@ -145,7 +145,7 @@ class UserFunctions:
         return self._is_pipeline
 
     def transform(
-        self, pixels: NDArray[Any], epoch: int, sample_id: int, mask: NDArray[Any] | None = None
+        self, pixels: NDArray[Any], epoch: int, sample_id: int, mask: NDArray[Any] | None = None, view: int = 0
     ) -> tuple[NDArray[Any], NDArray[Any] | None]:
         """Return what `transform` gives for a copy of `pixels`, (H, W, C), and the mask, if it takes masks.
 
@@ -155,9 +155,9 @@ class UserFunctions:
         """
         assert self._transform is not None
         image = pixels.reshape(self._shape).copy()  # a new one each time: the function may change or keep it
-        rng = self._rng.generator(epoch, sample_id, randomness.TRANSFORM)
+        rng = self._rng.generator(epoch, sample_id, randomness.TRANSFORM, view)
         try:
-            self._seed_globals(epoch, sample_id, 0)
+            self._seed_globals(epoch, sample_id, 0, view)
             if self._is_pipeline:
                 result, mask = self._call_pipeline(image, rng, mask)
             else:
@@ -246,9 +246,9 @@ class UserFunctions:
             raise WrongResult(*self._transform_name, what)
         return result["image"], turned.astype(mask.dtype, copy=False)
 
-    def _seed_globals(self, epoch: int, sample_id: int, which: int) -> None:
+    def _seed_globals(self, epoch: int, sample_id: int, which: int, view: int = 0) -> None:
         """Seed the global generators, so that functions which do not use `rng` give the same results again."""
-        word = self._rng.word(epoch, sample_id, randomness.GLOBAL_SEEDS) + which
+        word = self._rng.word(epoch, sample_id, randomness.GLOBAL_SEEDS, view) + which
         random.seed(word)
         np.random.seed(word & 0xFFFFFFFF)
         torch = sys.modules.get("torch")

@@ -7,7 +7,7 @@ gigabytes of encoded images.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,9 @@ def binding_from_wire(wire: Sequence[Any]) -> Binding:
     return Binding(name, column, suffix, FieldFacts(holds, tuple(shape), dtype, longest))
 
 
-def bind(fields: Mapping[str, Field], columns: Columns, source: str) -> tuple[list[Binding], Columns | None]:
+def bind(
+    fields: Mapping[str, Field], columns: Columns, source: str, images: Collection[str] = ()
+) -> tuple[list[Binding], Columns | None]:
     """Return where each field's values are, and the table of those that had to be made; the caller owns it.
 
     Args:
@@ -67,6 +69,7 @@ def bind(fields: Mapping[str, Field], columns: Columns, source: str) -> tuple[li
             columns that hold them (`columns.arrow`), `paths` lists columns that are paths to every kind, and `classes`
             has the names of the classes of columns of numbers.
         source: the data set's name in errors.
+        images: columns of encoded images that other records have.
 
     Raises:
         ConfigError: if there is no such column, or it does not suit the field.
@@ -85,6 +88,9 @@ def bind(fields: Mapping[str, Field], columns: Columns, source: str) -> tuple[li
                     "is no file of its own; give it a column"
                 )
             bindings.append(Binding(name, image.layout.name, column, FieldFacts("files")))
+            continue
+        if column in images and field.kind in _ENCODED:
+            bindings.append(Binding(name, column, "", FieldFacts("members")))
             continue
         found = _column(_encoded_in(column, columns), columns, name, source)
         if found.missing is not None:
@@ -122,7 +128,7 @@ def _bind(name: str, field: Field, column: Column, columns: Columns, source: str
         _check_range(name, field.dtype, column.values, source)
     if holds == "ragged" and field.kind in ("label", "array"):
         return Binding(name, layout.name, "", _regular(name, column, source))
-    longest = 0 if holds in ("numbers", "files", "members") else int(column.lengths.max(initial=0))
+    longest = 0 if holds in ("numbers", "files") else int(_lengths(column, holds).max(initial=0))
     names = columns.attributes.get("classes", {}).get(layout.name)
     facts = FieldFacts(holds, layout.shape, layout.dtype, longest, None if names is None else tuple(names))
     return Binding(name, layout.name, "", facts)
@@ -149,6 +155,11 @@ def _holds(kind: str, column: Column, columns: Columns) -> Holds | None:
             return "ragged" if kind not in (*_ENCODED, "text") else None
         case _:
             return "numbers" if kind not in (*_ENCODED, "text") else None
+
+
+def _lengths(column: Column, holds: Holds) -> NDArray[np.int64]:
+    """Return the length of each value; a place in a larger file is (file, offset, bytes)."""
+    return column.values[:, 2] if holds == "members" else column.lengths
 
 
 def _check_range(name: str, dtype: str, values: NDArray[Any], source: str) -> None:

@@ -8,10 +8,14 @@ or a piece of a larger file.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import blake2b
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
-from prefetchd.columns.store import Columns
+import numpy as np
+
+from prefetchd.columns.store import Column, Columns
 from prefetchd.config.fields import parse_fields
 from prefetchd.data.faults import UnreadableFile
 from prefetchd.data.files import check_unchanged, identity_of, read_file
@@ -23,6 +27,7 @@ from prefetchd.errors import ManifestError, one_line
 if TYPE_CHECKING:
     from prefetchd.config.options import Config
     from prefetchd.data.files import FileBuffer
+    from prefetchd.data.parquet.records import ParquetRecords
     from prefetchd.data.source import ReserveMemory
 
 _SHOWN = 200
@@ -37,10 +42,16 @@ class FieldRecords:
         bindings: where the values of each field are.
         columns: the table.
         made: the table of values that were made from it.
+        images: records that have encoded images of the same rows, by their column; owned.
     """
 
     def __init__(
-        self, facts: dict[str, Any], bindings: Sequence[Binding], columns: Columns, made: Columns | None
+        self,
+        facts: dict[str, Any],
+        bindings: Sequence[Binding],
+        columns: Columns,
+        made: Columns | None,
+        images: Mapping[str, ParquetRecords],
     ) -> None:
         self._facts = facts
         self._bindings = bindings
@@ -50,19 +61,30 @@ class FieldRecords:
         self.name: str = facts["name"]
         self.digest: str = facts["digest"]
         self._pieces = IndexedFiles(columns.attributes.get("files", []), self.name)
-        self._values = [
-            (
-                (made if made is not None and binding.column in made else columns)[binding.column],
-                binding.suffix,
-                binding.facts.holds == "files",
-            )
-            for binding in bindings
-        ]
+        self._images = images
+        self._values = [(self._column(binding), binding.suffix, binding.facts.holds == "files") for binding in bindings]
         kinds: list[str] = facts["kinds"]
         self._primary = kinds.index("image") if "image" in kinds else None
 
+    def _column(self, binding: Binding) -> Column | ParquetRecords:
+        """Return what has the values of a field."""
+        if binding.column in self._images:
+            return self._images[binding.column]
+        if self._made is not None and binding.column in self._made:
+            return self._made[binding.column]
+        return self._columns[binding.column]
+
     @classmethod
-    def open(cls, config: Config, columns: Columns, *, root: str, line: int = 0, files: Sequence[str] = ()) -> Self:
+    def open(
+        cls,
+        config: Config,
+        columns: Columns,
+        *,
+        root: str,
+        line: int = 0,
+        files: Sequence[str] = (),
+        images: Mapping[str, ParquetRecords] = MappingProxyType({}),
+    ) -> Self:
         """Return, in the daemon, the records of a table that an opener made; they own it.
 
         Args:
@@ -71,6 +93,7 @@ class FieldRecords:
             root: the folder that paths start from.
             line: the line of the first row in a list whose rows follow one another; 0 for none.
             files: what the table was read from, which must not change.
+            images: records that have encoded images of the same rows, by their column; owned, too.
 
         Raises:
             ConfigError: if a column does not exist, or does not suit its field.
@@ -81,36 +104,48 @@ class FieldRecords:
             if not columns.n_rows:
                 raise ManifestError(f"cannot serve {name}: it has no samples; give a list with a row for each")
             fields = parse_fields(config.fields)
-            bindings, made = bind(fields, columns, name)
+            bindings, made = bind(fields, columns, name, images)
         except BaseException:
             columns.close()
+            for each in images.values():
+                each.close()
             raise
+        digests = [columns.digest, *(each.digest for each in images.values())]
         facts = {
             "name": name,
             "root": root,
             "line": line,
             "files": [[path, identity_of(path)] for path in files],
-            "digest": columns.handle()[0]["digest"][:16],
+            "digest": blake2b(repr(digests).encode(), digest_size=8).hexdigest(),
             "kinds": [field.kind for field in fields.values()],
         }
-        return cls(facts, bindings, columns, made)
+        return cls(facts, bindings, columns, made, images)
 
     @classmethod
     def attach(cls, handle: dict[str, Any], fds: list[int]) -> Self:
         """Return the records that `handle()` described, in another process; they own `fds` from here on."""
         bindings = [binding_from_wire(wire) for wire in handle["bindings"]]
-        tables = [Columns.attach(description, fd) for description, fd in zip(handle["tables"], fds, strict=True)]
-        return cls(handle["facts"], bindings, tables[0], tables[1] if len(tables) > 1 else None)
+        fds = list(fds)
+        tables = [Columns.attach(description, fds.pop(0)) for description in handle["tables"]]
+        images = {}
+        if handle["images"]:
+            from prefetchd.data.parquet.records import ParquetRecords
+
+            for column, described, n_fds in handle["images"]:
+                images[column] = ParquetRecords.attach(described, [fds.pop(0) for _ in range(n_fds)])
+        return cls(handle["facts"], bindings, tables[0], tables[1] if len(tables) > 1 else None, images)
 
     def handle(self) -> tuple[dict[str, Any], list[int]]:
         """Plain values and descriptors from which a reader attaches."""
         tables = [table.handle() for table in (self._columns, self._made) if table is not None]
+        images = [(column, *each.handle()) for column, each in self._images.items()]
         handle = {
             "facts": self._facts,
             "bindings": [binding.to_wire() for binding in self._bindings],
             "tables": [description for description, _ in tables],
+            "images": [[column, described, len(fds)] for column, described, fds in images],
         }
-        return handle, [fd for _, fd in tables]
+        return handle, [*(fd for _, fd in tables), *(fd for _, _, fds in images for fd in fds)]
 
     def close(self) -> None:
         """Give the descriptors back."""
@@ -118,6 +153,8 @@ class FieldRecords:
         self._columns.close()
         if self._made is not None:
             self._made.close()
+        for each in self._images.values():
+            each.close()
 
     @property
     def fields(self) -> tuple[FieldFacts, ...]:
@@ -142,12 +179,13 @@ class FieldRecords:
     @property
     def shared_bytes(self) -> int:
         """The tables."""
-        return self._columns.n_bytes + (0 if self._made is None else self._made.n_bytes)
+        tables = self._columns.n_bytes + (0 if self._made is None else self._made.n_bytes)
+        return tables + sum(each.shared_bytes for each in self._images.values())
 
     @property
     def reader_bytes(self) -> int:
-        """Nothing: readers share the table."""
-        return 0
+        """What records of images take: readers share the table."""
+        return sum(each.reader_bytes for each in self._images.values())
 
     @property
     def reads_apart(self) -> bool:
@@ -164,7 +202,7 @@ class FieldRecords:
     def _sample(self, row: int) -> Sample:
         values = []
         for column, suffix, is_file in self._values:
-            value = column[row]
+            value: Any = column[row] if isinstance(column, Column) else column.samples([row])[0]
             if is_file:
                 value = os.path.join(self._root, value)
                 if suffix:
@@ -184,6 +222,8 @@ class FieldRecords:
         value = sample.values[number]
         if isinstance(value, str):
             return read_file(value, buffer, reserve=reserve)
+        if isinstance(value, Sample):
+            return self._images[self._bindings[number].column].read(value, buffer, reserve)
         if isinstance(value, memoryview):
             if not value:
                 raise UnreadableFile("it is empty (0 bytes)")
@@ -193,12 +233,17 @@ class FieldRecords:
 
     def where(self, sample: Sample) -> str:
         """List, line and path: `train.csv line 7: a.jpg`."""
-        line = f" line {sample.line}" if sample.line else f" row {sample.place[0]}" if sample.place else ""
-        path = f": {one_line(sample.path)[-_SHOWN:]}" if sample.path else ""
-        return f"{self.name}{line}{path}"
+        line = f" line {sample.line}" if sample.line else f" row {sample.place[0]}"
+        path = one_line(sample.path)[-_SHOWN:]
+        image = sample.values[self._primary] if self._primary is not None else None
+        if isinstance(image, np.ndarray):
+            path = f"{one_line(os.path.basename(self._pieces.path(int(image[0]))))} at byte {image[1]}"
+        return f"{self.name}{line}{path and f': {path}'}"
 
     def check_unchanged(self) -> None:
         """Raise `ManifestError` if what the table was read from has changed."""
         for path, identity in self._facts["files"]:
             check_unchanged(path, identity, one_line(path))
         self._pieces.check_unchanged()
+        for each in self._images.values():
+            each.check_unchanged()

@@ -14,7 +14,7 @@ from prefetchd.config.convert import absolute_path
 from prefetchd.config.options import Config
 from prefetchd.data.arrays.memory import MemoryArrays
 from prefetchd.data.first_look import check_some_exist
-from prefetchd.data.images.source import ImageSource
+from prefetchd.data.images.views import open_images
 from prefetchd.data.kinds import ARRAY_OPTIONS, SEQUENCE_OPTIONS, refuse_given
 from prefetchd.data.source import Source
 from prefetchd.data.table.field_records import FieldRecords
@@ -55,7 +55,7 @@ def open_memory(config: Config, table: PassedTable) -> Source:
                 f"cannot cache {config.source}: its images have no files, whose changes a cache could see; leave cache "
                 "out"
             )
-        return ImageSource.open(config, "table", records)
+        return open_images(config, "table", records)
     except BaseException:
         records.close()
         raise

@@ -58,10 +58,19 @@ def open_table(config: Config, kind: str) -> FieldRecords:
         from prefetchd.data.table.pairs import read_pairs
 
         return FieldRecords.open(config, read_pairs(path, name, config), root=path)
+    if kind == "tar":
+        from prefetchd.data.table.tar import read_tar
+
+        return FieldRecords.open(config, read_tar(config.source, name, parse_fields(config.fields)), root=path)
+    if kind == "parquet":
+        from prefetchd.data.table.parquet import read_parquet
+
+        columns, images, files = read_parquet(config, name, parse_fields(config.fields))
+        return FieldRecords.open(config, columns, root=os.path.dirname(files[0]), files=files, images=images)
     if kind == "manifest" and suffix in (*_TEXT, *_JSON):
         return _open_list(config, path, name, is_json=suffix in _JSON)
     raise ConfigError(
-        f"cannot serve fields from {name}: give a .csv, .tsv or .jsonl file, or a directory with a folder a field"
+        f"cannot serve fields from {name}: give .csv, .tsv, .jsonl, tar or Parquet files, or a folder for each field"
     )
 
 
