@@ -125,9 +125,14 @@ def _check_together(config: Config) -> None:
     for group in views.groups(config):
         _check_augment(config, group.augment)
         _check_erased(config, group.augment)
-    if config.views and config.target != "label":
+    if config.views and config.target in ("boxes", "keypoints"):
         raise ConfigError(
             f"cannot use views with target={config.target!r}, which is placed as one image is; leave one of them out"
+        )
+    if config.views and config.target == "mask" and not config.views[0].isdigit():
+        raise ConfigError(
+            "cannot use a list of views with target='mask': y holds the masks of views of one size; give the number of "
+            "views, such as views=2"
         )
     if config.target == "mask" and config.label_columns not in (None, 1):
         raise wrong("label_columns", config.label_columns, "1, or not given, with target='mask': one path a line")
