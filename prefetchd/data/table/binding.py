@@ -7,8 +7,9 @@ gigabytes of encoded images.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,8 +59,13 @@ def binding_from_wire(wire: Sequence[Any]) -> Binding:
     return Binding(name, column, suffix, FieldFacts(holds, tuple(shape), dtype, longest))
 
 
+def objects_of(field: str) -> str:
+    """Return the name of the records that have the boxes or keypoints of a field."""
+    return f"objects of {field}"
+
+
 def bind(
-    fields: Mapping[str, Field], columns: Columns, source: str, images: Collection[str] = ()
+    fields: Mapping[str, Field], columns: Columns, source: str, others: Mapping[str, Any] = MappingProxyType({})
 ) -> tuple[list[Binding], Columns | None]:
     """Return where each field's values are, and the table of those that had to be made; the caller owns it.
 
@@ -69,7 +75,7 @@ def bind(
             columns that hold them (`columns.arrow`), `paths` lists columns that are paths to every kind, and `classes`
             has the names of the classes of columns of numbers.
         source: the data set's name in errors.
-        images: columns of encoded images that other records have.
+        others: records that have the same rows: of encoded images by their column, of objects by `objects_of` a field.
 
     Raises:
         ConfigError: if there is no such column, or it does not suit the field.
@@ -89,7 +95,12 @@ def bind(
                 )
             bindings.append(Binding(name, image.layout.name, column, FieldFacts("files")))
             continue
-        if column in images and field.kind in _ENCODED:
+        if (found_in := others.get(objects_of(name))) is not None:
+            facts = found_in.objects
+            known = FieldFacts("objects", (facts.points,), longest=facts.most, classes=found_in.classes)
+            bindings.append(Binding(name, objects_of(name), "", known))
+            continue
+        if column in others and field.kind in _ENCODED:
             bindings.append(Binding(name, column, "", FieldFacts("members")))
             continue
         found = _column(_encoded_in(column, columns), columns, name, source)
