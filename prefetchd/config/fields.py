@@ -17,10 +17,13 @@ import keyword
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefetchd.config import convert
 from prefetchd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from prefetchd.config.options import Config
 
 MAX_FIELDS = 32
 # A batch's own names, and those that it may get.
@@ -88,13 +91,6 @@ def _shape(value: Any) -> tuple[int, ...]:
     return shape
 
 
-def _fraction(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise _Wrong("a fraction from 0 to 1")
-    return float(value)
-
-
-_BOX_FORMATS = tuple(each + end for each in ("xyxy", "xywh", "cxcywh") for end in ("", "_normalized"))
 _SIZE = _from_option(convert.image_size, "a side in pixels, or (height, width)")
 _NUMBERS = "one number, or one a channel"
 # The parameters of each kind, and their converters. What is not given is as the option of that name says, or as the
@@ -116,14 +112,6 @@ PARAMETERS: dict[str, dict[str, Callable[[Any], Any]]] = {
     "array": {"shape": _shape, "dtype": _one_of(*_DTYPES)},
     "text": {"max_bytes": _whole(1, 1 << 32), "truncate": _flag},
     "bytes": {"max_bytes": _whole(1, 1 << 32)},
-    "boxes": {
-        "labels": str,
-        "max_boxes": _whole(1, 1 << 20),
-        "box_format": _one_of(*_BOX_FORMATS),
-        "source_box_format": _one_of(*_BOX_FORMATS),
-        "min_visible": _fraction,
-    },
-    "keypoints": {"max_boxes": _whole(1, 1 << 20)},
 }
 
 
@@ -133,8 +121,8 @@ class Field:
 
     Args:
         kind: `image` (placed and normalised as the options say), `mask` (placed as the images, never interpolated),
-            `label` (a number or a class, or a vector of numbers), `array` (numbers of one shape), `text` (UTF-8),
-            `bytes` (an encoded file as it is), `boxes` or `keypoints` (of the first image, placed as it is).
+            `label` (a number or a class, or a vector of numbers), `array` (numbers of one shape), `text` (UTF-8), or
+            `bytes` (an encoded file as it is).
         column: where its values come from: a column of CSV or Parquet, a key of JSONL, a member's extension in tar
             shards, a sub-folder. A name that begins with a dot, `.txt`, is the file beside the first image that has
             this suffix. The field's own name if not given.
@@ -148,9 +136,6 @@ class Field:
         border: mask: what it holds where pad, rotate or affine leave it empty; the option `mask_border`.
         shape: array: of one sample; that of the data if not given.
         max_bytes: text, bytes: the most bytes of a value; the data's longest where that is known.
-        labels: boxes: the column of their labels in JSON lines and Parquet files (`labels`).
-        max_boxes, box_format, source_box_format, min_visible: boxes, and the first keypoints: as the options of these
-            names.
         truncate: text: whether a longer one is cut, at a character's end, in place of being a bad sample (False).
 
     Raises:
@@ -173,11 +158,6 @@ class Field:
     shape: tuple[int, ...] | None = None
     max_bytes: int | None = None
     truncate: bool | None = None
-    labels: str | None = None
-    max_boxes: int | None = None
-    box_format: str | None = None
-    source_box_format: str | None = None
-    min_visible: float | None = None
 
     def __post_init__(self) -> None:
         known = PARAMETERS.get(self.kind) if isinstance(self.kind, str) else None
@@ -210,6 +190,9 @@ class Field:
         return f"{name}={self.kind}({given})"
 
 
+# Augmentations that move pixels and change none; masks and all images of a sample get the same.
+_GEOMETRIC = ("random_resized_crop", "hflip", "vflip", "rotate", "affine")
+_VALUES = ("dtype", "scale", "mean", "std")
 _PARAMETER_NAMES = tuple(each.name for each in dataclasses.fields(Field) if each.name not in ("kind", "column"))
 
 
@@ -252,6 +235,25 @@ def parse_fields(texts: tuple[str, ...]) -> Mapping[str, Field]:
     """Return the fields of canonical texts by name, each with its column."""
     parsed = dict(map(_parse, texts))
     return {name: dataclasses.replace(each, column=each.column or name) for name, each in parsed.items()}
+
+
+def image_config(config: Config, field: Field) -> Config:
+    """Return the options of one image or mask: those of the data set, but for what the field gives itself."""
+    changes: dict[str, Any] = {"fields": (), "transform": None}
+    given = field.given
+    if field.kind == "image":
+        if "dtype" in given:
+            changes.update(dict.fromkeys(_VALUES))  # numbers for other pixels
+        if "channels" in given or "color" in given:
+            changes.update(channels=None, color=given.get("color", "unchanged"))
+        names = ("color", "channels", "interpolation", *_VALUES)
+        changes.update({name: given[name] for name in names if name in given})
+        is_changed = not given.keys() & {"channels", "dtype"} if field.jitter is None else field.jitter
+        if not is_changed:
+            changes["augment"] = tuple(text for text in config.augment if text.partition("(")[0] in _GEOMETRIC)
+    changes["image_size"] = field.size or config.image_size
+    changes["mask_border"] = config.mask_border if field.border is None else field.border
+    return dataclasses.replace(config, **changes)
 
 
 def _check_name(name: object) -> None:

@@ -120,7 +120,7 @@ class Config:
     fields: tuple[str, ...] = _option(
         (),
         "what a sample consists of, where it is more than an image and a label: depth=image(column=depth, channels=1); "
-        "batches are mappings then. Kinds: image, mask, label, array, text, bytes, boxes, keypoints",
+        "batches are mappings then. Kinds: image, mask, label, array, text, bytes",
         metavar="NAME=KIND(...)",
         later=True,
         flag="field",

@@ -14,7 +14,6 @@ from typing import Any
 from prefetchd.config import augment, convert, fields, views
 from prefetchd.config.augment_values import RANDOM
 from prefetchd.config.convert import wrong
-from prefetchd.config.field_options import image_config
 from prefetchd.config.options import OPTION_TYPES, OPTIONS, Config
 from prefetchd.errors import ConfigError
 
@@ -157,7 +156,7 @@ def _check_fields(config: Config) -> None:
     for name, field in fields.parse_fields(config.fields).items():
         if field.kind == "image":
             try:
-                _check_together(image_config(config, field))
+                _check_together(fields.image_config(config, field))
             except ConfigError as error:
                 raise ConfigError(f"cannot use the field {name}: {error}") from None
 

@@ -15,7 +15,6 @@ from prefetchd.data.source import ReserveMemory
 
 if TYPE_CHECKING:
     from prefetchd.data.files import FileBuffer
-    from prefetchd.data.table.object_records import ObjectFacts
 
 
 Label = int | float | tuple[int | float, ...] | str | None
@@ -41,7 +40,7 @@ class Sample(NamedTuple):
     values: tuple[Any, ...] = ()
 
 
-Holds = Literal["numbers", "ragged", "text", "bytes", "files", "members", "objects"]
+Holds = Literal["numbers", "ragged", "text", "bytes", "files", "members"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +49,10 @@ class FieldFacts:
 
     Attributes:
         holds: numbers of one shape; ragged numbers, any count a sample; text; bytes; or encoded bytes that are fetched:
-            `files` of their own (the value is the path), or `members` of larger files; or the `objects` of an image.
+            `files` of their own (the value is the path), or `members` of larger files.
         shape: of numbers, and of one of ragged numbers.
         dtype: numpy name of numbers' dtype.
-        longest: the most bytes of a value, numbers where they are ragged, or objects; 0 if it is not known.
+        longest: the most bytes of a value, or numbers where they are ragged; 0 if it is not known.
         classes: the names by number, where labels were text.
     """
 
@@ -146,9 +145,6 @@ class RecordsWithFields(Records, Protocol):
     @property
     def fields(self) -> tuple[FieldFacts, ...]:
         """What the values of each field are, in the order of the option."""
-
-    def objects_of(self, number: int) -> ObjectFacts:
-        """Return what is the same of all values of a field of boxes or keypoints."""
 
     def part(self, sample: Sample, number: int) -> Sample:
         """Return the image of a field that is fetched as a sample of its own: its path, and its place in the file."""

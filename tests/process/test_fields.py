@@ -16,7 +16,6 @@ import pytest
 
 import prefetchd
 from prefetchd import Field
-from prefetchd.client.batch import leaves_of
 from tests.images import photograph
 from tests.process.commands import refused_here, run_command, run_script
 
@@ -66,8 +65,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         writer.writerows(rows)
     lines = [json.dumps({**row, "vector": [number, 2 * number, 7]}) for number, row in enumerate(rows)]
     (folder / "train.jsonl").write_text("".join(f"{line}\n" for line in lines))
-    boxed = [{"path": row["path"], "boxes": [[2, 4, 20, 30]], "labels": [row["label"]]} for row in rows]
-    (folder / "boxes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in boxed))
     return folder
 
 
@@ -318,7 +315,6 @@ import os, sys
 os.environ["KERAS_BACKEND"] = "jax"
 import numpy as np, prefetchd
 from prefetchd import Field
-from prefetchd.client.batch import leaves_of
 
 fields = {"image": Field("image", "path"), "label": Field("label"), "caption": Field("text")}
 options = {"fields": fields, "image_size": 16, "batch_size": 5, "num_workers": 1, "memory_budget": "256MiB"}
@@ -489,86 +485,3 @@ def test_verify_and_preview_go_over_fields(data: Path, tmp_path: Path) -> None:
     drawn = cv2.imread(str(sheet))
     assert drawn is not None
     assert drawn.std() > 10
-
-
-def boxes_of(number: int) -> list[list[float]]:
-    return [[2.0, 4.0, 20.0, 30.0], [10.0, 5.0, 50.0, 35.0]][: 1 + number % 2]
-
-
-FLIPPED = """
-def turn(sample, rng):
-    boxes = sample["objects"]["boxes"]
-    boxes[:, [0, 2]] = sample["image"].shape[1] - boxes[:, [2, 0]]
-    objects = {"boxes": boxes, "labels": sample["objects"]["labels"]}
-    return {**sample, "image": sample["image"][:, ::-1], "mask": sample["mask"][:, ::-1], "objects": objects}
-"""
-
-
-def test_boxes_are_a_field_beside_masks_and_captions(data: Path, tmp_path: Path) -> None:
-    rows = [
-        {
-            "path": str(data / f"pairs/images/{number:03d}.png"),
-            "mask": str(data / f"pairs/masks/{number:03d}.png"),
-            "caption": caption(number),
-            "boxes": boxes_of(number),
-            "labels": ["cat", "dog"][: 1 + number % 2],
-        }
-        for number in range(N_SAMPLES)
-    ]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    fields = {
-        "objects": Field("boxes", "boxes", source_box_format="xyxy"),
-        "image": Field("image", "path"),
-        "mask": Field("mask"),
-        "caption": Field("text"),
-    }
-    options: dict[str, Any] = {"fields": fields, "image_size": (80, 120), **QUICK}
-    with prefetchd.batches(tmp_path / "train.jsonl", **options) as loader:
-        assert loader.classes == ("cat", "dog")
-        for batch in loader:
-            for row, number in enumerate(batch.sample_ids.tolist()):
-                count = batch.objects["count"][row]
-                assert count == 1 + number % 2
-                assert batch.objects["boxes"][row][:count].tolist() == (2 * np.array(boxes_of(number))).tolist()
-                assert batch.objects["labels"][row].tolist() == [0, 1 if number % 2 else -1]
-                assert batch.strings("caption")[row] == caption(number)
-    options.update(image_size=SIZE)
-    with prefetchd.batches(tmp_path / "train.jsonl", augment="hflip(p=1)", **options) as loader:
-        flipped = loader.batch_at(0, 0)
-    (tmp_path / "turned.py").write_text(FLIPPED)
-    options.update(transform="turned:turn", python_path=[str(tmp_path)])
-    with prefetchd.batches(tmp_path / "train.jsonl", **options) as loader:
-        turned = loader.batch_at(0, 0)
-    for mine, theirs in zip(leaves_of(flipped), leaves_of(turned), strict=True):
-        np.testing.assert_array_equal(mine, theirs)
-
-
-def test_annotated_images_have_fields(data: Path, tmp_path: Path) -> None:
-    coco = {
-        "images": [
-            {"id": number, "file_name": f"{number:03d}.png", "height": 40, "width": 60} for number in range(N_SAMPLES)
-        ],
-        "annotations": [
-            {"id": number, "image_id": number, "category_id": 7, "bbox": [2, 4, 18, 26], "area": 468, "iscrowd": 0}
-            for number in range(N_SAMPLES)
-        ],
-        "categories": [{"id": 7, "name": "zebra"}],
-    }
-    (tmp_path / "annotations.json").write_text(json.dumps(coco))
-    fields = {
-        "image": Field("image"),
-        "boxes": Field("boxes", max_boxes=3),
-        "beside": Field("text", ".txt", max_bytes=20),
-    }
-    options: dict[str, Any] = {"fields": fields, "image_size": SIZE, "root": data / "pairs/images", **QUICK}
-    with prefetchd.batches(tmp_path / "annotations.json", **options) as loader:
-        assert loader.classes == ("zebra",)
-        for batch in loader:
-            assert batch.boxes.boxes.shape[1:] == (3, 4)
-            assert batch.boxes.boxes[0][0].tolist() == [2, 4, 20, 30]
-            assert batch.strings("beside") == [f"beside {number}" for number in batch.sample_ids]
-            np.testing.assert_array_equal(
-                batch.image, [photograph(*SIZE, number)[..., ::-1] for number in batch.sample_ids]
-            )
-    with pytest.raises(prefetchd.ConfigError, match="no field is an image"):
-        prefetchd.batches(tmp_path / "annotations.json", fields={"boxes": Field("boxes")}, **QUICK)

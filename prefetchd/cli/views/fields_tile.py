@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefetchd.cli.views.contact_sheet import Tile, mask_to_display, to_display
-from prefetchd.config.field_options import image_config
-from prefetchd.config.fields import parse_fields
+from prefetchd.config.fields import image_config, parse_fields
 from prefetchd.errors import ConfigError
 
 if TYPE_CHECKING:

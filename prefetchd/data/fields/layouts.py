@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from prefetchd.config.field_options import image_config, objects_config
-from prefetchd.data.images.objects import object_fields
-from prefetchd.data.table.object_records import ObjectFacts
+from prefetchd.config.fields import image_config
 from prefetchd.errors import ConfigError
 from prefetchd.ring.layout import FieldLayout
 
@@ -79,14 +77,7 @@ def _bytes(name: str, field: Field, facts: FieldFacts, config: Config) -> tuple[
     return FieldLayout(f"{name}.bytes", (most,), "uint8"), FieldLayout(f"{name}.length", (), "int64")
 
 
-def _objects(name: str, field: Field, facts: FieldFacts, config: Config) -> tuple[FieldLayout, ...]:
-    most = ObjectFacts(facts.longest, facts.shape[0], "xyxy", "")  # their number decides, not how they are written
-    leaves = object_fields(objects_config(config, field), most)
-    return tuple(FieldLayout(f"{name}.{each.name.partition('.')[2]}", each.shape, each.dtype) for each in leaves)
-
-
 Leaves = Callable[[str, "Field", "FieldFacts", "Config"], tuple[FieldLayout, ...]]
 LEAVES: Mapping[str, Leaves] = {
     "image": _image, "mask": _mask, "label": _label, "array": _array, "text": _bytes, "bytes": _bytes,
-    "boxes": _objects, "keypoints": _objects,
 }  # fmt: skip

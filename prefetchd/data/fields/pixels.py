@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefetchd.config.field_options import image_config
+from prefetchd.config.fields import image_config
 from prefetchd.data.faults import RefusedImage
 from prefetchd.data.fields.parts import BadValue, Draw, Rows
 from prefetchd.data.images.geometry import Geometry, GeometryDraws, compose, same_aspect

@@ -15,7 +15,6 @@ from prefetchd.config.augment import parameters
 from prefetchd.config.fields import parse_fields
 from prefetchd.data.faults import SampleFault
 from prefetchd.data.fields.layouts import leaves_of
-from prefetchd.data.fields.objects import ObjectPart
 from prefetchd.data.fields.parts import BytesPart, Draw, Encoded, NumbersPart, Part
 from prefetchd.data.fields.pixels import ImagePart, MaskPart, SharedGeometry
 from prefetchd.data.files import FileBuffer
@@ -68,18 +67,10 @@ class SampleReader:
         first = next((name for name, field in fields.items() if field.kind == "image"), None)
         shared = SharedGeometry(config.augment, (first is not None and fields[first].size) or config.image_size)
         self._parts: dict[str, tuple[Part, slice]] = {}
-        first_part: ImagePart | None = None
         at = 0
-        places: dict[str, slice] = {}
-        for (name, field), facts in zip(fields.items(), records.fields, strict=True):
-            end = at + len(leaves_of(name, field, facts, config))
-            places[name], at = slice(at, end), end
-        self._in_turn = sorted(
-            fields, key=lambda name: name != first
-        )  # what is placed needs the first image's geometry
-        for name in self._in_turn:
-            field, number = fields[name], list(fields).index(name)
+        for number, (name, field) in enumerate(fields.items()):
             facts = records.fields[number]
+            end = at + len(leaves_of(name, field, facts, config))
             encoded = Encoded(number, ahead, self._buffer)
             part: Part
             match field.kind:
@@ -88,17 +79,15 @@ class SampleReader:
                     part = ImagePart(
                         field, number, config, records, ahead, self._buffer, shared, cache, is_first=name == first
                     )
-                    first_part = first_part or part
                 case "mask":
                     part = MaskPart(field, number, config, ahead, self._buffer, shared)
                 case "text" | "bytes":
                     part = BytesPart(field, number, facts, encoded)
-                case "boxes" | "keypoints":
-                    assert first_part is not None, "the opener has looked for an image"
-                    part = ObjectPart(field, number, config, records.objects_of(number), first_part)
                 case _:
                     part = NumbersPart(number, facts, encoded)
-            self._parts[name] = part, places[name]
+            self._parts[name] = part, slice(at, end)
+            at = end
+        self._in_turn = sorted(self._parts, key=lambda name: name != first)  # masks need the first image's geometry
 
     def watch(self, on_read: OnRead) -> None:
         """Have the first image of each sample reported before it is decoded."""

@@ -7,9 +7,8 @@ gigabytes of encoded images.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,13 +58,8 @@ def binding_from_wire(wire: Sequence[Any]) -> Binding:
     return Binding(name, column, suffix, FieldFacts(holds, tuple(shape), dtype, longest))
 
 
-def objects_of(field: str) -> str:
-    """Return the name of the records that have the boxes or keypoints of a field."""
-    return f"objects of {field}"
-
-
 def bind(
-    fields: Mapping[str, Field], columns: Columns, source: str, others: Mapping[str, Any] = MappingProxyType({})
+    fields: Mapping[str, Field], columns: Columns, source: str, images: Collection[str] = ()
 ) -> tuple[list[Binding], Columns | None]:
     """Return where each field's values are, and the table of those that had to be made; the caller owns it.
 
@@ -75,7 +69,7 @@ def bind(
             columns that hold them (`columns.arrow`), `paths` lists columns that are paths to every kind, and `classes`
             has the names of the classes of columns of numbers.
         source: the data set's name in errors.
-        others: records that have the same rows: of encoded images by their column, of objects by `objects_of` a field.
+        images: columns of encoded images that other records have.
 
     Raises:
         ConfigError: if there is no such column, or it does not suit the field.
@@ -95,12 +89,7 @@ def bind(
                 )
             bindings.append(Binding(name, image.layout.name, column, FieldFacts("files")))
             continue
-        if (found_in := others.get(objects_of(name))) is not None:
-            facts = found_in.objects
-            known = FieldFacts("objects", (facts.points,), longest=facts.most, classes=found_in.classes)
-            bindings.append(Binding(name, objects_of(name), "", known))
-            continue
-        if column in others and field.kind in _ENCODED:
+        if column in images and field.kind in _ENCODED:
             bindings.append(Binding(name, column, "", FieldFacts("members")))
             continue
         found = _column(_encoded_in(column, columns), columns, name, source)

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -22,7 +22,6 @@ from prefetchd.data.files import check_unchanged, identity_of, read_file
 from prefetchd.data.records import FieldFacts, Sample
 from prefetchd.data.table.binding import Binding, bind, binding_from_wire
 from prefetchd.data.table.files import IndexedFiles
-from prefetchd.data.table.object_records import ObjectRecords
 from prefetchd.errors import ManifestError, one_line
 
 if TYPE_CHECKING:
@@ -30,9 +29,7 @@ if TYPE_CHECKING:
     from prefetchd.data.files import FileBuffer
     from prefetchd.data.parquet.records import ParquetRecords
     from prefetchd.data.source import ReserveMemory
-    from prefetchd.data.table.object_records import ObjectFacts
 
-Others: TypeAlias = "ParquetRecords | ObjectRecords"
 _SHOWN = 200
 
 
@@ -45,8 +42,7 @@ class FieldRecords:
         bindings: where the values of each field are.
         columns: the table.
         made: the table of values that were made from it.
-        others: records that have the same rows: of encoded images by their column, of objects by `objects_of` a field;
-            owned.
+        images: records that have encoded images of the same rows, by their column; owned.
     """
 
     def __init__(
@@ -55,7 +51,7 @@ class FieldRecords:
         bindings: Sequence[Binding],
         columns: Columns,
         made: Columns | None,
-        others: Mapping[str, Others],
+        images: Mapping[str, ParquetRecords],
     ) -> None:
         self._facts = facts
         self._bindings = bindings
@@ -65,15 +61,15 @@ class FieldRecords:
         self.name: str = facts["name"]
         self.digest: str = facts["digest"]
         self._pieces = IndexedFiles(columns.attributes.get("files", []), self.name)
-        self._others = others
+        self._images = images
         self._values = [(self._column(binding), binding.suffix, binding.facts.holds == "files") for binding in bindings]
         kinds: list[str] = facts["kinds"]
         self._primary = kinds.index("image") if "image" in kinds else None
 
-    def _column(self, binding: Binding) -> Column | Others:
+    def _column(self, binding: Binding) -> Column | ParquetRecords:
         """Return what has the values of a field."""
-        if binding.column in self._others:
-            return self._others[binding.column]
+        if binding.column in self._images:
+            return self._images[binding.column]
         if self._made is not None and binding.column in self._made:
             return self._made[binding.column]
         return self._columns[binding.column]
@@ -87,7 +83,7 @@ class FieldRecords:
         root: str,
         line: int = 0,
         files: Sequence[str] = (),
-        others: Mapping[str, Others] = MappingProxyType({}),
+        images: Mapping[str, ParquetRecords] = MappingProxyType({}),
     ) -> Self:
         """Return, in the daemon, the records of a table that an opener made; they own it.
 
@@ -97,7 +93,7 @@ class FieldRecords:
             root: the folder that paths start from.
             line: the line of the first row in a list whose rows follow one another; 0 for none.
             files: what the table was read from, which must not change.
-            others: records that have the same rows, as for the class; owned, too.
+            images: records that have encoded images of the same rows, by their column; owned, too.
 
         Raises:
             ConfigError: if a column does not exist, or does not suit its field.
@@ -108,13 +104,13 @@ class FieldRecords:
             if not columns.n_rows:
                 raise ManifestError(f"cannot serve {name}: it has no samples; give a list with a row for each")
             fields = parse_fields(config.fields)
-            bindings, made = bind(fields, columns, name, others)
+            bindings, made = bind(fields, columns, name, images)
         except BaseException:
             columns.close()
-            for each in others.values():
+            for each in images.values():
                 each.close()
             raise
-        digests = [columns.digest, *(each.digest for each in others.values())]
+        digests = [columns.digest, *(each.digest for each in images.values())]
         facts = {
             "name": name,
             "root": root,
@@ -123,7 +119,7 @@ class FieldRecords:
             "digest": blake2b(repr(digests).encode(), digest_size=8).hexdigest(),
             "kinds": [field.kind for field in fields.values()],
         }
-        return cls(facts, bindings, columns, made, others)
+        return cls(facts, bindings, columns, made, images)
 
     @classmethod
     def attach(cls, handle: dict[str, Any], fds: list[int]) -> Self:
@@ -131,27 +127,25 @@ class FieldRecords:
         bindings = [binding_from_wire(wire) for wire in handle["bindings"]]
         fds = list(fds)
         tables = [Columns.attach(description, fds.pop(0)) for description in handle["tables"]]
-        others: dict[str, Others] = {}
-        for column, described, n_fds in handle["others"]:
-            kind: Any = ObjectRecords
-            if column.partition(" ")[0] != "objects":
-                from prefetchd.data.parquet.records import ParquetRecords
+        images = {}
+        if handle["images"]:
+            from prefetchd.data.parquet.records import ParquetRecords
 
-                kind = ParquetRecords
-            others[column] = kind.attach(described, [fds.pop(0) for _ in range(n_fds)])
-        return cls(handle["facts"], bindings, tables[0], tables[1] if len(tables) > 1 else None, others)
+            for column, described, n_fds in handle["images"]:
+                images[column] = ParquetRecords.attach(described, [fds.pop(0) for _ in range(n_fds)])
+        return cls(handle["facts"], bindings, tables[0], tables[1] if len(tables) > 1 else None, images)
 
     def handle(self) -> tuple[dict[str, Any], list[int]]:
         """Plain values and descriptors from which a reader attaches."""
         tables = [table.handle() for table in (self._columns, self._made) if table is not None]
-        others = [(column, *each.handle()) for column, each in self._others.items()]
+        images = [(column, *each.handle()) for column, each in self._images.items()]
         handle = {
             "facts": self._facts,
             "bindings": [binding.to_wire() for binding in self._bindings],
             "tables": [description for description, _ in tables],
-            "others": [[column, described, len(fds)] for column, described, fds in others],
+            "images": [[column, described, len(fds)] for column, described, fds in images],
         }
-        return handle, [*(fd for _, fd in tables), *(fd for _, _, fds in others for fd in fds)]
+        return handle, [*(fd for _, fd in tables), *(fd for _, _, fds in images for fd in fds)]
 
     def close(self) -> None:
         """Give the descriptors back."""
@@ -159,7 +153,7 @@ class FieldRecords:
         self._columns.close()
         if self._made is not None:
             self._made.close()
-        for each in self._others.values():
+        for each in self._images.values():
             each.close()
 
     @property
@@ -186,12 +180,12 @@ class FieldRecords:
     def shared_bytes(self) -> int:
         """The tables."""
         tables = self._columns.n_bytes + (0 if self._made is None else self._made.n_bytes)
-        return tables + sum(each.shared_bytes for each in self._others.values())
+        return tables + sum(each.shared_bytes for each in self._images.values())
 
     @property
     def reader_bytes(self) -> int:
         """What records of images take: readers share the table."""
-        return sum(each.reader_bytes for each in self._others.values())
+        return sum(each.reader_bytes for each in self._images.values())
 
     @property
     def reads_apart(self) -> bool:
@@ -208,11 +202,7 @@ class FieldRecords:
     def _sample(self, row: int) -> Sample:
         values = []
         for column, suffix, is_file in self._values:
-            value: Any
-            if isinstance(column, Column):
-                value = column[row]
-            else:
-                value = column.objects_at(row) if isinstance(column, ObjectRecords) else column.samples([row])[0]
+            value: Any = column[row] if isinstance(column, Column) else column.samples([row])[0]
             if is_file:
                 value = os.path.join(self._root, value)
                 if suffix:
@@ -226,12 +216,6 @@ class FieldRecords:
     def read(self, sample: Sample, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
         """Return the bytes of the first image."""
         return self.fetch(sample, self._primary or 0, buffer, reserve)
-
-    def objects_of(self, number: int) -> ObjectFacts:
-        """Return what is the same of all values of a field of boxes or keypoints."""
-        records = self._others[self._bindings[number].column]
-        assert isinstance(records, ObjectRecords)
-        return records.objects
 
     def part(self, sample: Sample, number: int) -> Sample:
         """Return a field's image as a sample of its own; see `RecordsWithFields.part`."""
@@ -249,7 +233,7 @@ class FieldRecords:
         if isinstance(value, str):
             return read_file(value, buffer, reserve=reserve)
         if isinstance(value, Sample):
-            return self._others[self._bindings[number].column].read(value, buffer, reserve)
+            return self._images[self._bindings[number].column].read(value, buffer, reserve)
         if isinstance(value, memoryview):
             if not value:
                 raise UnreadableFile("it is empty (0 bytes)")
@@ -271,5 +255,5 @@ class FieldRecords:
         for path, identity in self._facts["files"]:
             check_unchanged(path, identity, one_line(path))
         self._pieces.check_unchanged()
-        for each in self._others.values():
+        for each in self._images.values():
             each.check_unchanged()

@@ -99,10 +99,8 @@ class ObjectRecords:
         self.digest = hashlib.blake2b(repr(content).encode(), digest_size=8).hexdigest()
 
     @classmethod
-    def open(cls, config: Config, *, with_images: bool = True) -> ObjectRecords:
+    def open(cls, config: Config) -> ObjectRecords:
         """Read the annotations that `config.source` names, in the daemon.
-
-        Without `with_images` the records of a Parquet file have its objects alone.
 
         Raises:
             ManifestError: if they cannot be used, with the place.
@@ -117,8 +115,7 @@ class ObjectRecords:
             from prefetchd.data.table.listed import read_parquet
 
             found = read_parquet(config, expand(config.source, "parquet", one_line(config.source)))
-            if with_images:
-                images = ParquetRecords.open(replace(config, y_column=None, label_columns=0))
+            images = ParquetRecords.open(replace(config, y_column=None, label_columns=0))
         else:
             found = _read(config, path)
         try:
@@ -189,10 +186,9 @@ class ObjectRecords:
                 Sample(os.path.join(self._folder, paths[number]), None, 0 if lines is None else lines[number])
                 for number in numbers
             ]
-        return [sample._replace(values=self.objects_at(number)) for sample, number in zip(found, numbers, strict=True)]
+        return [sample._replace(values=self._objects(number)) for sample, number in zip(found, numbers, strict=True)]
 
-    def objects_at(self, number: int) -> Objects:
-        """Return the objects of an image."""
+    def _objects(self, number: int) -> Objects:
         columns = self._columns
         height, width = columns["size"][number].tolist() if "size" in columns else (0, 0)
         labels = columns["labels"][number]
