@@ -1,6 +1,6 @@
 """Faults planted on purpose: small patches of the package, each of which some world must find.
 
-    python -m tests.simulation.planted [NAME ...] [--within N]
+    python -m tests.simulation.planted [NAME ...] [--within N | --fresh]
 
 A file `planted/NAME.patch` has a head and one hunk:
 
@@ -89,7 +89,9 @@ def all_planted() -> list[Planted]:
 
 def _forget() -> None:
     """Have the package, and what simulates it, imported again."""
-    for name in [name for name in sys.modules if name.partition(".")[0] == "prefetchd" or name.startswith("tests.simulation.")]:
+    for name in [
+        name for name in sys.modules if name.partition(".")[0] == "prefetchd" or name.startswith("tests.simulation.")
+    ]:
         if name != __name__:
             del sys.modules[name]
     importlib.invalidate_caches()
@@ -120,6 +122,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*")
     parser.add_argument("--within", type=int, default=0, help="try the seeds below this, not those known to find it")
+    parser.add_argument("--fresh", action="store_true", help="as --within, with the number that each patch states")
     arguments = parser.parse_args(argv)
     logging.getLogger("prefetchd").setLevel(logging.CRITICAL)
     warnings.simplefilter("ignore")
@@ -132,7 +135,8 @@ def main(argv: Sequence[str]) -> int:
             if arguments.names and fault.name not in arguments.names:
                 continue
             rest = [seed for seed in range(arguments.within or fault.within) if seed not in fault.seeds]
-            seeds = range(arguments.within) if arguments.within else [*fault.seeds, *rest]
+            is_fresh = arguments.within or arguments.fresh
+            seeds = range(arguments.within or fault.within) if is_fresh else [*fault.seeds, *rest]
             found = next(find(fault, seeds, package), None)
             missed += found is None
             said = f"seed {found[0]}: {found[1][:150]}" if found is not None else f"NOT FOUND by {len(seeds)} seeds"

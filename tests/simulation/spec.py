@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 from tests.simulation.readers import CONTENT
 
@@ -22,12 +23,14 @@ FEATURES = (
     "daemon stops", "daemon deaths", "reconnect", "set", "shortage", "small sockets", "slow wakes", "preempt", "status",
     "superseded", "one iterator",
 )  # fmt: skip
+# They end loops before their time, so that worlds with them see less of all the others.
+_LESS_OFTEN = {"too large": 0.25, "raise": 0.4, "daemon deaths": 0.5, "together": 0.6, "superseded": 0.5}
 KINDS = {
     "bad samples": ("refused", "missing", "random"),
     "crashes": ("crash",),
     "hangs": ("hang",),
     "kernel": ("kernel",),
-    "io": ("io", "io always"),
+    "io": ("io", "io", "io", "io always"),
     "late": ("late",),
     "large": ("large",),
     "too large": ("too large",),
@@ -129,6 +132,7 @@ class WorldSpec:
     wake_s: float = 0.0002
     round_s: float = 0.00003
     preempt: float = 0.0
+    step_limit: int = 100_000
 
 
 def _log(rng: random.Random, low: float, high: float) -> float:
@@ -137,20 +141,25 @@ def _log(rng: random.Random, low: float, high: float) -> float:
 
 def draw(seed: int) -> WorldSpec:
     """Return the world of a seed."""
+    # Streams of their own, so that a feature that is added later leaves the others of a world alone.
     rng = random.Random(f"world {seed}")
     share = rng.choice((0.08, 0.2, 0.35, 0.5))
-    on = {feature for feature in FEATURES if rng.random() < share}
+    on = {
+        feature
+        for feature in FEATURES
+        if random.Random(f"{feature} {seed}").random() < share * _LESS_OFTEN.get(feature, 1.0)
+    }
     if not on & {"daemon deaths"}:
         on.discard("reconnect")
     many = rng.choice((1, 1, 2, 2, 3, 4, 6, 8))
     n_datasets = 3 if "three data sets" in on else 2 if "two data sets" in on else 1
     is_large = "large ring" in on and "tiny ring" not in on
-    datasets = tuple(_draw_dataset(rng, on) for _ in range(n_datasets))
-    loops = _draw_loops(rng, on, many, n_datasets)
-    n_least = 3 + (2 * len(loops) if rng.random() < 0.8 else 0)
-    n_slots = 3 if "tiny ring" in on else rng.randint(16, 90) if is_large else rng.randint(n_least, n_least + 8)
+    datasets = tuple(_draw_dataset(random.Random(f"data {number} {seed}"), on) for number in range(n_datasets))
+    loops = _draw_loops(random.Random(f"loops {seed}"), on, many, n_datasets)
+    n_least = 3 + (3 * len(loops) if rng.random() < 0.85 else 0)
+    n_slots = 3 if "tiny ring" in on else rng.randint(16, 90) if is_large else rng.randint(n_least, n_least + 6)
     busy_s = sum(loop.step_s * 20 for loop in loops) + 1
-    faults = _draw_faults(rng, on, len(loops), busy_s)
+    faults = _draw_faults(random.Random(f"faults {seed}"), on, busy_s)
     patience_s = 0.0 if "no patience" in on else math.inf if "endless patience" in on else _log(rng, 0.2, 30)
     return WorldSpec(
         seed=seed,
@@ -178,7 +187,9 @@ def draw(seed: int) -> WorldSpec:
 
 def _draw_dataset(rng: random.Random, on: set[str]) -> DatasetSpec:
     batch_size = rng.choice((1, 2, 4, 4, 8))
-    n_samples = batch_size * rng.randint(2, 14) - (rng.randrange(batch_size) if rng.random() < 0.5 else 0)
+    n_samples = batch_size * rng.choice((rng.randint(2, 8), rng.randint(8, 30))) - (
+        rng.randrange(batch_size) if rng.random() < 0.5 else 0
+    )
     policy = "raise" if "raise" in on else "substitute" if "substitute" in on else "skip"
     bad: dict[int, str] = {}
     for feature, kinds in KINDS.items():
@@ -196,7 +207,7 @@ def _draw_dataset(rng: random.Random, on: set[str]) -> DatasetSpec:
         n_samples=n_samples,
         batch_size=batch_size,
         shuffle="shuffle" in on,
-        drop_last=rng.random() < 0.2 and n_samples >= batch_size,
+        drop_last=rng.random() < 0.2 and n_samples >= 3 * batch_size,
         on_error=policy,
         bad=tuple(sorted(bad.items())),
         row_s=1e-5 if kind == "arrays" else row_s,
@@ -248,7 +259,7 @@ def _draw_loops(rng: random.Random, on: set[str], many: int, n_datasets: int) ->
     return tuple(loop if not loop.join else dataclasses.replace(loop, reconnect=False) for loop in loops)
 
 
-def _draw_faults(rng: random.Random, on: set[str], n_loops: int, busy_s: float) -> tuple[FaultSpec, ...]:
+def _draw_faults(rng: random.Random, on: set[str], busy_s: float) -> tuple[FaultSpec, ...]:
     faults: list[FaultSpec] = []
 
     def add(
@@ -274,3 +285,24 @@ def _draw_faults(rng: random.Random, on: set[str], n_loops: int, busy_s: float) 
     add("set", "set", values=sizes)
     add("shortage", "shortage", for_s=(1.0, 20.0), most=2)
     return tuple(sorted(faults, key=lambda fault: fault.at_s))
+
+
+def to_plain(spec: WorldSpec) -> dict[str, Any]:
+    """Return a world as plain JSON values."""
+    plain = dataclasses.asdict(spec)
+    plain["patience_s"] = str(spec.patience_s)  # it may be infinite
+    return plain
+
+
+def from_plain(plain: dict[str, Any]) -> WorldSpec:
+    """Return the world that `to_plain` made plain; what it does not name is as usual."""
+    values = dict(plain)
+    values["features"] = tuple(values.get("features", ()))
+    datasets = [
+        {**each, "bad": tuple((number, kind) for number, kind in each.get("bad", ()))} for each in plain["datasets"]
+    ]
+    values["datasets"] = tuple(DatasetSpec(**each) for each in datasets)
+    values["loops"] = tuple(LoopSpec(**each) for each in plain["loops"])
+    values["faults"] = tuple(FaultSpec(**each) for each in plain.get("faults", ()))
+    values["patience_s"] = float(values.get("patience_s", 10.0))
+    return WorldSpec(**values)

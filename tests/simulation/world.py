@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import tempfile
+import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -31,16 +32,15 @@ from prefetchd.ring import segment
 from tests.simulation import data
 from tests.simulation.faults import Injector
 from tests.simulation.invariants import Watch, allowed_error
-from tests.simulation.kernel import Kernel, Killed, Process, SimulationError, Task
+from tests.simulation.kernel import Kernel, Killed, Process, SimulationError
 from tests.simulation.model import Content
 from tests.simulation.programs import Place, Trainer
-from tests.simulation.readers import SimForkServer, SimReader, Statistics
+from tests.simulation.readers import SimForkServer, Statistics
 from tests.simulation.sockets import Listener, Network
 from tests.simulation.spec import WorldSpec
 from tests.simulation.system import Machine, System
 
 _QUIET_S = 30.0  # an idle daemon without a timer sleeps through it
-_STEP_LIMIT = 100_000
 _RESTART_S = 0.7
 
 
@@ -53,6 +53,8 @@ class Outcome:
         virtual_s: how long it took in its own time.
         batches: how many were delivered.
         ended: why loops ended before their time, by error.
+        messages: how often each was sent.
+        waits: what loops waited for, as `status` has it.
     """
 
     hash: int
@@ -60,6 +62,7 @@ class Outcome:
     batches: int
     ended: dict[str, int]
     messages: dict[str, int]
+    waits: tuple[str, ...]
 
 
 class WorldFailed(Exception):
@@ -78,7 +81,7 @@ class World:
 
     def __init__(self, spec: WorldSpec, folder: Path) -> None:
         self.spec = spec
-        self.kernel = Kernel(spec.seed, wake_s=spec.wake_s, preempt=spec.preempt, step_limit=_STEP_LIMIT)
+        self.kernel = Kernel(spec.seed, wake_s=spec.wake_s, preempt=spec.preempt, step_limit=spec.step_limit)
         self.network = Network(self.kernel, spec.capacity)
         self.network.on_message = self.saw_message
         self.network.on_round = self.after_round
@@ -138,6 +141,10 @@ class World:
         if not allowed_error(self, trainer, error, is_peek=is_peek):
             raise SimulationError(f"{trainer.name} ended for no reason: {type(error).__name__}: {error}")
 
+    def told(self, error: PrefetchdError) -> str:
+        """Return the text of an error without what differs in a replay: the folder, and this process."""
+        return str(error).replace(str(self._folder), "FOLDER").replace(f"pid {os.getpid()}", "pid DAEMON")
+
     # --- processes
 
     def _start_process(self, command: Sequence[str], fds: Sequence[int]) -> Process:
@@ -163,7 +170,8 @@ class World:
 
     def _configs(self) -> dict[str, Config]:
         spec, configs = self.spec, {}
-        n_readers = spec.num_workers or spec.n_cores
+        is_cheap = all(dataset.kind == "arrays" for dataset in spec.datasets)
+        n_readers = spec.num_workers or (max(1, spec.n_cores // 2) if is_cheap else spec.n_cores)
         least = budget.smallest_budget(n_readers, spec.slot_bytes, 64 << 10)
         n_bytes = least + (spec.n_slots - budget.MIN_SLOTS) * spec.slot_bytes
         for number, dataset in enumerate(spec.datasets):
@@ -242,7 +250,8 @@ class World:
         was_enabled = gc.isenabled()
         gc.disable()  # it would run at other moments in a replay
         try:
-            with self._system.installed():
+            with self._system.installed(), warnings.catch_warnings():  # around all threads: it is one for the process
+                warnings.simplefilter("ignore")
                 try:
                     yield
                 finally:
@@ -295,7 +304,8 @@ class World:
         self.injector.end()
         while self.daemon is None:
             kernel.sleep(0.5)
-        until_s = kernel.now_s + _QUIET_S + 4 * self.watch.bound_s
+        epochs_ahead = 1 + self.spec.n_slots // min(content.order.batches_per_epoch for content in self.contents)
+        until_s = kernel.now_s + _QUIET_S + (3 + epochs_ahead) * self.watch.bound_s
         n_rounds = -1
         while self.network.n_rounds > n_rounds:  # it makes batches ahead
             if kernel.now_s > until_s:
@@ -310,7 +320,8 @@ class World:
     def _outcome(self) -> Outcome:
         ended = Counter(type(trainer.error).__name__ for trainer in self.trainers if trainer.error is not None)
         batches = sum(trainer.taken for trainer in self.trainers)
-        return Outcome(self.kernel.hash, self.kernel.now_s - 1000.0, batches, dict(ended), dict(self.messages))
+        virtual_s, waits = self.kernel.now_s - 1000.0, tuple(sorted(self.watch.longest_s))
+        return Outcome(self.kernel.hash, virtual_s, batches, dict(ended), dict(self.messages), waits)
 
 
 def _unless_killed(hook: Callable[[Any], object]) -> Callable[[Any], object]:

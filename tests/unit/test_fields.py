@@ -13,8 +13,7 @@ import pytest
 
 from prefetchd.client.batch import Batch, batch_class, leaves_of
 from prefetchd.config.datasets import read_config_file
-from prefetchd.config.field_options import image_config
-from prefetchd.config.fields import Field, parse_fields
+from prefetchd.config.fields import Field, image_config, parse_fields
 from prefetchd.config.validate import make_config
 from prefetchd.data.faults import RefusedImage
 from prefetchd.data.fields.parts import read_npy
@@ -153,7 +152,7 @@ def test_one_layout_has_one_class_and_the_short_form_stays_x_and_y() -> None:
 
 @pytest.mark.parametrize("fields", [[], [["a", [1], "object"]], [["a", [-1], "uint8"]], [["a", [], "uint8"]] * 2])
 def test_layouts_that_make_no_sense_are_refused(fields: list[Any]) -> None:
-    with pytest.raises(ValueError, match="impossible|unknown"):
+    with pytest.raises(ValueError, match=r"impossible|unknown"):
         layout_from_wire({"batch_size": 2, "fields": fields})
 
 

@@ -1,16 +1,20 @@
-"""A tile of the contact sheet for a sample with fields: its first image, its first mask, and what can be written."""
+"""A tile of the contact sheet for a sample with fields: first image and mask, boxes, and what can be written."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from prefetchd.cli.views.contact_sheet import Tile, mask_to_display, to_display
+from prefetchd.cli.views.marks import Marks, marks_of
 from prefetchd.config.fields import image_config, parse_fields
 from prefetchd.errors import ConfigError
 
 if TYPE_CHECKING:
+    from prefetchd.config.fields import Field
     from prefetchd.config.options import Config
 
 _SHOWN_CHARACTERS = 40
@@ -53,7 +57,30 @@ def tile_of_fields(batch: Any, config: Config, classes: dict[str, tuple[str, ...
             words.append(_label(batch[name][0], classes.get(name)))
         elif field.kind == "text":
             words.append(batch.strings(name)[0][:_SHOWN_CHARACTERS])
-    return Tile(picture, f"#{batch.index}: {', '.join(words)}" if words else f"#{batch.index}")
+        elif field.kind in ("boxes", "keypoints"):
+            words.append(f"{int(batch[name]['count'][0])} {field.kind}")
+    caption = f"#{batch.index}: {', '.join(words)}" if words else f"#{batch.index}"
+    return Tile(picture, caption, _marks(batch, own, fields, classes, 0.5 if mask is not None else 1.0))
+
+
+def _marks(
+    batch: Any, own: Config, fields: Mapping[str, Field], classes: dict[str, tuple[str, ...]], part: float
+) -> Marks | None:
+    """Return all boxes and keypoints, which are drawn into the left `part` of the picture."""
+    found = []
+    for name, field in fields.items():
+        if field.kind in ("boxes", "keypoints"):
+            target: Any = field.kind
+            config = replace(own, target=target, box_format=field.box_format or own.box_format)
+            found.append(marks_of(batch[name], config, classes.get(name)))
+    if not found:
+        return None
+    return Marks(
+        np.concatenate([each.boxes for each in found]) * (part, 1, part, 1),
+        np.concatenate([each.labels for each in found]),
+        tuple(name for each in found for name in each.names),
+        np.concatenate([each.points for each in found]) * (part, 1),
+    )
 
 
 def _label(label: Any, classes: tuple[str, ...] | None) -> str:

@@ -202,9 +202,10 @@ class JobTracker:
 
     def _environment_fault(self, chunk: Chunk, fault: Fault) -> None:
         job, sample = chunk.job, f"sample {fault.sample_id} ({fault.where or self._where(fault.sample_id)})"
-        if fault.over_budget and chunk.sample_id is not None:  # it was alone: the refusal was for this sample
+        is_alone = chunk.sample_id is not None and not chunk.postponed
+        if fault.over_budget and is_alone:  # the refusal was for this sample
             job.fail(f"cannot decode {sample}: {fault.reason}", "BudgetError")
-        elif fault.over_budget:  # no count: each new loop asks again
+        elif fault.over_budget:  # no count: each new loop asks again, and what was postponed is no fault
             job.queued.append(Chunk(job, [fault.row], fault.sample_id))
         elif self._try_again(job, fault.row):
             job.queued.append(Chunk(job, [fault.row], fault.sample_id, fault.needs_fresh_reader))
@@ -266,6 +267,7 @@ class JobTracker:
 
     def _bad(self, job: Job, row: int, sample: BadSample, lasting: bool = True) -> None:
         """Apply the policy to a bad sample; a verdict that is not `lasting` is found again in every epoch."""
+        self._ends.pop(sample.sample_id, None)  # else each epoch would ask for it alone
         if sample.sample_id not in self._known_bad:
             is_new = sample.sample_id not in self._bad_in_some_epoch
             if lasting:
