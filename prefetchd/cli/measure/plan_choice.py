@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from html import escape
 
 from prefetchd.cli.measure.measure import Measured
-from prefetchd.cli.spelling import flag_of
-from prefetchd.config.options import OPTIONS, Config
+from prefetchd.config.options import OPTIONS, Config, flag_of
 from prefetchd.config.units import format_bytes, format_count
 
 KNEE_SHARE = 0.9
