@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +193,65 @@ def test_columns_without_a_value_that_can_be_held_are_refused_in_words(folder):
     for frame, what in ((empty, "all its values are missing"), (wide, "Int128")):
         with pytest.raises(PrefetchdError, match=what):
             served(frame, {"v": Field("label")})
+
+
+def boxes_of(folder: Path, rows: list[tuple[list[list[float]], list[int]]]) -> Path:
+    lines = [json.dumps({"path": f"{row}.png", "b": b, "l": labels}) for row, (b, labels) in enumerate(rows)]
+    (folder / "b.jsonl").write_text("\n".join(lines))
+    return folder / "b.jsonl"
+
+
+@pytest.mark.parametrize("by_field", [True, False])
+def test_fields_of_boxes_in_fractions_are_not_taken_for_pixels(folder, by_field):
+    source = boxes_of(folder, [([[0, 0, 0.5, 0.5]], [1]), ([], [])])
+    field = Field("boxes", labels="l", source_box_format="xyxy" if by_field else None)
+    options = {} if by_field else {"source_box_format": "xyxy"}
+    with pytest.raises(PrefetchdError, match="source_box_format='xyxy_normalized'"):
+        served(source, {"b": field}, **options)
+
+
+def test_fields_of_boxes_have_classes_from_0(folder):
+    source = boxes_of(folder, [([[0, 0, 2, 2]], [1]), ([[0, 0, 2, 2]], [-1])])
+    with pytest.raises(PrefetchdError, match=r"row 1 \(from 0\) has the label -1"):
+        served(source, {"b": Field("boxes", labels="l", source_box_format="xyxy")})
+
+
+def test_fields_of_coco_boxes_refuse_another_format(folder):
+    images = [{"id": 1, "file_name": "0.png"}]
+    annotations = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 2, 2]}]
+    (folder / "a.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    with pytest.raises(PrefetchdError, match="its boxes are xywh; leave it out"):
+        served(folder / "a.json", {"b": Field("boxes", "boxes", labels="labels", source_box_format="xyxy")})
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("box_format", "xywh"), ("min_visible", 0.5), ("max_boxes", 3), ("crowds", True), ("mask_border", 7)],
+)
+def test_options_of_kinds_that_no_field_has_are_refused(folder, option, value):
+    with pytest.raises(PrefetchdError, match=f"cannot use {option} with these fields"):
+        served(table_of(folder, "csv", [1, 2]), {"v": Field("label")}, **{option: value})
+
+
+def test_a_mask_needs_an_image(folder):
+    with pytest.raises(PrefetchdError, match="add one, or give the masks as a field of kind image"):
+        make_config(source="x.csv", fields={"m": Field("mask", "path")})
+
+
+def test_labels_of_text_and_of_numbers_do_not_mix_in_tar_shards(folder):
+    png = (folder / "0.png").read_bytes()
+    with tarfile.open(folder / "s.tar", "w") as shard:
+        for key, label in (("a", "zero"), ("b", 1)):
+            for extension, content in (("png", png), ("json", json.dumps({"label": label}).encode())):
+                member = tarfile.TarInfo(f"{key}.{extension}")
+                member.size = len(content)
+                shard.addfile(member, io.BytesIO(content))
+    with pytest.raises(PrefetchdError, match=r"sample 1 \(from 0\) has a number \(1\), and the first has text"):
+        served(folder / "s.tar", {"image": Field("image", "png"), "v": Field("label", "json:label")})
+
+
+def test_a_root_that_means_nothing_is_refused(folder):
+    (folder / "d" / "images").mkdir(parents=True)
+    cv2.imwrite(str(folder / "d" / "images" / "a.png"), np.zeros((4, 4, 3), np.uint8))
+    with pytest.raises(PrefetchdError, match="cannot use root"):
+        served(folder / "d", {"image": Field("image", "images")}, root=folder)
