@@ -255,3 +255,18 @@ def test_a_root_that_means_nothing_is_refused(folder):
     cv2.imwrite(str(folder / "d" / "images" / "a.png"), np.zeros((4, 4, 3), np.uint8))
     with pytest.raises(PrefetchdError, match="cannot use root"):
         served(folder / "d", {"image": Field("image", "images")}, root=folder)
+
+
+def test_fields_of_a_dictionary_may_be_arrays(folder):
+    """A column called `x` of several axes does not make the dictionary one of arrays."""
+    source = {**table_of(folder, "memory", [1, 2, 3]), "x": np.arange(6).reshape(3, 2)}
+    found, _ = served(source, {"x": Field("array")})
+    assert found["x"].tolist() == [[0, 1], [2, 3], [4, 5]]
+
+
+@pytest.mark.parametrize("option", [{"x_column": "x"}, {"label_columns": 0}, {"fields": {"v": Field("label")}}])
+def test_options_of_columns_are_refused_with_arrays(option):
+    arrays = np.zeros((3, 2)), np.arange(3)
+    for source in (arrays, arrays[0]):
+        with pytest.raises(PrefetchdError, match=r"arrays: they have no"):
+            take_in(source, make_config(source="<source>", **option))

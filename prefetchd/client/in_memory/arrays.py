@@ -12,7 +12,7 @@ from prefetchd.client.in_memory.table import check_rows, finish
 from prefetchd.columns.passed import PassedTable
 from prefetchd.columns.writer import ColumnsWriter
 from prefetchd.config.options import Config
-from prefetchd.errors import ManifestError
+from prefetchd.errors import ConfigError, ManifestError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,7 +34,19 @@ def of_tuple(source: tuple[Any, ...], config: Config) -> PassedTable:
     x, *y = source
     if _numbers(x) is None:
         return frames.of_dict(dict(zip(("path", "label"), source, strict=False)), config)
+    _check_options(config)
     return of_arrays(x, *y)
+
+
+def _check_options(config: Config) -> None:
+    """Raise `ConfigError` for options that name columns: arrays have none."""
+    for name in ("x_column", "y_column", "label_columns"):
+        if getattr(config, name) is not None:
+            raise ConfigError(f"cannot use {name} with arrays: they have no columns; give x, or (x, y)")
+    if config.fields:
+        raise ConfigError(
+            'cannot take fields from arrays: they have no names; give a dictionary, such as {"x": x, "y": y}'
+        )
 
 
 def of_dict(source: Mapping[Any, Any], config: Config) -> PassedTable | None:
@@ -54,7 +66,10 @@ def of_dict(source: Mapping[Any, Any], config: Config) -> PassedTable | None:
 def of_one(source: Any, config: Config) -> PassedTable:
     """Serve one array: rows of numbers, or paths."""
     x = _numbers(source)
-    return frames.of_dict({"path": source}, config) if x is None else of_arrays(x)
+    if x is None:
+        return frames.of_dict({"path": source}, config)
+    _check_options(config)
+    return of_arrays(x)
 
 
 def of_arrays(x: Any, y: Any = None) -> PassedTable:

@@ -24,6 +24,7 @@ def of_dict(source: Mapping[Any, Any], config: Config) -> PassedTable:
     """Serve a dictionary of columns: lists, arrays or series of one length."""
     if not source:
         raise ManifestError("cannot serve the dictionary: it has no columns; give {'path': [...], 'label': [...]}")
+    check_distinct(map(str, source))
     columns = {str(name): values for name, values in source.items()}
     lengths = {}
     for name, values in columns.items():

@@ -48,7 +48,8 @@ def _of_mapping(source: Mapping[Any, Any], config: Config) -> PassedTable:
         raise ConfigError(
             f"cannot serve this dictionary of {len(splits)} data sets; give one, as in data[{splits[0]!r}]"
         )
-    return arrays.of_dict(source, config) or frames.of_dict(source, config)
+    found = None if config.fields else arrays.of_dict(source, config)  # fields take their columns from a table
+    return found or frames.of_dict(source, config)
 
 
 def _of_subset(source: Any, config: Config) -> PassedTable:
@@ -60,7 +61,7 @@ def _of_subset(source: Any, config: Config) -> PassedTable:
     if _has("select", "features")(whole):
         return frames.of_hugging_face(whole.select(taken), config)
     if _has("tensors")(whole):
-        return arrays.of_arrays(*(np.asarray(tensor)[taken] for tensor in whole.tensors))
+        return arrays.of_tuple(tuple(np.asarray(tensor)[taken] for tensor in whole.tensors), config)
     raise _refusal(whole)
 
 
