@@ -19,7 +19,9 @@ Add = Callable[[ColumnsWriter], None]
 def wanted_columns(config: Config, names: Sequence[str]) -> Collection[str] | None:
     """Return the columns that the options ask for, by name; `None` where the daemon has to choose among all."""
     if config.fields:
-        return {field.column or name for name, field in parse_fields(config.fields).items()}
+        fields = parse_fields(config.fields)
+        labels = {field.labels for field in fields.values() if field.labels is not None}  # of boxes
+        return labels | {field.column or name for name, field in fields.items()}
     if config.x_column is None or (config.y_column is None and config.label_columns != 0):
         return None
     asked = [config.x_column, *(config.y_column or "").split(",")]
