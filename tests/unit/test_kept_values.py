@@ -270,3 +270,27 @@ def test_options_of_columns_are_refused_with_arrays(option):
     for source in (arrays, arrays[0]):
         with pytest.raises(PrefetchdError, match=r"arrays: they have no"):
             take_in(source, make_config(source="<source>", **option))
+
+
+def test_arrays_that_numpy_does_not_have_are_refused_in_words():
+    torch = pytest.importorskip("torch")
+    numbers = torch.arange(6).reshape(3, 2)
+    with pytest.raises(PrefetchdError, match="cannot become an array of numpy"):
+        take_in({"x": numbers.bfloat16(), "y": np.arange(3)}, make_config(source="<s>", x_column="x", y_column="y"))
+    for scalar in ((np.array(3), np.arange(3)), {"x": np.array(3)}):
+        with pytest.raises(PrefetchdError) as caught:
+            take_in(scalar, make_config(source="<source>"))
+        assert "\n" not in str(caught.value)
+
+
+def test_functions_of_a_folder_that_are_not_called_are_named(folder):
+    class Folder:
+        def __init__(self) -> None:
+            self.samples = [(str(folder / "0.png"), 0)]
+            self.classes = ["a"]
+
+        def __getitem__(self, number: int) -> tuple[Any, int]:
+            return self.samples[number][0], 1
+
+    with pytest.warns(RuntimeWarning, match="the __getitem__ of this Folder is not called"):
+        take_in(Folder(), make_config(source="<source>"))

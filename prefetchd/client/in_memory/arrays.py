@@ -23,7 +23,10 @@ _NUMBERS = "biufc"
 def are_arrays(source: tuple[Any, ...]) -> bool:
     """Return whether a tuple holds columns, `(x, y)`, and not rows: arrays, or two lists."""
     if any(hasattr(each, "__array__") or hasattr(each, "iloc") for each in source):
-        return all(hasattr(each, "__len__") and not isinstance(each, str | bytes) for each in source)
+        return all(
+            hasattr(each, "__len__") and getattr(each, "ndim", 1) and not isinstance(each, str | bytes)
+            for each in source
+        )
     return len(source) == 2 and all(isinstance(each, list) for each in source)
 
 

@@ -69,6 +69,12 @@ def _is_folder(source: Any) -> bool:
     return bool(_has("samples", "classes")(source)) and isinstance(source.samples, Sequence)
 
 
+def _loader(source: Any) -> Any:
+    """Return the function that reads a file of a folder, if it is one of Python."""
+    loader = getattr(source, "loader", None)
+    return loader if callable(loader) else None
+
+
 def _check_folder(source: Any) -> None:
     """Say what of an `ImageFolder` is not done here: a label that is changed in silence is refused."""
     if getattr(source, "target_transform", None) is not None:
@@ -76,6 +82,13 @@ def _check_folder(source: Any) -> None:
             f"cannot use the target_transform of this {type(source).__name__}: readers run functions that they can "
             "import; make it without, and give target_transform='module:function'"
         )
+    for name, function in (("__getitem__", getattr(type(source), "__getitem__", None)), ("loader", _loader(source))):
+        module = str(getattr(function, "__module__", None))
+        if function is not None and module.partition(".")[0] != "torchvision":
+            warn_user(
+                f"the {name} of this {type(source).__name__} is not called: a sample is the path and the label that "
+                "its samples list"
+            )
     if getattr(source, "transform", None) is not None:
         warn_user(
             f"the transform of this {type(source).__name__} is not applied: prefetchd decodes and resizes "
