@@ -294,3 +294,45 @@ def test_functions_of_a_folder_that_are_not_called_are_named(folder):
 
     with pytest.warns(RuntimeWarning, match="the __getitem__ of this Folder is not called"):
         take_in(Folder(), make_config(source="<source>"))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "memory"])
+def test_text_that_looks_like_a_number_is_a_name_where_numbers_are_no_text(folder, kind):
+    """As without fields: "01" is not "1"."""
+    found, _ = served(table_of(folder, kind, ["10", "01", "1"]), {"v": Field("label")})
+    assert found["v"].tolist() == [2, 0, 1]
+    found, _ = served(table_of(folder, "csv", ["10", "2", "1"]), {"v": Field("label")})
+    assert found["v"].tolist() == [10, 2, 1]
+    both = {"v": Field("label"), "t": Field("text", "v")}
+    found, _ = served(table_of(folder, "csv", ["10", "2", "1"]), both)
+    assert found["v"].tolist() == [10, 2, 1]
+
+
+def test_a_header_above_columns_by_number_is_no_sample(folder):
+    (folder / "l.csv").write_text("path,v\n0.png,1\n1.png,2\n")
+    with pytest.raises(PrefetchdError, match=r"cannot take line 1 for a sample.*'v' there, and numbers below"):
+        served(folder / "l.csv", {"image": Field("image", "0"), "v": Field("label", "1")})
+    (folder / "l.csv").write_text("0.png,1\n1.png,2\n")
+    found, _ = served(folder / "l.csv", {"image": Field("image", "0"), "v": Field("label", "1")})
+    assert found["v"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("0.png,1\n1.png,2\n", [1, 2]),  # the first row has the number of the column
+        ("0.png,1\n1.png,1\n", [1, 1]),
+        (",0,1\n0,0.png,7\n1,1.png,8\n", [7, 8]),  # as pandas writes columns without names
+    ],
+)
+def test_columns_by_number_lose_no_row(folder, text, labels):
+    (folder / "l.csv").write_text(text)
+    found, _ = served(folder / "l.csv", {"image": Field("image", "0"), "v": Field("label", "1")})
+    assert found["v"].tolist() == labels
+    assert found["image"][:, 0, 0, 0].tolist() == [0, 1]
+
+
+def test_a_number_beyond_the_columns_is_no_value_of_the_first_row(folder):
+    (folder / "l.csv").write_text("0.png,5\n1.png,6\n")
+    with pytest.raises(PrefetchdError, match=r"cannot find the column '5' .* has 2, from 0"):
+        served(folder / "l.csv", {"image": Field("image", "0"), "v": Field("label", "5")})

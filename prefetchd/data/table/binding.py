@@ -74,8 +74,8 @@ def bind(
     Args:
         fields: the option, by name.
         columns: the table, as it was read or given. Of its attributes, `images` has for a column of encoded bytes the
-            columns that hold them (`columns.arrow`), `paths` lists columns that are paths to every kind, and `classes`
-            has the names of the classes of columns of numbers.
+            columns that hold them (`columns.arrow`), `paths` lists columns that are paths to every kind, `classes` has
+            the names of the classes of columns of numbers, and `is_text` says that numbers, too, are text.
         source: the data set's name in errors.
         images: columns of encoded images that other records have.
 
@@ -148,7 +148,8 @@ def _bind(
         )
     if field.kind == "label" and holds == "text":
         where = f"{layout.name!r} of {source}"
-        numbers, classes = label_numbers(column, columns.n_rows, where)
+        are_names = not columns.attributes.get("is_text")
+        numbers, classes = label_numbers(column, columns.n_rows, where, are_names=are_names)
         key = f"{name}."  # a name of its own: another field may take its values from a column called `name`
         while key in taken:
             key += "."

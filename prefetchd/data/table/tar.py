@@ -113,7 +113,7 @@ class _TarColumn:
                     f"cannot take labels from {where}: sample {odd} (from 0) has {json_kind(self.values[odd])}, and "
                     "the first has text; write all alike"
                 )
-            numbers, classes = label_numbers(self.values, len(self.values), where)
+            numbers, classes = label_numbers(self.values, len(self.values), where, are_names=bool(self._key))
             writer.add_numbers(self._column, numbers)
             if classes is not None:
                 attributes["classes"][self._column] = list(classes)
