@@ -344,3 +344,10 @@ def test_keypoints_in_fractions_are_not_taken_for_pixels(folder, option):
     fields = {"image": Field("image", "path"), **option["fields"]} if "fields" in option else {}
     with pytest.raises(PrefetchdError, match="as in fractions of the image; write pixels"):
         open_source(make_config(source=str(folder / "k.jsonl"), **{**option, "fields": fields}))
+
+
+def test_names_of_the_classes_of_boxes_in_memory_are_refused_by_their_column(folder):
+    source = {"path": [str(folder / "0.png")], "boxes": [[[0, 0, 2, 2]]], "labels": [["cat"]]}
+    config = make_config(source="<source>", target="boxes", source_box_format="xyxy")
+    with pytest.raises(PrefetchdError, match=r"cannot use the column 'labels' of .*; give lists of numbers"):
+        open_source(config, table=take_in(source, config))

@@ -237,8 +237,11 @@ def read_columns(config: Config, columns: Columns, name: str) -> AnnotatedImages
         ManifestError: if a row does not fit, with its number.
     """
     lists = ObjectLists(name, with_keypoints=config.target == "keypoints")
-    objects, labels = object_columns(config, columns, name)
+    left_out = columns.attributes.get("left_out", {})
+    objects, labels = object_columns(config, [*columns, *left_out], name)
     for key in (objects, labels):
+        if key in left_out:
+            raise ManifestError(f"cannot use the column {key!r} of {name}: {left_out[key]}; give lists of numbers")
         if key is not None and columns[key].layout.kind != "ragged":
             raise ManifestError(f"cannot use the column {key!r} of {name}: it has no lists; give y_column")
     for row in range(columns.n_rows):
