@@ -107,6 +107,11 @@ def batches(
     if config is not None:
         from prefetchd.config.datasets import read_config_file  # loads a TOML parser, which few need
 
+        if not isinstance(config, str | os.PathLike):
+            raise ConfigError(
+                f"cannot use config of the type {type(config).__name__}: it names a TOML file; "
+                "give options as keywords, batches(source, **options)"
+            )
         from_file, tables = read_config_file(os.fspath(config))
         if tables:
             from_file.update(_table(os.fspath(config), tables, dataset))

@@ -112,8 +112,8 @@ def _places(column: str, header: list[str], name: str) -> tuple[bool, tuple[int,
         return False, tuple(map(int, parts))
     missing = next(part for part in parts if part not in header)
     near = difflib.get_close_matches(missing, header, 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, header[:20]))}"
-    raise ConfigError(f"cannot find the column {missing!r} in {name}: {hint}")
+    hint = f"did you mean {near[0]!r}" if near else f"there are {', '.join(map(repr, header[:20]))}"
+    raise ConfigError(f"cannot find the column {missing!r} in {name}: {hint}; give each field its column")
 
 
 def _extend(texts: dict[int, TextColumn], rows: list[list[str]]) -> None:
