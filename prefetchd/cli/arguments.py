@@ -108,7 +108,8 @@ def add_source_options(
         nargs="*",
         metavar="[NAME=]MANIFEST",
         help="a list file (a path and a label per line, .csv, .tsv, .jsonl), a directory with a folder per class, "
-        "tar shards or Parquet files (one, a directory of them, or a quoted pattern such as 's-{000..099}.tar'), or "
+        "tar shards, Parquet or Arrow files (one, a directory of them, or a quoted pattern such as "
+        "'s-{000..099}.tar'), annotations (COCO's .json, a YOLO folder), or "
         "arrays (.npy, .npz, a directory of .npy shards); several, each with a name, share the readers, the ring "
         "and the budget: train=train.txt val=val.txt",
     )
