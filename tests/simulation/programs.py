@@ -41,12 +41,14 @@ class Trainer:
         self.error: PrefetchdError | None = None
         self.done = False
         self.taken = 0
-        self.asked: list[Place] = []
+        self.whole_passes: set[int] = set()  # epochs of its group, to whose end it stayed
         self._content = world.contents[spec.dataset]
         self._held: list[tuple[Any, Place]] = []
         self._next_epoch = 0
         self._remaining: Iterator[Place] | None = None
         self._loader: Loader | None = None
+        self._batches: Any = None
+        self._last_epoch: int | None = None
 
     def run(self) -> None:
         """Attach, run all iterations, and close the loader."""
@@ -61,6 +63,7 @@ class Trainer:
             self.world.check_error(self, error)
         finally:
             self._held.clear()
+            self._batches = None
             if self._loader is not None:
                 self._loader.close()
                 self._loader = None
@@ -89,6 +92,8 @@ class Trainer:
         if spec.second_at:
             process = world.kernel.current.process
             world.kernel.spawn(process, f"{self.name} again", self._second, spec.second_at)
+        if spec.shared_at:
+            world.kernel.spawn(world.kernel.current.process, f"{self.name} shared", self._ask_as_well, spec.shared_at)
         for _ in range(spec.iterations):
             self._iterate()
             if spec.rest_s:
@@ -113,12 +118,34 @@ class Trainer:
             self.world.kernel.note("ends", f"{self.name} again", type(error).__name__, str(error))
             self.world.check_error(self, error)
 
+    def _ask_as_well(self) -> None:
+        """Ask the iterator in which the loop waits, now and then: that is an error, and takes no batch."""
+        kernel = self.world.kernel
+        for _ in range(200):
+            batches = self._batches
+            if self.waits_since_s is not None and self.waits_in_daemon and batches is not None:
+                try:
+                    next(batches)
+                except PrefetchdError as error:
+                    if "another thread is taking one" not in str(error):
+                        raise
+                else:
+                    raise SimulationError(f"{self.name} shares its iterator, and another thread got a batch of it")
+            if self._loader is None:
+                return
+            kernel.sleep(self.spec.step_s + 0.001)
+
+    @property
+    def waits_in_daemon(self) -> bool:
+        """Whether its generator runs: it is inside of `next`."""
+        return bool(self._batches is not None and self._batches._batches.gi_running)
+
     def _iterate(self) -> None:
         spec, kernel, loader = self.spec, self.world.kernel, self._loader
         assert loader is not None
         expected = self._remaining
         self._remaining = None
-        batches = iter(loader)
+        batches = self._batches = iter(loader)
         for count in itertools.count(1):
             self.waits_since_s = kernel.now_s
             try:
@@ -126,10 +153,12 @@ class Trainer:
             finally:
                 self.waits_since_s = None
             if batch is None:
+                if spec.group is not None and self._last_epoch is not None:
+                    self.whole_passes.add(self._last_epoch)
                 break
             self.taken += 1
             if expected is None:
-                expected = self._expected(batch)
+                expected = self._expected(batch.epoch, batch.index)
             place = next(expected, None)
             got = batch.epoch, batch.index, batch.repeated
             if spec.group is not None:
@@ -139,6 +168,7 @@ class Trainer:
                 raise SimulationError(f"{self.name} got batch {got} in place of {place}")
             self._check(batch, got)
             self._next_epoch = batch.epoch + 1
+            self._last_epoch = batch.epoch
             self._use(batch, got)
             del batch
             if spec.peek_every and count % spec.peek_every == 0:
@@ -164,14 +194,14 @@ class Trainer:
     def _steps(self) -> int:
         return shard_of(self._content, self.spec, self.world.spec.datasets[self.spec.dataset].drop_last).steps()
 
-    def _expected(self, first: Any) -> Iterator[Place]:
+    def _expected(self, first_epoch: int, first_index: int) -> Iterator[Place]:
         drop_last = self.world.spec.datasets[self.spec.dataset].drop_last
         epoch, rotation = self._next_epoch, 0
         if self.spec.join or self.spec.second_at or self.spec.group:
-            epoch = first.epoch
+            epoch = first_epoch
             if epoch < self._next_epoch:
                 raise SimulationError(f"{self.name} got epoch {epoch} again")
-            rotation = first.index if self.spec.join else 0
+            rotation = first_index if self.spec.join else 0
         shard = shard_of(self._content, self.spec, drop_last, rotation)
         for epoch_, batch, repeated in places(shard, epoch, self.spec.epochs):
             yield epoch_, batch, repeated

@@ -104,7 +104,7 @@ class Network:
 
     def __init__(self, kernel: Kernel, capacity: int = CAPACITY) -> None:
         self.kernel = kernel
-        self.capacity = capacity
+        self.capacity = capacity  # of trainers' sockets
         self.named: dict[int, Endpoint | PidHandle | Listener] = {}
         self.listeners: dict[str, Listener] = {}
         self.on_message: Callable[[Process, Process, bytes], None] = lambda owner, peer, data: None
@@ -130,7 +130,8 @@ class Network:
 
     def pair(self, owner: Process, other: Process | None = None) -> tuple[SimSocket, SimSocket]:
         """Return two connected sockets: the first of `owner`, the second to be used by `other`."""
-        ends = Endpoint(self.kernel, owner, self.capacity), Endpoint(self.kernel, other or owner, self.capacity)
+        capacity = self.capacity if owner.name.startswith("client") else CAPACITY
+        ends = Endpoint(self.kernel, owner, capacity), Endpoint(self.kernel, other or owner, capacity)
         ends[0].peer, ends[1].peer = ends[1], ends[0]
         owner.endpoints[ends[0]] = None
         return SimSocket(self, ends[0], self.descriptor(ends[0])), SimSocket(self, ends[1], self.descriptor(ends[1]))

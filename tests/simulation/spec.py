@@ -20,7 +20,7 @@ FEATURES = (
     "bad samples", "raise", "substitute", "crashes", "hangs", "kernel", "io", "late", "large", "too large", "leaks",
     "slow storage", "uneven", "reader deaths", "reader stops", "fork server", "client deaths", "client stops",
     "daemon stops", "daemon deaths", "reconnect", "set", "shortage", "small sockets", "slow wakes", "preempt", "status",
-    "superseded",
+    "superseded", "one iterator",
 )  # fmt: skip
 KINDS = {
     "bad samples": ("refused", "missing", "random"),
@@ -65,6 +65,7 @@ class LoopSpec:
         break_at: it leaves each iteration after so many batches; 0 for never.
         resume: after each iteration that it left, it goes on from its state.
         second_at: another thread begins an iteration of the same loader at that time; 0 for never.
+        shared_at: another thread asks the same iterator, from that time on; 0 for never.
     """
 
     process: int = 0
@@ -92,6 +93,7 @@ class LoopSpec:
     writable: bool = False
     status_every: int = 0
     second_at: float = 0.0
+    shared_at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -239,6 +241,7 @@ def _draw_loops(rng: random.Random, on: set[str], many: int, n_datasets: int) ->
                 reconnect="reconnect" in on and alone,
                 writable="writable" in on and rng.random() < 0.5,
                 status_every=rng.randint(2, 9) if "status" in on and rng.random() < 0.5 else 0,
+                shared_at=rng.uniform(0.05, 0.5) if "one iterator" in on and rng.random() < 0.7 else 0.0,
                 second_at=rng.uniform(0.05, 1.0) if "superseded" in on and alone and rng.random() < 0.5 else 0.0,
             )
         )
