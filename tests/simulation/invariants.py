@@ -145,7 +145,7 @@ class Watch:
 
     def _reason(self, daemon: Daemon, consumer: Consumer) -> tuple[object, ...]:
         """Return what a loop waits for, as `status` has it; with the loop and the epoch that it is waited for in."""
-        found = _waits_for(consumer, daemon._consumers, is_short_of_memory=daemon._controller.paused)
+        found = _waits_for(consumer, daemon._consumers, is_short_of_memory=daemon._memory.target.paused)
         assert found is not None
         head = daemon._consumers.pacer.waits.get(consumer.number)
         if found["reason"] == "slower loop" and head is not None:

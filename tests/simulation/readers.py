@@ -232,7 +232,8 @@ class SimReader:
     def views(self, dataset: int, slot: int) -> tuple[Any, Any, Any]:
         """Return x, y and the sample ids of a slot."""
         layout, root = self._datasets[dataset].layout, np.frombuffer(self._slots[slot], np.uint8)
-        return *layout.xy(root, layout.batch_size), layout.sample_ids(root, layout.batch_size)
+        x, y = layout.arrays(root, layout.batch_size)
+        return x, y, layout.sample_ids(root, layout.batch_size)
 
     def _compact(self, message: reader_messages.Compact) -> None:
         kept = [row for row in range(message.n_rows) if not message.skipped[row // 8] >> row % 8 & 1]

@@ -196,7 +196,7 @@ def _draw_dataset(rng: random.Random, on: set[str]) -> DatasetSpec:
         n_samples=n_samples,
         batch_size=batch_size,
         shuffle="shuffle" in on,
-        drop_last=rng.random() < 0.2 and n_samples >= batch_size,
+        drop_last=rng.random() < 0.2 and n_samples >= 3 * batch_size,
         on_error=policy,
         bad=tuple(sorted(bad.items())),
         row_s=1e-5 if kind == "arrays" else row_s,
