@@ -89,6 +89,7 @@ class Watch:
         if len(daemon._ring.slots) <= _FEW_SLOTS or not self._n_looks % 8:
             self._check_ring(daemon)
         self._check_budget(daemon)
+        self._check_queue(daemon)
         process = self._world.daemon_process
         if process is not None and not process.stopped:
             self._check_waits(daemon, passed_s)
@@ -118,6 +119,13 @@ class Watch:
             raise SimulationError("there are more readers than the budget counts")
         if account.spare_bytes < 0 and not self._may_exceed:
             raise SimulationError(f"{-account.spare_bytes} bytes beyond the budget are reserved")
+
+    def _check_queue(self, daemon: Daemon) -> None:
+        """Check that chunks wait for readers in the order in which their batches are needed."""
+        for queue in (daemon._builder._queue, daemon._builder._fresh_queue):
+            turns = [chunk.job.turn for chunk in queue]
+            if turns != sorted(turns):
+                raise SimulationError(f"chunks wait in the order {turns} of their batches")
 
     # --- waits
 
@@ -215,6 +223,7 @@ class Watch:
     def finish(self) -> None:
         """Check what the whole world came to."""
         self._check_confirmations()
+        self._check_spawns()
         self._check_groups()
 
     def _check_confirmations(self) -> None:
@@ -225,6 +234,16 @@ class Watch:
             bound = (6 + 4 * disturbed) * (1 + self.n_daemon_deaths)
             if kind in CONTENT and kind != "random" and times > bound:
                 raise SimulationError(f"the {kind} sample {sample_id} was tried alone {times} times, {bound} is the bound")
+
+    def _check_spawns(self) -> None:
+        """Check that readers are started for those that end, and for samples in doubt, and not by the hundred."""
+        spec, statistics = self._world.spec, self._world.statistics
+        if any(dataset.leak_bytes for dataset in spec.datasets):
+            return  # each reader is replaced after some rows
+        n_readers = max(spec.num_workers or spec.n_cores, 3)
+        bound = (1 + len(spec.faults)) * (n_readers + 4) + sum(statistics.alone.values())
+        if statistics.n_spawned > bound:
+            raise SimulationError(f"{statistics.n_spawned} readers were started, {bound} is the bound")
 
     def _check_groups(self) -> None:
         """Check that each batch of a pass went to one member; to one at least where a member died."""
