@@ -121,7 +121,9 @@ class Daemon:
         self._caches = CachePages(
             [cache for dataset in self._datasets if (cache := dataset.source.cache)], clock=self._loop.clock
         )
-        self._memory = MemoryManager(plan, self._ring, self._pool, clock=self._loop.clock)
+        self._memory = MemoryManager(
+            plan, self._ring, self._pool, make_room=self._builder.make_room, clock=self._loop.clock
+        )
         self._consumers = ConsumerManager(
             self._datasets, self._ring, self._builder, self._memory, self._loop, self, linger_s=self._linger_s
         )
@@ -240,6 +242,8 @@ class Daemon:
         self._consumers.read_queues()
         cursors = self._consumers.cursors
         self._memory.follow(self._controller.decide(), cursors)
+        if self._memory.making_room:
+            self._memory.serve_requests(cursors)
         self._give_work(cursors)
         if self._memory.may_grow():
             self._memory.grow()
@@ -258,7 +262,9 @@ class Daemon:
 
     def _give_work(self, cursors: list[Cursor]) -> None:
         """Keep the readers busy; while memory is short, only for loops that wait, one batch at a time."""
-        if self._memory.target.paused:
+        if self._memory.making_room:
+            cursors = []
+        elif self._memory.target.paused:
             waiting = [cursor for cursor in cursors if cursor.waiting]
             cursors = [] if self._builder.has_jobs else waiting[:1]
         self._builder.give_work(cursors)

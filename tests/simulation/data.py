@@ -61,7 +61,7 @@ def close_new(before: set[int], folder: Path) -> list[str]:
     for fd in open_descriptors() - before:
         with contextlib.suppress(OSError):
             name = os.readlink(f"/proc/self/fd/{fd}")
-            is_source = name.startswith((f"{folder}/", "/memfd:prefetchd-manifest"))
+            is_source = name.startswith((f"{folder}/", "/memfd:prefetchd-manifest", "/memfd:prefetchd-array"))
             if is_source or name.startswith(("/memfd:prefetchd-", "/memfd:simulated-", "/dev/null")):
                 os.close(fd)
                 left += [] if is_source else [name]

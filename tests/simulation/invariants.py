@@ -181,9 +181,8 @@ class Watch:
         else:
             bound_s = self.bound_s
         if waited_s > bound_s:
-            raise SimulationError(
-                f"{consumer.attachment.request.name} has waited {waited_s:.1f} s for {key}, {bound_s:.1f} s is the bound"
-            )
+            name = consumer.attachment.request.name
+            raise SimulationError(f"{name} has waited {waited_s:.1f} s for {key}, {bound_s:.1f} s is the bound")
 
     def _stopped_s(self) -> float:
         return sum(fault.for_s for fault in self._world.spec.faults)
@@ -233,7 +232,9 @@ class Watch:
             kind = self._world.kind(dataset, sample_id)
             bound = (6 + 4 * disturbed) * (1 + self.n_daemon_deaths)
             if kind in CONTENT and kind != "random" and times > bound:
-                raise SimulationError(f"the {kind} sample {sample_id} was tried alone {times} times, {bound} is the bound")
+                raise SimulationError(
+                    f"the {kind} sample {sample_id} was tried alone {times} times, {bound} is the bound"
+                )
 
     def _check_spawns(self) -> None:
         """Check that readers are started for those that end, and for samples in doubt, and not by the hundred."""
@@ -291,7 +292,9 @@ def allowed_error(world: World, trainer: Trainer, error: PrefetchdError, *, is_p
             small = not spec.auto_budget and (spec.n_slots < 3 * len(spec.loops) + 4 or "set" in whats)
             if text.startswith("cannot decode"):
                 fits = spec.auto_budget or spec.large_bytes <= (spec.n_slots - MIN_SLOTS) * spec.slot_bytes
-                return "too large" in kinds or ("large" in kinds and (not fits or "set" in whats or "shortage" in whats))
+                return "too large" in kinds or (
+                    "large" in kinds and (not fits or "set" in whats or "shortage" in whats)
+                )
             return small or "shortage" in whats
         case "RingExhausted":
             # In a ring too small for a place of its own for each, a loop that stands still holds what others need.
@@ -310,7 +313,11 @@ def allowed_error(world: World, trainer: Trainer, error: PrefetchdError, *, is_p
 
 def _may_wait_in_vain(spec: WorldSpec, loop: LoopSpec, whats: list[str]) -> bool:
     """Return whether a loop that starts with others may find too few of them within its time."""
-    others = [other for other in spec.loops if (other.dataset, other.start_together) == (loop.dataset, loop.start_together)]
+    others = [
+        other for other in spec.loops if (other.dataset, other.start_together) == (loop.dataset, loop.start_together)
+    ]
     soon = [other for other in others if abs(other.start_s - loop.start_s) < loop.timeout_s - 1]
     disturbed = any("client" in what or "daemon" in what for what in whats)
-    return loop.start_together > 1 and (len(soon) < loop.start_together or len(others) % loop.start_together > 0 or disturbed)
+    return loop.start_together > 1 and (
+        len(soon) < loop.start_together or len(others) % loop.start_together > 0 or disturbed
+    )

@@ -137,7 +137,9 @@ class Build:
         try:
             yield
         finally:
-            self._modules = {name: module for name, module in sys.modules.items() if _is_swapped(name) and name != __name__}
+            self._modules = {
+                name: module for name, module in sys.modules.items() if _is_swapped(name) and name != __name__
+            }
             for name in self._modules:
                 del sys.modules[name]
             sys.modules.update(others)

@@ -203,8 +203,7 @@ class Trainer:
                 raise SimulationError(f"{self.name} got epoch {epoch} again")
             rotation = first_index if self.spec.join else 0
         shard = shard_of(self._content, self.spec, drop_last, rotation)
-        for epoch_, batch, repeated in places(shard, epoch, self.spec.epochs):
-            yield epoch_, batch, repeated
+        yield from places(shard, epoch, self.spec.epochs)
 
     def _use(self, batch: Any, place: Place) -> None:
         """Work on a batch, and keep it for a while."""

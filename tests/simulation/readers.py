@@ -6,6 +6,7 @@ sees whose row it got and a reader that writes into another batch is found out.
 
 from __future__ import annotations
 
+import functools
 import mmap
 import os
 import signal
@@ -269,7 +270,7 @@ class SimReader:
     # --- its end
 
     def hang(self, where: str) -> None:
-        """Make no progress any more: in a decode, in a read, or in the kernel, which lets nobody kill it for a while."""
+        """Make no progress any more: in a decode, a read, or the kernel, which keeps it from being killed for a while."""
         self.kernel.note("hangs", self.process.name, where)
         self._hangs = where
         if where == "kernel":
@@ -331,8 +332,7 @@ class _Filling:
         cost_s, first = 0.0, self._at
         while self._at < len(self._ids):
             if reader.is_full:
-                rows_left = len(self._ids) - self._at
-                reader._later(cost_s, lambda: self._end(first, rows_left))
+                reader._later(cost_s, functools.partial(self._end, first, len(self._ids) - self._at))
                 return
             sample_id = self._ids[self._at]
             kind = world.kind(self._task.dataset, sample_id)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 from tests.simulation.readers import CONTENT
 
@@ -137,20 +138,21 @@ def _log(rng: random.Random, low: float, high: float) -> float:
 
 def draw(seed: int) -> WorldSpec:
     """Return the world of a seed."""
+    # Streams of their own, so that a feature that is added later leaves the others of a world alone.
     rng = random.Random(f"world {seed}")
     share = rng.choice((0.08, 0.2, 0.35, 0.5))
-    on = {feature for feature in FEATURES if rng.random() < share}
+    on = {feature for feature in FEATURES if random.Random(f"{feature} {seed}").random() < share}
     if not on & {"daemon deaths"}:
         on.discard("reconnect")
     many = rng.choice((1, 1, 2, 2, 3, 4, 6, 8))
     n_datasets = 3 if "three data sets" in on else 2 if "two data sets" in on else 1
     is_large = "large ring" in on and "tiny ring" not in on
-    datasets = tuple(_draw_dataset(rng, on) for _ in range(n_datasets))
-    loops = _draw_loops(rng, on, many, n_datasets)
+    datasets = tuple(_draw_dataset(random.Random(f"data {number} {seed}"), on) for number in range(n_datasets))
+    loops = _draw_loops(random.Random(f"loops {seed}"), on, many, n_datasets)
     n_least = 3 + (2 * len(loops) if rng.random() < 0.8 else 0)
     n_slots = 3 if "tiny ring" in on else rng.randint(16, 90) if is_large else rng.randint(n_least, n_least + 8)
     busy_s = sum(loop.step_s * 20 for loop in loops) + 1
-    faults = _draw_faults(rng, on, len(loops), busy_s)
+    faults = _draw_faults(random.Random(f"faults {seed}"), on, busy_s)
     patience_s = 0.0 if "no patience" in on else math.inf if "endless patience" in on else _log(rng, 0.2, 30)
     return WorldSpec(
         seed=seed,
@@ -248,7 +250,7 @@ def _draw_loops(rng: random.Random, on: set[str], many: int, n_datasets: int) ->
     return tuple(loop if not loop.join else dataclasses.replace(loop, reconnect=False) for loop in loops)
 
 
-def _draw_faults(rng: random.Random, on: set[str], n_loops: int, busy_s: float) -> tuple[FaultSpec, ...]:
+def _draw_faults(rng: random.Random, on: set[str], busy_s: float) -> tuple[FaultSpec, ...]:
     faults: list[FaultSpec] = []
 
     def add(
@@ -274,3 +276,24 @@ def _draw_faults(rng: random.Random, on: set[str], n_loops: int, busy_s: float) 
     add("set", "set", values=sizes)
     add("shortage", "shortage", for_s=(1.0, 20.0), most=2)
     return tuple(sorted(faults, key=lambda fault: fault.at_s))
+
+
+def to_plain(spec: WorldSpec) -> dict[str, Any]:
+    """Return a world as plain JSON values."""
+    plain = dataclasses.asdict(spec)
+    plain["patience_s"] = str(spec.patience_s)  # it may be infinite
+    return plain
+
+
+def from_plain(plain: dict[str, Any]) -> WorldSpec:
+    """Return the world that `to_plain` made plain; what it does not name is as usual."""
+    values = dict(plain)
+    values["features"] = tuple(values.get("features", ()))
+    datasets = [
+        {**each, "bad": tuple((number, kind) for number, kind in each.get("bad", ()))} for each in plain["datasets"]
+    ]
+    values["datasets"] = tuple(DatasetSpec(**each) for each in datasets)
+    values["loops"] = tuple(LoopSpec(**each) for each in plain["loops"])
+    values["faults"] = tuple(FaultSpec(**each) for each in plain.get("faults", ()))
+    values["patience_s"] = float(values.get("patience_s", 10.0))
+    return WorldSpec(**values)

@@ -31,10 +31,10 @@ from prefetchd.ring import segment
 from tests.simulation import data
 from tests.simulation.faults import Injector
 from tests.simulation.invariants import Watch, allowed_error
-from tests.simulation.kernel import Kernel, Killed, Process, SimulationError, Task
+from tests.simulation.kernel import Kernel, Killed, Process, SimulationError
 from tests.simulation.model import Content
 from tests.simulation.programs import Place, Trainer
-from tests.simulation.readers import SimForkServer, SimReader, Statistics
+from tests.simulation.readers import SimForkServer, Statistics
 from tests.simulation.sockets import Listener, Network
 from tests.simulation.spec import WorldSpec
 from tests.simulation.system import Machine, System
@@ -295,7 +295,8 @@ class World:
         self.injector.end()
         while self.daemon is None:
             kernel.sleep(0.5)
-        until_s = kernel.now_s + _QUIET_S + 4 * self.watch.bound_s
+        epochs_ahead = 1 + self.spec.n_slots // min(content.order.batches_per_epoch for content in self.contents)
+        until_s = kernel.now_s + _QUIET_S + (3 + epochs_ahead) * self.watch.bound_s
         n_rounds = -1
         while self.network.n_rounds > n_rounds:  # it makes batches ahead
             if kernel.now_s > until_s:

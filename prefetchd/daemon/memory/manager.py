@@ -31,7 +31,7 @@ from prefetchd.daemon.schedule.scheduler import needed_last, to_give_back
 from prefetchd.errors import BudgetError, PrefetchdError
 from prefetchd.ipc.descriptors import check_descriptors
 from prefetchd.ring.segment import SHM_FOLDER, Segment, shm_free_bytes
-from prefetchd.ring.slots import Ring, Slot
+from prefetchd.ring.slots import Content, Ring, Slot
 
 log = logging.getLogger("prefetchd")
 
@@ -79,6 +79,7 @@ class MemoryManager:
         plan: the plan to begin with.
         ring: the ring, which it grows and shrinks.
         pool: the readers, whose requests it grants and whose number it sets.
+        make_room: has readers that wait for memory let others finish; see `BatchBuilder.make_room`.
         read_limits: what the machine allows, tightest first, given what the daemon takes already.
         clock: monotonic seconds.
     """
@@ -89,6 +90,7 @@ class MemoryManager:
         ring: Ring,
         pool: Pool,
         *,
+        make_room: Callable[[Sequence[ReaderHandle]], None] = lambda readers: None,
         read_limits: Callable[[int], Sequence[Limit]] = machine_limits,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -102,6 +104,8 @@ class MemoryManager:
         self._ring = ring
         self._pool = pool
         self._clock = clock
+        self._make_room = make_room
+        self.making_room = False  # for large decodes: no batch is begun in what comes free
         self._warned = False
         self._could_not_grow = False
         self._lately_requested_bytes = 0
@@ -233,6 +237,11 @@ class MemoryManager:
             if self.budget.spare_bytes >= need:
                 self.budget.large_bytes += need
                 reader.grant_memory(need, self._clock())
+        waiting = [reader for reader in readers if reader.needs_bytes]
+        is_blocked = self._no_decode_helps and self._ring.count(Content.FILLING) > 1
+        self.making_room = bool(waiting) and (self.making_room or is_blocked)
+        if is_blocked:
+            self._make_room(waiting)
 
     def help_stalled(self) -> bool:
         """Do what can be done for a loop that waits while every slot is held; return whether anything was done.
@@ -254,10 +263,12 @@ class MemoryManager:
 
     @property
     def starved(self) -> bool:
-        """Whether a reader waits for memory that only leased slots can give back: no decode, and no slot being filled.
+        """Whether a reader waits for memory that only leased slots can give back."""
+        return self._no_decode_helps and self._ring.count(Content.FILLING) < 2
 
-        A reader that works on finishes its slots, which can then be given up.
-        """
+    @property
+    def _no_decode_helps(self) -> bool:
+        """Whether a reader waits for memory, and no other is at work that would give some back or finish a slot."""
         readers = [reader for reader in self._pool.readers.values() if not reader.stuck]
         works_on = any((reader.chunks or not reader.ready) and not reader.needs_bytes for reader in readers)
         return self.budget.large_bytes == 0 and not works_on and any(reader.needs_bytes for reader in readers)

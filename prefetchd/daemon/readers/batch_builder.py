@@ -21,6 +21,7 @@ from typing import Any
 from prefetchd.daemon.readers.batch_job import BATCHING, Chunk, Failure, Job, ReaderEnd
 from prefetchd.daemon.readers.job_tracker import BadSample, JobTracker
 from prefetchd.daemon.readers.pool import Pool
+from prefetchd.daemon.readers.reader_handle import ReaderHandle
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import Dataset
 from prefetchd.daemon.schedule.scheduler import next_fills
@@ -183,6 +184,27 @@ class BatchBuilder:
         ids: list[int] = self._datasets[job.dataset].order.sample_ids(job.epoch, job.batch, first, n_rows).tolist()
         return ids
 
+    def make_room(self, readers: Sequence[ReaderHandle]) -> None:
+        """Resolve a deadlock: `readers` wait for memory, all slots are being filled, and no other reader is at work.
+
+        A reader that has more in hand does its sample later, alone: so the others' batches get finished, and slots can
+        be given up. Where each has one sample alone, the batch that is needed last is given up.
+        """
+        at_work = [(reader, next(iter(reader.chunks.values()))) for reader in readers if reader.chunks]
+        postponed = [(reader, chunk) for reader, chunk in at_work if len(reader.chunks) > 1 or chunk.sample_id is None]
+        for reader, chunk in postponed:
+            chunk.postponed = True
+            reader.deny_memory("others finish first")
+        if postponed or len(self._jobs) < 2:
+            return
+        last = max(self._jobs, key=lambda job: job.turn)
+        last.given_up = True
+        last.fail("given up")
+        for reader, chunk in at_work:
+            if chunk.job is last:
+                reader.deny_memory("its batch is made later")
+        self._after(last)
+
     # --- what readers report
 
     def done(self, reader: int, chunk: Chunk, done: reader_messages.Done) -> None:
@@ -235,6 +257,9 @@ class BatchBuilder:
         if not job.finished:
             return
         self._jobs.remove(job)
+        if job.given_up:
+            self._ring.abandon(job.slot)
+            return
         if job.failure is None:
             self._ring.finish_fill(job.slot, job.n_rows - len(job.skipped))
             self.batches_made += 1

@@ -105,6 +105,7 @@ class Chunk:
         doubt: the fault of the sample's content that it is to confirm, if any.
         compact: whether this is the closing task that moves the rows of `rows` together.
         expected_s: how long it will take, in seconds, as far as is known.
+        postponed: whether its reader was refused memory for now only, so that others can finish.
         is_planned: whether it is among the chunks that the batch builder gives out next.
     """
 
@@ -115,6 +116,7 @@ class Chunk:
     doubt: Fault | None = None
     compact: bool = False
     expected_s: float = math.inf
+    postponed: bool = False
     is_planned: bool = False
 
     @property
@@ -125,7 +127,12 @@ class Chunk:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """The making of one batch in one slot. `turn` counts the jobs in the order in which they are needed."""
+    """The making of one batch in one slot.
+
+    Attributes:
+        turn: counts the jobs in the order in which they are needed.
+        given_up: whether its slot is needed elsewhere; the batch is made again later.
+    """
 
     slot: Slot
     dataset: int
@@ -138,6 +145,7 @@ class Job:
     skipped: set[int] = field(default_factory=set)
     substitutes: dict[int, int] = field(default_factory=dict)
     failure: Failure | None = None
+    given_up: bool = False
     compacted: bool = False
 
     def fail(self, text: str, error: str = "SampleError") -> None:

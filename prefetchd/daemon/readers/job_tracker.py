@@ -202,9 +202,11 @@ class JobTracker:
 
     def _environment_fault(self, chunk: Chunk, fault: Fault) -> None:
         job, sample = chunk.job, f"sample {fault.sample_id} ({fault.where or self._where(fault.sample_id)})"
-        if fault.over_budget and chunk.sample_id is not None:  # it was alone: the refusal was for this sample
+        if (
+            fault.over_budget and chunk.sample_id is not None and not chunk.postponed
+        ):  # it was alone: the refusal was for this sample
             job.fail(f"cannot decode {sample}: {fault.reason}", "BudgetError")
-        elif fault.over_budget:  # no count: each new loop asks again
+        elif fault.over_budget:  # no count: each new loop asks again, and what was postponed is no fault
             job.queued.append(Chunk(job, [fault.row], fault.sample_id))
         elif self._try_again(job, fault.row):
             job.queued.append(Chunk(job, [fault.row], fault.sample_id, fault.needs_fresh_reader))
