@@ -2,7 +2,7 @@
 
     python -m tests.simulation.planted [NAME ...]              the worlds that are known to find each, then others
     python -m tests.simulation.planted --from 5000             other worlds, as every night
-    python -m tests.simulation.planted --write                 search from seed 0, write down what was found, and the docs
+    python -m tests.simulation.planted --write                 search from seed 0; write down what finds each
 
 A file `planted_faults/NAME.patch` has a head, and hunks, each with the file that it changes:
 

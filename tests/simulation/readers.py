@@ -68,6 +68,7 @@ class Statistics:
     alone: Counter[tuple[int, int]] = field(default_factory=Counter)
     rows: int = 0
     n_spawned: int = 0
+    n_died: int = 0  # readers, but for those that retired
 
 
 @dataclass
@@ -270,7 +271,7 @@ class SimReader:
     # --- its end
 
     def hang(self, where: str) -> None:
-        """Make no progress any more: in a decode, a read, or the kernel, which keeps it from being killed for a while."""
+        """Make no progress any more: in a decode, a read, or the kernel, which does not let it be killed."""
         self.kernel.note("hangs", self.process.name, where)
         self._hangs = where
         if where == "kernel":
@@ -482,6 +483,7 @@ class SimForkServer:
     def _exited(self, number: int) -> None:
         code = self.children.pop(number).exit_code
         assert code is not None
+        self._world.statistics.n_died += code != 0
         self._send(reader_messages.Exited(number, code))
 
     def _send(self, message: reader_messages.Message, things: Sequence[Any] = ()) -> None:
