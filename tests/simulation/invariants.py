@@ -242,7 +242,7 @@ class Watch:
         if any(dataset.leak_bytes for dataset in spec.datasets):
             return  # each reader is replaced after some rows
         n_readers = max(spec.num_workers or spec.n_cores, 3)
-        bound = (1 + len(spec.faults)) * (n_readers + 4) + sum(statistics.alone.values()) + statistics.n_died
+        bound = (2 + len(spec.faults)) * (n_readers + 4) + sum(statistics.alone.values()) + statistics.n_died
         if statistics.n_spawned > bound:
             raise SimulationError(f"{statistics.n_spawned} readers were started, {bound} is the bound")
 
