@@ -271,7 +271,7 @@ class SimReader:
     # --- its end
 
     def hang(self, where: str) -> None:
-        """Make no progress any more: in a decode, a read, or the kernel, which does not let it be killed."""
+        """Make no progress any more: in a decode, a read, or the kernel, which lets nobody kill it for a while."""
         self.kernel.note("hangs", self.process.name, where)
         self._hangs = where
         if where == "kernel":

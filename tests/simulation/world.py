@@ -53,6 +53,8 @@ class Outcome:
         virtual_s: how long it took in its own time.
         batches: how many were delivered.
         ended: why loops ended before their time, by error.
+        messages: how often each was sent.
+        waits: what loops waited for, as `status` has it.
     """
 
     hash: int
@@ -60,6 +62,7 @@ class Outcome:
     batches: int
     ended: dict[str, int]
     messages: dict[str, int]
+    waits: tuple[str, ...]
 
 
 class WorldFailed(Exception):
@@ -163,7 +166,8 @@ class World:
 
     def _configs(self) -> dict[str, Config]:
         spec, configs = self.spec, {}
-        n_readers = spec.num_workers or spec.n_cores
+        is_cheap = all(dataset.kind == "arrays" for dataset in spec.datasets)
+        n_readers = spec.num_workers or (max(1, spec.n_cores // 2) if is_cheap else spec.n_cores)
         least = budget.smallest_budget(n_readers, spec.slot_bytes, 64 << 10)
         n_bytes = least + (spec.n_slots - budget.MIN_SLOTS) * spec.slot_bytes
         for number, dataset in enumerate(spec.datasets):
@@ -311,7 +315,8 @@ class World:
     def _outcome(self) -> Outcome:
         ended = Counter(type(trainer.error).__name__ for trainer in self.trainers if trainer.error is not None)
         batches = sum(trainer.taken for trainer in self.trainers)
-        return Outcome(self.kernel.hash, self.kernel.now_s - 1000.0, batches, dict(ended), dict(self.messages))
+        virtual_s, waits = self.kernel.now_s - 1000.0, tuple(sorted(self.watch.longest_s))
+        return Outcome(self.kernel.hash, virtual_s, batches, dict(ended), dict(self.messages), waits)
 
 
 def _unless_killed(hook: Callable[[Any], object]) -> Callable[[Any], object]:

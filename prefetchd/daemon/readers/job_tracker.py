@@ -202,9 +202,8 @@ class JobTracker:
 
     def _environment_fault(self, chunk: Chunk, fault: Fault) -> None:
         job, sample = chunk.job, f"sample {fault.sample_id} ({fault.where or self._where(fault.sample_id)})"
-        if (
-            fault.over_budget and chunk.sample_id is not None and not chunk.postponed
-        ):  # it was alone: the refusal was for this sample
+        is_alone = chunk.sample_id is not None and not chunk.postponed
+        if fault.over_budget and is_alone:  # the refusal was for this sample
             job.fail(f"cannot decode {sample}: {fault.reason}", "BudgetError")
         elif fault.over_budget:  # no count: each new loop asks again, and what was postponed is no fault
             job.queued.append(Chunk(job, [fault.row], fault.sample_id))

@@ -285,22 +285,20 @@ class Pool:
         orphans = list(self.readers.values())
         for reader in orphans:
             reader.kill()
-        still_there: set[int] = set()
+        still_there = {reader.number for reader in orphans if not reader.wait_for_exit()}
         for reader in orphans:
-            if reader.wait_for_exit():
-                self._events.gone(reader.number)
-            else:
-                still_there.add(reader.number)
+            if reader.number in still_there:
                 self._quarantine(reader)
+            else:
+                self._events.gone(reader.number)
             self._close(reader)
         self._start_fork_server()
         for reader in orphans:
             for position, chunk in reversed(list(enumerate(reader.chunks.values()))):
                 if reader.number in still_there:  # it may write into that slot yet: no other can make the batch there
                     self._events.stuck(reader.pid, reader.number, chunk)
-                    continue
-                # Suspect too: a sample that takes so much memory that the kernel kills may do so again and again.
-                self._events.lost(reader.number, chunk, reader.end(-signal.SIGKILL, suspect=position == 0))
+                else:  # suspect too: a sample may take so much memory that the kernel kills, again and again
+                    self._events.lost(reader.number, chunk, reader.end(-signal.SIGKILL, suspect=position == 0))
 
     def _quarantine(self, reader: ReaderHandle) -> None:
         """Nobody reports this reader's end any more, and it may still write: it keeps its slots until it is gone."""
