@@ -226,11 +226,14 @@ class Watch:
         self._check_groups()
 
     def _check_confirmations(self) -> None:
+        """Check that a bad sample is tried alone until it is known to be bad, and not again in each epoch."""
         spec = self._world.spec
-        disturbed = len(spec.faults) + 1
+        # A reader that ends takes along what it had found out; so does one that is ended.
+        ending = sum(kind in ("crash", "hang", "late", "kernel") for each in spec.datasets for _, kind in each.bad)
+        leaking = any(dataset.leak_bytes for dataset in spec.datasets)
+        bound = (3 + 4 * len(spec.faults) + 2 * ending + 6 * leaking) * (1 + self.n_daemon_deaths)
         for (dataset, sample_id), times in self._world.statistics.alone.items():
             kind = self._world.kind(dataset, sample_id)
-            bound = (6 + 4 * disturbed) * (1 + self.n_daemon_deaths)
             if kind in CONTENT and kind != "random" and times > bound:
                 raise SimulationError(
                     f"the {kind} sample {sample_id} was tried alone {times} times, {bound} is the bound"

@@ -9,6 +9,7 @@ A file `planted_faults/NAME.patch` has a head, and hunks, each with the file tha
     why: what is broken
     seeds: 17 4            worlds that found it, tried first
     worlds: 18             how many worlds, from seed 0 on, it took to find it
+    needs: crashes, hangs  worlds without any of these features cannot find it, and are counted without being run
     --- prefetchd/daemon/schedule/pacing.py
      context
     -what is there
@@ -42,6 +43,7 @@ _BEGIN, _END = "<!-- planted: python -m tests.simulation.planted --write -->\n",
 _HUNK = "--- "
 _SOME = 1000  # worlds, after which a fault counts as not found
 _KNOWN = 2  # seeds that are written down
+_SOON = 60  # a seed above this is the only one
 
 
 class DoesNotApplyError(Exception):
@@ -78,6 +80,7 @@ class Planted:
         why: what is broken.
         seeds: of worlds that find it.
         worlds: how many worlds, from seed 0 on, it took to find it; 0 if none did.
+        needs: features of worlds, one of which a world must have to find it; any world, if there are none.
         hunks: what it changes.
     """
 
@@ -85,6 +88,7 @@ class Planted:
     why: str
     seeds: tuple[int, ...]
     worlds: int
+    needs: frozenset[str]
     hunks: tuple[Hunk, ...]
 
     @property
@@ -97,8 +101,11 @@ def read(path: Path) -> Planted:
     """Read one file."""
     head, *hunks = path.read_text().split(f"\n{_HUNK}")
     fields = dict(line.split(":", 1) for line in head.splitlines())
-    seeds = tuple(map(int, fields["seeds"].split()))
-    return Planted(path.stem, fields["why"].strip(), seeds, int(fields["worlds"]), tuple(map(_hunk, hunks)))
+    seeds = tuple(map(int, fields.get("seeds", "").split()))
+    needs = frozenset(need.strip() for need in fields.get("needs", "").split(",") if need.strip())
+    return Planted(
+        path.stem, fields["why"].strip(), seeds, int(fields.get("worlds", 0)), needs, tuple(map(_hunk, hunks))
+    )
 
 
 def _hunk(text: str) -> Hunk:
@@ -145,14 +152,17 @@ class Build:
             sys.modules.update(others)
             sys.path.remove(str(self._root))
 
-    def run(self, seed: int) -> str:
-        """Run a world; return what fails in it, or nothing."""
+    def run(self, seed: int, needs: frozenset[str] = frozenset()) -> str:
+        """Run a world, if it has one of the features in `needs`; return what fails in it, or nothing."""
         with self._active():
             spec: Any = importlib.import_module("tests.simulation.spec")
             world: Any = importlib.import_module("tests.simulation.world")
             assert Path(importlib.import_module("prefetchd").__file__ or "").is_relative_to(self._root)
+            drawn = spec.draw(seed)
+            if needs and needs.isdisjoint(drawn.features):
+                return ""
             try:
-                world.run_world(spec.draw(seed))
+                world.run_world(drawn)
             except world.WorldFailed as failed:
                 return f"{type(failed.error).__name__}: {failed.error}"
             return ""
@@ -166,9 +176,9 @@ class Search:
         self._intact = Build(_ROOT)
         self._passes: dict[int, bool] = {}
 
-    def is_found(self, build: Build, seed: int) -> str:
+    def _found(self, build: Build, fault: Planted, seed: int) -> str:
         """Return what fails in a world with the fault and not without it."""
-        said = build.run(seed)
+        said = build.run(seed, fault.needs)
         if said and seed not in self._passes:
             self._passes[seed] = not self._intact.run(seed)
         return said if said and self._passes[seed] else ""
@@ -193,7 +203,7 @@ class Search:
         """Yield each of the seeds that finds a fault, and what it says."""
         build = self.plant(fault)
         for seed in seeds:
-            if said := self.is_found(build, seed):
+            if said := self._found(build, fault, seed):
                 yield seed, said
 
 
@@ -216,12 +226,14 @@ def _write(search: Search, fault: Planted, most: int) -> Planted:
     for seed, said in search.all(fault, range(most)):
         print(f"{fault.name}: seed {seed}: {said[:150]}", flush=True)
         found.append(seed)
-        if len(found) == _KNOWN or seed > 100:
+        if len(found) == _KNOWN or seed > _SOON:
             break
     result = replace(fault, seeds=tuple(found), worlds=found[0] + 1 if found else 0)
     hunks = fault.path.read_text().split(f"\n{_HUNK}", 1)[1]
-    seeds = " ".join(map(str, found))
-    fault.path.write_text(f"why: {result.why}\nseeds: {seeds}\nworlds: {result.worlds}\n{_HUNK}{hunks}")
+    head = {"why": fault.why, "needs": ", ".join(sorted(fault.needs))}
+    head |= {"seeds": " ".join(map(str, found)), "worlds": str(result.worlds)}
+    lines = [f"{name}: {value}\n" for name, value in head.items() if value]
+    fault.path.write_text(f"{''.join(lines)}{_HUNK}{hunks}")
     return result
 
 
