@@ -30,6 +30,7 @@ _SLACK_S = 2.0
 _BOOT_S = 0.2
 _LOOK_S = 2.0  # of a loader, before it looks into the daemon again
 _UNBOUNDED = ("members",)
+_TRIES = {"crash": 5, "hang": 9}  # of a sample alone, before it is known to be bad; 3 of others
 
 
 def work_bound_s(spec: WorldSpec) -> float:
@@ -228,12 +229,11 @@ class Watch:
     def _check_confirmations(self) -> None:
         """Check that a bad sample is tried alone until it is known to be bad, and not again in each epoch."""
         spec = self._world.spec
-        # A reader that ends takes along what it had found out; so does one that is ended.
-        ending = sum(kind in ("crash", "hang", "late", "kernel") for each in spec.datasets for _, kind in each.bad)
-        leaking = any(dataset.leak_bytes for dataset in spec.datasets)
-        bound = (3 + 4 * len(spec.faults) + 2 * ending + 6 * leaking) * (1 + self.n_daemon_deaths)
+        disturbed = sum("reader" in fault.what or "fork" in fault.what for fault in spec.faults)
         for (dataset, sample_id), times in self._world.statistics.alone.items():
             kind = self._world.kind(dataset, sample_id)
+            leaks = 3 if spec.datasets[dataset].leak_bytes else 1  # a full reader hands it on
+            bound = (_TRIES.get(kind or "", 3) + 2 * disturbed) * leaks * (1 + self.n_daemon_deaths)
             if kind in CONTENT and kind != "random" and times > bound:
                 raise SimulationError(
                     f"the {kind} sample {sample_id} was tried alone {times} times, {bound} is the bound"

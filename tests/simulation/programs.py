@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -53,13 +52,11 @@ class Trainer:
     def run(self) -> None:
         """Attach, run all iterations, and close the loader."""
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                self._run()
+            self._run()
         except PrefetchdError as error:
             error.__context__ = error.__cause__ = None
             self.error = error.with_traceback(None)  # whose frames hold batches
-            self.world.kernel.note("ends", self.name, type(error).__name__, str(error))
+            self.world.kernel.note("ends", self.name, type(error).__name__, self.world.told(error))
             self.world.check_error(self, error)
         finally:
             self._held.clear()
@@ -115,7 +112,7 @@ class Trainer:
                 del batch
                 self.world.kernel.sleep(self.spec.step_s)
         except PrefetchdError as error:
-            self.world.kernel.note("ends", f"{self.name} again", type(error).__name__, str(error))
+            self.world.kernel.note("ends", f"{self.name} again", type(error).__name__, self.world.told(error))
             self.world.check_error(self, error)
 
     def _ask_as_well(self) -> None:
@@ -199,7 +196,7 @@ class Trainer:
         epoch, rotation = self._next_epoch, 0
         if self.spec.join or self.spec.second_at or self.spec.group:
             epoch = first_epoch
-            if epoch < self._next_epoch:
+            if epoch < self._next_epoch and not self.spec.group:  # a member joins the pass that goes on
                 raise SimulationError(f"{self.name} got epoch {epoch} again")
             rotation = first_index if self.spec.join else 0
         shard = shard_of(self._content, self.spec, drop_last, rotation)

@@ -132,6 +132,7 @@ class WorldSpec:
     wake_s: float = 0.0002
     round_s: float = 0.00003
     preempt: float = 0.0
+    step_limit: int = 100_000
 
 
 def _log(rng: random.Random, low: float, high: float) -> float:

@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import tempfile
+import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +41,6 @@ from tests.simulation.spec import WorldSpec
 from tests.simulation.system import Machine, System
 
 _QUIET_S = 30.0  # an idle daemon without a timer sleeps through it
-_STEP_LIMIT = 100_000
 _RESTART_S = 0.7
 
 
@@ -81,7 +81,7 @@ class World:
 
     def __init__(self, spec: WorldSpec, folder: Path) -> None:
         self.spec = spec
-        self.kernel = Kernel(spec.seed, wake_s=spec.wake_s, preempt=spec.preempt, step_limit=_STEP_LIMIT)
+        self.kernel = Kernel(spec.seed, wake_s=spec.wake_s, preempt=spec.preempt, step_limit=spec.step_limit)
         self.network = Network(self.kernel, spec.capacity)
         self.network.on_message = self.saw_message
         self.network.on_round = self.after_round
@@ -140,6 +140,10 @@ class World:
         """Fail unless the world gives a loop a reason to end so."""
         if not allowed_error(self, trainer, error, is_peek=is_peek):
             raise SimulationError(f"{trainer.name} ended for no reason: {type(error).__name__}: {error}")
+
+    def told(self, error: PrefetchdError) -> str:
+        """Return the text of an error without what differs in a replay: the folder, and this process."""
+        return str(error).replace(str(self._folder), "FOLDER").replace(f"pid {os.getpid()}", "pid DAEMON")
 
     # --- processes
 
@@ -246,7 +250,8 @@ class World:
         was_enabled = gc.isenabled()
         gc.disable()  # it would run at other moments in a replay
         try:
-            with self._system.installed():
+            with self._system.installed(), warnings.catch_warnings():  # around all threads: it is one for the process
+                warnings.simplefilter("ignore")
                 try:
                     yield
                 finally:

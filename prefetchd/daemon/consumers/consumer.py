@@ -106,6 +106,10 @@ class ConsumerSocket:
         if not self.send(message) and self.blocked:
             self._unsent.append(message)
 
+    def owes(self, kind: type[messages.Message]) -> bool:
+        """Return whether a message of that kind waits until the consumer reads again."""
+        return any(isinstance(message, kind) for message in self._unsent)
+
     def unblock(self) -> None:
         """Try again: the socket may have room now. Send what was kept."""
         self.blocked = False

@@ -162,8 +162,8 @@ class MessageHandler:
                 else:
                     self._attaching.attach(consumer, message)
             case messages.AskStatus():
-                if not consumer.socket.blocked:
-                    consumer.socket.send(messages.StatusReport(self._report()))
+                if not consumer.socket.owes(messages.StatusReport):  # one that asks and does not read gets one
+                    consumer.socket.send_surely(messages.StatusReport(self._report()))
             case messages.ChangeOptions():
                 self._change_options(consumer, message)
             case messages.AskStop():

@@ -1,0 +1,86 @@
+"""The real daemon and loaders in simulated worlds: all rules hold, a world replays exactly, a failure is made small."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.simulation import invariants
+from tests.simulation.coverage import Coverage
+from tests.simulation.shrink import kind_of, shrink
+from tests.simulation.spec import DatasetSpec, LoopSpec, WorldSpec, draw, from_plain, to_plain
+from tests.simulation.world import WorldFailed, run_world
+
+N_WORLDS = 300
+_AT_ONCE = 25
+
+
+@pytest.mark.parametrize("first", range(0, N_WORLDS, _AT_ONCE))
+def test_every_world_keeps_the_rules(first: int) -> None:
+    for seed in range(first, first + _AT_ONCE):
+        run_world(draw(seed))
+
+
+@pytest.mark.parametrize("seed", [3, 17, 29])
+def test_world_replays_exactly(seed: int) -> None:
+    """In this process and in another, in which text hashes differently."""
+    program = (
+        "import sys; from tests.simulation import spec, world; print(world.run_world(spec.draw(int(sys.argv[1]))))"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "1234", "PYTHONPATH": str(Path(__file__).parents[2])}
+    other = subprocess.run([sys.executable, "-c", program, str(seed)], capture_output=True, text=True, env=environment)
+    assert other.returncode == 0, other.stderr
+    outcome = run_world(draw(seed))
+    assert outcome == run_world(draw(seed))
+    assert f"hash={outcome.hash}, " in other.stdout
+
+
+def hour_of_training() -> WorldSpec:
+    """Four loops over one data set, with a step in five seconds, for an hour."""
+    loops = tuple(LoopSpec(process=number, step_s=5.0, epochs=12) for number in range(4))
+    datasets = (DatasetSpec(n_samples=240, row_s=0.05),)
+    return WorldSpec(1, datasets=datasets, loops=loops, n_slots=12, step_limit=10**6)
+
+
+def test_hour_of_training_by_four_loops() -> None:
+    outcome = run_world(hour_of_training())
+    assert outcome.virtual_s > 3600
+    assert outcome.batches == 4 * 60 * 12
+    assert not outcome.ended
+
+
+def test_failure_names_its_seed_and_events_and_is_made_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a bound of no time at all, any loop that waits breaks it."""
+    monkeypatch.setattr(invariants, "work_bound_s", lambda spec: 0.0)
+    spec = dataclasses.replace(draw(2), seed=2)
+    with pytest.raises(WorldFailed, match=r"(?s)seed 2: .* has waited .*the last events:\n  1000\.") as raised:
+        run_world(spec)
+    with pytest.raises(WorldFailed) as again:
+        run_world(spec)
+    assert again.value.events == raised.value.events
+    assert 0 < len(raised.value.events) <= 100
+    small = shrink(spec, kind_of(raised.value), most=60)
+    assert len(small.loops) == len(small.datasets) == 1
+    assert not small.faults
+    with pytest.raises(WorldFailed, match="has waited"):
+        run_world(small)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_world_can_be_written_down(seed: int) -> None:
+    assert from_plain(to_plain(draw(seed))) == draw(seed)
+
+
+def test_coverage_counts_what_was_met() -> None:
+    coverage = Coverage()
+    with coverage.watching():
+        coverage.add((), run_world(WorldSpec(1)))
+    assert coverage.met["message Attach"] == coverage.met["consumer connected -> idle"] == 1
+    assert coverage.met["slot leased"] == 10
+    assert "message Ended" in coverage.never_met
+    assert "1 worlds" in coverage.report()
