@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from prefetchd.client.api import batches
     from prefetchd.client.batch import Batch
     from prefetchd.client.loader import Loader
+    from prefetchd.config.fields import Field
 
 __all__ = [
     "__version__",
@@ -36,6 +37,7 @@ __all__ = [
     "ConfigError",
     "DaemonLost",
     "DaemonNotFound",
+    "Field",
     "Loader",
     "ManifestError",
     "PrefetchdError",
@@ -46,12 +48,21 @@ __all__ = [
 ]
 
 
+_HOMES = {
+    "Batch": "client.batch",
+    "Field": "config.fields",
+    "Loader": "client.loader",
+    "batches": "client.api",
+    "set_options": "client.admin",
+}
+
+
 def __getattr__(name: str) -> Any:
     if name in ("keras", "tensorflow", "torch"):  # `import prefetchd` alone is enough, and loads none of them
         return importlib.import_module(f"prefetchd.{name}")
-    home = {"Batch": "batch", "Loader": "loader", "batches": "api", "set_options": "admin"}.get(name)
+    home = _HOMES.get(name)
     if home is not None:
-        return getattr(importlib.import_module(f"prefetchd.client.{home}"), name)
+        return getattr(importlib.import_module(f"prefetchd.{home}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -10,9 +10,10 @@ default and its range stand in `prefetchd.config.options`; `help(prefetchd.batch
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from prefetchd.config.fields import Field
 from prefetchd.config.options import (
     BoxFormat,
     Color,
@@ -59,6 +60,8 @@ class DataOptions(TypedDict, total=False):
     interpolation: Interpolation | None
     shrink_on_load: bool | None
     augment: str | Sequence[str] | None
+    views: int | str | Sequence[str | Mapping[str, Any]] | None
+    fields: Mapping[str, Field | Mapping[str, Any] | str] | Sequence[str] | None
     transform: str | Callable[..., Any] | None
     target_transform: str | Callable[..., Any] | None
     target: Target | None

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 try:
@@ -31,6 +31,7 @@ except ImportError as error:
     ) from error
 
 from prefetchd.client.api import batches
+from prefetchd.errors import ConfigError
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -42,18 +43,36 @@ if TYPE_CHECKING:
 __all__ = ["Dataset", "dataset"]
 
 
-def dataset(source: str | bytes | os.PathLike[str] | Any | None = None, **options: Unpack[BatchOptions]) -> Dataset:
+def dataset(
+    source: str | bytes | os.PathLike[str] | Any | None = None,
+    *,
+    x: str | Sequence[str] | None = None,
+    y: str | Sequence[str] | None = None,
+    **options: Unpack[BatchOptions],
+) -> Dataset:
     """Return a loader as a `keras.utils.PyDataset`. It takes every option of `prefetchd.batches`.
 
     The default of `on_hold` is `copy` here: batches that Keras keeps are copied.
 
+    Args:
+        source: as for `prefetchd.batches`.
+        x: with `fields`, the field that the model gets, or several, which it gets as a dictionary by their names.
+        y: with `fields`, the field or fields that it is trained on.
+        options: every option of `prefetchd.batches`.
+
     Raises:
+        ConfigError: with `fields`, if `x` and `y` do not name any of them.
         PrefetchdError: as `prefetchd.batches`.
     """
     if "on_hold" not in options:
         options["on_hold"] = "copy"
     options["epochs"] = 1
-    return Dataset(batches(source, **options))
+    loader = batches(source, **options)
+    try:
+        return Dataset(loader, x, y)
+    except BaseException:
+        loader.close()
+        raise
 
 
 class Dataset(keras.utils.PyDataset):
@@ -68,12 +87,15 @@ class Dataset(keras.utils.PyDataset):
         loader: the source of the batches; close it, or this, or drop both.
     """
 
-    def __init__(self, loader: Loader) -> None:
+    def __init__(self, loader: Loader, x: str | Sequence[str] | None = None, y: str | Sequence[str] | None = None):
+        """Wrap a loader; `x` and `y` are as for `dataset`."""
         # One worker without processes: the batches are made in parallel already.
         super().__init__(workers=1, use_multiprocessing=False)
         self.loader = loader
         self._pass: Generator[Batch, None, None] | None = None
         self._lock = threading.Lock()
+        names = tuple(dict.fromkeys(each.name.partition(".")[0] for each in loader.layout.fields))
+        self._x, self._y = (_chosen(what, given, names) for what, given in (("x", x), ("y", y)))
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -87,7 +109,7 @@ class Dataset(keras.utils.PyDataset):
             if batch is None:
                 self._pass = iter(self.loader)
                 batch = next(self._pass)
-        return batch.x, batch.y
+        return _take(batch, self._x), _take(batch, self._y)
 
     def on_epoch_begin(self) -> None:
         """Begin the next epoch; Keras calls this before it asks for its first batch."""
@@ -101,3 +123,19 @@ class Dataset(keras.utils.PyDataset):
         """Close the loader."""
         self._pass = None
         self.loader.close()
+
+
+def _chosen(what: str, given: str | Sequence[str] | None, names: tuple[str, ...]) -> str | tuple[str, ...]:
+    """Return the field or fields that are `x` or `y` to Keras."""
+    chosen = what if given is None else given if isinstance(given, str) else tuple(given)
+    for name in [chosen] if isinstance(chosen, str) else chosen:
+        if name not in names:
+            raise ConfigError(
+                f"cannot give Keras {name!r} as {what}: there are the fields {', '.join(names)}; name one, or several, "
+                f"as {what}"
+            )
+    return chosen
+
+
+def _take(batch: Batch, names: str | tuple[str, ...]) -> Any:
+    return batch[names] if isinstance(names, str) else {name: batch[name] for name in names}

@@ -21,7 +21,7 @@ except ImportError as error:
         "pip install 'prefetchd[tensorflow]'"
     ) from error
 
-from prefetchd.client.batch import joined
+from prefetchd.client.batch import as_dict, batch_class, joined
 
 if TYPE_CHECKING:
     from prefetchd.client.loader import Loader
@@ -29,11 +29,15 @@ if TYPE_CHECKING:
 __all__ = ["dataset", "signature"]
 
 
-def signature(loader: Loader) -> tuple[Any, Any]:
-    """Return the `tf.TensorSpec` of x and of y, for `tf.data.Dataset.from_generator`; the number of rows is open."""
+def signature(loader: Loader) -> Any:
+    """Return the `tf.TensorSpec` of x and of y, for `tf.data.Dataset.from_generator`; the number of rows is open.
+
+    With the option `fields` it is a dictionary by their names, and so are the data set's elements.
+    """
     layout = loader.layout
-    x, y = joined(layout, [tf.TensorSpec((None, *each.shape), tf.as_dtype(each.dtype)) for each in layout.fields])
-    return x, y
+    specs = [tf.TensorSpec((None, *each.shape), tf.as_dtype(each.dtype)) for each in layout.fields]
+    batch = batch_class(layout)._make(joined(layout, specs))
+    return as_dict(batch) if loader.config["fields"] else tuple(batch)
 
 
 def dataset(loader: Loader) -> Any:
@@ -41,7 +45,10 @@ def dataset(loader: Loader) -> Any:
 
     It knows the number of batches if an iteration is one epoch, which is the default of `epochs`.
     """
-    made = tf.data.Dataset.from_generator(lambda: iter(loader), output_signature=signature(loader))
+    has_fields = loader.config["fields"]
+    made = tf.data.Dataset.from_generator(
+        lambda: map(as_dict, loader) if has_fields else iter(loader), output_signature=signature(loader)
+    )
     if loader.epochs == 1:
         made = made.apply(tf.data.experimental.assert_cardinality(len(loader)))
     return made.prefetch(1)

@@ -7,10 +7,10 @@ import os
 from collections.abc import Container, Iterable
 from typing import Any, Literal, NoReturn, TypeAlias, get_args, get_origin
 
+from prefetchd.cli.spelling import flag_of
 from prefetchd.client.admin import ask_daemon
-from prefetchd.config import options as configuration
 from prefetchd.config.datasets import make_configs, read_config_file, split_sources
-from prefetchd.config.options import Config
+from prefetchd.config.options import OPTION_TYPES, OPTIONS, Config
 from prefetchd.errors import ConfigError
 from prefetchd.ipc.run_directory import choose_name
 
@@ -43,6 +43,14 @@ def add_pid(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pid", type=int, metavar="PID", help="the daemon by its process, as `prefetchd list` shows it"
     )
+
+
+def check_range(arguments: argparse.Namespace, option: str, low: float, high: float, unit: str = "") -> None:
+    """Raise `ConfigError` if the number that was given for `option` is not from `low` to `high`."""
+    value = getattr(arguments, option)
+    if not low <= value <= high:
+        flag = option.replace("_", "-")
+        raise ConfigError(f"cannot use --{flag} {value:g}: it must be from {low} to {high}{unit}")
 
 
 def name_of(arguments: argparse.Namespace) -> str:
@@ -94,11 +102,11 @@ def add_source_options(
         metavar="FILE",
         help="TOML file with these options (source = 'train.txt', batch-size = 64); the command line wins",
     )
-    for name in configuration.OPTIONS:
+    for name in OPTIONS:
         if name != "source" and name not in without:
             _add_option(parser, name)
     for dataset in datasets:
-        for name in configuration.OPTIONS:
+        for name in OPTIONS:
             if name != "source":
                 _add_option(parser, name, dataset)
     add_debug(parser)
@@ -109,15 +117,17 @@ def _add_option(parser: argparse.ArgumentParser, name: str, dataset: str = "") -
 
     The option of a single data set is `--DATASET.OPTION`; `--help` explains the form and lists none of them.
     """
-    field, kind = configuration.OPTIONS[name], configuration.OPTION_TYPES[name]
+    field, kind = OPTIONS[name], OPTION_TYPES[name]
     more: dict[str, Any] = {"metavar": field.metadata["metavar"]}
     if kind is bool:
         more = {"action": argparse.BooleanOptionalAction}
     elif get_origin(kind) is Literal:
         more = {"choices": get_args(kind)}
+    elif field.metadata["flag"] is not None:
+        more["action"] = "append"
     prefix = f"{dataset}." if dataset else ""
     parser.add_argument(
-        f"--{prefix}{name.replace('_', '-')}",
+        f"--{prefix}{flag_of(name)}",
         dest=prefix + name,
         default=argparse.SUPPRESS,
         help=argparse.SUPPRESS if dataset else field.metadata["help"].replace("%", "%%"),
@@ -133,7 +143,7 @@ def configs_of(arguments: argparse.Namespace) -> dict[str, Config]:
     }
     for key, value in vars(arguments).items():
         dataset, _, option = key.rpartition(".")
-        if option in configuration.OPTIONS:
+        if option in OPTIONS:
             (by_dataset.setdefault(dataset, {}) if dataset else common)[option] = value
     file_common, file_tables = read_config_file(arguments.config) if "config" in arguments else ({}, {})
     file_common.setdefault("name", choose_name())

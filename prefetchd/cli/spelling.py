@@ -28,9 +28,14 @@ def as_flags(text: str) -> str:
     return _SPELLED.sub(_flag, text)
 
 
+def flag_of(name: str) -> str:
+    """Return the flag of an option, without its dashes."""
+    return OPTIONS[name].metadata.get("flag") or name.replace("_", "-")
+
+
 def _flag(match: re.Match[str]) -> str:
     name, value = match[1], match[2]
-    flag = "--" + name.replace("_", "-")
+    flag = "--" + flag_of(name)
     if value is None:
         return flag if "_" in name else match[0]
     if value[:1] == "(":  # a tuple: (224, 224)

@@ -12,7 +12,7 @@ them. A field with several arrays, such as text and its lengths, is a named tupl
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
 
@@ -81,6 +81,9 @@ class Named(tuple["NDArray[Any]", ...]):
 
         def __getattr__(self, name: str) -> Any: ...
 
+        @classmethod
+        def _make(cls, iterable: Iterable[Any]) -> Self: ...
+
     def get(self, key: str, default: Any = None) -> Any:
         """Return the field `key`, or `default` if there is none."""
         return self[key] if key in self._fields else default
@@ -96,6 +99,13 @@ class Named(tuple["NDArray[Any]", ...]):
     def items(self) -> Iterator[tuple[str, Any]]:
         """Return an iterator over names and arrays."""
         return zip(self._fields, self, strict=True)
+
+    def text_parts(self, name: str) -> Any:
+        """Return the bytes and the lengths of a field of text; raises as `Batch.strings` does."""
+        field = self[name]
+        if not isinstance(field, Named) or field._fields != ("bytes", "length"):
+            raise PrefetchdError(f"cannot read the field {name} as text: it is none; give it the kind text")
+        return field
 
 
 class Batch(InEpoch, Named):  # type: ignore[misc]  # index hides tuple.index, on purpose
@@ -152,10 +162,8 @@ class Batch(InEpoch, Named):  # type: ignore[misc]  # index hides tuple.index, o
             KeyError: if there is no such field.
             PrefetchdError: if it holds no text.
         """
-        field = self[name]
-        if not isinstance(field, Named) or field._fields != ("bytes", "length"):
-            raise PrefetchdError(f"cannot read the field {name} as text: it is none; give it the kind text")
-        return [row[:length].tobytes().decode() for row, length in zip(field.bytes, field.length.tolist(), strict=True)]
+        field = self.text_parts(name)
+        return decode_rows(field.bytes, field.length)
 
 
 class _NestedBatch(Batch):
@@ -181,11 +189,11 @@ def batch_class(layout: BatchLayout) -> type[Batch]:
     """Return the class of the batches of `layout`."""
     names = [each.name for each in layout.fields]
     fields = tuple(dict.fromkeys(name.partition(".")[0] for name in names))
-    return _class_of(fields, _NestedBatch if any("." in name for name in names) else Batch)
+    return class_of(fields, _NestedBatch if any("." in name for name in names) else Batch)
 
 
 @lru_cache(maxsize=1024)
-def _class_of(names: tuple[str, ...], base: type[Named]) -> type[Any]:
+def class_of(names: tuple[str, ...], base: type[Named]) -> type[Any]:
     """Return a named tuple of `names` that is a `base`."""
     made: Any = namedtuple("Batch", names)  # type: ignore[misc]  # the names are known at run time only
     return type("Batch", (base, made), {"__slots__": ()} if base is _Parts else {})
@@ -201,10 +209,25 @@ def _joins(names: tuple[str, ...]) -> list[tuple[int, int, type[Named] | None]]:
         end = first + 1
         while dot and end < len(names) and names[end].startswith(name + "."):
             end += 1
-        parts = _class_of(tuple(each.partition(".")[2] for each in names[first:end]), _Parts) if dot else None
+        parts = class_of(tuple(each.partition(".")[2] for each in names[first:end]), _Parts) if dot else None
         joins.append((first, end, parts))
         first = end
     return joins
+
+
+def leaves_of(batch: Named) -> list[Any]:
+    """Return the arrays of a batch, those of a field with several one by one; the inverse of `joined`."""
+    return [leaf for value in batch for leaf in (value if isinstance(value, Named) else (value,))]
+
+
+def as_dict(batch: Named) -> dict[str, Any]:
+    """Return a batch as a dictionary, and fields with several arrays as dictionaries in it."""
+    return {name: as_dict(value) if isinstance(value, Named) else value for name, value in batch.items()}
+
+
+def decode_rows(content: NDArray[np.uint8], lengths: NDArray[np.int64]) -> list[str]:
+    """Return the text in each row of `content`, (rows, bytes), which has `lengths` bytes of UTF-8."""
+    return [row[:length].tobytes().decode() for row, length in zip(content, lengths.tolist(), strict=True)]
 
 
 def joined(layout: BatchLayout, leaves: Sequence[Any]) -> tuple[Any, ...]:
@@ -217,4 +240,4 @@ def joined(layout: BatchLayout, leaves: Sequence[Any]) -> tuple[Any, ...]:
 
 def _again(is_parts: bool, names: tuple[str, ...], values: tuple[Any, ...]) -> Any:
     """Return a pickled named tuple that has no place."""
-    return tuple.__new__(_class_of(names, _Parts if is_parts else Batch), values)
+    return tuple.__new__(class_of(names, _Parts if is_parts else Batch), values)

@@ -39,11 +39,11 @@ class Loader(BaseLoader[Batch]):
         self,
         endpoint: Endpoint,
         *,
-        rank: int,
-        world_size: int,
-        epochs: int | None,
-        copy_when_held: bool,
-        reconnect: bool,
+        rank: int = 0,
+        world_size: int = 1,
+        epochs: int | None = 1,
+        copy_when_held: bool = False,
+        reconnect: bool = False,
         join: bool = False,
     ) -> None:
         self._endpoint = endpoint

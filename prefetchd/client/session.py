@@ -14,7 +14,7 @@ import os
 import subprocess
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefetchd._version import __version__
@@ -105,13 +105,13 @@ class Endpoint:
     """
 
     config: Config | None
-    daemon: str
-    dataset: str | None
-    expected: dict[str, Any]
-    timeout_s: float
-    guaranteed_slots: int
-    writable: bool
-    hold_timeout_s: float
+    daemon: str = "default"
+    dataset: str | None = None
+    expected: dict[str, Any] = field(default_factory=dict)
+    timeout_s: float = 30.0
+    guaranteed_slots: int = 2
+    writable: bool = False
+    hold_timeout_s: float = 10.0
     shared: bool = False
     group: str | None = None
     start_together: int = 0

@@ -32,6 +32,7 @@ _TEXT = {"string": np.int32, "large_string": np.int64}
 _BYTES = {"binary": np.int32, "large_binary": np.int64}
 _BLOCK_ROWS = 1 << 16
 _GATHERED_BYTES = 64 << 20
+_SHORT_BYTES = 1 << 10  # rows of fewer bytes are gathered by numpy, longer ones by a slice each
 _Rows = tuple["NDArray[Any]", "NDArray[np.uint8]"]  # offsets of the rows, and the bytes that they lead into
 
 
@@ -275,14 +276,19 @@ def _ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Iterator[t
 
 
 def _gathered(parts: list[_Rows], take: NDArray[np.int64]) -> Iterator[Block]:
-    """Yield blocks of rows in another order: a slice a row, as rows of one block may be in any part."""
+    """Yield blocks of rows in another order."""
+    lengths = np.concatenate([np.diff(offsets) for offsets, _ in parts]).astype(np.int64)
+    if int(lengths.mean()) < _SHORT_BYTES:  # a copy of all, from which numpy gathers the bytes of many rows at once
+        whole = np.concatenate([content[int(at[0]) : int(at[-1])] for at, content in parts])
+        starts = np.cumsum(lengths) - lengths
+        for length, places in _ranges(starts[take], lengths[take]):
+            yield length, whole[places]
+        return
     counts = [len(offsets) - 1 for offsets, _ in parts]
     first_rows = np.cumsum(counts) - counts
     starts = np.concatenate([offsets[:-1] for offsets, _ in parts]).astype(np.int64)
-    lengths = np.concatenate([np.diff(offsets) for offsets, _ in parts]).astype(np.int64)
     views = [content.data for _, content in parts]
-    mean_bytes = int(lengths.mean()) + 1
-    step = max(1, min(_BLOCK_ROWS, _GATHERED_BYTES // mean_bytes))
+    step = max(1, min(_BLOCK_ROWS, _GATHERED_BYTES // int(lengths.mean())))
     for first in range(0, len(take), step):
         rows = take[first : first + step]
         part = np.searchsorted(first_rows, rows, side="right") - 1

@@ -29,8 +29,7 @@ from prefetchd.errors import ConfigError
 
 # What is defined for grey and colours of 8 bits alone.
 OF_BYTES = (
-    "rand_augment", "trivial_augment_wide", "grayscale", "gaussian_blur", "solarize", "posterize", "sharpness",
-    "auto_contrast", "equalize",
+    "rand_augment", "trivial_augment_wide", "grayscale", "solarize", "posterize", "auto_contrast", "equalize",
 )  # fmt: skip
 MAX_OPERATIONS = 8  # of rand_augment: each has four of the block's 32 random words
 _TURN = around(0, 360, "a number of degrees n, for -n to n, or two such as (-10, 30), within 360")

@@ -24,7 +24,7 @@ def read_config_file(path: str) -> tuple[dict[str, Any], dict[str, dict[str, Any
     """Return the options in the TOML file at `path`, and those of each data set that has a table there, by its name.
 
     Keys are written `batch-size` or `batch_size`. A relative path (`source`, `root`, `labels`, `offsets`) starts from
-    the file's own folder.
+    the file's own folder. The table `fields` is the option of that name, as is `fields` in a data set's table.
 
     Raises:
         ConfigError: if the file cannot be read or is not TOML.
@@ -38,7 +38,9 @@ def read_config_file(path: str) -> tuple[dict[str, Any], dict[str, dict[str, Any
         raise ConfigError(f"cannot read the configuration {path}: {error}; correct the TOML") from None
     except RecursionError:
         raise ConfigError(f"cannot read the configuration {path}: it is nested too deeply; correct the TOML") from None
-    tables = {key: _from_toml(path, value) for key, value in table.items() if isinstance(value, dict)}
+    tables = {
+        key: _from_toml(path, value) for key, value in table.items() if isinstance(value, dict) and key != "fields"
+    }
     return _from_toml(path, {key: value for key, value in table.items() if key not in tables}), tables
 
 

@@ -46,6 +46,7 @@ def _option(
     content: bool = True,
     later: bool = False,
     limits: tuple[float, float] | None = None,
+    flag: str | None = None,
 ) -> Any:
     """Return a field that is an option.
 
@@ -57,8 +58,11 @@ def _option(
         later: whether it came after the first saved states. Then the digest leaves out its default, and those states
             still load. Every new option is one.
         limits: the least and the greatest number allowed, or `None`.
+        flag: the name on the command line of an option that is given several times, once for each of its values.
     """
-    metadata = {"help": help, "metavar": metavar, "content": content, "later": later, "limits": limits}
+    metadata = {
+        "help": help, "metavar": metavar, "content": content, "later": later, "limits": limits, "flag": flag
+    }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -106,9 +110,25 @@ class Config:
         "'rotate(degrees=10), hflip'; other pixels each epoch (none)",
         metavar="NAMES",
     )
+    views: tuple[str, ...] = _option(
+        (),
+        "deliver each image several times, decoded once, each augmented anew: a number, or for views of several sizes "
+        "'view(size=224, count=2, scale=(0.4, 1)), view(size=96, count=6)' (none)",
+        metavar="N|VIEWS",
+        later=True,
+    )
+    fields: tuple[str, ...] = _option(
+        (),
+        "what a sample consists of, where it is more than an image and a label: depth=image(column=depth, channels=1); "
+        "batches are mappings then. Kinds: image, mask, label, array, text, bytes",
+        metavar="NAME=KIND(...)",
+        later=True,
+        flag="field",
+    )
     transform: str | None = _option(
         None,
-        "function (image, rng) -> image of a module, or Albumentations pipeline; readers run it after augment",
+        "function (image, rng) -> image of a module, or Albumentations pipeline; readers run it after augment. With "
+        "fields it is (sample, rng) -> sample, dictionaries",
         metavar="MODULE:NAME",
     )
     target_transform: str | None = _option(

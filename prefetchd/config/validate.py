@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from prefetchd.config import augment, convert
+from prefetchd.config import augment, convert, fields, views
 from prefetchd.config.augment_values import RANDOM
 from prefetchd.config.convert import wrong
 from prefetchd.config.options import OPTION_TYPES, OPTIONS, Config
@@ -33,6 +33,8 @@ _CONVERTERS: dict[str, Callable[[object], Any]] = {
     "mean": convert.channel_numbers("mean"),
     "std": convert.channel_numbers("std"),
     "augment": augment.canonical,
+    "views": views.canonical,
+    "fields": fields.canonical,
     "transform": convert.function("transform"),
     "target_transform": convert.function("target_transform"),
     "python_path": convert.folders,
@@ -116,11 +118,47 @@ def _check_together(config: Config) -> None:
             f"cannot scale {config.dtype} pixels: scale, mean and std give fractions; use dtype='float32' or 'float16' "
             "with them"
         )
+    if config.fields:
+        _check_fields(config)
     _check_objects(config)
     _check_channels(config)
-    _check_erased(config)
+    for group in views.groups(config):
+        _check_augment(config, group.augment)
+        _check_erased(config, group.augment)
+    if config.views and config.target != "label":
+        raise ConfigError(
+            f"cannot use views with target={config.target!r}, which is placed as one image is; leave one of them out"
+        )
     if config.target == "mask" and config.label_columns not in (None, 1):
         raise wrong("label_columns", config.label_columns, "1, or not given, with target='mask': one path a line")
+
+
+# Options of a sample that is an image and a label, and what says the same of fields.
+_OTHERWISE_WITH_FIELDS = {
+    "target": "a field of another kind",
+    "views": "two loaders, each with a seed of its own",
+    "target_transform": "transform, which has the whole sample",
+    "x_column": "the column of each field",
+    "y_column": "the column of each field",
+    "labels": "the column of each field",
+    "label_columns": "the column of each field",
+    "label_separator": "the column of each field",
+    "missing_label": "a complete column",
+    "offsets": "a field of kind array",
+}
+
+
+def _check_fields(config: Config) -> None:
+    """Raise `ConfigError` for options that concern samples without fields."""
+    for name, instead in _OTHERWISE_WITH_FIELDS.items():
+        if getattr(config, name) != OPTIONS[name].default:
+            raise ConfigError(f"cannot use {name} together with fields; give {instead}, or leave fields out")
+    for name, field in fields.parse_fields(config.fields).items():
+        if field.kind == "image":
+            try:
+                _check_together(fields.image_config(config, field))
+            except ConfigError as error:
+                raise ConfigError(f"cannot use the field {name}: {error}") from None
 
 
 def _check_objects(config: Config) -> None:
@@ -147,7 +185,11 @@ def _check_channels(config: Config) -> None:
             f"cannot use channels={config.channels} with color={config.color!r}, which has "
             f"{' or '.join(map(str, possible))}; leave color out to keep the channels that the files have"
         )
-    given = augment.parameters(config.augment)
+
+
+def _check_augment(config: Config, texts: tuple[str, ...]) -> None:
+    """Raise `ConfigError` where an augmentation means nothing for the channels or the dtype of the images."""
+    given = augment.parameters(texts)
     of_bytes = [name for name in given if name in augment.OF_BYTES]
     if of_bytes and (config.pixel_dtype != "uint8" or config.n_channels not in (1, 3)):
         raise ConfigError(
@@ -164,9 +206,9 @@ def _check_channels(config: Config) -> None:
             )
 
 
-def _check_erased(config: Config) -> None:
+def _check_erased(config: Config, texts: tuple[str, ...]) -> None:
     """Raise `ConfigError` where what random_erasing writes is not for the channels or the dtype of the images."""
-    value = augment.parameters(config.augment).get("random_erasing", {}).get("value", RANDOM)
+    value = augment.parameters(texts).get("random_erasing", {}).get("value", RANDOM)
     if value == RANDOM:
         return
     shown = f"random_erasing(value={value[0] if len(value) == 1 else value})"

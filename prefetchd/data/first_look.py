@@ -13,7 +13,7 @@ import re
 from prefetchd.config.options import Config
 from prefetchd.data.kinds import IMAGE_SUFFIXES
 from prefetchd.data.records import Records
-from prefetchd.errors import ManifestError
+from prefetchd.errors import ManifestError, one_line
 
 _LOOKED_AT = 8
 _MOST_ENTRIES = 4096  # of a folder, when a name in another spelling is looked for
@@ -23,25 +23,29 @@ _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _SHOWN = 200
 
 
-def check_some_exist(records: Records, config: Config) -> None:
+def check_some_exist(records: Records, config: Config, field: tuple[int, str] | None = None) -> None:
     """Look at samples that are spread over the data set.
 
     Args:
         records: the samples, each of which may be a file of its own.
         config: the options, and where the paths start from.
+        field: number and name of a field, if not the sample's own path is to be looked at but that of a field.
 
     Raises:
         ManifestError: if none of them is there, with the spelling or the root that would lead to the first.
     """
     count = min(_LOOKED_AT, len(records))
     spread = records.samples(sorted({number * (len(records) - 1) // max(1, count - 1) for number in range(count)}))
-    if not all(_is_missing(sample.path) for sample in spread):
+    paths = [sample.path if field is None else sample.values[field[0]] for sample in spread]
+    if not all(map(_is_missing, paths)):
         return
-    source, first = os.path.expanduser(config.source), spread[0].path
+    source, first = os.path.expanduser(config.source), paths[0]
     folder = source if os.path.isdir(source) else os.path.dirname(source)
     root = os.path.abspath(folder if config.root is None else os.path.expanduser(config.root))
     looked = "its only sample is not" if len(records) == 1 else f"none of {len(spread)} samples looked at is"
     where = records.where(spread[0]).removeprefix(f"{records.name} ")
+    if field is not None:
+        where += f", field {field[1]}: {one_line(first)[-_SHOWN:]}"
     raise ManifestError(
         f"cannot serve {records.name}: {looked} there, such as {where} (root {root}); "
         f"{_hint(first.removeprefix(root.rstrip('/') + '/'), root)}"

@@ -46,11 +46,15 @@ class ReadAhead:
         records: where the bytes come from; borrowed.
         fetchers: how to read the parts of a sample, by their numbers, in the order in which they are read; if not
             given, a sample has one part, 0, which the records read.
+
+    Attributes:
+        known: for a part, says whether that of a sample need not be read, as a cache has it.
     """
 
     def __init__(self, records: Records, fetchers: Mapping[int, Fetcher] | None = None) -> None:
         self._records = records
         self._fetchers = {0: records.read} if fetchers is None else fetchers
+        self.known: dict[int, Callable[[int], bool]] = {}
         self._average_s = 0.0
         self._average_bytes = float(SMALLEST_BUFFER_BYTES)
         self._is_on = False
@@ -84,6 +88,8 @@ class ReadAhead:
             return
         for number, sample in zip(numbers, self._records.samples(numbers), strict=True):
             for part, fetcher in self._fetchers.items():
+                if (is_known := self.known.get(part)) is not None and is_known(number):
+                    continue
                 read = AheadRead(partial(fetcher, sample))
                 self._coming.setdefault((number, part), deque()).append(read)
                 self._later.append(read)

@@ -8,7 +8,8 @@ pixels. The daemon calls `open` (each kind has its own), which checks everything
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from prefetchd.data.source import ReserveMemory
 
@@ -28,7 +29,8 @@ class Sample(NamedTuple):
         label: a number, a tuple of numbers, the number of a class, the absolute path of a mask, or `None`.
         line: its line in the list, from 1; 0 where no line names it, as in a directory.
         place: where in the file, in numbers that only its own records read; empty if the file is the sample.
-        values: what else its records have of it, such as boxes; what they are depends on the records.
+        values: of each field of the option `fields`, in order: a number, an array, text, bytes, or what `fetch` takes.
+            Without fields what else its records have of it, such as boxes.
     """
 
     path: str
@@ -36,6 +38,39 @@ class Sample(NamedTuple):
     line: int = 0
     place: tuple[int, ...] = ()
     values: tuple[Any, ...] = ()
+
+
+Holds = Literal["numbers", "ragged", "text", "bytes", "files", "members"]
+
+
+@dataclass(frozen=True, slots=True)
+class FieldFacts:
+    """What the values of one field are, over the whole data set.
+
+    Attributes:
+        holds: numbers of one shape; ragged numbers, any count a sample; text; bytes; or encoded bytes that are fetched:
+            `files` of their own (the value is the path), or `members` of larger files.
+        shape: of numbers, and of one of ragged numbers.
+        dtype: numpy name of numbers' dtype.
+        longest: the most bytes of a value, or numbers where they are ragged; 0 if it is not known.
+        classes: the names by number, where labels were text.
+    """
+
+    holds: Holds
+    shape: tuple[int, ...] = ()
+    dtype: str = ""
+    longest: int = 0
+    classes: tuple[str, ...] | None = None
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether a value is bytes, wherever they are."""
+        return self.holds in ("bytes", "files", "members")
+
+    @property
+    def is_fetched(self) -> bool:
+        """Whether a value must be read from storage."""
+        return self.holds in ("files", "members")
 
 
 class Records(Protocol):
@@ -102,3 +137,17 @@ class Records(Protocol):
 
     def handle(self) -> tuple[dict[str, Any], list[int]]:
         """Return plain values and descriptors, which stay this object's, from which a reader attaches."""
+
+
+class RecordsWithFields(Records, Protocol):
+    """The samples of a data set whose samples have fields: `Sample.values` holds a value for each."""
+
+    @property
+    def fields(self) -> tuple[FieldFacts, ...]:
+        """What the values of each field are, in the order of the option."""
+
+    def part(self, sample: Sample, number: int) -> Sample:
+        """Return the image of a field that is fetched as a sample of its own: its path, and its place in the file."""
+
+    def fetch(self, sample: Sample, number: int, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
+        """Return the encoded bytes of a field, by its number, valid until the next read; else as `read`."""

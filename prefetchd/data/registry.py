@@ -40,6 +40,7 @@ _IMAGES = {
     "objects": ("prefetchd.data.table.object_records", "ObjectRecords"),  # with target="boxes" or "keypoints"
     "arrow": ("prefetchd.data.table.arrow_files", "ArrowFiles"),
     "table": ("prefetchd.data.table.records", "TableRecords"),  # from memory, never opened by name
+    "fields": ("prefetchd.data.table.field_records", "FieldRecords"),
 }
 _SOURCES = {
     "arrays": ("prefetchd.data.arrays.source", "ArraySource"),
@@ -48,6 +49,8 @@ _SOURCES = {
 }
 _OBJECTS = ("boxes", "keypoints")  # targets
 _SERVED = "prefetchd.data.images.source", "ImageSource"
+_VIEWS = "prefetchd.data.images.views", "ViewsSource"
+_FIELDS = "prefetchd.data.fields.source", "FieldsSource"
 _INSPECTED = "prefetchd.data.images.inspection", "InspectedImages"  # made by `verify`, never opened by name
 
 
@@ -70,11 +73,13 @@ def open_source(
 
         return open_memory(config, table)
     kind: str = "sequences" if config.offsets is not None else kind_of(config.source)
+    if config.fields:
+        from prefetchd.data.table.opener import open_fields, open_table
+
+        return open_fields(config, open_table(config, kind))
     if kind in _SOURCES:
         source: Source = _class(_SOURCES[kind]).open(config)
         return source
-    from prefetchd.data.images.source import ImageSource
-
     is_list = kind == "manifest"
     _refuse_other_targets(config, is_list, kind)
     refuse_given(config, ARRAY_OPTIONS, "arrays")
@@ -93,7 +98,9 @@ def open_source(
         except BaseException:
             records.close()
             raise
-    return ImageSource.open(config, kind, records)
+    from prefetchd.data.images.views import open_images
+
+    return open_images(config, kind, records)
 
 
 def _refuse_other_targets(config: Config, is_list: bool, kind: str) -> None:
@@ -126,9 +133,16 @@ def attach_source(config: Config, handle: dict[str, Any], fds: list[int]) -> Sou
         return source
     at = len(fds) - handle["n_cache_fds"]
     records: Records = _class(_IMAGES[kind]).attach(handle["records"], fds[:at])
-    images = _class(_INSPECTED if "is_inspected" in handle else _SERVED)
+    images = _class(_attached(config, handle))
     source = images.attach(config, handle, records, fds[at:])
     return source
+
+
+def _attached(config: Config, handle: dict[str, Any]) -> tuple[str, str]:
+    """Return module and class of the source of images, with this handle."""
+    if "is_inspected" in handle:
+        return _INSPECTED
+    return _FIELDS if config.fields else _VIEWS if config.views else _SERVED
 
 
 def _class(home: tuple[str, str]) -> Any:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from prefetchd.data.cache.daemon_side import CacheInDaemon
+    from prefetchd.data.cache.several import SeveralCaches
 
 ReserveMemory = Callable[[int], None]
 ALLOWANCE_BYTES = 12 << 20  # working memory that a reader may take without `reserve`
@@ -54,7 +55,7 @@ class Source(Protocol):
         """What never changes of it."""
 
     @property
-    def cache(self) -> CacheInDaemon | None:
+    def cache(self) -> CacheInDaemon | SeveralCaches | None:
         """The cache of decoded samples, in the daemon; `None` without one."""
 
     @property

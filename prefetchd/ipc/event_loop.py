@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from prefetchd.ipc import system
 
-Callback = Callable[[], None]
+Callback = Callable[[], object]
 
 _PARENT_S = 0.5  # between looks whether the parent has ended
 

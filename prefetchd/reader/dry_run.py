@@ -55,7 +55,7 @@ def run(opened: reader_messages.OpenDataset, fds: list[int]) -> reader_messages.
     source = attach_source(config, opened.source, fds)
     assert isinstance(source, ImageSource)  # only images have functions
     decoding = [0]
-    _, y = _first_good(config, source, decoding.append)
+    y = _first_good(config, source, decoding.append)
     kept_bytes = _private_bytes() - before_bytes - _OWN_BYTES
     # What they take for a moment counts too: at the peak, less what decoding may have taken, which is reserved apart.
     peak_bytes = _peak_bytes() - before_bytes - max(_OWN_BYTES, *decoding)
@@ -65,8 +65,8 @@ def run(opened: reader_messages.OpenDataset, fds: list[int]) -> reader_messages.
     return reader_messages.DryRunDone(list(y.shape), y.dtype.name, code, int(grown_bytes * _MARGIN))
 
 
-def _first_good(config: Config, source: ImageSource, reserve: ReserveMemory) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return x and y of the first good sample."""
+def _first_good(config: Config, source: ImageSource, reserve: ReserveMemory) -> NDArray[Any]:
+    """Return y of the first good sample."""
     count = min(_TRIED_SAMPLES, source.facts.n_samples)
     transform_fault: TransformFault | None = None
     other = ""

@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 try:
@@ -31,7 +31,7 @@ except ImportError as error:
     ) from error
 
 from prefetchd.client.api import batches as numpy_batches
-from prefetchd.client.batch import Batch, InEpoch, Named
+from prefetchd.client.batch import Batch, InEpoch, Named, class_of, decode_rows, joined, leaves_of
 from prefetchd.client.iteration import BaseLoader
 from prefetchd.errors import ConfigError, PrefetchdError
 from prefetchd.torch.device_copies import Arriving, Cuda, DeviceCopies
@@ -47,19 +47,17 @@ if TYPE_CHECKING:
     from prefetchd.client.connection import Connection
     from prefetchd.client.loader import Loader
     from prefetchd.client.state import Position
+    from prefetchd.ring.layout import BatchLayout
 
 __all__ = ["TensorBatch", "TensorLoader", "batches"]
 
 _VALUE_OPTIONS = ("dtype", "scale", "mean", "std")
 
 
-class _Tensors(NamedTuple):
-    x: torch.Tensor
-    y: torch.Tensor
+class TensorBatch(InEpoch, Named):  # type: ignore[misc]  # index hides tuple.index, on purpose
+    """One batch of tensors: as `prefetchd.Batch`, with tensors in place of arrays.
 
-
-class TensorBatch(InEpoch, _Tensors):  # type: ignore[misc]  # index hides tuple.index, on purpose
-    """One batch of tensors: unpacks as `x, y`, and has `.epoch`, `.index`, `.repeated` and `.sample_ids`.
+    It unpacks as `x, y`, or has the fields of the option `fields`; it has `.epoch`, `.index` and `.repeated`.
 
     Attributes:
         x: the samples; images are (rows, channels, height, width).
@@ -69,12 +67,25 @@ class TensorBatch(InEpoch, _Tensors):  # type: ignore[misc]  # index hides tuple
 
     sample_ids: NDArray[np.int64]
 
-    @classmethod
-    def of(cls, batch: Batch, x: torch.Tensor, y: Any, sample_ids: NDArray[np.int64]) -> TensorBatch:
-        """Return `x, y` with the place of `batch`."""
-        made = tuple.__new__(cls, (x, y))
+    if TYPE_CHECKING:
+        x: torch.Tensor
+        y: torch.Tensor
+
+        def __iter__(self) -> Iterator[torch.Tensor]: ...
+
+    @staticmethod
+    def of(
+        batch: Batch, layout: BatchLayout, tensors: Sequence[torch.Tensor], sample_ids: NDArray[np.int64]
+    ) -> TensorBatch:
+        """Return `tensors`, one for each array of `layout`, with the place of `batch`."""
+        made: TensorBatch = tuple.__new__(class_of(batch._fields, TensorBatch), joined(layout, tensors))
         made._grant, made.sample_ids = batch.place, sample_ids
         return made
+
+    def strings(self, name: str) -> list[str]:
+        """Return the text of each sample in the field `name`; see `prefetchd.Batch.strings`."""
+        content, lengths = self.text_parts(name)
+        return decode_rows(content.cpu().numpy(), lengths.cpu().numpy())
 
 
 class _Ahead(NamedTuple):
@@ -92,11 +103,12 @@ def batches(
     normalize: Literal["readers", "device"] = "readers",
     **options: Unpack[BatchOptions],
 ) -> TensorLoader:
-    """Return a re-iterable loader of batches `x, y` of tensors.
+    """Return a re-iterable loader of batches `x, y` of tensors, or of `fields`.
 
-    Images are (rows, channels, height, width). From the default layout, `nhwc`, they get this shape without a copy, in
-    the memory format `torch.channels_last`, which convolutions like best. `layout="nchw"` makes them contiguous, and an
-    explicit `layout="nhwc"` leaves the channels last in the shape too. Arrays keep their shape.
+    Images are (rows, channels, height, width), with views (rows, views, channels, ...). From the default layout,
+    `nhwc`, they get this shape without a copy, in the memory format `torch.channels_last`, which convolutions like
+    best. `layout="nchw"` makes them contiguous, and an explicit `layout="nhwc"` leaves the channels last in the shape
+    too. Arrays keep their shape.
 
     Args:
         source: as for `prefetchd.batches`: a private daemon's data, or nothing to attach to a daemon.
@@ -146,7 +158,7 @@ class TensorLoader(BaseLoader[TensorBatch], IterableDataset[TensorBatch]):
         self,
         loader: Loader,
         device: torch.device,
-        on_device: Callable[[torch.Tensor], torch.Tensor],
+        on_device: Callable[[list[torch.Tensor]], list[torch.Tensor]],
         cuda: Cuda | None,
     ) -> None:
         self._loader = loader
@@ -220,14 +232,8 @@ class TensorLoader(BaseLoader[TensorBatch], IterableDataset[TensorBatch]):
             arrays.close()
 
     def _tensors(self, batch: Batch) -> TensorBatch:
-        x, y = batch
-        return TensorBatch.of(batch, self._on_device(self._tensor(x)), self._tensor(y), batch.sample_ids)
-
-    def _tensor(self, value: Any) -> Any:
-        """Return the tensor of an array, or of each array of a named tuple."""
-        if isinstance(value, Named):
-            return value._make(map(self._tensor, value))
-        return torch.from_numpy(value).to(self._device)
+        tensors = self._on_device([torch.from_numpy(array).to(self._device) for array in leaves_of(batch)])
+        return TensorBatch.of(batch, self._loader.layout, tensors, batch.sample_ids)
 
     def _run_ahead(
         self, arrays: Generator[Batch, None, None], copies: DeviceCopies
@@ -250,7 +256,7 @@ class TensorLoader(BaseLoader[TensorBatch], IterableDataset[TensorBatch]):
                         yield self._deliver(ahead.popleft(), copies)
                     return
                 arriving = copies.start(batch.root, batch.place.rows)
-                tensors = TensorBatch.of(batch, arriving.x, arriving.y, batch.sample_ids.copy())
+                tensors = TensorBatch.of(batch, self._loader.layout, arriving.tensors, batch.sample_ids.copy())
                 ahead.append(_Ahead(tensors, arriving, self._loader.position))
                 del batch, tensors, arriving
                 if len(ahead) > 1:

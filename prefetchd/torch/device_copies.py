@@ -29,7 +29,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prefetchd.client.batch import joined
 from prefetchd.ring.layout import BatchLayout
 
 log = logging.getLogger("prefetchd")
@@ -96,14 +95,10 @@ class Arriving:
     """A batch on its way: tensors of the device, not to be used before `DeviceCopies.hand_over`.
 
     Attributes:
-        x: the samples.
-        y: the labels; a named tuple of tensors where the layout has several.
-        tensors: all of them.
+        tensors: one for each array of the layout.
         event: comes when they have arrived.
     """
 
-    x: torch.Tensor
-    y: Any
     tensors: tuple[torch.Tensor, ...]
     event: Any
 
@@ -116,7 +111,7 @@ class DeviceCopies:
         cuda: Cuda,
         layout: BatchLayout,
         maps: Callable[[], Collection[mmap.mmap]],
-        on_device: Callable[[torch.Tensor], torch.Tensor],
+        on_device: Callable[[list[torch.Tensor]], list[torch.Tensor]],
     ) -> None:
         """Make one.
 
@@ -124,7 +119,7 @@ class DeviceCopies:
             cuda: the device.
             layout: of the batches.
             maps: returns the maps of slots that exist now.
-            on_device: converts x on the device, on the copies' stream too.
+            on_device: converts a batch's tensors on the device, on the copies' stream too.
         """
         self._cuda = cuda
         self._layout = layout
@@ -145,13 +140,11 @@ class DeviceCopies:
         if not locked:
             tensors = [self._cuda.page_locked_copy(tensor) for tensor in tensors]
         with self._cuda.beside():
-            tensors = [self._cuda.copy(tensor) for tensor in tensors]
-            tensors[0] = self._on_device(tensors[0])
+            tensors = self._on_device([self._cuda.copy(tensor) for tensor in tensors])
             event = self._cuda.mark()
         if locked:
             self._reading.append((event, root))
-        x, y = joined(self._layout, tensors)
-        return Arriving(x, y, tuple(tensors), event)
+        return Arriving(tuple(tensors), event)
 
     def hand_over(self, arriving: Arriving) -> None:
         """Let the caller's stream use the tensors from now on. The processor does not wait."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from prefetchd.client.user_warnings import warn_user
+from prefetchd.config.fields import parse_fields
 from prefetchd.config.validate import doubts, make_config
 from prefetchd.errors import ConfigError
 
@@ -63,9 +64,15 @@ def choose_share(options: BatchOptions) -> None:
 
 def conversion(
     loader: Loader, device: torch.device, values: Mapping[str, Any], *, permute: bool
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the function that converts x on the device: channels second, and normalised by `values`."""
+) -> Callable[[list[torch.Tensor]], list[torch.Tensor]]:
+    """Return the function that converts a batch's tensors on the device.
+
+    Images get their channels second, and are normalised by `values`.
+    """
     config = loader.config
+    if config["fields"] and any(value is not None for value in values.values()):
+        raise ConfigError("cannot normalize fields on the device: each has values of its own; leave normalize out")
+    images = _images(loader)
     is_images = loader.serves_images
     channels_second = config["layout"] == "nchw" or permute
     moves = is_images and config["layout"] == "nhwc" and permute
@@ -93,9 +100,22 @@ def conversion(
 
     def convert(x: torch.Tensor) -> torch.Tensor:
         if moves:
-            x = x.permute(0, 3, 1, 2)
+            x = x.movedim(-1, -3)
         if factors is not None:
             x = x.float().mul_(factors[0]).add_(factors[1])
         return x if dtype is None else x.to(dtype)
 
-    return convert
+    def convert_images(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [convert(tensor) if place in images else tensor for place, tensor in enumerate(tensors)]
+
+    return convert_images
+
+
+def _images(loader: Loader) -> frozenset[int]:
+    """Return which arrays of a batch are images: x, all but y of a list of views, or the fields of that kind."""
+    fields = parse_fields(tuple(loader.config["fields"]))
+    if loader.config["views"]:
+        return frozenset(range(len(loader.layout.fields) - 1))
+    names = {name for name, field in fields.items() if field.kind == "image"}
+    arrays = loader.layout.fields
+    return frozenset(place for place, each in enumerate(arrays) if each.name in names or not (fields or place))

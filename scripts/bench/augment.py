@@ -43,7 +43,7 @@ def main(source: str, rounds: int) -> None:
         for name, reader in readers.items():
             started_s = time.process_time()
             for number, sample in enumerate(samples):
-                assert reader.load(sample, number, epoch, x, y, lambda _: None) is None
+                assert reader.load(sample, number, epoch, x, [y], lambda _: None) is None
             took[name].append((time.process_time() - started_s) / len(samples) * 1e3)
     base = statistics.median(took["none"])
     for name, ms in took.items():

@@ -64,7 +64,7 @@ FORMS: dict[str, tuple[str, Callable[[Columns], Any]]] = {
     "polars": ("polars", frame("polars")),
     "pyarrow": ("pyarrow", frame("pyarrow")),
     "Dataset": ("datasets", hugging_face),
-    "Dataset, shuffled": ("datasets", lambda columns: hugging_face(columns).shuffle(seed=1)),
+    "Dataset shuffled": ("datasets", lambda columns: hugging_face(columns).shuffle(seed=1)),
 }  # fmt: skip
 
 

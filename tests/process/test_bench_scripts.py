@@ -39,6 +39,7 @@ SCRIPTS = {
     "sharing": ("MANIFEST --trainers 2 --rounds 1 --seconds 0.3 --no-torch", "2 x prefetchd"),
     "startup": ("MANIFEST --rounds 1", "first batch"),
     "throughput": ("MANIFEST --rounds 1 --epochs 1 --ready 1 --batch-size 16", "prefetchd, exact"),
+    "views": ("MANIFEST 1", "decoded twice"),
 }
 # These end with status 1 where a promise of memory does not hold, which a moment is too short to tell.
 JUDGES = ("budget", "footprint")

@@ -155,3 +155,26 @@ def test_preview_shows_depths_and_bands(depth_list: Path, band_list: Path) -> No
         result = run_command("preview", source, "-o", target, "--image-size=24", *options)
         assert result.returncode == 0, result.stderr
         assert cv2.imread(str(target)).std() > 10
+
+
+def test_fields_keep_the_numbers_of_their_files(depth_list: Path, band_list: Path) -> None:
+    """Depths and bands beside colours, all placed alike; jitter changes the colours alone."""
+    folder = depth_list.parent
+    for number in range(6):
+        assert cv2.imwrite(str(folder / f"rgb{number}.png"), depths(number, 3, "uint8"))
+    rows = "".join(f"rgb{number}.png,{number}.png,{number}.tiff\n" for number in range(6))
+    (folder / "table.csv").write_text("image,depth,bands\n" + rows)
+    fields = {
+        "image": prefetchd.Field("image"),
+        "depth": prefetchd.Field("image", channels=1, dtype="uint16"),
+        "bands": prefetchd.Field("image", channels=13, dtype="float32"),
+    }
+    given = {**OPTIONS, "fields": fields, "augment": "hflip(p=1), color_jitter"}
+    with prefetchd.batches(folder / "table.csv", **given) as loader:
+        batches = [batch.copy() for batch in loader]
+    for name, channels, dtype in (("depth", 1, "uint16"), ("bands", 13, "float32")):
+        found = np.concatenate([batch[name] for batch in batches])
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found, np.stack([depths(n, channels)[:, ::-1] for n in range(6)]).astype(dtype))
+    changed = np.concatenate([batch["image"] for batch in batches])
+    assert not np.array_equal(changed[0], depths(0, 3, "uint8")[:, ::-1, ::-1])

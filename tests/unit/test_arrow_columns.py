@@ -90,6 +90,13 @@ def test_rows_are_taken_in_any_order(number: int) -> None:
     assert read(tables()[number], take=take) == {name: [values[row] for row in take] for name, values in VALUES.items()}
 
 
+def test_long_rows_are_taken_in_any_order() -> None:
+    values = [bytes([number]) * (2000 + number) for number in range(5)]
+    chunks = pa.chunked_array([values[:2], values[2:]])
+    take = [4, 1, 1, 0, 3]
+    assert read(pa.table({"image": chunks}), take=np.array(take)) == {"image": [values[row] for row in take]}
+
+
 def test_lists_with_nulls_are_taken_too() -> None:
     values = [[1, 2], None, [3]]
     assert read(pa.table({"tokens": values})) == {"tokens": values}

@@ -13,6 +13,7 @@ import pytest
 
 import prefetchd
 from prefetchd.cli.main import make_parser
+from prefetchd.cli.spelling import flag_of
 from prefetchd.config.options import OPTIONS
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +67,7 @@ def test_readme_names_each_option_once():
     names = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
     assert sorted(names) == sorted(inspect.signature(prefetchd.batches).parameters)
     flags = set(re.findall(r"`--(?:\[no-\])?([\w-]+)`", table)) - {"config"}
-    assert flags == {name.replace("_", "-") for name in OPTIONS} - {"source"}
+    assert flags == {flag_of(name) for name in OPTIONS} - {"source"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)

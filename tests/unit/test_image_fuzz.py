@@ -8,10 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prefetchd.config.validate import make_config
 from prefetchd.data.faults import UndecodableImage
 from prefetchd.data.images.decode import decode_image, identify, silence_decoders
+from prefetchd.data.images.exact import Wanted
 from prefetchd.data.images.working_memory import claimed_bytes
 from tests.images import write_kinds
+from tests.tiffs import DEFLATE, encode_tiff
 
 # Of JPEG, PNG and WebP we refuse what is cut short, where OpenCV fills the rest with grey.
 SUFFIXES = ("jp2", "j2k", "pgm", "ppm", "pbm", "pam", "pfm", "hdr", "ras", "bmp", "gif", "tiff")
@@ -77,3 +80,44 @@ def test_a_damaged_image_has_the_pixels_of_opencv_or_none(
     else:
         assert wanted is not None, (name, data[:HEADER_BYTES])
         assert np.array_equal(mine, wanted), (name, data[:HEADER_BYTES])
+
+
+@settings(max_examples=400)
+@given(
+    dtype=st.sampled_from(["uint8", "uint16", "float32"]),
+    big=st.booleans(),
+    planar=st.booleans(),
+    tile=st.sampled_from([None, (16, 16)]),
+    compression=st.sampled_from([1, DEFLATE]),
+    changes=st.lists(st.tuples(st.integers(0, 500), st.integers(0, 255)), max_size=4),
+    kept=st.none() | st.floats(0, 1),
+)
+def test_a_damaged_tiff_has_its_shape_or_is_a_bad_sample(
+    dtype: str,
+    big: bool,
+    planar: bool,
+    tile: tuple[int, int] | None,
+    compression: int,
+    changes: list[tuple[int, int]],
+    kept: float | None,
+) -> None:
+    pixels = np.arange(20 * 24 * 5).reshape(20, 24, 5).astype(dtype)
+    good = encode_tiff(pixels, big=big, planar=planar, tile=tile, compression=compression)
+    damaged = bytearray(good)
+    for at, value in changes:  # from the end, where the directory is
+        damaged[-1 - min(at, len(damaged) - 1)] = value
+    data = damaged[: None if kept is None else round(kept * len(damaged))]
+    want = Wanted.of(make_config(source="m", channels=5, dtype=dtype))
+    try:
+        header = identify(data)
+        want.check(header)
+        if want.claimed_bytes(header, shrink_on_load=False) > MOST_BYTES:
+            return
+        image = want.decode(memoryview(data), header)
+    except UndecodableImage:
+        assert data != good
+        return
+    assert image.shape == want.shape(*header.oriented_size)
+    assert image.dtype == dtype
+    if data == good:
+        assert np.array_equal(image, pixels)

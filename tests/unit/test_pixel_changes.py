@@ -13,12 +13,16 @@ from prefetchd.config.validate import make_config
 from prefetchd.data.images import pixel_operations as operations
 from prefetchd.data.images.geometry import FIRST_WORD, Geometry, GeometryDraws
 from prefetchd.data.images.pixel_changes import PixelChanges
+from prefetchd.errors import ConfigError
 from prefetchd.sampling.randomness import BLOCK_WORDS, SampleRandomness
 from tests.images import photograph
 
 RNG = SampleRandomness(5)
 N_WORDS = len(AUGMENTATIONS) * BLOCK_WORDS
 RGB = (photograph(24, 20, 1)[..., ::-1] // 2 + 40).astype(np.uint8)
+OF_BYTES = {
+    "rand_augment", "trivial_augment_wide", "grayscale", "solarize", "posterize", "auto_contrast", "equalize",
+}  # fmt: skip
 CHANCES = [
     "color_jitter",
     "grayscale",
@@ -161,6 +165,26 @@ def test_gray_images_take_all_of_them():
 def test_nothing_is_done_where_only_geometry_is_asked_for():
     assert not PixelChanges(canonical("random_resized_crop, hflip, rotate, affine, random_erasing"), (8, 8), "rgb")
     assert PixelChanges(canonical("equalize"), (8, 8), "rgb")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"dtype": "uint16"}, {"channels": 4, "color": "rgb"}, {"channels": 2}, {"channels": 1, "dtype": "float32"}],
+)
+def test_what_is_for_8_bits_is_refused_for_other_pixels_and_the_rest_is_taken(options: dict[str, Any]):
+    for name in AUGMENTATIONS:
+        if name in OF_BYTES:
+            with pytest.raises(ConfigError, match=f"cannot use the augmentation {name} with"):
+                make_config(source="m", augment=name, **options)
+        else:
+            make_config(
+                source="m", augment="color_jitter(saturation=0, hue=0)" if "jitter" in name else name, **options
+            )
+    image = (np.random.default_rng(0).random((20, 24, 4)) * 60000).astype(np.uint16)
+    changes = PixelChanges(canonical("gaussian_blur, sharpness(p=1)"), (20, 24), "unchanged", 4)
+    pixels = image.copy()
+    changes.apply(pixels, RNG.units(0, 0, N_WORDS))
+    assert not np.array_equal(pixels, image)
 
 
 def test_a_later_parameter_at_its_default_changes_no_digest():

@@ -151,6 +151,20 @@ def test_a_part_of_a_larger_array_is_changed_in_place():
         assert not large[65:].any()
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("n_channels", [2, 4, 7])
+def test_blur_and_sharpness_take_any_dtype_and_number_of_channels_each_on_its_own(dtype: str, n_channels: int):
+    rng = np.random.default_rng(n_channels)
+    most = {"uint8": 256, "uint16": 65536, "float32": 1e6}[dtype]
+    image = (rng.random((30, 41, n_channels)) * most).astype(dtype)
+    for change, arguments in ((operations.gaussian_blur, ((5, 7), 1.2)), (operations.sharpness, (1.5,))):
+        together = changed(change, image, *arguments)
+        planes = [changed(change, np.ascontiguousarray(image[..., n]), *arguments) for n in range(n_channels)]
+        assert together.dtype == dtype
+        assert not np.array_equal(together, image)
+        np.testing.assert_allclose(together, np.dstack(planes), rtol=1e-5, atol=0 if dtype != "float32" else 1)
+
+
 # --- against torchvision
 
 

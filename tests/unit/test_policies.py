@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from prefetchd.config.augment import canonical
+from prefetchd.data.images.boxes import move_keypoints, placement
 from prefetchd.data.images.geometry import GeometryDraws, PolicyDraws, inverse_of
 from prefetchd.data.images.policies import Operation
 from prefetchd.data.images.resample import Placer
@@ -187,6 +188,27 @@ def test_mask_goes_where_its_image_goes(policy: str, resize: str):
         assert certain.mean() > 0.5
         assert (placed_mask[certain] * 100 != placed[certain]).mean() < 0.004
     assert 5 < n_turned < 30
+
+
+def test_keypoints_go_where_the_pixels_go():
+    """The map that boxes and keypoints take leads the centre of a bright square to the centre of its pixels."""
+    size, target = (200, 260), (96, 128)
+    draws = GeometryDraws(canonical("rand_augment(num_ops=4, magnitude=12), hflip"), target)
+    n_seen = 0
+    for sample_id in range(40):
+        geometry = draws.draw(RNG.units(0, sample_id, N_WORDS), size)
+        image, placed = np.zeros(size, np.float32), np.empty(target, np.float32)
+        image[116:125, 96:105] = 255
+        Placer(target, "stretch", "linear").place(image, geometry, None, placed)
+        where = placement(geometry, (0, 0, *size), (0, 0, *target), target)
+        points, inside = move_keypoints(np.array([[100, 120]]), where)
+        if not inside[0] or points.min() < 6 or (points[0] > (target[1] - 7, target[0] - 7)).any():
+            continue
+        n_seen += geometry.turn is not None
+        parts = placed / placed.sum()
+        centre = parts.sum(axis=0) @ np.arange(target[1]), parts.sum(axis=1) @ np.arange(target[0])
+        np.testing.assert_allclose(points[0], centre, atol=0.3)
+    assert n_seen > 10
 
 
 def test_a_policy_that_moves_nothing_leaves_the_geometry_of_the_others():

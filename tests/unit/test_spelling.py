@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from prefetchd.cli.spelling import FlagFormatter, as_flags
+from prefetchd.cli.spelling import FlagFormatter, as_flags, flag_of
 from prefetchd.config.options import OPTIONS
 
 
@@ -50,7 +50,7 @@ def test_everything_else_stays_as_it_is(text: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(set(OPTIONS) - {"source"}))
 def test_every_option_is_translated(name: str) -> None:
-    assert as_flags(f"set {name}=1; then go on") == f"set --{name.replace('_', '-')} 1; then go on"
+    assert as_flags(f"set {name}=1; then go on") == f"set --{flag_of(name)} 1; then go on"
 
 
 def test_log_lines_are_translated_and_their_arguments_with_them() -> None:

@@ -10,8 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from prefetchd.cli.arguments import EPILOG, Subparsers, add_source_options, config_of
-from prefetchd.errors import ConfigError
+from prefetchd.cli.arguments import EPILOG, Subparsers, add_source_options, check_range, config_of
 
 if TYPE_CHECKING:
     from prefetchd.cli.measure.benchmark import Batches, Opens
@@ -45,9 +44,7 @@ def add(commands: Subparsers, datasets: Iterable[str]) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure and report."""
     for option, low, high in (("rounds", 1, 100), ("seconds", 0.2, 600), ("step_ms", 0, 60_000)):
-        value = getattr(arguments, option)
-        if not low <= value <= high:
-            raise ConfigError(f"cannot use --{option.replace('_', '-')} {value:g}: it must be from {low} to {high}")
+        check_range(arguments, option, low, high)
     config = config_of(arguments, "bench")
     from prefetchd.cli.measure.benchmark import Figures, limit_of, summarise, table, take_turn
     from prefetchd.cli.measure.measure import measure

@@ -72,10 +72,10 @@ def _build(name: str, config: Config) -> int:
     Raises:
         PrefetchdError: if the pipeline cannot be cached, or the source cannot be served.
     """
-    from prefetchd.cli.measure.measure import endpoint_of
     from prefetchd.cli.spelling import as_flags
     from prefetchd.cli.views.charts import Progress
     from prefetchd.client.loader import Loader
+    from prefetchd.client.session import Endpoint
     from prefetchd.data.cache.keys import check_cache
 
     if config.cache is None:
@@ -92,13 +92,14 @@ def _build(name: str, config: Config) -> int:
         std=None,
         layout="nhwc",
         augment=(),
+        views=(),
         transform=None,
         target_transform=None,
         shuffle=False,
         drop_last=False,
         on_error="skip",
     )
-    loader = Loader(endpoint_of(kept_only), rank=0, world_size=1, epochs=1, copy_when_held=False, reconnect=False)
+    loader = Loader(Endpoint(kept_only))
     what = f"filling the cache of {name}" if name else "filling the cache"
     with loader, Progress(what, sys.stderr) as progress:
         done = good = 0

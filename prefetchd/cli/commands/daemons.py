@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from prefetchd.cli.arguments import Subparsers, add_debug, add_name, add_pid, ask, daemon_of, name_of
+from prefetchd.cli.arguments import Subparsers, add_debug, add_name, add_pid, ask, check_range, daemon_of, name_of
 from prefetchd.client.admin import ask_over, change_options
 from prefetchd.errors import ConfigError, PrefetchdError
 
@@ -172,8 +172,7 @@ def run_top(arguments: argparse.Namespace) -> int:
     """Show frames until a key or the end of the daemon ends it."""
     from prefetchd.cli.views.top_frame import frame
 
-    if not 0.1 <= arguments.interval <= 3600:
-        raise ConfigError(f"cannot use --interval {arguments.interval:g}: it must be from 0.1 to 3600 seconds")
+    check_range(arguments, "interval", 0.1, 3600, " seconds")
     history = deque([_report(arguments)], _KEPT_REPORTS)
     time.sleep(min(_ONCE_S, arguments.interval))
     history.append(_report(arguments))

@@ -68,6 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"cannot write {arguments.output}: {folder} is not a writable folder")
     config = config_of(arguments, "preview")
     from prefetchd.cli.views.contact_sheet import draw_sheet
+    from prefetchd.config.views import groups
 
     source = _open(config)
     tiles, bad, counts, seen = _tiles(config, source, arguments.samples, n_epochs)
@@ -75,7 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
     title = f"{os.path.basename(config.source)}: {len(tiles):,} of {seen:,} samples"
     title += f", epochs 0 to {n_epochs - 1}" if n_epochs > 1 else ""
     height, width = config.image_size
-    shown = (height, 2 * width) if config.target == "mask" else (height, width)
+    n_views = sum(group.count or 1 for group in groups(config))
+    shown = (height, 2 * width) if config.target == "mask" else (height, n_views * width)
     _write(arguments.output, draw_sheet(rows, shown, title, counts))
     print(f"{arguments.output}: {title}")
     for found in bad:
@@ -108,15 +110,15 @@ def _tiles(
     A sample's content depends on seed, epoch and sample alone. So batches of one, taken with a stride, show what
     batches of any size and order hold.
     """
-    from prefetchd.cli.measure.measure import endpoint_of
     from prefetchd.client.loader import Loader
+    from prefetchd.client.session import Endpoint
 
     total = source.facts.n_samples
     stride = max(1, total // n_samples)
     single = dataclasses.replace(config, batch_size=1, shuffle=False, drop_last=False, on_error="skip")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a rank with shorter batches: here that is a bad sample
-        loader = Loader(endpoint_of(single), rank=0, world_size=stride, epochs=1, copy_when_held=False, reconnect=False)
+        loader = Loader(Endpoint(single), world_size=stride)
     with loader:
         rows: list[list[Tile]] = [[] for _ in range(min(n_samples, -(-total // stride)))]
         for epoch in range(n_epochs):
@@ -131,10 +133,13 @@ def _tiles(
 def _tile(batch: Any, loader: Loader, config: Config) -> Tile:
     import numpy as np
 
-    from prefetchd.cli.views.contact_sheet import Tile, mask_to_display, to_display
+    from prefetchd.cli.views.contact_sheet import Tile, mask_to_display, to_display, views_to_display
 
     if not len(batch.sample_ids):
         return Tile(None, f"#{batch.index} bad")
+    if config.views:
+        views = [view for name in batch.keys()[:-1] for view in batch[name][0]]
+        return Tile(views_to_display(views, config), f"#{batch.index}: {_label(batch.y[0], loader.classes)}")
     picture = to_display(batch.x[0], config)
     if config.target == "mask" and batch.y[0].shape[:2] == picture.shape[:2]:
         return Tile(np.hstack([picture, mask_to_display(batch.y[0])]), f"#{batch.index}")

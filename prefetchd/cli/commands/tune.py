@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from prefetchd.cli.arguments import EPILOG, Subparsers, add_source_options, config_of
+from prefetchd.cli.arguments import EPILOG, Subparsers, add_source_options, check_range, config_of
 from prefetchd.errors import BudgetError, ConfigError
 
 if TYPE_CHECKING:
@@ -48,8 +48,7 @@ def add(commands: Subparsers, datasets: Iterable[str]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and advise."""
-    if not 0.2 <= arguments.seconds <= 600:
-        raise ConfigError(f"cannot use --seconds {arguments.seconds:g}: it must be from 0.2 to 600")
+    check_range(arguments, "seconds", 0.2, 600)
     target = _take_targets(arguments)
     _check_plot(arguments.plot)
     config = config_of(arguments, "tune")

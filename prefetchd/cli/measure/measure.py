@@ -53,25 +53,11 @@ class Measured:
     bad_samples: int
 
 
-def endpoint_of(config: Config) -> Endpoint:
-    """Return the endpoint that opens a private daemon for `config`."""
-    return Endpoint(
-        config=config,
-        daemon="default",
-        dataset=None,
-        expected={},
-        timeout_s=30.0,
-        guaranteed_slots=2,
-        writable=False,
-        hold_timeout_s=10.0,
-    )
-
-
 def open_loader(config: Config) -> Loader:
     """Return an endless loader over a private daemon that serves `config`, skipping bad samples."""
     if config.on_error == "raise":
         config = dataclasses.replace(config, on_error="skip")
-    return Loader(endpoint_of(config), rank=0, world_size=1, epochs=None, copy_when_held=False, reconnect=False)
+    return Loader(Endpoint(config), epochs=None)
 
 
 def measure(

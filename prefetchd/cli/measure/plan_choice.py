@@ -140,7 +140,13 @@ def command_line(config: Config, chosen: Measured) -> str:
             words.append(option if value else option.replace("--", "--no-", 1))
         elif isinstance(value, tuple):
             joint = (
-                "x" if name == "image_size" else ":" if name == "python_path" else ", " if name == "augment" else ","
+                "x"
+                if name == "image_size"
+                else ":"
+                if name == "python_path"
+                else ", "
+                if name in ("augment", "views")
+                else ","
             )
             words.append(f"{option}={joint.join(map(str, value))}")
         else:

@@ -123,8 +123,8 @@ class _Inspection:
     def _build(self, config: Config) -> None:
         # Whole images: of a random crop, only the rows that it shows are decoded.
         config = dataclasses.replace(
-            config, augment=(), cache=None, cache_size="auto", cache_image_size=None, on_error="skip", shuffle=False,
-            drop_last=False, batch_size=BATCH_ROWS,
+            config, augment=(), views=(), cache=None, cache_size="auto", cache_image_size=None, on_error="skip",
+            shuffle=False, drop_last=False, batch_size=BATCH_ROWS,
         )  # fmt: skip
         source = open_source(config, self.malformed)
         if not isinstance(source, ImageSource):

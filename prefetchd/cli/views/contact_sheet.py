@@ -52,6 +52,13 @@ def to_display(x: NDArray[Any], config: Config) -> NDArray[np.uint8]:
     return np.ascontiguousarray(pixels)
 
 
+def views_to_display(views: Sequence[NDArray[Any]], config: Config) -> NDArray[np.uint8]:
+    """Return the views of one sample side by side, each fitted into `image_size`, as `to_display` returns one."""
+    height, width = config.image_size
+    pictures = [to_display(view, config) for view in views]
+    return np.hstack([cv2.resize(each, (width, height), interpolation=cv2.INTER_AREA) for each in pictures])
+
+
 def mask_to_display(mask: NDArray[Any]) -> NDArray[np.uint8]:
     """Return a mask of class numbers as (height, width, 3) uint8: 0 is black, neighbouring numbers differ in colour."""
     colours = np.array(

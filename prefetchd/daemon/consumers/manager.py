@@ -76,10 +76,10 @@ class ConsumerManager:
         start_line = StartLine(self.consumers, loop)
         patience_s = datasets[0].config.patience
         loops = Loops(self.consumers, self.groups, start_line, ring, builder, memory, patience_s)
-        self._messages = MessageHandler(
-            self.consumers, self._attaching, loops, self._releases, control, self._admit, self._disconnect
-        )
         self._acceptor = Acceptor(self.consumers, most_consumers(), loop, control, self._add, self._remove, linger_s)
+        self._messages = MessageHandler(
+            self.consumers, self._attaching, loops, self._releases, control, self._acceptor.admit, self._disconnect
+        )
         self._owner: Consumer | None = None  # of a private daemon
         self._look_again_s = 0.0
         self._retrying = False
@@ -92,18 +92,12 @@ class ConsumerManager:
 
     def serve_only(self, sock: socket.socket) -> None:
         """Serve one connection, and those that it adds; end the daemon with it."""
-        self._owner = self._admit(sock)
-
-    def _admit(self, sock: socket.socket) -> Consumer | None:
-        return self._acceptor.admit(sock)
+        self._owner = self._acceptor.admit(sock)
 
     def _add(self, consumer: Consumer) -> None:
         self.consumers[consumer.number] = consumer
-        self._loop.watch(consumer.socket.fileno(), functools.partial(self._read, consumer))
+        self._loop.watch(consumer.socket.fileno(), functools.partial(self._messages.read, consumer))
         self._loop.watch(consumer.pidfd, functools.partial(self._process_ended, consumer))
-
-    def _read(self, consumer: Consumer) -> None:
-        self._messages.read(consumer)
 
     def _disconnect(self, consumer: Consumer) -> None:
         """End the connection. What the consumer holds, or may have taken, stays until its process ends."""

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 from prefetchd.daemon.memory.limits import CgroupMemory, Shortage, ample_bytes, cgroups, short_bytes
 from prefetchd.data.cache.daemon_side import CacheInDaemon
+from prefetchd.data.cache.several import SeveralCaches
 
 MIB = 1 << 20
 SHORT_STALLED_PERCENT = 10.0
@@ -135,7 +136,7 @@ class CachePages:
 
     def __init__(
         self,
-        caches: Sequence[CacheInDaemon],
+        caches: Sequence[CacheInDaemon | SeveralCaches],
         read: Callable[[], Iterable[CgroupMemory]] = cgroups,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

@@ -267,6 +267,7 @@ class JobTracker:
 
     def _bad(self, job: Job, row: int, sample: BadSample, lasting: bool = True) -> None:
         """Apply the policy to a bad sample; a verdict that is not `lasting` is found again in every epoch."""
+        self._ends.pop(sample.sample_id, None)  # else each epoch would ask for it alone
         if sample.sample_id not in self._known_bad:
             is_new = sample.sample_id not in self._bad_in_some_epoch
             if lasting:

@@ -22,9 +22,9 @@ import os
 import struct
 from typing import Any
 
-from prefetchd.config.augment import parameters
 from prefetchd.config.options import Config
 from prefetchd.config.units import parse_bytes
+from prefetchd.config.views import all_augmentations, groups
 from prefetchd.data.files import CLOCK_STEP_NS
 from prefetchd.errors import ConfigError
 
@@ -85,12 +85,18 @@ def check_cache(config: Config) -> None:
                     f'cannot use {name} with target="{config.target}": {what} are placed anew with their images in '
                     "each epoch, and are not kept; leave it out"
                 )
-    drawn = [name for name in _GEOMETRY if name in parameters(config.augment)]
+    drawn = [name for name in _GEOMETRY if name in all_augmentations(config)]
     if config.cache is not None and drawn and config.cache_image_size is None:
         larger = tuple(map(_larger, config.image_size))
         raise ConfigError(
             f"cannot cache with augment={drawn[0]!r}, which takes another part of the file in each epoch; give "
             f"the size at which images are kept, such as cache_image_size={larger}"
+        )
+    others = [group for group in groups(config) if group.size != config.image_size]
+    if config.cache is not None and others and config.cache_image_size is None:
+        raise ConfigError(
+            f"cannot cache with views of other sizes than image_size={config.image_size}, such as {others[0].size}; "
+            "give the size at which images are kept, as cache_image_size"
         )
 
 

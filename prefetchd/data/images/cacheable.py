@@ -73,7 +73,7 @@ class CachedRows:
             and (config.scale, config.mean, config.std) == (None, None, None)
             and (config.layout == "nhwc" or config.n_channels == 1)
             and config.cache_image_size is None
-            and not (config.augment or config.transform or config.target_transform)
+            and not (config.augment or config.views or config.transform or config.target_transform)
         )
 
     def unknown(self, sample_ids: Iterable[int]) -> list[int]:

@@ -53,7 +53,7 @@ class Erasing:
             n = 1 << _QUANTILE_BITS
             self._quantiles = np.array([NormalDist().inv_cdf((i + 0.5) / n) for i in range(n)], config.dtype)
 
-    def apply(self, row: NDArray[Any], units: Sequence[float], epoch: int, sample_id: int) -> None:
+    def apply(self, row: NDArray[Any], units: Sequence[float], epoch: int, sample_id: int, view: int = 0) -> None:
         """Erase a box of `row`, (H, W, C) or (C, H, W) as `layout` says, if the sample's random numbers say so."""
         at = FIRST_WORD["random_erasing"]
         box = erased_box(units[at : at + BLOCK_WORDS], *self._size, p=self._p, scale=self._scale, ratio=self._ratio)
@@ -62,13 +62,15 @@ class Erasing:
         top, left, tall, wide = box
         image = row.transpose(1, 2, 0) if self._planar else row
         part = image[top : top + tall, left : left + wide]
-        part[...] = self._noise(part.shape, row.dtype, epoch, sample_id) if self._value is None else self._value
+        part[...] = self._noise(part.shape, row.dtype, epoch, sample_id, view) if self._value is None else self._value
 
-    def _noise(self, shape: tuple[int, ...], dtype: np.dtype[Any], epoch: int, sample_id: int) -> NDArray[Any]:
+    def _noise(
+        self, shape: tuple[int, ...], dtype: np.dtype[Any], epoch: int, sample_id: int, view: int
+    ) -> NDArray[Any]:
         """Return a random value for each of the box's, from a stream of the sample's own."""
         n = math.prod(shape)
         item = np.dtype(np.uint16) if self._quantiles is not None else dtype
-        words = self._rng.words(epoch, sample_id, ERASE, -(-n * item.itemsize // 8))
+        words = self._rng.words(epoch, sample_id, ERASE, -(-n * item.itemsize // 8), view)
         bits = words.astype("<u8", copy=False).view(item)[:n]
         if self._quantiles is not None:
             bits = self._quantiles[bits >> (16 - _QUANTILE_BITS)]

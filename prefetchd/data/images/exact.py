@@ -169,7 +169,7 @@ def _stored(data: memoryview, header: ImageHeader) -> NDArray[Any]:
         try:
             if tiff_samples.holds_numbers(data):
                 return _upright(tiff_samples.read_samples(data, header), header.orientation)
-        except struct.error:
+        except (struct.error, OverflowError):
             raise RefusedImage("the TIFF is cut short, or its directory damaged") from None
         return _tiff_colours(data, header)
     if header.format == "pfm":

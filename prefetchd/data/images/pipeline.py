@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from prefetchd.data.records import Sample
 
     OnRead = Callable[[Sample, memoryview, ImageHeader], None]
+    _Draw = Callable[[tuple[int, int]], Sequence[tuple[Geometry, tuple[int, int]]]]
 
 # A larger file buffer is given back after the image that needed it.
 _KEPT_FILE_BYTES = 4 << 20
@@ -72,6 +73,7 @@ class ImageReader:
         objects: writes the target where that is boxes or keypoints.
         part: the number of the part of a sample that is this image, to `ahead`.
         draws: chooses the geometry; that of `augment` if not given.
+        buffer: takes files' bytes; one of its own if not given.
 
     Attributes:
         on_read: called with each image's sample, encoded bytes and header, before the decode.
@@ -92,13 +94,14 @@ class ImageReader:
         *,
         part: int = 0,
         draws: Draws | None = None,
+        buffer: FileBuffer | None = None,
     ) -> None:
         cv2.setNumThreads(0)
         decode.silence_decoders()
         self._config = config
         self._records = records
         self._ahead = ahead or ReadAhead(records)
-        self._buffer = FileBuffer()
+        self._buffer = buffer or FileBuffer()
         self._wanted = Wanted.of(config)
         self._normalizer = Normalizer(config)
         self._rng = SampleRandomness(config.seed)
@@ -164,18 +167,21 @@ class ImageReader:
             y[...] = target
         return None
 
-    def try_out(self, sample: Sample, sample_id: int, reserve: ReserveMemory) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return the sample's x and y as they are in epoch 0, y in the shape and dtype that the functions give.
+    def try_out(self, sample: Sample, sample_id: int, reserve: ReserveMemory) -> NDArray[Any]:
+        """Return the sample's y as it is in epoch 0, in the shape and dtype that the functions give.
 
         Raises:
             SampleFault: if the sample is bad.
             MemoryError: if there is not enough memory.
         """
+        x = self._empty_x()
+        target = self._load(sample, sample_id, 0, x, reserve)
+        return self._functions.target(target, 0, sample_id)
+
+    def _empty_x(self) -> Any:
         config = self._config
         shape = (*config.image_size, config.n_channels)
-        x = np.empty(shape if config.layout == "nhwc" else (shape[2], *shape[:2]), config.dtype)
-        target = self._load(sample, sample_id, 0, x, reserve)
-        return x, self._functions.target(target, 0, sample_id)
+        return np.empty(shape if config.layout == "nhwc" else (shape[2], *shape[:2]), config.dtype)
 
     def place(
         self, sample: Sample, sample_id: int, units: Sequence[float], x: NDArray[Any], reserve: ReserveMemory
@@ -198,6 +204,11 @@ class ImageReader:
         else:
             self._normalizer.deliver_floats(pixels, x)
 
+    def erase(self, x: NDArray[Any], units: Sequence[float], epoch: int, sample_id: int) -> None:
+        """Erase a box of the delivered image, if `augment` says so."""
+        if self._erasing is not None:
+            self._erasing.apply(x, units, epoch, sample_id)
+
     def _load(self, sample: Sample, sample_id: int, epoch: int, x: NDArray[Any], reserve: ReserveMemory) -> Any:
         """Write the pixels into `x`; return the label, as a numpy scalar or vector, or the mask."""
         if self._is_plain:
@@ -219,30 +230,46 @@ class ImageReader:
             )
             mask = mask if turned is None else turned
             self.deliver(values.reshape(pixels.shape) if values.dtype == pixels.dtype else values, x)
-        if self._erasing is not None:
-            self._erasing.apply(x, units, epoch, sample_id)
+        self.erase(x, units, epoch, sample_id)
         return self._label(sample, sample_id) if mask is None else mask
 
     def _read(
         self, sample: Sample, sample_id: int, units: Sequence[float], reserve: ReserveMemory
     ) -> tuple[NDArray[Any], Geometry, Box | None]:
         """Return the decoded image, the geometry that `units` give it, and its crop in the decoded image."""
+
+        def draw(full_size: tuple[int, int]) -> list[tuple[Geometry, tuple[int, int]]]:
+            return [(self._draws.draw(units, full_size), self._config.image_size)]
+
+        image, [(geometry, crop)] = self._read_once(sample, sample_id, draw, reserve)
+        return image, geometry, crop
+
+    def _read_once(
+        self, sample: Sample, sample_id: int, draw: _Draw, reserve: ReserveMemory
+    ) -> tuple[NDArray[Any], list[tuple[Geometry, Box | None]]]:
+        """Return the decoded image, and each geometry that `draw` gives it, with its crop in the decoded image.
+
+        `draw` gets the size (height, width) of the upright image and returns geometries, each with the size of what is
+        delivered of it. All are in the pixels that are decoded, and none has to enlarge what a reduction left.
+        """
         config = self._config
         if self._kept is not None:
             image = self._kept_image(self._kept, sample, sample_id, reserve)
-            geometry = self._draws.draw(units, image.shape[:2])
-            return image, geometry, geometry.crop
+            return image, [(geometry, geometry.crop) for geometry, _ in draw(image.shape[:2])]
         data, header = self._encoded(sample, sample_id, reserve)
-        geometry = self._draws.draw(units, header.oriented_size)
-        size = geometry.crop[2:] if geometry.crop is not None else None
+        drawn = draw(header.oriented_size)
+        crops = [geometry.crop for geometry, _ in drawn]
         reduction = 1
         if config.shrink_on_load:
-            reduction = decode.choose_reduction(header, *config.image_size, config.resize, size)
+            reduction = min(
+                decode.choose_reduction(header, *size, config.resize, crop[2:] if crop is not None else None)
+                for crop, (_, size) in zip(crops, drawn, strict=True)
+            )
+        bottoms = [crop[0] + crop[2] for crop in crops if crop is not None]
         n_rows = header.height_px
-        if geometry.crop is not None:
-            top, _, tall, _ = geometry.crop
-            bottom = -(-(top + tall) // reduction)  # the crop in the decoded image ends there or above
-            n_rows = decode.rows_to_decode(header, reduction, bottom)
+        if len(bottoms) == len(crops):
+            # The crops in the decoded image end there or above.
+            n_rows = decode.rows_to_decode(header, reduction, -(-max(bottoms) // reduction))
         working_bytes = self._wanted.working_bytes(header, len(data), reduction)
         self._ahead.make_room(working_bytes)
         reserve(working_bytes)
@@ -250,9 +277,9 @@ class ImageReader:
         height, width = image.shape[:2]
         if height == -(-n_rows // reduction):
             height = -(-header.height_px // reduction)  # of all rows, decoded or not
-        crop = geometry.reduced_crop(reduction, height, width)
-        self._decoded = _Decoded(header, reduction, image.shape[:2], geometry, crop)
-        return image, geometry, crop
+        placed = [(geometry, geometry.reduced_crop(reduction, height, width)) for geometry, _ in drawn]
+        self._decoded = _Decoded(header, reduction, image.shape[:2], *placed[0])
+        return image, placed
 
     def placed(self) -> tuple[ImageHeader, Placement]:
         """Return the header of the image that was placed last, which was no kept one, and where it went."""

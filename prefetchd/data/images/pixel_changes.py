@@ -1,8 +1,8 @@
 """What changes a sample's pixels and moves none: jitter, policies, blur and the rest, in the order of `AUGMENTATIONS`.
 
-Called in readers after the geometry, when the image is smallest, and before the user's functions. All but
-`color_jitter` take uint8 pixels of one or three channels: `validate` refuses them for others. Masks have the geometry
-alone.
+Called in readers after the geometry, when the image is smallest, and before the user's functions. `color_jitter`,
+`gaussian_blur` and `sharpness` take any pixels. The others take uint8 of one or three channels: `validate` refuses them
+for the rest. Masks have the geometry alone.
 
 Each augmentation draws from a block of words of its own, so adding one changes nothing that another does. The order is
 fixed: color_jitter, rand_augment, trivial_augment_wide, grayscale, gaussian_blur, solarize, posterize, sharpness,

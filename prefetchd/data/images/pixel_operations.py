@@ -1,7 +1,8 @@
-"""Operations on the pixels of a finished uint8 image, each as torchvision's of the same name, in place.
+"""Operations on the pixels of a finished image, each as torchvision's of the same name, in place.
 
-Pure; called in readers by `pixel_changes`. An image is (H, W, 3), or (H, W) for `gray`. Channels of one image are
-treated alike, so `rgb` and `bgr` differ only in `grayscale`.
+Pure; called in readers by `pixel_changes`. An image is uint8, (H, W, 3), or (H, W) for `gray`. Sharpness and blur also
+take uint16, float32 and any number of channels, alpha too. Channels of one image are treated alike, so `rgb` and `bgr`
+differ only in `grayscale`.
 
 Solarize, posterize, auto contrast and equalize give torchvision's uint8 result to the bit: each is a table of 256
 values a channel. Grayscale, sharpness and blur are within one level of it on photographs: OpenCV rounds where
@@ -68,10 +69,11 @@ def equalize(pixels: Pixels) -> None:
     _look_up(pixels, *tables)
 
 
-def sharpness(pixels: Pixels, factor: float) -> None:
+def sharpness(pixels: NDArray[Any], factor: float) -> None:
     """Blend each pixel with its 3 x 3 neighbourhood, which is smoother: 0 gives that, 1 the pixel, above 1 sharpens.
 
-    The outermost pixels stay as they are, and so does an image with a side of less than three.
+    Integers are rounded and clipped to their type. The outermost pixels stay as they are, and so does an image with a
+    side of less than three.
     """
     if min(pixels.shape[:2]) <= 2:
         return
@@ -83,7 +85,7 @@ def sharpness(pixels: Pixels, factor: float) -> None:
     pixels[1:-1, 1:-1] = filtered[1:-1, 1:-1]
 
 
-def gaussian_blur(pixels: Pixels, kernel_size: tuple[int, int], sigma: float) -> None:
+def gaussian_blur(pixels: NDArray[Any], kernel_size: tuple[int, int], sigma: float) -> None:
     """Blur with a Gaussian of `sigma` pixels, cut to `kernel_size` (across, down); the image is mirrored at its rim."""
     keep(cv2.GaussianBlur(pixels, kernel_size, sigma, sigmaY=sigma, borderType=cv2.BORDER_REFLECT_101), pixels)
 

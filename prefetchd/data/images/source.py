@@ -11,8 +11,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from prefetchd.config.options import Config
+from prefetchd.config.views import groups
 from prefetchd.data.cache.keys import check_cache
-from prefetchd.data.faults import FaultKind
+from prefetchd.data.faults import FaultKind, SampleFault
 from prefetchd.data.images.objects import object_fields
 from prefetchd.data.read_ahead import MASK_PART, ReadAhead, read_mask
 from prefetchd.data.records import Records
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from prefetchd.data.cache.daemon_side import CacheInDaemon
+    from prefetchd.data.cache.reader_side import CacheInReader
+    from prefetchd.data.cache.several import SeveralCaches
     from prefetchd.data.images.cacheable import CachedRows
     from prefetchd.data.images.pipeline import ImageReader
     from prefetchd.data.records import Sample
@@ -54,7 +57,7 @@ class ImageSource:
         self._decoder = decoder
         self._reader: ImageReader | None = None
         self._ahead = self._read_ahead()
-        self._cache: CacheInDaemon | None = None
+        self._cache: CacheInDaemon | SeveralCaches | None = None
         self._rows: CachedRows | None = None
         self._dry_run: DryRunDone | None = None
 
@@ -65,7 +68,7 @@ class ImageSource:
         return ReadAhead(self._records, {0: self._records.read, MASK_PART: read_mask})
 
     @classmethod
-    def open(cls, config: Config, kind: str, records: Records) -> ImageSource:
+    def open(cls, config: Config, kind: str, records: Records) -> Self:
         """Return, in the daemon, the source of the images that `records` list.
 
         Users' functions and masks are tried on a sample first.
@@ -76,24 +79,28 @@ class ImageSource:
         from importlib.metadata import version
 
         source = cls(config, kind, records, f"opencv {version('opencv-python-headless')}")
-        check_cache(config)
+        source._check_cache()
         if config.transform is not None or config.target_transform is not None or config.target == "mask":
             from prefetchd.data.images.dry_run import dry_run
 
             source._dry_run = dry_run(config, *source.handle())
         if config.cache is not None:
-            from prefetchd.data.cache.daemon_side import CacheInDaemon
-
-            source._cache = CacheInDaemon(
-                config, source._decoder, len(records), tuple(records.label_shape), records.label_dtype
-            )
+            source._cache = source._open_cache()
         return source
+
+    def _check_cache(self) -> None:
+        """Raise `ConfigError` where the options of the cache contradict the others."""
+        check_cache(self._config)
+
+    def _open_cache(self) -> CacheInDaemon | SeveralCaches:
+        from prefetchd.data.cache.daemon_side import CacheInDaemon
+
+        records = self._records
+        return CacheInDaemon(self._config, self._decoder, len(records), tuple(records.label_shape), records.label_dtype)
 
     @classmethod
     def attach(cls, config: Config, handle: dict[str, Any], records: Records, cache_fds: list[int]) -> Self:
         """Return, in a reader, the source whose `handle()` this is; owns the attached records and `cache_fds`."""
-        from prefetchd.data.images.pipeline import ImageReader
-
         source = cls(config, handle["kind"], records, handle["decoder"])
         cache = None
         if handle["cache"] is not None:
@@ -102,21 +109,27 @@ class ImageSource:
 
             cache = CacheInReader(handle["cache"], cache_fds, config.image_size, config.n_channels, config.pixel_dtype)
             source._rows = CachedRows(config, cache, records)
+        source._reader = source._make_reader(config, cache)
+        return source
+
+    def _make_reader(self, config: Config, cache: CacheInReader | None) -> ImageReader:
+        """Return, in a reader, what loads samples."""
+        from prefetchd.data.images.pipeline import ImageReader
+
         objects = None
-        if isinstance(records, ObjectRecords):
+        if isinstance(self._records, ObjectRecords):
             from prefetchd.data.images.objects import ObjectTarget
 
-            objects = ObjectTarget(config, records.objects)
-        source._reader = ImageReader(config, records, source._ahead, cache, objects)
-        return source
+            objects = ObjectTarget(config, self._records.objects)
+        return ImageReader(config, self._records, self._ahead, cache, objects)
 
     @property
     def records(self) -> Records:
         """The records; they stay the source's."""
         return self._records
 
-    def try_out(self, sample_id: int, reserve: ReserveMemory) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return x and y of one sample, in the dry run; raises as `ImageReader.try_out` does."""
+    def try_out(self, sample_id: int, reserve: ReserveMemory) -> NDArray[Any]:
+        """Return y of one sample, in the dry run; raises as `ImageReader.try_out` does."""
         assert self._reader is not None, "only in a process that attached"
         return self._reader.try_out(self._records.samples([sample_id])[0], sample_id, reserve)
 
@@ -158,7 +171,7 @@ class ImageSource:
         return xy_fields(x, (self._records.label_shape, self._records.label_dtype))
 
     @property
-    def cache(self) -> CacheInDaemon | None:
+    def cache(self) -> CacheInDaemon | SeveralCaches | None:
         """The cache of decoded samples, in the daemon."""
         return self._cache
 
@@ -181,9 +194,11 @@ class ImageSource:
     @property
     def _scratch_bytes(self) -> int:
         """Bytes of scratch images beyond those of three bytes a pixel, which the allowance of every reader holds."""
-        height, width = self._config.image_size
+        pixels = sum(height * width for height, width in {group.size for group in groups(self._config)})
         pixel_bytes = self._config.n_channels * {"uint8": 1, "uint16": 2, "float32": 4}[self._config.pixel_dtype]
-        return _SCRATCH_IMAGES * height * width * max(0, pixel_bytes - 3)
+        if self._config.views:
+            return _SCRATCH_IMAGES * pixels * pixel_bytes
+        return _SCRATCH_IMAGES * pixels * max(0, pixel_bytes - 3)
 
     def check_unchanged(self) -> None:
         """Raise `ManifestError` if the records are no longer what was opened."""
@@ -205,16 +220,20 @@ class ImageSource:
         reserve: ReserveMemory,
     ) -> list[Fault]:
         """Read, decode and write each sample into its row."""
-        assert self._reader is not None, "only in a process that attached"
         asked_for = sample_ids
         try:
             if self._rows is None:
                 samples: Sequence[Sample] = self._records.samples(sample_ids)
             else:
-                sample_ids, rows, samples = self._rows.fill(sample_ids, rows, *arrays)
+                sample_ids, rows, samples = self._rows.fill(sample_ids, rows, arrays[0], arrays[-1])
             return self._load_all(epoch, sample_ids, rows, samples, arrays, reserve)
         finally:
             self._ahead.pass_over(asked_for)
+
+    def _row(self, arrays: Sequence[NDArray[Any]], row: int) -> tuple[Any, list[NDArray[Any]]]:
+        """Return a row of x, and of y or its leaves, as the reader takes them."""
+        x, *targets = arrays
+        return x[row], [target[row, ...] for target in targets]
 
     def _load_all(
         self,
@@ -225,23 +244,24 @@ class ImageSource:
         arrays: Sequence[NDArray[Any]],
         reserve: ReserveMemory,
     ) -> list[Fault]:
-        assert self._reader is not None
-        x, *targets = arrays
+        assert self._reader is not None, "only in a process that attached"
         faults = []
         for sample_id, row, sample in zip(sample_ids, rows, samples, strict=True):
-            rows_of_y = [target[row, ...] for target in targets]
-            fault = self._reader.load(sample, int(sample_id), epoch, x[row], rows_of_y, reserve)
+            x, targets = self._row(arrays, row)
+            fault = self._reader.load(sample, int(sample_id), epoch, x, targets, reserve)
             if fault is not None:
-                faults.append(
-                    Fault(
-                        row=row,
-                        sample_id=int(sample_id),
-                        where=self._records.where(self._records.samples([sample_id])[0]),
-                        reason=one_line(fault.reason)[:_REASON_CHARACTERS],
-                        content=fault.kind is FaultKind.CONTENT,
-                        needs_fresh_reader=fault.needs_fresh_reader,
-                        this_epoch=fault.this_epoch,
-                        detail=fault.detail if len(rows) == 1 else "",
-                    )
-                )
+                faults.append(self._report(fault, row, int(sample_id), is_alone=len(rows) == 1))
         return faults
+
+    def _report(self, fault: SampleFault, row: int, sample_id: int, *, is_alone: bool) -> Fault:
+        """Return the report of a sample's fault; tracebacks of many rows would not fit in a message."""
+        return Fault(
+            row=row,
+            sample_id=sample_id,
+            where=self.where(sample_id),
+            reason=one_line(fault.reason)[:_REASON_CHARACTERS],
+            content=fault.kind is FaultKind.CONTENT,
+            needs_fresh_reader=fault.needs_fresh_reader,
+            this_epoch=fault.this_epoch,
+            detail=fault.detail if is_alone else "",
+        )

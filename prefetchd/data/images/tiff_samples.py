@@ -191,6 +191,12 @@ class _Rewritten:
         *,
         predictor: int | None = None,
     ) -> None:
+        across = directory.value(_TILE_WIDTH, width)
+        self._columns = width * widen
+        # OpenCV asks libtiff for uncompressed tiles of bytes as colours, which fails. So two bytes go as one number.
+        self._in_pairs = _TILE_WIDTH in directory and bits == 8 and directory.value(_COMPRESSION, 1) == _UNCOMPRESSED
+        if self._in_pairs:
+            width = -(-width // across) * across
         if width * widen > _MAX_WIDTH_PX:
             raise RefusedImage(
                 f"the TIFF has rows of {width * widen} numbers side by side, and OpenCV decodes {_MAX_WIDTH_PX}; "
@@ -209,16 +215,10 @@ class _Rewritten:
             _SAMPLE_FORMAT: sample_format,
             _PREDICTOR: directory.value(_PREDICTOR, 1) if predictor is None else predictor,
         }
-        self._columns = width * widen
-        # OpenCV asks libtiff for uncompressed tiles of bytes as colours, which fails. So two bytes go as one number.
-        self._in_pairs = _TILE_WIDTH in directory and bits == 8 and directory.value(_COMPRESSION, 1) == _UNCOMPRESSED
         if _TILE_WIDTH in directory:
-            across = directory.value(_TILE_WIDTH, width)
             self._numbers[_TILE_WIDTH] = across * widen
-            if self._in_pairs:
-                self._numbers[_TILE_WIDTH] = across * widen // 2
-                self._numbers[_WIDTH] = -(-width // across) * across * widen // 2
-                self._numbers[_BITS] = 16
+        if self._in_pairs:
+            self._numbers |= {_TILE_WIDTH: across * widen // 2, _WIDTH: width * widen // 2, _BITS: 16}
         for tag in _COPIED:
             if tag in directory:
                 self._numbers[tag] = directory.value(tag, 0)

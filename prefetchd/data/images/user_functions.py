@@ -16,7 +16,7 @@ import random
 import resource
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ import numpy as np
 
 from prefetchd.config.units import format_bytes
 from prefetchd.data.faults import EnvironmentFault, FaultKind, SampleFault, TransformFault, WrongResult, fault_of
+from prefetchd.data.fields.parts import BadValue
 from prefetchd.errors import ConfigError, one_line
 from prefetchd.ring.layout import DTYPES
 from prefetchd.sampling import randomness
@@ -125,6 +126,11 @@ class UserFunctions:
         if config.transform is not None:
             self._transform = import_function("transform", config.transform, config.python_path)
             self._is_pipeline = is_albumentations(self._transform)
+            if self._is_pipeline and config.fields:
+                raise ConfigError(
+                    f"cannot use transform={config.transform!r} with fields: it is a pipeline, and cannot know which "
+                    "field is its image; give a function (sample, rng) -> sample that calls it"
+                )
         if config.target_transform is not None:
             self._target = import_function("target_transform", config.target_transform, config.python_path)
 
@@ -139,7 +145,7 @@ class UserFunctions:
         return self._is_pipeline
 
     def transform(
-        self, pixels: NDArray[Any], epoch: int, sample_id: int, mask: NDArray[Any] | None = None
+        self, pixels: NDArray[Any], epoch: int, sample_id: int, mask: NDArray[Any] | None = None, view: int = 0
     ) -> tuple[NDArray[Any], NDArray[Any] | None]:
         """Return what `transform` gives for a copy of `pixels`, (H, W, C), and the mask, if it takes masks.
 
@@ -149,9 +155,9 @@ class UserFunctions:
         """
         assert self._transform is not None
         image = pixels.reshape(self._shape).copy()  # a new one each time: the function may change or keep it
-        rng = self._rng.generator(epoch, sample_id, randomness.TRANSFORM)
+        rng = self._rng.generator(epoch, sample_id, randomness.TRANSFORM, view)
         try:
-            self._seed_globals(epoch, sample_id, 0)
+            self._seed_globals(epoch, sample_id, 0, view)
             if self._is_pipeline:
                 result, mask = self._call_pipeline(image, rng, mask)
             else:
@@ -161,6 +167,40 @@ class UserFunctions:
         if wrong := self._wrong_image(result):
             raise WrongResult(*self._transform_name, f"returned {wrong}")
         return result.reshape(self._shape), mask
+
+    def transform_sample(
+        self,
+        shown: dict[str, Any],
+        taking: Mapping[str, Callable[[Any], None]],
+        epoch: int,
+        sample_id: int,
+    ) -> None:
+        """Call `transform` with a whole sample, and give each field to the function of its name in `taking`.
+
+        Raises:
+            TransformFault, EnvironmentFault: as `transform` does.
+        """
+        assert self._transform is not None
+        rng = self._rng.generator(epoch, sample_id, randomness.TRANSFORM)
+        try:
+            self._seed_globals(epoch, sample_id, 0)
+            result = self._transform(shown, rng)
+        except BaseException as error:
+            raise _fault(self._transform_name, error) from None
+        if not isinstance(result, Mapping):
+            raise WrongResult(
+                *self._transform_name,
+                f"returned {_what(result)}, and with fields it must be a dictionary of them; give a function "
+                "(sample, rng) -> sample",
+            )
+        if result.keys() != taking.keys():
+            names = ", ".join(map(str, result.keys()))
+            raise WrongResult(*self._transform_name, f"returned the fields {names}, not {', '.join(taking)}")
+        for name, take in taking.items():
+            try:
+                take(result[name])
+            except BadValue as wrong:
+                raise WrongResult(*self._transform_name, f"returned the field {name} as {wrong}") from None
 
     def target(self, label: Any, epoch: int, sample_id: int) -> NDArray[Any]:
         """Return what `target_transform` gives for `label` (a scalar, a vector or a mask) as an array; or `label`.
@@ -206,9 +246,9 @@ class UserFunctions:
             raise WrongResult(*self._transform_name, what)
         return result["image"], turned.astype(mask.dtype, copy=False)
 
-    def _seed_globals(self, epoch: int, sample_id: int, which: int) -> None:
+    def _seed_globals(self, epoch: int, sample_id: int, which: int, view: int = 0) -> None:
         """Seed the global generators, so that functions which do not use `rng` give the same results again."""
-        word = self._rng.word(epoch, sample_id, randomness.GLOBAL_SEEDS) + which
+        word = self._rng.word(epoch, sample_id, randomness.GLOBAL_SEEDS, view) + which
         random.seed(word)
         np.random.seed(word & 0xFFFFFFFF)
         torch = sys.modules.get("torch")
@@ -235,7 +275,7 @@ def is_albumentations(function: object) -> bool:
 
 
 def _what(value: Any) -> str:
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray | np.generic):
         return f"an array of {value.shape} {value.dtype}"
     return "None" if value is None else f"a {type(value).__name__}"
 

@@ -60,9 +60,11 @@ def exact_working_bytes(
     if header.format == "tiff":
         # The numbers in OpenCV and here, and a strip or tile, of bytes as colours too; or sums of differences. All that
         # beside a copy of the file with another directory.
+        across = header.tile_width_px or header.width_px
+        padded = -(-header.width_px // across) * across * header.height_px * n_stored * stored_bytes
         block = header.block_px * header.channels * (stored_bytes + (4 if stored_bytes == 1 else stored_bytes))
-        peak = n_encoded_bytes + max(2 * decoded + block + min(n_encoded_bytes, block), 3 * decoded)
-        converted += decoded
+        peak = n_encoded_bytes + max(2 * padded + block + min(n_encoded_bytes, block), 3 * padded)
+        converted += padded
     constant = _AVIF_CONSTANT_BYTES if header.format == "avif" else 0
     return n_encoded_bytes + max(peak, decoded + converted) + constant + _CONSTANT_BYTES
 

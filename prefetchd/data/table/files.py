@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from prefetchd.data.faults import fault_of
-from prefetchd.data.files import check_unchanged
+from prefetchd.data.faults import UnreadableFile, fault_of
+from prefetchd.data.files import check_unchanged, read_into
 from prefetchd.errors import ManifestError, one_line
+
+if TYPE_CHECKING:
+    from prefetchd.data.files import FileBuffer
+    from prefetchd.data.source import ReserveMemory
 
 _MAX_OPEN = 16
 _CHECKED_AT_ONCE = 256
@@ -58,6 +62,25 @@ class IndexedFiles:
                 os.close(self._open.popitem(last=False)[1])
         check_unchanged(self._open[number], expected, self._shown(path))
         return self._open[number]
+
+    def read(self, number: int, offset: int, n_bytes: int, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
+        """Return a piece of a file, in `buffer` until the next read; raises as `descriptor` does, and `reserve`."""
+        fd = self.descriptor(number)
+        if n_bytes <= 0:
+            raise UnreadableFile("it is empty (0 bytes)")
+        if n_bytes > buffer.capacity_bytes:
+            reserve(n_bytes)
+        try:
+            view = buffer.view(n_bytes)
+            n_read = read_into(fd, view, offset)
+        except (OSError, MemoryError) as error:
+            raise fault_of(error) from None
+        if n_read < n_bytes:
+            raise ManifestError(
+                f"cannot go on with {self._shown(self.path(number))}: it became shorter while in use (ends at byte "
+                f"{offset + n_read}); start again"
+            )
+        return view
 
     def check_all(self) -> None:
         """Raise `ManifestError` if a file is not what was indexed."""

@@ -10,12 +10,15 @@ from dataclasses import replace
 
 from prefetchd.columns.passed import PassedTable
 from prefetchd.columns.store import Columns
+from prefetchd.config.convert import absolute_path
 from prefetchd.config.options import Config
 from prefetchd.data.arrays.memory import MemoryArrays
 from prefetchd.data.first_look import check_some_exist
-from prefetchd.data.images.source import ImageSource
+from prefetchd.data.images.views import open_images
 from prefetchd.data.kinds import ARRAY_OPTIONS, SEQUENCE_OPTIONS, refuse_given
 from prefetchd.data.source import Source
+from prefetchd.data.table.field_records import FieldRecords
+from prefetchd.data.table.opener import open_fields
 from prefetchd.data.table.records import TableRecords
 from prefetchd.errors import ConfigError, ManifestError
 
@@ -38,6 +41,8 @@ def open_memory(config: Config, table: PassedTable) -> Source:
         refuse_given(config, SEQUENCE_OPTIONS, "ragged sequences")
         folder = str(columns.attributes.get("folder", ""))
         config = config if config.root is not None or not folder else replace(config, root=folder)
+        if config.fields:
+            return open_fields(config, FieldRecords.open(config, columns, root=absolute_path(config.root or ".")))
         records = TableRecords.make(columns, config, config.source)
     except BaseException:
         columns.close()
@@ -50,7 +55,7 @@ def open_memory(config: Config, table: PassedTable) -> Source:
                 f"cannot cache {config.source}: its images have no files, whose changes a cache could see; leave cache "
                 "out"
             )
-        return ImageSource.open(config, "table", records)
+        return open_images(config, "table", records)
     except BaseException:
         records.close()
         raise

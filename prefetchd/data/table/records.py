@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from prefetchd.columns.store import Column, Columns
 from prefetchd.config.options import Config
-from prefetchd.data.faults import UnreadableFile, fault_of
-from prefetchd.data.files import read_file, read_into
+from prefetchd.data.faults import UnreadableFile
+from prefetchd.data.files import read_file
 from prefetchd.data.records import Label, Sample
 from prefetchd.data.table.choose import choose_columns
 from prefetchd.data.table.files import IndexedFiles
@@ -227,22 +227,7 @@ class TableRecords:
                 raise UnreadableFile("the image is empty (0 bytes)")
             return found
         file, offset, n_bytes = sample.place
-        fd = self._files.descriptor(file)
-        if not n_bytes:
-            raise UnreadableFile("the image is empty (0 bytes)")
-        if n_bytes > buffer.capacity_bytes:
-            reserve(n_bytes)
-        try:
-            view = buffer.view(n_bytes)
-            n_read = read_into(fd, view, offset)
-        except (OSError, MemoryError) as error:
-            raise fault_of(error) from None
-        if n_read < n_bytes:
-            raise ManifestError(
-                f"cannot go on with {self.name}: {one_line(sample.path)} became shorter while in use (ends at byte "
-                f"{offset + n_read}); start again"
-            )
-        return view
+        return self._files.read(file, offset, n_bytes, buffer, reserve)
 
     def where(self, sample: Sample) -> str:
         """Return the table's name, the row from 0, and the path of a file of its own."""

@@ -34,7 +34,7 @@ LabelPart = tuple[bytes, str | None]
 """Where a part of the label is: the member's extension, and the key in it if it is JSON."""
 
 
-class _BadSample(Exception):
+class BadSample(Exception):
     """Says what is wrong with a sample, in words that follow its name."""
 
 
@@ -135,11 +135,11 @@ class TarIndexer:
         rows: list[tuple[int, int, int]] = []
         labels: list[Numbers] = []
         said: list[bytes] = []
-        for key, members in _grouped(headers):
+        for key, members in grouped_members(headers):
             try:
                 extension, image = self._image(members)
                 label = self._label(f"{name} sample {printable(key)}", headers, members, extension)
-            except (_BadSample, BadLabel, BadLine) as bad:
+            except (BadSample, BadLabel, BadLine) as bad:
                 self._bad += 1
                 self._first_bad = self._first_bad or f"{name} sample {printable(key)}: {bad}"
                 continue
@@ -170,12 +170,12 @@ class TarIndexer:
                 found = [extension for extension in members if extension.rpartition(b".")[2] in _IMAGES]
         if not found:
             what = f"no {_listing(self._image_extensions)}" if self._image_extensions else "no image"
-            raise _BadSample(f"it has {what} among its members ({_listing(members)})")
+            raise BadSample(f"it has {what} among its members ({_listing(members)})")
         if len(found) > 1:
-            raise _BadSample(
+            raise BadSample(
                 f"it has {len(found)} images ({_listing(found)}); give x_column={_text(found[0])!r} or another"
             )
-        return found[0], _one(members, found[0])
+        return found[0], single_member(members, found[0])
 
     def _label(self, name: str, headers: TarHeaders, members: dict[bytes, list[Member]], image: bytes) -> Numbers:
         if self._parts is None:
@@ -183,15 +183,15 @@ class TarIndexer:
         if not self._parts:
             if self._is_guessed and (parts := self._possible_labels(headers, members, image)):
                 part = parts[0]
-                raise _BadSample(
+                raise BadSample(
                     f"it has a label (.{part}), and the first sample has none; give y_column={part!r}, {_NO_LABELS}"
                 )
             return ()
         values = []
         for extension, key in self._parts:
             if extension not in members:
-                raise _BadSample(f"it has no label .{_text(extension)} ({_listing(members)})")
-            member = _one(members, extension)
+                raise BadSample(f"it has no label .{_text(extension)} ({_listing(members)})")
+            member = single_member(members, extension)
             values.append(self._value(headers, member, extension, key))
         return self.labels.take(values)
 
@@ -208,13 +208,13 @@ class TarIndexer:
         if b"cls" in members:
             return [(b"cls", None)]
         if b"json" in members:
-            member = _one(members, b"json")
+            member = single_member(members, b"json")
             try:
-                key = known_label(list(json_object(_content(headers, member))))
+                key = known_label(list(json_object(content_of(headers, member))))
             except NoObject:
                 key = None
             except BadLine as bad:
-                raise _BadSample(f"its {_shown(member.name)}: {bad}; give label_columns=0 for no labels") from None
+                raise BadSample(f"its {_shown(member.name)}: {bad}; give label_columns=0 for no labels") from None
             if key is not None:
                 return [(b"json", key)]
         parts = self._possible_labels(headers, members, image)
@@ -241,7 +241,7 @@ class TarIndexer:
             elif self._n_json_checked < _MAX_JSON_CHECKED:
                 self._n_json_checked += 1
                 try:
-                    keys = json_object(_content(headers, _one(members, b"json")))
+                    keys = json_object(content_of(headers, single_member(members, b"json")))
                 except NoObject:
                     found.append("json")
                 except BadLine:
@@ -252,21 +252,21 @@ class TarIndexer:
         return found
 
     def _value(self, headers: TarHeaders, member: Member, extension: bytes, key: str | None) -> Any:
-        content = _content(headers, member)
+        content = content_of(headers, member)
         shown = f"its label {_shown(member.name)}"
         if key is not None:
             try:
                 return json_value(json_object(content), key)
             except BadLine as bad:
-                raise _BadSample(f"{shown}: {bad}") from None
+                raise BadSample(f"{shown}: {bad}") from None
         try:
             text = content.decode().strip()
         except UnicodeDecodeError:
-            raise _BadSample(f"{shown} is not text in UTF-8 ({show(content, 40)})") from None
+            raise BadSample(f"{shown} is not text in UTF-8 ({show(content, 40)})") from None
         if not text:
-            raise _BadSample(f"{shown} is empty")
+            raise BadSample(f"{shown} is empty")
         if extension == b"json":
-            raise _BadSample(f"{shown} is JSON; give its key, such as y_column='json:label'")
+            raise BadSample(f"{shown} is JSON; give its key, such as y_column='json:label'")
         try:
             return [_as_number(part) for part in text.split()]
         except ValueError:
@@ -289,7 +289,7 @@ def _as_number(text: str) -> int | float:
         return float(text)
 
 
-def _grouped(headers: TarHeaders) -> Iterator[tuple[bytes, dict[bytes, list[Member]]]]:
+def grouped_members(headers: TarHeaders) -> Iterator[tuple[bytes, dict[bytes, list[Member]]]]:
     """Yield key and members, by extension, of each run of members with one key."""
     current: bytes | None = None
     members: dict[bytes, list[Member]] = {}
@@ -306,21 +306,22 @@ def _grouped(headers: TarHeaders) -> Iterator[tuple[bytes, dict[bytes, list[Memb
         yield current, members
 
 
-def _one(members: dict[bytes, list[Member]], extension: bytes) -> Member:
+def single_member(members: dict[bytes, list[Member]], extension: bytes) -> Member:
     """Return the member with `extension`; it must be one, with content of its own."""
     first, *more = members[extension]
     if more:
-        raise _BadSample(f"it has {len(more) + 1} members {_shown(first.name)}")
+        raise BadSample(f"it has {len(more) + 1} members {_shown(first.name)}")
     kinds = {b"1": "a hard link", b"2": "a symbolic link", b"S": "a sparse file"}
     if first.kind != b"0":
         kind = kinds.get(first.kind, f"of the type {show(first.kind)}")
-        raise _BadSample(f"its member {_shown(first.name)} is {kind}, and not a regular file")
+        raise BadSample(f"its member {_shown(first.name)} is {kind}, and not a regular file")
     return first
 
 
-def _content(headers: TarHeaders, member: Member) -> bytes:
+def content_of(headers: TarHeaders, member: Member) -> bytes:
+    """Return what a small member holds; raises `BadSample` if it is no small one."""
     if member.n_bytes > _MAX_LABEL_BYTES:
-        raise _BadSample(
+        raise BadSample(
             f"its label {_shown(member.name)} has {member.n_bytes} bytes, more than a label may have "
             f"({_MAX_LABEL_BYTES})"
         )

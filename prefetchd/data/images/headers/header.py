@@ -40,6 +40,7 @@ class ImageHeader:
         compression: how its pixels are compressed, in words, where a format has several ways; empty otherwise.
         scaled_from: the largest number of a plain-text PGM or PPM of 8 bits, which OpenCV scales to 255; 0 elsewhere.
         block_px: pixels of the largest strip or tile that a TIFF is decoded by.
+        tile_width_px: columns of the tiles that a TIFF is divided into; 0 for strips.
         n_tiles: tiles that a JPEG 2000 is divided into.
         least_bytes: a file with these pixels cannot be shorter; 0 if nothing is known.
     """
@@ -62,6 +63,7 @@ class ImageHeader:
     compression: str = ""
     scaled_from: int = 0
     block_px: int = 0
+    tile_width_px: int = 0
     n_tiles: int = 1
     least_bytes: int = 0
 

@@ -57,6 +57,7 @@ def read_tiff(data: memoryview) -> ImageHeader | None:
         compression=_COMPRESSIONS.get(compression, f"compression {compression}"),
         least_bytes=least_bytes,
         block_px=block_px,
+        tile_width_px=tags.get(_TILE_WIDTH, 0),
     )
 
 

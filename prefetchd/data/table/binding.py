@@ -1,0 +1,198 @@
+"""Which column of a table each field takes its values from, and what those are. In the daemon, once a data set.
+
+A label of text gets the numbers of its classes, in a second table beside the first: the first may be a user's, with
+gigabytes of encoded images.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prefetchd.columns.writer import ColumnsWriter
+from prefetchd.data.records import FieldFacts, Holds
+from prefetchd.data.table.text import label_numbers
+from prefetchd.errors import ConfigError, ManifestError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from prefetchd.columns.store import Column, Columns
+    from prefetchd.config.fields import Field
+
+# What each kind may hold. Text and files are both columns of text: the kind tells them apart.
+_ENCODED = ("image", "mask", "bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """Where the values of one field are.
+
+    Attributes:
+        name: of the field.
+        column: of the table; for a side file that of the path beside which it is.
+        suffix: of a side file; empty for a value of its own.
+        facts: what the values are.
+    """
+
+    name: str
+    column: str
+    suffix: str
+    facts: FieldFacts
+
+    def to_wire(self) -> list[Any]:
+        """Return it as plain values; `binding_from_wire` is the inverse."""
+        facts = self.facts
+        return [
+            self.name, self.column, self.suffix, facts.holds, list(facts.shape), facts.dtype, facts.longest,
+        ]  # fmt: skip
+
+
+def binding_from_wire(wire: Sequence[Any]) -> Binding:
+    """Return what `Binding.to_wire` gave; class names stay with the daemon."""
+    name, column, suffix, holds, shape, dtype, longest = wire
+    return Binding(name, column, suffix, FieldFacts(holds, tuple(shape), dtype, longest))
+
+
+def bind(
+    fields: Mapping[str, Field], columns: Columns, source: str, images: Collection[str] = ()
+) -> tuple[list[Binding], Columns | None]:
+    """Return where each field's values are, and the table of those that had to be made; the caller owns it.
+
+    Args:
+        fields: the option, by name.
+        columns: the table, as it was read or given. Of its attributes, `images` has for a column of encoded bytes the
+            columns that hold them (`columns.arrow`), `paths` lists columns that are paths to every kind, and `classes`
+            has the names of the classes of columns of numbers.
+        source: the data set's name in errors.
+        images: columns of encoded images that other records have.
+
+    Raises:
+        ConfigError: if there is no such column, or it does not suit the field.
+        ManifestError: if a value is missing.
+    """
+    made: dict[str, Any] = {}
+    bindings = []
+    primary = next((each.column or name for name, each in fields.items() if each.kind == "image"), None)
+    for name, field in fields.items():
+        column = field.column or name
+        if column.startswith(".") and column not in columns:
+            image = None if primary is None else columns.get(_encoded_in(primary, columns))
+            if image is None or _holds("image", image, columns) != "files":
+                raise ConfigError(
+                    f"cannot take the field {name} of {source} from files {column!r} beside the image: the first image "
+                    "is no file of its own; give it a column"
+                )
+            bindings.append(Binding(name, image.layout.name, column, FieldFacts("files")))
+            continue
+        if column in images and field.kind in _ENCODED:
+            bindings.append(Binding(name, column, "", FieldFacts("members")))
+            continue
+        found = _column(_encoded_in(column, columns), columns, name, source)
+        if found.missing is not None:
+            row = int(found.missing.argmax())
+            raise ManifestError(
+                f"cannot serve the field {name} of {source}: row {row} (from 0) has no value in {column!r}; complete "
+                "it, or remove the row"
+            )
+        bindings.append(_bind(name, field, found, columns, source, made))
+    if not made:
+        return bindings, None
+    with ColumnsWriter(columns.n_rows) as writer:
+        for column, numbers in made.items():
+            writer.add_numbers(column, numbers)
+        from prefetchd.columns.store import Columns as Table
+
+        return bindings, Table.attach(*writer.finish())
+
+
+def _bind(name: str, field: Field, column: Column, columns: Columns, source: str, made: dict[str, Any]) -> Binding:
+    layout = column.layout
+    holds = _holds(field.kind, column, columns)
+    if holds is None:
+        what = layout.kind if layout.kind != "numbers" else f"numbers of {layout.dtype} {list(layout.shape) or ''}"
+        raise ConfigError(
+            f"cannot take the field {name}, a field of kind {field.kind}, from {layout.name!r} of {source}: it holds "
+            f"{what.strip()}; give another column, or another kind"
+        )
+    if field.kind == "label" and holds == "text":
+        where = f"{layout.name!r} of {source}"
+        numbers, classes = label_numbers(column, columns.n_rows, where)
+        made[name] = numbers
+        return Binding(name, name, "", FieldFacts("numbers", (), numbers.dtype.name, classes=classes))
+    if field.dtype is not None and holds in ("numbers", "ragged"):
+        _check_range(name, field.dtype, column.values, source)
+    if holds == "ragged" and field.kind in ("label", "array"):
+        return Binding(name, layout.name, "", _regular(name, column, source))
+    longest = 0 if holds in ("numbers", "files") else int(_lengths(column, holds).max(initial=0))
+    names = columns.attributes.get("classes", {}).get(layout.name)
+    facts = FieldFacts(holds, layout.shape, layout.dtype, longest, None if names is None else tuple(names))
+    return Binding(name, layout.name, "", facts)
+
+
+def _encoded_in(name: str, columns: Columns) -> str:
+    """Return the column that has the encoded bytes of the column `name`, or their places, or that column itself."""
+    parts = columns.attributes.get("images", {}).get(name, {})
+    return str(next((parts[each] for each in ("place", "bytes", "path") if each in parts), name))
+
+
+def _holds(kind: str, column: Column, columns: Columns) -> Holds | None:
+    """Return what `column` holds to a field of `kind`; `None` if it cannot serve it."""
+    if any(column.layout.name == each.get("place") for each in columns.attributes.get("images", {}).values()):
+        return "members" if kind in (*_ENCODED, "array", "text") else None
+    if column.layout.name in columns.attributes.get("paths", ()):
+        return "files" if kind in (*_ENCODED, "array", "text") else None
+    match column.layout.kind:
+        case "strings":
+            return {"label": "text", "text": "text", "boxes": None, "keypoints": None}.get(kind, "files")
+        case "bytes":
+            return "text" if kind == "text" else "bytes" if kind in (*_ENCODED, "array") else None
+        case "ragged":
+            return "ragged" if kind not in (*_ENCODED, "text") else None
+        case _:
+            return "numbers" if kind not in (*_ENCODED, "text") else None
+
+
+def _lengths(column: Column, holds: Holds) -> NDArray[np.int64]:
+    """Return the length of each value; a place in a larger file is (file, offset, bytes)."""
+    return column.values[:, 2] if holds == "members" else column.lengths
+
+
+def _check_range(name: str, dtype: str, values: NDArray[Any], source: str) -> None:
+    """Raise `ConfigError` if `dtype` cannot hold the numbers: they would become others."""
+    if np.can_cast(values.dtype, dtype, "safe") or not values.size:
+        return
+    low, high = values.min(), values.max()
+    wanted = np.dtype(dtype)
+    fits = wanted.kind == "f"
+    if wanted.kind in "iu" and values.dtype.kind in "iub":
+        fits = np.iinfo(wanted).min <= int(low) <= int(high) <= np.iinfo(wanted).max
+    if not fits:
+        raise ConfigError(
+            f"cannot deliver the field {name} of {source} as dtype={dtype!r}: its numbers are {values.dtype}, from "
+            f"{low} to {high}; give a dtype that holds them"
+        )
+
+
+def _regular(name: str, column: Column, source: str) -> FieldFacts:
+    """Return the facts of lists that have one length, which are numbers of a shape."""
+    lengths = column.lengths
+    odd = np.flatnonzero(lengths != lengths[0])
+    if len(odd):
+        raise ManifestError(
+            f"cannot serve the field {name} of {source}: row 0 has {lengths[0]} numbers in {column.layout.name!r}, and "
+            f"row {odd[0]} has {lengths[odd[0]]}; a field of kind array has one shape"
+        )
+    return FieldFacts("ragged", (int(lengths[0]), *column.layout.shape), column.layout.dtype, int(lengths[0]))
+
+
+def _column(name: str, columns: Columns, field: str, source: str) -> Column:
+    if name in columns:
+        return columns[name]
+    near = difflib.get_close_matches(name, list(columns), 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, list(columns)[:20]))}"
+    raise ConfigError(f"cannot take the field {field} from {name!r}: {source} has no such column; {hint}")

@@ -1,0 +1,259 @@
+"""Records of samples with fields: the rows of a column store, whatever it was read from.
+
+An opener (`csv`, `jsonl`, `pairs`, ...) makes the table in the daemon, or a trainer sent it. Readers attach to it: a
+sample's values are read from the map, without a line to parse. Encoded bytes are in a column, in a file of their own,
+or a piece of a larger file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import blake2b
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from prefetchd.columns.store import Column, Columns
+from prefetchd.config.fields import parse_fields
+from prefetchd.data.faults import UnreadableFile
+from prefetchd.data.files import check_unchanged, identity_of, read_file
+from prefetchd.data.records import FieldFacts, Sample
+from prefetchd.data.table.binding import Binding, bind, binding_from_wire
+from prefetchd.data.table.files import IndexedFiles
+from prefetchd.errors import ManifestError, one_line
+
+if TYPE_CHECKING:
+    from prefetchd.config.options import Config
+    from prefetchd.data.files import FileBuffer
+    from prefetchd.data.parquet.records import ParquetRecords
+    from prefetchd.data.source import ReserveMemory
+
+_SHOWN = 200
+
+
+class FieldRecords:
+    """The samples of a table; see `RecordsWithFields`. Owns the table's descriptors.
+
+    Args:
+        facts: plain values that do not change: `name`, `root`, `line` (of row 0 in a list, 0 for none), `files` (path
+            and identity of what the table was read from), `digest`.
+        bindings: where the values of each field are.
+        columns: the table.
+        made: the table of values that were made from it.
+        images: records that have encoded images of the same rows, by their column; owned.
+    """
+
+    def __init__(
+        self,
+        facts: dict[str, Any],
+        bindings: Sequence[Binding],
+        columns: Columns,
+        made: Columns | None,
+        images: Mapping[str, ParquetRecords],
+    ) -> None:
+        self._facts = facts
+        self._bindings = bindings
+        self._columns = columns
+        self._made = made
+        self._root: str = facts["root"]
+        self.name: str = facts["name"]
+        self.digest: str = facts["digest"]
+        self._pieces = IndexedFiles(columns.attributes.get("files", []), self.name)
+        self._images = images
+        self._values = [(self._column(binding), binding.suffix, binding.facts.holds == "files") for binding in bindings]
+        kinds: list[str] = facts["kinds"]
+        self._primary = kinds.index("image") if "image" in kinds else None
+
+    def _column(self, binding: Binding) -> Column | ParquetRecords:
+        """Return what has the values of a field."""
+        if binding.column in self._images:
+            return self._images[binding.column]
+        if self._made is not None and binding.column in self._made:
+            return self._made[binding.column]
+        return self._columns[binding.column]
+
+    @classmethod
+    def open(
+        cls,
+        config: Config,
+        columns: Columns,
+        *,
+        root: str,
+        line: int = 0,
+        files: Sequence[str] = (),
+        images: Mapping[str, ParquetRecords] = MappingProxyType({}),
+    ) -> Self:
+        """Return, in the daemon, the records of a table that an opener made; they own it.
+
+        Args:
+            config: names the fields.
+            columns: the table.
+            root: the folder that paths start from.
+            line: the line of the first row in a list whose rows follow one another; 0 for none.
+            files: what the table was read from, which must not change.
+            images: records that have encoded images of the same rows, by their column; owned, too.
+
+        Raises:
+            ConfigError: if a column does not exist, or does not suit its field.
+            ManifestError: if there are no samples, or a value is missing.
+        """
+        name = one_line(config.source)
+        try:
+            if not columns.n_rows:
+                raise ManifestError(f"cannot serve {name}: it has no samples; give a list with a row for each")
+            fields = parse_fields(config.fields)
+            bindings, made = bind(fields, columns, name, images)
+        except BaseException:
+            columns.close()
+            for each in images.values():
+                each.close()
+            raise
+        digests = [columns.digest, *(each.digest for each in images.values())]
+        facts = {
+            "name": name,
+            "root": root,
+            "line": line,
+            "files": [[path, identity_of(path)] for path in files],
+            "digest": blake2b(repr(digests).encode(), digest_size=8).hexdigest(),
+            "kinds": [field.kind for field in fields.values()],
+        }
+        return cls(facts, bindings, columns, made, images)
+
+    @classmethod
+    def attach(cls, handle: dict[str, Any], fds: list[int]) -> Self:
+        """Return the records that `handle()` described, in another process; they own `fds` from here on."""
+        bindings = [binding_from_wire(wire) for wire in handle["bindings"]]
+        fds = list(fds)
+        tables = [Columns.attach(description, fds.pop(0)) for description in handle["tables"]]
+        images = {}
+        if handle["images"]:
+            from prefetchd.data.parquet.records import ParquetRecords
+
+            for column, described, n_fds in handle["images"]:
+                images[column] = ParquetRecords.attach(described, [fds.pop(0) for _ in range(n_fds)])
+        return cls(handle["facts"], bindings, tables[0], tables[1] if len(tables) > 1 else None, images)
+
+    def handle(self) -> tuple[dict[str, Any], list[int]]:
+        """Plain values and descriptors from which a reader attaches."""
+        tables = [table.handle() for table in (self._columns, self._made) if table is not None]
+        images = [(column, *each.handle()) for column, each in self._images.items()]
+        handle = {
+            "facts": self._facts,
+            "bindings": [binding.to_wire() for binding in self._bindings],
+            "tables": [description for description, _ in tables],
+            "images": [[column, described, len(fds)] for column, described, fds in images],
+        }
+        return handle, [*(fd for _, fd in tables), *(fd for _, _, fds in images for fd in fds)]
+
+    def close(self) -> None:
+        """Give the descriptors back."""
+        self._pieces.close()
+        self._columns.close()
+        if self._made is not None:
+            self._made.close()
+        for each in self._images.values():
+            each.close()
+
+    @property
+    def fields(self) -> tuple[FieldFacts, ...]:
+        """What the values of each field are."""
+        return tuple(binding.facts for binding in self._bindings)
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Class names of the first field that has them."""
+        return next((names for each in self._bindings if (names := each.facts.classes) is not None), None)
+
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        """Of no use here: each field has its own."""
+        return ()
+
+    @property
+    def label_dtype(self) -> str:
+        """Of no use here: each field has its own."""
+        return "int64"
+
+    @property
+    def shared_bytes(self) -> int:
+        """The tables."""
+        tables = self._columns.n_bytes + (0 if self._made is None else self._made.n_bytes)
+        return tables + sum(each.shared_bytes for each in self._images.values())
+
+    @property
+    def reader_bytes(self) -> int:
+        """What records of images take: readers share the table."""
+        return sum(each.reader_bytes for each in self._images.values())
+
+    @property
+    def reads_apart(self) -> bool:
+        """Whether no larger files are kept open in the order of their use."""
+        return not any(binding.facts.holds == "members" for binding in self._bindings)
+
+    def __len__(self) -> int:
+        return self._columns.n_rows
+
+    def samples(self, sample_ids: Iterable[int]) -> list[Sample]:
+        """Return the samples of these rows."""
+        return [self._sample(int(sample_id)) for sample_id in sample_ids]
+
+    def _sample(self, row: int) -> Sample:
+        values = []
+        for column, suffix, is_file in self._values:
+            value: Any = column[row] if isinstance(column, Column) else column.samples([row])[0]
+            if is_file:
+                value = os.path.join(self._root, value)
+                if suffix:
+                    value = os.path.splitext(value)[0] + suffix
+            values.append(value)
+        path = values[self._primary] if self._primary is not None else ""
+        path = path if isinstance(path, str) else ""
+        line = self._facts["line"] and self._facts["line"] + row
+        return Sample(path, None, line, (row,), tuple(values))
+
+    def read(self, sample: Sample, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
+        """Return the bytes of the first image."""
+        return self.fetch(sample, self._primary or 0, buffer, reserve)
+
+    def part(self, sample: Sample, number: int) -> Sample:
+        """Return a field's image as a sample of its own; see `RecordsWithFields.part`."""
+        value = sample.values[number]
+        if isinstance(value, Sample):
+            return value._replace(label=None)
+        if isinstance(value, str):
+            return Sample(value, None)
+        file, offset, n_bytes = value.tolist()
+        return Sample(self._pieces.path(file), None, place=(offset, n_bytes))
+
+    def fetch(self, sample: Sample, number: int, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
+        """Return the encoded bytes of a field; see `RecordsWithFields.fetch`."""
+        value = sample.values[number]
+        if isinstance(value, str):
+            return read_file(value, buffer, reserve=reserve)
+        if isinstance(value, Sample):
+            return self._images[self._bindings[number].column].read(value, buffer, reserve)
+        if isinstance(value, memoryview):
+            if not value:
+                raise UnreadableFile("it is empty (0 bytes)")
+            return value
+        file, offset, n_bytes = value.tolist()
+        return self._pieces.read(file, offset, n_bytes, buffer, reserve)
+
+    def where(self, sample: Sample) -> str:
+        """List, line and path: `train.csv line 7: a.jpg`."""
+        line = f" line {sample.line}" if sample.line else f" row {sample.place[0]}"
+        path = one_line(sample.path)[-_SHOWN:]
+        image = sample.values[self._primary] if self._primary is not None else None
+        if isinstance(image, np.ndarray):
+            path = f"{one_line(os.path.basename(self._pieces.path(int(image[0]))))} at byte {image[1]}"
+        return f"{self.name}{line}{path and f': {path}'}"
+
+    def check_unchanged(self) -> None:
+        """Raise `ManifestError` if what the table was read from has changed."""
+        for path, identity in self._facts["files"]:
+            check_unchanged(path, identity, one_line(path))
+        self._pieces.check_unchanged()
+        for each in self._images.values():
+            each.check_unchanged()

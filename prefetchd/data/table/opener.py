@@ -1,0 +1,93 @@
+"""Opens the data set of a configuration with `fields` as a table, whatever its kind. In the daemon, once a data set."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from prefetchd.config.fields import parse_fields
+from prefetchd.data.fields.source import FieldsSource
+from prefetchd.data.files import check_complete, identity_of
+from prefetchd.data.first_look import check_some_exist
+from prefetchd.data.kinds import ARRAY_OPTIONS, LIST_OPTIONS, SEQUENCE_OPTIONS, refuse_given
+from prefetchd.data.table.field_records import FieldRecords
+from prefetchd.errors import ConfigError, ManifestError, one_line
+
+if TYPE_CHECKING:
+    from prefetchd.config.options import Config
+
+_TEXT = (".csv", ".tsv")
+_JSON = (".jsonl", ".ndjson")
+
+
+def wanted_columns(config: Config) -> list[str]:
+    """Return the columns that the fields name, each once, in order; files beside the first image are no columns."""
+    columns = [field.column or name for name, field in parse_fields(config.fields).items()]
+    return list(dict.fromkeys(column for column in columns if not column.startswith(".")))
+
+
+def open_fields(config: Config, records: FieldRecords) -> FieldsSource:
+    """Return the source of these records, which it owns.
+
+    Raises:
+        ManifestError: if none of the files of a field is there.
+        ConfigError: if the options contradict each other or the data.
+    """
+    try:
+        for number, (name, facts) in enumerate(zip(parse_fields(config.fields), records.fields, strict=True)):
+            if facts.holds == "files":
+                check_some_exist(records, config, (number, name))
+        return FieldsSource.open(config, "fields", records)
+    except BaseException:
+        records.close()
+        raise
+
+
+def open_table(config: Config, kind: str) -> FieldRecords:
+    """Return the records of `config.source`, with the columns that its fields name.
+
+    Raises:
+        ManifestError: if it cannot be read, or has no samples.
+        ConfigError: if a column does not exist, or nothing of this kind can have fields.
+    """
+    refuse_given(config, (*ARRAY_OPTIONS, *SEQUENCE_OPTIONS), "arrays")
+    refuse_given(config, tuple(name for name in LIST_OPTIONS if name != "root"), "samples without fields")
+    path, name = os.path.abspath(os.path.expanduser(config.source)), one_line(config.source)
+    suffix = os.path.splitext(path)[1].lower()
+    if os.path.isdir(path) and kind == "manifest":
+        from prefetchd.data.table.pairs import read_pairs
+
+        return FieldRecords.open(config, read_pairs(path, name, config), root=path)
+    if kind == "tar":
+        from prefetchd.data.table.tar import read_tar
+
+        return FieldRecords.open(config, read_tar(config.source, name, parse_fields(config.fields)), root=path)
+    if kind == "parquet":
+        from prefetchd.data.table.parquet import read_parquet
+
+        columns, images, files = read_parquet(config, name, parse_fields(config.fields))
+        return FieldRecords.open(config, columns, root=os.path.dirname(files[0]), files=files, images=images)
+    if kind == "manifest" and suffix in (*_TEXT, *_JSON):
+        return _open_list(config, path, name, is_json=suffix in _JSON)
+    raise ConfigError(
+        f"cannot serve fields from {name}: give .csv, .tsv, .jsonl, tar or Parquet files, or a folder for each field"
+    )
+
+
+def _open_list(config: Config, path: str, name: str, *, is_json: bool) -> FieldRecords:
+    before = identity_of(path)
+    if is_json:
+        from prefetchd.data.table.jsonl import read_jsonl
+
+        columns, line = read_jsonl(path, name, wanted_columns(config))
+    else:
+        from prefetchd.data.table.csv import read_csv
+
+        columns, line = read_csv(path, name, parse_fields(config.fields))
+    try:
+        check_complete(path, before, name)
+    except ManifestError:
+        columns.close()
+        raise
+    root = os.path.dirname(path) if config.root is None else os.path.abspath(os.path.expanduser(config.root))
+    return FieldRecords.open(config, columns, root=root, line=line, files=[path])

@@ -1,0 +1,69 @@
+"""Parquet files into a table: numbers, text and lists are copied, encoded images stay in their row groups.
+
+Each column of images (or of their paths) is served by records of its own (`parquet.records`), which keep a row group
+from one image to the next. In the daemon, once a data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from prefetchd.columns.arrow import add_arrow
+from prefetchd.columns.store import Columns
+from prefetchd.columns.writer import ColumnsWriter
+from prefetchd.data.files import check_complete, identity_of
+from prefetchd.data.kinds import expand
+from prefetchd.data.parquet.library import load_pyarrow
+from prefetchd.data.parquet.records import ParquetRecords
+from prefetchd.errors import ConfigError, ManifestError, one_line
+
+if TYPE_CHECKING:
+    from prefetchd.config.fields import Field
+    from prefetchd.config.options import Config
+
+_ENCODED = ("image", "mask", "bytes")
+
+
+def read_parquet(
+    config: Config, name: str, fields: Mapping[str, Field]
+) -> tuple[Columns, dict[str, ParquetRecords], list[str]]:
+    """Return the table, the records of each column of encoded images, and the files; the caller owns both.
+
+    Raises:
+        ManifestError: if a file cannot be read, or a column cannot be served.
+        ConfigError: if a column does not exist, or pyarrow is not installed.
+    """
+    pa, parquet = load_pyarrow()
+    paths = expand(config.source, "parquet", name)
+    before = [identity_of(path) for path in paths]
+    columns = {field.column or each: field for each, field in fields.items() if (field.column or each)[0] != "."}
+    plain = [column for column, field in columns.items() if field.kind not in _ENCODED]
+    try:
+        names = parquet.read_schema(paths[0]).names
+        for column in columns:
+            if column.partition(".")[0] not in names:
+                raise ConfigError(
+                    f"cannot find the column {column!r} in {name}: there are {', '.join(map(repr, names))}"
+                )
+        table = pa.concat_tables([parquet.read_table(path, columns=plain) for path in paths])
+        n_rows = table.num_rows if plain else sum(parquet.read_metadata(path).num_rows for path in paths)
+    except (OSError, ValueError) as error:  # pyarrow's errors are among them
+        what = " ".join(str(error).split())[:300]
+        raise ManifestError(f"cannot read {name}: {what}; write the files again") from None
+    images: dict[str, ParquetRecords] = {}
+    try:
+        with ColumnsWriter(n_rows) as writer:
+            attributes: dict[str, Any] = add_arrow(writer, table, wanted=plain) if plain else {}
+            for column in columns.keys() - plain:
+                images[column] = ParquetRecords.open(replace(config, fields=(), x_column=column, label_columns=0))
+            for path, found in zip(paths, before, strict=True):
+                check_complete(path, found, one_line(path))
+            return Columns.attach(*writer.finish(attributes)), images, paths
+    except BaseException as error:
+        for each in images.values():
+            each.close()
+        if isinstance(error, ValueError):
+            raise ManifestError(f"cannot serve {name}: {error}; write the files again") from None
+        raise

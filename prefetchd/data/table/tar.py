@@ -1,0 +1,119 @@
+"""Tar shards into a table: for each sample, where its members are, and the labels and numbers in them.
+
+A field's column is a member's extension (`jpg`; `jpg;png` for the first of them that a sample has), or a key of a JSON
+member, `json:caption`. Images, masks, text and files are read from the shards when their sample is; `.cls` members and
+JSON are read here. In the daemon, once a data set.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prefetchd.columns.store import Columns
+from prefetchd.columns.values import add_values
+from prefetchd.columns.writer import ColumnsWriter
+from prefetchd.data.files import check_complete, identity, open_regular
+from prefetchd.data.kinds import expand
+from prefetchd.data.manifest.dialect import BadLine
+from prefetchd.data.manifest.json import NoObject, json_object, json_value
+from prefetchd.data.table.text import label_numbers
+from prefetchd.data.tar.headers import Member, TarHeaders, printable
+from prefetchd.data.tar.indexer import BadSample, content_of, grouped_members, single_member
+from prefetchd.errors import ManifestError, one_line
+
+if TYPE_CHECKING:
+    from prefetchd.config.fields import Field
+
+_READ_HERE = ("label", "boxes", "keypoints")
+
+
+def read_tar(source: str, name: str, fields: Mapping[str, Field]) -> Columns:
+    """Return the table of the shards that `source` names; the caller owns it.
+
+    Raises:
+        ManifestError: if a shard cannot be read, there are no samples, or one lacks a member.
+    """
+    columns = {field.column or each: _TarColumn(field.column or each, field) for each, field in fields.items()}
+    columns = {column: each for column, each in columns.items() if not column.startswith(".")}
+    files: list[list[Any]] = []
+    for number, path in enumerate(expand(source, "tar", name)):
+        shard = printable(os.fsencode(os.path.basename(path)))
+        fd = open_regular(path, one_line(path))
+        try:
+            before = identity(os.fstat(fd))
+            for key, headers, members in _samples(TarHeaders(fd, before[2], shard)):
+                for column in columns.values():
+                    column.add(number, headers, members, f"{shard} sample {printable(key)}")
+            check_complete(fd, before, one_line(path))
+        finally:
+            os.close(fd)
+        files.append([path, *before])
+    n_rows = len(next(iter(columns.values())).values) if columns else 0
+    if not n_rows:
+        raise ManifestError(f"cannot serve {name}: it has no samples (such as 0001.jpg and 0001.cls); check the shards")
+    attributes: dict[str, Any] = {"files": files, "images": {}, "classes": {}}
+    with ColumnsWriter(n_rows) as writer:
+        for column in columns.values():
+            column.write(writer, attributes, name)
+        return Columns.attach(*writer.finish(attributes))
+
+
+def _samples(headers: TarHeaders) -> Iterator[tuple[bytes, TarHeaders, dict[bytes, list[Member]]]]:
+    for key, members in grouped_members(headers):
+        yield key, headers, members
+
+
+class _TarColumn:
+    """The values of one column: places of members, or what they say."""
+
+    def __init__(self, column: str, field: Field) -> None:
+        self._column = column
+        extensions, _, self._key = column.partition(":")
+        parts = [part.strip().removeprefix(".") for part in extensions.replace(";", ",").split(",")]
+        self._extensions = [part.lower().encode() for part in parts]
+        self._is_place = not self._key and field.kind not in _READ_HERE
+        self._kind = field.kind
+        self.values: list[Any] = []
+
+    def add(self, shard: int, headers: TarHeaders, members: dict[bytes, list[Member]], sample: str) -> None:
+        """Take the value of the next sample."""
+        extension = next((each for each in self._extensions if each in members), None)
+        if extension is None:
+            there = ", ".join(f".{each.decode('utf-8', 'backslashreplace')}" for each in members)
+            raise ManifestError(
+                f"cannot use {sample}: it has no member .{self._column} (there are {there}); give the field another "
+                "column, or complete the shard"
+            )
+        try:
+            member = single_member(members, extension)
+            if self._is_place:
+                self.values.append((shard, member.data_at, member.n_bytes))
+                return
+            content = content_of(headers, member)
+            self.values.append(json_value(json_object(content), self._key) if self._key else content.decode().strip())
+        except (BadSample, BadLine, NoObject, UnicodeDecodeError) as error:
+            raise ManifestError(f"cannot use {sample}: its .{self._column}: {error}; write the shard again") from None
+
+    def write(self, writer: ColumnsWriter, attributes: dict[str, Any], name: str) -> None:
+        """Add the column, and what its values are, to a table."""
+        if self._is_place:
+            attributes["images"][self._column] = {"place": self._column}
+            writer.add_numbers(self._column, np.array(self.values, np.int64))
+            return
+        if self._kind == "label" and isinstance(self.values[0], str):
+            where = f"the members .{self._column} of {name}"
+            numbers, classes = label_numbers(map(str, self.values), len(self.values), where)
+            writer.add_numbers(self._column, numbers)
+            if classes is not None:
+                attributes["classes"][self._column] = list(classes)
+            return
+        try:
+            add_values(writer, self._column, self.values)
+        except ValueError as error:
+            raise ManifestError(
+                f"cannot use the members .{self._column} of {name}: {error}; write them again"
+            ) from None

@@ -1,0 +1,95 @@
+"""Columns of text on their way into a table: kept compactly, and turned into numbers or classes where a field asks.
+
+Lists in text files have text alone. A label column becomes whole numbers if every value is one, else fractions if every
+value is a number, else classes. numpy goes through the rows, in blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from prefetchd.data.labels import FLOAT32_MAX, MAX_CLASSES, MISSING
+from prefetchd.errors import ManifestError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from prefetchd.columns.writer import Block
+
+_BLOCK_ROWS = 1 << 16
+
+
+class TextColumn:
+    """Text of many rows, as UTF-8 in blocks."""
+
+    def __init__(self) -> None:
+        self.blocks: list[Block] = []
+
+    def extend(self, values: Sequence[str]) -> None:
+        """Add rows; text that is not UTF-8 has surrogate escapes."""
+        encoded = [value.encode("utf-8", "surrogateescape") for value in values]
+        self.blocks.append((np.fromiter(map(len, encoded), np.int64, len(encoded)), b"".join(encoded)))
+
+    def __iter__(self) -> Iterator[str]:
+        for lengths, joined in self.blocks:
+            start = 0
+            for length in lengths.tolist():
+                yield joined[start : start + length].decode("utf-8", "surrogateescape")
+                start += length
+
+
+def label_numbers(
+    values: Iterable[str], n_rows: int, where: str
+) -> tuple[NDArray[np.int64] | NDArray[np.float32], tuple[str, ...] | None]:
+    """Return the labels of a column of text as numbers, and their names if they are classes.
+
+    Args:
+        values: the text of each row.
+        n_rows: how many there are.
+        where: the column's name in errors: "the column 'label' of train.csv".
+
+    Raises:
+        ManifestError: if one is missing, or there are too many classes.
+    """
+    numbers, names = _by_name(values, n_rows)
+    missing = next((name for name in names if name.strip().lower() in MISSING), None)
+    if missing is not None:
+        row = int((numbers == names[missing]).argmax())
+        raise ManifestError(
+            f"cannot take labels from {where}: row {row} (from 0) has {missing!r}; complete the column, or "
+            "remove that row"
+        )
+    values_of = _as_numbers(list(names))
+    if values_of is not None:
+        return values_of[numbers], None
+    if len(names) > MAX_CLASSES:
+        raise ManifestError(f"cannot take labels from {where}: it has {len(names)} classes, and {MAX_CLASSES} at most")
+    in_order = sorted(names)
+    places = np.empty(len(names), np.int64)
+    places[[names[name] for name in in_order]] = np.arange(len(names))
+    return places[numbers], tuple(in_order)
+
+
+def _by_name(values: Iterable[str], n_rows: int) -> tuple[NDArray[np.int64], dict[str, int]]:
+    """Return for each row the number of its text, in the order in which texts are first met, and those numbers."""
+    names: dict[str, int] = {}
+    numbers = np.fromiter((names.setdefault(value, len(names)) for value in values), np.int64, n_rows)
+    return numbers, names
+
+
+def _as_numbers(texts: list[str]) -> NDArray[np.int64] | NDArray[np.float32] | None:
+    """Return what the texts say as int64, else as float32; `None` if they are not all numbers."""
+    try:
+        return np.array([int(text) for text in texts], np.int64)
+    except (ValueError, OverflowError):
+        pass
+    try:
+        found = np.array([float(text) for text in texts], np.float64)
+    except ValueError:
+        return None
+    if not np.isfinite(found).all() or (np.abs(found) > FLOAT32_MAX).any():
+        return None
+    return found.astype(np.float32)

@@ -1,0 +1,469 @@
+"""Samples with fields, end to end: what a batch holds of each kind, and what is wrong is said of its field."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+import prefetchd
+from prefetchd import Field
+from tests.images import photograph
+from tests.process.commands import refused_here, run_script
+
+N_SAMPLES = 20
+SIZE = (40, 60)
+QUICK = {"num_workers": 1, "memory_budget": "256MiB", "batch_size": 8}
+ROOT = Path(prefetchd.__file__).parents[1]
+
+
+def mask_of(number: int) -> np.ndarray:
+    """Return large areas of class numbers."""
+    return np.kron(np.random.default_rng(number).integers(0, 5, (4, 6)), np.ones((10, 10))).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with `train.csv`, `train.jsonl` and `pairs/` over the same samples."""
+    folder = tmp_path_factory.mktemp("fields")
+    for name in ("images", "depth", "masks", "captions", "embeddings"):
+        (folder / "pairs" / name).mkdir(parents=True)
+    rows: list[dict[str, Any]] = []
+    for number in range(N_SAMPLES):
+        stem = f"{number:03d}"
+        pairs = folder / "pairs"
+        cv2.imwrite(str(pairs / "images" / f"{stem}.png"), photograph(*SIZE, number))
+        cv2.imwrite(str(pairs / "depth" / f"{stem}.png"), photograph(*SIZE, 100 + number)[..., 0])
+        cv2.imwrite(str(pairs / "masks" / f"{stem}.png"), mask_of(number))
+        (pairs / "captions" / f"{stem}.txt").write_text(caption(number))
+        (pairs / "images" / f"{stem}.txt").write_text(f"beside {number}")
+        np.save(pairs / "embeddings" / f"{stem}.npy", np.full(4, number, np.float32))
+        rows.append(
+            {
+                "path": f"pairs/images/{stem}.png",
+                "depth": f"pairs/depth/{stem}.png",
+                "mask": f"pairs/masks/{stem}.png",
+                "embedding": f"pairs/embeddings/{stem}.npy",
+                "label": ("dog", "cat")[number % 2],
+                "caption": caption(number),
+                "score": number / 2,
+                "roll": number,
+                "pitch": -number,
+            }
+        )
+    with open(folder / "train.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    lines = [json.dumps({**row, "vector": [number, 2 * number, 7]}) for number, row in enumerate(rows)]
+    (folder / "train.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    return folder
+
+
+def caption(number: int) -> str:
+    return f'a "größe", {number}'
+
+
+FIELDS = {
+    "image": Field("image", "path"),
+    "depth": Field("image", channels=1, dtype="float32"),
+    "mask": Field("mask"),
+    "label": Field("label"),
+    "caption": Field("text"),
+    "beside": Field("text", ".txt", max_bytes=32),
+    "score": Field("label"),
+    "embedding": Field("array", shape=4, dtype="float32"),
+    "raw": Field("bytes", "path", max_bytes=10_000),
+    "angles": Field("label", "roll,pitch"),
+}
+
+
+def has_torchvision() -> bool:
+    """Return whether it is installed and suits the PyTorch that is."""
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError):
+        return False
+    return True
+
+
+def check_contents(batch: prefetchd.Batch, data: Path) -> None:
+    for row, number in enumerate(batch.sample_ids.tolist()):
+        encoded = (data / f"pairs/images/{number:03d}.png").read_bytes()
+        rgb = cv2.cvtColor(cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        np.testing.assert_array_equal(batch["image"][row], rgb)
+        np.testing.assert_array_equal(batch.depth[row, ..., 0], photograph(*SIZE, 100 + number)[..., 0])
+        np.testing.assert_array_equal(batch.mask[row], mask_of(number))
+        assert batch.label[row] == 1 - number % 2  # cat, dog
+        assert batch.strings("caption")[row] == caption(number)
+        assert batch.strings("beside")[row] == f"beside {number}"
+        assert batch.embedding[row].tolist() == [number] * 4
+        assert batch.raw.bytes[row][: batch.raw.length[row]].tobytes() == encoded
+        assert not batch.raw.bytes[row][batch.raw.length[row] :].any()
+    assert batch.depth.dtype == batch.embedding.dtype == np.float32
+
+
+def test_every_kind_holds_what_its_files_and_columns_hold(data: Path) -> None:
+    with prefetchd.batches(data / "train.csv", fields=FIELDS, image_size=SIZE, shuffle=True, **QUICK) as loader:
+        assert loader.classes == ("cat", "dog")
+        assert loader.n_samples == N_SAMPLES
+        seen = []
+        for batch in loader:
+            assert batch.keys() == tuple(FIELDS)
+            check_contents(batch, data)
+            assert batch.score.tolist() == [number / 2 for number in batch.sample_ids]
+            assert batch.angles.tolist() == [[number, -number] for number in batch.sample_ids]
+            seen += batch.sample_ids.tolist()
+        assert sorted(seen) == list(range(N_SAMPLES))
+
+
+def test_json_lines_give_the_same_and_lists_too(data: Path) -> None:
+    fields = {**FIELDS, "vector": Field("array")}
+    del fields["angles"]
+    with prefetchd.batches(data / "train.jsonl", fields=fields, image_size=SIZE, **QUICK) as loader:
+        for batch in loader:
+            check_contents(batch, data)
+            assert batch.vector.tolist() == [[number, 2 * number, 7] for number in batch.sample_ids]
+            assert batch.vector.dtype == np.int64
+
+
+def test_a_folder_for_each_field_gives_pairs(data: Path) -> None:
+    fields = {
+        "image": Field("image", "images"),
+        "mask": Field("mask", "masks"),
+        "caption": Field("text", "captions", max_bytes=40),
+        "beside": Field("text", ".txt", max_bytes=40),
+    }
+    with prefetchd.batches(data / "pairs", fields=fields, image_size=SIZE, **QUICK) as loader:
+        for batch in loader:
+            assert batch.strings("caption") == [caption(number) for number in batch.sample_ids]
+            assert batch.strings("beside") == [f"beside {number}" for number in batch.sample_ids]
+            np.testing.assert_array_equal(batch.mask, [mask_of(number) for number in batch.sample_ids])
+
+
+def test_images_and_masks_of_a_sample_get_one_geometry_and_epochs_another(data: Path) -> None:
+    """A mask read as an image, without interpolation, is the mask; so is one of half the size."""
+    fields = {
+        "image": Field("image", "mask", channels=1, interpolation="nearest"),
+        "mask": Field("mask"),
+        "small": Field("mask", "mask", size=(20, 30)),
+        "jittered": Field("image", "path"),
+        "plain": Field("image", "path", jitter=False),
+    }
+    augment = "random_resized_crop(scale=(0.5, 1)), hflip, vflip, rotate(degrees=20), color_jitter"
+    with prefetchd.batches(data / "train.csv", fields=fields, image_size=SIZE, augment=augment, **QUICK) as loader:
+        batch, later = loader.batch_at(0, 0), loader.batch_at(1, 0)
+    agree = batch.image[..., 0] == batch.mask
+    assert agree.mean() > 0.97  # OpenCV's two kinds of nearest differ at the edges of areas
+    assert (batch.mask[:, 1::2, 1::2] == batch.small).mean() > 0.9
+    assert not np.array_equal(batch.mask, later.mask)
+    assert not np.array_equal(batch.jittered, batch.plain)
+    black = (batch.jittered == 0).all(axis=-1) == (batch.plain == 0).all(axis=-1)
+    assert black.mean() > 0.95  # both lie where the same turn left them
+
+
+def test_a_fault_names_its_field_and_the_others_go_on(data: Path, tmp_path: Path) -> None:
+    lines = (data / "train.csv").read_text().splitlines()
+    lines[3] = lines[3].replace("pairs/depth/002.png", "pairs/depth/none.png")
+    (data / "bad.csv").write_text("\n".join(lines) + "\n")
+    with (
+        prefetchd.batches(data / "bad.csv", fields=FIELDS, image_size=SIZE, **QUICK) as loader,
+        pytest.raises(prefetchd.SampleError, match=r"bad.csv line 4: .*002.png.*field depth: No such file"),
+    ):
+        list(loader)
+    with prefetchd.batches(data / "bad.csv", fields=FIELDS, image_size=SIZE, on_error="skip", **QUICK) as loader:
+        ids = [number for batch in loader for number in batch.sample_ids.tolist()]
+        assert ids == [number for number in range(N_SAMPLES) if number != 2]
+    (data / "bad.csv").unlink()
+
+
+def test_a_longer_text_is_a_bad_sample_or_is_cut_at_a_character(data: Path) -> None:
+    short = {"caption": Field("text", max_bytes=6, truncate=True)}
+    with prefetchd.batches(data / "train.csv", fields=short, **QUICK) as loader:
+        assert set(loader.batch_at(0, 0).strings("caption")) == {'a "gr'}  # the next character has two bytes
+    strict = {"caption": Field("text", max_bytes=7)}
+    with (
+        prefetchd.batches(data / "train.csv", fields=strict, **QUICK) as loader,
+        pytest.raises(prefetchd.SampleError, match=r"field caption: it has 1[45] bytes, more than max_bytes=7"),
+    ):
+        next(iter(loader))
+
+
+def test_states_resume_and_are_of_their_fields(data: Path) -> None:
+    options: dict[str, Any] = {"image_size": 16, "shuffle": True, **QUICK}
+    fields = {"image": Field("image", "path"), "label": Field("label")}
+    with prefetchd.batches(data / "train.csv", fields=fields, **options) as loader:
+        first = next(iter(loader))
+        state = loader.state_dict()
+        assert loader.peek().sample_ids.tolist() != first.sample_ids.tolist()
+        rest = [batch.sample_ids.tolist() for batch in loader]
+    with prefetchd.batches(data / "train.csv", fields=fields, **options) as loader:
+        loader.load_state_dict(state)
+        assert [batch.sample_ids.tolist() for batch in loader] == rest[-len(loader) + 1 :] or len(rest) == len(loader)
+    other = {**fields, "mask": Field("mask")}
+    with (
+        prefetchd.batches(data / "train.csv", fields=other, **options) as loader,
+        pytest.raises(prefetchd.ConfigError, match="fields was"),
+    ):
+        loader.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"image": Field("image", "paht")}, "cannot find the column 'paht' in DATA/train.csv: did you mean 'path'"),
+        ({"raw": Field("bytes", "path")}, "cannot serve the field raw: its values are files"),
+        ({"a": Field("array", "embedding")}, "cannot serve the field a: its arrays are .npy files"),
+        ({"caption": Field("text", ".txt", max_bytes=9)}, "the first image is no file of its own"),
+        ({"l": Field("label", "roll", dtype="int8"), "m": Field("label", "score", dtype="int8")}, "give a dtype that"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_at_the_start(data: Path, fields: dict[str, Field], message: str) -> None:
+    with pytest.raises(prefetchd.ConfigError, match=re.escape(message.replace("DATA", str(data)))):
+        prefetchd.batches(data / "train.csv", fields=fields, **QUICK)
+
+
+def test_command_line_names_fields_one_by_one(data: Path) -> None:
+    message = refused_here("serve", data / "train.csv", "--field", "image=imag(column=path)")
+    assert "cannot use the field image: the kind 'imag'" in message
+    assert "did you mean 'image'?" in message
+    message = refused_here("serve", data / "train.csv", "--field", "image=image(path)", "--target", "mask")
+    assert "cannot use target together with fields" in message
+
+
+def test_examples_of_the_page_run(data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("albumentations", exc_type=ImportError)
+    monkeypatch.chdir(data)
+    monkeypatch.syspath_prepend(tmp_path)
+    text = (ROOT / "docs" / "fields.md").read_text()
+    if not has_torchvision():
+        text = text.replace(', "my_torch_transforms:augment"', ",")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    n_run = 0
+    for block in blocks:
+        if module := re.match(r"# (\w+\.py)\n", block):
+            (tmp_path / module[1]).write_text(block)
+        else:
+            exec(compile(block, "docs/fields.md", "exec"), {})
+            n_run += 1
+    assert n_run >= 8
+
+
+def test_a_table_in_memory_has_fields_too(data: Path) -> None:
+    columns = {
+        "path": [str(data / f"pairs/images/{number:03d}.png") for number in range(N_SAMPLES)],
+        "encoded": [(data / f"pairs/depth/{number:03d}.png").read_bytes() for number in range(N_SAMPLES)],
+        "label": ["cat", "dog"] * (N_SAMPLES // 2),
+        "vector": np.arange(3 * N_SAMPLES, dtype=np.float32).reshape(-1, 3),
+        "caption": [caption(number) for number in range(N_SAMPLES)],
+    }
+    fields = {
+        "image": Field("image", "path"),
+        "depth": Field("image", "encoded", color="gray"),
+        "label": Field("label"),
+        "vector": Field("array", dtype="float64"),
+        "caption": Field("text"),
+    }
+    with prefetchd.batches(columns, fields=fields, image_size=SIZE, **QUICK) as loader:
+        assert loader.classes == ("cat", "dog")
+        for batch in loader:
+            for row, number in enumerate(batch.sample_ids.tolist()):
+                np.testing.assert_array_equal(batch.depth[row, ..., 0], photograph(*SIZE, 100 + number)[..., 0])
+                assert batch.label[row] == number % 2
+                assert batch.vector[row].tolist() == [3 * number, 3 * number + 1, 3 * number + 2]
+            assert batch.strings("caption") == [caption(number) for number in batch.sample_ids]
+            assert batch.vector.dtype == np.float64
+
+
+ADAPTED: dict[str, Any] = {
+    "image": Field("image", "path"),
+    "mask": Field("mask"),
+    "label": Field("label"),
+    "caption": Field("text"),
+}
+
+
+def test_tensors_come_by_name_and_images_with_their_channels_second(data: Path) -> None:
+    pytest.importorskip("torch")
+    import prefetchd.torch
+
+    with (
+        prefetchd.batches(data / "train.csv", fields=ADAPTED, image_size=SIZE, **QUICK) as arrays,
+        prefetchd.torch.batches(str(data / "train.csv"), fields=ADAPTED, image_size=SIZE, **QUICK) as loader,
+    ):
+        for batch, tensors in zip(arrays, loader, strict=True):
+            assert tensors.keys() == batch.keys()
+            np.testing.assert_array_equal(tensors["image"].permute(0, 2, 3, 1).numpy(), batch.image)
+            np.testing.assert_array_equal(tensors.mask.numpy(), batch.mask)
+            assert tensors["caption"]["length"].tolist() == batch.caption.length.tolist()
+            assert tensors.strings("caption") == batch.strings("caption")
+            assert (tensors.index, tensors.sample_ids.tolist()) == (batch.index, batch.sample_ids.tolist())
+    with pytest.raises(prefetchd.ConfigError, match="cannot normalize fields on the device"):
+        prefetchd.torch.batches(str(data / "train.csv"), fields=ADAPTED, normalize="device", scale=0.5, **QUICK)
+
+
+FRAMEWORKS = """
+import os, sys
+os.environ["KERAS_BACKEND"] = "jax"
+import numpy as np, prefetchd
+from prefetchd import Field
+
+fields = {"image": Field("image", "path"), "label": Field("label"), "caption": Field("text")}
+options = {"fields": fields, "image_size": 16, "batch_size": 5, "num_workers": 1, "memory_budget": "256MiB"}
+import jax
+with prefetchd.batches("train.csv", **options) as loader:
+    batch = next(iter(loader))
+    moved = jax.device_put(batch)
+    assert moved._fields == batch._fields and len(jax.tree.leaves(moved)) == 4
+    np.testing.assert_array_equal(np.asarray(moved["image"]), batch.image)
+    doubled = jax.tree.map(lambda array: array * 2, batch)
+    assert (doubled.caption.length == 2 * batch.caption.length).all()
+    del batch, moved, doubled
+
+import prefetchd.keras, keras
+assert keras.tree.flatten({"a": 1}) == [1]
+train = prefetchd.keras.dataset("train.csv", x=["image"], y="label", **options)
+image = keras.Input((16, 16, 3), name="image")
+model = keras.Model({"image": image}, keras.layers.Dense(2)(keras.layers.Flatten()(image)))
+model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+model.fit(train, epochs=1, verbose=0)
+train.close()
+try:
+    prefetchd.keras.dataset("train.csv", y="label", **options)
+except prefetchd.ConfigError as error:
+    assert "cannot give Keras 'x' as x: there are the fields image, label, caption" in str(error), error
+else:
+    raise AssertionError("not refused")
+
+import prefetchd.tensorflow
+with prefetchd.batches("train.csv", on_hold="copy", **options) as loader:
+    elements = list(prefetchd.tensorflow.dataset(loader))
+    assert len(elements) == 4
+    assert elements[0]["image"].shape == (5, 16, 16, 3) and elements[0]["caption"]["length"].shape == (5,)
+print("ok")
+"""
+
+
+def test_frameworks_take_the_mapping(data: Path, tmp_path: Path) -> None:
+    for name in ("jax", "keras", "tensorflow"):
+        pytest.importorskip(name, exc_type=ImportError)
+    result = run_script(tmp_path / "frameworks.py", FRAMEWORKS.replace('"train.csv"', repr(str(data / "train.csv"))))
+    assert result.stdout.endswith("ok\n"), result.stderr
+
+
+SHARDED: dict[str, Any] = {
+    "image": Field("image", "jpg;png"),
+    "depth": Field("image", "depth.png", color="gray"),
+    "label": Field("label", "cls"),
+    "caption": Field("text", "txt"),
+    "vector": Field("array", "json:numbers.vector"),
+    "embedding": Field("array", "npy", shape=4, dtype="float32"),
+    "raw": Field("bytes", "depth.png"),
+}
+
+
+def write_shard(data: Path, path: Path, numbers: range) -> None:
+    with tarfile.open(path, "w") as shard:
+        for number in numbers:
+            pairs = data / "pairs"
+            parts = {
+                "png": (pairs / f"images/{number:03d}.png").read_bytes(),
+                "depth.png": (pairs / f"depth/{number:03d}.png").read_bytes(),
+                "cls": str(number % 3).encode(),
+                "txt": caption(number).encode(),
+                "json": json.dumps({"numbers": {"vector": [number, 1, 2]}}).encode(),
+                "npy": (pairs / f"embeddings/{number:03d}.npy").read_bytes(),
+            }
+            for extension, content in parts.items():
+                member = tarfile.TarInfo(f"{number:03d}.{extension}")
+                member.size = len(content)
+                shard.addfile(member, io.BytesIO(content))
+
+
+def test_members_of_tar_shards_are_fields(data: Path, tmp_path: Path) -> None:
+    write_shard(data, tmp_path / "s-0.tar", range(12))
+    write_shard(data, tmp_path / "s-1.tar", range(12, N_SAMPLES))
+    options: dict[str, Any] = {"fields": SHARDED, "image_size": SIZE, "shuffle": True, **QUICK}
+    with prefetchd.batches(tmp_path / "s-{0..1}.tar", **options) as loader:
+        seen = []
+        for batch in loader:
+            for row, number in enumerate(batch.sample_ids.tolist()):
+                np.testing.assert_array_equal(batch.image[row], photograph(*SIZE, number)[..., ::-1])
+                np.testing.assert_array_equal(batch.depth[row, ..., 0], photograph(*SIZE, 100 + number)[..., 0])
+                encoded = (data / f"pairs/depth/{number:03d}.png").read_bytes()
+                assert batch.raw.bytes[row][: batch.raw.length[row]].tobytes() == encoded
+                assert batch.vector[row].tolist() == [number, 1, 2]
+                assert batch.embedding[row].tolist() == [number] * 4
+            assert batch.label.tolist() == [number % 3 for number in batch.sample_ids]
+            assert batch.strings("caption") == [caption(number) for number in batch.sample_ids]
+            seen += batch.sample_ids.tolist()
+        assert sorted(seen) == list(range(N_SAMPLES))
+    with pytest.raises(prefetchd.ManifestError, match=r"s-0.tar sample 000: it has no member .mask \(there are .png"):
+        prefetchd.batches(tmp_path / "s-0.tar", fields={"mask": Field("mask")}, **QUICK)
+
+
+def test_columns_of_parquet_files_are_fields(data: Path, tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    pairs = data / "pairs"
+    for part in range(2):
+        numbers = range(part * 10, part * 10 + 10)
+        table = pa.table(
+            {
+                "jpg": [(pairs / f"images/{number:03d}.png").read_bytes() for number in numbers],
+                "depth": [(pairs / f"depth/{number:03d}.png").read_bytes() for number in numbers],
+                "label": [("dog", "cat")[number % 2] for number in numbers],
+                "caption": [caption(number) for number in numbers],
+                "vector": [[number, number + 0.5] for number in numbers],
+            }
+        )
+        pyarrow.parquet.write_table(table, tmp_path / f"part-{part}.parquet", row_group_size=4)
+    fields = {
+        "image": Field("image", "jpg"),
+        "depth": Field("image", color="gray"),
+        "label": Field("label"),
+        "caption": Field("text"),
+        "vector": Field("array"),
+    }
+    with prefetchd.batches(tmp_path / "part-*.parquet", fields=fields, image_size=SIZE, **QUICK) as loader:
+        assert loader.classes == ("cat", "dog")
+        for batch in loader:
+            for row, number in enumerate(batch.sample_ids.tolist()):
+                np.testing.assert_array_equal(batch.image[row], photograph(*SIZE, number)[..., ::-1])
+                np.testing.assert_array_equal(batch.depth[row, ..., 0], photograph(*SIZE, 100 + number)[..., 0])
+                assert batch.vector[row].tolist() == [number, number + 0.5]
+            assert batch.label.tolist() == [1 - number % 2 for number in batch.sample_ids]
+            assert batch.strings("caption") == [caption(number) for number in batch.sample_ids]
+            assert batch.vector.dtype == np.float32
+
+
+def test_image_fields_are_cached_and_the_batches_stay_the_same(data: Path, tmp_path: Path) -> None:
+    fields = {"image": Field("image", "path"), "depth": Field("image", color="gray"), "mask": Field("mask")}
+    options: dict[str, Any] = {
+        "fields": fields, "image_size": 24, "cache_image_size": (30, 50), "shuffle": True,
+        "augment": "random_resized_crop(scale=(0.5, 1)), hflip", **QUICK,
+    }  # fmt: skip
+    source = data / "train.csv"
+    with prefetchd.batches(source, epochs=2, **options) as loader:
+        plain = [[array.copy() for array in batch] for batch in loader]
+    for _ in range(2):  # a second run finds what the first one kept
+        with prefetchd.batches(source, epochs=2, cache=tmp_path / "cache", **options) as loader:
+            for batch, arrays in zip(loader, plain, strict=True):
+                for array, wanted in zip(batch, arrays, strict=True):
+                    np.testing.assert_array_equal(array, wanted)
+            cache = loader.status()["datasets"][0]["cache"]
+    assert cache["misses"] == 0
+    assert cache["hits"] >= 4 * N_SAMPLES  # two fields in two epochs
+    assert cache["rows"] == 2 * N_SAMPLES
+    del options["cache_image_size"], options["augment"]
+    with pytest.raises(prefetchd.ConfigError, match="cannot cache the fields image, depth, mask at their delivered"):
+        prefetchd.batches(source, cache=tmp_path / "cache", **options)
