@@ -163,6 +163,8 @@ class Watch:
                 if n_places(_arrange(cursors, n_slots, wait_for_all=False)) > most_windows(n_slots):
                     return ("a ring that is too small",)
             return "slower loop", head.consumer, head.serial, head.epoch
+        if found["reason"] == "readers" and not daemon._pool.busy and not daemon._builder.has_jobs:
+            return ("readers that have nothing to do",)
         return (found["reason"],)
 
     def _check_wait(self, daemon: Daemon, consumer: Consumer, key: tuple[object, ...], waited_s: float) -> None:
@@ -177,6 +179,8 @@ class Watch:
             bound_s = consumer.attachment.request.start_timeout_s + _SLACK_S
         elif reason == "slots":
             bound_s = max(loop.hold_timeout_s for loop in spec.loops) + _SLACK_S + 2 * _LOOK_S + self._stopped_s()
+        elif reason == "readers that have nothing to do":
+            bound_s = _SLACK_S + self._stopped_s()
         elif reason == "a ring that is too small":
             bound_s = sum(loop.pause_s + loop.step_s * 50 + loop.rest_s for loop in spec.loops) + self.bound_s
         else:
@@ -268,10 +272,11 @@ class Watch:
                 continue
             n_batches = self._world.contents[dataset].order.batches_per_epoch
             whole = {epoch for member in members for epoch in member.whole_passes}
+            done = self._world.passes_done.get((dataset, name), set())
             for epoch in whole if anyone_died else {place[0] for place in places}:
-                missed = set(range(n_batches)) - {batch for each, batch, _ in places if each == epoch}
+                missed = set(range(n_batches)) - {batch for each, batch, _ in done if each == epoch}
                 if missed:
-                    raise SimulationError(f"nobody in the group got batches {sorted(missed)} of epoch {epoch}")
+                    raise SimulationError(f"nobody in the group has done batches {sorted(missed)} of epoch {epoch}")
 
 
 def allowed_error(world: World, trainer: Trainer, error: PrefetchdError, *, is_peek: bool) -> bool:

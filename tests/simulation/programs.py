@@ -167,6 +167,8 @@ class Trainer:
             self._next_epoch = batch.epoch + 1
             self._last_epoch = batch.epoch
             self._use(batch, got)
+            if spec.group is not None:
+                self.world.group_did(self, got)
             del batch
             if spec.peek_every and count % spec.peek_every == 0:
                 self._peek(loader)
