@@ -54,18 +54,31 @@ def add_arrow(
     if (twice := next((name for name in names if names.count(name) > 1), None)) is not None:
         raise ValueError(f"cannot use the column {twice!r}: there are two of this name; rename one")
     arrow = _Arrow(writer, take)
-    left_out = {}
+    left_out: dict[str, str] = {}
     for name in names:
-        if wanted is not None and name not in wanted:
-            continue
-        try:
-            arrow.add(name, table.column(name))
-        except ValueError as error:
-            if wanted is not None:
-                raise ValueError(f"cannot use the column {name!r}: {error}") from None
-            left_out[name] = str(error)
+        for leaf, column in _leaves(name, table.column(name), wanted):
+            try:
+                arrow.add(leaf, column)
+            except ValueError as error:
+                if wanted is not None:
+                    raise ValueError(
+                        f"cannot use the column {leaf!r}: {error}; give text, numbers, bytes, or lists of numbers"
+                    ) from None
+                left_out[leaf] = str(error)
     attributes = {"images": arrow.images, "files": arrow.mapped.files, "left_out": left_out}
     return {**attributes, "classes": class_names(table.schema)}
+
+
+def _leaves(name: str, column: Any, wanted: Collection[str] | None) -> Iterator[tuple[str, Any]]:
+    """Yield a column, or the parts of a struct by their dotted names; a struct with `bytes` is an image."""
+    if wanted is not None and not any(each == name or each.startswith(f"{name}.") for each in wanted):
+        return
+    kind = column.type
+    if not str(kind).startswith("struct<") or _has_field(kind, "bytes"):
+        yield name, column
+        return
+    for number, part in enumerate(column.flatten()):
+        yield from _leaves(f"{name}.{kind.field(number).name}", part, wanted)
 
 
 def add_arrow_column(writer: ColumnsWriter, name: str, column: Any) -> None:

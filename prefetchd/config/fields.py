@@ -5,7 +5,7 @@
 
 `validate` calls `canonical`: equal fields have equal texts, and so equal digests. A text has the parameters that were
 given and no others, so that a parameter which comes later changes no digest. Text is parsed with `ast`, literals and
-bare words only: no code of it ever runs. A new kind is an entry of `PARAMETERS`.
+bare words only: no code of it ever runs. A new kind is an entry of `field_parameters.PARAMETERS`.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ import ast
 import dataclasses
 import difflib
 import keyword
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from prefetchd.config import convert
+from prefetchd.config.field_parameters import PARAMETERS, Wrong
 from prefetchd.errors import ConfigError
 
 if TYPE_CHECKING:
-    from prefetchd.config.options import Config
+    from prefetchd.config.options import BoxFormat, Config
 
 MAX_FIELDS = 32
 # A batch's own names, and those that it may get.
@@ -31,88 +32,6 @@ _RESERVED = (
     "copy", "epoch", "get", "index", "items", "keys", "place", "repeated", "root", "sample_ids", "source", "strings",
     "values",
 )  # fmt: skip
-_DTYPES = ("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32",
-           "float64")  # fmt: skip
-
-
-class _Wrong(Exception):
-    """A parameter's value is wrong; the message says what it must be."""
-
-
-def _one_of(*choices: str) -> Callable[[Any], str]:
-    def convert_choice(value: Any) -> str:
-        named = convert.dtype_name(value)
-        if named not in choices:
-            raise _Wrong("one of " + ", ".join(choices))
-        return str(named)
-
-    return convert_choice
-
-
-def _whole(low: int, high: int) -> Callable[[Any], int]:
-    def convert_number(value: Any) -> int:
-        try:
-            number = convert.whole_number(value)
-        except (TypeError, ValueError, OverflowError):
-            number = low - 1
-        if not low <= number <= high:
-            raise _Wrong(f"a whole number from {low} to {high}")
-        return number
-
-    return convert_number
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise _Wrong("True or False")
-    return value
-
-
-def _from_option(converter: Callable[[object], Any], what: str) -> Callable[[Any], Any]:
-    """Return the converter of an option as that of a parameter."""
-
-    def convert_value(value: Any) -> Any:
-        try:
-            return converter(value)
-        except ConfigError:
-            raise _Wrong(what) from None
-
-    return convert_value
-
-
-def _shape(value: Any) -> tuple[int, ...]:
-    sides = convert.plain(value)
-    try:
-        shape = tuple(map(convert.whole_number, sides if isinstance(sides, tuple | list) else (sides,)))
-    except (TypeError, ValueError, OverflowError):
-        shape = (0,)
-    if len(shape) > 8 or not all(1 <= side <= 1 << 32 for side in shape):
-        raise _Wrong("a shape such as (3, 4), of sides from 1")
-    return shape
-
-
-_SIZE = _from_option(convert.image_size, "a side in pixels, or (height, width)")
-_NUMBERS = "one number, or one a channel"
-# The parameters of each kind, and their converters. What is not given is as the option of that name says, or as the
-# data says.
-PARAMETERS: dict[str, dict[str, Callable[[Any], Any]]] = {
-    "image": {
-        "size": _SIZE,
-        "color": _one_of("rgb", "bgr", "gray", "unchanged"),
-        "channels": _whole(1, 512),
-        "dtype": _one_of("uint8", "uint16", "float32", "float16"),
-        "scale": _from_option(convert.scale, "a number, such as 1/255"),
-        "mean": _from_option(convert.channel_numbers("mean"), _NUMBERS),
-        "std": _from_option(convert.channel_numbers("std"), _NUMBERS),
-        "interpolation": _one_of("nearest", "linear", "cubic", "area", "lanczos"),
-        "jitter": _flag,
-    },
-    "mask": {"size": _SIZE, "dtype": _one_of("uint8", "uint16"), "border": _whole(0, 65535)},
-    "label": {"dtype": _one_of(*_DTYPES)},
-    "array": {"shape": _shape, "dtype": _one_of(*_DTYPES)},
-    "text": {"max_bytes": _whole(1, 1 << 32), "truncate": _flag},
-    "bytes": {"max_bytes": _whole(1, 1 << 32)},
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +40,9 @@ class Field:
 
     Args:
         kind: `image` (placed and normalised as the options say), `mask` (placed as the images, never interpolated),
-            `label` (a number or a class, or a vector of numbers), `array` (numbers of one shape), `text` (UTF-8), or
-            `bytes` (an encoded file as it is).
+            `label` (a number or a class, or a vector of numbers), `array` (numbers of one shape), `boxes` and
+            `keypoints` (any number a sample, moved as the first image), `text` (UTF-8), or `bytes` (an encoded file as
+            it is).
         column: where its values come from: a column of CSV or Parquet, a key of JSONL, a member's extension in tar
             shards, a sub-folder. A name that begins with a dot, `.txt`, is the file beside the first image that has
             this suffix. The field's own name if not given.
@@ -135,6 +55,8 @@ class Field:
             a `dtype` of its own, as a depth map has.
         border: mask: what it holds where pad, rotate or affine leave it empty; the option `mask_border`.
         shape: array: of one sample; that of the data if not given.
+        labels: boxes: the column of their class numbers; without it there is one class.
+        box_format, source_box_format, max_boxes, min_visible: boxes, keypoints: as the options of these names.
         max_bytes: text, bytes: the most bytes of a value; the data's longest where that is known.
         truncate: text: whether a longer one is cut, at a character's end, in place of being a bad sample (False).
 
@@ -156,6 +78,11 @@ class Field:
     jitter: bool | None = None
     border: int | None = None
     shape: tuple[int, ...] | None = None
+    labels: str | None = None
+    box_format: BoxFormat | None = None
+    source_box_format: BoxFormat | None = None
+    max_boxes: int | None = None
+    min_visible: float | None = None
     max_bytes: int | None = None
     truncate: bool | None = None
 
@@ -172,7 +99,7 @@ class Field:
                 raise ConfigError(f"cannot use {name} for a field of kind {self.kind}: it has {', '.join(known)}")
             try:
                 object.__setattr__(self, name, known[name](value))
-            except _Wrong as wrong:
+            except Wrong as wrong:
                 raise ConfigError(
                     f"cannot use {name}={value!r} for a field of kind {self.kind}: it must be {wrong}"
                 ) from None

@@ -35,6 +35,7 @@ BoxFormat = Literal["xyxy", "xywh", "cxcywh", "xyxy_normalized", "xywh_normalize
 
 
 MAX_BATCH_SIZE = 1 << 18
+MAX_OBJECTS = 1 << 16  # of a sample that are delivered
 MAX_CHANNELS = 512
 
 
@@ -120,7 +121,7 @@ class Config:
     fields: tuple[str, ...] = _option(
         (),
         "what a sample consists of, where it is more than an image and a label: depth=image(column=depth, channels=1); "
-        "batches are mappings then. Kinds: image, mask, label, array, text, bytes",
+        "batches are mappings then. Kinds: image, mask, label, array, boxes, keypoints, text, bytes",
         metavar="NAME=KIND(...)",
         later=True,
         flag="field",
@@ -152,7 +153,7 @@ class Config:
         None,
         "boxes, keypoints: objects of a sample that are delivered, the first ones (as many as any sample has)",
         metavar="N",
-        limits=(1, 1 << 16),
+        limits=(1, MAX_OBJECTS),
         later=True,
     )
     min_visible: float = _option(
@@ -319,6 +320,11 @@ PATH_OPTIONS = ("source", "root", "labels", "offsets", "cache")
 LIVE_OPTIONS = ("memory_budget", "num_workers")  # what `prefetchd set` changes
 # Where one daemon serves several data sets, these are the daemon's own, and the same for all of them.
 DAEMON_OPTIONS = ("num_workers", "memory_budget", "reader_timeout", "patience", "consumers", "name")
+
+
+def flag_of(name: str) -> str:
+    """Return an option's name on the command line, without its dashes."""
+    return OPTIONS[name].metadata.get("flag") or name.replace("_", "-")
 
 
 def wire_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -125,9 +125,14 @@ def _check_together(config: Config) -> None:
     for group in views.groups(config):
         _check_augment(config, group.augment)
         _check_erased(config, group.augment)
-    if config.views and config.target != "label":
+    if config.views and config.target in ("boxes", "keypoints"):
         raise ConfigError(
             f"cannot use views with target={config.target!r}, which is placed as one image is; leave one of them out"
+        )
+    if config.views and config.target == "mask" and not config.views[0].isdigit():
+        raise ConfigError(
+            "cannot use a list of views with target='mask': y holds the masks of views of one size; give the number of "
+            "views, such as views=2"
         )
     if config.target == "mask" and config.label_columns not in (None, 1):
         raise wrong("label_columns", config.label_columns, "1, or not given, with target='mask': one path a line")
@@ -243,7 +248,7 @@ _LABELS = "the labels of the manifest, or the class folders"
 # Names of other loaders, and what does their job here. A test holds them to docs/coming-from.md.
 ELSEWHERE = {
     # PyTorch's DataLoader
-    "dataset": "a source: a manifest, a directory, shards or arrays",
+    "dataset": "a source: a list of (path, label) pairs, a table, a manifest, a directory, shards or arrays",
     "sampler": "a manifest with the lines that you want: there are no samplers",
     "batch_sampler": "a manifest with the lines that you want: there are no samplers",
     "collate_fn": "image_size= or max_length=, which give all samples one shape",

@@ -34,6 +34,7 @@ IMAGE_OPTIONS = (
 )  # fmt: skip
 BOX_OPTIONS = ("box_format", "source_box_format", "min_visible", "crowds")
 OBJECT_OPTIONS = (*BOX_OPTIONS, "max_boxes")
+OBJECT_TARGETS = ("boxes", "keypoints")
 MASK_OPTIONS = ("target", "mask_border")
 LIST_OPTIONS = ("root", "label_columns", "label_separator", "missing_label")
 COLUMN_OPTIONS = ("x_column", "y_column")
@@ -66,6 +67,19 @@ def refuse_given(config: Config, names: tuple[str, ...], concern: str) -> None:
 
 # What Hugging Face's `save_to_disk` writes beside the Arrow files of a data set, or the folders of several.
 ARROW_FOLDERS = ("state.json", "dataset_dict.json")
+
+
+def refuse_other_targets(config: Config) -> None:
+    """Raise `InapplicableOption` for an option of another target than the one that is served."""
+    if config.target not in OBJECT_TARGETS:
+        refuse_given(config, OBJECT_OPTIONS, 'target="boxes"')
+        return
+    refuse_given(config, ("mask_border",), 'target="mask"')
+    refuse_given(config, ("label_columns", "label_separator", "missing_label"), 'target="label"')
+    if config.target == "keypoints":
+        refuse_given(config, BOX_OPTIONS, 'target="boxes"')
+
+
 Kind = Literal["manifest", "tar", "parquet", "arrow", "arrays"]
 
 _SUFFIXES: dict[str, Kind] = {

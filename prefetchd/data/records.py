@@ -54,6 +54,9 @@ class FieldFacts:
         dtype: numpy name of numbers' dtype.
         longest: the most bytes of a value, or numbers where they are ragged; 0 if it is not known.
         classes: the names by number, where labels were text.
+        written: how boxes are written, where the data itself says it; else empty.
+        beside: more values of a field of boxes and their numbers in `Sample.values`: their `labels`, the `ids` that
+            name them, the stated `size` of the image.
     """
 
     holds: Holds
@@ -61,6 +64,8 @@ class FieldFacts:
     dtype: str = ""
     longest: int = 0
     classes: tuple[str, ...] | None = None
+    written: str = ""
+    beside: tuple[tuple[str, int], ...] = ()
 
     @property
     def is_encoded(self) -> bool:

@@ -15,12 +15,12 @@ from prefetchd.config.options import Config
 from prefetchd.data.first_look import check_some_exist
 from prefetchd.data.kinds import (
     ARRAY_OPTIONS,
-    BOX_OPTIONS,
     MASK_OPTIONS,
-    OBJECT_OPTIONS,
+    OBJECT_TARGETS,
     SEQUENCE_OPTIONS,
     kind_of,
     refuse_given,
+    refuse_other_targets,
 )
 from prefetchd.data.records import Records
 from prefetchd.data.source import Source
@@ -47,10 +47,10 @@ _SOURCES = {
     "memory_arrays": ("prefetchd.data.arrays.memory", "MemoryArrays"),  # never opened by name
     "sequences": ("prefetchd.data.arrays.sequences", "SequenceSource"),
 }
-_OBJECTS = ("boxes", "keypoints")  # targets
 _SERVED = "prefetchd.data.images.source", "ImageSource"
 _VIEWS = "prefetchd.data.images.views", "ViewsSource"
 _FIELDS = "prefetchd.data.fields.source", "FieldsSource"
+_INSPECTED_FIELDS = "prefetchd.data.fields.inspection", "InspectedFields"
 _INSPECTED = "prefetchd.data.images.inspection", "InspectedImages"  # made by `verify`, never opened by name
 
 
@@ -84,7 +84,7 @@ def open_source(
     _refuse_other_targets(config, is_list, kind)
     refuse_given(config, ARRAY_OPTIONS, "arrays")
     refuse_given(config, SEQUENCE_OPTIONS, "ragged sequences")
-    if config.target in _OBJECTS:
+    if config.target in OBJECT_TARGETS:
         is_list, kind = False, "objects"
     opened = _class(_IMAGES[kind])
     if not is_list and kind != "arrow":
@@ -105,15 +105,11 @@ def open_source(
 
 def _refuse_other_targets(config: Config, is_list: bool, kind: str) -> None:
     """Refuse options of targets other than the one that is served, and annotations that are served without them."""
-    if config.target in _OBJECTS:
-        refuse_given(config, ("mask_border",), 'target="mask"')
-        refuse_given(config, ("label_columns", "label_separator"), 'target="label"')
-        if config.target == "keypoints":
-            refuse_given(config, BOX_OPTIONS, 'target="boxes"')
+    refuse_other_targets(config)
+    if config.target in OBJECT_TARGETS:
         return
     if not is_list and kind != "arrow":
         refuse_given(config, MASK_OPTIONS, "lists of images")
-    refuse_given(config, OBJECT_OPTIONS, 'target="boxes"')
     if is_list and config.source.lower().endswith(".json"):
         from prefetchd.data.table.coco import is_coco
 
@@ -141,7 +137,7 @@ def attach_source(config: Config, handle: dict[str, Any], fds: list[int]) -> Sou
 def _attached(config: Config, handle: dict[str, Any]) -> tuple[str, str]:
     """Return module and class of the source of images, with this handle."""
     if "is_inspected" in handle:
-        return _INSPECTED
+        return _INSPECTED_FIELDS if config.fields else _INSPECTED
     return _FIELDS if config.fields else _VIEWS if config.views else _SERVED
 
 

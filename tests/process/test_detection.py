@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import prefetchd
+from prefetchd import Field
 from tests.detection import CLASSES, Painted, paint
 from tests.images import exif
 
@@ -225,36 +226,23 @@ def test_keypoints_move_with_their_pixels(tmp_path):
         assert batch.y["count"].tolist() == [6 if number == 0 else 3 for number in batch.sample_ids]
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"target": "label"}, 'it has COCO annotations, and an image has several objects; give target="boxes"'),
-        ({"target": "label", "box_format": "xywh"}, "box_format"),
-        ({"target": "keypoints", "min_visible": 0.5}, "cannot use min_visible"),
-        ({"target": "keypoints"}, "no annotation has a labelled one"),
-        ({"y_column": "boxes"}, "cannot use y_column"),
-        ({"source_box_format": "xyxy"}, "cannot use source_box_format"),
-        ({"label_columns": 1}, "cannot use label_columns"),
-        ({"cache": "/tmp/none"}, "cannot use cache with target"),
-        ({"target_transform": "json:dumps"}, "cannot use target_transform with target='boxes'"),
-        ({"min_visible": 2}, "min_visible"),
-        ({"box_format": "yxyx"}, "box_format"),
-        ({"root": "/nowhere"}, "give root"),
-    ],
-)
-def test_what_does_not_go_together_is_refused(painted, options, words):
-    with pytest.raises(prefetchd.PrefetchdError) as caught:
-        batches(painted.coco(), **options)
-    assert words in str(caught.value)
-
-
-def test_sources_without_boxes_are_refused_with_what_has_them(painted, tmp_path):
-    (tmp_path / "a.csv").write_text("path,label\n000.png,1\n")
-    for source in (tmp_path / "a.csv", tmp_path):
-        with pytest.raises(prefetchd.ManifestError, match=r"COCO|must have images/ and labels/"):
-            batches(source)
-    with pytest.raises(prefetchd.ManifestError, match=r"cannot tell how .* writes boxes"):
-        batches(painted.jsonl())
+def test_tables_in_memory_and_arrow_files(painted, tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    expected = targets(batches(painted.coco()))
+    rows = painted.rows()
+    numbers = [[CLASSES.index(label) for label in row["labels"]] for row in rows]
+    table = {
+        "path": [str(painted.folder / row["path"]) for row in rows],
+        "boxes": [row["boxes"] for row in rows],
+        "labels": numbers,
+    }
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink:
+        arrow = pa.table(table)
+        with pa.ipc.new_file(sink, arrow.schema) as writer:
+            writer.write_table(arrow)
+    for source in (table, tmp_path / "a.arrow"):
+        for name, values in targets(batches(source, source_box_format="xywh")).items():
+            np.testing.assert_allclose(values, expected[name], atol=1e-4, err_msg=name)
 
 
 def test_torch_gets_a_tree_of_tensors(painted):
@@ -290,6 +278,65 @@ def test_tensorflow_gets_the_structure(painted):
         np.testing.assert_array_equal(boxes, batch.y["boxes"])
 
 
+def batch_holds(batch: Any) -> bool:
+    """Whether the fields `image` and `objects` of a batch belong together."""
+    assert set(batch.keys()) == {"image", "objects"}
+    for image, boxes, count in zip(batch.image, batch.objects.boxes, batch.objects["count"], strict=True):
+        left = (image[..., 0] > 200).astype(np.uint8)
+        for box in boxes[:count].round().astype(int):
+            left[max(0, box[1] - 1) : box[3] + 1, max(0, box[0] - 1) : box[2] + 1] = 0
+        assert left.sum() == 0
+    return bool(batch.objects["count"].sum() > 0)
+
+
+def test_fields_of_boxes_are_the_target_beside_others(painted, tmp_path):
+    expected = targets(batches(painted.coco(), box_format="cxcywh", augment="hflip, rotate"))
+    rows = [{**row, "kinds": [CLASSES.index(label) for label in row["labels"]]} for row in painted.rows()]
+    (painted.folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = {
+        "objects": Field("boxes", "boxes", labels="labels", box_format="cxcywh"),
+        "image": Field("image", "path"),
+        "small": Field("image", "path", size=32),
+    }
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), painted.folder / "rows.parquet")
+    of_rows = {**fields, "objects": Field("boxes", "boxes", labels="kinds", box_format="cxcywh")}
+    options = {"target": None, "augment": "hflip, rotate"}
+    table = {
+        "path": [str(painted.folder / row["path"]) for row in rows],
+        "boxes": [row["boxes"] for row in rows],
+        "kinds": [row["kinds"] for row in rows],
+    }
+    for source, given, more in (
+        (table, of_rows, {"source_box_format": "xywh"}),
+        (painted.coco(), fields, {}),
+        (painted.yolo(tmp_path / "yolo"), fields, {}),
+        (painted.folder / "rows.jsonl", of_rows, {"source_box_format": "xywh"}),
+        (painted.folder / "rows.parquet", of_rows, {"source_box_format": "xywh"}),
+    ):
+        with prefetchd.batches(source, **{**OPTIONS, **options, **more}, fields=given) as loader:
+            found = [batch.copy() for batch in loader]
+            assert loader.classes == (CLASSES if given is fields else None)
+        for name, values in expected.items():
+            got = np.concatenate([batch.objects[name] for batch in found])
+            np.testing.assert_allclose(got, values, atol=1e-3, err_msg=name)
+
+
+def test_fields_of_keypoints(tmp_path):
+    assert cv2.imwrite(str(tmp_path / "a.png"), np.full((50, 100, 3), 90, np.uint8))
+    rows = [{"path": "a.png", "points": points} for points in ([[10, 20], [90, 40]], [], [[0, 0]])]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = {"image": Field("image", "path"), "marks": Field("keypoints", "points", max_boxes=3)}
+    options = {**OPTIONS, "target": None, "image_size": (50, 100), "augment": "hflip(p=1)"}
+    with prefetchd.batches(tmp_path / "a.jsonl", **options, fields=fields) as loader:
+        batch = next(iter(loader)).copy()
+    assert batch.marks.keypoints.tolist() == [[[89, 20], [9, 40], [0, 0]], [[0, 0]] * 3, [[99, 0], [0, 0], [0, 0]]]
+    assert batch.marks.visibility.tolist() == [[2, 2, 0], [0, 0, 0], [2, 0, 0]]
+    assert batch.marks["count"].tolist() == [2, 0, 1]
+
+
 def test_examples_of_the_page_run(tmp_path, monkeypatch):
     """Each block of Python in docs/detection.md, one after the other, on data of the names that it uses."""
     page = (Path(__file__).parents[2] / "docs" / "detection.md").read_text()
@@ -306,12 +353,17 @@ def test_examples_of_the_page_run(tmp_path, monkeypatch):
         annotation["keypoints"] = [left, top, 2, left + across, top, 1, left, top + down, 2]
     (tmp_path / "person_keypoints.json").write_text(json.dumps(content))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    pytest.importorskip("albumentations")
+    for name, code in re.findall(r"```python title=\"(.*?)\"\n(.*?)```", page, re.DOTALL):
+        (tmp_path / name).write_text(code)
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 7
     names: dict[str, Any] = {}
     for block in blocks:
         exec(block, names)
         names.pop("loader").close()
+    assert batch_holds(names["batch"])
     assert names["people"].shape == (4, 3, 3, 2)
     assert len(names["targets"]) == 4
 
@@ -351,3 +403,23 @@ def test_preview_draws_keypoints(tmp_path):
     rows, columns = np.nonzero(coloured[:160])
     assert np.ptp(rows) in range(48, 58)
     assert np.ptp(columns) in range(48, 58)
+
+
+def test_preview_draws_fields_of_boxes_and_keypoints(tmp_path):
+    from tests.process.commands import run_command
+
+    assert cv2.imwrite(str(tmp_path / "a.png"), np.full((100, 100, 3), 90, np.uint8))
+    row = {"path": "a.png", "points": [[50, 50]], "boxes": [[20, 20, 80, 90]]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    result = run_command(
+        "preview", tmp_path / "a.jsonl", "--field", "image=image(column=path)", "--field", "points=keypoints()",
+        "--field", "boxes=boxes(source_box_format=xyxy)", "--image-size", "100", "--num-workers", "1",
+        "-o", tmp_path / "s.png",
+    )  # fmt: skip
+    assert result.returncode == 0, result
+    coloured = np.ptp(cv2.imread(str(tmp_path / "s.png")).astype(int), axis=2) > 100
+    rows, columns = np.nonzero(coloured[:160])
+    assert np.ptp(rows) in range(68, 71)
+    assert np.ptp(columns) in range(58, 61)
+    middle = coloured[rows.min() + 20 : rows.max() - 20, columns.min() + 20 : columns.max() - 20]
+    assert 5 < middle.sum() < 40

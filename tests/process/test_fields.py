@@ -17,7 +17,7 @@ import pytest
 import prefetchd
 from prefetchd import Field
 from tests.images import photograph
-from tests.process.commands import refused_here, run_script
+from tests.process.commands import refused_here, run_command, run_script
 
 N_SAMPLES = 20
 SIZE = (40, 60)
@@ -467,3 +467,21 @@ def test_image_fields_are_cached_and_the_batches_stay_the_same(data: Path, tmp_p
     del options["cache_image_size"], options["augment"]
     with pytest.raises(prefetchd.ConfigError, match="cannot cache the fields image, depth, mask at their delivered"):
         prefetchd.batches(source, cache=tmp_path / "cache", **options)
+
+
+def test_verify_and_preview_go_over_fields(data: Path, tmp_path: Path) -> None:
+    (data / "pairs/depth/bad.png").write_bytes((data / "pairs/depth/003.png").read_bytes()[:60])
+    listed = (data / "train.csv").read_text().replace("pairs/depth/003.png", "pairs/depth/bad.png")
+    (data / "damaged.csv").write_text(listed)
+    fields = ["--field", "image=image(path)", "--field", "depth=image(color=gray)", "--field", "label=label"]
+    result = run_command("verify", data / "damaged.csv", *fields, "--num-workers", 1, "--json")
+    assert result.returncode == 1, result.stderr
+    report = json.loads(result.stdout)
+    assert [(bad["sample_id"], bad["line"]) for bad in report["bad"]] == [(3, 5)]
+    assert report["bad"][0]["reason"].startswith("field depth: ")
+    sheet = tmp_path / "sheet.png"
+    result = run_command("preview", data / "train.csv", "-o", sheet, *fields, "--num-workers", 1, "--image-size", 32)
+    assert result.returncode == 0, result.stderr
+    drawn = cv2.imread(str(sheet))
+    assert drawn is not None
+    assert drawn.std() > 10

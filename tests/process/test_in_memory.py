@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,30 @@ def test_a_dataset_is_served_from_its_mapped_files_and_from_its_folder(photograp
     result = run_command("verify", tmp_path / "saved", "--image-size", "16")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "50" in result.stdout
+
+
+def test_fields_come_from_tables_and_arrow_files(photographs, columns, images, tmp_path):
+    """Also from a shuffled data set; a state fits wherever the trainer stands."""
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {"img": datasets.Image(), "y": datasets.Value("int64"), "note": datasets.Value("string")}
+    )
+    rows = {"img": [{"bytes": image, "path": None} for image in images], "y": columns["label"], "note": columns["path"]}
+    made = datasets.Dataset.from_dict({**rows}, features=features)
+    made.save_to_disk(str(tmp_path / "saved"))
+    saved = datasets.load_from_disk(str(tmp_path / "saved"))
+    fields = {"image": prefetchd.Field("image", "img"), "note": prefetchd.Field("text"), "y": prefetchd.Field("label")}
+    expected = [batch.x for batch in prefetchd.batches(photographs, **OPTIONS)]
+    for source in (made, saved, str(tmp_path / "saved"), made.to_pandas().to_dict("list")):
+        if isinstance(source, dict):
+            source["img"] = images
+        with prefetchd.batches(source, fields=fields, **OPTIONS) as loader:
+            for batch, x in zip(loader, expected, strict=True):
+                np.testing.assert_array_equal(batch.image, x)
+                assert batch.y.tolist() == batch.sample_ids.tolist()
+                assert batch.strings("note") == [columns["path"][row] for row in batch.sample_ids]
+    with prefetchd.batches(saved.select([7, 3]), fields=fields, **OPTIONS) as loader:
+        assert next(iter(loader)).y.tolist() == [7, 3]
 
 
 def test_arrays_in_memory_are_rows(tmp_path):
@@ -222,6 +247,26 @@ def test_a_list_is_refused_where_a_daemon_has_its_own_data(pairs):
         prefetchd.batches(pairs, daemon="x")
     with pytest.raises(prefetchd.ConfigError, match=r"cannot serve this set: it has no order"):
         prefetchd.batches({"a.jpg"})
+
+
+def test_examples_of_the_page_run(photographs, tmp_path, monkeypatch):
+    """Each block of Python in the section on data in memory, one after the other."""
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    section = page.partition("## Data that is already in memory")[2].partition("\n## ")[0]
+    blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    assert len(blocks) == 4
+    (tmp_path / "photos").mkdir()
+    for number in range(3):
+        (tmp_path / "photos" / f"{number}.jpg").symlink_to(photographs.parent / f"photo {number:02d}.jpg")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"prefetchd": prefetchd, "numpy": np}
+    for block in blocks:
+        for library in ("pandas", "datasets"):
+            if library in block:
+                names[library] = pytest.importorskip(library)
+        exec(block, names)
+        with names.pop("loader") as loader:
+            assert sum(len(batch.x) for batch in loader) in (2, 3, 100)
 
 
 def test_images_in_memory_are_not_cached_and_files_are(photographs, pairs, images, tmp_path):

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 import prefetchd
-from prefetchd.cli.views.status_text import describe
+from prefetchd.cli.views.reports import describe
 from prefetchd.client.launch import shared_config
 from prefetchd.config.validate import make_config
 from prefetchd.ipc.run_directory import RunLock, daemon_paths, lock_owner, remove_left_files

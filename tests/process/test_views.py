@@ -1,4 +1,4 @@
-"""Views through real daemons: decoded once, each as a loader of its own would deliver it, the same whoever reads."""
+"""Views through real daemons: decoded once, each as a loader of its own would deliver it, the same with any readers."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_view_0_is_what_comes_without_views_and_the_others_are_drawn_anew(manife
     assert len(np.unique(flat, axis=0)) == 48
 
 
-def test_views_are_the_same_whoever_reads_and_in_any_number(manifest: Path) -> None:
+def test_views_are_the_same_with_any_readers_and_in_any_number(manifest: Path) -> None:
     three = all_fields(manifest, augment=EVERYTHING, views=3)["x"]
     np.testing.assert_array_equal(all_fields(manifest, augment=EVERYTHING, views=3, num_workers=1)["x"], three)
     np.testing.assert_array_equal(all_fields(manifest, augment=EVERYTHING, views=2)["x"], three[:, :2])
@@ -168,3 +168,27 @@ def test_tensors_have_their_channels_before_rows_and_columns(manifest: Path, vie
     for name, array in arrays.items():
         found = np.concatenate([batch[name].numpy() for batch in tensors])
         np.testing.assert_array_equal(found, np.moveaxis(array, -1, -3) if name != "y" else array)
+
+
+@pytest.mark.parametrize("transform", [None, "view_pipelines:pipeline"])
+def test_each_mask_has_the_geometry_of_its_view(tmp_path: Path, transform: str | None) -> None:
+    if transform is not None:
+        pytest.importorskip("albumentations")
+        (tmp_path / "view_pipelines.py").write_text(
+            "import albumentations as A\npipeline = A.Compose([A.HorizontalFlip(p=0.5)])\n"
+        )
+    for number in range(4):
+        classes = np.random.default_rng(number).integers(0, 4, (6, 8), dtype=np.uint8).repeat(10, 0).repeat(10, 1)
+        assert cv2.imwrite(str(tmp_path / f"{number}.mask.png"), classes)
+        assert cv2.imwrite(str(tmp_path / f"{number}.png"), np.dstack([classes * 60] * 3))
+    (tmp_path / "list.txt").write_text("".join(f"{number}.png {number}.mask.png\n" for number in range(4)))
+    given: dict[str, Any] = {"target": "mask", "interpolation": "nearest", "transform": transform}
+    given |= {"augment": "random_resized_crop, hflip, vflip, rotate", "python_path": str(tmp_path)}
+    plain = all_fields(tmp_path / "list.txt", **given)
+    found = all_fields(tmp_path / "list.txt", views=3, **given)
+    assert found["y"].shape == (8, 3, 32, 32)
+    np.testing.assert_array_equal(found["y"][:, 0], plain["y"])
+    # Grey levels are the classes, but for the rims of what was enlarged or turned.
+    same = found["x"][..., 0] // 60 == found["y"]
+    assert same.mean(axis=(2, 3)).min() > 0.85
+    assert len(np.unique(found["y"].reshape(24, -1), axis=0)) == 24

@@ -272,9 +272,8 @@ class Watch:
                 continue
             n_batches = self._world.contents[dataset].order.batches_per_epoch
             whole = {epoch for member in members for epoch in member.whole_passes}
-            done = self._world.passes_done.get((dataset, name), set())
             for epoch in whole if anyone_died else {place[0] for place in places}:
-                missed = set(range(n_batches)) - {batch for each, batch, _ in done if each == epoch}
+                missed = set(range(n_batches)) - {batch for each, batch, _ in places if each == epoch}
                 if missed:
                     raise SimulationError(f"nobody in the group has done batches {sorted(missed)} of epoch {epoch}")
 

@@ -9,6 +9,7 @@ A file `planted_faults/NAME.patch` has a head, and hunks, each with the file tha
     why: what is broken
     seeds: 17 4            worlds that found it, tried first
     worlds: 18             how many worlds, from seed 0 on, it took to find it
+    features: pauses       features of worlds that are switched on
     needs: crashes, hangs  worlds without any of these features cannot find it, and are counted without being run
     --- prefetchd/daemon/schedule/pacing.py
      context
@@ -80,6 +81,7 @@ class Planted:
         why: what is broken.
         seeds: of worlds that find it.
         worlds: how many worlds, from seed 0 on, it took to find it; 0 if none did.
+        features: of worlds, that are switched on in any case.
         needs: features of worlds, one of which a world must have to find it; any world, if there are none.
         hunks: what it changes.
     """
@@ -88,6 +90,7 @@ class Planted:
     why: str
     seeds: tuple[int, ...]
     worlds: int
+    features: frozenset[str]
     needs: frozenset[str]
     hunks: tuple[Hunk, ...]
 
@@ -152,14 +155,14 @@ class Build:
             sys.modules.update(others)
             sys.path.remove(str(self._root))
 
-    def run(self, seed: int, needs: frozenset[str] = frozenset()) -> str:
-        """Run a world, if it has one of the features in `needs`; return what fails in it, or nothing."""
+    def run(self, seed: int, fault: Planted) -> str:
+        """Run a world, if it may find the fault; return what fails in it, or nothing."""
         with self._active():
             spec: Any = importlib.import_module("tests.simulation.spec")
             world: Any = importlib.import_module("tests.simulation.world")
             assert Path(importlib.import_module("prefetchd").__file__ or "").is_relative_to(self._root)
-            drawn = spec.draw(seed)
-            if needs and needs.isdisjoint(drawn.features):
+            drawn = spec.draw(seed, fault.features)
+            if fault.needs and fault.needs.isdisjoint(drawn.features):
                 return ""
             try:
                 world.run_world(drawn)
@@ -174,14 +177,15 @@ class Search:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._intact = Build(_ROOT)
-        self._passes: dict[int, bool] = {}
+        self._passes: dict[tuple[int, frozenset[str]], bool] = {}
 
     def _found(self, build: Build, fault: Planted, seed: int) -> str:
         """Return what fails in a world with the fault and not without it."""
-        said = build.run(seed, fault.needs)
-        if said and seed not in self._passes:
-            self._passes[seed] = not self._intact.run(seed)
-        return said if said and self._passes[seed] else ""
+        said = build.run(seed, fault)
+        world = seed, fault.features
+        if said and world not in self._passes:
+            self._passes[world] = not self._intact.run(seed, fault)
+        return said if said and self._passes[world] else ""
 
     def plant(self, fault: Planted) -> Build:
         """Return the package with a fault.
@@ -230,7 +234,8 @@ def _write(search: Search, fault: Planted, most: int) -> Planted:
             break
     result = replace(fault, seeds=tuple(found), worlds=found[0] + 1 if found else 0)
     hunks = fault.path.read_text().split(f"\n{_HUNK}", 1)[1]
-    head = {"why": fault.why, "needs": ", ".join(sorted(fault.needs))}
+    head = {"why": fault.why}
+    head |= {"features": ", ".join(sorted(fault.features)), "needs": ", ".join(sorted(fault.needs))}
     head |= {"seeds": " ".join(map(str, found)), "worlds": str(result.worlds)}
     lines = [f"{name}: {value}\n" for name, value in head.items() if value]
     fault.path.write_text(f"{''.join(lines)}{_HUNK}{hunks}")

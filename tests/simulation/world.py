@@ -94,7 +94,6 @@ class World:
         self.fork_server: SimForkServer | None = None
         self.finished = False
         self.passes: dict[tuple[int, str], Counter[Place]] = {}
-        self.passes_done: dict[tuple[int, str], set[Place]] = {}
         self._folder = folder
         self._kinds = [dict(dataset.bad) for dataset in spec.datasets]
         self._used: Counter[tuple[int, int]] = Counter()
@@ -136,11 +135,6 @@ class World:
         """Count a batch that a member of a group got."""
         assert trainer.spec.group is not None
         self.passes.setdefault((trainer.spec.dataset, trainer.spec.group), Counter())[place] += 1
-
-    def group_did(self, trainer: Trainer, place: Place) -> None:
-        """Record that a member has done its work on a batch: no other needs to get it."""
-        assert trainer.spec.group is not None
-        self.passes_done.setdefault((trainer.spec.dataset, trainer.spec.group), set()).add(place)
 
     def check_error(self, trainer: Trainer, error: PrefetchdError, *, is_peek: bool = False) -> None:
         """Fail unless the world gives a loop a reason to end so."""

@@ -17,6 +17,7 @@ from prefetchd.columns.store import Columns
 from prefetchd.columns.writer import ColumnsWriter
 from prefetchd.config.validate import make_config
 from prefetchd.data.files import FileBuffer
+from prefetchd.data.images.source import ImageSource
 from prefetchd.data.registry import open_source
 from prefetchd.data.table.arrow_files import ArrowFiles
 from prefetchd.errors import ConfigError, ManifestError
@@ -110,10 +111,26 @@ def test_what_stands_under_a_null_is_not_taken() -> None:
     assert read(pa.table({"path": hidden})) == {"path": ["abc", None, "g"]}
 
 
-@pytest.mark.parametrize("values", [[[1], ["a"]], [{"a": 1}], [[[1], [2, 3]]]])
+def test_parts_of_structs_are_columns_with_a_dot() -> None:
+    values = [{"label": 1, "box": {"name": "a"}, "odd": {}}, None, {"label": 3, "box": {"name": "c"}, "odd": {}}]
+    table = pa.table({"meta": pa.chunked_array([values[:2], values[2:]], pa.array(values).type)})
+    for wanted, found in (
+        (None, {"meta.label": [1, None, 3], "meta.box.name": ["a", None, "c"]}),
+        (["meta.box.name"], {"meta.box.name": ["a", None, "c"]}),
+    ):
+        with ColumnsWriter(3) as writer:
+            add_arrow(writer, table, wanted=wanted)
+            with Columns.attach(*writer.finish()) as columns:
+                assert plain(columns) == found
+    with records(
+        pa.table({"path": ["a", "b"], "meta": [{"label": "u"}, {"label": "v"}]}), y_column="meta.label"
+    ) as made:
+        assert made.classes == ("u", "v")
+
+
+@pytest.mark.parametrize("values", [[["a"]], [[[1], [2, 3]]], [[{"a": 1}]]])
 def test_a_type_that_cannot_be_held_is_left_out_or_refused(values: list[Any]) -> None:
-    kind = pa.array([values[0]]).type if values == [[1], ["a"]] else None
-    column = pa.array([["a"]]) if kind is not None else pa.array(values)
+    column = pa.array(values)
     with ColumnsWriter(1) as writer:
         attributes = add_arrow(writer, pa.table({"odd": column}), wanted=None)
         assert list(attributes["left_out"]) == ["odd"]
@@ -230,6 +247,22 @@ def test_a_file_that_was_replaced_or_deleted_is_not_taken_for_what_is_mapped(tmp
         change(path)
         with records(mapped) as made:
             assert encoded(made, made.samples([1])[0]) == b"two"
+
+
+def test_images_of_compressed_files_are_copied(tmp_path: Path) -> None:
+    table = image_table([b"one" * 99, b"two" * 99])
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    path = str(tmp_path / "data-0.arrow")
+    with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, table.schema, options=options) as writer:
+        writer.write_table(table)
+    pattern = str(tmp_path / "data-*.arrow")
+    source = open_source(make_config(source=pattern))  # also its look at the disk
+    assert isinstance(source, ImageSource)
+    records = source.records
+    assert [encoded(records, sample) for sample in records.samples([1, 0])] == [b"two" * 99, b"one" * 99]
+    records.close()
+    with pytest.raises(ConfigError, match=r"cannot cache .*data-\*\.arrow: its images are in memory"):
+        open_source(make_config(source=pattern, cache=str(tmp_path / "cache")))
 
 
 def test_memory_that_is_no_map_of_a_file_is_in_none() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from prefetchd.data.table.coco import is_coco, read_coco
 from prefetchd.errors import ManifestError
@@ -184,3 +187,32 @@ def test_many_images_keep_their_objects(tmp_path):
     for image in range(2000):
         mine = slice(*found.offsets[image : image + 2])
         assert found.boxes[mine, 0].tolist() == np.flatnonzero(of == image).tolist()
+
+
+LEAF = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-5, 2**70),
+    st.floats(),
+    st.text(max_size=3),
+    st.lists(st.floats(), max_size=5),
+)
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data(), LEAF)
+def test_whatever_a_value_is_the_file_is_read_or_refused(tmp_path, data, value):
+    content = coco()
+    content["annotations"][0]["keypoints"] = [1, 2, 2]
+    at: Any = content
+    while isinstance(at, dict | list) and at:
+        key = data.draw(st.sampled_from(list(at) if isinstance(at, dict) else range(len(at))))
+        if data.draw(st.booleans()) or not isinstance(at[key], dict | list):
+            at[key] = value
+            break
+        at = at[key]
+    source = written(tmp_path, content)
+    for options in ({}, {"crowds": True}, {"with_keypoints": True}):
+        with contextlib.suppress(ManifestError):
+            found = read_coco(source, "/images", **options)
+            assert len(found.boxes) == len(found.labels) == len(found.ids) == found.offsets[-1]

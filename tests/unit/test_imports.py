@@ -151,7 +151,7 @@ def test_pure_modules_reach_no_sockets_or_processes_and_use_no_clock(name):
 
 
 def test_views_draw_without_machinery():
-    for name in ("cli.views.charts", "cli.views.top_frame", "cli.views.status_text", "cli.verify.findings"):
+    for name in ("cli.views.charts", "cli.views.reports", "cli.verify.findings"):
         for module in {name} | reached_from(name):
             assert not {other.partition(".")[0] for other in imports_of(module)} & MACHINERY, module
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pathlib
+import weakref
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +80,8 @@ def test_a_list_of_pairs_gives_paths_below_the_root_and_labels():
         {"path": PATHS, "label": [3, 1, 2]},
         {"path": np.array(PATHS, object), "label": np.array([3, 1, 2], np.int8)},
         {"label": (3, 1, 2), "filename": PATHS},
+        {"path": deque(PATHS), "label": deque([3, 1, 2])},
+        deque([("a.jpg", 3), ("b.png", 1), ("c d.jpg", 2)]),
         [{"path": path, "label": label} for path, label in zip(PATHS, (3, 1, 2), strict=True)],
     ],
 )
@@ -284,7 +288,9 @@ def test_only_the_columns_that_are_named_are_copied():
         ([], "the list: it has no samples"),
         ([None], "row 0 has the type NoneType"),
         ([5], "row 0 has the type int"),
-        ([()], "row 0 is empty"),
+        ([()], "row 0 is empty; give a tuple"),
+        ([["a.jpg"] * 5000], r"row 0 has 5000 values, as if columns were meant; give a dict of columns, or a tuple"),
+        ([(np.zeros((4, 4, 3), np.uint8), 1)], r"holds uint8 numbers.*decoded images as arrays \(x, y\)"),
         ([("a.jpg", 1), ("b.jpg",)], "row 1 has 1 values, and the first 2"),
         ([("a.jpg", 1), "b.jpg"], "row 1 has the type str"),
         ([(None, 1)], "'path'.*None"),
@@ -295,7 +301,10 @@ def test_only_the_columns_that_are_named_are_copied():
         ({}, "it has no columns"),
         ({"path": []}, "it has no samples"),
         ({"path": ["a.jpg"], "label": [1, 2]}, r"differ in length \(path 1, label 2\)"),
+        ((["a.jpg", "b.jpg"], [1]), r"differ in length \(path 2, label 1\)"),
         ({"path": ["a.jpg"], "label": 1}, "'label'.*type int"),
+        ({"path": "a.jpg"}, "'path'.*type str"),
+        ({"path": {"a.jpg", "b.jpg"}}, "'path'.*type set"),
         ((np.zeros((3, 2)), np.zeros(2)), "x has 3 rows and y has 2"),
         ((np.zeros((3, 2)), np.array(["a", "b", "c"])), "y from memory: its values .* are no numbers"),
         ((np.zeros((0, 2)), np.zeros(0)), "no samples"),
@@ -375,8 +384,6 @@ def test_no_reference_to_the_list_is_kept():
     class List(list):  # which a weak reference can follow
         pass
 
-    import weakref
-
     source = List(pairs([1, 2, 3]))
     seen = weakref.ref(source)
     passed(source).close()
@@ -443,9 +450,10 @@ def test_arrays_are_copied_as_they_are():
             np.testing.assert_array_equal(columns["x"].values, x)
             assert columns["x"].values.dtype == x.dtype
             np.testing.assert_array_equal(columns["y"].values, y)
-    table = passed(x)
-    with Columns.attach(table.description, table.fd) as columns:
-        assert list(columns) == ["x"]
+    for source in (x, np.arange(3)):
+        table = passed(source)
+        with Columns.attach(table.description, table.fd) as columns:
+            assert list(columns) == ["x"]
 
 
 def test_a_mapped_array_is_to_be_given_by_its_file(tmp_path):

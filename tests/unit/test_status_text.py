@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prefetchd.cli.views.status_text import daemon_table, wait_text
+from prefetchd.cli.views.reports import daemon_table, wait_text
 
 MIB = 1 << 20
 

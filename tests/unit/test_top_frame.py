@@ -7,7 +7,7 @@ import copy
 import pytest
 
 from prefetchd.cli.measure.rates import rates
-from prefetchd.cli.views.top_frame import frame
+from prefetchd.cli.views.reports import frame
 
 
 def consumer(number=1, **other):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from prefetchd.config.datasets import read_config_file
 from prefetchd.config.validate import make_config
 from prefetchd.config.views import Group, canonical, groups
 from prefetchd.data.cache.keys import check_cache
@@ -72,7 +74,8 @@ def test_what_is_no_view_is_refused_in_one_line(views: Any, says: str):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"views": 2, "target": "mask"}, "cannot use views with target='mask'"),
+        ({"views": 2, "target": "boxes"}, "cannot use views with target='boxes'"),
+        ({"views": DINO, "target": "mask"}, "cannot use a list of views with target='mask'"),
         ({"views": [{"augment": "solarize"}], "dtype": "uint16"}, "solarize with 3 channels of uint16"),
         ({"views": [{"augment": "random_erasing(value=300)"}]}, "whole numbers from 0 to 255"),
     ],
@@ -90,3 +93,19 @@ def test_crops_of_views_need_the_size_that_a_cache_keeps():
         check_cache(make_config(source="m", views=[{}, {"size": 96}], cache="/c"))
     check_cache(make_config(source="m", views=DINO, cache="/c", cache_image_size=352))
     check_cache(make_config(source="m", views=2, augment="hflip, color_jitter", cache="/c"))
+
+
+@pytest.mark.parametrize(
+    "toml",
+    [
+        "views = [{size = 224, count = 2, scale = [0.4, 1]}, {size = 96, count = 6, scale = [0.05, 0.4]}]",
+        "[[views]]\nsize = 224\ncount = 2\nscale = [0.4, 1]\n[[views]]\nsize = 96\ncount = 6\nscale = [0.05, 0.4]",
+        'views = "view(size=224, count=2, scale=(0.4, 1)), view(size=96, count=6, scale=(0.05, 0.4))"',
+    ],
+)
+def test_a_file_of_options_may_have_them(tmp_path: Path, toml: str):
+    path = tmp_path / "options.toml"
+    path.write_text('source = "m"\n' + toml)
+    common, tables = read_config_file(path)
+    assert not tables
+    assert make_config(**common).views == canonical(DINO)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from prefetchd.data.table.yolo import read_yolo, yolo_folders
 from prefetchd.errors import ManifestError
@@ -130,6 +133,17 @@ def test_label_files_without_an_image(tmp_path):
     source = write(tmp_path / "other", {"images/a.jpg": "", "labels/b.txt": ""})
     with pytest.raises(ManifestError, match=r"none of its 1 label files belongs to an image, such as b\.txt"):
         read_yolo(source)
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=60), st.text("namesc: -'\"[]{},#01ab\n", max_size=40))
+def test_whatever_the_files_hold_they_are_read_or_refused(tmp_path, line, names):
+    source = write(tmp_path, {"images/a.jpg": "", "data.yaml": f"names:{names}\n"})
+    (tmp_path / "labels").mkdir(exist_ok=True)
+    (tmp_path / "labels" / "a.txt").write_bytes(line)
+    with contextlib.suppress(ManifestError):
+        found = read_yolo(source)
+        assert len(found.labels) == found.offsets[-1]
 
 
 def test_folders_that_are_none(tmp_path):

@@ -42,7 +42,7 @@ def add_list(commands: Subparsers, datasets: Iterable[str]) -> None:
 
 def run_list(arguments: argparse.Namespace) -> int:
     """Print a line for each daemon."""
-    from prefetchd.cli.views.status_text import daemon_table
+    from prefetchd.cli.views.reports import daemon_table
     from prefetchd.client.admin import ask_all
 
     found = ask_all()
@@ -70,7 +70,7 @@ def add_status(commands: Subparsers, datasets: Iterable[str]) -> None:
 
 def run_status(arguments: argparse.Namespace) -> int:
     """Print the daemon's report."""
-    from prefetchd.cli.views.status_text import describe
+    from prefetchd.cli.views.reports import describe
     from prefetchd.ipc import messages
 
     answer = ask(arguments, messages.AskStatus(messages.PROTOCOL))
@@ -170,7 +170,7 @@ def add_top(commands: Subparsers, datasets: Iterable[str]) -> None:
 
 def run_top(arguments: argparse.Namespace) -> int:
     """Show frames until a key or the end of the daemon ends it."""
-    from prefetchd.cli.views.top_frame import frame
+    from prefetchd.cli.views.reports import frame
 
     check_range(arguments, "interval", 0.1, 3600, " seconds")
     history = deque([_report(arguments)], _KEPT_REPORTS)

@@ -78,6 +78,10 @@ def run(arguments: argparse.Namespace) -> int:
     height, width = config.image_size
     n_views = sum(group.count or 1 for group in groups(config))
     shown = (height, 2 * width) if config.target == "mask" else (height, n_views * width)
+    if config.fields:
+        from prefetchd.cli.views.fields_tile import shown_size
+
+        shown = shown_size(config)
     _write(arguments.output, draw_sheet(rows, shown, title, counts))
     print(f"{arguments.output}: {title}")
     for found in bad:
@@ -125,18 +129,24 @@ def _tiles(
             loader.set_epoch(epoch)
             batches = iter(loader)
             for row in rows:
-                row.append(_tile(next(batches), loader, config))
+                row.append(_tile(next(batches), loader, config, source))
             batches.close()
         return rows, loader.status()["bad"], _counts(source, loader.classes), total
 
 
-def _tile(batch: Any, loader: Loader, config: Config) -> Tile:
+def _tile(batch: Any, loader: Loader, config: Config, source: ImageSource) -> Tile:
     import numpy as np
 
     from prefetchd.cli.views.contact_sheet import Tile, mask_to_display, to_display, views_to_display
 
     if not len(batch.sample_ids):
         return Tile(None, f"#{batch.index} bad")
+    if config.fields:
+        from prefetchd.cli.views.fields_tile import tile_of_fields
+        from prefetchd.data.fields.source import FieldsSource
+
+        assert isinstance(source, FieldsSource)
+        return tile_of_fields(batch, config, source.class_names())
     if config.views:
         views = [view for name in batch.keys()[:-1] for view in batch[name][0]]
         return Tile(views_to_display(views, config), f"#{batch.index}: {_label(batch.y[0], loader.classes)}")

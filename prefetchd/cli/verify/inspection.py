@@ -31,6 +31,8 @@ from prefetchd.daemon.readers.job_tracker import BadSample
 from prefetchd.daemon.readers.pool import Pool, PoolEvents
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import Dataset
+from prefetchd.data.fields.inspection import InspectedFields
+from prefetchd.data.fields.source import FieldsSource
 from prefetchd.data.images.inspection import FACTS, InspectedImages
 from prefetchd.data.images.source import ImageSource
 from prefetchd.data.manifest.dialect import MalformedLine
@@ -133,7 +135,7 @@ class _Inspection:
                 "them, tar shards or Parquet files"
             )
         self.images = source
-        inspected = InspectedImages.of(source)
+        inspected = (InspectedFields if isinstance(source, FieldsSource) else InspectedImages).of(source)
         self._datasets = [
             _dataset(0, config, inspected),
             _dataset(_ALONE, dataclasses.replace(config, batch_size=1), inspected),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from prefetchd.data.images.boxes import NO_LABEL, to_corners
+from prefetchd.data.images.boxes import to_corners
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,7 +53,8 @@ def marks_of(y: Any, config: Config, classes: tuple[str, ...] | None) -> Marks:
     count = int(y["count"][0])
     labels = y["labels"][0][:count]
     corners = to_corners(y["boxes"][0][:count], config.box_format, (height, width))
-    names = [str(label) if classes is None or label == NO_LABEL else classes[label] for label in labels.tolist()]
+    known = classes or ()
+    names = [known[label] if 0 <= label < len(known) else str(label) for label in labels.tolist()]
     return Marks(corners / (width, height, width, height), labels, tuple(names), np.zeros((0, 2)))
 
 

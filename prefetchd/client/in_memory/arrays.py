@@ -21,10 +21,10 @@ _NUMBERS = "biufc"
 
 
 def are_arrays(source: tuple[Any, ...]) -> bool:
-    """Return whether a tuple holds columns, `(x, y)`, and not rows: arrays, or two lists of one length."""
+    """Return whether a tuple holds columns, `(x, y)`, and not rows: arrays, or two lists."""
     if any(hasattr(each, "__array__") or hasattr(each, "iloc") for each in source):
         return all(hasattr(each, "__len__") and not isinstance(each, str | bytes) for each in source)
-    return len(source) == 2 and all(isinstance(each, list) for each in source) and len(source[0]) == len(source[1])
+    return len(source) == 2 and all(isinstance(each, list) for each in source)
 
 
 def of_tuple(source: tuple[Any, ...], config: Config) -> PassedTable:
@@ -54,7 +54,7 @@ def of_dict(source: Mapping[Any, Any], config: Config) -> PassedTable | None:
 def of_one(source: Any, config: Config) -> PassedTable:
     """Serve one array: rows of numbers, or paths."""
     x = _numbers(source)
-    return frames.of_dict({"path": source}, config) if x is None or x.ndim < 2 else of_arrays(x)
+    return frames.of_dict({"path": source}, config) if x is None else of_arrays(x)
 
 
 def of_arrays(x: Any, y: Any = None) -> PassedTable:

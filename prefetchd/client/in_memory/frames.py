@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +27,13 @@ def of_dict(source: Mapping[Any, Any], config: Config) -> PassedTable:
     columns = {str(name): values for name, values in source.items()}
     lengths = {}
     for name, values in columns.items():
-        try:
-            lengths[name] = len(values)
-        except TypeError:
+        # Text and dictionaries have a length, and are no rows; a set has them in no order.
+        if isinstance(values, str | bytes | Mapping | Set) or not hasattr(values, "__len__"):
             raise ManifestError(
                 f"cannot use the column {name!r} of the dictionary: it has the type {type(values).__name__}; give a "
                 "list with a value a row"
-            ) from None
+            )
+        lengths[name] = len(values)
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise ManifestError(f"cannot serve the dictionary: its columns differ in length ({listed}); make them alike")
@@ -113,7 +113,7 @@ def _add_any(writer: ColumnsWriter, name: str, values: Any) -> None:
     elif hasattr(values, "__array__"):
         add_values(writer, name, np.asarray(values))
     else:
-        add_values(writer, name, values)
+        add_values(writer, name, values if isinstance(values, list | tuple) else list(values))
 
 
 def _add_series(writer: ColumnsWriter, name: str, series: Any) -> None:

@@ -91,7 +91,7 @@ def _of_folder(source: Any, config: Config) -> PassedTable:
 def _of_sequence(source: Any, config: Config) -> PassedTable:
     if isinstance(source, tuple) and arrays.are_arrays(source):
         return arrays.of_tuple(source, config)
-    return rows.of_rows(source)
+    return rows.of_rows(source, config)
 
 
 # By shape, the first that fits; `None` for what is refused, though it has the shape of a later one.
@@ -99,7 +99,7 @@ _KINDS: tuple[tuple[Callable[[Any], bool], Callable[[Any, Config], PassedTable] 
     (lambda source: isinstance(source, Mapping), _of_mapping),
     (lambda source: _has("batch_sampler", "collate_fn")(source) or _has("element_spec")(source), None),
     (_has("iloc", "columns", "to_numpy"), frames.of_pandas),
-    (_has("iloc", "tolist"), lambda source, config: rows.of_rows(source.tolist())),
+    (_has("iloc", "tolist"), lambda source, config: rows.of_rows(source.tolist(), config)),
     (_has("get_columns", "height", "schema"), frames.of_polars),
     (_has("features", "column_names", "data", "_indices"), frames.of_hugging_face),
     (_has("schema", "column", "num_rows"), frames.of_arrow),

@@ -8,21 +8,23 @@ from functools import partial
 from operator import itemgetter
 from typing import Any
 
-from prefetchd.client.in_memory.table import Add, check_rows, write_table
+from prefetchd.client.in_memory.table import Add, check_rows, wanted_columns, write_table
 from prefetchd.columns.passed import PassedTable
 from prefetchd.columns.values import add_values
 from prefetchd.columns.writer import ColumnsWriter
+from prefetchd.config.options import Config
 from prefetchd.errors import ManifestError
 
 _MOST_VALUES = 4096
 
 
-def of_rows(rows: Sequence[Any]) -> PassedTable:
+def of_rows(rows: Sequence[Any], config: Config) -> PassedTable:
     """Serve a list whose entries are samples: a path or bytes, a tuple of it and labels, or a dictionary."""
     check_rows("the list", len(rows))
+    rows = rows if isinstance(rows, list | tuple) else list(rows)
     first = rows[0]
     if isinstance(first, Mapping):
-        return _of_dictionaries(rows)
+        return _of_dictionaries(rows, config)
     if isinstance(first, str | bytes | os.PathLike):
         return _table(f"<list of {len(rows)} samples>", {"path": rows})
     if not isinstance(first, tuple | list):
@@ -47,8 +49,10 @@ def of_folder(samples: Sequence[tuple[str, int]], classes: list[str], kind: str)
 def _check_widths(rows: Sequence[Any], width: int) -> None:
     """Raise `ManifestError` unless all rows are tuples or lists of `width` values."""
     if not 0 < width <= _MOST_VALUES:
-        what = "is empty" if not width else f"has {width} values, as if columns were meant; give a dict of columns, or"
-        raise ManifestError(f"cannot serve the list: row 0 {what} give a tuple (path, label) a row")
+        what = (
+            f"has {width} values, as if columns were meant; give a dict of columns, or" if width else "is empty; give"
+        )
+        raise ManifestError(f"cannot serve the list: row 0 {what} a tuple (path, label) a row")
     if set(map(type, rows)) <= {tuple, list} and set(map(len, rows)) == {width}:
         return
     for number, row in enumerate(rows):
@@ -64,7 +68,7 @@ def _check_widths(rows: Sequence[Any], width: int) -> None:
             )
 
 
-def _of_dictionaries(rows: Sequence[Any]) -> PassedTable:
+def _of_dictionaries(rows: Sequence[Any], config: Config) -> PassedTable:
     keys = list(rows[0])
     for number, row in enumerate(rows):
         if not isinstance(row, Mapping) or row.keys() != rows[0].keys():
@@ -75,7 +79,7 @@ def _of_dictionaries(rows: Sequence[Any]) -> PassedTable:
     adds: dict[str, Add] = {}
     for key in keys:
         adds[str(key)] = partial(_add_key, rows=rows, key=key)
-    return write_table(f"<list of {len(rows)} dictionaries>", len(rows), adds, None)
+    return write_table(f"<list of {len(rows)} dictionaries>", len(rows), adds, wanted_columns(config, list(adds)))
 
 
 def _add_key(writer: ColumnsWriter, rows: Sequence[Any], key: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from prefetchd.columns.passed import PassedTable
 from prefetchd.columns.writer import ColumnsWriter
+from prefetchd.config.fields import parse_fields
 from prefetchd.config.options import Config
 from prefetchd.errors import ManifestError
 
@@ -17,6 +18,10 @@ Add = Callable[[ColumnsWriter], None]
 
 def wanted_columns(config: Config, names: Sequence[str]) -> Collection[str] | None:
     """Return the columns that the options ask for, by name; `None` where the daemon has to choose among all."""
+    if config.fields:
+        fields = parse_fields(config.fields)
+        labels = {field.labels for field in fields.values() if field.labels is not None}  # of boxes
+        return labels | {field.column or name for name, field in fields.items()}
     if config.x_column is None or (config.y_column is None and config.label_columns != 0):
         return None
     asked = [config.x_column, *(config.y_column or "").split(",")]
@@ -58,7 +63,10 @@ def write_table(
                 add(writer)
             except ValueError as error:
                 if wanted is not None:
-                    raise ManifestError(f"cannot use the column {column!r} of {name}: {error}") from None
+                    raise ManifestError(
+                        f"cannot use the column {column!r} of {name}: {error}; give text, numbers, bytes, or lists of "
+                        "numbers of one kind"
+                    ) from None
                 left_out[column] = str(error)
         return finish(name, writer, {"names": list(columns), "left_out": left_out, **attributes})
 

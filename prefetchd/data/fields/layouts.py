@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from prefetchd.config.fields import image_config
+from prefetchd.config.fields import image_config, parse_fields
+from prefetchd.data.images.objects import object_fields
+from prefetchd.data.table.object_records import ObjectFacts
 from prefetchd.errors import ConfigError
 from prefetchd.ring.layout import FieldLayout
 
@@ -77,7 +80,34 @@ def _bytes(name: str, field: Field, facts: FieldFacts, config: Config) -> tuple[
     return FieldLayout(f"{name}.bytes", (most,), "uint8"), FieldLayout(f"{name}.length", (), "int64")
 
 
+def objects_of(field: Field, facts: FieldFacts, config: Config) -> tuple[Config, ObjectFacts]:
+    """Return the options of a field of boxes or keypoints, and what is the same for all of them."""
+    names = ("box_format", "source_box_format", "max_boxes", "min_visible")
+    given = {each: value for each in names if (value := getattr(field, each)) is not None}
+    target: Any = field.kind
+    own = replace(config, target=target, **given)
+    points = 0 if field.kind == "boxes" else 1 if len(facts.shape) == 1 else facts.shape[0]
+    written: Any = facts.written or own.source_box_format or "xyxy"
+    id_name = "annotation" if any(each == "ids" for each, _ in facts.beside) else "object"
+    return own, ObjectFacts(facts.longest, points, written, id_name)
+
+
+def _objects(name: str, field: Field, facts: FieldFacts, config: Config) -> tuple[FieldLayout, ...]:
+    if not any(each.kind == "image" for each in parse_fields(config.fields).values()):
+        raise ConfigError(f"cannot serve the field {name}: {field.kind} move with an image; add a field of kind image")
+    if config.cache is not None or config.cache_image_size is not None:
+        raise ConfigError(f"cannot cache images with the field {name} of kind {field.kind}; leave the cache out")
+    own, found = objects_of(field, facts, config)
+    if field.kind == "boxes" and not facts.written and own.source_box_format is None:
+        raise ConfigError(
+            f"cannot tell how the field {name} writes boxes: four numbers are two corners (xyxy), a corner and a size "
+            "(xywh) or a centre and a size (cxcywh); give source_box_format='xyxy' or another"
+        )
+    return object_fields(own, found, name)
+
+
 Leaves = Callable[[str, "Field", "FieldFacts", "Config"], tuple[FieldLayout, ...]]
 LEAVES: Mapping[str, Leaves] = {
-    "image": _image, "mask": _mask, "label": _label, "array": _array, "text": _bytes, "bytes": _bytes,
+    "image": _image, "mask": _mask, "label": _label, "array": _array, "boxes": _objects, "keypoints": _objects,
+    "text": _bytes, "bytes": _bytes,
 }  # fmt: skip

@@ -15,6 +15,7 @@ from prefetchd.config.augment import parameters
 from prefetchd.config.fields import parse_fields
 from prefetchd.data.faults import SampleFault
 from prefetchd.data.fields.layouts import leaves_of
+from prefetchd.data.fields.objects import ObjectsPart
 from prefetchd.data.fields.parts import BytesPart, Draw, Encoded, NumbersPart, Part
 from prefetchd.data.fields.pixels import ImagePart, MaskPart, SharedGeometry
 from prefetchd.data.files import FileBuffer
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
     from prefetchd.config.options import Config
     from prefetchd.data.cache.reader_side import CacheInReader
+    from prefetchd.data.images.boxes import Placement
+    from prefetchd.data.images.headers.header import ImageHeader
+    from prefetchd.data.images.pipeline import OnRead
     from prefetchd.data.read_ahead import ReadAhead
     from prefetchd.data.records import RecordsWithFields, Sample
     from prefetchd.data.source import ReserveMemory
@@ -80,6 +84,8 @@ class SampleReader:
                     )
                 case "mask":
                     part = MaskPart(field, number, config, ahead, self._buffer, shared)
+                case "boxes" | "keypoints":
+                    part = ObjectsPart(field, number, config, facts, self._placed)
                 case "text" | "bytes":
                     part = BytesPart(field, number, facts, encoded)
                 case _:
@@ -87,6 +93,19 @@ class SampleReader:
             self._parts[name] = part, slice(at, end)
             at = end
         self._in_turn = sorted(self._parts, key=lambda name: name != first)  # masks need the first image's geometry
+
+    def _placed(self) -> tuple[ImageHeader, Placement]:
+        """Return the header of the first image, and where it went; masks and objects are loaded after it."""
+        first = self._parts[self._in_turn[0]][0]
+        assert isinstance(first, ImagePart), "there is a field of kind image"
+        return first.reader.placed()
+
+    def watch(self, on_read: OnRead) -> None:
+        """Have the first image of each sample reported before it is decoded."""
+        for part, _ in self._parts.values():
+            if isinstance(part, ImagePart):
+                part.reader.on_read = on_read
+                return
 
     def load(
         self,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from prefetchd.data.cache.several import SeveralCaches
     from prefetchd.data.fields.sample import SampleReader
     from prefetchd.data.files import FileBuffer
+    from prefetchd.data.images.pipeline import OnRead
     from prefetchd.data.records import Records, RecordsWithFields, Sample
     from prefetchd.data.source import ReserveMemory
     from prefetchd.ipc.reader_messages import Fault
@@ -55,6 +56,10 @@ class FieldsSource(ImageSource):
                 source._ahead.known[number] = cache.knows
         source._sample_reader = SampleReader(config, source._records, source._ahead, caches)
         return source
+
+    def _watch(self, on_read: OnRead) -> None:
+        """Have the first image of each sample reported before it is decoded, in a reader."""
+        self._sample_reader.watch(on_read)
 
     def _cached_fields(self) -> dict[int, Config]:
         from prefetchd.data.fields.cached import cached_fields
@@ -94,6 +99,12 @@ class FieldsSource(ImageSource):
             for (name, field), each in zip(fields.items(), facts, strict=True)
         ]
         return tuple(leaf for each in leaves for leaf in each)
+
+    def class_names(self) -> dict[str, tuple[str, ...]]:
+        """Return the names of the classes of each label that was text, in the daemon."""
+        names = parse_fields(self._config.fields)
+        facts = zip(names, self._records.fields, strict=True)
+        return {name: each.classes for name, each in facts if each.classes is not None}
 
     @property
     def _scratch_bytes(self) -> int:

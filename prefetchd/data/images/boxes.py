@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 NO_LABEL = -1
 _NORMALIZED = "_normalized"
+_MOST_PX = 1e9  # beyond which no side of an image lies
 
 
 class BadBoxes(ValueError):
@@ -107,9 +108,7 @@ def to_corners(boxes: NDArray[Any], box_format: BoxFormat, size: tuple[int, int]
         BadBoxes: for a number that is not finite, or a negative width or height.
     """
     corners = np.array(boxes, np.float64).reshape(-1, 4)
-    if not np.isfinite(corners).all():
-        at = int(np.flatnonzero(~np.isfinite(corners).all(axis=1))[0])
-        raise BadBoxes("box", at, f"is {_show(boxes[at])}, which is not finite")
+    _check_finite("box", corners)
     kind = box_format.removesuffix(_NORMALIZED)
     if kind == "cxcywh":
         corners[:, :2] -= corners[:, 2:] / 2
@@ -165,7 +164,7 @@ def move_boxes(
     whole = _clip(corners, (0.0, 0.0, float(width), float(height)))
     outside = (corners[:, :2] >= (width, height)).any(axis=1) | (corners[:, 2:] <= 0).any(axis=1)
     # An empty box on the rim is not outside: annotation tools leave such, and they are left out below.
-    outside &= _area(corners) > 0
+    outside &= (corners[:, 2:] > corners[:, :2]).all(axis=1)
     if outside.any():
         at = int(np.flatnonzero(outside)[0])
         ends = f"from {_show(corners[at, :2])} to {_show(corners[at, 2:])}"
@@ -206,9 +205,7 @@ def deliver_boxes(
 def move_keypoints(points: NDArray[Any], placed: Placement) -> tuple[Numbers, NDArray[np.bool_]]:
     """Return keypoints (n, 2) of the upright image as they are in the delivered one, and which of them are in it."""
     given = np.array(points, np.float64).reshape(-1, 2) + 0.5  # from pixels' centres to edges
-    if not np.isfinite(given).all():
-        at = int(np.flatnonzero(~np.isfinite(given).all(axis=1))[0])
-        raise BadBoxes("keypoint", at, f"is {_show(points[at])}, which is not finite")
+    _check_finite("keypoint", given - 0.5)
     a, b, c, d, e, f = placed.forward
     x, y = given[:, 0], given[:, 1]
     moved = np.stack([a * x + b * y + c, d * x + e * y + f], axis=1)
@@ -220,6 +217,14 @@ def turn_keypoints(points: NDArray[Any], map_: Map) -> Numbers:
     a, b, c, d, e, f = map_
     x, y = np.array(points, np.float64).reshape(-1, 2).T + 0.5
     return np.stack([a * x + b * y + c - 0.5, d * x + e * y + f - 0.5], axis=1)
+
+
+def _check_finite(kind: str, numbers: Numbers) -> None:
+    """Raise `BadBoxes` for a row that holds NaN, or what no image is as large as."""
+    bad = ~(np.abs(numbers) <= _MOST_PX).all(axis=1)
+    if bad.any():
+        at = int(np.argmax(bad))
+        raise BadBoxes(kind, at, f"is {_show(numbers[at])}, which is not finite or beyond any image")
 
 
 def _within(points: Numbers, limits: tuple[float, float, float, float]) -> NDArray[np.bool_]:

@@ -79,9 +79,13 @@ class Wanted:
         return decode_working_bytes(header, n_encoded_bytes, color=self.color, reduced=reduced, is_deep=is_deep)
 
     def check(self, header: ImageHeader) -> None:
-        """Raise `RefusedImage` if the image cannot be had as wanted, as far as its header tells."""
+        """Raise `RefusedImage` if the image cannot be made as wanted, as far as its header tells."""
         name = header.format.upper()
         if self.is_exact:
+            if header.format == "jpeg" and header.channels == 4 == self.n_channels:
+                raise RefusedImage(
+                    "the JPEG has 4 channels of ink (CMYK), which OpenCV makes colours; convert it to TIFF"
+                )
             if header.channels != self.n_channels and header.format in _CHANNELS_KNOWN and not header.has_palette:
                 raise RefusedImage(self._other_channels(name, header.channels))
         elif self.dtype == "uint8":
@@ -97,15 +101,16 @@ class Wanted:
             fits, wanted = (header.bits == 32 if header.is_float else integers), "8 or 16 bits, or float32"
         if not fits or (header.is_signed and self.dtype != "float32"):
             signed = "signed integers of " if header.is_signed else ""
-            bits = f"floating-point numbers of {header.bits}" if header.is_float else f"{signed}{header.bits}"
+            kind = "floating-point numbers of " if header.is_float else signed
+            bits = f"{kind}{header.bits} bit{'s' if header.bits != 1 else ''}"
             raise RefusedImage(
-                f"the {name} has {bits} bits, and dtype={self.delivered!r} keeps {wanted} exactly; "
-                f"{self._remedy(header)}"
+                f"the {name} has {bits}, and dtype={self.delivered!r} keeps {wanted} exactly; {self._remedy(header)}"
             )
 
     def _remedy(self, header: ImageHeader) -> str:
         if header.is_float or header.is_signed:
-            return "give dtype='float32' and channels" if header.bits <= 32 else "convert it to float32"
+            fits = header.bits == 32 if header.is_float else header.bits <= 16
+            return "give dtype='float32' and channels" if fits else "convert it to float32"
         if header.bits == 8:
             return "give dtype='uint8', or convert it to 16 bits"
         return "give dtype='uint16' or 'float32'" if header.bits == 16 else "convert it to 8 or 16 bits"
@@ -174,12 +179,14 @@ def _stored(data: memoryview, header: ImageHeader) -> NDArray[Any]:
         return _tiff_colours(data, header)
     if header.format == "pfm":
         return _pfm(data, header)
+    if header.format == "pam":  # whose kind of tuples would decide how OpenCV changes them
+        return np.array(_plain_numbers(data, header, ">u2" if header.bits > 8 else "u1"), f"u{header.bits // 8}")
     if header.format == "sunraster":  # which is black, unchanged
         return decode.decode_image(data, header, color="gray" if header.channels == 1 else "rgb", reduction=1)
     image: Any = decode.imdecode(np.frombuffer(data, np.uint8), header, cv2.IMREAD_UNCHANGED)
     if image is None or not image.size:
         raise UndecodableImage("OpenCV refuses it")
-    if image.ndim == 3 and header.channels == 2:
+    if header.channels == 2 and image.ndim == 3 and image.shape[2] == 4:
         image = np.ascontiguousarray(image[..., [0, 3]])  # OpenCV repeats the grey three times before its alpha
     elif image.ndim == 3 and image.shape[2] in (3, 4):
         code = cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
@@ -196,12 +203,17 @@ def _tiff_colours(data: memoryview, header: ImageHeader) -> NDArray[Any]:
 
 def _pfm(data: memoryview, header: ImageHeader) -> NDArray[Any]:
     """Return the numbers of a PFM, whose rows go from bottom to top. OpenCV would multiply them by the scale."""
-    n_numbers = header.pixels * header.channels
-    start = header.least_bytes - 4 * n_numbers
+    start = header.least_bytes - 4 * header.pixels * header.channels
     scale = float(bytes(data[:start]).split()[-1])
-    numbers = np.frombuffer(data, "<f4" if scale < 0 else ">f4", n_numbers, start)
+    return np.ascontiguousarray(_plain_numbers(data, header, "<f4" if scale < 0 else ">f4")[::-1], np.float32)
+
+
+def _plain_numbers(data: memoryview, header: ImageHeader, dtype: str) -> NDArray[Any]:
+    """Return the numbers behind a header, rows after rows, as a view of `data`."""
+    n_numbers = header.pixels * header.channels
+    start = header.least_bytes - np.dtype(dtype).itemsize * n_numbers
     shape = (header.height_px, header.width_px, header.channels)[: 2 if header.channels == 1 else 3]
-    return np.ascontiguousarray(numbers.reshape(shape)[::-1], np.float32)
+    return np.frombuffer(data, dtype, n_numbers, start).reshape(shape)
 
 
 def _upright(image: NDArray[Any], orientation: int) -> NDArray[Any]:

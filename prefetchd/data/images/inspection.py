@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace as replace_facts
 from functools import cached_property
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from msgspec.structs import replace
 
@@ -34,7 +34,7 @@ class InspectedImages(ImageSource):
     """The samples of another `ImageSource`, whose records it borrows; a row is their `FACTS`."""
 
     _scratch: list[NDArray[Any]]
-    _facts: tuple[int, ...] = ()  # of the latest image
+    _facts: tuple[int, ...] = (0,) * len(FACTS)  # of the latest image
 
     @classmethod
     def of(cls, images: ImageSource) -> InspectedImages:
@@ -44,13 +44,12 @@ class InspectedImages(ImageSource):
         return source
 
     @classmethod
-    def attach(cls, config: Config, handle: dict[str, Any], records: Records, cache_fds: list[int]) -> InspectedImages:
+    def attach(cls, config: Config, handle: dict[str, Any], records: Records, cache_fds: list[int]) -> Self:
         """Return, in a reader, the source whose `handle()` this is; owns the records and `cache_fds`."""
         import numpy as np
 
         source = super().attach(config, handle, records, cache_fds)
-        assert source._reader is not None
-        source._reader.on_read = source._note
+        source._watch(source._note)
         source._scratch = [np.empty((1, *shape), dtype) for shape, dtype in handle["rows"]]
         return source
 

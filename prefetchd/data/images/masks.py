@@ -27,6 +27,8 @@ from prefetchd.data.images.working_memory import decode_working_bytes
 from prefetchd.errors import one_line
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from prefetchd.config.options import Config
@@ -68,14 +70,21 @@ class MaskReader:
         Raises:
             SampleFault: if it is bad, or of another aspect than the image; it names `path` if that is not empty.
         """
+        return self.read_all(sample, sample_id, [geometry], reserve, path)[0]
+
+    def read_all(
+        self, sample: Sample, sample_id: int, geometries: Sequence[Geometry], reserve: ReserveMemory, path: str
+    ) -> list[NDArray[Any]]:
+        """Return the sample's mask as each of the views of its image was placed; see `read`."""
+        full_size = geometries[0].full_size
         try:
             data = self._ahead.read(sample_id, sample, self._buffer, reserve, self._part)
             header = checked_header(data, self._config)
             height, width = header.oriented_size
-            if not same_aspect((height, width), geometry.full_size):
+            if not same_aspect((height, width), full_size):
                 raise RefusedImage(
-                    f"it is {width}x{height} and the image {geometry.full_size[1]}x{geometry.full_size[0]} (upright), "
-                    "which is another aspect"
+                    f"it is {width}x{height} and the image {full_size[1]}x{full_size[0]} (upright), which is another "
+                    "aspect"
                 )
             # As for colour: 16 bits take more than a byte, and a colour image is decoded before it is refused.
             working_bytes = decode_working_bytes(header, len(data), color="rgb", reduced=1)
@@ -86,9 +95,10 @@ class MaskReader:
             if path:
                 fault.reason = f"its mask {one_line(path)[-200:]}: {fault.reason}"
             raise
-        target = np.empty(self._config.image_size, mask.dtype)
-        self._placer.place(mask, geometry, geometry.crop_in(height, width), target)
-        return target
+        targets = [np.empty(self._config.image_size, mask.dtype) for _ in geometries]
+        for geometry, target in zip(geometries, targets, strict=True):
+            self._placer.place(mask, geometry, geometry.crop_in(height, width), target)
+        return targets
 
 
 def decode_mask(data: memoryview, header: ImageHeader) -> NDArray[Any]:

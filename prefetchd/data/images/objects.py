@@ -24,20 +24,20 @@ if TYPE_CHECKING:
     from prefetchd.data.table.object_records import ObjectFacts
 
 
-def object_fields(config: Config, facts: ObjectFacts) -> tuple[FieldLayout, ...]:
-    """Return the leaves of `y`, for as many objects as `max_boxes` says, or as any sample has."""
+def object_fields(config: Config, facts: ObjectFacts, name: str = "y") -> tuple[FieldLayout, ...]:
+    """Return the leaves of the field `name`, for as many objects as `max_boxes` says, or as any sample has."""
     most = max(1, facts.most if config.max_boxes is None else config.max_boxes)
     if config.target == "boxes":
         return (
-            FieldLayout("y.boxes", (most, 4), "float32"),
-            FieldLayout("y.labels", (most,), "int64"),
-            FieldLayout("y.count", (), "int64"),
+            FieldLayout(f"{name}.boxes", (most, 4), "float32"),
+            FieldLayout(f"{name}.labels", (most,), "int64"),
+            FieldLayout(f"{name}.count", (), "int64"),
         )
     points = most * facts.points
     return (
-        FieldLayout("y.keypoints", (points, 2), "float32"),
-        FieldLayout("y.visibility", (points,), "int64"),
-        FieldLayout("y.count", (), "int64"),
+        FieldLayout(f"{name}.keypoints", (points, 2), "float32"),
+        FieldLayout(f"{name}.visibility", (points,), "int64"),
+        FieldLayout(f"{name}.count", (), "int64"),
     )
 
 

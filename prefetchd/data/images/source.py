@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from prefetchd.data.cache.reader_side import CacheInReader
     from prefetchd.data.cache.several import SeveralCaches
     from prefetchd.data.images.cacheable import CachedRows
-    from prefetchd.data.images.pipeline import ImageReader
+    from prefetchd.data.images.pipeline import ImageReader, OnRead
     from prefetchd.data.records import Sample
 
 
@@ -122,6 +122,11 @@ class ImageSource:
 
             objects = ObjectTarget(config, self._records.objects)
         return ImageReader(config, self._records, self._ahead, cache, objects)
+
+    def _watch(self, on_read: OnRead) -> None:
+        """Have each image reported before it is decoded, in a reader."""
+        assert self._reader is not None
+        self._reader.on_read = on_read
 
     @property
     def records(self) -> Records:

@@ -6,9 +6,9 @@ directory for the same strips or tiles: an image of one channel, which OpenCV do
 - Channels side by side (chunky): a row of W pixels with C channels is a row of W x C pixels with one.
 - A plane for each channel: an image for each plane.
 
-All compressions without loss that libtiff has work so. Where each number was stored as its difference from the one
-before (the predictors of TIFF 6.0 section 14 and of TIFF technical note 3), the directory does not say so, and the sums
-are made here: libtiff would add up neighbours of other channels.
+All compressions without loss that OpenCV's libtiff has work so. Where each number was stored as its difference from the
+one before (the predictors of TIFF 6.0 section 14 and of TIFF technical note 3), the directory does not say so, and the
+sums are made here: libtiff would add up neighbours of other channels.
 """
 
 from __future__ import annotations

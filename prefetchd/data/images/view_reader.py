@@ -65,8 +65,9 @@ class _GroupWriter:
         units: Sequence[float],
         key: tuple[int, int, int],
         row: NDArray[Any],
-    ) -> None:
-        """Write one view of `image` into `row`; `key` is (epoch, sample id, view).
+        mask: NDArray[Any] | None,
+    ) -> NDArray[Any] | None:
+        """Write one view of `image` into `row`; `key` is (epoch, sample id, view). Return its mask if it has one.
 
         Raises:
             TransformFault, EnvironmentFault: if the user's function fails.
@@ -79,13 +80,16 @@ class _GroupWriter:
         if not self._functions.has_transform:
             self._normalizer.deliver(pixels, row)
         else:
-            values, _ = self._functions.transform(pixels, epoch, sample_id, view=view)
+            seen = mask if self._functions.takes_masks else None
+            values, turned = self._functions.transform(pixels, epoch, sample_id, seen, view)
+            mask = mask if turned is None else turned
             if values.dtype == pixels.dtype:
                 self._normalizer.deliver(values.reshape(pixels.shape), row)
             else:
                 self._normalizer.deliver_floats(values, row)
         if self._erasing is not None:
             self._erasing.apply(row, units, epoch, sample_id, view)
+        return mask
 
 
 class ViewsReader(ImageReader):
@@ -105,7 +109,7 @@ class ViewsReader(ImageReader):
         return tuple(np.empty(group.shape(self._config), self._config.dtype) for group in groups(self._config))
 
     def _load(self, sample: Sample, sample_id: int, epoch: int, x: Any, reserve: ReserveMemory) -> Any:
-        """Write all views into `x`, a row for each group; return the label."""
+        """Write all views into `x`, a row for each group; return the label, or the masks of the views."""
         drawn: list[Sequence[float]] = []
 
         def draw(full_size: tuple[int, int]) -> list[tuple[Geometry, tuple[int, int]]]:
@@ -117,6 +121,16 @@ class ViewsReader(ImageReader):
             return placed
 
         image, placed = self._read_once(sample, sample_id, draw, reserve)
-        for (group, place, view, writer), units, (geometry, crop) in zip(self._views, drawn, placed, strict=True):
-            writer.write(image, geometry, crop, units, (epoch, sample_id, view), x[group][place])
-        return self._label(sample, sample_id)
+        masks: list[NDArray[Any] | None] = [None] * len(placed)
+        if self._masks is not None:
+            geometries = [geometry for geometry, _ in placed]
+
+            def reserve_beside(n_bytes: int) -> None:  # the image is still needed
+                reserve(n_bytes + image.nbytes)
+
+            masks[:] = self._masks.read_all(sample, sample_id, geometries, reserve_beside, str(sample.label))
+        for number, (group, place, view, writer) in enumerate(self._views):
+            geometry, crop = placed[number]
+            row, key = x[group][place], (epoch, sample_id, view)
+            masks[number] = writer.write(image, geometry, crop, drawn[number], key, row, masks[number])
+        return self._label(sample, sample_id) if self._masks is None else np.stack(masks)  # type: ignore[arg-type]

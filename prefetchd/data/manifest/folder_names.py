@@ -71,7 +71,7 @@ def check_class_folders(name: str, folders: list[str]) -> None:
         raise ManifestError(
             f"cannot take classes from {name}: {one_line(by_name[beside[0]])} seems to describe the images in "
             f"{one_line(by_name[images[0]])}, and neither is a class; write a list with a line `path label` (or "
-            f"`path mask`) for each image, or {_SETTLE}"
+            f'`path mask`) for each image, give target="boxes" for a YOLO folder, or {_SETTLE}'
         )
 
 

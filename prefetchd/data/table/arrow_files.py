@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any, Self
 
@@ -29,25 +30,35 @@ class ArrowFiles(TableRecords):
 
     @classmethod
     def open(cls, config: Config) -> Self:
-        """Index the files that `config.source` names.
+        """Index the files that `config.source` names; raises as `read_arrow_files`, or if a row does not fit."""
+        columns, root, paths = read_arrow_files(config)
+        return cls.make(columns, replace(config, root=root), one_line(config.source), paths[0])
 
-        Raises:
-            ManifestError: if one cannot be read, or a row does not fit.
-            ConfigError: if pyarrow is not installed.
-        """
-        name = one_line(config.source)
-        source = os.path.abspath(os.path.expanduser(config.source))
-        paths = _data_files(source, name) if os.path.isdir(source) else expand(config.source, "arrow", name)
-        before = [identity_of(path) for path in paths]
-        columns = _read(paths, name)
-        folder = source if os.path.isdir(source) else os.path.dirname(paths[0])
-        try:
-            for path, found in zip(paths, before, strict=True):
-                check_complete(path, found, one_line(path))
-        except BaseException:
-            columns.close()
-            raise
-        return cls.make(columns, config if config.root is not None else replace(config, root=folder), name)
+
+def read_arrow_files(config: Config, wanted: Collection[str] | None = None) -> tuple[Columns, str, list[str]]:
+    """Return the columns, which the caller owns, of the files that `config.source` names, where paths start, and those.
+
+    Args:
+        config: the options.
+        wanted: the columns to read; `None` for all that can be held.
+
+    Raises:
+        ManifestError: if a file cannot be read, or lacks a column.
+        ConfigError: if pyarrow is not installed.
+    """
+    name = one_line(config.source)
+    source = os.path.abspath(os.path.expanduser(config.source))
+    paths = _data_files(source, name) if os.path.isdir(source) else expand(config.source, "arrow", name)
+    before = [identity_of(path) for path in paths]
+    columns = _read(paths, name, wanted)
+    try:
+        for path, found in zip(paths, before, strict=True):
+            check_complete(path, found, one_line(path))
+    except BaseException:
+        columns.close()
+        raise
+    folder = source if os.path.isdir(source) else os.path.dirname(paths[0])
+    return columns, folder if config.root is None else config.root, paths
 
 
 def _data_files(folder: str, name: str) -> list[str]:
@@ -82,8 +93,8 @@ def _json(path: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _read(paths: list[str], name: str) -> Columns:
-    """Return the columns of all files together."""
+def _read(paths: list[str], name: str, wanted: Collection[str] | None) -> Columns:
+    """Return columns of all files together."""
     pa, _ = load_pyarrow("Arrow")
     try:
         table = pa.concat_tables([_table(pa, path) for path in paths])
@@ -93,7 +104,10 @@ def _read(paths: list[str], name: str) -> Columns:
     if not table.num_rows:
         raise ManifestError(f"cannot serve {name}: it has no rows; write a row for each sample")
     with ColumnsWriter(table.num_rows) as writer:
-        attributes = add_arrow(writer, table, wanted=None)
+        try:
+            attributes = add_arrow(writer, table, wanted=wanted)
+        except ValueError as error:
+            raise ManifestError(f"{error} ({name})") from None
         return Columns.attach(*writer.finish({"names": list(table.schema.names), **attributes}))
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from prefetchd.columns.writer import ColumnsWriter
 from prefetchd.data.records import FieldFacts, Holds
+from prefetchd.data.table.bound_objects import bind_objects
 from prefetchd.data.table.text import label_numbers
 from prefetchd.errors import ConfigError, ManifestError
 
@@ -49,19 +50,24 @@ class Binding:
         facts = self.facts
         return [
             self.name, self.column, self.suffix, facts.holds, list(facts.shape), facts.dtype, facts.longest,
+            facts.written, [list(each) for each in facts.beside],
         ]  # fmt: skip
 
 
 def binding_from_wire(wire: Sequence[Any]) -> Binding:
     """Return what `Binding.to_wire` gave; class names stay with the daemon."""
-    name, column, suffix, holds, shape, dtype, longest = wire
-    return Binding(name, column, suffix, FieldFacts(holds, tuple(shape), dtype, longest))
+    name, column, suffix, holds, shape, dtype, longest, written, beside = wire
+    more = tuple((str(each), int(number)) for each, number in beside)
+    facts = FieldFacts(holds, tuple(shape), dtype, longest, written=written, beside=more)
+    return Binding(name, column, suffix, facts)
 
 
 def bind(
     fields: Mapping[str, Field], columns: Columns, source: str, images: Collection[str] = ()
 ) -> tuple[list[Binding], Columns | None]:
     """Return where each field's values are, and the table of those that had to be made; the caller owns it.
+
+    What boxes have beside themselves, such as labels, comes after all fields.
 
     Args:
         fields: the option, by name.
@@ -100,6 +106,10 @@ def bind(
                 "it, or remove the row"
             )
         bindings.append(_bind(name, field, found, columns, source, made))
+    for number, field in enumerate(fields.values()):
+        if field.kind in ("boxes", "keypoints"):
+            bindings[number], more = bind_objects(field, bindings[number], columns, source, len(bindings))
+            bindings += more
     if not made:
         return bindings, None
     with ColumnsWriter(columns.n_rows) as writer:

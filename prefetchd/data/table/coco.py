@@ -8,7 +8,7 @@ The format: https://cocodataset.org/#format-data
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -24,18 +24,20 @@ if TYPE_CHECKING:
 
 _Id = int | str
 _Item = TypeVar("_Item")
+_Number = Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
+_Side = Annotated[float, msgspec.Meta(ge=0, le=2**31)]
 
 
 class _Image(msgspec.Struct, gc=False):
     id: _Id
     file_name: str
-    width: float | None = None
-    height: float | None = None
+    width: _Side | None = None
+    height: _Side | None = None
 
 
 class _Annotation(msgspec.Struct, gc=False):
     image_id: _Id
-    id: int | None = None
+    id: _Number | None = None
     category_id: int | None = None
     bbox: tuple[float, float, float, float] | None = None
     iscrowd: int | bool = 0

@@ -110,7 +110,8 @@ class FieldRecords:
             for each in images.values():
                 each.close()
             raise
-        digests = [columns.digest, *(each.digest for each in images.values())]
+        digests = [_digest(binding, columns, made) for binding in bindings]
+        digests += [each.digest for each in images.values()]
         facts = {
             "name": name,
             "root": root,
@@ -159,7 +160,7 @@ class FieldRecords:
     @property
     def fields(self) -> tuple[FieldFacts, ...]:
         """What the values of each field are."""
-        return tuple(binding.facts for binding in self._bindings)
+        return tuple(binding.facts for binding in self._bindings[: len(self._facts["kinds"])])
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -257,3 +258,12 @@ class FieldRecords:
         self._pieces.check_unchanged()
         for each in self._images.values():
             each.check_unchanged()
+
+
+def _digest(binding: Binding, columns: Columns, made: Columns | None) -> str:
+    """Return what follows the values of a field, and neither other columns nor where files lie."""
+    column = (made if made is not None and binding.column in made else columns).get(binding.column)
+    content = "" if column is None else column.layout.digest  # those of other records have a digest of their own
+    if column is not None and binding.facts.holds == "members" and column.layout.shape == (3,):
+        content = blake2b(column.values[:, 2].tobytes(), digest_size=16).hexdigest()  # the lengths of the pieces
+    return repr((binding.suffix, content, binding.facts.classes))

@@ -1,8 +1,8 @@
-"""Boxes and keypoints that lists write for each image: JSON lines, and columns of lists in Parquet files.
+"""Boxes and keypoints that lists write for each image: JSON lines, and columns of lists.
 
-Called once, in the daemon. `ObjectLists` checks what a row has and gathers it; `read_jsonl` and `read_parquet` go
-through the rows. How boxes are written cannot be seen: four numbers are two corners, or a corner and a size. So
-`source_box_format` must say it.
+Called once, in the daemon. `ObjectLists` checks what a row has and gathers it; `read_jsonl`, `read_parquet` and
+`read_columns` go through the rows. How boxes are written cannot be seen: four numbers are two corners, or a corner and
+a size. So `source_box_format` must say it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from prefetchd.errors import ManifestError, one_line
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from prefetchd.columns.store import Columns
     from prefetchd.config.options import Config
 
 _BOX_NAMES = ("boxes", "bboxes", "bbox", "box")
@@ -134,6 +135,12 @@ class ObjectLists:
                 f"cannot tell how {self._name} writes boxes: four numbers are two corners (xyxy), a corner and a size "
                 "(xywh) or a centre and a size (cxcywh); give source_box_format='xyxy' or another"
             )
+        given = config.source_box_format
+        if total and not given.endswith("_normalized") and not (made.boxes > 1).any():
+            raise ManifestError(
+                f"cannot use source_box_format={given!r} with {self._name}: no number of its {total} boxes is above 1, "
+                f"as in fractions of the image; give source_box_format='{given}_normalized'"
+            )
         return made.without_empty()
 
     def _all_points(self) -> NDArray[np.float64]:
@@ -215,6 +222,25 @@ def read_parquet(config: Config, files: Sequence[str]) -> AnnotatedImages:
             except (OSError, ValueError, KeyError) as error:
                 what = " ".join(str(error).split())[:300]
                 raise ManifestError(f"cannot read {one_line(path)}: {what}; write the file again") from None
+    return lists.finish(config, [], "")
+
+
+def read_columns(config: Config, columns: Columns, name: str) -> AnnotatedImages:
+    """Return the objects of the rows of a table, without paths: the rows' images are those of their records.
+
+    Raises:
+        ManifestError: if a row does not fit, with its number.
+    """
+    lists = ObjectLists(name, with_keypoints=config.target == "keypoints")
+    objects, labels = object_columns(config, columns, name)
+    for key in (objects, labels):
+        if key is not None and columns[key].layout.kind != "ragged":
+            raise ManifestError(f"cannot use the column {key!r} of {name}: it has no lists; give y_column")
+    for row in range(columns.n_rows):
+        try:
+            lists.add(columns[objects][row].tolist(), None if labels is None else columns[labels][row].tolist())
+        except BadRow as bad:
+            raise ManifestError(f"cannot use row {row} of {name}: {bad}; mend the row") from None
     return lists.finish(config, [], "")
 
 
@@ -301,12 +327,12 @@ def _array(value: Any, what: str, wanted: str) -> NDArray[np.float64]:
 
 
 def _points(value: Any) -> NDArray[np.float64]:
-    """Return (objects, points, 3) of a list of points, or of such a list for each object."""
+    """Return (objects, points, 3) of a list of points, each an object of its own, or of such a list for each object."""
     points = _array(value, "keypoints", "a list of points (x, y) or (x, y, visibility)")
     if points.size == 0:
         return np.zeros((0, 0, 3))
     if points.ndim == 2:
-        points = points[None]
+        points = points[:, None]
     if points.ndim != 3 or points.shape[2] not in (2, 3):
         raise BadRow(f"its keypoints have the shape {points.shape}; a point is (x, y) or (x, y, visibility)")
     if points.shape[2] == 2:

@@ -15,12 +15,19 @@ from prefetchd.config.options import Config
 from prefetchd.data.arrays.memory import MemoryArrays
 from prefetchd.data.first_look import check_some_exist
 from prefetchd.data.images.views import open_images
-from prefetchd.data.kinds import ARRAY_OPTIONS, SEQUENCE_OPTIONS, refuse_given
+from prefetchd.data.kinds import (
+    ARRAY_OPTIONS,
+    OBJECT_TARGETS,
+    SEQUENCE_OPTIONS,
+    refuse_given,
+    refuse_other_targets,
+)
 from prefetchd.data.source import Source
 from prefetchd.data.table.field_records import FieldRecords
+from prefetchd.data.table.object_records import ObjectRecords, only_images
 from prefetchd.data.table.opener import open_fields
 from prefetchd.data.table.records import TableRecords
-from prefetchd.errors import ConfigError, ManifestError
+from prefetchd.errors import ManifestError
 
 
 def open_memory(config: Config, table: PassedTable) -> Source:
@@ -43,18 +50,17 @@ def open_memory(config: Config, table: PassedTable) -> Source:
         config = config if config.root is not None or not folder else replace(config, root=folder)
         if config.fields:
             return open_fields(config, FieldRecords.open(config, columns, root=absolute_path(config.root or ".")))
-        records = TableRecords.make(columns, config, config.source)
+        refuse_other_targets(config)
+        has_objects = config.target in OBJECT_TARGETS
+        records = TableRecords.make(columns, only_images(config) if has_objects else config, config.source)
     except BaseException:
         columns.close()
         raise
     try:
         if records.lists_files:
             check_some_exist(records, config)
-        elif config.cache is not None and records.reads_apart:
-            raise ConfigError(
-                f"cannot cache {config.source}: its images have no files, whose changes a cache could see; leave cache "
-                "out"
-            )
+        if has_objects:
+            return open_images(config, "objects", ObjectRecords.of_table(records, config))
         return open_images(config, "table", records)
     except BaseException:
         records.close()

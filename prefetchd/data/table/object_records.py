@@ -1,17 +1,18 @@
 """Images with boxes or keypoints, by random access: `ObjectRecords`, whatever file or folder lists them.
 
 The daemon calls `open`: it reads the annotations once (`coco`, `yolo`, `listed`) and writes them into a column store.
-Readers attach to that, so an image's objects cost a reader two slices. Images of Parquet files come from their own
-records.
+Readers attach to that, so an image's objects cost a reader two slices. Images of Parquet files, of Arrow files and of
+the trainer's memory come from their own records.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import logging
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -30,13 +31,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from prefetchd.data.files import FileBuffer
-    from prefetchd.data.parquet.records import ParquetRecords
     from prefetchd.data.source import ReserveMemory
+    from prefetchd.data.table.records import TableRecords
 
 log = logging.getLogger("prefetchd")
 
 _SHOWN_CHARACTERS = 400  # of a path, in a report of faults
-_LISTS = "COCO files (.json), YOLO folders (images/ and labels/), JSON lines and Parquet files"
+# The records that images without paths of their own may have.
+_IMAGES = {
+    "parquet": ("prefetchd.data.parquet.records", "ParquetRecords"),
+    "arrow": ("prefetchd.data.table.arrow_files", "ArrowFiles"),
+    "table": ("prefetchd.data.table.records", "TableRecords"),
+}
+_LISTS = (
+    "COCO files (.json), YOLO folders (images/ and labels/), JSON lines, Parquet and Arrow files, and tables in memory"
+)
 
 
 class Objects(NamedTuple):
@@ -86,13 +95,13 @@ class ObjectRecords:
     label_shape: tuple[int, ...] = ()
     label_dtype = "int64"
 
-    def __init__(self, facts: dict[str, Any], columns: Columns, images: ParquetRecords | None) -> None:
+    def __init__(self, facts: dict[str, Any], columns: Columns, images: Any) -> None:
         self._facts = facts
         self._columns = columns
         self._images = images
         self._folder = os.fsdecode(facts["folder"])
         self.name: str = facts["name"]
-        names = columns.attributes["classes"]
+        names = columns.attributes["classes"].get("labels")
         self.classes: tuple[str, ...] | None = None if names is None else tuple(names)
         self.objects = ObjectFacts(**{each: columns.attributes[each] for each in ObjectFacts.__slots__})
         content = [columns.digest, "" if images is None else images.digest]
@@ -106,25 +115,42 @@ class ObjectRecords:
             ManifestError: if they cannot be used, with the place.
             ConfigError: if an option means nothing for them.
         """
-        images: ParquetRecords | None = None
-        path = os.path.abspath(os.path.expanduser(config.source))
-        if kind_of(config.source) == "parquet":
-            from dataclasses import replace
-
-            from prefetchd.data.parquet.records import ParquetRecords
+        kind = kind_of(config.source)
+        if kind not in ("parquet", "arrow"):
+            path = os.path.abspath(os.path.expanduser(config.source))
+            return cls._of(read_annotated(config, path), config, None, "")
+        refuse_given(config, ("crowds",), "COCO files")
+        found: AnnotatedImages | None = None
+        if kind == "parquet":
             from prefetchd.data.table.listed import read_parquet
 
             found = read_parquet(config, expand(config.source, "parquet", one_line(config.source)))
-            images = ParquetRecords.open(replace(config, y_column=None, label_columns=0))
-        else:
-            found = _read(config, path)
+        images = _class(kind).open(only_images(config))
         try:
-            columns = _table(found, config.target == "keypoints")
+            return cls._of(found or _of_columns(config, images), config, images, kind)
+        except BaseException:
+            images.close()
+            raise
+
+    @classmethod
+    def of_table(cls, table: TableRecords, config: Config) -> ObjectRecords:
+        """Return the records of images and lists in a table; owns `table`, also after an error."""
+        try:
+            refuse_given(config, ("crowds",), "COCO files")
+            return cls._of(_of_columns(config, table), config, table, "table")
+        except BaseException:
+            table.close()
+            raise
+
+    @classmethod
+    def _of(cls, found: AnnotatedImages, config: Config, images: Any, kind: str) -> ObjectRecords:
+        try:
+            columns = write_table(found, config.target == "keypoints")
         except ValueError as error:
             raise ManifestError(f"cannot use {one_line(config.source)}: {error}; check its paths") from None
         for note in found.notes:
             log.warning("%s: %s", one_line(config.source), note)
-        facts = {"name": one_line(config.source), "folder": os.fsencode(found.folder)}
+        facts = {"name": one_line(config.source), "folder": os.fsencode(found.folder), "kind": kind}
         records = cls(facts, columns, images)
         records._warn_of_limit(config)
         return records
@@ -132,11 +158,7 @@ class ObjectRecords:
     @classmethod
     def attach(cls, handle: dict[str, Any], fds: list[int]) -> ObjectRecords:
         """Return the records that `handle()` described, in another process; it owns `fds` from here on."""
-        images: ParquetRecords | None = None
-        if handle["images"] is not None:
-            from prefetchd.data.parquet.records import ParquetRecords
-
-            images = ParquetRecords.attach(handle["images"], fds[1:])
+        images = None if handle["images"] is None else _class(handle["kind"]).attach(handle["images"], fds[1:])
         return cls(handle, Columns.attach(handle["columns"], fds[0]), images)
 
     def handle(self) -> tuple[dict[str, Any], list[int]]:
@@ -168,12 +190,12 @@ class ObjectRecords:
     @property
     def reader_bytes(self) -> int:
         """What the images' records take."""
-        return 0 if self._images is None else self._images.reader_bytes
+        return 0 if self._images is None else int(self._images.reader_bytes)
 
     @property
     def reads_apart(self) -> bool:
         """Whether each image is a file of its own."""
-        return self._images is None or self._images.reads_apart
+        return self._images is None or bool(self._images.reads_apart)
 
     def samples(self, sample_ids: Iterable[int]) -> list[Sample]:
         """Return the samples of these numbers; the `values` of each are its `Objects`."""
@@ -202,13 +224,13 @@ class ObjectRecords:
     def read(self, sample: Sample, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
         """Return the bytes of the sample's image; see `Records.read`."""
         if self._images is not None:
-            return self._images.read(sample, buffer, reserve)
+            return self._images.read(sample, buffer, reserve)  # type: ignore[no-any-return]
         return read_file(sample.path, buffer, reserve=reserve)
 
     def where(self, sample: Sample) -> str:
         """Return list, line and path of a sample."""
         if self._images is not None:
-            return self._images.where(sample)
+            return str(self._images.where(sample))
         path = one_line(sample.path)
         if len(path) > _SHOWN_CHARACTERS:
             path = "..." + path[-_SHOWN_CHARACTERS:]
@@ -234,9 +256,30 @@ class ObjectRecords:
             )
 
 
-def _read(config: Config, path: str) -> AnnotatedImages:
-    """Return what a COCO file, a YOLO folder or a list of JSON lines says."""
-    with_keypoints = config.target == "keypoints"
+def only_images(config: Config) -> Config:
+    """Return the options that open the images of records, without labels."""
+    return replace(config, target="label", y_column=None, label_columns=0)
+
+
+def _of_columns(config: Config, table: TableRecords) -> AnnotatedImages:
+    from prefetchd.data.table.listed import read_columns
+
+    return read_columns(config, table.columns, one_line(config.source))
+
+
+def _class(kind: str) -> Any:
+    module, name = _IMAGES[kind]
+    return getattr(importlib.import_module(module), name)
+
+
+def read_annotated(config: Config, path: str, *, with_keypoints: bool | None = None) -> AnnotatedImages:
+    """Return what a COCO file, a YOLO folder or a list of JSON lines says.
+
+    Raises:
+        ManifestError: if it cannot be used, with the place.
+        ConfigError: if an option means nothing for it.
+    """
+    with_keypoints = config.target == "keypoints" if with_keypoints is None else with_keypoints
     lower = path.lower()
     if os.path.isdir(path):
         from prefetchd.data.table.yolo import read_yolo
@@ -266,8 +309,8 @@ def _read(config: Config, path: str) -> AnnotatedImages:
     )
 
 
-def _table(found: AnnotatedImages, with_keypoints: bool) -> Columns:
-    """Write the columns; raises `ValueError` if one does not fit."""
+def write_table(found: AnnotatedImages, with_keypoints: bool) -> Columns:
+    """Return the table, `path`, `boxes`, `labels`, `ids` and so on; raises `ValueError` if a column does not fit."""
     lengths = np.diff(found.offsets)
     with ColumnsWriter(len(lengths)) as writer:
         if found.paths:
@@ -282,7 +325,7 @@ def _table(found: AnnotatedImages, with_keypoints: bool) -> Columns:
         if found.lines is not None:
             writer.add_numbers("line", found.lines)
         attributes = {
-            "classes": None if found.classes is None else list(found.classes),
+            "classes": {} if found.classes is None else {"labels": list(found.classes)},
             "most": int(lengths.max(initial=0)),
             "points": 0 if found.keypoints is None else found.keypoints.shape[1],
             "box_format": found.box_format,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import TYPE_CHECKING
 
@@ -9,12 +10,16 @@ from prefetchd.config.fields import parse_fields
 from prefetchd.data.fields.source import FieldsSource
 from prefetchd.data.files import check_complete, identity_of
 from prefetchd.data.first_look import check_some_exist
-from prefetchd.data.kinds import ARRAY_OPTIONS, LIST_OPTIONS, SEQUENCE_OPTIONS, refuse_given
+from prefetchd.data.kinds import ARRAY_OPTIONS, LIST_OPTIONS, OBJECT_TARGETS, SEQUENCE_OPTIONS, refuse_given
 from prefetchd.data.table.field_records import FieldRecords
+from prefetchd.data.table.object_records import read_annotated, write_table
+from prefetchd.data.table.yolo import yolo_folders
 from prefetchd.errors import ConfigError, ManifestError, one_line
 
 if TYPE_CHECKING:
     from prefetchd.config.options import Config
+
+log = logging.getLogger("prefetchd")
 
 _TEXT = (".csv", ".tsv")
 _JSON = (".jsonl", ".ndjson")
@@ -22,7 +27,9 @@ _JSON = (".jsonl", ".ndjson")
 
 def wanted_columns(config: Config) -> list[str]:
     """Return the columns that the fields name, each once, in order; files beside the first image are no columns."""
-    columns = [field.column or name for name, field in parse_fields(config.fields).items()]
+    fields = parse_fields(config.fields)
+    columns = [field.column or name for name, field in fields.items()]
+    columns += [field.labels for field in fields.values() if field.labels is not None]
     return list(dict.fromkeys(column for column in columns if not column.startswith(".")))
 
 
@@ -54,6 +61,9 @@ def open_table(config: Config, kind: str) -> FieldRecords:
     refuse_given(config, tuple(name for name in LIST_OPTIONS if name != "root"), "samples without fields")
     path, name = os.path.abspath(os.path.expanduser(config.source)), one_line(config.source)
     suffix = os.path.splitext(path)[1].lower()
+    objects = {field.kind for field in parse_fields(config.fields).values()} & set(OBJECT_TARGETS)
+    if objects and kind == "manifest" and (suffix == ".json" or yolo_folders(path) is not None):
+        return _open_annotated(config, path, name, with_keypoints="keypoints" in objects)
     if os.path.isdir(path) and kind == "manifest":
         from prefetchd.data.table.pairs import read_pairs
 
@@ -69,9 +79,23 @@ def open_table(config: Config, kind: str) -> FieldRecords:
         return FieldRecords.open(config, columns, root=os.path.dirname(files[0]), files=files, images=images)
     if kind == "manifest" and suffix in (*_TEXT, *_JSON):
         return _open_list(config, path, name, is_json=suffix in _JSON)
+    if kind == "arrow":
+        from prefetchd.data.table.arrow_files import read_arrow_files
+
+        columns, root, _ = read_arrow_files(config, wanted_columns(config))
+        return FieldRecords.open(config, columns, root=os.path.abspath(os.path.expanduser(root)))
     raise ConfigError(
-        f"cannot serve fields from {name}: give .csv, .tsv, .jsonl, tar or Parquet files, or a folder for each field"
+        f"cannot serve fields from {name}: give .csv, .tsv, .jsonl, tar or Parquet files, or a folder for each field; "
+        "or, with fields of kind boxes or keypoints, a COCO file (.json) or a YOLO folder"
     )
+
+
+def _open_annotated(config: Config, path: str, name: str, *, with_keypoints: bool) -> FieldRecords:
+    """Return the records of COCO or YOLO annotations: the columns `path`, `boxes`, `labels` and `keypoints`."""
+    found = read_annotated(config, path, with_keypoints=with_keypoints)
+    for note in found.notes:
+        log.warning("%s: %s", name, note)
+    return FieldRecords.open(config, write_table(found, with_keypoints), root=found.folder)
 
 
 def _open_list(config: Config, path: str, name: str, *, is_json: bool) -> FieldRecords:

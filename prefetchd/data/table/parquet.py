@@ -39,6 +39,7 @@ def read_parquet(
     paths = expand(config.source, "parquet", name)
     before = [identity_of(path) for path in paths]
     columns = {field.column or each: field for each, field in fields.items() if (field.column or each)[0] != "."}
+    columns |= {field.labels: field for field in fields.values() if field.labels is not None}
     plain = [column for column, field in columns.items() if field.kind not in _ENCODED]
     try:
         names = parquet.read_schema(paths[0]).names

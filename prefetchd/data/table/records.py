@@ -20,7 +20,7 @@ from prefetchd.data.records import Label, Sample
 from prefetchd.data.table.choose import choose_columns
 from prefetchd.data.table.files import IndexedFiles
 from prefetchd.data.table.labels import TableLabels, check_present, make_labels
-from prefetchd.errors import ManifestError, one_line
+from prefetchd.errors import ConfigError, ManifestError, one_line
 
 if TYPE_CHECKING:
     from prefetchd.data.files import FileBuffer
@@ -49,7 +49,7 @@ class TableRecords:
         self._label: Column | None = None
         if facts["label"]:
             self._label = (columns if labels is None else labels)[facts["label"]]
-        self._root = os.fsdecode(facts["root"])
+        self._root, self._holder = os.fsdecode(facts["root"]), os.fsdecode(facts["holder"])
         x = facts["x"]
         images = columns.attributes.get("images", {}).get(x, {})
         self._bytes = columns.get(images.get("bytes", x if _holds(columns, x, "bytes") else ""))
@@ -58,16 +58,18 @@ class TableRecords:
         self._files = IndexedFiles(columns.attributes.get("files", []), self.name)
 
     @classmethod
-    def make(cls, columns: Columns, config: Config, name: str) -> Self:
+    def make(cls, columns: Columns, config: Config, name: str, holder: str | None = None) -> Self:
         """Return the records of a table, checked; owns `columns` from here on, also after an error.
 
         Args:
             columns: the table.
             config: the options; `root` is where relative paths start.
             name: what errors call it.
+            holder: the path of the file that encoded bytes of the table were copied from, if there is one.
 
         Raises:
             ManifestError: if columns are ambiguous, or a row has no image or no label.
+            ConfigError: if they cannot be cached.
         """
         labels: TableLabels | None = None
         try:
@@ -77,6 +79,7 @@ class TableRecords:
                 "name": name,
                 "digest": "",
                 "x": x,
+                "holder": os.fsencode(name if holder is None else holder),
                 "root": os.fsencode(os.path.abspath(os.path.expanduser(config.root or "."))),
                 "label": labels.column,
                 "label_kind": labels.kind,
@@ -86,6 +89,11 @@ class TableRecords:
             records = cls(facts, columns, labels.table)
             digest = blake2b(digest_size=8)
             records._check_images(digest)
+            if config.cache is not None and records._bytes is not None:
+                raise ConfigError(
+                    f"cannot cache {name}: its images are in memory, and in no file whose changes a cache could see; "
+                    "leave cache out"
+                )
             meaning = [labels.kind, labels.shape, labels.dtype, labels.classes, labels.digest]
             digest.update(json.dumps(meaning).encode())
         except BaseException:
@@ -113,7 +121,8 @@ class TableRecords:
         if encoded is None and self._paths is None:
             raise ManifestError(
                 f"cannot take images from the column {x!r} of {self.name}: it holds "
-                f"{self._columns[x].layout.dtype} numbers; give the column of paths or encoded images as x_column"
+                f"{self._columns[x].layout.dtype} numbers; give the column of paths or encoded images as "
+                "x_column, or decoded images as arrays (x, y)"
             )
         if encoded is None:
             assert self._paths is not None
@@ -165,6 +174,11 @@ class TableRecords:
         return None if names is None or self._kind not in ("number", "class", "classes") else tuple(names)
 
     @property
+    def columns(self) -> Columns:
+        """The table; it stays these records'."""
+        return self._columns
+
+    @property
     def lists_files(self) -> bool:
         """Whether each sample is a file of its own."""
         return self._places is None and self._bytes is None
@@ -196,7 +210,7 @@ class TableRecords:
         if self._bytes is not None and not self._bytes.is_missing(row):
             if not 0 <= row < len(self):
                 raise IndexError(f"row {row} of {len(self)} in {self.name}")
-            return Sample(self.name, label, row + 1, (row,))
+            return Sample(self._holder, label, row + 1, (row,))
         assert self._paths is not None
         return Sample(os.path.join(self._root, self._paths[row]), label, row + 1)
 
