@@ -105,10 +105,12 @@ def read(path: Path) -> Planted:
     head, *hunks = path.read_text().split(f"\n{_HUNK}")
     fields = dict(line.split(":", 1) for line in head.splitlines())
     seeds = tuple(map(int, fields.get("seeds", "").split()))
-    needs = frozenset(need.strip() for need in fields.get("needs", "").split(",") if need.strip())
-    return Planted(
-        path.stem, fields["why"].strip(), seeds, int(fields.get("worlds", 0)), needs, tuple(map(_hunk, hunks))
+    features, needs = (
+        frozenset(each.strip() for each in fields.get(name, "").split(",") if each.strip())
+        for name in ("features", "needs")
     )
+    worlds = int(fields.get("worlds", 0))
+    return Planted(path.stem, fields["why"].strip(), seeds, worlds, features, needs, tuple(map(_hunk, hunks)))
 
 
 def _hunk(text: str) -> Hunk:
