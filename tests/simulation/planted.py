@@ -9,7 +9,7 @@ A file `planted_faults/NAME.patch` has a head, and hunks, each with the file tha
     why: what is broken
     seeds: 17 4            worlds that found it, tried first
     worlds: 18             how many worlds, from seed 0 on, it took to find it
-    features: pauses       features of worlds that are switched on
+    with: pauses           features of worlds that are switched on
     needs: crashes, hangs  worlds without any of these features cannot find it, and are counted without being run
     --- prefetchd/daemon/schedule/pacing.py
      context
@@ -107,7 +107,7 @@ def read(path: Path) -> Planted:
     seeds = tuple(map(int, fields.get("seeds", "").split()))
     features, needs = (
         frozenset(each.strip() for each in fields.get(name, "").split(",") if each.strip())
-        for name in ("features", "needs")
+        for name in ("with", "needs")
     )
     worlds = int(fields.get("worlds", 0))
     return Planted(path.stem, fields["why"].strip(), seeds, worlds, features, needs, tuple(map(_hunk, hunks)))
@@ -237,7 +237,7 @@ def _write(search: Search, fault: Planted, most: int) -> Planted:
     result = replace(fault, seeds=tuple(found), worlds=found[0] + 1 if found else 0)
     hunks = fault.path.read_text().split(f"\n{_HUNK}", 1)[1]
     head = {"why": fault.why}
-    head |= {"features": ", ".join(sorted(fault.features)), "needs": ", ".join(sorted(fault.needs))}
+    head |= {"with": ", ".join(sorted(fault.features)), "needs": ", ".join(sorted(fault.needs))}
     head |= {"seeds": " ".join(map(str, found)), "worlds": str(result.worlds)}
     lines = [f"{name}: {value}\n" for name, value in head.items() if value]
     fault.path.write_text(f"{''.join(lines)}{_HUNK}{hunks}")
