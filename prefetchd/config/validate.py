@@ -196,7 +196,7 @@ def _check_objects(config: Config) -> None:
             if getattr(config, name) is not None:
                 raise ConfigError(
                     f"cannot use {name} with target={config.target!r}: it does not see the image and its "
-                    f"{config.target} together; use augment, or change batches in the loop"
+                    f"{config.target} together; use augment, or give fields, whose transform has the whole sample"
                 )
 
 

@@ -116,7 +116,8 @@ class Wanted:
         return "give dtype='uint16' or 'float32'" if header.bits == 16 else "convert it to 8 or 16 bits"
 
     def _other_channels(self, name: str, found: int) -> str:
-        return f"the {name} has {_channels(found)}, and channels={self.n_channels}"
+        remedy = "leave channels out to convert all to one color, or convert the file"
+        return f"the {name} has {_channels(found)}, and channels={self.n_channels}; {remedy}"
 
     def decode(
         self, data: memoryview, header: ImageHeader, *, reduction: int = 1, n_rows: int | None = None

@@ -212,5 +212,7 @@ def _column(name: str, columns: Columns, field: str, source: str) -> Column:
     if name in left_out:
         raise ConfigError(f"cannot take the field {field} from {name!r} of {source}: {left_out[name]}; give another")
     near = difflib.get_close_matches(name, list(columns), 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, list(columns)[:20]))}"
-    raise ConfigError(f"cannot take the field {field} from {name!r}: {source} has no such column; {hint}")
+    hint = f"did you mean {near[0]!r}" if near else f"there are {', '.join(map(repr, list(columns)[:20]))}"
+    raise ConfigError(
+        f"cannot take the field {field} from {name!r}: {source} has no such column; {hint}; give each field its column"
+    )

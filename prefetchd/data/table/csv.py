@@ -136,8 +136,8 @@ def _places(column: str, header: list[str], name: str, *, has_header: bool) -> t
         return tuple(header.index(part) for part in parts)
     missing = next(part for part in parts if part not in header)
     near = difflib.get_close_matches(missing, header, 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, header[:20]))}"
-    raise ConfigError(f"cannot find the column {missing!r} in {name}: {hint}")
+    hint = f"did you mean {near[0]!r}" if near else f"there are {', '.join(map(repr, header[:20]))}"
+    raise ConfigError(f"cannot find the column {missing!r} in {name}: {hint}; give each field its column")
 
 
 def _extend(texts: dict[int, TextColumn], rows: list[list[str]]) -> None:
