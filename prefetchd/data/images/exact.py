@@ -197,7 +197,7 @@ def _stored(data: memoryview, header: ImageHeader) -> NDArray[Any]:
 
 def _tiff_colours(data: memoryview, header: ImageHeader) -> NDArray[Any]:
     """Return the colours of a TIFF whose numbers are not colours: a palette, or lossy; OpenCV turns it upright."""
-    if header.bits > 8 or header.channels not in (1, 3):
+    if header.bits > 8 or header.channels not in (1, 3) or tiff_samples.is_white_zero(data):
         raise RefusedImage(f"the TIFF ({header.describe()}) cannot be kept as it is; convert it to PNG")
     return decode.decode_image(data, header, color="gray" if header.channels == 1 else "rgb", reduction=1)
 
