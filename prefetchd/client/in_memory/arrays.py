@@ -74,6 +74,14 @@ def of_arrays(x: Any, y: Any = None) -> PassedTable:
                 f"cannot copy {name} into memory: it is mapped from {path}; give the file's name, which is served "
                 "without a copy"
             )
+        if isinstance(array, np.ma.MaskedArray):
+            masked = int(np.ma.getmaskarray(array).sum())
+            if masked:
+                raise ManifestError(
+                    f"cannot serve {name} from memory: {masked} of its numbers are masked; "
+                    "give filled(...) of it, or its rows without them"
+                )
+            array = np.ma.getdata(array)
         found[name] = array
     n_rows = len(found["x"])
     check_rows("x", n_rows)

@@ -110,6 +110,10 @@ def _add_any(writer: ColumnsWriter, name: str, values: Any) -> None:
         _add_polars(writer, name, values)
     elif hasattr(values, "null_count") and hasattr(values, "type"):
         add_arrow_column(writer, name, values)
+    elif isinstance(values, np.ma.MaskedArray):
+        if values.ndim > 1 or values.dtype.kind not in "biuf":
+            raise ValueError(f"it is a masked array of {values.dtype} with {values.ndim} dimensions")
+        writer.add_numbers(name, values.filled(0), np.ma.getmaskarray(values))
     elif hasattr(values, "__array__"):
         add_values(writer, name, np.asarray(values))
     else:
@@ -124,6 +128,8 @@ def _add_series(writer: ColumnsWriter, name: str, series: Any) -> None:
     elif dtype == "category":
         codes = series.cat.codes.to_numpy()
         values = np.asarray(series.cat.categories)
+        if not len(values):
+            raise ValueError("all its values are missing")
         taken = values[np.maximum(codes, 0)]
         if values.dtype.kind in "biuf":
             writer.add_numbers(name, taken, codes < 0)
@@ -147,7 +153,7 @@ def _add_polars(writer: ColumnsWriter, name: str, series: Any) -> None:
     dtype = str(series.dtype)
     if dtype.startswith(("String", "Utf8", "Categorical", "Enum")):
         writer.add_strings(name, text_blocks(_Slices(series)), missing)
-    elif dtype.startswith(("Int", "UInt", "Float", "Boolean")):
+    elif dtype.startswith(("Int", "UInt", "Float", "Boolean")) and not dtype.endswith("128"):
         values = series if missing is None else series.fill_null(False if dtype == "Boolean" else 0)
         writer.add_numbers(name, values.to_numpy(), missing)
     elif dtype.startswith(("Binary", "List", "Array")):

@@ -16,7 +16,7 @@ import numpy as np
 from prefetchd.columns.store import Columns
 from prefetchd.columns.writer import ColumnsWriter
 from prefetchd.data.files import cannot_open
-from prefetchd.data.table.text import TextColumn, label_numbers
+from prefetchd.data.table.text import TextColumn, array_numbers, label_numbers
 from prefetchd.errors import ConfigError, ManifestError
 
 if TYPE_CHECKING:
@@ -103,9 +103,15 @@ def _wanted(fields: Mapping[str, Field]) -> list[str]:
 
 def _places(column: str, header: list[str], name: str) -> tuple[bool, tuple[int, ...]]:
     """Return whether the header names the column (or columns, with commas), and where it is."""
+    parts = [column] if column in header else [part.strip() for part in column.split(",")]
+    twice = next((part for part in parts if header.count(part) > 1), None)
+    if twice is not None:
+        raise ConfigError(
+            f"cannot tell which column {twice!r} of {name} is meant: its first line has {header.count(twice)} of this "
+            "name; rename one"
+        )
     if column in header:
         return True, (header.index(column),)
-    parts = [part.strip() for part in column.split(",")]
     if all(part in header for part in parts):
         return True, tuple(header.index(part) for part in parts)
     if all(part.isdecimal() and int(part) < len(header) for part in parts):
@@ -136,7 +142,12 @@ def _table(
     with ColumnsWriter(n_rows) as writer:
         for column, places in groups.items():
             if kinds[column] == {"label"} or len(places) > 1 or _is_numeric(kinds[column], texts[places[0]]):
-                found = [label_numbers(texts[place], n_rows, f"the column {column!r} of {name}") for place in places]
+                where = f"the column {column!r} of {name}"
+                if "array" in kinds[column]:
+                    arrays = [array_numbers(texts[place], n_rows, where) for place in places]
+                    writer.add_numbers(column, _stacked(arrays))
+                    continue
+                found = [label_numbers(texts[place], n_rows, where) for place in places]
                 names = [each for _, each in found if each is not None]
                 if len(places) > 1 and names:
                     raise ManifestError(

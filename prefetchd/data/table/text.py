@@ -6,13 +6,14 @@ value is a number, else classes. numpy goes through the rows, in blocks.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefetchd.data.labels import FLOAT32_MAX, MAX_CLASSES, MISSING
-from prefetchd.errors import ManifestError
+from prefetchd.data.labels import MAX_CLASSES, MISSING
+from prefetchd.errors import ManifestError, one_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from prefetchd.columns.writer import Block
 
 _BLOCK_ROWS = 1 << 16
+_WHOLE = re.compile(r"[+-]?\d{1,300}", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(?:(?:\d+(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?|nan|inf|infinity)", re.ASCII | re.IGNORECASE)
 
 
 class TextColumn:
@@ -43,7 +46,7 @@ class TextColumn:
 
 def label_numbers(
     values: Iterable[str], n_rows: int, where: str
-) -> tuple[NDArray[np.int64] | NDArray[np.float32], tuple[str, ...] | None]:
+) -> tuple[NDArray[np.int64] | NDArray[np.float64], tuple[str, ...] | None]:
     """Return the labels of a column of text as numbers, and their names if they are classes.
 
     Args:
@@ -52,7 +55,7 @@ def label_numbers(
         where: the column's name in errors: "the column 'label' of train.csv".
 
     Raises:
-        ManifestError: if one is missing, or there are too many classes.
+        ManifestError: if one is missing or infinite, or there are too many classes.
     """
     numbers, names = _by_name(values, n_rows)
     missing = next((name for name in names if name.strip().lower() in MISSING), None)
@@ -64,6 +67,10 @@ def label_numbers(
         )
     values_of = _as_numbers(list(names))
     if values_of is not None:
+        _check_held(values_of, list(names), numbers, where)
+        if not np.isfinite(values_of).all():
+            row = int((~np.isfinite(values_of[numbers])).argmax())
+            raise ManifestError(f"cannot take labels from {where}: row {row} (from 0) is not finite; mend it")
         return values_of[numbers], None
     if len(names) > MAX_CLASSES:
         raise ManifestError(f"cannot take labels from {where}: it has {len(names)} classes, and {MAX_CLASSES} at most")
@@ -73,6 +80,20 @@ def label_numbers(
     return places[numbers], tuple(in_order)
 
 
+def _check_held(values: NDArray[Any], texts: list[str], numbers: NDArray[np.int64], where: str) -> None:
+    """Raise `ManifestError` if a whole number among fractions, or beyond 64 bits, became another one."""
+    if values.dtype.kind != "f":
+        return
+    pairs = zip(texts, values.tolist(), strict=True)
+    odd = next((text for text, value in pairs if _WHOLE.fullmatch(text.strip()) and int(text) != int(value)), None)
+    if odd is not None:
+        row = int((numbers == texts.index(odd)).argmax())
+        raise ManifestError(
+            f"cannot take numbers from {where}: row {row} (from 0) has {odd[:60]!r}, which neither int64 nor float64 "
+            "holds as it is; write smaller numbers, or none with fractions"
+        )
+
+
 def _by_name(values: Iterable[str], n_rows: int) -> tuple[NDArray[np.int64], dict[str, int]]:
     """Return for each row the number of its text, in the order in which texts are first met, and those numbers."""
     names: dict[str, int] = {}
@@ -80,16 +101,33 @@ def _by_name(values: Iterable[str], n_rows: int) -> tuple[NDArray[np.int64], dic
     return numbers, names
 
 
-def _as_numbers(texts: list[str]) -> NDArray[np.int64] | NDArray[np.float32] | None:
-    """Return what the texts say as int64, else as float32; `None` if they are not all numbers."""
+def array_numbers(values: Iterable[str], n_rows: int, where: str) -> NDArray[np.int64] | NDArray[np.float64]:
+    """Return the numbers of a column of text, one a row.
+
+    Raises:
+        ManifestError: if a row has none.
+    """
+    numbers, names = _by_name(values, n_rows)
+    found = _as_numbers(list(names))
+    if found is None:
+        odd = next(name for name in names if _NUMBER.fullmatch(name.strip()) is None)
+        row = int((numbers == names[odd]).argmax())
+        raise ManifestError(
+            f"cannot take an array from {where}: row {row} (from 0) has {one_line(odd)[:60]!r}, which is no number; "
+            "mend it, or give a column of .npy files"
+        )
+    _check_held(found, list(names), numbers, where)
+    return found[numbers]
+
+
+def _as_numbers(texts: list[str]) -> NDArray[np.int64] | NDArray[np.float64] | None:
+    """Return what the texts say as int64, else as float64; `None` if they are not all numbers.
+
+    Python takes `1_2` for 12, which is the name of a class.
+    """
+    if not all(_NUMBER.fullmatch(text.strip()) for text in texts):
+        return None
     try:
         return np.array([int(text) for text in texts], np.int64)
     except (ValueError, OverflowError):
-        pass
-    try:
-        found = np.array([float(text) for text in texts], np.float64)
-    except ValueError:
-        return None
-    if not np.isfinite(found).all() or (np.abs(found) > FLOAT32_MAX).any():
-        return None
-    return found.astype(np.float32)
+        return np.array([float(text) for text in texts], np.float64)
