@@ -28,6 +28,7 @@ def bind_objects(
     """
     name, column = binding.name, columns[binding.column]
     shape = column.layout.shape
+    layout_kind = column.layout.kind  # numbers are one object a row
     is_boxes = field.kind == "boxes"
     if (shape != (4,)) if is_boxes else not shape or shape[-1] not in _POINTS or len(shape) > 2:
         wanted = "lists of four numbers" if is_boxes else "lists of points (x, y) or (x, y, visibility)"
@@ -37,6 +38,10 @@ def bind_objects(
         )
     beside = {"labels": field.labels} if field.labels is not None else {}
     written = str(columns.attributes.get("box_format", ""))
+    if written and field.source_box_format is not None:
+        raise ConfigError(
+            f"cannot use source_box_format with the field {name}: how {source} writes boxes is known; leave it out"
+        )
     if written:  # a table of annotations has names and sizes
         beside |= {each: each for each in ("ids", "size") if each in columns}
     facts = replace(
@@ -48,13 +53,22 @@ def bind_objects(
     more = []
     for each, other in beside.items():
         if other not in columns:
-            raise ConfigError(f"cannot take the labels of the field {name} from {other!r}: {source} has no such column")
+            raise ConfigError(
+                f"cannot take the labels of the field {name} from {other!r}: {source} has no such column; there are "
+                f"{', '.join(map(repr, list(columns)[:20]))}"
+            )
         layout = columns[other].layout
         if each == "labels":
-            if layout.kind != "ragged" or layout.shape or np.dtype(layout.dtype).kind not in "iu":
+            if layout.kind != layout_kind or layout.shape or np.dtype(layout.dtype).kind not in "iu":
+                wanted = "a list of class numbers for each row" if layout_kind == "ragged" else "one class for each row"
                 raise ConfigError(
-                    f"cannot take the labels of the field {name} from {other!r} of {source}: it must have a list of "
-                    "class numbers for each row; give another column"
+                    f"cannot take the labels of the field {name} from {other!r} of {source}: it must have {wanted}; "
+                    "give another column"
+                )
+            if columns[other].values.min(initial=0) < 0:
+                raise ManifestError(
+                    f"cannot take the labels of the field {name} from {other!r} of {source}: it has the label "
+                    f"{columns[other].values.min()}, and classes are numbers from 0; mend the rows"
                 )
             odd = columns[other].lengths != column.lengths
             if odd.any():
@@ -66,5 +80,5 @@ def bind_objects(
                 )
             names = columns.attributes.get("classes", {}).get(other)
             facts = replace(facts, classes=None if names is None else tuple(names))
-        more.append(replace(binding, name=f"{name}.{each}", column=other, facts=replace(binding.facts, holds="ragged")))
+        more.append(replace(binding, name=f"{name}.{each}", column=other, facts=binding.facts))
     return replace(binding, facts=facts), more

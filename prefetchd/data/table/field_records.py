@@ -19,6 +19,7 @@ from prefetchd.columns.store import Column, Columns
 from prefetchd.config.fields import parse_fields
 from prefetchd.data.faults import UnreadableFile
 from prefetchd.data.files import check_unchanged, identity_of, read_file
+from prefetchd.data.kinds import refuse_given
 from prefetchd.data.records import FieldFacts, Sample
 from prefetchd.data.table.binding import Binding, bind, binding_from_wire
 from prefetchd.data.table.files import IndexedFiles
@@ -104,6 +105,8 @@ class FieldRecords:
             if not columns.n_rows:
                 raise ManifestError(f"cannot serve {name}: it has no samples; give a list with a row for each")
             fields = parse_fields(config.fields)
+            if "box_format" not in columns.attributes:
+                refuse_given(config, ("crowds",), "COCO files")
             bindings, made = bind(fields, columns, name, images)
         except BaseException:
             columns.close()

@@ -10,7 +10,15 @@ from prefetchd.config.fields import parse_fields
 from prefetchd.data.fields.source import FieldsSource
 from prefetchd.data.files import check_complete, identity_of
 from prefetchd.data.first_look import check_some_exist
-from prefetchd.data.kinds import ARRAY_OPTIONS, LIST_OPTIONS, OBJECT_TARGETS, SEQUENCE_OPTIONS, refuse_given
+from prefetchd.data.kinds import (
+    ARRAY_OPTIONS,
+    BOX_OPTIONS,
+    LIST_OPTIONS,
+    OBJECT_TARGETS,
+    SEQUENCE_OPTIONS,
+    refuse_given,
+)
+from prefetchd.data.table.class_lists import label_columns
 from prefetchd.data.table.field_records import FieldRecords
 from prefetchd.data.table.object_records import read_annotated, write_table
 from prefetchd.data.table.yolo import yolo_folders
@@ -21,6 +29,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("prefetchd")
 
+# Options that concern fields of some kinds alone.
+_OF_KINDS = (
+    (BOX_OPTIONS, ("boxes",)),
+    (("max_boxes",), OBJECT_TARGETS),
+    (("mask_border",), ("mask",)),
+    (("color", "channels", "dtype", "scale", "mean", "std", "interpolation", "shrink_on_load"), ("image",)),
+    (("image_size", "layout", "resize", "augment", "max_image_pixels"), ("image", "mask")),
+)
 _TEXT = (".csv", ".tsv")
 _JSON = (".jsonl", ".ndjson")
 
@@ -29,7 +45,7 @@ def wanted_columns(config: Config) -> list[str]:
     """Return the columns that the fields name, each once, in order; files beside the first image are no columns."""
     fields = parse_fields(config.fields)
     columns = [field.column or name for name, field in fields.items()]
-    columns += [field.labels for field in fields.values() if field.labels is not None]
+    columns += label_columns(fields)
     return list(dict.fromkeys(column for column in columns if not column.startswith(".")))
 
 
@@ -41,6 +57,7 @@ def open_fields(config: Config, records: FieldRecords) -> FieldsSource:
         ConfigError: if the options contradict each other or the data.
     """
     try:
+        _refuse_idle(config)
         for number, (name, facts) in enumerate(zip(parse_fields(config.fields), records.fields, strict=True)):
             if facts.holds == "files":
                 check_some_exist(records, config, (number, name))
@@ -48,6 +65,14 @@ def open_fields(config: Config, records: FieldRecords) -> FieldsSource:
     except BaseException:
         records.close()
         raise
+
+
+def _refuse_idle(config: Config) -> None:
+    """Raise `InapplicableOption` for an option that concerns no kind of field that there is."""
+    there = {field.kind for field in parse_fields(config.fields).values()}
+    for names, kinds in _OF_KINDS:
+        if there.isdisjoint(kinds):
+            refuse_given(config, names, f"fields of kind {' and '.join(kinds)}")
 
 
 def open_table(config: Config, kind: str) -> FieldRecords:
@@ -64,6 +89,8 @@ def open_table(config: Config, kind: str) -> FieldRecords:
     objects = {field.kind for field in parse_fields(config.fields).values()} & set(OBJECT_TARGETS)
     if objects and kind == "manifest" and (suffix == ".json" or yolo_folders(path) is not None):
         return _open_annotated(config, path, name, with_keypoints="keypoints" in objects)
+    if kind == "tar" or (os.path.isdir(path) and kind == "manifest"):
+        refuse_given(config, ("root",), "lists of images")
     if os.path.isdir(path) and kind == "manifest":
         from prefetchd.data.table.pairs import read_pairs
 
@@ -103,7 +130,7 @@ def _open_list(config: Config, path: str, name: str, *, is_json: bool) -> FieldR
     if is_json:
         from prefetchd.data.table.jsonl import read_jsonl
 
-        columns, line = read_jsonl(path, name, wanted_columns(config))
+        columns, line = read_jsonl(path, name, wanted_columns(config), label_columns(parse_fields(config.fields)))
     else:
         from prefetchd.data.table.csv import read_csv
 
