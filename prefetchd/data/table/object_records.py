@@ -305,7 +305,8 @@ def read_annotated(config: Config, path: str, *, with_keypoints: bool | None = N
         folder = images_folder(path, config.root)
         return read_coco(path, folder, crowds=config.crowds, with_keypoints=with_keypoints)
     raise ManifestError(
-        f"cannot take {config.target} from {one_line(config.source)}: they come from {_LISTS}; name one"
+        f"cannot take {config.target} from {one_line(config.source)}: they come from {_LISTS}; name one, or give fields, of which "
+        "tar shards and tables may have boxes and keypoints, too"
     )
 
 
