@@ -20,7 +20,7 @@ from prefetchd.config.fields import parse_fields
 from prefetchd.data.faults import UnreadableFile
 from prefetchd.data.files import check_unchanged, identity_of, read_file
 from prefetchd.data.kinds import refuse_given
-from prefetchd.data.records import FieldFacts, Sample
+from prefetchd.data.records import FieldFacts, Sample, shown_path
 from prefetchd.data.table.binding import Binding, bind, binding_from_wire
 from prefetchd.data.table.files import IndexedFiles
 from prefetchd.errors import ManifestError, one_line
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from prefetchd.data.files import FileBuffer
     from prefetchd.data.parquet.records import ParquetRecords
     from prefetchd.data.source import ReserveMemory
-
-_SHOWN = 200
 
 
 class FieldRecords:
@@ -248,7 +246,7 @@ class FieldRecords:
     def where(self, sample: Sample) -> str:
         """List, line and path: `train.csv line 7: a.jpg`."""
         line = f" line {sample.line}" if sample.line else f" row {sample.place[0]}"
-        path = one_line(sample.path)[-_SHOWN:]
+        path = shown_path(sample.path)
         image = sample.values[self._primary] if self._primary is not None else None
         if isinstance(image, np.ndarray):
             path = f"{one_line(os.path.basename(self._pieces.path(int(image[0]))))} at byte {image[1]}"
