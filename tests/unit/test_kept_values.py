@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +193,146 @@ def test_columns_without_a_value_that_can_be_held_are_refused_in_words(folder):
     for frame, what in ((empty, "all its values are missing"), (wide, "Int128")):
         with pytest.raises(PrefetchdError, match=what):
             served(frame, {"v": Field("label")})
+
+
+def boxes_of(folder: Path, rows: list[tuple[list[list[float]], list[int]]]) -> Path:
+    lines = [json.dumps({"path": f"{row}.png", "b": b, "l": labels}) for row, (b, labels) in enumerate(rows)]
+    (folder / "b.jsonl").write_text("\n".join(lines))
+    return folder / "b.jsonl"
+
+
+@pytest.mark.parametrize("by_field", [True, False])
+def test_fields_of_boxes_in_fractions_are_not_taken_for_pixels(folder, by_field):
+    source = boxes_of(folder, [([[0, 0, 0.5, 0.5]], [1]), ([], [])])
+    field = Field("boxes", labels="l", source_box_format="xyxy" if by_field else None)
+    options = {} if by_field else {"source_box_format": "xyxy"}
+    with pytest.raises(PrefetchdError, match="source_box_format='xyxy_normalized'"):
+        served(source, {"b": field}, **options)
+
+
+def test_fields_of_boxes_have_classes_from_0(folder):
+    source = boxes_of(folder, [([[0, 0, 2, 2]], [1]), ([[0, 0, 2, 2]], [-1])])
+    with pytest.raises(PrefetchdError, match=r"row 1 \(from 0\) has the label -1"):
+        served(source, {"b": Field("boxes", labels="l", source_box_format="xyxy")})
+
+
+def test_fields_of_coco_boxes_refuse_another_format(folder):
+    images = [{"id": 1, "file_name": "0.png"}]
+    annotations = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 2, 2]}]
+    (folder / "a.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    with pytest.raises(PrefetchdError, match="its boxes are xywh; leave it out"):
+        served(folder / "a.json", {"b": Field("boxes", "boxes", labels="labels", source_box_format="xyxy")})
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("box_format", "xywh"), ("min_visible", 0.5), ("max_boxes", 3), ("crowds", True), ("mask_border", 7)],
+)
+def test_options_of_kinds_that_no_field_has_are_refused(folder, option, value):
+    with pytest.raises(PrefetchdError, match=f"cannot use {option} with these fields"):
+        served(table_of(folder, "csv", [1, 2]), {"v": Field("label")}, **{option: value})
+
+
+def test_a_mask_needs_an_image(folder):
+    with pytest.raises(PrefetchdError, match="add one, or give the masks as a field of kind image"):
+        make_config(source="x.csv", fields={"m": Field("mask", "path")})
+
+
+def test_labels_of_text_and_of_numbers_do_not_mix_in_tar_shards(folder):
+    png = (folder / "0.png").read_bytes()
+    with tarfile.open(folder / "s.tar", "w") as shard:
+        for key, label in (("a", "zero"), ("b", 1)):
+            for extension, content in (("png", png), ("json", json.dumps({"label": label}).encode())):
+                member = tarfile.TarInfo(f"{key}.{extension}")
+                member.size = len(content)
+                shard.addfile(member, io.BytesIO(content))
+    with pytest.raises(PrefetchdError, match=r"sample 1 \(from 0\) has a number \(1\), and the first has text"):
+        served(folder / "s.tar", {"image": Field("image", "png"), "v": Field("label", "json:label")})
+
+
+def test_a_root_that_means_nothing_is_refused(folder):
+    (folder / "d" / "images").mkdir(parents=True)
+    cv2.imwrite(str(folder / "d" / "images" / "a.png"), np.zeros((4, 4, 3), np.uint8))
+    with pytest.raises(PrefetchdError, match="cannot use root"):
+        served(folder / "d", {"image": Field("image", "images")}, root=folder)
+
+
+def test_fields_of_a_dictionary_may_be_arrays(folder):
+    """A column called `x` of several axes does not make the dictionary one of arrays."""
+    source = {**table_of(folder, "memory", [1, 2, 3]), "x": np.arange(6).reshape(3, 2)}
+    found, _ = served(source, {"x": Field("array")})
+    assert found["x"].tolist() == [[0, 1], [2, 3], [4, 5]]
+
+
+@pytest.mark.parametrize("option", [{"x_column": "x"}, {"label_columns": 0}, {"fields": {"v": Field("label")}}])
+def test_options_of_columns_are_refused_with_arrays(option):
+    arrays = np.zeros((3, 2)), np.arange(3)
+    for source in (arrays, arrays[0]):
+        with pytest.raises(PrefetchdError, match=r"arrays: they have no"):
+            take_in(source, make_config(source="<source>", **option))
+
+
+def test_arrays_that_numpy_does_not_have_are_refused_in_words():
+    torch = pytest.importorskip("torch")
+    numbers = torch.arange(6).reshape(3, 2)
+    with pytest.raises(PrefetchdError, match="cannot become an array of numpy"):
+        take_in({"x": numbers.bfloat16(), "y": np.arange(3)}, make_config(source="<s>", x_column="x", y_column="y"))
+    for scalar in ((np.array(3), np.arange(3)), {"x": np.array(3)}):
+        with pytest.raises(PrefetchdError) as caught:
+            take_in(scalar, make_config(source="<source>"))
+        assert "\n" not in str(caught.value)
+
+
+def test_functions_of_a_folder_that_are_not_called_are_named(folder):
+    class Folder:
+        def __init__(self) -> None:
+            self.samples = [(str(folder / "0.png"), 0)]
+            self.classes = ["a"]
+
+        def __getitem__(self, number: int) -> tuple[Any, int]:
+            return self.samples[number][0], 1
+
+    with pytest.warns(RuntimeWarning, match="the __getitem__ of this Folder is not called"):
+        take_in(Folder(), make_config(source="<source>"))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "memory"])
+def test_text_that_looks_like_a_number_is_a_name_where_numbers_are_no_text(folder, kind):
+    """As without fields: "01" is not "1"."""
+    found, _ = served(table_of(folder, kind, ["10", "01", "1"]), {"v": Field("label")})
+    assert found["v"].tolist() == [2, 0, 1]
+    found, _ = served(table_of(folder, "csv", ["10", "2", "1"]), {"v": Field("label")})
+    assert found["v"].tolist() == [10, 2, 1]
+    both = {"v": Field("label"), "t": Field("text", "v")}
+    found, _ = served(table_of(folder, "csv", ["10", "2", "1"]), both)
+    assert found["v"].tolist() == [10, 2, 1]
+
+
+def test_a_header_above_columns_by_number_is_no_sample(folder):
+    (folder / "l.csv").write_text("path,v\n0.png,1\n1.png,2\n")
+    with pytest.raises(PrefetchdError, match=r"cannot take line 1 for a sample.*'v' there, and numbers below"):
+        served(folder / "l.csv", {"image": Field("image", "0"), "v": Field("label", "1")})
+    (folder / "l.csv").write_text("0.png,1\n1.png,2\n")
+    found, _ = served(folder / "l.csv", {"image": Field("image", "0"), "v": Field("label", "1")})
+    assert found["v"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("0.png,1\n1.png,2\n", [1, 2]),  # the first row has the number of the column
+        ("0.png,1\n1.png,1\n", [1, 1]),
+        (",0,1\n0,0.png,7\n1,1.png,8\n", [7, 8]),  # as pandas writes columns without names
+    ],
+)
+def test_columns_by_number_lose_no_row(folder, text, labels):
+    (folder / "l.csv").write_text(text)
+    found, _ = served(folder / "l.csv", {"image": Field("image", "0"), "v": Field("label", "1")})
+    assert found["v"].tolist() == labels
+    assert found["image"][:, 0, 0, 0].tolist() == [0, 1]
+
+
+def test_a_number_beyond_the_columns_is_no_value_of_the_first_row(folder):
+    (folder / "l.csv").write_text("0.png,5\n1.png,6\n")
+    with pytest.raises(PrefetchdError, match=r"cannot find the column '5' .* has 2, from 0"):
+        served(folder / "l.csv", {"image": Field("image", "0"), "v": Field("label", "5")})

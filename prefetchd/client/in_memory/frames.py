@@ -24,11 +24,13 @@ def of_dict(source: Mapping[Any, Any], config: Config) -> PassedTable:
     """Serve a dictionary of columns: lists, arrays or series of one length."""
     if not source:
         raise ManifestError("cannot serve the dictionary: it has no columns; give {'path': [...], 'label': [...]}")
+    check_distinct(map(str, source))
     columns = {str(name): values for name, values in source.items()}
     lengths = {}
     for name, values in columns.items():
         # Text and dictionaries have a length, and are no rows; a set has them in no order.
-        if isinstance(values, str | bytes | Mapping | Set) or not hasattr(values, "__len__"):
+        is_rows = hasattr(values, "__len__") and getattr(values, "ndim", 1) != 0
+        if isinstance(values, str | bytes | Mapping | Set) or not is_rows:
             raise ManifestError(
                 f"cannot use the column {name!r} of the dictionary: it has the type {type(values).__name__}; give a "
                 "list with a value a row"
@@ -115,9 +117,18 @@ def _add_any(writer: ColumnsWriter, name: str, values: Any) -> None:
             raise ValueError(f"it is a masked array of {values.dtype} with {values.ndim} dimensions")
         writer.add_numbers(name, values.filled(0), np.ma.getmaskarray(values))
     elif hasattr(values, "__array__"):
-        add_values(writer, name, np.asarray(values))
+        add_values(writer, name, _array(values))
     else:
         add_values(writer, name, values if isinstance(values, list | tuple) else list(values))
+
+
+def _array(values: Any) -> NDArray[Any]:
+    """Return an array of any library as numpy's; raises `ValueError` if numpy has no such numbers."""
+    try:
+        values = values.detach().cpu() if hasattr(values, "detach") else values
+        return np.asarray(values)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"it cannot become an array of numpy ({' '.join(str(error).split())[:80]})") from None
 
 
 def _add_series(writer: ColumnsWriter, name: str, series: Any) -> None:

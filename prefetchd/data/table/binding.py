@@ -75,8 +75,8 @@ def bind(
     Args:
         fields: the option, by name.
         columns: the table, as it was read or given. Of its attributes, `images` has for a column of encoded bytes the
-            columns that hold them (`columns.arrow`), `paths` lists columns that are paths to every kind, and `classes`
-            has the names of the classes of columns of numbers.
+            columns that hold them (`columns.arrow`), `paths` lists columns that are paths to every kind, `classes` has
+            the names of the classes of columns of numbers, and `is_text` says that numbers, too, are text.
         source: the data set's name in errors.
         images: columns of encoded images that other records have.
 
@@ -152,7 +152,8 @@ def _bind(
         )
     if field.kind == "label" and holds == "text":
         where = f"{layout.name!r} of {source}"
-        numbers, classes = label_numbers(column, columns.n_rows, where)
+        are_names = not columns.attributes.get("is_text")
+        numbers, classes = label_numbers(column, columns.n_rows, where, are_names=are_names)
         key = f"{name}."  # a name of its own: another field may take its values from a column called `name`
         while key in taken:
             key += "."
@@ -211,6 +212,11 @@ def _regular(name: str, column: Column, source: str) -> FieldFacts:
 def _column(name: str, columns: Columns, field: str, source: str) -> Column:
     if name in columns:
         return columns[name]
+    left_out = columns.attributes.get("left_out", {})
+    if name in left_out:
+        raise ConfigError(f"cannot take the field {field} from {name!r} of {source}: {left_out[name]}; give another")
     near = difflib.get_close_matches(name, list(columns), 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, list(columns)[:20]))}"
-    raise ConfigError(f"cannot take the field {field} from {name!r}: {source} has no such column; {hint}")
+    hint = f"did you mean {near[0]!r}" if near else f"there are {', '.join(map(repr, list(columns)[:20]))}"
+    raise ConfigError(
+        f"cannot take the field {field} from {name!r}: {source} has no such column; {hint}; give each field its column"
+    )

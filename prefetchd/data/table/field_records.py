@@ -22,6 +22,7 @@ from prefetchd.data.files import check_unchanged, identity_of, read_file
 from prefetchd.data.kinds import refuse_given
 from prefetchd.data.records import FieldFacts, Sample, shown_path
 from prefetchd.data.table.binding import Binding, bind, binding_from_wire
+from prefetchd.data.table.bound_objects import check_box_format
 from prefetchd.data.table.files import IndexedFiles
 from prefetchd.errors import ManifestError, one_line
 
@@ -106,6 +107,9 @@ class FieldRecords:
             if "box_format" not in columns.attributes:
                 refuse_given(config, ("crowds",), "COCO files")
             bindings, made = bind(fields, columns, name, images)
+            for binding, field in zip(bindings, fields.values(), strict=False):
+                if field.kind == "boxes":
+                    check_box_format(field, config.source_box_format, binding, columns, name)
         except BaseException:
             columns.close()
             for each in images.values():

@@ -12,7 +12,6 @@ from prefetchd.data.files import check_complete, identity_of
 from prefetchd.data.first_look import check_some_exist
 from prefetchd.data.kinds import (
     ARRAY_OPTIONS,
-    BOX_OPTIONS,
     LIST_OPTIONS,
     OBJECT_TARGETS,
     SEQUENCE_OPTIONS,
@@ -29,14 +28,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("prefetchd")
 
-# Options that concern fields of some kinds alone.
-_OF_KINDS = (
-    (BOX_OPTIONS, ("boxes",)),
-    (("max_boxes",), OBJECT_TARGETS),
-    (("mask_border",), ("mask",)),
-    (("color", "channels", "dtype", "scale", "mean", "std", "interpolation", "shrink_on_load"), ("image",)),
-    (("image_size", "layout", "resize", "augment", "max_image_pixels"), ("image", "mask")),
-)
 _TEXT = (".csv", ".tsv")
 _JSON = (".jsonl", ".ndjson")
 
@@ -57,7 +48,6 @@ def open_fields(config: Config, records: FieldRecords) -> FieldsSource:
         ConfigError: if the options contradict each other or the data.
     """
     try:
-        _refuse_idle(config)
         for number, (name, facts) in enumerate(zip(parse_fields(config.fields), records.fields, strict=True)):
             if facts.holds == "files":
                 check_some_exist(records, config, (number, name))
@@ -65,14 +55,6 @@ def open_fields(config: Config, records: FieldRecords) -> FieldsSource:
     except BaseException:
         records.close()
         raise
-
-
-def _refuse_idle(config: Config) -> None:
-    """Raise `InapplicableOption` for an option that concerns no kind of field that there is."""
-    there = {field.kind for field in parse_fields(config.fields).values()}
-    for names, kinds in _OF_KINDS:
-        if there.isdisjoint(kinds):
-            refuse_given(config, names, f"fields of kind {' and '.join(kinds)}")
 
 
 def open_table(config: Config, kind: str) -> FieldRecords:
@@ -90,7 +72,7 @@ def open_table(config: Config, kind: str) -> FieldRecords:
     if objects and kind == "manifest" and (suffix == ".json" or yolo_folders(path) is not None):
         return _open_annotated(config, path, name, with_keypoints="keypoints" in objects)
     if kind == "tar" or (os.path.isdir(path) and kind == "manifest"):
-        refuse_given(config, ("root",), "lists of images")
+        refuse_given(config, ("root",), "lists of paths")
     if os.path.isdir(path) and kind == "manifest":
         from prefetchd.data.table.pairs import read_pairs
 
@@ -103,7 +85,8 @@ def open_table(config: Config, kind: str) -> FieldRecords:
         from prefetchd.data.table.parquet import read_parquet
 
         columns, images, files = read_parquet(config, name, parse_fields(config.fields))
-        return FieldRecords.open(config, columns, root=os.path.dirname(files[0]), files=files, images=images)
+        root = os.path.dirname(files[0]) if config.root is None else os.path.abspath(os.path.expanduser(config.root))
+        return FieldRecords.open(config, columns, root=root, files=files, images=images)
     if kind == "manifest" and suffix in (*_TEXT, *_JSON):
         return _open_list(config, path, name, is_json=suffix in _JSON)
     if kind == "arrow":

@@ -45,7 +45,7 @@ class TextColumn:
 
 
 def label_numbers(
-    values: Iterable[str], n_rows: int, where: str
+    values: Iterable[str], n_rows: int, where: str, *, are_names: bool = False
 ) -> tuple[NDArray[np.int64] | NDArray[np.float64], tuple[str, ...] | None]:
     """Return the labels of a column of text as numbers, and their names if they are classes.
 
@@ -53,6 +53,7 @@ def label_numbers(
         values: the text of each row.
         n_rows: how many there are.
         where: the column's name in errors: "the column 'label' of train.csv".
+        are_names: whether text that looks like a number is a name: it came from a source that has numbers, too.
 
     Raises:
         ManifestError: if one is missing or infinite, or there are too many classes.
@@ -65,7 +66,7 @@ def label_numbers(
             f"cannot take labels from {where}: row {row} (from 0) has {missing!r}; complete the column, or "
             "remove that row"
         )
-    values_of = _as_numbers(list(names))
+    values_of = None if are_names else _as_numbers(list(names))
     if values_of is not None:
         _check_held(values_of, list(names), numbers, where)
         if not np.isfinite(values_of).all():
@@ -99,6 +100,16 @@ def _by_name(values: Iterable[str], n_rows: int) -> tuple[NDArray[np.int64], dic
     names: dict[str, int] = {}
     numbers = np.fromiter((names.setdefault(value, len(names)) for value in values), np.int64, n_rows)
     return numbers, names
+
+
+def check_no_header(values: Iterable[str], where: str) -> None:
+    """Raise `ManifestError` if the first of the values is a word, and all others are numbers: it is a title."""
+    first, *others = dict.fromkeys(values)
+    if others and _as_numbers([first]) is None and _as_numbers(others) is not None:
+        raise ManifestError(
+            f"cannot take line 1 for a sample: {where} has {one_line(first)[:60]!r} there, and numbers below; give the "
+            "columns by their names, or remove that line"
+        )
 
 
 def array_numbers(values: Iterable[str], n_rows: int, where: str) -> NDArray[np.int64] | NDArray[np.float64]:
