@@ -160,7 +160,7 @@ def test_layouts_that_make_no_sense_are_refused(fields: list[Any]) -> None:
 
 
 def opened(source: Path, **fields: str) -> FieldsSource:
-    found = open_source(make_config(source=source, fields=fields, image_size=4))
+    found = open_source(make_config(source=source, fields=fields))
     assert isinstance(found, FieldsSource)
     return found
 

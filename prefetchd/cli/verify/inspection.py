@@ -28,7 +28,8 @@ from prefetchd.daemon.memory.manager import MemoryManager
 from prefetchd.daemon.memory.plan import make_plan, reader_limits
 from prefetchd.daemon.readers.batch_builder import BatchBuilder
 from prefetchd.daemon.readers.job_tracker import BadSample
-from prefetchd.daemon.readers.pool import Pool, PoolEvents
+from prefetchd.daemon.readers.pool import Pool
+from prefetchd.daemon.readers.pool_events import PoolEvents
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import Dataset
 from prefetchd.data.fields.inspection import InspectedFields
