@@ -44,6 +44,14 @@ def test_all_spellings_of_one_field_are_one_text() -> None:
     assert parse_fields(texts({"depth": "image"}))["depth"].column == "depth"
 
 
+def test_a_field_takes_what_programs_have_at_hand() -> None:
+    """mypy checks this function too: the types that may be given are wider than those of the attributes."""
+    assert Field("image", size=64) == Field("image", size="64") == Field("image", size=[64, 64])
+    assert Field("array", shape=4, dtype=np.float32) == Field("array", shape=(4,), dtype="float32")
+    assert Field("label", ("roll", "pitch")) == Field("label", "roll,pitch")
+    assert Field("image", mean=[1, 2, 3], std=2, scale="1/255") == Field("image", mean=(1, 2, 3), std=2, scale=1 / 255)
+
+
 def test_fields_are_part_of_the_digest_and_none_changes_none() -> None:
     plain, one = make_config(source="m"), make_config(source="m", fields={"a": "image"})
     assert make_config(source="m", fields={}).digest() == plain.digest() != one.digest()
