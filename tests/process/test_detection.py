@@ -244,14 +244,6 @@ def test_tables_in_memory_and_arrow_files(painted, tmp_path):
     for source in (table, tmp_path / "a.arrow"):
         for name, values in targets(batches(source, source_box_format="xywh")).items():
             np.testing.assert_allclose(values, expected[name], atol=1e-4, err_msg=name)
-    named = {**table, "labels": [row["labels"] for row in rows]}
-    with pytest.raises(
-        prefetchd.ManifestError, match=r"column 'labels' of .*; give lists of numbers, also for classes"
-    ):
-        batches(named, source_box_format="xywh")
-    del table["labels"]
-    with pytest.raises(prefetchd.ManifestError, match=r"cannot tell where .* has the boxes' labels"):
-        batches(table, source_box_format="xywh")
 
 
 def test_torch_gets_a_tree_of_tensors(painted):

@@ -232,18 +232,10 @@ def read_columns(config: Config, columns: Columns, name: str) -> AnnotatedImages
         ManifestError: if a row does not fit, with its number.
     """
     lists = ObjectLists(name, with_keypoints=config.target == "keypoints")
-    left_out: dict[str, str] = columns.attributes.get("left_out", {})
-    try:
-        objects, labels = object_columns(config, columns, name)
-    except ManifestError:
-        wanted = object_columns(config, [*columns, *left_out], name)
-        key = next(each for each in wanted if each is not None and each in left_out)
-        raise ManifestError(
-            f"cannot use the column {key!r} of {name}: {left_out[key]}; give lists of numbers, also for classes"
-        ) from None
-    for column in (objects, labels):
-        if column is not None and columns[column].layout.kind != "ragged":
-            raise ManifestError(f"cannot use the column {column!r} of {name}: it has no lists; give y_column")
+    objects, labels = object_columns(config, columns, name)
+    for key in (objects, labels):
+        if key is not None and columns[key].layout.kind != "ragged":
+            raise ManifestError(f"cannot use the column {key!r} of {name}: it has no lists; give y_column")
     for row in range(columns.n_rows):
         try:
             lists.add(columns[objects][row].tolist(), None if labels is None else columns[labels][row].tolist())
