@@ -235,7 +235,9 @@ class _Inspection:
             for sample_id in range(first, first + order.rows(batch)):
                 self._sweep.begun[_ALONE, 0, sample_id] = None
         else:
-            self._note(batch, text, judged=False)
+            # A verdict stands: where no sample is good, the last batch fails for that alone.
+            if batch not in self.verdicts:
+                self._note(batch, text, judged=False)
             self._count(1)
 
     def _count(self, n_samples: int) -> None:

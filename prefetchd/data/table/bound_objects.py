@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from prefetchd.data.table.annotated import are_fractions
 from prefetchd.errors import ConfigError, ManifestError
 
 if TYPE_CHECKING:
@@ -35,6 +36,11 @@ def bind_objects(
         raise ConfigError(
             f"cannot take the field {name} from {binding.column!r} of {source}: its values have the shape {shape}, and "
             f"they must be {wanted}; give another column"
+        )
+    if not is_boxes and not columns.attributes.get("box_format") and are_fractions(column.values):
+        raise ManifestError(
+            f"cannot serve the field {name} of {source}: no coordinate of its keypoints is above 1, as in fractions of "
+            "the image; write pixels"
         )
     beside = {"labels": field.labels} if field.labels is not None else {}
     written = str(columns.attributes.get("box_format", ""))
