@@ -198,6 +198,16 @@ def test_tables_give_the_columns_that_are_named(tmp_path: Path, name: str, conte
     assert values_of(source) == [(1, "a,b"), (2, "é")]
 
 
+def test_files_beside_the_first_image_may_be_of_any_kind(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.mask.png", "a.txt", "a.npy"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "a.csv").write_text("path\na.jpg\n")
+    beside = {"mask": "mask('.mask.png')", "caption": "text('.txt', max_bytes=9)"}
+    source = opened(tmp_path / "a.csv", image="image(path)", **beside, vector="array('.npy', shape=3, dtype=uint8)")
+    paths = [str(tmp_path / name) for name in ("a.jpg", "a.mask.png", "a.txt", "a.npy")]
+    assert values_of(source) == [tuple(paths)]
+
+
 def test_columns_by_number_need_no_header(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("5,dog\n6,cat\n")
     source = opened(tmp_path / "a.csv", n="label('0')", c="label('1')")
