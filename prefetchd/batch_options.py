@@ -75,6 +75,10 @@ class DataOptions(TypedDict, total=False):
     shuffle: bool | None
     seed: int | None
     drop_last: bool | None
+    subset: str | bytes | os.PathLike[str] | Sequence[int] | np.ndarray[Any, Any] | None
+    where: Mapping[str, Any] | str | Sequence[str] | None
+    split: str | None
+    limit: int | None
     on_error: OnError | None
     max_image_pixels: int | None
     num_workers: int | str | None

@@ -24,7 +24,7 @@ def read_config_file(path: str) -> tuple[dict[str, Any], dict[str, dict[str, Any
     """Return the options in the TOML file at `path`, and those of each data set that has a table there, by its name.
 
     Keys are written `batch-size` or `batch_size`. A relative path (`source`, `root`, `labels`, `offsets`) starts from
-    the file's own folder. The table `fields` is the option of that name, as is `fields` in a data set's table.
+    the file's own folder. The tables `fields` and `where` are the options of that name, as in a data set's table.
 
     Raises:
         ConfigError: if the file cannot be read or is not TOML.
@@ -39,7 +39,9 @@ def read_config_file(path: str) -> tuple[dict[str, Any], dict[str, dict[str, Any
     except RecursionError:
         raise ConfigError(f"cannot read the configuration {path}: it is nested too deeply; correct the TOML") from None
     tables = {
-        key: _from_toml(path, value) for key, value in table.items() if isinstance(value, dict) and key != "fields"
+        key: _from_toml(path, value)
+        for key, value in table.items()
+        if isinstance(value, dict) and key not in _TABLE_OPTIONS
     }
     return _from_toml(path, {key: value for key, value in table.items() if key not in tables}), tables
 
@@ -53,6 +55,7 @@ def _from_toml(path: str, table: dict[str, Any]) -> dict[str, Any]:
 
 
 MAX_DATASETS = 64
+_TABLE_OPTIONS = ("fields", "where")
 _NAME = r"[A-Za-z0-9_-]{1,64}"
 _NAMED = re.compile(r"([^/=]*)=(.*)", re.DOTALL)
 

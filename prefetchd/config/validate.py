@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from prefetchd.config import augment, convert, fields, views
+from prefetchd.config import augment, convert, fields, selection, views
 from prefetchd.config.augment_values import RANDOM
 from prefetchd.config.convert import wrong
 from prefetchd.config.options import OPTION_TYPES, OPTIONS, Config
@@ -24,6 +24,9 @@ _CONVERTERS: dict[str, Callable[[object], Any]] = {
     "root": convert.path,
     "labels": convert.path,
     "offsets": convert.path,
+    "subset": convert.path,
+    "where": selection.canonical_where,
+    "split": selection.canonical_split,
     "image_size": convert.image_size,
     "dtype": lambda value: convert.coerce("dtype", convert.dtype_name(value), OPTION_TYPES["dtype"]),
     "cache": convert.path,
@@ -241,7 +244,8 @@ def doubts(config: Config) -> str:
 
 # What to write in place of an option that does not exist.
 _TORCH = "prefetchd.torch.batches(device='cuda'), whose slots are page-locked"
-_MANIFESTS = "two manifests, which one daemon can serve"
+_SAMPLER = "subset= or where=, for some of the samples, and shuffle= and seed= for their order"
+_SPLITS = "split=: '0-90%' for training and '90-100%' for validation"
 _SIZES = "image_size="
 _LABELS = "the labels of the manifest, or the class folders"
 
@@ -249,8 +253,8 @@ _LABELS = "the labels of the manifest, or the class folders"
 ELSEWHERE = {
     # PyTorch's DataLoader
     "dataset": "a source: a list of (path, label) pairs, a table, a manifest, a directory, shards or arrays",
-    "sampler": "a manifest with the lines that you want: there are no samplers",
-    "batch_sampler": "a manifest with the lines that you want: there are no samplers",
+    "sampler": _SAMPLER,
+    "batch_sampler": _SAMPLER,
     "collate_fn": "image_size= or max_length=, which give all samples one shape",
     "pin_memory": _TORCH,
     "worker_init_fn": "seed=: randomness depends on the seed, the epoch and the sample",
@@ -269,12 +273,11 @@ ELSEWHERE = {
     "workers": "num_workers=",
     "use_multiprocessing": "num_workers=",
     "max_queue_size": "memory_budget=, from which it follows how far ahead is decoded",
-    "validation_split": _MANIFESTS,
+    "validation_split": _SPLITS,
     "target_size": _SIZES,
     "class_mode": _LABELS,
     "label_mode": _LABELS,
     "color_mode": "color=",
-    "subset": _MANIFESTS,
     "size": _SIZES,
     "height": _SIZES,
     "width": _SIZES,

@@ -13,8 +13,10 @@ The hash, and the model of the round function, is the finaliser of SplitMix64 (S
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import count
 from math import isqrt
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from prefetchd.sampling.places import Places
 
 SORTED_UP_TO = 1 << 12
 
@@ -46,7 +50,7 @@ def _mix(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def _mix_array(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def mix_array(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """SplitMix64's finaliser, elementwise."""
     values = (values ^ (values >> _BY_30)) * _FIRST
     values = (values ^ (values >> _BY_27)) * _SECOND
@@ -65,7 +69,7 @@ class Permutation:
         self._sorted: NDArray[np.int64] | None = None
         if n <= SORTED_UP_TO:
             # Distinct numbers have distinct hashes, so there are no ties.
-            self._sorted = np.argsort(_mix_array(np.arange(n, dtype=np.uint64) + np.uint64(key)))
+            self._sorted = np.argsort(mix_array(np.arange(n, dtype=np.uint64) + np.uint64(key)))
             return
         width = isqrt(n - 1) + 1
         height = -(-n // width)
@@ -117,11 +121,12 @@ class Order:
     """Which samples are in which batch of which epoch.
 
     Attributes:
-        n_samples: samples in the data set.
+        n_samples: samples in an epoch.
         batch_size: samples in a full batch.
         drop_last: whether a shorter last batch is left out.
         shuffle: whether each epoch has an order of its own.
         seed: decides the shuffled orders.
+        places: the samples that are served; `None` for the first `n_samples` of the data set.
     """
 
     n_samples: int
@@ -129,6 +134,7 @@ class Order:
     drop_last: bool
     shuffle: bool
     seed: int
+    places: Places | None = None
 
     @property
     def batches_per_epoch(self) -> int:
@@ -144,8 +150,18 @@ class Order:
     def sample_ids(self, epoch: int, batch: int, first_row: int, n_rows: int) -> NDArray[np.int64]:
         """Return the ids, shape (n_rows,), int64, of rows `first_row` onwards of a batch."""
         start = batch * self.batch_size + first_row
-        if not self.shuffle:
-            return np.arange(start, start + n_rows, dtype=np.int64)
+        found = np.arange(start, start + n_rows, dtype=np.int64)
+        if self.shuffle:
+            found = self._shuffled(epoch, start, n_rows)
+        return found if self.places is None else self.places.sample_ids(found)
+
+    def following(self, sample_id: int) -> Iterator[int]:
+        """Yield the samples that can stand in for `sample_id`, the nearest first, over and over."""
+        if self.places is not None:
+            return self.places.following(sample_id)
+        return ((sample_id + step) % self.n_samples for step in count(1))
+
+    def _shuffled(self, epoch: int, start: int, n_rows: int) -> NDArray[np.int64]:
         parts = [np.empty(0, np.int64)] if not n_rows else []
         for number in range(start // _BLOCK_POSITIONS, -(-(start + n_rows) // _BLOCK_POSITIONS)):
             block, first = _shuffled_block(self.n_samples, self.seed, epoch, number), number * _BLOCK_POSITIONS

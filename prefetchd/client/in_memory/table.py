@@ -11,6 +11,7 @@ from prefetchd.columns.passed import PassedTable
 from prefetchd.columns.writer import ColumnsWriter
 from prefetchd.config.fields import parse_fields
 from prefetchd.config.options import Config
+from prefetchd.config.selection import order_columns
 from prefetchd.errors import ManifestError
 
 Add = Callable[[ColumnsWriter], None]
@@ -19,10 +20,11 @@ Add = Callable[[ColumnsWriter], None]
 def wanted_columns(config: Config, names: Sequence[str]) -> Collection[str] | None:
     """Return the columns that the options ask for, by name; `None` where the daemon has to choose among all."""
     if config.fields:
-        return {field.column or name for name, field in parse_fields(config.fields).items()}
+        named = {field.column or name for name, field in parse_fields(config.fields).items()}
+        return named | (order_columns(config) & set(names))
     if config.x_column is None or (config.y_column is None and config.label_columns != 0):
         return None
-    asked = [config.x_column, *(config.y_column or "").split(",")]
+    asked = [config.x_column, *(config.y_column or "").split(","), *order_columns(config)]
     by_number = {str(number): name for number, name in enumerate(names)}
     return {name if name in names else by_number.get(name, name) for name in map(str.strip, asked) if name}
 

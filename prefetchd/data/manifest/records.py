@@ -14,7 +14,7 @@ import dataclasses
 import json
 import os
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,8 @@ from prefetchd.errors import ManifestError, one_line
 from prefetchd.ipc.descriptors import memfd_bytes
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from prefetchd.data.files import FileBuffer
     from prefetchd.data.source import ReserveMemory
 
@@ -179,6 +181,27 @@ class Manifest:
         if len(path) > _SHOWN_CHARACTERS:
             path = "..." + path[-_SHOWN_CHARACTERS:]
         return f"{self.name} line {sample.line}: {path}" if sample.line else path
+
+    def _lines(self) -> Iterator[bytes]:
+        """Yield the line of each sample, in order."""
+        first = _ENTRY.unpack(read_exactly(self._index_fd, 0, _ENTRY.size, self.name))
+        end = os.fstat(self._fd).st_size
+        rows = sample_lines(self._fd, first[0], end, first[1], self.name, hash_rows=self._dialect.hash_rows)
+        return (raw for _, raw, _, _ in rows if self._is_ours(raw))
+
+    def written_paths(self) -> Iterator[bytes]:
+        """Yield each sample's path as it is written, in order; in a directory, the path below it."""
+        return (parse_line(self._dialect, raw)[0] for raw in self._lines())
+
+    def label_values(self) -> NDArray[Any] | None:
+        """Return the labels, (samples,) or (samples, k), int64 or float64; `None` for masks, or without labels."""
+        import numpy as np
+
+        if self._dialect.label_kind == "path" or not self._dialect.label_count:
+            return None
+        labels = (self._parse(0, raw).label for raw in self._lines())
+        dtype = "float64" if self.label_dtype == "float32" else "int64"
+        return np.fromiter(labels, np.dtype((dtype, self.label_shape)), self._samples)
 
     def _line(self, sample_id: int) -> tuple[int, bytes]:
         """Return the line number and the bytes of a sample's line."""
