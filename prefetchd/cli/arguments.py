@@ -7,10 +7,9 @@ import os
 from collections.abc import Container, Iterable
 from typing import Any, Literal, NoReturn, TypeAlias, get_args, get_origin
 
-from prefetchd.cli.spelling import flag_of
 from prefetchd.client.admin import ask_daemon
 from prefetchd.config.datasets import make_configs, read_config_file, split_sources
-from prefetchd.config.options import OPTION_TYPES, OPTIONS, Config
+from prefetchd.config.options import OPTION_TYPES, OPTIONS, Config, flag_of
 from prefetchd.errors import ConfigError
 from prefetchd.ipc.run_directory import choose_name
 

@@ -10,7 +10,7 @@ import logging
 import re
 import shlex
 
-from prefetchd.config.options import OPTION_TYPES, OPTIONS
+from prefetchd.config.options import OPTION_TYPES, OPTIONS, flag_of
 
 # A name at the start of a word: not in a path (`/data/root=1`), not behind a flag's dashes. With an underscore it is no
 # English word, so it counts without `=` too.
@@ -26,11 +26,6 @@ def as_flags(text: str) -> str:
     'cannot decode a.jpg: it is empty; use --on-error skip or a larger --memory-budget'
     """
     return _SPELLED.sub(_flag, text)
-
-
-def flag_of(name: str) -> str:
-    """Return the flag of an option, without its dashes."""
-    return OPTIONS[name].metadata.get("flag") or name.replace("_", "-")
 
 
 def _flag(match: re.Match[str]) -> str:

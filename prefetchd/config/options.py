@@ -301,6 +301,11 @@ LIVE_OPTIONS = ("memory_budget", "num_workers")  # what `prefetchd set` changes
 DAEMON_OPTIONS = ("num_workers", "memory_budget", "reader_timeout", "patience", "consumers", "name")
 
 
+def flag_of(name: str) -> str:
+    """Return an option's name on the command line, without its dashes."""
+    return OPTIONS[name].metadata.get("flag") or name.replace("_", "-")
+
+
 def wire_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return checked options as plain JSON values; `validate.check_options` is the inverse.
 

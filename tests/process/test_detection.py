@@ -304,7 +304,13 @@ def test_fields_of_boxes_are_the_target_beside_others(painted, tmp_path):
     pyarrow.parquet.write_table(pa.Table.from_pylist(rows), painted.folder / "rows.parquet")
     of_rows = {**fields, "objects": Field("boxes", "boxes", labels="kinds", box_format="cxcywh")}
     options = {"target": None, "augment": "hflip, rotate"}
+    table = {
+        "path": [str(painted.folder / row["path"]) for row in rows],
+        "boxes": [row["boxes"] for row in rows],
+        "kinds": [row["kinds"] for row in rows],
+    }
     for source, given, more in (
+        (table, of_rows, {"source_box_format": "xywh"}),
         (painted.coco(), fields, {}),
         (painted.yolo(tmp_path / "yolo"), fields, {}),
         (painted.folder / "rows.jsonl", of_rows, {"source_box_format": "xywh"}),

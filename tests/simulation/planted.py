@@ -7,6 +7,7 @@ A file `planted/NAME.patch` has a head and one hunk:
     file: prefetchd/daemon/schedule/pacing.py
     why: what is broken
     seeds: 17 4            worlds that found it, tried first
+    with: pauses           features that are on in each of its worlds; others are drawn
     within: 200            it must be found by one of the seeds from 0 to this
     ---
      context
@@ -47,6 +48,7 @@ class Planted:
         file: what it changes.
         why: what is broken.
         seeds: of worlds that found it.
+        features: on in each of its worlds.
         within: it must be found by one of the seeds below this.
         before, after: the text that is there, and what takes its place.
     """
@@ -55,6 +57,7 @@ class Planted:
     file: str
     why: str
     seeds: tuple[int, ...]
+    features: tuple[str, ...]
     within: int
     before: str
     after: str
@@ -74,12 +77,13 @@ class Planted:
 def read(path: Path) -> Planted:
     """Read one file."""
     head, _, hunk = path.read_text().partition("---\n")
-    fields = dict(line.split(": ", 1) for line in head.splitlines())
+    fields = {name: text.strip() for name, _, text in (line.partition(":") for line in head.splitlines())}
     lines = hunk.splitlines(keepends=True)
     before = "".join(line[1:] for line in lines if line[0] in " -\n")
     after = "".join(line[1:] for line in lines if line[0] in " +\n")
     seeds = tuple(map(int, fields["seeds"].split()))
-    return Planted(path.stem, fields["file"], fields["why"], seeds, int(fields["within"]), before, after)
+    features = tuple(filter(None, fields.get("with", "").split(", ")))
+    return Planted(path.stem, fields["file"], fields["why"], seeds, features, int(fields["within"]), before, after)
 
 
 def all_planted() -> list[Planted]:
@@ -109,7 +113,7 @@ def find(fault: Planted, seeds: Sequence[int], package: Path) -> Iterator[tuple[
         assert Path(importlib.import_module("prefetchd").__file__ or "").is_relative_to(package)
         for seed in seeds:
             try:
-                world.run_world(spec.draw(seed))
+                world.run_world(spec.draw(seed, fault.features))
             except world.WorldFailed as failed:
                 yield seed, f"{type(failed.error).__name__}: {failed.error}"
     finally:

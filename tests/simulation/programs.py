@@ -47,6 +47,7 @@ class Trainer:
         self._remaining: Iterator[Place] | None = None
         self._loader: Loader | None = None
         self._batches: Any = None
+        self._other_runs = False  # another thread has a loop of the same loader
         self._last_epoch: int | None = None
 
     def run(self) -> None:
@@ -61,6 +62,8 @@ class Trainer:
         finally:
             self._held.clear()
             self._batches = None
+            while self._other_runs and self.world.kernel.current.process.alive:
+                self.world.kernel.sleep(0.1)
             if self._loader is not None:
                 self._loader.close()
                 self._loader = None
@@ -88,6 +91,7 @@ class Trainer:
         )
         if spec.second_at:
             process = world.kernel.current.process
+            self._other_runs = True
             world.kernel.spawn(process, f"{self.name} again", self._second, spec.second_at)
         if spec.shared_at:
             world.kernel.spawn(world.kernel.current.process, f"{self.name} shared", self._ask_as_well, spec.shared_at)
@@ -99,6 +103,10 @@ class Trainer:
 
     def _second(self) -> None:
         """Loop in another thread of the same loader: one of the two ends with an error."""
+        for _ in range(100):
+            if self.waits_since_s is not None:
+                break
+            self.world.kernel.sleep(self.spec.step_s / 3 + 0.001)
         loader = self._loader
         if loader is None:
             return
@@ -107,13 +115,17 @@ class Trainer:
             for batch in loader:
                 if expected is None:
                     shard = shard_of(self._content, self.spec, self.world.spec.datasets[self.spec.dataset].drop_last)
-                    expected = places(shard, batch.epoch, self.spec.epochs)
+                    all_places = places(shard, batch.epoch, self.spec.epochs)
+                    begin = batch.epoch, batch.index  # not 0 where the first loop has loaded a state
+                    expected = itertools.dropwhile(lambda place, begin=begin: place[:2] != begin, all_places)
                 self._check(batch, next(expected))
                 del batch
                 self.world.kernel.sleep(self.spec.step_s)
         except PrefetchdError as error:
             self.world.kernel.note("ends", f"{self.name} again", type(error).__name__, self.world.told(error))
             self.world.check_error(self, error)
+        finally:
+            self._other_runs = False
 
     def _ask_as_well(self) -> None:
         """Ask the iterator in which the loop waits, now and then: that is an error, and takes no batch."""

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 SIGNATURE_BYTES = 24
 _FORK_S = 0.003
 _BOOT_S = 0.05
+_ANSWER_S = 0.001
 _PACKAGE = Path(prefetchd.__file__).parent
 _DECODING = f'Thread 0x1 (most recent call first):\n  File "{_PACKAGE}/data/images/decode.py", line 1 in decode\n'
 _READING = f'Thread 0x1 (most recent call first):\n  File "{_PACKAGE}/data/files.py", line 1 in read\n'
@@ -96,6 +97,7 @@ class SimReader:
         self._early: deque[tuple[reader_messages.ToReader, list[Any]]] = deque()  # arrived before its turn
         self._fills: deque[reader_messages.Fill] = deque()
         self._done: list[reader_messages.Done] = []
+        self._answered_s = 0.0
         self._on_memory: Callable[[str], None] | None = None
         self._in_kernel = self._killed = False
         self._hangs = ""
@@ -217,8 +219,10 @@ class SimReader:
 
     def finished(self, done: reader_messages.Done, *, alone: bool, together: bool) -> None:
         """A task is done."""
+        if not self._done:
+            self._answered_s = self.kernel.now_s - done.took_s
         self._done.append(done)
-        if alone or not together:
+        if alone or not together or self.kernel.now_s - self._answered_s > _ANSWER_S:
             self._answer()
         if alone:
             self._idle()
@@ -424,10 +428,10 @@ class _Filling:
         self._write(first)
         took_s = self._reader.kernel.now_s - self._began_s
         self._world.machine.busy_s += took_s - self._waited_s
-        done = reader_messages.Done(
-            self._task.task, self._faults, took_s, self._spec.read_s, rows_left, min(took_s, self._waited_s)
-        )
-        self._reader.finished(done, alone=self._alone, together=self._spec.kind == "arrays")
+        is_array = self._spec.kind == "arrays"  # whose reads are nobody's to wait for
+        read_s, waited_s = (0.0, 0.0) if is_array else (self._spec.read_s, min(took_s, self._waited_s))
+        done = reader_messages.Done(self._task.task, self._faults, took_s, read_s, rows_left, waited_s)
+        self._reader.finished(done, alone=self._alone, together=is_array)
 
 
 class SimForkServer:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +24,18 @@ FEATURES = (
     "daemon stops", "daemon deaths", "reconnect", "set", "shortage", "small sockets", "slow wakes", "preempt", "status",
     "superseded", "one iterator",
 )  # fmt: skip
-# They end loops before their time, so that worlds with them see less of all the others.
-_LESS_OFTEN = {"too large": 0.25, "raise": 0.4, "daemon deaths": 0.5, "together": 0.6, "superseded": 0.5}
+# Some end loops before their time, so that worlds with them see less of all the others; some need others to matter.
+_HOW_OFTEN = {
+    "pauses": 1.8,
+    "no patience": 0.5,
+    "endless patience": 0.5,
+    "shuffle": 1.5,
+    "bad samples": 1.5,
+    "too large": 0.25,
+    "raise": 0.4,
+    "daemon deaths": 0.5,
+    "together": 0.6,
+}
 KINDS = {
     "bad samples": ("refused", "missing", "random"),
     "crashes": ("crash",),
@@ -67,7 +78,7 @@ class LoopSpec:
         pause_at, pause_s: it pauses at that batch of all, for so long; 0 for never.
         break_at: it leaves each iteration after so many batches; 0 for never.
         resume: after each iteration that it left, it goes on from its state.
-        second_at: another thread begins an iteration of the same loader at that time; 0 for never.
+        second_at: another thread begins an iteration of the same loader, when the loop waits after that; 0 for never.
         shared_at: another thread asks the same iterator, from that time on; 0 for never.
     """
 
@@ -139,25 +150,25 @@ def _log(rng: random.Random, low: float, high: float) -> float:
     return math.exp(rng.uniform(math.log(low), math.log(high)))
 
 
-def draw(seed: int) -> WorldSpec:
-    """Return the world of a seed."""
+def draw(seed: int, also: Collection[str] = ()) -> WorldSpec:
+    """Return the world of a seed, in which the features `also` are on in any case."""
     # Streams of their own, so that a feature that is added later leaves the others of a world alone.
     rng = random.Random(f"world {seed}")
     share = rng.choice((0.08, 0.2, 0.35, 0.5))
     on = {
         feature
         for feature in FEATURES
-        if random.Random(f"{feature} {seed}").random() < share * _LESS_OFTEN.get(feature, 1.0)
+        if random.Random(f"{feature} {seed}").random() < share * _HOW_OFTEN.get(feature, 1.0) or feature in also
     }
     if not on & {"daemon deaths"}:
         on.discard("reconnect")
-    many = rng.choice((1, 1, 2, 2, 3, 4, 6, 8))
+    many = rng.choice((1, 2, 2, 3, 3, 4, 6, 8))
     n_datasets = 3 if "three data sets" in on else 2 if "two data sets" in on else 1
     is_large = "large ring" in on and "tiny ring" not in on
     datasets = tuple(_draw_dataset(random.Random(f"data {number} {seed}"), on) for number in range(n_datasets))
     loops = _draw_loops(random.Random(f"loops {seed}"), on, many, n_datasets)
-    n_least = 3 + (3 * len(loops) if rng.random() < 0.85 else 0)
-    n_slots = 3 if "tiny ring" in on else rng.randint(16, 90) if is_large else rng.randint(n_least, n_least + 6)
+    n_least = 3 + ((3 if "copies" in on else 2) * len(loops) if rng.random() < 0.9 else 0)
+    n_slots = 3 if "tiny ring" in on else rng.randint(16, 90) if is_large else rng.randint(n_least, n_least + 4)
     busy_s = sum(loop.step_s * 20 for loop in loops) + 1
     faults = _draw_faults(random.Random(f"faults {seed}"), on, busy_s)
     patience_s = 0.0 if "no patience" in on else math.inf if "endless patience" in on else _log(rng, 0.2, 30)
@@ -233,11 +244,11 @@ def _draw_loops(rng: random.Random, on: set[str], many: int, n_datasets: int) ->
                 start_s=rng.choice((0.0, 0.0, rng.uniform(0, 3))),
                 rank=rng.randrange(world_size) if ranked else 0,
                 world_size=world_size if ranked else 1,
-                epochs=rng.choice((1, 1, 2, 3)),
+                epochs=rng.choice((1, 1, 2, 3, 6)),
                 iterations=rng.randint(2, 4) if "iterations" in on else 1,
                 step_s=step_s * rng.choice((1, 1, 1, 0.1, 4)),
                 hold=rng.choice((0, 1, 2)) if "holds" in on else 0,
-                pause_at=rng.randint(1, 12) if "pauses" in on and rng.random() < 0.6 else 0,
+                pause_at=rng.randint(1, 12) if "pauses" in on and rng.random() < 0.5 else 0,
                 pause_s=rng.choice((5.0, 100.0, 2000.0)),
                 rest_s=rng.choice((0.1, 30.0)) if "rests" in on else 0.0,
                 break_at=rng.randint(1, 6) if "breaks" in on and rng.random() < 0.6 else 0,
@@ -253,7 +264,7 @@ def _draw_loops(rng: random.Random, on: set[str], many: int, n_datasets: int) ->
                 writable="writable" in on and rng.random() < 0.5,
                 status_every=rng.randint(2, 9) if "status" in on and rng.random() < 0.5 else 0,
                 shared_at=rng.uniform(0.05, 0.5) if "one iterator" in on and rng.random() < 0.7 else 0.0,
-                second_at=rng.uniform(0.05, 1.0) if "superseded" in on and alone and rng.random() < 0.5 else 0.0,
+                second_at=rng.uniform(0.05, 1.0) if "superseded" in on and alone and rng.random() < 0.7 else 0.0,
             )
         )
     return tuple(loop if not loop.join else dataclasses.replace(loop, reconnect=False) for loop in loops)

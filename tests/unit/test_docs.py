@@ -13,8 +13,7 @@ import pytest
 
 import prefetchd
 from prefetchd.cli.main import make_parser
-from prefetchd.cli.spelling import flag_of
-from prefetchd.config.options import OPTIONS
+from prefetchd.config.options import OPTIONS, flag_of
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -124,7 +124,7 @@ def test_a_row_that_does_not_fit_is_named(tmp_path, row, words):
         ([{"path": "a.jpg", "keypoints": []}], {"target": "keypoints"}, "no row has any"),
         ([{"path": "a.jpg", "points": [[1]]}], {"target": "keypoints"}, "a point is (x, y) or (x, y, visibility)"),
         (
-            [{"path": "a.jpg", "points": [[1, 2]]}, {"path": "b.jpg", "points": [[1, 2], [3, 4]]}],
+            [{"path": "a.jpg", "points": [[1, 2]]}, {"path": "b.jpg", "points": [[[1, 2], [3, 4]]]}],
             {"target": "keypoints"},
             "its objects have 2 keypoints, and others 1",
         ),
@@ -150,16 +150,22 @@ def test_whatever_a_row_has_it_is_read_or_refused(tmp_path, objects, labels, tar
         assert found.boxes.shape == (found.offsets[-1], 4)
 
 
-def test_keypoints_of_one_object_or_of_several(tmp_path):
+def test_keypoints_of_an_image_or_of_its_objects(tmp_path):
     rows = [
         {"path": "a.jpg", "keypoints": [[1, 2], [3, 4]]},
         {"path": "b.jpg", "keypoints": []},
-        {"path": "c.jpg", "keypoints": [[[1, 2, 0], [3, 4, 1]], [[5, 6, 2], [7, 8, 2]]]},
+        {"path": "c.jpg", "keypoints": [[5, 6, 0]]},
     ]
     found = read(jsonl(tmp_path, *rows), target="keypoints")
-    assert found.offsets.tolist() == [0, 1, 1, 3]
-    assert found.keypoints[0].tolist() == [[1, 2, 2], [3, 4, 2]]
-    assert found.keypoints[2].tolist() == [[5, 6, 2], [7, 8, 2]]
+    assert found.offsets.tolist() == [0, 2, 2, 3]
+    assert found.keypoints.tolist() == [[[1, 2, 2]], [[3, 4, 2]], [[5, 6, 0]]]
+    rows = [
+        {"path": "a.jpg", "keypoints": [[[1, 2, 0], [3, 4, 1]], [[5, 6, 2], [7, 8, 2]]]},
+        {"path": "b.jpg", "keypoints": []},
+    ]
+    found = read(jsonl(tmp_path, *rows), target="keypoints")
+    assert found.offsets.tolist() == [0, 2, 2]
+    assert found.keypoints[1].tolist() == [[5, 6, 2], [7, 8, 2]]
 
 
 def test_records_give_the_same_in_another_process_and_follow_the_content(tmp_path):

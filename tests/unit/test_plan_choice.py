@@ -75,11 +75,12 @@ def test_the_command_line_means_the_configuration_that_was_measured():
         scale="1/255", mean=(-0.5, 0.0, 0.25), augment="hflip(p=0.25), rotate(degrees=10)", python_path=["/a", "/b"],
         y_column="a,b", seed=7, target="mask",
     )  # fmt: skip
-    line = plan_choice.command_line(config, POINTS[1])
-    words = shlex.split(line)
-    assert words[0] == "prefetchd"
-    (parsed,) = configs_of(make_parser().parse_args(words[1:])).values()
-    assert parsed == dataclasses.replace(config, num_workers=2, memory_budget="120MiB")
+    with_fields = make_config(source="a.csv", fields={"depth": "image(d, channels=1)", "caption": "text('.txt')"})
+    for each in (config, with_fields):
+        words = shlex.split(plan_choice.command_line(each, POINTS[1]))
+        assert words[0] == "prefetchd"
+        (parsed,) = configs_of(make_parser().parse_args(words[1:])).values()
+        assert parsed == dataclasses.replace(each, num_workers=2, memory_budget="120MiB")
 
 
 def test_the_plot_is_an_svg_with_a_line_for_each_number_of_readers():

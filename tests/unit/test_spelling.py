@@ -6,8 +6,8 @@ import logging
 
 import pytest
 
-from prefetchd.cli.spelling import FlagFormatter, as_flags, flag_of
-from prefetchd.config.options import OPTIONS
+from prefetchd.cli.spelling import FlagFormatter, as_flags
+from prefetchd.config.options import OPTIONS, flag_of
 
 
 @pytest.mark.parametrize(

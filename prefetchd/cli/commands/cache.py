@@ -105,7 +105,7 @@ def _build(name: str, config: Config) -> int:
         done = good = 0
         checked_s = time.monotonic()
         for batch in loader:
-            good += len(batch.x)
+            good += len(batch.sample_ids)
             done = min(loader.n_samples, (batch.index + 1) * _BATCH)
             progress.update(done, loader.n_samples)
             if time.monotonic() - checked_s > _CHECK_S:

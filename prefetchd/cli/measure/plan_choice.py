@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from html import escape
 
 from prefetchd.cli.measure.measure import Measured
-from prefetchd.config.options import OPTIONS, Config
+from prefetchd.config.options import OPTIONS, Config, flag_of
 from prefetchd.config.units import format_bytes, format_count
 
 KNEE_SHARE = 0.9
@@ -135,9 +135,11 @@ def command_line(config: Config, chosen: Measured) -> str:
         value = getattr(config, name)
         if name == "source" or value == field.default:
             continue
-        option = "--" + name.replace("_", "-")
+        option = "--" + flag_of(name)
         if isinstance(value, bool):
             words.append(option if value else option.replace("--", "--no-", 1))
+        elif field.metadata.get("flag") is not None:
+            words += [f"{option}={each}" for each in value]
         elif isinstance(value, tuple):
             joint = (
                 "x"

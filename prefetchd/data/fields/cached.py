@@ -27,6 +27,13 @@ def cached_fields(config: Config, fields: Mapping[str, Field], facts: Sequence[F
         ConfigError: if they cannot be cached.
     """
     placed = [name for name, field in fields.items() if field.kind in ("image", "mask")]
+    objects = [name for name, field in fields.items() if field.kind in ("boxes", "keypoints")]
+    for option in ("cache", "cache_image_size"):
+        if objects and getattr(config, option) is not None:
+            raise ConfigError(
+                f"cannot use {option} with the field {objects[0]}: boxes and keypoints are placed by the file's own "
+                "pixels; leave it out"
+            )
     images = {}
     for number, (name, field) in enumerate(fields.items()):
         if field.kind != "image":

@@ -158,7 +158,7 @@ def _is_numeric(kinds: set[str], text: TextColumn) -> bool:
         float(first)
     except ValueError:
         return False
-    return kinds == {"array"}
+    return kinds <= {"array", "label"}
 
 
 def _stacked(columns: Sequence[NDArray[Any]]) -> NDArray[Any]:

@@ -327,12 +327,12 @@ def _array(value: Any, what: str, wanted: str) -> NDArray[np.float64]:
 
 
 def _points(value: Any) -> NDArray[np.float64]:
-    """Return (objects, points, 3) of a list of points, or of such a list for each object."""
+    """Return (objects, points, 3) of a list of points, each an object of its own, or of such a list for each object."""
     points = _array(value, "keypoints", "a list of points (x, y) or (x, y, visibility)")
     if points.size == 0:
         return np.zeros((0, 0, 3))
     if points.ndim == 2:
-        points = points[None]
+        points = points[:, None]
     if points.ndim != 3 or points.shape[2] not in (2, 3):
         raise BadRow(f"its keypoints have the shape {points.shape}; a point is (x, y) or (x, y, visibility)")
     if points.shape[2] == 2:
