@@ -78,6 +78,9 @@ class DataOptions(TypedDict, total=False):
     subset: str | bytes | os.PathLike[str] | Sequence[int] | np.ndarray[Any, Any] | None
     where: Mapping[str, Any] | str | Sequence[str] | None
     split: str | None
+    order: str | bytes | os.PathLike[str] | Sequence[int] | np.ndarray[Any, Any] | None
+    weights: str | bytes | os.PathLike[str] | Sequence[float] | np.ndarray[Any, Any] | None
+    epoch_samples: int | None
     limit: int | None
     on_error: OnError | None
     max_image_pixels: int | None

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from prefetchd.config.options import DAEMON_OPTIONS, PATH_OPTIONS, Config
+from prefetchd.config.order_options import is_weight_file
 from prefetchd.config.validate import make_config
 from prefetchd.errors import ConfigError
 
@@ -48,8 +49,8 @@ def read_config_file(path: str) -> tuple[dict[str, Any], dict[str, dict[str, Any
 
 def _from_toml(path: str, table: dict[str, Any]) -> dict[str, Any]:
     options = {key.replace("-", "_"): value for key, value in table.items()}
-    for key in PATH_OPTIONS:
-        if isinstance(options.get(key), str):
+    for key in (*PATH_OPTIONS, "weights"):
+        if isinstance(options.get(key), str) and (key != "weights" or is_weight_file(options[key])):
             options[key] = str(Path(path).parent / Path(options[key]).expanduser())
     return options
 

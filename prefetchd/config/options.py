@@ -294,8 +294,8 @@ _OWN = {field.name: field for field in dataclasses.fields(Config) if field.name 
 _BEFORE = tuple(_OWN)[: tuple(_OWN).index("drop_last") + 1]
 OPTIONS = {**{name: _OWN[name] for name in _BEFORE}, **_ORDER, **_OWN}
 OPTION_TYPES: dict[str, Any] = typing.get_type_hints(Config)
-PATH_OPTIONS = ("source", "root", "labels", "offsets", "cache", "subset")
-NUMBER_OPTIONS = ("subset",)  # in Python they may also be arrays
+PATH_OPTIONS = ("source", "root", "labels", "offsets", "cache", "subset", "order")
+NUMBER_OPTIONS = ("subset", "order", "weights")  # in Python they may also be arrays
 LIVE_OPTIONS = ("memory_budget", "num_workers")  # what `prefetchd set` changes
 # Where one daemon serves several data sets, these are the daemon's own, and the same for all of them.
 DAEMON_OPTIONS = ("num_workers", "memory_budget", "reader_timeout", "patience", "consumers", "name")
@@ -315,6 +315,8 @@ def wire_options(options: Mapping[str, Any]) -> dict[str, Any]:
     for name in PATH_OPTIONS:
         if wire.get(name) is not None:
             wire[name] = wire_path(wire[name])
+    if wire.get("weights") is not None:  # a column, or a path
+        wire["weights"] = wire_path(wire["weights"])
     if "python_path" in wire:
         wire["python_path"] = [wire_path(folder) for folder in wire["python_path"]]
     return wire

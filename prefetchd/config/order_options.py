@@ -7,12 +7,19 @@ from dataclasses import dataclass
 
 from prefetchd.config.option import option
 
+BALANCED = "balanced"
+
+
+def is_weight_file(weights: str) -> bool:
+    """Return whether the option `weights` names a file, and not a column."""
+    return weights.lower().endswith(".npy")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrderOptions:
     """Which samples an epoch has; see `docs/order.md`.
 
-    `subset` names a file, which is no content: what stands in it goes into the digest instead.
+    `subset`, `order` and `weights` name files, which are no content: what stands in them goes into the digest instead.
     """
 
     subset: str | None = option(
@@ -33,6 +40,25 @@ class OrderOptions:
         metavar="A-B%",
         later=True,
     )
+    order: str | None = option(
+        None,
+        "serve these samples in this order: an .npy file of their numbers, from 0, of any length, repeats allowed",
+        metavar="IDS.npy",
+        content=False,
+        later=True,
+    )
     limit: int | None = option(
         None, "serve this many samples at most, the first ones (all)", metavar="N", later=True, limits=(1, math.inf)
     )
+    weights: str | None = option(
+        None,
+        "draw samples by weight, with replacement: balanced (each class as often), a column, or an .npy file with a "
+        "weight for each sample (none)",
+        metavar="balanced|COLUMN|W.npy",
+        content=False,
+        later=True,
+    )
+    epoch_samples: int | None = option(
+        None, "weights: how many samples an epoch draws (as many as there are)", metavar="N", later=True,
+        limits=(1, 1 << 53),
+    )  # fmt: skip

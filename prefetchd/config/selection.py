@@ -14,8 +14,8 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-from prefetchd.config.convert import plain, wrong
-from prefetchd.config.order_options import OrderOptions
+from prefetchd.config.convert import absolute_path, path, plain, wrong
+from prefetchd.config.order_options import BALANCED, OrderOptions, is_weight_file
 
 LABEL = "label"  # names the labels, whatever column they are from
 _SPLIT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%?\s*-\s*(\d+(?:\.\d+)?)\s*%\s*")
@@ -55,8 +55,24 @@ def parse_where(where: Sequence[str]) -> dict[str, list[str]]:
 
 
 def order_columns(config: OrderOptions) -> set[str]:
-    """Return the columns that choose samples, besides the labels."""
-    return set(parse_where(config.where)) - {LABEL}
+    """Return the columns that choose or weigh samples, besides the labels."""
+    weights = set() if config.weights is None or not is_weight_column(config.weights) else {config.weights}
+    return (set(parse_where(config.where)) | weights) - {LABEL}
+
+
+def is_weight_column(weights: str) -> bool:
+    """Return whether the option `weights` names a column; else it is a file, in memory (`<9 numbers>`) or balanced."""
+    return weights != BALANCED and not is_weight_file(weights) and not weights.startswith("<")
+
+
+def canonical_weights(value: object) -> str | None:
+    """Return `balanced`, the name of a column, or the absolute path of a file.
+
+    Raises:
+        ConfigError: if it is something else.
+    """
+    found = path(value)
+    return absolute_path(found) if found is not None and is_weight_file(found) else found
 
 
 def _parse(text: str) -> tuple[str, list[str]]:

@@ -25,6 +25,8 @@ _CONVERTERS: dict[str, Callable[[object], Any]] = {
     "labels": convert.path,
     "offsets": convert.path,
     "subset": convert.path,
+    "order": convert.path,
+    "weights": selection.canonical_weights,
     "where": selection.canonical_where,
     "split": selection.canonical_split,
     "image_size": convert.image_size,
@@ -120,6 +122,14 @@ def _check_together(config: Config) -> None:
         raise ConfigError(
             f"cannot scale {config.dtype} pixels: scale, mean and std give fractions; use dtype='float32' or 'float16' "
             "with them"
+        )
+    if config.subset is not None and config.order is not None:
+        raise ConfigError(
+            "cannot use subset together with order, which names its samples itself; leave one of them out"
+        )
+    if config.epoch_samples is not None and config.weights is None:
+        raise ConfigError(
+            "cannot use epoch_samples without weights: an epoch has each sample once; give limit for fewer of them"
         )
     if config.fields:
         _check_fields(config)
@@ -244,7 +254,7 @@ def doubts(config: Config) -> str:
 
 # What to write in place of an option that does not exist.
 _TORCH = "prefetchd.torch.batches(device='cuda'), whose slots are page-locked"
-_SAMPLER = "subset= or where=, for some of the samples, and shuffle= and seed= for their order"
+_SAMPLER = "subset=, order= or weights=, for which samples and in which order"
 _SPLITS = "split=: '0-90%' for training and '90-100%' for validation"
 _SIZES = "image_size="
 _LABELS = "the labels of the manifest, or the class folders"

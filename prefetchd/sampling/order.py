@@ -13,19 +13,19 @@ The hash, and the model of the round function, is the finaliser of SplitMix64 (S
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import count
 from math import isqrt
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from prefetchd.sampling.places import DRAWN_POSITIONS, Places, drawn_block
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from prefetchd.sampling.places import Places
 
 SORTED_UP_TO = 1 << 12
 
@@ -150,10 +150,14 @@ class Order:
     def sample_ids(self, epoch: int, batch: int, first_row: int, n_rows: int) -> NDArray[np.int64]:
         """Return the ids, shape (n_rows,), int64, of rows `first_row` onwards of a batch."""
         start = batch * self.batch_size + first_row
+        places = self.places
+        if places is not None and places.until is not None:
+            blocks = partial(drawn_block, places, self.seed, epoch)
+            return places.sample_ids(_part(blocks, DRAWN_POSITIONS, start, n_rows))
         found = np.arange(start, start + n_rows, dtype=np.int64)
         if self.shuffle:
-            found = self._shuffled(epoch, start, n_rows)
-        return found if self.places is None else self.places.sample_ids(found)
+            found = _part(partial(_shuffled_block, self.n_samples, self.seed, epoch), _BLOCK_POSITIONS, start, n_rows)
+        return found if places is None else places.sample_ids(found)
 
     def following(self, sample_id: int) -> Iterator[int]:
         """Yield the samples that can stand in for `sample_id`, the nearest first, over and over."""
@@ -161,9 +165,13 @@ class Order:
             return self.places.following(sample_id)
         return ((sample_id + step) % self.n_samples for step in count(1))
 
-    def _shuffled(self, epoch: int, start: int, n_rows: int) -> NDArray[np.int64]:
-        parts = [np.empty(0, np.int64)] if not n_rows else []
-        for number in range(start // _BLOCK_POSITIONS, -(-(start + n_rows) // _BLOCK_POSITIONS)):
-            block, first = _shuffled_block(self.n_samples, self.seed, epoch, number), number * _BLOCK_POSITIONS
-            parts.append(block[max(0, start - first) : start + n_rows - first])
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+def _part(
+    block: Callable[[int], NDArray[np.int64]], block_positions: int, start: int, n_rows: int
+) -> NDArray[np.int64]:
+    """Return `n_rows` places from the position `start` on, of blocks that `block` makes by number."""
+    parts = [np.empty(0, np.int64)] if not n_rows else []
+    for number in range(start // block_positions, -(-(start + n_rows) // block_positions)):
+        first = number * block_positions
+        parts.append(block(number)[max(0, start - first) : start + n_rows - first])
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -115,6 +115,44 @@ def test_a_wrong_choice_is_one_line_in_flags(photographs, tmp_path):
         prefetchd.batches(photographs, subset=[[1, 2]])
 
 
+def test_an_own_order_comes_as_it_is_and_is_resumed(photographs, tmp_path):
+    ids = [7, 7, 3, 49, 0, 12, 7]
+    np.save(tmp_path / "ids.npy", ids)
+    with prefetchd.batches(photographs, order=ids, batch_size=2, **QUICK) as loader:
+        batches = iter(loader)
+        first = next(batches).sample_ids.tolist()
+        state = loader.state_dict()
+        assert first + [i for batch in batches for i in batch.sample_ids.tolist()] == ids
+    with prefetchd.batches(photographs, order=tmp_path / "ids.npy", batch_size=2, **QUICK) as loader:
+        loader.load_state_dict(state)
+        assert ids_of(loader) == ids[2:]
+    other = prefetchd.batches(photographs, order=ids[::-1], batch_size=2, **QUICK)
+    with other, pytest.raises(ConfigError, match=r"order was '7 ids .* and is '7 ids"):
+        other.load_state_dict(state)
+
+
+def test_all_ranks_share_one_draw_by_weight(serve, photographs, tmp_path):
+    np.save(tmp_path / "w.npy", np.arange(50) % 2)
+    serve(
+        photographs, "--weights", tmp_path / "w.npy", "--epoch-samples", 60, "--batch-size", 7, "--image-size", 16,
+        "--num-workers", 2, "--memory-budget", "192MiB",
+    )  # fmt: skip
+    options: dict[str, Any] = {"batch_size": 7, "epoch_samples": 60, **QUICK}
+    with prefetchd.batches(photographs, weights=np.arange(50) % 2, epochs=2, **options) as loader:
+        both = ids_of(loader)
+        assert loader.n_samples == 60
+        assert len(loader) == 9
+        alone = loader.batch_at(1, 5).sample_ids.tolist()
+    assert both[:60] != both[60:]
+    assert alone == both[95:102]
+    assert {number % 2 for number in both} == {1}
+    by_batch: dict[int, list[int]] = {}
+    for rank in range(3):
+        with prefetchd.batches(rank=rank, world_size=3) as part:
+            by_batch |= {batch.index: batch.sample_ids.tolist() for batch in part}
+    assert [number for index in sorted(by_batch) for number in by_batch[index]] == both[:60]
+
+
 def test_rows_of_arrays_are_chosen(tmp_path: Path):
     np.save(tmp_path / "x.npy", np.arange(40.0).reshape(20, 2))
     np.save(tmp_path / "y.npy", np.arange(20) % 4)

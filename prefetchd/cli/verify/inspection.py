@@ -36,7 +36,7 @@ from prefetchd.data.fields.source import FieldsSource
 from prefetchd.data.images.inspection import FACTS, InspectedImages
 from prefetchd.data.images.source import ImageSource
 from prefetchd.data.manifest.dialect import MalformedLine
-from prefetchd.data.order.plan import OrderPlan, plan_order
+from prefetchd.data.order.plan import OrderPlan, plan_sweep
 from prefetchd.data.registry import open_source
 from prefetchd.errors import ConfigError
 from prefetchd.ipc import messages, system
@@ -137,7 +137,7 @@ class _Inspection:
             )
         self.images = source
         inspected = (InspectedFields if isinstance(source, FieldsSource) else InspectedImages).of(source)
-        order = plan_order(config, source)
+        order = plan_sweep(config, source)
         self._datasets = [
             _dataset(0, config, inspected, order),
             _dataset(_ALONE, dataclasses.replace(config, batch_size=1), inspected, order),

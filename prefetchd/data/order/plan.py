@@ -9,7 +9,7 @@ A plain order has no table, and its handle is empty. Else the memfd has a row fo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,11 +19,14 @@ from prefetchd.sampling.order import Order
 from prefetchd.sampling.places import Places
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from prefetchd.columns.passed import PassedTable
     from prefetchd.config.options import Config
     from prefetchd.data.source import Source
 
-CHOOSING = ("subset", "where", "split", "limit")  # options with which not every sample is served, once each
+# Options with which not every sample is served once.
+CHOOSING = ("subset", "order", "where", "split", "limit", "weights")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,27 +71,59 @@ def plan_order(config: Config, source: Source, passed: Mapping[str, PassedTable]
     n = source.facts.n_samples
     if not any(getattr(config, name) for name in CHOOSING):
         return OrderPlan(_order(config, n, None))
-    from prefetchd.columns.writer import ColumnsWriter  # what a plain order does not need is not loaded
-    from prefetchd.data.order.subset import choose_samples
+    from prefetchd.data.order.subset import choose_samples  # what a plain order does not need is not loaded
 
     chosen = choose_samples(config, source, passed or {})
-    if chosen.ids is None:
-        return OrderPlan(_order(config, n, None))
-    n_places = len(chosen.ids)
-    with ColumnsWriter(n_places) as writer:
-        writer.add_numbers("ids", chosen.ids.astype(np.uint32) if n <= 1 << 32 else chosen.ids)
-        columns = Columns.attach(*writer.finish())
-    return OrderPlan(_order(config, n_places, columns), chosen.versions, columns)
+    ids, versions = chosen.ids, dict(chosen.versions)
+    until: NDArray[np.float64] | None = None
+    if config.weights is not None:
+        from prefetchd.data.order.weights import weigh_places
+
+        ids, until, versions["weights"] = weigh_places(config, source, ids, (passed or {}).get("weights"))
+    if ids is None and until is None:
+        return OrderPlan(_order(config, n if config.limit is None else min(n, config.limit), None))
+    columns = _write(ids, until, n)
+    return OrderPlan(_order(config, n, columns), versions, columns)
+
+
+def plan_sweep(config: Config, source: Source) -> OrderPlan:
+    """Return an order that has each sample which the options can serve once, by number; raises as `plan_order`."""
+    order = replace(config, shuffle=False, drop_last=False, weights=None, epoch_samples=None)
+    if config.order is None:
+        return plan_order(order, source)
+    from prefetchd.data.order.subset import choose_samples
+
+    ids = choose_samples(order, source, {}).ids
+    assert ids is not None
+    columns = _write(np.unique(ids), None, source.facts.n_samples)
+    return OrderPlan(_order(order, source.facts.n_samples, columns), {}, columns)
+
+
+def _write(ids: NDArray[np.int64] | None, until: NDArray[np.float64] | None, n_samples: int) -> Columns:
+    """Return the table in a sealed memfd, which the caller owns."""
+    from prefetchd.columns.writer import ColumnsWriter
+
+    table = until if ids is None else ids
+    assert table is not None
+    with ColumnsWriter(len(table)) as writer:
+        if ids is not None:
+            writer.add_numbers("ids", ids.astype(np.uint32) if n_samples <= 1 << 32 else ids)
+        if until is not None:
+            writer.add_numbers("until", until)
+        return Columns.attach(*writer.finish())
 
 
 def attach_order(config: Config, n_samples: int, handle: Mapping[str, Any], fds: list[int]) -> Order:
     """Return, in a reader, the order whose `handle()` this is; owns `fds`. `n_samples` are those of the data set."""
     if not handle:
-        return _order(config, n_samples, None)
+        return _order(config, min(n_samples, config.limit or n_samples), None)
     with Columns.attach(handle["table"], fds[0]) as columns:  # the map goes on without the descriptor
-        return _order(config, columns.n_rows, columns)
+        return _order(config, n_samples, columns)
 
 
 def _order(config: Config, n_samples: int, columns: Columns | None) -> Order:
-    places = None if columns is None else Places(columns["ids"].values)
+    places = None
+    if columns is not None:
+        places = Places(*(columns[name].values if name in columns else None for name in ("ids", "until")))
+        n_samples = config.epoch_samples or columns.n_rows
     return Order(n_samples, config.batch_size, config.drop_last, config.shuffle, config.seed, places)

@@ -61,11 +61,15 @@ def choose_samples(config: Config, source: Source, passed: Mapping[str, PassedTa
     if config.subset is not None:
         numbers = read_numbers("subset", config.subset, passed.get("subset"))
         ids = _distinct(config.subset, sample_numbers("subset", config.subset, numbers, n))
-        versions["subset"] = _digest(ids)
+        versions["subset"] = digest_of(ids)
+    if config.order is not None:
+        numbers = read_numbers("order", config.order, passed.get("order"))
+        ids = sample_numbers("order", config.order, numbers, n)
+        versions["order"] = digest_of(ids)
     if config.where:
         matching = _matching(config, source)
         if set(parse_where(config.where)) != {LABEL}:  # other columns are not in the digest of the data
-            versions["where_samples"] = _digest(np.flatnonzero(matching))
+            versions["where_samples"] = digest_of(np.flatnonzero(matching))
         ids = _kept(ids, matching)
         _check_left(ids, f"where={', '.join(config.where)}")
     if config.split is not None:
@@ -83,8 +87,8 @@ def choose_samples(config: Config, source: Source, passed: Mapping[str, PassedTa
     return Chosen(ids, versions)
 
 
-def _digest(ids: NDArray[np.int64]) -> str:
-    """Return how many samples these are, and a digest that follows which, for the state."""
+def digest_of(ids: NDArray[Any]) -> str:
+    """Return how many numbers these are, and a digest that follows them all, for the state."""
     return f"{len(ids)} ids {hashlib.blake2b(ids.tobytes(), digest_size=8).hexdigest()}"
 
 
@@ -144,9 +148,17 @@ def _number(name: str, text: str, names: Sequence[str] | None) -> float:
 
 def describe(config: Config, source: Source, ids: NDArray[np.int64]) -> str:
     """Return a line with the number of samples served, why, and how many there are of each class."""
-    given = {"subset": config.subset, "where": " ".join(config.where), "split": config.split, "limit": config.limit}
+    given = {
+        "subset": config.subset,
+        "order": config.order,
+        "where": " ".join(config.where),
+        "split": config.split,
+        "limit": config.limit,
+    }
     why = ", ".join(f"{name}={value}" for name, value in given.items() if value)
-    text = f"{len(ids)} of {source.facts.n_samples} samples are served ({why})"
+    count, n = len(ids), source.facts.n_samples
+    served = f"an epoch has {count} samples, of {n}" if config.order else f"{count} of {n} samples are served"
+    text = f"{served} ({why})"
     try:
         values = label_values(source, "where")
     except ConfigError:
