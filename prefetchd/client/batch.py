@@ -187,9 +187,8 @@ class _Parts(Named):
 
 def batch_class(layout: BatchLayout) -> type[Batch]:
     """Return the class of the batches of `layout`."""
-    names = [each.name for each in layout.fields]
-    fields = tuple(dict.fromkeys(name.partition(".")[0] for name in names))
-    return class_of(fields, _NestedBatch if any("." in name for name in names) else Batch)
+    fields = tuple(dict.fromkeys(name.partition(".")[0] for name in layout.names))
+    return class_of(fields, _NestedBatch if any("." in name for name in layout.names) else Batch)
 
 
 @lru_cache(maxsize=1024)
@@ -232,9 +231,11 @@ def decode_rows(content: NDArray[np.uint8], lengths: NDArray[np.int64]) -> list[
 
 def joined(layout: BatchLayout, leaves: Sequence[Any]) -> tuple[Any, ...]:
     """Return what stands for the arrays of `layout`, one a leaf, in the structure of its batches."""
-    joins = _joins(tuple(each.name for each in layout.fields))
     return tuple(
-        leaves[first] if parts is None else tuple.__new__(parts, leaves[first:end]) for first, end, parts in joins
+        [
+            leaves[first] if parts is None else tuple.__new__(parts, leaves[first:end])
+            for first, end, parts in _joins(layout.names)
+        ]
     )
 
 

@@ -72,6 +72,7 @@ class BatchLayout:
     Attributes:
         batch_size: rows in a full batch.
         fields: the fields, in the order in which they lie in the slot.
+        names: of the fields.
         ids_offset_bytes: where the sample ids start.
         slot_bytes: bytes of a whole slot, rounded up to pages.
     """
@@ -79,15 +80,16 @@ class BatchLayout:
     batch_size: int
     fields: tuple[FieldLayout, ...]
     # Computed once: every batch calls `arrays`.
+    names: tuple[str, ...] = field(init=False, repr=False)
     ids_offset_bytes: int = field(init=False)
     slot_bytes: int = field(init=False)
     _parts: tuple[tuple[tuple[int, ...], np.dtype[Any], int], ...] = field(init=False, repr=False)  # and the offset
     _pair: tuple[Any, ...] = field(init=False, repr=False)  # the same of two fields
 
     def __post_init__(self) -> None:
-        names = [each.name for each in self.fields]
+        names = tuple(each.name for each in self.fields)
         if not 1 <= len(names) <= MAX_FIELDS or len(set(names)) != len(names):
-            raise ValueError(f"impossible fields {names}")
+            raise ValueError(f"impossible fields {list(names)}")
         parts = []
         offset_bytes = 0
         for each in self.fields:
@@ -101,6 +103,7 @@ class BatchLayout:
         if slot_bytes > MAX_SLOT_BYTES:
             raise ValueError(f"a slot of {slot_bytes} bytes is larger than {MAX_SLOT_BYTES}")
         for name, value in (
+            ("names", names),
             ("ids_offset_bytes", offset_bytes),
             ("slot_bytes", slot_bytes),
             ("_parts", tuple(parts)),

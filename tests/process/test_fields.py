@@ -485,3 +485,23 @@ def test_verify_and_preview_go_over_fields(data: Path, tmp_path: Path) -> None:
     drawn = cv2.imread(str(sheet))
     assert drawn is not None
     assert drawn.std() > 10
+
+
+def test_large_images_of_several_fields_take_turns_within_the_budget(tmp_path: Path) -> None:
+    """Each needs more than a reader's allowance: together they would take three times the largest."""
+    lines = ["left,right,mask"]
+    for number in range(3):
+        for name in ("left", "right", "mask"):
+            pixels = np.full((2500, 3000, 1 if name == "mask" else 3), 10 * number + len(name), np.uint8)
+            cv2.imwrite(str(tmp_path / f"{name}{number}.png"), pixels)
+        lines.append(",".join(f"{name}{number}.png" for name in ("left", "right", "mask")))
+    (tmp_path / "large.csv").write_text("\n".join(lines) + "\n")
+    fields = {"left": Field("image"), "right": Field("image"), "mask": Field("mask")}
+    options: dict[str, Any] = {"image_size": 32, "num_workers": 1, "memory_budget": "160MiB", "batch_size": 3}
+    with prefetchd.batches(tmp_path / "large.csv", fields=fields, **options) as loader:
+        batch = next(iter(loader))
+        for name in fields:
+            assert batch[name].reshape(3, -1).mean(axis=1).tolist() == [len(name), 10 + len(name), 20 + len(name)]
+        memory = loader.status()["memory"]
+        del batch
+    assert memory["max_footprint_bytes"] <= memory["budget_bytes"]

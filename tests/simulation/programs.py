@@ -172,13 +172,14 @@ class Trainer:
             got = batch.epoch, batch.index, batch.repeated
             if spec.group is not None:
                 place = got
-                self.world.group_got(self, got)
             if place != got:
                 raise SimulationError(f"{self.name} got batch {got} in place of {place}")
             self._check(batch, got)
             self._next_epoch = batch.epoch + 1
             self._last_epoch = batch.epoch
             self._use(batch, got)
+            if spec.group is not None:  # one that dies before has not done it, and another must get it
+                self.world.group_got(self, got)
             del batch
             if spec.peek_every and count % spec.peek_every == 0:
                 self._peek(loader)

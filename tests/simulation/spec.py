@@ -179,7 +179,7 @@ def draw(seed: int, also: Collection[str] = ()) -> WorldSpec:
         loops=loops,
         faults=faults,
         n_slots=n_slots,
-        slot_bytes=16 << 10 if is_large else 300 << 10,
+        slot_bytes=64 << 10 if is_large else 300 << 10,
         auto_budget="automatic budget" in on,
         num_workers=0
         if "automatic readers" in on

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.simulation.planted import FOLDER, DoesNotApply, all_planted, read
+from tests.simulation.spec import draw
+from tests.simulation.world import run_world
 
 ROOT = Path(__file__).parents[2]
 FAULTS = all_planted()
@@ -40,3 +42,9 @@ def test_planted_faults_are_found(first):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count(": seed ") == len(names)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_worlds_that_find_a_fault_keep_the_rules_without_it(fault):
+    for seed in fault.seeds:
+        run_world(draw(seed, fault.features))
