@@ -91,11 +91,11 @@ def plan_sweep(config: Config, source: Source) -> OrderPlan:
     order = replace(config, shuffle=False, drop_last=False, weights=None, epoch_samples=None)
     if config.order is None:
         return plan_order(order, source)
-    from prefetchd.data.order.subset import choose_samples
+    from prefetchd.data.order.subset import choose_samples, distinct
 
     ids = choose_samples(order, source, {}).ids
     assert ids is not None
-    columns = _write(np.unique(ids), None, source.facts.n_samples)
+    columns = _write(distinct(ids, source.facts.n_samples), None, source.facts.n_samples)
     return OrderPlan(_order(order, source.facts.n_samples, columns), {}, columns)
 
 

@@ -60,7 +60,7 @@ def choose_samples(config: Config, source: Source, passed: Mapping[str, PassedTa
     versions: dict[str, str] = {}
     if config.subset is not None:
         numbers = read_numbers("subset", config.subset, passed.get("subset"))
-        ids = _distinct(config.subset, sample_numbers("subset", config.subset, numbers, n))
+        ids = _checked(config.subset, sample_numbers("subset", config.subset, numbers, n), n)
         versions["subset"] = digest_of(ids)
     if config.order is not None:
         numbers = read_numbers("order", config.order, passed.get("order"))
@@ -92,8 +92,15 @@ def digest_of(ids: NDArray[Any]) -> str:
     return f"{len(ids)} ids {hashlib.blake2b(ids.tobytes(), digest_size=8).hexdigest()}"
 
 
-def _distinct(name: str, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    found = np.unique(ids)
+def distinct(ids: NDArray[np.int64], n_samples: int) -> NDArray[np.int64]:
+    """Return the samples that are named, each once, in rising order; faster than a sort."""
+    inside = np.zeros(n_samples, bool)
+    inside[ids] = True
+    return np.flatnonzero(inside)
+
+
+def _checked(name: str, ids: NDArray[np.int64], n_samples: int) -> NDArray[np.int64]:
+    found = distinct(ids, n_samples)
     if len(found) != len(ids):
         raise ConfigError(f"cannot use subset={name!r}: it names {len(ids) - len(found)} samples again; give each once")
     return found

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
-from zlib import crc32
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from prefetchd.data.table.field_records import FieldRecords
 from prefetchd.data.table.object_records import ObjectRecords
 from prefetchd.data.table.records import TableRecords
 from prefetchd.errors import ConfigError
+from prefetchd.sampling.hashes import hash_keys
 from prefetchd.sampling.order import mix_array
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def key_hashes(source: Source) -> NDArray[np.uint64]:
     if isinstance(source, ImageSource):
         records = source.records
         if isinstance(records, Manifest):
-            return _hashed(records.written_paths(), n)
+            return _joined(records.path_hashes(), n)
         if isinstance(records, ShardRecords):
             names = [os.fsencode(name) for name in records.file_names()]
             files, places = records.places()
@@ -118,5 +118,13 @@ def _path_column(records: Any) -> Column | None:
 
 
 def _hashed(keys: Iterable[bytes], n: int) -> NDArray[np.uint64]:
-    """Return a 64-bit hash of each key. Its 32 bits of information are plenty for a choice, and fast for many keys."""
-    return mix_array(np.fromiter(map(crc32, keys), np.uint64, n) + np.uint64(1))
+    return _joined(hash_keys(keys), n)
+
+
+def _joined(parts: Iterable[NDArray[np.uint64]], n: int) -> NDArray[np.uint64]:
+    found = np.empty(n, np.uint64)
+    first = 0
+    for part in parts:
+        found[first : first + len(part)] = part
+        first += len(part)
+    return found
