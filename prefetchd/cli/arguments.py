@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
+import re
 from collections.abc import Container, Iterable
 from typing import Any, Literal, NoReturn, TypeAlias, get_args, get_origin
 
+from prefetchd.cli.spelling import as_flags
 from prefetchd.client.admin import ask_daemon
 from prefetchd.config.datasets import make_configs, read_config_file, split_sources
 from prefetchd.config.options import OPTION_TYPES, OPTIONS, Config, flag_of
+from prefetchd.config.validate import ELSEWHERE
 from prefetchd.errors import ConfigError
 from prefetchd.ipc.run_directory import choose_name
+
+_UNKNOWN = re.compile(r"unrecognized arguments: --(?:no-)?([\w-]+)")
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,7 +25,18 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End the process with status 2."""
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: {message}{_meant(message)}; see {self.prog} --help\n")
+
+
+def _meant(message: str) -> str:
+    """Return what to write for an unknown flag in a message of argparse; empty if nothing is like it."""
+    unknown = _UNKNOWN.match(message)
+    if unknown is None:
+        return ""
+    if (name := unknown[1].replace("-", "_")) in ELSEWHERE:
+        return f"; it is another loader's, here use {as_flags(ELSEWHERE[name])}"
+    near = difflib.get_close_matches(unknown[1], map(flag_of, OPTIONS), 1)
+    return f"; did you mean --{near[0]}" if near else ""
 
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[Parser]"
@@ -91,7 +108,8 @@ def add_source_options(
         nargs="*",
         metavar="[NAME=]MANIFEST",
         help="a list file (a path and a label per line, .csv, .tsv, .jsonl), a directory with a folder per class, "
-        "tar shards or Parquet files (one, a directory of them, or a quoted pattern such as 's-{000..099}.tar'), or "
+        "tar shards, Parquet or Arrow files (one, a directory of them, or a quoted pattern such as "
+        "'s-{000..099}.tar'), annotations (COCO's .json, a YOLO folder), or "
         "arrays (.npy, .npz, a directory of .npy shards); several, each with a name, share the readers, the ring "
         "and the budget: train=train.txt val=val.txt",
     )

@@ -62,8 +62,9 @@ def batches(
     it is held.
 
     Args:
-        source: a list file (`path label` a line; `.csv`, `.tsv`), a directory with a folder per class, or arrays: a
-            `.npy` or `.npz` file, or a directory of `.npy` shards. Or what is in memory: a list of `(path, label)`
+        source: a list file (`path label` a line; `.csv`, `.tsv`, `.jsonl`), a directory with a folder per class, tar
+            shards, Parquet or Arrow files, COCO or YOLO annotations, or arrays: a `.npy` or `.npz` file, or a directory
+            of `.npy` shards. Or what is in memory: a list of `(path, label)`
             pairs, columns (a dict, a pandas or polars DataFrame, a pyarrow table, a Hugging Face `Dataset`), a
             torchvision `ImageFolder`, or arrays `(x, y)`. It is copied once into shared memory; relative paths start
             in the working directory, or in `root`.
@@ -110,6 +111,11 @@ def batches(
     if config is not None:
         from prefetchd.config.datasets import read_config_file  # loads a TOML parser, which few need
 
+        if not isinstance(config, str | os.PathLike):
+            raise ConfigError(
+                f"cannot use config of the type {type(config).__name__}: it names a TOML file; "
+                "give options as keywords, batches(source, **options)"
+            )
         from_file, tables = read_config_file(os.fspath(config))
         if tables:
             from_file.update(_table(os.fspath(config), tables, dataset))

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _BLOCK_ROWS = 1 << 16
 _NUMBERS = (bool, int, float, np.bool_, np.integer, np.floating)
 _FRACTIONS = (float, np.floating)
+_EXACT = 1 << 53  # float64 holds every whole number up to here
 _BYTES = (bytes, bytearray, memoryview)
 
 
@@ -130,7 +131,26 @@ def _numbers(values: Sequence[Any], missing: NDArray[np.bool_] | None) -> NDArra
     is_changed = found.dtype.kind == "f" and not any(issubclass(each, _FRACTIONS) for each in set(map(type, values)))
     if found.dtype.kind not in "biuf" or is_changed:  # whole numbers beyond 64 bits
         raise ValueError("a number does not fit 64 bits")
+    _check_whole(found, values)
     return found
+
+
+def _check_whole(found: NDArray[Any], values: Iterable[Any]) -> None:
+    """Raise `ValueError` if numpy made another number of a whole one: beside fractions, or beyond 64 bits."""
+    if found.dtype.kind != "f" or not (np.abs(found) >= _EXACT).any():
+        return
+    for value in _single(values):
+        if not isinstance(value, _FRACTIONS) and int(float(value)) != int(value):
+            raise ValueError(f"{value} does not fit 64 bits, which hold fractions too")
+
+
+def _single(values: Iterable[Any]) -> Iterator[Any]:
+    """Yield the numbers in lists of lists."""
+    for value in values:
+        if isinstance(value, list | tuple | np.ndarray):
+            yield from _single(value)
+        elif value is not None:
+            yield value
 
 
 def _add_lists(writer: ColumnsWriter, name: str, values: Sequence[Any], missing: NDArray[np.bool_] | None) -> None:
@@ -152,6 +172,7 @@ def _add_lists(writer: ColumnsWriter, name: str, values: Sequence[Any], missing:
     dtype = np.result_type(*blocks) if blocks else np.dtype(np.float64)
     shape = blocks[0].shape[1:] if blocks else ()
     whole = np.concatenate(blocks).astype(dtype) if blocks else np.zeros(0)
+    _check_whole(whole, values)
     writer.add_ragged(name, [(lengths, whole)], dtype.name, shape, missing)
 
 

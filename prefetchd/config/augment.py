@@ -103,6 +103,12 @@ _OTHER_NAMES = {
     "randomequalize": "equalize", "randomerasing": "random_erasing", "erasing": "random_erasing",
     "cutout": "random_erasing", "randominvert": "solarize(threshold=0)", "invert": "solarize(threshold=0)",
 }  # fmt: skip
+# What other libraries' pipelines do, and options do here.
+_OPTIONS = {
+    "resize": "image_size", "centercrop": "resize='crop'", "center_crop": "resize='crop'", "pad": "resize='pad'",
+    "normalize": "scale, mean and std", "totensor": "dtype and scale", "to_tensor": "dtype and scale",
+    "todtype": "dtype and scale",
+}  # fmt: skip
 # What mixes a batch is done on the device, where the batch is.
 _ON_THE_DEVICE = ("mixup", "cutmix", "mix_up", "cut_mix")
 
@@ -180,6 +186,8 @@ def _checked(name: str, given: dict[str, Any]) -> dict[str, Any]:
     if name not in AUGMENTATIONS:
         if name.lower() in _ON_THE_DEVICE:
             raise _refuse(name, "it mixes whole batches, on the device; the recipe is in docs/augmentation.md")
+        if name.lower() in _OPTIONS:
+            raise _refuse(name, f"it is no augmentation here; give the option {_OPTIONS[name.lower()]}")
         near = difflib.get_close_matches(name, AUGMENTATIONS, 1)
         meant = _OTHER_NAMES.get(name.lower()) or (near[0] if near else None)
         hint = f"did you mean {meant}?" if meant else f"there are {', '.join(AUGMENTATIONS)}"

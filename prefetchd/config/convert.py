@@ -134,8 +134,8 @@ def path(value: object) -> str | None:
     if not isinstance(value, str | bytes | os.PathLike):
         # The message leaves the value out: it may be an array, or a list of a million samples.
         raise ConfigError(
-            f"cannot use an object of the type {type(value).__name__} as a path: it must be text; write what is in "
-            "memory to a file first, samples as a list file (`path label` a line), arrays with numpy.save"
+            f"cannot use an object of the type {type(value).__name__} as a path: it must be text; arrays in memory "
+            "are a source, batches((x, y)); others are written to a file with numpy.save"
         )
     if not value:
         raise ConfigError("cannot use the path '': it is empty; give a file or a directory")

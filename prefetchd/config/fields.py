@@ -90,7 +90,7 @@ class Field:
         known = PARAMETERS.get(self.kind) if isinstance(self.kind, str) else None
         if known is None:
             near = difflib.get_close_matches(str(self.kind), PARAMETERS, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(PARAMETERS)}"
+            hint = f"did you mean {near[0]!r}?" if near else f"give one of {', '.join(PARAMETERS)}, then the column"
             raise ConfigError(f"cannot use the kind {self.kind!r} of a field: there is none of that name; {hint}")
         if self.column is not None:
             object.__setattr__(self, "column", convert.columns(self.column))

@@ -166,11 +166,34 @@ _OTHERWISE_WITH_FIELDS = {
 }
 
 
+# Options that say something of fields of these kinds alone.
+_OF_OBJECTS = frozenset(("boxes", "keypoints"))
+_ONLY_WITH_KINDS = {
+    "box_format": _OF_OBJECTS,
+    "source_box_format": _OF_OBJECTS,
+    "min_visible": _OF_OBJECTS,
+    "max_boxes": _OF_OBJECTS,
+    "crowds": _OF_OBJECTS,
+    "mask_border": frozenset(("mask",)),
+}
+
+
 def _check_fields(config: Config) -> None:
     """Raise `ConfigError` for options that concern samples without fields."""
     for name, instead in _OTHERWISE_WITH_FIELDS.items():
         if getattr(config, name) != OPTIONS[name].default:
             raise ConfigError(f"cannot use {name} together with fields; give {instead}, or leave fields out")
+    kinds = {field.kind for field in fields.parse_fields(config.fields).values()}
+    for name, wanted in _ONLY_WITH_KINDS.items():
+        if getattr(config, name) != OPTIONS[name].default and not kinds & wanted:
+            raise ConfigError(
+                f"cannot use {name} with these fields: none is of kind {' or '.join(sorted(wanted))}; leave it out"
+            )
+    if "mask" in kinds and "image" not in kinds:
+        raise ConfigError(
+            "cannot place a field of kind mask: masks are placed as the first image, and no field is of kind image; "
+            "add one, or give the masks as a field of kind image with channels=1 and interpolation='nearest'"
+        )
     for name, field in fields.parse_fields(config.fields).items():
         if field.kind == "image":
             try:
@@ -186,7 +209,7 @@ def _check_objects(config: Config) -> None:
             if getattr(config, name) is not None:
                 raise ConfigError(
                     f"cannot use {name} with target={config.target!r}: it does not see the image and its "
-                    f"{config.target} together; use augment, or change batches in the loop"
+                    f"{config.target} together; use augment, or give fields, whose transform has the whole sample"
                 )
 
 

@@ -182,8 +182,8 @@ class Daemon:
         for name in options:
             if name not in LIVE_OPTIONS:
                 raise ConfigError(
-                    f"cannot set {name.replace('_', '-')}: of a running daemon can be changed "
-                    f"{', '.join(live.replace('_', '-') for live in LIVE_OPTIONS)}; restart it with the option"
+                    f"cannot set {name.replace('_', '-')}: a running daemon can change "
+                    f"{' and '.join(live.replace('_', '-') for live in LIVE_OPTIONS)} alone; restart it with the option"
                 )
         config = make_config(**{**self._controller.config.to_wire(), **options})
         text = explain(self._controller.change(config))

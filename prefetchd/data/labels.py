@@ -109,7 +109,7 @@ def find_label(names: Sequence[str], source: str, what: str = "columns") -> str 
     likely = next((name for name in others if not is_id_name(name)), others[0])
     raise ManifestError(
         f"cannot tell which of the {what} of {source} has the labels: beside the image there are {listed}; "
-        f"give y_column={likely!r}, or label_columns=0 for no labels"
+        f"give y_column={likely!r}, label_columns=0 for no labels, or fields for text and other columns"
     )
 
 

@@ -30,7 +30,7 @@ def find_device(device: str | int | torch.device | None) -> torch.device:
     try:
         wanted = torch.device("cpu" if device is None else device)
     except (RuntimeError, TypeError) as error:
-        raise ConfigError(f"cannot use device={device!r}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"cannot use device={device!r}: {str(error).splitlines()[0]}; give 'cuda' or 'cpu'") from None
     if wanted.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             f"cannot deliver to {wanted}: PyTorch {torch.__version__} finds no CUDA device here; "

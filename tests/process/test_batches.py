@@ -100,6 +100,7 @@ def test_epochs_says_how_many_epochs_one_loop_runs_over(shuffled):
         (3, {}, r"an object of the type int: give the name of a file or folder"),
         ("", {}, "it is empty"),
         ("x.npy", {"labels": [1, 2]}, "of the type list as a path"),
+        ("x.npy", {"config": {"seed": 1}}, "config of the type dict.*give options as keywords"),
     ],
 )
 def test_argument_that_is_no_such_thing_is_refused_in_one_line(source, options, words):

@@ -407,7 +407,7 @@ def test_members_of_tar_shards_are_fields(data: Path, tmp_path: Path) -> None:
             seen += batch.sample_ids.tolist()
         assert sorted(seen) == list(range(N_SAMPLES))
     with pytest.raises(prefetchd.ManifestError, match=r"s-0.tar sample 000: it has no member .mask \(there are .png"):
-        prefetchd.batches(tmp_path / "s-0.tar", fields={"mask": Field("mask")}, **QUICK)
+        prefetchd.batches(tmp_path / "s-0.tar", fields={"image": Field("image", "png"), "mask": Field("mask")}, **QUICK)
 
 
 def test_columns_of_parquet_files_are_fields(data: Path, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_growth_is_taken_up(serve, photographs):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("batch-size=3",), "of a running daemon can be changed memory-budget, num-workers"),
+        (("batch-size=3",), "a running daemon can change memory-budget and num-workers alone"),
         (("num-workers=many",), "num-workers"),
         (("num-workers=-1",), "from 0 to 1024"),
         (("memory-budget=lots",), "512MiB"),

@@ -90,6 +90,7 @@ class Watch:
         if len(daemon._ring.slots) <= _FEW_SLOTS or not self._n_looks % 8:
             self._check_ring(daemon)
         self._check_budget(daemon)
+        self._check_queue(daemon)
         process = self._world.daemon_process
         if process is not None and not process.stopped:
             self._check_waits(daemon, passed_s)
@@ -119,6 +120,13 @@ class Watch:
             raise SimulationError("there are more readers than the budget counts")
         if account.spare_bytes < 0 and not self._may_exceed:
             raise SimulationError(f"{-account.spare_bytes} bytes beyond the budget are reserved")
+
+    def _check_queue(self, daemon: Daemon) -> None:
+        """Check that chunks wait for readers in the order in which their batches are needed."""
+        for queue in (daemon._builder._queue, daemon._builder._fresh_queue):
+            turns = [chunk.job.turn for chunk in queue]
+            if turns != sorted(turns):
+                raise SimulationError(f"chunks wait in the order {turns} of their batches")
 
     # --- waits
 
@@ -155,6 +163,8 @@ class Watch:
                 if n_places(_arrange(cursors, n_slots, wait_for_all=False)) > most_windows(n_slots):
                     return ("a ring that is too small",)
             return "slower loop", head.consumer, head.serial, head.epoch
+        if found["reason"] == "readers" and not daemon._pool.busy and not daemon._builder.has_jobs:
+            return ("readers that have nothing to do",)
         return (found["reason"],)
 
     def _check_wait(self, daemon: Daemon, consumer: Consumer, key: tuple[object, ...], waited_s: float) -> None:
@@ -169,6 +179,8 @@ class Watch:
             bound_s = consumer.attachment.request.start_timeout_s + _SLACK_S
         elif reason == "slots":
             bound_s = max(loop.hold_timeout_s for loop in spec.loops) + _SLACK_S + 2 * _LOOK_S + self._stopped_s()
+        elif reason == "readers that have nothing to do":
+            bound_s = _SLACK_S + self._stopped_s()
         elif reason == "a ring that is too small":
             bound_s = sum(loop.pause_s + loop.step_s * 50 + loop.rest_s for loop in spec.loops) + self.bound_s
         else:
@@ -215,9 +227,11 @@ class Watch:
     def finish(self) -> None:
         """Check what the whole world came to."""
         self._check_confirmations()
+        self._check_spawns()
         self._check_groups()
 
     def _check_confirmations(self) -> None:
+        """Check that a bad sample is tried alone until it is known to be bad, and not again in each epoch."""
         spec = self._world.spec
         disturbed = sum("reader" in fault.what or "fork" in fault.what for fault in spec.faults)
         for (dataset, sample_id), times in self._world.statistics.alone.items():
@@ -228,6 +242,16 @@ class Watch:
                 raise SimulationError(
                     f"the {kind} sample {sample_id} was tried alone {times} times, {bound} is the bound"
                 )
+
+    def _check_spawns(self) -> None:
+        """Check that readers are started for those that end, and for samples in doubt, and not by the hundred."""
+        spec, statistics = self._world.spec, self._world.statistics
+        if any(dataset.leak_bytes for dataset in spec.datasets):
+            return  # each reader is replaced after some rows
+        n_readers = max(spec.num_workers or spec.n_cores, 3)
+        bound = (2 + len(spec.faults)) * (n_readers + 4) + sum(statistics.alone.values()) + statistics.n_died
+        if statistics.n_spawned > bound:
+            raise SimulationError(f"{statistics.n_spawned} readers were started, {bound} is the bound")
 
     def _check_groups(self) -> None:
         """Check that each batch of a pass went to one member; to one at least where a member died."""
@@ -251,7 +275,7 @@ class Watch:
             for epoch in whole if anyone_died else {place[0] for place in places}:
                 missed = set(range(n_batches)) - {batch for each, batch, _ in places if each == epoch}
                 if missed:
-                    raise SimulationError(f"nobody in the group got batches {sorted(missed)} of epoch {epoch}")
+                    raise SimulationError(f"nobody in the group has done batches {sorted(missed)} of epoch {epoch}")
 
 
 def allowed_error(world: World, trainer: Trainer, error: PrefetchdError, *, is_peek: bool) -> bool:

@@ -118,7 +118,9 @@ class Trainer:
                     all_places = places(shard, batch.epoch, self.spec.epochs)
                     begin = batch.epoch, batch.index  # not 0 where the first loop has loaded a state
                     expected = itertools.dropwhile(lambda place, begin=begin: place[:2] != begin, all_places)
-                self._check(batch, next(expected))
+                got = batch.epoch, batch.index, batch.repeated
+                is_known = not (self.spec.resume or self.spec.join)  # else it goes on where the first loop was
+                self._check(batch, next(expected) if is_known else got)
                 del batch
                 self.world.kernel.sleep(self.spec.step_s)
         except PrefetchdError as error:

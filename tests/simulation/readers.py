@@ -69,6 +69,7 @@ class Statistics:
     alone: Counter[tuple[int, int]] = field(default_factory=Counter)
     rows: int = 0
     n_spawned: int = 0
+    n_died: int = 0  # readers, but for those that retired
 
 
 @dataclass
@@ -486,6 +487,7 @@ class SimForkServer:
     def _exited(self, number: int) -> None:
         code = self.children.pop(number).exit_code
         assert code is not None
+        self._world.statistics.n_died += code != 0
         self._send(reader_messages.Exited(number, code))
 
     def _send(self, message: reader_messages.Message, things: Sequence[Any] = ()) -> None:

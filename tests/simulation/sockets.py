@@ -7,6 +7,7 @@ pidfd has a real descriptor as its number, so that `os.close` works on it and a 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import selectors
@@ -200,7 +201,8 @@ class SimSocket:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             self._network.named.pop(fd, None)
-            os.close(fd)
+            with contextlib.suppress(OSError):  # the world has ended, and closed what it left open
+                os.close(fd)
             self.endpoint.n_open -= 1
             if not self.endpoint.n_open:
                 self.endpoint.close()

@@ -143,7 +143,7 @@ class WorldSpec:
     wake_s: float = 0.0002
     round_s: float = 0.00003
     preempt: float = 0.0
-    step_limit: int = 100_000
+    step_limit: int = 200_000
 
 
 def _log(rng: random.Random, low: float, high: float) -> float:
@@ -249,7 +249,7 @@ def _draw_loops(rng: random.Random, on: set[str], many: int, n_datasets: int) ->
                 step_s=step_s * rng.choice((1, 1, 1, 0.1, 4)),
                 hold=rng.choice((0, 1, 2)) if "holds" in on else 0,
                 pause_at=rng.randint(1, 12) if "pauses" in on and rng.random() < 0.5 else 0,
-                pause_s=rng.choice((5.0, 100.0, 2000.0)),
+                pause_s=rng.choice((5.0, 60.0, 400.0)),
                 rest_s=rng.choice((0.1, 30.0)) if "rests" in on else 0.0,
                 break_at=rng.randint(1, 6) if "breaks" in on and rng.random() < 0.6 else 0,
                 peek_every=rng.randint(1, 6) if "peeks" in on and not grouped and rng.random() < 0.5 else 0,

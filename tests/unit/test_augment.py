@@ -99,6 +99,7 @@ def test_one_number_stands_for_a_range_around_what_changes_nothing():
         ("RandAugment", "did you mean rand_augment"),
         ("invert", r"did you mean solarize\(threshold=0\)"),
         ("CutMix", "mixes whole batches, on the device"),
+        ("CenterCrop", "give the option resize='crop'"),
         ("solarise", "did you mean solarize"),
         ("solarize(treshold=9)", "did you mean threshold"),
         ("solarize(threshold=256)", "threshold must be from 0 to 255"),

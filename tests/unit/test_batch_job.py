@@ -290,3 +290,20 @@ def test_one_good_sample_is_enough():
     bench, readers = Bench("skip"), Readers(missing=set(range(N_SAMPLES)) - {7})
     for epoch in range(2):
         assert all(bench.fill(readers, batch=batch, epoch=epoch).failure is None for batch in (0, 2, 3, 1))
+
+
+def test_sample_that_is_known_to_be_bad_is_not_asked_for_alone_again_after_its_reader_was_ended_once() -> None:
+    """The machine ended a reader that had it alone; then it was found to be bad."""
+    bench = Bench("skip")
+    job = bench.tracker.start(Slot(1, None), (0, 0, 0), 5, 5)  # type: ignore[arg-type]
+    readers = Readers(undecodable={2})
+    (chunk,) = job.queued
+    bench.tracker.give(chunk)
+    bench.tracker.lost(chunk, ReaderEnd(-signal.SIGKILL, suspect=True))
+    alone = next(chunk for chunk in job.queued if chunk.sample_id == 2)
+    bench.tracker.give(alone)
+    bench.tracker.lost(alone, ReaderEnd(-signal.SIGKILL, suspect=True))
+    readers.run(bench.tracker, job)
+    assert job.skipped == {2}
+    (chunk,) = bench.tracker.start(Slot(2, None), (0, 1, 0), 5, 5).queued  # type: ignore[arg-type]
+    assert not bench.tracker.split(chunk)

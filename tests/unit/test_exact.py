@@ -230,6 +230,7 @@ FLOATS = encode_tiff(np.ones((9, 9, 1), np.float32))
         (encode_tiff(np.ones((9, 9, 1), np.uint32)), wanted(1, "float32"), "the TIFF has 32 bits"),
         (encode_tiff(np.ones((9, 9, 5), np.uint8)), wanted(4), "the TIFF has 5 channels, and channels=4"),
         (encode_tiff(np.ones((9, 9, 1), np.uint16), photometric=0), wanted(1, "uint16"), "cannot be kept as it is"),
+        (encode_tiff(np.ones((9, 9, 1), np.uint8), photometric=0), wanted(1), "cannot be kept as it is"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_kept_is_refused_in_words(file: bytes, want: Wanted, says: str) -> None:

@@ -6,6 +6,7 @@ import logging
 
 import pytest
 
+from prefetchd.cli.main import make_parser
 from prefetchd.cli.spelling import FlagFormatter, as_flags
 from prefetchd.config.options import OPTIONS, flag_of
 
@@ -56,3 +57,18 @@ def test_every_option_is_translated(name: str) -> None:
 def test_log_lines_are_translated_and_their_arguments_with_them() -> None:
     record = logging.LogRecord("prefetchd", logging.INFO, "", 0, "raise %s to %d", ("memory_budget", 5), None)
     assert FlagFormatter("prefetchd: %(message)s").format(record) == "prefetchd: raise --memory-budget to 5"
+
+
+@pytest.mark.parametrize(
+    ("flag", "meant"),
+    [
+        ("--batchsize", "did you mean --batch-size; see"),
+        ("--no-shufle", "did you mean --shuffle; see"),
+        ("--workers", "it is another loader's, here use --num-workers; see"),
+        ("--nonsense", "unrecognized arguments: --nonsense; see"),
+    ],
+)
+def test_unknown_flag_gets_the_one_that_is_meant(flag: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        make_parser().parse_args(["serve", "train.txt", flag])
+    assert meant in capsys.readouterr().err

@@ -260,7 +260,8 @@ def _describe_classes(classes: dict[str, Any]) -> list[str]:
     rows = sorted(classes["counts"], key=lambda row: (-row["count"], row["class"]))
     most, least = rows[0]["count"], rows[-1]["count"]
     empty = f"; {classes['empty']:,} without a good sample" if classes["empty"] else ""
-    lines = [f"  classes     {classes['n_classes']:,}, of {least:,} to {most:,} samples each{empty}:"]
+    sizes = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+    lines = [f"  classes     {classes['n_classes']:,}, of {sizes} samples each{empty}:"]
     if len(rows) > _SHOWN_CLASSES:
         half = _SHOWN_CLASSES // 2
         shown = [*rows[:half], None, *rows[-half:]]

@@ -78,9 +78,10 @@ def _describe_consumer(consumer: dict[str, Any]) -> str:
     if consumer["waited_for_slower_s"] >= 0.1:
         waiting += f" (waited {short_duration(consumer['waited_for_slower_s'])} for slower loops so far)"
     name = f"{consumer['name']}, " if consumer["name"] else ""
+    held = "slot" if consumer["held_slots"] == 1 else "slots"
     return (
         f"{name}pid {consumer['pid']}: {where}, {consumer['batches']} batches, "
-        f"holds {consumer['held_slots']} slots{ahead}{waiting}"
+        f"holds {consumer['held_slots']} {held}{ahead}{waiting}"
     )
 
 

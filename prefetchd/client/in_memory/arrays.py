@@ -12,7 +12,7 @@ from prefetchd.client.in_memory.table import check_rows, finish
 from prefetchd.columns.passed import PassedTable
 from prefetchd.columns.writer import ColumnsWriter
 from prefetchd.config.options import Config
-from prefetchd.errors import ManifestError
+from prefetchd.errors import ConfigError, ManifestError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,7 +23,10 @@ _NUMBERS = "biufc"
 def are_arrays(source: tuple[Any, ...]) -> bool:
     """Return whether a tuple holds columns, `(x, y)`, and not rows: arrays, or two lists."""
     if any(hasattr(each, "__array__") or hasattr(each, "iloc") for each in source):
-        return all(hasattr(each, "__len__") and not isinstance(each, str | bytes) for each in source)
+        return all(
+            hasattr(each, "__len__") and getattr(each, "ndim", 1) and not isinstance(each, str | bytes)
+            for each in source
+        )
     return len(source) == 2 and all(isinstance(each, list) for each in source)
 
 
@@ -34,7 +37,19 @@ def of_tuple(source: tuple[Any, ...], config: Config) -> PassedTable:
     x, *y = source
     if _numbers(x) is None:
         return frames.of_dict(dict(zip(("path", "label"), source, strict=False)), config)
+    _check_options(config)
     return of_arrays(x, *y)
+
+
+def _check_options(config: Config) -> None:
+    """Raise `ConfigError` for options that name columns: arrays have none."""
+    for name in ("x_column", "y_column", "label_columns"):
+        if getattr(config, name) is not None:
+            raise ConfigError(f"cannot use {name} with arrays: they have no columns; give x, or (x, y)")
+    if config.fields:
+        raise ConfigError(
+            'cannot take fields from arrays: they have no names; give a dictionary, such as {"x": x, "y": y}'
+        )
 
 
 def of_dict(source: Mapping[Any, Any], config: Config) -> PassedTable | None:
@@ -54,7 +69,10 @@ def of_dict(source: Mapping[Any, Any], config: Config) -> PassedTable | None:
 def of_one(source: Any, config: Config) -> PassedTable:
     """Serve one array: rows of numbers, or paths."""
     x = _numbers(source)
-    return frames.of_dict({"path": source}, config) if x is None else of_arrays(x)
+    if x is None:
+        return frames.of_dict({"path": source}, config)
+    _check_options(config)
+    return of_arrays(x)
 
 
 def of_arrays(x: Any, y: Any = None) -> PassedTable:
@@ -74,6 +92,14 @@ def of_arrays(x: Any, y: Any = None) -> PassedTable:
                 f"cannot copy {name} into memory: it is mapped from {path}; give the file's name, which is served "
                 "without a copy"
             )
+        if isinstance(array, np.ma.MaskedArray):
+            masked = int(np.ma.getmaskarray(array).sum())
+            if masked:
+                raise ManifestError(
+                    f"cannot serve {name} from memory: {masked} of its numbers are masked; "
+                    "give filled(...) of it, or its rows without them"
+                )
+            array = np.ma.getdata(array)
         found[name] = array
     n_rows = len(found["x"])
     check_rows("x", n_rows)

@@ -24,11 +24,13 @@ def of_dict(source: Mapping[Any, Any], config: Config) -> PassedTable:
     """Serve a dictionary of columns: lists, arrays or series of one length."""
     if not source:
         raise ManifestError("cannot serve the dictionary: it has no columns; give {'path': [...], 'label': [...]}")
+    check_distinct(map(str, source))
     columns = {str(name): values for name, values in source.items()}
     lengths = {}
     for name, values in columns.items():
         # Text and dictionaries have a length, and are no rows; a set has them in no order.
-        if isinstance(values, str | bytes | Mapping | Set) or not hasattr(values, "__len__"):
+        is_rows = hasattr(values, "__len__") and getattr(values, "ndim", 1) != 0
+        if isinstance(values, str | bytes | Mapping | Set) or not is_rows:
             raise ManifestError(
                 f"cannot use the column {name!r} of the dictionary: it has the type {type(values).__name__}; give a "
                 "list with a value a row"
@@ -110,10 +112,23 @@ def _add_any(writer: ColumnsWriter, name: str, values: Any) -> None:
         _add_polars(writer, name, values)
     elif hasattr(values, "null_count") and hasattr(values, "type"):
         add_arrow_column(writer, name, values)
+    elif isinstance(values, np.ma.MaskedArray):
+        if values.ndim > 1 or values.dtype.kind not in "biuf":
+            raise ValueError(f"it is a masked array of {values.dtype} with {values.ndim} dimensions")
+        writer.add_numbers(name, values.filled(0), np.ma.getmaskarray(values))
     elif hasattr(values, "__array__"):
-        add_values(writer, name, np.asarray(values))
+        add_values(writer, name, _array(values))
     else:
         add_values(writer, name, values if isinstance(values, list | tuple) else list(values))
+
+
+def _array(values: Any) -> NDArray[Any]:
+    """Return an array of any library as numpy's; raises `ValueError` if numpy has no such numbers."""
+    try:
+        values = values.detach().cpu() if hasattr(values, "detach") else values
+        return np.asarray(values)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"it cannot become an array of numpy ({' '.join(str(error).split())[:80]})") from None
 
 
 def _add_series(writer: ColumnsWriter, name: str, series: Any) -> None:
@@ -124,6 +139,8 @@ def _add_series(writer: ColumnsWriter, name: str, series: Any) -> None:
     elif dtype == "category":
         codes = series.cat.codes.to_numpy()
         values = np.asarray(series.cat.categories)
+        if not len(values):
+            raise ValueError("all its values are missing")
         taken = values[np.maximum(codes, 0)]
         if values.dtype.kind in "biuf":
             writer.add_numbers(name, taken, codes < 0)
@@ -147,7 +164,7 @@ def _add_polars(writer: ColumnsWriter, name: str, series: Any) -> None:
     dtype = str(series.dtype)
     if dtype.startswith(("String", "Utf8", "Categorical", "Enum")):
         writer.add_strings(name, text_blocks(_Slices(series)), missing)
-    elif dtype.startswith(("Int", "UInt", "Float", "Boolean")):
+    elif dtype.startswith(("Int", "UInt", "Float", "Boolean")) and not dtype.endswith("128"):
         values = series if missing is None else series.fill_null(False if dtype == "Boolean" else 0)
         writer.add_numbers(name, values.to_numpy(), missing)
     elif dtype.startswith(("Binary", "List", "Array")):

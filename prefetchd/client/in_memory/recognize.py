@@ -48,7 +48,8 @@ def _of_mapping(source: Mapping[Any, Any], config: Config) -> PassedTable:
         raise ConfigError(
             f"cannot serve this dictionary of {len(splits)} data sets; give one, as in data[{splits[0]!r}]"
         )
-    return arrays.of_dict(source, config) or frames.of_dict(source, config)
+    found = None if config.fields else arrays.of_dict(source, config)  # fields take their columns from a table
+    return found or frames.of_dict(source, config)
 
 
 def _of_subset(source: Any, config: Config) -> PassedTable:
@@ -60,12 +61,18 @@ def _of_subset(source: Any, config: Config) -> PassedTable:
     if _has("select", "features")(whole):
         return frames.of_hugging_face(whole.select(taken), config)
     if _has("tensors")(whole):
-        return arrays.of_arrays(*(np.asarray(tensor)[taken] for tensor in whole.tensors))
+        return arrays.of_tuple(tuple(np.asarray(tensor)[taken] for tensor in whole.tensors), config)
     raise _refusal(whole)
 
 
 def _is_folder(source: Any) -> bool:
     return bool(_has("samples", "classes")(source)) and isinstance(source.samples, Sequence)
+
+
+def _loader(source: Any) -> Any:
+    """Return the function that reads a file of a folder, if it is one of Python."""
+    loader = getattr(source, "loader", None)
+    return loader if callable(loader) else None
 
 
 def _check_folder(source: Any) -> None:
@@ -75,6 +82,13 @@ def _check_folder(source: Any) -> None:
             f"cannot use the target_transform of this {type(source).__name__}: readers run functions that they can "
             "import; make it without, and give target_transform='module:function'"
         )
+    for name, function in (("__getitem__", getattr(type(source), "__getitem__", None)), ("loader", _loader(source))):
+        module = str(getattr(function, "__module__", None))
+        if function is not None and module.partition(".")[0] != "torchvision":
+            warn_user(
+                f"the {name} of this {type(source).__name__} is not called: a sample is the path and the label that "
+                "its samples list"
+            )
     if getattr(source, "transform", None) is not None:
         warn_user(
             f"the transform of this {type(source).__name__} is not applied: prefetchd decodes and resizes "

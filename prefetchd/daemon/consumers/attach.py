@@ -126,7 +126,7 @@ class Attaching:
         daemon = self._datasets[0].config.name
         if name is None:
             raise ConfigError(f"cannot attach: the daemon {daemon!r} serves {known}; say which with dataset=...")
-        serves = known or "one data set that has no name; leave dataset out"
+        serves = f"{known}; give dataset= one of these" if known else "one data set that has no name; leave dataset out"
         raise ConfigError(f"cannot attach to the data set {name!r}: the daemon {daemon!r} serves {serves}")
 
     def _check_slots(self, dataset: Dataset, request: messages.Attach) -> None:

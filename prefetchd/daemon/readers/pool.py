@@ -72,21 +72,17 @@ class Pool:
         clock: Callable[[], float],
         files_to_remove: tuple[str, ...] = (),
     ) -> None:
-        self.n_readers = n_readers
-        self.crashes = 0
+        self.n_readers, self.crashes = n_readers, 0
         self._hang_s = hang_s
         self._events: PoolEvents
-        self._watch = watch
-        self._unwatch = unwatch
-        self._clock = clock
+        self._watch, self._unwatch, self._clock = watch, unwatch, clock
         self._files_to_remove = files_to_remove
         self.readers: dict[int, ReaderHandle] = {}
         self._reader_numbers, self._task_numbers = itertools.count(1), itertools.count(1)
         self._first_messages: list[tuple[Message, list[int]]] = []
         self._start_s = 0.05  # that the last reader took to start
         self._wanted_s = 0.0  # since when a fresh one is wanted
-        self._boot_failures = 0
-        self._stopping = False
+        self._boot_failures, self._stopping = 0, False
         self._buffer = bytearray(sockets.MAX_MESSAGE_BYTES)
         self._fork_server: ForkServerHandle
         self._start_fork_server()
@@ -251,8 +247,7 @@ class Pool:
                 "reader %d (pid %d) ended by itself (%s) with %d tasks in hand; they are done again by another",
                 reader.number, reader.pid, describe_exit(exit_code), len(reader.chunks),
             )  # fmt: skip
-            if not reader.ready:
-                self._boot_failures += 1
+            self._boot_failures += not reader.ready
         # The last first, as each goes to the front of the queue: what was to be done first still is.
         for position, chunk in reversed(list(enumerate(reader.chunks.values()))):
             self._events.lost(reader.number, chunk, reader.end(exit_code, suspect=position == 0 and not expected))
@@ -302,8 +297,7 @@ class Pool:
 
     def _quarantine(self, reader: ReaderHandle) -> None:
         """Nobody reports this reader's end any more, and it may still write: it keeps its slots until it is gone."""
-        number, pidfd = reader.number, reader.pidfd
-        reader.pidfd = -1
+        number, pidfd, reader.pidfd = reader.number, reader.pidfd, -1
 
         def ended() -> None:
             self._unwatch(pidfd)

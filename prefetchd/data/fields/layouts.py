@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefetchd.config.fields import image_config, parse_fields
 from prefetchd.data.images.objects import object_fields
+from prefetchd.data.table.delivered import delivered_dtype
 from prefetchd.data.table.object_records import ObjectFacts
 from prefetchd.errors import ConfigError
 from prefetchd.ring.layout import FieldLayout
@@ -38,8 +39,7 @@ def _mask(name: str, field: Field, facts: FieldFacts, config: Config) -> tuple[F
 
 
 def _label(name: str, field: Field, facts: FieldFacts, config: Config) -> tuple[FieldLayout, ...]:
-    fractions = facts.dtype.startswith("float")
-    return (FieldLayout(name, facts.shape, field.dtype or ("float32" if fractions else "int64")),)
+    return (FieldLayout(name, facts.shape, delivered_dtype(field, facts.dtype)),)
 
 
 def _array(name: str, field: Field, facts: FieldFacts, config: Config) -> tuple[FieldLayout, ...]:
@@ -52,7 +52,7 @@ def _array(name: str, field: Field, facts: FieldFacts, config: Config) -> tuple[
                 )
         assert field.shape is not None
         return (FieldLayout(name, field.shape, str(field.dtype)),)
-    dtype = field.dtype or ("float32" if facts.dtype == "float64" else facts.dtype)
+    dtype = delivered_dtype(field, facts.dtype)
     shape = facts.shape if field.shape is None else field.shape
     if _count(shape) != _count(facts.shape):
         raise ConfigError(

@@ -111,6 +111,8 @@ class NumbersPart:
             found = np.asarray(None)
         if found.shape != row.shape or not np.can_cast(found.dtype, row.dtype, "same_kind"):
             raise BadValue(f"an array of {found.shape} {found.dtype}, and it must be {row.shape} {row.dtype}")
+        if not _fits(found, row.dtype):
+            raise BadValue(f"{found.dtype} numbers, of which {row.dtype} does not hold all")
         row[...] = found
 
     def finish(self) -> None:
@@ -151,12 +153,12 @@ class BytesPart:
         self._length[...] = n_bytes
 
     def _checked(self, value: bytes) -> bytes:
-        if len(value) > len(self._content) and self._truncate:
-            return value[: len(self._content)].decode("utf-8", "ignore").encode()
         try:
             value.decode()
         except UnicodeDecodeError as error:
             raise RefusedImage(f"it is no UTF-8 (byte {error.start})") from None
+        if len(value) > len(self._content) and self._truncate:
+            return value[: len(self._content)].decode("utf-8", "ignore").encode()  # without half a character
         return value
 
     def shown(self) -> Any:
@@ -169,7 +171,10 @@ class BytesPart:
         wanted = str if self._is_text else bytes
         if not isinstance(value, wanted):
             raise BadValue(f"a {type(value).__name__}, and it must be {wanted.__name__}")
-        encoded = value.encode() if isinstance(value, str) else value
+        try:
+            encoded = value.encode() if isinstance(value, str) else value
+        except UnicodeEncodeError:
+            raise BadValue("text with half a surrogate pair, which is no UTF-8") from None
         if self._is_text and self._truncate:
             encoded = self._checked(encoded)
         if len(encoded) > len(self._content):
@@ -178,6 +183,17 @@ class BytesPart:
 
     def finish(self) -> None:
         """Do nothing: the row is written."""
+
+
+def _fits(values: NDArray[Any], dtype: np.dtype[Any]) -> bool:
+    """Return whether no number overflows `dtype`, of a kind that may hold `values`."""
+    if np.can_cast(values.dtype, dtype, "safe") or not values.size:
+        return True
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        return limits.min <= int(values.min()) and int(values.max()) <= limits.max
+    with np.errstate(over="ignore"):
+        return not bool((np.isinf(values.astype(dtype)) & np.isfinite(values)).any())
 
 
 def read_npy(data: memoryview, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -194,6 +210,8 @@ def read_npy(data: memoryview, shape: tuple[int, ...], dtype: np.dtype[Any]) -> 
         if found != shape or kind.hasobject or not np.can_cast(kind, dtype, "same_kind"):
             raise RefusedImage(f"it is an array of {found} {kind}, and must be {shape} {dtype}")
         values = np.frombuffer(data, kind, math.prod(shape), head.tell())
+        if not _fits(values, dtype):
+            raise RefusedImage(f"it has {kind} numbers, of which {dtype} does not hold all")
         return values.reshape(shape, order="F" if is_fortran else "C")
     except (ValueError, OSError, EOFError) as error:
         raise RefusedImage(f"it is no .npy file of numbers ({error})") from None

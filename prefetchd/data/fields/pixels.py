@@ -70,7 +70,7 @@ class _Following:
         if (first.crop is not None or not self._is_stretched) and not same_aspect(full_size, first.full_size):
             raise RefusedImage(
                 f"it is {full_size[1]}x{full_size[0]} and the first image {first.full_size[1]}x{first.full_size[0]} "
-                "(upright), which is another aspect"
+                "(upright), which is another aspect; cut or pad the files alike"
             )
         return dataclasses.replace(first, full_size=full_size, crop=first.crop_in(*full_size))
 

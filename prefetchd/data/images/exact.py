@@ -116,7 +116,8 @@ class Wanted:
         return "give dtype='uint16' or 'float32'" if header.bits == 16 else "convert it to 8 or 16 bits"
 
     def _other_channels(self, name: str, found: int) -> str:
-        return f"the {name} has {_channels(found)}, and channels={self.n_channels}"
+        remedy = "leave channels out to convert all to one color, or convert the file"
+        return f"the {name} has {_channels(found)}, and channels={self.n_channels}; {remedy}"
 
     def decode(
         self, data: memoryview, header: ImageHeader, *, reduction: int = 1, n_rows: int | None = None
@@ -196,7 +197,7 @@ def _stored(data: memoryview, header: ImageHeader) -> NDArray[Any]:
 
 def _tiff_colours(data: memoryview, header: ImageHeader) -> NDArray[Any]:
     """Return the colours of a TIFF whose numbers are not colours: a palette, or lossy; OpenCV turns it upright."""
-    if header.bits > 8 or header.channels not in (1, 3):
+    if header.bits > 8 or header.channels not in (1, 3) or tiff_samples.is_white_zero(data):
         raise RefusedImage(f"the TIFF ({header.describe()}) cannot be kept as it is; convert it to PNG")
     return decode.decode_image(data, header, color="gray" if header.channels == 1 else "rgb", reduction=1)
 

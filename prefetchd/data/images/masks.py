@@ -84,7 +84,7 @@ class MaskReader:
             if not same_aspect((height, width), full_size):
                 raise RefusedImage(
                     f"it is {width}x{height} and the image {full_size[1]}x{full_size[0]} (upright), which is another "
-                    "aspect"
+                    "aspect; cut or pad the files alike"
                 )
             # As for colour: 16 bits take more than a byte, and a colour image is decoded before it is refused.
             working_bytes = decode_working_bytes(header, len(data), color="rgb", reduced=1)

@@ -108,6 +108,11 @@ def holds_numbers(data: memoryview) -> bool:
     return directory.value(_COMPRESSION, 1) in _LOSSLESS and kind not in (_WHITE_IS_ZERO, _PALETTE, _YCBCR)
 
 
+def is_white_zero(data: memoryview) -> bool:
+    """Return whether 0 is white: OpenCV turns 8 bits round, and leaves 16 as they are."""
+    return TiffDirectory(data).value(_PHOTOMETRIC, _BLACK_IS_ZERO) == _WHITE_IS_ZERO
+
+
 def read_samples(data: memoryview, header: ImageHeader) -> NDArray[Any]:
     """Return the numbers of a TIFF, (H, W, C) or (H, W) for one channel, as stored: orientation is not applied.
 

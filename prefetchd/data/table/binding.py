@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prefetchd.columns.store import Columns
 from prefetchd.columns.writer import ColumnsWriter
 from prefetchd.data.records import FieldFacts, Holds
 from prefetchd.data.table.bound_objects import bind_objects
+from prefetchd.data.table.delivered import check_delivered
 from prefetchd.data.table.text import label_numbers
 from prefetchd.errors import ConfigError, ManifestError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from prefetchd.columns.store import Column, Columns
+    from prefetchd.columns.store import Column
     from prefetchd.config.fields import Field
 
 # What each kind may hold. Text and files are both columns of text: the kind tells them apart.
@@ -72,8 +74,8 @@ def bind(
     Args:
         fields: the option, by name.
         columns: the table, as it was read or given. Of its attributes, `images` has for a column of encoded bytes the
-            columns that hold them (`columns.arrow`), `paths` lists columns that are paths to every kind, and `classes`
-            has the names of the classes of columns of numbers.
+            columns that hold them (`columns.arrow`), `paths` lists columns that are paths to every kind, `classes` has
+            the names of the classes of columns of numbers, and `is_text` says that numbers, too, are text.
         source: the data set's name in errors.
         images: columns of encoded images that other records have.
 
@@ -82,6 +84,7 @@ def bind(
         ManifestError: if a value is missing.
     """
     made: dict[str, Any] = {}
+    taken = {*columns, *images}
     bindings = []
     primary = next((each.column or name for name, each in fields.items() if each.kind == "image"), None)
     for name, field in fields.items():
@@ -105,7 +108,7 @@ def bind(
                 f"cannot serve the field {name} of {source}: row {row} (from 0) has no value in {column!r}; complete "
                 "it, or remove the row"
             )
-        bindings.append(_bind(name, field, found, columns, source, made))
+        bindings.append(_bind(name, field, found, columns, source, made, taken))
     for number, field in enumerate(fields.values()):
         if field.kind in ("boxes", "keypoints"):
             bindings[number], more = bind_objects(field, bindings[number], columns, source, len(bindings))
@@ -115,12 +118,26 @@ def bind(
     with ColumnsWriter(columns.n_rows) as writer:
         for column, numbers in made.items():
             writer.add_numbers(column, numbers)
-        from prefetchd.columns.store import Columns as Table
+        table = Columns.attach(*writer.finish())
+    try:
+        for binding, (name, field) in zip(bindings, fields.items(), strict=False):
+            if binding.column in table:
+                check_delivered(name, field, table[binding.column], source)
+    except BaseException:
+        table.close()
+        raise
+    return bindings, table
 
-        return bindings, Table.attach(*writer.finish())
 
-
-def _bind(name: str, field: Field, column: Column, columns: Columns, source: str, made: dict[str, Any]) -> Binding:
+def _bind(
+    name: str,
+    field: Field,
+    column: Column,
+    columns: Columns,
+    source: str,
+    made: dict[str, Any],
+    taken: Collection[str],
+) -> Binding:
     layout = column.layout
     holds = _holds(field.kind, column, columns)
     if holds is None:
@@ -131,11 +148,15 @@ def _bind(name: str, field: Field, column: Column, columns: Columns, source: str
         )
     if field.kind == "label" and holds == "text":
         where = f"{layout.name!r} of {source}"
-        numbers, classes = label_numbers(column, columns.n_rows, where)
-        made[name] = numbers
-        return Binding(name, name, "", FieldFacts("numbers", (), numbers.dtype.name, classes=classes))
-    if field.dtype is not None and holds in ("numbers", "ragged"):
-        _check_range(name, field.dtype, column.values, source)
+        are_names = not columns.attributes.get("is_text")
+        numbers, classes = label_numbers(column, columns.n_rows, where, are_names=are_names)
+        key = f"{name}."  # a name of its own: another field may take its values from a column called `name`
+        while key in taken:
+            key += "."
+        made[key] = numbers
+        return Binding(name, key, "", FieldFacts("numbers", (), numbers.dtype.name, classes=classes))
+    if field.kind in ("label", "array") and holds in ("numbers", "ragged"):
+        check_delivered(name, field, column, source)
     if holds == "ragged" and field.kind in ("label", "array"):
         return Binding(name, layout.name, "", _regular(name, column, source))
     longest = 0 if holds in ("numbers", "files") else int(_lengths(column, holds).max(initial=0))
@@ -172,22 +193,6 @@ def _lengths(column: Column, holds: Holds) -> NDArray[np.int64]:
     return column.values[:, 2] if holds == "members" else column.lengths
 
 
-def _check_range(name: str, dtype: str, values: NDArray[Any], source: str) -> None:
-    """Raise `ConfigError` if `dtype` cannot hold the numbers: they would become others."""
-    if np.can_cast(values.dtype, dtype, "safe") or not values.size:
-        return
-    low, high = values.min(), values.max()
-    wanted = np.dtype(dtype)
-    fits = wanted.kind == "f"
-    if wanted.kind in "iu" and values.dtype.kind in "iub":
-        fits = np.iinfo(wanted).min <= int(low) <= int(high) <= np.iinfo(wanted).max
-    if not fits:
-        raise ConfigError(
-            f"cannot deliver the field {name} of {source} as dtype={dtype!r}: its numbers are {values.dtype}, from "
-            f"{low} to {high}; give a dtype that holds them"
-        )
-
-
 def _regular(name: str, column: Column, source: str) -> FieldFacts:
     """Return the facts of lists that have one length, which are numbers of a shape."""
     lengths = column.lengths
@@ -203,6 +208,11 @@ def _regular(name: str, column: Column, source: str) -> FieldFacts:
 def _column(name: str, columns: Columns, field: str, source: str) -> Column:
     if name in columns:
         return columns[name]
+    left_out = columns.attributes.get("left_out", {})
+    if name in left_out:
+        raise ConfigError(f"cannot take the field {field} from {name!r} of {source}: {left_out[name]}; give another")
     near = difflib.get_close_matches(name, list(columns), 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, list(columns)[:20]))}"
-    raise ConfigError(f"cannot take the field {field} from {name!r}: {source} has no such column; {hint}")
+    hint = f"did you mean {near[0]!r}" if near else f"there are {', '.join(map(repr, list(columns)[:20]))}"
+    raise ConfigError(
+        f"cannot take the field {field} from {name!r}: {source} has no such column; {hint}; give each field its column"
+    )

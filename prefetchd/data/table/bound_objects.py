@@ -64,7 +64,42 @@ def bind_objects(
                     f"cannot serve the field {name} of {source}: row {row} (from 0) has {counts}; complete it, or "
                     "remove the row"
                 )
+            negative = columns[other].values < 0
+            if negative.any():
+                at = int(negative.argmax())
+                row = int(np.searchsorted(np.cumsum(columns[other].lengths), at, "right"))
+                raise ManifestError(
+                    f"cannot serve the field {name} of {source}: row {row} (from 0) has the label "
+                    f"{columns[other].values[at]}; a class is a number from 0, and -1 stands where there is no box"
+                )
             names = columns.attributes.get("classes", {}).get(other)
             facts = replace(facts, classes=None if names is None else tuple(names))
         more.append(replace(binding, name=f"{name}.{each}", column=other, facts=replace(binding.facts, holds="ragged")))
     return replace(binding, facts=facts), more
+
+
+def check_box_format(field: Field, option: str | None, binding: Binding, columns: Columns, source: str) -> None:
+    """Raise an error if `source_box_format` means nothing for a table, or its boxes look like fractions and not pixels.
+
+    Args:
+        field: of kind boxes.
+        option: the option of this name, which holds where the field does not say it.
+        binding: the field's.
+        columns: the table.
+        source: the data set's name in errors.
+    """
+    given = field.source_box_format or option
+    if given is None:
+        return
+    written = columns.attributes.get("box_format")
+    if written:
+        raise ConfigError(
+            f"cannot use source_box_format={given!r} for the field {binding.name} of {source}: its boxes are "
+            f"{written}; leave it out"
+        )
+    values = columns[binding.column].values
+    if len(values) and not given.endswith("_normalized") and not (values > 1).any():
+        raise ManifestError(
+            f"cannot use source_box_format={given!r} for the field {binding.name} of {source}: no number of its "
+            f"{len(values)} boxes is above 1, as in fractions of the image; give source_box_format='{given}_normalized'"
+        )

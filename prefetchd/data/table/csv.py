@@ -16,7 +16,7 @@ import numpy as np
 from prefetchd.columns.store import Columns
 from prefetchd.columns.writer import ColumnsWriter
 from prefetchd.data.files import cannot_open
-from prefetchd.data.table.text import TextColumn, label_numbers
+from prefetchd.data.table.text import TextColumn, array_numbers, check_no_header, label_numbers
 from prefetchd.errors import ConfigError, ManifestError
 
 if TYPE_CHECKING:
@@ -64,11 +64,13 @@ def _read(reader: Reader, name: str, fields: Mapping[str, Field]) -> tuple[Colum
     header = next(rows, None)
     if header is None:
         raise ManifestError(f"cannot serve {name}: it is empty; give a file with a line for each sample")
-    groups = {column: _places(column, header, name) for column in _wanted(fields)}
-    singles = sorted({place for _, places in groups.values() for place in places})
+    wanted = _wanted(fields)
+    has_header = _is_header(header, wanted)
+    groups = {column: _places(column, header, name, has_header=has_header) for column in wanted}
+    singles = sorted({place for places in groups.values() for place in places})
     texts = {place: TextColumn() for place in singles}
-    pending = [header] if all(not is_named for is_named, _ in groups.values()) else []
-    first_line = 1 if pending else 2
+    pending = [] if has_header else [header]
+    first_line = 2 if has_header else 1
     n_rows = 0
     for row in rows:
         if len(row) != len(header):
@@ -84,7 +86,12 @@ def _read(reader: Reader, name: str, fields: Mapping[str, Field]) -> tuple[Colum
     _extend(texts, pending)
     is_a_line_each = reader.line_num == n_rows + 1
     n_rows += first_line == 1  # which is a row, and no header
-    table = _table(name, fields, {column: places for column, (_, places) in groups.items()}, texts, n_rows)
+    if first_line == 1:
+        for field_name, field in fields.items():
+            if field.kind == "label":
+                for place in groups[field.column or field_name]:
+                    check_no_header(texts[place], f"column {place} of {name}")
+    table = _table(name, fields, groups, texts, n_rows)
     return table, first_line if is_a_line_each else 0
 
 
@@ -101,19 +108,36 @@ def _wanted(fields: Mapping[str, Field]) -> list[str]:
     return [column for column in columns if not column.startswith(".")]
 
 
-def _places(column: str, header: list[str], name: str) -> tuple[bool, tuple[int, ...]]:
-    """Return whether the header names the column (or columns, with commas), and where it is."""
-    if column in header:
-        return True, (header.index(column),)
-    parts = [part.strip() for part in column.split(",")]
+def _is_header(line: list[str], wanted: list[str]) -> bool:
+    """Return whether the first line names columns: not if all are given by number.
+
+    A sample may hold the number of a column. Only `0,1,2`, or the same behind an index, is a header, as of pandas.
+    """
+    if not all(part.strip().isdecimal() for column in wanted for part in column.split(",")):
+        return True
+    titles = [title for title in line if title]
+    return titles == [str(number) for number in range(len(titles))]
+
+
+def _places(column: str, header: list[str], name: str, *, has_header: bool) -> tuple[int, ...]:
+    """Return where a column is, or several with commas between them: by name, or by number."""
+    parts = [column] if column in header else [part.strip() for part in column.split(",")]
+    if all(part.isdecimal() and int(part) < len(header) and not (has_header and part in header) for part in parts):
+        return tuple(map(int, parts))
+    if not has_header:
+        raise ConfigError(f"cannot find the column {column!r} in {name}: its first line has {len(header)}, from 0")
+    twice = next((part for part in parts if header.count(part) > 1), None)
+    if twice is not None:
+        raise ConfigError(
+            f"cannot tell which column {twice!r} of {name} is meant: its first line has {header.count(twice)} of this "
+            "name; rename one"
+        )
     if all(part in header for part in parts):
-        return True, tuple(header.index(part) for part in parts)
-    if all(part.isdecimal() and int(part) < len(header) for part in parts):
-        return False, tuple(map(int, parts))
+        return tuple(header.index(part) for part in parts)
     missing = next(part for part in parts if part not in header)
     near = difflib.get_close_matches(missing, header, 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, header[:20]))}"
-    raise ConfigError(f"cannot find the column {missing!r} in {name}: {hint}")
+    hint = f"did you mean {near[0]!r}" if near else f"there are {', '.join(map(repr, header[:20]))}"
+    raise ConfigError(f"cannot find the column {missing!r} in {name}: {hint}; give each field its column")
 
 
 def _extend(texts: dict[int, TextColumn], rows: list[list[str]]) -> None:
@@ -136,7 +160,12 @@ def _table(
     with ColumnsWriter(n_rows) as writer:
         for column, places in groups.items():
             if kinds[column] == {"label"} or len(places) > 1 or _is_numeric(kinds[column], texts[places[0]]):
-                found = [label_numbers(texts[place], n_rows, f"the column {column!r} of {name}") for place in places]
+                where = f"the column {column!r} of {name}"
+                if "array" in kinds[column]:
+                    arrays = [array_numbers(texts[place], n_rows, where) for place in places]
+                    writer.add_numbers(column, _stacked(arrays))
+                    continue
+                found = [label_numbers(texts[place], n_rows, where) for place in places]
                 names = [each for _, each in found if each is not None]
                 if len(places) > 1 and names:
                     raise ManifestError(
@@ -148,7 +177,7 @@ def _table(
                 writer.add_numbers(column, _stacked([numbers for numbers, _ in found]))
             else:
                 writer.add_strings(column, texts[places[0]].blocks)
-        return Columns.attach(*writer.finish({"classes": classes}))
+        return Columns.attach(*writer.finish({"classes": classes, "is_text": True}))
 
 
 def _is_numeric(kinds: set[str], text: TextColumn) -> bool:

@@ -21,6 +21,7 @@ from prefetchd.data.faults import UnreadableFile
 from prefetchd.data.files import check_unchanged, identity_of, read_file
 from prefetchd.data.records import FieldFacts, Sample
 from prefetchd.data.table.binding import Binding, bind, binding_from_wire
+from prefetchd.data.table.bound_objects import check_box_format
 from prefetchd.data.table.files import IndexedFiles
 from prefetchd.errors import ManifestError, one_line
 
@@ -105,6 +106,9 @@ class FieldRecords:
                 raise ManifestError(f"cannot serve {name}: it has no samples; give a list with a row for each")
             fields = parse_fields(config.fields)
             bindings, made = bind(fields, columns, name, images)
+            for binding, field in zip(bindings, fields.values(), strict=False):
+                if field.kind == "boxes":
+                    check_box_format(field, config.source_box_format, binding, columns, name)
         except BaseException:
             columns.close()
             for each in images.values():

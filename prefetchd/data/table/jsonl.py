@@ -113,6 +113,6 @@ def _value(found: dict[str, Any], key: str) -> Any:
 def _absent(key: str, found: dict[str, Any], row: int, line: int, name: str) -> ManifestError | ConfigError:
     if row == 1 and _value(found, key) is _MISSING:
         near = difflib.get_close_matches(key, found, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, list(found)[:20]))}"
-        return ConfigError(f"cannot find the key {key!r} in {name}: {hint}")
+        hint = f"did you mean {near[0]!r}" if near else f"there are {', '.join(map(repr, list(found)[:20]))}"
+        return ConfigError(f"cannot find the key {key!r} in {name}: {hint}; give each field its column")
     return ManifestError(f"cannot serve {name}: line {line} has no value for {key!r}; complete it, or remove the line")

@@ -66,6 +66,8 @@ def open_table(config: Config, kind: str) -> FieldRecords:
     objects = {field.kind for field in parse_fields(config.fields).values()} & set(OBJECT_TARGETS)
     if objects and kind == "manifest" and (suffix == ".json" or yolo_folders(path) is not None):
         return _open_annotated(config, path, name, with_keypoints="keypoints" in objects)
+    if kind == "tar" or (os.path.isdir(path) and kind == "manifest"):
+        refuse_given(config, ("root",), "lists of paths")
     if os.path.isdir(path) and kind == "manifest":
         from prefetchd.data.table.pairs import read_pairs
 
@@ -78,7 +80,8 @@ def open_table(config: Config, kind: str) -> FieldRecords:
         from prefetchd.data.table.parquet import read_parquet
 
         columns, images, files = read_parquet(config, name, parse_fields(config.fields))
-        return FieldRecords.open(config, columns, root=os.path.dirname(files[0]), files=files, images=images)
+        root = os.path.dirname(files[0]) if config.root is None else os.path.abspath(os.path.expanduser(config.root))
+        return FieldRecords.open(config, columns, root=root, files=files, images=images)
     if kind == "manifest" and suffix in (*_TEXT, *_JSON):
         return _open_list(config, path, name, is_json=suffix in _JSON)
     if kind == "arrow":

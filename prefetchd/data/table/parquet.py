@@ -46,7 +46,8 @@ def read_parquet(
         for column in columns:
             if column.partition(".")[0] not in names:
                 raise ConfigError(
-                    f"cannot find the column {column!r} in {name}: there are {', '.join(map(repr, names))}"
+                    f"cannot find the column {column!r} in {name}: there are {', '.join(map(repr, names))}; "
+                    "give each field its column"
                 )
         table = pa.concat_tables([parquet.read_table(path, columns=plain) for path in paths])
         n_rows = table.num_rows if plain else sum(parquet.read_metadata(path).num_rows for path in paths)

@@ -18,6 +18,7 @@ from prefetchd.columns.values import add_values
 from prefetchd.columns.writer import ColumnsWriter
 from prefetchd.data.files import check_complete, identity, open_regular
 from prefetchd.data.kinds import expand
+from prefetchd.data.labels import json_kind
 from prefetchd.data.manifest.dialect import BadLine
 from prefetchd.data.manifest.json import NoObject, json_object, json_value
 from prefetchd.data.table.text import label_numbers
@@ -106,7 +107,13 @@ class _TarColumn:
             return
         if self._kind == "label" and isinstance(self.values[0], str):
             where = f"the members .{self._column} of {name}"
-            numbers, classes = label_numbers(map(str, self.values), len(self.values), where)
+            odd = next((row for row, value in enumerate(self.values) if not isinstance(value, str)), None)
+            if odd is not None:
+                raise ManifestError(
+                    f"cannot take labels from {where}: sample {odd} (from 0) has {json_kind(self.values[odd])}, and "
+                    "the first has text; write all alike"
+                )
+            numbers, classes = label_numbers(self.values, len(self.values), where, are_names=bool(self._key))
             writer.add_numbers(self._column, numbers)
             if classes is not None:
                 attributes["classes"][self._column] = list(classes)
