@@ -72,7 +72,8 @@ class DataOptions(TypedDict, total=False):
     crowds: bool | None
     mask_border: int | None
     python_path: str | Sequence[str] | None
-    shuffle: bool | None
+    shuffle: bool | Literal["blocks"] | None
+    shuffle_block: int | None
     seed: int | None
     drop_last: bool | None
     subset: str | bytes | os.PathLike[str] | Sequence[int] | np.ndarray[Any, Any] | None

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from prefetchd.config.option import option
 
 BALANCED = "balanced"
+BLOCKS = "blocks"  # of `shuffle`
+USUAL_BLOCK = 1024  # samples
 
 
 def is_weight_file(weights: str) -> bool:
@@ -22,6 +24,14 @@ class OrderOptions:
     `subset`, `order` and `weights` name files, which are no content: what stands in them goes into the digest instead.
     """
 
+    shuffle_block: int | None = option(
+        None,
+        "shuffle blocks of so many samples, then within windows of 16 blocks: long runs of reads; Python's "
+        "shuffle='blocks' takes 1024 (a full shuffle)",
+        metavar="N",
+        later=True,
+        limits=(2, 1 << 40),
+    )
     subset: str | None = option(
         None,
         "serve these samples alone: an .npy file of their numbers, from 0, or of a true or false for each (all)",

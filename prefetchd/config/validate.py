@@ -15,6 +15,7 @@ from prefetchd.config import augment, convert, fields, selection, views
 from prefetchd.config.augment_values import RANDOM
 from prefetchd.config.convert import wrong
 from prefetchd.config.options import OPTION_TYPES, OPTIONS, Config
+from prefetchd.config.order_options import BLOCKS, USUAL_BLOCK
 from prefetchd.errors import ConfigError
 
 # Options without a converter of their own are converted by their type.
@@ -59,6 +60,8 @@ def make_config(**options: Any) -> Config:
     checked = check_options(options)
     if "source" not in checked:
         raise ConfigError("cannot serve: no manifest was given; name a list file or a directory of class folders")
+    if checked.get("shuffle_block") is not None:
+        checked.setdefault("shuffle", True)
     if checked.get("channels") is not None:
         checked.setdefault("color", "unchanged")
     config = Config(**checked)
@@ -77,6 +80,8 @@ def check_options(options: Mapping[str, Any], *, others: Iterable[str] = ()) -> 
         ConfigError: for an unknown name, or a value of the wrong kind or out of range.
     """
     checked: dict[str, Any] = {}
+    if isinstance(options.get("shuffle"), str) and options["shuffle"] == BLOCKS:
+        options = {"shuffle_block": USUAL_BLOCK, **options, "shuffle": True}
     for name, value in options.items():
         if name not in OPTIONS:
             raise ConfigError(_explain_unknown(name, (*OPTIONS, *others)))
@@ -127,6 +132,9 @@ def _check_together(config: Config) -> None:
         raise ConfigError(
             "cannot use subset together with order, which names its samples itself; leave one of them out"
         )
+    if config.shuffle_block is not None and (config.weights is not None or not config.shuffle):
+        why = "an order that is not shuffled" if not config.shuffle else "weights, which draw each sample anew"
+        raise ConfigError(f"cannot use shuffle_block with {why}; leave one of them out")
     if config.epoch_samples is not None and config.weights is None:
         raise ConfigError(
             "cannot use epoch_samples without weights: an epoch has each sample once; give limit for fewer of them"

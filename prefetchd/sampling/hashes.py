@@ -1,7 +1,7 @@
 """A hash of each of many keys, such as paths, by numpy: what splits a data set. Pure.
 
 The key's bytes are the digits of a number to an odd base, modulo 2**64: so the hashes of all keys in a block come from
-one running sum. SplitMix64's finaliser (see `sampling.order`) then spreads it over all bits.
+one running sum. SplitMix64's finaliser (see `sampling.permutation`) then spreads it over all bits.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prefetchd.sampling.order import mix_array
+from prefetchd.sampling.permutation import mix_array
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

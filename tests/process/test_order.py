@@ -153,6 +153,28 @@ def test_all_ranks_share_one_draw_by_weight(serve, photographs, tmp_path):
     assert [number for index in sorted(by_batch) for number in by_batch[index]] == both[:60]
 
 
+def test_blocks_are_shuffled_and_resumed(serve, photographs):
+    options: dict[str, Any] = {"batch_size": 4, "epochs": 2, **QUICK}
+    with prefetchd.batches(photographs, shuffle="blocks", shuffle_block=2, **options) as loader:
+        batches = iter(loader)
+        ids = [next(batches).sample_ids.tolist() for _ in range(5)]
+        state = loader.state_dict()
+        ids += [batch.sample_ids.tolist() for batch in batches]
+    flat = [number for batch in ids for number in batch]
+    assert sorted(flat[:50]) == sorted(flat[50:]) == list(range(50))
+    assert flat[:50] != flat[50:]
+    # A window has 16 blocks of two, so the first 32 samples are whole blocks.
+    blocks = {number // 2 for number in flat[:32]}
+    assert sorted(flat[:32]) == sorted(2 * block + row for block in blocks for row in (0, 1))
+    other = prefetchd.batches(photographs, shuffle=True, **options)
+    with other, pytest.raises(ConfigError, match="shuffle_block was 2 and is None"):
+        other.load_state_dict(state)
+    serve(photographs, "--shuffle-block", 2, "--batch-size", 4, "--image-size", 16, "--num-workers", 1)
+    with prefetchd.batches(epochs=2) as loader:
+        loader.load_state_dict(state)
+        assert [batch.sample_ids.tolist() for batch in loader] == ids[5:]
+
+
 def test_rows_of_arrays_are_chosen(tmp_path: Path):
     np.save(tmp_path / "x.npy", np.arange(40.0).reshape(20, 2))
     np.save(tmp_path / "y.npy", np.arange(20) % 4)

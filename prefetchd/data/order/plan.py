@@ -126,4 +126,6 @@ def _order(config: Config, n_samples: int, columns: Columns | None) -> Order:
     if columns is not None:
         places = Places(*(columns[name].values if name in columns else None for name in ("ids", "until")))
         n_samples = config.epoch_samples or columns.n_rows
-    return Order(n_samples, config.batch_size, config.drop_last, config.shuffle, config.seed, places)
+    return Order(
+        n_samples, config.batch_size, config.drop_last, config.shuffle, config.seed, places, config.shuffle_block or 0
+    )

@@ -22,7 +22,7 @@ from prefetchd.data.table.object_records import ObjectRecords
 from prefetchd.data.table.records import TableRecords
 from prefetchd.errors import ConfigError
 from prefetchd.sampling.hashes import hash_keys
-from prefetchd.sampling.order import mix_array
+from prefetchd.sampling.permutation import mix_array
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
