@@ -263,7 +263,7 @@ def _literal(name: str, node: ast.expr) -> Any:
 
 
 def _unreadable(text: str) -> str:
-    return f"{text!r} cannot be read; write name=kind(parameter=value), such as depth=image(column=depth, channels=1)"
+    return f"{text!r} cannot be read; write NAME=KIND(column=COLUMN), such as depth=image(column=depth, size=64)"
 
 
 def _refuse(name: str, why: str) -> ConfigError:

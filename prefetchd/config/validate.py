@@ -176,13 +176,15 @@ _OTHERWISE_WITH_FIELDS = {
 
 # Options that say something of fields of these kinds alone.
 _OF_OBJECTS = frozenset(("boxes", "keypoints"))
+_OF_IMAGES = (
+    "image_size", "channels", "color", "dtype", "scale", "mean", "std", "layout", "resize", "interpolation",
+    "shrink_on_load", "max_image_pixels", "augment",
+)  # fmt: skip
 _ONLY_WITH_KINDS = {
-    "box_format": _OF_OBJECTS,
-    "source_box_format": _OF_OBJECTS,
-    "min_visible": _OF_OBJECTS,
-    "max_boxes": _OF_OBJECTS,
-    "crowds": _OF_OBJECTS,
+    **dict.fromkeys(("box_format", "source_box_format", "min_visible"), frozenset(("boxes",))),
+    **dict.fromkeys(("max_boxes", "crowds"), _OF_OBJECTS),
     "mask_border": frozenset(("mask",)),
+    **dict.fromkeys(_OF_IMAGES, frozenset(("image",))),
 }
 
 

@@ -31,7 +31,8 @@ from prefetchd.daemon.memory.manager import MemoryManager
 from prefetchd.daemon.memory.plan import MIN_SLOTS, Plan, explain, make_plan, reader_limits
 from prefetchd.daemon.memory.pressure import CachePages
 from prefetchd.daemon.readers.batch_builder import BatchBuilder
-from prefetchd.daemon.readers.pool import Pool, PoolEvents
+from prefetchd.daemon.readers.pool import Pool
+from prefetchd.daemon.readers.pool_events import PoolEvents
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import open_datasets
 from prefetchd.daemon.status import make_report, ready_line

@@ -60,7 +60,7 @@ def test_fields_are_part_of_the_digest_and_none_changes_none() -> None:
         ({"a": "image(sise=3)"}, "there is no parameter 'sise'; did you mean size"),
         ({"a": "image(dtype=int3)"}, "it must be one of uint8, uint16"),
         ({"a": "image(open('x'))"}, "is no plain value"),
-        ({"a": "image("}, "cannot be read; write name=kind"),
+        ({"a": "image("}, "cannot be read; write NAME=KIND"),
         ({"a": 3}, "it is a int; give prefetchd.Field"),
         ({"a": {"column": "b"}}, "it has no kind; there are image, mask"),
         ({"class": "label"}, "cannot call a field 'class': it must be a name as in Python"),
@@ -160,7 +160,7 @@ def test_layouts_that_make_no_sense_are_refused(fields: list[Any]) -> None:
 
 
 def opened(source: Path, **fields: str) -> FieldsSource:
-    found = open_source(make_config(source=source, fields=fields, image_size=4))
+    found = open_source(make_config(source=source, fields=fields))
     assert isinstance(found, FieldsSource)
     return found
 

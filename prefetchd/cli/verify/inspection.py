@@ -28,7 +28,8 @@ from prefetchd.daemon.memory.manager import MemoryManager
 from prefetchd.daemon.memory.plan import make_plan, reader_limits
 from prefetchd.daemon.readers.batch_builder import BatchBuilder
 from prefetchd.daemon.readers.job_tracker import BadSample
-from prefetchd.daemon.readers.pool import Pool, PoolEvents
+from prefetchd.daemon.readers.pool import Pool
+from prefetchd.daemon.readers.pool_events import PoolEvents
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import Dataset
 from prefetchd.data.fields.inspection import InspectedFields
@@ -237,7 +238,9 @@ class _Inspection:
             for sample_id in range(first, first + order.rows(batch)):
                 self._sweep.begun[_ALONE, 0, sample_id] = None
         else:
-            self._note(batch, text, judged=False)
+            # A verdict stands: where no sample is good, the last batch fails for that alone.
+            if batch not in self.verdicts:
+                self._note(batch, text, judged=False)
             self._count(1)
 
     def _count(self, n_samples: int) -> None:

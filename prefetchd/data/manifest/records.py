@@ -23,8 +23,8 @@ from prefetchd.config.options import Config
 from prefetchd.data.files import check_unchanged, read_exactly, read_file
 from prefetchd.data.manifest.dialect import LINES_PER_ENTRY, BadLine, Dialect, MalformedLine, is_sample, sample_lines
 from prefetchd.data.manifest.line import check_line, parse_line, split_classes
-from prefetchd.data.records import Label, Sample
-from prefetchd.errors import ManifestError, one_line
+from prefetchd.data.records import Label, Sample, shown_path
+from prefetchd.errors import ManifestError
 from prefetchd.ipc.descriptors import memfd_bytes
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 _CACHED_BYTES = 1 << 20
 _ENTRY = struct.Struct("=4q")
-_SHOWN_CHARACTERS = 400  # of a path, in a report of faults
 
 
 class Manifest:
@@ -179,9 +178,7 @@ class Manifest:
 
     def where(self, sample: Sample) -> str:
         """Return list, line and path of a sample; the path alone in a directory."""
-        path = one_line(sample.path)
-        if len(path) > _SHOWN_CHARACTERS:
-            path = "..." + path[-_SHOWN_CHARACTERS:]
+        path = shown_path(sample.path)
         return f"{self.name} line {sample.line}: {path}" if sample.line else path
 
     @property

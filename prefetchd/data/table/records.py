@@ -16,19 +16,17 @@ from prefetchd.columns.store import Column, Columns
 from prefetchd.config.options import Config
 from prefetchd.data.faults import UnreadableFile
 from prefetchd.data.files import read_file
-from prefetchd.data.records import Label, Sample
+from prefetchd.data.records import Label, Sample, shown_path
 from prefetchd.data.table.choose import choose_columns
 from prefetchd.data.table.files import IndexedFiles
 from prefetchd.data.table.labels import TableLabels, check_present, make_labels
-from prefetchd.errors import ConfigError, ManifestError, one_line
+from prefetchd.errors import ConfigError, ManifestError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from prefetchd.data.files import FileBuffer
     from prefetchd.data.source import ReserveMemory
-
-_SHOWN_CHARACTERS = 400  # of a path, in a report of faults
 
 
 class TableRecords:
@@ -260,8 +258,7 @@ class TableRecords:
         row = f"{self.name} row {sample.line - 1}"
         if sample.place:
             return row
-        path = one_line(sample.path)
-        return f"{row}: {path if len(path) <= _SHOWN_CHARACTERS else '...' + path[-_SHOWN_CHARACTERS:]}"
+        return f"{row}: {shown_path(sample.path)}"
 
     def check_unchanged(self) -> None:
         """Raise `ManifestError` if an Arrow file is not what it was; each call checks some of many."""
