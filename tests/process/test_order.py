@@ -100,6 +100,15 @@ def test_a_daemon_that_is_started_again_has_the_array_still(photographs):
 def test_verify_and_preview_look_at_the_chosen_alone(photographs, tmp_path):
     report = run_command("verify", photographs, "--limit", 7, "--num-workers", 1).stdout
     assert "7 samples of" in report
+    np.save(tmp_path / "ids.npy", [3, 3, 9])
+    drawn = ("--shuffle-block", 2, "--order", tmp_path / "ids.npy")
+    assert "2 samples of" in run_command("verify", photographs, *drawn, "--num-workers", 1).stdout
+    weights = ("--weights", "balanced", "--epoch-samples", 500)
+    assert "50 samples of" in run_command("verify", photographs, *weights, "--num-workers", 1).stdout
+    sheet = ("-o", tmp_path / "other.png", "--num-workers", 1)
+    assert "3 samples" in run_command("preview", photographs, *drawn, *sheet).stdout
+    build = ("cache", "build", photographs, "--cache", tmp_path / "cache", "--num-workers", 1, *weights)
+    assert "50 of 50 samples" in run_command(*build).stderr
     assert "with limit" in refused_here("verify", photographs, "--limit", 7, "--write-clean", tmp_path / "clean.txt")
     drawn = run_command("preview", photographs, "--where", "label=1", "-o", tmp_path / "sheet.png", "--num-workers", 1)
     assert "samples" in drawn.stdout

@@ -119,7 +119,9 @@ def _tiles(
     from prefetchd.client.session import Endpoint
     from prefetchd.data.order.plan import plan_order
 
-    single = dataclasses.replace(config, batch_size=1, shuffle=False, drop_last=False, on_error="skip")
+    single = dataclasses.replace(
+        config, batch_size=1, shuffle=False, shuffle_block=None, drop_last=False, on_error="skip"
+    )
     order = plan_order(single, source).order
     total = order.n_samples
     stride = max(1, total // n_samples)

@@ -128,7 +128,7 @@ class _Inspection:
         # Whole images: of a random crop, only the rows that it shows are decoded.
         config = dataclasses.replace(
             config, augment=(), views=(), cache=None, cache_size="auto", cache_image_size=None, on_error="skip",
-            shuffle=False, drop_last=False, batch_size=BATCH_ROWS,
+            shuffle=False, shuffle_block=None, weights=None, epoch_samples=None, drop_last=False, batch_size=BATCH_ROWS,
         )  # fmt: skip
         source = open_source(config, self.malformed)
         if not isinstance(source, ImageSource):

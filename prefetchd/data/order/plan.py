@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefetchd.columns.store import Columns
 from prefetchd.sampling.order import Order
 from prefetchd.sampling.places import Places
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from prefetchd.columns.passed import PassedTable
+    from prefetchd.columns.store import Columns
     from prefetchd.config.options import Config
     from prefetchd.data.source import Source
 
@@ -88,7 +88,7 @@ def plan_order(config: Config, source: Source, passed: Mapping[str, PassedTable]
 
 def plan_sweep(config: Config, source: Source) -> OrderPlan:
     """Return an order that has each sample which the options can serve once, by number; raises as `plan_order`."""
-    order = replace(config, shuffle=False, drop_last=False, weights=None, epoch_samples=None)
+    order = replace(config, shuffle=False, shuffle_block=None, drop_last=False, weights=None, epoch_samples=None)
     if config.order is None:
         return plan_order(order, source)
     from prefetchd.data.order.subset import choose_samples, distinct
@@ -101,6 +101,7 @@ def plan_sweep(config: Config, source: Source) -> OrderPlan:
 
 def _write(ids: NDArray[np.int64] | None, until: NDArray[np.float64] | None, n_samples: int) -> Columns:
     """Return the table in a sealed memfd, which the caller owns."""
+    from prefetchd.columns.store import Columns
     from prefetchd.columns.writer import ColumnsWriter
 
     table = until if ids is None else ids
@@ -117,6 +118,8 @@ def attach_order(config: Config, n_samples: int, handle: Mapping[str, Any], fds:
     """Return, in a reader, the order whose `handle()` this is; owns `fds`. `n_samples` are those of the data set."""
     if not handle:
         return _order(config, min(n_samples, config.limit or n_samples), None)
+    from prefetchd.columns.store import Columns
+
     with Columns.attach(handle["table"], fds[0]) as columns:  # the map goes on without the descriptor
         return _order(config, n_samples, columns)
 
