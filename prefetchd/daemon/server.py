@@ -112,7 +112,7 @@ class Daemon:
 
     def _build(self) -> None:
         self._slot_bytes = max(dataset.layout.slot_bytes for dataset in self._datasets)
-        self._source_bytes = sum(dataset.source.facts.shared_bytes for dataset in self._datasets)
+        self._source_bytes = sum(dataset.shared_bytes for dataset in self._datasets)
         self._source_reader_bytes = sum(dataset.source.facts.reader_bytes for dataset in self._datasets)
         self._is_cheap = all(dataset.source.facts.answers_together for dataset in self._datasets)
         plan = self._plan_for(self._config, MIN_SLOTS, own_bytes=0)

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from prefetchd.data.numbered_files import NumberedFiles
 from prefetchd.data.record_index import IndexWriter, RecordIndex
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class ShardRecords:
@@ -54,6 +58,18 @@ class ShardRecords:
     def label_dtype(self) -> str:
         """`int64` or `float32`."""
         return self._index.label_dtype
+
+    def label_values(self) -> NDArray[Any] | None:
+        """Return the labels, (samples,) or (samples, k), int64 or float64; `None` without any."""
+        return self._index.label_values()
+
+    def file_names(self) -> list[str]:
+        """Return the files' names without their folders, by number."""
+        return [os.path.basename(self._files.path(number)) for number in range(self._facts["files"])]
+
+    def places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the number of each sample's file, and its place there, (samples,) each."""
+        raise NotImplementedError
 
     def check_unchanged(self) -> None:
         """Raise `ManifestError` if a file is not what was indexed; each call checks some of many files."""

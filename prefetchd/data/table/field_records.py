@@ -201,6 +201,22 @@ class FieldRecords:
     def __len__(self) -> int:
         return self._columns.n_rows
 
+    @property
+    def columns(self) -> Columns:
+        """The table; it stays these records'."""
+        return self._columns
+
+    def first_label(self) -> Column | None:
+        """Return the column of the first field of kind label, numbers; `None` without one."""
+        kinds: list[str] = self._facts["kinds"]
+        column = self._values[kinds.index("label")][0] if "label" in kinds else None
+        return column if isinstance(column, Column) else None
+
+    def path_column(self) -> Column | None:
+        """Return the column of the paths of the first image, or `None`."""
+        column = None if self._primary is None else self._values[self._primary][0]
+        return column if isinstance(column, Column) and column.layout.kind == "strings" else None
+
     def samples(self, sample_ids: Iterable[int]) -> list[Sample]:
         """Return the samples of these rows."""
         return [self._sample(int(sample_id)) for sample_id in sample_ids]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from prefetchd.columns.store import Columns
+from prefetchd.columns.store import Column, Columns
 from prefetchd.columns.values import text_blocks
 from prefetchd.columns.writer import ColumnsWriter
 from prefetchd.config.options import BoxFormat, Config
@@ -195,6 +195,10 @@ class ObjectRecords:
     def reads_apart(self) -> bool:
         """Whether each image is a file of its own."""
         return self._images is None or bool(self._images.reads_apart)
+
+    def path_column(self) -> Column | None:
+        """Return the column of the images' paths, or `None`."""
+        return self._columns.get("path")
 
     def samples(self, sample_ids: Iterable[int]) -> list[Sample]:
         """Return the samples of these numbers; the `values` of each are its `Objects`."""

@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from prefetchd.config.fields import parse_fields
+from prefetchd.config.selection import order_columns
 from prefetchd.data.fields.source import FieldsSource
 from prefetchd.data.files import check_complete, identity_of
 from prefetchd.data.first_look import check_some_exist
@@ -37,6 +38,7 @@ def wanted_columns(config: Config) -> list[str]:
     fields = parse_fields(config.fields)
     columns = [field.column or name for name, field in fields.items()]
     columns += label_columns(fields)
+    columns += sorted(order_columns(config))
     return list(dict.fromkeys(column for column in columns if not column.startswith(".")))
 
 

@@ -23,6 +23,8 @@ from prefetchd.data.table.labels import TableLabels, check_present, make_labels
 from prefetchd.errors import ConfigError, ManifestError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from prefetchd.data.files import FileBuffer
     from prefetchd.data.source import ReserveMemory
 
@@ -195,6 +197,16 @@ class TableRecords:
     def reads_apart(self) -> bool:
         """Whether no Arrow files are kept open in the order of their use."""
         return self._places is None
+
+    def label_values(self) -> NDArray[Any] | None:
+        """Return the labels, (samples,) numbers; `None` where a sample has none, several or a path."""
+        if self._label is None or self._kind in ("path", "classes") or self.label_shape:
+            return None
+        return self._label.values.reshape(len(self))
+
+    def path_column(self) -> Column | None:
+        """Return the column of the paths, or `None`."""
+        return self._paths
 
     def samples(self, sample_ids: Iterable[int]) -> list[Sample]:
         """Return the samples of these numbers, in that order; see `Records.samples`."""

@@ -20,6 +20,9 @@ from prefetchd.data.tar.headers import BLOCK_BYTES, BLOCKS_BITS, TarHeaders, com
 from prefetchd.errors import ManifestError, one_line
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from prefetchd.data.files import FileBuffer
     from prefetchd.data.source import ReserveMemory
 
@@ -83,6 +86,11 @@ class TarShards(ShardRecords):
     def reader_bytes(self) -> int:
         """Nothing: readers share the index."""
         return 0
+
+    def places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the number of each sample's shard, and where its image begins there; see `ShardRecords.places`."""
+        table = self._index.table()
+        return table[:, 0] >> BLOCKS_BITS, table[:, 1]
 
     def samples(self, sample_ids: Iterable[int]) -> list[Sample]:
         """Return the samples of these numbers; see `Records.samples`. `read` checks whether a shard has changed."""
