@@ -306,7 +306,8 @@ def allowed_error(world: World, trainer: Trainer, error: PrefetchdError, *, is_p
         case "RingExhausted":
             # In a ring too small for a place of its own for each, a loop that stands still holds what others need.
             small = not spec.auto_budget and (spec.n_slots < 2 * len(spec.loops) + 1 or "set" in whats)
-            return is_peek or (loop.hold >= 2 and not loop.copies) or (small and len(spec.loops) > 1)
+            stuck = "readers that do not end keep" in text and "kernel" in all_kinds
+            return stuck or is_peek or (loop.hold >= 2 and not loop.copies) or (small and len(spec.loops) > 1)
         case "DaemonLost" | "DaemonNotFound":
             return deaths
     return (
