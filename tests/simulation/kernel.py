@@ -12,6 +12,7 @@ nowhere.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import heapq
 import itertools
@@ -23,6 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 KEPT_EVENTS = 100
+MOST_CALLS = 100_000  # of the system, while the clock stands still
 _FIRST_PID = 1000
 
 
@@ -158,6 +160,7 @@ class Kernel:
         self.main = Task(self.process("nobody"), "main")
         self.current = self.main
         self.tasks: list[Task] = []
+        self._n_calls, self._called_s = 0, self.now_s
 
     # --- events
 
@@ -292,7 +295,26 @@ class Kernel:
                 self.fail(error)
         return self.main
 
+    def called(self) -> None:
+        """Count a call of the system by the current task.
+
+        Raises:
+            SimulationError: if there are too many while the clock stands still: something spins.
+        """
+        if self.now_s != self._called_s:
+            self._n_calls, self._called_s = 0, self.now_s
+        self._n_calls += 1
+        if self._n_calls > MOST_CALLS:
+            task = self.current
+            error = SimulationError(
+                f"{task.process.name} spins: {MOST_CALLS} calls at {self.now_s:.6f} s, in {task.name}"
+            )
+            self.fail(error)
+            raise error
+
     def _count(self) -> None:
+        with contextlib.suppress(SimulationError):  # the world ends with it
+            self.called()
         self.steps += 1
         if self.steps > self.step_limit:
             self.fail(SimulationError(f"the world took more than {self.step_limit} steps until {self.now_s:.3f} s"))
@@ -308,6 +330,12 @@ class Kernel:
         task = self.current
         if self.preempt and task is not self.main and task.process.alive and self.random.random() < self.preempt:
             self.sleep(self.random.random() * self.wake_s)
+
+    def forget(self) -> None:
+        """Let go of all processes and tasks, which have ended."""
+        self._heap.clear()
+        self.processes.clear()
+        self.tasks.clear()
 
     def end_all(self) -> None:
         """End every task; called by the main task, after which nothing of the world runs any more."""
