@@ -26,6 +26,7 @@ from typing import Any
 KEPT_EVENTS = 100
 MOST_CALLS = 100_000  # of the system, while the clock stands still
 _FIRST_PID = 1000
+_LEAST_S = 1e-6  # that a wait takes; rounding would lose much less
 
 
 class Killed(BaseException):
@@ -319,9 +320,13 @@ class Kernel:
         if self.steps > self.step_limit:
             self.fail(SimulationError(f"the world took more than {self.step_limit} steps until {self.now_s:.3f} s"))
 
+    def after(self, delay_s: float) -> float:
+        """Return the time in `delay_s` seconds: later than now, however short that is, as it is by a real clock."""
+        return self.now_s + max(delay_s, _LEAST_S) if delay_s > 0 else self.now_s
+
     def sleep(self, delay_s: float) -> None:
         """Let `delay_s` seconds pass for the current task."""
-        end_s = self.now_s + delay_s
+        end_s = self.after(delay_s)
         while self.now_s < end_s:
             self.block(end_s)
 

@@ -403,7 +403,7 @@ class SimPoller:
         kernel, thing = self._kernel, self._thing
         if thing is None:
             raise SimulationError("a poller waits for what is not simulated")
-        end_s = kernel.now_s + timeout_s
+        end_s = kernel.after(timeout_s)
         kernel.called()
         if timeout_s:
             kernel.maybe_preempt()
@@ -449,7 +449,7 @@ class SimSelector:
         kernel.called()
         self._network.n_rounds += 1
         self._network.on_round()
-        end_s = None if timeout_s is None else kernel.now_s + timeout_s
+        end_s = None if timeout_s is None else kernel.after(timeout_s)
         kernel.sleep(self._round_s)
         while True:
             ready = [self._keys[fd] for fd, thing in self._things.items() if thing.readable]
