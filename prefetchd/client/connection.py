@@ -5,7 +5,7 @@ checked against the segments, and one that makes no sense is a `PrefetchdError`.
 `DaemonLost`, and batches that are held stay readable. In a forked child every call is refused.
 
 One thread at a time receives messages (`_turn`). Another may close the connection, or begin another loop: the thread
-that waits finds that at the next message, which `Opened` is, and gets an error.
+that waits finds that at the next message, which `Opened` or `Failed` is, and gets an error.
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ class Connection:
         self._turn = system.reentrant_lock()
         self._n_received = channel.n_received  # copied here since every batch looks at it
         self._opened: messages.Opened | None = None
+        self._failed: messages.Failed | None = None  # kept: the thread that receives it may be of another loop
         self._closing = False
 
     @property
@@ -216,6 +217,8 @@ class Connection:
             if self._grants.cursor.serial != serial:  # another thread has ended the loop
                 self._check_process()
                 raise superseded()
+            if self._failed is not None and self._failed.serial == serial:
+                raise error_from_name(self._failed.error, self._failed.text)
             if not self._channel.wait(LOOK_S if slot_wait is None else slot_wait.look()):
                 if slot_wait is None:  # else the reason of the wait is known
                     wait.look()
@@ -227,8 +230,6 @@ class Connection:
             match message:
                 case messages.Ended() if message.serial == serial:
                     raise PassEnded("cannot get the next batch: the pass that a group shares is over")
-                case messages.Failed() if message.serial == serial:
-                    raise error_from_name(message.error, message.text)
                 case messages.Stalled() if message.serial == serial:
                     slot_wait = slot_wait or SlotWait(self._hold_timeout_s)
                     slot_wait.begin(message.holders)
@@ -300,6 +301,8 @@ class Connection:
                     self._leases.close_slot(message.slot)
                 case messages.Opened():
                     self._opened = message
+                case messages.Failed():
+                    self._failed = message
                 case messages.Fatal():
                     raise error_from_name(message.error, message.text)
         finally:

@@ -305,24 +305,29 @@ def allowed_error(world: World, trainer: Trainer, error: PrefetchdError, *, is_p
             return small or "shortage" in whats
         case "RingExhausted":
             # In a ring too small for a place of its own for each, a loop that stands still holds what others need.
-            small = not spec.auto_budget and (spec.n_slots < 2 * len(spec.loops) + 1 or "set" in whats)
-            return is_peek or (loop.hold >= 2 and not loop.copies) or (small and len(spec.loops) > 1)
+            n_decode = -(-spec.large_bytes // spec.slot_bytes) if "large" in all_kinds else 0  # it takes slots' memory
+            small = not spec.auto_budget and (spec.n_slots < 2 * len(spec.loops) + 1 + n_decode or "set" in whats)
+            stuck = "readers that do not end keep" in text and "kernel" in all_kinds
+            return stuck or is_peek or (loop.hold >= 2 and not loop.copies) or (small and len(spec.loops) > 1)
         case "DaemonLost" | "DaemonNotFound":
             return deaths
     return (
         ("a newer iter()" in text and bool(loop.second_at))
         or ("it was closed" in text and bool(loop.second_at))
-        or ("start together" in text and _may_wait_in_vain(spec, loop, whats))
+        or ("start together" in text and _may_wait_in_vain(world, loop, whats))
         or ("every reader" in text and "kernel" in all_kinds)
         or ("cannot start readers" in text and killed >= 3)
     )
 
 
-def _may_wait_in_vain(spec: WorldSpec, loop: LoopSpec, whats: list[str]) -> bool:
+def _may_wait_in_vain(world: World, loop: LoopSpec, whats: list[str]) -> bool:
     """Return whether a loop that starts with others may find too few of them within its time."""
-    others = [
-        other for other in spec.loops if (other.dataset, other.start_together) == (loop.dataset, loop.start_together)
+    together = [
+        other
+        for other in world.trainers
+        if (other.spec.dataset, other.spec.start_together) == (loop.dataset, loop.start_together)
     ]
+    others = [other.spec for other in together if other.error is None]  # the ring has no place for one that ended so
     soon = [other for other in others if abs(other.start_s - loop.start_s) < loop.timeout_s - 1]
     disturbed = any("client" in what or "daemon" in what for what in whats)
     return loop.start_together > 1 and (

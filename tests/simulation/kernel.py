@@ -12,6 +12,7 @@ nowhere.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import heapq
 import itertools
@@ -23,7 +24,9 @@ from collections.abc import Callable
 from typing import Any
 
 KEPT_EVENTS = 100
+MOST_CALLS = 100_000  # of the system, while the clock stands still
 _FIRST_PID = 1000
+_LEAST_S = 1e-6  # that a wait takes; rounding would lose much less
 
 
 class Killed(BaseException):
@@ -158,6 +161,7 @@ class Kernel:
         self.main = Task(self.process("nobody"), "main")
         self.current = self.main
         self.tasks: list[Task] = []
+        self._n_calls, self._called_s = 0, self.now_s
 
     # --- events
 
@@ -292,14 +296,37 @@ class Kernel:
                 self.fail(error)
         return self.main
 
+    def called(self) -> None:
+        """Count a call of the system by the current task.
+
+        Raises:
+            SimulationError: if there are too many while the clock stands still: something spins.
+        """
+        if self.now_s != self._called_s:
+            self._n_calls, self._called_s = 0, self.now_s
+        self._n_calls += 1
+        if self._n_calls > MOST_CALLS:
+            task = self.current
+            error = SimulationError(
+                f"{task.process.name} spins: {MOST_CALLS} calls at {self.now_s:.6f} s, in {task.name}"
+            )
+            self.fail(error)
+            raise error
+
     def _count(self) -> None:
+        with contextlib.suppress(SimulationError):  # the world ends with it
+            self.called()
         self.steps += 1
         if self.steps > self.step_limit:
             self.fail(SimulationError(f"the world took more than {self.step_limit} steps until {self.now_s:.3f} s"))
 
+    def after(self, delay_s: float) -> float:
+        """Return the time in `delay_s` seconds: later than now, however short that is, as it is by a real clock."""
+        return self.now_s + max(delay_s, _LEAST_S) if delay_s > 0 else self.now_s
+
     def sleep(self, delay_s: float) -> None:
         """Let `delay_s` seconds pass for the current task."""
-        end_s = self.now_s + delay_s
+        end_s = self.after(delay_s)
         while self.now_s < end_s:
             self.block(end_s)
 
@@ -308,6 +335,12 @@ class Kernel:
         task = self.current
         if self.preempt and task is not self.main and task.process.alive and self.random.random() < self.preempt:
             self.sleep(self.random.random() * self.wake_s)
+
+    def forget(self) -> None:
+        """Let go of all processes and tasks, which have ended."""
+        self._heap.clear()
+        self.processes.clear()
+        self.tasks.clear()
 
     def end_all(self) -> None:
         """End every task; called by the main task, after which nothing of the world runs any more."""

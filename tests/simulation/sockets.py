@@ -7,7 +7,6 @@ pidfd has a real descriptor as its number, so that `os.close` works on it and a 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import selectors
@@ -111,6 +110,7 @@ class Network:
         self.on_message: Callable[[Process, Process, bytes], None] = lambda owner, peer, data: None
         self.on_round: Callable[[], None] = lambda: None
         self.n_rounds = 0
+        self.closed = False
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self._device = os.fstat(self._null).st_rdev
 
@@ -121,7 +121,14 @@ class Network:
         return thing if thing is not None and os.fstat(fd).st_rdev == self._device else None
 
     def close(self) -> None:
+        """End all sockets: one that is dropped later closes no descriptor, whose number may be another's by then."""
+        self.closed = True
         os.close(self._null)
+
+    def forget(self) -> None:
+        """Let go of everything that a descriptor names."""
+        self.named.clear()
+        self.listeners.clear()
 
     def descriptor(self, thing: Endpoint | PidHandle | Listener) -> int:
         """Return a new descriptor that names `thing`."""
@@ -200,9 +207,10 @@ class SimSocket:
     def close(self) -> None:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
+            if self._network.closed:
+                return
             self._network.named.pop(fd, None)
-            with contextlib.suppress(OSError):  # the world has ended, and closed what it left open
-                os.close(fd)
+            os.close(fd)
             self.endpoint.n_open -= 1
             if not self.endpoint.n_open:
                 self.endpoint.close()
@@ -247,6 +255,7 @@ class SimSocket:
         if self._fd < 0:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         end, kernel = self.endpoint, self._kernel
+        kernel.called()
         kernel.maybe_preempt()
         if not kernel.current.process.alive:
             return len(data)  # it unwinds, and nobody sees it
@@ -280,6 +289,7 @@ class SimSocket:
         if self._fd < 0:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         end, kernel = self.endpoint, self._kernel
+        kernel.called()
         end_s = None if self._timeout_s is None else kernel.now_s + self._timeout_s
         while True:
             if end.reset:
@@ -334,9 +344,11 @@ class Listener:
 
     def close(self) -> None:
         if self._fd >= 0:
-            self._network.named.pop(self._fd, None)
-            os.close(self._fd)
-            self._fd = -1
+            fd, self._fd = self._fd, -1
+            if self._network.closed:
+                return
+            self._network.named.pop(fd, None)
+            os.close(fd)
             self._stop()
 
     def process_ended(self, process: Process) -> None:
@@ -391,7 +403,8 @@ class SimPoller:
         kernel, thing = self._kernel, self._thing
         if thing is None:
             raise SimulationError("a poller waits for what is not simulated")
-        end_s = kernel.now_s + timeout_s
+        end_s = kernel.after(timeout_s)
+        kernel.called()
         if timeout_s:
             kernel.maybe_preempt()
         while not self._ready:
@@ -433,9 +446,10 @@ class SimSelector:
 
     def select(self, timeout_s: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         kernel = self._kernel
+        kernel.called()
         self._network.n_rounds += 1
         self._network.on_round()
-        end_s = None if timeout_s is None else kernel.now_s + timeout_s
+        end_s = None if timeout_s is None else kernel.after(timeout_s)
         kernel.sleep(self._round_s)
         while True:
             ready = [self._keys[fd] for fd, thing in self._things.items() if thing.readable]

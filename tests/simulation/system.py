@@ -93,6 +93,7 @@ class System:
                 setattr(system, name, function)
 
     def monotonic(self) -> float:
+        self._kernel.called()
         return self._kernel.now_s
 
     def sleep(self, delay_s: float) -> None:

@@ -12,6 +12,7 @@ _PARTS = 4
 _ROOT = Path(planted.__file__).parents[2]
 
 
+@pytest.mark.simulated
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("part", range(_PARTS))
 def test_planted_faults_are_found(part: int) -> None:

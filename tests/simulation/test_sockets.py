@@ -21,14 +21,16 @@ def pair(request):
     if request.param == "real":
         ours, theirs = sockets.socket_pair()
         yield ours, theirs
+        ours.close()
+        theirs.close()
     else:
         kernel = Kernel(1)
         network = Network(kernel)
         ours, theirs = network.pair(kernel.process("us"))
         yield ours, theirs
+        ours.close()
+        theirs.close()
         network.close()
-    ours.close()
-    theirs.close()
 
 
 def outcome(step: Callable[[], object]) -> object:
@@ -108,3 +110,15 @@ def test_descriptors_travel_with_messages(pair):
     assert bytes(data) == b"take"
     assert os.pread(fds[0], 10, 0) == b"content"
     sockets.close_all(fds)
+
+
+def test_socket_of_a_world_that_has_ended_closes_no_descriptor_of_another():
+    kernel = Kernel(1)
+    network = Network(kernel)
+    ends = network.pair(kernel.process("us"))
+    numbers = [end.fileno() for end in ends]
+    network.close()
+    for end in ends:  # the world has closed the descriptors, and these are the next world's
+        end.close()
+    for number in numbers:
+        os.close(number)

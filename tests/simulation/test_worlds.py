@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from prefetchd.client.channel import Channel
 from tests.simulation import invariants
 from tests.simulation.coverage import Coverage
 from tests.simulation.shrink import kind_of, shrink
@@ -18,12 +19,40 @@ from tests.simulation.world import WorldFailed, run_world
 
 N_WORLDS = 300
 _AT_ONCE = 25
+_ALWAYS = 50  # the others run once in CI
+# 5065: readers that hang keep all slots. 5101: the refusal of a loop is received by the thread of the one before it.
+# 7187: memory stays free for a large decode that has ended, while loops wait for slots. 7128: a loop starts alone, as
+# the ring has no place for the other. 5091, 5109, 5149: what earlier worlds left closed descriptors of theirs.
+# 7261: the rest of a wait is so short that rounding loses it.
+_FOUND = (5065, 5091, 5101, 5109, 5149, 7128, 7187, 7261)
 
 
-@pytest.mark.parametrize("first", range(0, N_WORLDS, _AT_ONCE))
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param(first, marks=() if first < _ALWAYS else pytest.mark.simulated)
+        for first in range(0, N_WORLDS, _AT_ONCE)
+    ],
+)
 def test_every_world_keeps_the_rules(first: int) -> None:
     for seed in range(first, first + _AT_ONCE):
         run_world(draw(seed))
+
+
+def test_worlds_that_once_failed_keep_the_rules() -> None:
+    for seed in _FOUND:
+        run_world(draw(seed))
+
+
+def test_what_spins_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def poll(channel: Channel, timeout_s: float) -> bool:
+        while not channel._readable.wait(0):
+            pass
+        return True
+
+    monkeypatch.setattr(Channel, "wait", poll)
+    with pytest.raises(WorldFailed, match=r"client 0 spins: \d+ calls at 1000\.\d+ s, in loop 0"):
+        run_world(WorldSpec(1))
 
 
 @pytest.mark.parametrize("seed", [3, 17, 29])

@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import tempfile
+import traceback
 import warnings
 import weakref
 from collections import Counter
@@ -227,17 +228,25 @@ class World:
             WorldFailed: if a rule was broken.
         """
         before = data.open_descriptors()
+        failed: BaseException | None = None
+        outcome: Outcome | None = None
+        gc.freeze()  # what was there before the world is not the world's to collect
         try:
             with self._in_place():
-                self._run()
-                outcome = self._outcome()
-        except Exception as error:
-            cause = self.kernel.first_failure or error  # the daemon explains every exception that passes through it
-            raise WorldFailed(self.spec, cause, self.kernel.events) from cause
+                try:
+                    self._run()
+                    outcome = self._outcome()
+                except Exception as error:
+                    failed = self.kernel.first_failure or error  # the daemon explains each that passes through it
+                    _forget_frames(error)
+                    _forget_frames(failed)
         finally:
+            gc.unfreeze()
             self.network.close()
-            self.trainers.clear()
             left = data.close_new(before, self._folder)
+        if failed is not None or outcome is None:
+            assert failed is not None
+            raise WorldFailed(self.spec, failed, self.kernel.events) from failed
         if left and not any("kill" in fault.what for fault in self.spec.faults):
             raise WorldFailed(self.spec, SimulationError(f"left open: {', '.join(left)}"), self.kernel.events)
         return outcome
@@ -256,11 +265,21 @@ class World:
                     yield
                 finally:
                     self.kernel.end_all()
+                    self._forget()
+                    gc.collect()  # now: what dies in another world ends there, and closes what is not its own
         finally:
             segment.shm_free_bytes = shm
             sys.unraisablehook = hook
             if was_enabled:
                 gc.enable()
+
+    def _forget(self) -> None:
+        """Let go of everything that has a descriptor."""
+        self.trainers.clear()
+        self.clients.clear()
+        self.daemon = self.daemon_process = self.fork_server = None
+        self.network.forget()
+        self.kernel.forget()
 
     def _run(self) -> None:
         kernel = self.kernel
@@ -322,6 +341,16 @@ class World:
         batches = sum(trainer.taken for trainer in self.trainers)
         virtual_s, waits = self.kernel.now_s - 1000.0, tuple(sorted(self.watch.longest_s))
         return Outcome(self.kernel.hash, virtual_s, batches, dict(ended), dict(self.messages), waits)
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Let go of the variables of all functions that an exception, and those behind it, passed through."""
+    known: list[BaseException] = []
+    following: BaseException | None = error
+    while following is not None and following not in known:
+        known.append(following)
+        traceback.clear_frames(following.__traceback__)
+        following = following.__cause__ or following.__context__
 
 
 def _unless_killed(hook: Callable[[Any], object]) -> Callable[[Any], object]:

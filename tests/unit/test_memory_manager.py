@@ -156,6 +156,23 @@ def test_large_decode_gets_its_memory_from_the_ring(rig):
     assert not one.memory.may_grow()
 
 
+def test_loop_that_waits_gets_the_memory_that_is_kept_for_the_next_large_decode(rig):
+    one = rig(6)
+    reader = one.pool.readers[0]
+    reader.needs_bytes = 2 * SLOT_BYTES
+    one.memory.serve_requests([])
+    reader.has_bytes = 0
+    for slot in list(one.ring.slots.values()):
+        one.hold(slot)
+    one.memory.serve_requests([])
+    assert not one.memory.may_grow()
+    one.ring.n_returned += 1  # a loop goes on
+    assert one.memory.help_stalled()
+    assert one.memory.may_grow()
+    reader.needs_bytes = 2 * SLOT_BYTES
+    assert not one.memory.help_stalled()
+
+
 def test_a_large_decode_takes_what_is_needed_last(rig):
     """The batch that a loop needs next stays, wherever it is."""
     one = rig(6)

@@ -104,8 +104,10 @@ class Granter:
         return not self._memory.help_stalled()
 
     def _holders(self, consumer: Consumer) -> str:
-        return ", ".join(
+        holders = [
             f"{'this loader' if other is consumer else f'the loader of pid {other.pid}'} holds {held}"
             for other in self._consumers.values()
             if (held := self._ring.held_by(other.number))
-        )
+        ]
+        left = sum(slot.content is Content.FREE and bool(slot.writers) for slot in self._ring.slots.values())
+        return ", ".join([*holders, *([f"readers that do not end keep {left}"] if left else [])])

@@ -253,6 +253,10 @@ class MemoryManager:
         if self.target.n_slots < wanted:
             self.needs = dataclasses.replace(self.needs, n_slots=max(self.needs.n_slots, wanted))
             return True
+        if self._lately_requested_bytes and not any(reader.needs_bytes for reader in self._pool.readers.values()):
+            self._lately_requested_bytes = 0  # a loop waits now; a large decode may never come again
+            if self.may_grow():
+                return True
         return self._ask_readers_to_make_way()
 
     def _ask_readers_to_make_way(self) -> bool:
