@@ -14,7 +14,7 @@ import pytest
 
 import prefetchd
 from prefetchd.daemon import metrics
-from tests.process.commands import refused, refused_here
+from tests.process.commands import refused
 
 pytest.importorskip("prometheus_client")
 DOCS = Path(__file__).parents[2] / "docs"
@@ -78,7 +78,7 @@ def test_port_that_is_taken_or_none_is_refused_in_one_line(photographs):
         assert f"port {port}: Address already in use; choose" in refused(
             "serve", photographs, *QUICK, "--metrics-port", port
         )
-    assert "from 1 to 65535" in refused_here("serve", photographs, *QUICK, "--metrics-port", "0")
+    assert "from 1 to 65535" in refused("serve", photographs, *QUICK, "--metrics-port", "0")
 
 
 def test_documentation_names_every_metric_and_the_dashboard_no_other():

@@ -275,14 +275,14 @@ def test_a_label_under_an_unknown_name_is_never_left_out() -> None:
     assert find_label(["Unnamed: 0", ""], "x") is None
     assert find_label([], "x") is None
     for names, likely in ((["breed"], "breed"), (["id", "fine_label"], "fine_label"), (["id"], "id")):
-        with pytest.raises(ManifestError, match=f"give y_column='{likely}', or label_columns=0"):
+        with pytest.raises(ManifestError, match=f"give y_column='{likely}', label_columns=0 for no labels"):
             find_label(names, "x")
 
 
 def test_a_json_label_under_an_unknown_key_has_to_be_named(tmp_path: Path) -> None:
     """The label would be the sample's number otherwise."""
     text = '{"image": "a.jpg", "breed": "dingo"}\n{"image": "b.jpg", "breed": "pug"}\n'
-    assert "give y_column='breed', or label_columns=0" in refusal(tmp_path, text, "l.jsonl")
+    assert "give y_column='breed', label_columns=0 for no labels" in refusal(tmp_path, text, "l.jsonl")
     assert labels(tmp_path, text, "l.jsonl", y_column="breed") == [0, 1]
     assert labels(tmp_path, text, "l.jsonl", label_columns=0) == [None, None]
 

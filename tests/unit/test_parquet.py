@@ -106,7 +106,7 @@ def test_a_label_under_an_unknown_name_is_refused(tmp_path: Path, columns, optio
     source = table(tmp_path, columns)
     message = refusal(source, **options)
     assert message.startswith("cannot tell which of the columns of"), message
-    assert f"give y_column='{likely}', or label_columns=0" in message, message
+    assert f"give y_column='{likely}', label_columns=0 for no labels" in message, message
     with opened(source, label_columns=0, **options) as records:
         assert records.samples([0])[0].label is None
     with opened(source, y_column=likely, **options) as records:
