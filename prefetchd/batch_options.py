@@ -72,9 +72,17 @@ class DataOptions(TypedDict, total=False):
     crowds: bool | None
     mask_border: int | None
     python_path: str | Sequence[str] | None
-    shuffle: bool | None
+    shuffle: bool | Literal["blocks"] | None
+    shuffle_block: int | None
     seed: int | None
     drop_last: bool | None
+    subset: str | bytes | os.PathLike[str] | Sequence[int] | np.ndarray[Any, Any] | None
+    where: Mapping[str, Any] | str | Sequence[str] | None
+    split: str | None
+    order: str | bytes | os.PathLike[str] | Sequence[int] | np.ndarray[Any, Any] | None
+    weights: str | bytes | os.PathLike[str] | Sequence[float] | np.ndarray[Any, Any] | None
+    epoch_samples: int | None
+    limit: int | None
     on_error: OnError | None
     max_image_pixels: int | None
     num_workers: int | str | None

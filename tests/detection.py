@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,17 @@ class Painted:
         path = self.folder / "list.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in self.rows()))
         return path
+
+    def shard(self, path: Path) -> None:
+        """Write a tar shard, with the rows as JSON members."""
+        with tarfile.open(path, "w") as shard:
+            for row in self.rows():
+                stem = Path(row["path"]).stem
+                contents = {"png": (self.folder / row["path"]).read_bytes(), "json": json.dumps(row).encode()}
+                for extension, content in contents.items():
+                    member = tarfile.TarInfo(f"{stem}.{extension}")
+                    member.size = len(content)
+                    shard.addfile(member, io.BytesIO(content))
 
     def yolo(self, folder: Path) -> Path:
         """Make a YOLO folder with links to the images."""

@@ -16,14 +16,17 @@ from prefetchd.client.loader import Loader
 from prefetchd.client.session import Endpoint
 from prefetchd.client.sharing import check_sharing, choose_rank, is_shared, ranks_here
 from prefetchd.client.user_warnings import warn_user
+from prefetchd.columns.passed import SOURCE, name_of_option
 from prefetchd.config.convert import absolute_path, coerce, plain
-from prefetchd.config.options import OPTIONS, PATH_OPTIONS, wire_options
+from prefetchd.config.options import NUMBER_OPTIONS, OPTIONS, PATH_OPTIONS, wire_options
 from prefetchd.config.validate import check_options, doubts, make_config
 from prefetchd.errors import ConfigError
 from prefetchd.ipc.run_directory import choose_name
 
 if TYPE_CHECKING:
     from typing import Unpack
+
+    from prefetchd.columns.passed import PassedTable
 
 
 def batches(
@@ -102,7 +105,7 @@ def batches(
         ...     train(x, y)
     """
     given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
-    in_memory = source is not None and not isinstance(source, str | bytes | os.PathLike)
+    in_memory = source is not None and not _is_path(source)
     if source is not None:
         given["source"] = f"<{type(source).__name__}>" if in_memory else source
     if config is not None:
@@ -141,16 +144,27 @@ def batches(
     start_together = check_sharing(
         group, join, start_together, shard[1], reconnect=reconnect, alone=private and not shared
     )
+    numbers = {name: given[name] for name in NUMBER_OPTIONS if name in given and not _is_path(given[name])}
+    for option, value in numbers.items():
+        if not private:
+            raise ConfigError(
+                f"cannot attach with {option} from memory: the daemon's configuration decides; leave the option out"
+            )
+        given[option] = f"<{len(value)} numbers>" if hasattr(value, "__len__") else f"<{type(value).__name__}>"
     checked = check_options(given, others=_LOADER_OPTIONS)
     made = make_config(**checked) if private else None
     if made is not None and (doubt := doubts(made)):
         warn_user(doubt)
-    table = None
+    passed: dict[str, PassedTable] = {}
+    if made is not None and numbers:
+        from prefetchd.client.in_memory.numbers import take_in_numbers  # loads numpy
+
+        passed = {name_of_option(SOURCE, option): take_in_numbers(option, each) for option, each in numbers.items()}
     if made is not None and in_memory:
         from prefetchd.client.in_memory.recognize import take_in  # loads numpy
 
-        table = take_in(source, made)
-        made = dataclasses.replace(made, source=table.name)
+        passed[SOURCE] = take_in(source, made)
+        made = dataclasses.replace(made, source=passed[SOURCE].name)
     endpoint = Endpoint(
         config=made,
         daemon=choose_name(daemon),
@@ -164,7 +178,7 @@ def batches(
         shared=shared,
         group=group,
         start_together=start_together,
-        table=table,
+        tables=passed,
     )
     return Loader(
         endpoint,
@@ -203,6 +217,10 @@ def _show_options() -> None:
 
 
 _show_options()
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str | bytes | os.PathLike)
 
 
 def _epochs(epochs: Any) -> int | None:

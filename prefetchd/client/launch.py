@@ -11,13 +11,14 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import IO, Any
 
-from prefetchd.columns.passed import PassedTable
+from prefetchd.columns.passed import SOURCE, PassedTable, name_of_option
 from prefetchd.config.convert import absolute_path
-from prefetchd.config.options import PATH_OPTIONS, Config
+from prefetchd.config.options import OPTIONS, PATH_OPTIONS, Config
 from prefetchd.errors import ConfigError, DaemonNotFound, PrefetchdError, error_from_name
 from prefetchd.ipc import messages, sockets, system
 from prefetchd.ipc.descriptors import memfd
@@ -33,6 +34,8 @@ from prefetchd.ipc.process import (
 from prefetchd.ipc.run_directory import daemon_paths, lock_owner, remove_left_files
 
 log = logging.getLogger("prefetchd")
+
+Passed = Mapping[str, PassedTable]
 
 PRIVATE_NAME = "private"  # what people see; no file has it
 _SAY_AFTER_S = 1.0
@@ -60,8 +63,8 @@ class PrivateDaemon:
         return _start_failure("private", self.process, self.errors)
 
 
-def start_private(config: Config, table: PassedTable | None = None) -> PrivateDaemon:
-    """Start a daemon of this process's own, which serves `table` if that is given.
+def start_private(config: Config, tables: Passed = MappingProxyType({})) -> PrivateDaemon:
+    """Start a daemon of this process's own, with what of it is in memory, `tables`.
 
     The daemon gets an inherited socket and this process's pidfd: nothing in the file system, and it ends when this
     process does, by any cause. It runs in a session of its own, so that Ctrl-C in a terminal or notebook reaches the
@@ -90,18 +93,18 @@ def start_private(config: Config, table: PassedTable | None = None) -> PrivateDa
                 stderr=errors,
             )
         with contextlib.suppress(sockets.ConnectionEnded):  # it has ended: attaching finds that, and says why
-            _configure(ours, config, table)
+            _configure(ours, config, tables)
         unless_started.pop_all()
     return PrivateDaemon(ours, process, errors)
 
 
-def _configure(sock: socket.socket, config: Config, table: PassedTable | None) -> None:
+def _configure(sock: socket.socket, config: Config, tables: Passed) -> None:
     """Send a daemon what it serves."""
-    tables = {} if table is None else {"": table.to_wire()}
+    described = {name: table.to_wire() for name, table in tables.items()}
     sockets.send(
         sock,
-        messages.encode(messages.Configure({"": config.to_wire()}, tables)),
-        [] if table is None else [table.fd],
+        messages.encode(messages.Configure({"": config.to_wire()}, described)),
+        [table.fd for table in tables.values()],
     )
 
 
@@ -147,37 +150,39 @@ def _with_python_path(config: Config) -> Config:
     return dataclasses.replace(config, python_path=here)
 
 
-def shared_config(config: Config, table: PassedTable | None = None) -> Config:
-    """Return the configuration with absolute paths, named by a digest of itself and of `table`.
+def shared_config(config: Config, tables: Passed = MappingProxyType({})) -> Config:
+    """Return the configuration with absolute paths, named by a digest of itself and of `tables`.
 
     So equal options and equal content give equal names.
     """
     config = _with_python_path(config)
-    paths = {name: getattr(config, name) for name in PATH_OPTIONS if table is None or name != "source"}
+    in_memory = {SOURCE: "source"} | {name_of_option(SOURCE, name): name for name in OPTIONS}
+    passed = {in_memory[name] for name in tables}
+    paths = {name: getattr(config, name) for name in PATH_OPTIONS if name not in passed}
     whole: dict[str, Any] = {name: absolute_path(path) for name, path in paths.items() if path is not None}
     config = dataclasses.replace(config, **whole, name="default")
-    content = () if table is None else (table.digest,)
+    content = [f"{name}{table.digest}" for name, table in sorted(tables.items())]
     text = repr((sys.executable, sorted(config.to_wire().items()), *content))
     name = f"shared-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
     return dataclasses.replace(config, name=name)
 
 
-def find_or_start_shared(config: Config, timeout_s: float, table: PassedTable | None = None) -> socket.socket:
+def find_or_start_shared(config: Config, timeout_s: float, tables: Passed = MappingProxyType({})) -> socket.socket:
     """Return a socket to the shared daemon of `config`: one for all of this user's processes that ask for it.
 
-    A process that finds none starts one, with its own `table` if that is the source. Of several that start at once,
+    A process that finds none starts one, with its own `tables` of what is in memory. Of several that start at once,
     one serves.
 
     Raises:
         PrefetchdError: if none can be started.
         DaemonNotFound: if none answers in time.
     """
-    config = shared_config(config, table)
+    config = shared_config(config, tables)
     paths = daemon_paths(config.name, create=True)
     deadline_s = system.monotonic() + timeout_s
     while True:
         if lock_owner(paths.lock) is None:
-            _start_shared(config, table)
+            _start_shared(config, tables)
         try:
             # One that has ended since, or has only been started, is looked for again: it may not have the lock yet.
             return connect(config.name, max(0.0, min(_START_S, deadline_s - system.monotonic())))
@@ -189,7 +194,7 @@ def find_or_start_shared(config: Config, timeout_s: float, table: PassedTable | 
                 ) from None
 
 
-def _start_shared(config: Config, table: PassedTable | None) -> None:
+def _start_shared(config: Config, tables: Passed) -> None:
     """Start a daemon for `config`, and wait until somebody listens.
 
     Raises:
@@ -210,7 +215,7 @@ def _start_shared(config: Config, table: PassedTable | None) -> None:
                 start_new_session=True,
             )
         with contextlib.suppress(sockets.ConnectionEnded):
-            _configure(ours, config, table)
+            _configure(ours, config, tables)
         process.wait()  # the daemon goes on as a child of nobody
         ours.settimeout(_START_S)
         try:

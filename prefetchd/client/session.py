@@ -13,7 +13,7 @@ import logging
 import os
 import subprocess
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -101,7 +101,7 @@ class Endpoint:
         group: the group whose passes are shared.
         start_together: how many loaders the first loop is to start with.
         name: what people see of the loader.
-        table: the source of `config`, if it is in memory; owned, for daemons that are started again.
+        tables: what of `config` is in memory, by name (`columns.passed`); owned, for daemons that are started again.
     """
 
     config: Config | None
@@ -116,7 +116,7 @@ class Endpoint:
     group: str | None = None
     start_together: int = 0
     name: str = ""
-    table: PassedTable | None = None
+    tables: Mapping[str, PassedTable] = field(default_factory=dict)
 
     def open(self) -> Session:
         """Start or find the daemon and attach to it.
@@ -134,9 +134,9 @@ class Endpoint:
     def _open(self) -> Session:
         private, process, timeout_s = None, None, None
         if self.config is not None and self.shared:
-            sock = launch.find_or_start_shared(self.config, self.timeout_s, self.table)
+            sock = launch.find_or_start_shared(self.config, self.timeout_s, self.tables)
         elif self.config is not None:
-            private = launch.start_private(self.config, self.table)
+            private = launch.start_private(self.config, self.tables)
             sock, process = private.sock, private.process
         else:
             sock, timeout_s = launch.connect(self.daemon, self.timeout_s), self.timeout_s
@@ -191,14 +191,14 @@ class Endpoint:
 
     def close(self) -> None:
         """Let go of a source in memory; a daemon has its own descriptor."""
-        if self.table is not None:
-            self.table.close()
+        for table in self.tables.values():
+            table.close()
 
     def clear_up_after_lost(self) -> None:
         """Remove the files of a daemon that is gone, if its fork server was killed too and no other has its name."""
         if self.config is not None and not self.shared:
             return  # a private one has no files
-        name = launch.shared_config(self.config, self.table).name if self.config is not None else self.daemon
+        name = launch.shared_config(self.config, self.tables).name if self.config is not None else self.daemon
         with contextlib.suppress(ConfigError):  # the run directory is gone
             remove_left_files(daemon_paths(name).files)
 

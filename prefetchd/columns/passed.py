@@ -12,6 +12,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+SOURCE = ""  # the name of the table of the source, where a daemon serves one data set
+
+
+def name_of_option(dataset: str, option: str) -> str:
+    """Return the name of the table of an option, among the tables by data set; no data set has such a name."""
+    return f"{dataset}/{option}"
+
+
+def passed_options(dataset: str, tables: Mapping[str, PassedTable]) -> dict[str, PassedTable]:
+    """Return the tables of a data set's options, by option."""
+    return {name.partition("/")[2]: table for name, table in tables.items() if name.startswith(f"{dataset}/")}
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PassedTable:
@@ -19,7 +31,7 @@ class PassedTable:
 
     Attributes:
         name: what errors and `status` call the source, such as `<list of 1000 pairs>`.
-        kind: `table` for samples that are listed, `arrays` for rows of numbers.
+        kind: `table` for samples that are listed, `arrays` for rows of numbers, `numbers` for an option.
         description: of the columns, for `Columns.attach`.
         fd: the memfd.
     """

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from prefetchd.config.options import DAEMON_OPTIONS, PATH_OPTIONS, Config
+from prefetchd.config.order_options import is_weight_file
 from prefetchd.config.validate import make_config
 from prefetchd.errors import ConfigError
 
@@ -24,7 +25,7 @@ def read_config_file(path: str) -> tuple[dict[str, Any], dict[str, dict[str, Any
     """Return the options in the TOML file at `path`, and those of each data set that has a table there, by its name.
 
     Keys are written `batch-size` or `batch_size`. A relative path (`source`, `root`, `labels`, `offsets`) starts from
-    the file's own folder. The table `fields` is the option of that name, as is `fields` in a data set's table.
+    the file's own folder. The tables `fields` and `where` are the options of that name, as in a data set's table.
 
     Raises:
         ConfigError: if the file cannot be read or is not TOML.
@@ -39,20 +40,23 @@ def read_config_file(path: str) -> tuple[dict[str, Any], dict[str, dict[str, Any
     except RecursionError:
         raise ConfigError(f"cannot read the configuration {path}: it is nested too deeply; correct the TOML") from None
     tables = {
-        key: _from_toml(path, value) for key, value in table.items() if isinstance(value, dict) and key != "fields"
+        key: _from_toml(path, value)
+        for key, value in table.items()
+        if isinstance(value, dict) and key not in _TABLE_OPTIONS
     }
     return _from_toml(path, {key: value for key, value in table.items() if key not in tables}), tables
 
 
 def _from_toml(path: str, table: dict[str, Any]) -> dict[str, Any]:
     options = {key.replace("-", "_"): value for key, value in table.items()}
-    for key in PATH_OPTIONS:
-        if isinstance(options.get(key), str):
+    for key in (*PATH_OPTIONS, "weights"):
+        if isinstance(options.get(key), str) and (key != "weights" or is_weight_file(options[key])):
             options[key] = str(Path(path).parent / Path(options[key]).expanduser())
     return options
 
 
 MAX_DATASETS = 64
+_TABLE_OPTIONS = ("fields", "where")
 _NAME = r"[A-Za-z0-9_-]{1,64}"
 _NAMED = re.compile(r"([^/=]*)=(.*)", re.DOTALL)
 

@@ -24,7 +24,9 @@ from prefetchd.config.field_parameters import PARAMETERS, Wrong
 from prefetchd.errors import ConfigError
 
 if TYPE_CHECKING:
-    from prefetchd.config.options import BoxFormat, Config
+    import numpy as np
+
+    from prefetchd.config.options import BoxFormat, Color, Config, Interpolation
 
 MAX_FIELDS = 32
 # A batch's own names, and those that it may get.
@@ -85,6 +87,33 @@ class Field:
     min_visible: float | None = None
     max_bytes: int | None = None
     truncate: bool | None = None
+
+    if TYPE_CHECKING:  # what may be given; the attributes have what is made of it
+
+        def __init__(
+            self,
+            kind: str,
+            column: str | Sequence[str] | None = None,
+            *,
+            size: int | str | Sequence[int] | None = None,
+            color: Color | None = None,
+            channels: int | None = None,
+            dtype: str | type[Any] | np.dtype[Any] | None = None,
+            scale: float | str | None = None,
+            mean: float | Sequence[float] | None = None,
+            std: float | Sequence[float] | None = None,
+            interpolation: Interpolation | None = None,
+            jitter: bool | None = None,
+            border: int | None = None,
+            shape: int | Sequence[int] | None = None,
+            labels: str | None = None,
+            box_format: BoxFormat | None = None,
+            source_box_format: BoxFormat | None = None,
+            max_boxes: int | None = None,
+            min_visible: float | None = None,
+            max_bytes: int | None = None,
+            truncate: bool | None = None,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         known = PARAMETERS.get(self.kind) if isinstance(self.kind, str) else None
@@ -263,7 +292,7 @@ def _literal(name: str, node: ast.expr) -> Any:
 
 
 def _unreadable(text: str) -> str:
-    return f"{text!r} cannot be read; write name=kind(parameter=value), such as depth=image(column=depth, channels=1)"
+    return f"{text!r} cannot be read; write NAME=KIND(column=COLUMN), such as depth=image(column=depth, size=64)"
 
 
 def _refuse(name: str, why: str) -> ConfigError:

@@ -21,6 +21,8 @@ from typing import Any, Literal
 
 from prefetchd.config.augment import AUGMENTATIONS
 from prefetchd.config.convert import wire_path
+from prefetchd.config.option import option
+from prefetchd.config.order_options import OrderOptions
 
 Color = Literal["rgb", "bgr", "gray", "unchanged"]
 Dtype = Literal["uint8", "uint16", "float32", "float16"]
@@ -39,36 +41,8 @@ MAX_OBJECTS = 1 << 16  # of a sample that are delivered
 MAX_CHANNELS = 512
 
 
-def _option(
-    default: Any,
-    help: str,
-    *,
-    metavar: str | None = None,
-    content: bool = True,
-    later: bool = False,
-    limits: tuple[float, float] | None = None,
-    flag: str | None = None,
-) -> Any:
-    """Return a field that is an option.
-
-    Args:
-        default: the value where the option is not given.
-        help: what the option does, in a line or two, for `--help` and for readers of this file.
-        metavar: the placeholder of the value in `--help`; choices and switches have none.
-        content: whether the option decides the bytes of a batch.
-        later: whether it came after the first saved states. Then the digest leaves out its default, and those states
-            still load. Every new option is one.
-        limits: the least and the greatest number allowed, or `None`.
-        flag: the name on the command line of an option that is given several times, once for each of its values.
-    """
-    metadata = {
-        "help": help, "metavar": metavar, "content": content, "later": later, "limits": limits, "flag": flag
-    }  # fmt: skip
-    return dataclasses.field(default=default, metadata=metadata)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
+class Config(OrderOptions):
     """The options of one data set and its daemon. Every field is an option of the same name in Python and TOML.
 
     On the command line `batch_size` is `--batch-size`. `image_size` is (height, width) in pixels, also
@@ -77,48 +51,48 @@ class Config:
 
     source: str = dataclasses.field(metadata={"content": False, "later": False, "limits": None})
 
-    batch_size: int = _option(32, "samples in a batch (32)", metavar="N", limits=(1, MAX_BATCH_SIZE))
-    image_size: tuple[int, int] = _option((224, 224), "size of the delivered images (224)", metavar="PX|HxW")
-    color: Color = _option(
+    batch_size: int = option(32, "samples in a batch (32)", metavar="N", limits=(1, MAX_BATCH_SIZE))
+    image_size: tuple[int, int] = option((224, 224), "size of the delivered images (224)", metavar="PX|HxW")
+    color: Color = option(
         "rgb", "channel order; gray has one channel; unchanged has the file's, given by channels (rgb)"
     )
-    channels: int | None = _option(
+    channels: int | None = option(
         None,
         "channels that each file has, kept as they are: 1 to 4, for TIFF more; without color, color is unchanged",
         metavar="N",
         later=True,
         limits=(1, MAX_CHANNELS),
     )
-    dtype: Dtype = _option("uint8", "type of the delivered pixels; uint16 keeps 16 bits (uint8)")
-    scale: float | None = _option(
+    dtype: Dtype = option("uint8", "type of the delivered pixels; uint16 keeps 16 bits (uint8)")
+    scale: float | None = option(
         None, "what multiplies a pixel, which is 0 to 255: (pixel * scale - mean) / std; such as 1/255", metavar="X"
     )
-    mean: tuple[float, ...] | None = _option(
+    mean: tuple[float, ...] | None = option(
         None,
         "what is subtracted after scale: one number, or one a channel (negative: --mean=-1,0,1)",
         metavar="X[,X,X]",
     )
-    std: tuple[float, ...] | None = _option(
+    std: tuple[float, ...] | None = option(
         None, "what divides after that: one number, or one a channel in the order of color", metavar="X[,X,X]"
     )
-    layout: Layout = _option("nhwc", "order of the dimensions (nhwc)")
-    resize: Resize = _option("stretch", "stretch (default), crop the centre at the aspect, or pad with black")
-    interpolation: Interpolation = _option("linear", "how pixels are interpolated (linear)")
-    shrink_on_load: bool = _option(True, "decode large JPEGs at 1/2, 1/4 or 1/8 (yes); pixels are exact without it")
-    augment: tuple[str, ...] = _option(
+    layout: Layout = option("nhwc", "order of the dimensions (nhwc)")
+    resize: Resize = option("stretch", "stretch (default), crop the centre at the aspect, or pad with black")
+    interpolation: Interpolation = option("linear", "how pixels are interpolated (linear)")
+    shrink_on_load: bool = option(True, "decode large JPEGs at 1/2, 1/4 or 1/8 (yes); pixels are exact without it")
+    augment: tuple[str, ...] = option(
         (),
         f"{', '.join(AUGMENTATIONS)}, with parameters as in "
         "'rotate(degrees=10), hflip'; other pixels each epoch (none)",
         metavar="NAMES",
     )
-    views: tuple[str, ...] = _option(
+    views: tuple[str, ...] = option(
         (),
         "deliver each image several times, decoded once, each augmented anew: a number, or for views of several sizes "
         "'view(size=224, count=2, scale=(0.4, 1)), view(size=96, count=6)' (none)",
         metavar="N|VIEWS",
         later=True,
     )
-    fields: tuple[str, ...] = _option(
+    fields: tuple[str, ...] = option(
         (),
         "what a sample consists of, where it is more than an image and a label: depth=image(column=depth, channels=1); "
         "batches are mappings then. Kinds: image, mask, label, array, boxes, keypoints, text, bytes",
@@ -126,157 +100,157 @@ class Config:
         later=True,
         flag="field",
     )
-    transform: str | None = _option(
+    transform: str | None = option(
         None,
         "function (image, rng) -> image of a module, or Albumentations pipeline; readers run it after augment. With "
         "fields it is (sample, rng) -> sample, dictionaries",
         metavar="MODULE:NAME",
     )
-    target_transform: str | None = _option(
+    target_transform: str | None = option(
         None,
         "function (label, rng) -> label of a module; what it returns decides the shape and dtype of y",
         metavar="MODULE:NAME",
     )
-    target: Target = _option(
+    target: Target = option(
         "label", "what labels are: numbers and classes, paths of mask images, boxes of objects, or keypoints (label)"
     )
-    box_format: BoxFormat = _option(
+    box_format: BoxFormat = option(
         "xyxy", "boxes: how they are delivered; in pixels, or as fractions of the delivered image (xyxy)", later=True
     )
-    source_box_format: BoxFormat | None = _option(
+    source_box_format: BoxFormat | None = option(
         None,
         "boxes: how JSON lines and Parquet files write them, in one of the formats of box_format (COCO, YOLO: known)",
         metavar="FORMAT",
         later=True,
     )
-    max_boxes: int | None = _option(
+    max_boxes: int | None = option(
         None,
         "boxes, keypoints: objects of a sample that are delivered, the first ones (as many as any sample has)",
         metavar="N",
         limits=(1, MAX_OBJECTS),
         later=True,
     )
-    min_visible: float = _option(
+    min_visible: float = option(
         0.1, "boxes: a box is left out if less of its area can be seen (0.1)", metavar="X", limits=(0, 1), later=True
     )
-    crowds: bool = _option(False, "boxes: take COCO's boxes around crowds (iscrowd) too (no)", later=True)
-    mask_border: int = _option(
+    crowds: bool = option(False, "boxes: take COCO's boxes around crowds (iscrowd) too (no)", later=True)
+    mask_border: int = option(
         0, "what a mask holds where pad or the augmentation leave it empty (0)", metavar="N", limits=(0, 65535)
     )
-    shuffle: bool = _option(False, "a new order each epoch (no)")
-    seed: int = _option(0, "decides the shuffled orders and the augmentation (0)", metavar="N", limits=(0, 2**63 - 1))
-    drop_last: bool = _option(False, "leave out a shorter last batch (no)")
-    on_error: OnError = _option(
+    shuffle: bool = option(False, "a new order each epoch (no)")
+    seed: int = option(0, "decides the shuffled orders and the augmentation (0)", metavar="N", limits=(0, 2**63 - 1))
+    drop_last: bool = option(False, "leave out a shorter last batch (no)")
+    on_error: OnError = option(
         "raise", "bad samples: raise (default), skip (shorter batch) or substitute (the next good one)"
     )
-    max_image_pixels: int = _option(
+    max_image_pixels: int = option(
         250_000_000, "larger images are bad samples (250 million)", metavar="N", limits=(1, 1 << 34)
     )
-    root: str | None = _option(
+    root: str | None = option(
         None, "folder that relative paths start from (the manifest's)", metavar="DIR", content=False
     )
-    label_columns: int | None = _option(
+    label_columns: int | None = option(
         None,
         "how many trailing fields of a text line are labels (found out); 0 for no labels",
         metavar="N",
         limits=(0, math.inf),
     )
-    label_separator: str | None = _option(
+    label_separator: str | None = option(
         None, "what separates several labels in one field: y is a 0/1 vector; '' takes fields whole", metavar="TEXT"
     )
-    missing_label: str | None = _option(
+    missing_label: str | None = option(
         None, "label of samples whose label is empty or not a number (refused)", metavar="LABEL"
     )
-    x_column: str | None = _option(
+    x_column: str | None = option(
         None,
         "the path's column (name, or number from 0), key (JSONL), the image's extension (tar), or x's name (.npz)",
         metavar="COLUMN",
     )
-    y_column: str | None = _option(
+    y_column: str | None = option(
         None,
         "the labels' columns or keys; in tar shards cls, txt or json:KEY; y's name in an .npz",
         metavar="COLUMN[,...]",
     )
-    labels: str | None = _option(
+    labels: str | None = option(
         None,
         "arrays: .npy file of y, a row for each of x, or a directory of such shards",
         metavar="Y.npy",
         content=False,
     )
-    offsets: str | None = _option(
+    offsets: str | None = option(
         None,
         "ragged sequences: .npy file of n + 1 positions; sequence i is MANIFEST[offsets[i]:offsets[i + 1]]",
         metavar="OFFSETS.npy",
         content=False,
     )
-    max_length: int | None = _option(
+    max_length: int | None = option(
         None,
         "sequences: length that they are padded or truncated to (the longest one's)",
         metavar="N",
         limits=(1, 1 << 40),
     )
-    padding: End = _option("pre", "sequences: the end at which a shorter one is padded (pre)")
-    truncating: End = _option("pre", "sequences: the end at which a longer one is cut (pre)")
-    pad_value: float = _option(0.0, "sequences: what is padded with (0)", metavar="X")
-    lengths: Lengths = _option(
+    padding: End = option("pre", "sequences: the end at which a shorter one is padded (pre)")
+    truncating: End = option("pre", "sequences: the end at which a longer one is cut (pre)")
+    pad_value: float = option(0.0, "sequences: what is padded with (0)", metavar="X")
+    lengths: Lengths = option(
         "none", "sequences: put each one's length in x as its first column, or in y as its last (none)"
     )
 
-    python_path: tuple[str, ...] = _option(
+    python_path: tuple[str, ...] = option(
         (),
         "folders to find the modules of the functions in (the working directory; in Python sys.path)",
         metavar=f"DIR[{os.pathsep}DIR]",
         content=False,
     )
-    num_workers: int = _option(
+    num_workers: int = option(
         0,
         "reader processes; auto, or 0, begins with the usable cores (half of them for arrays) and follows the loops",
         metavar="N",
         content=False,
         limits=(0, 1024),
     )
-    memory_budget: str = _option(
+    memory_budget: str = option(
         "auto", "most memory for daemon, readers and ring together (auto)", metavar="SIZE", content=False
     )
-    reader_timeout: float = _option(
+    reader_timeout: float = option(
         60.0,
         "seconds without progress after which a reader is replaced (60)",
         metavar="S",
         content=False,
         limits=(0.5, 86400),
     )
-    patience: float = _option(
+    patience: float = option(
         10.0,
         "seconds in all that loops wait for a slower one in an epoch, so that it finds their batches (10); 0 or inf",
         metavar="S",
         content=False,
         limits=(0, math.inf),
     )
-    consumers: int = _option(
+    consumers: int = option(
         1,
         "loops at different batches, such as ranks, that an automatic budget has slots for (1)",
         metavar="N",
         content=False,
         limits=(1, 1024),
     )
-    cache: str | None = _option(
+    cache: str | None = option(
         None,
         "folder that decoded images are kept in, for later epochs, runs and trainers (none)",
         metavar="DIR",
         content=False,
     )
-    cache_size: str = _option(
+    cache_size: str = option(
         "auto",
         "most bytes of the whole cache, such as 50GiB (all but 5% of its disk)",
         metavar="SIZE",
         content=False,
     )
-    cache_image_size: tuple[int, int] | None = _option(
+    cache_image_size: tuple[int, int] | None = option(
         None,
         "fit images into this size first, cached or not; what a cache keeps under random crops and turns (none)",
         metavar="PX|HxW",
     )
-    name: str = _option("default", "name that consumers attach to (default, or PREFETCHD_NAME)", content=False)
+    name: str = option("default", "name that consumers attach to (default, or PREFETCHD_NAME)", content=False)
 
     @property
     def n_channels(self) -> int:
@@ -314,9 +288,14 @@ class Config:
         return wire_options(dataclasses.asdict(self))
 
 
-OPTIONS = {field.name: field for field in dataclasses.fields(Config)}
+_ORDER = {field.name: field for field in dataclasses.fields(OrderOptions)}
+_OWN = {field.name: field for field in dataclasses.fields(Config) if field.name not in _ORDER}
+# Those of the order stand behind `drop_last`, where people look for them.
+_BEFORE = tuple(_OWN)[: tuple(_OWN).index("drop_last") + 1]
+OPTIONS = {**{name: _OWN[name] for name in _BEFORE}, **_ORDER, **_OWN}
 OPTION_TYPES: dict[str, Any] = typing.get_type_hints(Config)
-PATH_OPTIONS = ("source", "root", "labels", "offsets", "cache")
+PATH_OPTIONS = ("source", "root", "labels", "offsets", "cache", "subset", "order")
+NUMBER_OPTIONS = ("subset", "order", "weights")  # in Python they may also be arrays
 LIVE_OPTIONS = ("memory_budget", "num_workers")  # what `prefetchd set` changes
 # Where one daemon serves several data sets, these are the daemon's own, and the same for all of them.
 DAEMON_OPTIONS = ("num_workers", "memory_budget", "reader_timeout", "patience", "consumers", "name")
@@ -336,6 +315,8 @@ def wire_options(options: Mapping[str, Any]) -> dict[str, Any]:
     for name in PATH_OPTIONS:
         if wire.get(name) is not None:
             wire[name] = wire_path(wire[name])
+    if wire.get("weights") is not None:  # a column, or a path
+        wire["weights"] = wire_path(wire["weights"])
     if "python_path" in wire:
         wire["python_path"] = [wire_path(folder) for folder in wire["python_path"]]
     return wire

@@ -11,10 +11,11 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from prefetchd.config import augment, convert, fields, views
+from prefetchd.config import augment, convert, fields, selection, views
 from prefetchd.config.augment_values import RANDOM
 from prefetchd.config.convert import wrong
 from prefetchd.config.options import OPTION_TYPES, OPTIONS, Config
+from prefetchd.config.order_options import BLOCKS, USUAL_BLOCK
 from prefetchd.errors import ConfigError
 
 # Options without a converter of their own are converted by their type.
@@ -24,6 +25,11 @@ _CONVERTERS: dict[str, Callable[[object], Any]] = {
     "root": convert.path,
     "labels": convert.path,
     "offsets": convert.path,
+    "subset": convert.path,
+    "order": convert.path,
+    "weights": selection.canonical_weights,
+    "where": selection.canonical_where,
+    "split": selection.canonical_split,
     "image_size": convert.image_size,
     "dtype": lambda value: convert.coerce("dtype", convert.dtype_name(value), OPTION_TYPES["dtype"]),
     "cache": convert.path,
@@ -54,6 +60,8 @@ def make_config(**options: Any) -> Config:
     checked = check_options(options)
     if "source" not in checked:
         raise ConfigError("cannot serve: no manifest was given; name a list file or a directory of class folders")
+    if checked.get("shuffle_block") is not None:
+        checked.setdefault("shuffle", True)
     if checked.get("channels") is not None:
         checked.setdefault("color", "unchanged")
     config = Config(**checked)
@@ -72,6 +80,8 @@ def check_options(options: Mapping[str, Any], *, others: Iterable[str] = ()) -> 
         ConfigError: for an unknown name, or a value of the wrong kind or out of range.
     """
     checked: dict[str, Any] = {}
+    if isinstance(options.get("shuffle"), str) and options["shuffle"] == BLOCKS:
+        options = {"shuffle_block": USUAL_BLOCK, **options, "shuffle": True}
     for name, value in options.items():
         if name not in OPTIONS:
             raise ConfigError(_explain_unknown(name, (*OPTIONS, *others)))
@@ -118,6 +128,17 @@ def _check_together(config: Config) -> None:
             f"cannot scale {config.dtype} pixels: scale, mean and std give fractions; use dtype='float32' or 'float16' "
             "with them"
         )
+    if config.subset is not None and config.order is not None:
+        raise ConfigError(
+            "cannot use subset together with order, which names its samples itself; leave one of them out"
+        )
+    if config.shuffle_block is not None and (config.weights is not None or not config.shuffle):
+        why = "an order that is not shuffled" if not config.shuffle else "weights, which draw each sample anew"
+        raise ConfigError(f"cannot use shuffle_block with {why}; leave one of them out")
+    if config.epoch_samples is not None and config.weights is None:
+        raise ConfigError(
+            "cannot use epoch_samples without weights: an epoch has each sample once; give limit for fewer of them"
+        )
     if config.fields:
         _check_fields(config)
     _check_objects(config)
@@ -155,13 +176,15 @@ _OTHERWISE_WITH_FIELDS = {
 
 # Options that say something of fields of these kinds alone.
 _OF_OBJECTS = frozenset(("boxes", "keypoints"))
+_OF_IMAGES = (
+    "image_size", "channels", "color", "dtype", "scale", "mean", "std", "layout", "resize", "interpolation",
+    "shrink_on_load", "max_image_pixels", "augment",
+)  # fmt: skip
 _ONLY_WITH_KINDS = {
-    "box_format": _OF_OBJECTS,
-    "source_box_format": _OF_OBJECTS,
-    "min_visible": _OF_OBJECTS,
-    "max_boxes": _OF_OBJECTS,
-    "crowds": _OF_OBJECTS,
+    **dict.fromkeys(("box_format", "source_box_format", "min_visible"), frozenset(("boxes",))),
+    **dict.fromkeys(("max_boxes", "crowds"), _OF_OBJECTS),
     "mask_border": frozenset(("mask",)),
+    **dict.fromkeys(_OF_IMAGES, frozenset(("image",))),
 }
 
 
@@ -264,7 +287,8 @@ def doubts(config: Config) -> str:
 
 # What to write in place of an option that does not exist.
 _TORCH = "prefetchd.torch.batches(device='cuda'), whose slots are page-locked"
-_MANIFESTS = "two manifests, which one daemon can serve"
+_SAMPLER = "subset=, order= or weights=, for which samples and in which order"
+_SPLITS = "split=: '0-90%' for training and '90-100%' for validation"
 _SIZES = "image_size="
 _LABELS = "the labels of the manifest, or the class folders"
 
@@ -272,8 +296,8 @@ _LABELS = "the labels of the manifest, or the class folders"
 ELSEWHERE = {
     # PyTorch's DataLoader
     "dataset": "a source: a list of (path, label) pairs, a table, a manifest, a directory, shards or arrays",
-    "sampler": "a manifest with the lines that you want: there are no samplers",
-    "batch_sampler": "a manifest with the lines that you want: there are no samplers",
+    "sampler": _SAMPLER,
+    "batch_sampler": _SAMPLER,
     "collate_fn": "image_size= or max_length=, which give all samples one shape",
     "pin_memory": _TORCH,
     "worker_init_fn": "seed=: randomness depends on the seed, the epoch and the sample",
@@ -292,12 +316,11 @@ ELSEWHERE = {
     "workers": "num_workers=",
     "use_multiprocessing": "num_workers=",
     "max_queue_size": "memory_budget=, from which it follows how far ahead is decoded",
-    "validation_split": _MANIFESTS,
+    "validation_split": _SPLITS,
     "target_size": _SIZES,
     "class_mode": _LABELS,
     "label_mode": _LABELS,
     "color_mode": "color=",
-    "subset": _MANIFESTS,
     "size": _SIZES,
     "height": _SIZES,
     "width": _SIZES,

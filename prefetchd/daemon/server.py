@@ -31,7 +31,8 @@ from prefetchd.daemon.memory.manager import MemoryManager
 from prefetchd.daemon.memory.plan import MIN_SLOTS, Plan, explain, make_plan, reader_limits
 from prefetchd.daemon.memory.pressure import CachePages
 from prefetchd.daemon.readers.batch_builder import BatchBuilder
-from prefetchd.daemon.readers.pool import Pool, PoolEvents
+from prefetchd.daemon.readers.pool import Pool
+from prefetchd.daemon.readers.pool_events import PoolEvents
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import open_datasets
 from prefetchd.daemon.status import make_report, ready_line
@@ -111,7 +112,7 @@ class Daemon:
 
     def _build(self) -> None:
         self._slot_bytes = max(dataset.layout.slot_bytes for dataset in self._datasets)
-        self._source_bytes = sum(dataset.source.facts.shared_bytes for dataset in self._datasets)
+        self._source_bytes = sum(dataset.shared_bytes for dataset in self._datasets)
         self._source_reader_bytes = sum(dataset.source.facts.reader_bytes for dataset in self._datasets)
         self._is_cheap = all(dataset.source.facts.answers_together for dataset in self._datasets)
         plan = self._plan_for(self._config, MIN_SLOTS, own_bytes=0)

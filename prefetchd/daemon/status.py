@@ -213,7 +213,7 @@ def _dataset(dataset: Dataset) -> dict[str, Any]:
     return {
         "name": dataset.name,
         "source": one_line(dataset.config.source),
-        "n_samples": dataset.source.facts.n_samples,
+        "n_samples": dataset.order.n_samples,
         "batches_per_epoch": dataset.order.batches_per_epoch,
         "batch_shape": [dataset.config.batch_size, *first.shape],
         "batch_dtype": first.dtype,

@@ -165,6 +165,24 @@ class RecordIndex:
             found.append((row[: self._numbers], label))
         return found
 
+    def table(self) -> NDArray[np.int64]:
+        """Return all rows, (samples, numbers and labels), mapped; labels that are fractions are float64 there."""
+        import numpy as np
+
+        width = self._numbers + self._labels
+        return np.memmap(f"/proc/self/fd/{self.fd}", np.int64, "r", shape=(self.n_samples, width))
+
+    def label_values(self) -> NDArray[np.generic] | None:
+        """Return the labels, (samples,) or (samples, k), int64 or float64, mapped; `None` without any."""
+        import numpy as np
+
+        if not self._labels:
+            return None
+        found = self.table()[:, self._numbers :]
+        if self.label_dtype == "float32":
+            found = np.ascontiguousarray(found).view(np.float64)
+        return found if self.label_shape else found[:, 0]
+
     def close(self) -> None:
         """Close the descriptor; may be called twice."""
         if self.fd >= 0:

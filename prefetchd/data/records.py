@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from prefetchd.data.source import ReserveMemory
+from prefetchd.errors import one_line
 
 if TYPE_CHECKING:
     from prefetchd.data.files import FileBuffer
 
 
+_SHOWN_CHARACTERS = 400  # of a path, in a report of faults
 Label = int | float | tuple[int | float, ...] | str | None
 
 
@@ -38,6 +40,12 @@ class Sample(NamedTuple):
     line: int = 0
     place: tuple[int, ...] = ()
     values: tuple[Any, ...] = ()
+
+
+def shown_path(path: str) -> str:
+    """Return a path for people: on one line, and of a long one its end."""
+    text = one_line(path)
+    return text if len(text) <= _SHOWN_CHARACTERS else "..." + text[-_SHOWN_CHARACTERS:]
 
 
 Holds = Literal["numbers", "ragged", "text", "bytes", "files", "members"]

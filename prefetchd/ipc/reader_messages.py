@@ -23,12 +23,16 @@ from prefetchd.ipc.messages import encode as encode
 
 
 class OpenDataset(Message, frozen=True):
-    """The first messages to a reader: a data set's options, source handle and layout, with its descriptors."""
+    """The first messages to a reader: a data set's options, source handle and layout, with its descriptors.
+
+    `order` is the handle of the order, whose descriptor comes last; empty for a plain order, which has none.
+    """
 
     dataset: Count
     config: dict[str, Any]
     source: dict[str, Any]
     layout: dict[str, Any]
+    order: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
 class Boot(Message, frozen=True):

@@ -26,6 +26,7 @@ import numpy as np
 from prefetchd.config.units import format_bytes
 from prefetchd.config.validate import make_config
 from prefetchd.data.images.decode import detach_native_stderr
+from prefetchd.data.order.plan import attach_order
 from prefetchd.data.registry import Source, attach_source
 from prefetchd.errors import PrefetchdError
 from prefetchd.ipc import reader_messages, sockets
@@ -61,8 +62,9 @@ class _Dataset:
 
 def _open_dataset(message: reader_messages.OpenDataset, fds: list[int]) -> _Dataset:
     config = make_config(**message.config)
-    source = attach_source(config, message.source, fds)
-    order = Order(source.facts.n_samples, config.batch_size, config.drop_last, config.shuffle, config.seed)
+    at = len(fds) - bool(message.order)
+    source = attach_source(config, message.source, fds[:at])
+    order = attach_order(config, source.facts.n_samples, message.order, fds[at:])
     is_watched = config.transform is not None or config.target_transform is not None
     return _Dataset(source, order, layout_from_wire(message.layout), is_watched, source.facts.answers_together)
 

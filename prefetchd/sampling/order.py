@@ -1,113 +1,41 @@
 """The order of samples: a pure function from (seed, epoch, position) to sample id.
 
-Shuffling is a keyed pseudo-random permutation computed per position: a Feistel network on pairs of numbers, the first
-below a, the second below b, with a * b barely over n, and cycle walking for the few positions that fall outside (the
-"generalized Feistel" of Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002). It takes O(1) memory
-and any position at once, for ten thousand samples as for a billion.
-
-A few rounds on a small square are not a fair shuffle: on two by two they reach some orders more often than others, with
-any round function. So up to `SORTED_UP_TO` samples are sorted by a keyed hash of their numbers, once an epoch.
-
-The hash, and the model of the round function, is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+Shuffling is a keyed permutation of the positions (`permutation`), or one by blocks (`blocks`). What stands at a place
+of the order is the sample of that number, or a chosen or drawn one (`places`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from math import isqrt
+from functools import lru_cache, partial
+from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from prefetchd.sampling.blocks import places_by_blocks
+from prefetchd.sampling.permutation import Permutation
+from prefetchd.sampling.places import DRAWN_POSITIONS, Places, drawn_block
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-SORTED_UP_TO = 1 << 12
-
 _BLOCK_POSITIONS = 1 << 13
-
-_ROUNDS = 6  # even, so that each half ends on its own side
-_MASK64 = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15
-_FIRST_FACTOR = 0xBF58476D1CE4E5B9
-_SECOND_FACTOR = 0x94D049BB133111EB
-
-# Made once: making a scalar costs as much as computing with it.
-_FIRST, _SECOND = np.uint64(_FIRST_FACTOR), np.uint64(_SECOND_FACTOR)
-_BY_20, _BY_27, _BY_30, _BY_31, _BY_32 = map(np.uint64, (20, 27, 30, 31, 32))
-
-
-def _mix(value: int) -> int:
-    """SplitMix64's next output: its finaliser after a step, on one Python integer."""
-    value = (value + _GOLDEN) & _MASK64
-    value = ((value ^ (value >> 30)) * _FIRST_FACTOR) & _MASK64
-    value = ((value ^ (value >> 27)) * _SECOND_FACTOR) & _MASK64
-    return value ^ (value >> 31)
-
-
-def _mix_array(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser, elementwise."""
-    values = (values ^ (values >> _BY_30)) * _FIRST
-    values = (values ^ (values >> _BY_27)) * _SECOND
-    return values ^ (values >> _BY_31)
-
-
-class Permutation:
-    """A bijection of 0..n-1 keyed by (seed, epoch, n), computed per position."""
-
-    def __init__(self, n: int, seed: int, epoch: int) -> None:
-        if not 1 <= n <= 1 << 62:
-            raise ValueError(f"n={n} is not from 1 to 2**62")
-        self._n = n
-        # The key includes n, since sizes that differ by little would else have nearly the same order.
-        key = _mix(_mix(_mix(seed & _MASK64) + epoch) + n)
-        self._sorted: NDArray[np.int64] | None = None
-        if n <= SORTED_UP_TO:
-            # Distinct numbers have distinct hashes, so there are no ties.
-            self._sorted = np.argsort(_mix_array(np.arange(n, dtype=np.uint64) + np.uint64(key)))
-            return
-        width = isqrt(n - 1) + 1
-        height = -(-n // width)
-        self._width = np.uint64(width)
-        self._rounds = [
-            (np.uint64(_mix(key + number)), np.uint64(width if number % 2 else height)) for number in range(_ROUNDS)
-        ]
-
-    def __call__(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the sample ids, shape as `positions`, int64, at `positions` (each from 0 to n-1)."""
-        if self._sorted is not None:
-            return self._sorted[positions]
-        values = self._network(positions.astype(np.uint64))
-        while int(values.max(initial=0)) >= self._n:
-            outside = values >= self._n
-            values[outside] = self._network(values[outside])
-        return values.view(np.int64)
-
-    def _network(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        left, right = np.divmod(values, self._width)
-        for key, modulus in self._rounds:
-            mixed = right + key
-            mixed *= _FIRST
-            mixed ^= mixed >> _BY_32
-            mixed *= _SECOND
-            mixed >>= _BY_20  # the high bits are the good ones; 44 are plenty more than a modulus has
-            mixed += left
-            mixed %= modulus
-            left, right = right, mixed
-        left *= self._width
-        left += right
-        return left
 
 
 @lru_cache(maxsize=8)
-def _shuffled_block(n: int, seed: int, epoch: int, number: int) -> NDArray[np.int64]:
-    """Return the sample ids of block `number`, read-only: (up to `_BLOCK_POSITIONS`,) int64.
+def _shuffled_block(n: int, shuffle_block: int, seed: int, epoch: int, number: int) -> NDArray[np.int64]:
+    """Return the places at some positions of an epoch, read-only: (up to `_BLOCK_POSITIONS`,) int64.
 
     A batch needs a few dozen ids, and numpy takes as long for those as for some thousands.
     """
     first = number * _BLOCK_POSITIONS
-    ids = Permutation(n, seed, epoch)(np.arange(first, min(n, first + _BLOCK_POSITIONS), dtype=np.int64))
+    positions = np.arange(first, min(n, first + _BLOCK_POSITIONS), dtype=np.int64)
+    if shuffle_block:
+        ids = places_by_blocks(positions, n, shuffle_block, seed, epoch)
+    else:
+        ids = Permutation(n, seed, epoch)(positions)
     ids.flags.writeable = False
     return ids
 
@@ -117,11 +45,13 @@ class Order:
     """Which samples are in which batch of which epoch.
 
     Attributes:
-        n_samples: samples in the data set.
+        n_samples: samples in an epoch.
         batch_size: samples in a full batch.
         drop_last: whether a shorter last batch is left out.
         shuffle: whether each epoch has an order of its own.
         seed: decides the shuffled orders.
+        places: the samples that are served; `None` for the first `n_samples` of the data set.
+        shuffle_block: how many places stay near one another in a shuffled order; 0 for a full shuffle.
     """
 
     n_samples: int
@@ -129,6 +59,8 @@ class Order:
     drop_last: bool
     shuffle: bool
     seed: int
+    places: Places | None = None
+    shuffle_block: int = 0
 
     @property
     def batches_per_epoch(self) -> int:
@@ -144,10 +76,29 @@ class Order:
     def sample_ids(self, epoch: int, batch: int, first_row: int, n_rows: int) -> NDArray[np.int64]:
         """Return the ids, shape (n_rows,), int64, of rows `first_row` onwards of a batch."""
         start = batch * self.batch_size + first_row
-        if not self.shuffle:
-            return np.arange(start, start + n_rows, dtype=np.int64)
-        parts = [np.empty(0, np.int64)] if not n_rows else []
-        for number in range(start // _BLOCK_POSITIONS, -(-(start + n_rows) // _BLOCK_POSITIONS)):
-            block, first = _shuffled_block(self.n_samples, self.seed, epoch, number), number * _BLOCK_POSITIONS
-            parts.append(block[max(0, start - first) : start + n_rows - first])
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        places = self.places
+        if places is not None and places.until is not None:
+            blocks = partial(drawn_block, places, self.seed, epoch)
+            return places.sample_ids(_part(blocks, DRAWN_POSITIONS, start, n_rows))
+        found = np.arange(start, start + n_rows, dtype=np.int64)
+        if self.shuffle:
+            blocks = partial(_shuffled_block, self.n_samples, self.shuffle_block, self.seed, epoch)
+            found = _part(blocks, _BLOCK_POSITIONS, start, n_rows)
+        return found if places is None else places.sample_ids(found)
+
+    def following(self, sample_id: int) -> Iterator[int]:
+        """Yield the samples that can stand in for `sample_id`, the nearest first, over and over."""
+        if self.places is not None:
+            return self.places.following(sample_id)
+        return ((sample_id + step) % self.n_samples for step in count(1))
+
+
+def _part(
+    block: Callable[[int], NDArray[np.int64]], block_positions: int, start: int, n_rows: int
+) -> NDArray[np.int64]:
+    """Return `n_rows` places from the position `start` on, of blocks that `block` makes by number."""
+    parts = [np.empty(0, np.int64)] if not n_rows else []
+    for number in range(start // block_positions, -(-(start + n_rows) // block_positions)):
+        first = number * block_positions
+        parts.append(block(number)[max(0, start - first) : start + n_rows - first])
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -40,7 +40,7 @@ def completed(script: Path, *words: str) -> list[str]:
 
 def test_bash_completes_commands_options_choices_and_files(script: Path):
     assert completed(script, "ser") == ["serve"]
-    assert completed(script, "serve", "--shu") == ["--shuffle"]
+    assert completed(script, "serve", "--shu") == ["--shuffle", "--shuffle-block"]
     assert set(completed(script, "serve", "--color", "")) == {"rgb", "bgr", "gray", "unchanged"}
     (script.parent / "train.txt").touch()
     assert "train.txt" in completed(script, "serve", "tra")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -302,7 +303,12 @@ def test_fields_of_boxes_are_the_target_beside_others(painted, tmp_path):
     import pyarrow.parquet
 
     pyarrow.parquet.write_table(pa.Table.from_pylist(rows), painted.folder / "rows.parquet")
+    painted.shard(tmp_path / "rows.tar")
     of_rows = {**fields, "objects": Field("boxes", "boxes", labels="kinds", box_format="cxcywh")}
+    in_shards = {
+        "objects": Field("boxes", "json:boxes", labels="json:labels", box_format="cxcywh"),
+        "image": Field("image", "png"),
+    }
     options = {"target": None, "augment": "hflip, rotate"}
     table = {
         "path": [str(painted.folder / row["path"]) for row in rows],
@@ -315,10 +321,13 @@ def test_fields_of_boxes_are_the_target_beside_others(painted, tmp_path):
         (painted.yolo(tmp_path / "yolo"), fields, {}),
         (painted.folder / "rows.jsonl", of_rows, {"source_box_format": "xywh"}),
         (painted.folder / "rows.parquet", of_rows, {"source_box_format": "xywh"}),
+        (painted.folder / "rows.jsonl", fields, {"source_box_format": "xywh"}),  # labels by name
+        (painted.folder / "rows.parquet", fields, {"source_box_format": "xywh"}),
+        (tmp_path / "rows.tar", in_shards, {"source_box_format": "xywh"}),
     ):
         with prefetchd.batches(source, **{**OPTIONS, **options, **more}, fields=given) as loader:
             found = [batch.copy() for batch in loader]
-            assert loader.classes == (CLASSES if given is fields else None)
+            assert loader.classes == (None if given is of_rows else CLASSES)
         for name, values in expected.items():
             got = np.concatenate([batch.objects[name] for batch in found])
             np.testing.assert_allclose(got, values, atol=1e-3, err_msg=name)
@@ -335,6 +344,49 @@ def test_fields_of_keypoints(tmp_path):
     assert batch.marks.keypoints.tolist() == [[[89, 20], [9, 40], [0, 0]], [[0, 0]] * 3, [[99, 0], [0, 0], [0, 0]]]
     assert batch.marks.visibility.tolist() == [[2, 2, 0], [0, 0, 0], [2, 0, 0]]
     assert batch.marks["count"].tolist() == [2, 0, 1]
+
+
+def test_columns_of_numbers_are_one_object_a_row(painted):
+    with open(painted.folder / "one.csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "kind", "x", "y", "w", "h"])
+        for number, objects in enumerate(painted.boxes):
+            rows.writerows([f"{number:03}.png", CLASSES[label], *box] for box, label in objects[:1])
+    fields = {
+        "image": Field("image", "path"),
+        "objects": Field("boxes", "x,y,w,h", labels="kind", source_box_format="xywh"),
+        "corner": Field("keypoints", "x,y"),
+    }
+    options = {**OPTIONS, "target": None, "fields": fields}
+    expected = targets(batches(painted.coco(), max_boxes=1))
+    there = expected["count"] == 1
+    with prefetchd.batches(painted.folder / "one.csv", **options) as loader:
+        found = [batch.copy() for batch in loader]
+        assert loader.classes == tuple(sorted({CLASSES[objects[0][1]] for objects in painted.boxes if objects}))
+        names = np.array(loader.classes)
+    boxes = np.concatenate([batch.objects.boxes for batch in found])
+    np.testing.assert_allclose(boxes, expected["boxes"][there], atol=1e-3)
+    labels = np.concatenate([batch.objects.labels for batch in found])
+    assert names[labels].tolist() == np.array(CLASSES)[expected["labels"][there]].tolist()
+    corners = np.concatenate([batch.corner.keypoints for batch in found])
+    np.testing.assert_allclose(corners, boxes[..., :2], atol=0.5)  # centres of pixels, and their outer corners
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        (Field("boxes", "labels", source_box_format="xyxy"), "holds strings; write lists as JSON lines or Parquet"),
+        (Field("boxes", "x,y,x,y", labels="path", source_box_format="xyxy"), "it must have one class for each row"),
+        (Field("boxes", "x,y,x,y", labels="kind", source_box_format="xyxy"), "has the label -1"),
+        (Field("boxes", "x,y,x,y", labels="part", source_box_format="xyxy"), "it must have one class for each row"),
+    ],
+    ids=["text", "paths", "negative", "fractions"],
+)
+def test_columns_that_are_no_objects_are_refused(painted, field, words):
+    (painted.folder / "odd.csv").write_text("path,labels,x,y,kind,part\n000.png,[1],1,2,-1,0.5\n")
+    options = {**OPTIONS, "target": None, "fields": {"image": Field("image", "path"), "objects": field}}
+    with pytest.raises(prefetchd.PrefetchdError, match=re.escape(words)):
+        prefetchd.batches(painted.folder / "odd.csv", **options)
 
 
 def test_examples_of_the_page_run(tmp_path, monkeypatch):

@@ -112,6 +112,15 @@ def test_many_batches_of_samples_are_each_counted_once(photographs, tmp_path):
     assert all(row["count"] == 9 for row in report["classes"]["counts"])
 
 
+def test_every_sample_is_judged_where_none_is_good(photographs):
+    """Serving ends an epoch without a good sample at its last batch; that says nothing of that batch's samples."""
+    result = run_here("verify", photographs, *QUICK, "--channels", "4", "--json")
+    assert result.returncode == 1, result
+    report = json.loads(result.stdout)
+    assert [found["judged"] for found in report["bad"]] == [True] * 50
+    assert all("and channels=4" in found["reason"] for found in report["bad"])
+
+
 def test_nothing_is_written_when_a_sample_could_not_be_judged(tmp_path):
     """A decode that the budget cannot hold says nothing of the file."""
     write_jpeg(tmp_path / "small.jpg")

@@ -22,7 +22,8 @@ from tests.unit.test_slots import ring_of
 def builder() -> BatchBuilder:
     """One of two readers and one data set, in batches of 64."""
     source = SimpleNamespace(facts=SimpleNamespace(n_samples=1000, max_task_rows=64), where=str)
-    config, order = SimpleNamespace(on_error="raise", batch_size=64), SimpleNamespace(batches_per_epoch=16)
+    config = SimpleNamespace(on_error="raise", batch_size=64)
+    order = Order(1024, 64, drop_last=False, shuffle=False, seed=0)
     dataset = SimpleNamespace(config=config, source=source, order=order)
     return BatchBuilder(cast(Any, [dataset]), Ring(), cast(Any, SimpleNamespace(n_readers=2)))
 

@@ -17,6 +17,7 @@ from prefetchd.data.images import boxes as bx
 from prefetchd.data.images.geometry import Geometry, GeometryDraws, compose, inverse_affine, invert
 from prefetchd.data.images.resample import Placer
 from prefetchd.sampling.randomness import SampleRandomness
+from tests.torchvision_v2 import transforms_v2
 
 FORMATS = ("xyxy", "xywh", "cxcywh", "xyxy_normalized", "xywh_normalized", "cxcywh_normalized")
 SIDE = st.integers(20, 300)
@@ -61,8 +62,7 @@ def test_formats_there_and_back(parts, height, width, box_format):
 
 @given(CORNERS, SIDE, SIDE)
 def test_formats_are_those_of_torchvision(parts, height, width):
-    ops = optional("torchvision.ops")
-    torch = optional("torch")
+    ops, torch = tv("ops"), optional("torch")
     corners = corners_in(parts, height, width)
     for name in ("xywh", "cxcywh"):
         theirs = ops.box_convert(torch.from_numpy(corners), "xyxy", name).numpy()
@@ -233,7 +233,8 @@ def test_rows_are_padded_and_cut_to_k():
 
 
 def tv(name: str) -> Any:
-    return optional(f"torchvision.{name}")
+    transforms_v2()  # makes torchvision importable, or skips
+    return importlib.import_module(f"torchvision.{name}")
 
 
 def their_boxes(corners: np.ndarray, size: tuple[int, int]) -> Any:

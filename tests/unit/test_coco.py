@@ -114,6 +114,7 @@ def test_keypoints_of_objects_that_have_some(tmp_path):
     assert found.keypoints is not None
     assert found.keypoints.tolist() == [[[1, 2, 2], [0, 0, 0]], [[3, 4, 1], [5, 6, 2]]]
     assert "left out 1 annotations without a labelled keypoint" in found.notes
+    assert found.boxes.tolist() == [[1, 2, 3, 4], [5, 5, 2, 2]]  # for a field of boxes beside one of keypoints
 
 
 def change(what: str, at: int, **values: Any) -> dict[str, Any]:

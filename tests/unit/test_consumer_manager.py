@@ -142,11 +142,9 @@ class Machine(RuleBasedStateMachine):
         config = make_config(source="x", batch_size=4, patience=patience)
         facts = SimpleNamespace(classes=None, n_samples=4 * n_batches, versions={}, digest="0")
         source = SimpleNamespace(facts=facts)
-        order = SimpleNamespace(batches_per_epoch=n_batches)
-        datasets: Any = [
-            SimpleNamespace(number=number, name=name, config=config, source=source, order=order, layout=LAYOUT)
-            for number, name in enumerate(DATASETS)
-        ]
+        order = SimpleNamespace(batches_per_epoch=n_batches, n_samples=4 * n_batches)
+        served = {"config": config, "source": source, "order": order, "layout": LAYOUT, "versions": {}}
+        datasets: Any = [SimpleNamespace(number=number, name=name, **served) for number, name in enumerate(DATASETS)]
         self.manager = ConsumerManager(
             datasets,
             self.ring,

@@ -44,6 +44,14 @@ def test_all_spellings_of_one_field_are_one_text() -> None:
     assert parse_fields(texts({"depth": "image"}))["depth"].column == "depth"
 
 
+def test_a_field_takes_what_programs_have_at_hand() -> None:
+    """mypy checks this function too: the types that may be given are wider than those of the attributes."""
+    assert Field("image", size=64) == Field("image", size="64") == Field("image", size=[64, 64])
+    assert Field("array", shape=4, dtype=np.float32) == Field("array", shape=(4,), dtype="float32")
+    assert Field("label", ("roll", "pitch")) == Field("label", "roll,pitch")
+    assert Field("image", mean=[1, 2, 3], std=2, scale="1/255") == Field("image", mean=(1, 2, 3), std=2, scale=1 / 255)
+
+
 def test_fields_are_part_of_the_digest_and_none_changes_none() -> None:
     plain, one = make_config(source="m"), make_config(source="m", fields={"a": "image"})
     assert make_config(source="m", fields={}).digest() == plain.digest() != one.digest()
@@ -60,7 +68,7 @@ def test_fields_are_part_of_the_digest_and_none_changes_none() -> None:
         ({"a": "image(sise=3)"}, "there is no parameter 'sise'; did you mean size"),
         ({"a": "image(dtype=int3)"}, "it must be one of uint8, uint16"),
         ({"a": "image(open('x'))"}, "is no plain value"),
-        ({"a": "image("}, "cannot be read; write name=kind"),
+        ({"a": "image("}, "cannot be read; write NAME=KIND"),
         ({"a": 3}, "it is a int; give prefetchd.Field"),
         ({"a": {"column": "b"}}, "it has no kind; there are image, mask"),
         ({"class": "label"}, "cannot call a field 'class': it must be a name as in Python"),
@@ -160,7 +168,7 @@ def test_layouts_that_make_no_sense_are_refused(fields: list[Any]) -> None:
 
 
 def opened(source: Path, **fields: str) -> FieldsSource:
-    found = open_source(make_config(source=source, fields=fields, image_size=4))
+    found = open_source(make_config(source=source, fields=fields))
     assert isinstance(found, FieldsSource)
     return found
 
@@ -188,6 +196,16 @@ def test_tables_give_the_columns_that_are_named(tmp_path: Path, name: str, conte
         ("n", (), "int64"), ("t.bytes", (3,), "uint8"), ("t.length", (), "int64"),
     ]  # fmt: skip
     assert values_of(source) == [(1, "a,b"), (2, "é")]
+
+
+def test_files_beside_the_first_image_may_be_of_any_kind(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.mask.png", "a.txt", "a.npy"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "a.csv").write_text("path\na.jpg\n")
+    beside = {"mask": "mask('.mask.png')", "caption": "text('.txt', max_bytes=9)"}
+    source = opened(tmp_path / "a.csv", image="image(path)", **beside, vector="array('.npy', shape=3, dtype=uint8)")
+    paths = [str(tmp_path / name) for name in ("a.jpg", "a.mask.png", "a.txt", "a.npy")]
+    assert values_of(source) == [tuple(paths)]
 
 
 def test_columns_by_number_need_no_header(tmp_path: Path) -> None:

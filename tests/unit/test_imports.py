@@ -43,6 +43,9 @@ MACHINERY = frozenset(
 )
 PURE = (
     "sampling.order",
+    "sampling.permutation",
+    "sampling.places",
+    "sampling.blocks",
     "ring.layout",
     "ring.slots",
     "daemon.schedule.cursor",

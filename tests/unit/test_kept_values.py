@@ -336,3 +336,18 @@ def test_a_number_beyond_the_columns_is_no_value_of_the_first_row(folder):
     (folder / "l.csv").write_text("0.png,5\n1.png,6\n")
     with pytest.raises(PrefetchdError, match=r"cannot find the column '5' .* has 2, from 0"):
         served(folder / "l.csv", {"image": Field("image", "0"), "v": Field("label", "5")})
+
+
+@pytest.mark.parametrize("option", [{"target": "keypoints"}, {"fields": {"k": Field("keypoints", "keypoints")}}])
+def test_keypoints_in_fractions_are_not_taken_for_pixels(folder, option):
+    (folder / "k.jsonl").write_text(json.dumps({"path": "0.png", "keypoints": [[0.25, 0.5], [1, 0]]}))
+    fields = {"image": Field("image", "path"), **option["fields"]} if "fields" in option else {}
+    with pytest.raises(PrefetchdError, match="as in fractions of the image; write pixels"):
+        open_source(make_config(source=str(folder / "k.jsonl"), **{**option, "fields": fields}))
+
+
+def test_names_of_the_classes_of_boxes_in_memory_are_refused_by_their_column(folder):
+    source = {"path": [str(folder / "0.png")], "boxes": [[[0, 0, 2, 2]]], "labels": [["cat"]]}
+    config = make_config(source="<source>", target="boxes", source_box_format="xyxy")
+    with pytest.raises(PrefetchdError, match=r"cannot use the column 'labels' of .*; give lists of numbers"):
+        open_source(config, table=take_in(source, config))

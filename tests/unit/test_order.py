@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefetchd.sampling.order import Order, Permutation
+from prefetchd.sampling.order import Order
+from prefetchd.sampling.permutation import Permutation
 
 SEEDS = st.integers(0, 2**63 - 1)
 

@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefetchd.sampling.order import SORTED_UP_TO, Order, Permutation
+from prefetchd.sampling.order import Order
+from prefetchd.sampling.permutation import SORTED_UP_TO, Permutation
 
 LIMIT = 4.5
 DRAWS = 100

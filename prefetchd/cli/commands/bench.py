@@ -90,6 +90,7 @@ def _contenders(config: Config, n_readers: int) -> tuple[dict[str, Opens], list[
     from prefetchd.cli.measure.benchmark import Files, data_loader, generator, has_torch
     from prefetchd.data.images.source import ImageSource
     from prefetchd.data.manifest.records import Manifest
+    from prefetchd.data.order.plan import CHOOSING
     from prefetchd.data.registry import open_source
 
     contenders: dict[str, Opens] = {_PREFETCHD: lambda: _prefetchd(config)}
@@ -97,6 +98,11 @@ def _contenders(config: Config, n_readers: int) -> tuple[dict[str, Opens], list[
     if not isinstance(source, ImageSource) or not isinstance(source.records, Manifest) or config.target == "mask":
         return contenders, [
             "left out: the generator and PyTorch's DataLoader, which read lists of labelled images only"
+        ]
+    if any(getattr(config, name) for name in CHOOSING):
+        return contenders, [
+            "left out: the generator and PyTorch's DataLoader, which read the whole list; here one of "
+            f"{', '.join(CHOOSING)} is given"
         ]
     files = Files(source.records, config)
     contenders[_GENERATOR] = lambda: generator(files)

@@ -96,6 +96,9 @@ def _build(name: str, config: Config) -> int:
         transform=None,
         target_transform=None,
         shuffle=False,
+        shuffle_block=None,
+        weights=None,  # each sample that may be drawn
+        epoch_samples=None,
         drop_last=False,
         on_error="skip",
     )

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from prefetchd.client.loader import Loader
     from prefetchd.config.options import Config
     from prefetchd.data.images.source import ImageSource
+    from prefetchd.sampling.order import Order
 
 _COLUMNS = 6
 _MAX_SAMPLES = 1000
@@ -116,10 +117,14 @@ def _tiles(
     """
     from prefetchd.client.loader import Loader
     from prefetchd.client.session import Endpoint
+    from prefetchd.data.order.plan import plan_order
 
-    total = source.facts.n_samples
+    single = dataclasses.replace(
+        config, batch_size=1, shuffle=False, shuffle_block=None, drop_last=False, on_error="skip"
+    )
+    order = plan_order(single, source).order
+    total = order.n_samples
     stride = max(1, total // n_samples)
-    single = dataclasses.replace(config, batch_size=1, shuffle=False, drop_last=False, on_error="skip")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a rank with shorter batches: here that is a bad sample
         loader = Loader(Endpoint(single), world_size=stride)
@@ -131,7 +136,7 @@ def _tiles(
             for row in rows:
                 row.append(_tile(next(batches), loader, config, source))
             batches.close()
-        return rows, loader.status()["bad"], _counts(source, loader.classes), total
+        return rows, loader.status()["bad"], _counts(source, order, loader.classes), total
 
 
 def _tile(batch: Any, loader: Loader, config: Config, source: ImageSource) -> Tile:
@@ -174,17 +179,18 @@ def _label(label: NDArray[Any] | np.generic, classes: tuple[str, ...] | None) ->
     return " ".join(f"{value:.3g}" for value in flat[:8].tolist()) + (" ..." if len(flat) > 8 else "")
 
 
-def _counts(source: ImageSource, classes: tuple[str, ...] | None) -> list[tuple[str, int]]:
+def _counts(source: ImageSource, order: Order, classes: tuple[str, ...] | None) -> list[tuple[str, int]]:
     """Count classes, most frequent first: those of all objects, or whole-number labels, of samples spread over many."""
     from prefetchd.data.table.object_records import ObjectRecords
 
-    total = source.facts.n_samples
+    total = order.n_samples
     if isinstance(source.records, ObjectRecords):
         return _shown_classes(Counter(dict(enumerate(source.records.class_counts().tolist()))), classes)
     step = -(-total // _COUNTED_LABELS)
     counted: Counter[int] = Counter()
     for first in range(0, total, step * 256):
-        for sample in source.records.samples(range(first, min(total, first + step * 256), step)):
+        places = range(first, min(total, first + step * 256), step)
+        for sample in source.records.samples(int(order.sample_ids(0, place, 0, 1)[0]) for place in places):
             if not isinstance(sample.label, int):
                 return []
             counted[sample.label] += step

@@ -116,7 +116,7 @@ def _measure_all(config: Config, seconds: float, progress: Progress) -> tuple[li
     best_rates: list[float] = []
     total, done = len(counts) * len(RING_SLOTS), 0
     for number, n_readers in enumerate(counts):
-        least = smallest_budget(n_readers, slot_bytes, source.facts.shared_bytes, source.facts.reader_bytes)
+        least = smallest_budget(n_readers, slot_bytes, dataset.shared_bytes, source.facts.reader_bytes)
         found: list[float] = []
         for n_slots in RING_SLOTS:
             budget_bytes = least + (n_slots - MIN_SLOTS) * slot_bytes

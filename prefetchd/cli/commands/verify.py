@@ -46,6 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     from prefetchd.cli.views.charts import Progress
 
     if arguments.write_clean is not None:
+        _refuse_part(config)
         check_target(config.source, arguments.write_clean)
     with Progress("verifying", sys.stderr) as progress:
         inspected = inspect(
@@ -85,7 +86,7 @@ def _report(config: Config, inspected: Inspected) -> dict[str, Any]:
     ]
     return {
         "source": records.name,
-        "n_samples": len(records),
+        "n_samples": inspected.n_samples,
         "verified": summary["good_samples"] + len(inspected.verdicts),
         "interrupted": inspected.interrupted,
         "took_s": round(inspected.took_s, 3),
@@ -113,6 +114,18 @@ def _write_clean(config: Config, inspected: Inspected, target: str) -> dict[str,
     if config.root is None and not os.path.samefile(home, os.path.dirname(os.path.abspath(target))):
         said += f"; its relative paths start from {home}: serve it with --root {home}"
     return {"written": True, "lines_kept": kept, "lines_left_out": left_out, "said": said}
+
+
+def _refuse_part(config: Config) -> None:
+    """Raise `ConfigError` where only a part of the samples is verified: the lines of the others are not known."""
+    from prefetchd.data.order.plan import CHOOSING
+
+    for name in CHOOSING:
+        if getattr(config, name):
+            raise ConfigError(
+                f"cannot write a clean manifest with {name}: the other lines would not be verified; leave one of "
+                "them out"
+            )
 
 
 # --- the manifest without its bad lines, all other bytes unchanged

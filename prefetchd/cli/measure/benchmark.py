@@ -214,7 +214,9 @@ class Files:
 
 def sample_numbers(config: Config, n_samples: int) -> Iterator[int]:
     """Yield the numbers of the samples in the order in which prefetchd delivers them, epoch after epoch."""
-    order = Order(n_samples, config.batch_size, False, config.shuffle, config.seed)
+    order = Order(
+        n_samples, config.batch_size, False, config.shuffle, config.seed, shuffle_block=config.shuffle_block or 0
+    )
     epoch = 0
     while True:
         for batch in range(order.batches_per_epoch):

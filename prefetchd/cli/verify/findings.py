@@ -74,6 +74,7 @@ class Inspected:
         interrupted: whether it was stopped before the end.
         took_s: duration in seconds.
         n_readers: how many readers decoded.
+        n_samples: how many samples the options choose.
     """
 
     source: ImageSource
@@ -83,6 +84,7 @@ class Inspected:
     interrupted: bool
     took_s: float
     n_readers: int
+    n_samples: int
 
     def bad(self) -> Iterator[Bad]:
         """Yield the bad samples by number: a wrong `--root` makes millions of them."""

@@ -28,7 +28,8 @@ from prefetchd.daemon.memory.manager import MemoryManager
 from prefetchd.daemon.memory.plan import make_plan, reader_limits
 from prefetchd.daemon.readers.batch_builder import BatchBuilder
 from prefetchd.daemon.readers.job_tracker import BadSample
-from prefetchd.daemon.readers.pool import Pool, PoolEvents
+from prefetchd.daemon.readers.pool import Pool
+from prefetchd.daemon.readers.pool_events import PoolEvents
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import Dataset
 from prefetchd.data.fields.inspection import InspectedFields
@@ -36,6 +37,7 @@ from prefetchd.data.fields.source import FieldsSource
 from prefetchd.data.images.inspection import FACTS, InspectedImages
 from prefetchd.data.images.source import ImageSource
 from prefetchd.data.manifest.dialect import MalformedLine
+from prefetchd.data.order.plan import OrderPlan, plan_sweep
 from prefetchd.data.registry import open_source
 from prefetchd.errors import ConfigError
 from prefetchd.ipc import messages, system
@@ -44,7 +46,6 @@ from prefetchd.ipc.event_loop import EventLoop
 from prefetchd.ring.layout import BatchLayout
 from prefetchd.ring.segment import map_read_only, map_writable
 from prefetchd.ring.slots import Content, Key, Ring, Slot
-from prefetchd.sampling.order import Order
 from prefetchd.sampling.sharding import Shard
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def inspect(config: Config, on_progress: Callable[[int, int, int], None]) -> Ins
         inspection.interrupted,
         time.monotonic() - started_s,
         inspection.n_readers,
+        inspection.n_samples,
     )
 
 
@@ -126,7 +128,7 @@ class _Inspection:
         # Whole images: of a random crop, only the rows that it shows are decoded.
         config = dataclasses.replace(
             config, augment=(), views=(), cache=None, cache_size="auto", cache_image_size=None, on_error="skip",
-            shuffle=False, drop_last=False, batch_size=BATCH_ROWS,
+            shuffle=False, shuffle_block=None, weights=None, epoch_samples=None, drop_last=False, batch_size=BATCH_ROWS,
         )  # fmt: skip
         source = open_source(config, self.malformed)
         if not isinstance(source, ImageSource):
@@ -136,13 +138,15 @@ class _Inspection:
             )
         self.images = source
         inspected = (InspectedFields if isinstance(source, FieldsSource) else InspectedImages).of(source)
+        order = plan_sweep(config, source)
         self._datasets = [
-            _dataset(0, config, inspected),
-            _dataset(_ALONE, dataclasses.replace(config, batch_size=1), inspected),
+            _dataset(0, config, inspected, order),
+            _dataset(_ALONE, dataclasses.replace(config, batch_size=1), inspected, order),
         ]
+        self.n_samples = order.order.n_samples
         self.facts = _shared_array(inspected.facts.n_samples)
         slot_bytes = self._datasets[0].layout.slot_bytes
-        source_bytes = inspected.facts.shared_bytes + self.facts.nbytes
+        source_bytes = inspected.facts.shared_bytes + order.shared_bytes + self.facts.nbytes
         plan = make_plan(config, slot_bytes, machine_limits(), source_bytes, 2 * inspected.facts.reader_bytes)
         self.n_readers = plan.n_readers
         self._pool.resize(plan.n_readers)
@@ -234,12 +238,14 @@ class _Inspection:
             for sample_id in range(first, first + order.rows(batch)):
                 self._sweep.begun[_ALONE, 0, sample_id] = None
         else:
-            self._note(batch, text, judged=False)
+            # A verdict stands: where no sample is good, the last batch fails for that alone.
+            if batch not in self.verdicts:
+                self._note(batch, text, judged=False)
             self._count(1)
 
     def _count(self, n_samples: int) -> None:
         self._done += n_samples
-        self._on_progress(self._done, len(self.facts), len(self.verdicts))
+        self._on_progress(self._done, self.n_samples, len(self.verdicts))
 
     def _found_bad(self, dataset: Dataset, sample: BadSample) -> None:
         self._note(sample.sample_id, sample.reason, judged=True)
@@ -254,7 +260,7 @@ class _Inspection:
         self._pool.tick()
         self._memory.serve_requests([self._sweep])
         self._memory.verify([self._sweep])
-        self._on_progress(self._done, len(self.facts), len(self.verdicts))
+        self._on_progress(self._done, self.n_samples, len(self.verdicts))
 
     def close(self) -> None:
         """End the readers and give the ring back; the source stays open."""
@@ -273,6 +279,6 @@ def _shared_array(n_samples: int) -> NDArray[Any]:
         os.close(fd)
 
 
-def _dataset(number: int, config: Config, source: InspectedImages) -> Dataset:
-    order = Order(source.facts.n_samples, config.batch_size, drop_last=False, shuffle=False, seed=config.seed)
-    return Dataset(number, "", config, source, order, BatchLayout(config.batch_size, source.facts.fields))
+def _dataset(number: int, config: Config, source: InspectedImages, plan: OrderPlan) -> Dataset:
+    plan = dataclasses.replace(plan, order=dataclasses.replace(plan.order, batch_size=config.batch_size))
+    return Dataset(number, "", config, source, plan, BatchLayout(config.batch_size, source.facts.fields))

@@ -11,6 +11,7 @@ from prefetchd.columns.passed import PassedTable
 from prefetchd.columns.writer import ColumnsWriter
 from prefetchd.config.fields import parse_fields
 from prefetchd.config.options import Config
+from prefetchd.config.selection import order_columns
 from prefetchd.errors import ManifestError
 
 Add = Callable[[ColumnsWriter], None]
@@ -21,10 +22,11 @@ def wanted_columns(config: Config, names: Sequence[str]) -> Collection[str] | No
     if config.fields:
         fields = parse_fields(config.fields)
         labels = {field.labels for field in fields.values() if field.labels is not None}  # of boxes
-        return labels | {field.column or name for name, field in fields.items()}
+        more = order_columns(config) & set(names)
+        return labels | more | {field.column or name for name, field in fields.items()}
     if config.x_column is None or (config.y_column is None and config.label_columns != 0):
         return None
-    asked = [config.x_column, *(config.y_column or "").split(",")]
+    asked = [config.x_column, *(config.y_column or "").split(","), *order_columns(config)]
     by_number = {str(number): name for number, name in enumerate(names)}
     return {name if name in names else by_number.get(name, name) for name in map(str.strip, asked) if name}
 

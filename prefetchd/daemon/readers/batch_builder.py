@@ -71,11 +71,12 @@ class BatchBuilder:
         self.trackers = [
             JobTracker(
                 dataset.config.on_error,
-                dataset.source.facts.n_samples,
+                dataset.order.n_samples,
                 self._sample_ids,
                 dataset.source.where,
                 functools.partial(on_bad or _log_bad, dataset),
                 dataset.order.batches_per_epoch,
+                dataset.order.following,
             )
             for dataset in datasets
         ]

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from prefetchd.config.options import OnError
@@ -48,11 +48,12 @@ class JobTracker:
 
     Args:
         policy: the option `on_error`.
-        n_samples: of the data set.
+        n_samples: of an epoch.
         sample_ids: the samples of a job's rows: (job, first row, rows).
         where: names a sample, such as by its file and line.
         on_bad: called with each bad sample, once.
         batches_per_epoch: of the data set.
+        following: the samples that can stand in for one, in turn, over and over; else those with the next numbers.
     """
 
     def __init__(
@@ -63,9 +64,11 @@ class JobTracker:
         where: Callable[[int], str],
         on_bad: Callable[[BadSample], None],
         batches_per_epoch: int,
+        following: Callable[[int], Iterator[int]] | None = None,
     ) -> None:
         self._policy = policy
         self._n_samples = n_samples
+        self._following = following or self._next_numbers
         self._sample_ids = sample_ids
         self._where = where
         self._on_bad = on_bad
@@ -293,9 +296,10 @@ class JobTracker:
         """Queue the next sample that is not known to be bad."""
         most = min(self._n_samples, _MAX_SUBSTITUTES)
         tried = job.substitutes.get(row, 0)
-        for candidate in itertools.count(sample.sample_id + 1):
+        candidate = sample.sample_id
+        for candidate in self._following(sample.sample_id):
             tried += 1
-            if tried >= most or candidate % self._n_samples not in self._known_bad:
+            if tried >= most or candidate not in self._known_bad:
                 break
         job.substitutes[row] = tried
         if tried >= most:
@@ -304,7 +308,10 @@ class JobTracker:
                 "check the manifest's paths and root",
             )
         else:
-            job.queued.append(Chunk(job, [row], candidate % self._n_samples))
+            job.queued.append(Chunk(job, [row], candidate))
+
+    def _next_numbers(self, sample_id: int) -> Iterator[int]:
+        return (number % self._n_samples for number in itertools.count(sample_id + 1))
 
     def _close(self, job: Job) -> None:
         """When the last row is in and some were skipped, queue the task that closes the gaps."""

@@ -15,41 +15,20 @@ import logging
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from prefetchd.daemon.readers.batch_job import Chunk, ReaderEnd
+from prefetchd.daemon.readers.batch_job import Chunk
 from prefetchd.daemon.readers.fork_server_handle import ForkServerHandle
+from prefetchd.daemon.readers.pool_events import PoolEvents
 from prefetchd.daemon.readers.reader_handle import ReaderHandle
 from prefetchd.errors import PrefetchdError, error_from_name
 from prefetchd.ipc import reader_messages, sockets
 from prefetchd.ipc.exit_status import describe_exit
-from prefetchd.ipc.reader_messages import Done, Message
+from prefetchd.ipc.reader_messages import Message
 from prefetchd.ring.slots import Slot
 
 MAX_BOOT_FAILURES = 3
 
 log = logging.getLogger("prefetchd")
-
-
-@dataclass(frozen=True, slots=True)
-class PoolEvents:
-    """The callbacks by which the pool reports to the daemon.
-
-    Attributes:
-        done: a chunk was finished by a reader: (reader, chunk, its report).
-        lost: the reader of a chunk is gone: (reader, chunk, how it ended).
-        stuck: the reader of a chunk was killed and does not end: (reader's pid, reader, chunk).
-        gone: a reader has exited and writes nowhere any more.
-        memory: a reader's request for working memory changed.
-        outgrown: a reader has found that it takes more than its share: (reader, bytes).
-    """
-
-    done: Callable[[int, Chunk, Done], None]
-    lost: Callable[[int, Chunk, ReaderEnd], None]
-    stuck: Callable[[int, int, Chunk], None]
-    gone: Callable[[int], None]
-    memory: Callable[[], None]
-    outgrown: Callable[[ReaderHandle, int], None]
 
 
 class Pool:

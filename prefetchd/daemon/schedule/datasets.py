@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from prefetchd.columns.passed import PassedTable
+from prefetchd.columns.passed import PassedTable, passed_options
 from prefetchd.config.options import Config
 from prefetchd.data.kinds import InapplicableOption, kind_of
+from prefetchd.data.order.plan import OrderPlan, plan_order
 from prefetchd.data.registry import Source, open_source
 from prefetchd.errors import ConfigError
 from prefetchd.ipc.reader_messages import OpenDataset
@@ -28,7 +29,7 @@ class Dataset:
         name: its name for consumers; empty if the daemon serves one data set without a name.
         config: its options.
         source: where its samples come from, owned.
-        order: which samples are in which batch.
+        plan: of its order, owned.
         layout: of a batch in a slot.
     """
 
@@ -36,25 +37,42 @@ class Dataset:
     name: str
     config: Config
     source: Source
-    order: Order
+    plan: OrderPlan
     layout: BatchLayout
 
+    @property
+    def order(self) -> Order:
+        """Which samples are in which batch."""
+        return self.plan.order
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """What decides the bytes of batches besides the content options."""
+        return {**self.source.facts.versions, **self.plan.versions}
+
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes of memory segments that all readers share, beside the ring."""
+        return self.source.facts.shared_bytes + self.plan.shared_bytes
+
     def for_readers(self) -> tuple[OpenDataset, list[int]]:
-        """Return the message with which a reader opens it, and the source's descriptors, borrowed."""
-        handle, fds = self.source.handle()
-        return OpenDataset(self.number, self.config.to_wire(), handle, self.layout.to_wire()), fds
+        """Return the message with which a reader opens it, and its descriptors, borrowed."""
+        (handle, fds), (order, order_fds) = self.source.handle(), self.plan.handle()
+        message = OpenDataset(self.number, self.config.to_wire(), handle, self.layout.to_wire(), order)
+        return message, [*fds, *order_fds]
 
 
 def open_datasets(configs: Mapping[str, Config], tables: Mapping[str, PassedTable] | None = None) -> list[Dataset]:
-    """Open and check every data set, by name; `tables` are those of sources in memory.
+    """Open and check every data set, by name; `tables` are those of sources in memory, and of options.
 
     Raises:
         PrefetchdError: if one of them cannot be served.
     """
     datasets = []
+    tables = tables or {}
     for number, (name, config) in enumerate(configs.items()):
         try:
-            datasets.append(_open(number, name, config, (tables or {}).get(name)))
+            datasets.append(_open(number, name, config, tables.get(name), passed_options(name, tables)))
         except InapplicableOption as error:
             raise ConfigError(_explain(error, config, configs)) from None
     return datasets
@@ -75,14 +93,16 @@ def _explain(error: InapplicableOption, config: Config, configs: Mapping[str, Co
     return f"{error.why}; give an option of some data sets to each of them: {' '.join(flags)}"
 
 
-def _open(number: int, name: str, config: Config, table: PassedTable | None) -> Dataset:
+def _open(
+    number: int, name: str, config: Config, table: PassedTable | None, passed: Mapping[str, PassedTable]
+) -> Dataset:
     source = open_source(config, table=table)
-    order = Order(source.facts.n_samples, config.batch_size, config.drop_last, config.shuffle, config.seed)
-    if not order.batches_per_epoch:
+    plan = plan_order(config, source, passed)
+    if not plan.order.batches_per_epoch:
         which = f" the data set {name!r}" if name else ""
         raise ConfigError(
-            f"cannot serve{which}: {source.facts.n_samples} samples make no batch of {config.batch_size} with "
+            f"cannot serve{which}: {plan.order.n_samples} samples make no batch of {config.batch_size} with "
             "drop_last=True; lower batch_size or leave drop_last out"
         )
     layout = BatchLayout(config.batch_size, source.facts.fields)
-    return Dataset(number, name, config, source, order, layout)
+    return Dataset(number, name, config, source, plan, layout)

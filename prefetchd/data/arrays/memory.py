@@ -64,6 +64,10 @@ class MemoryArrays(MappedSource):
         """Name and row of a sample."""
         return f"{self._name} row {sample_id}"
 
+    def labels(self) -> NDArray[Any] | None:
+        """Return y; see `MappedSource.labels`."""
+        return self._y
+
     def _fill(self, ids: NDArray[np.int64], x: NDArray[Any], y: NDArray[Any]) -> None:
         np.take(self._x, ids, axis=0, out=x, mode="clip")  # "raise" would take a copy of `out` first
         if self._y is None:

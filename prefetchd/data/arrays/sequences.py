@@ -24,7 +24,7 @@ from prefetchd.data.arrays.array_set import (
 from prefetchd.data.arrays.mapped_rows import MappedSet
 from prefetchd.data.arrays.npy import ArrayFile, open_npy, opened
 from prefetchd.data.arrays.sequence_rows import SequenceRows
-from prefetchd.data.arrays.source import MappedSource, check_counts
+from prefetchd.data.arrays.source import MappedSource, check_counts, read_rows
 from prefetchd.data.files import read_exactly
 from prefetchd.data.kinds import (
     COLUMN_OPTIONS,
@@ -119,6 +119,10 @@ class SequenceSource(MappedSource):
     def where(self, sample_id: int) -> str:
         """File and number of a sequence."""
         return f"{self._tokens.name} sequence {sample_id}"
+
+    def labels(self) -> NDArray[Any] | None:
+        """Return the labels, read whole; see `MappedSource.labels`."""
+        return None if self._labels is None else read_rows(self._labels)
 
     def _fill(self, ids: NDArray[np.int64], x: NDArray[Any], y: NDArray[Any]) -> None:
         tokens = x[:, 1:] if self._config.lengths == "x" else x

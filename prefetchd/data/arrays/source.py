@@ -141,6 +141,10 @@ class MappedSource(ABC):
             return [_unreadable(error, rows[0], int(ids[0]), self.where(int(ids[0])))]
         return []
 
+    def labels(self) -> NDArray[Any] | None:
+        """Return the labels, (samples, ...), numbers; `None` without any. Of labels that are arrays no row is read."""
+        return None
+
     @abstractmethod
     def _fill(self, ids: NDArray[np.int64], x: NDArray[Any], y: NDArray[Any]) -> None:
         """Write the samples `ids` into `x` and `y`; an `OSError` is the fault of the only one."""
@@ -219,12 +223,30 @@ class ArraySource(MappedSource):
         """File and row of a sample."""
         return self._x.where(sample_id)
 
+    def labels(self) -> NDArray[Any] | None:
+        """Return y, read whole; see `MappedSource.labels`."""
+        return None if self._y is None else read_rows(self._y)
+
     def _fill(self, ids: NDArray[np.int64], x: NDArray[Any], y: NDArray[Any]) -> None:
         self._x_rows.fill(ids, x)
         if self._y_rows is None:
             y[:] = ids
         else:
             self._y_rows.fill(ids, y)
+
+
+def read_rows(files: ArraySet) -> NDArray[Any]:
+    """Return all rows of an array whose rows are numbers; of another none, in its shape."""
+    if files.row_shape:
+        return np.empty((0, *files.row_shape), files.dtype_name)
+    found = np.empty(files.n_rows, files.dtype_name)
+    rows = MappedSet(files, shuffled=False)
+    try:
+        rows.gather(np.arange(files.n_rows), found)
+        rows.confirm()
+    finally:
+        rows.close()
+    return found
 
 
 def check_counts(x: ArraySet, n_samples: int, y: ArraySet | None) -> None:

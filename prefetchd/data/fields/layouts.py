@@ -95,8 +95,6 @@ def objects_of(field: Field, facts: FieldFacts, config: Config) -> tuple[Config,
 def _objects(name: str, field: Field, facts: FieldFacts, config: Config) -> tuple[FieldLayout, ...]:
     if not any(each.kind == "image" for each in parse_fields(config.fields).values()):
         raise ConfigError(f"cannot serve the field {name}: {field.kind} move with an image; add a field of kind image")
-    if config.cache is not None or config.cache_image_size is not None:
-        raise ConfigError(f"cannot cache images with the field {name} of kind {field.kind}; leave the cache out")
     own, found = objects_of(field, facts, config)
     if field.kind == "boxes" and not facts.written and own.source_box_format is None:
         raise ConfigError(

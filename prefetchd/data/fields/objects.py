@@ -44,6 +44,7 @@ class ObjectsPart:
     ) -> None:
         self._number = number
         self._beside = dict(facts.beside)
+        self._is_single = facts.holds == "numbers"  # one object a row
         self._placed = placed
         self._names = ("boxes", "labels") if field.kind == "boxes" else ("keypoints", "visibility")
         self._target = ObjectTarget(*objects_of(field, facts, config))
@@ -57,12 +58,15 @@ class ObjectsPart:
 
     def _objects(self, values: tuple[Any, ...]) -> Objects:
         given = np.asarray(values[self._number])
+        given = given[None] if self._is_single else given
         size = values[self._beside["size"]].tolist() if "size" in self._beside else (0, 0)
         if self._names[0] == "boxes":
             boxes, points = given, np.zeros((len(given), 0, 3))
         else:
             boxes, points = np.zeros((len(given), 4)), _with_visibility(given)
-        labels = values[self._beside["labels"]] if "labels" in self._beside else np.zeros(len(given), np.int64)
+        labels = np.zeros(len(given), np.int64)
+        if "labels" in self._beside:
+            labels = np.atleast_1d(values[self._beside["labels"]])
         ids = values[self._beside["ids"]] if "ids" in self._beside else np.arange(len(given))
         return Objects(boxes, labels, ids, points, (int(size[0]), int(size[1])))
 

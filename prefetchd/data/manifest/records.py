@@ -14,7 +14,7 @@ import dataclasses
 import json
 import os
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -23,17 +23,20 @@ from prefetchd.config.options import Config
 from prefetchd.data.files import check_unchanged, read_exactly, read_file
 from prefetchd.data.manifest.dialect import LINES_PER_ENTRY, BadLine, Dialect, MalformedLine, is_sample, sample_lines
 from prefetchd.data.manifest.line import check_line, parse_line, split_classes
-from prefetchd.data.records import Label, Sample
-from prefetchd.errors import ManifestError, one_line
+from prefetchd.data.records import Label, Sample, shown_path
+from prefetchd.errors import ManifestError
 from prefetchd.ipc.descriptors import memfd_bytes
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from prefetchd.data.files import FileBuffer
+    from prefetchd.data.manifest.values import Part
     from prefetchd.data.source import ReserveMemory
 
 _CACHED_BYTES = 1 << 20
 _ENTRY = struct.Struct("=4q")
-_SHOWN_CHARACTERS = 400  # of a path, in a report of faults
 
 
 class Manifest:
@@ -175,10 +178,51 @@ class Manifest:
 
     def where(self, sample: Sample) -> str:
         """Return list, line and path of a sample; the path alone in a directory."""
-        path = one_line(sample.path)
-        if len(path) > _SHOWN_CHARACTERS:
-            path = "..." + path[-_SHOWN_CHARACTERS:]
+        path = shown_path(sample.path)
         return f"{self.name} line {sample.line}: {path}" if sample.line else path
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether `values` can take the lines apart by blocks."""
+        from prefetchd.data.manifest.values import is_plain
+
+        return is_plain(self._dialect) and not self._facts["leaves_out_lines"]
+
+    def _parts(self) -> Iterator[Part]:
+        from prefetchd.data.manifest.values import parts
+
+        start = _ENTRY.unpack(read_exactly(self._index_fd, 0, _ENTRY.size, self.name))[0]
+        return parts(self._dialect, self._fd, start, self.name)
+
+    def _lines(self) -> Iterator[bytes]:
+        """Yield the line of each sample, in order."""
+        first = _ENTRY.unpack(read_exactly(self._index_fd, 0, _ENTRY.size, self.name))
+        end = os.fstat(self._fd).st_size
+        rows = sample_lines(self._fd, first[0], end, first[1], self.name, hash_rows=self._dialect.hash_rows)
+        return (raw for _, raw, _, _ in rows if self._is_ours(raw))
+
+    def path_hashes(self) -> Iterator[NDArray[np.uint64]]:
+        """Yield the hash of each sample's path as it is written, some at a time; in a directory, the path below it."""
+        from prefetchd.data.manifest.values import path_hashes
+        from prefetchd.sampling.hashes import hash_keys
+
+        if self._is_plain:
+            return path_hashes(self._parts(), lambda raw: parse_line(self._dialect, raw)[0])
+        return hash_keys(parse_line(self._dialect, raw)[0] for raw in self._lines())
+
+    def label_values(self) -> NDArray[Any] | None:
+        """Return the labels, (samples,) or (samples, k), int64 or float64; `None` for masks, or without labels."""
+        import numpy as np
+
+        if self._dialect.label_kind == "path" or not self._dialect.label_count:
+            return None
+        if self._is_plain and not self._any_fraction:
+            from prefetchd.data.manifest.values import label_array
+
+            return label_array(self._parts(), self._samples, lambda raw: self._parse(0, raw).label, self._changed())
+        labels = (self._parse(0, raw).label for raw in self._lines())
+        dtype = "float64" if self.label_dtype == "float32" else "int64"
+        return np.fromiter(labels, np.dtype((dtype, self.label_shape)), self._samples)
 
     def _line(self, sample_id: int) -> tuple[int, bytes]:
         """Return the line number and the bytes of a sample's line."""

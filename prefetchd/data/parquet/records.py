@@ -25,6 +25,9 @@ from prefetchd.errors import one_line
 from prefetchd.ipc.descriptors import memfd_bytes, seal
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from prefetchd.data.files import FileBuffer
     from prefetchd.data.source import ReserveMemory
 
@@ -143,6 +146,11 @@ class ParquetRecords(ShardRecords):
             format_bytes(largest),
             why,
         )
+
+    def places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the number of each sample's file, and its row group and row there; see `ShardRecords.places`."""
+        table = self._index.table()
+        return table[:, 0], (table[:, 1] << 32) + table[:, 2] if self._is_bytes else table[:, 1]
 
     def samples(self, sample_ids: Iterable[int]) -> list[Sample]:
         """Return the samples of these numbers; see `Records.samples`."""

@@ -13,6 +13,16 @@ if TYPE_CHECKING:
     from prefetchd.config.options import BoxFormat
 
 
+def are_fractions(points: NDArray[np.float64]) -> bool:
+    """Return whether keypoints (..., 2 or 3) look like fractions of the image: none is above 1, and some are not whole.
+
+    Points without visibility count as labelled.
+    """
+    flat = points.reshape(-1, points.shape[-1])
+    labelled = flat[flat[:, 2] > 0, :2] if flat.shape[1] > 2 else flat
+    return bool(len(labelled) and (np.abs(labelled) <= 1).all() and (labelled != np.floor(labelled)).any())
+
+
 @dataclass(frozen=True, slots=True)
 class AnnotatedImages:
     """The images of a data set in their order, and the objects in each.

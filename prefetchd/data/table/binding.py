@@ -15,6 +15,7 @@ import numpy as np
 
 from prefetchd.columns.store import Columns
 from prefetchd.columns.writer import ColumnsWriter
+from prefetchd.data.kinds import OBJECT_TARGETS
 from prefetchd.data.records import FieldFacts, Holds
 from prefetchd.data.table.bound_objects import bind_objects
 from prefetchd.data.table.delivered import check_delivered
@@ -110,7 +111,7 @@ def bind(
             )
         bindings.append(_bind(name, field, found, columns, source, made, taken))
     for number, field in enumerate(fields.values()):
-        if field.kind in ("boxes", "keypoints"):
+        if field.kind in OBJECT_TARGETS:
             bindings[number], more = bind_objects(field, bindings[number], columns, source, len(bindings))
             bindings += more
     if not made:
@@ -142,9 +143,12 @@ def _bind(
     holds = _holds(field.kind, column, columns)
     if holds is None:
         what = layout.kind if layout.kind != "numbers" else f"numbers of {layout.dtype} {list(layout.shape) or ''}"
+        remedy = "give another column, or another kind"
+        if field.kind in OBJECT_TARGETS and layout.kind == "strings":
+            remedy = "write lists as JSON lines or Parquet, or give columns of numbers, such as 'x1,y1,x2,y2'"
         raise ConfigError(
             f"cannot take the field {name}, a field of kind {field.kind}, from {layout.name!r} of {source}: it holds "
-            f"{what.strip()}; give another column, or another kind"
+            f"{what.strip()}; {remedy}"
         )
     if field.kind == "label" and holds == "text":
         where = f"{layout.name!r} of {source}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from prefetchd.data.table.annotated import are_fractions
 from prefetchd.errors import ConfigError, ManifestError
 
 if TYPE_CHECKING:
@@ -28,12 +29,18 @@ def bind_objects(
     """
     name, column = binding.name, columns[binding.column]
     shape = column.layout.shape
+    layout_kind = column.layout.kind  # numbers are one object a row
     is_boxes = field.kind == "boxes"
     if (shape != (4,)) if is_boxes else not shape or shape[-1] not in _POINTS or len(shape) > 2:
         wanted = "lists of four numbers" if is_boxes else "lists of points (x, y) or (x, y, visibility)"
         raise ConfigError(
             f"cannot take the field {name} from {binding.column!r} of {source}: its values have the shape {shape}, and "
             f"they must be {wanted}; give another column"
+        )
+    if not is_boxes and not columns.attributes.get("box_format") and are_fractions(column.values):
+        raise ManifestError(
+            f"cannot serve the field {name} of {source}: no coordinate of its keypoints is above 1, as in fractions of "
+            "the image; write pixels"
         )
     beside = {"labels": field.labels} if field.labels is not None else {}
     written = str(columns.attributes.get("box_format", ""))
@@ -48,13 +55,17 @@ def bind_objects(
     more = []
     for each, other in beside.items():
         if other not in columns:
-            raise ConfigError(f"cannot take the labels of the field {name} from {other!r}: {source} has no such column")
+            raise ConfigError(
+                f"cannot take the labels of the field {name} from {other!r}: {source} has no such column; there are "
+                f"{', '.join(map(repr, list(columns)[:20]))}"
+            )
         layout = columns[other].layout
         if each == "labels":
-            if layout.kind != "ragged" or layout.shape or np.dtype(layout.dtype).kind not in "iu":
+            if layout.kind != layout_kind or layout.shape or np.dtype(layout.dtype).kind not in "iu":
+                wanted = "a list of class numbers for each row" if layout_kind == "ragged" else "one class for each row"
                 raise ConfigError(
-                    f"cannot take the labels of the field {name} from {other!r} of {source}: it must have a list of "
-                    "class numbers for each row; give another column"
+                    f"cannot take the labels of the field {name} from {other!r} of {source}: it must have {wanted}; "
+                    "give another column"
                 )
             odd = columns[other].lengths != column.lengths
             if odd.any():
@@ -74,7 +85,7 @@ def bind_objects(
                 )
             names = columns.attributes.get("classes", {}).get(other)
             facts = replace(facts, classes=None if names is None else tuple(names))
-        more.append(replace(binding, name=f"{name}.{each}", column=other, facts=replace(binding.facts, holds="ragged")))
+        more.append(replace(binding, name=f"{name}.{each}", column=other, facts=binding.facts))
     return replace(binding, facts=facts), more
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from prefetchd.columns.store import Columns
 from prefetchd.columns.writer import ColumnsWriter
 from prefetchd.data.files import cannot_open
+from prefetchd.data.table.class_lists import label_columns
 from prefetchd.data.table.text import TextColumn, array_numbers, check_no_header, label_numbers
 from prefetchd.errors import ConfigError, ManifestError
 
@@ -105,7 +106,7 @@ def _rows(reader: Reader, name: str) -> Iterator[list[str]]:
 
 def _wanted(fields: Mapping[str, Field]) -> list[str]:
     columns = [field.column or name for name, field in fields.items()]
-    return [column for column in columns if not column.startswith(".")]
+    return [column for column in (*columns, *label_columns(fields)) if not column.startswith(".")]
 
 
 def _is_header(line: list[str], wanted: list[str]) -> bool:
@@ -157,6 +158,8 @@ def _table(
     kinds: dict[str, set[str]] = {}
     for field_name, field in fields.items():
         kinds.setdefault(field.column or field_name, set()).add(field.kind)
+    for column in label_columns(fields):
+        kinds.setdefault(column, set()).add("label")
     with ColumnsWriter(n_rows) as writer:
         for column, places in groups.items():
             if kinds[column] == {"label"} or len(places) > 1 or _is_numeric(kinds[column], texts[places[0]]):

@@ -19,7 +19,8 @@ from prefetchd.columns.store import Column, Columns
 from prefetchd.config.fields import parse_fields
 from prefetchd.data.faults import UnreadableFile
 from prefetchd.data.files import check_unchanged, identity_of, read_file
-from prefetchd.data.records import FieldFacts, Sample
+from prefetchd.data.kinds import refuse_given
+from prefetchd.data.records import FieldFacts, Sample, shown_path
 from prefetchd.data.table.binding import Binding, bind, binding_from_wire
 from prefetchd.data.table.bound_objects import check_box_format
 from prefetchd.data.table.files import IndexedFiles
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from prefetchd.data.files import FileBuffer
     from prefetchd.data.parquet.records import ParquetRecords
     from prefetchd.data.source import ReserveMemory
-
-_SHOWN = 200
 
 
 class FieldRecords:
@@ -105,6 +104,8 @@ class FieldRecords:
             if not columns.n_rows:
                 raise ManifestError(f"cannot serve {name}: it has no samples; give a list with a row for each")
             fields = parse_fields(config.fields)
+            if "box_format" not in columns.attributes:
+                refuse_given(config, ("crowds",), "COCO files")
             bindings, made = bind(fields, columns, name, images)
             for binding, field in zip(bindings, fields.values(), strict=False):
                 if field.kind == "boxes":
@@ -200,6 +201,22 @@ class FieldRecords:
     def __len__(self) -> int:
         return self._columns.n_rows
 
+    @property
+    def columns(self) -> Columns:
+        """The table; it stays these records'."""
+        return self._columns
+
+    def first_label(self) -> Column | None:
+        """Return the column of the first field of kind label, numbers; `None` without one."""
+        kinds: list[str] = self._facts["kinds"]
+        column = self._values[kinds.index("label")][0] if "label" in kinds else None
+        return column if isinstance(column, Column) else None
+
+    def path_column(self) -> Column | None:
+        """Return the column of the paths of the first image, or `None`."""
+        column = None if self._primary is None else self._values[self._primary][0]
+        return column if isinstance(column, Column) and column.layout.kind == "strings" else None
+
     def samples(self, sample_ids: Iterable[int]) -> list[Sample]:
         """Return the samples of these rows."""
         return [self._sample(int(sample_id)) for sample_id in sample_ids]
@@ -249,7 +266,7 @@ class FieldRecords:
     def where(self, sample: Sample) -> str:
         """List, line and path: `train.csv line 7: a.jpg`."""
         line = f" line {sample.line}" if sample.line else f" row {sample.place[0]}"
-        path = one_line(sample.path)[-_SHOWN:]
+        path = shown_path(sample.path)
         image = sample.values[self._primary] if self._primary is not None else None
         if isinstance(image, np.ndarray):
             path = f"{one_line(os.path.basename(self._pieces.path(int(image[0]))))} at byte {image[1]}"

@@ -6,7 +6,7 @@ A key may be a path through objects, `annotation.boxes`, where there is none of 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -15,6 +15,7 @@ from prefetchd.columns.store import Columns
 from prefetchd.columns.values import add_values
 from prefetchd.columns.writer import ColumnsWriter
 from prefetchd.data.files import cannot_open
+from prefetchd.data.table.class_lists import class_lists
 from prefetchd.data.table.text import TextColumn
 from prefetchd.errors import ConfigError, ManifestError
 
@@ -23,8 +24,14 @@ _BOM = b"\xef\xbb\xbf"
 _MISSING = object()
 
 
-def read_jsonl(path: str, name: str, keys: Sequence[str]) -> tuple[Columns, int]:
+def read_jsonl(path: str, name: str, keys: Sequence[str], labels: Collection[str] = ()) -> tuple[Columns, int]:
     """Return the table, which the caller owns, and the line of its first row; 0 if rows are not lines.
+
+    Args:
+        path: of the file.
+        name: of the file in errors.
+        keys: the columns.
+        labels: those of them with lists of class numbers or names, which become numbers.
 
     Raises:
         ManifestError: if the file cannot be read, a line is no object, or a value is missing or of another type.
@@ -43,13 +50,16 @@ def read_jsonl(path: str, name: str, keys: Sequence[str]) -> tuple[Columns, int]
                     values.add(value)
     except OSError as error:
         raise cannot_open(name, error) from None
+    classes: dict[str, list[str]] = {}
     with ColumnsWriter(row) as writer:
         for key, values in columns.items():
             try:
-                values.write(writer, key)
+                names = values.write(writer, key, is_labels=key in labels)
+                if names is not None:
+                    classes[key] = names
             except ValueError as error:
                 raise ManifestError(f"cannot serve {name}: the key {key!r}: {error}; mend the lines") from None
-        return Columns.attach(*writer.finish()), 1 if line == row else 0
+        return Columns.attach(*writer.finish({"classes": classes})), 1 if line == row else 0
 
 
 class _Values:
@@ -73,13 +83,16 @@ class _Values:
             self._is_text = False
             self._pending = [*self._text, *self._pending]
 
-    def write(self, writer: ColumnsWriter, key: str) -> None:
+    def write(self, writer: ColumnsWriter, key: str, *, is_labels: bool) -> list[str] | None:
+        """Add the column; return the classes' names if it has lists of them."""
         if self._is_text:
             self._pack()
         if self._is_text:
             writer.add_strings(key, self._text.blocks)
-        else:
-            add_values(writer, key, self._pending)
+            return None
+        pending, names = class_lists(self._pending) if is_labels else (self._pending, None)
+        add_values(writer, key, pending)
+        return names
 
 
 def _objects(lines: Iterator[bytes], name: str) -> Iterator[tuple[int, dict[str, Any]]]:

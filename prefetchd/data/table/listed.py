@@ -15,7 +15,7 @@ import numpy as np
 
 from prefetchd.data.files import open_regular
 from prefetchd.data.labels import LABEL_NAMES, PATH_NAMES, json_kind, sorted_classes
-from prefetchd.data.table.annotated import AnnotatedImages
+from prefetchd.data.table.annotated import AnnotatedImages, are_fractions
 from prefetchd.errors import ManifestError, one_line
 
 if TYPE_CHECKING:
@@ -128,7 +128,12 @@ class ObjectLists:
             None if lines is None else np.array(lines, np.int64),
             classes,
         )
-        if self._with_keypoints:
+        if made.keypoints is not None:
+            if are_fractions(made.keypoints):
+                raise ManifestError(
+                    f"cannot take keypoints from {self._name}: no coordinate is above 1, as in fractions of the image; "
+                    "write pixels"
+                )
             return made
         if config.source_box_format is None:
             raise ManifestError(
@@ -232,8 +237,11 @@ def read_columns(config: Config, columns: Columns, name: str) -> AnnotatedImages
         ManifestError: if a row does not fit, with its number.
     """
     lists = ObjectLists(name, with_keypoints=config.target == "keypoints")
-    objects, labels = object_columns(config, columns, name)
+    left_out = columns.attributes.get("left_out", {})
+    objects, labels = object_columns(config, [*columns, *left_out], name)
     for key in (objects, labels):
+        if key in left_out:
+            raise ManifestError(f"cannot use the column {key!r} of {name}: {left_out[key]}; give lists of numbers")
         if key is not None and columns[key].layout.kind != "ragged":
             raise ManifestError(f"cannot use the column {key!r} of {name}: it has no lists; give y_column")
     for row in range(columns.n_rows):

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from prefetchd.columns.store import Columns
+from prefetchd.columns.store import Column, Columns
 from prefetchd.columns.values import text_blocks
 from prefetchd.columns.writer import ColumnsWriter
 from prefetchd.config.options import BoxFormat, Config
 from prefetchd.data.files import read_file
 from prefetchd.data.kinds import COLUMN_OPTIONS, expand, kind_of, refuse_given
-from prefetchd.data.records import Sample
+from prefetchd.data.records import Sample, shown_path
 from prefetchd.data.table.annotated import AnnotatedImages
 from prefetchd.errors import ManifestError, one_line
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("prefetchd")
 
-_SHOWN_CHARACTERS = 400  # of a path, in a report of faults
 # The records that images without paths of their own may have.
 _IMAGES = {
     "parquet": ("prefetchd.data.parquet.records", "ParquetRecords"),
@@ -197,6 +196,10 @@ class ObjectRecords:
         """Whether each image is a file of its own."""
         return self._images is None or bool(self._images.reads_apart)
 
+    def path_column(self) -> Column | None:
+        """Return the column of the images' paths, or `None`."""
+        return self._columns.get("path")
+
     def samples(self, sample_ids: Iterable[int]) -> list[Sample]:
         """Return the samples of these numbers; the `values` of each are its `Objects`."""
         numbers = [int(sample_id) for sample_id in sample_ids]
@@ -231,9 +234,7 @@ class ObjectRecords:
         """Return list, line and path of a sample."""
         if self._images is not None:
             return str(self._images.where(sample))
-        path = one_line(sample.path)
-        if len(path) > _SHOWN_CHARACTERS:
-            path = "..." + path[-_SHOWN_CHARACTERS:]
+        path = shown_path(sample.path)
         return f"{self.name} line {sample.line}: {path}" if sample.line else f"{self.name}: {path}"
 
     def check_unchanged(self) -> None:
@@ -305,7 +306,8 @@ def read_annotated(config: Config, path: str, *, with_keypoints: bool | None = N
         folder = images_folder(path, config.root)
         return read_coco(path, folder, crowds=config.crowds, with_keypoints=with_keypoints)
     raise ManifestError(
-        f"cannot take {config.target} from {one_line(config.source)}: they come from {_LISTS}; name one"
+        f"cannot take {config.target} from {one_line(config.source)}: they come from {_LISTS}; name one, or give "
+        "fields, of which tar shards and CSV files may have boxes and keypoints, too"
     )
 
 

@@ -7,10 +7,18 @@ import os
 from typing import TYPE_CHECKING
 
 from prefetchd.config.fields import parse_fields
+from prefetchd.config.selection import order_columns
 from prefetchd.data.fields.source import FieldsSource
 from prefetchd.data.files import check_complete, identity_of
 from prefetchd.data.first_look import check_some_exist
-from prefetchd.data.kinds import ARRAY_OPTIONS, LIST_OPTIONS, OBJECT_TARGETS, SEQUENCE_OPTIONS, refuse_given
+from prefetchd.data.kinds import (
+    ARRAY_OPTIONS,
+    LIST_OPTIONS,
+    OBJECT_TARGETS,
+    SEQUENCE_OPTIONS,
+    refuse_given,
+)
+from prefetchd.data.table.class_lists import label_columns
 from prefetchd.data.table.field_records import FieldRecords
 from prefetchd.data.table.object_records import read_annotated, write_table
 from prefetchd.data.table.yolo import yolo_folders
@@ -29,7 +37,8 @@ def wanted_columns(config: Config) -> list[str]:
     """Return the columns that the fields name, each once, in order; files beside the first image are no columns."""
     fields = parse_fields(config.fields)
     columns = [field.column or name for name, field in fields.items()]
-    columns += [field.labels for field in fields.values() if field.labels is not None]
+    columns += label_columns(fields)
+    columns += sorted(order_columns(config))
     return list(dict.fromkeys(column for column in columns if not column.startswith(".")))
 
 
@@ -106,7 +115,7 @@ def _open_list(config: Config, path: str, name: str, *, is_json: bool) -> FieldR
     if is_json:
         from prefetchd.data.table.jsonl import read_jsonl
 
-        columns, line = read_jsonl(path, name, wanted_columns(config))
+        columns, line = read_jsonl(path, name, wanted_columns(config), label_columns(parse_fields(config.fields)))
     else:
         from prefetchd.data.table.csv import read_csv
 

@@ -17,6 +17,7 @@ from prefetchd.data.files import check_complete, identity_of
 from prefetchd.data.kinds import expand
 from prefetchd.data.parquet.library import load_pyarrow
 from prefetchd.data.parquet.records import ParquetRecords
+from prefetchd.data.table.class_lists import class_lists, label_columns
 from prefetchd.errors import ConfigError, ManifestError, one_line
 
 if TYPE_CHECKING:
@@ -39,11 +40,12 @@ def read_parquet(
     paths = expand(config.source, "parquet", name)
     before = [identity_of(path) for path in paths]
     columns = {field.column or each: field for each, field in fields.items() if (field.column or each)[0] != "."}
-    columns |= {field.labels: field for field in fields.values() if field.labels is not None}
     plain = [column for column, field in columns.items() if field.kind not in _ENCODED]
+    labels = [column for column in label_columns(fields) if column not in columns]
+    plain += labels
     try:
         names = parquet.read_schema(paths[0]).names
-        for column in columns:
+        for column in (*columns, *labels):
             if column.partition(".")[0] not in names:
                 raise ConfigError(
                     f"cannot find the column {column!r} in {name}: there are {', '.join(map(repr, names))}; "
@@ -57,7 +59,9 @@ def read_parquet(
     images: dict[str, ParquetRecords] = {}
     try:
         with ColumnsWriter(n_rows) as writer:
+            table, classes = _numbered(pa, table, labels)
             attributes: dict[str, Any] = add_arrow(writer, table, wanted=plain) if plain else {}
+            attributes.setdefault("classes", {}).update(classes)
             for column in columns.keys() - plain:
                 images[column] = ParquetRecords.open(replace(config, fields=(), x_column=column, label_columns=0))
             for path, found in zip(paths, before, strict=True):
@@ -69,3 +73,18 @@ def read_parquet(
         if isinstance(error, ValueError):
             raise ManifestError(f"cannot serve {name}: {error}; write the files again") from None
         raise
+
+
+def _numbered(pa: Any, table: Any, labels: list[str]) -> tuple[Any, dict[str, list[str]]]:
+    """Return the table with class numbers where labels of boxes are names, and those names by column."""
+    classes = {}
+    for column in labels:
+        kind = str(table.column(column).type) if column in table.column_names else ""
+        if "list<" not in kind or "string" not in kind:
+            continue
+        values, names = class_lists(table.column(column).to_pylist())
+        if names is not None:
+            place = table.column_names.index(column)
+            table = table.set_column(place, column, pa.array(values, pa.list_(pa.int64())))
+            classes[column] = names
+    return table, classes

@@ -16,17 +16,17 @@ from prefetchd.columns.store import Column, Columns
 from prefetchd.config.options import Config
 from prefetchd.data.faults import UnreadableFile
 from prefetchd.data.files import read_file
-from prefetchd.data.records import Label, Sample
+from prefetchd.data.records import Label, Sample, shown_path
 from prefetchd.data.table.choose import choose_columns
 from prefetchd.data.table.files import IndexedFiles
 from prefetchd.data.table.labels import TableLabels, check_present, make_labels
-from prefetchd.errors import ConfigError, ManifestError, one_line
+from prefetchd.errors import ConfigError, ManifestError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from prefetchd.data.files import FileBuffer
     from prefetchd.data.source import ReserveMemory
-
-_SHOWN_CHARACTERS = 400  # of a path, in a report of faults
 
 
 class TableRecords:
@@ -198,6 +198,16 @@ class TableRecords:
         """Whether no Arrow files are kept open in the order of their use."""
         return self._places is None
 
+    def label_values(self) -> NDArray[Any] | None:
+        """Return the labels, (samples,) numbers; `None` where a sample has none, several or a path."""
+        if self._label is None or self._kind in ("path", "classes") or self.label_shape:
+            return None
+        return self._label.values.reshape(len(self))
+
+    def path_column(self) -> Column | None:
+        """Return the column of the paths, or `None`."""
+        return self._paths
+
     def samples(self, sample_ids: Iterable[int]) -> list[Sample]:
         """Return the samples of these numbers, in that order; see `Records.samples`."""
         return [self._sample(int(sample_id)) for sample_id in sample_ids]
@@ -248,8 +258,7 @@ class TableRecords:
         row = f"{self.name} row {sample.line - 1}"
         if sample.place:
             return row
-        path = one_line(sample.path)
-        return f"{row}: {path if len(path) <= _SHOWN_CHARACTERS else '...' + path[-_SHOWN_CHARACTERS:]}"
+        return f"{row}: {shown_path(sample.path)}"
 
     def check_unchanged(self) -> None:
         """Raise `ManifestError` if an Arrow file is not what it was; each call checks some of many."""

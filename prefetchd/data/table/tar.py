@@ -21,6 +21,7 @@ from prefetchd.data.kinds import expand
 from prefetchd.data.labels import json_kind
 from prefetchd.data.manifest.dialect import BadLine
 from prefetchd.data.manifest.json import NoObject, json_object, json_value
+from prefetchd.data.table.class_lists import class_lists, label_columns
 from prefetchd.data.table.text import label_numbers
 from prefetchd.data.tar.headers import Member, TarHeaders, printable
 from prefetchd.data.tar.indexer import BadSample, content_of, grouped_members, single_member
@@ -29,7 +30,7 @@ from prefetchd.errors import ManifestError, one_line
 if TYPE_CHECKING:
     from prefetchd.config.fields import Field
 
-_READ_HERE = ("label", "boxes", "keypoints")
+_READ_HERE = ("label", "labels", "boxes", "keypoints")
 
 
 def read_tar(source: str, name: str, fields: Mapping[str, Field]) -> Columns:
@@ -40,6 +41,7 @@ def read_tar(source: str, name: str, fields: Mapping[str, Field]) -> Columns:
     """
     columns = {field.column or each: _TarColumn(field.column or each, field) for each, field in fields.items()}
     columns = {column: each for column, each in columns.items() if not column.startswith(".")}
+    columns |= {column: _TarColumn(column, None) for column in label_columns(fields) if column not in columns}
     files: list[list[Any]] = []
     for number, path in enumerate(expand(source, "tar", name)):
         shard = printable(os.fsencode(os.path.basename(path)))
@@ -71,13 +73,14 @@ def _samples(headers: TarHeaders) -> Iterator[tuple[bytes, TarHeaders, dict[byte
 class _TarColumn:
     """The values of one column: places of members, or what they say."""
 
-    def __init__(self, column: str, field: Field) -> None:
+    def __init__(self, column: str, field: Field | None) -> None:
+        """Of a field, or (`None`) of the labels of boxes."""
         self._column = column
         extensions, _, self._key = column.partition(":")
         parts = [part.strip().removeprefix(".") for part in extensions.replace(";", ",").split(",")]
         self._extensions = [part.lower().encode() for part in parts]
-        self._is_place = not self._key and field.kind not in _READ_HERE
-        self._kind = field.kind
+        self._kind = "labels" if field is None else field.kind
+        self._is_place = not self._key and self._kind not in _READ_HERE
         self.values: list[Any] = []
 
     def add(self, shard: int, headers: TarHeaders, members: dict[bytes, list[Member]], sample: str) -> None:
@@ -119,7 +122,10 @@ class _TarColumn:
                 attributes["classes"][self._column] = list(classes)
             return
         try:
-            add_values(writer, self._column, self.values)
+            values, names = class_lists(self.values) if self._kind == "labels" else (self.values, None)
+            add_values(writer, self._column, values)
+            if names is not None:
+                attributes["classes"][self._column] = names
         except ValueError as error:
             raise ManifestError(
                 f"cannot use the members .{self._column} of {name}: {error}; write them again"

@@ -12,8 +12,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from prefetchd.config.options import Config
-from prefetchd.data.faults import SampleFault, UnreadableFile, fault_of
-from prefetchd.data.files import read_into
+from prefetchd.data.faults import SampleFault
 from prefetchd.data.kinds import expand
 from prefetchd.data.records import Sample
 from prefetchd.data.shards import ShardRecords, write_table
@@ -21,6 +20,9 @@ from prefetchd.data.tar.headers import BLOCK_BYTES, BLOCKS_BITS, TarHeaders, com
 from prefetchd.errors import ManifestError, one_line
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from prefetchd.data.files import FileBuffer
     from prefetchd.data.source import ReserveMemory
 
@@ -85,6 +87,11 @@ class TarShards(ShardRecords):
         """Nothing: readers share the index."""
         return 0
 
+    def places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the number of each sample's shard, and where its image begins there; see `ShardRecords.places`."""
+        table = self._index.table()
+        return table[:, 0] >> BLOCKS_BITS, table[:, 1]
+
     def samples(self, sample_ids: Iterable[int]) -> list[Sample]:
         """Return the samples of these numbers; see `Records.samples`. `read` checks whether a shard has changed."""
         found = []
@@ -96,22 +103,7 @@ class TarShards(ShardRecords):
     def read(self, sample: Sample, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
         """Return the bytes of the image member; see `Records.read`."""
         shard, _, data_at, n_bytes = sample.place
-        fd = self._files.descriptor(shard)
-        if not n_bytes:
-            raise UnreadableFile("the member is empty (0 bytes)")
-        if n_bytes > buffer.capacity_bytes:
-            reserve(n_bytes)
-        try:
-            view = buffer.view(n_bytes)
-            n_read = read_into(fd, view, data_at)
-        except (OSError, MemoryError) as error:
-            raise fault_of(error) from None
-        if n_read < n_bytes:
-            raise ManifestError(
-                f"cannot go on with {self.name}: {one_line(sample.path)} became shorter while in use "
-                f"(ends at byte {data_at + n_read}); start again"
-            )
-        return view
+        return self._files.read(shard, data_at, n_bytes, buffer, reserve, "the member")
 
     def where(self, sample: Sample) -> str:
         """Shard, key and member: `shard-000.tar sample a/n01_10: n01_10.jpg`."""

@@ -1,0 +1,74 @@
+"""`OrderOptions`: the options that choose samples and their order. `Config` has them beside its own. Pure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from prefetchd.config.option import option
+
+BALANCED = "balanced"
+BLOCKS = "blocks"  # of `shuffle`
+USUAL_BLOCK = 1024  # samples
+
+
+def is_weight_file(weights: str) -> bool:
+    """Return whether the option `weights` names a file, and not a column."""
+    return weights.lower().endswith(".npy")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderOptions:
+    """Which samples an epoch has; see `docs/order.md`.
+
+    `subset`, `order` and `weights` name files, which are no content: what stands in them goes into the digest instead.
+    """
+
+    shuffle_block: int | None = option(
+        None,
+        "shuffle blocks of so many samples, then within windows of 16 blocks: long runs of reads; Python's "
+        "shuffle='blocks' takes 1024 (a full shuffle)",
+        metavar="N",
+        later=True,
+        limits=(2, 1 << 40),
+    )
+    subset: str | None = option(
+        None,
+        "serve these samples alone: an .npy file of their numbers, from 0, or of a true or false for each (all)",
+        metavar="IDS.npy",
+        content=False,
+        later=True,
+    )
+    where: tuple[str, ...] = option(
+        (), "serve samples with one of these values in a column alone: label=1,3 (all)", metavar="COLUMN=VALUE[,...]",
+        later=True, flag="where",
+    )  # fmt: skip
+    split: str | None = option(
+        None,
+        "serve the samples whose path, hashed, is in this part: 0-90%, and 90-100% for the others; a sample never "
+        "changes sides as the set grows (all)",
+        metavar="A-B%",
+        later=True,
+    )
+    order: str | None = option(
+        None,
+        "serve these samples in this order: an .npy file of their numbers, from 0, of any length, repeats allowed",
+        metavar="IDS.npy",
+        content=False,
+        later=True,
+    )
+    limit: int | None = option(
+        None, "serve this many samples at most, the first ones (all)", metavar="N", later=True, limits=(1, math.inf)
+    )
+    weights: str | None = option(
+        None,
+        "draw samples by weight, with replacement: balanced (each class as often), a column, or an .npy file with a "
+        "weight for each sample (none)",
+        metavar="balanced|COLUMN|W.npy",
+        content=False,
+        later=True,
+    )
+    epoch_samples: int | None = option(
+        None, "weights: how many samples an epoch draws (as many as there are)", metavar="N", later=True,
+        limits=(1, 1 << 53),
+    )  # fmt: skip

@@ -1,0 +1,130 @@
+"""What a subset is chosen by: labels, columns, and a hash of each sample's path or key. In the daemon, at open.
+
+Each kind of source has the values at another place. Tables and indexes give whole columns at once; of a list every line
+is parsed again, a few microseconds a sample.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prefetchd.config.selection import LABEL
+from prefetchd.data.arrays.source import MappedSource
+from prefetchd.data.images.source import ImageSource
+from prefetchd.data.manifest.records import Manifest
+from prefetchd.data.shards import ShardRecords
+from prefetchd.data.table.field_records import FieldRecords
+from prefetchd.data.table.object_records import ObjectRecords
+from prefetchd.data.table.records import TableRecords
+from prefetchd.errors import ConfigError
+from prefetchd.sampling.hashes import hash_keys
+from prefetchd.sampling.permutation import mix_array
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from prefetchd.columns.store import Column
+    from prefetchd.data.source import Source
+
+
+def label_values(source: Source, option: str) -> NDArray[Any]:
+    """Return the label of each sample, (samples,) int64 or floats.
+
+    Raises:
+        ConfigError: if samples have no labels, or other than one number; `option` is what asks for them.
+    """
+    found = _labels(source)
+    if found is None or found.ndim != 1 or not np.issubdtype(found.dtype, np.number):
+        what = "no labels" if found is None else f"labels of the shape {found.shape[1:]} and dtype {found.dtype}"
+        raise ConfigError(
+            f"cannot use {option} with labels: samples have {what} here, and it takes one number or class a sample; "
+            "leave it out"
+        )
+    return found
+
+
+def _labels(source: Source) -> NDArray[Any] | None:
+    if isinstance(source, MappedSource):
+        return source.labels()
+    assert isinstance(source, ImageSource)
+    records = source.records
+    if isinstance(records, FieldRecords):
+        column = records.first_label()
+        return None if column is None else column.values
+    if isinstance(records, ObjectRecords):
+        return None
+    if isinstance(records, TableRecords | ShardRecords):
+        return records.label_values()
+    if isinstance(records, Manifest):
+        return records.label_values()
+    return None
+
+
+def class_names(source: Source) -> tuple[str, ...] | None:
+    """Return the names of the classes by number, where labels have names."""
+    return source.facts.classes
+
+
+def column_values(source: Source, name: str, option: str) -> Column:
+    """Return a named column of the source.
+
+    Raises:
+        ConfigError: if it has no such column, or none that has a name.
+    """
+    records = source.records if isinstance(source, ImageSource) else None
+    if not isinstance(records, TableRecords | FieldRecords):
+        raise ConfigError(
+            f"cannot use {option} with the column {name!r}: this source has no named columns beside its labels, which "
+            f"are called {LABEL!r} here; give fields=, or the table in memory (a dict or DataFrame)"
+        )
+    columns = records.columns
+    if name not in columns:
+        raise ConfigError(
+            f"cannot use {option} with the column {name!r}: the table has {', '.join(map(repr, columns))}; give one of "
+            f"them, or {LABEL!r} for the labels"
+        )
+    return columns[name]
+
+
+def key_hashes(source: Source) -> NDArray[np.uint64]:
+    """Return a hash of each sample's path or key, (samples,) uint64, which stays as samples are added.
+
+    In a list it is the path as written, in a directory the path below it. In a shard it is the shard's file name and
+    the place there. For rows of arrays and tables without paths it is the row's number.
+    """
+    n = source.facts.n_samples
+    if isinstance(source, ImageSource):
+        records = source.records
+        if isinstance(records, Manifest):
+            return _joined(records.path_hashes(), n)
+        if isinstance(records, ShardRecords):
+            names = [os.fsencode(name) for name in records.file_names()]
+            files, places = records.places()
+            return mix_array(_hashed(names, len(names))[files] + places.astype(np.uint64))
+        paths = _path_column(records)
+        if paths is not None:
+            return _hashed((text.encode("utf-8", "surrogateescape") for text in paths), n)
+    return mix_array(np.arange(1, n + 1, dtype=np.uint64))
+
+
+def _path_column(records: Any) -> Column | None:
+    if isinstance(records, TableRecords | FieldRecords | ObjectRecords):
+        return records.path_column()
+    return None
+
+
+def _hashed(keys: Iterable[bytes], n: int) -> NDArray[np.uint64]:
+    return _joined(hash_keys(keys), n)
+
+
+def _joined(parts: Iterable[NDArray[np.uint64]], n: int) -> NDArray[np.uint64]:
+    found = np.empty(n, np.uint64)
+    first = 0
+    for part in parts:
+        found[first : first + len(part)] = part
+        first += len(part)
+    return found

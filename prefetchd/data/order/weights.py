@@ -1,0 +1,92 @@
+"""The weight of each sample: `balanced`, a column, or numbers that a user gave. In the daemon, at open."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prefetchd.config.order_options import BALANCED
+from prefetchd.config.selection import LABEL, is_weight_column
+from prefetchd.data.order.ids import read_numbers
+from prefetchd.data.order.subset import digest_of
+from prefetchd.data.order.values import column_values, label_values
+from prefetchd.errors import ConfigError, one_line
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from prefetchd.columns.passed import PassedTable
+    from prefetchd.config.options import Config
+    from prefetchd.data.source import Source
+
+log = logging.getLogger("prefetchd")
+
+
+def weigh_places(
+    config: Config, source: Source, ids: NDArray[np.int64] | None, passed: PassedTable | None
+) -> tuple[NDArray[np.int64] | None, NDArray[np.float64], str]:
+    """Return the places that can be drawn, with the sum of the weights up to each, and what the digest follows.
+
+    Places of weight 0 are left out. Arguments and errors are those of `weigh`.
+    """
+    weights = weigh(config, source, ids, passed)
+    is_drawn = weights > 0
+    if not is_drawn.all():
+        ids = np.flatnonzero(is_drawn) if ids is None else ids[is_drawn]
+        weights = weights[is_drawn]
+    n_drawn = config.epoch_samples or len(weights)
+    log.info("an epoch draws %d of %d samples by weights=%s", n_drawn, len(weights), one_line(str(config.weights)))
+    # The labels are in the digest of the data; other weights are not.
+    version = BALANCED if config.weights == BALANCED else digest_of(weights)
+    return ids, np.cumsum(weights), version
+
+
+def weigh(
+    config: Config, source: Source, ids: NDArray[np.int64] | None, passed: PassedTable | None
+) -> NDArray[np.float64]:
+    """Return the weight of each place, (places,), from 0 on.
+
+    Args:
+        config: the options; `weights` is given.
+        source: the open data set.
+        ids: the sample at each place; `None` for all samples in order.
+        passed: the weights, if they are in the starter's memory; owned.
+
+    Raises:
+        ConfigError: if there is no weight for each sample, or none that can be drawn by.
+    """
+    assert config.weights is not None
+    if config.weights == BALANCED:
+        labels = label_values(source, 'weights="balanced"')
+        _, classes, counts = np.unique(labels if ids is None else labels[ids], return_inverse=True, return_counts=True)
+        return (1.0 / counts)[classes.reshape(-1)]
+    values = _given(config.weights, source, passed)
+    shown, n = f"weights={one_line(config.weights)!r}", source.facts.n_samples
+    if len(values) != n:
+        raise ConfigError(f"cannot use {shown}: it has {len(values)} weights for {n} samples; give one for each")
+    weights = values.astype(np.float64)
+    wrong = ~(np.isfinite(weights) & (weights >= 0))
+    if wrong.any():
+        number = int(wrong.argmax())
+        raise ConfigError(
+            f"cannot use {shown}: the weight of sample {number} is {weights[number]:g}; give finite numbers, 0 or more"
+        )
+    if ids is not None:
+        weights = weights[ids]
+    total = float(weights.sum())
+    if not 0 < total < np.inf:
+        raise ConfigError(f"cannot use {shown}: its weights add up to {total:g}; give some above 0")
+    return weights
+
+
+def _given(weights: str, source: Source, passed: PassedTable | None) -> NDArray[Any]:
+    if passed is not None or not is_weight_column(weights):
+        return read_numbers("weights", weights, passed)
+    if weights == LABEL:
+        return label_values(source, "weights")
+    column = column_values(source, weights, "weights")
+    if column.layout.kind != "numbers" or column.layout.shape or column.missing is not None:
+        raise ConfigError(f"cannot use weights={weights!r}: it takes a column with a number in each row; give another")
+    return column.values
