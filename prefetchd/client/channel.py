@@ -215,8 +215,8 @@ class AnswerWait:
 class SlotWait:
     """A wait for a batch that the ring can spare no slot for: warns who holds the slots, then ends in `RingExhausted`.
 
-    The daemon sends `Stalled` when it begins, and again after any consumer has given a slot back: the time runs from
-    the last one.
+    The daemon sends `Stalled` when it begins, and again after any consumer has given a slot back, unless that slot is
+    being filled, which ends the wait: the time runs from the last one.
 
     Args:
         hold_timeout_s: how long to wait for a slot.

@@ -230,6 +230,8 @@ class Connection:
             match message:
                 case messages.Ended() if message.serial == serial:
                     raise PassEnded("cannot get the next batch: the pass that a group shares is over")
+                case messages.Stalled() if message.serial == serial and not message.holders:
+                    slot_wait = None
                 case messages.Stalled() if message.serial == serial:
                     slot_wait = slot_wait or SlotWait(self._hold_timeout_s)
                     slot_wait.begin(message.holders)

@@ -197,7 +197,7 @@ class Ended(Message, frozen=True):
 
 
 class Stalled(Message, frozen=True):
-    """No slot is free for this cursor's next batch; `holders` says who holds which."""
+    """No slot is free for this cursor's next batch; `holders` says who holds which. Empty: it waits for one no more."""
 
     serial: Count
     holders: str

@@ -327,9 +327,10 @@ def _may_wait_in_vain(world: World, loop: LoopSpec, whats: list[str]) -> bool:
         for other in world.trainers
         if (other.spec.dataset, other.spec.start_together) == (loop.dataset, loop.start_together)
     ]
-    others = [other.spec for other in together if other.error is None]  # the ring has no place for one that ended so
+    others = [other.spec for other in together]
+    one_ended = any(other.error is not None for other in together if other.spec is not loop)
     soon = [other for other in others if abs(other.start_s - loop.start_s) < loop.timeout_s - 1]
     disturbed = any("client" in what or "daemon" in what for what in whats)
     return loop.start_together > 1 and (
-        len(soon) < loop.start_together or len(others) % loop.start_together > 0 or disturbed
+        len(soon) < loop.start_together or len(others) % loop.start_together > 0 or disturbed or one_ended
     )

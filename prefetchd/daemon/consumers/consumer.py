@@ -181,6 +181,7 @@ class Consumer:
         batches, samples: what it was granted in all its loops.
         connected_s: when it connected.
         waiting_since_s: when its loop began to wait the last time.
+        told_stalled: whether the last word that its loop got of its wait is `Stalled`.
     """
 
     number: int
@@ -198,6 +199,7 @@ class Consumer:
     samples: int = 0
     connected_s: float = field(init=False)
     waiting_since_s: float = 0.0
+    told_stalled: bool = False
     _waited_s: float = 0.0
 
     def __post_init__(self) -> None:
@@ -208,6 +210,7 @@ class Consumer:
         assert state in _NEXT[self.state], (self.state, state)
         was_waiting = self.is_waiting
         self.state = state
+        self.told_stalled = self.told_stalled and self.is_waiting
         if self.is_waiting != was_waiting:
             now_s = self.clock()
             if was_waiting:

@@ -87,10 +87,20 @@ class Granter:
         if failure is not None:
             if consumer.socket.send(messages.Failed(consumer.cursor.serial, failure.error, failure.text)):
                 consumer.become(State.IDLE)
-        elif key is not None and consumer.state is not State.STALLED and self._is_stalled(consumer, ready, reserve):
-            text = f"of {len(self._ring.slots)} slots {self._holders(consumer) or 'none is free'}"
-            if consumer.socket.send(messages.Stalled(consumer.cursor.serial, text)):
-                consumer.become(State.STALLED)
+        elif key is not None and (consumer.state is State.STALLED or self._is_stalled(consumer, ready, reserve)):
+            self._stall(consumer)
+        elif consumer.told_stalled and consumer.socket.send(messages.Stalled(consumer.cursor.serial, "")):
+            consumer.told_stalled = False  # a slot has come back, and is being filled, or no batch is left to wait for
+            if consumer.state is State.STALLED:
+                consumer.become(State.WAITING)
+
+    def _stall(self, consumer: Consumer) -> None:
+        """Tell a loop, unless it knows, that it waits for a slot, and who holds them."""
+        assert consumer.cursor is not None
+        text = f"of {len(self._ring.slots)} slots {self._holders(consumer) or 'none is free'}"
+        if consumer.state is not State.STALLED and consumer.socket.send(messages.Stalled(consumer.cursor.serial, text)):
+            consumer.become(State.STALLED)
+            consumer.told_stalled = True
 
     def _is_stalled(self, consumer: Consumer, ready: Slot | None, reserve: Reserve) -> bool:
         """Return whether a consumer waits for leases to end, others' or its own, and not for a reader."""
