@@ -62,6 +62,7 @@ class Watch:
         self._waits: dict[int, defaultdict[tuple[object, ...], float]] = {}
         self._keys: dict[int, tuple[object, ...]] = {}
         self._unheard: dict[int, float] = {}  # since when the daemon does not know that a loop waits
+        self._beyond: dict[int, float] = {}  # since when a consumer has more leases than its loop holds
         self._n_returned = 0
         self._may_exceed = any(fault.what in ("set", "shortage") for fault in world.spec.faults)
         self.n_daemon_deaths = 0
@@ -80,6 +81,7 @@ class Watch:
         self._waits.clear()
         self._keys.clear()
         self._unheard.clear()
+        self._beyond.clear()
 
     def look(self, daemon: Daemon) -> None:
         """Check everything that can be seen between two rounds."""
@@ -111,6 +113,26 @@ class Watch:
                 keys.add(slot.key)
         if leased != ring.leased_slots:
             raise SimulationError(f"{leased} slots are held, and the ring counts {ring.leased_slots}")
+
+    def look_at_leases(self, daemon: Daemon) -> None:
+        """Check that no consumer has more leases than its loop holds; right after the daemon has read what came back.
+
+        What a loop was granted, and has not taken when it ends, must go back, and not only with the loader.
+        """
+        trainers = {trainer.name: trainer for trainer in self._world.trainers}
+        bound_s = 5.0 + 300 * self._world.spec.wake_s + self._stopped_s()
+        for number, consumer in daemon._consumers.consumers.items():
+            request = consumer.attachment.request if consumer.attachment is not None else None
+            if request is None or request.name not in trainers:
+                continue
+            spec = trainers[request.name].spec
+            most = spec.hold + 2 * consumer.is_looping + 2 * bool(spec.second_at)
+            n_held = daemon._ring.held_by(number) - len(consumer.untaken)
+            process = self._kernel.processes[consumer.pid]
+            if n_held <= most or process.stopped or not process.alive:
+                self._beyond.pop(number, None)
+            elif self._kernel.now_s - self._beyond.setdefault(number, self._kernel.now_s) > bound_s:
+                raise SimulationError(f"{request.name} has {n_held} leases, and its loop holds {most} at most")
 
     def _check_budget(self, daemon: Daemon) -> None:
         account = daemon._memory.budget

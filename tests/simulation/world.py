@@ -216,6 +216,7 @@ class World:
         if self.daemon is not None:
             try:
                 self.watch.look(self.daemon)
+                self.watch.look_at_leases(self.daemon)
             except SimulationError as error:
                 self.kernel.fail(error)
 

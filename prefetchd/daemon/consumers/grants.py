@@ -89,8 +89,14 @@ class Granter:
                 consumer.become(State.IDLE)
         elif key is not None and (consumer.state is State.STALLED or self._is_stalled(consumer, ready, reserve)):
             self._stall(consumer)
-        elif consumer.told_stalled and consumer.socket.send(messages.Stalled(consumer.cursor.serial, "")):
-            consumer.told_stalled = False  # a slot has come back, and is being filled, or no batch is left to wait for
+        elif consumer.told_stalled and (key is None or self._ring.count(Content.FILLING)):
+            self._end_stall(consumer)
+
+    def _end_stall(self, consumer: Consumer) -> None:
+        """Tell a loop that it waits for no slot: one has come back and is being filled, or no batch is left."""
+        assert consumer.cursor is not None
+        if consumer.socket.send(messages.Stalled(consumer.cursor.serial, "")):
+            consumer.told_stalled = False
             if consumer.state is State.STALLED:
                 consumer.become(State.WAITING)
 
