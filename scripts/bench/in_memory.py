@@ -77,12 +77,13 @@ def measure_here(form: str, manifest: Path, n_rows: int) -> dict[str, float]:
     started_s = time.perf_counter()
     import prefetchd
     from prefetchd.client import session
+    from prefetchd.columns.passed import SOURCE
 
     taken: list[float] = []
     whole_open = session.Endpoint.open
 
     def noted_open(endpoint: Any) -> Any:
-        taken.extend((time.perf_counter() - started_s, float(endpoint.table.description["bytes"])))
+        taken.extend((time.perf_counter() - started_s, float(endpoint.tables[SOURCE].description["bytes"])))
         return whole_open(endpoint)
 
     session.Endpoint.open = noted_open  # type: ignore[method-assign]

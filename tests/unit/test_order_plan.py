@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -136,27 +134,35 @@ def test_parts_of_a_split_touch_and_never_overlap(cuts):
     assert all(before[1] == after[0] for before, after in itertools.pairwise(parts))
 
 
-def test_parquet_fields_boxes_and_sequences_are_chosen_too(images, tmp_path):
+FIELDS: dict[str, Any] = {"fields": {"path": {"kind": "image"}, "label": {"kind": "label"}}}
+
+
+def chosen_by_label_and_parts(source: Any, options: dict[str, Any]) -> list[int]:
+    """Return the samples of label 1; those of two parts of a split are all of them, each once."""
+    parts = [chosen(source, **options, split=split) for split in ("0-50%", "50-100%")]
+    n = max(map(max, parts)) + 1
+    assert n in (9, 10, 12)
+    assert sorted(i for part in parts for i in part) == list(range(n))
+    return chosen(source, **options, where="label=1")
+
+
+def test_parquet_is_chosen_too(images, tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     table = {"image": [jpeg(i) for i in range(9)], "label": [i % 3 for i in range(9)]}
     pq.write_table(pa.table(table), tmp_path / "images.parquet", row_group_size=4)
     pq.write_table(pa.table({"path": images["columns"]["path"], "label": [0, 1] * 6}), tmp_path / "paths.parquet")
-    fields = {"path": {"kind": "image"}, "label": {"kind": "label"}}
+    assert chosen_by_label_and_parts(tmp_path / "images.parquet", {}) == [1, 4, 7]
+    assert chosen_by_label_and_parts(tmp_path / "paths.parquet", {}) == [1, 3, 5, 7, 9, 11]
+    assert chosen_by_label_and_parts(tmp_path / "paths.parquet", FIELDS) == [1, 3, 5, 7, 9, 11]
+
+
+def test_fields_boxes_and_sequences_are_chosen_too(images, tmp_path):
     np.save(tmp_path / "tokens.npy", np.arange(30))
     np.save(tmp_path / "offsets.npy", np.arange(0, 31, 3))
     np.save(tmp_path / "y.npy", np.arange(10) % 2)
     sequences = {"offsets": tmp_path / "offsets.npy", "labels": tmp_path / "y.npy"}
-    for source, options, labels in (
-        (tmp_path / "images.parquet", {}, [1, 4, 7]),
-        (tmp_path / "paths.parquet", {}, [1, 3, 5, 7, 9, 11]),
-        (tmp_path / "paths.parquet", {"fields": fields}, [1, 3, 5, 7, 9, 11]),
-        (images["columns"], {"fields": fields}, [1, 4, 7, 10]),
-        (tmp_path / "tokens.npy", sequences, [1, 3, 5, 7, 9]),
-    ):
-        assert chosen(source, **options, where="label=1") == labels
-        parts = [chosen(source, **options, split=split) for split in ("0-50%", "50-100%")]
-        n = max(map(max, parts)) + 1
-        assert n in (9, 10, 12)
-        assert sorted(i for part in parts for i in part) == list(range(n))
+    assert chosen_by_label_and_parts(images["columns"], FIELDS) == [1, 4, 7, 10]
+    assert chosen_by_label_and_parts(tmp_path / "tokens.npy", sequences) == [1, 3, 5, 7, 9]
     boxes = {"path": images["columns"]["path"], "boxes": [[[0.0, 0.0, 4.0, 4.0]]] * 12, "labels": [[1]] * 12}
     assert chosen(boxes, target="boxes", source_box_format="xyxy", limit=3) == [0, 1, 2]
     with pytest.raises(ConfigError, match="samples have no labels here"):
