@@ -1,6 +1,6 @@
 """Sources in memory with up to ten million rows: time from `prefetchd.batches(source)` to the first batch.
 
-    python scripts/bench/in_memory.py shared/imagenet/manifest.txt --rows 10000000
+    python scripts/bench/in_memory.py MANIFEST --rows 10000000
 
 Each form names the same few photographs over and over, with a label of a thousand. It is made before the clock starts.
 Every measurement is an interpreter of its own; figures are medians over `--rounds`. Batches are 64 RGB images of
