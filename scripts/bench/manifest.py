@@ -1,6 +1,6 @@
 """Manifests of a thousand to ten million lines: time to the first batch and memory, beside PyTorch's DataLoader.
 
-    pip install -e '.[bench]' && python scripts/bench/manifest.py shared/imagenet/manifest.txt --sizes 1000,10000000
+    pip install -e '.[bench]' && python scripts/bench/manifest.py MANIFEST --sizes 1000,10000000
 
 Each size is a list that names the same few photographs over and over, written to a temporary folder (ten million lines
 of 60 bytes are 600 MB of disk) and read once, so that it is in the page cache. Every measurement is an interpreter of

@@ -1,6 +1,6 @@
 """prefetchd against a hand-written generator and PyTorch's DataLoader, on the same photographs.
 
-    pip install -e '.[bench]' && python scripts/bench/throughput.py shared/imagenet/manifest.txt --repeat 4
+    pip install -e '.[bench]' && python scripts/bench/throughput.py MANIFEST --repeat 4
 
 Every loader delivers shuffled batches of 64 RGB images of 224x224, uint8; the loop reads a byte of every page of each
 batch and drops it. The loaders take turns (A B C D A B C D ...), `--rounds` times; the figures are medians over the
