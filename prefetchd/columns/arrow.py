@@ -12,6 +12,7 @@ those are mapped (`mapped_files`); else they are copied. The table's attributes 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -216,7 +217,13 @@ def _plain(chunk: Any) -> Any:
     elif kind.startswith("extension<"):
         chunk = chunk.storage
     kind = str(chunk.type)
-    return chunk.cast(f"large_{kind.removesuffix('_view')}") if kind in ("string_view", "binary_view") else chunk
+    if kind not in ("string_view", "binary_view"):
+        return chunk
+    large = f"large_{kind.removesuffix('_view')}"
+    try:
+        return chunk.cast(large)
+    except NotImplementedError:  # before pyarrow 17
+        return sys.modules["pyarrow"].array(chunk.to_pylist(), large)
 
 
 def _has_field(kind: Any, name: str) -> bool:

@@ -95,7 +95,7 @@ def test_any_float32_is_kept_bit_for_bit(tmp_path: Path, channels: int, layout: 
 
 def test_alpha_is_kept_in_both_orders_and_fades_at_no_edge(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (*SIZE, 4), dtype=np.uint8)
-    Image.fromarray(pixels, "RGBA").save(tmp_path / "a.png")
+    Image.fromarray(pixels).save(tmp_path / "a.png")
     (tmp_path / "list.txt").write_text("a.png 0\n")
     np.testing.assert_array_equal(all_x(tmp_path / "list.txt", channels=4, color="rgb")[0], pixels)
     np.testing.assert_array_equal(all_x(tmp_path / "list.txt", channels=4, color="bgr")[0], pixels[..., [2, 1, 0, 3]])

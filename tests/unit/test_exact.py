@@ -128,7 +128,9 @@ def test_the_channels_are_those_of_pillow(mode: str, channels: int, format: str)
     pixels = numbers(1, (20, 31, channels), "uint8")
     file = io.BytesIO()
     options = {"lossless": True, "exact": True} if format == "webp" else {}
-    Image.fromarray(pixels[..., 0] if channels == 1 else pixels, mode).save(file, format, **options)
+    image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+    assert image.mode == mode
+    image.save(file, format, **options)
     assert same_bits(load(file.getvalue(), wanted(channels)), pixels)
     for other in {1, 2, 3, 4} - {channels}:
         with pytest.raises(RefusedImage, match=f"has {channels} channels?, and channels={other}"):

@@ -119,10 +119,20 @@ def test_a_named_column_of_numbers_or_text_chooses(images):
     assert chosen(columns, where={"site": ["there, far"]}, x_column="path", y_column="label") == [6, 7, 8, 9, 10, 11]
 
 
+def part(source: Any, split: str, **options: Any) -> list[int]:
+    """Return the samples of a part of a split; none if it is refused: paths of few samples may leave it empty."""
+    try:
+        return chosen(source, **options, split=split)
+    except ConfigError as error:
+        if "no sample is left" in str(error):
+            return []
+        raise
+
+
 @pytest.mark.parametrize("kind", ["list", "csv", "tar", "pairs", "columns", "tree"])
 def test_a_split_and_the_rest_are_disjoint_and_complete(images, kind):
-    parts = [chosen(images[kind], split=split) for split in ("0-45%", "45-70%", "70-100%")]
-    assert sorted(i for part in parts for i in part) == list(range(12))
+    parts = [part(images[kind], split) for split in ("0-45%", "45-70%", "70-100%")]
+    assert sorted(itertools.chain(*parts)) == list(range(12))
 
 
 @given(cuts=st.lists(st.decimals(0, 100, places=3), min_size=1, max_size=5, unique=True))
@@ -139,10 +149,9 @@ FIELDS: dict[str, Any] = {"fields": {"path": {"kind": "image"}, "label": {"kind"
 
 def chosen_by_label_and_parts(source: Any, options: dict[str, Any]) -> list[int]:
     """Return the samples of label 1; those of two parts of a split are all of them, each once."""
-    parts = [chosen(source, **options, split=split) for split in ("0-50%", "50-100%")]
-    n = max(map(max, parts)) + 1
-    assert n in (9, 10, 12)
-    assert sorted(i for part in parts for i in part) == list(range(n))
+    ids = sorted(part(source, "0-50%", **options) + part(source, "50-100%", **options))
+    assert len(ids) in (9, 10, 12)
+    assert ids == list(range(len(ids)))
     return chosen(source, **options, where="label=1")
 
 
