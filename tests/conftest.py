@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import signal
 import statistics
@@ -103,6 +104,40 @@ def pytest_collection_finish() -> None:
     settings(max_examples=1)(given(none())(lambda _: None))()
     gc.collect()
     gc.freeze()
+
+
+def _log_state() -> dict[str, object]:
+    root, ours = logging.getLogger(), logging.getLogger("prefetchd")
+    return {
+        "root": root.level,
+        "prefetchd": ours.level,
+        "prefetchd off": ours.disabled or not ours.propagate,
+        "all off up to": logging.root.manager.disable,
+    }
+
+
+@pytest.fixture(autouse=True)
+def log_as_at_first(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Give each test the loggers as Python has them: a library that a test imports may turn them down for all later.
+
+    What a test left otherwise is named at the end of the run.
+    """
+    ours = logging.getLogger("prefetchd")
+    before = _log_state()
+    yield
+    if (after := _log_state()) != before:
+        request.node.user_properties.append(("log", f"{request.node.nodeid}: {before} became {after}"))
+        logging.getLogger().setLevel(logging.WARNING)
+        ours.setLevel(logging.NOTSET)
+        ours.disabled, ours.propagate = False, True
+        logging.disable(logging.NOTSET)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = (each for reports in terminalreporter.stats.values() for each in reports)
+    said = {value for each in reports for name, value in getattr(each, "user_properties", ()) if name == "log"}
+    for line in sorted(said):
+        terminalreporter.write_line(f"the loggers were changed by {line}")
 
 
 @pytest.fixture(autouse=True)
