@@ -106,38 +106,38 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def _log_state() -> dict[str, object]:
+def _restore_loggers() -> str:
+    """Give the loggers the state that Python begins with; return what they were, if it was another."""
     root, ours = logging.getLogger(), logging.getLogger("prefetchd")
-    return {
-        "root": root.level,
-        "prefetchd": ours.level,
-        "prefetchd off": ours.disabled or not ours.propagate,
-        "all off up to": logging.root.manager.disable,
-    }
+    found = root.level, ours.level, ours.disabled, ours.propagate, logging.root.manager.disable
+    if found == (logging.WARNING, logging.NOTSET, False, True, logging.NOTSET):
+        return ""
+    root.setLevel(logging.WARNING)
+    ours.setLevel(logging.NOTSET)
+    ours.disabled, ours.propagate = False, True
+    logging.disable(logging.NOTSET)
+    return "level of root {}, of prefetchd {}, disabled {}, propagates {}, off up to {}".format(*found)
 
 
 @pytest.fixture(autouse=True)
 def log_as_at_first(request: pytest.FixtureRequest) -> Iterator[None]:
     """Give each test the loggers as Python has them: a library that a test imports may turn them down for all later.
 
-    What a test left otherwise is named at the end of the run.
+    Who left them otherwise is named at the end of the run.
     """
-    ours = logging.getLogger("prefetchd")
-    before = _log_state()
+    before = _restore_loggers()
     yield
-    if (after := _log_state()) != before:
-        request.node.user_properties.append(("log", f"{request.node.nodeid}: {before} became {after}"))
-        logging.getLogger().setLevel(logging.WARNING)
-        ours.setLevel(logging.NOTSET)
-        ours.disabled, ours.propagate = False, True
-        logging.disable(logging.NOTSET)
+    after = _restore_loggers()
+    for when, found in (("before", before), ("by", after)):
+        if found:
+            request.node.user_properties.append(("log", f"{when} {request.node.nodeid}: {found}"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reports = (each for reports in terminalreporter.stats.values() for each in reports)
     said = {value for each in reports for name, value in getattr(each, "user_properties", ()) if name == "log"}
     for line in sorted(said):
-        terminalreporter.write_line(f"the loggers were changed by {line}")
+        terminalreporter.write_line(f"the loggers were changed {line}")
 
 
 @pytest.fixture(autouse=True)
