@@ -35,6 +35,7 @@ SCRIPTS = {
     "limit": ("MANIFEST --repeat 1 --rounds 1 --full-size", "CPU ms/image"),
     "manifest": ("MANIFEST --sizes 100 --rounds 1 --only prefetchd", "footprint MiB"),
     "measure_loader": ("generator TABS --folder . --epochs 1 --ready 1 --batch-size 16", "images_per_s"),
+    "order": ("MANIFEST --samples 20000 --seconds 0.05 --rounds 1", "blocks of 1024"),
     "peers": ("MANIFEST --rounds 1 --epochs 1 --ready 1 --batch-size 16 --only ours,generator", "hand-written"),
     "sharing": ("MANIFEST --trainers 2 --rounds 1 --seconds 0.3 --no-torch", "2 x prefetchd"),
     "startup": ("MANIFEST --rounds 1", "first batch"),

@@ -58,6 +58,27 @@ def test_example_learns(example, needs, keras_backend, tinted_photographs, tmp_p
     assert losses[-1] < 0.7 * losses[0], losses
 
 
+@pytest.mark.parametrize("n_processes", [2, 4])
+def test_tensor_parallel_ranks_share_each_batch(n_processes, tinted_photographs, serve):
+    """The example itself compares the batches' numbers within each group."""
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("needs torch")
+    words = ("--batch-size", 16, "--image-size", 64, "--shuffle", "--dtype", "float32", "--scale", 1 / 255)
+    serve(tinted_photographs, *words, "--num-workers", 1, "--consumers", n_processes, name="tensor")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_processes)]
+    result = subprocess.run(
+        [*launcher, str(EXAMPLES / "tensor_parallel_train.py"), "--daemon", "tensor", "--tensor-parallel", "2"],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stderr
+    losses = [float(loss) for loss in re.findall(r"^epoch \d+: loss ([\d.]+)$", result.stdout, re.MULTILINE)]
+    assert len(losses) == 4
+    assert losses[-1] < 0.8 * losses[0], losses
+
+
 def test_every_example_is_tested():
     tested = {mark.args[1][i][0] for mark in test_example_learns.pytestmark for i in range(len(mark.args[1]))}
-    assert {path.stem for path in EXAMPLES.glob("*.py")} - {"example_data"} == tested
+    assert {path.stem for path in EXAMPLES.glob("*.py")} - {"example_data", "tensor_parallel_train"} == tested
