@@ -24,7 +24,7 @@ from prefetchd.errors import ConfigError
 def read_config_file(path: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Return the options in the TOML file at `path`, and those of each data set that has a table there, by its name.
 
-    Keys are written `batch-size` or `batch_size`. A relative path (`source`, `root`, `labels`, `offsets`) starts from
+    Keys are written `batch-size` or `batch_size`. A relative path (`source`, `root`, `labels`, `offsets`, ...) starts from
     the file's own folder. The tables `fields` and `where` are the options of that name, as in a data set's table.
 
     Raises:

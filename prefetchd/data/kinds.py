@@ -39,6 +39,7 @@ MASK_OPTIONS = ("target", "mask_border")
 LIST_OPTIONS = ("root", "label_columns", "label_separator", "missing_label")
 COLUMN_OPTIONS = ("x_column", "y_column")
 ARRAY_OPTIONS = ("labels",)
+TAR_OPTIONS = ("index",)
 SEQUENCE_OPTIONS = ("offsets", "max_length", "padding", "truncating", "pad_value", "lengths")
 
 

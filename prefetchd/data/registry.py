@@ -18,6 +18,7 @@ from prefetchd.data.kinds import (
     MASK_OPTIONS,
     OBJECT_TARGETS,
     SEQUENCE_OPTIONS,
+    TAR_OPTIONS,
     kind_of,
     refuse_given,
     refuse_other_targets,
@@ -73,6 +74,8 @@ def open_source(
 
         return open_memory(config, table)
     kind: str = "sequences" if config.offsets is not None else kind_of(config.source)
+    if kind != "tar":
+        refuse_given(config, TAR_OPTIONS, "tar shards")
     if config.fields:
         from prefetchd.data.table.opener import open_fields, open_table
 

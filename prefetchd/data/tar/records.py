@@ -16,7 +16,7 @@ from prefetchd.data.faults import SampleFault
 from prefetchd.data.kinds import expand
 from prefetchd.data.records import Sample
 from prefetchd.data.shards import ShardRecords, write_table
-from prefetchd.data.tar.headers import BLOCK_BYTES, BLOCKS_BITS, TarHeaders, compressed, printable
+from prefetchd.data.tar.headers import BLOCK_BYTES, BLOCKS_BITS, TarHeaders, compressed, file_bytes, printable
 from prefetchd.errors import ManifestError, one_line
 
 if TYPE_CHECKING:
@@ -27,6 +27,14 @@ if TYPE_CHECKING:
     from prefetchd.data.source import ReserveMemory
 
 _COMPRESSED = {"gz": "gzip", "tgz": "gzip", "bz2": "bzip2", "tbz": "bzip2", "tbz2": "bzip2", "xz": "xz", "txz": "xz"}
+
+
+def check_not_compressed(paths: Iterable[str]) -> None:
+    """Raise `ManifestError` if a shard is compressed, by its name."""
+    for path in paths:
+        suffix = path.rpartition(".")[2].lower()
+        if suffix != "tar":
+            raise compressed(one_line(path), _COMPRESSED.get(suffix, suffix))
 
 
 class TarShards(ShardRecords):
@@ -47,10 +55,7 @@ class TarShards(ShardRecords):
 
         name = one_line(config.source)
         paths = expand(config.source, "tar", name)
-        for path in paths:
-            suffix = path.rpartition(".")[2].lower()
-            if suffix != "tar":
-                raise compressed(one_line(path), _COMPRESSED.get(suffix, suffix))
+        check_not_compressed(paths)
         indexer = TarIndexer(config, name)
         try:
             indexer.run(paths)
@@ -111,7 +116,8 @@ class TarShards(ShardRecords):
         shard_name = printable(os.fsencode(os.path.basename(sample.path)))
         try:
             fd = self._files.descriptor(shard)
-            member = TarHeaders(fd, os.fstat(fd).st_size, shard_name).member(data_at - blocks * BLOCK_BYTES)
+            headers = TarHeaders(file_bytes(fd, shard_name), os.fstat(fd).st_size, shard_name)
+            member = headers.member(data_at - blocks * BLOCK_BYTES)
         except (ManifestError, SampleFault):
             member = None
         if member is None:

@@ -1,0 +1,121 @@
+"""Going through the members of shards once, at open: by their headers, or by an index that is kept.
+
+`TarIndexer` and the tables of fields take the members of each shard from here, and so does `prefetchd index`. Where
+they come from makes no difference to names, places and contents, so digests and orders are the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from prefetchd.data.files import check_complete, identity, open_regular
+from prefetchd.data.tar.dali_index import DaliMembers, NotOfArchive, index_of
+from prefetchd.data.tar.headers import Member, ReadAt, TarHeaders, file_bytes, printable
+from prefetchd.data.tar.kept_index import load_index
+from prefetchd.errors import one_line
+
+log = logging.getLogger("prefetchd")
+
+
+class ShardMembers(Protocol):
+    """The members of one shard, gone through once."""
+
+    @property
+    def has_end_mark(self) -> bool:
+        """Whether the archive ends with a block of zeros; known after all members."""
+
+    def __iter__(self) -> Iterator[Member]:
+        """Yield the members in the archive's order; raises `ManifestError` if it is no tar, or is damaged."""
+
+    def read(self, offset: int, n_bytes: int) -> bytes:
+        """Return the content of one of the last sample's members; fewer bytes at the archive's end."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenShard:
+    """One shard while its members are gone through.
+
+    Attributes:
+        path: absolute path or URL.
+        name: its last part, for errors.
+        identity: what tells this state of it from any other; see `files.identity`.
+        n_bytes: its size.
+        state: what an index that is kept has in place of the identity.
+        members: its members.
+    """
+
+    path: str
+    name: str
+    identity: list[int]
+    n_bytes: int
+    state: list[int | str]
+    members: ShardMembers
+
+
+def scan_shards(paths: Sequence[str], index: str | None = None) -> Iterator[OpenShard]:
+    """Yield each shard, whose members are to be gone through before the next is taken.
+
+    Args:
+        paths: the shards.
+        index: an index file that `prefetchd index` wrote of them, if there is one.
+
+    Raises:
+        ManifestError: if a shard cannot be read, was written to meanwhile, or is not that of the index.
+    """
+    kept = None if index is None else load_index(index)
+    if kept is not None:
+        kept.check_names(paths)
+    for number, path in enumerate(paths):
+        shown = one_line(path)
+        fd = open_regular(path, shown)
+        try:
+            before = identity(os.fstat(fd))
+            name = printable(os.fsencode(os.path.basename(path)))
+            state = _state_of(before)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # reading ahead would read the images
+            read_at = file_bytes(fd, name)
+            members: ShardMembers
+            if kept is not None:
+                members = kept.members(number, path, state, read_at)
+            else:
+                members = _beside(path, fd, before[2], name) or TarHeaders(read_at, before[2], name)
+            yield OpenShard(path, name, before, before[2], state, members)
+            check_complete(fd, before, shown)
+        finally:
+            os.close(fd)
+        if not members.has_end_mark and before[2]:
+            log.warning(
+                "the shard %s has no end mark: some programs leave it out, but if it was cut short or is still being "
+                "written, samples are missing; compare its size with the original's",
+                path,
+            )
+
+
+def _state_of(found: Sequence[int]) -> list[int | str]:
+    """Return what tells a file from others on another machine too: its size and the time of its last change."""
+    return [found[2], found[3]]
+
+
+def _beside(path: str, fd: int, n_bytes: int, name: str) -> DaliMembers | None:
+    """Return the members by the index of DALI that lies beside a shard, if it fits."""
+    try:
+        with open(index_of(path), "rb") as file:
+            content = file.read()
+    except OSError:
+        return None
+    return _dali_members(content, path, file_bytes(fd, name), n_bytes, name, is_far=False)
+
+
+def _dali_members(
+    content: bytes, path: str, read_at: ReadAt, n_bytes: int, name: str, *, is_far: bool
+) -> DaliMembers | None:
+    try:
+        return DaliMembers(content, read_at, n_bytes, name, is_far=is_far)
+    except NotOfArchive as error:
+        if str(error):
+            log.warning("the index %s is not taken: %s; the shard is gone through", one_line(index_of(path)), error)
+        return None
