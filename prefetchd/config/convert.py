@@ -260,6 +260,8 @@ def absolute_path(path: str) -> str:
     Raises:
         ConfigError: if it is relative, and the working directory was removed or cannot be read.
     """
+    if "://" in path:
+        return path
     try:
         return os.path.abspath(os.path.expanduser(path))
     except OSError as error:

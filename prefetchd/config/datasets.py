@@ -50,7 +50,11 @@ def read_config_file(path: str) -> tuple[dict[str, Any], dict[str, dict[str, Any
 def _from_toml(path: str, table: dict[str, Any]) -> dict[str, Any]:
     options = {key.replace("-", "_"): value for key, value in table.items()}
     for key in (*PATH_OPTIONS, "weights"):
-        if isinstance(options.get(key), str) and (key != "weights" or is_weight_file(options[key])):
+        if (
+            isinstance(options.get(key), str)
+            and "://" not in options[key]
+            and (key != "weights" or is_weight_file(options[key]))
+        ):
             options[key] = str(Path(path).parent / Path(options[key]).expanduser())
     return options
 

@@ -7,8 +7,10 @@ the index's memfd, so a hundred thousand shards cost a reader nothing.
 
 from __future__ import annotations
 
+import json
 import os
 import struct
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from prefetchd.data.numbered_files import NumberedFiles
@@ -76,18 +78,19 @@ class ShardRecords:
         self._files.check_unchanged()
 
 
-_ENTRY = struct.Struct("=2q2Q3q")  # where the path is and its length; device, inode, size, times of change
+_ENTRY = struct.Struct("=3q")  # where the path or URL is and its length; the length of the identity behind it
 
 
-def write_table(writer: IndexWriter, paths: list[str], identities: list[list[int]]) -> dict[str, Any]:
-    """Append the table of the files to the index and return the facts for `ShardFiles`."""
-    encoded = [os.fsencode(path) for path in paths]
-    at = writer.append(b"".join(encoded))
+def write_table(writer: IndexWriter, paths: list[str], identities: Sequence[Sequence[int | str]]) -> dict[str, Any]:
+    """Append the table of the files or objects to the index and return the facts for `ShardFiles`."""
+    encoded = [(os.fsencode(path), json.dumps(found).encode()) for path, found in zip(paths, identities, strict=True)]
+    at = writer.append(b"".join(path + found for path, found in encoded))
     entries = []
-    for path, found in zip(encoded, identities, strict=True):
-        entries.append(_ENTRY.pack(at, len(path), *found))
-        at += len(path)
-    return {"files": len(paths), "table_at": writer.append(b"".join(entries))}
+    for path, found in encoded:
+        entries.append(_ENTRY.pack(at, len(path), len(found)))
+        at += len(path) + len(found)
+    is_far = bool(paths) and not paths[0].startswith("/")
+    return {"files": len(paths), "table_at": writer.append(b"".join(entries)), "is_far": is_far}
 
 
 class ShardFiles(NumberedFiles):
@@ -98,7 +101,8 @@ class ShardFiles(NumberedFiles):
         self._index = index
         self._table_at: int = facts["table_at"]
 
-    def _entry(self, number: int) -> tuple[str, list[int]]:
+    def _entry(self, number: int) -> tuple[str, list[Any]]:
         raw = self._index.at(self._table_at + number * _ENTRY.size, _ENTRY.size)
-        at, n_bytes, *found = _ENTRY.unpack(raw)
-        return os.fsdecode(self._index.at(at, n_bytes)), found
+        at, path_bytes, identity_bytes = _ENTRY.unpack(raw)
+        found = self._index.at(at, path_bytes + identity_bytes)
+        return os.fsdecode(found[:path_bytes]), json.loads(found[path_bytes:])

@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from prefetchd.data.files import check_complete, identity, open_regular
 from prefetchd.data.tar.dali_index import DaliMembers, NotOfArchive, index_of
@@ -50,7 +50,7 @@ class OpenShard:
 
     path: str
     name: str
-    identity: list[int]
+    identity: list[Any]
     n_bytes: int
     state: list[int | str]
     members: ShardMembers
@@ -69,6 +69,11 @@ def scan_shards(paths: Sequence[str], index: str | None = None) -> Iterator[Open
     kept = None if index is None else load_index(index)
     if kept is not None:
         kept.check_names(paths)
+    if not paths[0].startswith("/"):
+        from prefetchd.data.tar.far_members import scan_objects
+
+        yield from scan_objects(paths, kept)
+        return
     for number, path in enumerate(paths):
         shown = one_line(path)
         fd = open_regular(path, shown)
@@ -87,12 +92,17 @@ def scan_shards(paths: Sequence[str], index: str | None = None) -> Iterator[Open
             check_complete(fd, before, shown)
         finally:
             os.close(fd)
-        if not members.has_end_mark and before[2]:
-            log.warning(
-                "the shard %s has no end mark: some programs leave it out, but if it was cut short or is still being "
-                "written, samples are missing; compare its size with the original's",
-                path,
-            )
+        warn_of_end(path, before[2], members)
+
+
+def warn_of_end(path: str, n_bytes: int, members: ShardMembers) -> None:
+    """Say that a shard may have been cut short."""
+    if not members.has_end_mark and n_bytes:
+        log.warning(
+            "the shard %s has no end mark: some programs leave it out, but if it was cut short or is still being "
+            "written, samples are missing; compare its size with the original's",
+            path,
+        )
 
 
 def _state_of(found: Sequence[int]) -> list[int | str]:
@@ -107,12 +117,13 @@ def _beside(path: str, fd: int, n_bytes: int, name: str) -> DaliMembers | None:
             content = file.read()
     except OSError:
         return None
-    return _dali_members(content, path, file_bytes(fd, name), n_bytes, name, is_far=False)
+    return dali_members(content, path, file_bytes(fd, name), n_bytes, name, is_far=False)
 
 
-def _dali_members(
+def dali_members(
     content: bytes, path: str, read_at: ReadAt, n_bytes: int, name: str, *, is_far: bool
 ) -> DaliMembers | None:
+    """Return the members of the shard at `path` by DALI's index; `None`, with a line in the log, if it does not fit."""
     try:
         return DaliMembers(content, read_at, n_bytes, name, is_far=is_far)
     except NotOfArchive as error:

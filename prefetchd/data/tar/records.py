@@ -16,7 +16,7 @@ from prefetchd.data.faults import SampleFault
 from prefetchd.data.kinds import expand
 from prefetchd.data.records import Sample
 from prefetchd.data.shards import ShardRecords, write_table
-from prefetchd.data.tar.headers import BLOCK_BYTES, BLOCKS_BITS, TarHeaders, compressed, file_bytes, printable
+from prefetchd.data.tar.headers import BLOCK_BYTES, BLOCKS_BITS, ReadAt, TarHeaders, compressed, file_bytes, printable
 from prefetchd.errors import ManifestError, one_line
 
 if TYPE_CHECKING:
@@ -84,8 +84,8 @@ class TarShards(ShardRecords):
 
     @property
     def reads_apart(self) -> bool:
-        """No: open shards are kept and closed in the order of their use."""
-        return False
+        """Of objects; open files are kept and closed in the order of their use."""
+        return bool(self._facts["is_far"])
 
     @property
     def reader_bytes(self) -> int:
@@ -115,8 +115,8 @@ class TarShards(ShardRecords):
         shard, blocks, data_at, _ = sample.place
         shard_name = printable(os.fsencode(os.path.basename(sample.path)))
         try:
-            fd = self._files.descriptor(shard)
-            headers = TarHeaders(file_bytes(fd, shard_name), os.fstat(fd).st_size, shard_name)
+            headers = TarHeaders(self._read_at(shard, shard_name), data_at + BLOCK_BYTES, shard_name)
+            headers.window_bytes = (blocks + 1) * BLOCK_BYTES
             member = headers.member(data_at - blocks * BLOCK_BYTES)
         except (ManifestError, SampleFault):
             member = None
@@ -125,3 +125,11 @@ class TarShards(ShardRecords):
         folder, slash, base = member.name.rpartition(b"/")
         key = printable(folder + slash + base.partition(b".")[0])
         return f"{shard_name} sample {key}: {printable(base)}"
+
+    def _read_at(self, shard: int, name: str) -> ReadAt:
+        if (found := self._files.object(shard)) is None:
+            return file_bytes(self._files.descriptor(shard), name)
+        from prefetchd.data.stores.client import read_bytes
+
+        url, identity = found
+        return lambda offset, n_bytes: read_bytes(url, offset, n_bytes, identity)
