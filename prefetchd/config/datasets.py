@@ -24,7 +24,7 @@ from prefetchd.errors import ConfigError
 def read_config_file(path: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Return the options in the TOML file at `path`, and those of each data set that has a table there, by its name.
 
-    Keys are written `batch-size` or `batch_size`. A relative path (`source`, `root`, `labels`, `offsets`, ...) starts from
+    Keys are written `batch-size` or `batch_size`. A relative path (`source`, `root`, `labels`, `offsets`) starts from
     the file's own folder. The tables `fields` and `where` are the options of that name, as in a data set's table.
 
     Raises:
@@ -50,12 +50,10 @@ def read_config_file(path: str) -> tuple[dict[str, Any], dict[str, dict[str, Any
 def _from_toml(path: str, table: dict[str, Any]) -> dict[str, Any]:
     options = {key.replace("-", "_"): value for key, value in table.items()}
     for key in (*PATH_OPTIONS, "weights"):
-        if (
-            isinstance(options.get(key), str)
-            and "://" not in options[key]
-            and (key != "weights" or is_weight_file(options[key]))
-        ):
-            options[key] = str(Path(path).parent / Path(options[key]).expanduser())
+        value = options.get(key)
+        if not isinstance(value, str) or "://" in value or (key == "weights" and not is_weight_file(value)):
+            continue
+        options[key] = str(Path(path).parent / Path(value).expanduser())
     return options
 
 

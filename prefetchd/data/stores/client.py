@@ -31,8 +31,8 @@ def store_of(url: str, options: Mapping[str, str] | None = None) -> Any:
                 f"cannot read {shown(url)}: obstore is not installed; pip install 'prefetchd[stores]'"
             ) from None
         retries = {"max_retries": _RETRIES, "retry_timeout": datetime.timedelta(seconds=_RETRY_S)}
-        more: dict[str, Any] = dict(options or {})
-        _stores[url] = from_url(url, retry_config=retries, client_options={"allow_http": True}, **more)  # type: ignore[arg-type]
+        more: Any = {**(options or {}), "retry_config": retries, "client_options": {"allow_http": True}}
+        _stores[url] = from_url(url, **more)
     return _stores[url]
 
 

@@ -23,7 +23,8 @@ from prefetchd.data.table.class_lists import class_lists, label_columns
 from prefetchd.data.table.text import label_numbers
 from prefetchd.data.tar.headers import Member, printable
 from prefetchd.data.tar.indexer import BadSample, content_of, grouped_members, single_member
-from prefetchd.data.tar.members import ShardMembers, scan_shards
+from prefetchd.data.tar.members import scan_shards
+from prefetchd.data.tar.open_shard import ShardMembers
 from prefetchd.errors import ManifestError
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from prefetchd.data.stores.client import head, read_bytes, read_whole
 from prefetchd.data.tar.dali_index import index_of
 from prefetchd.data.tar.headers import ReadAt, printable
 from prefetchd.data.tar.kept_index import KeptIndex
-from prefetchd.data.tar.members import OpenShard, ShardMembers, dali_members, warn_of_end
+from prefetchd.data.tar.open_shard import OpenShard, ShardMembers, dali_members, warn_of_end
 from prefetchd.data.tar.segments import Archive, joined
 
 log = logging.getLogger("prefetchd")

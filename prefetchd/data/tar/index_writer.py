@@ -14,7 +14,7 @@ from prefetchd.data.tar.segments import is_kept
 from prefetchd.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
-    from prefetchd.data.tar.members import OpenShard
+    from prefetchd.data.tar.open_shard import OpenShard
 
 _BLOCK_MEMBERS = 1 << 16
 

@@ -17,7 +17,8 @@ from prefetchd.data.manifest.dialect import BadLine, show
 from prefetchd.data.manifest.json import NoObject, json_object, json_value
 from prefetchd.data.record_index import IndexWriter
 from prefetchd.data.tar.headers import BLOCK_BYTES, BLOCKS_BITS, Member, printable
-from prefetchd.data.tar.members import ShardMembers, scan_shards
+from prefetchd.data.tar.members import scan_shards
+from prefetchd.data.tar.open_shard import ShardMembers
 from prefetchd.errors import ManifestError, one_line
 
 _IMAGES = frozenset(suffix[1:].encode() for suffix in IMAGE_SUFFIXES)

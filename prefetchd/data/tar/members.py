@@ -6,54 +6,15 @@ they come from makes no difference to names, places and contents, so digests and
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
 
 from prefetchd.data.files import check_complete, identity, open_regular
-from prefetchd.data.tar.dali_index import DaliMembers, NotOfArchive, index_of
-from prefetchd.data.tar.headers import Member, ReadAt, TarHeaders, file_bytes, printable
+from prefetchd.data.tar.dali_index import DaliMembers, index_of
+from prefetchd.data.tar.headers import TarHeaders, file_bytes, printable
 from prefetchd.data.tar.kept_index import load_index
+from prefetchd.data.tar.open_shard import OpenShard, ShardMembers, dali_members, warn_of_end
 from prefetchd.errors import one_line
-
-log = logging.getLogger("prefetchd")
-
-
-class ShardMembers(Protocol):
-    """The members of one shard, gone through once."""
-
-    @property
-    def has_end_mark(self) -> bool:
-        """Whether the archive ends with a block of zeros; known after all members."""
-
-    def __iter__(self) -> Iterator[Member]:
-        """Yield the members in the archive's order; raises `ManifestError` if it is no tar, or is damaged."""
-
-    def read(self, offset: int, n_bytes: int) -> bytes:
-        """Return the content of one of the last sample's members; fewer bytes at the archive's end."""
-
-
-@dataclass(frozen=True, slots=True)
-class OpenShard:
-    """One shard while its members are gone through.
-
-    Attributes:
-        path: absolute path or URL.
-        name: its last part, for errors.
-        identity: what tells this state of it from any other; see `files.identity`.
-        n_bytes: its size.
-        state: what an index that is kept has in place of the identity.
-        members: its members.
-    """
-
-    path: str
-    name: str
-    identity: list[Any]
-    n_bytes: int
-    state: list[int | str]
-    members: ShardMembers
 
 
 def scan_shards(paths: Sequence[str], index: str | None = None) -> Iterator[OpenShard]:
@@ -95,16 +56,6 @@ def scan_shards(paths: Sequence[str], index: str | None = None) -> Iterator[Open
         warn_of_end(path, before[2], members)
 
 
-def warn_of_end(path: str, n_bytes: int, members: ShardMembers) -> None:
-    """Say that a shard may have been cut short."""
-    if not members.has_end_mark and n_bytes:
-        log.warning(
-            "the shard %s has no end mark: some programs leave it out, but if it was cut short or is still being "
-            "written, samples are missing; compare its size with the original's",
-            path,
-        )
-
-
 def _state_of(found: Sequence[int]) -> list[int | str]:
     """Return what tells a file from others on another machine too: its size and the time of its last change."""
     return [found[2], found[3]]
@@ -118,15 +69,3 @@ def _beside(path: str, fd: int, n_bytes: int, name: str) -> DaliMembers | None:
     except OSError:
         return None
     return dali_members(content, path, file_bytes(fd, name), n_bytes, name, is_far=False)
-
-
-def dali_members(
-    content: bytes, path: str, read_at: ReadAt, n_bytes: int, name: str, *, is_far: bool
-) -> DaliMembers | None:
-    """Return the members of the shard at `path` by DALI's index; `None`, with a line in the log, if it does not fit."""
-    try:
-        return DaliMembers(content, read_at, n_bytes, name, is_far=is_far)
-    except NotOfArchive as error:
-        if str(error):
-            log.warning("the index %s is not taken: %s; the shard is gone through", one_line(index_of(path)), error)
-        return None
