@@ -59,7 +59,7 @@ def read(
     """
     if n_bytes > buffer.capacity_bytes:
         reserve(n_bytes)
-    content = _get(url, identity, start, n_bytes)
+    content = fetch(url, identity, start, n_bytes)
     view = buffer.view(n_bytes)
     view[:] = content
     return view
@@ -70,7 +70,7 @@ def read_bytes(url: str, start: int, n_bytes: int, identity: Sequence[Any]) -> b
     if n_bytes <= 0:
         return b""
     try:
-        return bytes(_get(url, identity, start, n_bytes))
+        return bytes(fetch(url, identity, start, n_bytes))
     except SampleFault as fault:
         raise ManifestError(f"cannot read {shown(url)}: {fault.reason}; check the store, and start again") from None
 
@@ -89,7 +89,8 @@ def read_whole(url: str) -> bytes | None:
         raise ManifestError(f"cannot read {shown(url)}: {fault}; check the store, and start again") from None
 
 
-def _get(url: str, identity: Sequence[Any], start: int, n_bytes: int) -> memoryview:
+def fetch(url: str, identity: Sequence[Any], start: int, n_bytes: int) -> memoryview:
+    """Return `n_bytes` of an object from `start` on, whole; raises as `read`."""
     import obstore
 
     home, key = split(url)
