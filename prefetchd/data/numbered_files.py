@@ -94,7 +94,12 @@ class NumberedFiles(ABC):
         if (found := self.object(number)) is not None:
             from prefetchd.data.stores.client import read
 
-            return read(*found, offset, n_bytes, buffer, reserve)
+            try:
+                return read(*found, offset, n_bytes, buffer, reserve)
+            except UnreadableFile as fault:
+                raise ManifestError(
+                    f"cannot go on with {found[0]}: {fault} any more, while in use; start again to serve it as it is"
+                ) from None
         fd = self.descriptor(number)
         if n_bytes > buffer.capacity_bytes:
             reserve(n_bytes)

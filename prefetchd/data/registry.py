@@ -126,6 +126,10 @@ def _refuse_other_targets(config: Config, is_list: bool, kind: str) -> None:
 def attach_source(config: Config, handle: dict[str, Any], fds: list[int]) -> Source:
     """Return, in a reader, the source that the daemon opened; owns `fds`."""
     kind = handle["kind"]
+    if "://" in config.source:
+        from prefetchd.data.stores.client import limit_retries
+
+        limit_retries(config.reader_timeout)
     source: Source
     if kind in _SOURCES:
         source = _class(_SOURCES[kind]).attach(config, handle, fds)

@@ -13,12 +13,27 @@ import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
+from prefetchd.config.options import Config
 from prefetchd.data.numbered_files import NumberedFiles
 from prefetchd.data.record_index import IndexWriter, RecordIndex
+from prefetchd.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+# Of the store's library in each reader, with 64 requests in flight. It ends the process where it gets no memory.
+STORE_BYTES = 20 << 20
+
+
+def refuse_cache(config: Config, paths: Sequence[str]) -> None:
+    """Raise `ConfigError` if decoded images of objects are to be cached."""
+    if config.cache is not None and paths and not paths[0].startswith("/"):
+        raise ConfigError(
+            f"cannot use cache with {one_line(config.source)}: images from a store are not kept; leave cache out, or "
+            "download the shards"
+        )
 
 
 class ShardRecords:
@@ -60,6 +75,11 @@ class ShardRecords:
     def label_dtype(self) -> str:
         """`int64` or `float32`."""
         return self._index.label_dtype
+
+    @property
+    def is_far(self) -> bool:
+        """Whether the shards are objects of a store."""
+        return bool(self._facts["is_far"])
 
     def label_values(self) -> NDArray[Any] | None:
         """Return the labels, (samples,) or (samples, k), int64 or float64; `None` without any."""

@@ -20,7 +20,7 @@ from prefetchd.data.kinds import expand
 from prefetchd.data.parquet.library import PYARROW_BYTES, load_pyarrow
 from prefetchd.data.parquet.row_group import RowBlock, describe_column, read_metadata, read_rows
 from prefetchd.data.records import Sample
-from prefetchd.data.shards import ShardRecords, write_table
+from prefetchd.data.shards import STORE_BYTES, ShardRecords, refuse_cache, write_table
 from prefetchd.errors import ManifestError, one_line
 from prefetchd.ipc.descriptors import memfd_bytes, seal
 
@@ -71,6 +71,7 @@ class ParquetRecords(ShardRecords):
 
         name = one_line(config.source)
         paths = expand(config.source, "parquet", name)
+        refuse_cache(config, paths)
         indexer = ParquetIndexer(config, name)
         try:
             indexer.run(paths)
@@ -134,7 +135,7 @@ class ParquetRecords(ShardRecords):
         if self._far is not None:
             from prefetchd.data.parquet.far_groups import METADATA_BYTES, groups_held
 
-            return PYARROW_BYTES + METADATA_BYTES + groups_held(self._reading_bytes) * self._reading_bytes
+            return PYARROW_BYTES + STORE_BYTES + METADATA_BYTES + groups_held(self._reading_bytes) * self._reading_bytes
         return PYARROW_BYTES + (BLOCK_BYTES if self._is_large else self._reading_bytes)
 
     @property

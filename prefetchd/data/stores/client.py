@@ -16,9 +16,16 @@ if TYPE_CHECKING:
     from prefetchd.data.files import FileBuffer
     from prefetchd.data.source import ReserveMemory
 
-_RETRIES = 4
-_RETRY_S = 20.0
+_RETRIES = 4  # of the library, in one of our attempts
+_MOST_S = 15.0
 _stores: dict[str, Any] = {}
+_limit_s = _MOST_S  # of a request, of the library's retries, and of our attempts: a read ends after three times that
+
+
+def limit_retries(reader_timeout_s: float) -> None:
+    """Have reads end well before a reader that makes no progress is replaced; before the first read."""
+    global _limit_s
+    _limit_s = min(_MOST_S, reader_timeout_s / 4)
 
 
 def store_of(url: str, options: Mapping[str, str] | None = None) -> Any:
@@ -30,21 +37,27 @@ def store_of(url: str, options: Mapping[str, str] | None = None) -> Any:
             raise ConfigError(
                 f"cannot read {shown(url)}: obstore is not installed; pip install 'prefetchd[stores]'"
             ) from None
-        retries = {"max_retries": _RETRIES, "retry_timeout": datetime.timedelta(seconds=_RETRY_S)}
-        more: Any = {**(options or {}), "retry_config": retries, "client_options": {"allow_http": True}}
+        limit = datetime.timedelta(seconds=_limit_s)
+        retries = {"max_retries": _RETRIES, "retry_timeout": limit}
+        more: Any = {
+            **(options or {}),
+            "retry_config": retries,
+            "client_options": {"allow_http": True, "timeout": limit},
+        }
         _stores[url] = from_url(url, **more)
     return _stores[url]
 
 
 def head(url: str) -> list[int | str]:
-    """Return an object's identity, its size and ETag; raises `SampleFault` or `ManifestError`."""
+    """Return an object's identity, its size and ETag; raises `ManifestError` if it cannot be looked at."""
     import obstore
 
     home, key = split(url)
     try:
         found = obstore.head(store_of(home), key)
     except Exception as error:
-        raise fault_of_store(error, shown(url)) from None
+        fault = fault_of_store(error, shown(url))
+        raise ManifestError(f"cannot open {shown(url)}: {fault}; check the URL and the credentials") from None
     return [found["size"], found["e_tag"] or ""]
 
 
@@ -94,7 +107,7 @@ def fetch(url: str, identity: Sequence[Any], start: int, n_bytes: int) -> memory
     import obstore
 
     home, key = split(url)
-    end_s = time.monotonic() + _RETRY_S
+    end_s = time.monotonic() + _limit_s
     pause_s = 0.1
     while True:
         try:

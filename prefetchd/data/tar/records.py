@@ -15,7 +15,7 @@ from prefetchd.config.options import Config
 from prefetchd.data.faults import SampleFault
 from prefetchd.data.kinds import expand
 from prefetchd.data.records import Sample
-from prefetchd.data.shards import ShardRecords, write_table
+from prefetchd.data.shards import STORE_BYTES, ShardRecords, refuse_cache, write_table
 from prefetchd.data.tar.headers import BLOCK_BYTES, BLOCKS_BITS, ReadAt, TarHeaders, compressed, file_bytes, printable
 from prefetchd.errors import ManifestError, one_line
 
@@ -56,6 +56,7 @@ class TarShards(ShardRecords):
         name = one_line(config.source)
         paths = expand(config.source, "tar", name)
         check_not_compressed(paths)
+        refuse_cache(config, paths)
         indexer = TarIndexer(config, name)
         try:
             indexer.run(paths)
@@ -85,12 +86,12 @@ class TarShards(ShardRecords):
     @property
     def reads_apart(self) -> bool:
         """Of objects; open files are kept and closed in the order of their use."""
-        return bool(self._facts["is_far"])
+        return self.is_far
 
     @property
     def reader_bytes(self) -> int:
-        """Nothing: readers share the index."""
-        return 0
+        """Nothing for files, as readers share the index; for objects the store's library."""
+        return STORE_BYTES if self.is_far else 0
 
     def places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the number of each sample's shard, and where its image begins there; see `ShardRecords.places`."""
