@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 # Of the store's library in each reader, with 64 requests in flight. It ends the process where it gets no memory.
-STORE_BYTES = 20 << 20
+STORE_BYTES = 36 << 20
 
 
 def refuse_cache(config: Config, paths: Sequence[str]) -> None:
