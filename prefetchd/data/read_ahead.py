@@ -206,7 +206,9 @@ class ReadAhead:
 
         A quarter of them together: waking a thread for a single read takes a twentieth of a decode's time.
         """
-        most = min(self._threads.n_threads, self._pool.limit_bytes // int(self._average_bytes))
+        # Sizes vary, and a read that finds no memory is done again in its turn. That takes a whole wait for an object.
+        room_bytes = self._pool.limit_bytes * 3 // 5 if self._is_far else self._pool.limit_bytes
+        most = min(self._threads.n_threads, room_bytes // int(self._average_bytes))
         if self._n_begun > most - most // 4:
             return
         while self._later and self._n_begun < most:
