@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from prefetchd.config import augment, convert, fields, selection, views
+from prefetchd.config import augment, convert, fields, mix, selection, views
 from prefetchd.config.augment_values import RANDOM
 from prefetchd.config.convert import wrong
 from prefetchd.config.options import OPTION_TYPES, OPTIONS, Config
@@ -30,6 +30,7 @@ _CONVERTERS: dict[str, Callable[[object], Any]] = {
     "weights": selection.canonical_weights,
     "where": selection.canonical_where,
     "split": selection.canonical_split,
+    "mix": mix.canonical_mix,
     "image_size": convert.image_size,
     "dtype": lambda value: convert.coerce("dtype", convert.dtype_name(value), OPTION_TYPES["dtype"]),
     "cache": convert.path,
@@ -58,6 +59,14 @@ def make_config(**options: Any) -> Config:
         ConfigError: for an unknown name, a value of the wrong kind or out of range, or a contradiction.
     """
     checked = check_options(options)
+    if checked.get("mix"):
+        name = mix.mix_name(checked["mix"])
+        if checked.setdefault("source", name) not in (None, name):
+            raise ConfigError(
+                f"cannot use mix together with the source {checked['source']!r}: give it a share in the mix, or leave "
+                "one of them out"
+            )
+        checked["source"] = name
     if "source" not in checked:
         raise ConfigError("cannot serve: no manifest was given; name a list file or a directory of class folders")
     if checked.get("shuffle_block") is not None:
@@ -135,10 +144,12 @@ def _check_together(config: Config) -> None:
     if config.shuffle_block is not None and (config.weights is not None or not config.shuffle):
         why = "an order that is not shuffled" if not config.shuffle else "weights, which draw each sample anew"
         raise ConfigError(f"cannot use shuffle_block with {why}; leave one of them out")
-    if config.epoch_samples is not None and config.weights is None:
+    if config.epoch_samples is not None and config.weights is None and not config.mix:
         raise ConfigError(
-            "cannot use epoch_samples without weights: an epoch has each sample once; give limit for fewer of them"
+            "cannot use epoch_samples without weights or mix: an epoch has each sample once; give limit for fewer of "
+            "them"
         )
+    mix.check_mix(config)
     if config.fields:
         _check_fields(config)
     _check_objects(config)
