@@ -17,7 +17,7 @@ from prefetchd.client.session import Endpoint
 from prefetchd.client.sharing import check_sharing, choose_rank, is_shared, ranks_here
 from prefetchd.client.user_warnings import warn_user
 from prefetchd.columns.passed import SOURCE, name_of_option
-from prefetchd.config.convert import absolute_path, coerce, comparable, plain
+from prefetchd.config.convert import absolute_path, coerce, plain
 from prefetchd.config.options import NUMBER_OPTIONS, OPTIONS, PATH_OPTIONS, wire_options
 from prefetchd.config.validate import check_options, doubts, make_config
 from prefetchd.errors import ConfigError
@@ -270,5 +270,7 @@ def _expected(checked: dict[str, Any]) -> dict[str, Any]:
         if name != "source" and checked.get(name) is not None
     }
     if checked.get("mix"):
-        paths["mix"] = comparable("mix", checked["mix"])
+        from prefetchd.config.mix import absolute_mix
+
+        paths["mix"] = absolute_mix(checked["mix"])
     return wire_options({**checked, **paths})

@@ -157,11 +157,8 @@ class Batch(InEpoch, Named):  # type: ignore[misc]  # index hides tuple.index, o
 
     @property
     def source(self) -> NDArray[np.int64]:
-        """(rows,) int64: the number of each sample's source, with the option `mix`; 0 without it.
-
-        A field of the name `source` is that field.
-        """
-        return self["source"] if "source" in self._fields else self._layout.source_numbers(self.sample_ids)
+        """(rows,) int64: the number of each sample's source, with the option `mix`; 0 without it."""
+        return self._layout.source_numbers(self.sample_ids)
 
     def strings(self, name: str) -> list[str]:
         """Return the text of each sample in the field `name`, of kind `text`.

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import IO, Any
 
 from prefetchd.columns.passed import SOURCE, PassedTable
-from prefetchd.config.convert import absolute_path, comparable
+from prefetchd.config.convert import absolute_path
 from prefetchd.config.options import PATH_OPTIONS, Config
 from prefetchd.errors import ConfigError, DaemonNotFound, PrefetchdError, error_from_name
 from prefetchd.ipc import messages, sockets, system
@@ -160,7 +160,9 @@ def shared_config(config: Config, tables: Passed = MappingProxyType({})) -> Conf
     paths = {name: getattr(config, name) for name in PATH_OPTIONS if name not in passed}
     whole: dict[str, Any] = {name: absolute_path(path) for name, path in paths.items() if path is not None}
     if config.mix:
-        whole["source"], whole["mix"] = config.source, comparable("mix", config.mix)
+        from prefetchd.config.mix import absolute_mix
+
+        whole["source"], whole["mix"] = config.source, absolute_mix(config.mix)
     config = dataclasses.replace(config, **whole, name="default")
     content = [f"{name}{table.digest}" for name, table in sorted(tables.items())]
     text = repr((sys.executable, sorted(config.to_wire().items()), *content))

@@ -276,10 +276,6 @@ def comparable(name: str, value: Any) -> Any:
             return "%" in value, parse_bytes(value, whole_bytes=1 << 50)
     if name in ("root", "labels", "offsets", "cache", "subset", "order") and value is not None:
         return absolute_path(value)
-    if name == "mix":
-        from prefetchd.config.mix import absolute_mix
-
-        return absolute_mix(value)
     if name in ("mean", "std") and value is not None:
         return value[0] if len(set(value)) == 1 else value
     return value

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prefetchd.config.mix import beside
 from prefetchd.config.options import DAEMON_OPTIONS, PATH_OPTIONS, Config
 from prefetchd.config.order_options import is_weight_file
 from prefetchd.config.validate import make_config
@@ -55,6 +54,8 @@ def _from_toml(path: str, table: dict[str, Any]) -> dict[str, Any]:
         if isinstance(options.get(key), str) and (key != "weights" or is_weight_file(options[key])):
             options[key] = str(Path(path).parent / Path(options[key]).expanduser())
     if "mix" in options:
+        from prefetchd.config.mix import beside
+
         options["mix"] = beside(str(Path(path).parent), options["mix"])
     return options
 

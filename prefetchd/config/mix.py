@@ -15,7 +15,6 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from prefetchd.config.convert import absolute_path, path, plain, wrong
-from prefetchd.config.fields import parse_fields
 from prefetchd.config.options import OPTIONS
 from prefetchd.errors import ConfigError
 
@@ -146,6 +145,21 @@ def mix_name(mix: Sequence[str]) -> str:
     return f"<mix of {len(mix)} sources>"
 
 
+def name_source(options: dict[str, Any]) -> None:
+    """Give checked options with a `mix` the name of it as their source.
+
+    Raises:
+        ConfigError: if they name another source too.
+    """
+    name = mix_name(options["mix"])
+    if options.get("source", name) not in (None, name):
+        raise ConfigError(
+            f"cannot use mix together with the source {options['source']!r}: give it a share in the mix, or leave one "
+            "of them out"
+        )
+    options["source"] = name
+
+
 def absolute_mix(mix: Sequence[str]) -> tuple[str, ...]:
     """Return the option with absolute paths; sources in memory stay as they are."""
     texts = []
@@ -209,5 +223,3 @@ def check_mix(config: Config) -> None:
         raise ConfigError(
             "cannot use stop together with epoch_samples, which says where an epoch ends; give one of them"
         )
-    if config.fields and "source" in parse_fields(config.fields):
-        raise ConfigError("cannot mix samples with a field named source, which is batch.source; give it another name")

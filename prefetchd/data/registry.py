@@ -78,7 +78,7 @@ def open_source(
     if config.mix:
         from prefetchd.data.mix.opener import open_mix
 
-        return open_mix(config, passed)
+        return open_mix(config, passed, open_source)
     if table is not None:
         from prefetchd.data.table.memory import open_memory
 
@@ -138,7 +138,7 @@ def attach_source(config: Config, handle: dict[str, Any], fds: list[int]) -> Sou
     if kind == "mix":
         from prefetchd.data.mix.opener import attach_mix
 
-        return attach_mix(config, handle, fds)
+        return attach_mix(config, handle, fds, attach_source)
     if kind in _SOURCES:
         source = _class(_SOURCES[kind]).attach(config, handle, fds)
         return source

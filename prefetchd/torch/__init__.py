@@ -86,7 +86,7 @@ class TensorBatch(InEpoch, Named):  # type: ignore[misc]  # index hides tuple.in
     @property
     def source(self) -> Any:
         """(rows,) int64, a numpy array: the number of each sample's source, as in `prefetchd.batches`."""
-        return self["source"] if "source" in self._fields else self._layout.source_numbers(self.sample_ids)
+        return self._layout.source_numbers(self.sample_ids)
 
     def strings(self, name: str) -> list[str]:
         """Return the text of each sample in the field `name`; see `prefetchd.Batch.strings`."""

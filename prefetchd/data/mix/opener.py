@@ -7,7 +7,7 @@ classes, which get their numbers among the classes of all sources.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +23,6 @@ from prefetchd.data.images.source import ImageSource
 from prefetchd.data.kinds import InapplicableOption
 from prefetchd.data.labels import sorted_classes
 from prefetchd.data.mix.source import MixedSource, Renumbering
-from prefetchd.data.registry import attach_source, open_source
 from prefetchd.data.source import Source, SourceFacts
 from prefetchd.errors import ConfigError, ManifestError, one_line
 
@@ -35,12 +34,13 @@ _MOST_FDS = 250  # of one message
 Classes = dict[str, "tuple[str, ...] | None"]  # names by number, of each field that has labels; `None`: numbers
 
 
-def open_mix(config: Config, passed: Mapping[str, PassedTable]) -> MixedSource:
+def open_mix(config: Config, passed: Mapping[str, PassedTable], open_source: Callable[..., Source]) -> MixedSource:
     """Return the sources of a mixture as one.
 
     Args:
         config: the options.
         passed: the sources that are in the starter's memory, as `mix/NUMBER`; owned.
+        open_source: the registry's.
 
     Raises:
         ConfigError: if an option means nothing for one of them, or their fields differ.
@@ -85,8 +85,10 @@ def open_mix(config: Config, passed: Mapping[str, PassedTable]) -> MixedSource:
     )
 
 
-def attach_mix(config: Config, handle: dict[str, Any], fds: list[int]) -> MixedSource:
-    """Return, in a reader, the source that the daemon opened; owns `fds`."""
+def attach_mix(
+    config: Config, handle: dict[str, Any], fds: list[int], attach_source: Callable[..., Source]
+) -> MixedSource:
+    """Return, in a reader, the source that the daemon opened; owns `fds`. `attach_source` is the registry's."""
     parts: list[Source] = []
     at = 0
     for own, (part, n_fds) in zip(part_configs(config), handle["parts"], strict=True):

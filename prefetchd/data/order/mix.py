@@ -17,7 +17,6 @@ from prefetchd.columns.store import Columns
 from prefetchd.columns.writer import ColumnsWriter
 from prefetchd.config.mix import MixPart, parse_mix, phases
 from prefetchd.data.mix.source import MixedSource
-from prefetchd.data.order.plan import OrderPlan
 from prefetchd.data.order.subset import choose_samples
 from prefetchd.errors import ConfigError
 from prefetchd.sampling.apportion import MOST_POSITIONS, apportion, whole_shares
@@ -35,8 +34,8 @@ log = logging.getLogger("prefetchd")
 _SHOWN_PHASES = 4
 
 
-def plan_mix(config: Config, source: Source) -> OrderPlan:
-    """Return the order of a mixture.
+def plan_mix(config: Config, source: Source) -> tuple[Order, dict[str, str], Columns]:
+    """Return the order of a mixture, what decides it besides the content options, and its tables, for the caller.
 
     Raises:
         ConfigError: if `where` or `split` leave no sample of a source, or an epoch would have none.
@@ -64,7 +63,7 @@ def plan_mix(config: Config, source: Source) -> OrderPlan:
     assert order.mixture is not None
     for epoch in range(min(len(weights), _SHOWN_PHASES)):
         log.info("%s", describe(order.mixture, names, epoch))
-    return OrderPlan(order, versions, columns)
+    return order, versions, columns
 
 
 def _weights(config: Config, sizes: Sequence[int]) -> list[tuple[int, ...]]:

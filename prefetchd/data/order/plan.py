@@ -72,7 +72,7 @@ def plan_order(config: Config, source: Source, passed: Mapping[str, PassedTable]
     if config.mix:
         from prefetchd.data.order.mix import plan_mix
 
-        return plan_mix(config, source)
+        return OrderPlan(*plan_mix(config, source))
     if not any(getattr(config, name) for name in CHOOSING):
         return OrderPlan(_order(config, n, None))
     from prefetchd.data.order.subset import choose_samples  # what a plain order does not need is not loaded
