@@ -79,6 +79,7 @@ def test_rows_are_of_their_sources_and_labels_mean_the_same(lists, serve, tmp_pa
     with prefetchd.batches(epochs=3) as served:
         assert seen(served) == rows
     assert "an epoch mixes 14 samples: " in daemon.log
+    assert f"{lists[1]}: 4 samples, 28.57%, 4 an epoch" in run_command("status").stdout
     assert "70% (10 of 10 samples)" in daemon.log
     ranks = [prefetchd.batches(rank=rank, world_size=2) for rank in range(2)]
     batches = [[batch.sample_ids.tolist() for batch in loader if not batch.repeated] for loader in ranks]

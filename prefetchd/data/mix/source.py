@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from prefetchd.data.cache.several import SeveralCaches
     from prefetchd.ipc.reader_messages import Fault
 
+_SCRATCH_BYTES = 1 << 20  # of rows on their way into a batch; a part of a reader's allowance
 # By the number of an array of the batch: the number among all classes of each class of the part.
 Renumbering = Mapping[int, "NDArray[np.int64]"]
 
@@ -142,21 +143,46 @@ class MixedSource:
         arrays: Sequence[NDArray[Any]],
         reserve: ReserveMemory,
     ) -> list[Fault]:
-        """Have each part fill the rows that are its own; rows of one part that follow one another go together."""
+        """Have each part fill the rows that are its own; images go into the batch where they stand."""
         faults: list[Fault] = []
         ids = np.asarray(sample_ids, np.int64)
-        for part, low, high in _runs(np.searchsorted(self._firsts, ids, "right") - 1):
-            first = self._firsts[part]
-            found = self.parts[part].fill(epoch, ids[low:high] - first, rows[low:high], arrays, reserve)
-            into = slice(rows[low], rows[low] + high - low)
-            for number, table in self._renumbered[part].items():
-                arrays[number][into] = renumber(arrays[number][into], table)
-            if self._numbers_rows:
-                arrays[-1][into] = ids[low:high]
-            for fault in found:
-                detail = fault.detail if len(ids) == 1 else ""  # tracebacks of many rows would not fit in a message
-                faults.append(msgspec.structs.replace(fault, sample_id=fault.sample_id + first, detail=detail))
-        return faults
+        numbers = np.searchsorted(self._firsts, ids, "right") - 1
+        if not self.facts.answers_together:
+            for part, low, high in _runs(numbers):
+                faults += self._fill_part(part, epoch, ids[low:high], rows[low:high], arrays, reserve)
+        else:
+            # A call costs as much as some hundred rows of arrays, and each fills rows that follow one another.
+            step = max(1, _SCRATCH_BYTES // sum(array[:1].nbytes for array in arrays))
+            for part in np.unique(numbers).tolist():
+                own = np.flatnonzero(numbers == part)
+                for places in (own[first : first + step] for first in range(0, len(own), step)):
+                    scratch = [np.empty((len(places), *array.shape[1:]), array.dtype) for array in arrays]
+                    found = self._fill_part(part, epoch, ids[places], range(len(places)), scratch, reserve)
+                    into = places + rows[0]
+                    for array, filled in zip(arrays, scratch, strict=True):
+                        array[into] = filled
+                    faults += [msgspec.structs.replace(fault, row=int(into[fault.row])) for fault in found]
+        # Tracebacks of many rows would not fit in a message.
+        return faults if len(ids) == 1 else [msgspec.structs.replace(fault, detail="") for fault in faults]
+
+    def _fill_part(
+        self,
+        part: int,
+        epoch: int,
+        ids: NDArray[np.int64],
+        rows: Sequence[int],
+        arrays: Sequence[NDArray[Any]],
+        reserve: ReserveMemory,
+    ) -> list[Fault]:
+        """Have one part fill rows that follow one another, with the numbers of classes as batches have them."""
+        first = self._firsts[part]
+        found = self.parts[part].fill(epoch, ids - first, rows, arrays, reserve)
+        into = slice(rows[0], rows[0] + len(ids))
+        for number, table in self._renumbered[part].items():
+            arrays[number][into] = renumber(arrays[number][into], table)
+        if self._numbers_rows:
+            arrays[-1][into] = ids
+        return [msgspec.structs.replace(fault, sample_id=fault.sample_id + first) for fault in found]
 
 
 def _runs(parts: NDArray[np.intp]) -> Iterator[tuple[int, int, int]]:
