@@ -83,7 +83,7 @@ class DataOptions(TypedDict, total=False):
     order: str | bytes | os.PathLike[str] | Sequence[int] | np.ndarray[Any, Any] | None
     weights: str | bytes | os.PathLike[str] | Sequence[float] | np.ndarray[Any, Any] | None
     epoch_samples: int | None
-    mix: Mapping[str, float | str | Sequence[float]] | Sequence[Any] | None
+    mix: Mapping[Any, float | str | Sequence[float]] | Sequence[Any] | None
     mix_temperature: float | None
     stop: Stop | None
     limit: int | None

@@ -173,6 +173,8 @@ def test_arrays_mix_in_files_and_in_memory(tmp_path):
         assert source == label // 100
         assert row.tolist() == [2 * (label % 100) + 100 * source, 2 * (label % 100) + 1 + 100 * source]
     assert {int(label) for source, _, label in rows if source} == set(range(100, 110))
+    with pytest.raises(ConfigError, match="cannot tell what the 10 numbers beside source 0 of the mix are"):
+        prefetchd.batches(mix=[(x, list(range(10))), (x, list(range(10)))])
     without = [((x,), 1), ((x + 100,), 1)]
     with prefetchd.batches(mix=without, batch_size=4, num_workers=1) as loader:
         for batch in loader:

@@ -16,6 +16,9 @@ from hypothesis import strategies as st
 from prefetchd.config.datasets import read_config_file
 from prefetchd.config.mix import absolute_mix, canonical_mix, parse_mix, part_configs
 from prefetchd.config.validate import make_config
+from prefetchd.data.mix.source import MixedSource
+from prefetchd.data.order.plan import attach_order, plan_order
+from prefetchd.data.registry import open_source
 from prefetchd.errors import ConfigError
 from prefetchd.sampling.apportion import MOST_POSITIONS, apportion, whole_shares
 from prefetchd.sampling.mixture import MIXED_POSITIONS, Mixture, make_period
@@ -171,6 +174,29 @@ def test_a_substitute_is_of_the_same_source():
     following = part.following(12)
     assert [next(following) for _ in range(4)] == [19, 10, 12, 19]
     assert epoch_of(part, 0) == [1, 10, 4, 12, 1, 19]
+
+
+@pytest.mark.parametrize("options", [{}, {"split": "0-60%"}, {"shuffle": "blocks", "shuffle_block": 7}])
+def test_daemon_and_readers_have_one_order_in_little_memory(tmp_path, options):
+    for name, rows in (("a", 900), ("b", 70)):
+        np.save(tmp_path / f"{name}.npy", np.zeros((rows, 2), np.float32))
+    mix = {str(tmp_path / "a.npy"): [0.75, 0.5], str(tmp_path / "b.npy"): [0.25, 0.5]}
+    config = make_config(mix=mix, **{"shuffle": True, **options})
+    source = open_source(config)
+    plan = plan_order(config, source)
+    handle, fds = plan.handle()
+    attached = attach_order(config, source.facts.n_samples, handle, [os.dup(fd) for fd in fds])
+    for epoch in range(3):
+        for batch in range(plan.order.batches_per_epoch):
+            rows = plan.order.rows(batch)
+            ids = plan.order.sample_ids(epoch, batch, 0, rows).tolist()
+            assert attached.sample_ids(epoch, batch, 0, rows).tolist() == ids
+            assert not options.get("split") or set(ids) <= set(attached.mixture.ids.tolist())
+    assert plan.shared_bytes <= 24 * 970
+    assert plan.versions["mix"] == "3:1, 1:1"
+    assert isinstance(source, MixedSource)
+    for part in (*source.parts, plan.columns):
+        part.close()
 
 
 # --- the option

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prefetchd.config.mix import part_configs, renamed
+from prefetchd.errors import ConfigError
 
 if TYPE_CHECKING:
     from prefetchd.columns.passed import PassedTable
@@ -18,6 +19,9 @@ def name_mix(value: Any) -> tuple[Any, dict[int, Any]]:
     """Return the option `mix` with names in place of what is in memory, and that by its number.
 
     In memory are sources of `(source, share)` pairs, or of a list: they cannot be keys of a dictionary.
+
+    Raises:
+        ConfigError: if a pair may be samples and their labels, and not a source and its shares.
     """
     if isinstance(value, Mapping) or not isinstance(value, Sequence) or isinstance(value, str | bytes):
         return value, {}
@@ -26,6 +30,11 @@ def name_mix(value: Any) -> tuple[Any, dict[int, Any]]:
     for number, each in enumerate(value):
         source, *share = each if _is_pair(each) else (each,)
         if not isinstance(source, str | bytes | os.PathLike):
+            if share and isinstance(share[0], list | tuple) and len(share[0]) == len(source):
+                raise ConfigError(
+                    f"cannot tell what the {len(source)} numbers beside source {number} of the mix are: labels, or "
+                    "shares by epoch; give ((samples, labels), share)"
+                )
             found[number] = source
             source = f"<{type(source).__name__}>"
         named.append((source, *share) if share else source)

@@ -233,7 +233,7 @@ def _why_not_renumbered(config: Config, name: str, parts: Sequence[Source]) -> s
     """Return why classes of a field cannot get numbers among those of all parts; empty if they can."""
     layout = next((each for each in parts[0].facts.fields if each.name == name), None)
     if layout is None or layout.shape or layout.dtype != "int64":
-        return "they are not one class a sample"
+        return "they are not one class a sample, int64"
     functions = [option for option in ("transform", "target_transform") if getattr(config, option) is not None]
     seen = [option for option in functions if config.fields or option == "target_transform"]
     return f"{seen[0]} would see the number of its own source" if seen else ""
