@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from prefetchd.ring.layout import FieldLayout
 
 _MOST_FDS = 250  # of one message
+_BUFFER_BYTES = 512 << 10  # for the files of each source of images after the first, which every reader has
 Classes = dict[str, "tuple[str, ...] | None"]  # names by number, of each field that has labels; `None`: numbers
 
 
@@ -109,6 +110,7 @@ def _facts(
     parts: Sequence[Source], sources: list[tuple[str, int]], classes: Classes, labels: Sequence[str]
 ) -> SourceFacts:
     facts = [part.facts for part in parts]
+    n_more = max(0, sum(isinstance(part, ImageSource) for part in parts) - 1)
     versions: dict[str, str] = {}
     for each in facts:
         for name, version in each.versions.items():
@@ -121,7 +123,7 @@ def _facts(
         fields=facts[0].fields,
         classes=classes[labels[0]] if labels else None,
         shared_bytes=sum(each.shared_bytes for each in facts),
-        reader_bytes=sum(each.reader_bytes for each in facts),
+        reader_bytes=sum(each.reader_bytes for each in facts) + _BUFFER_BYTES * n_more,
         max_task_rows=min(each.max_task_rows for each in facts),
         answers_together=all(each.answers_together for each in facts),
         sources=tuple(sources),
