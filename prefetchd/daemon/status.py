@@ -220,7 +220,20 @@ def _dataset(dataset: Dataset) -> dict[str, Any]:
         "batch_shape": [dataset.config.batch_size, *first.shape],
         "batch_dtype": first.dtype,
         "cache": None if dataset.source.cache is None else dataset.source.cache.report(),
+        "mix": _mix(dataset),
     }
+
+
+def _mix(dataset: Dataset) -> list[dict[str, Any]] | None:
+    """Return the sources of a mixture, with their sizes, and what they have of the first epoch; else `None`."""
+    mixture = dataset.order.mixture
+    if mixture is None:
+        return None
+    sources = zip(dataset.source.facts.sources, mixture.sizes, mixture.counts(0), strict=True)
+    return [
+        {"source": name, "samples": size, "epoch_samples": count, "share": round(count / mixture.n_samples, 6)}
+        for (name, _), size, count in sources
+    ]
 
 
 def ready_line(report: dict[str, Any], attach_hint: str) -> str:
