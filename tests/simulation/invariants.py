@@ -234,7 +234,7 @@ class Watch:
         if reason == "slower loop":
             bound_s = spec.patience_s + _SLACK_S + sum(fault.for_s for fault in spec.faults if "daemon" in fault.what)
         elif reason == "other loaders":
-            bound_s = consumer.attachment.request.start_timeout_s + _SLACK_S
+            bound_s = consumer.attachment.request.start_timeout_s + _SLACK_S + self._stopped_s()
         elif reason == "slots":
             bound_s = max(loop.hold_timeout_s for loop in spec.loops) + _SLACK_S + 2 * _LOOK_S + self._stopped_s()
         elif reason == "readers that have nothing to do":
