@@ -30,7 +30,8 @@ UNREAD_SUFFIXES = (
 IMAGE_OPTIONS = (
     "image_size", "color", "dtype", "scale", "mean", "std", "layout", "resize", "interpolation", "shrink_on_load",
     "max_image_pixels", "channels", "augment", "views", "transform", "target_transform", "target", "mask_border",
-    "cache", "cache_size", "cache_image_size", "box_format", "source_box_format", "max_boxes", "min_visible", "crowds",
+    "cache", "cache_size", "cache_image_size", "cache_format", "cache_quality", "box_format", "source_box_format",
+    "max_boxes", "min_visible", "crowds",
 )  # fmt: skip
 BOX_OPTIONS = ("box_format", "source_box_format", "min_visible", "crowds")
 OBJECT_OPTIONS = (*BOX_OPTIONS, "max_boxes")
