@@ -26,6 +26,7 @@ from prefetchd.config.options import (
     Resize,
     Target,
 )
+from prefetchd.config.order_options import Stop
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,6 +83,9 @@ class DataOptions(TypedDict, total=False):
     order: str | bytes | os.PathLike[str] | Sequence[int] | np.ndarray[Any, Any] | None
     weights: str | bytes | os.PathLike[str] | Sequence[float] | np.ndarray[Any, Any] | None
     epoch_samples: int | None
+    mix: Mapping[Any, float | str | Sequence[float]] | Sequence[Any] | None
+    mix_temperature: float | None
+    stop: Stop | None
     limit: int | None
     on_error: OnError | None
     max_image_pixels: int | None

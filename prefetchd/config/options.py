@@ -325,6 +325,8 @@ def wire_options(options: Mapping[str, Any]) -> dict[str, Any]:
             wire[name] = wire_path(wire[name])
     if wire.get("weights") is not None:  # a column, or a path
         wire["weights"] = wire_path(wire["weights"])
+    if "mix" in wire:
+        wire["mix"] = [wire_path(text) for text in wire["mix"]]
     if "python_path" in wire:
         wire["python_path"] = [wire_path(folder) for folder in wire["python_path"]]
     return wire

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from prefetchd.config.options import Config
@@ -55,7 +57,11 @@ _INSPECTED = "prefetchd.data.images.inspection", "InspectedImages"  # made by `v
 
 
 def open_source(
-    config: Config, malformed: list[MalformedLine] | None = None, *, table: PassedTable | None = None
+    config: Config,
+    malformed: list[MalformedLine] | None = None,
+    *,
+    table: PassedTable | None = None,
+    passed: Mapping[str, PassedTable] = MappingProxyType({}),
 ) -> Source:
     """Open and check the data set that `config.source` names, in the daemon.
 
@@ -63,11 +69,16 @@ def open_source(
         config: the options.
         malformed: collects malformed lines of a list, which are left out then; without it they are refused.
         table: the source, if it is in the memory of the daemon's starter; owned.
+        passed: what options name that is in that memory, by option; of it the sources of a mixture become owned.
 
     Raises:
         ManifestError: if it cannot be served, with the reason.
         ConfigError: if an option means nothing for it, or a library that it needs is not installed.
     """
+    if config.mix:
+        from prefetchd.data.mix.opener import open_mix
+
+        return open_mix(config, passed, open_source)
     if table is not None:
         from prefetchd.data.table.memory import open_memory
 
@@ -124,6 +135,10 @@ def attach_source(config: Config, handle: dict[str, Any], fds: list[int]) -> Sou
     """Return, in a reader, the source that the daemon opened; owns `fds`."""
     kind = handle["kind"]
     source: Source
+    if kind == "mix":
+        from prefetchd.data.mix.opener import attach_mix
+
+        return attach_mix(config, handle, fds, attach_source)
     if kind in _SOURCES:
         source = _class(_SOURCES[kind]).attach(config, handle, fds)
         return source

@@ -178,7 +178,8 @@ class Watch:
         """Return what a loop waits for, as `status` has it; with the loop and the epoch that it is waited for in."""
         found = _waits_for(consumer, daemon._consumers, is_short_of_memory=daemon._memory.target.paused)
         assert found is not None
-        head = daemon._consumers.pacer.waits.get(consumer.number)
+        group = daemon._consumers.groups.of(consumer)
+        head = daemon._consumers.pacer.waits.get(consumer.number if group is None else group.cursor.consumer)
         if found["reason"] == "slower loop" and head is not None:
             if head.patience_s and not head.patience_left_s:
                 cursors, n_slots = daemon._consumers.cursors, len(daemon._ring.slots)

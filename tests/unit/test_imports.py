@@ -46,6 +46,8 @@ PURE = (
     "sampling.permutation",
     "sampling.places",
     "sampling.blocks",
+    "sampling.apportion",
+    "sampling.mixture",
     "ring.layout",
     "ring.slots",
     "daemon.schedule.cursor",

@@ -99,6 +99,7 @@ def _build(name: str, config: Config) -> int:
         shuffle_block=None,
         weights=None,  # each sample that may be drawn
         epoch_samples=None,
+        stop="last" if config.mix else "first",
         drop_last=False,
         on_error="skip",
     )

@@ -64,6 +64,11 @@ class MemoryArrays(MappedSource):
         """Name and row of a sample."""
         return f"{self._name} row {sample_id}"
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether there are labels."""
+        return self._y is not None
+
     def labels(self) -> NDArray[Any] | None:
         """Return y; see `MappedSource.labels`."""
         return self._y

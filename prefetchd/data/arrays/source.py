@@ -145,6 +145,11 @@ class MappedSource(ABC):
         """Return the labels, (samples, ...), numbers; `None` without any. Of labels that are arrays no row is read."""
         return None
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether y is more than the row's number."""
+        return True
+
     @abstractmethod
     def _fill(self, ids: NDArray[np.int64], x: NDArray[Any], y: NDArray[Any]) -> None:
         """Write the samples `ids` into `x` and `y`; an `OSError` is the fault of the only one."""
@@ -226,6 +231,11 @@ class ArraySource(MappedSource):
     def labels(self) -> NDArray[Any] | None:
         """Return y, read whole; see `MappedSource.labels`."""
         return None if self._y is None else read_rows(self._y)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether there are labels."""
+        return self._y is not None
 
     def _fill(self, ids: NDArray[np.int64], x: NDArray[Any], y: NDArray[Any]) -> None:
         self._x_rows.fill(ids, x)
