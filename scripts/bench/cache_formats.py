@@ -1,6 +1,6 @@
 """Space and speed of what a cache keeps: the originals, raw rows, and rows of JPEG, side by side.
 
-    python scripts/bench/cache_formats.py [MANIFEST] [--sizes 256,352] [--quality 90] [--images 200] [--rounds 5]
+    python scripts/bench/cache_formats.py [MANIFEST] [--originals 375x500] [--sizes 256,352] [--quality 90]
 
 One process and thread; no daemon. KiB and processor time an image until its pixels can be cropped, medians of
 interleaved rounds. Files and rows are in the page cache.
@@ -60,9 +60,22 @@ def read_original(path: Path) -> Any:
     return decode.decode_image(data, decode.identify(data), color="rgb", reduction=1)
 
 
+def resized(paths: list[Path], folder: Path, height: int, width: int) -> list[Path]:
+    """Write each image with these sides; return the new paths."""
+    found = []
+    for number, path in enumerate(paths):
+        found.append(folder / f"{number}.jpg")
+        image = cv2.resize(cv2.imread(str(path)), (width, height), interpolation=cv2.INTER_AREA)
+        cv2.imwrite(str(found[-1]), image, (cv2.IMWRITE_JPEG_QUALITY, 95))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("manifest", nargs="?", type=Path, help="`path label` a line; photographs are made without")
+    parser.add_argument(
+        "--originals", metavar="HxW", help="resize the originals to this first, quality 95 (as they are)"
+    )
     parser.add_argument("--sizes", default="256,352", help="values of cache_image_size (256,352)")
     parser.add_argument("--quality", type=int, default=90)
     parser.add_argument("--images", type=int, default=200)
@@ -76,6 +89,8 @@ def main() -> None:
     ):
         lines = manifest.read_text().splitlines()[: options.images]
         paths = [manifest.parent / line.rsplit(" ", 1)[0] for line in lines]
+        if options.originals:
+            paths = resized(paths, Path(name), *map(int, options.originals.split("x")))
         images = [read_original(path) for path in paths]
 
         def originals() -> None:
