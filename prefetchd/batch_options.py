@@ -97,6 +97,8 @@ class DataOptions(TypedDict, total=False):
     cache: str | bytes | os.PathLike[str] | None
     cache_size: str | int | None
     cache_image_size: int | str | tuple[int, int] | None
+    cache_format: Literal["raw", "jpeg"] | None
+    cache_quality: int | None
 
 
 class BatchOptions(DataOptions, total=False):

@@ -40,6 +40,8 @@ MAX_BATCH_SIZE = 1 << 18
 MAX_OBJECTS = 1 << 16  # of a sample that are delivered
 MAX_CHANNELS = 512
 
+DEFAULT_QUALITY = 90  # of JPEG rows in a cache
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config(OrderOptions):
@@ -249,6 +251,12 @@ class Config(OrderOptions):
         None,
         "fit images into this size first, cached or not; what a cache keeps under random crops and turns (none)",
         metavar="PX|HxW",
+    )
+    cache_format: Literal["raw", "jpeg"] = option(
+        "raw", "how kept images are stored: raw, or jpeg in a fifth of the space, cached or not (raw)", later=True
+    )
+    cache_quality: int = option(
+        DEFAULT_QUALITY, "quality of cache_format jpeg, 1 to 100 (90)", metavar="N", limits=(1, 100), later=True
     )
     name: str = option("default", "name that consumers attach to (default, or PREFETCHD_NAME)", content=False)
 

@@ -39,6 +39,7 @@ _IMAGES = {
     "manifest": ("prefetchd.data.manifest.records", "Manifest"),
     "tar": ("prefetchd.data.tar.records", "TarShards"),
     "parquet": ("prefetchd.data.parquet.records", "ParquetRecords"),
+    "packed": ("prefetchd.data.packed.records", "PackedRecords"),
     "objects": ("prefetchd.data.table.object_records", "ObjectRecords"),  # with target="boxes" or "keypoints"
     "arrow": ("prefetchd.data.table.arrow_files", "ArrowFiles"),
     "table": ("prefetchd.data.table.records", "TableRecords"),  # from memory, never opened by name
