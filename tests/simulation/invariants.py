@@ -122,7 +122,7 @@ class Watch:
         if cursor is None:  # a member of a group
             return
         within = ring.held_by(number) < cursor.guaranteed_slots
-        if cursor.waiting and (within or slot.leases) or (within and slot.leases):
+        if (cursor.waiting and (within or slot.leases)) or (within and slot.leases):
             return
         spare = len(ring.slots) - ring.leased_slots - (not slot.leases)
         needed = 0 if within else 1

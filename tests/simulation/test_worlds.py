@@ -29,7 +29,10 @@ _ALWAYS = 50  # the others run once in CI
 # another thread goes on at the state that the first loop has loaded. 200422: a group waits for a slower loop. 200518: a
 # reader hangs in the kernel when the daemon stops, and its fork server is gone. 202251: more batches fail than the
 # daemon remembers, and it tries them again without end.
-_FOUND = (5065, 5091, 5101, 5109, 5149, 7128, 7187, 7261, 7383, 7410, 7516, 7543, 200220, 200371, 200422, 200518, 202251)
+_FOUND = (
+    5065, 5091, 5101, 5109, 5149, 7128, 7187, 7261, 7383, 7410,
+    7516, 7543, 200220, 200371, 200422, 200518, 202251,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
