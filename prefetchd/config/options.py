@@ -163,6 +163,13 @@ class Config(OrderOptions):
     missing_label: str | None = option(
         None, "label of samples whose label is empty or not a number (refused)", metavar="LABEL"
     )
+    index: str | None = option(
+        None,
+        "tar shards: file that `prefetchd index` wrote, so that they are not gone through again (none)",
+        metavar="FILE",
+        content=False,
+        later=True,
+    )
     x_column: str | None = option(
         None,
         "the path's column (name, or number from 0), key (JSONL), the image's extension (tar), or x's name (.npz)",
@@ -302,7 +309,7 @@ _OWN = {field.name: field for field in dataclasses.fields(Config) if field.name 
 _BEFORE = tuple(_OWN)[: tuple(_OWN).index("drop_last") + 1]
 OPTIONS = {**{name: _OWN[name] for name in _BEFORE}, **_ORDER, **_OWN}
 OPTION_TYPES: dict[str, Any] = typing.get_type_hints(Config)
-PATH_OPTIONS = ("source", "root", "labels", "offsets", "cache", "subset", "order")
+PATH_OPTIONS = ("source", "root", "labels", "offsets", "index", "cache", "subset", "order")
 NUMBER_OPTIONS = ("subset", "order", "weights")  # in Python they may also be arrays
 LIVE_OPTIONS = ("memory_budget", "num_workers")  # what `prefetchd set` changes
 # Where one daemon serves several data sets, these are the daemon's own, and the same for all of them.
