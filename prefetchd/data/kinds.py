@@ -39,7 +39,7 @@ MASK_OPTIONS = ("target", "mask_border")
 LIST_OPTIONS = ("root", "label_columns", "label_separator", "missing_label")
 COLUMN_OPTIONS = ("x_column", "y_column")
 ARRAY_OPTIONS = ("labels",)
-SEQUENCE_OPTIONS = ("offsets", "max_length", "padding", "truncating", "pad_value", "lengths")
+SEQUENCE_OPTIONS = ("offsets", "max_length", "padding", "truncating", "pad_value", "lengths", "pack")
 
 
 class InapplicableOption(ConfigError):

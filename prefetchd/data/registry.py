@@ -48,6 +48,7 @@ _SOURCES = {
     "arrays": ("prefetchd.data.arrays.source", "ArraySource"),
     "memory_arrays": ("prefetchd.data.arrays.memory", "MemoryArrays"),  # never opened by name
     "sequences": ("prefetchd.data.arrays.sequences", "SequenceSource"),
+    "packed": ("prefetchd.data.arrays.packed", "PackedSource"),
 }
 _SERVED = "prefetchd.data.images.source", "ImageSource"
 _VIEWS = "prefetchd.data.images.views", "ViewsSource"
@@ -83,7 +84,9 @@ def open_source(
         from prefetchd.data.table.memory import open_memory
 
         return open_memory(config, table)
-    kind: str = "sequences" if config.offsets is not None else kind_of(config.source)
+    kind: str = kind_of(config.source)
+    if config.offsets is not None:
+        kind = "packed" if config.pack is not None else "sequences"
     if config.fields:
         from prefetchd.data.table.opener import open_fields, open_table
 
