@@ -32,6 +32,7 @@ Interpolation = Literal["nearest", "linear", "cubic", "area", "lanczos"]
 OnError = Literal["raise", "skip", "substitute"]
 End = Literal["pre", "post"]
 Lengths = Literal["none", "x", "y"]
+Pack = Literal["concat", "first_fit"]
 Target = Literal["label", "mask", "boxes", "keypoints"]
 BoxFormat = Literal["xyxy", "xywh", "cxcywh", "xyxy_normalized", "xywh_normalized", "cxcywh_normalized"]
 
@@ -203,6 +204,13 @@ class Config(OrderOptions):
     pad_value: float = option(0.0, "sequences: what is padded with (0)", metavar="X")
     lengths: Lengths = option(
         "none", "sequences: put each one's length in x as its first column, or in y as its last (none)"
+    )
+    pack: Pack | None = option(
+        None,
+        "sequences: put several in a row of max_length, as tokens, document_ids and positions: end to end and cut "
+        "(concat), or whole ones where they fit (first_fit)",
+        metavar="concat|first_fit",
+        later=True,
     )
 
     python_path: tuple[str, ...] = option(
