@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import signal
 import statistics
@@ -103,6 +104,40 @@ def pytest_collection_finish() -> None:
     settings(max_examples=1)(given(none())(lambda _: None))()
     gc.collect()
     gc.freeze()
+
+
+def _restore_loggers() -> str:
+    """Give the loggers the state that Python begins with; return what they were, if it was another."""
+    root, ours = logging.getLogger(), logging.getLogger("prefetchd")
+    found = root.level, ours.level, ours.disabled, ours.propagate, logging.root.manager.disable
+    if found == (logging.WARNING, logging.NOTSET, False, True, logging.NOTSET):
+        return ""
+    root.setLevel(logging.WARNING)
+    ours.setLevel(logging.NOTSET)
+    ours.disabled, ours.propagate = False, True
+    logging.disable(logging.NOTSET)
+    return "level of root {}, of prefetchd {}, disabled {}, propagates {}, off up to {}".format(*found)
+
+
+@pytest.fixture(autouse=True)
+def log_as_at_first(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Give each test the loggers as Python has them: a library that a test imports may turn them down for all later.
+
+    Who left them otherwise is named at the end of the run.
+    """
+    before = _restore_loggers()
+    yield
+    after = _restore_loggers()
+    for when, found in (("before", before), ("by", after)):
+        if found:
+            request.node.user_properties.append(("log", f"{when} {request.node.nodeid}: {found}"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = (each for reports in terminalreporter.stats.values() for each in reports)
+    said = {value for each in reports for name, value in getattr(each, "user_properties", ()) if name == "log"}
+    for line in sorted(said):
+        terminalreporter.write_line(f"the loggers were changed {line}")
 
 
 @pytest.fixture(autouse=True)

@@ -32,6 +32,7 @@ Interpolation = Literal["nearest", "linear", "cubic", "area", "lanczos"]
 OnError = Literal["raise", "skip", "substitute"]
 End = Literal["pre", "post"]
 Lengths = Literal["none", "x", "y"]
+Pack = Literal["concat", "first_fit"]
 Target = Literal["label", "mask", "boxes", "keypoints"]
 BoxFormat = Literal["xyxy", "xywh", "cxcywh", "xyxy_normalized", "xywh_normalized", "cxcywh_normalized"]
 
@@ -39,6 +40,8 @@ BoxFormat = Literal["xyxy", "xywh", "cxcywh", "xyxy_normalized", "xywh_normalize
 MAX_BATCH_SIZE = 1 << 18
 MAX_OBJECTS = 1 << 16  # of a sample that are delivered
 MAX_CHANNELS = 512
+
+DEFAULT_QUALITY = 90  # of JPEG rows in a cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,6 +205,13 @@ class Config(OrderOptions):
     lengths: Lengths = option(
         "none", "sequences: put each one's length in x as its first column, or in y as its last (none)"
     )
+    pack: Pack | None = option(
+        None,
+        "sequences: put several in a row of max_length, as tokens, document_ids and positions: end to end and cut "
+        "(concat), or whole ones where they fit (first_fit)",
+        metavar="concat|first_fit",
+        later=True,
+    )
 
     python_path: tuple[str, ...] = option(
         (),
@@ -256,6 +266,12 @@ class Config(OrderOptions):
         None,
         "fit images into this size first, cached or not; what a cache keeps under random crops and turns (none)",
         metavar="PX|HxW",
+    )
+    cache_format: Literal["raw", "jpeg"] = option(
+        "raw", "how kept images are stored: raw, or jpeg in a fifth of the space, cached or not (raw)", later=True
+    )
+    cache_quality: int = option(
+        DEFAULT_QUALITY, "quality of cache_format jpeg, 1 to 100 (90)", metavar="N", limits=(1, 100), later=True
     )
     name: str = option("default", "name that consumers attach to (default, or PREFETCHD_NAME)", content=False)
 
@@ -324,6 +340,8 @@ def wire_options(options: Mapping[str, Any]) -> dict[str, Any]:
             wire[name] = wire_path(wire[name])
     if wire.get("weights") is not None:  # a column, or a path
         wire["weights"] = wire_path(wire["weights"])
+    if "mix" in wire:
+        wire["mix"] = [wire_path(text) for text in wire["mix"]]
     if "python_path" in wire:
         wire["python_path"] = [wire_path(folder) for folder in wire["python_path"]]
     return wire

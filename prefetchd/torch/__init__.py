@@ -66,6 +66,7 @@ class TensorBatch(InEpoch, Named):  # type: ignore[misc]  # index hides tuple.in
     """
 
     sample_ids: NDArray[np.int64]
+    _layout: BatchLayout
 
     if TYPE_CHECKING:
         x: torch.Tensor
@@ -79,8 +80,13 @@ class TensorBatch(InEpoch, Named):  # type: ignore[misc]  # index hides tuple.in
     ) -> TensorBatch:
         """Return `tensors`, one for each array of `layout`, with the place of `batch`."""
         made: TensorBatch = tuple.__new__(class_of(batch._fields, TensorBatch), joined(layout, tensors))
-        made._grant, made.sample_ids = batch.place, sample_ids
+        made._grant, made.sample_ids, made._layout = batch.place, sample_ids, layout
         return made
+
+    @property
+    def source(self) -> Any:
+        """(rows,) int64, a numpy array: the number of each sample's source, as in `prefetchd.batches`."""
+        return self._layout.source_numbers(self.sample_ids)
 
     def strings(self, name: str) -> list[str]:
         """Return the text of each sample in the field `name`; see `prefetchd.Batch.strings`."""
@@ -256,9 +262,12 @@ class TensorLoader(BaseLoader[TensorBatch], IterableDataset[TensorBatch]):
                         yield self._deliver(ahead.popleft(), copies)
                     return
                 arriving = copies.start(batch.root, batch.place.rows)
-                tensors = TensorBatch.of(batch, self._loader.layout, arriving.tensors, batch.sample_ids.copy())
+                rows = (
+                    [tensor[batch.first_row :] for tensor in arriving.tensors] if batch.first_row else arriving.tensors
+                )
+                tensors = TensorBatch.of(batch, self._loader.layout, rows, batch.sample_ids.copy())
                 ahead.append(_Ahead(tensors, arriving, self._loader.position))
-                del batch, tensors, arriving
+                del batch, tensors, arriving, rows
                 if len(ahead) > 1:
                     yield self._deliver(ahead.popleft(), copies)
         finally:

@@ -25,6 +25,7 @@ SCRIPTS = {
     "bad_samples": ("MANIFEST --samples 16 --rounds 1", "ratio"),
     "budget": ("--only '2 readers' --seconds 0.2", "2 readers"),
     "cache": ("MANIFEST --images 64 --image-size 32 --batch-size 8 --batches 16 --rounds 1", "bare copy"),
+    "cache_formats": ("MANIFEST --images 8 --rounds 1 --sizes 32", "jpeg 32"),
     "chaos": ("--cells --only daemon-SIGKILL-ready", "1 of 116 cells, 0 promises broken"),
     "detection": ("MANIFEST --rounds 1 --epochs 1", "prefetchd"),
     "decode": ("MANIFEST --images 8 --rounds 1", "cv2, full size"),
