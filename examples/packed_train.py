@@ -21,11 +21,14 @@ import prefetchd.torch
 LENGTH, VOCABULARY, WIDTH, PAD = 128, 32, 64, 0
 
 
-def write_documents(folder: Path, count: int = 1500) -> None:
+def write_documents(folder: Path, count: int = 600) -> None:
     rng = np.random.default_rng(0)
     lengths = rng.integers(4, 60, count)
     steps, firsts = rng.integers(1, 4, count), rng.integers(0, VOCABULARY - 1, count)
-    documents = [(first + step * np.arange(n)) % (VOCABULARY - 1) + 1 for n, step, first in zip(lengths, steps, firsts)]
+    documents = [
+        (first + step * np.arange(n)) % (VOCABULARY - 1) + 1
+        for n, step, first in zip(lengths, steps, firsts, strict=True)
+    ]
     np.save(folder / "tokens.npy", np.concatenate(documents).astype(np.int32))
     np.save(folder / "offsets.npy", np.concatenate(([0], np.cumsum(lengths))))
 
