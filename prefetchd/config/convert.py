@@ -260,6 +260,8 @@ def absolute_path(path: str) -> str:
     Raises:
         ConfigError: if it is relative, and the working directory was removed or cannot be read.
     """
+    if "://" in path:
+        return path
     try:
         return os.path.abspath(os.path.expanduser(path))
     except OSError as error:
@@ -274,7 +276,7 @@ def comparable(name: str, value: Any) -> Any:
     if name in ("memory_budget", "cache_size"):
         with contextlib.suppress(ConfigError):
             return "%" in value, parse_bytes(value, whole_bytes=1 << 50)
-    if name in ("root", "labels", "offsets", "cache", "subset", "order") and value is not None:
+    if name in ("root", "labels", "offsets", "index", "cache", "subset", "order") and value is not None:
         return absolute_path(value)
     if name in ("mean", "std") and value is not None:
         return value[0] if len(set(value)) == 1 else value

@@ -41,6 +41,8 @@ MAX_BATCH_SIZE = 1 << 18
 MAX_OBJECTS = 1 << 16  # of a sample that are delivered
 MAX_CHANNELS = 512
 
+DEFAULT_QUALITY = 90  # of JPEG rows in a cache
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config(OrderOptions):
@@ -162,6 +164,13 @@ class Config(OrderOptions):
     missing_label: str | None = option(
         None, "label of samples whose label is empty or not a number (refused)", metavar="LABEL"
     )
+    index: str | None = option(
+        None,
+        "tar shards: file that `prefetchd index` wrote, so that they are not gone through again (none)",
+        metavar="FILE",
+        content=False,
+        later=True,
+    )
     x_column: str | None = option(
         None,
         "the path's column (name, or number from 0), key (JSONL), the image's extension (tar), or x's name (.npz)",
@@ -258,6 +267,12 @@ class Config(OrderOptions):
         "fit images into this size first, cached or not; what a cache keeps under random crops and turns (none)",
         metavar="PX|HxW",
     )
+    cache_format: Literal["raw", "jpeg"] = option(
+        "raw", "how kept images are stored: raw, or jpeg in a fifth of the space, cached or not (raw)", later=True
+    )
+    cache_quality: int = option(
+        DEFAULT_QUALITY, "quality of cache_format jpeg, 1 to 100 (90)", metavar="N", limits=(1, 100), later=True
+    )
     name: str = option("default", "name that consumers attach to (default, or PREFETCHD_NAME)", content=False)
 
     @property
@@ -302,7 +317,7 @@ _OWN = {field.name: field for field in dataclasses.fields(Config) if field.name 
 _BEFORE = tuple(_OWN)[: tuple(_OWN).index("drop_last") + 1]
 OPTIONS = {**{name: _OWN[name] for name in _BEFORE}, **_ORDER, **_OWN}
 OPTION_TYPES: dict[str, Any] = typing.get_type_hints(Config)
-PATH_OPTIONS = ("source", "root", "labels", "offsets", "cache", "subset", "order")
+PATH_OPTIONS = ("source", "root", "labels", "offsets", "index", "cache", "subset", "order")
 NUMBER_OPTIONS = ("subset", "order", "weights")  # in Python they may also be arrays
 LIVE_OPTIONS = ("memory_budget", "num_workers")  # what `prefetchd set` changes
 # Where one daemon serves several data sets, these are the daemon's own, and the same for all of them.

@@ -32,6 +32,7 @@ _CONVERTERS: dict[str, Callable[[object], Any]] = {
     "root": convert.path,
     "labels": convert.path,
     "offsets": convert.path,
+    "index": convert.path,
     "subset": convert.path,
     "order": convert.path,
     "weights": selection.canonical_weights,

@@ -20,6 +20,7 @@ from prefetchd.data.kinds import (
     MASK_OPTIONS,
     OBJECT_TARGETS,
     SEQUENCE_OPTIONS,
+    TAR_OPTIONS,
     kind_of,
     refuse_given,
     refuse_other_targets,
@@ -39,6 +40,7 @@ _IMAGES = {
     "manifest": ("prefetchd.data.manifest.records", "Manifest"),
     "tar": ("prefetchd.data.tar.records", "TarShards"),
     "parquet": ("prefetchd.data.parquet.records", "ParquetRecords"),
+    "packed": ("prefetchd.data.packed.records", "PackedRecords"),
     "objects": ("prefetchd.data.table.object_records", "ObjectRecords"),  # with target="boxes" or "keypoints"
     "arrow": ("prefetchd.data.table.arrow_files", "ArrowFiles"),
     "table": ("prefetchd.data.table.records", "TableRecords"),  # from memory, never opened by name
@@ -48,7 +50,7 @@ _SOURCES = {
     "arrays": ("prefetchd.data.arrays.source", "ArraySource"),
     "memory_arrays": ("prefetchd.data.arrays.memory", "MemoryArrays"),  # never opened by name
     "sequences": ("prefetchd.data.arrays.sequences", "SequenceSource"),
-    "packed": ("prefetchd.data.arrays.packed", "PackedSource"),
+    "packed_sequences": ("prefetchd.data.arrays.packed", "PackedSource"),
 }
 _SERVED = "prefetchd.data.images.source", "ImageSource"
 _VIEWS = "prefetchd.data.images.views", "ViewsSource"
@@ -86,7 +88,9 @@ def open_source(
         return open_memory(config, table)
     kind: str = kind_of(config.source)
     if config.offsets is not None:
-        kind = "packed" if config.pack is not None else "sequences"
+        kind = "packed_sequences" if config.pack is not None else "sequences"
+    if kind != "tar":
+        refuse_given(config, TAR_OPTIONS, "tar shards")
     if config.fields:
         from prefetchd.data.table.opener import open_fields, open_table
 
@@ -137,6 +141,10 @@ def _refuse_other_targets(config: Config, is_list: bool, kind: str) -> None:
 def attach_source(config: Config, handle: dict[str, Any], fds: list[int]) -> Source:
     """Return, in a reader, the source that the daemon opened; owns `fds`."""
     kind = handle["kind"]
+    if "://" in config.source:
+        from prefetchd.data.stores.client import limit_retries
+
+        limit_retries(config.reader_timeout)
     source: Source
     if kind == "mix":
         from prefetchd.data.mix.opener import attach_mix

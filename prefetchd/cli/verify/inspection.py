@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefetchd.cli.verify.findings import KEPT, Inspected
-from prefetchd.config.options import Config
+from prefetchd.config.options import DEFAULT_QUALITY, Config
 from prefetchd.daemon.memory.limits import machine_limits
 from prefetchd.daemon.memory.manager import MemoryManager
 from prefetchd.daemon.memory.plan import make_plan, reader_limits
@@ -127,8 +127,9 @@ class _Inspection:
     def _build(self, config: Config) -> None:
         # Whole images: of a random crop, only the rows that it shows are decoded.
         config = dataclasses.replace(
-            config, augment=(), views=(), cache=None, cache_size="auto", cache_image_size=None, on_error="skip",
-            shuffle=False, shuffle_block=None, weights=None, epoch_samples=None, drop_last=False, batch_size=BATCH_ROWS,
+            config, augment=(), views=(), cache=None, cache_size="auto", cache_image_size=None, cache_format="raw",
+            cache_quality=DEFAULT_QUALITY, on_error="skip", shuffle=False, shuffle_block=None, weights=None,
+            epoch_samples=None, drop_last=False, batch_size=BATCH_ROWS,
         )  # fmt: skip
         source = open_source(config, self.malformed)
         if not isinstance(source, ImageSource):

@@ -42,7 +42,7 @@ _INT32_END = 1 << 31
 class PackedSource(MappedSource):
     """Rows of `max_length` tokens, with the document and the position in it of each."""
 
-    _kind = "packed"
+    _kind = "packed_sequences"
 
     def __init__(self, config: Config, tokens: ArraySet, columns: Columns, fd: int) -> None:
         """Take over `fd`, which has the file of tokens for the readers, and the table. Use `open` or `attach`."""
