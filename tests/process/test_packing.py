@@ -85,6 +85,9 @@ def test_any_number_of_readers_and_ranks_and_any_place_give_the_same_rows(corpus
     with prefetchd.batches(num_workers=2, epochs=2, **options) as loader:
         loader.load_state_dict(state)
         assert [batch_rows(batch) for batch in loader] == batches[n + 4 : 2 * n]
+    with prefetchd.batches(num_workers=1, epochs=2, **{**options, "batch_size": 6}) as loader:
+        loader.load_state_dict(state)
+        assert epoch_of(loader) == [row for batch in batches[n + 4 : 2 * n] for row in batch]
 
     ranks = [prefetchd.batches(num_workers=2, rank=rank, world_size=2, share=True, **options) for rank in range(2)]
     shares = [[batch_rows(batch) for batch in loader if not batch.repeated] for loader in ranks]
