@@ -21,7 +21,7 @@ import prefetchd.torch
 LENGTH, VOCABULARY, WIDTH, PAD = 128, 32, 64, 0
 
 
-def write_documents(folder: Path, count: int = 1500) -> None:
+def write_documents(folder: Path, count: int = 600) -> None:
     rng = np.random.default_rng(0)
     lengths = rng.integers(4, 60, count)
     steps, firsts = rng.integers(1, 4, count), rng.integers(0, VOCABULARY - 1, count)

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+_BITS = 8  # that lengths of a class may differ by, below their first
+
+
 @dataclass(frozen=True, slots=True)
 class Content:
     """What each of some bins has of one length class.
@@ -53,6 +56,24 @@ class Bins:
 def bins_from_wire(wire: Sequence[Any]) -> Bins:
     """Return what `Bins.to_wire` described."""
     return Bins(wire[0], tuple(Content(*each) for each in wire[1:]))
+
+
+def length_classes(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Return the class of each length, shape as `lengths`; longer ones have higher numbers.
+
+    Lengths up to 512 are classes of their own. Longer ones are rounded up to nine significant bits, by less than 1 in
+    256, so that a plan of any lengths is short, and documents enough share a class.
+    """
+    shift = np.maximum(np.frexp(lengths.astype(np.float64))[1] - (_BITS + 1), 0).astype(np.int64)
+    found: NDArray[np.int64] = -(-lengths.astype(np.int64) >> shift) + (shift << _BITS)
+    return found
+
+
+def class_sizes(classes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the greatest length of each class."""
+    shift = np.maximum((classes >> _BITS) - 1, 0)
+    found: NDArray[np.int64] = (classes - (shift << _BITS)) << shift
+    return found
 
 
 def first_fit(sizes: Sequence[int], counts: Sequence[int], capacity: int) -> tuple[list[Bins], int]:

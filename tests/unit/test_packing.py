@@ -15,7 +15,7 @@ from prefetchd.data.arrays import packed_rows
 from prefetchd.data.arrays.packed import PackedSource
 from prefetchd.errors import ConfigError, ManifestError
 from prefetchd.ring.layout import BatchLayout
-from prefetchd.sampling.first_fit import bins_from_wire, first_fit
+from prefetchd.sampling.first_fit import bins_from_wire, class_sizes, first_fit, length_classes
 from prefetchd.sampling.packing import block_documents, dealt, permuted
 from tests.unit.test_arrays import attached, no_descriptor_is_left, saved  # noqa: F401
 from tests.unit.test_sequences import ragged
@@ -204,7 +204,7 @@ def test_a_document_longer_than_a_row_becomes_full_rows_and_the_rest(tmp_path):
 
 
 def test_long_rows_round_lengths_up_so_that_documents_change_places(tmp_path):
-    """With more than 1024 lengths, neighbours share a class; the rows stay right, and nothing overlaps."""
+    """Lengths that are near share a class; the rows stay right, and nothing overlaps."""
     lengths = np.random.default_rng(4).integers(1, 5000, 400).tolist()
     sequences, options = packed(tmp_path, lengths, pack="first_fit", max_length=5000, shuffle=True)
     assert len(set(lengths)) > 350
@@ -220,6 +220,19 @@ def test_long_rows_round_lengths_up_so_that_documents_change_places(tmp_path):
         mates.append({frozenset(order_of(row)) for row in documents})
     assert mates[0] != mates[1]
     assert len(tokens) <= len(fitted(sequences, 5000)) + 2
+
+
+def test_classes_of_lengths_are_exact_up_to_512_and_then_near():
+    lengths = np.arange(1, 70_000)
+    classes = length_classes(lengths)
+    sizes = class_sizes(classes)
+    assert (np.diff(classes) >= 0).all()
+    np.testing.assert_array_equal(sizes[:512], lengths[:512])
+    assert (sizes >= lengths).all()
+    assert ((sizes - lengths) * 256 < lengths).all()
+    for number in np.unique(classes)[::97]:
+        assert lengths[classes == number].max() == sizes[classes == number][0]
+    assert len(np.unique(classes)) < 2500
 
 
 def test_plan_by_counts_is_the_plan_one_by_one():

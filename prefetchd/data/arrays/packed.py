@@ -23,7 +23,7 @@ from prefetchd.data.arrays.source import MappedSource, read_rows
 from prefetchd.data.kinds import COLUMN_OPTIONS, IMAGE_OPTIONS, LIST_OPTIONS, refuse_given
 from prefetchd.errors import ConfigError, ManifestError
 from prefetchd.ring.layout import FieldLayout
-from prefetchd.sampling.first_fit import bins_from_wire, first_fit
+from prefetchd.sampling.first_fit import bins_from_wire, class_sizes, first_fit, length_classes
 from prefetchd.sampling.packing import Concatenation, Documents, Fitting, Packing, block_totals, dealt
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("prefetchd")
 
-_MAX_CLASSES = 1024  # of lengths: a plan of more takes seconds
 _READER_BYTES = 8 << 20  # of a reader's own: the blocks of an epoch, and a plan
 _INT32_END = 1 << 31
 
@@ -171,10 +170,15 @@ class PackedSource(MappedSource):
 def _documents(bounds: NDArray[np.int64]) -> Documents:
     """Return the documents that have tokens, of checked offsets."""
     lengths = np.diff(bounds)
-    numbers = np.flatnonzero(lengths)
-    if len(numbers) == len(lengths):
-        return Documents(numbers, bounds[:-1], lengths)
-    return Documents(numbers, bounds[:-1][numbers], lengths[numbers])
+    numbers = np.arange(len(lengths), dtype=_narrow(len(lengths)))
+    lengths = lengths.astype(_narrow(int(lengths.max(initial=0))))
+    documents = Documents(numbers, bounds[:-1], lengths)
+    return documents if lengths.all() else documents.at(np.flatnonzero(lengths))
+
+
+def _narrow(largest: int) -> np.dtype[Any]:
+    """Return the dtype of the table's numbers up to `largest`: half the bytes, wherever they are enough."""
+    return np.dtype(np.uint32 if largest < 1 << 32 else np.int64)
 
 
 def _concatenated(config: Config, documents: Documents) -> tuple[Documents, dict[str, Any]]:
@@ -197,25 +201,26 @@ def _fitted(config: Config, documents: Documents) -> tuple[Documents, dict[str, 
     assert length is not None
     if int(documents.lengths.max()) > length:
         documents = _parts(documents, length)
-    # With a class for each length, few documents would share one where rows are long, and change places.
-    step = -(-length // _MAX_CLASSES)
-    n_classes = -(-length // step)
-    class_of = n_classes - (documents.lengths + (step - 1)) // step  # 0 for the longest
-    counts = np.bincount(class_of, minlength=n_classes)
+    class_of = length_classes(documents.lengths)
+    class_of = (int(class_of.max()) - class_of).astype(np.uint16)  # 0 for the longest; numpy sorts these by radix
+    counts = np.bincount(class_of)
     present = np.flatnonzero(counts)
-    order = class_of.astype(np.uint16).argsort(kind="stable")
-    sizes = np.minimum((n_classes - present) * step, length).tolist()
-    bins, n_rows = first_fit(sizes, counts[present].tolist(), length)
-    starts = np.concatenate(([0], counts[present].cumsum())).tolist()
-    return documents.at(order), {"rows": n_rows, "class_starts": starts, "bins": [each.to_wire() for each in bins]}
+    order = class_of.argsort(kind="stable")
+    ends = counts.cumsum()
+    documents = documents.at(order)
+    sizes = class_sizes(length_classes(documents.lengths[ends[present] - 1]))
+    bins, n_rows = first_fit(np.minimum(sizes, length).tolist(), counts[present].tolist(), length)
+    starts = [0, *ends[present].tolist()]
+    return documents, {"rows": n_rows, "class_starts": starts, "bins": [each.to_wire() for each in bins]}
 
 
 def _parts(documents: Documents, length: int) -> Documents:
     """Return documents cut into parts of at most `length` tokens."""
-    n_parts = -(-documents.lengths // length)
+    whole = documents.lengths.astype(np.int64)
+    n_parts = -(-whole // length)
     of = np.repeat(np.arange(len(documents)), n_parts)
     before = (np.arange(len(of)) - np.repeat(n_parts.cumsum() - n_parts, n_parts)) * length
-    lengths = np.minimum(documents.lengths[of] - before, length)
+    lengths = np.minimum(whole[of] - before, length).astype(_narrow(length))
     return Documents(documents.numbers[of], documents.starts[of] + before, lengths)
 
 
@@ -226,7 +231,5 @@ def _write(table: Documents, attributes: dict[str, Any]) -> Columns:
 
     with ColumnsWriter(len(table)) as writer:
         for name in ("numbers", "starts", "lengths"):
-            values = getattr(table, name)
-            is_small = name != "starts" and int(values.max()) < 1 << 32
-            writer.add_numbers(name, values.astype(np.uint32) if is_small else values)
+            writer.add_numbers(name, getattr(table, name))
         return Columns.attach(*writer.finish(attributes))
