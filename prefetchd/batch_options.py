@@ -39,6 +39,7 @@ class DataOptions(TypedDict, total=False):
     label_columns: int | None
     label_separator: str | None
     missing_label: str | float | None
+    index: str | bytes | os.PathLike[str] | None
     x_column: str | int | None
     y_column: str | int | Sequence[str | int] | None
     labels: str | bytes | os.PathLike[str] | None
@@ -99,6 +100,8 @@ class DataOptions(TypedDict, total=False):
     cache_image_size: int | str | tuple[int, int] | None
     cache_format: Literal["raw", "jpeg"] | None
     cache_quality: int | None
+    keep: str | bytes | os.PathLike[str] | None
+    keep_size: str | int | None
 
 
 class BatchOptions(DataOptions, total=False):

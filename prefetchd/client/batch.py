@@ -117,10 +117,12 @@ class Batch(InEpoch, Named):  # type: ignore[misc]  # index hides tuple.index, o
         x: the samples: (rows, height, width, channels), or as the `layout` option says.
         y: the labels: (rows,) or (rows, k), int64 or float32; masks; or what `target_transform` makes.
         root: (bytes,) uint8, all the bytes of the batch, which the others are views of.
+        first_row: how many samples of the slot stand before these; 0 except right after some resumes.
     """
 
     root: NDArray[np.uint8]
     _layout: BatchLayout
+    first_row = 0
 
     if TYPE_CHECKING:
         x: NDArray[Any]
@@ -142,18 +144,28 @@ class Batch(InEpoch, Named):  # type: ignore[misc]  # index hides tuple.index, o
 
     def copy(self) -> Batch:
         """Return the same batch in memory of its own."""
-        return Batch.of(self.place, self.root.copy(), self._layout)
+        batch = Batch.of(self.place, self.root.copy(), self._layout)
+        return batch.from_row(self.first_row) if self.first_row else batch
+
+    def from_row(self, row: int) -> Batch:
+        """Return the rows from `row` on, over the same bytes; its place is that of the whole batch."""
+        batch = tuple.__new__(type(self), rows_from(self, row))
+        batch.root, batch._layout = self.root, self._layout
+        batch._grant, batch.first_row = self._grant, self.first_row + row
+        return batch
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the slot's bytes once, and the place of the batch."""
         if self._grant is None:
             return _again, (False, self._fields, tuple(self))
+        if self.first_row:
+            return _rest_of, (self._grant, self.root, self._layout, self.first_row)
         return Batch.of, (self._grant, self.root, self._layout)
 
     @property
     def sample_ids(self) -> NDArray[np.int64]:
         """(rows,) int64: the number of each sample in the data set, from 0."""
-        return self._layout.sample_ids(self.root, self.place.rows)
+        return self._layout.sample_ids(self.root, self.place.rows)[self.first_row :]
 
     @property
     def source(self) -> NDArray[np.int64]:
@@ -224,6 +236,14 @@ def leaves_of(batch: Named) -> list[Any]:
     return [leaf for value in batch for leaf in (value if isinstance(value, Named) else (value,))]
 
 
+def rows_from(batch: Named, row: int) -> list[Any]:
+    """Return the fields of `batch` from `row` on, as views."""
+    return [
+        tuple.__new__(type(value), rows_from(value, row)) if isinstance(value, Named) else value[row:]
+        for value in batch
+    ]
+
+
 def as_dict(batch: Named) -> dict[str, Any]:
     """Return a batch as a dictionary, and fields with several arrays as dictionaries in it."""
     return {name: as_dict(value) if isinstance(value, Named) else value for name, value in batch.items()}
@@ -242,6 +262,11 @@ def joined(layout: BatchLayout, leaves: Sequence[Any]) -> tuple[Any, ...]:
             for first, end, parts in _joins(layout.names)
         ]
     )
+
+
+def _rest_of(grant: Grant, root: NDArray[np.uint8], layout: BatchLayout, row: int) -> Batch:
+    """Return a pickled batch without its first rows."""
+    return Batch.of(grant, root, layout).from_row(row)
 
 
 def _again(is_parts: bool, names: tuple[str, ...], values: tuple[Any, ...]) -> Any:

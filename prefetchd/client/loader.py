@@ -148,8 +148,9 @@ class Loader(BaseLoader[Batch]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next iteration go on from `state`. A running iteration ends, and raises if it is asked again.
 
-        The next iteration is the rest of the one that was interrupted. The number of readers, the daemon and the world
-        size may differ from those at the time of the state.
+        The next iteration is the rest of the one that was interrupted. The number of readers, the daemon, the world
+        size and `batch_size` may differ from those at the time of the state. Where no batch begins with the next
+        sample, the first batch, of rank 0 alone, is the rest of the one that has it.
 
         Raises:
             ConfigError: if it is no state, or one of other options.
@@ -162,8 +163,10 @@ class Loader(BaseLoader[Batch]):
                 f"cannot resume: the state is of epochs that begin at batch {position.rotation} (join='now'), which "
                 f"{self._shard.world_size} ranks cannot share; resume it with one loader, or begin anew"
             )
-        if position.batch and not self._shard.steps(position.batch):  # what is left gives no rank a step
-            position = dataclasses.replace(position, epoch=position.epoch + 1, batch=0)
+        if (position.batch or position.row) and not self._shard.steps(
+            position.batch
+        ):  # what is left gives no rank a step
+            position = position.next_epoch()
         with self._lock:
             self._supersede()
             self._next, self._progress = position, Progress(position)
@@ -212,6 +215,7 @@ class Loader(BaseLoader[Batch]):
             while start.epoch != progress.stop_epoch:
                 self._next_epoch = max(self._next_epoch, start.epoch + 1)
                 progress.start, progress.steps = start, 0
+                n_seen = 0 if shard.rank else start.row
                 for step in range(1, shard.steps(start.batch) + 1):
                     # In a list that is emptied as it is yielded: a name would hold the batch while the user has it.
                     try:
@@ -220,8 +224,10 @@ class Loader(BaseLoader[Batch]):
                         ready = [self._ask(progress, take)]
                         next_batch = self._connection.next_batch
                     progress.steps = step
+                    if n_seen:
+                        ready, n_seen = [ready.pop().from_row(n_seen)], 0
                     yield ready.pop()
-                start = dataclasses.replace(start, epoch=start.epoch + 1, batch=0)
+                start = start.next_epoch()
         finally:
             self._connection.close_cursor(progress.serial)
 
@@ -275,7 +281,8 @@ class Loader(BaseLoader[Batch]):
         """Return the batch that a loop at `position` gets next: for loops that run ahead of their user's."""
         self._refuse_in_group("peek at the next batch of")
         shard = dataclasses.replace(self._shard, rotation=position.rotation)
-        return self.batch_at(position.epoch, shard.batch(0, position.batch)[0])
+        batch = self.batch_at(position.epoch, shard.batch(0, position.batch)[0])
+        return batch.from_row(position.row) if position.row and not shard.rank else batch
 
     def batch_at(self, epoch: int, index: int) -> Batch:
         """Return batch number `index` of `epoch` over all ranks, in memory of its own.

@@ -1,7 +1,8 @@
 """The state of a loader: what `state_dict` returns, and whether a state fits what is served now. Pure.
 
-A state names a position in the sequence of batches that all ranks see together, so it fits any number of readers, any
-daemon and any world size. It names the options and the data of that sequence by digests, so it fits no other sequence.
+A state names a position in the sequence of samples that all ranks see together, so it fits any number of readers, any
+daemon, world size and batch size. It names the other options and the data of that sequence by digests, so it fits no
+other sequence.
 """
 
 from __future__ import annotations
@@ -9,16 +10,19 @@ from __future__ import annotations
 import operator
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import msgspec
 
 from prefetchd.config.options import OPTIONS
 from prefetchd.errors import ConfigError, ManifestError
 from prefetchd.ipc.messages import Attached
 from prefetchd.sampling.sharding import Shard
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 _COUNTS = ("epoch", "next_batch", "first_epoch")
+_ADDED_COUNTS = ("rotation", "next_row")  # older states have none
 _TEXTS = ("config_digest", "manifest_digest")
 MAX_EPOCH = 1 << 52
 _MAX_SHOWN = 20
@@ -34,12 +38,18 @@ class Position:
         batch: the next batch of that epoch over all ranks: step x world size, as the steps were counted from 0.
         first_epoch: the first epoch of its iteration.
         rotation: the batch that its epochs begin at (`join="now"`); `batch` is counted from there.
+        row: how many samples of the next batch were seen, in batches of another size.
     """
 
     epoch: int
     batch: int
     first_epoch: int
     rotation: int = 0
+    row: int = 0
+
+    def next_epoch(self) -> Position:
+        """Return the start of the next epoch."""
+        return replace(self, epoch=self.epoch + 1, batch=0, row=0)
 
     def iteration(self, epochs: int | None) -> tuple[int, int | None]:
         """Return (first epoch, stop epoch) of the iteration that goes on here, `epochs` long.
@@ -51,7 +61,7 @@ class Position:
         stop_epoch = self.first_epoch + epochs
         if self.epoch < stop_epoch:
             return self.first_epoch, stop_epoch
-        return (self.epoch, self.epoch + 1) if self.batch else (self.epoch, self.epoch + epochs)
+        return (self.epoch, self.epoch + 1) if self.batch or self.row else (self.epoch, self.epoch + epochs)
 
 
 @dataclass(slots=True)
@@ -86,6 +96,8 @@ def make_state(info: Attached, position: Position) -> dict[str, Any]:
         "version": STATE_VERSION,
         "epoch": position.epoch,
         "next_batch": position.batch,
+        "next_row": position.row,
+        "batch_size": info.config["batch_size"],
         "first_epoch": position.first_epoch,
         "rotation": position.rotation,
         "seed": info.config["seed"],
@@ -97,7 +109,7 @@ def make_state(info: Attached, position: Position) -> dict[str, Any]:
 
 
 def read_state(state: Mapping[str, Any], info: Attached) -> Position:
-    """Return the position in `state`, which must fit what `info` describes.
+    """Return the position in `state`, which must fit what `info` describes; its `batch_size` may be another.
 
     Raises:
         ConfigError: if it is no state, or is of other options; the message says which.
@@ -106,34 +118,108 @@ def read_state(state: Mapping[str, Any], info: Attached) -> Position:
     version = _whole(state.get("version")) if isinstance(state, Mapping) else None
     if version is None:
         raise ConfigError("cannot resume: this is no state of a loader; give what state_dict() returned")
-    if version != STATE_VERSION:
+    if not 1 <= version <= STATE_VERSION:
         raise ConfigError(
-            f"cannot resume: the state has version {_shown(version)}, and this prefetchd reads "
+            f"cannot resume: the state has version {_shown(version)}, and this prefetchd reads 1 to "
             f"{STATE_VERSION}; resume with the prefetchd that saved it"
         )
     counts = {}
-    for name in (*_COUNTS, "rotation"):
-        count = _whole(state.get(name, 0 if name == "rotation" else None))  # older states have none
+    for name in (*_COUNTS, *_ADDED_COUNTS):
+        count = _whole(state.get(name, 0 if name in _ADDED_COUNTS else None))
         if count is None or not 0 <= count <= MAX_EPOCH:
             raise ConfigError(f"cannot resume: {name} is no count in the state; give what state_dict() returned")
         counts[name] = count
     for name in _TEXTS:
         if not isinstance(state.get(name), str):
             raise ConfigError(f"cannot resume: {name} is no digest in the state; give what state_dict() returned")
-    check_same(state, info)
-    position = Position(counts["epoch"], counts["next_batch"], counts["first_epoch"], counts["rotation"])
+    batch_size = _batch_size(state)
+    as_then = _with_batch_size(info, batch_size)
+    check_same(state, as_then)
+    position = Position(
+        counts["epoch"], counts["next_batch"], counts["first_epoch"], counts["rotation"], counts["next_row"]
+    )
     if position.first_epoch > position.epoch:
         raise ConfigError(
             f"cannot resume: the state's iteration began with epoch {position.first_epoch}, after the epoch "
             f"{position.epoch} that it is in; give what state_dict() returned"
         )
+    if position.row >= batch_size:
+        raise ConfigError(
+            f"cannot resume: the state goes on at row {position.row} of a batch of {batch_size}; "
+            "give what state_dict() returned"
+        )
+    n_batches = as_then.batches_per_epoch
     for what, batch in (("goes on at", position.batch), ("has epochs that begin at", position.rotation)):
-        if batch >= info.batches_per_epoch:
+        if batch >= n_batches:
             raise ConfigError(
-                f"cannot resume: the state {what} batch {batch}, and an epoch has {info.batches_per_epoch} batches; "
+                f"cannot resume: the state {what} batch {batch}, and an epoch has {n_batches} batches; "
                 "give what state_dict() returned"
             )
+    if batch_size != info.config["batch_size"]:
+        position = in_batches_of(
+            info.config["batch_size"], position, batch_size, info.n_samples, drop_last=info.drop_last
+        )
+    if position.row and info.config["on_error"] == "skip":
+        raise ConfigError(
+            f"cannot resume: the state goes on at row {position.row} of a batch of {info.config['batch_size']}, and "
+            "with on_error='skip' a row may be another sample's; resume with the batch_size that it began with, "
+            f"{batch_size}, at the end of an epoch, or with a batch_size that divides it"
+        )
     return position
+
+
+def in_batches_of(batch_size: int, position: Position, size_then: int, n_samples: int, *, drop_last: bool) -> Position:
+    """Return the place of `position`, which counts batches of `size_then`, in batches of `batch_size`.
+
+    It is the aligned batch that has the next sample, and the row of that sample in it. With `drop_last` the next epoch
+    follows where batches of `batch_size` leave out all samples that are left.
+
+    Raises:
+        ConfigError: if epochs begin at a sample with which no batch of `batch_size` begins.
+    """
+    n_then = n_samples // size_then if drop_last else -(-n_samples // size_then)
+    n_batches = n_samples // batch_size if drop_last else -(-n_samples // batch_size)
+    rotation, rest = divmod(position.rotation * size_then, batch_size)
+    if rest:
+        raise ConfigError(
+            f"cannot resume: epochs of the state begin at sample {position.rotation * size_then} (join='now'), within "
+            f"a batch of {batch_size}; resume with the batch_size that it began with, {size_then}, or begin anew"
+        )
+    rotation %= n_batches
+    if not position.batch and not position.row:
+        return replace(position, rotation=rotation)
+    index = position.batch + position.rotation
+    wrapped = index >= n_then
+    batch, row = divmod((index - n_then if wrapped else index) * size_then + position.row, batch_size)
+    if batch >= n_batches:  # the front is what is left: the samples from here on make no whole batch
+        batch, row, wrapped = 0, 0, True
+    passed = batch - rotation + (n_batches if wrapped else 0)
+    if passed >= n_batches:
+        return replace(position.next_epoch(), rotation=rotation)
+    return replace(position, batch=passed, row=row, rotation=rotation)
+
+
+def _batch_size(state: Mapping[str, Any]) -> int:
+    """Return the batch size that `state` counts with."""
+    then = state.get("config")
+    content = then if isinstance(then, Mapping) else {}
+    size = _whole(state.get("batch_size", content.get("batch_size", OPTIONS["batch_size"].default)))
+    if size is None or not 1 <= size <= MAX_EPOCH:
+        raise ConfigError("cannot resume: batch_size is no count in the state; give what state_dict() returned")
+    return size
+
+
+def _with_batch_size(info: Attached, batch_size: int) -> Attached:
+    """Return `info` as it would be with another batch size."""
+    if batch_size == info.config["batch_size"]:
+        return info
+    from prefetchd.config.validate import make_config  # a resume with the same batch size does without
+
+    config = make_config(**{**info.config, "batch_size": batch_size})
+    n_batches = info.n_samples // batch_size if info.drop_last else -(-info.n_samples // batch_size)
+    return msgspec.structs.replace(
+        info, config=config.to_wire(), config_digest=config.digest(**info.versions), batches_per_epoch=n_batches
+    )
 
 
 def read_index(name: str, value: Any, stop: int) -> int:

@@ -51,8 +51,10 @@ def read_config_file(path: str) -> tuple[dict[str, Any], dict[str, dict[str, Any
 def _from_toml(path: str, table: dict[str, Any]) -> dict[str, Any]:
     options = {key.replace("-", "_"): value for key, value in table.items()}
     for key in (*PATH_OPTIONS, "weights"):
-        if isinstance(options.get(key), str) and (key != "weights" or is_weight_file(options[key])):
-            options[key] = str(Path(path).parent / Path(options[key]).expanduser())
+        value = options.get(key)
+        if not isinstance(value, str) or "://" in value or (key == "weights" and not is_weight_file(value)):
+            continue
+        options[key] = str(Path(path).parent / Path(value).expanduser())
     if "mix" in options:
         from prefetchd.config.mix import beside
 

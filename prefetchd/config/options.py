@@ -163,6 +163,13 @@ class Config(OrderOptions):
     missing_label: str | None = option(
         None, "label of samples whose label is empty or not a number (refused)", metavar="LABEL"
     )
+    index: str | None = option(
+        None,
+        "tar shards: file that `prefetchd index` wrote, so that they are not gone through again (none)",
+        metavar="FILE",
+        content=False,
+        later=True,
+    )
     x_column: str | None = option(
         None,
         "the path's column (name, or number from 0), key (JSONL), the image's extension (tar), or x's name (.npz)",
@@ -258,6 +265,18 @@ class Config(OrderOptions):
     cache_quality: int = option(
         DEFAULT_QUALITY, "quality of cache_format jpeg, 1 to 100 (90)", metavar="N", limits=(1, 100), later=True
     )
+    keep: str | None = option(
+        None,
+        "folder that downloaded bytes of objects are kept in, for later epochs, runs and trainers (none)",
+        metavar="DIR",
+        content=False,
+    )
+    keep_size: str = option(
+        "auto",
+        "most bytes of what is kept there, such as 200GiB (all but 5% of its disk)",
+        metavar="SIZE",
+        content=False,
+    )
     name: str = option("default", "name that consumers attach to (default, or PREFETCHD_NAME)", content=False)
 
     @property
@@ -302,11 +321,20 @@ _OWN = {field.name: field for field in dataclasses.fields(Config) if field.name 
 _BEFORE = tuple(_OWN)[: tuple(_OWN).index("drop_last") + 1]
 OPTIONS = {**{name: _OWN[name] for name in _BEFORE}, **_ORDER, **_OWN}
 OPTION_TYPES: dict[str, Any] = typing.get_type_hints(Config)
-PATH_OPTIONS = ("source", "root", "labels", "offsets", "cache", "subset", "order")
+PATH_OPTIONS = ("source", "root", "labels", "offsets", "index", "cache", "keep", "subset", "order")
 NUMBER_OPTIONS = ("subset", "order", "weights")  # in Python they may also be arrays
 LIVE_OPTIONS = ("memory_budget", "num_workers")  # what `prefetchd set` changes
 # Where one daemon serves several data sets, these are the daemon's own, and the same for all of them.
-DAEMON_OPTIONS = ("num_workers", "memory_budget", "reader_timeout", "patience", "consumers", "name")
+DAEMON_OPTIONS = (
+    "num_workers",
+    "memory_budget",
+    "reader_timeout",
+    "patience",
+    "consumers",
+    "keep",
+    "keep_size",
+    "name",
+)
 
 
 def flag_of(name: str) -> str:

@@ -8,6 +8,7 @@ folders.
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
 import re
@@ -40,6 +41,7 @@ MASK_OPTIONS = ("target", "mask_border")
 LIST_OPTIONS = ("root", "label_columns", "label_separator", "missing_label")
 COLUMN_OPTIONS = ("x_column", "y_column")
 ARRAY_OPTIONS = ("labels",)
+TAR_OPTIONS = ("index",)
 SEQUENCE_OPTIONS = ("offsets", "max_length", "padding", "truncating", "pad_value", "lengths")
 
 
@@ -160,15 +162,27 @@ def expand(source: str, kind: Kind, name: str) -> list[str]:
         # Compressed shards too, so that one among the others is refused and not left out.
         found = [os.path.join(path, entry) for entry in sorted(os.listdir(path)) if _kind_of_name(entry) == kind]
         found = [each for each in found if not os.path.basename(each).startswith(".")]
+        is_far = False
     elif os.path.exists(path):
-        found = [path]
+        found, is_far = [path], False
     else:
         found = []
+        is_far = "://" in path
         for each in _braces(path, name):
-            found += sorted(glob.glob(each)) if glob.has_magic(each) else [each]
+            found += sorted(_matching(each, is_far)) if glob.has_magic(each) else [each]
     if not found:
         raise ManifestError(f"cannot open {name}: no file has such a name; check the pattern")
-    return [os.path.abspath(each) for each in found]
+    return found if is_far else [os.path.abspath(each) for each in found]
+
+
+def _matching(pattern: str, is_far: bool) -> list[str]:
+    if not is_far:
+        return glob.glob(pattern)
+    from prefetchd.data.stores.client import listing
+
+    fixed = pattern[: re.search(r"[*?[]", pattern).start()].rpartition("/")[0] + "/"  # type: ignore[union-attr]
+    parts = pattern.count("/")
+    return [url for url, _ in listing(fixed) if url.count("/") == parts and fnmatch.fnmatchcase(url, pattern)]
 
 
 def _braces(pattern: str, name: str) -> list[str]:

@@ -20,6 +20,7 @@ from prefetchd.data.kinds import (
     MASK_OPTIONS,
     OBJECT_TARGETS,
     SEQUENCE_OPTIONS,
+    TAR_OPTIONS,
     kind_of,
     refuse_given,
     refuse_other_targets,
@@ -84,7 +85,13 @@ def open_source(
         from prefetchd.data.table.memory import open_memory
 
         return open_memory(config, table)
+    if "://" in config.source:
+        from prefetchd.data.stores.client import keep_in
+
+        keep_in(config)
     kind: str = "sequences" if config.offsets is not None else kind_of(config.source)
+    if kind != "tar":
+        refuse_given(config, TAR_OPTIONS, "tar shards")
     if config.fields:
         from prefetchd.data.table.opener import open_fields, open_table
 
@@ -135,6 +142,11 @@ def _refuse_other_targets(config: Config, is_list: bool, kind: str) -> None:
 def attach_source(config: Config, handle: dict[str, Any], fds: list[int]) -> Source:
     """Return, in a reader, the source that the daemon opened; owns `fds`."""
     kind = handle["kind"]
+    if "://" in config.source:
+        from prefetchd.data.stores.client import keep_in, limit_retries
+
+        limit_retries(config.reader_timeout)
+        keep_in(config)
     source: Source
     if kind == "mix":
         from prefetchd.data.mix.opener import attach_mix

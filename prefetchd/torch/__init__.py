@@ -262,9 +262,12 @@ class TensorLoader(BaseLoader[TensorBatch], IterableDataset[TensorBatch]):
                         yield self._deliver(ahead.popleft(), copies)
                     return
                 arriving = copies.start(batch.root, batch.place.rows)
-                tensors = TensorBatch.of(batch, self._loader.layout, arriving.tensors, batch.sample_ids.copy())
+                rows = (
+                    [tensor[batch.first_row :] for tensor in arriving.tensors] if batch.first_row else arriving.tensors
+                )
+                tensors = TensorBatch.of(batch, self._loader.layout, rows, batch.sample_ids.copy())
                 ahead.append(_Ahead(tensors, arriving, self._loader.position))
-                del batch, tensors, arriving
+                del batch, tensors, arriving, rows
                 if len(ahead) > 1:
                     yield self._deliver(ahead.popleft(), copies)
         finally:

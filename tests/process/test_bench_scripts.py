@@ -36,9 +36,11 @@ SCRIPTS = {
     "limit": ("MANIFEST --repeat 1 --rounds 1 --full-size", "CPU ms/image"),
     "manifest": ("MANIFEST --sizes 100 --rounds 1 --only prefetchd", "footprint MiB"),
     "measure_loader": ("generator TABS --folder . --epochs 1 --ready 1 --batch-size 16", "images_per_s"),
+    "measure_stores": ("ours MANIFEST --batch-size 16 --warm 1", "images_per_s"),
     "peers": ("MANIFEST --rounds 1 --epochs 1 --ready 1 --batch-size 16 --only ours,generator", "hand-written"),
     "sharing": ("MANIFEST --trainers 2 --rounds 1 --seconds 0.3 --no-torch", "2 x prefetchd"),
     "startup": ("MANIFEST --rounds 1", "first batch"),
+    "stores": ("MANIFEST --repeat 1 --rounds 1 --delays-ms 1 --batch-size 16 --warm 1 --only local", "of local"),
     "throughput": ("MANIFEST --rounds 1 --epochs 1 --ready 1 --batch-size 16", "prefetchd, exact"),
     "views": ("MANIFEST 1", "decoded twice"),
 }

@@ -16,6 +16,7 @@ import pytest
 
 import prefetchd
 from prefetchd import Field
+from prefetchd.client.batch import leaves_of
 from tests.images import photograph
 from tests.process.commands import refused_here, run_command, run_script
 
@@ -510,3 +511,21 @@ def test_large_images_of_several_fields_take_turns_within_the_budget(tmp_path: P
         memory = loader.status()["memory"]
         del batch
     assert memory["max_footprint_bytes"] <= memory["budget_bytes"]
+
+
+def test_resume_with_another_batch_size_slices_each_array_of_a_field(data):
+    options = {**QUICK, "fields": FIELDS, "image_size": SIZE, "shuffle": True}
+    with prefetchd.batches(data / "train.csv", **{**options, "batch_size": 1}) as loader:
+        loop = iter(loader)
+        next(loop)
+        state = loader.state_dict()
+        del loop
+    with prefetchd.batches(data / "train.csv", **{**options, "batch_size": 2}) as loader:
+        whole = loader.batch_at(0, 0)
+        loader.load_state_dict(state)
+        rest = next(iter(loader))
+        assert rest.sample_ids.tolist() == whole.sample_ids[1:].tolist()
+        assert rest.strings("caption") == whole.strings("caption")[1:]
+        for ours, theirs in zip(leaves_of(rest), leaves_of(whole), strict=True):
+            assert ours.tobytes() == theirs[1:].tobytes()
+            assert not ours.flags.owndata

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -168,3 +169,55 @@ def test_state_of_other_data_or_options_is_refused_and_the_loader_stays_as_it_wa
             loader.load_state_dict(state)
         assert loader.state_dict()["next_batch"] == 0
         assert len(content_of(loader)) == 13
+
+
+def rows_of(loader: prefetchd.Loader, n_batches: int | None = None) -> list[tuple[int, int, bytes, bytes]]:
+    """Return each sample that the loop gets: epoch, number, and the bytes of x and y."""
+    return [
+        (batch.epoch, int(number), x.tobytes(), y.tobytes())
+        for batch, _ in zip(loader, range(n_batches if n_batches is not None else 1 << 30), strict=False)
+        if not batch.repeated
+        for number, x, y in zip(batch.sample_ids, *batch, strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole_rows(photographs):
+    with load_private(photographs, epochs=2) as loader:
+        return rows_of(loader)
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 7, 50])
+def test_another_batch_size_goes_on_at_the_same_sample(photographs, whole_rows, size):
+    with load_private(photographs, epochs=2) as loader:
+        _, state = cut(loader, 5)
+    with load_private(photographs, epochs=2, batch_size=size) as loader:
+        loader.load_state_dict(state)
+        resumed = loader.state_dict()
+        assert resumed["next_batch"] * size + resumed["next_row"] == 20
+        first = loader.peek()
+        whole_batch = loader.batch_at(0, 20 // size)
+        assert first.sample_ids.tolist() == whole_batch.sample_ids[20 % size :].tolist()
+        assert first.x.tobytes() == whole_batch.x[20 % size :].tobytes()
+        assert pickle.loads(pickle.dumps(first)).sample_ids.tolist() == first.sample_ids.tolist()
+        loader.load_state_dict(resumed)  # a resume of the resume
+        assert loader.state_dict() == resumed
+        loop = iter(loader)
+        batch = next(loop)
+        assert batch.copy().x.tobytes() == batch.x.tobytes() == first.x.tobytes()
+        assert batch.first_row == 20 % size
+        rows = len(batch.x)
+        del batch
+        assert rows_of(loop) == whole_rows[20 + rows :]
+
+
+def test_another_batch_size_and_world_size_leave_nothing_out(photographs, whole_rows):
+    with load_private(photographs) as loader:
+        _, state = cut(loader, 5)
+    seen = []
+    for rank in range(2):
+        with load_private(photographs, batch_size=6, rank=rank, world_size=2) as loader:
+            loader.load_state_dict(state)
+            seen += rows_of(loader)
+    n_samples = len(whole_rows) // 2
+    assert sorted(seen) == sorted(whole_rows[20:n_samples])
