@@ -23,6 +23,7 @@ from prefetchd.config.options import (
     Layout,
     Lengths,
     OnError,
+    Pack,
     Resize,
     Target,
 )
@@ -49,6 +50,7 @@ class DataOptions(TypedDict, total=False):
     truncating: End | None
     pad_value: float | None
     lengths: Lengths | None
+    pack: Pack | None
     batch_size: int | None
     image_size: int | str | tuple[int, int] | None
     color: Color | None

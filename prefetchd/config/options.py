@@ -32,6 +32,7 @@ Interpolation = Literal["nearest", "linear", "cubic", "area", "lanczos"]
 OnError = Literal["raise", "skip", "substitute"]
 End = Literal["pre", "post"]
 Lengths = Literal["none", "x", "y"]
+Pack = Literal["concat", "first_fit"]
 Target = Literal["label", "mask", "boxes", "keypoints"]
 BoxFormat = Literal["xyxy", "xywh", "cxcywh", "xyxy_normalized", "xywh_normalized", "cxcywh_normalized"]
 
@@ -39,8 +40,6 @@ BoxFormat = Literal["xyxy", "xywh", "cxcywh", "xyxy_normalized", "xywh_normalize
 MAX_BATCH_SIZE = 1 << 18
 MAX_OBJECTS = 1 << 16  # of a sample that are delivered
 MAX_CHANNELS = 512
-
-DEFAULT_QUALITY = 90  # of JPEG rows in a cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +203,13 @@ class Config(OrderOptions):
     lengths: Lengths = option(
         "none", "sequences: put each one's length in x as its first column, or in y as its last (none)"
     )
+    pack: Pack | None = option(
+        None,
+        "sequences: put several in a row of max_length, as tokens, document_ids and positions: end to end and cut "
+        "(concat), or whole ones where they fit (first_fit)",
+        metavar="concat|first_fit",
+        later=True,
+    )
 
     python_path: tuple[str, ...] = option(
         (),
@@ -222,12 +228,9 @@ class Config(OrderOptions):
         "auto", "most memory for daemon, readers and ring together (auto)", metavar="SIZE", content=False
     )
     reader_timeout: float = option(
-        60.0,
-        "seconds without progress after which a reader is replaced (60)",
-        metavar="S",
-        content=False,
-        limits=(0.5, 86400),
-    )
+        60.0, "seconds without progress after which a reader is replaced (60)",
+        metavar="S", content=False, limits=(0.5, 86400),
+    )  # fmt: skip
     patience: float = option(
         10.0,
         "seconds in all that loops wait for a slower one in an epoch, so that it finds their batches (10); 0 or inf",
@@ -243,16 +246,10 @@ class Config(OrderOptions):
         limits=(1, 1024),
     )
     cache: str | None = option(
-        None,
-        "folder that decoded images are kept in, for later epochs, runs and trainers (none)",
-        metavar="DIR",
-        content=False,
+        None, "folder that decoded images are kept in, for later epochs and runs (none)", metavar="DIR", content=False
     )
     cache_size: str = option(
-        "auto",
-        "most bytes of the whole cache, such as 50GiB (all but 5% of its disk)",
-        metavar="SIZE",
-        content=False,
+        "auto", "most bytes of the whole cache, such as 50GiB (all but 5% of its disk)", metavar="SIZE", content=False
     )
     cache_image_size: tuple[int, int] | None = option(
         None,
@@ -262,20 +259,12 @@ class Config(OrderOptions):
     cache_format: Literal["raw", "jpeg"] = option(
         "raw", "how kept images are stored: raw, or jpeg in a fifth of the space, cached or not (raw)", later=True
     )
-    cache_quality: int = option(
-        DEFAULT_QUALITY, "quality of cache_format jpeg, 1 to 100 (90)", metavar="N", limits=(1, 100), later=True
-    )
+    cache_quality: int = option(90, "quality of cache_format jpeg (90)", metavar="N", limits=(1, 100), later=True)
     keep: str | None = option(
-        None,
-        "folder that downloaded bytes of objects are kept in, for later epochs, runs and trainers (none)",
-        metavar="DIR",
-        content=False,
+        None, "folder that downloaded bytes are kept in, for later epochs and runs (none)", metavar="DIR", content=False
     )
     keep_size: str = option(
-        "auto",
-        "most bytes of what is kept there, such as 200GiB (all but 5% of its disk)",
-        metavar="SIZE",
-        content=False,
+        "auto", "most bytes kept there, such as 200GiB (all but 5% of its disk)", metavar="SIZE", content=False
     )
     name: str = option("default", "name that consumers attach to (default, or PREFETCHD_NAME)", content=False)
 

@@ -167,6 +167,10 @@ def _check_together(config: Config) -> None:
         from prefetchd.config.mix import check_mix
 
         check_mix(config)
+    if config.pack is not None:
+        from prefetchd.config.packing import check_pack
+
+        check_pack(config)
     if config.fields:
         _check_fields(config)
     _check_objects(config)

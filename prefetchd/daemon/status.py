@@ -221,6 +221,7 @@ def _dataset(dataset: Dataset) -> dict[str, Any]:
         "batch_dtype": first.dtype,
         "cache": None if dataset.source.cache is None else dataset.source.cache.report(),
         "mix": _mix(dataset),
+        "padding": dataset.source.facts.padding,
     }
 
 

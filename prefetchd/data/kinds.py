@@ -42,7 +42,7 @@ LIST_OPTIONS = ("root", "label_columns", "label_separator", "missing_label")
 COLUMN_OPTIONS = ("x_column", "y_column")
 ARRAY_OPTIONS = ("labels",)
 TAR_OPTIONS = ("index",)
-SEQUENCE_OPTIONS = ("offsets", "max_length", "padding", "truncating", "pad_value", "lengths")
+SEQUENCE_OPTIONS = ("offsets", "max_length", "padding", "truncating", "pad_value", "lengths", "pack")
 
 
 class InapplicableOption(ConfigError):

@@ -50,6 +50,7 @@ _SOURCES = {
     "arrays": ("prefetchd.data.arrays.source", "ArraySource"),
     "memory_arrays": ("prefetchd.data.arrays.memory", "MemoryArrays"),  # never opened by name
     "sequences": ("prefetchd.data.arrays.sequences", "SequenceSource"),
+    "packed_sequences": ("prefetchd.data.arrays.packed", "PackedSource"),
 }
 _SERVED = "prefetchd.data.images.source", "ImageSource"
 _VIEWS = "prefetchd.data.images.views", "ViewsSource"
@@ -89,7 +90,9 @@ def open_source(
         from prefetchd.data.stores.client import keep_in
 
         keep_in(config)
-    kind: str = "sequences" if config.offsets is not None else kind_of(config.source)
+    kind: str = kind_of(config.source)
+    if config.offsets is not None:
+        kind = "packed_sequences" if config.pack is not None else "sequences"
     if kind != "tar":
         refuse_given(config, TAR_OPTIONS, "tar shards")
     if config.fields:

@@ -35,6 +35,7 @@ class SourceFacts:
         max_task_rows: rows that one task may have at most; a report of a fault in each of them must fit in a message.
         answers_together: whether tasks are so short that a reader answers several together.
         sources: of a mixture, the name of each source and the number of its first sample.
+        padding: of packed rows, the part of their tokens that is padding.
     """
 
     n_samples: int
@@ -47,6 +48,7 @@ class SourceFacts:
     max_task_rows: int = 64
     answers_together: bool = False
     sources: tuple[tuple[str, int], ...] = ()
+    padding: float | None = None
 
 
 class Source(Protocol):

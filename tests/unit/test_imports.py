@@ -48,6 +48,8 @@ PURE = (
     "sampling.blocks",
     "sampling.apportion",
     "sampling.mixture",
+    "sampling.first_fit",
+    "sampling.packing",
     "ring.layout",
     "ring.slots",
     "daemon.schedule.cursor",

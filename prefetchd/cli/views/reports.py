@@ -131,6 +131,8 @@ def _describe_data(data: dict[str, Any]) -> str:
         f"{n_batches} {'batch' if n_batches == 1 else 'batches'} an epoch of {'x'.join(map(str, data['batch_shape']))} "
         f"{data['batch_dtype']}"
     )
+    if data.get("padding") is not None:
+        lines += f"\n            packed rows: {100 * data['padding']:.2f}% of their tokens are padding"
     for part in data.get("mix") or ():
         share = f"{100 * part['share']:.4g}%, {part['epoch_samples']} an epoch"
         lines += f"\n            {part['source']}: {part['samples']} samples, {share}"
