@@ -23,9 +23,11 @@ from prefetchd.config.options import (
     Layout,
     Lengths,
     OnError,
+    Pack,
     Resize,
     Target,
 )
+from prefetchd.config.order_options import Stop
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +40,7 @@ class DataOptions(TypedDict, total=False):
     label_columns: int | None
     label_separator: str | None
     missing_label: str | float | None
+    index: str | bytes | os.PathLike[str] | None
     x_column: str | int | None
     y_column: str | int | Sequence[str | int] | None
     labels: str | bytes | os.PathLike[str] | None
@@ -47,6 +50,7 @@ class DataOptions(TypedDict, total=False):
     truncating: End | None
     pad_value: float | None
     lengths: Lengths | None
+    pack: Pack | None
     batch_size: int | None
     image_size: int | str | tuple[int, int] | None
     color: Color | None
@@ -82,6 +86,9 @@ class DataOptions(TypedDict, total=False):
     order: str | bytes | os.PathLike[str] | Sequence[int] | np.ndarray[Any, Any] | None
     weights: str | bytes | os.PathLike[str] | Sequence[float] | np.ndarray[Any, Any] | None
     epoch_samples: int | None
+    mix: Mapping[Any, float | str | Sequence[float]] | Sequence[Any] | None
+    mix_temperature: float | None
+    stop: Stop | None
     limit: int | None
     on_error: OnError | None
     max_image_pixels: int | None
@@ -93,6 +100,10 @@ class DataOptions(TypedDict, total=False):
     cache: str | bytes | os.PathLike[str] | None
     cache_size: str | int | None
     cache_image_size: int | str | tuple[int, int] | None
+    cache_format: Literal["raw", "jpeg"] | None
+    cache_quality: int | None
+    keep: str | bytes | os.PathLike[str] | None
+    keep_size: str | int | None
 
 
 class BatchOptions(DataOptions, total=False):

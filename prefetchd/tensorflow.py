@@ -32,12 +32,12 @@ __all__ = ["dataset", "signature"]
 def signature(loader: Loader) -> Any:
     """Return the `tf.TensorSpec` of x and of y, for `tf.data.Dataset.from_generator`; the number of rows is open.
 
-    With the option `fields` it is a dictionary by their names, and so are the data set's elements.
+    With the option `fields` or `pack` it is a dictionary by their names, and so are the data set's elements.
     """
     layout = loader.layout
     specs = [tf.TensorSpec((None, *each.shape), tf.as_dtype(each.dtype)) for each in layout.fields]
     batch = batch_class(layout)._make(joined(layout, specs))
-    return as_dict(batch) if loader.config["fields"] else tuple(batch)
+    return as_dict(batch) if _is_mapping(loader) else tuple(batch)
 
 
 def dataset(loader: Loader) -> Any:
@@ -45,10 +45,15 @@ def dataset(loader: Loader) -> Any:
 
     It knows the number of batches if an iteration is one epoch, which is the default of `epochs`.
     """
-    has_fields = loader.config["fields"]
+    is_mapping = _is_mapping(loader)
     made = tf.data.Dataset.from_generator(
-        lambda: map(as_dict, loader) if has_fields else iter(loader), output_signature=signature(loader)
+        lambda: map(as_dict, loader) if is_mapping else iter(loader), output_signature=signature(loader)
     )
     if loader.epochs == 1:
         made = made.apply(tf.data.experimental.assert_cardinality(len(loader)))
     return made.prefetch(1)
+
+
+def _is_mapping(loader: Loader) -> bool:
+    """Return whether batches are dictionaries by the names of fields, and not x and y."""
+    return bool(loader.config["fields"] or loader.config["pack"])

@@ -119,10 +119,12 @@ def batches(
         from_file, tables = read_config_file(os.fspath(config))
         if tables:
             from_file.update(_table(os.fspath(config), tables, dataset))
-            dataset = None if "source" in from_file and daemon is None else dataset
-        daemon = daemon or (from_file.pop("name", None) if "source" not in from_file else None)
-        if daemon is not None:
-            from_file.pop("source", None)  # the file is the daemon's own: attach to what it serves
+            has_own = "source" in from_file or "mix" in from_file
+            dataset = None if has_own and daemon is None else dataset
+        has_source = "source" in from_file or "mix" in from_file
+        daemon = daemon or (from_file.pop("name", None) if not has_source else None)
+        if daemon is not None:  # the file is the daemon's own: attach to what it serves
+            from_file = {name: value for name, value in from_file.items() if name not in ("source", "mix")}
         given = {**from_file, **given}
     for what, value in (("daemon", daemon), ("dataset", dataset), ("name", name)):
         if value is not None and not isinstance(value, str):
@@ -131,12 +133,17 @@ def batches(
         raise ConfigError(f"cannot use on_hold={on_hold!r}: it must be 'wait' or 'copy'")
     timeout, hold_timeout = _seconds("timeout", timeout), _seconds("hold_timeout", hold_timeout)
     shard = choose_rank(rank, world_size)
-    private = "source" in given
+    mixed: dict[int, Any] = {}
+    if given.get("mix") and daemon is None and dataset is None:
+        from prefetchd.client.in_memory.mixed import name_mix
+
+        given["mix"], mixed = name_mix(given["mix"])
+    private = "source" in given or ("mix" in given and daemon is None and dataset is None)
     for what, value in (("daemon", daemon), ("dataset", dataset)):
         if private and value is not None:
             raise ConfigError(
-                f"cannot serve {given['source']!r} with {what}={value!r}: a source starts a private daemon; "
-                "give one or the other"
+                f"cannot serve {given.get('source', 'a mix')!r} with {what}={value!r}: a source starts a private "
+                "daemon; give one or the other"
             )
     shared = is_shared(share, private=private)
     if shared and "consumers" not in given:
@@ -160,6 +167,11 @@ def batches(
         from prefetchd.client.in_memory.numbers import take_in_numbers  # loads numpy
 
         passed = {name_of_option(SOURCE, option): take_in_numbers(option, each) for option, each in numbers.items()}
+    if made is not None and mixed:
+        from prefetchd.client.in_memory.mixed import take_in_mixed
+
+        made, taken = take_in_mixed(mixed, made)
+        passed.update({name_of_option(SOURCE, name): table for name, table in taken.items()})
     if made is not None and in_memory:
         from prefetchd.client.in_memory.recognize import take_in  # loads numpy
 
@@ -252,9 +264,13 @@ def _table(path: str, tables: dict[str, dict[str, Any]], dataset: str | None) ->
 
 def _expected(checked: dict[str, Any]) -> dict[str, Any]:
     """Return checked options in the form in which the daemon compares them with its own."""
-    paths = {
+    paths: dict[str, Any] = {
         name: absolute_path(checked[name])
         for name in PATH_OPTIONS
         if name != "source" and checked.get(name) is not None
     }
+    if checked.get("mix"):
+        from prefetchd.config.mix import absolute_mix
+
+        paths["mix"] = absolute_mix(checked["mix"])
     return wire_options({**checked, **paths})

@@ -167,6 +167,11 @@ class Batch(InEpoch, Named):  # type: ignore[misc]  # index hides tuple.index, o
         """(rows,) int64: the number of each sample in the data set, from 0."""
         return self._layout.sample_ids(self.root, self.place.rows)[self.first_row :]
 
+    @property
+    def source(self) -> NDArray[np.int64]:
+        """(rows,) int64: the number of each sample's source, with the option `mix`; 0 without it."""
+        return self._layout.source_numbers(self.sample_ids)
+
     def strings(self, name: str) -> list[str]:
         """Return the text of each sample in the field `name`, of kind `text`.
 

@@ -127,6 +127,11 @@ class BaseLoader(Generic[T]):
         return self._connection.classes
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the sources by their number in `batch.source`, with the option `mix`; empty without it."""
+        return tuple(name for name, _ in self._connection.layout.sources)
+
+    @property
     def config(self) -> dict[str, Any]:
         """The configuration of the daemon that serves this loader, by option name."""
         return dict(self._connection.info.config)

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import IO, Any
 
-from prefetchd.columns.passed import SOURCE, PassedTable, name_of_option
+from prefetchd.columns.passed import SOURCE, PassedTable
 from prefetchd.config.convert import absolute_path
-from prefetchd.config.options import OPTIONS, PATH_OPTIONS, Config
+from prefetchd.config.options import PATH_OPTIONS, Config
 from prefetchd.errors import ConfigError, DaemonNotFound, PrefetchdError, error_from_name
 from prefetchd.ipc import messages, sockets, system
 from prefetchd.ipc.descriptors import memfd
@@ -156,10 +156,13 @@ def shared_config(config: Config, tables: Passed = MappingProxyType({})) -> Conf
     So equal options and equal content give equal names.
     """
     config = _with_python_path(config)
-    in_memory = {SOURCE: "source"} | {name_of_option(SOURCE, name): name for name in OPTIONS}
-    passed = {in_memory[name] for name in tables}
+    passed = {"source" if name == SOURCE else name.partition("/")[2] for name in tables}
     paths = {name: getattr(config, name) for name in PATH_OPTIONS if name not in passed}
     whole: dict[str, Any] = {name: absolute_path(path) for name, path in paths.items() if path is not None}
+    if config.mix:
+        from prefetchd.config.mix import absolute_mix
+
+        whole["source"], whole["mix"] = config.source, absolute_mix(config.mix)
     config = dataclasses.replace(config, **whole, name="default")
     content = [f"{name}{table.digest}" for name, table in sorted(tables.items())]
     text = repr((sys.executable, sorted(config.to_wire().items()), *content))

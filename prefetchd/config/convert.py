@@ -173,12 +173,16 @@ def cache_image_size(value: object) -> tuple[int, int] | None:
         raise wrong("cache_image_size", value, f"pixels from 1 to {_MOST_PIXELS}, such as 256 or 256x320") from None
 
 
-def cache_size(value: object) -> str:
-    """Return `auto`, or bytes given as a number or as `50GiB`, as text."""
-    text = str(plain(value))
-    if text != "auto" and parse_bytes(text) < 1:
-        raise wrong("cache_size", value, "auto, or a size such as 50GiB")
-    return text
+def size_limit(name: str) -> Callable[[object], str]:
+    """Return the converter of the option `name`: `auto`, or bytes given as a number or as `50GiB`, as text."""
+
+    def convert(value: object) -> str:
+        text = str(plain(value))
+        if text != "auto" and parse_bytes(text) < 1:
+            raise wrong(name, value, "auto, or a size such as 50GiB")
+        return text
+
+    return convert
 
 
 def channel_numbers(name: str) -> Callable[[object], tuple[float, ...] | None]:
@@ -260,6 +264,8 @@ def absolute_path(path: str) -> str:
     Raises:
         ConfigError: if it is relative, and the working directory was removed or cannot be read.
     """
+    if "://" in path:
+        return path
     try:
         return os.path.abspath(os.path.expanduser(path))
     except OSError as error:
@@ -271,10 +277,10 @@ def absolute_path(path: str) -> str:
 
 def comparable(name: str, value: Any) -> Any:
     """Return an option's value in a form in which two spellings of one value are equal."""
-    if name in ("memory_budget", "cache_size"):
+    if name in ("memory_budget", "cache_size", "keep_size"):
         with contextlib.suppress(ConfigError):
             return "%" in value, parse_bytes(value, whole_bytes=1 << 50)
-    if name in ("root", "labels", "offsets", "cache", "subset", "order") and value is not None:
+    if name in ("root", "labels", "offsets", "index", "cache", "subset", "order") and value is not None:
         return absolute_path(value)
     if name in ("mean", "std") and value is not None:
         return value[0] if len(set(value)) == 1 else value

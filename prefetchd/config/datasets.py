@@ -25,7 +25,8 @@ def read_config_file(path: str) -> tuple[dict[str, Any], dict[str, dict[str, Any
     """Return the options in the TOML file at `path`, and those of each data set that has a table there, by its name.
 
     Keys are written `batch-size` or `batch_size`. A relative path (`source`, `root`, `labels`, `offsets`) starts from
-    the file's own folder. The tables `fields` and `where` are the options of that name, as in a data set's table.
+    the file's own folder. The tables `fields`, `where` and `mix` are the options of that name, as in a data set's
+    table.
 
     Raises:
         ConfigError: if the file cannot be read or is not TOML.
@@ -50,13 +51,19 @@ def read_config_file(path: str) -> tuple[dict[str, Any], dict[str, dict[str, Any
 def _from_toml(path: str, table: dict[str, Any]) -> dict[str, Any]:
     options = {key.replace("-", "_"): value for key, value in table.items()}
     for key in (*PATH_OPTIONS, "weights"):
-        if isinstance(options.get(key), str) and (key != "weights" or is_weight_file(options[key])):
-            options[key] = str(Path(path).parent / Path(options[key]).expanduser())
+        value = options.get(key)
+        if not isinstance(value, str) or "://" in value or (key == "weights" and not is_weight_file(value)):
+            continue
+        options[key] = str(Path(path).parent / Path(value).expanduser())
+    if "mix" in options:
+        from prefetchd.config.mix import beside
+
+        options["mix"] = beside(str(Path(path).parent), options["mix"])
     return options
 
 
 MAX_DATASETS = 64
-_TABLE_OPTIONS = ("fields", "where")
+_TABLE_OPTIONS = ("fields", "where", "mix")
 _NAME = r"[A-Za-z0-9_-]{1,64}"
 _NAMED = re.compile(r"([^/=]*)=(.*)", re.DOTALL)
 
@@ -122,7 +129,7 @@ def make_configs(
     if len(names) > MAX_DATASETS:
         raise ConfigError(f"cannot serve {len(names)} data sets: {MAX_DATASETS} at most; start another daemon")
     if names != [""]:
-        file_common = {key: value for key, value in file_common.items() if key != "source"}
+        file_common = {key: value for key, value in file_common.items() if key not in ("source", "mix")}
     configs = {}
     for name in names:
         own = {**file_by_dataset.get(name, {}), **common, **by_dataset.get(name, {})}
@@ -141,5 +148,5 @@ def _check_table(name: str, options: Options) -> None:
     for option in DAEMON_OPTIONS:
         if name and option in options:
             raise ConfigError(f"cannot set {option} for the data set {name!r} alone: it is the daemon's; give it once")
-    if name and "source" not in options:
+    if name and not options.get("source") and not options.get("mix"):
         raise ConfigError(f"cannot serve the data set {name!r}: it has no source; give {name}=PATH")

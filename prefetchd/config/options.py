@@ -32,6 +32,7 @@ Interpolation = Literal["nearest", "linear", "cubic", "area", "lanczos"]
 OnError = Literal["raise", "skip", "substitute"]
 End = Literal["pre", "post"]
 Lengths = Literal["none", "x", "y"]
+Pack = Literal["concat", "first_fit"]
 Target = Literal["label", "mask", "boxes", "keypoints"]
 BoxFormat = Literal["xyxy", "xywh", "cxcywh", "xyxy_normalized", "xywh_normalized", "cxcywh_normalized"]
 
@@ -161,6 +162,13 @@ class Config(OrderOptions):
     missing_label: str | None = option(
         None, "label of samples whose label is empty or not a number (refused)", metavar="LABEL"
     )
+    index: str | None = option(
+        None,
+        "tar shards: file that `prefetchd index` wrote, so that they are not gone through again (none)",
+        metavar="FILE",
+        content=False,
+        later=True,
+    )
     x_column: str | None = option(
         None,
         "the path's column (name, or number from 0), key (JSONL), the image's extension (tar), or x's name (.npz)",
@@ -195,6 +203,13 @@ class Config(OrderOptions):
     lengths: Lengths = option(
         "none", "sequences: put each one's length in x as its first column, or in y as its last (none)"
     )
+    pack: Pack | None = option(
+        None,
+        "sequences: put several in a row of max_length, as tokens, document_ids and positions: end to end and cut "
+        "(concat), or whole ones where they fit (first_fit)",
+        metavar="concat|first_fit",
+        later=True,
+    )
 
     python_path: tuple[str, ...] = option(
         (),
@@ -213,12 +228,9 @@ class Config(OrderOptions):
         "auto", "most memory for daemon, readers and ring together (auto)", metavar="SIZE", content=False
     )
     reader_timeout: float = option(
-        60.0,
-        "seconds without progress after which a reader is replaced (60)",
-        metavar="S",
-        content=False,
-        limits=(0.5, 86400),
-    )
+        60.0, "seconds without progress after which a reader is replaced (60)",
+        metavar="S", content=False, limits=(0.5, 86400),
+    )  # fmt: skip
     patience: float = option(
         10.0,
         "seconds in all that loops wait for a slower one in an epoch, so that it finds their batches (10); 0 or inf",
@@ -234,21 +246,25 @@ class Config(OrderOptions):
         limits=(1, 1024),
     )
     cache: str | None = option(
-        None,
-        "folder that decoded images are kept in, for later epochs, runs and trainers (none)",
-        metavar="DIR",
-        content=False,
+        None, "folder that decoded images are kept in, for later epochs and runs (none)", metavar="DIR", content=False
     )
     cache_size: str = option(
-        "auto",
-        "most bytes of the whole cache, such as 50GiB (all but 5% of its disk)",
-        metavar="SIZE",
-        content=False,
+        "auto", "most bytes of the whole cache, such as 50GiB (all but 5% of its disk)", metavar="SIZE", content=False
     )
     cache_image_size: tuple[int, int] | None = option(
         None,
         "fit images into this size first, cached or not; what a cache keeps under random crops and turns (none)",
         metavar="PX|HxW",
+    )
+    cache_format: Literal["raw", "jpeg"] = option(
+        "raw", "how kept images are stored: raw, or jpeg in a fifth of the space, cached or not (raw)", later=True
+    )
+    cache_quality: int = option(90, "quality of cache_format jpeg (90)", metavar="N", limits=(1, 100), later=True)
+    keep: str | None = option(
+        None, "folder that downloaded bytes are kept in, for later epochs and runs (none)", metavar="DIR", content=False
+    )
+    keep_size: str = option(
+        "auto", "most bytes kept there, such as 200GiB (all but 5% of its disk)", metavar="SIZE", content=False
     )
     name: str = option("default", "name that consumers attach to (default, or PREFETCHD_NAME)", content=False)
 
@@ -294,11 +310,20 @@ _OWN = {field.name: field for field in dataclasses.fields(Config) if field.name 
 _BEFORE = tuple(_OWN)[: tuple(_OWN).index("drop_last") + 1]
 OPTIONS = {**{name: _OWN[name] for name in _BEFORE}, **_ORDER, **_OWN}
 OPTION_TYPES: dict[str, Any] = typing.get_type_hints(Config)
-PATH_OPTIONS = ("source", "root", "labels", "offsets", "cache", "subset", "order")
+PATH_OPTIONS = ("source", "root", "labels", "offsets", "index", "cache", "keep", "subset", "order")
 NUMBER_OPTIONS = ("subset", "order", "weights")  # in Python they may also be arrays
 LIVE_OPTIONS = ("memory_budget", "num_workers")  # what `prefetchd set` changes
 # Where one daemon serves several data sets, these are the daemon's own, and the same for all of them.
-DAEMON_OPTIONS = ("num_workers", "memory_budget", "reader_timeout", "patience", "consumers", "name")
+DAEMON_OPTIONS = (
+    "num_workers",
+    "memory_budget",
+    "reader_timeout",
+    "patience",
+    "consumers",
+    "keep",
+    "keep_size",
+    "name",
+)
 
 
 def flag_of(name: str) -> str:
@@ -317,6 +342,8 @@ def wire_options(options: Mapping[str, Any]) -> dict[str, Any]:
             wire[name] = wire_path(wire[name])
     if wire.get("weights") is not None:  # a column, or a path
         wire["weights"] = wire_path(wire["weights"])
+    if "mix" in wire:
+        wire["mix"] = [wire_path(text) for text in wire["mix"]]
     if "python_path" in wire:
         wire["python_path"] = [wire_path(folder) for folder in wire["python_path"]]
     return wire

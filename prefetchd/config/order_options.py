@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from prefetchd.config.option import option
 
 BALANCED = "balanced"
 BLOCKS = "blocks"  # of `shuffle`
 USUAL_BLOCK = 1024  # samples
+Stop = Literal["first", "last"]
 
 
 def is_weight_file(weights: str) -> bool:
@@ -69,6 +71,25 @@ class OrderOptions:
         later=True,
     )
     epoch_samples: int | None = option(
-        None, "weights: how many samples an epoch draws (as many as there are)", metavar="N", later=True,
-        limits=(1, 1 << 53),
+        None, "weights, mix: how many samples an epoch has (as many as there are; with mix as stop says)", metavar="N",
+        later=True, limits=(1, 1 << 53),
     )  # fmt: skip
+    mix: tuple[str, ...] = option(
+        (),
+        "serve several sources mixed, in place of one, each with its share: train.txt=0.7; a share for each epoch is "
+        "a.txt=0.9,0.5, whose last holds on; without shares sizes decide (none)",
+        metavar="SOURCE[=SHARE]",
+        content=False,
+        later=True,
+        flag="mix",
+    )
+    mix_temperature: float | None = option(
+        None,
+        "mix without shares: shares are sizes to the power of 1 over this; 1 as the sizes are, more evens them out (1)",
+        metavar="T",
+        later=True,
+        limits=(0.01, 1e6),
+    )
+    stop: Stop = option(
+        "first", "mix: an epoch ends as the first source, or the last, was served whole (first)", later=True
+    )

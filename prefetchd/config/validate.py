@@ -18,6 +18,13 @@ from prefetchd.config.options import OPTION_TYPES, OPTIONS, Config
 from prefetchd.config.order_options import BLOCKS, USUAL_BLOCK
 from prefetchd.errors import ConfigError
 
+
+def _mix(value: object) -> tuple[str, ...]:
+    from prefetchd.config.mix import canonical_mix  # few need it
+
+    return canonical_mix(value)
+
+
 # Options without a converter of their own are converted by their type.
 _CONVERTERS: dict[str, Callable[[object], Any]] = {
     "num_workers": convert.num_workers,
@@ -25,15 +32,19 @@ _CONVERTERS: dict[str, Callable[[object], Any]] = {
     "root": convert.path,
     "labels": convert.path,
     "offsets": convert.path,
+    "index": convert.path,
     "subset": convert.path,
     "order": convert.path,
     "weights": selection.canonical_weights,
     "where": selection.canonical_where,
     "split": selection.canonical_split,
+    "mix": _mix,
     "image_size": convert.image_size,
     "dtype": lambda value: convert.coerce("dtype", convert.dtype_name(value), OPTION_TYPES["dtype"]),
     "cache": convert.path,
-    "cache_size": convert.cache_size,
+    "cache_size": convert.size_limit("cache_size"),
+    "keep": convert.path,
+    "keep_size": convert.size_limit("keep_size"),
     "cache_image_size": convert.cache_image_size,
     "scale": convert.scale,
     "mean": convert.channel_numbers("mean"),
@@ -58,6 +69,10 @@ def make_config(**options: Any) -> Config:
         ConfigError: for an unknown name, a value of the wrong kind or out of range, or a contradiction.
     """
     checked = check_options(options)
+    if checked.get("mix"):
+        from prefetchd.config.mix import name_source
+
+        name_source(checked)
     if "source" not in checked:
         raise ConfigError("cannot serve: no manifest was given; name a list file or a directory of class folders")
     if checked.get("shuffle_block") is not None:
@@ -95,11 +110,19 @@ def check_agrees(config: Config, options: Mapping[str, Any]) -> None:
     """Raise `ConfigError` where one of `options`, as a consumer sent them, contradicts `config`."""
     for name, wanted in check_options(options).items():
         served = getattr(config, name)
-        if convert.comparable(name, served) != convert.comparable(name, wanted):
+        if _comparable(name, served) != _comparable(name, wanted):
             raise ConfigError(
                 f"cannot attach with {name}={wanted!r}: the daemon {config.name!r} serves {name}={served!r}, "
                 "and its configuration decides; leave the option out, or start a daemon with it"
             )
+
+
+def _comparable(name: str, value: Any) -> Any:
+    if name != "mix":
+        return convert.comparable(name, value)
+    from prefetchd.config.mix import absolute_mix
+
+    return absolute_mix(value)
 
 
 def _check_limits(name: str, value: Any) -> None:
@@ -135,10 +158,19 @@ def _check_together(config: Config) -> None:
     if config.shuffle_block is not None and (config.weights is not None or not config.shuffle):
         why = "an order that is not shuffled" if not config.shuffle else "weights, which draw each sample anew"
         raise ConfigError(f"cannot use shuffle_block with {why}; leave one of them out")
-    if config.epoch_samples is not None and config.weights is None:
+    if config.epoch_samples is not None and config.weights is None and not config.mix:
         raise ConfigError(
-            "cannot use epoch_samples without weights: an epoch has each sample once; give limit for fewer of them"
+            "cannot use epoch_samples without weights or mix: an epoch has each sample once; give limit for fewer of "
+            "them"
         )
+    if config.mix or config.mix_temperature is not None or config.stop != "first":
+        from prefetchd.config.mix import check_mix
+
+        check_mix(config)
+    if config.pack is not None:
+        from prefetchd.config.packing import check_pack
+
+        check_pack(config)
     if config.fields:
         _check_fields(config)
     _check_objects(config)

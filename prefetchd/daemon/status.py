@@ -157,17 +157,19 @@ def _consumer(consumer: Consumer, manager: ConsumerManager, ring: Ring, *, is_sh
 def _waits_for(consumer: Consumer, manager: ConsumerManager, *, is_short_of_memory: bool) -> dict[str, Any] | None:
     """Return what a waiting loop waits for; `None` if it does not wait.
 
-    `reason` is "slower loop" (with its `pid` and `name`), "other loaders" (of its `start_together`), "members" (of its
-    group, which hold the last batches), "slots" (which others or itself hold), "unread messages" (of the daemon, in its
-    socket), "memory", or "readers".
+    `reason` is "slower loop" (with its `pid` and `name`; neither if that is a group's), "other loaders" (of its
+    `start_together`), "members" (of its group, which hold the last batches), "slots" (which others or itself hold),
+    "unread messages" (of the daemon, in its socket), "memory", or "readers".
     """
     if not consumer.is_waiting:
         return None
-    slower = manager.pacer.waits.get(consumer.number)
-    head = manager.consumers.get(slower.consumer) if slower is not None else None
-    if head is not None and head.attachment is not None:
-        return {"reason": "slower loop", "pid": head.pid, "name": head.attachment.request.name}
     group = manager.groups.of(consumer)
+    slower = manager.pacer.waits.get(consumer.number if group is None else group.cursor.consumer)
+    if slower is not None:
+        head = manager.consumers.get(slower.consumer)  # none has the number of a group's cursor
+        if head is None or head.attachment is None:
+            return {"reason": "slower loop", "pid": None, "name": None}
+        return {"reason": "slower loop", "pid": head.pid, "name": head.attachment.request.name}
     if consumer.held_back:
         reason = "other loaders"
     elif group is not None and group.cursor.at_end:
@@ -218,7 +220,21 @@ def _dataset(dataset: Dataset) -> dict[str, Any]:
         "batch_shape": [dataset.config.batch_size, *first.shape],
         "batch_dtype": first.dtype,
         "cache": None if dataset.source.cache is None else dataset.source.cache.report(),
+        "mix": _mix(dataset),
+        "padding": dataset.source.facts.padding,
     }
+
+
+def _mix(dataset: Dataset) -> list[dict[str, Any]] | None:
+    """Return the sources of a mixture, with their sizes, and what they have of the first epoch; else `None`."""
+    mixture = dataset.order.mixture
+    if mixture is None:
+        return None
+    sources = zip(dataset.source.facts.sources, mixture.sizes, mixture.counts(0), strict=True)
+    return [
+        {"source": name, "samples": size, "epoch_samples": count, "share": round(count / mixture.n_samples, 6)}
+        for (name, _), size, count in sources
+    ]
 
 
 def ready_line(report: dict[str, Any], attach_hint: str) -> str:

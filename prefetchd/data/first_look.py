@@ -54,6 +54,8 @@ def check_some_exist(records: Records, config: Config, field: tuple[int, str] | 
 
 def _is_missing(path: str) -> bool:
     """Return whether there is surely no such file; what cannot be looked at may be there."""
+    if "://" in path:
+        return False  # no look at a store is made
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError, ValueError):

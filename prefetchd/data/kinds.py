@@ -8,6 +8,7 @@ folders.
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
 import re
@@ -30,7 +31,8 @@ UNREAD_SUFFIXES = (
 IMAGE_OPTIONS = (
     "image_size", "color", "dtype", "scale", "mean", "std", "layout", "resize", "interpolation", "shrink_on_load",
     "max_image_pixels", "channels", "augment", "views", "transform", "target_transform", "target", "mask_border",
-    "cache", "cache_size", "cache_image_size", "box_format", "source_box_format", "max_boxes", "min_visible", "crowds",
+    "cache", "cache_size", "cache_image_size", "cache_format", "cache_quality", "box_format", "source_box_format",
+    "max_boxes", "min_visible", "crowds",
 )  # fmt: skip
 BOX_OPTIONS = ("box_format", "source_box_format", "min_visible", "crowds")
 OBJECT_OPTIONS = (*BOX_OPTIONS, "max_boxes")
@@ -39,7 +41,8 @@ MASK_OPTIONS = ("target", "mask_border")
 LIST_OPTIONS = ("root", "label_columns", "label_separator", "missing_label")
 COLUMN_OPTIONS = ("x_column", "y_column")
 ARRAY_OPTIONS = ("labels",)
-SEQUENCE_OPTIONS = ("offsets", "max_length", "padding", "truncating", "pad_value", "lengths")
+TAR_OPTIONS = ("index",)
+SEQUENCE_OPTIONS = ("offsets", "max_length", "padding", "truncating", "pad_value", "lengths", "pack")
 
 
 class InapplicableOption(ConfigError):
@@ -80,7 +83,7 @@ def refuse_other_targets(config: Config) -> None:
         refuse_given(config, BOX_OPTIONS, 'target="boxes"')
 
 
-Kind = Literal["manifest", "tar", "parquet", "arrow", "arrays"]
+Kind = Literal["manifest", "tar", "parquet", "packed", "arrow", "arrays"]
 
 _SUFFIXES: dict[str, Kind] = {
     ".tar": "tar", ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".npy": "arrays", ".npz": "arrays",
@@ -89,14 +92,35 @@ _COMPRESSED_TAR = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|z)|tgz|tbz2?|txz|tzst)
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _MAX_FILES = 1 << 20
+_INDEX_START_BYTES = 1 << 16
+_PACKED_INDEX = re.compile(
+    rb'\s*\{\s*"(shards"\s*:\s*\[.*"column_encodings|chunks"\s*:\s*\[.*"chunk_bytes)"', re.DOTALL
+)
 
 
 def kind_of(source: str) -> Kind:
     """Return the kind of data set that `source` names; `manifest`, which gives the error, if it is no other."""
     path = os.path.expanduser(source)
     if os.path.isdir(path):
-        return _kind_of_folder(path)
+        return "packed" if _lists_packed(os.path.join(path, "index.json")) else _kind_of_folder(path)
+    if os.path.basename(path) == "index.json" and _lists_packed(path):
+        return "packed"
     return _kind_of_name(path)
+
+
+def _lists_packed(path: str) -> bool:
+    """Return whether a file is the index of shards of MDS or LitData."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        start = os.read(fd, _INDEX_START_BYTES)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return _PACKED_INDEX.search(start) is not None
 
 
 def _kind_of_name(path: str) -> Kind:
@@ -138,15 +162,27 @@ def expand(source: str, kind: Kind, name: str) -> list[str]:
         # Compressed shards too, so that one among the others is refused and not left out.
         found = [os.path.join(path, entry) for entry in sorted(os.listdir(path)) if _kind_of_name(entry) == kind]
         found = [each for each in found if not os.path.basename(each).startswith(".")]
+        is_far = False
     elif os.path.exists(path):
-        found = [path]
+        found, is_far = [path], False
     else:
         found = []
+        is_far = "://" in path
         for each in _braces(path, name):
-            found += sorted(glob.glob(each)) if glob.has_magic(each) else [each]
+            found += sorted(_matching(each, is_far)) if glob.has_magic(each) else [each]
     if not found:
         raise ManifestError(f"cannot open {name}: no file has such a name; check the pattern")
-    return [os.path.abspath(each) for each in found]
+    return found if is_far else [os.path.abspath(each) for each in found]
+
+
+def _matching(pattern: str, is_far: bool) -> list[str]:
+    if not is_far:
+        return glob.glob(pattern)
+    from prefetchd.data.stores.client import listing
+
+    fixed = pattern[: re.search(r"[*?[]", pattern).start()].rpartition("/")[0] + "/"  # type: ignore[union-attr]
+    parts = pattern.count("/")
+    return [url for url, _ in listing(fixed) if url.count("/") == parts and fnmatch.fnmatchcase(url, pattern)]
 
 
 def _braces(pattern: str, name: str) -> list[str]:

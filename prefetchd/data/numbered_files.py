@@ -1,11 +1,15 @@
-"""Larger files that samples are pieces of: opened on demand, a few at a time, and checked to be what was indexed."""
+"""Larger files or objects that samples are pieces of, by number, checked to be what was indexed.
+
+Files are opened on demand, a few at a time. Of an object each piece is a request, which the store refuses if the object
+is another one; several threads may read pieces at once.
+"""
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prefetchd.data.faults import UnreadableFile, fault_of
 from prefetchd.data.files import check_unchanged, read_into
@@ -33,14 +37,15 @@ class NumberedFiles(ABC):
         self._n_files = n_files
         self._at_random = at_random
         self._open: OrderedDict[int, tuple[int, list[int], str]] = OrderedDict()
+        self._objects: dict[int, tuple[str, list[Any]]] = {}
         self._next_checked = 0
 
     @abstractmethod
-    def _entry(self, number: int) -> tuple[str, list[int]]:
-        """Return the absolute path of a file, and its device, inode, size and times of change when it was indexed."""
+    def _entry(self, number: int) -> tuple[str, list[Any]]:
+        """Return the absolute path or the URL of a file, and its identity when it was indexed."""
 
     def path(self, number: int) -> str:
-        """Return the absolute path of a file."""
+        """Return the absolute path or the URL of a file."""
         return self._entry(number)[0]
 
     def descriptor(self, number: int) -> int:
@@ -84,9 +89,18 @@ class NumberedFiles(ABC):
             SampleFault: if the piece is empty, or the machine fails.
             Exception: what `reserve` raises.
         """
-        fd = self.descriptor(number)
         if n_bytes <= 0:
             raise UnreadableFile(f"{what} is empty (0 bytes)")
+        if (found := self.object(number)) is not None:
+            from prefetchd.data.stores.client import read
+
+            try:
+                return read(*found, offset, n_bytes, buffer, reserve)
+            except UnreadableFile as fault:
+                raise ManifestError(
+                    f"cannot go on with {found[0]}: {fault} any more, while in use; start again to serve it as it is"
+                ) from None
+        fd = self.descriptor(number)
         if n_bytes > buffer.capacity_bytes:
             reserve(n_bytes)
         try:
@@ -101,6 +115,17 @@ class NumberedFiles(ABC):
             )
         return view
 
+    def object(self, number: int) -> tuple[str, list[Any]] | None:
+        """Return URL and identity of a file that is an object; `None` for a file."""
+        if number in self._open:
+            return None
+        if number not in self._objects:
+            path, identity = self._entry(number)
+            if path.startswith("/"):
+                return None
+            self._objects[number] = path, identity
+        return self._objects[number]
+
     def check_all(self) -> None:
         """Raise `ManifestError` if a file is not what was indexed."""
         self._check(self._n_files)
@@ -114,7 +139,8 @@ class NumberedFiles(ABC):
             number = self._next_checked
             self._next_checked = (number + 1) % self._n_files
             path, expected = self._entry(number)
-            check_unchanged(path, expected, self._shown(path))
+            if path.startswith("/"):  # each request for an object says which it must be
+                check_unchanged(path, expected, self._shown(path))
 
     def _shown(self, path: str) -> str:
         return f"{self._name}: {one_line(path)}"

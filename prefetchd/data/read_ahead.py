@@ -2,7 +2,7 @@
 
 `ImageSource` owns it, in a reader. While the reader's own reads are fast it does nothing and starts no thread. Once
 they are slow, `read_s` says so, the daemon gives the reader more work in hand, and threads (`read_threads`) fetch that
-work while the reader decodes. Fast again, it stops.
+work while the reader decodes. Fast again, it stops. Objects of a store are read ahead from the first to the last.
 
 A thread gives what the reader would have read: the same bytes, or the same fault of the same sample. The threads die
 with the process.
@@ -20,11 +20,13 @@ from functools import partial
 
 from prefetchd.data.buffer_pool import SMALLEST_BUFFER_BYTES, BufferPool, MappedBuffer, PoolExhaustedError
 from prefetchd.data.files import FileBuffer, read_file
-from prefetchd.data.read_threads import AheadRead, ReadThreads
+from prefetchd.data.read_threads import FAR_THREADS, N_THREADS, AheadRead, ReadThreads
 from prefetchd.data.records import Records, Sample
 from prefetchd.data.source import ALLOWANCE_BYTES, ReserveMemory
 
 MAX_BYTES = 9 << 19  # the most that is read ahead, within a reader's allowance
+FAR_BYTES = 18 << 20  # of objects: 64 requests for images of 110 KB in flight
+_FAR_S = 0.05  # what a request is taken to wait before the first has told
 SLOW_S, FAST_S = 0.002, 0.001
 _WEIGHT = 0.1  # of the last read in the average
 _RECOVERY_BYTES = 64 << 10  # by which the limit grows with each decode after a large one
@@ -55,11 +57,15 @@ class ReadAhead:
         self._records = records
         self._fetchers = {0: records.read} if fetchers is None else fetchers
         self.known: dict[int, Callable[[int], bool]] = {}
-        self._average_s = 0.0
+        self._is_far = records.is_far
+        self._most_bytes = FAR_BYTES if self._is_far else MAX_BYTES
+        # The plan of a reader of objects has memory for what is read ahead (`shards.STORE_BYTES`).
+        self._allowance_bytes = ALLOWANCE_BYTES + (FAR_BYTES if self._is_far else 0)
+        self._average_s = _FAR_S if self._is_far else 0.0
         self._average_bytes = float(SMALLEST_BUFFER_BYTES)
-        self._is_on = False
-        self._pool = BufferPool(MAX_BYTES)
-        self._threads = ReadThreads(self._pool)
+        self._is_on = self._is_far
+        self._pool = BufferPool(self._most_bytes)
+        self._threads = ReadThreads(self._pool, FAR_THREADS if self._is_far else N_THREADS)
         self._coming: dict[_Key, deque[AheadRead]] = {}
         self._later: deque[AheadRead] = deque()  # those of `_coming` that have not begun
         self._n_begun = 0  # those of `_coming` that have
@@ -148,12 +154,12 @@ class ReadAhead:
         Reads that are given up are done again in their turn. A decode that needs more than the whole allowance asks the
         daemon for memory, and nothing is given up for it.
         """
-        if working_bytes > ALLOWANCE_BYTES:
+        if working_bytes > self._allowance_bytes:
             return
-        room_bytes = ALLOWANCE_BYTES - working_bytes
+        room_bytes = self._allowance_bytes - working_bytes
         pool = self._pool
         if room_bytes >= pool.limit_bytes:
-            pool.limit_bytes = min(room_bytes, MAX_BYTES, pool.limit_bytes + _RECOVERY_BYTES)
+            pool.limit_bytes = min(room_bytes, self._most_bytes, pool.limit_bytes + _RECOVERY_BYTES)
             return
         pool.limit_bytes = room_bytes  # for a while: the next images are probably as large
         # The decode's working memory includes its file, which is in the lent buffer.
@@ -202,7 +208,9 @@ class ReadAhead:
 
         A quarter of them together: waking a thread for a single read takes a twentieth of a decode's time.
         """
-        most = min(self._threads.n_threads, self._pool.limit_bytes // int(self._average_bytes))
+        # Sizes vary, and a read that finds no memory is done again in its turn. That takes a whole wait for an object.
+        room_bytes = self._pool.limit_bytes * 3 // 5 if self._is_far else self._pool.limit_bytes
+        most = min(self._threads.n_threads, room_bytes // int(self._average_bytes))
         if self._n_begun > most - most // 4:
             return
         while self._later and self._n_begun < most:
@@ -214,7 +222,7 @@ class ReadAhead:
     def _learn(self, took_s: float, n_bytes: int) -> None:
         self._average_bytes += _WEIGHT * (max(n_bytes, SMALLEST_BUFFER_BYTES) - self._average_bytes)
         self._average_s += _WEIGHT * (took_s - self._average_s)
-        if self._records.reads_apart:
+        if self._records.reads_apart and not self._is_far:
             was_on, self._is_on = self._is_on, self._average_s > (FAST_S if self._is_on else SLOW_S)
             if was_on and not self._is_on:
                 self._pool.trim(0)

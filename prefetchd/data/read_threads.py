@@ -20,6 +20,7 @@ from prefetchd.data.files import FileBuffer
 from prefetchd.data.source import ReserveMemory
 
 N_THREADS = 32
+FAR_THREADS = 64  # for objects: a request is a wait and little work
 _STACK_BYTES = 128 << 10
 _M_TRIM_THRESHOLD, _M_ARENA_MAX = -1, -8  # mallopt's
 _HEAP_KEPT_BYTES = 4 << 20
@@ -74,13 +75,14 @@ class ReadThreads:
 
     Attributes:
         started: whether `start` was called.
-        n_threads: how many there are; fewer than `N_THREADS`, or none, where the process may not have more.
+        n_threads: how many there are; fewer than `most_threads`, or none, where the process may not have more.
     """
 
-    def __init__(self, pool: BufferPool) -> None:
+    def __init__(self, pool: BufferPool, most_threads: int = N_THREADS) -> None:
         self.started = False
         self.n_threads = 0
         self._pool = pool
+        self._most_threads = most_threads
         self._wanted: queue.SimpleQueue[AheadRead] = queue.SimpleQueue()
         self._lock = threading.Lock()  # of `done` and `dropped`: either side gives the buffer back, never both
 
@@ -95,7 +97,7 @@ class ReadThreads:
         before = threading.stack_size(_STACK_BYTES)
         # Where memory or processes run short, fewer threads read, or none: that is no fault of a sample.
         with contextlib.suppress(RuntimeError, MemoryError):
-            for _ in range(N_THREADS):
+            for _ in range(self._most_threads):
                 threading.Thread(target=self._run, daemon=True).start()
                 self.n_threads += 1
         threading.stack_size(before)

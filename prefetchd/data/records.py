@@ -121,6 +121,10 @@ class Records(Protocol):
     def reads_apart(self) -> bool:
         """Whether several threads may call `read` at once."""
 
+    @property
+    def is_far(self) -> bool:
+        """Whether samples are read from a store of objects, which answers late: they are read ahead from the first."""
+
     def __len__(self) -> int:
         """Return the number of samples."""
 

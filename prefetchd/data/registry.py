@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from prefetchd.config.options import Config
@@ -18,6 +20,7 @@ from prefetchd.data.kinds import (
     MASK_OPTIONS,
     OBJECT_TARGETS,
     SEQUENCE_OPTIONS,
+    TAR_OPTIONS,
     kind_of,
     refuse_given,
     refuse_other_targets,
@@ -37,6 +40,7 @@ _IMAGES = {
     "manifest": ("prefetchd.data.manifest.records", "Manifest"),
     "tar": ("prefetchd.data.tar.records", "TarShards"),
     "parquet": ("prefetchd.data.parquet.records", "ParquetRecords"),
+    "packed": ("prefetchd.data.packed.records", "PackedRecords"),
     "objects": ("prefetchd.data.table.object_records", "ObjectRecords"),  # with target="boxes" or "keypoints"
     "arrow": ("prefetchd.data.table.arrow_files", "ArrowFiles"),
     "table": ("prefetchd.data.table.records", "TableRecords"),  # from memory, never opened by name
@@ -46,6 +50,7 @@ _SOURCES = {
     "arrays": ("prefetchd.data.arrays.source", "ArraySource"),
     "memory_arrays": ("prefetchd.data.arrays.memory", "MemoryArrays"),  # never opened by name
     "sequences": ("prefetchd.data.arrays.sequences", "SequenceSource"),
+    "packed_sequences": ("prefetchd.data.arrays.packed", "PackedSource"),
 }
 _SERVED = "prefetchd.data.images.source", "ImageSource"
 _VIEWS = "prefetchd.data.images.views", "ViewsSource"
@@ -55,7 +60,11 @@ _INSPECTED = "prefetchd.data.images.inspection", "InspectedImages"  # made by `v
 
 
 def open_source(
-    config: Config, malformed: list[MalformedLine] | None = None, *, table: PassedTable | None = None
+    config: Config,
+    malformed: list[MalformedLine] | None = None,
+    *,
+    table: PassedTable | None = None,
+    passed: Mapping[str, PassedTable] = MappingProxyType({}),
 ) -> Source:
     """Open and check the data set that `config.source` names, in the daemon.
 
@@ -63,16 +72,29 @@ def open_source(
         config: the options.
         malformed: collects malformed lines of a list, which are left out then; without it they are refused.
         table: the source, if it is in the memory of the daemon's starter; owned.
+        passed: what options name that is in that memory, by option; of it the sources of a mixture become owned.
 
     Raises:
         ManifestError: if it cannot be served, with the reason.
         ConfigError: if an option means nothing for it, or a library that it needs is not installed.
     """
+    if config.mix:
+        from prefetchd.data.mix.opener import open_mix
+
+        return open_mix(config, passed, open_source)
     if table is not None:
         from prefetchd.data.table.memory import open_memory
 
         return open_memory(config, table)
-    kind: str = "sequences" if config.offsets is not None else kind_of(config.source)
+    if "://" in config.source:
+        from prefetchd.data.stores.client import keep_in
+
+        keep_in(config)
+    kind: str = kind_of(config.source)
+    if config.offsets is not None:
+        kind = "packed_sequences" if config.pack is not None else "sequences"
+    if kind != "tar":
+        refuse_given(config, TAR_OPTIONS, "tar shards")
     if config.fields:
         from prefetchd.data.table.opener import open_fields, open_table
 
@@ -123,7 +145,16 @@ def _refuse_other_targets(config: Config, is_list: bool, kind: str) -> None:
 def attach_source(config: Config, handle: dict[str, Any], fds: list[int]) -> Source:
     """Return, in a reader, the source that the daemon opened; owns `fds`."""
     kind = handle["kind"]
+    if "://" in config.source:
+        from prefetchd.data.stores.client import keep_in, limit_retries
+
+        limit_retries(config.reader_timeout)
+        keep_in(config)
     source: Source
+    if kind == "mix":
+        from prefetchd.data.mix.opener import attach_mix
+
+        return attach_mix(config, handle, fds, attach_source)
     if kind in _SOURCES:
         source = _class(_SOURCES[kind]).attach(config, handle, fds)
         return source

@@ -7,16 +7,34 @@ the index's memfd, so a hundred thousand shards cost a reader nothing.
 
 from __future__ import annotations
 
+import json
 import os
 import struct
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
+from prefetchd.config.options import Config
 from prefetchd.data.numbered_files import NumberedFiles
 from prefetchd.data.record_index import IndexWriter, RecordIndex
+from prefetchd.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+# Of the store's library in each reader, with 64 requests in flight, and of what is read ahead. The library ends the
+# process where it gets no memory.
+STORE_BYTES = 52 << 20
+
+
+def refuse_cache(config: Config, paths: Sequence[str]) -> None:
+    """Raise `ConfigError` if decoded images of objects are to be cached."""
+    if config.cache is not None and paths and not paths[0].startswith("/"):
+        raise ConfigError(
+            f"cannot use cache with {one_line(config.source)}: images from a store are not kept; leave cache out, or "
+            "download the shards"
+        )
 
 
 class ShardRecords:
@@ -59,6 +77,11 @@ class ShardRecords:
         """`int64` or `float32`."""
         return self._index.label_dtype
 
+    @property
+    def is_far(self) -> bool:
+        """Whether the shards are objects of a store."""
+        return bool(self._facts["is_far"])
+
     def label_values(self) -> NDArray[Any] | None:
         """Return the labels, (samples,) or (samples, k), int64 or float64; `None` without any."""
         return self._index.label_values()
@@ -76,18 +99,19 @@ class ShardRecords:
         self._files.check_unchanged()
 
 
-_ENTRY = struct.Struct("=2q2Q3q")  # where the path is and its length; device, inode, size, times of change
+_ENTRY = struct.Struct("=3q")  # where the path or URL is and its length; the length of the identity behind it
 
 
-def write_table(writer: IndexWriter, paths: list[str], identities: list[list[int]]) -> dict[str, Any]:
-    """Append the table of the files to the index and return the facts for `ShardFiles`."""
-    encoded = [os.fsencode(path) for path in paths]
-    at = writer.append(b"".join(encoded))
+def write_table(writer: IndexWriter, paths: list[str], identities: Sequence[Sequence[int | str]]) -> dict[str, Any]:
+    """Append the table of the files or objects to the index and return the facts for `ShardFiles`."""
+    encoded = [(os.fsencode(path), json.dumps(found).encode()) for path, found in zip(paths, identities, strict=True)]
+    at = writer.append(b"".join(path + found for path, found in encoded))
     entries = []
-    for path, found in zip(encoded, identities, strict=True):
-        entries.append(_ENTRY.pack(at, len(path), *found))
-        at += len(path)
-    return {"files": len(paths), "table_at": writer.append(b"".join(entries))}
+    for path, found in encoded:
+        entries.append(_ENTRY.pack(at, len(path), len(found)))
+        at += len(path) + len(found)
+    is_far = bool(paths) and not paths[0].startswith("/")
+    return {"files": len(paths), "table_at": writer.append(b"".join(entries)), "is_far": is_far}
 
 
 class ShardFiles(NumberedFiles):
@@ -98,7 +122,8 @@ class ShardFiles(NumberedFiles):
         self._index = index
         self._table_at: int = facts["table_at"]
 
-    def _entry(self, number: int) -> tuple[str, list[int]]:
+    def _entry(self, number: int) -> tuple[str, list[Any]]:
         raw = self._index.at(self._table_at + number * _ENTRY.size, _ENTRY.size)
-        at, n_bytes, *found = _ENTRY.unpack(raw)
-        return os.fsdecode(self._index.at(at, n_bytes)), found
+        at, path_bytes, identity_bytes = _ENTRY.unpack(raw)
+        found = self._index.at(at, path_bytes + identity_bytes)
+        return os.fsdecode(found[:path_bytes]), json.loads(found[path_bytes:])

@@ -34,6 +34,8 @@ class SourceFacts:
         reader_bytes: of private memory that it takes in each reader, beyond what every reader has.
         max_task_rows: rows that one task may have at most; a report of a fault in each of them must fit in a message.
         answers_together: whether tasks are so short that a reader answers several together.
+        sources: of a mixture, the name of each source and the number of its first sample.
+        padding: of packed rows, the part of their tokens that is padding.
     """
 
     n_samples: int
@@ -45,6 +47,8 @@ class SourceFacts:
     reader_bytes: int = 0
     max_task_rows: int = 64
     answers_together: bool = False
+    sources: tuple[tuple[str, int], ...] = ()
+    padding: float | None = None
 
 
 class Source(Protocol):

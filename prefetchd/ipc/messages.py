@@ -38,7 +38,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unk
 
 encode = msgspec.msgpack.Encoder().encode
 
-PROTOCOL = 6
+PROTOCOL = 7
 MAX_RELEASED = 64
 
 

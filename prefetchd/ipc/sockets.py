@@ -17,7 +17,7 @@ from prefetchd.ipc import system
 
 # Below the size from which malloc takes fresh pages for the buffer of every receive.
 MAX_MESSAGE_BYTES = 96 * 1024
-_MAX_FDS = 8
+_MAX_FDS = 253  # the kernel's most: each source of a mixture has some
 _ANCILLARY_BYTES = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
 _RECEIVE = int(socket.MSG_CMSG_CLOEXEC)
 _RECEIVE_NOW = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)

@@ -37,6 +37,7 @@ ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
     "MALLOC_ARENA_MAX": "1",
+    "TOKIO_WORKER_THREADS": "1",  # of obstore, in a reader that reads objects
     "MALLOC_MMAP_THRESHOLD_": str(4 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(8 << 20),
     "OPENCV_LOG_LEVEL": "OFF",

@@ -72,6 +72,7 @@ class BatchLayout:
     Attributes:
         batch_size: rows in a full batch.
         fields: the fields, in the order in which they lie in the slot.
+        sources: of a mixture, the name of each source and the number of its first sample.
         names: of the fields.
         ids_offset_bytes: where the sample ids start.
         slot_bytes: bytes of a whole slot, rounded up to pages.
@@ -79,6 +80,7 @@ class BatchLayout:
 
     batch_size: int
     fields: tuple[FieldLayout, ...]
+    sources: tuple[tuple[str, int], ...] = ()
     # Computed once: every batch calls `arrays`.
     names: tuple[str, ...] = field(init=False, repr=False)
     ids_offset_bytes: int = field(init=False)
@@ -127,10 +129,16 @@ class BatchLayout:
         """Return the sample ids, (rows,) int64, a view of `root`; see `arrays`."""
         return np.ndarray((rows,), np.int64, root, self.ids_offset_bytes)
 
+    def source_numbers(self, sample_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the number of each sample's source in a mixture, (rows,) int64; 0 where there is one source."""
+        firsts = np.array([first for _, first in self.sources[1:]], np.int64)
+        return np.searchsorted(firsts, sample_ids, "right")
+
     def to_wire(self) -> dict[str, Any]:
         """Return the layout as plain values; `layout_from_wire` is the inverse."""
         fields = [[each.name, list(each.shape), each.dtype] for each in self.fields]
-        return {"batch_size": self.batch_size, "fields": fields}
+        wire: dict[str, Any] = {"batch_size": self.batch_size, "fields": fields}
+        return wire | {"sources": [list(each) for each in self.sources]} if self.sources else wire
 
 
 def layout_from_wire(wire: dict[str, Any]) -> BatchLayout:
@@ -140,4 +148,5 @@ def layout_from_wire(wire: dict[str, Any]) -> BatchLayout:
         ValueError, KeyError or TypeError: if the values are no layout.
     """
     fields = [FieldLayout(str(name), tuple(map(int, shape)), str(dtype)) for name, shape, dtype in wire["fields"]]
-    return BatchLayout(int(wire["batch_size"]), tuple(fields))
+    sources = tuple((str(name), int(first)) for name, first in wire.get("sources", ()))
+    return BatchLayout(int(wire["batch_size"]), tuple(fields), sources)

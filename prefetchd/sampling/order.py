@@ -21,6 +21,8 @@ from prefetchd.sampling.places import DRAWN_POSITIONS, Places, drawn_block
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from prefetchd.sampling.mixture import Mixture
+
 _BLOCK_POSITIONS = 1 << 13
 
 
@@ -52,6 +54,7 @@ class Order:
         seed: decides the shuffled orders.
         places: the samples that are served; `None` for the first `n_samples` of the data set.
         shuffle_block: how many places stay near one another in a shuffled order; 0 for a full shuffle.
+        mixture: the sources that are mixed, and their shares, which decide all but the batches; `None` for one source.
     """
 
     n_samples: int
@@ -61,6 +64,7 @@ class Order:
     seed: int
     places: Places | None = None
     shuffle_block: int = 0
+    mixture: Mixture | None = None
 
     @property
     def batches_per_epoch(self) -> int:
@@ -77,6 +81,10 @@ class Order:
         """Return the ids, shape (n_rows,), int64, of rows `first_row` onwards of a batch."""
         start = batch * self.batch_size + first_row
         places = self.places
+        if self.mixture is not None:
+            from prefetchd.sampling.mixture import MIXED_POSITIONS, mixed_block
+
+            return _part(partial(mixed_block, self.mixture, epoch), MIXED_POSITIONS, start, n_rows)
         if places is not None and places.until is not None:
             blocks = partial(drawn_block, places, self.seed, epoch)
             return places.sample_ids(_part(blocks, DRAWN_POSITIONS, start, n_rows))
@@ -88,6 +96,8 @@ class Order:
 
     def following(self, sample_id: int) -> Iterator[int]:
         """Yield the samples that can stand in for `sample_id`, the nearest first, over and over."""
+        if self.mixture is not None:
+            return self.mixture.following(sample_id)
         if self.places is not None:
             return self.places.following(sample_id)
         return ((sample_id + step) % self.n_samples for step in count(1))

@@ -66,6 +66,7 @@ class TensorBatch(InEpoch, Named):  # type: ignore[misc]  # index hides tuple.in
     """
 
     sample_ids: NDArray[np.int64]
+    _layout: BatchLayout
 
     if TYPE_CHECKING:
         x: torch.Tensor
@@ -79,8 +80,13 @@ class TensorBatch(InEpoch, Named):  # type: ignore[misc]  # index hides tuple.in
     ) -> TensorBatch:
         """Return `tensors`, one for each array of `layout`, with the place of `batch`."""
         made: TensorBatch = tuple.__new__(class_of(batch._fields, TensorBatch), joined(layout, tensors))
-        made._grant, made.sample_ids = batch.place, sample_ids
+        made._grant, made.sample_ids, made._layout = batch.place, sample_ids, layout
         return made
+
+    @property
+    def source(self) -> Any:
+        """(rows,) int64, a numpy array: the number of each sample's source, as in `prefetchd.batches`."""
+        return self._layout.source_numbers(self.sample_ids)
 
     def strings(self, name: str) -> list[str]:
         """Return the text of each sample in the field `name`; see `prefetchd.Batch.strings`."""

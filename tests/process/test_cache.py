@@ -64,6 +64,8 @@ PIPELINES = {
     "jitter": {"color": "gray", "augment": "hflip, color_jitter(brightness=0.4)", "resize": "crop"},
     "crops": {"augment": "random_resized_crop, rotate(degrees=9), hflip", "cache-image-size": "64"},
     "fitted": {"cache-image-size": "40x80", "dtype": "float16"},
+    "jpeg": {"augment": "random_resized_crop", "cache-image-size": "64", "cache-format": "jpeg"},
+    "jpeg-gray": {"cache-image-size": "48", "cache-format": "jpeg", "cache-quality": "70", "color": "gray"},
 }  # fmt: skip
 
 
@@ -186,6 +188,22 @@ def test_a_damaged_cache_changes_no_batch(
         flags[name] = {"cache": str(cache)}
     found = contents(serve, "damaged", dict.fromkeys(DAMAGES, photographs), flags)
     assert found == dict.fromkeys(DAMAGES, uncached)
+
+
+def test_a_damaged_cache_of_jpeg_rows_changes_no_batch(serve: Serve, photographs: Path, tmp_path: Path) -> None:
+    options = {"cache_image_size": 48, "cache_format": "jpeg"}
+    expected = content(photographs, **options)
+    filled = tmp_path / "filled"
+    assert content(photographs, cache=filled, **options) == expected
+    flags = {}
+    for name, damage in DAMAGES.items():
+        cache = tmp_path / name
+        shutil.copytree(filled, cache)
+        (folder,) = (path for path in cache.iterdir() if path.is_dir())
+        damage(folder)
+        flags[name] = {"cache": str(cache), "cache-image-size": "48", "cache-format": "jpeg"}
+    found = contents(serve, "damaged-jpeg", dict.fromkeys(DAMAGES, photographs), flags)
+    assert found == dict.fromkeys(DAMAGES, expected)
 
 
 def test_killed_in_mid_fill_it_goes_on_where_it_was(

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+MAKE_THEIR_DATA = ("detection_train", "packed_train")
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,7 @@ def tinted_photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("tensorflow_train", "tensorflow", None),
         ("sklearn_partial_fit", "sklearn", None),
         ("detection_train", "torch", None),
+        ("packed_train", "torch", None),
     ],
 )
 def test_example_learns(example, needs, keras_backend, tinted_photographs, tmp_path):
@@ -44,7 +46,7 @@ def test_example_learns(example, needs, keras_backend, tinted_photographs, tmp_p
     environment.pop("KERAS_BACKEND", None)
     if keras_backend is not None:
         environment["KERAS_BACKEND"] = keras_backend
-    source = [] if example == "detection_train" else [str(tinted_photographs)]  # it makes its own images
+    source = [] if example in MAKE_THEIR_DATA else [str(tinted_photographs)]
     result = subprocess.run(
         [sys.executable, str(EXAMPLES / f"{example}.py"), *source, "--epochs", "4"],
         capture_output=True,

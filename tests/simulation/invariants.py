@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from prefetchd.daemon.consumers.consumer import Consumer
 from prefetchd.daemon.memory.plan import MIN_SLOTS
-from prefetchd.daemon.schedule.windows import _arrange, most_windows, n_places
+from prefetchd.daemon.schedule.windows import _arrange, arrange, most_windows, n_places
 from prefetchd.daemon.status import _waits_for
 from prefetchd.errors import PrefetchdError
-from prefetchd.ring.slots import Content
+from prefetchd.ring.slots import Content, Slot
 from tests.simulation.kernel import SimulationError
 from tests.simulation.readers import CONTENT, FATAL
 from tests.simulation.spec import LoopSpec, WorldSpec
@@ -89,6 +89,8 @@ class Watch:
         self._n_looks += 1
         if not hasattr(daemon, "_controller") or not daemon._announced:
             return  # it is starting
+        if "grant" not in vars(daemon._ring):
+            self._watch_grants(daemon)
         if len(daemon._ring.slots) <= _FEW_SLOTS or not self._n_looks % 8:
             self._check_ring(daemon)
         self._check_budget(daemon)
@@ -97,6 +99,39 @@ class Watch:
         if process is not None and not process.stopped:
             self._check_waits(daemon, passed_s)
             self._check_unheard(daemon)
+
+    # --- grants
+
+    def _watch_grants(self, daemon: Daemon) -> None:
+        """Check each grant, from now on, before it is made."""
+        grant = daemon._ring.grant
+
+        def checked(slot: Slot, consumer: int) -> int:
+            try:
+                self._check_grant(daemon, slot, consumer)
+            except SimulationError as error:
+                self._kernel.fail(error)
+            return grant(slot, consumer)
+
+        vars(daemon._ring)["grant"] = checked
+
+    def _check_grant(self, daemon: Daemon, slot: Slot, number: int) -> None:
+        """Check that a grant ahead, or beyond what a loop is guaranteed, leaves the other windows what they are."""
+        ring, cursors = daemon._ring, daemon._consumers.cursors
+        cursor = next((each for each in cursors if each.consumer == number), None)
+        if cursor is None:  # a member of a group
+            return
+        within = ring.held_by(number) < cursor.guaranteed_slots
+        if (cursor.waiting and (within or slot.leases)) or (within and slot.leases):
+            return
+        spare = len(ring.slots) - ring.leased_slots - (not slot.leases)
+        needed = 0 if within else 1
+        for window in arrange(cursors, len(ring.slots)):
+            members = [member for member in window.members if member.open]
+            if members and cursor not in members:
+                needed += max(0, min(each.guaranteed_slots - ring.held_by(each.consumer) for each in members))
+        if spare < needed:
+            raise SimulationError(f"a grant to {number} leaves {spare} slots, and other windows may claim {needed}")
 
     # --- memory
 
@@ -178,7 +213,8 @@ class Watch:
         """Return what a loop waits for, as `status` has it; with the loop and the epoch that it is waited for in."""
         found = _waits_for(consumer, daemon._consumers, is_short_of_memory=daemon._memory.target.paused)
         assert found is not None
-        head = daemon._consumers.pacer.waits.get(consumer.number)
+        group = daemon._consumers.groups.of(consumer)
+        head = daemon._consumers.pacer.waits.get(consumer.number if group is None else group.cursor.consumer)
         if found["reason"] == "slower loop" and head is not None:
             if head.patience_s and not head.patience_left_s:
                 cursors, n_slots = daemon._consumers.cursors, len(daemon._ring.slots)
@@ -198,7 +234,7 @@ class Watch:
         if reason == "slower loop":
             bound_s = spec.patience_s + _SLACK_S + sum(fault.for_s for fault in spec.faults if "daemon" in fault.what)
         elif reason == "other loaders":
-            bound_s = consumer.attachment.request.start_timeout_s + _SLACK_S
+            bound_s = consumer.attachment.request.start_timeout_s + _SLACK_S + self._stopped_s()
         elif reason == "slots":
             bound_s = max(loop.hold_timeout_s for loop in spec.loops) + _SLACK_S + 2 * _LOOK_S + self._stopped_s()
         elif reason == "readers that have nothing to do":
@@ -259,7 +295,10 @@ class Watch:
         for (dataset, sample_id), times in self._world.statistics.alone.items():
             kind = self._world.kind(dataset, sample_id)
             leaks = 3 if spec.datasets[dataset].leak_bytes else 1  # a full reader hands it on
-            bound = (_TRIES.get(kind or "", 3) + 2 * disturbed) * leaks * (1 + self.n_daemon_deaths)
+            # Where bad samples end the loop, each new loop tries them again: they may have been mended.
+            loops = [loop.iterations for loop in spec.loops if loop.dataset == dataset]
+            begun = max(1, sum(loops)) if spec.datasets[dataset].on_error == "raise" else 1
+            bound = (_TRIES.get(kind or "", 3) + 2 * disturbed) * leaks * begun * (1 + self.n_daemon_deaths)
             if kind in CONTENT and kind != "random" and times > bound:
                 raise SimulationError(
                     f"the {kind} sample {sample_id} was tried alone {times} times, {bound} is the bound"

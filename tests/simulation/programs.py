@@ -154,7 +154,7 @@ class Trainer:
     def _iterate(self) -> None:
         spec, kernel, loader = self.spec, self.world.kernel, self._loader
         assert loader is not None
-        expected = self._remaining
+        expected = None if spec.second_at else self._remaining  # the other loop may go on at the loaded state instead
         self._remaining = None
         batches = self._batches = iter(loader)
         for count in itertools.count(1):
@@ -211,11 +211,16 @@ class Trainer:
         epoch, rotation = self._next_epoch, 0
         if self.spec.join or self.spec.second_at or self.spec.group:
             epoch = first_epoch
-            if epoch < self._next_epoch and not self.spec.group:  # a member joins the pass that goes on
+            goes_on = self.spec.group or (self.spec.second_at and self.spec.resume)  # at a pass, or a loaded state
+            if epoch < self._next_epoch and not goes_on:
                 raise SimulationError(f"{self.name} got epoch {epoch} again")
             rotation = first_index if self.spec.join else 0
         shard = shard_of(self._content, self.spec, drop_last, rotation)
-        yield from places(shard, epoch, self.spec.epochs)
+        expected = places(shard, epoch, self.spec.epochs)
+        if self.spec.second_at and self.spec.resume:
+            begin = first_epoch, first_index
+            expected = itertools.dropwhile(lambda place: place[:2] != begin, expected)
+        yield from expected
 
     def _use(self, batch: Any, place: Place) -> None:
         """Work on a batch, and keep it for a while."""

@@ -324,7 +324,8 @@ class World:
         self.injector.end()
         while self.daemon is None:
             kernel.sleep(0.5)
-        epochs_ahead = 1 + self.spec.n_slots // min(content.order.batches_per_epoch for content in self.contents)
+        n_slots = max(self.spec.n_slots, self.daemon._memory.budget.plan.n_slots)  # fewer readers leave more slots
+        epochs_ahead = 1 + n_slots // min(content.order.batches_per_epoch for content in self.contents)
         until_s = kernel.now_s + _QUIET_S + (3 + epochs_ahead) * self.watch.bound_s
         n_rounds = -1
         while self.network.n_rounds > n_rounds:  # it makes batches ahead

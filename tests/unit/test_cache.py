@@ -12,11 +12,12 @@ import pytest
 from prefetchd.config.validate import make_config
 from prefetchd.daemon.memory.limits import CgroupMemory
 from prefetchd.daemon.memory.pressure import CachePages
-from prefetchd.data.cache import keys
+from prefetchd.data.cache import keys, segment
 from prefetchd.data.cache.daemon_side import CacheInDaemon
 from prefetchd.data.cache.keys import check_cache
 from prefetchd.data.cache.reader_side import CacheInReader
 from prefetchd.data.files import CLOCK_STEP_NS
+from prefetchd.data.images.kept_jpeg import JpegRows
 from prefetchd.data.records import Sample
 from prefetchd.errors import ConfigError
 
@@ -64,6 +65,7 @@ def test_a_key_follows_everything_that_may_tell_another_file(tmp_path: Path) -> 
         {"channels": 3},
         {"channels": 4},
         {"channels": 3, "dtype": "float32"},
+        {"cache_format": "jpeg", "cache_image_size": 224},
     ],
 )
 def test_pipelines_that_keep_other_pixels_have_other_folders(options: dict) -> None:
@@ -90,6 +92,11 @@ def test_with_a_size_of_its_own_the_target_decides_nothing() -> None:
         ({"augment": "rotate(degrees=10)"}, "augment='rotate'"),
         ({"augment": "hflip, trivial_augment_wide"}, "augment='trivial_augment_wide'"),
         ({"target": "mask"}, "masks"),
+        ({"cache_format": "jpeg"}, "give cache_image_size=(352, 352)"),
+        ({"cache_format": "jpeg", "cache_image_size": 256, "target": "mask"}, "masks"),
+        ({"cache_format": "jpeg", "cache_image_size": 256, "dtype": "uint16"}, "JPEG has 8 bits"),
+        ({"cache_format": "jpeg", "cache_image_size": 256, "channels": 3}, "exact channels"),
+        ({"cache_quality": 80}, 'give cache_format="jpeg"'),
     ],
 )
 def test_what_cannot_be_cached_is_refused_with_what_to_set(options: dict, says: str) -> None:
@@ -112,6 +119,54 @@ def test_augmentation_after_the_resize_can_be_cached() -> None:
         )
     )
     check_cache(make_config(source="x", cache="/c", augment="random_resized_crop", cache_image_size=256))
+
+
+def test_the_quality_of_jpeg_rows_is_content_and_the_default_changes_no_digest() -> None:
+    plain = make_config(source="x", cache_image_size=64)
+    assert "cache_format" not in keys.pipeline_of(plain, "d")
+    jpeg, low = (
+        make_config(source="x", cache_image_size=64, cache_format="jpeg", cache_quality=quality) for quality in (90, 50)
+    )
+    assert len({config.digest() for config in (plain, jpeg, low)}) == 3
+    assert keys.pipeline_of(jpeg, "d") != keys.pipeline_of(low, "d")
+
+
+# --- rows of JPEG
+
+
+@pytest.mark.parametrize("color", ["rgb", "bgr", "gray"])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (40, 61), (192, 256)])
+def test_jpeg_rows_come_back_as_nearly_the_same_pixels(color: str, height: int, width: int) -> None:
+    ramp = np.linspace(0, 255, height * width).reshape(height, width)
+    image = np.ascontiguousarray(np.stack([ramp, ramp[::-1], ramp * 0 + 60], -1).astype(np.uint8))
+    image = image[..., 0].copy() if color == "gray" else image
+    before = image.copy()
+    rows = JpegRows(color, 95)
+    row = rows.encode(image)
+    assert (row.ndim, row.dtype, bytes(row[:2])) == (1, np.uint8, b"\xff\xd8")
+    found = rows.decode(row)
+    assert found.shape == image.shape
+    assert np.abs(found.astype(int) - image).mean() < 4
+    np.testing.assert_array_equal(image, before)
+    np.testing.assert_array_equal(rows.encode(image), row)
+
+
+def test_jpeg_rows_that_are_damaged_give_nothing() -> None:
+    assert JpegRows("rgb", 90).decode(np.zeros(100, np.uint8)) is None
+
+
+@pytest.mark.parametrize("n_bytes", [1, 65_535, 65_536, 200_001])
+def test_an_encoded_row_of_any_length_comes_back(tmp_path: Path, n_bytes: int) -> None:
+    row = np.random.default_rng(n_bytes).integers(0, 256, n_bytes, np.uint8)
+    writer = segment.SegmentWriter(tmp_path, "run-0")
+    offset, number = writer.append(key(1), row)
+    assert (offset, number) == (0, 0)
+    record = segment.unpack((tmp_path / "run-0.index").read_bytes())
+    np.testing.assert_array_equal(segment.read_row(writer.fd, record, 0), row)
+    with open(tmp_path / "run-0.rows", "r+b") as file:
+        file.write(bytes([row[0] ^ 1]))
+    assert segment.read_row(writer.fd, record, 0) is None
+    writer.close()
 
 
 # --- daemon and reader

@@ -22,6 +22,7 @@ class Files:
     """Records of files by number; counts who reads them."""
 
     reads_apart = True
+    is_far = False
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

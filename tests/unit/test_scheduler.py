@@ -172,6 +172,18 @@ def test_slot_that_somebody_holds_already_costs_nothing():
     assert may_grant(ring, cursor(0, consumer=1), Reserve(ring, []), slot)
 
 
+def test_loop_keeps_no_slot_ahead_beyond_its_guarantee_that_others_give_back():
+    ring = ring_of(4)
+    slots = [ready(ring, number, (0, 0, number)) for number in (1, 2, 3, 4)]
+    for slot in slots[:2]:
+        ring.grant(slot, consumer=1)
+    ring.grant(slots[2], consumer=2)
+    mine, other = cursor(2, consumer=1), cursor(3, consumer=2)
+    assert not may_grant(ring, mine, Reserve(ring, [mine, other]), slots[2])
+    mine.waiting = True
+    assert may_grant(ring, mine, Reserve(ring, [mine, other]), slots[2])
+
+
 def test_each_window_of_loops_is_promised_its_slots_and_one_to_fill():
     assert slots_promised(8, []) == 1
     assert slots_promised(8, [cursor(0)]) == 3

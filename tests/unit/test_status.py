@@ -69,8 +69,18 @@ def test_readers_or_memory_are_the_reason_where_no_other_is():
 @pytest.mark.parametrize("at_end", [True, False])
 def test_a_group_waits_for_its_members_once_its_batches_are_all_granted(at_end):
     rig = Rig()
-    rig.group = SimpleNamespace(cursor=SimpleNamespace(at_end=at_end))
+    rig.group = SimpleNamespace(cursor=SimpleNamespace(at_end=at_end, consumer=-1))
     assert reason(rig.report()) == ("members" if at_end else "readers")
+
+
+def test_a_group_waits_for_a_slower_loop_and_a_loop_for_a_slower_group():
+    rig = Rig()
+    rig.group = SimpleNamespace(cursor=SimpleNamespace(at_end=False, consumer=-1))
+    assert rig.slow.cursor is not None
+    rig.waits[-1] = rig.slow.cursor
+    assert rig.report() == {"reason": "slower loop", "pid": 102, "name": "slow.py"}
+    rig.waits[-1] = SimpleNamespace(consumer=-2)
+    assert rig.report() == {"reason": "slower loop", "pid": None, "name": None}
 
 
 def test_stalled_held_back_and_unread_are_reasons():

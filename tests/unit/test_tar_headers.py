@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prefetchd.data.tar.headers import Member, TarHeaders
+from prefetchd.data.tar.headers import Member, TarHeaders, file_bytes
 from prefetchd.errors import ManifestError
 from tests.records import write_tar
 
@@ -21,7 +21,8 @@ FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
 def walk(path: str | Path) -> list[Member]:
     fd = os.open(path, os.O_RDONLY)
     try:
-        return list(TarHeaders(fd, os.path.getsize(path), os.path.basename(path)))
+        name = os.path.basename(path)
+        return list(TarHeaders(file_bytes(fd, name), os.path.getsize(path), name))
     finally:
         os.close(fd)
 

@@ -6,7 +6,7 @@ The parser needs them all, so they import heavy modules only when they run. A ne
 
 from __future__ import annotations
 
-from prefetchd.cli.commands import bench, cache, completion, daemons, preview, serve, tune, verify
+from prefetchd.cli.commands import bench, cache, completion, daemons, index, preview, serve, tune, verify
 
 # In the order of `prefetchd --help`.
 COMMANDS = (
@@ -17,6 +17,7 @@ COMMANDS = (
     daemons.add_set,
     cache.add,
     daemons.add_stop,
+    index.add,
     verify.add,
     preview.add,
     tune.add,

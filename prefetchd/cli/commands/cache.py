@@ -99,6 +99,7 @@ def _build(name: str, config: Config) -> int:
         shuffle_block=None,
         weights=None,  # each sample that may be drawn
         epoch_samples=None,
+        stop="last" if config.mix else "first",
         drop_last=False,
         on_error="skip",
     )
@@ -134,9 +135,10 @@ def _has_room(config: Config) -> bool:
     assert config.cache is not None
     cache = Path(config.cache).expanduser().absolute()
     height, width = config.cache_image_size or config.image_size
-    return WriteAllowance(cache, limit_of(config)).allows(
-        height * width * config.n_channels * {"uint8": 1, "uint16": 2, "float32": 4}[config.pixel_dtype]
-    )
+    n_bytes = height * width * config.n_channels * {"uint8": 1, "uint16": 2, "float32": 4}[config.pixel_dtype]
+    if config.cache_format == "jpeg":
+        n_bytes //= 5  # about what a photograph's row takes
+    return WriteAllowance(cache, limit_of(config)).allows(n_bytes)
 
 
 def run_info(arguments: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from prefetchd.client.loader import Loader
     from prefetchd.config.options import Config
     from prefetchd.data.images.source import ImageSource
+    from prefetchd.data.mix.source import MixedSource
     from prefetchd.sampling.order import Order
 
 _COLUMNS = 6
@@ -94,21 +95,24 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _open(config: Config) -> ImageSource:
+def _open(config: Config) -> ImageSource | MixedSource:
     """Open the source for its labels; the samples come from a daemon."""
     from prefetchd.data.images.source import ImageSource
+    from prefetchd.data.mix.source import MixedSource
     from prefetchd.data.registry import open_source
 
     source = open_source(config)
-    if not isinstance(source, ImageSource):
+    parts = source.parts if isinstance(source, MixedSource) else (source,)
+    if not all(isinstance(part, ImageSource) for part in parts):
         raise ConfigError(
             f"cannot preview {config.source}: it holds arrays, not images; give a list or a directory of images"
         )
+    assert isinstance(source, ImageSource | MixedSource)
     return source
 
 
 def _tiles(
-    config: Config, source: ImageSource, n_samples: int, n_epochs: int
+    config: Config, source: ImageSource | MixedSource, n_samples: int, n_epochs: int
 ) -> tuple[list[list[Tile]], list[dict[str, Any]], list[tuple[str, int]], int]:
     """Return a row of tiles for each sample, the bad samples met, the counts of labels, and how many samples there are.
 
@@ -139,7 +143,7 @@ def _tiles(
         return rows, loader.status()["bad"], _counts(source, order, loader.classes), total
 
 
-def _tile(batch: Any, loader: Loader, config: Config, source: ImageSource) -> Tile:
+def _tile(batch: Any, loader: Loader, config: Config, source: ImageSource | MixedSource) -> Tile:
     import numpy as np
 
     from prefetchd.cli.views.contact_sheet import Tile, mask_to_display, to_display, views_to_display
@@ -149,8 +153,9 @@ def _tile(batch: Any, loader: Loader, config: Config, source: ImageSource) -> Ti
     if config.fields:
         from prefetchd.cli.views.fields_tile import tile_of_fields
         from prefetchd.data.fields.source import FieldsSource
+        from prefetchd.data.mix.source import MixedSource
 
-        assert isinstance(source, FieldsSource)
+        assert isinstance(source, FieldsSource | MixedSource)
         return tile_of_fields(batch, config, source.class_names())
     if config.views:
         views = [view for name in batch.keys()[:-1] for view in batch[name][0]]
@@ -179,11 +184,14 @@ def _label(label: NDArray[Any] | np.generic, classes: tuple[str, ...] | None) ->
     return " ".join(f"{value:.3g}" for value in flat[:8].tolist()) + (" ..." if len(flat) > 8 else "")
 
 
-def _counts(source: ImageSource, order: Order, classes: tuple[str, ...] | None) -> list[tuple[str, int]]:
+def _counts(source: ImageSource | MixedSource, order: Order, classes: tuple[str, ...] | None) -> list[tuple[str, int]]:
     """Count classes, most frequent first: those of all objects, or whole-number labels, of samples spread over many."""
+    from prefetchd.data.mix.source import MixedSource
     from prefetchd.data.table.object_records import ObjectRecords
 
     total = order.n_samples
+    if isinstance(source, MixedSource):
+        return _shown_classes(_mixed_counts(source, order), classes)
     if isinstance(source.records, ObjectRecords):
         return _shown_classes(Counter(dict(enumerate(source.records.class_counts().tolist()))), classes)
     step = -(-total // _COUNTED_LABELS)
@@ -195,6 +203,23 @@ def _counts(source: ImageSource, order: Order, classes: tuple[str, ...] | None) 
                 return []
             counted[sample.label] += step
     return _shown_classes(counted, classes)
+
+
+def _mixed_counts(source: MixedSource, order: Order) -> Counter[int]:
+    """Count the labels of an epoch of a mixture; none where they are no whole numbers."""
+    import numpy as np
+
+    from prefetchd.data.order.values import label_values
+
+    try:
+        labels = label_values(source, "preview")
+    except ConfigError:
+        return Counter()
+    if not np.issubdtype(labels.dtype, np.integer):
+        return Counter()
+    n = min(order.n_samples, _COUNTED_LABELS)
+    values, counts = np.unique(labels[order.sample_ids(0, 0, 0, n)], return_counts=True)
+    return Counter(dict(zip(values.tolist(), counts.tolist(), strict=True)))
 
 
 def _shown_classes(counted: Counter[int], classes: tuple[str, ...] | None) -> list[tuple[str, int]]:

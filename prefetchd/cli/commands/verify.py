@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Container, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from prefetchd.cli.arguments import EPILOG, Subparsers, add_source_options, config_of
@@ -42,6 +43,35 @@ def add(commands: Subparsers, datasets: Iterable[str]) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Verify and report."""
     config = config_of(arguments, "verify")
+    if not config.mix:
+        return _verify(config, arguments)
+    from prefetchd.config.mix import part_configs
+
+    _check_mix(config, arguments)
+    # Each source is verified as it would be alone.
+    parts = [replace(part, where=config.where, split=config.split) for part in part_configs(config)]
+    if not arguments.json:
+        return max(_verify(part, arguments) for part in parts)
+    reports: list[dict[str, Any]] = []
+    status = max(_verify(part, arguments, reports) for part in parts)
+    print(json.dumps({"sources": reports}, indent=2))
+    return status
+
+
+def _check_mix(config: Config, arguments: argparse.Namespace) -> None:
+    """Raise `ConfigError` for what means something else for one source of a mixture."""
+    from prefetchd.config.selection import LABEL, parse_where
+
+    if arguments.write_clean is not None:
+        raise ConfigError("cannot use --write-clean with mix: it writes one list; verify each source alone")
+    if LABEL in parse_where(config.where):
+        raise ConfigError(
+            f"cannot verify a mix with where={LABEL}: a class may have another number in each source; verify each alone"
+        )
+
+
+def _verify(config: Config, arguments: argparse.Namespace, reports: list[dict[str, Any]] | None = None) -> int:
+    """Verify one source; print the report, or add it to `reports`."""
     from prefetchd.cli.verify.inspection import inspect
     from prefetchd.cli.views.charts import Progress
 
@@ -55,7 +85,9 @@ def run(arguments: argparse.Namespace) -> int:
     report = _report(config, inspected)
     if arguments.write_clean is not None:
         report["clean"] = _write_clean(config, inspected, arguments.write_clean)
-    if arguments.json:
+    if reports is not None:
+        reports.append(report)
+    elif arguments.json:
         print(json.dumps(report, indent=2))
     else:
         from prefetchd.cli.verify.findings import describe

@@ -130,7 +130,7 @@ def command_line(config: Config, chosen: Measured) -> str:
     config = dataclasses.replace(
         config, num_workers=chosen.n_readers, memory_budget=f"{-(-chosen.budget_bytes // (1 << 20))}MiB"
     )
-    words = ["prefetchd", "serve", config.source]
+    words = ["prefetchd", "serve", *([] if config.mix else [config.source])]
     for name, field in OPTIONS.items():
         value = getattr(config, name)
         if name == "source" or value == field.default:

@@ -32,6 +32,7 @@ from prefetchd.daemon.readers.pool import Pool
 from prefetchd.daemon.readers.pool_events import PoolEvents
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import Dataset
+from prefetchd.data.cache.keys import DEFAULT_QUALITY
 from prefetchd.data.fields.inspection import InspectedFields
 from prefetchd.data.fields.source import FieldsSource
 from prefetchd.data.images.inspection import FACTS, InspectedImages
@@ -127,8 +128,9 @@ class _Inspection:
     def _build(self, config: Config) -> None:
         # Whole images: of a random crop, only the rows that it shows are decoded.
         config = dataclasses.replace(
-            config, augment=(), views=(), cache=None, cache_size="auto", cache_image_size=None, on_error="skip",
-            shuffle=False, shuffle_block=None, weights=None, epoch_samples=None, drop_last=False, batch_size=BATCH_ROWS,
+            config, augment=(), views=(), cache=None, cache_size="auto", cache_image_size=None, cache_format="raw",
+            cache_quality=DEFAULT_QUALITY, on_error="skip", shuffle=False, shuffle_block=None, weights=None,
+            epoch_samples=None, drop_last=False, batch_size=BATCH_ROWS,
         )  # fmt: skip
         source = open_source(config, self.malformed)
         if not isinstance(source, ImageSource):

@@ -91,7 +91,7 @@ def wait_text(consumer: dict[str, Any]) -> str:
     if found is None:
         return "waits for a batch"
     if found["reason"] == "slower loop":
-        return f"waits for the slower loop of pid {found['pid']}" + (f" ({found['name']})" if found["name"] else "")
+        return f"waits for {_slower(found['pid'], found['name'], 'loop')}"
     return {
         "other loaders": "waits for the other loaders of its start",
         "members": "waits for the other members of its group",
@@ -131,6 +131,11 @@ def _describe_data(data: dict[str, Any]) -> str:
         f"{n_batches} {'batch' if n_batches == 1 else 'batches'} an epoch of {'x'.join(map(str, data['batch_shape']))} "
         f"{data['batch_dtype']}"
     )
+    if data.get("padding") is not None:
+        lines += f"\n            packed rows: {100 * data['padding']:.2f}% of their tokens are padding"
+    for part in data.get("mix") or ():
+        share = f"{100 * part['share']:.4g}%, {part['epoch_samples']} an epoch"
+        lines += f"\n            {part['source']}: {part['samples']} samples, {share}"
     return f"{lines}\n{_describe_cache(data['cache'])}" if data["cache"] else lines
 
 
@@ -214,8 +219,15 @@ def _flow(report: Report, now: Rates, bar_width: int) -> list[str]:
     )
     for (pid, name), count in slowest.most_common():
         loops = "a loop waits" if count == 1 else f"{count} loops wait"
-        lines.append(f"          {loops} for the slower trainer of pid {pid}" + (f" ({name})" if name else ""))
+        lines.append(f"          {loops} for {_slower(pid, name, 'trainer')}")
     return lines
+
+
+def _slower(pid: int | None, name: str | None, what: str) -> str:
+    """Return who is waited for, in words; a group has no pid."""
+    if pid is None:
+        return "a slower group"
+    return f"the slower {what} of pid {pid}" + (f" ({name})" if name else "")
 
 
 def _ring(report: Report, bar_width: int) -> str:
@@ -287,7 +299,7 @@ def _state(consumer: dict[str, Any]) -> str:
         return " waited for"
     waits_for = consumer["waits_for"]
     if waits_for is not None and waits_for["reason"] == "slower loop":
-        return f" waits for {waits_for['pid']}"
+        return f" waits for {waits_for['pid'] or 'a group'}"
     return ""
 
 

@@ -217,8 +217,18 @@ class Consumer:
                 self._waited_s += now_s - self.waiting_since_s
             else:
                 self.waiting_since_s = now_s
+        self._show()
+
+    def hold_back(self, is_held: bool) -> None:
+        """Have its loop wait for the other loaders of its `start_together`, or no longer."""
+        self.held_back = is_held
+        self._show()
+
+    def _show(self) -> None:
+        """Let its cursor say what it does; one that is held back waits for other loaders, and claims no slot yet."""
         if self.cursor is not None:
-            self.cursor.waiting, self.cursor.open = self.is_waiting, self.is_looping
+            self.cursor.waiting = self.is_waiting and not self.held_back
+            self.cursor.open = self.is_looping
 
     @property
     def is_waiting(self) -> bool:

@@ -93,7 +93,7 @@ class Group:
     def prepare(self) -> Cursor:
         """Return the pass's cursor, with what its members may still claim."""
         members = self.members.values()
-        self.cursor.waiting = any(member.consumer.is_waiting for member in members)
+        self.cursor.waiting = any(member.consumer.is_waiting and not member.consumer.held_back for member in members)
         self.cursor.guaranteed_slots = sum(max(0, member.guaranteed_slots - len(member.out)) for member in members)
         return self.cursor
 

@@ -42,7 +42,7 @@ class StartLine:
         request = consumer.attachment.request
         if consumer.has_started or request.start_together < 2:
             return
-        consumer.held_back = True
+        consumer.hold_back(True)
         consumer.cursor.patience_left_s = 0.0  # loops that run already do not wait for it
         here = self._held_back_with(consumer)
         if len(here) < request.start_together:
@@ -50,7 +50,8 @@ class StartLine:
             self._loop.call_later(request.start_timeout_s, give_up)
             return
         for other in here:
-            other.held_back, other.has_started = False, True
+            other.hold_back(False)
+            other.has_started = True
             if other.cursor is not None:
                 other.cursor.patience_left_s = other.cursor.patience_s
 
@@ -67,7 +68,7 @@ class StartLine:
         assert consumer.attachment is not None
         request = consumer.attachment.request
         here = self._held_back_with(consumer)
-        consumer.held_back = False
+        consumer.hold_back(False)
         consumer.become(State.IDLE)
         pids = ", ".join(str(other.pid) for other in here)
         text = (
@@ -115,7 +116,7 @@ class Loops:
         attachment.grants.open(message.serial)
         if consumer.is_looping:
             consumer.become(State.IDLE)
-        consumer.held_back = False
+        consumer.hold_back(False)
         if (group := self._groups.of(consumer)) is not None:
             consumer.cursor = group.begin(consumer, message, attachment.request.guaranteed_slots)
         else:
@@ -170,7 +171,7 @@ class Loops:
         if group is not None:
             group.leave(consumer, message.taken)
         self._drop_untaken(consumer, message.taken)
-        consumer.held_back = False
+        consumer.hold_back(False)
         if consumer.is_looping:
             consumer.become(State.IDLE)
         if group is None and cursor.step:  # the next loop begins a new epoch

@@ -114,7 +114,7 @@ class ConsumerManager:
             consumer.socket.close()
             consumer.become(State.DISCONNECTED)
         consumer.cursor = None
-        consumer.held_back = False
+        consumer.hold_back(False)
 
     def _process_ended(self, consumer: Consumer) -> None:
         """Remove a consumer whose process has ended, after its last messages: a group gives no batch again for them."""

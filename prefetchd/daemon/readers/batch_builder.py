@@ -83,6 +83,7 @@ class BatchBuilder:
         self._queue: deque[Chunk] = deque()  # in the order of need
         self._fresh_queue: deque[Chunk] = deque()  # those for fresh readers
         self.failed: dict[Key, Failure] = {}
+        self._most_failed = _MAX_FAILED
         self.batches_made = 0
         self.samples_made = 0
         self.sample_seconds = Histogram()
@@ -153,6 +154,8 @@ class BatchBuilder:
     def _begin_batches(self, cursors: list[Cursor]) -> bool:
         """Queue the chunks of the batches that are needed next; return whether there were any."""
         limit = self._batches_at_once()
+        # One that is forgotten while a loop may still come to it would be tried again, over and over.
+        self._most_failed = max(_MAX_FAILED, len(self._ring.slots) * len(cursors))
         plans = next_fills(self._ring, cursors, self.failed, limit=limit)
         self._full_since = (len(self._ring.slots), self._ring.n_returned) if len(plans) < limit else None
         for plan in plans:
@@ -266,7 +269,7 @@ class BatchBuilder:
             self.batches_made += 1
             return
         assert job.slot.key is not None
-        if len(self.failed) >= _MAX_FAILED:
+        while len(self.failed) >= self._most_failed:
             del self.failed[next(iter(self.failed))]
         self.failed[job.slot.key] = job.failure
         self._ring.abandon(job.slot)

@@ -62,6 +62,7 @@ class Pool:
         self._start_s = 0.05  # that the last reader took to start
         self._wanted_s = 0.0  # since when a fresh one is wanted
         self._boot_failures, self._stopping = 0, False
+        self._quarantined: set[int] = set()  # pidfds of readers that hang in the kernel, and whose fork server is gone
         self._buffer = bytearray(sockets.MAX_MESSAGE_BYTES)
         self._fork_server: ForkServerHandle
         self._start_fork_server()
@@ -281,8 +282,10 @@ class Pool:
         def ended() -> None:
             self._unwatch(pidfd)
             os.close(pidfd)
+            self._quarantined.remove(pidfd)
             self._events.gone(number)
 
+        self._quarantined.add(pidfd)
         self._watch(pidfd, ended)
 
     def tick(self) -> None:
@@ -326,4 +329,8 @@ class Pool:
         for reader in list(self.readers.values()):
             reader.kill()
             self._close(reader)
+        for pidfd in self._quarantined:
+            self._unwatch(pidfd)
+            os.close(pidfd)
+        self._quarantined.clear()
         self._fork_server.wait()

@@ -96,7 +96,7 @@ def _explain(error: InapplicableOption, config: Config, configs: Mapping[str, Co
 def _open(
     number: int, name: str, config: Config, table: PassedTable | None, passed: Mapping[str, PassedTable]
 ) -> Dataset:
-    source = open_source(config, table=table)
+    source = open_source(config, table=table, passed=passed)
     plan = plan_order(config, source, passed)
     if not plan.order.batches_per_epoch:
         which = f" the data set {name!r}" if name else ""
@@ -104,5 +104,5 @@ def _open(
             f"cannot serve{which}: {plan.order.n_samples} samples make no batch of {config.batch_size} with "
             "drop_last=True; lower batch_size or leave drop_last out"
         )
-    layout = BatchLayout(config.batch_size, source.facts.fields)
+    layout = BatchLayout(config.batch_size, source.facts.fields, source.facts.sources)
     return Dataset(number, name, config, source, plan, layout)

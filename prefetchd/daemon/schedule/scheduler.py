@@ -176,12 +176,15 @@ class Reserve:
 def may_grant(ring: Ring, cursor: Cursor, reserve: Reserve, slot: Slot) -> bool:
     """Return whether `cursor` may be given a lease on the READY `slot` now.
 
-    A slot that a consumer holds already costs nothing more. A loop that waits within its guarantee gets its batch. A
-    grant ahead must leave the other windows what they are guaranteed. A grant beyond the cursor's own guarantee must
-    also leave a slot for the readers to fill, and one more if it is ahead while another loop waits: that loop has the
-    better claim, however much it holds.
+    A slot that a consumer holds already costs nothing more now. It may later: where a loop stops that has it ahead,
+    beyond its guarantee, it keeps the slot after all others have given it back. A loop that waits within its guarantee
+    gets its batch. A grant ahead must leave the other windows what they are guaranteed. A grant beyond the cursor's own
+    guarantee must also leave a slot for the readers to fill, and one more if it is ahead while another loop waits: that
+    loop has the better claim, however much it holds.
     """
-    return bool(slot.leases) or can_spare(ring, cursor, reserve)
+    if slot.leases and (cursor.waiting or ring.held_by(cursor.consumer) < cursor.guaranteed_slots):
+        return True
+    return can_spare(ring, cursor, reserve)
 
 
 def can_spare(ring: Ring, cursor: Cursor, reserve: Reserve) -> bool:

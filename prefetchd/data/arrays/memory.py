@@ -14,6 +14,8 @@ from prefetchd.data.kinds import ARRAY_OPTIONS, IMAGE_OPTIONS, LIST_OPTIONS, SEQ
 from prefetchd.ring.layout import xy_fields
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 
@@ -64,11 +66,18 @@ class MemoryArrays(MappedSource):
         """Name and row of a sample."""
         return f"{self._name} row {sample_id}"
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether there are labels."""
+        return self._y is not None
+
     def labels(self) -> NDArray[Any] | None:
         """Return y; see `MappedSource.labels`."""
         return self._y
 
-    def _fill(self, ids: NDArray[np.int64], x: NDArray[Any], y: NDArray[Any]) -> None:
+    def _fill(self, epoch: int, ids: NDArray[np.int64], arrays: Sequence[NDArray[Any]]) -> None:
+        del epoch
+        x, y = arrays
         np.take(self._x, ids, axis=0, out=x, mode="clip")  # "raise" would take a copy of `out` first
         if self._y is None:
             y[:] = ids

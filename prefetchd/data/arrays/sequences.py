@@ -36,6 +36,8 @@ from prefetchd.errors import ConfigError, ManifestError, one_line
 from prefetchd.ring.layout import FieldLayout, xy_fields
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 _BLOCK_BYTES = 1 << 20
@@ -71,12 +73,12 @@ class SequenceSource(MappedSource):
         refuse_given(config, IMAGE_OPTIONS, "images")
         refuse_given(config, LIST_OPTIONS, "lists of images")
         refuse_given(config, COLUMN_OPTIONS, "tables and .npz files")
-        tokens, offsets = _single(config.source, "tokens"), _single(config.offsets, "offsets")
+        tokens, offsets = single_array(config.source, "tokens"), single_array(config.offsets, "offsets")
         longest = check_offsets(offsets.files[0], tokens.files[0])
         max_length = config.max_length or max(1, longest)
         labels = None if config.labels is None else open_array_set(config.labels)
         check_counts(tokens, max(0, offsets.n_rows - 1), labels)
-        _check_pad_value(config, tokens)
+        check_pad_value(config, tokens)
         table = [tokens.to_wire(), offsets.to_wire(), None if labels is None else labels.to_wire()]
         source = cls(config, tokens, offsets, labels, max_length, -1)
         source._check_lengths()
@@ -124,7 +126,9 @@ class SequenceSource(MappedSource):
         """Return the labels, read whole; see `MappedSource.labels`."""
         return None if self._labels is None else read_rows(self._labels)
 
-    def _fill(self, ids: NDArray[np.int64], x: NDArray[Any], y: NDArray[Any]) -> None:
+    def _fill(self, epoch: int, ids: NDArray[np.int64], arrays: Sequence[NDArray[Any]]) -> None:
+        del epoch
+        x, y = arrays
         tokens = x[:, 1:] if self._config.lengths == "x" else x
         labels = y if self._config.lengths != "y" else self._empty_labels(len(ids))
         lengths = self._rows.fill(ids, tokens)
@@ -164,7 +168,7 @@ class SequenceSource(MappedSource):
                 )
 
 
-def _single(path: str, what: str) -> ArraySet:
+def single_array(path: str, what: str) -> ArraySet:
     """Return the array of one `.npy` file."""
     if os.path.isdir(os.path.expanduser(path)) or not path.lower().endswith(".npy"):
         raise ManifestError(f"cannot take {what} from {one_line(path)}: they must be one array; give a .npy file")
@@ -172,7 +176,8 @@ def _single(path: str, what: str) -> ArraySet:
     return ArraySet(file.name, (file,))
 
 
-def _check_pad_value(config: Config, tokens: ArraySet) -> None:
+def check_pad_value(config: Config, tokens: ArraySet) -> None:
+    """Raise `ConfigError` unless the tokens can hold `pad_value`."""
     dtype, value = np.dtype(tokens.dtype_name), config.pad_value
     fits = True
     if dtype.kind in "iu":

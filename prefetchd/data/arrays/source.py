@@ -96,19 +96,22 @@ class MappedSource(ABC):
         """None: nothing is decoded."""
         return
 
-    def _make_facts(self, digest: str, n_samples: int, fields: tuple[FieldLayout, ...]) -> SourceFacts:
+    def _make_facts(
+        self, digest: str, n_samples: int, fields: tuple[FieldLayout, ...], *, more_shared_bytes: int = 0, **more: Any
+    ) -> SourceFacts:
         """Return the facts; the table of files must have been written.
 
-        `digest` follows headers, sizes and sampled data of all files; see `ArrayFile.digest`.
+        `digest` follows headers, sizes and sampled data of all files; see `ArrayFile.digest`. `more` are other facts.
         """
         return SourceFacts(
             n_samples=n_samples,
             digest=digest,
             versions={self._kind: "1"},  # of what is made of the files' bytes
             fields=fields,
-            shared_bytes=os.fstat(self._table_fd).st_blocks * 512,
+            shared_bytes=os.fstat(self._table_fd).st_blocks * 512 + more_shared_bytes,
             max_task_rows=MAX_BATCH_SIZE,  # there are no bad rows to report
             answers_together=True,  # a batch of rows costs as much as a message
+            **more,
         )
 
     def check_unchanged(self) -> None:
@@ -134,7 +137,7 @@ class MappedSource(ABC):
         ids = np.asarray(sample_ids, np.int64)
         into = slice(rows[0], rows[0] + len(ids))
         try:
-            self._fill(ids, *[array[into] for array in arrays])
+            self._fill(epoch, ids, [array[into] for array in arrays])
         except OSError as error:
             if len(ids) > 1:
                 raise
@@ -145,9 +148,14 @@ class MappedSource(ABC):
         """Return the labels, (samples, ...), numbers; `None` without any. Of labels that are arrays no row is read."""
         return None
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether y is more than the row's number."""
+        return True
+
     @abstractmethod
-    def _fill(self, ids: NDArray[np.int64], x: NDArray[Any], y: NDArray[Any]) -> None:
-        """Write the samples `ids` into `x` and `y`; an `OSError` is the fault of the only one."""
+    def _fill(self, epoch: int, ids: NDArray[np.int64], arrays: Sequence[NDArray[Any]]) -> None:
+        """Write the samples `ids`, as they are in `epoch`, into `arrays`; an `OSError` is the fault of the only one."""
 
     @abstractmethod
     def where(self, sample_id: int) -> str:
@@ -227,7 +235,14 @@ class ArraySource(MappedSource):
         """Return y, read whole; see `MappedSource.labels`."""
         return None if self._y is None else read_rows(self._y)
 
-    def _fill(self, ids: NDArray[np.int64], x: NDArray[Any], y: NDArray[Any]) -> None:
+    @property
+    def has_labels(self) -> bool:
+        """Whether there are labels."""
+        return self._y is not None
+
+    def _fill(self, epoch: int, ids: NDArray[np.int64], arrays: Sequence[NDArray[Any]]) -> None:
+        del epoch
+        x, y = arrays
         self._x_rows.fill(ids, x)
         if self._y_rows is None:
             y[:] = ids

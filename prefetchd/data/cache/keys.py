@@ -6,7 +6,8 @@ The kept image is the sample after all steps that are the same in every epoch: d
 - resized to `image_size` as `resize` says; or, with `cache_image_size`,
 - fitted into that size at its own aspect, never enlarged. All later steps go on from it as if it were the file.
 
-So `cache_image_size` decides pixels, with a cache or without; a cache alone changes none.
+So `cache_image_size` decides pixels, with a cache or without; a cache alone changes none. So does
+`cache_format="jpeg"`, with its quality: the fitted image is encoded and decoded before all later steps.
 
 A row is the kept image of one state of one file, or of one record in it. The pipeline, with the decoder's version,
 names a folder. Within it the key is a digest of path, inode, size and both times of change. Programs cannot set the
@@ -20,9 +21,9 @@ import hashlib
 import json
 import os
 import struct
-from typing import Any
+from typing import Any, cast
 
-from prefetchd.config.options import Config
+from prefetchd.config.options import OPTIONS, Config
 from prefetchd.config.units import parse_bytes
 from prefetchd.config.views import all_augmentations, groups
 from prefetchd.data.files import CLOCK_STEP_NS
@@ -30,6 +31,7 @@ from prefetchd.errors import ConfigError
 
 FORMAT = 1  # of the files, and of what a kept image is
 KEY_BYTES = 16
+DEFAULT_QUALITY = cast(int, OPTIONS["cache_quality"].default)
 
 _IDENTITY = struct.Struct("=Q3q")
 
@@ -41,7 +43,14 @@ def pipeline_of(config: Config, decoder: str) -> dict[str, Any]:
     pipeline = {"format": FORMAT, "decoder": decoder, **{name: getattr(config, name) for name in names}}
     if config.is_exact or config.pixel_dtype != "uint8":  # without, the folders of earlier versions are found
         pipeline |= {"channels": config.n_channels, "pixel_dtype": config.pixel_dtype}
+    if config.cache_format != "raw":
+        pipeline |= {"cache_format": config.cache_format, "cache_quality": config.cache_quality}
     return pipeline
+
+
+def row_channels(config: Config) -> int:
+    """Return what the channels of a row are to a reader of the cache: 0 where rows are encoded."""
+    return config.n_channels if config.cache_format == "raw" else 0
 
 
 def pipeline_digest(pipeline: dict[str, Any]) -> str:
@@ -77,6 +86,7 @@ def check_cache(config: Config) -> None:
     """Raise `ConfigError` where the options of the cache contradict the others, naming what to set."""
     if config.cache is None and config.cache_size != "auto":
         raise ConfigError('cannot use cache_size without a cache; give cache="DIR", or leave it out')
+    _check_format(config)
     if config.target != "label":
         what = "masks" if config.target == "mask" else config.target
         for name in ("cache", "cache_image_size"):
@@ -98,6 +108,24 @@ def check_cache(config: Config) -> None:
             f"cannot cache with views of other sizes than image_size={config.image_size}, such as {others[0].size}; "
             "give the size at which images are kept, as cache_image_size"
         )
+
+
+def _check_format(config: Config) -> None:
+    """Raise `ConfigError` where `cache_format` or `cache_quality` contradicts the other options."""
+    if config.cache_format == "raw":
+        if config.cache_quality != DEFAULT_QUALITY:
+            raise ConfigError(
+                'cannot use cache_quality with cache_format="raw"; give cache_format="jpeg", or leave it out'
+            )
+        return
+    start = 'cannot use cache_format="jpeg"'
+    if config.cache_image_size is None:
+        larger = tuple(map(_larger, config.image_size))
+        raise ConfigError(f"{start} without the size at which images are kept; give cache_image_size={larger}, say")
+    if config.is_exact:
+        raise ConfigError(f'{start} with the exact channels of files, which JPEG changes; give color="rgb", or raw')
+    if config.pixel_dtype != "uint8":
+        raise ConfigError(f'{start} with dtype="{config.dtype}": JPEG has 8 bits; give dtype="uint8" or "float32"')
 
 
 def _larger(side: int) -> int:

@@ -82,7 +82,7 @@ class CacheInReader:
     Args:
         facts, fds: of `CacheInDaemon.handle`; the descriptors are its own from here on.
         kept_size: (height, width) of kept images where all have one.
-        channels: of an image.
+        channels: of an image; 0 if rows are encoded, with `cache_format="jpeg"`.
         dtype: numpy name of its pixels.
     """
 
@@ -152,7 +152,7 @@ class CacheInReader:
         return left
 
     def row(self, sample_id: int) -> NDArray[Any] | None:
-        """Return the kept image of a sample whose row is known; `None` if it is not, or cannot be read."""
+        """Return the row of a sample whose row is known; `None` if it is not, or cannot be read."""
         word = int(self._state.words[sample_id])
         if not word:
             return None
@@ -243,7 +243,7 @@ class CacheInReader:
 
     def _know(self, sample: Sample, sample_id: int, pixels: NDArray[Any], number: int, offset: int) -> None:
         label = sample_id if sample.label is None else sample.label
-        self._state.set_row(sample_id, label, pixels.shape[0], pixels.shape[1], number, offset)
+        self._state.set_row(sample_id, label, *segment.sides_of(pixels), number, offset)
 
     # --- files
 

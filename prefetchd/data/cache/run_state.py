@@ -142,7 +142,7 @@ class RunState:
     Attributes:
         words: (n_samples,) int64, where each sample's row is.
         labels: (n_samples, ...), of samples whose word is set.
-        shapes: (n_samples,) uint32, height << 16 | width of kept images, where they differ; else empty.
+        shapes: (n_samples,) uint32, height << 16 | width of rows (`segment.sides_of`), where they differ; else empty.
     """
 
     def __init__(self, fd: int, shape: StateShape) -> None:

@@ -1,6 +1,6 @@
 """One writer's rows, and the index of them that is written behind each row. Used in readers.
 
-    NAME.rows    pixels after pixels
+    NAME.rows    rows after rows: pixels, or an image's JPEG
     NAME.index   records of 40 bytes: key, where the row is, its shape, its checksum, the record's own checksum
 
 Only the process that made a segment appends to it, and it never goes back. So writers need no lock, and any of them may
@@ -10,6 +10,7 @@ disk without its row, so a row's checksum is computed before the row is first us
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 import zlib
@@ -40,7 +41,7 @@ class Record:
         key: of `keys.key_of`.
         offset: where it starts in the rows' file.
         n_bytes: its length.
-        height, width: of the kept image.
+        height, width: of the kept image; of an encoded row its length // 65536 and the rest.
         checksum: CRC-32 of its bytes.
     """
 
@@ -65,19 +66,20 @@ def unpack(raw: bytes) -> Record | None:
 
 
 def read_row(fd: int, record: Record, channels: int, dtype: np.dtype[Any] = _UINT8) -> NDArray[Any] | None:
-    """Return the pixels of a record, or `None` if they are not what was written.
+    """Return the row of a record, or `None` if it is not what was written; arguments as for `shape_of`.
 
     Raises:
-        OSError: if they cannot be read.
+        OSError: if it cannot be read.
     """
-    if record.height * record.width * channels * dtype.itemsize != record.n_bytes:
+    shape = shape_of(record.height, record.width, channels)
+    if math.prod(shape) * dtype.itemsize != record.n_bytes:
         return None
     if record.offset + record.n_bytes > os.fstat(fd).st_size:  # before memory is taken for it
         return None
-    pixels = np.empty(shape_of(record.height, record.width, channels), dtype)
-    if read_into(fd, bytes_of(pixels), record.offset) < record.n_bytes:
+    row = np.empty(shape, dtype)
+    if read_into(fd, bytes_of(row), record.offset) < record.n_bytes:
         return None
-    return pixels if zlib.crc32(bytes_of(pixels)) == record.checksum else None
+    return row if zlib.crc32(bytes_of(row)) == record.checksum else None
 
 
 def bytes_of(pixels: NDArray[Any]) -> memoryview:
@@ -86,8 +88,19 @@ def bytes_of(pixels: NDArray[Any]) -> memoryview:
 
 
 def shape_of(height: int, width: int, channels: int) -> tuple[int, ...]:
-    """Return the shape of a kept image: OpenCV's, without a dimension for one channel."""
+    """Return the shape of a row from its two sides.
+
+    A kept image has OpenCV's: without a dimension for one channel. With 0 channels the row is encoded: (bytes,), and
+    the sides hold its length.
+    """
+    if not channels:
+        return (height * _MAX_SIDE_PX + width,)
     return (height, width) if channels == 1 else (height, width, channels)
+
+
+def sides_of(row: NDArray[Any]) -> tuple[int, int]:
+    """Return the two sides from which `shape_of` gives the row's shape; each is below 65,536."""
+    return divmod(len(row), _MAX_SIDE_PX) if row.ndim == 1 else row.shape[:2]
 
 
 class SegmentWriter:
@@ -115,7 +128,7 @@ class SegmentWriter:
         Raises:
             OSError: if it cannot be written whole; nothing of it is left then.
         """
-        height, width = pixels.shape[:2]
+        height, width = sides_of(pixels)
         assert max(height, width) < _MAX_SIDE_PX
         offset = self._end
         record = Record(key, offset, pixels.nbytes, height, width, zlib.crc32(bytes_of(pixels)))

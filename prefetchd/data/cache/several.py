@@ -1,4 +1,4 @@
-"""Several caches as one: those of the image fields of one data set. In the daemon."""
+"""Several caches as one: those of the image fields of one data set, or of the sources of a mixture. In the daemon."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _OF_FOLDERS = ("rows", "bytes")
 
 
 class SeveralCaches:
-    """Caches by the number of their field; owned."""
+    """Caches by the number of their field, or source; owned."""
 
-    def __init__(self, caches: Mapping[int, CacheInDaemon]) -> None:
+    def __init__(self, caches: Mapping[int, CacheInDaemon | SeveralCaches]) -> None:
         self._caches = caches
 
     def handle(self) -> tuple[dict[str, Any], list[int]]:

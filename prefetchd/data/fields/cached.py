@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefetchd.config.fields import Field, image_config
-from prefetchd.data.cache.keys import check_cache
+from prefetchd.data.cache.keys import check_cache, row_channels
 from prefetchd.data.cache.reader_side import CacheInReader
 from prefetchd.data.records import Sample
 from prefetchd.errors import ConfigError
@@ -71,7 +71,7 @@ class FieldCache(CacheInReader):
     def __init__(
         self, records: RecordsWithFields, number: int, facts: dict[str, Any], fds: list[int], config: Config
     ) -> None:
-        super().__init__(facts, fds, config.image_size, config.n_channels, config.pixel_dtype)
+        super().__init__(facts, fds, config.image_size, row_channels(config), config.pixel_dtype)
         self._records = records
         self._number = number
 

@@ -3,6 +3,8 @@
 The kept image lies between a file and the random part of its pipeline. With `cache_image_size` it is the file
 fitted into that size at its own aspect, never enlarged; without, it is resized to the target as `resize` says, and only
 flips, colours and users' functions follow. `cache.keys` says why.
+
+A *row* is what a cache stores of it: its pixels, or with `cache_format="jpeg"` their JPEG, of shape (bytes,).
 """
 
 from __future__ import annotations
@@ -29,6 +31,11 @@ class KeptImages:
 
     def __init__(self, config: Config) -> None:
         self._fitted = config.cache_image_size is not None
+        self._jpeg = None
+        if config.cache_format == "jpeg":
+            from prefetchd.data.images.kept_jpeg import JpegRows
+
+            self._jpeg = JpegRows(config.color, config.cache_quality)
         self.size = config.cache_image_size or config.image_size
         self._item_bytes = config.n_channels * np.dtype(config.pixel_dtype).itemsize
         self._resize = config.resize
@@ -37,8 +44,9 @@ class KeptImages:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of the largest one."""
-        return self.size[0] * self.size[1] * self._item_bytes
+        """Memory that the largest one takes while it is made or read, in bytes."""
+        n_bytes = self.size[0] * self.size[1] * self._item_bytes
+        return n_bytes if self._jpeg is None else 3 * n_bytes  # a copy in the encoder's order, and a row of noise
 
     def reduction(self, header: ImageHeader) -> int:
         """Return the largest JPEG reduction that leaves enough pixels."""
@@ -55,6 +63,14 @@ class KeptImages:
             return image
         _, _, tall, wide = fit_box(height, width, *self.size)
         return resized(image, (tall, wide), self._interpolation)
+
+    def row(self, image: NDArray[Any]) -> NDArray[Any]:
+        """Return the row of a kept image."""
+        return image if self._jpeg is None else self._jpeg.encode(image)
+
+    def pixels(self, row: NDArray[Any]) -> NDArray[Any] | None:
+        """Return what all later steps go on from; `None` if the row is damaged, or memory is short."""
+        return row if self._jpeg is None else self._jpeg.decode(row)
 
 
 class CachedRows:

@@ -299,17 +299,21 @@ class ImageReader:
                 if not sample.path:  # it was in the cache, and its row is gone
                     sample = self._records.samples([sample_id])[0]
                 found = self._cache.find(sample, sample_id)
-            if found is not None:
-                return found
+            image = None if found is None else kept.pixels(found)
+            if image is not None:
+                return image
         data, header = self._encoded(sample, sample_id, reserve)
         reduction = kept.reduction(header) if self._config.shrink_on_load else 1
         working = self._wanted.working_bytes(header, len(data), reduction)
         working += kept.n_bytes if kept.n_bytes > _SMALL_IMAGE_BYTES else 0
         self._ahead.make_room(working)
         reserve(working)
-        image = kept.make(self._wanted.decode(data, header, reduction=reduction))
+        row = kept.row(kept.make(self._wanted.decode(data, header, reduction=reduction)))
         if self._cache is not None:
-            self._cache.store(sample, sample_id, image, self._ahead.began_ns)
+            self._cache.store(sample, sample_id, row, self._ahead.began_ns)
+        image = kept.pixels(row)
+        if image is None:
+            raise MemoryError(f"no memory to decode a kept image of {len(row)} bytes")
         return image
 
     def _encoded(self, sample: Sample, sample_id: int, reserve: ReserveMemory) -> tuple[memoryview, ImageHeader]:

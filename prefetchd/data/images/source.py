@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from prefetchd.config.options import Config
 from prefetchd.config.views import groups
-from prefetchd.data.cache.keys import check_cache
+from prefetchd.data.cache.keys import check_cache, row_channels
 from prefetchd.data.faults import FaultKind, SampleFault
 from prefetchd.data.images.objects import object_fields
 from prefetchd.data.read_ahead import MASK_PART, ReadAhead, read_mask
@@ -107,7 +107,9 @@ class ImageSource:
             from prefetchd.data.cache.reader_side import CacheInReader
             from prefetchd.data.images.cacheable import CachedRows
 
-            cache = CacheInReader(handle["cache"], cache_fds, config.image_size, config.n_channels, config.pixel_dtype)
+            cache = CacheInReader(
+                handle["cache"], cache_fds, config.image_size, row_channels(config), config.pixel_dtype
+            )
             source._rows = CachedRows(config, cache, records)
         source._reader = source._make_reader(config, cache)
         return source

@@ -163,6 +163,11 @@ class Manifest:
         return memfd_bytes(self._index_fd) + (memfd_bytes(self._fd) if self._is_folder else 0)
 
     @property
+    def is_far(self) -> bool:
+        """No: they are files."""
+        return False
+
+    @property
     def reads_apart(self) -> bool:
         """True: each sample is a file of its own."""
         return True

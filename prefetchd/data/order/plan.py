@@ -69,6 +69,10 @@ def plan_order(config: Config, source: Source, passed: Mapping[str, PassedTable]
         ManifestError: if a file that an option names cannot be read.
     """
     n = source.facts.n_samples
+    if config.mix:
+        from prefetchd.data.order.mix import plan_mix
+
+        return OrderPlan(*plan_mix(config, source))
     if not any(getattr(config, name) for name in CHOOSING):
         return OrderPlan(_order(config, n, None))
     from prefetchd.data.order.subset import choose_samples  # what a plain order does not need is not loaded
@@ -121,6 +125,10 @@ def attach_order(config: Config, n_samples: int, handle: Mapping[str, Any], fds:
     from prefetchd.columns.store import Columns
 
     with Columns.attach(handle["table"], fds[0]) as columns:  # the map goes on without the descriptor
+        if config.mix:
+            from prefetchd.data.order.mix import mixed_order
+
+            return mixed_order(config, columns)
         return _order(config, n_samples, columns)
 
 

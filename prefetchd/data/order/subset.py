@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from prefetchd.config.selection import LABEL, parse_split, parse_where
+from prefetchd.data.mix.source import MixedSource
 from prefetchd.data.order.ids import read_numbers, sample_numbers
 from prefetchd.data.order.values import class_names, column_values, key_hashes, label_values
 from prefetchd.errors import ConfigError
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from prefetchd.columns.passed import PassedTable
-    from prefetchd.columns.store import Column
     from prefetchd.config.options import Config
     from prefetchd.data.source import Source
 
@@ -123,23 +123,24 @@ def _matching(config: Config, source: Source) -> NDArray[np.bool_]:
             values, names = label_values(source, "where"), class_names(source)
             inside &= np.isin(values, [_number(name, text, names) for text in wanted])
             continue
-        column = column_values(source, name, "where")
-        if column.layout.kind == "strings":
-            inside &= np.fromiter(map(frozenset(wanted).__contains__, column), bool, len(column))
-        elif column.layout.kind == "numbers" and not column.layout.shape:
-            inside &= np.isin(column.values, [_number(name, text, None) for text in wanted])
-        else:
-            raise ConfigError(
-                f"cannot use where with the column {name!r}: it holds {column.layout.kind} "
-                f"{column.layout.dtype}{list(column.layout.shape)}; give a column of numbers or text"
-            )
-        inside &= _present(column)
+        parts = source.parts if isinstance(source, MixedSource) else (source,)
+        inside &= np.concatenate([_column_matches(part, name, wanted) for part in parts])
     return inside
 
 
-def _present(column: Column) -> Any:
-    missing = column.missing
-    return True if missing is None else ~missing
+def _column_matches(source: Source, name: str, wanted: list[str]) -> NDArray[np.bool_]:
+    """Return which samples have one of the wanted values in a named column, (samples,)."""
+    column = column_values(source, name, "where")
+    if column.layout.kind == "strings":
+        inside = np.fromiter(map(frozenset(wanted).__contains__, column), bool, len(column))
+    elif column.layout.kind == "numbers" and not column.layout.shape:
+        inside = np.isin(column.values, [_number(name, text, None) for text in wanted])
+    else:
+        raise ConfigError(
+            f"cannot use where with the column {name!r}: it holds {column.layout.kind} "
+            f"{column.layout.dtype}{list(column.layout.shape)}; give a column of numbers or text"
+        )
+    return inside if column.missing is None else inside & ~column.missing
 
 
 def _number(name: str, text: str, names: Sequence[str] | None) -> float:

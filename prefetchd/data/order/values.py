@@ -16,6 +16,7 @@ from prefetchd.config.selection import LABEL
 from prefetchd.data.arrays.source import MappedSource
 from prefetchd.data.images.source import ImageSource
 from prefetchd.data.manifest.records import Manifest
+from prefetchd.data.mix.source import MixedSource
 from prefetchd.data.shards import ShardRecords
 from prefetchd.data.table.field_records import FieldRecords
 from prefetchd.data.table.object_records import ObjectRecords
@@ -37,6 +38,10 @@ def label_values(source: Source, option: str) -> NDArray[Any]:
     Raises:
         ConfigError: if samples have no labels, or other than one number; `option` is what asks for them.
     """
+    if isinstance(source, MixedSource):
+        return np.concatenate(
+            [source.delivered_labels(number, label_values(part, option)) for number, part in enumerate(source.parts)]
+        )
     found = _labels(source)
     if found is None or found.ndim != 1 or not np.issubdtype(found.dtype, np.number):
         what = "no labels" if found is None else f"labels of the shape {found.shape[1:]} and dtype {found.dtype}"
@@ -97,6 +102,8 @@ def key_hashes(source: Source) -> NDArray[np.uint64]:
     the place there. For rows of arrays and tables without paths it is the row's number.
     """
     n = source.facts.n_samples
+    if isinstance(source, MixedSource):
+        return np.concatenate([key_hashes(part) for part in source.parts])
     if isinstance(source, ImageSource):
         records = source.records
         if isinstance(records, Manifest):

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 from prefetchd.config.options import Config
@@ -55,7 +56,7 @@ class ParquetIndexer:
             )
         self.labels = Labels(name, whole=config.label_separator == "")
         self.digest = hashlib.blake2b(digest_size=8)
-        self.identities: list[list[int]] = []
+        self.identities: list[list[Any]] = []
         self.largest_bytes = (0, 0)
         self.classes: list[str] | None = None
         self.is_bytes = self.is_dictionary = False
@@ -74,8 +75,8 @@ class ParquetIndexer:
             ManifestError: if a file cannot be read, or a row does not fit.
         """
         _, parquet = load_pyarrow()
-        for number, path in enumerate(paths):
-            with open_file(parquet, path) as (file, before):
+        for number, (path, opened) in enumerate(zip(paths, self._opened(parquet, paths), strict=True)):
+            with opened as (file, before):
                 if number == 0:
                     self._find_columns(file.schema_arrow, file.metadata)
                     self.writer.n_numbers = 3 if self.is_bytes else 4
@@ -83,10 +84,21 @@ class ParquetIndexer:
                     self._check_columns(file.schema_arrow, path)
                 self._file(number, path, file)
             self.identities.append(before)
-            check_complete(path, before, one_line(path))
         if not self.writer.samples:
             raise ManifestError(f"cannot serve {self._name}: it has no rows; write a row for each sample")
         self.digest.update(repr((self.is_bytes, self.labels.kind, list(self.labels.names), self.classes)).encode())
+
+    def _opened(self, parquet: Any, paths: list[str]) -> Iterator[AbstractContextManager[tuple[Any, list[Any]]]]:
+        """Yield each file, to be opened; the first says which columns are read of the others."""
+        if paths[0].startswith("/"):
+            yield from (open_file(parquet, path) for path in paths)
+            return
+        from prefetchd.data.parquet.far_files import open_far, open_far_together
+
+        with open_far(parquet, paths[0], ()) as (first, _):
+            self._find_columns(first.schema_arrow, first.metadata)
+        columns = [*self._label_columns, *([] if self.is_bytes else [self.column])]
+        yield from open_far_together(parquet, paths, columns)
 
     def _check_columns(self, schema: Any, path: str) -> None:
         """Raise `ManifestError` if a further file lacks a column, or has paths for images or images for paths."""
@@ -205,7 +217,7 @@ class ParquetIndexer:
         for row, value in enumerate(column_of(batch, self.column)):
             if not value:
                 raise refusal(self._name, f"{name} row {first + row} has no path")
-            path = os.fsencode(os.path.join(os.path.abspath(folder), value))
+            path = os.fsencode(os.path.join(folder if "://" in folder else os.path.abspath(folder), value))
             self.digest.update(value.encode("utf-8", "surrogateescape") + b"\0")
             rows.append((number, first + row, self._paths_bytes + len(content), len(path)))
             content += path
@@ -279,6 +291,7 @@ def open_file(parquet: Any, path: str) -> Iterator[tuple[Any, list[int]]]:
         raise refusal(one_line(path), " ".join(str(error).split())[:300], "write the file again") from None
     with file:
         yield file, before
+    check_complete(path, before, one_line(path))
 
 
 def _batches(file: Any, group: int, columns: list[str], n_rows: int, name: str, file_name: str) -> Iterator[Any]:

@@ -7,6 +7,7 @@ different values there are. The format is `PageHeader` of Parquet's `parquet.thr
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any, NamedTuple
 
 _HEAD_BYTES = (256, 32 << 10)  # read first; and where a head does not fit, as with long statistics
@@ -25,18 +26,21 @@ class PageHead(NamedTuple):
     n_dictionary: int | None
 
 
-def read_page_heads(fd: int, start: int, n_bytes: int) -> list[PageHead] | None:
+def read_page_heads(fd: Any, start: int, n_bytes: int) -> list[PageHead] | None:
     """Return the heads of all pages in `n_bytes` of a file from `start` on; `None` if they cannot be made out.
+
+    `fd` is a descriptor, or a `row_group.FarFile`.
 
     Raises:
         OSError: if the file cannot be read.
     """
+    read = partial(os.pread, fd) if isinstance(fd, int) else fd.pread
     heads = []
     end = start + n_bytes
     while start < end:
         head = None
         for size in _HEAD_BYTES:
-            head = page_head(os.pread(fd, size, start))
+            head = page_head(read(size, start))
             if head is not None:
                 break
         if head is None:

@@ -20,8 +20,8 @@ from prefetchd.data.kinds import expand
 from prefetchd.data.parquet.library import PYARROW_BYTES, load_pyarrow
 from prefetchd.data.parquet.row_group import RowBlock, describe_column, read_metadata, read_rows
 from prefetchd.data.records import Sample
-from prefetchd.data.shards import ShardRecords, write_table
-from prefetchd.errors import one_line
+from prefetchd.data.shards import STORE_BYTES, ShardRecords, refuse_cache, write_table
+from prefetchd.errors import ManifestError, one_line
 from prefetchd.ipc.descriptors import memfd_bytes, seal
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from prefetchd.data.files import FileBuffer
+    from prefetchd.data.parquet.far_groups import FarGroups
     from prefetchd.data.source import ReserveMemory
 
 log = logging.getLogger("prefetchd")
@@ -52,6 +53,11 @@ class ParquetRecords(ShardRecords):
         self._is_bytes: bool = facts["is_bytes"]
         self._kept: tuple[tuple[int, int], RowBlock] | None = None  # by file and number
         self._metadata: tuple[int, Any] | None = None
+        self._far: FarGroups | None = None
+        if self._is_bytes and facts["is_far"]:
+            from prefetchd.data.parquet.far_groups import FarGroups, groups_held
+
+            self._far = FarGroups(self._files, facts["column"], groups_held(self._reading_bytes))
 
     @classmethod
     def open(cls, config: Config) -> ParquetRecords:
@@ -65,6 +71,7 @@ class ParquetRecords(ShardRecords):
 
         name = one_line(config.source)
         paths = expand(config.source, "parquet", name)
+        refuse_cache(config, paths)
         indexer = ParquetIndexer(config, name)
         try:
             indexer.run(paths)
@@ -83,6 +90,11 @@ class ParquetRecords(ShardRecords):
             "largest": list(indexer.largest_bytes),
         }
         records = cls({**facts, **files, **described}, indexer.writer.seal(), indexer.paths_fd)
+        try:
+            records._refuse_large()
+        except BaseException:
+            records.close()
+            raise
         records._warn(config)
         return records
 
@@ -112,14 +124,18 @@ class ParquetRecords(ShardRecords):
 
     @property
     def reads_apart(self) -> bool:
-        """Whether each is a file of its own; a row group is kept from one to the next."""
-        return not self._is_bytes
+        """Whether each is a file of its own, or in an object; a row group of a file is kept from one to the next."""
+        return not self._is_bytes or self._far is not None
 
     @property
     def reader_bytes(self) -> int:
         """pyarrow, and the images of a row group while they are read; of a large one, the block that is kept."""
         if not self._is_bytes:
             return 0
+        if self._far is not None:
+            from prefetchd.data.parquet.far_groups import METADATA_BYTES, groups_held
+
+            return PYARROW_BYTES + STORE_BYTES + METADATA_BYTES + groups_held(self._reading_bytes) * self._reading_bytes
         return PYARROW_BYTES + (BLOCK_BYTES if self._is_large else self._reading_bytes)
 
     @property
@@ -132,6 +148,16 @@ class ParquetRecords(ShardRecords):
         decompressed, stored = self._facts["largest"]
         copies = _DICTIONARY_COPIES if self._facts["is_dictionary"] else 2
         return int(copies * decompressed + stored)
+
+    def _refuse_large(self) -> None:
+        """Raise `ManifestError` for row groups that are too large to be fetched for a sample."""
+        largest = self._facts["largest"][0]
+        if self._far is not None and self._is_large:
+            raise ManifestError(
+                f"cannot serve {self.name} from a store: row groups have up to {format_bytes(largest)} of images, each "
+                f"is fetched whole for a sample, and {format_bytes(KEPT_BYTES)} is the most; write the files with a "
+                "smaller row_group_size (some 10 images), or convert them to tar shards"
+            )
 
     def _warn(self, config: Config) -> None:
         """Say once what row groups cost, where they cost much."""
@@ -168,6 +194,13 @@ class ParquetRecords(ShardRecords):
         if not self._is_bytes:
             return read_file(sample.path, buffer, reserve=reserve)
         file, group, row = sample.place
+        if self._far is not None:
+            content = self._far.image(file, group, row)
+            if len(content) > buffer.capacity_bytes:
+                reserve(len(content))
+            view = buffer.view(len(content))
+            view[:] = content
+            return view
         fd = self._files.descriptor(file)
         if self._kept is not None and self._kept[0] == (file, group) and row in self._kept[1]:
             return self._kept[1].image(row)

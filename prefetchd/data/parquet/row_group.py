@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -139,23 +139,44 @@ class Column:
     working_bytes: int
 
 
-def read_metadata(fd: int, group: int) -> Any:
+class FarFile(Protocol):
+    """A file-like object in place of a descriptor: pyarrow reads it, and `pread` reads bytes by place."""
+
+    def pread(self, n_bytes: int, offset: int) -> bytes:
+        """Return bytes from `offset` on."""
+
+
+def _source(file: int | FarFile) -> Any:
+    """Return what pyarrow opens."""
+    return f"/proc/self/fd/{file}" if isinstance(file, int) else file
+
+
+def read_metadata(fd: int | FarFile, group: int) -> Any:
     """Return what pyarrow says of the file behind `fd`; raises as `read_rows` does."""
     _, parquet = load_pyarrow()
     with _faults(group):
-        return parquet.read_metadata(f"/proc/self/fd/{fd}")
+        return parquet.read_metadata(_source(fd))
 
 
-def describe_column(fd: int, metadata: Any, group: int, name: str) -> Column:
+def column_range(metadata: Any, group: int, name: str) -> tuple[int, int]:
+    """Return where the column `name` of a row group starts in its file, and its bytes there."""
+    described = metadata.row_group(group)
+    columns = map(described.column, range(described.num_columns))
+    column = next(found for found in columns if found.path_in_schema == name)
+    start = column.data_page_offset
+    if column.has_dictionary_page and column.dictionary_page_offset > 0:
+        start = min(start, column.dictionary_page_offset)
+    return start, column.total_compressed_size
+
+
+def describe_column(fd: int | FarFile, metadata: Any, group: int, name: str) -> Column:
     """Return what is known of the column `name` in a row group before it is read; raises as `read_rows` does."""
     with _faults(group):
         described = metadata.row_group(group)
         columns = map(described.column, range(described.num_columns))
         column = next(found for found in columns if found.path_in_schema == name)
-        n_rows, n_bytes, stored = described.num_rows, column.total_uncompressed_size, column.total_compressed_size
-        start = column.data_page_offset
-        if column.has_dictionary_page and column.dictionary_page_offset > 0:
-            start = min(start, column.dictionary_page_offset)
+        n_rows, n_bytes = described.num_rows, column.total_uncompressed_size
+        start, stored = column_range(metadata, group, name)
         heads = read_page_heads(fd, start, stored)
         if heads is None:
             return Column(n_rows, n_bytes, 1, True, n_bytes + stored)
@@ -175,7 +196,9 @@ def describe_column(fd: int, metadata: Any, group: int, name: str) -> Column:
         return Column(n_rows, n_bytes, max(1, _BATCH_BYTES // max(1, mean_bytes)), may_repeat, working_bytes)
 
 
-def read_rows(fd: int, metadata: Any, group: int, name: str, column: Column, row: int, capacity_bytes: int) -> RowBlock:
+def read_rows(
+    fd: int | FarFile, metadata: Any, group: int, name: str, column: Column, row: int, capacity_bytes: int
+) -> RowBlock:
     """Return a block of rows with `row` in it, of the column `name` in a row group of the file behind `fd`.
 
     Raises:
@@ -201,13 +224,13 @@ def read_rows(fd: int, metadata: Any, group: int, name: str, column: Column, row
         return rows
 
 
-def _fill(rows: RowBlock, fd: int, metadata: Any, group: int, name: str, n_batch: int) -> int:
+def _fill(rows: RowBlock, fd: int | FarFile, metadata: Any, group: int, name: str, n_batch: int) -> int:
     """Add rows to `rows` and return `n_batch`, or return another number of rows to decode at a time.
 
     pyarrow's arrays are gone on return, and what it took goes back at once.
     """
     pa, parquet = load_pyarrow()
-    with parquet.ParquetFile(f"/proc/self/fd/{fd}", metadata=metadata, pre_buffer=False, buffer_size=1 << 16) as file:
+    with parquet.ParquetFile(_source(fd), metadata=metadata, pre_buffer=False, buffer_size=1 << 16) as file:
         for batch in file.iter_batches(n_batch, row_groups=[group], columns=[name], use_threads=False):
             values = _leaf(batch, name)
             if pa.types.is_dictionary(values.type):  # each batch comes with the whole dictionary

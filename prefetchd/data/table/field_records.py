@@ -21,6 +21,7 @@ from prefetchd.data.faults import UnreadableFile
 from prefetchd.data.files import check_unchanged, identity_of, read_file
 from prefetchd.data.kinds import refuse_given
 from prefetchd.data.records import FieldFacts, Sample, shown_path
+from prefetchd.data.shards import STORE_BYTES
 from prefetchd.data.table.binding import Binding, bind, binding_from_wire
 from prefetchd.data.table.bound_objects import check_box_format
 from prefetchd.data.table.files import IndexedFiles
@@ -191,12 +192,17 @@ class FieldRecords:
     @property
     def reader_bytes(self) -> int:
         """What records of images take: readers share the table."""
-        return sum(each.reader_bytes for each in self._images.values())
+        return sum(each.reader_bytes for each in self._images.values()) + (STORE_BYTES if self._pieces.is_far else 0)
+
+    @property
+    def is_far(self) -> bool:
+        """Whether what is read are pieces of objects."""
+        return self._pieces.is_far or any(each.is_far for each in self._images.values())
 
     @property
     def reads_apart(self) -> bool:
         """Whether no larger files are kept open in the order of their use."""
-        return not any(binding.facts.holds == "members" for binding in self._bindings)
+        return self.is_far or not any(binding.facts.holds == "members" for binding in self._bindings)
 
     def __len__(self) -> int:
         return self._columns.n_rows

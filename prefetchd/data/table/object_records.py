@@ -192,6 +192,11 @@ class ObjectRecords:
         return 0 if self._images is None else int(self._images.reader_bytes)
 
     @property
+    def is_far(self) -> bool:
+        """Whether its images are."""
+        return self._images is not None and bool(self._images.is_far)
+
+    @property
     def reads_apart(self) -> bool:
         """Whether each image is a file of its own."""
         return self._images is None or bool(self._images.reads_apart)

@@ -82,7 +82,13 @@ def open_table(config: Config, kind: str) -> FieldRecords:
     if kind == "tar":
         from prefetchd.data.table.tar import read_tar
 
-        return FieldRecords.open(config, read_tar(config.source, name, parse_fields(config.fields)), root=path)
+        table = read_tar(config.source, name, parse_fields(config.fields), config.index)
+        return FieldRecords.open(config, table, root=path)
+    if kind == "packed":
+        from prefetchd.data.table.packed import read_packed
+
+        refuse_given(config, ("root",), "lists of paths")
+        return FieldRecords.open(config, read_packed(config.source, name, parse_fields(config.fields)), root=path)
     if kind == "parquet":
         from prefetchd.data.table.parquet import read_parquet
 

@@ -194,6 +194,11 @@ class TableRecords:
         return 0
 
     @property
+    def is_far(self) -> bool:
+        """No: they are files."""
+        return False
+
+    @property
     def reads_apart(self) -> bool:
         """Whether no Arrow files are kept open in the order of their use."""
         return self._places is None

@@ -7,8 +7,7 @@ JSON are read here. In the daemon, once a data set.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,16 +15,17 @@ import numpy as np
 from prefetchd.columns.store import Columns
 from prefetchd.columns.values import add_values
 from prefetchd.columns.writer import ColumnsWriter
-from prefetchd.data.files import check_complete, identity, open_regular
 from prefetchd.data.kinds import expand
 from prefetchd.data.labels import json_kind
 from prefetchd.data.manifest.dialect import BadLine
 from prefetchd.data.manifest.json import NoObject, json_object, json_value
 from prefetchd.data.table.class_lists import class_lists, label_columns
 from prefetchd.data.table.text import label_numbers
-from prefetchd.data.tar.headers import Member, TarHeaders, printable
+from prefetchd.data.tar.headers import Member, printable
 from prefetchd.data.tar.indexer import BadSample, content_of, grouped_members, single_member
-from prefetchd.errors import ManifestError, one_line
+from prefetchd.data.tar.members import scan_shards
+from prefetchd.data.tar.open_shard import ShardMembers
+from prefetchd.errors import ManifestError
 
 if TYPE_CHECKING:
     from prefetchd.config.fields import Field
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 _READ_HERE = ("label", "labels", "boxes", "keypoints")
 
 
-def read_tar(source: str, name: str, fields: Mapping[str, Field]) -> Columns:
-    """Return the table of the shards that `source` names; the caller owns it.
+def read_tar(source: str, name: str, fields: Mapping[str, Field], index: str | None = None) -> Columns:
+    """Return the table of the shards that `source` names, by an index file if one is given; the caller owns it.
 
     Raises:
         ManifestError: if a shard cannot be read, there are no samples, or one lacks a member.
@@ -43,18 +43,11 @@ def read_tar(source: str, name: str, fields: Mapping[str, Field]) -> Columns:
     columns = {column: each for column, each in columns.items() if not column.startswith(".")}
     columns |= {column: _TarColumn(column, None) for column in label_columns(fields) if column not in columns}
     files: list[list[Any]] = []
-    for number, path in enumerate(expand(source, "tar", name)):
-        shard = printable(os.fsencode(os.path.basename(path)))
-        fd = open_regular(path, one_line(path))
-        try:
-            before = identity(os.fstat(fd))
-            for key, headers, members in _samples(TarHeaders(fd, before[2], shard)):
-                for column in columns.values():
-                    column.add(number, headers, members, f"{shard} sample {printable(key)}")
-            check_complete(fd, before, one_line(path))
-        finally:
-            os.close(fd)
-        files.append([path, *before])
+    for number, shard in enumerate(scan_shards(expand(source, "tar", name), index)):
+        for key, members in grouped_members(shard.members):
+            for column in columns.values():
+                column.add(number, shard.members, members, f"{shard.name} sample {printable(key)}")
+        files.append([shard.path, *shard.identity])
     n_rows = len(next(iter(columns.values())).values) if columns else 0
     if not n_rows:
         raise ManifestError(f"cannot serve {name}: it has no samples (such as 0001.jpg and 0001.cls); check the shards")
@@ -63,11 +56,6 @@ def read_tar(source: str, name: str, fields: Mapping[str, Field]) -> Columns:
         for column in columns.values():
             column.write(writer, attributes, name)
         return Columns.attach(*writer.finish(attributes))
-
-
-def _samples(headers: TarHeaders) -> Iterator[tuple[bytes, TarHeaders, dict[bytes, list[Member]]]]:
-    for key, members in grouped_members(headers):
-        yield key, headers, members
 
 
 class _TarColumn:
@@ -83,7 +71,7 @@ class _TarColumn:
         self._is_place = not self._key and self._kind not in _READ_HERE
         self.values: list[Any] = []
 
-    def add(self, shard: int, headers: TarHeaders, members: dict[bytes, list[Member]], sample: str) -> None:
+    def add(self, shard: int, headers: ShardMembers, members: dict[bytes, list[Member]], sample: str) -> None:
         """Take the value of the next sample."""
         extension = next((each for each in self._extensions if each in members), None)
         if extension is None:

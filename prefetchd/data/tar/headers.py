@@ -1,6 +1,6 @@
 """The members of a tar archive, by its headers alone: names, offsets and sizes. Nothing is extracted.
 
-The indexer calls it at open, and `TarShards.where` to name a member. POSIX (ustar, pax), GNU and V7 headers are read.
+`members` calls it at open, and `TarShards.where` to name a member. POSIX (ustar, pax), GNU and V7 headers are read.
 The standard library's `tarfile` gives the same members (the tests compare the two) at a seventh of the speed: 62,000
 against 441,000 members a second. Every length read from an archive is checked, so that a damaged one ends the walk.
 """
@@ -8,7 +8,7 @@ against 441,000 members a second. Every length read from an archive is checked, 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 from zlib import adler32
 
@@ -17,7 +17,7 @@ from prefetchd.errors import ManifestError
 
 BLOCK_BYTES = 512
 BLOCKS_BITS = 24  # enough for the blocks of one member's headers, in an index
-_WINDOW_BYTES = 8192  # holds the headers of one sample and its small members: one read a sample
+WINDOW_BYTES = 8192  # holds the headers of one sample and its small members: one read a sample
 _MAX_EXTENSION_BYTES = 1 << 20
 _MAX_HEADERS_BYTES = 16 << 20  # of one member; fits BLOCKS_BITS, and bounds a chain of extended headers
 _MAX_DIGITS = 19  # of 64 bits; Python refuses to convert thousands of digits
@@ -26,6 +26,10 @@ _ZEROS = bytes(BLOCK_BYTES)
 _REGULAR = frozenset((b"0", b"\0", b"7"))
 _WITHOUT_DATA = frozenset((b"1", b"2", b"3", b"4", b"5", b"6"))
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
+
+
+ReadAt = Callable[[int, int], bytes]
+"""Returns bytes of an archive, by offset and count; fewer at its end. Raises `ManifestError` if it cannot."""
 
 
 class Member(NamedTuple):
@@ -41,21 +45,37 @@ class Member(NamedTuple):
     kind: bytes
 
 
+def file_bytes(fd: int, name: str) -> ReadAt:
+    """Return what reads from the file behind `fd`, which is borrowed; errors call it `name`."""
+
+    def read_at(offset: int, n_bytes: int) -> bytes:
+        try:
+            return os.pread(fd, n_bytes, offset)
+        except OSError as error:
+            raise ManifestError(f"cannot read {name}: {error.strerror} (at byte {offset}); check the disk") from None
+
+    return read_at
+
+
 class TarHeaders:
-    """Walks over one archive. Borrows its descriptor.
+    """Walks over one archive.
 
     Args:
-        fd: the archive.
+        read_at: reads from the archive.
         n_bytes: its size.
         name: how errors name it.
 
     Attributes:
         has_end_mark: whether the archive ends with a block of zeros; known after all members.
+        next_at: where the headers of the member after the last one start.
+        window_bytes: how many are read at a time; may be changed.
     """
 
-    def __init__(self, fd: int, n_bytes: int, name: str) -> None:
+    def __init__(self, read_at: ReadAt, n_bytes: int, name: str) -> None:
         self.has_end_mark = True
-        self._fd = fd
+        self.next_at = 0
+        self.window_bytes = WINDOW_BYTES
+        self._read_at = read_at
         self._n_bytes = n_bytes
         self._name = name
         self._window = b""
@@ -69,12 +89,7 @@ class TarHeaders:
         """
         start = offset - self._window_at
         if start < 0 or start + n_bytes > len(self._window):
-            try:
-                self._window = os.pread(self._fd, max(n_bytes, _WINDOW_BYTES), offset)
-            except OSError as error:
-                raise ManifestError(
-                    f"cannot read {self._name}: {error.strerror} (at byte {offset}); check the disk"
-                ) from None
+            self._window = self._read_at(offset, max(n_bytes, self.window_bytes))
             self._window_at = offset
             start = 0
         return self._window[start : start + n_bytes]
@@ -85,18 +100,28 @@ class TarHeaders:
         Raises:
             ManifestError: if it is no tar, is damaged or is cut short.
         """
-        position = 0
-        while (member := self.member(position)) is not None:
-            yield member
+        return self.walk(0, self._n_bytes)
+
+    def walk(self, position: int, stop: int) -> Iterator[Member]:
+        """Yield the members whose headers start at `position`, where one does, to before `stop`; raises as `iter`."""
+        self.next_at = position
+        while position < stop:
+            if (member := self.member(position)) is None:
+                self.has_end_mark = position < self._n_bytes
+                self.next_at = self._n_bytes
+                return
             data_bytes = 0 if member.kind in _WITHOUT_DATA else member.n_bytes
+            position = member.data_at + -(-data_bytes // BLOCK_BYTES) * BLOCK_BYTES
+            self.next_at = position
+            yield member
             if member.data_at + data_bytes > self._n_bytes:
                 raise self._damaged(
                     member.header_at, f"it is cut short: a member of {member.n_bytes} bytes starts there"
                 )
-            position = member.data_at + -(-data_bytes // BLOCK_BYTES) * BLOCK_BYTES
             if position > self._n_bytes:
                 raise self._damaged(member.header_at, "it is cut short: the last member is not filled up to a block")
-        self.has_end_mark = position < self._n_bytes
+        if position >= self._n_bytes:
+            self.has_end_mark = False
 
     def member(self, position: int) -> Member | None:
         """Return the member whose headers start at byte `position`; `None` at the archive's end."""
@@ -144,13 +169,8 @@ class TarHeaders:
 
     def _checked(self, block: bytes, position: int) -> tuple[bytes, int]:
         """Return a header's type and size."""
-        try:
-            given = _number(block[148:156])
-            n_bytes = _number(block[124:136])
-        except ValueError:
-            given = n_bytes = -1
-        # The lower half of Adler-32 is 1 + the sum of the bytes, modulo 65521: a tenth of the time of sum().
-        if n_bytes < 0 or (given - 256 + sum(block[148:156]) + 1 - (adler32(block) & 0xFFFF)) % 65521:
+        n_bytes = _checked_size(block)
+        if n_bytes < 0:
             raise self._damaged(position, "there is no tar header")
         return block[156:157], n_bytes
 
@@ -221,6 +241,24 @@ def _name(block: bytes) -> bytes:
     if block[257:263] == b"ustar\0" and block[345]:  # GNU's magic differs, and so does what is there
         return block[345:500].split(b"\0", 1)[0] + b"/" + name
     return name
+
+
+def is_header(block: bytes) -> bool:
+    """Return whether a block is a header by its checksum."""
+    return _checked_size(block) >= 0
+
+
+def _checked_size(block: bytes) -> int:
+    """Return the size that a header says; -1 if the block is none."""
+    try:
+        given = _number(block[148:156])
+        n_bytes = _number(block[124:136])
+    except ValueError:
+        return -1
+    # The lower half of Adler-32 is 1 + the sum of the bytes, modulo 65521: a tenth of the time of sum().
+    if n_bytes < 0 or (given - 256 + sum(block[148:156]) + 1 - (adler32(block) & 0xFFFF)) % 65521:
+        return -1
+    return n_bytes
 
 
 def _number(field: bytes) -> int:

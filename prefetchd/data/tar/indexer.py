@@ -7,22 +7,19 @@ passes the images over. A sample that does not fit is refused with its shard and
 from __future__ import annotations
 
 import hashlib
-import logging
-import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from prefetchd.config.options import Config
-from prefetchd.data.files import check_complete, identity, open_regular
 from prefetchd.data.kinds import IMAGE_SUFFIXES
 from prefetchd.data.labels import BadLabel, Labels, Numbers, known_label
 from prefetchd.data.manifest.dialect import BadLine, show
 from prefetchd.data.manifest.json import NoObject, json_object, json_value
 from prefetchd.data.record_index import IndexWriter
-from prefetchd.data.tar.headers import BLOCK_BYTES, BLOCKS_BITS, Member, TarHeaders, printable
+from prefetchd.data.tar.headers import BLOCK_BYTES, BLOCKS_BITS, Member, printable
+from prefetchd.data.tar.members import scan_shards
+from prefetchd.data.tar.open_shard import ShardMembers
 from prefetchd.errors import ManifestError, one_line
-
-log = logging.getLogger("prefetchd")
 
 _IMAGES = frozenset(suffix[1:].encode() for suffix in IMAGE_SUFFIXES)
 _MAX_LABEL_BYTES = 1 << 20
@@ -66,6 +63,7 @@ class TarIndexer:
         self.digest = hashlib.blake2b(digest_size=8)
         self.identities: list[list[int]] = []
         self._name = name
+        self._index = config.index
         self._image_extensions = [part.lower().encode() for part in _parts(config.x_column)]
         self._parts: list[LabelPart] | None = None
         if config.label_columns == 0:
@@ -91,8 +89,10 @@ class TarIndexer:
         Raises:
             ManifestError: if a shard cannot be read, or a sample does not fit (the first, and how many more).
         """
-        for number, path in enumerate(paths):
-            self._shard(number, path)
+        for number, shard in enumerate(scan_shards(paths, self._index)):
+            self._samples(number, shard.name, shard.members)
+            self.identities.append(shard.identity)
+            self.digest.update(b"shard %d\n" % shard.n_bytes)
         if self._bad:
             more = f" ({self._bad - 1} more bad samples after it)" if self._bad > 1 else ""
             raise ManifestError(
@@ -110,28 +110,7 @@ class TarIndexer:
             )
         self.digest.update(repr((self.labels.kind, self.labels.count, list(self.labels.names))).encode())
 
-    def _shard(self, number: int, path: str) -> None:
-        name = printable(os.fsencode(os.path.basename(path)))
-        shown = one_line(path)
-        fd = open_regular(path, shown)
-        try:
-            before = identity(os.fstat(fd))
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # reading ahead would read the images
-            headers = TarHeaders(fd, before[2], name)
-            self._samples(number, name, headers)
-            check_complete(fd, before, shown)
-        finally:
-            os.close(fd)
-        if not headers.has_end_mark and before[2]:
-            log.warning(
-                "the shard %s has no end mark: some programs leave it out, but if it was cut short or is still being "
-                "written, samples are missing; compare its size with the original's",
-                path,
-            )
-        self.identities.append(before)
-        self.digest.update(b"shard %d\n" % before[2])
-
-    def _samples(self, number: int, name: str, headers: TarHeaders) -> None:
+    def _samples(self, number: int, name: str, headers: ShardMembers) -> None:
         rows: list[tuple[int, int, int]] = []
         labels: list[Numbers] = []
         said: list[bytes] = []
@@ -177,7 +156,7 @@ class TarIndexer:
             )
         return found[0], single_member(members, found[0])
 
-    def _label(self, name: str, headers: TarHeaders, members: dict[bytes, list[Member]], image: bytes) -> Numbers:
+    def _label(self, name: str, headers: ShardMembers, members: dict[bytes, list[Member]], image: bytes) -> Numbers:
         if self._parts is None:
             self._parts = self._find_label(name, headers, members, image)
         if not self._parts:
@@ -196,7 +175,7 @@ class TarIndexer:
         return self.labels.take(values)
 
     def _find_label(
-        self, name: str, headers: TarHeaders, members: dict[bytes, list[Member]], image: bytes
+        self, name: str, headers: ShardMembers, members: dict[bytes, list[Member]], image: bytes
     ) -> list[LabelPart]:
         """Return where the label is by the first sample: `.cls`, a usual key of `.json`, or nowhere.
 
@@ -227,7 +206,7 @@ class TarIndexer:
             )
         return []
 
-    def _possible_labels(self, headers: TarHeaders, members: dict[bytes, list[Member]], image: bytes) -> list[str]:
+    def _possible_labels(self, headers: ShardMembers, members: dict[bytes, list[Member]], image: bytes) -> list[str]:
         """Return what `y_column` could name beside the sample's image: extensions, and keys of JSON.
 
         Other images are no labels. The keys of a few samples are looked at only.
@@ -251,7 +230,7 @@ class TarIndexer:
                     found += [f"json:{key}" for key in ([usual] if usual else keys)]
         return found
 
-    def _value(self, headers: TarHeaders, member: Member, extension: bytes, key: str | None) -> Any:
+    def _value(self, headers: ShardMembers, member: Member, extension: bytes, key: str | None) -> Any:
         content = content_of(headers, member)
         shown = f"its label {_shown(member.name)}"
         if key is not None:
@@ -289,7 +268,7 @@ def _as_number(text: str) -> int | float:
         return float(text)
 
 
-def grouped_members(headers: TarHeaders) -> Iterator[tuple[bytes, dict[bytes, list[Member]]]]:
+def grouped_members(headers: ShardMembers) -> Iterator[tuple[bytes, dict[bytes, list[Member]]]]:
     """Yield key and members, by extension, of each run of members with one key."""
     current: bytes | None = None
     members: dict[bytes, list[Member]] = {}
@@ -318,7 +297,7 @@ def single_member(members: dict[bytes, list[Member]], extension: bytes) -> Membe
     return first
 
 
-def content_of(headers: TarHeaders, member: Member) -> bytes:
+def content_of(headers: ShardMembers, member: Member) -> bytes:
     """Return what a small member holds; raises `BadSample` if it is no small one."""
     if member.n_bytes > _MAX_LABEL_BYTES:
         raise BadSample(

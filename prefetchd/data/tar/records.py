@@ -15,8 +15,8 @@ from prefetchd.config.options import Config
 from prefetchd.data.faults import SampleFault
 from prefetchd.data.kinds import expand
 from prefetchd.data.records import Sample
-from prefetchd.data.shards import ShardRecords, write_table
-from prefetchd.data.tar.headers import BLOCK_BYTES, BLOCKS_BITS, TarHeaders, compressed, printable
+from prefetchd.data.shards import STORE_BYTES, ShardRecords, refuse_cache, write_table
+from prefetchd.data.tar.headers import BLOCK_BYTES, BLOCKS_BITS, ReadAt, TarHeaders, compressed, file_bytes, printable
 from prefetchd.errors import ManifestError, one_line
 
 if TYPE_CHECKING:
@@ -27,6 +27,14 @@ if TYPE_CHECKING:
     from prefetchd.data.source import ReserveMemory
 
 _COMPRESSED = {"gz": "gzip", "tgz": "gzip", "bz2": "bzip2", "tbz": "bzip2", "tbz2": "bzip2", "xz": "xz", "txz": "xz"}
+
+
+def check_not_compressed(paths: Iterable[str]) -> None:
+    """Raise `ManifestError` if a shard is compressed, by its name."""
+    for path in paths:
+        suffix = path.rpartition(".")[2].lower()
+        if suffix != "tar":
+            raise compressed(one_line(path), _COMPRESSED.get(suffix, suffix))
 
 
 class TarShards(ShardRecords):
@@ -47,10 +55,8 @@ class TarShards(ShardRecords):
 
         name = one_line(config.source)
         paths = expand(config.source, "tar", name)
-        for path in paths:
-            suffix = path.rpartition(".")[2].lower()
-            if suffix != "tar":
-                raise compressed(one_line(path), _COMPRESSED.get(suffix, suffix))
+        check_not_compressed(paths)
+        refuse_cache(config, paths)
         indexer = TarIndexer(config, name)
         try:
             indexer.run(paths)
@@ -79,13 +85,13 @@ class TarShards(ShardRecords):
 
     @property
     def reads_apart(self) -> bool:
-        """No: open shards are kept and closed in the order of their use."""
-        return False
+        """Of objects; open files are kept and closed in the order of their use."""
+        return self.is_far
 
     @property
     def reader_bytes(self) -> int:
-        """Nothing: readers share the index."""
-        return 0
+        """Nothing for files, as readers share the index; for objects the store's library."""
+        return STORE_BYTES if self.is_far else 0
 
     def places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the number of each sample's shard, and where its image begins there; see `ShardRecords.places`."""
@@ -110,8 +116,9 @@ class TarShards(ShardRecords):
         shard, blocks, data_at, _ = sample.place
         shard_name = printable(os.fsencode(os.path.basename(sample.path)))
         try:
-            fd = self._files.descriptor(shard)
-            member = TarHeaders(fd, os.fstat(fd).st_size, shard_name).member(data_at - blocks * BLOCK_BYTES)
+            headers = TarHeaders(self._read_at(shard, shard_name), data_at + BLOCK_BYTES, shard_name)
+            headers.window_bytes = (blocks + 1) * BLOCK_BYTES
+            member = headers.member(data_at - blocks * BLOCK_BYTES)
         except (ManifestError, SampleFault):
             member = None
         if member is None:
@@ -119,3 +126,11 @@ class TarShards(ShardRecords):
         folder, slash, base = member.name.rpartition(b"/")
         key = printable(folder + slash + base.partition(b".")[0])
         return f"{shard_name} sample {key}: {printable(base)}"
+
+    def _read_at(self, shard: int, name: str) -> ReadAt:
+        if (found := self._files.object(shard)) is None:
+            return file_bytes(self._files.descriptor(shard), name)
+        from prefetchd.data.stores.client import read_bytes
+
+        url, identity = found
+        return lambda offset, n_bytes: read_bytes(url, offset, n_bytes, identity)

@@ -1,0 +1,149 @@
+"""One packed shard in the daemon: where its samples and their values are, checked, and what small values say."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prefetchd.data.files import check_complete, identity, open_regular, read_exactly
+from prefetchd.data.packed.index import PackedColumns, PackedShard
+from prefetchd.data.packed.zstd import decompress
+from prefetchd.errors import ManifestError, one_line
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+IMAGE_ENCODINGS = ("jpeg", "png", "bytes")
+MAX_VALUE_BYTES = 1 << 20  # of what is read at open
+_SCALARS = {
+    "int": "<i8", "float": "<f8", "uint8": "u1", "uint16": "<u2", "uint32": "<u4", "uint64": "<u8", "int8": "i1",
+    "int16": "<i2", "int32": "<i4", "int64": "<i8", "float16": "<f2", "float32": "<f4", "float64": "<f8", "bool": "?",
+}  # fmt: skip
+READABLE = (*_SCALARS, "str", "str_int", "str_float", "text", "json", "ndarray")
+
+Span = tuple[int, int]  # where a value starts in the decompressed shard, and its bytes
+
+
+class OpenShard:
+    """The content of a shard, by position.
+
+    Args:
+        shard, columns: of the index.
+        fd: of the file; borrowed.
+        content: what it decompresses to, if it is compressed.
+        name: of the shard, in errors.
+    """
+
+    def __init__(
+        self, shard: PackedShard, columns: PackedColumns, fd: int, content: bytearray | None, name: str
+    ) -> None:
+        self._shard = shard
+        self._fd = fd
+        self._content = content
+        self._name = name
+        n_sizes = columns.sizes.count(0)
+        self._sizes = struct.Struct(f"<{n_sizes}I")
+        self._fixed = columns.sizes
+
+    def read(self, at: int, n_bytes: int) -> bytes:
+        """Return bytes of the decompressed shard."""
+        if self._content is None:
+            return read_exactly(self._fd, at, n_bytes, self._name)
+        return bytes(self._content[at : at + n_bytes])
+
+    def samples(self) -> Iterator[list[Span]]:
+        """Yield where the values of each sample are, by column.
+
+        Raises:
+            ManifestError: if the shard is not what the index lists, or damaged.
+        """
+        for number, (start, end) in enumerate(itertools.pairwise(self._offsets().tolist())):
+            head = self._sizes.size
+            if end - start < head:
+                raise self._damaged(f"sample {number} has {end - start} bytes")
+            sizes = iter(self._sizes.unpack(self.read(start, head)))
+            at, spans = start + head, []
+            for fixed in self._fixed:
+                n_bytes = fixed or next(sizes)
+                spans.append((at, n_bytes))
+                at += n_bytes
+            if at != end:
+                raise self._damaged(f"the columns of sample {number} take {at - start} bytes of its {end - start}")
+            yield spans
+
+    def _offsets(self) -> NDArray[np.int64]:
+        n_samples, n_bytes = self._shard.n_samples, self._shard.n_bytes
+        head = 4 * (n_samples + 2)
+        if head > n_bytes:
+            raise self._damaged(f"it is too short for {n_samples} samples ({n_bytes} bytes)")
+        found = np.frombuffer(self.read(0, head), "<u4").astype(np.int64)
+        if found[0] != n_samples:
+            raise self._damaged(f"it says {found[0]} samples, and {n_samples} are listed")
+        offsets = found[1:]
+        if offsets[0] < head or offsets[-1] != n_bytes or np.any(np.diff(offsets) < 0):
+            raise self._damaged("its table of offsets is wrong")
+        return offsets
+
+    def _damaged(self, what: str) -> ManifestError:
+        return ManifestError(f"cannot use {self._name}: {what}; download or write it again")
+
+
+@contextmanager
+def opened(shard: PackedShard, columns: PackedColumns) -> Iterator[tuple[OpenShard, list[int]]]:
+    """Give a shard and its identity; afterwards check that it was not written to meanwhile.
+
+    Raises:
+        ManifestError: if it cannot be read, or has another size than the index lists.
+    """
+    name = one_line(shard.path)
+    fd = open_regular(shard.path, name)
+    try:
+        before = identity(os.fstat(fd))
+        if before[2] != shard.stored_bytes:
+            raise ManifestError(
+                f"cannot use {name}: it has {before[2]} bytes, and {shard.stored_bytes} are listed; download or write "
+                "it again"
+            )
+        content = decompress(fd, shard.n_bytes, name) if shard.is_zstd else None
+        yield OpenShard(shard, columns, fd, content, name), before
+        check_complete(fd, before, name)
+    finally:
+        os.close(fd)
+
+
+def is_readable(encoding: str) -> bool:
+    """Return whether `value_of` reads values of an encoding. Pickles are never read."""
+    kind, _, detail = encoding.partition(":")
+    return kind in READABLE and (kind != "ndarray" or detail.count(":") == 1)
+
+
+def value_of(encoding: str, raw: bytes) -> Any:
+    """Return the number, text, list of numbers or JSON value in `raw`.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    kind, _, detail = encoding.partition(":")
+    if kind == "ndarray":
+        dtype, _, shape = detail.partition(":")
+        values = np.frombuffer(raw, np.dtype(dtype).newbyteorder("<"))
+        if values.size != math.prod(map(int, shape.split(","))):
+            raise ValueError(f"{values.size} numbers for the shape {shape}")
+        return values.tolist()
+    if kind in _SCALARS:
+        (value,) = np.frombuffer(raw, _SCALARS[kind]).tolist()
+        return value
+    text = raw.decode()
+    if kind == "str_int":
+        return int(text)
+    if kind == "str_float":
+        return float(text)
+    return json.loads(text) if kind == "json" else text

@@ -1,0 +1,288 @@
+"""Shards in a store of objects: the same batches as from files, and faults that lose no sample."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import prefetchd
+from prefetchd.errors import ConfigError, ManifestError, SampleError
+from tests.process.commands import run_command
+from tests.records import jpeg, write_tar
+from tests.servers.s3 import S3Server
+from tests.servers.web import WebFault, WebServer
+
+pytest.importorskip("obstore")
+
+SHARDS, SAMPLES = 3, 20
+FIELDS = {"image": "image(column=jpg)", "label": "label(column=cls)", "text": "text(column=txt)"}
+PARQUET_FIELDS = {"image": "image", "label": "label"}
+# What is served, and with which options.
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "tar": ("train-{0..2}.tar", {"y_column": "cls"}),
+    "tar by a pattern": ("train-*.tar", {"y_column": "json:weight"}),
+    "tar without labels": ("train-{2..0}.tar", {"label_columns": 0}),
+    "tar with fields": ("train-{0..2}.tar", {"fields": FIELDS}),
+    "tar with DALI's indexes": ("indexed/train-{0..2}.tar", {"y_column": "cls"}),
+    "parquet": ("train-{0..2}.parquet", {}),
+    "parquet of structures": ("faces.parquet", {"y_column": "label"}),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the bucket `data`, of shards of all kinds."""
+    from tests.unit.test_tar_index import dali_index
+
+    home = tmp_path_factory.mktemp("served")
+    bucket = home / "data"
+    (bucket / "indexed").mkdir(parents=True)
+    for shard in range(SHARDS):
+        members: list[tuple[str, Any]] = []
+        for number in range(SAMPLES):
+            key = f"{shard}{number:03d}"
+            members += [(f"{key}.jpg", jpeg(shard * SAMPLES + number)), (f"{key}.cls", str(number))]
+            members += [(f"{key}.json", f'{{"weight": {number / 4}}}'), (f"{key}.txt", f"sample {key}")]
+        write_tar(bucket / f"train-{shard}.tar", members)
+        copy = bucket / "indexed" / f"train-{shard}.tar"
+        copy.write_bytes((bucket / f"train-{shard}.tar").read_bytes())
+        copy.with_suffix(".idx").write_text(dali_index(copy))
+    write_parquet(bucket)
+    return home
+
+
+def write_parquet(bucket: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    for shard in range(SHARDS):
+        images = [jpeg(shard * SAMPLES + number) for number in range(SAMPLES)]
+        columns = {"image": images, "label": list(range(SAMPLES))}
+        pq.write_table(pa.table(columns), bucket / f"train-{shard}.parquet", row_group_size=6)
+    faces = [{"bytes": jpeg(number), "path": None} for number in range(SAMPLES)]
+    table = pa.table({"image": faces, "label": [f"class {number % 3}" for number in range(SAMPLES)]})
+    pq.write_table(table, bucket / "faces.parquet", row_group_size=4)
+
+
+@pytest.fixture(scope="module")
+def web(folder: Path) -> Iterator[WebServer]:
+    with WebServer(folder) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def moto(folder: Path) -> Iterator[S3Server]:
+    pytest.importorskip("moto.server")
+    with S3Server() as server:
+        server.fill("data", folder / "data")
+        yield server
+
+
+@pytest.fixture
+def store(web: WebServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]:
+    for name, value in web.environment.items():
+        monkeypatch.setenv(name, value)
+    web.set_faults()
+    web.forget()
+    yield web
+    web.set_faults()
+    web.set_delay(0)
+
+
+def batches(source: str, **options: Any) -> list[list[np.ndarray[Any, Any]]]:
+    """All arrays of all batches of two epochs."""
+    given = {"batch_size": 16, "image_size": 24, "shuffle": True, "epochs": 2, "num_workers": 2, **options}
+    with prefetchd.batches(source, timeout=60, **given) as loader:
+        return [[np.array(each) for each in plain(batch)] for batch in loader]
+
+
+def plain(batch: Any) -> list[Any]:
+    """The arrays of a batch, and its texts."""
+    found = list(batch.values()) if hasattr(batch, "values") else [batch.x, batch.y]
+    return [each if isinstance(each, np.ndarray) else list(map(str, each)) for each in found]
+
+
+def assert_equal(found: list[Any], expected: list[Any]) -> None:
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("server", ["web", "moto"])
+def test_batches_are_those_of_the_files(
+    kind: str, server: str, folder: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in request.getfixturevalue(server).environment.items():
+        monkeypatch.setenv(name, value)
+    pattern, options = KINDS[kind]
+    assert_equal(batches(f"s3://data/{pattern}", **options), batches(str(folder / "data" / pattern), **options))
+
+
+def test_an_index_is_made_and_taken_over_the_store(store: WebServer, folder: Path, tmp_path: Path) -> None:
+    source, index = "s3://data/train-{0..2}.tar", tmp_path / "train.idx"
+    assert run_command("index", source, "-o", index).returncode == 0
+    store.forget()
+    code = (  # in a process of its own: the store's library keeps its connections
+        "from prefetchd.config.validate import make_config; from prefetchd.data.tar.records import TarShards; "
+        f"TarShards.open(make_config(source={source!r}, index={str(index)!r}, y_column='cls'))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert store.requests().total == SHARDS  # a look at each shard
+    found = batches(source, index=str(index), y_column="cls")
+    assert_equal(found, batches(str(folder / "data" / "train-{0..2}.tar"), y_column="cls"))
+    with pytest.raises(ManifestError, match="is not what was indexed"):
+        batches(str(folder / "data" / "train-{0..2}.tar"), index=str(index))
+
+
+def test_reads_overlap_from_the_first_sample(store: WebServer) -> None:
+    store.set_delay(0.05)
+    batches("s3://data/train-{0..2}.tar", y_column="cls", num_workers=1)
+    assert store.requests().most_at_once >= 16
+
+
+def damage(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+
+
+def downloads(store: WebServer, kind: str) -> int:
+    """Requests for bytes of the shards; not the looks whether there is an index of DALI's."""
+    return sum(store.requests().of(f"GET /data/train-{shard}.{kind}") for shard in range(SHARDS))
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_what_is_kept_is_not_downloaded_again(kind: str, store: WebServer, folder: Path, tmp_path: Path) -> None:
+    pattern, options = KINDS[kind]
+    expected = batches(str(folder / "data" / pattern), **options)
+    options = {**options, "keep": tmp_path / "kept"}
+    assert_equal(batches(f"s3://data/{pattern}", **options), expected)
+    first = downloads(store, kind)
+    assert first > 0
+    store.forget()
+    assert_equal(batches(f"s3://data/{pattern}", **options), expected)
+    # Which ranges of a row group are read together depends on which reader gets which rows.
+    assert downloads(store, kind) <= (0 if kind == "tar" else first // 2)
+    entries = sorted(path for path in (tmp_path / "kept").glob("??/*") if path.is_file())
+    for path in entries:
+        damage(path)
+    store.forget()
+    assert_equal(batches(f"s3://data/{pattern}", **options), expected)
+    assert downloads(store, kind) > 0
+    assert {path for path in (tmp_path / "kept").glob("??/*") if path.is_file()} >= set(entries)
+
+
+def test_two_daemons_keep_in_one_folder_and_a_full_one_is_done_without(
+    store: WebServer, folder: Path, tmp_path: Path
+) -> None:
+    pattern, options = KINDS["tar"]
+    expected = batches(str(folder / "data" / pattern), **options)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(batches, f"s3://data/{pattern}", **options, keep=tmp_path / "kept") for _ in range(2)]
+        for run in runs:
+            assert_equal(run.result(timeout=100), expected)
+    small = {**options, "keep": tmp_path / "small", "keep_size": "64KiB"}
+    assert_equal(batches(f"s3://data/{pattern}", **small), expected)
+    assert sum(path.stat().st_size for path in (tmp_path / "small").glob("??/*")) <= 64 << 10
+
+
+FAULTS = {
+    "a storm of 503": [WebFault("status", times=12, retry_after_s=0)],
+    "throttling": [WebFault("status", code=429, times=4), WebFault("status", name="SlowDown", times=8)],
+    "resets in mid-body": [WebFault("reset", after_bytes=200, every=3, times=12)],
+    "resets before an answer": [WebFault("reset", after_bytes=-1, every=4, times=8)],
+    "bodies that end early": [WebFault("close", after_bytes=100, every=3, times=12)],
+    "ranges that are short": [WebFault("short", missing_bytes=7, every=3, times=12)],
+    "other ranges": [WebFault("shifted", every=3, times=12)],
+    "slow first bytes": [WebFault("slow", delay_s=0.5, every=5)],
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("pattern", ["train-{0..2}.tar", "train-{0..2}.parquet"])
+def test_faults_that_pass_change_no_batch(fault: str, pattern: str, store: WebServer, folder: Path) -> None:
+    options: dict[str, Any] = {"on_error": "skip", "epochs": 1, **KINDS["tar" if "tar" in pattern else "parquet"][1]}
+    with prefetchd.batches(
+        f"s3://data/{pattern}", batch_size=16, image_size=24, shuffle=True, num_workers=2, timeout=60, **options
+    ) as loader:
+        store.set_faults(*FAULTS[fault])
+        found = [[np.array(each) for each in plain(batch)] for batch in loader]
+        assert loader.status()["bad_samples"] == 0
+    assert_equal(found, batches(str(folder / "data" / pattern), **options))
+
+
+@pytest.mark.parametrize(
+    ("on_error", "fault"),
+    [("raise", WebFault("status")), ("skip", WebFault("short")), ("substitute", WebFault("hang"))],
+    ids=["raise", "skip", "substitute"],
+)
+def test_faults_that_last_are_raised_under_any_policy(on_error: str, fault: WebFault, store: WebServer) -> None:
+    """The store fails once the data set is open: within the time that a reader has, and no sample is dropped."""
+    rows = []
+
+    def take(loop: Iterator[Any]) -> None:
+        rows.extend(len(batch.x) for batch in loop)
+
+    with prefetchd.batches(
+        "s3://data/train-{0..2}.tar",
+        y_column="cls",
+        batch_size=16,
+        image_size=24,
+        num_workers=1,
+        reader_timeout=1,
+        timeout=110,
+        on_error=on_error,
+        epochs=20,
+    ) as loader:
+        loop = iter(loader)
+        next(loop)
+        store.set_faults(fault)
+        with pytest.raises(SampleError, match=r"train-\d.tar"):
+            take(loop)
+    assert set(rows) <= {16, SHARDS * SAMPLES % 16}
+
+
+def test_a_shard_that_is_replaced_ends_the_loop_in_words(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = tmp_path / "served" / "b"
+    bucket.mkdir(parents=True)
+    path = bucket / "a.tar"
+    path.write_bytes((folder / "data" / "train-0.tar").read_bytes())
+    with WebServer(bucket.parent) as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        with prefetchd.batches(
+            "s3://b/a.tar", y_column="cls", batch_size=4, image_size=24, num_workers=1, epochs=None, timeout=60
+        ) as loader:
+            loop = iter(loader)
+            next(loop)
+            os.utime(path, ns=(1, 1))
+            with pytest.raises(ManifestError, match="it was replaced while in use"):
+                for _ in loop:
+                    pass
+
+
+def test_what_cannot_be_opened_is_said_in_a_line(store: WebServer, tmp_path: Path) -> None:
+    def refusal(source: str, **options: Any) -> str:
+        with pytest.raises((ManifestError, ConfigError)) as caught:
+            batches(source, **options)
+        message = str(caught.value)
+        assert "\n" not in message
+        return message
+
+    assert "there is no such object" in refusal("s3://data/no.tar")
+    assert "no file has such a name" in refusal("s3://data/no-*.tar")
+    assert "images from a store are not kept" in refusal("s3://data/train-0.tar", y_column="cls", cache=str(tmp_path))
+    store.set_faults(WebFault("status", code=403, method="HEAD"))
+    assert "forbids" in refusal("s3://data/train-0.tar")
