@@ -102,6 +102,8 @@ class DataOptions(TypedDict, total=False):
     cache_image_size: int | str | tuple[int, int] | None
     cache_format: Literal["raw", "jpeg"] | None
     cache_quality: int | None
+    keep: str | bytes | os.PathLike[str] | None
+    keep_size: str | int | None
 
 
 class BatchOptions(DataOptions, total=False):

@@ -173,12 +173,16 @@ def cache_image_size(value: object) -> tuple[int, int] | None:
         raise wrong("cache_image_size", value, f"pixels from 1 to {_MOST_PIXELS}, such as 256 or 256x320") from None
 
 
-def cache_size(value: object) -> str:
-    """Return `auto`, or bytes given as a number or as `50GiB`, as text."""
-    text = str(plain(value))
-    if text != "auto" and parse_bytes(text) < 1:
-        raise wrong("cache_size", value, "auto, or a size such as 50GiB")
-    return text
+def size_limit(name: str) -> Callable[[object], str]:
+    """Return the converter of the option `name`: `auto`, or bytes given as a number or as `50GiB`, as text."""
+
+    def convert(value: object) -> str:
+        text = str(plain(value))
+        if text != "auto" and parse_bytes(text) < 1:
+            raise wrong(name, value, "auto, or a size such as 50GiB")
+        return text
+
+    return convert
 
 
 def channel_numbers(name: str) -> Callable[[object], tuple[float, ...] | None]:
@@ -273,7 +277,7 @@ def absolute_path(path: str) -> str:
 
 def comparable(name: str, value: Any) -> Any:
     """Return an option's value in a form in which two spellings of one value are equal."""
-    if name in ("memory_budget", "cache_size"):
+    if name in ("memory_budget", "cache_size", "keep_size"):
         with contextlib.suppress(ConfigError):
             return "%" in value, parse_bytes(value, whole_bytes=1 << 50)
     if name in ("root", "labels", "offsets", "index", "cache", "subset", "order") and value is not None:

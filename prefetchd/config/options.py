@@ -41,8 +41,6 @@ MAX_BATCH_SIZE = 1 << 18
 MAX_OBJECTS = 1 << 16  # of a sample that are delivered
 MAX_CHANNELS = 512
 
-DEFAULT_QUALITY = 90  # of JPEG rows in a cache
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config(OrderOptions):
@@ -230,12 +228,9 @@ class Config(OrderOptions):
         "auto", "most memory for daemon, readers and ring together (auto)", metavar="SIZE", content=False
     )
     reader_timeout: float = option(
-        60.0,
-        "seconds without progress after which a reader is replaced (60)",
-        metavar="S",
-        content=False,
-        limits=(0.5, 86400),
-    )
+        60.0, "seconds without progress after which a reader is replaced (60)",
+        metavar="S", content=False, limits=(0.5, 86400),
+    )  # fmt: skip
     patience: float = option(
         10.0,
         "seconds in all that loops wait for a slower one in an epoch, so that it finds their batches (10); 0 or inf",
@@ -251,16 +246,10 @@ class Config(OrderOptions):
         limits=(1, 1024),
     )
     cache: str | None = option(
-        None,
-        "folder that decoded images are kept in, for later epochs, runs and trainers (none)",
-        metavar="DIR",
-        content=False,
+        None, "folder that decoded images are kept in, for later epochs and runs (none)", metavar="DIR", content=False
     )
     cache_size: str = option(
-        "auto",
-        "most bytes of the whole cache, such as 50GiB (all but 5% of its disk)",
-        metavar="SIZE",
-        content=False,
+        "auto", "most bytes of the whole cache, such as 50GiB (all but 5% of its disk)", metavar="SIZE", content=False
     )
     cache_image_size: tuple[int, int] | None = option(
         None,
@@ -270,8 +259,12 @@ class Config(OrderOptions):
     cache_format: Literal["raw", "jpeg"] = option(
         "raw", "how kept images are stored: raw, or jpeg in a fifth of the space, cached or not (raw)", later=True
     )
-    cache_quality: int = option(
-        DEFAULT_QUALITY, "quality of cache_format jpeg, 1 to 100 (90)", metavar="N", limits=(1, 100), later=True
+    cache_quality: int = option(90, "quality of cache_format jpeg (90)", metavar="N", limits=(1, 100), later=True)
+    keep: str | None = option(
+        None, "folder that downloaded bytes are kept in, for later epochs and runs (none)", metavar="DIR", content=False
+    )
+    keep_size: str = option(
+        "auto", "most bytes kept there, such as 200GiB (all but 5% of its disk)", metavar="SIZE", content=False
     )
     name: str = option("default", "name that consumers attach to (default, or PREFETCHD_NAME)", content=False)
 
@@ -317,11 +310,20 @@ _OWN = {field.name: field for field in dataclasses.fields(Config) if field.name 
 _BEFORE = tuple(_OWN)[: tuple(_OWN).index("drop_last") + 1]
 OPTIONS = {**{name: _OWN[name] for name in _BEFORE}, **_ORDER, **_OWN}
 OPTION_TYPES: dict[str, Any] = typing.get_type_hints(Config)
-PATH_OPTIONS = ("source", "root", "labels", "offsets", "index", "cache", "subset", "order")
+PATH_OPTIONS = ("source", "root", "labels", "offsets", "index", "cache", "keep", "subset", "order")
 NUMBER_OPTIONS = ("subset", "order", "weights")  # in Python they may also be arrays
 LIVE_OPTIONS = ("memory_budget", "num_workers")  # what `prefetchd set` changes
 # Where one daemon serves several data sets, these are the daemon's own, and the same for all of them.
-DAEMON_OPTIONS = ("num_workers", "memory_budget", "reader_timeout", "patience", "consumers", "name")
+DAEMON_OPTIONS = (
+    "num_workers",
+    "memory_budget",
+    "reader_timeout",
+    "patience",
+    "consumers",
+    "keep",
+    "keep_size",
+    "name",
+)
 
 
 def flag_of(name: str) -> str:

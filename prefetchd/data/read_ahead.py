@@ -25,7 +25,7 @@ from prefetchd.data.records import Records, Sample
 from prefetchd.data.source import ALLOWANCE_BYTES, ReserveMemory
 
 MAX_BYTES = 9 << 19  # the most that is read ahead, within a reader's allowance
-FAR_BYTES = 9 << 20  # of objects: 64 requests for images of 110 KB in flight
+FAR_BYTES = 18 << 20  # of objects: 64 requests for images of 110 KB in flight
 _FAR_S = 0.05  # what a request is taken to wait before the first has told
 SLOW_S, FAST_S = 0.002, 0.001
 _WEIGHT = 0.1  # of the last read in the average
@@ -59,6 +59,8 @@ class ReadAhead:
         self.known: dict[int, Callable[[int], bool]] = {}
         self._is_far = records.is_far
         self._most_bytes = FAR_BYTES if self._is_far else MAX_BYTES
+        # The plan of a reader of objects has memory for what is read ahead (`shards.STORE_BYTES`).
+        self._allowance_bytes = ALLOWANCE_BYTES + (FAR_BYTES if self._is_far else 0)
         self._average_s = _FAR_S if self._is_far else 0.0
         self._average_bytes = float(SMALLEST_BUFFER_BYTES)
         self._is_on = self._is_far
@@ -152,9 +154,9 @@ class ReadAhead:
         Reads that are given up are done again in their turn. A decode that needs more than the whole allowance asks the
         daemon for memory, and nothing is given up for it.
         """
-        if working_bytes > ALLOWANCE_BYTES:
+        if working_bytes > self._allowance_bytes:
             return
-        room_bytes = ALLOWANCE_BYTES - working_bytes
+        room_bytes = self._allowance_bytes - working_bytes
         pool = self._pool
         if room_bytes >= pool.limit_bytes:
             pool.limit_bytes = min(room_bytes, self._most_bytes, pool.limit_bytes + _RECOVERY_BYTES)
@@ -206,7 +208,9 @@ class ReadAhead:
 
         A quarter of them together: waking a thread for a single read takes a twentieth of a decode's time.
         """
-        most = min(self._threads.n_threads, self._pool.limit_bytes // int(self._average_bytes))
+        # Sizes vary, and a read that finds no memory is done again in its turn. That takes a whole wait for an object.
+        room_bytes = self._pool.limit_bytes * 3 // 5 if self._is_far else self._pool.limit_bytes
+        most = min(self._threads.n_threads, room_bytes // int(self._average_bytes))
         if self._n_begun > most - most // 4:
             return
         while self._later and self._n_begun < most:

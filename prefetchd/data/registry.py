@@ -86,6 +86,10 @@ def open_source(
         from prefetchd.data.table.memory import open_memory
 
         return open_memory(config, table)
+    if "://" in config.source:
+        from prefetchd.data.stores.client import keep_in
+
+        keep_in(config)
     kind: str = kind_of(config.source)
     if config.offsets is not None:
         kind = "packed_sequences" if config.pack is not None else "sequences"
@@ -142,9 +146,10 @@ def attach_source(config: Config, handle: dict[str, Any], fds: list[int]) -> Sou
     """Return, in a reader, the source that the daemon opened; owns `fds`."""
     kind = handle["kind"]
     if "://" in config.source:
-        from prefetchd.data.stores.client import limit_retries
+        from prefetchd.data.stores.client import keep_in, limit_retries
 
         limit_retries(config.reader_timeout)
+        keep_in(config)
     source: Source
     if kind == "mix":
         from prefetchd.data.mix.opener import attach_mix

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-# Of the store's library in each reader, with 64 requests in flight. It ends the process where it gets no memory.
-STORE_BYTES = 20 << 20
+# Of the store's library in each reader, with 64 requests in flight, and of what is read ahead. The library ends the
+# process where it gets no memory.
+STORE_BYTES = 52 << 20
 
 
 def refuse_cache(config: Config, paths: Sequence[str]) -> None:

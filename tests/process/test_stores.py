@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import subprocess
 import sys
@@ -147,6 +148,52 @@ def test_reads_overlap_from_the_first_sample(store: WebServer) -> None:
     store.set_delay(0.05)
     batches("s3://data/train-{0..2}.tar", y_column="cls", num_workers=1)
     assert store.requests().most_at_once >= 16
+
+
+def damage(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+
+
+def downloads(store: WebServer, kind: str) -> int:
+    """Requests for bytes of the shards; not the looks whether there is an index of DALI's."""
+    return sum(store.requests().of(f"GET /data/train-{shard}.{kind}") for shard in range(SHARDS))
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_what_is_kept_is_not_downloaded_again(kind: str, store: WebServer, folder: Path, tmp_path: Path) -> None:
+    pattern, options = KINDS[kind]
+    expected = batches(str(folder / "data" / pattern), **options)
+    options = {**options, "keep": tmp_path / "kept"}
+    assert_equal(batches(f"s3://data/{pattern}", **options), expected)
+    first = downloads(store, kind)
+    assert first > 0
+    store.forget()
+    assert_equal(batches(f"s3://data/{pattern}", **options), expected)
+    # Which ranges of a row group are read together depends on which reader gets which rows.
+    assert downloads(store, kind) <= (0 if kind == "tar" else first // 2)
+    entries = sorted(path for path in (tmp_path / "kept").glob("??/*") if path.is_file())
+    for path in entries:
+        damage(path)
+    store.forget()
+    assert_equal(batches(f"s3://data/{pattern}", **options), expected)
+    assert downloads(store, kind) > 0
+    assert {path for path in (tmp_path / "kept").glob("??/*") if path.is_file()} >= set(entries)
+
+
+def test_two_daemons_keep_in_one_folder_and_a_full_one_is_done_without(
+    store: WebServer, folder: Path, tmp_path: Path
+) -> None:
+    pattern, options = KINDS["tar"]
+    expected = batches(str(folder / "data" / pattern), **options)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(batches, f"s3://data/{pattern}", **options, keep=tmp_path / "kept") for _ in range(2)]
+        for run in runs:
+            assert_equal(run.result(timeout=100), expected)
+    small = {**options, "keep": tmp_path / "small", "keep_size": "64KiB"}
+    assert_equal(batches(f"s3://data/{pattern}", **small), expected)
+    assert sum(path.stat().st_size for path in (tmp_path / "small").glob("??/*")) <= 64 << 10
 
 
 FAULTS = {

@@ -251,7 +251,7 @@ class Connection(asyncio.Protocol):
         self._transport.write(head_of(code, n_bytes, headers))
         sent = 0
         if not self._transport.get_write_buffer_size():
-            with contextlib.suppress(BlockingIOError, ConnectionError):
+            with contextlib.suppress(OSError):  # it takes no more now, or the client is gone
                 while sent < n_bytes:
                     sent += os.sendfile(self._socket, fd, start + sent, n_bytes - sent)
         if sent < n_bytes:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefetchd.cli.verify.findings import KEPT, Inspected
-from prefetchd.config.options import DEFAULT_QUALITY, Config
+from prefetchd.config.options import Config
 from prefetchd.daemon.memory.limits import machine_limits
 from prefetchd.daemon.memory.manager import MemoryManager
 from prefetchd.daemon.memory.plan import make_plan, reader_limits
@@ -32,6 +32,7 @@ from prefetchd.daemon.readers.pool import Pool
 from prefetchd.daemon.readers.pool_events import PoolEvents
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import Dataset
+from prefetchd.data.cache.keys import DEFAULT_QUALITY
 from prefetchd.data.fields.inspection import InspectedFields
 from prefetchd.data.fields.source import FieldsSource
 from prefetchd.data.images.inspection import FACTS, InspectedImages

@@ -21,9 +21,9 @@ import hashlib
 import json
 import os
 import struct
-from typing import Any
+from typing import Any, cast
 
-from prefetchd.config.options import DEFAULT_QUALITY, Config
+from prefetchd.config.options import OPTIONS, Config
 from prefetchd.config.units import parse_bytes
 from prefetchd.config.views import all_augmentations, groups
 from prefetchd.data.files import CLOCK_STEP_NS
@@ -31,6 +31,7 @@ from prefetchd.errors import ConfigError
 
 FORMAT = 1  # of the files, and of what a kept image is
 KEY_BYTES = 16
+DEFAULT_QUALITY = cast(int, OPTIONS["cache_quality"].default)
 
 _IDENTITY = struct.Struct("=Q3q")
 

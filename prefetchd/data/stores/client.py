@@ -5,20 +5,25 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefetchd.config.units import parse_bytes
 from prefetchd.data.faults import EnvironmentFault, SampleFault
 from prefetchd.data.stores.faults import changed, fault_of_store
+from prefetchd.data.stores.keep import KeptRanges, entry_name
 from prefetchd.data.stores.urls import shown, split
 from prefetchd.errors import ConfigError, ManifestError
 
 if TYPE_CHECKING:
+    from prefetchd.config.options import Config
     from prefetchd.data.files import FileBuffer
     from prefetchd.data.source import ReserveMemory
 
 _RETRIES = 4  # of the library, in one of our attempts
 _MOST_S = 15.0
 _stores: dict[str, Any] = {}
+_kept: KeptRanges | None = None
 _limit_s = _MOST_S  # of a request, of the library's retries, and of our attempts: a read ends after three times that
 
 
@@ -26,6 +31,19 @@ def limit_retries(reader_timeout_s: float) -> None:
     """Have reads end well before a reader that makes no progress is replaced; before the first read."""
     global _limit_s
     _limit_s = min(_MOST_S, reader_timeout_s / 4)
+
+
+def keep_in(config: Config) -> None:
+    """Keep what is downloaded in the folder `keep`, if it is given; before the first read.
+
+    Raises:
+        ConfigError: if the folder cannot be used.
+    """
+    global _kept
+    _kept = None
+    if config.keep is not None:
+        limit = None if config.keep_size == "auto" else parse_bytes(config.keep_size)
+        _kept = KeptRanges(Path(config.keep).expanduser().absolute(), limit)
 
 
 def store_of(url: str, options: Mapping[str, str] | None = None) -> Any:
@@ -103,7 +121,18 @@ def read_whole(url: str) -> bytes | None:
 
 
 def fetch(url: str, identity: Sequence[Any], start: int, n_bytes: int) -> memoryview:
-    """Return `n_bytes` of an object from `start` on, whole; raises as `read`."""
+    """Return `n_bytes` of an object from `start` on, whole, downloaded or kept; raises as `read`."""
+    if _kept is None or not identity[1]:  # without an ETag a replaced object could look the same
+        return _download(url, identity, start, n_bytes)
+    name = entry_name(url, identity, start, n_bytes)
+    content = _kept.find(name, n_bytes)
+    if content is None:
+        content = _download(url, identity, start, n_bytes)
+        _kept.store(name, content)
+    return content
+
+
+def _download(url: str, identity: Sequence[Any], start: int, n_bytes: int) -> memoryview:
     import obstore
 
     home, key = split(url)
