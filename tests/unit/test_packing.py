@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -334,3 +335,31 @@ def test_offsets_that_do_not_fit_and_documents_without_tokens_are_refused(tmp_pa
         path = saved(tmp_path / f"{name}.npy", np.array(offsets))
         with pytest.raises(ManifestError, match=words):
             rows_of({"source": tokens, "offsets": path, "pack": "concat", "max_length": 4})
+
+
+@pytest.mark.parametrize("ids", [[0], [0, 1, 2]])
+@pytest.mark.parametrize("is_shorter", [True, False])
+def test_tokens_that_change_are_never_delivered(tmp_path, ids, is_shorter):
+    """Not by rows together, nor by one alone: before `confirm`, the file is looked at again."""
+    _, options = packed(tmp_path, [40, 30])
+    opened, reader = attached(make_config(**options))
+    arrays = BatchLayout(3, opened.facts.fields).arrays(np.zeros(1 << 16, np.uint8), 3)
+    reader.fill(0, np.array(ids), range(len(ids)), arrays, lambda _: None)
+    reader.confirm()
+    if is_shorter:
+        os.truncate(options["source"], 200)
+    else:
+        saved(tmp_path / "new.npy", np.zeros(73, np.int32)).rename(options["source"])
+    with pytest.raises(ManifestError, match="cannot go on with"):
+        reader.fill(0, np.array(ids), range(len(ids)), arrays, lambda _: None)
+    with pytest.raises(ManifestError):
+        opened.check_unchanged()
+
+
+def test_offsets_that_change_are_noticed(tmp_path):
+    _, options = packed(tmp_path, [40, 30])
+    opened, _ = attached(make_config(**options))
+    opened.check_unchanged()
+    saved(Path(options["offsets"]), np.array([0, 70]))
+    with pytest.raises(ManifestError):
+        opened.check_unchanged()
