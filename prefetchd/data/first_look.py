@@ -34,6 +34,8 @@ def check_some_exist(records: Records, config: Config, field: tuple[int, str] | 
     Raises:
         ManifestError: if none of them is there, with the spelling or the root that would lead to the first.
     """
+    if records.is_far:
+        return  # a look at a store is a request
     count = min(_LOOKED_AT, len(records))
     spread = records.samples(sorted({number * (len(records) - 1) // max(1, count - 1) for number in range(count)}))
     paths = [sample.path if field is None else sample.values[field[0]] for sample in spread]
@@ -54,8 +56,6 @@ def check_some_exist(records: Records, config: Config, field: tuple[int, str] | 
 
 def _is_missing(path: str) -> bool:
     """Return whether there is surely no such file; what cannot be looked at may be there."""
-    if "://" in path:
-        return False  # no look at a store is made
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError, ValueError):
