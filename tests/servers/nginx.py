@@ -74,8 +74,10 @@ def make_certificates(home: Path) -> None:
         subprocess.run([OPENSSL, *words], cwd=home, check=True, capture_output=True)
 
     new = ("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    openssl(*new, "-x509", "-keyout", "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=prefetchd tests")
+    ca = "-addext", "keyUsage=critical,keyCertSign,cRLSign"  # Python 3.13 asks for it
+    openssl(*new, "-x509", "-keyout", "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=prefetchd tests", *ca)
     openssl(*new, "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=localhost")
-    (home / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\n")
+    names = "subjectAltName=DNS:localhost,IP:127.0.0.1\nbasicConstraints=CA:FALSE\n"
+    (home / "names").write_text(f"{names}subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n")
     signed = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "names")
     openssl("x509", "-req", "-in", "server.csr", *signed, "-out", "server.pem")
