@@ -1,3 +1,3 @@
 """The version of prefetchd: its one source, for the package, its build and its messages."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

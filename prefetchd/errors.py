@@ -6,13 +6,23 @@ Every message is one printable line in the form *cannot X: Y (the numbers); do Z
 
 from __future__ import annotations
 
+import re
+
+# Of a URL of the web the user before the host, and query and fragment up to the end of the word.
+_USER = re.compile(r"(?i)(https?://)[^/@\s\"'<>?]*@")
+_QUERY = re.compile(
+    r"(?i)(https?://[^\s?#\"'<>]*[?#])(?!\.\.\.(?:[\s\"'<>;:,.)]|$))[^\s\"'<>]*?(?=[;:,.)]*(?:[\s\"'<>]|$))"
+)
+
 
 def one_line(text: str) -> str:
     """Return `text` printable and on one line: a line break becomes `\\n`, a terminal's escape code `\\x1b`.
 
     A path may hold any byte but NUL, and a JSON string any character. Bytes that are not UTF-8 (surrogate escapes)
-    could not be sent.
+    could not be sent. What of a URL of the web may be a secret, its user, query and fragment, is left out.
     """
+    if "://" in text:
+        text = _QUERY.sub(r"\1...", _USER.sub(r"\1", text))
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -21,7 +31,7 @@ def one_line(text: str) -> str:
 class PrefetchdError(Exception):
     """Base class of everything that prefetchd raises on purpose.
 
-    Its message is made one printable line here, whatever names and paths it quotes.
+    Its message is made one printable line here, with all the names and paths that it quotes.
     """
 
     def __init__(self, message: str = "") -> None:

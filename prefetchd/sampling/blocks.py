@@ -55,6 +55,25 @@ def places_by_blocks(positions: NDArray[np.int64], n: int, block: int, seed: int
     return order(blocks) * block + rest
 
 
+def positions_by_blocks(places: NDArray[np.int64], n: int, block: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Return the positions of an epoch at which these places stand: the inverse of `places_by_blocks`."""
+    n_blocks = -(-n // block)
+    blocks, rest = np.divmod(places, block)
+    within = _permutation(n_blocks, seed, epoch, _BLOCKS, 0).inverse(blocks) * block + rest
+    missing = n_blocks * block - n
+    if missing:
+        within -= np.where(within >= (_place_of_last(n_blocks, seed, epoch) + 1) * block, missing, 0)
+    window = WINDOW_BLOCKS * block
+    positions = np.empty_like(within)
+    numbers = within // window
+    for number in np.unique(numbers).tolist():
+        rows = numbers == number
+        length = min(window, n - number * window)
+        shuffle = _permutation(length, seed, epoch, _WINDOWS, number)
+        positions[rows] = shuffle.inverse(within[rows] - number * window) + number * window
+    return positions
+
+
 @lru_cache(maxsize=8)
 def _place_of_last(n_blocks: int, seed: int, epoch: int) -> int:
     """Return where in the order of blocks the last one stands."""

@@ -48,6 +48,13 @@ def mix_array(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return values ^ (values >> _BY_31)
 
 
+def _reduce(values: NDArray[np.uint64], modulus: np.uint64) -> None:
+    """Take `values` modulo `modulus`, in place, in two thirds of the time of `%=`: numpy only divides by one fast."""
+    whole = values // modulus
+    whole *= modulus
+    values -= whole
+
+
 class Permutation:
     """A bijection of 0..n-1 keyed by (seed, epoch, n), computed per position."""
 
@@ -58,6 +65,7 @@ class Permutation:
         # The key includes n, since sizes that differ by little would else have nearly the same order.
         key = mix(mix(mix(seed & _MASK64) + epoch) + n)
         self._sorted: NDArray[np.int64] | None = None
+        self._places: NDArray[np.int64] | None = None
         if n <= SORTED_UP_TO:
             # Distinct numbers have distinct hashes, so there are no ties.
             self._sorted = np.argsort(mix_array(np.arange(n, dtype=np.uint64) + np.uint64(key)))
@@ -80,7 +88,8 @@ class Permutation:
         return values.view(np.int64)
 
     def _network(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        left, right = np.divmod(values, self._width)
+        left = values // self._width
+        right = values - left * self._width
         for key, modulus in self._rounds:
             mixed = right + key
             mixed *= _FIRST
@@ -88,8 +97,37 @@ class Permutation:
             mixed *= _SECOND
             mixed >>= _BY_20  # the high bits are the good ones; 44 are plenty more than a modulus has
             mixed += left
-            mixed %= modulus
+            _reduce(mixed, modulus)
             left, right = right, mixed
+        left *= self._width
+        left += right
+        return left
+
+    def inverse(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the positions, shape as `ids`, int64, at which these sample ids (each from 0 to n-1) stand."""
+        if self._sorted is not None:
+            if self._places is None:
+                self._places = np.argsort(self._sorted)
+            return self._places[ids]
+        values = self._network_back(ids.astype(np.uint64))
+        while int(values.max(initial=0)) >= self._n:
+            outside = values >= self._n
+            values[outside] = self._network_back(values[outside])
+        return values.view(np.int64)
+
+    def _network_back(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        left = values // self._width
+        right = values - left * self._width
+        for key, modulus in reversed(self._rounds):
+            mixed = left + key
+            mixed *= _FIRST
+            mixed ^= mixed >> _BY_32
+            mixed *= _SECOND
+            mixed >>= _BY_20
+            _reduce(mixed, modulus)
+            before = right + modulus - mixed
+            _reduce(before, modulus)
+            left, right = before, left
         left *= self._width
         left += right
         return left
