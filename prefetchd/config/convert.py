@@ -19,13 +19,27 @@ from typing import Any, Literal
 from prefetchd.config.units import parse_bytes
 from prefetchd.errors import ConfigError
 
+_MOST_SHOWN = 300  # characters of a wrong value
 _MOST_PIXELS = 32768  # in a row or column of a delivered image
+_PATHS = (
+    "root", "labels", "offsets", "index", "cache", "keep", "subset", "order", "bucket_file", "token_file", "tls_ca",
+    "tls_cert", "tls_key",
+)  # fmt: skip
 _WORDS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
 
 
 def wrong(name: str, value: object, wanted: str) -> ConfigError:
     """Return the error for a value that is not what is `wanted`."""
-    return ConfigError(f"cannot use {name}={value!r}: it must be {wanted}")
+    return ConfigError(f"cannot use {name}={shown(value)}: it must be {wanted}")
+
+
+def shown(value: object) -> str:
+    """Return a value as an error shows it, which is not too long."""
+    try:
+        text = repr(value)
+    except ValueError:
+        return "<a number of very many digits>"  # which Python refuses to write out
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}... ({len(text)} characters)"
 
 
 def plain(value: Any) -> Any:
@@ -141,6 +155,20 @@ def path(value: object) -> str | None:
         raise ConfigError("cannot use the path '': it is empty; give a file or a directory")
     decoded = str(os.fsdecode(value))
     return os.fsdecode(bytes.fromhex(decoded[1:])) if decoded.startswith("\0") else decoded
+
+
+_WEB_WITH_QUERY = re.compile(r"https?://[^?#]*[?#]", re.IGNORECASE)
+
+
+def root(value: object) -> str | None:
+    """Return a path as `path` does, or a URL that names can be put behind."""
+    found = path(value)
+    if found is not None and _WEB_WITH_QUERY.match(found):
+        raise ConfigError(
+            f"cannot use root={found.partition('#')[0]}: no path can be put behind its query or fragment; leave that "
+            "out, or write whole URLs in the list"
+        )
+    return found
 
 
 def scale(value: object) -> float | None:
@@ -280,7 +308,7 @@ def comparable(name: str, value: Any) -> Any:
     if name in ("memory_budget", "cache_size", "keep_size"):
         with contextlib.suppress(ConfigError):
             return "%" in value, parse_bytes(value, whole_bytes=1 << 50)
-    if name in ("root", "labels", "offsets", "index", "cache", "subset", "order") and value is not None:
+    if name in _PATHS and value is not None:
         return absolute_path(value)
     if name in ("mean", "std") and value is not None:
         return value[0] if len(set(value)) == 1 else value

@@ -43,9 +43,16 @@ def read_config_file(path: str) -> tuple[dict[str, Any], dict[str, dict[str, Any
     tables = {
         key: _from_toml(path, value)
         for key, value in table.items()
-        if isinstance(value, dict) and key not in _TABLE_OPTIONS
+        if isinstance(value, dict) and key not in _TABLE_OPTIONS and not _is_store(key, value)
     }
     return _from_toml(path, {key: value for key, value in table.items() if key not in tables}), tables
+
+
+def _is_store(key: str, value: object) -> bool:
+    """Return whether a table is that of `store_options`, and not a data set called store."""
+    if key.replace("-", "_") == "store_options":
+        return True
+    return key == "store" and isinstance(value, dict) and not value.keys() & {"source", "mix"}
 
 
 def _from_toml(path: str, table: dict[str, Any]) -> dict[str, Any]:
@@ -55,6 +62,8 @@ def _from_toml(path: str, table: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(value, str) or "://" in value or (key == "weights" and not is_weight_file(value)):
             continue
         options[key] = str(Path(path).parent / Path(value).expanduser())
+    if _is_store("store", options.get("store")):
+        options["store_options"] = options.pop("store")
     if "mix" in options:
         from prefetchd.config.mix import beside
 

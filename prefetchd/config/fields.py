@@ -208,6 +208,8 @@ def image_config(config: Config, field: Field) -> Config:
         if not is_changed:
             changes["augment"] = tuple(text for text in config.augment if text.partition("(")[0] in _GEOMETRIC)
     changes["image_size"] = field.size or config.image_size
+    if field.size:
+        changes["bucket_sizes"] = ()  # its own size is that of all batches
     changes["mask_border"] = config.mask_border if field.border is None else field.border
     return dataclasses.replace(config, **changes)
 

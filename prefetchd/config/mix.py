@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from prefetchd.config.convert import absolute_path, path, plain, wrong
+from prefetchd.config.convert import absolute_path, path, plain, shown, wrong
 from prefetchd.config.options import OPTIONS
 from prefetchd.errors import ConfigError
 
@@ -23,9 +23,14 @@ if TYPE_CHECKING:
 
 MAX_SOURCES = 64
 MAX_PHASES = 64  # epochs with shares of their own
-_WANTED = "sources with their shares, such as {'a.txt': 0.7, 'b.txt': 0.3} or a.txt=0.7, or sources alone"
+_WANTED = (
+    "sources with their shares, such as {'a.txt': 0.7, 'b.txt': 0.3} or a.txt=0.7, of 400 digits at most, or sources "
+    "alone"
+)
 _SHARE = r"\d+(?:\.\d*)?(?:[eE][+-]?\d+)?(?:/\d+)?"
 _WRITTEN = re.compile(rf"(.+)=({_SHARE}(?:,{_SHARE})*)", re.DOTALL)
+_EXPONENT = re.compile(r"[eE][+-]?0*(\d+)")
+_MOST_CHARACTERS, _MOST_EXPONENT = 400, 400  # of a share: a fraction of more digits takes seconds, or for ever
 _SEED_STEP = 0x1E3779B97F4A7C15  # odd, so that each part has a seed of its own
 _SEEDS = 1 << 63
 
@@ -79,10 +84,18 @@ def parse_mix(mix: Iterable[str]) -> list[MixPart]:
             parts.append(MixPart(text, ()))
             continue
         try:
-            parts.append(MixPart(match[1], tuple(map(Fraction, match[2].split(",")))))
+            parts.append(MixPart(match[1], tuple(map(_fraction, match[2].split(",")))))
         except (ValueError, ZeroDivisionError):
             raise wrong("mix", text, _WANTED) from None
     return parts
+
+
+def _fraction(text: str) -> Fraction:
+    """Return a share; raises `ValueError` for one whose digits would take too long to write out."""
+    exponent = _EXPONENT.search(text)
+    if len(text) > _MOST_CHARACTERS or (exponent and (len(exponent[1]) > 3 or int(exponent[1]) > _MOST_EXPONENT)):
+        raise ValueError
+    return Fraction(text)
 
 
 def _given(value: Any) -> str:
@@ -99,11 +112,14 @@ def _text(name: Any, share: Any) -> str:
         return _given(name)
     shares = plain(share)
     several = list(shares) if isinstance(shares, Sequence) and not isinstance(shares, str) else [shares]
-    texts = [str(plain(each)) for each in several]
+    try:
+        texts = [str(plain(each)) for each in several]
+    except ValueError:  # a number of very many digits
+        texts = []
     if not texts or not all(re.fullmatch(_SHARE, text) for text in texts):
         raise ConfigError(
-            f"cannot mix {_given(name)!r} with the share {share!r}: it must be a number, 0 or more, such as 0.7 or "
-            "1/3, or one for each epoch, such as [0.9, 0.5]"
+            f"cannot mix {_given(name)!r} with the share {shown(share)}: it must be a number, 0 or more, such as 0.7 "
+            "or 1/3, or one for each epoch, such as [0.9, 0.5]"
         )
     return f"{_given(name)}={','.join(texts)}"
 

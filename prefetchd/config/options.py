@@ -23,6 +23,8 @@ from prefetchd.config.augment import AUGMENTATIONS
 from prefetchd.config.convert import wire_path
 from prefetchd.config.option import option
 from prefetchd.config.order_options import OrderOptions
+from prefetchd.config.remote_options import RemoteOptions
+from prefetchd.config.store_options import StoreOptions
 
 Color = Literal["rgb", "bgr", "gray", "unchanged"]
 Dtype = Literal["uint8", "uint16", "float32", "float16"]
@@ -43,7 +45,7 @@ MAX_CHANNELS = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Config(OrderOptions):
+class Config(RemoteOptions):
     """The options of one data set and its daemon. Every field is an option of the same name in Python and TOML.
 
     On the command line `batch_size` is `--batch-size`. `image_size` is (height, width) in pixels, also
@@ -53,7 +55,7 @@ class Config(OrderOptions):
     source: str = dataclasses.field(metadata={"content": False, "later": False, "limits": None})
 
     batch_size: int = option(32, "samples in a batch (32)", metavar="N", limits=(1, MAX_BATCH_SIZE))
-    image_size: tuple[int, int] = option((224, 224), "size of the delivered images (224)", metavar="PX|HxW")
+    image_size: tuple[int, int] = option((224, 224), "size of the delivered images, or several (224)", metavar="PX|HxW")
     color: Color = option(
         "rgb", "channel order; gray has one channel; unchanged has the file's, given by channels (rgb)"
     )
@@ -101,6 +103,10 @@ class Config(OrderOptions):
         later=True,
         flag="field",
     )
+    encoded_bytes: int | None = option(
+        None, "deliver images as their files are, undecoded, of at most N bytes: x has bytes and length (decoded)",
+        metavar="N", limits=(1, 1 << 30), later=True,
+    )  # fmt: skip
     transform: str | None = option(
         None,
         "function (image, rng) -> image of a module, or Albumentations pipeline; readers run it after augment. With "
@@ -180,23 +186,17 @@ class Config(OrderOptions):
         metavar="COLUMN[,...]",
     )
     labels: str | None = option(
-        None,
-        "arrays: .npy file of y, a row for each of x, or a directory of such shards",
-        metavar="Y.npy",
-        content=False,
-    )
+        None, "arrays: .npy file of y, a row for each of x, or a directory of such shards",
+        metavar="Y.npy", content=False,
+    )  # fmt: skip
     offsets: str | None = option(
-        None,
-        "ragged sequences: .npy file of n + 1 positions; sequence i is MANIFEST[offsets[i]:offsets[i + 1]]",
-        metavar="OFFSETS.npy",
-        content=False,
-    )
+        None, "ragged sequences: .npy file of n + 1 positions; sequence i is MANIFEST[offsets[i]:offsets[i + 1]]",
+        metavar="OFFSETS.npy", content=False,
+    )  # fmt: skip
     max_length: int | None = option(
-        None,
-        "sequences: length that they are padded or truncated to (the longest one's)",
-        metavar="N",
-        limits=(1, 1 << 40),
-    )
+        None, "sequences: length that they are padded or truncated to (the longest one's)",
+        metavar="N", limits=(1, 1 << 40),
+    )  # fmt: skip
     padding: End = option("pre", "sequences: the end at which a shorter one is padded (pre)")
     truncating: End = option("pre", "sequences: the end at which a longer one is cut (pre)")
     pad_value: float = option(0.0, "sequences: what is padded with (0)", metavar="X")
@@ -252,12 +252,11 @@ class Config(OrderOptions):
         "auto", "most bytes of the whole cache, such as 50GiB (all but 5% of its disk)", metavar="SIZE", content=False
     )
     cache_image_size: tuple[int, int] | None = option(
-        None,
-        "fit images into this size first, cached or not; what a cache keeps under random crops and turns (none)",
+        None, "fit images into this size first, cached or not; what a cache keeps under random crops and turns (none)",
         metavar="PX|HxW",
-    )
+    )  # fmt: skip
     cache_format: Literal["raw", "jpeg"] = option(
-        "raw", "how kept images are stored: raw, or jpeg in a fifth of the space, cached or not (raw)", later=True
+        "raw", "how kept images are stored: raw, or jpeg in an eighth of the space, cached or not (raw)", later=True
     )
     cache_quality: int = option(90, "quality of cache_format jpeg (90)", metavar="N", limits=(1, 100), later=True)
     keep: str | None = option(
@@ -266,6 +265,10 @@ class Config(OrderOptions):
     keep_size: str = option(
         "auto", "most bytes kept there, such as 200GiB (all but 5% of its disk)", metavar="SIZE", content=False
     )
+    store_options: StoreOptions = option(
+        StoreOptions(), "what stores are told besides the usual variables: endpoint, region, profile, anonymous ...",
+        metavar="KEY=VALUE", content=False, later=True, flag="store-option",
+    )  # fmt: skip
     name: str = option("default", "name that consumers attach to (default, or PREFETCHD_NAME)", content=False)
 
     @property
@@ -305,25 +308,23 @@ class Config(OrderOptions):
 
 
 _ORDER = {field.name: field for field in dataclasses.fields(OrderOptions)}
-_OWN = {field.name: field for field in dataclasses.fields(Config) if field.name not in _ORDER}
+_REMOTE = {field.name: field for field in dataclasses.fields(RemoteOptions) if field.name not in _ORDER}
+_OWN = {field.name: field for field in dataclasses.fields(Config) if field.name not in {**_ORDER, **_REMOTE}}
 # Those of the order stand behind `drop_last`, where people look for them.
 _BEFORE = tuple(_OWN)[: tuple(_OWN).index("drop_last") + 1]
-OPTIONS = {**{name: _OWN[name] for name in _BEFORE}, **_ORDER, **_OWN}
+OPTIONS = {**{name: _OWN[name] for name in _BEFORE}, **_ORDER, **_OWN, **_REMOTE}
 OPTION_TYPES: dict[str, Any] = typing.get_type_hints(Config)
-PATH_OPTIONS = ("source", "root", "labels", "offsets", "index", "cache", "keep", "subset", "order")
+PATH_OPTIONS = (
+    "source", "root", "labels", "offsets", "index", "cache", "keep", "subset", "order", "bucket_file",
+    "token_file", "tls_ca", "tls_cert", "tls_key",
+)  # fmt: skip
 NUMBER_OPTIONS = ("subset", "order", "weights")  # in Python they may also be arrays
 LIVE_OPTIONS = ("memory_budget", "num_workers")  # what `prefetchd set` changes
 # Where one daemon serves several data sets, these are the daemon's own, and the same for all of them.
 DAEMON_OPTIONS = (
-    "num_workers",
-    "memory_budget",
-    "reader_timeout",
-    "patience",
-    "consumers",
-    "keep",
-    "keep_size",
-    "name",
-)
+    "num_workers", "memory_budget", "reader_timeout", "patience", "consumers", "keep", "keep_size", "name",
+    "store_options", *_REMOTE,
+)  # fmt: skip
 
 
 def flag_of(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,14 +59,42 @@ class OrderOptions:
         later=True,
     )
     limit: int | None = option(
-        None, "serve this many samples at most, the first ones (all)", metavar="N", later=True, limits=(1, math.inf)
+        None, "serve this many samples at most, the first ones (all)", metavar="N", later=True, limits=(1, 1 << 53)
     )
     weights: str | None = option(
         None,
-        "draw samples by weight, with replacement: balanced (each class as often), a column, or an .npy file with a "
+        "draw samples by weight: balanced (each class as often), a column, or an .npy file with a "
         "weight for each sample (none)",
         metavar="balanced|COLUMN|W.npy",
         content=False,
+        later=True,
+    )
+    bucket_sizes: tuple[tuple[int, int], ...] = option(
+        (),
+        "deliver images in several sizes, each in that of the nearest aspect; a batch has one size. Also: image_size "
+        "with several sizes (none)",
+        metavar="HxW,HxW[,...]",
+        later=True,
+    )
+    bucket_file: str | None = option(
+        None,
+        "bucket_sizes: file that the sizes of images are kept in, so that their headers are read once (in the cache's "
+        "folder, or beside the index of tar shards)",
+        metavar="FILE",
+        content=False,
+        later=True,
+    )
+    length_buckets: tuple[int, ...] = option(
+        (),
+        "sequences: pad to the first of these lengths that a sequence fits in; a batch has one length, and longer "
+        "sequences are cut to the last (none)",
+        metavar="N[,N...]",
+        later=True,
+    )
+    replace: bool = option(
+        True,
+        "weights: draw with replacement; without it (--no-replace) a sample comes once an epoch at most, those of "
+        "large weights sooner (with)",
         later=True,
     )
     epoch_samples: int | None = option(

@@ -6,19 +6,18 @@
 
 from __future__ import annotations
 
-import csv
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
-from fractions import Fraction
 from typing import Any
 
 from prefetchd.config.convert import absolute_path, path, plain, wrong
 from prefetchd.config.order_options import BALANCED, OrderOptions, is_weight_file
 
-LABEL = "label"  # names the labels, whatever column they are from
+LABEL = "label"  # names the labels, in every kind of source
 _SPLIT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%?\s*-\s*(\d+(?:\.\d+)?)\s*%\s*")
+_SPLIT_CHARACTERS = 200
 _WHERE = "values by column, such as {'label': [1, 3]}, or text such as label=1,3"
 
 
@@ -79,22 +78,31 @@ def _parse(text: str) -> tuple[str, list[str]]:
     column, equals, rest = text.partition("=")
     if not equals:
         raise wrong("where", text, _WHERE)
+    import csv  # here and below: few loaders need these, and each start would wait for them
+
     return column, next(csv.reader([rest]), [])
 
 
 def _listed(values: Any) -> list[str]:
     values = plain(values)
-    several = values if isinstance(values, Sequence) and not isinstance(values, str) else [values]
+    several = values if isinstance(values, Sequence) and not isinstance(values, str | bytes) else [values]
     if not all(isinstance(each, str | int | float) for each in map(plain, several)):
         raise wrong("where", values, _WHERE)
-    return [_text(plain(each)) for each in several]
+    try:
+        return [_text(plain(each)) for each in several]
+    except (ValueError, OverflowError):  # no number, or one of very many digits
+        raise wrong("where", values, _WHERE) from None
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError
     return str(int(value)) if isinstance(value, bool | float) and value == int(value) else str(value)
 
 
 def _written(values: Sequence[str]) -> str:
+    import csv
+
     text = io.StringIO()
     csv.writer(text, lineterminator="").writerow(values)
     return text.getvalue()
@@ -108,17 +116,23 @@ def canonical_split(value: object) -> str | None:
     """
     if value is None:
         return None
+    from fractions import Fraction
+
     match = _SPLIT.fullmatch(value) if isinstance(value, str) else None
-    if match is None or not Fraction(match[1]) < Fraction(match[2]) <= 100:
+    if match is None or len(match[0]) > _SPLIT_CHARACTERS or not Fraction(match[1]) < Fraction(match[2]) <= 100:
         raise wrong("split", value, "a part of 0 to 100 %, such as 0-90% (and 90-100% for the rest)")
     return f"{_percent(match[1])}-{_percent(match[2])}%"
 
 
 def _percent(text: str) -> str:
+    from decimal import Decimal
+
     return format(Decimal(text).normalize(), "f")
 
 
 def parse_split(split: str) -> tuple[int, int]:
     """Return the part as two numbers from 0 to 2**64: hashes from the first up to the second are in it."""
+    from fractions import Fraction
+
     low, high = split.removesuffix("%").split("-")
     return int(Fraction(low) / 100 * 2**64), int(Fraction(high) / 100 * 2**64)
