@@ -62,6 +62,11 @@ def open_mix(config: Config, passed: Mapping[str, PassedTable], open_source: Cal
             f"cannot mix {len(parts)} sources: they have {n_fds} files, and {_MOST_FDS} at most fit; mix fewer"
         )
     has_labels = _check_labelled(config, names, parts)
+    if not has_labels and config.target_transform is not None:
+        raise ConfigError(
+            f"cannot mix {names[0]} with target_transform: its samples have no labels, and a function would see the "
+            "number of a sample in its own source; label them, or leave target_transform out"
+        )
     classes = _all_classes(config, names, parts)
     firsts = np.cumsum([0, *(part.facts.n_samples for part in parts)]).tolist()
     numbers = {layout.name: number for number, layout in enumerate(parts[0].facts.fields)}
@@ -80,6 +85,7 @@ def open_mix(config: Config, passed: Mapping[str, PassedTable], open_source: Cal
         _facts(parts, list(zip(names, firsts[:-1], strict=True)), classes, labels),
         renumbered,
         first_label=_first_label(config, numbers),
+        label_classes=classes.get(_label_name(config)),
         numbers_rows=not has_labels and _y_is_label(config),
         columns=_write(renumbered),
         named={name: own for name, own in classes.items() if own is not None} if config.fields else None,
@@ -127,6 +133,7 @@ def _facts(
         max_task_rows=min(each.max_task_rows for each in facts),
         answers_together=all(each.answers_together for each in facts),
         sources=tuple(sources),
+        is_far=any(each.is_far for each in facts),
     )
 
 
@@ -161,11 +168,16 @@ def _y_is_label(config: Config) -> bool:
     return not config.fields and config.target == "label" and config.target_transform is None
 
 
+def _label_name(config: Config) -> str:
+    """Return the name of the array with the first labels; empty for none."""
+    if not config.fields:
+        return "y"
+    return next((name for name, field in parse_fields(config.fields).items() if field.kind == "label"), "")
+
+
 def _first_label(config: Config, numbers: Mapping[str, int]) -> int:
     """Return the number of the array with the first labels; -1 for none."""
-    if not config.fields:
-        return numbers.get("y", -1)
-    return next((numbers[name] for name, field in parse_fields(config.fields).items() if field.kind == "label"), -1)
+    return numbers.get(_label_name(config), -1)
 
 
 def _check_labelled(config: Config, names: Sequence[str], parts: Sequence[Source]) -> bool:

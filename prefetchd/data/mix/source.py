@@ -37,6 +37,7 @@ class MixedSource:
         facts: of all together.
         renumbered: of each part, the classes that have another number among those of all parts.
         first_label: the number of the array with the labels that `where` and the logs count; -1 for none.
+        label_classes: the names of their classes; `None` where they are numbers.
         numbers_rows: whether samples have no labels, so that y is the sample's number.
         named: the names of the classes of each field, with the option `fields`.
         columns: `renumbered`, for the readers; owned. `None` where no class has another number.
@@ -49,6 +50,7 @@ class MixedSource:
         renumbered: Sequence[Renumbering],
         *,
         first_label: int = -1,
+        label_classes: tuple[str, ...] | None = None,
         numbers_rows: bool = False,
         columns: Columns | None = None,
         named: Mapping[str, tuple[str, ...]] | None = None,
@@ -58,6 +60,7 @@ class MixedSource:
         self._firsts = [first for _, first in facts.sources]
         self._renumbered = renumbered
         self._first_label = first_label
+        self.label_classes = label_classes
         self._numbers_rows = numbers_rows
         self._columns = columns
         self._named = dict(named or {})
@@ -92,7 +95,7 @@ class MixedSource:
         """Seconds that all parts have waited for reads."""
         return sum(part.waited_s for part in self.parts)
 
-    def _part_of(self, sample_id: int) -> tuple[int, int]:
+    def part_of(self, sample_id: int) -> tuple[int, int]:
         """Return the part of a sample, and its number there."""
         part = bisect_right(self._firsts, sample_id) - 1
         return part, sample_id - self._firsts[part]
@@ -101,7 +104,7 @@ class MixedSource:
         """Let each part whose reads are slow begin to fetch its samples."""
         by_part: dict[int, list[int]] = {}
         for sample_id in sample_ids:
-            part, own = self._part_of(int(sample_id))
+            part, own = self.part_of(int(sample_id))
             by_part.setdefault(part, []).append(own)
         for part, own_ids in by_part.items():
             if self.parts[part].read_s:
@@ -119,7 +122,7 @@ class MixedSource:
 
     def where(self, sample_id: int) -> str:
         """Return where a sample comes from, as its part says it."""
-        part, own = self._part_of(sample_id)
+        part, own = self.part_of(sample_id)
         return self.parts[part].where(own)
 
     def handle(self) -> tuple[dict[str, Any], list[int]]:

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from prefetchd.columns.passed import PassedTable
 
 
+def name_of_numbers(option: str, path: str) -> str:
+    """Return an option as errors name it: `subset='ids.npy'`, and of numbers in memory `subset=<9 numbers>`."""
+    name = one_line(path)
+    return f"{option}={name if name.startswith('<') else repr(name)}"
+
+
 def read_numbers(option: str, path: str, passed: PassedTable | None) -> NDArray[Any]:
     """Return the numbers that an option names, (count,), of any dtype: those passed, or those of an `.npy` file.
 
@@ -33,10 +39,14 @@ def read_numbers(option: str, path: str, passed: PassedTable | None) -> NDArray[
             with Columns.attach(passed.description, passed.fd) as columns:
                 return columns["numbers"].values
         except (ValueError, KeyError) as error:
-            raise ManifestError(f"cannot use {option}={name}: {error}; is it a trainer of prefetchd?") from None
+            raise ManifestError(
+                f"cannot use {option}={name}: {error}; pass it with prefetchd.batches of the same version"
+            ) from None
     found = open_npy(path)
     if found.row_shape:
-        raise ConfigError(f"cannot use {option}={name!r}: it has the shape {found.shape}; give a list, (n,)")
+        raise ConfigError(
+            f"cannot use {name_of_numbers(option, path)}: it has the shape {found.shape}; give a list, (n,)"
+        )
     return read_rows(ArraySet(name, (found,)))
 
 
@@ -46,25 +56,23 @@ def sample_numbers(option: str, path: str, values: NDArray[Any], n_samples: int)
     Raises:
         ConfigError: if they name none, or one that the data set does not have.
     """
-    name = one_line(path)
+    given = name_of_numbers(option, path)
     if values.dtype == bool:
         if len(values) != n_samples:
             raise ConfigError(
-                f"cannot use {option}={name!r}: it has {len(values)} values, true or false, for {n_samples} samples; "
+                f"cannot use {given}: it has {len(values)} values, true or false, for {n_samples} samples; "
                 "give one for each, or the samples' numbers"
             )
         values = np.flatnonzero(values)
     if not len(values):
-        raise ConfigError(f"cannot use {option}={name!r}: it names no sample; give one at least, or leave it out")
+        raise ConfigError(f"cannot use {given}: it names no sample; give one at least, or leave it out")
     if not np.issubdtype(values.dtype, np.integer):
-        raise ConfigError(
-            f"cannot use {option}={name!r}: its dtype is {values.dtype}; give whole numbers of samples, from 0"
-        )
+        raise ConfigError(f"cannot use {given}: its dtype is {values.dtype}; give whole numbers of samples, from 0")
     low, high = int(values.min()), int(values.max())
     if low < 0 or high >= n_samples:
         wrong = low if low < 0 else high
         raise ConfigError(
-            f"cannot use {option}={name!r}: it names the sample {wrong}, and there are {n_samples}; give numbers from "
+            f"cannot use {given}: it names the sample {wrong}, and there are {n_samples}; give numbers from "
             f"0 to {n_samples - 1}"
         )
     return values.astype(np.int64)

@@ -11,12 +11,19 @@ import numpy as np
 
 from prefetchd.config.selection import LABEL, parse_split, parse_where
 from prefetchd.data.mix.source import MixedSource
-from prefetchd.data.order.ids import read_numbers, sample_numbers
-from prefetchd.data.order.values import class_names, column_values, key_hashes, label_values
+from prefetchd.data.order.ids import name_of_numbers, read_numbers, sample_numbers
+from prefetchd.data.order.matching import TextMatch, is_one_of, wanted_number
+from prefetchd.data.order.values import (
+    Labels,
+    class_names,
+    column_classes,
+    column_values,
+    texts_are_numbers,
+)
 from prefetchd.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from typing import Any
 
     from numpy.typing import NDArray
@@ -37,10 +44,12 @@ class Chosen:
     Attributes:
         ids: (places,) their numbers, in order; `None` for all.
         versions: what decides them besides the content options, for the digest.
+        labels: of all samples.
     """
 
     ids: NDArray[np.int64] | None
     versions: dict[str, str]
+    labels: Labels
 
 
 def choose_samples(config: Config, source: Source, passed: Mapping[str, PassedTable]) -> Chosen:
@@ -66,15 +75,16 @@ def choose_samples(config: Config, source: Source, passed: Mapping[str, PassedTa
         numbers = read_numbers("order", config.order, passed.get("order"))
         ids = sample_numbers("order", config.order, numbers, n)
         versions["order"] = digest_of(ids)
+    labels = Labels(source)
     if config.where:
-        matching = _matching(config, source)
+        matching = _matching(config, source, labels)
         if set(parse_where(config.where)) != {LABEL}:  # other columns are not in the digest of the data
             versions["where_samples"] = digest_of(np.flatnonzero(matching))
         ids = _kept(ids, matching)
         _check_left(ids, f"where={', '.join(config.where)}")
     if config.split is not None:
         low, high = parse_split(config.split)
-        hashes = key_hashes(source)
+        hashes = labels.with_key_hashes()
         inside = hashes >= np.uint64(low)
         if high < 1 << 64:
             inside &= hashes < np.uint64(high)
@@ -83,8 +93,8 @@ def choose_samples(config: Config, source: Source, passed: Mapping[str, PassedTa
     if config.limit is not None and config.limit < (n if ids is None else len(ids)):
         ids = np.arange(config.limit, dtype=np.int64) if ids is None else ids[: config.limit]
     if ids is not None:
-        log.info("%s", describe(config, source, ids))
-    return Chosen(ids, versions)
+        log.info("%s", describe(config, source, ids, labels))
+    return Chosen(ids, versions, labels)
 
 
 def digest_of(ids: NDArray[Any]) -> str:
@@ -102,7 +112,11 @@ def distinct(ids: NDArray[np.int64], n_samples: int) -> NDArray[np.int64]:
 def _checked(name: str, ids: NDArray[np.int64], n_samples: int) -> NDArray[np.int64]:
     found = distinct(ids, n_samples)
     if len(found) != len(ids):
-        raise ConfigError(f"cannot use subset={name!r}: it names {len(ids) - len(found)} samples again; give each once")
+        given = name_of_numbers("subset", name)
+        raise ConfigError(
+            f"cannot use {given}: {len(ids) - len(found)} of its {len(ids)} numbers are there already; "
+            "give each sample once"
+        )
     return found
 
 
@@ -115,13 +129,13 @@ def _check_left(ids: NDArray[np.int64], what: str) -> None:
         raise ConfigError(f"cannot serve with {what}: no sample is left; choose others")
 
 
-def _matching(config: Config, source: Source) -> NDArray[np.bool_]:
+def _matching(config: Config, source: Source, labels: Labels) -> NDArray[np.bool_]:
     """Return which samples have one of the wanted values in each column, (samples,)."""
     inside = np.ones(source.facts.n_samples, bool)
     for name, wanted in parse_where(config.where).items():
         if name == LABEL:
-            values, names = label_values(source, "where"), class_names(source)
-            inside &= np.isin(values, [_number(name, text, names) for text in wanted])
+            values, names = labels("where"), class_names(source)
+            inside &= is_one_of(values, [wanted_number(name, text, names, values) for text in wanted])
             continue
         parts = source.parts if isinstance(source, MixedSource) else (source,)
         inside &= np.concatenate([_column_matches(part, name, wanted) for part in parts])
@@ -132,9 +146,11 @@ def _column_matches(source: Source, name: str, wanted: list[str]) -> NDArray[np.
     """Return which samples have one of the wanted values in a named column, (samples,)."""
     column = column_values(source, name, "where")
     if column.layout.kind == "strings":
-        inside = np.fromiter(map(frozenset(wanted).__contains__, column), bool, len(column))
+        are_numbers = texts_are_numbers(source)
+        inside = np.fromiter(map(TextMatch(wanted, are_numbers=are_numbers).__getitem__, column), bool, len(column))
     elif column.layout.kind == "numbers" and not column.layout.shape:
-        inside = np.isin(column.values, [_number(name, text, None) for text in wanted])
+        names = column_classes(source, name)
+        inside = is_one_of(column.values, [wanted_number(name, text, names, column.values) for text in wanted])
     else:
         raise ConfigError(
             f"cannot use where with the column {name!r}: it holds {column.layout.kind} "
@@ -143,18 +159,7 @@ def _column_matches(source: Source, name: str, wanted: list[str]) -> NDArray[np.
     return inside if column.missing is None else inside & ~column.missing
 
 
-def _number(name: str, text: str, names: Sequence[str] | None) -> float:
-    """Return the number that a value stands for: a class by its name, or a number as it is written."""
-    if names is not None and text in names:
-        return names.index(text)
-    try:
-        return int(text) if text.lstrip("+-").isdecimal() else float(text)
-    except ValueError:
-        known = f"a class ({', '.join(names[:10])}{', ...' if len(names) > 10 else ''})" if names else "a number"
-        raise ConfigError(f"cannot use where={name}={text}: {text!r} is not {known}; correct it") from None
-
-
-def describe(config: Config, source: Source, ids: NDArray[np.int64]) -> str:
+def describe(config: Config, source: Source, ids: NDArray[np.int64], labels: Labels) -> str:
     """Return a line with the number of samples served, why, and how many there are of each class."""
     given = {
         "subset": config.subset,
@@ -168,12 +173,12 @@ def describe(config: Config, source: Source, ids: NDArray[np.int64]) -> str:
     served = f"an epoch has {count} samples, of {n}" if config.order else f"{count} of {n} samples are served"
     text = f"{served} ({why})"
     try:
-        values = label_values(source, "where")
+        values = labels("where")
     except ConfigError:
         return text
     if not np.issubdtype(values.dtype, np.integer):
         return text
-    names = source.facts.classes
+    names = class_names(source)
     numbers, counts = np.unique(values[ids], return_counts=True)
     shown = [
         f"{names[number] if names is not None and 0 <= number < len(names) else number}: {count}"

@@ -52,6 +52,29 @@ def label_values(source: Source, option: str) -> NDArray[Any]:
     return found
 
 
+class Labels:
+    """The labels of an open data set, made once: `label_values`, which lists take seconds for."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._values: NDArray[Any] | None = None
+
+    def __call__(self, option: str) -> NDArray[Any]:
+        """Return the label of each sample; see `label_values`."""
+        if self._values is None:
+            self._values = label_values(self._source, option)
+        return self._values
+
+    def with_key_hashes(self) -> NDArray[np.uint64]:
+        """Return the hash of each sample's key, see `key_hashes`; a list's labels are taken in the same pass."""
+        records = self._source.records if isinstance(self._source, ImageSource) else None
+        both = records.labels_and_path_hashes() if self._values is None and isinstance(records, Manifest) else None
+        if both is None:
+            return key_hashes(self._source)
+        self._values, hashes = both
+        return hashes
+
+
 def _labels(source: Source) -> NDArray[Any] | None:
     if isinstance(source, MappedSource):
         return source.labels()
@@ -59,7 +82,9 @@ def _labels(source: Source) -> NDArray[Any] | None:
     records = source.records
     if isinstance(records, FieldRecords):
         column = records.first_label()
-        return None if column is None else column.values
+        if column is None or column.layout.kind == "numbers":
+            return None if column is None else column.values
+        return column.values.reshape(len(column), -1)  # lists of one length
     if isinstance(records, ObjectRecords):
         return None
     if isinstance(records, TableRecords | ShardRecords):
@@ -70,8 +95,11 @@ def _labels(source: Source) -> NDArray[Any] | None:
 
 
 def class_names(source: Source) -> tuple[str, ...] | None:
-    """Return the names of the classes by number, where labels have names."""
-    return source.facts.classes
+    """Return the names of the classes by number, where labels have names: those of `label_values`."""
+    if isinstance(source, MixedSource):
+        return source.label_classes
+    records = source.records if isinstance(source, ImageSource) else None
+    return records.first_label_classes() if isinstance(records, FieldRecords) else source.facts.classes
 
 
 def column_values(source: Source, name: str, option: str) -> Column:
@@ -93,6 +121,20 @@ def column_values(source: Source, name: str, option: str) -> Column:
             f"them, or {LABEL!r} for the labels"
         )
     return columns[name]
+
+
+def column_classes(source: Source, name: str) -> tuple[str, ...] | None:
+    """Return the names of the classes of a column of numbers, where its text has become numbers, or it has some."""
+    records = source.records if isinstance(source, ImageSource) else None
+    assert isinstance(records, TableRecords | FieldRecords)
+    names = records.columns.attributes.get("classes", {}).get(name)
+    return None if names is None else tuple(names)
+
+
+def texts_are_numbers(source: Source) -> bool:
+    """Return whether numbers of the source's columns are text, as in CSV files."""
+    records = source.records if isinstance(source, ImageSource) else None
+    return isinstance(records, FieldRecords) and bool(records.columns.attributes.get("is_text"))
 
 
 def key_hashes(source: Source) -> NDArray[np.uint64]:
