@@ -43,6 +43,11 @@ class KeptImages:
         self._placer = Placer(self.size, config.resize, config.interpolation)
 
     @property
+    def one_size(self) -> tuple[int, int] | None:
+        """The (height, width) of all that are made here; `None` where each has its own aspect."""
+        return None if self._fitted else self.size
+
+    @property
     def n_bytes(self) -> int:
         """Memory that the largest one takes while it is made or read, in bytes."""
         n_bytes = self.size[0] * self.size[1] * self._item_bytes
@@ -84,6 +89,7 @@ class CachedRows:
     def __init__(self, config: Config, cache: CacheInReader, records: Records) -> None:
         self._cache = cache
         self._records = records
+        self._first_side = 1 if config.layout == "nhwc" else 2  # the axis of x
         self._straight = (
             config.dtype == config.pixel_dtype
             and (config.scale, config.mean, config.std) == (None, None, None)
@@ -107,7 +113,10 @@ class CachedRows:
             if not left:
                 return sample_ids[:0], (), []
             sample_ids, rows = sample_ids[left], [rows[place] for place in left]
-            return sample_ids, rows, self._records.samples(sample_ids)
+            samples = self._records.samples(sample_ids)
+            height, width = x.shape[self._first_side : self._first_side + 2]
+            left = self._cache.find_rows(sample_ids, rows, samples, x, y, (height, width))
+            return sample_ids[left], [rows[place] for place in left], [samples[place] for place in left]
         known = self._cache.known(sample_ids)
         unknown = iter(self._records.samples(sample_ids[[not each for each in known]]) if not all(known) else ())
         samples = [

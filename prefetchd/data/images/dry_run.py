@@ -10,7 +10,6 @@ killed after `reader_timeout`. If the daemon dies, its socket closes and the pro
 from __future__ import annotations
 
 import os
-import select
 import socket
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 
 from prefetchd.config.options import Config
 from prefetchd.errors import ConfigError
-from prefetchd.ipc import reader_messages, sockets
+from prefetchd.ipc import reader_messages, sockets, system
 from prefetchd.ipc.exit_status import describe_exit
 from prefetchd.ipc.process import child_command, child_environment
 
@@ -81,7 +80,7 @@ def _ask(
     """Return the answer; `None` if the process ended without one, after it was waited for."""
     try:
         sockets.send(sock, reader_messages.encode(opened), fds)
-        if not select.select([sock], [], [], config.reader_timeout)[0]:
+        if not system.poller(sock).wait(config.reader_timeout):
             raise ConfigError(
                 f"cannot use {subject(config)}: a dry run with one sample has not ended within "
                 f"{config.reader_timeout:g} s; see where it waits, or give a larger reader_timeout"

@@ -11,7 +11,6 @@ evenly from all values for integer rows.
 from __future__ import annotations
 
 import math
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,6 +49,8 @@ class Erasing:
         if given["value"] != RANDOM:
             self._value = np.array(given["value"], config.dtype)
         elif np.dtype(config.dtype).kind == "f":
+            from statistics import NormalDist  # takes milliseconds to load
+
             n = 1 << _QUANTILE_BITS
             self._quantiles = np.array([NormalDist().inv_cdf((i + 0.5) / n) for i in range(n)], config.dtype)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from msgspec.structs import replace
 
 from prefetchd.config.options import Config
+from prefetchd.data.faults import refuse_larger
 from prefetchd.data.images.headers.header import FORMATS, ImageHeader
 from prefetchd.data.images.source import ImageSource
 from prefetchd.data.records import Records, Sample
@@ -88,7 +89,13 @@ class InspectedImages(ImageSource):
         return faults
 
     def _note(self, sample: Sample, data: memoryview, header: ImageHeader) -> None:
-        """Keep the facts of an image that is about to be decoded."""
+        """Keep the facts of an image that is about to be decoded.
+
+        Raises:
+            RefusedImage: for one that would not fit into its row if it is delivered encoded.
+        """
+        if (most := self._config.encoded_bytes) is not None:
+            refuse_larger(len(data), most)
         height_px, width_px = header.oriented_size
         self._facts = (
             int.from_bytes(blake2b(data, digest_size=8).digest(), "little", signed=True),

@@ -298,7 +298,7 @@ class ImageReader:
             if found is None:
                 if not sample.path:  # it was in the cache, and its row is gone
                     sample = self._records.samples([sample_id])[0]
-                found = self._cache.find(sample, sample_id)
+                found = self._cache.find(sample, sample_id, kept.one_size)
             image = None if found is None else kept.pixels(found)
             if image is not None:
                 return image

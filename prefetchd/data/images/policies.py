@@ -10,7 +10,6 @@ A strength is given in steps from 0 to `num_magnitude_bins` - 1. Half of the sig
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from statistics import NormalDist
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
 WORDS_EACH = 4  # of an operation of rand_augment: which, its sign, its strength, whether it is applied
 
-_NORMAL = NormalDist()
 _SMALLEST = 2.0**-54  # for a unit of 0, whose normal number would be infinite
 
 
@@ -84,10 +82,17 @@ def rand_augment(
         which, sign, deviation, chance = units[at : at + WORDS_EACH]
         step = magnitude
         if magnitude_std:
-            step += magnitude_std * _NORMAL.inv_cdf(max(deviation, _SMALLEST))
+            step += magnitude_std * _normal(max(deviation, _SMALLEST))
         if chance < p:
             found.append(_operation(_RAND, which, sign, step / (num_magnitude_bins - 1), height, width))
     return found
+
+
+def _normal(chance: float) -> float:
+    """Return the standard normal number that a draw stays below with this `chance`."""
+    from statistics import NormalDist  # takes milliseconds to load, and few augmentations draw so
+
+    return NormalDist().inv_cdf(chance)
 
 
 def trivial_augment_wide(

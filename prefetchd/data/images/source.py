@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from prefetchd.config.options import Config
 from prefetchd.config.views import groups
 from prefetchd.data.cache.keys import check_cache, row_channels
 from prefetchd.data.faults import FaultKind, SampleFault
+from prefetchd.data.images.bucketed import ReadersByShape, bucket_configs, put_into_buckets
 from prefetchd.data.images.objects import object_fields
-from prefetchd.data.read_ahead import MASK_PART, ReadAhead, read_mask
-from prefetchd.data.records import Records
-from prefetchd.data.source import ReserveMemory, SourceFacts
+from prefetchd.data.read_ahead import MASK_PART, ReadAhead
+from prefetchd.data.records import Records, RecordsWithMasks
+from prefetchd.data.source import Bucketing, ReserveMemory, SourceFacts
 from prefetchd.data.table.object_records import ObjectRecords
 from prefetchd.errors import one_line
 from prefetchd.ipc.reader_messages import DryRunDone, Fault
@@ -56,6 +57,7 @@ class ImageSource:
         self._records = records
         self._decoder = decoder
         self._reader: ImageReader | None = None
+        self._by_shape: ReadersByShape[ImageReader] | None = None
         self._ahead = self._read_ahead()
         self._cache: CacheInDaemon | SeveralCaches | None = None
         self._rows: CachedRows | None = None
@@ -65,7 +67,8 @@ class ImageSource:
         """Return what reads ahead: each sample's image, then its mask if it has one."""
         if self._config.target != "mask":
             return ReadAhead(self._records)
-        return ReadAhead(self._records, {0: self._records.read, MASK_PART: read_mask})
+        records = cast(RecordsWithMasks, self._records)  # other kinds are refused with masks
+        return ReadAhead(records, {0: records.read, MASK_PART: records.read_label})
 
     @classmethod
     def open(cls, config: Config, kind: str, records: Records) -> Self:
@@ -92,6 +95,16 @@ class ImageSource:
         """Raise `ConfigError` where the options of the cache contradict the others."""
         check_cache(self._config)
 
+    def open_cache(self) -> CacheInDaemon | SeveralCaches:
+        """Return the cache that the options name, for all readers; the caller owns it.
+
+        Raises:
+            ConfigError: if what is served cannot be cached.
+            CacheError: if the folder cannot be used.
+        """
+        self._check_cache()
+        return self._open_cache()
+
     def _open_cache(self) -> CacheInDaemon | SeveralCaches:
         from prefetchd.data.cache.daemon_side import CacheInDaemon
 
@@ -111,7 +124,13 @@ class ImageSource:
                 handle["cache"], cache_fds, config.image_size, row_channels(config), config.pixel_dtype
             )
             source._rows = CachedRows(config, cache, records)
-        source._reader = source._make_reader(config, cache)
+            if records.is_far:
+                cache.object_state = records.object_state
+                source._ahead.skips[0] = cache.may_have
+        if config.bucket_sizes:
+            source._by_shape = ReadersByShape(config, source._fields_with, lambda own: source._make_reader(own, cache))
+        else:
+            source._reader = source._make_reader(config, cache)
         return source
 
     def _make_reader(self, config: Config, cache: CacheInReader | None) -> ImageReader:
@@ -137,7 +156,8 @@ class ImageSource:
 
     def try_out(self, sample_id: int, reserve: ReserveMemory) -> NDArray[Any]:
         """Return y of one sample, in the dry run; raises as `ImageReader.try_out` does."""
-        assert self._reader is not None, "only in a process that attached"
+        if self._reader is None:
+            self._reader = self._make_reader(self._config, None)
         return self._reader.try_out(self._records.samples([sample_id])[0], sample_id, reserve)
 
     def handle(self) -> tuple[dict[str, Any], list[int]]:
@@ -156,26 +176,42 @@ class ImageSource:
             digest=records.digest,
             versions={"decoder": self._decoder, **({} if dry_run is None else dry_run.code)},
             fields=self._fields(),
+            bucket_fields=tuple(map(self._fields_with, bucket_configs(self._config))),
             classes=records.classes,
             shared_bytes=records.shared_bytes + (0 if self._cache is None else self._cache.shared_bytes),
             reader_bytes=records.reader_bytes + (0 if dry_run is None else dry_run.reader_bytes) + self._scratch_bytes,
             max_task_rows=_MAX_TASK_ROWS,
+            is_far=records.is_far,
             answers_together=False,  # after a quick image may come a slow one, or a function that hangs
         )
 
     def _fields(self) -> tuple[FieldLayout, ...]:
-        """Return x, (height, width, channels) or (channels, height, width), and y.
+        """Return the arrays of a batch; with buckets, of one of the largest size."""
+        return self._fields_with(self._config)
+
+    def _fields_with(self, config: Config) -> tuple[FieldLayout, ...]:
+        """Return x, (height, width, channels) or (channels, height, width), and y, with the size of `config`.
 
         A label is () or (k,), int64 or float32; with masks or `target_transform` the dry run has found what it is.
         """
-        config = self._config
         shape = (*config.image_size, config.n_channels)
         x = (shape if config.layout == "nhwc" else (shape[2], *shape[:2])), config.dtype
         if self._dry_run is not None:
-            return xy_fields(x, (tuple(self._dry_run.y_shape), self._dry_run.y_dtype))
+            is_mask = config.target == "mask" and config.target_transform is None
+            y_shape = config.image_size if is_mask and not config.views else tuple(self._dry_run.y_shape)
+            return xy_fields(x, (y_shape, self._dry_run.y_dtype))
         if isinstance(self._records, ObjectRecords):
             return FieldLayout("x", *x), *object_fields(config, self._records.objects)
         return xy_fields(x, (self._records.label_shape, self._records.label_dtype))
+
+    def put_into_buckets(self) -> Bucketing:
+        """Return the bucket of each image, after a look at the headers of those whose sizes are not kept."""
+        return put_into_buckets(self._config, *self.handle(), len(self._records), self._image_part)
+
+    @property
+    def _image_part(self) -> int:
+        """The number of the field whose image decides the bucket; -1 where a sample has one image."""
+        return -1
 
     @property
     def cache(self) -> CacheInDaemon | SeveralCaches | None:
@@ -205,7 +241,8 @@ class ImageSource:
         pixel_bytes = self._config.n_channels * {"uint8": 1, "uint16": 2, "float32": 4}[self._config.pixel_dtype]
         if self._config.views:
             return _SCRATCH_IMAGES * pixels * pixel_bytes
-        return _SCRATCH_IMAGES * pixels * max(0, pixel_bytes - 3)
+        more = pixel_bytes if self._config.bucket_sizes else 0  # there are the readers of two sizes at a time
+        return _SCRATCH_IMAGES * pixels * (max(0, pixel_bytes - 3) + more)
 
     def check_unchanged(self) -> None:
         """Raise `ManifestError` if the records are no longer what was opened."""
@@ -251,11 +288,12 @@ class ImageSource:
         arrays: Sequence[NDArray[Any]],
         reserve: ReserveMemory,
     ) -> list[Fault]:
-        assert self._reader is not None, "only in a process that attached"
+        reader = self._reader if self._by_shape is None else self._by_shape.of(arrays)
+        assert reader is not None, "only in a process that attached"
         faults = []
         for sample_id, row, sample in zip(sample_ids, rows, samples, strict=True):
             x, targets = self._row(arrays, row)
-            fault = self._reader.load(sample, int(sample_id), epoch, x, targets, reserve)
+            fault = reader.load(sample, int(sample_id), epoch, x, targets, reserve)
             if fault is not None:
                 faults.append(self._report(fault, row, int(sample_id), is_alone=len(rows) == 1))
         return faults

@@ -23,11 +23,15 @@ if TYPE_CHECKING:
 
 
 def open_images(config: Config, kind: str, records: Records) -> ImageSource:
-    """Return, in the daemon, the source of the images that `records` list, with views or without.
+    """Return, in the daemon, the source of the images that `records` list, with views or without, or encoded.
 
     Raises:
         ConfigError: as `ImageSource.open` does.
     """
+    if config.encoded_bytes is not None:
+        from prefetchd.data.images.encoded import EncodedSource
+
+        return EncodedSource.open(config, kind, records)
     return (ViewsSource if config.views else ImageSource).open(config, kind, records)
 
 
