@@ -53,7 +53,8 @@ class CacheInDaemon:
         self._limit_bytes = limit_of(config)
         pipeline = keys.pipeline_of(config, decoder)
         self._folder, self._folder_fd = open_folder(self._cache, keys.pipeline_digest(pipeline), pipeline)
-        self._shape = StateShape(n_samples, config.cache_image_size is not None, label_shape, label_dtype)
+        has_shapes = config.cache_image_size is not None or bool(config.bucket_sizes)
+        self._shape = StateShape(n_samples, has_shapes, label_shape, label_dtype)
         names = segment_names(self._folder)[:MAX_SEGMENTS]
         self._table_fd, self._n_slots = build_table(self._folder, names, n_samples)
         self._state_fd = make_state(self._folder, self._shape)

@@ -1,6 +1,7 @@
 """The folders and files of a cache: made, listed, removed.
 
-    DIR/CACHEDIR.TAG                        so that backups leave it out
+    DIR/CACHEDIR.TAG                        so that backups leave it out; made where no other file is in DIR
+    DIR/sizes.bin                           sizes of images, for buckets
     DIR/<pipeline's digest>/pipeline.json   what made the rows; its modification time is the last use
     DIR/<pipeline's digest>/<run>-<n>.rows  pixels, one writer's
     DIR/<pipeline's digest>/<run>-<n>.index what is where in them
@@ -39,13 +40,13 @@ def open_regular(path: Path) -> int:
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     found = os.fstat(fd)
-    if not stat.S_ISREG(found.st_mode) or not _is_trusted(found):
+    if not stat.S_ISREG(found.st_mode) or not is_trusted(found):
         os.close(fd)
         raise OSError(errno.EINVAL, "not a regular file of this user", os.fspath(path))
     return fd
 
 
-def _is_trusted(found: os.stat_result) -> bool:
+def is_trusted(found: os.stat_result) -> bool:
     """Return whether only this user, or the administrator, can have written a file or folder.
 
     The group may write to this user's: some systems make every folder so, for a group of that user alone. The files in
@@ -71,6 +72,7 @@ _TAG = (
     "# Decoded samples, kept by prefetchd; see `prefetchd cache --help`.\n"
 )
 _DESCRIPTION = "pipeline.json"
+SIZES = "sizes.bin"  # of images, for buckets (`images.sizes`)
 _MOST_DESCRIPTION_BYTES = 1 << 16
 FULL = (errno.ENOSPC, errno.EDQUOT)  # the errors of a disk without free space
 _MADE_BY = "prefetchd decoded-sample cache"
@@ -124,7 +126,7 @@ def open_folder(cache: Path, digest: str, pipeline: dict[str, Any]) -> tuple[Pat
             _check_trusted(cache, path)
         for name in os.listdir(folder):
             _check_trusted(cache, folder / name)
-        if not (cache / "CACHEDIR.TAG").exists():
+        if not (cache / "CACHEDIR.TAG").exists() and not _has_others(cache):
             _write_whole(cache / "CACHEDIR.TAG", _TAG)
         description = folder / _DESCRIPTION
         if _is_missing_or_torn(description):
@@ -156,7 +158,7 @@ def _check_trusted(cache: Path, path: Path) -> None:
         raise CacheError(
             f"cannot use the cache {cache}: {path} is a symbolic link; remove it, or give a folder of your own"
         )
-    if not _is_trusted(found):
+    if not is_trusted(found):
         raise CacheError(
             f"cannot use the cache {cache}: {path} belongs to the user {found.st_uid}, or others may write to it (its "
             f"mode is {stat.S_IMODE(found.st_mode):04o}), who could put other pixels into batches of the user "
@@ -269,11 +271,18 @@ def remove(kept: Kept) -> int:
 
 
 def remove_empty(cache: Path) -> None:
-    """Remove the cache's own folder if nothing is left in it but the tag."""
-    if _is_ours(cache) and os.listdir(cache) == ["CACHEDIR.TAG"]:
+    """Remove the cache's own folder if nothing is left in it but the tag, and sizes of images."""
+    if _is_ours(cache) and set(os.listdir(cache)) <= {"CACHEDIR.TAG", SIZES}:
+        (cache / SIZES).unlink(missing_ok=True)
         (cache / "CACHEDIR.TAG").unlink()
         with contextlib.suppress(OSError):
             cache.rmdir()
+
+
+def _has_others(cache: Path) -> bool:
+    """Return whether there is a file or folder that is none of a cache's, which backups would leave out too."""
+    own = ("CACHEDIR.TAG", SIZES)
+    return any(not _FOLDER.fullmatch(name) and not name.startswith(own) for name in os.listdir(cache))
 
 
 def _is_ours(cache: Path) -> bool:

@@ -12,7 +12,8 @@ So `cache_image_size` decides pixels, with a cache or without; a cache alone cha
 A row is the kept image of one state of one file, or of one record in it. The pipeline, with the decoder's version,
 names a folder. Within it the key is a digest of path, inode, size and both times of change. Programs cannot set the
 change time, so a file that was replaced with its modification time preserved has another key. The device's number is
-left out: it changes when the machine restarts, and all would be decoded again.
+left out: it changes when the machine restarts, and all would be decoded again. Of an object it is a digest of its URL,
+store (`disk_name`), ETag and size.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from prefetchd.config.views import all_augmentations, groups
 from prefetchd.data.files import CLOCK_STEP_NS
 from prefetchd.errors import ConfigError
 
-FORMAT = 1  # of the files, and of what a kept image is
+FORMAT = 2  # of the files, and of what a kept image is
 KEY_BYTES = 16
 DEFAULT_QUALITY = cast(int, OPTIONS["cache_quality"].default)
 
@@ -43,6 +44,8 @@ def pipeline_of(config: Config, decoder: str) -> dict[str, Any]:
     pipeline = {"format": FORMAT, "decoder": decoder, **{name: getattr(config, name) for name in names}}
     if config.is_exact or config.pixel_dtype != "uint8":  # without, the folders of earlier versions are found
         pipeline |= {"channels": config.n_channels, "pixel_dtype": config.pixel_dtype}
+    if config.bucket_sizes and config.cache_image_size is None:
+        pipeline |= {"bucket_sizes": [list(size) for size in config.bucket_sizes]}
     if config.cache_format != "raw":
         pipeline |= {"cache_format": config.cache_format, "cache_quality": config.cache_quality}
     return pipeline
@@ -66,8 +69,15 @@ def limit_of(config: Config) -> int | None:
 def key_of(path: str, place: tuple[int, ...], found: os.stat_result) -> bytes:
     """Return the key of the record at `place` (empty for a whole file) in the file at `path`, as `stat` found it."""
     identity = _IDENTITY.pack(found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-    where = struct.pack(f"={len(place)}q", *place)
+    where = struct.pack(f"={len(place)}q", *place) if place else b""
     return hashlib.blake2b(identity + where + os.fsencode(path), digest_size=KEY_BYTES).digest()
+
+
+def key_of_object(name: str, place: tuple[int, ...], state: bytes) -> bytes:
+    """Return the key of the record at `place` (empty for a whole object) in an object by its `disk_name`, and state."""
+    where = struct.pack(f"={len(place)}q", *place)
+    what = b"object" + struct.pack("=q", len(state)) + state + where + name.encode("utf-8", "surrogateescape")
+    return hashlib.blake2b(what, digest_size=KEY_BYTES).digest()
 
 
 def is_settled(found: os.stat_result, now_ns: int) -> bool:

@@ -1,8 +1,8 @@
 """A cache as a reader has it. A row goes one of three ways:
 
 - known in this run (`fill_rows`, `row`): one `preadv`, straight into its place;
-- not known, but kept for the file as it is now, from an earlier run or for another sample (`find`): its checksum is
-  computed, then it is known;
+- not known, but kept for the file as it is now, from an earlier run or for another sample (`find_rows`, `find`): its
+  checksum is computed, then it is known;
 - not kept: the sample is decoded, and `store` writes it.
 
 A sample whose row or file is cut short, damaged, removed or unreadable counts as not kept, and is decoded again. A
@@ -14,16 +14,19 @@ from __future__ import annotations
 import errno
 import os
 import resource
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from prefetchd.data.cache import segment
-from prefetchd.data.cache.directory import open_regular, used_bytes
-from prefetchd.data.cache.keys import is_settled, key_of
+from prefetchd.data.cache.allowance import WriteAllowance
+from prefetchd.data.cache.directory import open_regular
+from prefetchd.data.cache.keys import is_settled, key_of, key_of_object
 from prefetchd.data.cache.run_state import LIMIT_REACHED, OFFSET_BITS, OFFSET_MASK, Lookup, RunState, StateShape
 from prefetchd.data.files import read_into
+from prefetchd.data.stores.urls import is_url
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,49 +34,16 @@ if TYPE_CHECKING:
     from prefetchd.data.records import Sample
 
 _MAX_OPEN = 256  # and a quarter of the process's descriptors
+_MAX_INDEXES = 64  # open at once
 _MAX_OWN_SEGMENTS = 16_000
-_WRITERS = 32
-_KEPT_FREE = 0.05  # of the disk, where no limit was given
+_State = os.stat_result | bytes  # of a file, or of an object
 
 
-class WriteAllowance:
-    """How much more one writer may write: its part of the size limit, or of what the disk can spare.
-
-    Several writers, of several daemons too, share the limit without a lock: each looks at the whole cache, takes a
-    small part of what is left, and looks again when that is used up. So `_WRITERS` of them cannot exceed the limit
-    together, and the last rows before it stay unwritten. No row is removed for others: with a uniformly random order,
-    any fixed part of the samples serves as well as any other.
-
-    Args:
-        cache: the cache's folder.
-        limit_bytes: of `limit_of`.
-    """
-
-    def __init__(self, cache: Path, limit_bytes: int | None) -> None:
-        self._cache = cache
-        self._limit_bytes = limit_bytes
-        self._may_write_bytes = 0
-
-    def take(self, n_bytes: int) -> bool:
-        """Take `n_bytes` for a row; return whether it may be written."""
-        if n_bytes > self._may_write_bytes:
-            self._may_write_bytes = self._left_bytes() // _WRITERS
-        self._may_write_bytes -= n_bytes
-        return self._may_write_bytes >= 0
-
-    def allows(self, n_bytes: int) -> bool:
-        """Return whether a row of `n_bytes` could be written now; False if the folder is gone."""
-        try:
-            disk = os.statvfs(self._cache)
-            return disk.f_bavail * disk.f_frsize > n_bytes and self.take(n_bytes)
-        except OSError:
-            return False
-
-    def _left_bytes(self) -> int:
-        if self._limit_bytes is not None:
-            return self._limit_bytes - used_bytes(self._cache)
-        disk = os.statvfs(self._cache)
-        return int((disk.f_bavail - _KEPT_FREE * disk.f_blocks) * disk.f_frsize)
+def close_all(descriptors: dict[int, int]) -> None:
+    """Close descriptors, and forget them."""
+    for fd in descriptors.values():
+        os.close(fd)
+    descriptors.clear()
 
 
 class CacheInReader:
@@ -84,6 +54,9 @@ class CacheInReader:
         kept_size: (height, width) of kept images where all have one.
         channels: of an image; 0 if rows are encoded, with `cache_format="jpeg"`.
         dtype: numpy name of its pixels.
+
+    Attributes:
+        object_state: returns the state of the object that a sample is, or is in; asks the store if that is wanted.
     """
 
     def __init__(
@@ -106,10 +79,13 @@ class CacheInReader:
         self._channels = channels
         self._dtype = np.dtype(dtype)
         self._rows_fds: dict[int, int] = {}
+        self._index_fds: dict[int, int] = {}
         self._most_open = max(1, min(_MAX_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
         self._writer: segment.SegmentWriter | None = None
         self._writer_segment = -1
-        self._examined: tuple[int, bytes, os.stat_result] | None = None
+        self._examined: tuple[int, bytes, _State] | None = None
+        self.object_state: Callable[[Sample, bool], bytes | None] = lambda sample, ask: None
+        self._not_kept: dict[int, tuple[bytes, _State]] = {}  # of the task's samples, those without a row
 
     # --- rows that are known
 
@@ -181,25 +157,26 @@ class CacheInReader:
 
     # --- rows that are not known
 
-    def find(self, sample: Sample, sample_id: int) -> NDArray[Any] | None:
+    def find(self, sample: Sample, sample_id: int, size: tuple[int, int] | None = None) -> NDArray[Any] | None:
         """Return the kept image of a sample's file if there is one, checked, and make it known.
 
-        It remembers the file's state for `store`.
+        With `size` it has that (height, width): a file that changed after its header was read was kept in the size of
+        another bucket. It remembers the file's state for `store`.
         """
         self._examined = None
-        try:
-            found = os.stat(sample.path)
-        except (OSError, ValueError):
+        known: tuple[bytes, _State | None] | None = self._not_kept.pop(sample_id, None)
+        if known is None or not known[0]:
+            known = self._examine(sample, ask=self._lookup.n_segments > 0)
+        key, found = known
+        if found is None:
             return None  # reading it raises the error
-        key = key_of(sample.path, sample.place, found)
         self._examined = sample_id, key, found
-        for number, record_number in self._lookup.places(key):
+        if not key:
+            return None  # an object's state is known once it was read
+        for number, record in self._records_of(key):
+            if size is not None and (record.height, record.width) != size:
+                continue
             try:
-                if number + 1 not in self._rows_fds:
-                    self._open(number + 1)
-                record = self._record(number, record_number)
-                if record is None or record.key != key:
-                    continue
                 pixels = segment.read_row(self._rows_fds[number + 1], record, self._channels, self._dtype)
             except OSError:
                 continue
@@ -208,6 +185,91 @@ class CacheInReader:
                 self._state.count(hits=1)
                 return pixels
         return None
+
+    def find_rows(
+        self,
+        sample_ids: NDArray[np.int64],
+        rows: Sequence[int],
+        samples: Sequence[Sample],
+        x: NDArray[Any],
+        y: NDArray[Any],
+        size: tuple[int, int],
+    ) -> list[int]:
+        """Write samples whose rows are kept, checked, into `rows` of `x` and `y`, and make them known.
+
+        Arrays as for `fill_rows`, with images of `size`, (height, width). Returns the places of the other samples.
+        """
+        memory = segment.bytes_of(x)
+        row_bytes = len(memory) // len(x)
+        self._not_kept.clear()
+        left = []
+        for place, (sample_id, row, sample) in enumerate(zip(sample_ids.tolist(), rows, samples, strict=True)):
+            key, found = self._examine(sample)
+            at = row * row_bytes
+            if key and self._find_into(sample, sample_id, key, memory[at : at + row_bytes], size):
+                y[row] = self._state.labels[sample_id]
+                continue
+            if found is not None:
+                self._not_kept[sample_id] = key, found
+            left.append(place)
+        self._state.count(hits=len(samples) - len(left))
+        return left
+
+    def _find_into(self, sample: Sample, sample_id: int, key: bytes, row: memoryview, size: tuple[int, int]) -> bool:
+        """Read the row of `key` into `row`; return whether it is there, and right."""
+        for number, record in self._records_of(key):
+            if record.n_bytes != len(row) or (record.height, record.width) != size:
+                continue
+            try:
+                is_whole = os.preadv(self._rows_fds[number + 1], (row,), record.offset) == len(row)
+            except OSError:
+                continue
+            if is_whole and segment.checksum_of(row) == record.checksum:
+                label = sample_id if sample.label is None else sample.label
+                self._state.set_row(sample_id, label, record.height, record.width, number, record.offset)
+                return True
+        return False
+
+    def _examine(self, sample: Sample, *, ask: bool = False) -> tuple[bytes, _State | None]:
+        """Return the key of a sample's file or object as it is now, and its state.
+
+        The state is `None` for a file that is not there. The key is empty if there is none, or the object's state is
+        not known; with `ask` its store is asked then.
+        """
+        if is_url(sample.path):
+            from prefetchd.data.stores.places import disk_name
+
+            state = self.object_state(sample, ask)
+            if state is None:
+                return b"", b""
+            return key_of_object(disk_name(sample.path), sample.place, state), state
+        try:
+            found = os.stat(sample.path)
+        except (OSError, ValueError):
+            return b"", None
+        return key_of(sample.path, sample.place, found), found
+
+    def may_have(self, sample: Sample) -> bool:
+        """Return whether the row of an object may be here from an earlier run; asks the store; for any thread."""
+        if not self._lookup.n_segments or not is_url(sample.path):
+            return False
+        key, _ = self._examine(sample, ask=True)
+        return bool(key) and bool(self._lookup.places(key))
+
+    def _records_of(self, key: bytes) -> Iterator[tuple[int, segment.Record]]:
+        """Yield segment and record of each row of `key`, with the rows' file open."""
+        for number, record_number in self._lookup.places(key):
+            try:
+                if number + 1 not in self._rows_fds:
+                    self._open(number + 1)
+                if number not in self._index_fds:
+                    self._open_index(number)
+                at = record_number * segment.RECORD_BYTES
+                record = segment.unpack(os.pread(self._index_fds[number], segment.RECORD_BYTES, at))
+            except OSError:
+                continue
+            if record is not None and record.key == key:
+                yield number, record
 
     def store(self, sample: Sample, sample_id: int, pixels: NDArray[Any], read_ns: int) -> None:
         """Keep the image that was decoded after `find` had found none, if the file is still what `find` saw.
@@ -220,10 +282,8 @@ class CacheInReader:
         if examined is None or examined[0] != sample_id or self._state.stopped:
             return
         _, key, found = examined
-        try:
-            if not is_settled(found, read_ns) or key_of(sample.path, sample.place, os.stat(sample.path)) != key:
-                return
-        except OSError:
+        now, _ = self._examine(sample)
+        if not now or key not in (b"", now) or (isinstance(found, os.stat_result) and not is_settled(found, read_ns)):
             return
         pixels = np.ascontiguousarray(pixels)
         try:
@@ -233,11 +293,11 @@ class CacheInReader:
             if self._writer is None:
                 self._begin_segment()
             assert self._writer is not None
-            offset, number = self._writer.append(key, pixels)
+            offset, number = self._writer.append(now, pixels)
         except OSError as error:
             self._state.stop_filling(error.errno or errno.EIO)
             return
-        self._lookup.add(key, self._writer_segment, number)
+        self._lookup.add(now, self._writer_segment, number)
         self._state.count(rows=1, n_bytes=pixels.nbytes)
         self._know(sample, sample_id, pixels, self._writer_segment, offset)
 
@@ -255,16 +315,15 @@ class CacheInReader:
     def _open(self, key: int) -> None:
         """Open the rows of segment `key - 1`, which may close others."""
         if len(self._rows_fds) >= self._most_open:
-            self._close_rows()
+            close_all(self._rows_fds)
         path = self._folder / f"{self._name(key - 1)}.rows"
         self._rows_fds[key] = open_regular(path)
 
-    def _record(self, number: int, record_number: int) -> segment.Record | None:
-        fd = open_regular(self._folder / f"{self._name(number)}.index")
-        try:
-            return segment.unpack(os.pread(fd, segment.RECORD_BYTES, record_number * segment.RECORD_BYTES))
-        finally:
-            os.close(fd)
+    def _open_index(self, number: int) -> None:
+        """Open the index of a segment, which may close others."""
+        if len(self._index_fds) >= min(_MAX_INDEXES, self._most_open):
+            close_all(self._index_fds)
+        self._index_fds[number] = open_regular(self._folder / f"{self._name(number)}.index")
 
     def _begin_segment(self) -> None:
         """Make a segment of this process's own, under the first free number of this run."""
@@ -277,14 +336,10 @@ class CacheInReader:
             return
         raise OSError(errno.EMFILE, "too many segments")
 
-    def _close_rows(self) -> None:
-        for fd in self._rows_fds.values():
-            os.close(fd)
-        self._rows_fds.clear()
-
     def close(self) -> None:
         """Give descriptors and maps back."""
-        self._close_rows()
+        close_all(self._rows_fds)
+        close_all(self._index_fds)
         if self._writer is not None:
             self._writer.close()
             self._writer = None

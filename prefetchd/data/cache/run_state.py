@@ -34,7 +34,6 @@ import errno
 import fcntl
 import mmap
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +70,8 @@ def is_memory(fd: int) -> bool:
 def _unnamed(folder: Path) -> int:
     with contextlib.suppress(OSError):  # some file systems cannot
         return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    import tempfile  # takes milliseconds to load
+
     fd, path = tempfile.mkstemp(prefix="state.", dir=folder)
     os.unlink(path)
     return fd
@@ -300,15 +301,16 @@ class Lookup:
         at = self._n_slots * 8 + segment * _NAME_BYTES
         return self._memory[at : at + _NAME_BYTES].decode().strip()
 
-    def places(self, key: bytes) -> Iterator[tuple[int, int]]:
-        """Yield (segment, number of the record) of the records that may be of `key`, in any order."""
+    def places(self, key: bytes) -> list[tuple[int, int]]:
+        """Return (segment, number of the record) of the records that may be of `key`, in any order."""
         assert len(key) == KEY_BYTES
-        first = int.from_bytes(key[:8], "little")
-        for slot in range(first, first + self._n_slots):
-            value = self._table[slot & self._n_slots - 1]
-            if not value:
-                return
-            yield (value >> NUMBER_BITS) - 1, value & NUMBER_MASK
+        table, mask = self._table, self._n_slots - 1
+        slot = int.from_bytes(key[:8], "little") & mask
+        found: list[tuple[int, int]] = []
+        while (value := table[slot]) and len(found) <= mask:
+            found.append(((value >> NUMBER_BITS) - 1, value & NUMBER_MASK))
+            slot = slot + 1 & mask
+        return found
 
     def add(self, key: bytes, segment: int, number: int) -> None:
         """Make `places` find a record; where the table is crowded, only from the next run on."""

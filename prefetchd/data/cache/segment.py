@@ -14,11 +14,11 @@ import math
 import os
 import struct
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import xxhash
 
 from prefetchd.data.cache.keys import KEY_BYTES
 from prefetchd.data.files import read_into
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 _BODY = struct.Struct(f"={KEY_BYTES}sQIHHI")
 _SUM = struct.Struct("=I")
-RECORD_BYTES = _BODY.size + _SUM.size
+_WHOLE = struct.Struct(_BODY.format + _SUM.format[1:])
+RECORD_BYTES = _WHOLE.size
 _MAX_SIDE_PX = 1 << 16
 _UINT8: np.dtype[Any] = np.dtype(np.uint8)
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """Where a row is and what it is.
 
     Attributes:
@@ -42,7 +42,7 @@ class Record:
         offset: where it starts in the rows' file.
         n_bytes: its length.
         height, width: of the kept image; of an encoded row its length // 65536 and the rest.
-        checksum: CRC-32 of its bytes.
+        checksum: of its bytes, see `checksum_of`.
     """
 
     key: bytes
@@ -54,15 +54,16 @@ class Record:
 
     def pack(self) -> bytes:
         """Return the record as it is written."""
-        body = _BODY.pack(self.key, self.offset, self.n_bytes, self.height, self.width, self.checksum)
+        body = _BODY.pack(*self)
         return body + _SUM.pack(zlib.crc32(body))
 
 
 def unpack(raw: bytes) -> Record | None:
     """Return the record that `raw` holds; `None` if it is torn or damaged."""
-    if len(raw) != RECORD_BYTES or zlib.crc32(raw[: _BODY.size]) != _SUM.unpack(raw[_BODY.size :])[0]:
+    if len(raw) != RECORD_BYTES:
         return None
-    return Record(*_BODY.unpack(raw[: _BODY.size]))
+    *values, checksum = _WHOLE.unpack(raw)
+    return Record._make(values) if zlib.crc32(raw[: _BODY.size]) == checksum else None
 
 
 def read_row(fd: int, record: Record, channels: int, dtype: np.dtype[Any] = _UINT8) -> NDArray[Any] | None:
@@ -79,7 +80,12 @@ def read_row(fd: int, record: Record, channels: int, dtype: np.dtype[Any] = _UIN
     row = np.empty(shape, dtype)
     if read_into(fd, bytes_of(row), record.offset) < record.n_bytes:
         return None
-    return row if zlib.crc32(bytes_of(row)) == record.checksum else None
+    return row if checksum_of(bytes_of(row)) == record.checksum else None
+
+
+def checksum_of(row: memoryview) -> int:
+    """Return the low half of the row's XXH3, which takes a fifteenth of the time of a CRC-32."""
+    return int(xxhash.xxh3_64_intdigest(row)) & 0xFFFFFFFF
 
 
 def bytes_of(pixels: NDArray[Any]) -> memoryview:
@@ -131,7 +137,7 @@ class SegmentWriter:
         height, width = sides_of(pixels)
         assert max(height, width) < _MAX_SIDE_PX
         offset = self._end
-        record = Record(key, offset, pixels.nbytes, height, width, zlib.crc32(bytes_of(pixels)))
+        record = Record(key, offset, pixels.nbytes, height, width, checksum_of(bytes_of(pixels)))
         try:
             _write(self.fd, bytes_of(pixels), offset)
             _write(self._index_fd, memoryview(record.pack()), self._index_end)
