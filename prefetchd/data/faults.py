@@ -69,6 +69,12 @@ class RefusedImage(UndecodableImage):
         super().__init__(reason, needs_fresh_reader=False)
 
 
+def refuse_larger(n_bytes: int, most: int) -> None:
+    """Raise `RefusedImage` for a file of more bytes than its row has, where images are delivered encoded."""
+    if n_bytes > most:
+        raise RefusedImage(f"it has {n_bytes} bytes, more than encoded_bytes={most}; give encoded_bytes={n_bytes}")
+
+
 class RefusedTarget(SampleFault):
     """The sample's boxes or keypoints cannot be used (content)."""
 

@@ -63,6 +63,27 @@ def cannot_open(name: str, error: OSError | ValueError) -> ManifestError:
     return ManifestError(f"cannot open {name}: {what}; {remedy}")
 
 
+_across_hosts = False
+
+
+def compare_across_hosts() -> None:
+    """Compare files, from now on and in this process, with identities that another machine has seen.
+
+    It mounts the same file system with other numbers of device and inode, and only it watches lists of samples.
+    """
+    global _across_hosts
+    _across_hosts = True
+
+
+def is_across_hosts() -> bool:
+    """Return whether the identities in this process are those that another machine has seen."""
+    return _across_hosts
+
+
+def _is_same(now: Sequence[int], opened: Sequence[int]) -> bool:
+    return [*now][2:4] == [*opened][2:4] if _across_hosts else [*now] == [*opened]
+
+
 def identity(found: os.stat_result) -> list[int]:
     """Return what tells this state of a file from any other: device, inode, size, times of change."""
     return [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
@@ -88,7 +109,7 @@ def check_unchanged(file: int | str | bytes, opened: Sequence[int], name: str) -
     except OSError as error:
         what = f"it cannot be found any more ({error.strerror})"
     else:
-        if now == [*opened]:
+        if _is_same(now, opened):
             return
         sizes = "" if now[2] == opened[2] else f" (from {opened[2]} to {now[2]} bytes)"
         what = f"it was written to, or replaced{sizes}"

@@ -13,6 +13,7 @@ import re
 from prefetchd.config.options import Config
 from prefetchd.data.kinds import IMAGE_SUFFIXES
 from prefetchd.data.records import Records
+from prefetchd.data.stores.urls import is_url
 from prefetchd.errors import ManifestError, one_line
 
 _LOOKED_AT = 8
@@ -34,22 +35,38 @@ def check_some_exist(records: Records, config: Config, field: tuple[int, str] | 
     Raises:
         ManifestError: if none of them is there, with the spelling or the root that would lead to the first.
     """
-    if records.is_far:
-        return  # a look at a store is a request
     count = min(_LOOKED_AT, len(records))
     spread = records.samples(sorted({number * (len(records) - 1) // max(1, count - 1) for number in range(count)}))
+    if field is None:  # larger objects were looked at as they were indexed
+        spread = [sample for sample in spread if sample.pin >= 0 or not is_url(sample.path)]
     paths = [sample.path if field is None else sample.values[field[0]] for sample in spread]
-    if not all(map(_is_missing, paths)):
+    if not paths or not all(is_url(path) or _is_missing(path) for path in paths):
         return
+    reason = ""
+    if records.is_far:
+        from prefetchd.data.stores.first_look import why_unreadable
+
+        reason = why_unreadable([path for path in paths if is_url(path)])
+        if not reason and any(map(is_url, paths)):
+            return
     source, first = os.path.expanduser(config.source), paths[0]
     folder = source if os.path.isdir(source) else os.path.dirname(source)
-    root = os.path.abspath(folder if config.root is None else os.path.expanduser(config.root))
-    looked = "its only sample is not" if len(records) == 1 else f"none of {len(spread)} samples looked at is"
+    root = config.root if config.root is not None else folder
+    root = root if is_url(root) else os.path.abspath(os.path.expanduser(root))
+    what = "readable" if reason else "there"
+    looked = f"none of {len(spread)} samples looked at is {what}"
+    if len(records) == 1:
+        looked = f"its only sample is not {what}"
     where = records.where(spread[0]).removeprefix(f"{records.name} ")
     if field is not None:
         where += f", field {field[1]}: {one_line(first)[-_SHOWN:]}"
+    if is_url(first):
+        raise ManifestError(
+            f"cannot serve {records.name}: {looked}, such as {where} ({reason}); check the URLs, root and the "
+            "credentials"
+        )
     raise ManifestError(
-        f"cannot serve {records.name}: {looked} there, such as {where} (root {root}); "
+        f"cannot serve {records.name}: {looked}, such as {where} (root {root}); "
         f"{_hint(first.removeprefix(root.rstrip('/') + '/'), root)}"
     )
 
@@ -77,8 +94,10 @@ def _hint(written: str, root: str) -> str:
 
 
 def _other_system(written: str) -> str:
+    if is_url(written):
+        return "these paths are of files alone: give fields, whose images may be objects, or download them"
     if "://" in written:
-        return "files of this machine are served: download or mount what a URL names, and write the path"
+        return "objects are read from s3://, gs://, az:// and https://: download what is elsewhere, and write the path"
     if _DRIVE.match(written):
         return "it is a Windows path with a drive: write paths from a folder on, with / in place of \\, and give root"
     if written.startswith("~"):

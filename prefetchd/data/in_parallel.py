@@ -25,6 +25,8 @@ def in_parallel(
 ) -> Generator[Result, None, None]:
     """Yield `function(item)` of each item, in order; twice as many as there are threads are done ahead.
 
+    Where the process may start no thread, each is done in its turn.
+
     Raises:
         Exception: what `function` raises for an item, in its turn.
     """
@@ -37,8 +39,14 @@ def in_parallel(
             pending.append(future)
             wanted.put((future, item))
             if threads < min(n_threads, len(pending)):
-                _start(function, wanted)
-                threads += 1
+                try:
+                    _start(function, wanted)
+                    threads += 1
+                except RuntimeError:  # the process may have no more
+                    n_threads = threads
+            if not threads:
+                wanted.put(None)
+                _work(function, wanted)
             if len(pending) >= 2 * n_threads:
                 yield pending.popleft().result()
         while pending:
@@ -51,18 +59,19 @@ def in_parallel(
 
 
 def _start(function: Callable[[Item], Result], wanted: queue.SimpleQueue[tuple[Future[Result], Item] | None]) -> None:
-    def run() -> None:
-        while (each := wanted.get()) is not None:
-            future, item = each
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(function(item))
-            except BaseException as error:
-                future.set_exception(error)
-
     before = threading.stack_size(_STACK_BYTES)
     try:
-        threading.Thread(target=run, daemon=True).start()
+        threading.Thread(target=_work, args=(function, wanted), daemon=True).start()
     finally:
         threading.stack_size(before)
+
+
+def _work(function: Callable[[Item], Result], wanted: queue.SimpleQueue[tuple[Future[Result], Item] | None]) -> None:
+    while (each := wanted.get()) is not None:
+        future, item = each
+        if not future.set_running_or_notify_cancel():
+            continue
+        try:
+            future.set_result(function(item))
+        except BaseException as error:
+            future.set_exception(error)

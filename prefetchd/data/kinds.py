@@ -15,6 +15,7 @@ import re
 from typing import Literal
 
 from prefetchd.config.options import OPTIONS, Config
+from prefetchd.data.stores.urls import file_name, has_wildcard, is_url
 from prefetchd.errors import ConfigError, ManifestError, one_line
 
 # What `cv2.imread` reads, the most usual first. A file with another suffix is no image in a directory or a shard.
@@ -32,7 +33,8 @@ IMAGE_OPTIONS = (
     "image_size", "color", "dtype", "scale", "mean", "std", "layout", "resize", "interpolation", "shrink_on_load",
     "max_image_pixels", "channels", "augment", "views", "transform", "target_transform", "target", "mask_border",
     "cache", "cache_size", "cache_image_size", "cache_format", "cache_quality", "box_format", "source_box_format",
-    "max_boxes", "min_visible", "crowds",
+    "max_boxes", "min_visible", "crowds", "bucket_sizes", "bucket_file",
+    "encoded_bytes",
 )  # fmt: skip
 BOX_OPTIONS = ("box_format", "source_box_format", "min_visible", "crowds")
 OBJECT_OPTIONS = (*BOX_OPTIONS, "max_boxes")
@@ -42,7 +44,7 @@ LIST_OPTIONS = ("root", "label_columns", "label_separator", "missing_label")
 COLUMN_OPTIONS = ("x_column", "y_column")
 ARRAY_OPTIONS = ("labels",)
 TAR_OPTIONS = ("index",)
-SEQUENCE_OPTIONS = ("offsets", "max_length", "padding", "truncating", "pad_value", "lengths", "pack")
+SEQUENCE_OPTIONS = ("offsets", "max_length", "padding", "truncating", "pad_value", "lengths", "pack", "length_buckets")
 
 
 class InapplicableOption(ConfigError):
@@ -92,6 +94,7 @@ _COMPRESSED_TAR = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|z)|tgz|tbz2?|txz|tzst)
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _MAX_FILES = 1 << 20
+PACKED_INDEX = "index.json"
 _INDEX_START_BYTES = 1 << 16
 _PACKED_INDEX = re.compile(
     rb'\s*\{\s*"(shards"\s*:\s*\[.*"column_encodings|chunks"\s*:\s*\[.*"chunk_bytes)"', re.DOTALL
@@ -100,12 +103,26 @@ _PACKED_INDEX = re.compile(
 
 def kind_of(source: str) -> Kind:
     """Return the kind of data set that `source` names; `manifest`, which gives the error, if it is no other."""
+    if is_url(source):
+        return _kind_of_url(source)
     path = os.path.expanduser(source)
     if os.path.isdir(path):
-        return "packed" if _lists_packed(os.path.join(path, "index.json")) else _kind_of_folder(path)
-    if os.path.basename(path) == "index.json" and _lists_packed(path):
+        return "packed" if _lists_packed(os.path.join(path, PACKED_INDEX)) else _kind_of_folder(path)
+    if os.path.basename(path) == PACKED_INDEX and _lists_packed(path):
         return "packed"
     return _kind_of_name(path)
+
+
+def _kind_of_url(url: str) -> Kind:
+    """Return the kind by the name; of a prefix the store is asked whether it has the index of packed shards."""
+    name = file_name(url.rstrip("/"))
+    kind = _kind_of_name(name)
+    if kind != "manifest" or ("." in name and name != PACKED_INDEX):
+        return kind
+    from prefetchd.data.stores.client import read_start
+
+    start = read_start(url if name == PACKED_INDEX else f"{url.rstrip('/')}/{PACKED_INDEX}", _INDEX_START_BYTES)
+    return "packed" if _PACKED_INDEX.search(start) else kind
 
 
 def _lists_packed(path: str) -> bool:
@@ -169,7 +186,7 @@ def expand(source: str, kind: Kind, name: str) -> list[str]:
         found = []
         is_far = "://" in path
         for each in _braces(path, name):
-            found += sorted(_matching(each, is_far)) if glob.has_magic(each) else [each]
+            found += sorted(_matching(each, is_far)) if has_wildcard(each) else [each]
     if not found:
         raise ManifestError(f"cannot open {name}: no file has such a name; check the pattern")
     return found if is_far else [os.path.abspath(each) for each in found]
@@ -178,7 +195,7 @@ def expand(source: str, kind: Kind, name: str) -> list[str]:
 def _matching(pattern: str, is_far: bool) -> list[str]:
     if not is_far:
         return glob.glob(pattern)
-    from prefetchd.data.stores.client import listing
+    from prefetchd.data.stores.names import listing
 
     fixed = pattern[: re.search(r"[*?[]", pattern).start()].rpartition("/")[0] + "/"  # type: ignore[union-attr]
     parts = pattern.count("/")

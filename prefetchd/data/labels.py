@@ -10,10 +10,15 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from prefetchd.errors import ManifestError
+
+if TYPE_CHECKING:
+    from prefetchd.config.options import Config
+
+_Column = TypeVar("_Column")
 
 # "classes" are several names in one field, delivered as a vector of 0 and 1.
 LabelKind = Literal["none", "number", "class", "classes", "path"]
@@ -86,6 +91,21 @@ def known_label(names: Sequence[str], known: Sequence[str] = LABEL_NAMES) -> str
     """Return the name among `names`, as `plain` compares, that is the most usual one; `None` if none is usual."""
     by_name = {plain(name): name for name in reversed(names)}
     return next((by_name[plain(name)] for name in known if plain(name) in by_name), None)
+
+
+def find_named(config: Config, source: str, find: Callable[[str, str], _Column]) -> tuple[_Column, ...] | None:
+    """Return the label columns that `y_column` names, each as `find` (option, name) has it; `None` if it is not given.
+
+    Raises:
+        ManifestError: if `label_columns` says another number of them.
+    """
+    wanted = config.label_columns
+    if config.y_column is None:
+        return None
+    named = tuple(find("y_column", part) for part in config.y_column.split(",") if part.strip())
+    if wanted is not None and wanted != len(named):
+        raise ManifestError(f"cannot use label_columns={wanted} with {source}: y_column names {len(named)}; give one")
+    return named
 
 
 def find_label(names: Sequence[str], source: str, what: str = "columns") -> str | None:

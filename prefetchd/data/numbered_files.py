@@ -93,13 +93,12 @@ class NumberedFiles(ABC):
             raise UnreadableFile(f"{what} is empty (0 bytes)")
         if (found := self.object(number)) is not None:
             from prefetchd.data.stores.client import read
+            from prefetchd.data.stores.faults import lost
 
             try:
                 return read(*found, offset, n_bytes, buffer, reserve)
             except UnreadableFile as fault:
-                raise ManifestError(
-                    f"cannot go on with {found[0]}: {fault} any more, while in use; start again to serve it as it is"
-                ) from None
+                raise lost(found[0], fault) from None
         fd = self.descriptor(number)
         if n_bytes > buffer.capacity_bytes:
             reserve(n_bytes)

@@ -19,13 +19,13 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from prefetchd.data.buffer_pool import SMALLEST_BUFFER_BYTES, BufferPool, MappedBuffer, PoolExhaustedError
-from prefetchd.data.files import FileBuffer, read_file
-from prefetchd.data.read_threads import FAR_THREADS, N_THREADS, AheadRead, ReadThreads
+from prefetchd.data.files import FileBuffer
+from prefetchd.data.read_threads import FAR_THREADS, N_THREADS, AheadRead, Fetch, ReadThreads
 from prefetchd.data.records import Records, Sample
 from prefetchd.data.source import ALLOWANCE_BYTES, ReserveMemory
 
 MAX_BYTES = 9 << 19  # the most that is read ahead, within a reader's allowance
-FAR_BYTES = 18 << 20  # of objects: 64 requests for images of 110 KB in flight
+FAR_BYTES = 34 << 20  # of objects: 160 requests for images of 110 KB in flight
 _FAR_S = 0.05  # what a request is taken to wait before the first has told
 SLOW_S, FAST_S = 0.002, 0.001
 _WEIGHT = 0.1  # of the last read in the average
@@ -36,9 +36,11 @@ Fetcher = Callable[[Sample, FileBuffer, ReserveMemory], memoryview]
 MASK_PART = 1  # where a label is the path of a mask; the image is part 0
 
 
-def read_mask(sample: Sample, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
-    """Return the bytes of a sample's mask, which is always a file of its own; for `ReadAhead`."""
-    return read_file(str(sample.label), buffer, reserve=reserve)
+def _unless(skip: Callable[[], bool], fetch: Fetch, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
+    """Fetch, unless it need not be; it is read in its turn if it must be after all."""
+    if skip():
+        raise PoolExhaustedError
+    return fetch(buffer, reserve)
 
 
 class ReadAhead:
@@ -51,12 +53,14 @@ class ReadAhead:
 
     Attributes:
         known: for a part, says whether that of a sample need not be read, as a cache has it.
+        skips: the same where finding out takes long, by the threads.
     """
 
     def __init__(self, records: Records, fetchers: Mapping[int, Fetcher] | None = None) -> None:
         self._records = records
         self._fetchers = {0: records.read} if fetchers is None else fetchers
         self.known: dict[int, Callable[[int], bool]] = {}
+        self.skips: dict[int, Callable[[Sample], bool]] = {}
         self._is_far = records.is_far
         self._most_bytes = FAR_BYTES if self._is_far else MAX_BYTES
         # The plan of a reader of objects has memory for what is read ahead (`shards.STORE_BYTES`).
@@ -96,7 +100,10 @@ class ReadAhead:
             for part, fetcher in self._fetchers.items():
                 if (is_known := self.known.get(part)) is not None and is_known(number):
                     continue
-                read = AheadRead(partial(fetcher, sample))
+                fetch = partial(fetcher, sample)
+                if (skip := self.skips.get(part)) is not None:
+                    fetch = partial(_unless, partial(skip, sample), fetch)
+                read = AheadRead(self._fetch(number, fetch))
                 self._coming.setdefault((number, part), deque()).append(read)
                 self._later.append(read)
         self._begin()
@@ -126,11 +133,20 @@ class ReadAhead:
                     raise ahead.error
         started_s = time.perf_counter()
         self.began_ns = time.time_ns()
-        data = self._fetchers[part](sample, buffer, partial(self._reserve, reserve))
+        fetch = self._fetch(sample_id, partial(self._fetchers[part], sample))
+        data = fetch(buffer, partial(self._reserve, reserve))
         took_s = time.perf_counter() - started_s
         self.waited_s += took_s
         self._learn(took_s, len(data))
         return data
+
+    def _fetch(self, sample_id: int, fetch: Fetch) -> Fetch:
+        """Return what reads a sample; of an object it is known meanwhile when the sample is needed next."""
+        if not self._is_far:
+            return fetch
+        from prefetchd.data.stores.next_use import reading
+
+        return reading(sample_id, fetch)
 
     def _reserve(self, reserve: ReserveMemory, n_bytes: int) -> None:
         self.make_room(n_bytes)

@@ -20,7 +20,7 @@ from prefetchd.data.files import FileBuffer
 from prefetchd.data.source import ReserveMemory
 
 N_THREADS = 32
-FAR_THREADS = 64  # for objects: a request is a wait and little work
+FAR_THREADS = 160  # for objects: a request is a wait and little work
 _STACK_BYTES = 128 << 10
 _M_TRIM_THRESHOLD, _M_ARENA_MAX = -1, -8  # mallopt's
 _HEAP_KEPT_BYTES = 4 << 20

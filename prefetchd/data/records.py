@@ -26,13 +26,14 @@ class Sample(NamedTuple):
     """One sample of a data set.
 
     Attributes:
-        path: the file that its bytes are in, absolute; bytes that are not UTF-8 are surrogate escapes, as
-            `os.fsdecode` makes.
-        label: a number, a tuple of numbers, the number of a class, the absolute path of a mask, or `None`.
+        path: the file that its bytes are in, absolute, or the URL of an object; bytes that are not UTF-8 are surrogate
+            escapes, as `os.fsdecode` makes.
+        label: a number, a tuple of numbers, the number of a class, the absolute path or URL of a mask, or `None`.
         line: its line in the list, from 1; 0 where no line names it, as in a directory.
         place: where in the file, in numbers that only its own records read; empty if the file is the sample.
         values: of each field of the option `fields`, in order: a number, an array, text, bytes, or what `fetch` takes.
             Without fields what else its records have of it, such as boxes.
+        pin: where its records note which state of an object it is, where it is one; -1 for none.
     """
 
     path: str
@@ -40,6 +41,7 @@ class Sample(NamedTuple):
     line: int = 0
     place: tuple[int, ...] = ()
     values: tuple[Any, ...] = ()
+    pin: int = -1
 
 
 def shown_path(path: str) -> str:
@@ -146,6 +148,12 @@ class Records(Protocol):
             ManifestError: if the file that holds them and others changed since it was opened.
         """
 
+    def object_state(self, sample: Sample, ask: bool) -> bytes | None:
+        """Return what tells this state of the object that `sample` is, or is in, from any other.
+
+        `None` for a file, and where it is not known; with `ask` the store is asked then. For any thread of a reader.
+        """
+
     def where(self, sample: Sample) -> str:
         """Return where a sample comes from, such as list, line and path; printable."""
 
@@ -154,6 +162,13 @@ class Records(Protocol):
 
     def handle(self) -> tuple[dict[str, Any], list[int]]:
         """Return plain values and descriptors, which stay this object's, from which a reader attaches."""
+
+
+class RecordsWithMasks(Records, Protocol):
+    """The samples of a data set in which a label may be the path of a mask."""
+
+    def read_label(self, sample: Sample, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
+        """Return the bytes of the file or object that is the sample's label; else as `read`."""
 
 
 class RecordsWithFields(Records, Protocol):

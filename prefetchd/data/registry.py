@@ -27,7 +27,9 @@ from prefetchd.data.kinds import (
 )
 from prefetchd.data.records import Records
 from prefetchd.data.source import Source
-from prefetchd.errors import ManifestError, one_line
+from prefetchd.data.stores.urls import is_url, shown
+from prefetchd.errors import ConfigError, ManifestError, one_line
+from prefetchd.ipc.loading import LoadingModules
 
 if TYPE_CHECKING:
     from prefetchd.columns.passed import PassedTable
@@ -48,12 +50,15 @@ _IMAGES = {
 }
 _SOURCES = {
     "arrays": ("prefetchd.data.arrays.source", "ArraySource"),
+    "far_arrays": ("prefetchd.data.arrays.far_source", "FarArrays"),  # in a store
+    "far_sequences": ("prefetchd.data.arrays.far_sequences", "FarSequences"),
     "memory_arrays": ("prefetchd.data.arrays.memory", "MemoryArrays"),  # never opened by name
     "sequences": ("prefetchd.data.arrays.sequences", "SequenceSource"),
     "packed_sequences": ("prefetchd.data.arrays.packed", "PackedSource"),
 }
 _SERVED = "prefetchd.data.images.source", "ImageSource"
 _VIEWS = "prefetchd.data.images.views", "ViewsSource"
+_ENCODED = "prefetchd.data.images.encoded", "EncodedSource"
 _FIELDS = "prefetchd.data.fields.source", "FieldsSource"
 _INSPECTED_FIELDS = "prefetchd.data.fields.inspection", "InspectedFields"
 _INSPECTED = "prefetchd.data.images.inspection", "InspectedImages"  # made by `verify`, never opened by name
@@ -86,10 +91,7 @@ def open_source(
         from prefetchd.data.table.memory import open_memory
 
         return open_memory(config, table)
-    if "://" in config.source:
-        from prefetchd.data.stores.client import keep_in
-
-        keep_in(config)
+    _set_up_stores(config, is_far=False)
     kind: str = kind_of(config.source)
     if config.offsets is not None:
         kind = "packed_sequences" if config.pack is not None else "sequences"
@@ -98,8 +100,12 @@ def open_source(
     if config.fields:
         from prefetchd.data.table.opener import open_fields, open_table
 
-        return open_fields(config, open_table(config, kind))
+        with_fields = open_table(config, kind)
+        _set_up_stores(config, is_far=with_fields.is_far)
+        return open_fields(config, with_fields)
     if kind in _SOURCES:
+        if is_url(config.source):
+            kind = _far_kind(kind, config)
         source: Source = _class(_SOURCES[kind]).open(config)
         return source
     is_list = kind == "manifest"
@@ -107,6 +113,11 @@ def open_source(
     refuse_given(config, ARRAY_OPTIONS, "arrays")
     refuse_given(config, SEQUENCE_OPTIONS, "ragged sequences")
     if config.target in OBJECT_TARGETS:
+        if is_list and any(map(is_url, (config.source, config.root or ""))):
+            raise ManifestError(
+                f"cannot take {config.target} of {one_line(config.source)} with images in a store: download them, or "
+                "give a list on a disk and fields, whose images may be objects"
+            )
         is_list, kind = False, "objects"
     opened = _class(_IMAGES[kind])
     if not is_list and kind != "arrow":
@@ -114,6 +125,7 @@ def open_source(
         if config.label_separator:  # an empty one takes labels whole, wherever they are
             refuse_given(config, ("label_separator",), "lists of images")
     records = opened.open(config, malformed) if is_list else opened.open(config)
+    _set_up_stores(config, is_far=records.is_far)
     if malformed is None:  # else the caller reports what is missing
         try:
             check_some_exist(records, config)
@@ -123,6 +135,16 @@ def open_source(
     from prefetchd.data.images.views import open_images
 
     return open_images(config, kind, records)
+
+
+def _far_kind(kind: str, config: Config) -> str:
+    """Return the kind of a source of arrays that are in a store."""
+    if f"far_{kind}" not in _SOURCES:
+        raise ManifestError(
+            f"cannot pack {one_line(shown(config.source))}: sequences in a store are not packed; download them, or "
+            "leave pack out"
+        )
+    return f"far_{kind}"
 
 
 def _refuse_other_targets(config: Config, is_list: bool, kind: str) -> None:
@@ -145,23 +167,57 @@ def _refuse_other_targets(config: Config, is_list: bool, kind: str) -> None:
 def attach_source(config: Config, handle: dict[str, Any], fds: list[int]) -> Source:
     """Return, in a reader, the source that the daemon opened; owns `fds`."""
     kind = handle["kind"]
-    if "://" in config.source:
-        from prefetchd.data.stores.client import keep_in, limit_retries
-
-        limit_retries(config.reader_timeout)
-        keep_in(config)
     source: Source
     if kind == "mix":
         from prefetchd.data.mix.opener import attach_mix
 
         return attach_mix(config, handle, fds, attach_source)
+    _set_up_stores(config, is_far=False)
     if kind in _SOURCES:
         source = _class(_SOURCES[kind]).attach(config, handle, fds)
         return source
     at = len(fds) - handle["n_cache_fds"]
     records: Records = _class(_IMAGES[kind]).attach(handle["records"], fds[:at])
+    _set_up_stores(config, is_far=records.is_far)
     images = _class(_attached(config, handle))
     source = images.attach(config, handle, records, fds[at:])
+    return source
+
+
+def attach_records(config: Config, handle: dict[str, Any], fds: list[int]) -> Records:
+    """Return the records of a source of images, without what decodes them; owns `fds`."""
+    _set_up_stores(config, is_far=False)
+    at = len(fds) - handle["n_cache_fds"]
+    for fd in fds[at:]:
+        os.close(fd)
+    records: Records = _class(_IMAGES[handle["kind"]]).attach(handle["records"], fds[:at])
+    _set_up_stores(config, is_far=records.is_far)
+    return records
+
+
+def _set_up_stores(config: Config, *, is_far: bool) -> None:
+    """Prepare this process for reading objects, if it will."""
+    named = (config.source, config.root, config.index)
+    if is_far or any(each is not None and is_url(each) for each in named):
+        from prefetchd.data.stores.client import set_up
+
+        set_up(config)
+
+
+def attach_index(config: Config, handle: dict[str, Any], fds: list[int]) -> Source:
+    """Return a source of images that another process opened, without what reads and decodes; owns `fds`.
+
+    Raises:
+        ConfigError: if it is of another kind.
+    """
+    if handle["kind"] == "mix":
+        from prefetchd.data.mix.opener import attach_mix
+
+        return attach_mix(config, handle, fds, attach_index)
+    if handle["kind"] not in _IMAGES:
+        raise ConfigError("cannot attach to it: it is no source of images")
+    records: Records = _class(_IMAGES[handle["kind"]]).attach(handle["records"], fds)
+    source: Source = _class(_attached(config, handle))(config, handle["kind"], records, handle["decoder"])
     return source
 
 
@@ -169,9 +225,12 @@ def _attached(config: Config, handle: dict[str, Any]) -> tuple[str, str]:
     """Return module and class of the source of images, with this handle."""
     if "is_inspected" in handle:
         return _INSPECTED_FIELDS if config.fields else _INSPECTED
+    if config.encoded_bytes is not None:
+        return _ENCODED
     return _FIELDS if config.fields else _VIEWS if config.views else _SERVED
 
 
 def _class(home: tuple[str, str]) -> Any:
     module, name = home
-    return getattr(importlib.import_module(module), name)
+    with LoadingModules():
+        return getattr(importlib.import_module(module), name)

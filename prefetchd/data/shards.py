@@ -1,40 +1,47 @@
-"""Samples in shards: an index of the samples, and the files that it points into. For tar shards and Parquet files.
+"""Samples in shards: an index of the samples, and the files that it points into.
 
-`ShardRecords` is the base of `TarShards` and `ParquetRecords`, in the daemon and in readers; it does not know how a
-sample is found in its file. The files are `NumberedFiles`. The table of paths and identities (`write_table`) lies in
-the index's memfd, so a hundred thousand shards cost a reader nothing.
+`ShardRecords` is the base of `TarShards`, `PackedRecords` and `ParquetRecords`, in the daemon and in readers; it does
+not know how a sample is found in its file. The files are `NumberedFiles`. The table of paths and identities
+(`write_table`) lies in the index's memfd, so a hundred thousand shards cost a reader nothing.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import struct
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from prefetchd.config.options import Config
 from prefetchd.data.numbered_files import NumberedFiles
 from prefetchd.data.record_index import IndexWriter, RecordIndex
-from prefetchd.errors import ConfigError, one_line
+from prefetchd.data.stores.urls import file_name
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from prefetchd.data.records import Sample
 
-# Of the store's library in each reader, with 64 requests in flight, and of what is read ahead. The library ends the
+
+# Of the store's library in each reader, with 160 requests in flight, and of what is read ahead. The library ends the
 # process where it gets no memory.
-STORE_BYTES = 52 << 20
+STORE_BYTES = 88 << 20
 
 
-def refuse_cache(config: Config, paths: Sequence[str]) -> None:
-    """Raise `ConfigError` if decoded images of objects are to be cached."""
-    if config.cache is not None and paths and not paths[0].startswith("/"):
-        raise ConfigError(
-            f"cannot use cache with {one_line(config.source)}: images from a store are not kept; leave cache out, or "
-            "download the shards"
-        )
+class ShardIndexer(Protocol):
+    """What has gone through all shards once.
+
+    Attributes:
+        writer: the index.
+        digest: of what the samples are, in their order; not of where the shards lie.
+        identities: of each shard.
+    """
+
+    writer: IndexWriter
+    digest: hashlib.blake2b
+    identities: list[list[int]]
 
 
 class ShardRecords:
@@ -47,6 +54,34 @@ class ShardRecords:
         self._facts = facts
         self._index = RecordIndex(facts, index_fd, self.name)
         self._files = ShardFiles(facts, self._index, self.name, at_random=at_random)
+
+    @classmethod
+    def _of(cls, indexer: ShardIndexer, name: str, paths: list[str], run: Callable[[], None], **facts: Any) -> Self:
+        """Index the shards at `paths` by `run` and return them; `facts` are those beside name and digest."""
+        try:
+            run()
+            found = indexer.writer.finish()
+            files = write_table(indexer.writer, paths, indexer.identities)
+        except BaseException:
+            indexer.writer.close()
+            raise
+        described = {"name": name, "digest": indexer.digest.hexdigest(), **facts}
+        return cls({**found, **files, **described}, indexer.writer.seal())
+
+    @classmethod
+    def attach(cls, handle: dict[str, Any], fds: list[int]) -> Self:
+        """Return the shards that `handle()` described, in another process; it owns `fds` from here on."""
+        (index_fd,) = fds
+        return cls(handle, index_fd)
+
+    def handle(self) -> tuple[dict[str, Any], list[int]]:
+        """Plain values and descriptors from which a reader attaches."""
+        return self._facts, [self._index.fd]
+
+    @property
+    def shared_bytes(self) -> int:
+        """The index."""
+        return self._index.n_bytes
 
     def close(self) -> None:
         """Close the descriptors; may be called twice."""
@@ -88,11 +123,20 @@ class ShardRecords:
 
     def file_names(self) -> list[str]:
         """Return the files' names without their folders, by number."""
-        return [os.path.basename(self._files.path(number)) for number in range(self._facts["files"])]
+        return [file_name(self._files.path(number)) for number in range(self._facts["files"])]
 
     def places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the number of each sample's file, and its place there, (samples,) each."""
         raise NotImplementedError
+
+    def object_state(self, sample: Sample, ask: bool) -> bytes | None:
+        """Return the state of the object that a sample is in; see `Records.object_state`."""
+        found = self._files.object(sample.place[0])
+        if found is None:
+            return None
+        from prefetchd.data.stores.identity import state_of
+
+        return state_of(found[1])
 
     def check_unchanged(self) -> None:
         """Raise `ManifestError` if a file is not what was indexed; each call checks some of many files."""

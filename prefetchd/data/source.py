@@ -36,6 +36,8 @@ class SourceFacts:
         answers_together: whether tasks are so short that a reader answers several together.
         sources: of a mixture, the name of each source and the number of its first sample.
         padding: of packed rows, the part of their tokens that is padding.
+        is_far: whether some of it is read from a store of objects.
+        bucket_fields: `fields` as batches of each bucket have them, by the bucket's number; empty without buckets.
     """
 
     n_samples: int
@@ -49,6 +51,47 @@ class SourceFacts:
     answers_together: bool = False
     sources: tuple[tuple[str, int], ...] = ()
     padding: float | None = None
+    is_far: bool = False
+    bucket_fields: tuple[tuple[FieldLayout, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Saving:
+    """What buckets save.
+
+    Attributes:
+        what: what is lost of images or batches of another shape, such as `padding`.
+        before: the part that would be lost without buckets, 0 to 1.
+        after: the part that is.
+    """
+
+    what: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bucketing:
+    """Which sample is in which bucket.
+
+    Attributes:
+        numbers: (samples,) the bucket of each sample.
+        names: of the buckets, such as `224x224`.
+        saving: what they save for the samples of these numbers, or of a slice; `None` if that is not known.
+        whole: the name of the one shape that all samples would have without buckets.
+    """
+
+    numbers: NDArray[np.integer[Any]]
+    names: list[str]
+    saving: Callable[[NDArray[np.int64] | slice], Saving | None]
+    whole: str
+
+
+class Bucketed(Protocol):
+    """What a `Source` with `bucket_fields` has more, in the daemon."""
+
+    def put_into_buckets(self) -> Bucketing:
+        """Return the bucket of each sample; images are looked at for it."""
 
 
 class Source(Protocol):

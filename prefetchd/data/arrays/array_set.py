@@ -76,8 +76,13 @@ class ArraySet:
 
     def digest(self) -> bytes:
         """Return a digest of all files' shapes, sizes and sampled data; see `ArrayFile.digest`."""
-        blocks = max(2, min(64, _DIGEST_BLOCKS // len(self.files)))
+        blocks = self.digest_blocks
         return blake2b(b"".join(file.digest(blocks=blocks) for file in self.files)).digest()
+
+    @property
+    def digest_blocks(self) -> int:
+        """How many blocks of each file the digest is of."""
+        return max(2, min(64, _DIGEST_BLOCKS // len(self.files)))
 
     def where(self, row: int) -> str:
         """Return in which file a row is, and its number there."""

@@ -45,9 +45,9 @@ class ArrayFile:
     """Where the rows of one array lie.
 
     Attributes:
-        path: the file, absolute; bytes that are not UTF-8 are surrogate escapes.
+        path: the file, absolute, or a URL; bytes that are not UTF-8 are surrogate escapes.
         name: how errors name the array.
-        identity: device, inode, size and times of change of the file when it was opened.
+        identity: device, inode, size and times of change of the file when it was opened; of an object size and ETag.
         dtype: as numpy writes it, with the byte order of the file: `<i4`.
         shape: all of it, rows first.
         offset_bytes: where the first row starts in the file.
@@ -55,7 +55,7 @@ class ArrayFile:
 
     path: str
     name: str
-    identity: tuple[int, ...]
+    identity: tuple[Any, ...]
     dtype: str
     shape: tuple[int, ...]
     offset_bytes: int
@@ -99,11 +99,7 @@ class ArrayFile:
         found = blake2b(repr((self.dtype, self.shape, self.n_bytes)).encode())
         with opened(self.path, self.name) as fd:
             check_unchanged(fd, self.identity, self.name)
-            last = max(0, self.n_bytes - _DIGEST_BLOCK_BYTES)
-            count = min(blocks, -(-self.n_bytes // _DIGEST_BLOCK_BYTES))
-            for number in range(count):
-                start = last * number // max(1, count - 1)
-                n_bytes = min(_DIGEST_BLOCK_BYTES, self.n_bytes - start)
+            for start, n_bytes in digest_blocks(self.n_bytes, blocks):
                 found.update(read_exactly(fd, self.offset_bytes + start, n_bytes, self.name))
         return found.digest()
 
@@ -116,6 +112,14 @@ def array_file_from_wire(wire: list[Any]) -> ArrayFile:
     """Return what `ArrayFile.to_wire` described."""
     path, name, found, dtype, shape, offset_bytes = wire
     return ArrayFile(path, name, tuple(found), dtype, tuple(shape), offset_bytes)
+
+
+def digest_blocks(n_bytes: int, blocks: int) -> list[tuple[int, int]]:
+    """Return which blocks of data of `n_bytes` a digest is of, `blocks` at most, as start and bytes."""
+    last = max(0, n_bytes - _DIGEST_BLOCK_BYTES)
+    count = min(blocks, -(-n_bytes // _DIGEST_BLOCK_BYTES))
+    starts = [last * number // max(1, count - 1) for number in range(count)]
+    return [(start, min(_DIGEST_BLOCK_BYTES, n_bytes - start)) for start in starts]
 
 
 @contextlib.contextmanager
@@ -148,7 +152,12 @@ def read_header(fd: int, name: str, start: int, end: int) -> tuple[str, tuple[in
     Raises:
         ManifestError: if it is none, is shorter than its header says, or holds what cannot be served.
     """
-    head = io.BytesIO(read_exactly(fd, start, min(_HEAD_BYTES, end - start), name))
+    return parse_header(read_exactly(fd, start, min(_HEAD_BYTES, end - start), name), name, start, end)
+
+
+def parse_header(content: bytes, name: str, start: int, end: int) -> tuple[str, tuple[int, ...], int]:
+    """Return what `read_header` does, from the first bytes of the `.npy`; raises as it does."""
+    head = io.BytesIO(content)
     try:
         version = np.lib.format.read_magic(head)
         # Version 3 differs from 2 in the encoding of the names of fields, and arrays with those are refused.

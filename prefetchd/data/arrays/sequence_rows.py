@@ -23,10 +23,9 @@ _GATHERED_LENGTH = 128
 
 
 class SequenceRows:
-    """The sequences of a file of tokens, cut and padded to `max_length`."""
+    """The sequences of a file of tokens, cut and padded to the length of the rows that they are written into."""
 
-    def __init__(self, config: Config, tokens: ArrayFile, offsets: ArrayFile, max_length: int) -> None:
-        self._max_length = max_length
+    def __init__(self, config: Config, tokens: ArrayFile, offsets: ArrayFile) -> None:
         self._pad_front = config.padding == "pre"
         self._cut_front = config.truncating == "pre"
         self._pad_value = np.dtype(tokens.dtype_name).type(config.pad_value)
@@ -65,10 +64,11 @@ class SequenceRows:
         """
         bounds = np.empty((2, len(ids)), self._offset_dtype)
         self._offsets.gather(np.concatenate((ids, ids + 1)), bounds.reshape(-1))
-        first, kept, column = self._places(bounds[0].astype(np.int64), bounds[1].astype(np.int64))
+        max_length = out.shape[1]
+        first, kept, column = self._places(bounds[0].astype(np.int64), bounds[1].astype(np.int64), max_length)
         self._tokens.prepare(first, kept)
-        if self._max_length <= _GATHERED_LENGTH and len(self._tokens.rows):
-            columns = np.arange(self._max_length)
+        if max_length <= _GATHERED_LENGTH and len(self._tokens.rows):
+            columns = np.arange(max_length)
             index = (first - column)[:, None] + columns
             np.take(self._tokens.rows, index, out=self._raw(out), mode="clip")
             if self._swap:
@@ -95,7 +95,7 @@ class SequenceRows:
         bounds = np.empty((2, 1), self._offset_dtype)
         for place in (0, 1):
             self._offsets.read(sample_id + place, bounds[place])
-        first, kept, column = self._places(bounds[0].astype(np.int64), bounds[1].astype(np.int64))
+        first, kept, column = self._places(bounds[0].astype(np.int64), bounds[1].astype(np.int64), len(out))
         n, to = int(kept[0]), int(column[0])
         out[...] = self._pad_value
         self._tokens.read(int(first[0]), out[to : to + n])
@@ -103,11 +103,13 @@ class SequenceRows:
             out[to : to + n].byteswap(inplace=True)
         return n
 
-    def _places(self, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+    def _places(
+        self, starts: NDArray[np.int64], ends: NDArray[np.int64], max_length: int
+    ) -> tuple[NDArray[np.int64], ...]:
         """Return each sequence's first token that is kept, how many are, and the column that it goes to."""
-        kept = np.minimum(ends - starts, self._max_length)
+        kept = np.minimum(ends - starts, max_length)
         first = ends - kept if self._cut_front else starts
-        column = self._max_length - kept if self._pad_front else np.zeros_like(kept)
+        column = max_length - kept if self._pad_front else np.zeros_like(kept)
         return first, kept, column
 
     def _raw(self, out: NDArray[Any]) -> NDArray[np.void]:

@@ -6,6 +6,7 @@ with its defaults (`pre`, `pre`, 0). The daemon reads all offsets once, in block
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from prefetchd.data.arrays.array_set import (
 from prefetchd.data.arrays.mapped_rows import MappedSet
 from prefetchd.data.arrays.npy import ArrayFile, open_npy, opened
 from prefetchd.data.arrays.sequence_rows import SequenceRows
-from prefetchd.data.arrays.source import MappedSource, check_counts, read_rows
+from prefetchd.data.arrays.source import MappedSource, check_counts, read_rows, refuse_far_labels
 from prefetchd.data.files import read_exactly
 from prefetchd.data.kinds import (
     COLUMN_OPTIONS,
@@ -32,6 +33,7 @@ from prefetchd.data.kinds import (
     LIST_OPTIONS,
     refuse_given,
 )
+from prefetchd.data.source import Bucketing, Saving
 from prefetchd.errors import ConfigError, ManifestError, one_line
 from prefetchd.ring.layout import FieldLayout, xy_fields
 
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+
+log = logging.getLogger("prefetchd")
 
 _BLOCK_BYTES = 1 << 20
 # What y becomes where the length goes with it.
@@ -73,9 +77,10 @@ class SequenceSource(MappedSource):
         refuse_given(config, IMAGE_OPTIONS, "images")
         refuse_given(config, LIST_OPTIONS, "lists of images")
         refuse_given(config, COLUMN_OPTIONS, "tables and .npz files")
+        refuse_far_labels(config)
         tokens, offsets = single_array(config.source, "tokens"), single_array(config.offsets, "offsets")
         longest = check_offsets(offsets.files[0], tokens.files[0])
-        max_length = config.max_length or max(1, longest)
+        max_length = config.length_buckets[-1] if config.length_buckets else config.max_length or max(1, longest)
         labels = None if config.labels is None else open_array_set(config.labels)
         check_counts(tokens, max(0, offsets.n_rows - 1), labels)
         check_pad_value(config, tokens)
@@ -87,7 +92,12 @@ class SequenceSource(MappedSource):
             labels.check_batch(config.batch_size)
         source._table_fd = write_table(table)
         digest = combined_digest("sequences", tokens, offsets, labels)
-        source.facts = source._make_facts(digest, offsets.n_rows - 1, source._fields())
+        source.facts = source._make_facts(
+            digest,
+            offsets.n_rows - 1,
+            source._fields(),
+            bucket_fields=tuple(source._fields(length) for length in config.length_buckets),
+        )
         return source
 
     @classmethod
@@ -98,7 +108,7 @@ class SequenceSource(MappedSource):
         assert offsets is not None
         source = cls(config, tokens, offsets, labels, handle["max_length"], fds[0])
         source.facts = source._make_facts(handle["digest"], offsets.n_rows - 1, source._fields())
-        source._rows = SequenceRows(config, tokens.files[0], offsets.files[0], source._max_length)
+        source._rows = SequenceRows(config, tokens.files[0], offsets.files[0])
         source._maps.append(source._rows)
         if labels is not None:
             source._label_rows = MappedSet(labels, shuffled=config.shuffle)
@@ -110,13 +120,35 @@ class SequenceSource(MappedSource):
         handle = {"kind": self._kind, "digest": self.facts.digest, "max_length": self._max_length}
         return handle, [self._table_fd]
 
-    def _fields(self) -> tuple[FieldLayout, ...]:
-        """Return the fields; the option `lengths` makes x, (max_length, *token shape), or y one longer."""
+    def _fields(self, length: int | None = None) -> tuple[FieldLayout, ...]:
+        """Return the fields, of the bucket of that length if it is given.
+
+        The option `lengths` makes x, (max_length, *token shape), or y one longer.
+        """
         tokens, labels, lengths = self._tokens, self._labels, self._config.lengths
-        x = (self._max_length + (lengths == "x"), *tokens.row_shape), tokens.dtype_name
+        x = ((length or self._max_length) + (lengths == "x"), *tokens.row_shape), tokens.dtype_name
         shape, dtype = ((), "int64") if labels is None else (labels.row_shape, labels.dtype_name)
         y = (shape, dtype) if lengths != "y" else ((math.prod(shape) + 1,), _WITH_LENGTH[dtype])
         return xy_fields(x, y)
+
+    def put_into_buckets(self) -> Bucketing:
+        """Return the first bucket that each sequence fits in; the last one for what is longer, which is cut."""
+        starts = read_rows(self._offsets).astype(np.int64, copy=False)
+        lengths = np.diff(starts)
+        buckets = np.array(self._config.length_buckets, np.int64)
+        numbers = np.minimum(np.searchsorted(buckets, lengths), len(buckets) - 1).astype(np.uint8)
+
+        def saving(ids: NDArray[np.int64] | slice) -> Saving | None:
+            served = lengths[ids]
+            kept = int(np.minimum(served, buckets[-1]).sum())
+            padded = int(np.bincount(numbers[ids], minlength=len(buckets)) @ buckets)
+            return Saving("padding", 1 - kept / (len(served) * int(buckets[-1])), 1 - kept / padded)
+
+        n_cut = int((lengths > buckets[-1]).sum())
+        if n_cut:
+            log.info("%d of %d sequences are longer than %d, and are cut", n_cut, len(lengths), buckets[-1])
+        names = [str(length) for length in self._config.length_buckets]
+        return Bucketing(numbers, names, saving, f"{names[-1]} long")
 
     def where(self, sample_id: int) -> str:
         """File and number of a sequence."""

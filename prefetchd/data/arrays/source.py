@@ -36,7 +36,8 @@ from prefetchd.data.kinds import (
     refuse_given,
 )
 from prefetchd.data.source import ReserveMemory, SourceFacts
-from prefetchd.errors import ConfigError, ManifestError
+from prefetchd.data.stores.urls import is_url, shown
+from prefetchd.errors import ConfigError, ManifestError, one_line
 from prefetchd.ipc.reader_messages import Fault
 from prefetchd.ring.layout import FieldLayout, xy_fields
 
@@ -181,6 +182,7 @@ class ArraySource(MappedSource):
         refuse_given(config, IMAGE_OPTIONS, "images")
         refuse_given(config, LIST_OPTIONS, "lists of images")
         refuse_given(config, SEQUENCE_OPTIONS, "ragged sequences (with offsets)")
+        refuse_far_labels(config)
         y: ArraySet | None = None
         if is_npz(config.source):
             x, y = open_npz(config.source, config.x_column, config.y_column)
@@ -248,6 +250,16 @@ class ArraySource(MappedSource):
             y[:] = ids
         else:
             self._y_rows.fill(ids, y)
+
+
+def refuse_far_labels(config: Config) -> None:
+    """Raise `ConfigError` for labels or offsets in a store of rows that are files here."""
+    for option, path in (("labels", config.labels), ("offsets", config.offsets)):
+        if path is not None and is_url(path):
+            raise ConfigError(
+                f"cannot take {option} from {one_line(shown(path))} for {one_line(config.source)}, which is a file "
+                "here; download them, and give their path"
+            )
 
 
 def read_rows(files: ArraySet) -> NDArray[Any]:

@@ -79,9 +79,13 @@ class FieldCache(CacheInReader):
         """Return whether the image of a sample need not be read."""
         return self.known(np.array([sample_id]))[0]
 
-    def find(self, sample: Sample, sample_id: int) -> NDArray[Any] | None:
+    def find(self, sample: Sample, sample_id: int, size: tuple[int, int] | None = None) -> NDArray[Any] | None:
         """Return the kept image of the field if there is one; see `CacheInReader.find`."""
-        return super().find(self._records.part(sample, self._number), sample_id)
+        return super().find(self._records.part(sample, self._number), sample_id, size)
+
+    def may_have(self, sample: Sample) -> bool:
+        """Return whether the row of the field may be here; see `CacheInReader.may_have`."""
+        return super().may_have(self._records.part(sample, self._number))
 
     def store(self, sample: Sample, sample_id: int, pixels: NDArray[Any], read_ns: int) -> None:
         """Keep the image of the field; see `CacheInReader.store`."""

@@ -11,6 +11,7 @@ import numpy as np
 from prefetchd.config.fields import parse_fields
 from prefetchd.data.faults import SampleFault
 from prefetchd.data.fields.layouts import leaves_of
+from prefetchd.data.images.bucketed import ReadersByShape
 from prefetchd.data.images.source import ImageSource
 from prefetchd.data.read_ahead import ReadAhead
 from prefetchd.ring.layout import BatchLayout
@@ -38,6 +39,7 @@ class FieldsSource(ImageSource):
 
     _records: RecordsWithFields
     _sample_reader: SampleReader
+    _readers_by_shape: ReadersByShape[SampleReader] | None = None
 
     @classmethod
     def attach(cls, config: Config, handle: dict[str, Any], records: Records, cache_fds: list[int]) -> Self:
@@ -54,7 +56,18 @@ class FieldsSource(ImageSource):
                 fds, cache_fds = cache_fds[:n_fds], cache_fds[n_fds:]
                 caches[number] = cache = FieldCache(source._records, number, facts, fds, cached[number])
                 source._ahead.known[number] = cache.knows
-        source._sample_reader = SampleReader(config, source._records, source._ahead, caches)
+                if records.is_far:
+                    cache.object_state = records.object_state
+                    source._ahead.skips[number] = cache.may_have
+
+        def make(own: Config) -> SampleReader:
+            return SampleReader(own, source._records, source._ahead, caches)
+
+        if config.bucket_sizes:
+            number = source._first_image_array(config)
+            source._readers_by_shape = ReadersByShape(config, source._fields_with, make, number)
+        else:
+            source._sample_reader = make(config)
         return source
 
     def _watch(self, on_read: OnRead) -> None:
@@ -91,14 +104,23 @@ class FieldsSource(ImageSource):
             self._records, {number: partial(fetch, number) for number, each in enumerate(facts) if each.is_encoded}
         )
 
-    def _fields(self) -> tuple[FieldLayout, ...]:
-        """Return the arrays of all fields."""
-        fields, facts = parse_fields(self._config.fields), self._records.fields
+    def _fields_with(self, config: Config) -> tuple[FieldLayout, ...]:
+        """Return the arrays of all fields, with the size of `config`."""
+        fields, facts = parse_fields(config.fields), self._records.fields
         leaves = [
-            leaves_of(name, field, each, self._config)
-            for (name, field), each in zip(fields.items(), facts, strict=True)
+            leaves_of(name, field, each, config) for (name, field), each in zip(fields.items(), facts, strict=True)
         ]
         return tuple(leaf for each in leaves for leaf in each)
+
+    @property
+    def _image_part(self) -> int:
+        """The number of the first image, which decides the bucket."""
+        return [field.kind for field in parse_fields(self._config.fields).values()].index("image")
+
+    def _first_image_array(self, config: Config) -> int:
+        """Return the number of the array with the first image."""
+        name = list(parse_fields(config.fields))[self._image_part]
+        return [each.name for each in self._fields_with(config)].index(name)
 
     def class_names(self) -> dict[str, tuple[str, ...]]:
         """Return the names of the classes of each label that was text, in the daemon."""
@@ -109,14 +131,19 @@ class FieldsSource(ImageSource):
     @property
     def _scratch_bytes(self) -> int:
         """Bytes of scratch images beyond the first one, which the allowance of every reader holds."""
-        return _SCRATCH_IMAGES * sum(each.row_bytes for each in self._fields()[1:])
+        fields = self._fields()
+        more = fields if self._config.bucket_sizes else ()  # there are the readers of two sizes at a time
+        return _SCRATCH_IMAGES * sum(each.row_bytes for each in (*fields[1:], *more))
 
     def try_out(self, sample_id: int, reserve: ReserveMemory) -> NDArray[Any]:
         """Load one sample, in the dry run; the fields say what it delivers."""
         layout = BatchLayout(1, self._fields())
         arrays = layout.arrays(np.empty(layout.slot_bytes, np.uint8), 1)
-        self._sample_reader.load(self._records.samples([sample_id])[0], sample_id, 0, 0, arrays, reserve)
+        self._reader_of(arrays).load(self._records.samples([sample_id])[0], sample_id, 0, 0, arrays, reserve)
         return np.zeros((), np.int64)
+
+    def _reader_of(self, arrays: Sequence[NDArray[Any]]) -> SampleReader:
+        return self._sample_reader if self._readers_by_shape is None else self._readers_by_shape.of(arrays)
 
     def _load_all(
         self,
@@ -128,9 +155,10 @@ class FieldsSource(ImageSource):
         reserve: ReserveMemory,
     ) -> list[Fault]:
         faults = []
+        reader = self._reader_of(arrays)
         for sample_id, row, sample in zip(sample_ids, rows, samples, strict=True):
             try:
-                self._sample_reader.load(sample, int(sample_id), epoch, row, arrays, reserve)
+                reader.load(sample, int(sample_id), epoch, row, arrays, reserve)
             except SampleFault as fault:
                 faults.append(self._report(fault, row, int(sample_id), is_alone=len(rows) == 1))
         return faults

@@ -66,6 +66,48 @@ class Checked(NamedTuple):
     labels: set[bytes]
 
 
+class Lines(NamedTuple):
+    """The lines of a block.
+
+    Attributes:
+        n_lines, longest, starts, ends, rows: see `Checked`.
+        plain: (samples,) whether a line begins without white space, and has no quote, and no carriage return but one at
+            its end.
+    """
+
+    n_lines: int
+    longest: tuple[int, int]
+    starts: Places
+    ends: Places
+    rows: Places
+    plain: NDArray[np.bool_]
+
+
+def find_lines(block: bytes, codes: Bytes, *, hash_rows: bool) -> Lines:
+    """Return where the samples of `block` are, whole lines with a line break at the end; `codes` are its bytes."""
+    breaks = np.flatnonzero(codes == 10)
+    starts = np.empty_like(breaks)
+    starts[0] = 0
+    np.add(breaks[:-1], 1, out=starts[1:])
+    lengths = breaks - starts
+    longest = int(lengths.argmax())
+    first = codes.take(starts)
+    kept = np.ones(len(starts), bool)
+    for row in np.flatnonzero((first <= 32) | (first == 35)).tolist():
+        kept[row] = is_sample(block[starts[row] : breaks[row]], hash_rows=hash_rows)
+    rows = np.flatnonzero(kept)
+    ends = breaks
+    if len(rows) < len(kept):
+        starts, ends, first = starts[kept], ends[kept], first[kept]
+    plain = first > 32
+    if len(starts) and b'"' in block:
+        plain[_lines_with(np.flatnonzero(codes == ord('"')), starts, ends)] = False
+    if len(starts) and b"\r" in block:
+        returns = np.flatnonzero(codes == 13)
+        plain[_lines_with(returns[codes[returns + 1] != 10], starts, ends)] = False
+    return Lines(len(kept), (longest, int(lengths[longest])), starts, ends, rows, plain)
+
+
 class BlockCheck:
     """Checks block after block of one list; for one thread."""
 
@@ -78,47 +120,29 @@ class BlockCheck:
     def __call__(self, block: bytes) -> Checked:
         """Check `block`, whole lines with a line break at the end."""
         codes = np.frombuffer(block, np.uint8)
-        breaks = np.flatnonzero(codes == 10)
-        starts = np.empty_like(breaks)
-        starts[0] = 0
-        np.add(breaks[:-1], 1, out=starts[1:])
-        lengths = breaks - starts
-        longest = int(lengths.argmax())
-        first = codes.take(starts)
-        kept = np.ones(len(starts), bool)
-        for row in np.flatnonzero((first <= 32) | (first == 35)).tolist():
-            kept[row] = is_sample(block[starts[row] : breaks[row]], hash_rows=self._dialect.hash_rows)
-        rows = np.flatnonzero(kept)
-        ends = breaks
-        if len(rows) < len(kept):
-            starts, ends, first = starts[kept], ends[kept], first[kept]
+        lines = find_lines(block, codes, hash_rows=self._dialect.hash_rows)
         self._any_fraction, self._any_long, self._labels = False, False, set()
-        sure = self._sure(block, codes, starts, ends, first)
+        sure = self._sure(block, codes, lines)
         return Checked(
-            n_lines=len(kept),
-            longest=(longest, int(lengths[longest])),
-            starts=starts,
-            ends=ends,
-            rows=rows,
+            n_lines=lines.n_lines,
+            longest=lines.longest,
+            starts=lines.starts,
+            ends=lines.ends,
+            rows=lines.rows,
             doubtful=np.flatnonzero(~sure),
             any_fraction=self._any_fraction,
             any_long=self._any_long,
             labels=self._labels,
         )
 
-    def _sure(self, block: bytes, codes: Bytes, starts: Places, ends: Places, first: Bytes) -> NDArray[np.bool_]:
+    def _sure(self, block: bytes, codes: Bytes, lines: Lines) -> NDArray[np.bool_]:
         """Return (samples,) whether each line is surely good; adds the labels of those lines, and of no other."""
-        kind = self._dialect.kind
+        kind, starts, ends = self._dialect.kind, lines.starts, lines.ends
         if kind == "tree" or not len(starts):
             return np.ones(len(starts), bool)
         if kind == "json" or self._dialect.label_kind == "path":
             return np.zeros(len(starts), bool)
-        sure = first > 32
-        if b'"' in block:
-            sure[_lines_with(np.flatnonzero(codes == ord('"')), starts, ends)] = False
-        if b"\r" in block:
-            returns = np.flatnonzero(codes == 13)
-            sure[_lines_with(returns[codes[returns + 1] != 10], starts, ends)] = False
+        sure = lines.plain
         if kind == "table":
             self._table(block, codes, starts, ends, sure)
         else:
@@ -153,7 +177,7 @@ class BlockCheck:
 
     def _table(self, block: bytes, codes: Bytes, starts: Places, ends: Places, sure: NDArray[np.bool_]) -> None:
         dialect = self._dialect
-        separators = _separators(codes, ord(dialect.separator), starts, ends, dialect.columns - 1, sure)
+        separators = separator_places(codes, ord(dialect.separator), starts, ends, dialect.columns - 1, sure)
         white = WHITE.replace(dialect.separator.encode(), b"")
         table = number_table(white, dialect.separator.encode() + b"\n")
         path = codes.take(starts if dialect.x == 0 else separators[dialect.x - 1] + 1)
@@ -206,7 +230,7 @@ def _lines_with(places: Places, starts: Places, ends: Places) -> Places:
     return lines[places >= starts[lines]]
 
 
-def _separators(
+def separator_places(
     codes: Bytes, separator: int, starts: Places, ends: Places, per_line: int, sure: NDArray[np.bool_]
 ) -> Places:
     """Return (per_line, lines) where the separators are; clears `sure` where a line has more or fewer."""

@@ -22,6 +22,7 @@ import numpy as np
 
 from prefetchd.data.manifest.dialect import is_image
 from prefetchd.data.manifest.line import NOT_A_NUMBER
+from prefetchd.sampling.permutation import mix_array
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -160,8 +161,8 @@ class KnownLabels:
         """
         lengths = ends - starts
         n_words = min(_WORDS, -(-int(lengths.max(initial=1)) // 8))
-        words = self._words(block, ends, lengths, n_words)
-        places = self._places(words)
+        words = _last_words(block, ends, lengths, n_words)
+        places = (_mixed(words) >> np.uint64(64 - _PLACE_BITS)).astype(np.int64)
         known = np.ones(len(starts), bool)
         for word, column in zip(words, self._table, strict=False):
             known &= word == column.take(places)
@@ -184,21 +185,31 @@ class KnownLabels:
         self._table[:n_words, places[fresh[first]]] = words[:, fresh[first]]
         return set(found) - doubtful, refused
 
-    @staticmethod
-    def _words(block: bytes, ends: Places, lengths: Places, n_words: int) -> NDArray[np.uint64]:
-        """Return (n_words, lines): the last eight bytes of each label, those before them, ... and then zeros."""
-        every_word = np.ndarray((max(1, len(block) - 7),), np.uint64, buffer=block.ljust(8), strides=(1,))
-        words = np.empty((n_words, len(ends)), np.uint64)
-        for number in range(n_words):
-            kept = np.minimum(np.maximum(lengths - 8 * number, 0), 8)
-            # Indexing, as take() would make a copy of all words.
-            words[number] = every_word[np.maximum(ends - 8 * (number + 1), 0)] & _KEPT.take(kept)
-        return words
 
-    @staticmethod
-    def _places(words: NDArray[np.uint64]) -> Places:
-        mixed = words[0] * _MULTIPLIERS[0]
-        for word, multiplier in zip(words[1:], _MULTIPLIERS[1:], strict=False):
-            mixed += word * multiplier
-        places: Places = (mixed >> np.uint64(64 - _PLACE_BITS)).astype(np.int64)
-        return places
+def _last_words(block: bytes, ends: Places, lengths: Places, n_words: int) -> NDArray[np.uint64]:
+    """Return (n_words, lines): the last eight bytes of each label, those before them, ... and then zeros."""
+    every_word = np.ndarray((max(1, len(block) - 7),), np.uint64, buffer=block.ljust(8), strides=(1,))
+    words = np.empty((n_words, len(ends)), np.uint64)
+    for number in range(n_words):
+        kept = np.minimum(np.maximum(lengths - 8 * number, 0), 8)
+        # Indexing, as take() would make a copy of all words.
+        words[number] = every_word[np.maximum(ends - 8 * (number + 1), 0)] & _KEPT.take(kept)
+    return words
+
+
+def _mixed(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    mixed: NDArray[np.uint64] = words[0] * _MULTIPLIERS[0]
+    for word, multiplier in zip(words[1:], _MULTIPLIERS[1:], strict=False):
+        mixed += word * multiplier
+    return mixed
+
+
+def hash_labels(block: bytes, starts: Places, ends: Places) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+    """Return the hash of each label, and whether it has one: long ones have none, nor some next to the block's start.
+
+    Only the labels are looked at, where `sampling.hashes` goes over the whole block.
+    """
+    lengths = ends - starts
+    has_hash = (lengths > 0) & (lengths <= 8 * _WORDS) & (ends >= 8 * _WORDS)
+    n_words = max(1, -(-int(lengths[has_hash].max(initial=1)) // 8))
+    return mix_array(_mixed(_last_words(block, ends, lengths, n_words))), has_hash

@@ -28,9 +28,14 @@ _LEFT_OUT = frozenset(
 )  # fmt: skip
 # Lists that describe the images beside them at any depth, as Hugging Face's `datasets` writes them. At the top of the
 # directory any list may.
-_LISTS = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+LISTS = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 log = logging.getLogger("prefetchd")
+
+
+def is_left_out(lower: str) -> bool:
+    """Return whether the name of a file or folder, in lower case, is hidden, or one of a system or tool."""
+    return lower.startswith(".") or lower in _LEFT_OUT
 
 
 def list_folder(folder: str, name: str, fd: int, *, label_columns: int | None) -> tuple[str, ...] | None:
@@ -43,7 +48,7 @@ def list_folder(folder: str, name: str, fd: int, *, label_columns: int | None) -
         ManifestError: if a folder cannot be listed, there are no images, a list beside them may have their labels, or
             the folders are no classes by their names.
     """
-    listing = _Listing(name, fd, refuse_lists=label_columns is None)
+    listing = Listing(name, fd, refuse_lists=label_columns is None)
     files, folders = listing.entries(folder, at_top=True)
     if label_columns != 0 and folders:
         if label_columns is None:
@@ -63,21 +68,11 @@ def list_folder(folder: str, name: str, fd: int, *, label_columns: int | None) -
         listing.n_unread.clear()  # the walk looks at the same folder again
         listing.walk(folder, "", b"-\t", ())
         classes = None
-    listing.flush()
-    if not listing.lines:
-        beside = f", and {len(files)} images beside them" if files and folders else ""
-        unread = f", and {listing.unread} which OpenCV does not read" if listing.n_unread else ""
-        raise ManifestError(
-            f"cannot serve the directory {name}: no images in it ({len(folders)} class folders{beside}{unread}; "
-            f"suffixes {' '.join(IMAGE_SUFFIXES[:8])} ...); give a directory with a folder of images for each class"
-        )
-    if classes is not None and label_columns is None:
-        listing.check_depth(folders)
-    listing.warn()
+    listing.finish(folders, has_classes=classes is not None)
     return classes
 
 
-class _Listing:
+class Listing:
     """Walks through folders; gathers lines and writes them in large pieces.
 
     Attributes:
@@ -85,6 +80,8 @@ class _Listing:
         empty: class folders without an image.
         n_beside: number of images that lie beside the class folders.
         n_unread: number of images by suffix that were left out, as OpenCV does not read them.
+        any_direct: whether an image lies in a class folder itself, and not in a folder below it.
+        below: the names of folders in class folders.
     """
 
     def __init__(self, name: str, fd: int, *, refuse_lists: bool) -> None:
@@ -92,8 +89,8 @@ class _Listing:
         self.empty: list[str] = []
         self.n_beside = 0
         self.n_unread: Counter[str] = Counter()
-        self._any_direct = False  # whether an image lies in a class folder itself, and not in a folder below it
-        self._below: set[str] = set()  # the names of folders in class folders
+        self.any_direct = False
+        self.below: set[str] = set()
         self._name = name
         self._fd = fd
         self._refuse_lists = refuse_lists
@@ -103,6 +100,25 @@ class _Listing:
     def unread(self) -> str:
         """The images that were left out, such as `3 of .heic`."""
         return ", ".join(f"{count} of {suffix}" for suffix, count in self.n_unread.most_common(5))
+
+    def finish(self, folders: list[str], *, has_classes: bool) -> None:
+        """Write what is left, and check what was found in the directory and its `folders`.
+
+        Raises:
+            ManifestError: if there are no images, or the folders are no classes.
+        """
+        self.flush()
+        if not self.lines:
+            beside = f", and {self.n_beside} images beside them" if self.n_beside else ""
+            unread = f", and {self.unread} which OpenCV does not read" if self.n_unread else ""
+            raise ManifestError(
+                f"cannot serve the directory {self._name}: no images in it ({len(folders)} class folders{beside}"
+                f"{unread}; suffixes {' '.join(IMAGE_SUFFIXES[:8])} ...); give a directory with a folder of images for "
+                "each class"
+            )
+        if has_classes and self._refuse_lists:
+            self.check_depth(folders)
+        self.warn()
 
     def warn(self) -> None:
         """Log once what was left out."""
@@ -122,9 +138,9 @@ class _Listing:
 
     def check_depth(self, folders: list[str]) -> None:
         """Log where the class `folders` may be none, or refuse them: there is only one, or no image lies in them."""
-        if not self._any_direct:
+        if not self.any_direct:
             log.warning(
-                "%s: %s; check the directory", self._name, explain_depth(self._name, folders, sorted(self._below))
+                "%s: %s; check the directory", self._name, explain_depth(self._name, folders, sorted(self.below))
             )
         elif len(folders) == 1:
             log.warning(
@@ -145,13 +161,13 @@ class _Listing:
             with os.scandir(folder) as entries:
                 for entry in entries:
                     lower = entry.name.lower()
-                    if lower.startswith(".") or lower in _LEFT_OUT:
+                    if is_left_out(lower):
                         continue
                     if entry.is_dir():
                         folders.append(entry.name)
                     elif lower.endswith(IMAGE_SUFFIXES):
                         files.append(entry.name)
-                    elif self._refuse_lists and (lower in _LISTS or (at_top and may_list_images(entry.path))):
+                    elif self._refuse_lists and (lower in LISTS or (at_top and may_list_images(entry.path))):
                         lists.append(entry.path)
                     elif lower.endswith(UNREAD_SUFFIXES):
                         self.n_unread[os.path.splitext(lower)[1]] += 1
@@ -173,17 +189,18 @@ class _Listing:
             return
         files, folders = self.entries(folder)
         if inside and os.sep not in inside:
-            self._any_direct |= bool(files)
-            self._below.update(folders)
+            self.any_direct |= bool(files)
+            self.below.update(folders)
         is_folder = dict.fromkeys(files, False) | dict.fromkeys(folders, True)
         for entry in sorted(is_folder):
             path = os.path.join(inside, entry)
             if is_folder[entry]:
                 self.walk(os.path.join(folder, entry), path, label, (*above, identity))
             else:
-                self._add(label + escape_path(path.encode("utf-8", "surrogateescape")) + b"\n")
+                self.add(label + escape_path(path.encode("utf-8", "surrogateescape")) + b"\n")
 
-    def _add(self, line: bytes) -> None:
+    def add(self, line: bytes) -> None:
+        """Add the line of an image."""
         assert len(line) <= MAX_LINE_BYTES
         self._pieces += line
         self.lines += 1

@@ -19,10 +19,10 @@ _IMAGES = frozenset(("image", "images", "img", "imgs", "jpegimages"))
 _BESIDE_IMAGES = frozenset(
     ("label", "labels", "annotation", "annotations", "mask", "masks", "segmentationclass", "imagesets")
 )
-_LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".xlsx", ".xls")
+LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".xlsx", ".xls")
 # A text file is a list if an image's name ends a word or stands before a comma; a README that names one is, too.
-_TEXT_SUFFIXES = (".txt", ".lst", ".list")
-_PEEKED_BYTES = 1 << 16
+TEXT_SUFFIXES = (".txt", ".lst", ".list")
+PEEKED_BYTES = 1 << 16
 _IMAGE_NAME = re.compile(
     rb"\w(?:" + b"|".join(re.escape(suffix.encode()) for suffix in IMAGE_SUFFIXES) + rb")(?=[\s,;\"']|$)", re.IGNORECASE
 )
@@ -32,16 +32,21 @@ _SETTLE = "give label_columns=1 if the folders are the classes all the same, or 
 def may_list_images(path: str) -> bool:
     """Return whether the file at `path` may list images with labels, by its suffix, and a text file by its start."""
     lower = path.lower()
-    if lower.endswith(_LIST_SUFFIXES):
+    if lower.endswith(LIST_SUFFIXES):
         return True
-    if not lower.endswith(_TEXT_SUFFIXES):
+    if not lower.endswith(TEXT_SUFFIXES):
         return False
     try:
         # A pipe would wait for its writer.
         with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-            return _IMAGE_NAME.search(file.read(_PEEKED_BYTES)) is not None
+            return names_image(file.read(PEEKED_BYTES))
     except OSError:
         return False
+
+
+def names_image(start: bytes) -> bool:
+    """Return whether the start of a text file names an image."""
+    return _IMAGE_NAME.search(start) is not None
 
 
 def refuse_list(name: str, path: str) -> ManifestError:
@@ -49,8 +54,7 @@ def refuse_list(name: str, path: str) -> ManifestError:
     shown = one_line(path)
     return ManifestError(
         f"cannot tell the labels of {name}: {shown} lies beside the images and may have them; serve that list "
-        f"(batches({os.path.basename(shown)!r}, root=...)), or give label_columns=1 for the class folders, or "
-        "label_columns=0 for no labels"
+        "instead, or give label_columns=1 for the class folders, or label_columns=0 for no labels"
     )
 
 
@@ -64,7 +68,7 @@ def check_class_folders(name: str, folders: list[str]) -> None:
     if by_name.keys() <= _SPLITS:
         raise ManifestError(
             f"cannot take classes from {name}: its folders are splits ({_listing(folders)}); name one, as in "
-            f"batches({one_line(os.path.join(name, folders[0]))!r}), or {_SETTLE}"
+            f"{one_line(os.path.join(name, folders[0]))!r}, or {_SETTLE}"
         )
     images, beside = sorted(by_name.keys() & _IMAGES), sorted(by_name.keys() & _BESIDE_IMAGES)
     if images and beside:

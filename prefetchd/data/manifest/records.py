@@ -20,10 +20,12 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from prefetchd.config.options import Config
-from prefetchd.data.files import check_unchanged, read_exactly, read_file
+from prefetchd.data.files import check_unchanged, is_across_hosts, read_exactly
 from prefetchd.data.manifest.dialect import LINES_PER_ENTRY, BadLine, Dialect, MalformedLine, is_sample, sample_lines
 from prefetchd.data.manifest.line import check_line, parse_line, split_classes
+from prefetchd.data.named_files import NamedFiles
 from prefetchd.data.records import Label, Sample, shown_path
+from prefetchd.data.shards import STORE_BYTES
 from prefetchd.errors import ManifestError
 from prefetchd.ipc.descriptors import memfd_bytes
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from prefetchd.data.files import FileBuffer
-    from prefetchd.data.manifest.values import Part
+    from prefetchd.data.manifest.values import LabelArray, Part
     from prefetchd.data.source import ReserveMemory
 
 _CACHED_BYTES = 1 << 20
@@ -57,15 +59,17 @@ class Manifest:
     name: str
     _is_ours: Callable[[bytes], bool]
 
-    def __init__(self, facts: dict[str, Any], index_fd: int, fd: int) -> None:
+    def __init__(self, facts: dict[str, Any], fds: Sequence[int]) -> None:
         """Take over the descriptors; `facts` are those of `handle()`. Use `open` or `attach`."""
         self._facts = facts
-        self._index_fd = index_fd
-        self._fd = fd
+        self._index_fd, self._fd, *pins_fd = fds
+        self._files = NamedFiles(os.fsdecode(facts["root"]), *pins_fd)
+        self._has_pins = self._files.is_far
         self._samples: int = facts["samples"]
-        self._is_folder: bool = facts["identity"] is None
+        # A directory's listing, and a list that is an object, are held in memory and cannot change.
+        self._is_held: bool = facts["identity"] is None
+        self._is_folder: bool = facts["dialect"]["kind"] == "tree"
         self._path: bytes = facts["path"]
-        self._root = os.fsdecode(facts["root"])
         dialect = facts["dialect"]
         checked = Dialect(**{**dialect, "y": tuple(dialect["y"]), "keys": tuple(dialect["keys"])})
         # All lines were checked at open: the kind of their labels is not found out again, unless lines were left out.
@@ -82,7 +86,7 @@ class Manifest:
         self.name = facts["name"]
         self.classes = None
         if facts["classes_bytes"]:
-            text = read_exactly(index_fd, facts["classes_at"], facts["classes_bytes"], self.name)
+            text = read_exactly(self._index_fd, facts["classes_at"], facts["classes_bytes"], self.name)
             self.classes = tuple(json.loads(text))
         self._class_numbers: dict[bytes, int] = {}
         if self._dialect.label_kind in ("class", "classes") and self.classes is not None:
@@ -106,16 +110,15 @@ class Manifest:
     @classmethod
     def attach(cls, handle: dict[str, Any], fds: list[int]) -> Manifest:
         """Return the manifest that `handle()` described, in another process; it owns `fds` from here on."""
-        index_fd, fd = fds
-        return cls(handle, index_fd, fd)
+        return cls(handle, fds)
 
     def handle(self) -> tuple[dict[str, Any], list[int]]:
-        """Return what `attach` needs: plain values (numbers, text, bytes, lists, dicts), and two descriptors.
+        """Return what `attach` needs: plain values (numbers, text, bytes, lists, dicts), and descriptors.
 
         The descriptors stay this object's; `attach` needs copies of them (sent over a socket, inherited or from
         `os.dup`).
         """
-        return self._facts, [self._index_fd, self._fd]
+        return self._facts, [self._index_fd, self._fd, *self._files.fds]
 
     def close(self) -> None:
         """Close the descriptors; may be called twice."""
@@ -123,6 +126,7 @@ class Manifest:
             if fd >= 0:
                 os.close(fd)
         self._index_fd = self._fd = -1
+        self._files.close()
         self._cached_entry = -1
 
     def __enter__(self) -> Manifest:
@@ -148,24 +152,26 @@ class Manifest:
             ManifestError: if the file changed on disk since it was opened.
             IndexError: for a number outside of 0 to `len() - 1`.
         """
+        sample_ids = list(sample_ids)
         found = [self._line(int(sample_id)) for sample_id in sample_ids]
         self.check_unchanged()
-        return [self._parse(number, raw) for number, raw in found]
+        return [self._parse(*each, int(sample_id)) for each, sample_id in zip(found, sample_ids, strict=True)]
 
     def check_unchanged(self) -> None:
         """Raise `ManifestError` if the file is not the one that was opened, or was written to since."""
-        if not self._is_folder:
+        if not self._is_held and not is_across_hosts():
             check_unchanged(self._path, self._facts["identity"], self.name)
 
     @property
     def shared_bytes(self) -> int:
-        """Bytes of the memfds: the index, and the listing of a directory."""
-        return memfd_bytes(self._index_fd) + (memfd_bytes(self._fd) if self._is_folder else 0)
+        """Bytes of the memfds: the index, a listing or a list that is held, and the objects' identities."""
+        fds = [self._index_fd, *([self._fd] if self._is_held else []), *self._files.fds]
+        return sum(map(memfd_bytes, fds))
 
     @property
     def is_far(self) -> bool:
-        """No: they are files."""
-        return False
+        """Whether some of them are objects."""
+        return self._files.is_far
 
     @property
     def reads_apart(self) -> bool:
@@ -174,12 +180,20 @@ class Manifest:
 
     @property
     def reader_bytes(self) -> int:
-        """0: readers share the index."""
-        return 0
+        """For objects the store's library; readers share the index."""
+        return STORE_BYTES if self.is_far else 0
 
     def read(self, sample: Sample, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
         """Return the bytes of the sample's file; see `Records.read`."""
-        return read_file(sample.path, buffer, reserve=reserve)
+        return self._files.read(sample.path, sample.pin, buffer, reserve)
+
+    def read_label(self, sample: Sample, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
+        """Return the bytes of the file that is the sample's label, such as a mask; as `read`."""
+        return self._files.read(str(sample.label), self._samples + sample.pin, buffer, reserve)
+
+    def object_state(self, sample: Sample, ask: bool) -> bytes | None:
+        """Return the state of an object; see `Records.object_state`."""
+        return self._files.state(sample.path, sample.pin, ask)
 
     def where(self, sample: Sample) -> str:
         """Return list, line and path of a sample; the path alone in a directory."""
@@ -212,8 +226,8 @@ class Manifest:
         from prefetchd.sampling.hashes import hash_keys
 
         if self._is_plain:
-            return path_hashes(self._parts(), lambda raw: parse_line(self._dialect, raw)[0])
-        return hash_keys(parse_line(self._dialect, raw)[0] for raw in self._lines())
+            return (path_hashes(part, self._parse_path) for part in self._parts())
+        return hash_keys(self._parse_path(raw) for raw in self._lines())
 
     def label_values(self) -> NDArray[Any] | None:
         """Return the labels, (samples,) or (samples, k), int64 or float64; `None` for masks, or without labels."""
@@ -221,13 +235,45 @@ class Manifest:
 
         if self._dialect.label_kind == "path" or not self._dialect.label_count:
             return None
-        if self._is_plain and not self._any_fraction:
-            from prefetchd.data.manifest.values import label_array
-
-            return label_array(self._parts(), self._samples, lambda raw: self._parse(0, raw).label, self._changed())
+        found = self._label_array()
+        if found is not None:
+            for part in self._parts():
+                found.add(part)
+            return found.whole()
         labels = (self._parse(0, raw).label for raw in self._lines())
         dtype = "float64" if self.label_dtype == "float32" else "int64"
         return np.fromiter(labels, np.dtype((dtype, self.label_shape)), self._samples)
+
+    def labels_and_path_hashes(self) -> tuple[NDArray[Any], NDArray[np.uint64]] | None:
+        """Return what `label_values` and `path_hashes` give, each (samples,); `None` if one pass does not give both."""
+        import numpy as np
+
+        from prefetchd.data.manifest.values import path_hashes
+
+        labels = self._label_array()
+        if labels is None:
+            return None
+        hashes, first = np.empty(self._samples, np.uint64), 0
+        for part in self._parts():
+            labels.add(part)  # first: it holds that there are not more samples than there were
+            found = path_hashes(part, self._parse_path)
+            hashes[first : first + len(found)] = found
+            first += len(found)
+        return labels.whole(), hashes
+
+    def _label_array(self) -> LabelArray | None:
+        """Return what takes the labels part by part; `None` where lines are parsed one by one for them."""
+        from prefetchd.data.manifest.values import ClassTable, LabelArray
+
+        if not self._is_plain or self._any_fraction:
+            return None
+        classes = ClassTable(list(self._class_numbers)) if self._dialect.label_kind == "class" else None
+        if classes is not None and not classes.is_unique:
+            return None
+        return LabelArray(self._samples, lambda raw: self._parse(0, raw).label, self._changed(), classes)
+
+    def _parse_path(self, raw: bytes) -> bytes:
+        return parse_line(self._dialect, raw)[0]
 
     def _line(self, sample_id: int) -> tuple[int, bytes]:
         """Return the line number and the bytes of a sample's line."""
@@ -235,7 +281,7 @@ class Manifest:
             raise IndexError(f"sample {sample_id} of {self._samples} in {self.name}")
         entry, place = divmod(sample_id, LINES_PER_ENTRY)
         if entry != self._cached_entry:
-            index = read_exactly(self._index_fd, entry * _ENTRY.size // 2, _ENTRY.size, self.name)
+            index = os.pread(self._index_fd, _ENTRY.size, entry * _ENTRY.size // 2)  # sealed: all of it is there
             offset, number, end, next_number = _ENTRY.unpack(index)
             if end - offset > _CACHED_BYTES:
                 every = sample_lines(self._fd, offset, end, number, self.name, hash_rows=self._dialect.hash_rows)
@@ -266,7 +312,7 @@ class Manifest:
         self._cached_entry = -1
         return ManifestError(f"cannot go on with {self.name}: it was written to while in use; start again")
 
-    def _parse(self, number: int, raw: bytes) -> Sample:
+    def _parse(self, number: int, raw: bytes, pin: int = -1) -> Sample:
         try:
             path, fields = parse_line(self._dialect, raw)
             label: Label = None
@@ -275,16 +321,17 @@ class Manifest:
             elif self._dialect.label_kind == "classes":
                 label = self._vector(fields[0])
             elif self._dialect.label_kind == "path":
-                label = os.path.join(self._root, fields[0].decode("utf-8", "surrogateescape"))
+                label = self._files.path(fields[0].decode("utf-8", "surrogateescape"))
             elif fields:
                 convert = float if self._any_fraction else int
-                numbers = tuple(convert(field) for field in fields)
+                numbers = tuple(map(convert, fields))
                 label = numbers if self.label_shape else numbers[0]
         except (BadLine, LookupError, ValueError):
             # All lines were good at open, so these bytes are not the ones that were checked.
             raise self._changed() from None
         line = 0 if self._is_folder else number
-        return Sample(os.path.join(self._root, path.decode("utf-8", "surrogateescape")), label, line)
+        name = self._files.path(path.decode("utf-8", "surrogateescape"))
+        return Sample(name, label, line, (), (), pin if self._has_pins else -1)
 
 
 def _fits(dialect: Dialect, line: bytes) -> bool:

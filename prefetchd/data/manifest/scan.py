@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,12 +27,14 @@ from prefetchd.data.manifest.dialect import (
     BadLine,
     Dialect,
     MalformedLine,
+    is_sample,
     looks_binary,
     refuse_long_line,
     sample_lines,
     show,
 )
-from prefetchd.data.manifest.line import check_line, is_changed_by_float32
+from prefetchd.data.manifest.line import check_line, is_changed_by_float32, parse_line
+from prefetchd.data.stores.urls import is_url
 from prefetchd.errors import ManifestError
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 _BLOCK_BYTES = 1 << 19
 _BLOCKS_AHEAD = 3
 _SHOWN_BAD_LINES = 3
+_MAY_BE_URL = re.compile(rb":(//|\\/)")  # JSON may escape a slash
 _MAX_BAD_LINES = 10_000  # with so many the file is something else; parsing them all takes long
 
 
@@ -56,6 +60,7 @@ class Scan:
         lines: number of lines, comments and blank ones too.
         any_fraction: some numeric label is not an integer.
         any_long: some label may be a whole number that float32 does not hold.
+        any_url: some path, or label that is one, is the URL of an object.
         labels: the different string labels.
         digest: of all the bytes of the list.
         malformed: the malformed lines.
@@ -64,7 +69,7 @@ class Scan:
     def __init__(self, dialect: Dialect, name: str, *, tolerant: bool = False) -> None:
         self.samples = 0
         self.lines = 0
-        self.any_fraction = self.any_long = False
+        self.any_fraction = self.any_long = self.any_url = False
         self.labels: set[bytes] = set()
         self.digest = hashlib.sha256()
         self._dialect = dialect
@@ -158,6 +163,8 @@ class Scan:
         row, longest_bytes = checked.longest
         if longest_bytes > MAX_LINE_BYTES:
             raise self._refusal() if self.malformed else refuse_long_line(self._name, self.lines + 1 + row)
+        if not self.any_url and _MAY_BE_URL.search(block) is not None:
+            self.any_url = any(map(self._names_object, block.split(b"\n")))
         first_line = self.lines + 1
         self.lines += checked.n_lines
         self.any_fraction |= checked.any_fraction
@@ -175,6 +182,17 @@ class Scan:
         entries = np.stack([starts[marked] + block_start, rows[marked] + first_line], axis=1)
         os.write(index_fd, entries.astype(np.int64).tobytes())
         self.samples += len(starts)
+
+    def _names_object(self, line: bytes) -> bool:
+        """Return whether a line is a sample whose path is a URL; captions and comments hold some that are none."""
+        if _MAY_BE_URL.search(line) is None or not is_sample(line, hash_rows=self._dialect.hash_rows):
+            return False
+        try:
+            path, labels = parse_line(self._dialect, line)
+        except BadLine:
+            return False
+        names = [path, *(labels if self._dialect.label_kind == "path" else ())]
+        return any(is_url(name.decode("utf-8", "surrogateescape")) for name in names)
 
     def _parse(self, line: bytes, number: int) -> bool:
         """Parse one line; add its labels, or record what is wrong with it; return whether it is good."""

@@ -22,6 +22,7 @@ from prefetchd.data.manifest.dialect import Dialect, Line, is_image, is_number, 
 from prefetchd.data.manifest.json import JSON_SUFFIXES, is_json_object, sniff_json
 from prefetchd.data.manifest.line import tokens, trailing_numbers
 from prefetchd.data.manifest.table import SEPARATORS, number_or_class, sniff_table
+from prefetchd.data.stores.urls import file_name, is_url
 from prefetchd.errors import ManifestError
 
 SNIFFED_LINES = 256
@@ -50,7 +51,7 @@ def sniff(config: Config, name: str, lines: list[Line], exists: Callable[[bytes]
     """
     raw = [line.raw for line in lines]
     skipped = 0
-    if os.path.splitext(config.source)[1].lower() in JSON_SUFFIXES or is_json_object(raw[0]):
+    if suffix_of(config.source) in JSON_SUFFIXES or is_json_object(raw[0]):
         dialect = sniff_json(config, name, lines)
     elif separator := _table_separator(config, name, raw):
         dialect, skipped = sniff_table(config, name, lines, separator, exists)
@@ -80,9 +81,14 @@ def _with_options(config: Config, name: str, dialect: Dialect) -> Dialect:
     return replace(dialect, label_separator=config.label_separator or "", missing=config.missing_label or None)
 
 
+def suffix_of(source: str) -> str:
+    """Return the suffix of the name of a file or object, in lower case."""
+    return os.path.splitext(file_name(source) if is_url(source) else source)[1].lower()
+
+
 def _table_separator(config: Config, name: str, lines: list[bytes]) -> str:
     """Return the separator if the list is a table, else an empty string."""
-    suffix = os.path.splitext(config.source)[1].lower()
+    suffix = suffix_of(config.source)
     first = lines[0]
     if suffix == ".tsv":
         return "\t"

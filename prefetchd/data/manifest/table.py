@@ -20,6 +20,7 @@ from prefetchd.data.labels import (
     PATH_NAMES,
     PLAIN_IDS,
     LabelKind,
+    find_named,
     is_id_name,
     is_pandas_index,
     known_label,
@@ -205,12 +206,8 @@ class _Columns:
     def label_columns(self, config: Config, x: int) -> tuple[int, ...]:
         """Return the label columns: those named, or the last `label_columns`, or all others if that is clear."""
         wanted = config.label_columns
-        if config.y_column is not None:
-            named = tuple(self.find("y_column", part) for part in config.y_column.split(",") if part.strip())
-            if wanted is not None and wanted != len(named):
-                raise ManifestError(
-                    f"cannot use label_columns={wanted} with {self._name}: y_column names {len(named)}; give one"
-                )
+        named = find_named(config, self._name, self.find)
+        if named is not None:
             return named
         others = [column for column in range(self.count) if column != x]
         if self._header:

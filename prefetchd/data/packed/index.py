@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefetchd.data.files import open_regular
+from prefetchd.data.stores.urls import is_url, shown
 from prefetchd.errors import ManifestError, one_line
 
 INDEX_NAME = "index.json"
@@ -42,7 +43,7 @@ class PackedShard:
     """One shard.
 
     Attributes:
-        path: of the file that is read.
+        path: or URL, of the file that is read.
         n_samples: in it.
         n_bytes: of the shard, decompressed.
         stored_bytes: of the file.
@@ -57,7 +58,10 @@ class PackedShard:
 
 
 def folder_of(source: str) -> str:
-    """Return the absolute path of the folder that `source`, it or its index, names."""
+    """Return the absolute path or URL of the folder that `source`, it or its index, names."""
+    if is_url(source):
+        url = source.rstrip("/")
+        return url.removesuffix(f"/{INDEX_NAME}")
     path = os.path.abspath(os.path.expanduser(source))
     return os.path.dirname(path) if os.path.basename(path) == INDEX_NAME else path
 
@@ -69,9 +73,7 @@ def read_index(folder: str, name: str) -> tuple[PackedColumns, list[PackedShard]
         ManifestError: if the index cannot be read, or describes what cannot be served, with what to do.
     """
     path = os.path.join(folder, INDEX_NAME)
-    fd = open_regular(path, one_line(path))
-    with open(fd, "rb") as file:
-        raw = file.read(_MAX_INDEX_BYTES)
+    raw = _content(path)
     try:
         described = json.loads(raw)
         if "shards" in described:
@@ -81,11 +83,24 @@ def read_index(folder: str, name: str) -> tuple[PackedColumns, list[PackedShard]
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ManifestError(
-            f"cannot read {one_line(path)}: it describes no shards of MDS or LitData ({what}); write it again"
+            f"cannot read {one_line(shown(path))}: it describes no shards of MDS or LitData ({what}); write it again"
         ) from None
     if not columns.names or not sum(shard.n_samples for shard in shards):
         raise ManifestError(f"cannot serve {name}: its {INDEX_NAME} lists no samples; check the folder")
     return columns, shards
+
+
+def _content(path: str) -> bytes:
+    if is_url(path):
+        from prefetchd.data.stores.client import read_whole
+
+        found = read_whole(path)
+        if found is None:
+            raise ManifestError(f"cannot open {shown(path)}: there is no such object; check the URL")
+        return found
+    fd = open_regular(path, one_line(path))
+    with open(fd, "rb") as file:
+        return file.read(_MAX_INDEX_BYTES)
 
 
 def _mds(described: dict[str, Any], folder: str, name: str) -> tuple[PackedColumns, list[PackedShard]]:
@@ -108,7 +123,7 @@ def _mds(described: dict[str, Any], folder: str, name: str) -> tuple[PackedColum
         raw, packed = shard["raw_data"], shard["zip_data"]
         path, n_bytes = _path(folder, raw["basename"]), int(raw["bytes"])
         stored_bytes, is_zstd = n_bytes, False
-        # MosaicML's library leaves decompressed shards beside the others.
+        # MosaicML's library leaves decompressed shards beside the others, on disks.
         if packed is not None and not os.path.exists(path):
             method = str(shard["compression"]).partition(":")[0]
             if method != "zstd":

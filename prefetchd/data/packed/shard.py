@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prefetchd.data.files import check_complete, identity, open_regular, read_exactly
+from prefetchd.data.files import check_complete, identity, open_regular
+from prefetchd.data.packed.content import Content, FileContent, MemoryContent
 from prefetchd.data.packed.index import PackedColumns, PackedShard
 from prefetchd.data.packed.zstd import decompress
+from prefetchd.data.stores.urls import is_url, shown
 from prefetchd.errors import ManifestError, one_line
 
 if TYPE_CHECKING:
@@ -37,16 +39,12 @@ class OpenShard:
 
     Args:
         shard, columns: of the index.
-        fd: of the file; borrowed.
-        content: what it decompresses to, if it is compressed.
+        content: the bytes of the decompressed shard.
         name: of the shard, in errors.
     """
 
-    def __init__(
-        self, shard: PackedShard, columns: PackedColumns, fd: int, content: bytearray | None, name: str
-    ) -> None:
+    def __init__(self, shard: PackedShard, columns: PackedColumns, content: Content, name: str) -> None:
         self._shard = shard
-        self._fd = fd
         self._content = content
         self._name = name
         n_sizes = columns.sizes.count(0)
@@ -55,9 +53,7 @@ class OpenShard:
 
     def read(self, at: int, n_bytes: int) -> bytes:
         """Return bytes of the decompressed shard."""
-        if self._content is None:
-            return read_exactly(self._fd, at, n_bytes, self._name)
-        return bytes(self._content[at : at + n_bytes])
+        return self._content.read(at, n_bytes)
 
     def samples(self) -> Iterator[list[Span]]:
         """Yield where the values of each sample are, by column.
@@ -65,7 +61,9 @@ class OpenShard:
         Raises:
             ManifestError: if the shard is not what the index lists, or damaged.
         """
-        for number, (start, end) in enumerate(itertools.pairwise(self._offsets().tolist())):
+        offsets = self._offsets().tolist()
+        self._content.expect(offsets)
+        for number, (start, end) in enumerate(itertools.pairwise(offsets)):
             head = self._sizes.size
             if end - start < head:
                 raise self._damaged(f"sample {number} has {end - start} bytes")
@@ -97,26 +95,42 @@ class OpenShard:
 
 
 @contextmanager
-def opened(shard: PackedShard, columns: PackedColumns) -> Iterator[tuple[OpenShard, list[int]]]:
+def opened(shard: PackedShard, columns: PackedColumns) -> Iterator[tuple[OpenShard, list[Any]]]:
     """Give a shard and its identity; afterwards check that it was not written to meanwhile.
 
     Raises:
         ManifestError: if it cannot be read, or has another size than the index lists.
     """
-    name = one_line(shard.path)
+    name = one_line(shown(shard.path))
+    if is_url(shard.path):
+        from prefetchd.data.packed.far_shard import far_content
+        from prefetchd.data.stores.client import head
+
+        found = head(shard.path)
+        _check_size(int(found[0]), shard, name)
+        with far_content(shard, found, name) as content:
+            yield OpenShard(shard, columns, content, name), found
+        return
     fd = open_regular(shard.path, name)
     try:
         before = identity(os.fstat(fd))
-        if before[2] != shard.stored_bytes:
-            raise ManifestError(
-                f"cannot use {name}: it has {before[2]} bytes, and {shard.stored_bytes} are listed; download or write "
-                "it again"
-            )
-        content = decompress(fd, shard.n_bytes, name) if shard.is_zstd else None
-        yield OpenShard(shard, columns, fd, content, name), before
+        _check_size(before[2], shard, name)
+        if shard.is_zstd:
+            with open(os.dup(fd), "rb") as file:
+                yield OpenShard(shard, columns, MemoryContent(decompress(file, shard.n_bytes, name)), name), [*before]
+        else:
+            yield OpenShard(shard, columns, FileContent(fd, name), name), [*before]
         check_complete(fd, before, name)
     finally:
         os.close(fd)
+
+
+def _check_size(n_bytes: int, shard: PackedShard, name: str) -> None:
+    if n_bytes != shard.stored_bytes:
+        raise ManifestError(
+            f"cannot use {name}: it has {n_bytes} bytes, and {shard.stored_bytes} are listed; download or write it "
+            "again"
+        )
 
 
 def is_readable(encoding: str) -> bool:

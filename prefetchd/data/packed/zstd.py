@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from typing import Any
+from typing import Any, BinaryIO
 
 from prefetchd.errors import ConfigError, ManifestError
 
@@ -28,8 +27,8 @@ def load_zstandard() -> Any:
     return zstandard
 
 
-def decompress(fd: int, n_bytes: int, name: str) -> bytearray:
-    """Return the `n_bytes` that the file decompresses to; takes about twice as much memory.
+def decompress(file: BinaryIO, n_bytes: int, name: str) -> bytearray:
+    """Return the `n_bytes` that a file decompresses to, from its start; takes about twice as much memory.
 
     Raises:
         ManifestError: if it is no such file.
@@ -40,16 +39,13 @@ def decompress(fd: int, n_bytes: int, name: str) -> bytearray:
     decoder = zstandard.ZstdDecompressor(max_window_size=window)
     what = ""
     try:
-        with os.fdopen(os.dup(fd), "rb") as file:
-            file.seek(0)
-            with decoder.stream_reader(file) as stream, memoryview(content) as view:
-                n_read = 0
-                while n_read < n_bytes and (n_new := stream.readinto(view[n_read:])):
-                    n_read += n_new
-                if n_read < n_bytes or stream.read(1):
-                    what = (
-                        f"it holds {'more' if n_read == n_bytes else 'less'} than the {n_bytes} bytes that are listed"
-                    )
+        file.seek(0)
+        with decoder.stream_reader(file, closefd=False) as stream, memoryview(content) as view:
+            n_read = 0
+            while n_read < n_bytes and (n_new := stream.readinto(view[n_read:])):
+                n_read += n_new
+            if n_read < n_bytes or stream.read(1):
+                what = f"it holds {'more' if n_read == n_bytes else 'less'} than the {n_bytes} bytes that are listed"
     except zstandard.ZstdError as error:
         what = str(error)
     if what:

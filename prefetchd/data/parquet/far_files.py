@@ -27,6 +27,8 @@ def open_far(parquet: Any, url: str, columns: Sequence[str]) -> _Opened:
     """
     try:
         identity = head(url)
+        if not identity[0]:
+            raise refusal(shown(url), "it is empty (0 bytes)", "write the file again")
         content = RangeFile(url, identity)
         content.keep(int(identity[0]) - TAIL_BYTES, TAIL_BYTES)
         file = parquet.ParquetFile(content, pre_buffer=False, buffer_size=1 << 16)
@@ -34,10 +36,10 @@ def open_far(parquet: Any, url: str, columns: Sequence[str]) -> _Opened:
         for _ in in_parallel(lambda each: content.keep(*each), ranges, _COLUMNS_AT_ONCE):
             pass
     except SampleFault as fault:
-        raise ManifestError(f"cannot read {shown(url)}: {fault}; check the store, and start again") from None
+        raise _unread(url, fault) from None
     except (OSError, ValueError) as error:  # pyarrow's errors are among them
         raise refusal(shown(url), " ".join(str(error).split())[:300], "write the file again") from None
-    return _with(file, identity)
+    return _with(file, identity, url)
 
 
 def _leaves(metadata: Any, columns: Sequence[str]) -> Iterator[tuple[int, str]]:
@@ -50,9 +52,16 @@ def _leaves(metadata: Any, columns: Sequence[str]) -> Iterator[tuple[int, str]]:
 
 
 @contextlib.contextmanager
-def _with(file: Any, identity: list[Any]) -> Iterator[tuple[Any, list[Any]]]:
-    with file:
-        yield file, identity
+def _with(file: Any, identity: list[Any], url: str) -> Iterator[tuple[Any, list[Any]]]:
+    try:
+        with file:
+            yield file, identity
+    except SampleFault as fault:  # of what was not fetched yet
+        raise _unread(url, fault) from None
+
+
+def _unread(url: str, fault: SampleFault) -> ManifestError:
+    return ManifestError(f"cannot read {shown(url)}: {fault}; check the store, and start again")
 
 
 def open_far_together(parquet: Any, urls: Sequence[str], columns: Sequence[str]) -> Iterator[_Opened]:

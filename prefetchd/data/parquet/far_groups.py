@@ -11,7 +11,9 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from prefetchd.data.faults import UnreadableFile
 from prefetchd.data.parquet.row_group import RowBlock, column_range, describe_column, read_metadata, read_rows
+from prefetchd.data.stores.faults import lost
 from prefetchd.data.stores.range_file import TAIL_BYTES, RangeFile
 
 if TYPE_CHECKING:
@@ -95,6 +97,8 @@ class FarGroups:
         try:
             block = self._read(file, group)
         except BaseException as error:
+            if isinstance(error, UnreadableFile):  # it has other samples too
+                error = lost(self._files.path(file), error)
             with self._changed:
                 found.error = error.with_traceback(None)
                 del self._groups[file, group]

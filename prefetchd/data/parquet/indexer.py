@@ -10,15 +10,17 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 from prefetchd.config.options import Config
 from prefetchd.data.files import check_complete, identity_of, write_all
 from prefetchd.data.labels import PATH_NAMES, BadLabel, Labels, Numbers, find_label
+from prefetchd.data.named_files import absolute_root, whole_path
 from prefetchd.data.parquet.library import load_pyarrow, refusal
 from prefetchd.data.record_index import IndexWriter
+from prefetchd.data.stores.urls import file_name, is_url, parent
 from prefetchd.errors import ManifestError, one_line
 from prefetchd.ipc.descriptors import memfd
 
@@ -42,6 +44,7 @@ class ParquetIndexer:
         digest: of the labels, the paths or the row groups' sizes, in order; not of where the files lie.
         identities: of each file, as `identity` makes it.
         is_bytes: whether the column has encoded images, and not paths.
+        any_url: whether some path is the URL of an object.
         is_dictionary: whether its Arrow type is a dictionary, so that pyarrow decodes all of it at once.
         column: the leaf of it that is read, by its dotted name.
         largest_bytes: of the image column in one row group, decompressed and as stored.
@@ -65,6 +68,7 @@ class ParquetIndexer:
         self._config = config
         self._name = name
         self._paths_bytes = 0
+        self.any_url = False
         self.writer = IndexWriter(0, self.labels)
         self.paths_fd = memfd("prefetchd-record-paths")
 
@@ -106,7 +110,7 @@ class ParquetIndexer:
             kind = self._type_of(schema, column, "column", path)
             if column == self.column and is_bytes(kind) != self.is_bytes:
                 first = "encoded images" if self.is_bytes else "paths"
-                what = f"{os.path.basename(path)} has {kind} in the column {column!r}, and the first file {first}"
+                what = f"{file_name(path)} has {kind} in the column {column!r}, and the first file {first}"
                 raise refusal(self._name, what)
 
     def close(self) -> None:
@@ -179,8 +183,8 @@ class ParquetIndexer:
         return kind
 
     def _file(self, number: int, path: str, file: Any) -> None:
-        name = os.path.basename(path)
-        folder = os.path.dirname(path) if self._config.root is None else os.path.expanduser(self._config.root)
+        name = file_name(path)
+        folder = absolute_root(parent(path) if self._config.root is None else self._config.root)
         columns = [*self._label_columns, *([] if self.is_bytes else [self.column])]
         first_row = 0
         for group in range(file.num_row_groups):
@@ -217,7 +221,8 @@ class ParquetIndexer:
         for row, value in enumerate(column_of(batch, self.column)):
             if not value:
                 raise refusal(self._name, f"{name} row {first + row} has no path")
-            path = os.fsencode(os.path.join(folder if "://" in folder else os.path.abspath(folder), value))
+            path = os.fsencode(whole_path(folder, value))
+            self.any_url |= path[:1] != b"/"
             self.digest.update(value.encode("utf-8", "surrogateescape") + b"\0")
             rows.append((number, first + row, self._paths_bytes + len(content), len(path)))
             content += path
@@ -278,12 +283,23 @@ def column_of(batch: Any, column: str) -> list[Any]:
 
 
 @contextlib.contextmanager
-def open_file(parquet: Any, path: str) -> Iterator[tuple[Any, list[int]]]:
-    """Open a Parquet file for the time of a block; give it and its identity.
+def open_file(parquet: Any, path: str, columns: Sequence[str] = ()) -> Iterator[tuple[Any, list[Any]]]:
+    """Open a Parquet file or object for the time of a block; give it and its identity.
+
+    Args:
+        parquet: the module.
+        path: of it, or URL.
+        columns: what will be read of an object.
 
     Raises:
         ManifestError: if it is damaged.
     """
+    if is_url(path):
+        from prefetchd.data.parquet.far_files import open_far
+
+        with open_far(parquet, path, columns) as opened:
+            yield opened
+        return
     before = identity_of(path)
     try:
         file = parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16)

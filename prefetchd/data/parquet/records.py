@@ -11,16 +11,18 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from prefetchd.config.options import Config
 from prefetchd.config.units import format_bytes
-from prefetchd.data.files import read_exactly, read_file
+from prefetchd.data.files import read_exactly
 from prefetchd.data.kinds import expand
+from prefetchd.data.named_files import NamedFiles, pins_for
 from prefetchd.data.parquet.library import PYARROW_BYTES, load_pyarrow
 from prefetchd.data.parquet.row_group import RowBlock, describe_column, read_metadata, read_rows
 from prefetchd.data.records import Sample
-from prefetchd.data.shards import STORE_BYTES, ShardRecords, refuse_cache, write_table
+from prefetchd.data.shards import STORE_BYTES, ShardRecords, write_table
+from prefetchd.data.stores.urls import file_name
 from prefetchd.errors import ManifestError, one_line
 from prefetchd.ipc.descriptors import memfd_bytes, seal
 
@@ -46,10 +48,11 @@ class ParquetRecords(ShardRecords):
     A sample's place is (file, row group, row in it) for images in a column, and (file, row) for paths.
     """
 
-    def __init__(self, facts: dict[str, Any], index_fd: int, paths_fd: int) -> None:
+    def __init__(self, facts: dict[str, Any], index_fd: int, paths_fd: int, pins_fd: int = -1) -> None:
         """Take over the descriptors; `facts` are those of `handle()`. Use `open` or `attach`."""
         super().__init__(facts, index_fd)
         self._paths_fd = paths_fd
+        self._named = NamedFiles("/", pins_fd)
         self._is_bytes: bool = facts["is_bytes"]
         self._kept: tuple[tuple[int, int], RowBlock] | None = None  # by file and number
         self._metadata: tuple[int, Any] | None = None
@@ -71,7 +74,6 @@ class ParquetRecords(ShardRecords):
 
         name = one_line(config.source)
         paths = expand(config.source, "parquet", name)
-        refuse_cache(config, paths)
         indexer = ParquetIndexer(config, name)
         try:
             indexer.run(paths)
@@ -89,7 +91,8 @@ class ParquetRecords(ShardRecords):
             "is_dictionary": indexer.is_dictionary,
             "largest": list(indexer.largest_bytes),
         }
-        records = cls({**facts, **files, **described}, indexer.writer.seal(), indexer.paths_fd)
+        pins_fd = pins_for(facts["samples"], is_far=indexer.any_url)
+        records = cls({**facts, **files, **described}, indexer.writer.seal(), indexer.paths_fd, pins_fd)
         try:
             records._refuse_large()
         except BaseException:
@@ -99,28 +102,33 @@ class ParquetRecords(ShardRecords):
         return records
 
     @classmethod
-    def attach(cls, handle: dict[str, Any], fds: list[int]) -> ParquetRecords:
+    def attach(cls, handle: dict[str, Any], fds: list[int]) -> Self:
         """Return the records that `handle()` described, in another process; it owns `fds` from here on."""
-        index_fd, paths_fd = fds
         if handle["is_bytes"]:
             load_pyarrow()
-        return cls(handle, index_fd, paths_fd)
+        return cls(handle, *fds)
 
     def handle(self) -> tuple[dict[str, Any], list[int]]:
         """Plain values and descriptors from which a reader attaches."""
-        return self._facts, [self._index.fd, self._paths_fd]
+        return self._facts, [self._index.fd, self._paths_fd, *self._named.fds]
 
     def close(self) -> None:
         """Close the descriptors; may be called twice."""
         super().close()
+        self._named.close()
         if self._paths_fd >= 0:
             os.close(self._paths_fd)
         self._paths_fd = -1
 
     @property
     def shared_bytes(self) -> int:
-        """The index, and the paths."""
-        return self._index.n_bytes + memfd_bytes(self._paths_fd)
+        """The index, the paths, and the identities of objects."""
+        return self._index.n_bytes + sum(map(memfd_bytes, (self._paths_fd, *self._named.fds)))
+
+    @property
+    def is_far(self) -> bool:
+        """Whether the images are objects, or in objects."""
+        return super().is_far if self._is_bytes else self._named.is_far
 
     @property
     def reads_apart(self) -> bool:
@@ -131,7 +139,7 @@ class ParquetRecords(ShardRecords):
     def reader_bytes(self) -> int:
         """pyarrow, and the images of a row group while they are read; of a large one, the block that is kept."""
         if not self._is_bytes:
-            return 0
+            return STORE_BYTES if self.is_far else 0
         if self._far is not None:
             from prefetchd.data.parquet.far_groups import METADATA_BYTES, groups_held
 
@@ -150,7 +158,7 @@ class ParquetRecords(ShardRecords):
         return int(copies * decompressed + stored)
 
     def _refuse_large(self) -> None:
-        """Raise `ManifestError` for row groups that are too large to be fetched for a sample."""
+        """Raise `ManifestError` for row groups of objects that are too large to be fetched for a sample."""
         largest = self._facts["largest"][0]
         if self._far is not None and self._is_large:
             raise ManifestError(
@@ -181,18 +189,19 @@ class ParquetRecords(ShardRecords):
     def samples(self, sample_ids: Iterable[int]) -> list[Sample]:
         """Return the samples of these numbers; see `Records.samples`."""
         found = []
-        for row, label in self._index.rows(sample_ids):
+        numbers = [int(sample_id) for sample_id in sample_ids]
+        for number, (row, label) in zip(numbers, self._index.rows(numbers), strict=True):
             if self._is_bytes:
                 found.append(Sample(self._files.path(row[0]), label, place=row))
             else:
                 path = read_exactly(self._paths_fd, row[2], row[3], self.name)
-                found.append(Sample(os.fsdecode(path), label, place=row[:2]))
+                found.append(Sample(os.fsdecode(path), label, place=row[:2], pin=number if self.is_far else -1))
         return found
 
     def read(self, sample: Sample, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
         """Return the bytes of the image; see `Records.read`."""
         if not self._is_bytes:
-            return read_file(sample.path, buffer, reserve=reserve)
+            return self._named.read(sample.path, sample.pin, buffer, reserve)
         file, group, row = sample.place
         if self._far is not None:
             content = self._far.image(file, group, row)
@@ -229,10 +238,16 @@ class ParquetRecords(ShardRecords):
             self._metadata = file, read_metadata(fd, group)
         return self._metadata[1]
 
+    def object_state(self, sample: Sample, ask: bool) -> bytes | None:
+        """Return the state of an object; see `Records.object_state`."""
+        if self._is_bytes:
+            return super().object_state(sample, ask)
+        return self._named.state(sample.path, sample.pin, ask)
+
     def where(self, sample: Sample) -> str:
         """File and row, and the path if there is one."""
         if not self._is_bytes:
             file, row = sample.place
-            return f"{one_line(os.path.basename(self._files.path(file)))} row {row}: {one_line(sample.path)}"
+            return f"{one_line(file_name(self._files.path(file)))} row {row}: {one_line(sample.path)}"
         _, group, row = sample.place
-        return f"{one_line(os.path.basename(sample.path))} row group {group} row {row}"
+        return f"{one_line(file_name(sample.path))} row group {group} row {row}"

@@ -12,7 +12,7 @@ from typing import Any
 from prefetchd.columns.store import Columns
 from prefetchd.config.options import Config
 from prefetchd.data.kinds import IMAGE_SUFFIXES
-from prefetchd.data.labels import MASK_NAMES, PATH_NAMES, find_label, known_label
+from prefetchd.data.labels import MASK_NAMES, PATH_NAMES, find_label, find_named, known_label
 from prefetchd.errors import ManifestError
 
 _IMAGE_NAMES = ("image", "img", "images", "jpg", "jpeg", "png", "bytes", "image_bytes", "image_data", "content", "data")
@@ -76,12 +76,8 @@ class _Names:
     def labels(self, config: Config, x: str) -> tuple[str, ...]:
         """Return the label columns: those named, or the last `label_columns`, or the one of a usual name."""
         wanted = config.label_columns
-        if config.y_column is not None:
-            named = tuple(self.find("y_column", part) for part in config.y_column.split(",") if part.strip())
-            if wanted is not None and wanted != len(named):
-                raise ManifestError(
-                    f"cannot use label_columns={wanted} with {self._name}: y_column names {len(named)}; give one"
-                )
+        named = find_named(config, self._name, self.find)
+        if named is not None:
             return named
         others = [name for name in self._names if name != x]
         if wanted is not None:

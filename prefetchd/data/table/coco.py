@@ -7,13 +7,14 @@ The format: https://cocodataset.org/#format-data
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 import numpy as np
 
 from prefetchd.data.files import open_regular
+from prefetchd.data.named_files import absolute_root
+from prefetchd.data.stores.urls import is_url, parent
 from prefetchd.data.table.annotated import AnnotatedImages
 from prefetchd.errors import ManifestError, one_line
 
@@ -76,7 +77,7 @@ def read_coco(path: str, folder: str, *, crowds: bool = False, with_keypoints: b
     """Return the images and objects of a COCO file, the images in its order.
 
     Args:
-        path: the file.
+        path: the file or object.
         folder: the absolute folder that `file_name` starts from.
         crowds: whether objects with `iscrowd` are taken.
         with_keypoints: whether objects are taken for their keypoints; those without a labelled one are left out.
@@ -85,8 +86,7 @@ def read_coco(path: str, folder: str, *, crowds: bool = False, with_keypoints: b
         ManifestError: if it is not in this format, or contradicts itself, with the place.
     """
     name = one_line(path)
-    with open(open_regular(path, name), "rb") as file:
-        data = file.read()
+    data = _content(path, name)
     try:
         found = msgspec.json.decode(data, type=_Coco)
     except msgspec.ValidationError as error:
@@ -201,6 +201,18 @@ def _unknown(name: str, which: str, annotation: _Annotation, images: dict[_Id, i
     )
 
 
+def _content(path: str, name: str) -> bytes:
+    if not is_url(path):
+        with open(open_regular(path, name), "rb") as file:
+            return file.read()
+    from prefetchd.data.stores.client import read_whole
+
+    found = read_whole(path)
+    if found is None:
+        raise ManifestError(f"cannot open {name}: there is no such object; check the URL")
+    return found
+
+
 def images_folder(path: str, root: str | None) -> str:
-    """Return the folder that a COCO file's images are in: `root`, or else the file's own."""
-    return os.path.abspath(os.path.expanduser(root) if root is not None else os.path.dirname(path))
+    """Return the folder or prefix that a COCO file's images are in: `root`, or else the file's own."""
+    return absolute_root(parent(path) if root is None else root)

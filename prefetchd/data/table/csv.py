@@ -32,13 +32,14 @@ _MAX_CELL = 1 << 26
 _SNIFFED_BYTES = 1 << 16
 
 
-def read_csv(path: str, name: str, fields: Mapping[str, Field]) -> tuple[Columns, int]:
+def read_csv(path: str, name: str, fields: Mapping[str, Field], *, has_tabs: bool = False) -> tuple[Columns, int]:
     """Return the table, which the caller owns, and the line of its first row; 0 if rows are not lines.
 
     Args:
         path: of the file.
         name: of the file in errors.
         fields: the option. A label's or an array's column may name several, with commas between them.
+        has_tabs: whether tabs separate the columns; else it is found out.
 
     Raises:
         ManifestError: if the file cannot be read, a row is not as the header, or a label is missing.
@@ -47,16 +48,14 @@ def read_csv(path: str, name: str, fields: Mapping[str, Field]) -> tuple[Columns
     csv.field_size_limit(_MAX_CELL)
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            delimiter = _delimiter(path, file.readline())
+            delimiter = "\t" if has_tabs else _delimiter(file.readline())
             file.seek(0)
             return _read(csv.reader(file, delimiter=delimiter, strict=True), name, fields)
     except OSError as error:
         raise cannot_open(name, error) from None
 
 
-def _delimiter(path: str, first_line: str) -> str:
-    if path.lower().endswith(".tsv"):
-        return "\t"
+def _delimiter(first_line: str) -> str:
     return max(",;\t", key=first_line[:_SNIFFED_BYTES].count)
 
 

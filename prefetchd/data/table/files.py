@@ -22,7 +22,17 @@ class IndexedFiles(NumberedFiles):
     def __init__(self, files: Sequence[Sequence[Any]], name: str) -> None:
         super().__init__(name, len(files))
         self._files = files
+        self._states: dict[str, bytes | None] = {}
         self.is_far = bool(files) and not files[0][0].startswith("/")
+
+    def state(self, path: str) -> bytes | None:
+        """Return what tells this state of the object at a URL from any other; `None` if it is none of
+        them, or nothing but its size is known."""
+        if not self._states:
+            from prefetchd.data.stores.identity import state_of
+
+            self._states = {str(name): state_of(found) for name, *found in self._files}
+        return self._states.get(path)
 
     def _entry(self, number: int) -> tuple[str, list[int]]:
         path, *found = self._files[number]

@@ -46,7 +46,7 @@ class TableLabels:
         dtype: `int64` or `float32`.
         shape: of one label.
         classes: names by number.
-        digest: hexadecimal digits that follow the labels, whatever held them.
+        digest: hexadecimal digits that follow the labels, and not what held them.
     """
 
     kind: LabelKind
@@ -229,7 +229,7 @@ def _made(
 
 
 def _digest(values: NDArray[Any], is_float: bool) -> str:
-    """Return digits that follow the numbers, whatever dtype holds them."""
+    """Return digits that follow the numbers, and not their dtype."""
     digest = blake2b(repr(values.shape).encode(), digest_size=16)
     for at in range(0, len(values), _BLOCK_ROWS):
         digest.update(values[at : at + _BLOCK_ROWS].astype(np.float64 if is_float else np.int64).tobytes())

@@ -210,7 +210,7 @@ def read_parquet(config: Config, files: Sequence[str]) -> AnnotatedImages:
     lists = ObjectLists(name, with_keypoints=config.target == "keypoints")
     keys: tuple[str, str | None] | None = None
     for path in files:
-        with open_file(parquet, path) as (file, _):
+        with open_file(parquet, path, [key for key in keys or () if key]) as (file, _):
             keys = keys or object_columns(config, _columns(file.schema_arrow), name)
             wanted = [key for key in keys if key is not None]
             row = 0

@@ -22,6 +22,7 @@ from prefetchd.data.kinds import (
     refuse_given,
     refuse_other_targets,
 )
+from prefetchd.data.records import Records
 from prefetchd.data.source import Source
 from prefetchd.data.table.field_records import FieldRecords
 from prefetchd.data.table.object_records import ObjectRecords, only_images
@@ -40,7 +41,9 @@ def open_memory(config: Config, table: PassedTable) -> Source:
     try:
         columns = Columns.attach(table.description, table.fd)
     except ValueError as error:
-        raise ManifestError(f"cannot serve {table.name}: {error}; is it a trainer of prefetchd?") from None
+        raise ManifestError(
+            f"cannot serve {table.name}: {error}; pass it with prefetchd.batches of the same version"
+        ) from None
     try:
         if table.kind == "arrays":
             return MemoryArrays.open(config, columns)
@@ -49,7 +52,9 @@ def open_memory(config: Config, table: PassedTable) -> Source:
         folder = str(columns.attributes.get("folder", ""))
         config = config if config.root is not None or not folder else replace(config, root=folder)
         if config.fields:
-            return open_fields(config, FieldRecords.open(config, columns, root=absolute_path(config.root or ".")))
+            with_fields = FieldRecords.open(config, columns, root=absolute_path(config.root or "."))
+            _set_up_stores(config, with_fields)
+            return open_fields(config, with_fields)
         refuse_other_targets(config)
         has_objects = config.target in OBJECT_TARGETS
         records = TableRecords.make(columns, only_images(config) if has_objects else config, config.source)
@@ -57,6 +62,7 @@ def open_memory(config: Config, table: PassedTable) -> Source:
         columns.close()
         raise
     try:
+        _set_up_stores(config, records)
         if records.lists_files:
             check_some_exist(records, config)
         if has_objects:
@@ -65,3 +71,11 @@ def open_memory(config: Config, table: PassedTable) -> Source:
     except BaseException:
         records.close()
         raise
+
+
+def _set_up_stores(config: Config, records: Records) -> None:
+    """Prepare this process for reading objects, if the table names some."""
+    if records.is_far:
+        from prefetchd.data.stores.client import set_up
+
+        set_up(config)

@@ -1,4 +1,4 @@
-"""Images with boxes or keypoints, by random access: `ObjectRecords`, whatever file or folder lists them.
+"""Images with boxes or keypoints, by random access: `ObjectRecords`, of every kind of file or folder.
 
 The daemon calls `open`: it reads the annotations once (`coco`, `yolo`, `listed`) and writes them into a column store.
 Readers attach to that, so an image's objects cost a reader two slices. Images of Parquet files, of Arrow files and of
@@ -24,6 +24,7 @@ from prefetchd.config.options import BoxFormat, Config
 from prefetchd.data.files import read_file
 from prefetchd.data.kinds import COLUMN_OPTIONS, expand, kind_of, refuse_given
 from prefetchd.data.records import Sample, shown_path
+from prefetchd.data.stores.urls import file_name, is_url
 from prefetchd.data.table.annotated import AnnotatedImages
 from prefetchd.errors import ManifestError, one_line
 
@@ -235,6 +236,10 @@ class ObjectRecords:
             return self._images.read(sample, buffer, reserve)  # type: ignore[no-any-return]
         return read_file(sample.path, buffer, reserve=reserve)
 
+    def object_state(self, sample: Sample, ask: bool) -> bytes | None:
+        """Return `None`: images with objects are not cached."""
+        return None
+
     def where(self, sample: Sample) -> str:
         """Return list, line and path of a sample."""
         if self._images is not None:
@@ -286,8 +291,8 @@ def read_annotated(config: Config, path: str, *, with_keypoints: bool | None = N
         ConfigError: if an option means nothing for it.
     """
     with_keypoints = config.target == "keypoints" if with_keypoints is None else with_keypoints
-    lower = path.lower()
-    if os.path.isdir(path):
+    suffix = os.path.splitext(file_name(path))[1].lower()
+    if os.path.isdir(path) or (is_url(path) and suffix != ".json"):
         from prefetchd.data.table.yolo import read_yolo
 
         for names, concern in (
@@ -298,12 +303,12 @@ def read_annotated(config: Config, path: str, *, with_keypoints: bool | None = N
         ):
             refuse_given(config, names, concern)
         return read_yolo(path, with_keypoints=with_keypoints)
-    if lower.endswith((".jsonl", ".ndjson")):
+    if suffix in (".jsonl", ".ndjson"):
         from prefetchd.data.table.listed import read_jsonl
 
         refuse_given(config, ("crowds",), "COCO files")
         return read_jsonl(config, path)
-    if lower.endswith(".json"):
+    if suffix == ".json":
         from prefetchd.data.table.coco import images_folder, read_coco
 
         refuse_given(config, COLUMN_OPTIONS, "tables")

@@ -1,4 +1,4 @@
-"""Opens the data set of a configuration with `fields` as a table, whatever its kind. In the daemon, once a data set."""
+"""Opens the data set of a configuration with `fields` as a table, of every kind. In the daemon, once a data set."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
-from prefetchd.config.fields import parse_fields
+from prefetchd.config.fields import Field, parse_fields
 from prefetchd.config.selection import order_columns
 from prefetchd.data.fields.source import FieldsSource
 from prefetchd.data.files import check_complete, identity_of
@@ -18,13 +18,16 @@ from prefetchd.data.kinds import (
     SEQUENCE_OPTIONS,
     refuse_given,
 )
+from prefetchd.data.named_files import absolute_root
+from prefetchd.data.stores.urls import file_name, is_url, parent
 from prefetchd.data.table.class_lists import label_columns
 from prefetchd.data.table.field_records import FieldRecords
 from prefetchd.data.table.object_records import read_annotated, write_table
-from prefetchd.data.table.yolo import yolo_folders
+from prefetchd.data.table.yolo_files import yolo_folders
 from prefetchd.errors import ConfigError, ManifestError, one_line
 
 if TYPE_CHECKING:
+    from prefetchd.columns.store import Columns
     from prefetchd.config.options import Config
 
 log = logging.getLogger("prefetchd")
@@ -40,6 +43,14 @@ def wanted_columns(config: Config) -> list[str]:
     columns += label_columns(fields)
     columns += sorted(order_columns(config))
     return list(dict.fromkeys(column for column in columns if not column.startswith(".")))
+
+
+def read_columns(config: Config, kind: str) -> dict[str, Field]:
+    """Return the fields, and one of `kind` for each other column that chooses or weighs samples."""
+    fields = parse_fields(config.fields)
+    columns = {*label_columns(fields), *(field.column or name for name, field in fields.items())}
+    chosen_by = sorted(order_columns(config) - columns)
+    return {**fields, **{f"={name}": Field(kind, column=name) for name in chosen_by}}  # no field has such a name
 
 
 def open_fields(config: Config, records: FieldRecords) -> FieldsSource:
@@ -68,32 +79,38 @@ def open_table(config: Config, kind: str) -> FieldRecords:
     """
     refuse_given(config, (*ARRAY_OPTIONS, *SEQUENCE_OPTIONS), "arrays")
     refuse_given(config, tuple(name for name in LIST_OPTIONS if name != "root"), "samples without fields")
-    path, name = os.path.abspath(os.path.expanduser(config.source)), one_line(config.source)
-    suffix = os.path.splitext(path)[1].lower()
+    path, name = absolute_root(config.source), one_line(config.source)
+    suffix = os.path.splitext(file_name(path))[1].lower()
     objects = {field.kind for field in parse_fields(config.fields).values()} & set(OBJECT_TARGETS)
-    if objects and kind == "manifest" and (suffix == ".json" or yolo_folders(path) is not None):
+    if objects and kind == "manifest" and suffix == ".json":
         return _open_annotated(config, path, name, with_keypoints="keypoints" in objects)
-    if kind == "tar" or (os.path.isdir(path) and kind == "manifest"):
+    is_folder = kind == "manifest" and _is_folder(path, suffix)
+    if objects and is_folder and yolo_folders(path) is not None:
+        return _open_annotated(config, path, name, with_keypoints="keypoints" in objects)
+    if kind == "tar" or is_folder:
         refuse_given(config, ("root",), "lists of paths")
-    if os.path.isdir(path) and kind == "manifest":
+    if is_folder:
         from prefetchd.data.table.pairs import read_pairs
 
-        return FieldRecords.open(config, read_pairs(path, name, config), root=path)
+        folder = path.rstrip("/") or path
+        columns, words = read_pairs(folder, name, config)
+        return FieldRecords.open(config, columns, root=folder, words=words)
     if kind == "tar":
         from prefetchd.data.table.tar import read_tar
 
-        table = read_tar(config.source, name, parse_fields(config.fields), config.index)
+        table = read_tar(config.source, name, read_columns(config, "label"), config.index)
         return FieldRecords.open(config, table, root=path)
     if kind == "packed":
         from prefetchd.data.table.packed import read_packed
 
         refuse_given(config, ("root",), "lists of paths")
-        return FieldRecords.open(config, read_packed(config.source, name, parse_fields(config.fields)), root=path)
+        return FieldRecords.open(config, read_packed(config.source, name, read_columns(config, "label")), root=path)
     if kind == "parquet":
         from prefetchd.data.table.parquet import read_parquet
 
-        columns, images, files = read_parquet(config, name, parse_fields(config.fields))
-        root = os.path.dirname(files[0]) if config.root is None else os.path.abspath(os.path.expanduser(config.root))
+        columns, images, files = read_parquet(config, name, read_columns(config, "array"))
+        start = parent(files[0]) if files else path
+        root = start if config.root is None else absolute_root(config.root)
         return FieldRecords.open(config, columns, root=root, files=files, images=images)
     if kind == "manifest" and suffix in (*_TEXT, *_JSON):
         return _open_list(config, path, name, is_json=suffix in _JSON)
@@ -108,6 +125,14 @@ def open_table(config: Config, kind: str) -> FieldRecords:
     )
 
 
+def _is_folder(path: str, suffix: str) -> bool:
+    if not is_url(path):
+        return os.path.isdir(path)
+    from prefetchd.data.manifest.far import is_prefix
+
+    return suffix not in (*_TEXT, *_JSON, ".json") and is_prefix(path)
+
+
 def _open_annotated(config: Config, path: str, name: str, *, with_keypoints: bool) -> FieldRecords:
     """Return the records of COCO or YOLO annotations: the columns `path`, `boxes`, `labels` and `keypoints`."""
     found = read_annotated(config, path, with_keypoints=with_keypoints)
@@ -117,19 +142,35 @@ def _open_annotated(config: Config, path: str, name: str, *, with_keypoints: boo
 
 
 def _open_list(config: Config, path: str, name: str, *, is_json: bool) -> FieldRecords:
-    before = identity_of(path)
+    if is_url(path):
+        from prefetchd.data.stores.download import download
+
+        fd = download(path)
+        try:
+            columns, line = _read_list(config, f"/proc/self/fd/{fd}", name, is_json=is_json)
+        finally:
+            os.close(fd)
+        root = parent(path)
+    else:
+        before = identity_of(path)
+        columns, line = _read_list(config, path, name, is_json=is_json)
+        try:
+            check_complete(path, before, name)
+        except ManifestError:
+            columns.close()
+            raise
+        root = parent(path)
+    root = root if config.root is None else absolute_root(config.root)
+    return FieldRecords.open(config, columns, root=root, line=line, files=[path])
+
+
+def _read_list(config: Config, path: str, name: str, *, is_json: bool) -> tuple[Columns, int]:
+    """Return the table of a list, which the caller owns, and the line of its first row."""
     if is_json:
         from prefetchd.data.table.jsonl import read_jsonl
 
-        columns, line = read_jsonl(path, name, wanted_columns(config), label_columns(parse_fields(config.fields)))
-    else:
-        from prefetchd.data.table.csv import read_csv
+        return read_jsonl(path, name, wanted_columns(config), label_columns(parse_fields(config.fields)))
+    from prefetchd.data.table.csv import read_csv
 
-        columns, line = read_csv(path, name, parse_fields(config.fields))
-    try:
-        check_complete(path, before, name)
-    except ManifestError:
-        columns.close()
-        raise
-    root = os.path.dirname(path) if config.root is None else os.path.abspath(os.path.expanduser(config.root))
-    return FieldRecords.open(config, columns, root=root, line=line, files=[path])
+    has_tabs = file_name(config.source).lower().endswith(".tsv")
+    return read_csv(path, name, read_columns(config, "text"), has_tabs=has_tabs)

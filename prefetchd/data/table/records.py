@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any, Self
 from prefetchd.columns.store import Column, Columns
 from prefetchd.config.options import Config
 from prefetchd.data.faults import UnreadableFile
-from prefetchd.data.files import read_file
+from prefetchd.data.named_files import NamedFiles, absolute_root, has_urls, pins_for
 from prefetchd.data.records import Label, Sample, shown_path
+from prefetchd.data.shards import STORE_BYTES
+from prefetchd.data.stores.urls import is_url
 from prefetchd.data.table.choose import choose_columns
 from prefetchd.data.table.files import IndexedFiles
 from prefetchd.data.table.labels import TableLabels, check_present, make_labels
 from prefetchd.errors import ConfigError, ManifestError
+from prefetchd.ipc.descriptors import memfd_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,8 +39,8 @@ class TableRecords:
     (file, offset, length) for a piece of an Arrow file.
     """
 
-    def __init__(self, facts: dict[str, Any], columns: Columns, labels: Columns | None) -> None:
-        """Take over the columns; `facts` are those of `handle()`. Use `make` or `attach`."""
+    def __init__(self, facts: dict[str, Any], columns: Columns, labels: Columns | None, pins_fd: int = -1) -> None:
+        """Take over columns and descriptor; `facts` are those of `handle()`. Use `make` or `attach`."""
         self.name: str = facts["name"]
         self.digest: str = facts["digest"]
         self.label_shape: tuple[int, ...] = tuple(facts["label_shape"])
@@ -49,7 +52,8 @@ class TableRecords:
         self._label: Column | None = None
         if facts["label"]:
             self._label = (columns if labels is None else labels)[facts["label"]]
-        self._root, self._holder = os.fsdecode(facts["root"]), os.fsdecode(facts["holder"])
+        self._holder = os.fsdecode(facts["holder"])
+        self._named = NamedFiles(os.fsdecode(facts["root"]), pins_fd)
         x = facts["x"]
         images = columns.attributes.get("images", {}).get(x, {})
         self._bytes = columns.get(images.get("bytes", x if _holds(columns, x, "bytes") else ""))
@@ -80,13 +84,14 @@ class TableRecords:
                 "digest": "",
                 "x": x,
                 "holder": os.fsencode(name if holder is None else holder),
-                "root": os.fsencode(os.path.abspath(os.path.expanduser(config.root or "."))),
+                "root": os.fsencode(absolute_root(config.root or ".")),
                 "label": labels.column,
                 "label_kind": labels.kind,
                 "label_shape": list(labels.shape),
                 "label_dtype": labels.dtype,
             }
             records = cls(facts, columns, labels.table)
+            records._find_objects()
             digest = blake2b(digest_size=8)
             records._check_images(digest)
             if config.cache is not None and records._bytes is not None:
@@ -107,13 +112,24 @@ class TableRecords:
     @classmethod
     def attach(cls, handle: dict[str, Any], fds: list[int]) -> Self:
         """Return the records that `handle()` described, in another process; it owns `fds` from here on."""
-        tables = [Columns.attach(*each) for each in zip(handle["tables"], fds, strict=True)]
-        return cls(handle["facts"], tables[0], tables[1] if len(tables) > 1 else None)
+        n_tables = len(handle["tables"])
+        tables = [Columns.attach(*each) for each in zip(handle["tables"], fds[:n_tables], strict=True)]
+        return cls(handle["facts"], tables[0], tables[1] if n_tables > 1 else None, *fds[n_tables:])
 
     def handle(self) -> tuple[dict[str, Any], list[int]]:
         """Plain values and descriptors from which a reader attaches."""
         tables = [each.handle() for each in (self._columns, self._labels) if each is not None]
-        return {"facts": self._facts, "tables": [table for table, _ in tables]}, [fd for _, fd in tables]
+        fds = [*(fd for _, fd in tables), *self._named.fds]
+        return {"facts": self._facts, "tables": [table for table, _ in tables]}, fds
+
+    def _find_objects(self) -> None:
+        """Find out whether some of the paths are URLs, and note their identities from now on."""
+        root = os.fsdecode(self._facts["root"])
+        named = [] if self._paths is None else [self._paths]
+        if self._kind == "path" and self._label is not None:
+            named.append(self._label)
+        is_far = bool(named) and (is_url(root) or any(map(has_urls, named)))
+        self._named = NamedFiles(root, pins_for(2 * len(self), is_far=is_far))
 
     def _check_images(self, digest: blake2b) -> None:
         """Raise `ManifestError` unless each row has an image; let `digest` follow which images they are."""
@@ -148,6 +164,7 @@ class TableRecords:
     def close(self) -> None:
         """Close the descriptors; may be called twice."""
         self._files.close()
+        self._named.close()
         self._columns.close()
         if self._labels is not None:
             self._labels.close()
@@ -185,18 +202,19 @@ class TableRecords:
 
     @property
     def shared_bytes(self) -> int:
-        """The columns."""
-        return sum(each.n_bytes for each in (self._columns, self._labels) if each is not None)
+        """The columns, and the identities of objects."""
+        tables = sum(each.n_bytes for each in (self._columns, self._labels) if each is not None)
+        return tables + sum(map(memfd_bytes, self._named.fds))
 
     @property
     def reader_bytes(self) -> int:
-        """Nothing: readers share the columns."""
-        return 0
+        """For objects the store's library; readers share the columns."""
+        return STORE_BYTES if self.is_far else 0
 
     @property
     def is_far(self) -> bool:
-        """No: they are files."""
-        return False
+        """Whether some of them are objects."""
+        return self._named.is_far
 
     @property
     def reads_apart(self) -> bool:
@@ -227,14 +245,14 @@ class TableRecords:
                 raise IndexError(f"row {row} of {len(self)} in {self.name}")
             return Sample(self._holder, label, row + 1, (row,))
         assert self._paths is not None
-        return Sample(os.path.join(self._root, self._paths[row]), label, row + 1)
+        return Sample(self._named.path(self._paths[row]), label, row + 1, pin=row if self.is_far else -1)
 
     def _label_of(self, row: int) -> Label:
         if self._label is None:
             return None
         value = self._label[row]
         if self._kind == "path":
-            return os.path.join(self._root, value)
+            return self._named.path(value)
         if self._kind == "classes":
             vector = [0] * self.label_shape[0]
             for number in value.tolist():
@@ -248,7 +266,7 @@ class TableRecords:
     def read(self, sample: Sample, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
         """Return the encoded bytes of a sample; see `Records.read`. Bytes in the table are a view of it."""
         if not sample.place:
-            return read_file(sample.path, buffer, reserve=reserve)
+            return self._named.read(sample.path, sample.pin, buffer, reserve)
         if len(sample.place) == 1:
             assert self._bytes is not None
             found: memoryview = self._bytes[sample.place[0]]
@@ -257,6 +275,14 @@ class TableRecords:
             return found
         file, offset, n_bytes = sample.place
         return self._files.read(file, offset, n_bytes, buffer, reserve)
+
+    def read_label(self, sample: Sample, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
+        """Return the bytes of the file that is the sample's label, such as a mask; as `read`."""
+        return self._named.read(str(sample.label), len(self) + sample.line - 1, buffer, reserve)
+
+    def object_state(self, sample: Sample, ask: bool) -> bytes | None:
+        """Return the state of an object; see `Records.object_state`."""
+        return self._named.state(sample.path, sample.pin, ask)
 
     def where(self, sample: Sample) -> str:
         """Return the table's name, the row from 0, and the path of a file of its own."""

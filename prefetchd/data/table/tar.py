@@ -23,6 +23,7 @@ from prefetchd.data.table.class_lists import class_lists, label_columns
 from prefetchd.data.table.text import label_numbers
 from prefetchd.data.tar.headers import Member, printable
 from prefetchd.data.tar.indexer import BadSample, content_of, grouped_members, single_member
+from prefetchd.data.tar.member_check import UNCHECKED, blocks_of, check_of
 from prefetchd.data.tar.members import scan_shards
 from prefetchd.data.tar.open_shard import ShardMembers
 from prefetchd.errors import ManifestError
@@ -51,7 +52,7 @@ def read_tar(source: str, name: str, fields: Mapping[str, Field], index: str | N
     n_rows = len(next(iter(columns.values())).values) if columns else 0
     if not n_rows:
         raise ManifestError(f"cannot serve {name}: it has no samples (such as 0001.jpg and 0001.cls); check the shards")
-    attributes: dict[str, Any] = {"files": files, "images": {}, "classes": {}}
+    attributes: dict[str, Any] = {"files": files, "images": {}, "classes": {}, "checks": {}}
     with ColumnsWriter(n_rows) as writer:
         for column in columns.values():
             column.write(writer, attributes, name)
@@ -70,6 +71,7 @@ class _TarColumn:
         self._kind = "labels" if field is None else field.kind
         self._is_place = not self._key and self._kind not in _READ_HERE
         self.values: list[Any] = []
+        self._checks: list[tuple[int, int]] = []  # of places: blocks of headers, and what they are compared with
 
     def add(self, shard: int, headers: ShardMembers, members: dict[bytes, list[Member]], sample: str) -> None:
         """Take the value of the next sample."""
@@ -84,6 +86,7 @@ class _TarColumn:
             member = single_member(members, extension)
             if self._is_place:
                 self.values.append((shard, member.data_at, member.n_bytes))
+                self._checks.append((blocks_of(member), check_of(member) if headers.is_listed else UNCHECKED))
                 return
             content = content_of(headers, member)
             self.values.append(json_value(json_object(content), self._key) if self._key else content.decode().strip())
@@ -95,6 +98,9 @@ class _TarColumn:
         if self._is_place:
             attributes["images"][self._column] = {"place": self._column}
             writer.add_numbers(self._column, np.array(self.values, np.int64))
+            if any(check != UNCHECKED for _, check in self._checks):
+                attributes["checks"][self._column] = f"{self._column}/check"
+                writer.add_numbers(f"{self._column}/check", np.array(self._checks, np.int64))
             return
         if self._kind == "label" and isinstance(self.values[0], str):
             where = f"the members .{self._column} of {name}"

@@ -1,7 +1,7 @@
 """Reads a YOLO folder: `images/`, a text file for each image in `labels/`, and the names of the classes.
 
 Called once, in the daemon. A line of a label file is a class number, centre x and y, width and height, as fractions of
-the upright image. `yolo_names` reads the names of the classes.
+the upright image. `yolo_files` finds and reads the files, `yolo_names` the names of the classes.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from prefetchd.data.kinds import IMAGE_SUFFIXES
+from prefetchd.data.stores.urls import is_url
 from prefetchd.data.table.annotated import AnnotatedImages
+from prefetchd.data.table.yolo_files import FarYoloFiles, YoloFiles, yolo_folders
 from prefetchd.data.table.yolo_names import read_names
 from prefetchd.errors import ManifestError, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
 _SPLITS = re.compile(r"(train|val|valid|validation|test|dev|minival)(\d{4})?", re.IGNORECASE)
@@ -28,29 +28,11 @@ _BOX_FIELDS = 5
 _MOST_CLASSES = 1 << 31
 
 
-def yolo_folders(source: str) -> tuple[str, str] | None:
-    """Return the folders of images and of label files that the folder `source` stands for; `None` if it is no YOLO one.
-
-    They are `source/images` and `source/labels`; or `source` itself, as in `data/images/train`, and the folder whose
-    path has `labels` in place of the last `images`.
-    """
-    source = os.path.abspath(os.path.expanduser(source))
-    inside = os.path.join(source, "images"), os.path.join(source, "labels")
-    if all(map(os.path.isdir, inside)):
-        return inside
-    head, found, tail = source.rpartition(f"{os.sep}images")
-    if found and (not tail or tail.startswith(os.sep)) and os.path.isdir(source):
-        beside = f"{head}{os.sep}labels{tail}"
-        if os.path.isdir(beside):
-            return source, beside
-    return None
-
-
 def read_yolo(source: str, *, with_keypoints: bool = False) -> AnnotatedImages:
     """Return the images and objects of a YOLO folder; images sorted by path, objects in the order of the lines.
 
     Args:
-        source: the folder.
+        source: the folder, or a prefix of a store.
         with_keypoints: whether lines go on with keypoints, as the `kpt_shape` of a data.yaml says.
 
     Raises:
@@ -61,26 +43,28 @@ def read_yolo(source: str, *, with_keypoints: bool = False) -> AnnotatedImages:
     if folders is None:
         raise ManifestError(f"cannot use {name} as a YOLO folder: it must have images/ and labels/; name another")
     images, labels = folders
-    splits = [each.name for each in _entries(images, name) if each.is_dir() and _SPLITS.fullmatch(each.name)]
+    files = FarYoloFiles(images, labels, name) if is_url(images) else YoloFiles(images, labels, name)
+    splits = [each for each in files.folders() if _SPLITS.fullmatch(each)]
     if len(splits) > 1:
         one = os.path.join(one_line(images), sorted(splits)[0])
         raise ManifestError(f"cannot use {name}: its images are splits ({', '.join(sorted(splits))}); name one: {one}")
     above = images.rpartition(f"{os.sep}images")[0]
-    classes, shape = read_names((above, labels, os.path.dirname(above)), name)
+    classes, shape = read_names((above, labels, os.path.dirname(above)), files.text, name)
     if with_keypoints and shape is None:
         raise ManifestError(
             f"cannot take keypoints from {name}: no data.yaml says how many points a line has; write one with "
             "kpt_shape: [17, 3]"
         )
-    paths = [path for path in _walk(images, name) if path.lower().endswith(IMAGE_SUFFIXES)]
+    paths = [path for path in files.image_paths() if path.lower().endswith(IMAGE_SUFFIXES)]
     if not paths:
         raise ManifestError(f"cannot use {name}: {one_line(images)} has no images; name another folder")
-    read = _LabelFiles(labels, name, _BOX_FIELDS + (0 if shape is None else shape[0] * shape[1]))
+    read = _LabelFiles(name, _BOX_FIELDS + (0 if shape is None else shape[0] * shape[1]))
     stems = [os.path.splitext(path)[0] for path in paths]
     _check_stems(name, stems, paths)
-    for stem in stems:
-        read.add(f"{stem}.txt")
-    notes = _notes(labels, name, stems, read)
+    labelled = [f"{stem}.txt" for stem in stems]
+    for path, content in zip(labelled, files.label_files(labelled), strict=True):
+        read.add(path, content)
+    notes = _notes(files.label_paths(), name, stems, read)
     found = read.numbers()
     read.check_classes(found[:, 0], len(classes) if classes is not None else None)
     return AnnotatedImages(
@@ -107,30 +91,20 @@ class _LabelFiles:
         n_missing: files that are not there.
     """
 
-    def __init__(self, folder: str, name: str, n_fields: int) -> None:
+    def __init__(self, name: str, n_fields: int) -> None:
         self.offsets = [0]
         self.lines: list[int] = []
         self.n_missing = 0
-        self._folder = folder
         self._name = name
         self._n_fields = n_fields
         self._fields: list[bytes] = []
         self._files: list[str] = []
 
-    def add(self, path: str) -> None:
-        """Read the label file of the next image; without one, the image has no objects."""
+    def add(self, path: str, content: bytes | None) -> None:
+        """Take the label file of the next image; without one, the image has no objects."""
         self._files.append(path)
-        try:
-            with open(os.path.join(self._folder, path), "rb") as file:
-                content = file.read()
-        except FileNotFoundError:
-            self.n_missing += 1
-            content = b""
-        except OSError as error:
-            raise ManifestError(
-                f"cannot use {self._name}: the label file {one_line(path)} cannot be read ({error.strerror}); mend it"
-            ) from None
-        for number, line in enumerate(content.splitlines(), 1):
+        self.n_missing += content is None
+        for number, line in enumerate((content or b"").splitlines(), 1):
             fields = line.split()
             if not fields:
                 continue
@@ -196,13 +170,13 @@ def _check_stems(name: str, stems: list[str], paths: list[str]) -> None:
             )
 
 
-def _notes(labels: str, name: str, stems: list[str], read: _LabelFiles) -> list[str]:
+def _notes(found: list[str], name: str, stems: list[str], read: _LabelFiles) -> list[str]:
     """Return notes of images without label files, and of label files without images."""
     notes = []
     if read.n_missing:
         notes.append(f"{read.n_missing} of {len(stems)} images have no label file, and so no boxes")
     known = set(stems)
-    texts = [path for path in _walk(labels, name) if path.lower().endswith(".txt")]
+    texts = [path for path in found if path.lower().endswith(".txt")]
     texts = [path for path in texts if os.path.basename(path).lower() not in _LEFT_OUT]
     lost = [path for path in texts if os.path.splitext(path)[0] not in known]
     if texts and len(lost) == len(texts):
@@ -213,26 +187,6 @@ def _notes(labels: str, name: str, stems: list[str], read: _LabelFiles) -> list[
     if lost:
         notes.append(f"left out {len(lost)} label files without an image, such as {one_line(lost[0])}")
     return notes
-
-
-def _walk(folder: str, name: str, inside: str = "", depth: int = 0) -> Iterator[str]:
-    """Yield the paths of all files below `folder`, sorted; hidden ones are passed over."""
-    for entry in sorted(_entries(os.path.join(folder, inside), name), key=lambda each: each.name):
-        if entry.name.startswith("."):
-            continue
-        path = os.path.join(inside, entry.name)
-        if not entry.is_dir():
-            yield path
-        elif depth < 16:  # a link to a folder above would never end
-            yield from _walk(folder, name, path, depth + 1)
-
-
-def _entries(folder: str, name: str) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except OSError as error:
-        raise ManifestError(f"cannot list {one_line(folder)} of {name}: {error.strerror}; check the folder") from None
 
 
 def _is_number(field: bytes) -> bool:

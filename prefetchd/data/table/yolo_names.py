@@ -13,13 +13,20 @@ from typing import TYPE_CHECKING
 from prefetchd.errors import ManifestError, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 _NAME_FILES = ("classes.txt", "obj.names", "data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
 
 
-def read_names(folders: Sequence[str], name: str) -> tuple[tuple[str, ...] | None, tuple[int, int] | None]:
+def read_names(
+    folders: Sequence[str], read: Callable[[str], bytes | None], name: str
+) -> tuple[tuple[str, ...] | None, tuple[int, int] | None]:
     """Return the names of the classes and the shape of keypoints, from the first file in `folders` that may have them.
+
+    Args:
+        folders: where they may be.
+        read: returns the content of a file, or `None` if it is not there.
+        name: how errors name the data set.
 
     Raises:
         ManifestError: if that file cannot be read, or holds more than the simple forms.
@@ -27,12 +34,12 @@ def read_names(folders: Sequence[str], name: str) -> tuple[tuple[str, ...] | Non
     for folder in folders:
         for file_name in _NAME_FILES:
             path = os.path.join(folder, file_name)
-            if not os.path.isfile(path):
+            content = read(path)
+            if content is None:
                 continue
             try:
-                with open(path, encoding="utf-8-sig") as file:
-                    text = file.read()
-            except (OSError, UnicodeDecodeError) as error:
+                text = content.decode("utf-8-sig")
+            except UnicodeDecodeError as error:
                 raise ManifestError(
                     f"cannot read the classes of {name} from {one_line(path)}: {error}; mend it"
                 ) from None

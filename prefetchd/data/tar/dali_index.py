@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import os
 import re
 from collections.abc import Iterator, Sequence
 
 from prefetchd.data.in_parallel import in_parallel
+from prefetchd.data.stores.urls import with_suffix
 from prefetchd.data.tar.headers import BLOCK_BYTES, Member, ReadAt, TarHeaders, is_header
 from prefetchd.errors import ManifestError
 
@@ -34,7 +34,7 @@ class NotOfArchive(Exception):
 
 def index_of(path: str) -> str:
     """Return where the index of the shard at `path` would lie."""
-    return os.path.splitext(path)[0] + SUFFIX
+    return with_suffix(path, SUFFIX)
 
 
 class DaliMembers:
@@ -52,7 +52,7 @@ class DaliMembers:
         ManifestError: if the archive cannot be read.
     """
 
-    has_end_mark = True
+    has_end_mark = is_listed = True
 
     def __init__(self, content: bytes, read_at: ReadAt, n_bytes: int, name: str, *, is_far: bool) -> None:
         self._read_at = read_at

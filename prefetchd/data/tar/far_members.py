@@ -14,6 +14,7 @@ from functools import partial
 from prefetchd.config.units import format_bytes
 from prefetchd.data.in_parallel import in_parallel
 from prefetchd.data.stores.client import head, read_bytes, read_whole
+from prefetchd.data.stores.urls import file_name
 from prefetchd.data.tar.dali_index import index_of
 from prefetchd.data.tar.headers import ReadAt, printable
 from prefetchd.data.tar.kept_index import KeptIndex
@@ -28,7 +29,7 @@ _SAY_EVERY_S = 10.0
 def scan_objects(urls: Sequence[str], kept: KeptIndex | None) -> Iterator[OpenShard]:
     """Yield each shard, whose members are to be gone through before the next is taken; see `members.scan_shards`."""
     identities = list(in_parallel(head, urls))
-    names = [printable(os.fsencode(os.path.basename(url))) for url in urls]
+    names = [printable(os.fsencode(file_name(url))) for url in urls]
     reads: list[ReadAt] = [partial(_read, *each) for each in zip(urls, identities, strict=True)]
     sizes = [int(identity[0]) for identity in identities]
     beside = [None] * len(urls) if kept is not None else _indexes(urls)
@@ -61,7 +62,11 @@ def _read(url: str, identity: list[int | str], offset: int, n_bytes: int) -> byt
 
 def _indexes(urls: Sequence[str]) -> list[bytes | None]:
     """Return DALI's indexes beside the shards; they are looked for if there is one of the first shard."""
-    first = read_whole(index_of(urls[0]))
+    first = _index_beside(urls[0])
     if first is None:
         return [None] * len(urls)
-    return [first, *in_parallel(lambda url: read_whole(index_of(url)), urls[1:])]
+    return [first, *in_parallel(_index_beside, urls[1:])]
+
+
+def _index_beside(url: str) -> bytes | None:
+    return read_whole(index_of(url), is_optional=True)

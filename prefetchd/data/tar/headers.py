@@ -19,7 +19,7 @@ BLOCK_BYTES = 512
 BLOCKS_BITS = 24  # enough for the blocks of one member's headers, in an index
 WINDOW_BYTES = 8192  # holds the headers of one sample and its small members: one read a sample
 _MAX_EXTENSION_BYTES = 1 << 20
-_MAX_HEADERS_BYTES = 16 << 20  # of one member; fits BLOCKS_BITS, and bounds a chain of extended headers
+MAX_HEADERS_BYTES = 16 << 20  # of one member; fits BLOCKS_BITS, and bounds a chain of extended headers
 _MAX_DIGITS = 19  # of 64 bits; Python refuses to convert thousands of digits
 _SEARCHED_BYTES = 1 << 16
 _ZEROS = bytes(BLOCK_BYTES)
@@ -69,7 +69,10 @@ class TarHeaders:
         has_end_mark: whether the archive ends with a block of zeros; known after all members.
         next_at: where the headers of the member after the last one start.
         window_bytes: how many are read at a time; may be changed.
+        is_listed: whether an index lists the members: no.
     """
+
+    is_listed = False
 
     def __init__(self, read_at: ReadAt, n_bytes: int, name: str) -> None:
         self.has_end_mark = True
@@ -175,8 +178,8 @@ class TarHeaders:
         return block[156:157], n_bytes
 
     def _check_length(self, header_at: int, position: int) -> None:
-        if position - header_at > _MAX_HEADERS_BYTES:
-            raise self._damaged(header_at, f"the headers of one member are longer than {_MAX_HEADERS_BYTES} bytes")
+        if position - header_at > MAX_HEADERS_BYTES:
+            raise self._damaged(header_at, f"the headers of one member are longer than {MAX_HEADERS_BYTES} bytes")
 
     def _digits(self, text: bytes, position: int) -> int:
         """Return the number of an extended header."""

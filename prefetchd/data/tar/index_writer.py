@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from prefetchd.data.stores.urls import shown
 from prefetchd.data.tar.kept_index import MAGIC, TAIL, KeptMember, KeptShard
 from prefetchd.data.tar.segments import is_kept
 from prefetchd.errors import ConfigError, one_line
@@ -67,7 +68,8 @@ class IndexFile:
                 flush()
         if kept:
             flush()
-        self._shards.append(KeptShard(shard.path, shard.state, shard.n_bytes, shard.members.has_end_mark, blocks))
+        path = shown(shard.path)  # without a password
+        self._shards.append(KeptShard(path, shard.state, shard.n_bytes, shard.members.has_end_mark, blocks))
 
     def __enter__(self) -> IndexFile:
         return self

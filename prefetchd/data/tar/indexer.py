@@ -16,7 +16,8 @@ from prefetchd.data.labels import BadLabel, Labels, Numbers, known_label
 from prefetchd.data.manifest.dialect import BadLine, show
 from prefetchd.data.manifest.json import NoObject, json_object, json_value
 from prefetchd.data.record_index import IndexWriter
-from prefetchd.data.tar.headers import BLOCK_BYTES, BLOCKS_BITS, Member, printable
+from prefetchd.data.tar.headers import BLOCKS_BITS, Member, printable
+from prefetchd.data.tar.member_check import UNCHECKED, blocks_of, check_of
 from prefetchd.data.tar.members import scan_shards
 from prefetchd.data.tar.open_shard import ShardMembers
 from prefetchd.errors import ManifestError, one_line
@@ -52,7 +53,7 @@ class TarIndexer:
     """The state of the pass over all shards; `run` fills an `IndexWriter`.
 
     Attributes:
-        writer: the index; a row's numbers are (shard and header blocks, where the data starts, its bytes).
+        writer: the index; a row's numbers are (shard and header blocks, where the data starts, its bytes, its check).
         labels: what the labels are.
         digest: of keys, sizes and labels in order, and of the shards' sizes; not of where the shards lie.
         identities: of each shard, as `identity` makes it.
@@ -81,7 +82,7 @@ class TarIndexer:
         self._n_json_checked = 0
         self._bad = 0
         self._first_bad = ""
-        self.writer = IndexWriter(3, self.labels)
+        self.writer = IndexWriter(4, self.labels)
 
     def run(self, paths: list[str]) -> None:
         """Index the shards at `paths`.
@@ -111,7 +112,7 @@ class TarIndexer:
         self.digest.update(repr((self.labels.kind, self.labels.count, list(self.labels.names))).encode())
 
     def _samples(self, number: int, name: str, headers: ShardMembers) -> None:
-        rows: list[tuple[int, int, int]] = []
+        rows: list[tuple[int, int, int, int]] = []
         labels: list[Numbers] = []
         said: list[bytes] = []
         for key, members in grouped_members(headers):
@@ -124,15 +125,15 @@ class TarIndexer:
                 continue
             if len(self._folders) < 2 and (folder := key.rpartition(b"/")[0]) not in self._folders:
                 self._folders.append(folder)
-            blocks = (image.data_at - image.header_at) // BLOCK_BYTES
-            rows.append((number << BLOCKS_BITS | blocks, image.data_at, image.n_bytes))
+            check = check_of(image) if headers.is_listed else UNCHECKED
+            rows.append((number << BLOCKS_BITS | blocks_of(image), image.data_at, image.n_bytes, check))
             labels.append(label)
             said.append(b"%s\0%s\0%d\0%s\n" % (key, extension, image.n_bytes, repr(label).encode()))
             if len(rows) == _ROWS:
                 self._add(rows, labels, said)
         self._add(rows, labels, said)
 
-    def _add(self, rows: list[tuple[int, int, int]], labels: list[Numbers], said: list[bytes]) -> None:
+    def _add(self, rows: list[tuple[int, int, int, int]], labels: list[Numbers], said: list[bytes]) -> None:
         if not self._bad:
             self.writer.add(rows, labels)
         self.digest.update(b"".join(said))

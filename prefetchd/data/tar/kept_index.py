@@ -18,7 +18,8 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from prefetchd.data.files import open_regular
-from prefetchd.data.tar.headers import Member, ReadAt
+from prefetchd.data.stores.urls import file_name, is_url, shown
+from prefetchd.data.tar.headers import BLOCK_BYTES, MAX_HEADERS_BYTES, Member, ReadAt
 from prefetchd.errors import ManifestError, one_line
 
 MAGIC = b"prefetchd index 1\n"
@@ -51,6 +52,8 @@ class KeptShard(msgspec.Struct, array_like=True, frozen=True):
 class KeptMembers:
     """The members of one shard, from the index; see `members.ShardMembers`."""
 
+    is_listed = True
+
     def __init__(self, index: KeptIndex, shard: KeptShard, read_at: ReadAt) -> None:
         self.has_end_mark = shard.has_end_mark
         self._index = index
@@ -68,7 +71,9 @@ class KeptMembers:
             before = after
             for each in kept:
                 is_whole = each.kind != b"0" or each.data_at + each.n_bytes <= self._shard.n_bytes
-                if not (0 <= each.header_at < each.data_at and each.n_bytes >= 0 and is_whole):
+                headers = each.data_at - each.header_at
+                are_headers = 0 < headers <= MAX_HEADERS_BYTES + BLOCK_BYTES and not headers % BLOCK_BYTES
+                if not (each.header_at >= 0 and are_headers and each.n_bytes >= 0 and is_whole):
                     raise self._index.damaged()
                 yield Member(each.name, each.header_at, each.data_at, each.n_bytes, each.kind)
 
@@ -118,7 +123,7 @@ class KeptIndex:
 
     def check_names(self, paths: Sequence[str]) -> None:
         """Raise `ManifestError` unless the shards at `paths` have the names of those that were indexed, in order."""
-        names, kept = (list(map(os.path.basename, each)) for each in (paths, [shard.path for shard in self.shards]))
+        names, kept = (list(map(file_name, each)) for each in (paths, [shard.path for shard in self.shards]))
         if names == kept:
             return
         place = next((n for n, (one, other) in enumerate(zip(names, kept, strict=False)) if one != other), None)
@@ -144,8 +149,15 @@ def _shown(state: list[int | str]) -> str:
 
 
 def load_index(path: str) -> KeptIndex:
-    """Return the index in the file at `path`; raises `ManifestError` if it cannot be read."""
-    name = one_line(path)
+    """Return the index in the file or object at `path`; raises `ManifestError` if it cannot be read."""
+    name = one_line(shown(path))
+    if is_url(path):
+        from prefetchd.data.stores.client import read_whole
+
+        content = read_whole(path)
+        if content is None:
+            raise ManifestError(f"cannot open {name}: there is no such object; check index")
+        return KeptIndex(content, name)
     fd = open_regular(os.path.abspath(os.path.expanduser(path)), name)
     try:
         with open(fd, "rb", closefd=True) as file:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 from prefetchd.data.files import check_complete, identity, open_regular
+from prefetchd.data.stores.urls import file_name
 from prefetchd.data.tar.dali_index import DaliMembers, index_of
 from prefetchd.data.tar.headers import TarHeaders, file_bytes, printable
 from prefetchd.data.tar.kept_index import load_index
@@ -40,7 +41,7 @@ def scan_shards(paths: Sequence[str], index: str | None = None) -> Iterator[Open
         fd = open_regular(path, shown)
         try:
             before = identity(os.fstat(fd))
-            name = printable(os.fsencode(os.path.basename(path)))
+            name = printable(os.fsencode(file_name(path)))
             state = _state_of(before)
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # reading ahead would read the images
             read_at = file_bytes(fd, name)

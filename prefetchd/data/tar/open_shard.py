@@ -18,6 +18,10 @@ class ShardMembers(Protocol):
     """The members of one shard, gone through once."""
 
     @property
+    def is_listed(self) -> bool:
+        """Whether an index lists them, so that their headers are compared when they are read."""
+
+    @property
     def has_end_mark(self) -> bool:
         """Whether the archive ends with a block of zeros; known after all members."""
 
@@ -55,7 +59,7 @@ def warn_of_end(path: str, n_bytes: int, members: ShardMembers) -> None:
         log.warning(
             "the shard %s has no end mark: some programs leave it out, but if it was cut short or is still being "
             "written, samples are missing; compare its size with the original's",
-            path,
+            one_line(path),
         )
 
 

@@ -15,8 +15,10 @@ from prefetchd.config.options import Config
 from prefetchd.data.faults import SampleFault
 from prefetchd.data.kinds import expand
 from prefetchd.data.records import Sample
-from prefetchd.data.shards import STORE_BYTES, ShardRecords, refuse_cache, write_table
+from prefetchd.data.shards import STORE_BYTES, ShardRecords
+from prefetchd.data.stores.urls import file_name
 from prefetchd.data.tar.headers import BLOCK_BYTES, BLOCKS_BITS, ReadAt, TarHeaders, compressed, file_bytes, printable
+from prefetchd.data.tar.member_check import read_member
 from prefetchd.errors import ManifestError, one_line
 
 if TYPE_CHECKING:
@@ -32,13 +34,17 @@ _COMPRESSED = {"gz": "gzip", "tgz": "gzip", "bz2": "bzip2", "tbz": "bzip2", "tbz
 def check_not_compressed(paths: Iterable[str]) -> None:
     """Raise `ManifestError` if a shard is compressed, by its name."""
     for path in paths:
-        suffix = path.rpartition(".")[2].lower()
+        suffix = file_name(path).rpartition(".")[2].lower()
         if suffix != "tar":
             raise compressed(one_line(path), _COMPRESSED.get(suffix, suffix))
 
 
 class TarShards(ShardRecords):
-    """The samples of tar shards; see `Records`. A sample's place is (shard, header blocks, data offset, bytes)."""
+    """The samples of tar shards; see `Records`.
+
+    A sample's place is (shard, header blocks, data offset, bytes), and its value the check of its member: whether an
+    index lists it makes no other sample of it.
+    """
 
     def __init__(self, facts: dict[str, Any], index_fd: int) -> None:
         """Take over the descriptor; `facts` are those of `handle()`. Use `open` or `attach`."""
@@ -56,32 +62,8 @@ class TarShards(ShardRecords):
         name = one_line(config.source)
         paths = expand(config.source, "tar", name)
         check_not_compressed(paths)
-        refuse_cache(config, paths)
         indexer = TarIndexer(config, name)
-        try:
-            indexer.run(paths)
-            facts = indexer.writer.finish()
-            files = write_table(indexer.writer, paths, indexer.identities)
-        except BaseException:
-            indexer.writer.close()
-            raise
-        described = {"name": name, "digest": indexer.digest.hexdigest(), "at_random": config.shuffle}
-        return cls({**facts, **files, **described}, indexer.writer.seal())
-
-    @classmethod
-    def attach(cls, handle: dict[str, Any], fds: list[int]) -> TarShards:
-        """Return the shards that `handle()` described, in another process; it owns `fds` from here on."""
-        (index_fd,) = fds
-        return cls(handle, index_fd)
-
-    def handle(self) -> tuple[dict[str, Any], list[int]]:
-        """Plain values and a descriptor from which a reader attaches."""
-        return self._facts, [self._index.fd]
-
-    @property
-    def shared_bytes(self) -> int:
-        """The index."""
-        return self._index.n_bytes
+        return cls._of(indexer, name, paths, lambda: indexer.run(paths), at_random=config.shuffle)
 
     @property
     def reads_apart(self) -> bool:
@@ -101,20 +83,23 @@ class TarShards(ShardRecords):
     def samples(self, sample_ids: Iterable[int]) -> list[Sample]:
         """Return the samples of these numbers; see `Records.samples`. `read` checks whether a shard has changed."""
         found = []
-        for (packed, data_at, n_bytes), label in self._index.rows(sample_ids):
+        for (packed, data_at, n_bytes, check), label in self._index.rows(sample_ids):
             shard, blocks = packed >> BLOCKS_BITS, packed & (1 << BLOCKS_BITS) - 1
-            found.append(Sample(self._files.path(shard), label, place=(shard, blocks, data_at, n_bytes)))
+            found.append(
+                Sample(self._files.path(shard), label, place=(shard, blocks, data_at, n_bytes), values=(check,))
+            )
         return found
 
     def read(self, sample: Sample, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
         """Return the bytes of the image member; see `Records.read`."""
-        shard, _, data_at, n_bytes = sample.place
-        return self._files.read(shard, data_at, n_bytes, buffer, reserve, "the member")
+        shard, blocks, data_at, n_bytes = sample.place
+        (check,) = sample.values
+        return read_member(self._files, (shard, data_at, n_bytes), blocks, check, buffer, reserve)
 
     def where(self, sample: Sample) -> str:
         """Shard, key and member: `shard-000.tar sample a/n01_10: n01_10.jpg`."""
         shard, blocks, data_at, _ = sample.place
-        shard_name = printable(os.fsencode(os.path.basename(sample.path)))
+        shard_name = printable(os.fsencode(file_name(sample.path)))
         try:
             headers = TarHeaders(self._read_at(shard, shard_name), data_at + BLOCK_BYTES, shard_name)
             headers.window_bytes = (blocks + 1) * BLOCK_BYTES

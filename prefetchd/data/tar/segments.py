@@ -5,7 +5,7 @@ walk over 10,000 samples would take eight minutes. So an archive is cut into seg
 first header and walks from there. Then the chain is followed through the segments in order: what a thread found
 counts from the member on where the chain arrives. Where it arrives at none (the thread took something in a member's
 data for a header, or found none), the segment is walked again from there. So the members are those of one walk,
-whatever lies in their data.
+with anything in their data.
 
 `members` uses it, in the daemon. A sample costs a read of 8 KiB; where samples are smaller than some 60 KB, all is
 read, in pieces of 1 MiB.
@@ -63,8 +63,10 @@ class JoinedMembers:
     """The members of one archive, from its segments. For one thread; `TarHeaders` of an archive that is near.
 
     Attributes:
-        has_end_mark: see `TarHeaders`.
+        has_end_mark, is_listed: see `TarHeaders`.
     """
+
+    is_listed = False
 
     def __init__(self, archive: Archive, segments: Iterable[tuple[int, int, Walked]]) -> None:
         self.has_end_mark = False
