@@ -32,7 +32,10 @@ def main() -> int | None:
     package = importlib.util.module_from_spec(spec)
     sys.modules["prefetchd"] = package
     spec.loader.exec_module(package)
-    module = importlib.import_module(name)
+    from prefetchd.ipc.loading import LoadingModules
+
+    with LoadingModules():
+        module = importlib.import_module(name)
     if int(stderr_fd) >= 0:
         os.dup2(int(stderr_fd), 2)
         os.close(int(stderr_fd))

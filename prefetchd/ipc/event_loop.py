@@ -40,6 +40,10 @@ class EventLoop:
         """Call `callback` whenever `fd` is readable."""
         self._selector.register(fd, selectors.EVENT_READ, callback)
 
+    def watch_writable(self, fd: int, callback: Callback) -> None:
+        """Call `callback` whenever `fd`, which is not watched otherwise, can be written to."""
+        self._selector.register(fd, selectors.EVENT_WRITE, callback)
+
     def unwatch(self, fd: int) -> None:
         """Stop watching `fd`, if it is watched."""
         if fd >= 0 and fd in self._selector.get_map():

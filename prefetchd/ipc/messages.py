@@ -2,7 +2,8 @@
 
     Attach -> Attached   OpenCursor -> Opened, SlotOpened ...   Want -> GrantReady, Ended, Stalled, Failed
     Release   CloseCursor   AddConnection (another consumer of the process, by a socket)
-    in place of Attach: AskStatus -> StatusReport   AskStop -> Stopping   ChangeOptions -> OptionsChanged
+    in place of Attach: AskStatus -> StatusReport   AskBad -> BadSamples   AskStop -> Stopping
+                        ChangeOptions -> OptionsChanged
 
 Each message is one datagram of a `SOCK_SEQPACKET` socket, so there are no frames that could get out of step.
 Descriptors travel beside the bytes (`sockets.send`, `sockets.receive`). Grants are not messages: they lie in shared
@@ -38,7 +39,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unk
 
 encode = msgspec.msgpack.Encoder().encode
 
-PROTOCOL = 7
+PROTOCOL = 8
 MAX_RELEASED = 64
 
 
@@ -116,6 +117,14 @@ class AskStatus(Message, frozen=True):
     protocol: Count
 
 
+class AskBad(Message, frozen=True):
+    """What the dashboard sends instead of `Attach`: the bad samples of a data set, from number `first` of them on."""
+
+    protocol: Count
+    dataset: str
+    first: Count
+
+
 class AskStop(Message, frozen=True):
     """What `prefetchd stop` sends instead of `Attach`."""
 
@@ -146,6 +155,7 @@ class Configure(Message, frozen=True):
 class Attached(Message, frozen=True):
     """The answer to `Attach`: everything a loader must know.
 
+    `layouts` are those of the buckets, by number, of which `layout` is the largest; empty where all batches have one.
     Its descriptors are the grant queue, the return queue and, where labels are text, the class names.
     """
 
@@ -161,6 +171,7 @@ class Attached(Message, frozen=True):
     config_digest: str
     manifest_digest: str
     versions: dict[str, str]
+    layouts: list[dict[str, Any]] = msgspec.field(default_factory=list)
 
 
 class SlotOpened(Message, frozen=True):
@@ -229,6 +240,14 @@ class StatusReport(Message, frozen=True):
     report: dict[str, Any]
 
 
+class BadSamples(Message, frozen=True):
+    """The answer to `AskBad`: how many are bad, how many of them are remembered, and some: (number, where, reason)."""
+
+    n_bad: Count
+    n_remembered: Count
+    samples: list[tuple[Count, str, str]]
+
+
 class OptionsChanged(Message, frozen=True):
     """The answer to `ChangeOptions`: the new plan, in words."""
 
@@ -242,7 +261,17 @@ class Stopping(Message, frozen=True):
 
 
 ToDaemon = (
-    Attach | OpenCursor | AddConnection | CloseCursor | Want | Release | AskStatus | AskStop | ChangeOptions | Configure
+    Attach
+    | OpenCursor
+    | AddConnection
+    | CloseCursor
+    | Want
+    | Release
+    | AskStatus
+    | AskBad
+    | AskStop
+    | ChangeOptions
+    | Configure
 )
 ToConsumer = (
     Attached
@@ -255,6 +284,7 @@ ToConsumer = (
     | Failed
     | Fatal
     | StatusReport
+    | BadSamples
     | OptionsChanged
     | Stopping
 )

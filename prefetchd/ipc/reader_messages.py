@@ -4,6 +4,7 @@
     reader:       OpenDataset ... Boot -> ReaderReady   MapSlot, Fills, FillOne, Compact -> AllDone
                   NeedMemory -> MemoryGranted, MemoryDenied
     dry run:      OpenDataset -> DryRunDone, DryRunFailed
+    header pass:  OpenRecords, ReadHeaders ... -> HeadersRead ..., HeadersFailed
 
 Both ends always have the same version. Each direction has its own decoder.
 """
@@ -25,7 +26,9 @@ from prefetchd.ipc.messages import encode as encode
 class OpenDataset(Message, frozen=True):
     """The first messages to a reader: a data set's options, source handle and layout, with its descriptors.
 
-    `order` is the handle of the order, whose descriptor comes last; empty for a plain order, which has none.
+    `order` is the handle of the order, whose descriptor comes last; empty for a plain order, which has none. `layouts`
+    are those of the buckets, by number; empty where all batches have one. With
+    `across_hosts` the data set was opened on another machine.
     """
 
     dataset: Count
@@ -33,6 +36,8 @@ class OpenDataset(Message, frozen=True):
     source: dict[str, Any]
     layout: dict[str, Any]
     order: dict[str, Any] = msgspec.field(default_factory=dict)
+    layouts: list[dict[str, Any]] = msgspec.field(default_factory=list)
+    across_hosts: bool = False
 
 
 class Boot(Message, frozen=True):
@@ -60,7 +65,11 @@ class UnmapSlots(Message, frozen=True):
 
 
 class Fill(msgspec.Struct, frozen=True, array_like=True):
-    """Fill the rows of a batch from `first_row` on, with the samples that the order names."""
+    """Fill the rows of a batch from `first_row` on, with the samples that the order names.
+
+    Here, in `FillOne` and in `Compact`, `layout` is the number of the batch's layout, where the data set has several.
+    The slot begins `shift` rows into the batch: an agent's holds a chunk of it alone.
+    """
 
     task: Count
     slot: Count
@@ -69,6 +78,8 @@ class Fill(msgspec.Struct, frozen=True, array_like=True):
     batch: Count
     first_row: Count
     n_rows: Count
+    layout: Count = 0
+    shift: Count = 0
 
 
 class Fills(Message, frozen=True):
@@ -86,6 +97,7 @@ class FillOne(Message, frozen=True):
     epoch: Count
     row: Count
     sample_id: Count
+    layout: Count = 0
 
 
 class Compact(Message, frozen=True):
@@ -99,6 +111,7 @@ class Compact(Message, frozen=True):
     dataset: Count
     n_rows: Count
     skipped: bytes
+    layout: Count = 0
 
 
 class Retire(Message, frozen=True):
@@ -221,14 +234,53 @@ class DryRunFailed(Message, frozen=True):
     text: str
 
 
+# --- daemon and header pass
+
+
+class OpenRecords(Message, frozen=True):
+    """The records to read: options, and the source's handle, with its descriptors, and the table's and the kept sizes'.
+
+    `part` is the number of the field that is the image; -1 where a sample has one. `n_kept` sizes are known.
+    """
+
+    config: dict[str, Any]
+    source: dict[str, Any]
+    part: int
+    n_kept: Count
+
+
+class ReadHeaders(Message, frozen=True):
+    """Write the sizes of samples `first` to `stop` into the table."""
+
+    first: Count
+    stop: Count
+
+
+class HeadersRead(Message, frozen=True):
+    """It is done; so many headers were read."""
+
+    n_read: Count
+
+
+class HeadersFailed(Message, frozen=True):
+    """The headers cannot be read, and why."""
+
+    error: str
+    text: str
+
+
 ToReader = OpenDataset | Boot | MapSlot | UnmapSlots | Fills | FillOne | Compact | Retire | MemoryGranted | MemoryDenied
 FromReader = ReaderReady | AllDone | NeedMemory | Outgrown | BootFailed
 ToForkServer = Spawn | Stop
 FromForkServer = Spawned | Exited
 FromDryRun = DryRunDone | DryRunFailed
+ToHeaderPass = OpenRecords | ReadHeaders
+FromHeaderPass = HeadersRead | HeadersFailed
 
 decode_to_reader = msgspec.msgpack.Decoder(ToReader).decode
 decode_from_reader = msgspec.msgpack.Decoder(FromReader).decode
 decode_to_fork_server = msgspec.msgpack.Decoder(ToForkServer).decode
 decode_from_fork_server = msgspec.msgpack.Decoder(FromForkServer).decode
 decode_from_dry_run = msgspec.msgpack.Decoder(FromDryRun).decode
+decode_to_header_pass = msgspec.msgpack.Decoder(ToHeaderPass).decode
+decode_from_header_pass = msgspec.msgpack.Decoder(FromHeaderPass).decode

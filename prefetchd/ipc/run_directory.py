@@ -15,7 +15,6 @@ import contextlib
 import fcntl
 import os
 import stat
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,6 +70,8 @@ def daemon_paths(name: str, *, create: bool = False) -> DaemonPaths:
         directory = Path(runtime) / "prefetchd"
     else:
         try:
+            import tempfile  # few need it, and it loads much
+
             directory = Path(tempfile.gettempdir()) / f"prefetchd-{os.getuid()}"
         except OSError:
             raise ConfigError(

@@ -14,6 +14,7 @@ take any memory.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -150,3 +151,11 @@ def layout_from_wire(wire: dict[str, Any]) -> BatchLayout:
     fields = [FieldLayout(str(name), tuple(map(int, shape)), str(dtype)) for name, shape, dtype in wire["fields"]]
     sources = tuple((str(name), int(first)) for name, first in wire.get("sources", ()))
     return BatchLayout(int(wire["batch_size"]), tuple(fields), sources)
+
+
+def open_shapes(layouts: Sequence[BatchLayout]) -> list[tuple[int | None, ...]]:
+    """Return the shape of each field's rows, in order; `None` for a side that differs between the layouts."""
+    return [
+        tuple(sides[0] if len(set(sides)) == 1 else None for sides in zip(*shapes, strict=True))
+        for shapes in zip(*([each.shape for each in layout.fields] for layout in layouts), strict=True)
+    ]

@@ -10,8 +10,10 @@ that the consumer knows whether to read one first, such as the slot that the gra
 
 Returns: a consumer with several grants ahead needs nothing now, so a lease that ends need not wake the daemon. The
 consumer writes the lease here at that moment, and sends it again later in a `Release` for several leases. So nothing
-depends on when the daemon reads the page. It reads at every round, and every few milliseconds while a loop waits for a
-slot.
+depends on when the daemon reads the page. It reads at every round. While a loop waits for a slot it comes round every
+few milliseconds, some times. Then it says in the page of grants that it wants a message for each lease (`Ended`), reads
+once more, and sleeps. The consumer looks for that word after it has written a lease, so one of the two sees the other.
+A loop that takes its batches evenly is told to write each lease here, and the daemon polls the queue.
 
 Every record carries a checksum: a reader of the page sees a record whole, or does not see it yet.
 
@@ -21,7 +23,7 @@ side's map a SIGBUS. The maps go with their processes, so a party that dies leav
 
 from __future__ import annotations
 
-import contextlib
+import enum
 import itertools
 import os
 import struct
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     import mmap
 
 
-_RECORD = struct.Struct("<9QI")
+_RECORD = struct.Struct("<10QI")
 _RECORD_BYTES = _RECORD.size
 _CHECK_BYTES = 4
 _unpack = _RECORD.unpack
@@ -45,6 +47,16 @@ _STRIDE_BYTES = 128
 _N_RECORDS = 64
 GRANT_QUEUE_BYTES = _N_RECORDS * _STRIDE_BYTES
 MAX_GRANTS_AHEAD = _N_RECORDS // 2  # so a record is written over only long after it was read
+_ENDED_AT = _STRIDE_BYTES - 1  # behind the first record
+assert _RECORD_BYTES < _STRIDE_BYTES
+
+
+class Ended(enum.IntEnum):
+    """How a consumer says that a lease has ended."""
+
+    AS_USUAL = 0  # by message; by its queue while it has several grants ahead
+    BY_MESSAGE = 1
+    BY_QUEUE = 2
 
 
 class Grant(NamedTuple):
@@ -60,6 +72,7 @@ class Grant(NamedTuple):
         rows: how many samples it has.
         repeated: 1 if it wrapped round past the end of the epoch, else 0.
         n_sent: how many messages the daemon had sent to the consumer before.
+        layout: the number of its layout, where the data set has several.
         check: the checksum over the other fields.
     """
 
@@ -72,6 +85,7 @@ class Grant(NamedTuple):
     rows: int
     repeated: int
     n_sent: int
+    layout: int
     check: int
 
 
@@ -105,13 +119,19 @@ class GrantWriter:
         """Begin with another cursor: grants of the last one that were not read are void."""
         self._serial, self._number = serial, 0
 
-    def write(self, lease: int, slot: int, epoch: int, batch: int, rows: int, *, repeated: bool, n_sent: int) -> None:
+    def write(
+        self, lease: int, slot: int, epoch: int, batch: int, rows: int, *, repeated: bool, n_sent: int, layout: int = 0
+    ) -> None:
         """Write the cursor's next grant."""
         self._number += 1
-        fields = self._number, self._serial, lease, slot, epoch, batch, rows, repeated, n_sent
+        fields = self._number, self._serial, lease, slot, epoch, batch, rows, repeated, n_sent, layout
         check = crc32(_RECORD.pack(*fields, 0)[:-_CHECK_BYTES])
         at = self._number % _N_RECORDS * _STRIDE_BYTES
         self._memory[at : at + _RECORD_BYTES] = _RECORD.pack(*fields, check)
+
+    def say_how_leases_end(self, how: Ended) -> None:
+        """Tell the consumer how to say that a lease has ended."""
+        self._memory[_ENDED_AT] = how
 
     def close(self) -> None:
         """Drop the map; the consumer's lives on."""
@@ -164,6 +184,11 @@ class GrantReader:
         found, serial = _begin(self._memory, number % _N_RECORDS * _STRIDE_BYTES)
         return bool(found == number and serial == following.serial)
 
+    @property
+    def leases_end(self) -> int:
+        """How to say that a lease has ended, an `Ended`. To be read once more after the lease is written down."""
+        return self._memory[_ENDED_AT]
+
     def read(self, serial: int) -> Grant | None:
         """Return the next grant of the cursor `serial`; `None` if it is not there yet, or the cursor has ended."""
         following = self.cursor
@@ -186,6 +211,7 @@ _TAKEN_AT = _RETURN.size * _N_RETURNS
 _CHECK = 0x9E3779B97F4A7C15  # so that a page of zeros holds no record
 RETURN_QUEUE_BYTES = 4096
 MAX_RETURNS_UNSENT = 8  # leases that a consumer writes to the page before it sends them in a `Release`
+MAX_RETURNS_QUIET = _N_RETURNS - 1  # the same where the daemon looks for them by itself
 ENOUGH_AHEAD = 2  # grants in its queue with which a loop does without the daemon
 
 
@@ -219,7 +245,9 @@ class ReturnReader:
         self._page = page
         before = self._returns
         self._returns = {
-            (lease, taken) for lease, taken, check in _RETURN.iter_unpack(page) if check == lease ^ taken ^ _CHECK
+            (lease, taken)
+            for lease, taken, check in _RETURN.iter_unpack(page)
+            if lease and check == lease ^ taken ^ _CHECK  # `pack_into` writes zeros first, and there is no lease 0
         }
         return sorted(self._returns - before)
 
@@ -232,6 +260,9 @@ class ReturnReader:
     def close(self) -> None:
         """Drop the map."""
         self._memory.close()
+
+
+_write_return, _write_taken = _RETURN.pack_into, _TAKEN.pack_into
 
 
 class ReturnWriter:
@@ -250,12 +281,14 @@ class ReturnWriter:
     def write(self, lease: int, taken: int) -> None:
         """Write that a lease has ended. Any thread may call it at any moment: each record has a place of its own."""
         at = next(self._numbers) % _N_RETURNS * _RETURN.size
-        self._memory[at : at + _RETURN.size] = _RETURN.pack(lease, taken, lease ^ taken ^ _CHECK)
+        _write_return(self._memory, at, lease, taken, lease ^ taken ^ _CHECK)
 
     def write_taken(self, lease: int) -> None:
         """Write that the loop has taken a lease: `status` counts those after it as granted ahead, not as held."""
-        with contextlib.suppress(ValueError):  # another thread has closed the connection
-            self._memory[_TAKEN_AT : _TAKEN_AT + _TAKEN.size] = _TAKEN.pack(lease, lease ^ _CHECK)
+        try:  # every batch comes here; `suppress` would be three calls
+            _write_taken(self._memory, _TAKEN_AT, lease, lease ^ _CHECK)
+        except (TypeError, ValueError):  # another thread has closed the connection
+            pass
 
     def close(self) -> None:
         """Drop the map."""

@@ -4,7 +4,7 @@
       ^                     |
       +------abandon--------+   a batch that cannot be made
 
-The ring is a window over the sequence of batches, keyed by (data set, epoch, batch). A slot, whatever it holds, may be
+The ring is a window over the sequence of batches, keyed by (data set, epoch, batch). A slot with any content may be
 filled again only if no consumer holds it (`leases`) and no reader may still write into it (`writers`). A writer leaves
 only by its acknowledgement or its observed exit. Pure: no clock, no socket, no map.
 """
@@ -12,7 +12,7 @@ only by its acknowledgement or its observed exit. Pure: no clock, no socket, no 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -40,6 +40,7 @@ class Slot:
         content: what it holds.
         key: the batch it holds or is being filled with.
         rows: samples in a READY batch.
+        layout: the number of the batch's layout, where its data set has several.
         leases: leases on it, each with the number of its consumer.
         writers: readers that may still write into it, each with the number of its tasks there.
     """
@@ -49,6 +50,7 @@ class Slot:
     content: Content = Content.FREE
     key: Key | None = None
     rows: int = 0
+    layout: int = 0
     leases: dict[int, int] = field(default_factory=dict)
     writers: dict[int, int] = field(default_factory=dict)
 
@@ -59,15 +61,21 @@ class Slot:
 
 
 class Ring:
-    """All slots, and where each batch is."""
+    """All slots, and where each batch is.
+
+    Attributes:
+        slots: by number.
+        leased_slots: how many have a holder.
+        n_returned: how often the last lease on a slot has ended.
+        n_changes: counts every change that can alter what is filled next.
+    """
 
     def __init__(self) -> None:
         self.slots: dict[int, Slot] = {}
         self._by_key: dict[Key, Slot] = {}
         self._lease_slots: dict[int, Slot] = {}
         self._held: dict[int, dict[int, int]] = {}  # by consumer: how many leases it has on each slot
-        self.leased_slots = 0  # how many slots have a holder
-        self.n_returned = 0  # how often the last lease on a slot has ended
+        self.leased_slots = self.n_returned = self.n_changes = 0
         self._next_lease = 1
         self._next_number = 1
 
@@ -78,6 +86,7 @@ class Ring:
         slot = Slot(self._next_number, segment)
         self._next_number += 1
         self.slots[slot.number] = slot
+        self.n_changes += 1
         return slot
 
     def remove(self, slot: Slot) -> None:
@@ -85,6 +94,7 @@ class Ring:
         assert slot.reusable
         self._forget_key(slot)
         del self.slots[slot.number]
+        self.n_changes += 1
         slot.segment.discard()
 
     def close(self) -> None:
@@ -109,31 +119,41 @@ class Ring:
             slot for slot in self.slots.values() if slot.content is not filling and not slot.leases and not slot.writers
         ]
 
+    def reusable_without(self, keys: Container[Key]) -> list[Slot]:
+        """Return the reusable slots that hold none of the batches `keys`, empty ones first."""
+        empty = []
+        if len(self._by_key) < len(self.slots):
+            empty = [slot for slot in self.slots.values() if slot.key is None and slot.reusable]
+        return empty + [slot for key, slot in self._by_key.items() if key not in keys and slot.reusable]
+
     def count(self, content: Content) -> int:
         """Return how many slots are in that state."""
         return sum(slot.content is content for slot in self.slots.values())
 
     # --- content
 
-    def start_fill(self, slot: Slot, key: Key) -> None:
-        """Drop what a reusable slot holds and begin to fill it with the batch `key`."""
+    def start_fill(self, slot: Slot, key: Key, layout: int = 0) -> None:
+        """Drop what a reusable slot holds and begin to fill it with the batch `key`, as this layout lies."""
         assert slot.reusable, slot
         assert key not in self._by_key, key
         self._forget_key(slot)
-        slot.content, slot.key, slot.rows = Content.FILLING, key, 0
+        slot.content, slot.key, slot.rows, slot.layout = Content.FILLING, key, 0, layout
         self._by_key[key] = slot
+        self.n_changes += 1
 
     def finish_fill(self, slot: Slot, rows: int) -> None:
         """Make a filled slot READY, with `rows` samples."""
         assert slot.content is Content.FILLING
         assert not slot.writers
         slot.content, slot.rows = Content.READY, rows
+        self.n_changes += 1
 
     def abandon(self, slot: Slot) -> None:
         """Drop a batch that cannot be made; the slot is reusable when its last writer has left."""
         assert slot.content is Content.FILLING
         self._forget_key(slot)
         slot.content = Content.FREE
+        self.n_changes += 1
 
     def _forget_key(self, slot: Slot) -> None:
         if slot.key is not None:
@@ -151,11 +171,13 @@ class Ring:
         slot.writers[reader] -= 1
         if not slot.writers[reader]:
             del slot.writers[reader]
+            self.n_changes += slot.content is not Content.FILLING
 
     def reader_exited(self, reader: int) -> None:
         """Drop `reader` from every slot: its exit was observed, so it writes nowhere."""
         for slot in self.slots.values():
             slot.writers.pop(reader, None)
+        self.n_changes += 1
 
     # --- leases
 
@@ -169,6 +191,7 @@ class Ring:
         held = self._held.setdefault(consumer, {})
         held[slot.number] = held.get(slot.number, 0) + 1
         self._lease_slots[lease] = slot
+        self.n_changes += 1
         return lease
 
     def release(self, lease: int, consumer: int) -> bool:
@@ -177,6 +200,7 @@ class Ring:
         if slot is None or slot.leases.get(lease) != consumer:
             return False
         del slot.leases[lease], self._lease_slots[lease]
+        self.n_changes += 1
         if not slot.leases:
             self.leased_slots -= 1
             self.n_returned += 1
