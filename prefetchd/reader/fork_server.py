@@ -29,20 +29,8 @@ from prefetchd.errors import PrefetchdError
 from prefetchd.ipc import reader_messages, sockets
 from prefetchd.ipc.exit_status import RAISED_STATUS
 from prefetchd.ipc.failures import explained
+from prefetchd.ipc.loading import LoadingModules
 from prefetchd.ipc.run_directory import remove_left_files
-
-# The allocator and the libraries read it when the fork server starts: one thread, one arena. Big buffers go back to the
-# kernel when they are freed, instead of staying in the heap.
-ENVIRONMENT = {
-    "OPENBLAS_NUM_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "MALLOC_ARENA_MAX": "1",
-    "TOKIO_WORKER_THREADS": "1",  # of obstore, in a reader that reads objects
-    "MALLOC_MMAP_THRESHOLD_": str(4 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(8 << 20),
-    "OPENCV_LOG_LEVEL": "OFF",
-    "OPENCV_FFMPEG_LOGLEVEL": "-8",
-}
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -153,8 +141,9 @@ def main(argv: list[str]) -> None:
         with explained("start a reader"):
             # Readers share what is loaded here. A reader that loads it itself takes a tenth of a second, and outgrows
             # its share of the budget.
-            import prefetchd.data.images.pipeline
-            import prefetchd.reader.process  # noqa: F401
+            with LoadingModules(in_child=True):
+                import prefetchd.data.images.pipeline
+                import prefetchd.reader.process  # noqa: F401  # its children have it then
 
             in_order = ForkServer(socket.socket(fileno=int(argv[0]))).run()
     except PrefetchdError as error:

@@ -25,6 +25,7 @@ import numpy as np
 
 from prefetchd.config.units import format_bytes
 from prefetchd.config.validate import make_config
+from prefetchd.data.files import compare_across_hosts
 from prefetchd.data.images.decode import detach_native_stderr
 from prefetchd.data.order.plan import attach_order
 from prefetchd.data.registry import Source, attach_source
@@ -38,11 +39,16 @@ from prefetchd.sampling.order import Order
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from prefetchd.data.stores.next_use import NextUses
+
 
 _ANSWER_S = 0.001
 _ROWS_A_LOOK = 8  # where reads are slow: so often it is seen what more will be to read
 _LOOK_AGAIN_S = 0.001  # what takes less leaves nothing, without users' functions; looking takes 4 us
+_QUICK_ROW_S = 100e-6  # what takes less was not decoded, or is tiny: it needs no look after every few rows
 _MAX_FAULTS = 64
+
+_InSlot = reader_messages.Fill | reader_messages.FillOne | reader_messages.Compact
 
 
 class OutOfBudget(MemoryError):
@@ -55,18 +61,27 @@ class _Dataset:
 
     source: Source
     order: Order
-    layout: BatchLayout
+    layouts: tuple[BatchLayout, ...]
     is_watched: bool
     answers_together: bool
+    next_uses: NextUses | None  # where what was read of objects is kept
 
 
 def _open_dataset(message: reader_messages.OpenDataset, fds: list[int]) -> _Dataset:
     config = make_config(**message.config)
+    if message.across_hosts:
+        compare_across_hosts()
     at = len(fds) - bool(message.order)
     source = attach_source(config, message.source, fds[:at])
     order = attach_order(config, source.facts.n_samples, message.order, fds[at:])
     is_watched = config.transform is not None or config.target_transform is not None
-    return _Dataset(source, order, layout_from_wire(message.layout), is_watched, source.facts.answers_together)
+    next_uses = None
+    if config.keep is not None and source.facts.is_far:
+        from prefetchd.data.stores.next_use import NextUses
+
+        next_uses = NextUses(order)
+    layouts = tuple(map(layout_from_wire, message.layouts or [message.layout]))
+    return _Dataset(source, order, layouts, is_watched, source.facts.answers_together, next_uses)
 
 
 class Reader:
@@ -76,7 +91,7 @@ class Reader:
         self._sock = sock
         self._early: deque[tuple[reader_messages.Message, list[int]]] = deque()  # arrived before its turn
         self._slots: dict[int, tuple[mmap.mmap, np.ndarray[tuple[int], np.dtype[np.uint8]]]] = {}
-        self._views: dict[tuple[int, int], tuple[tuple[NDArray[Any], ...], NDArray[np.int64]]] = {}
+        self._views: dict[tuple[int, int, int], tuple[tuple[NDArray[Any], ...], NDArray[np.int64]]] = {}
         self._datasets: dict[int, _Dataset] = {}
         self._unexpected: deque[reader_messages.Fill] = deque()  # to come, and not expected by the source yet
         self._allowance_bytes = 0
@@ -117,6 +132,7 @@ class Reader:
                 case reader_messages.Boot():
                     self._allowance_bytes = message.allowance_bytes
                     self._memory = ReaderMemory(message.share_bytes, message.slack_bytes)
+                    faulthandler.enable(self._stack_fd)  # from now on the daemon logs how it crashed
                     self._send(reader_messages.ReaderReady(), [self._stack_fd])
 
     def _fill_all(self, fills: list[reader_messages.Fill]) -> None:
@@ -128,7 +144,8 @@ class Reader:
             if self._unexpected and self._unexpected[0] is fill:
                 self._unexpected.popleft()
             ids = dataset.order.sample_ids(fill.epoch, fill.batch, fill.first_row, fill.n_rows)
-            done.append(self._fill(fill, ids, range(fill.first_row, fill.first_row + fill.n_rows)))
+            first = fill.first_row - fill.shift
+            done.append(self._fill(fill, ids, range(first, first + fill.n_rows)))
             if not dataset.answers_together or time.perf_counter() - answered_s > _ANSWER_S:
                 self._answer(done)
                 done, answered_s = [], time.perf_counter()
@@ -137,15 +154,17 @@ class Reader:
     def _fill(
         self, task: reader_messages.Fill | reader_messages.FillOne, ids: NDArray[np.int64], rows: range
     ) -> reader_messages.Done:
-        arrays, all_ids = self._views_of(task.dataset, task.slot)
+        arrays, all_ids = self._views_of(task)
         all_ids[rows.start : rows.stop] = ids
         dataset = self._datasets[task.dataset]
         source = dataset.source
+        if isinstance(task, reader_messages.Fill) and not source.read_s:  # else it was expected, and so planned
+            self._plan_keeping(task.epoch, task.batch, ids, dataset)
         started_s, waited_s = time.perf_counter(), source.waited_s
         step = self._rows_at_once(dataset, len(rows))
         faults: list[reader_messages.Fault] = []
-        rows_left = 0
-        for first in range(0, len(rows), step):
+        first = rows_left = 0
+        while first < len(rows):
             if (dataset.is_watched or started_s > self._look_again_s) and self._is_full():
                 rows_left = len(rows) - first
                 break
@@ -155,15 +174,20 @@ class Reader:
                 found = source.fill(task.epoch, part_ids, part, arrays, self._reserve)
             except MemoryError as error:
                 found = self._out_of_memory(part, part_ids.tolist(), error)
-            if step < len(rows):  # tracebacks of many rows would not fit in a message
+            if len(part) < len(rows):  # tracebacks of many rows would not fit in a message
                 found = [msgspec.structs.replace(fault, detail="") for fault in found]
             faults += found
             self._has_filled = True
             if source.read_s and not was_slow:  # found out just now
-                source.expect(ids[first + step :].tolist())
+                source.expect(ids[first + len(part) :].tolist())
                 self._look_ahead()
+                step = min(step, _ROWS_A_LOOK)
             elif source.read_s and first % _ROWS_A_LOOK == 0:
                 self._look_ahead()
+            first += len(part)
+            if step < len(rows) and not (dataset.is_watched or source.read_s):
+                is_quick = time.perf_counter() - started_s < first * _QUICK_ROW_S
+                step = min(len(rows), 4 * step) if is_quick else self._rows_at_once(dataset, len(rows))
         took_s = time.perf_counter() - started_s
         return reader_messages.Done(task.task, faults, took_s, source.read_s, rows_left, source.waited_s - waited_s)
 
@@ -200,18 +224,19 @@ class Reader:
             for row, i in zip(rows, ids, strict=True)
         ]
 
-    def _views_of(self, dataset: int, slot: int) -> tuple[tuple[NDArray[Any], ...], NDArray[np.int64]]:
-        """Return the fields and the sample ids of a slot, as a data set lays them out, at full length."""
-        views = self._views.get((dataset, slot))
+    def _views_of(self, task: _InSlot) -> tuple[tuple[NDArray[Any], ...], NDArray[np.int64]]:
+        """Return the fields and the sample ids of a task's slot, as its data set lays them out, at full length."""
+        key = task.dataset, task.slot, task.layout
+        views = self._views.get(key)
         if views is None:
-            layout, root = self._datasets[dataset].layout, self._slots[slot][1]
+            layout, root = self._datasets[task.dataset].layouts[task.layout], self._slots[task.slot][1]
             views = layout.arrays(root, layout.batch_size), layout.sample_ids(root, layout.batch_size)
-            self._views[dataset, slot] = views
+            self._views[key] = views
         return views
 
     def _compact(self, message: reader_messages.Compact) -> None:
         kept = [row for row in range(message.n_rows) if not message.skipped[row // 8] >> row % 8 & 1]
-        arrays, ids = self._views_of(message.dataset, message.slot)
+        arrays, ids = self._views_of(message)
         for part in (*arrays, ids):
             for to, row in enumerate(kept):
                 if to != row:
@@ -266,7 +291,15 @@ class Reader:
 
     def _expect(self, fill: reader_messages.Fill, dataset: _Dataset) -> None:
         ids = dataset.order.sample_ids(fill.epoch, fill.batch, fill.first_row, fill.n_rows)
+        self._plan_keeping(fill.epoch, fill.batch, ids, dataset)
         dataset.source.expect(ids.tolist())
+
+    @staticmethod
+    def _plan_keeping(epoch: int, batch: int, ids: NDArray[np.int64], dataset: _Dataset) -> None:
+        if dataset.next_uses is not None:
+            from prefetchd.data.stores.next_use import expect
+
+            expect(dataset.next_uses.times(epoch, batch, ids.tolist()))
 
     def _look_ahead(self) -> None:
         """Take in what waits in the socket, so that reads begin before their turn."""
