@@ -45,6 +45,17 @@ BY_DATASET: dict[str, tuple[str, tuple[str, ...]]] = {
     "dataset_samples": ("Samples of a data set.", ("n_samples",)),
     "dataset_batches_per_epoch": ("Batches in an epoch of a data set.", ("batches_per_epoch",)),
 }
+BY_AGENT: dict[str, tuple[str, str]] = {
+    "agent_readers": ("Readers of an agent on another machine.", "readers"),
+    "agent_tasks": ("Chunks that an agent has in hand.", "tasks"),
+    "agent_round_trip_seconds": ("How long the last question to an agent took to be answered.", "round_trip_s"),
+    "agent_memory_bytes": ("Memory that an agent takes for this daemon.", "memory_bytes"),
+}
+AGENT_COUNTERS: dict[str, tuple[str, str]] = {
+    "agent_samples": ("Samples that an agent has made since it joined.", "samples"),
+    "agent_received_bytes": ("Bytes received from an agent since it joined.", "received_bytes"),
+    "agent_recalled_chunks": ("Chunks taken back from an agent, as they did not come in time.", "recalled"),
+}
 COUNTED: dict[str, tuple[str, Callable[[Report], float]]] = {
     "start_time_seconds": ("When the daemon started, in Unix time.", lambda report: time.time() - report["uptime_s"]),
     "readers": ("Reader processes.", lambda report: len(report["readers"])),
@@ -92,6 +103,17 @@ class _Collector:
             yield core.HistogramMetricFamily(
                 f"prefetchd_{name}", text, buckets=[*buckets, ("+Inf", found["count"])], sum_value=found["sum_s"]
             )
+        if report["agents"]:
+            for name, (text, key) in BY_AGENT.items():
+                gauge = core.GaugeMetricFamily(f"prefetchd_{name}", text, labels=["agent"])
+                for agent in report["agents"]:
+                    gauge.add_metric([agent["name"]], agent[key])
+                yield gauge
+            for name, (text, key) in AGENT_COUNTERS.items():
+                counter = core.CounterMetricFamily(f"prefetchd_{name}", text, labels=["agent"])
+                for agent in report["agents"]:
+                    counter.add_metric([agent["name"]], agent[key])
+                yield counter
         for name, (text, way) in BY_DATASET.items():
             family = core.GaugeMetricFamily(f"prefetchd_{name}", text, labels=["dataset"])
             for dataset in report["datasets"]:

@@ -14,9 +14,10 @@ and ends with its parent. Neither leaves anything behind, not even when it is ki
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import logging
 import os
-import signal
 import socket
 from collections.abc import Mapping
 from typing import Any
@@ -31,11 +32,13 @@ from prefetchd.daemon.memory.manager import MemoryManager
 from prefetchd.daemon.memory.plan import MIN_SLOTS, Plan, explain, make_plan, reader_limits
 from prefetchd.daemon.memory.pressure import CachePages
 from prefetchd.daemon.readers.batch_builder import BatchBuilder
+from prefetchd.daemon.readers.fork_server_start import StartedForkServer, accept_signals
 from prefetchd.daemon.readers.pool import Pool
 from prefetchd.daemon.readers.pool_events import PoolEvents
+from prefetchd.daemon.readers.remote_readers import RemoteReaders
 from prefetchd.daemon.schedule.cursor import Cursor
-from prefetchd.daemon.schedule.datasets import open_datasets
-from prefetchd.daemon.status import make_report, ready_line
+from prefetchd.daemon.schedule.datasets import bridge_briefing, open_datasets
+from prefetchd.daemon.status import list_bad, make_report, ready_line
 from prefetchd.errors import ConfigError, PrefetchdError
 from prefetchd.ipc import messages, system
 from prefetchd.ipc.event_loop import EventLoop
@@ -47,6 +50,8 @@ log = logging.getLogger("prefetchd")
 
 _FIRST_SLOTS = 2  # enough for the first batch; reserving pages takes time, so the others come later
 _TICK_S = 0.5
+_IDLE_TICK_S = 10.0  # so nodes go at about one a minute, and a loop that pauses finds most of them
+_LATE_LOOK_S = 0.1  # between looks for chunks that agents do not answer
 
 
 class Daemon:
@@ -60,6 +65,7 @@ class Daemon:
         attach_hint: says in the ready line how consumers attach.
         linger_s: it ends after so many seconds without a consumer; `None` for never.
         parent_pidfd: of a process whose end ends this one; borrowed, until `serve_parent`; -1 for none.
+        fork_server: one that was started already, owned; `None` to start one.
 
     Raises:
         PrefetchdError: if the source or the budget cannot be served.
@@ -76,6 +82,7 @@ class Daemon:
         attach_hint: str = "private",
         linger_s: float | None = None,
         parent_pidfd: int = -1,
+        fork_server: StartedForkServer | None = None,
     ) -> None:
         config = next(iter(configs.values()))
         self._config = config
@@ -84,14 +91,12 @@ class Daemon:
         self._linger_s = linger_s
         self._started_s = loop.clock()
         remove_stale_names()
-        # Both are inherited: ignored, it hides the exit status of readers; blocked, others do not stop the daemon.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        accept_signals()
         self._source_bytes = self._source_reader_bytes = self._slot_bytes = 0
         self._is_cheap = False
         self._trigger: limits.StallTrigger | None = None
         self._parent_pidfd = -1
-        self._ticking = False
+        self._ticking = self._is_looking = self._is_resting = False
         self._announced = False
         # Readers take longest to start, so they start before the manifest is read.
         self._pool = Pool(
@@ -101,6 +106,7 @@ class Daemon:
             unwatch=loop.unwatch,
             clock=loop.clock,
             files_to_remove=files_to_remove,
+            fork_server=fork_server,
         )
         try:
             with loop.interruptible(parent_pidfd):
@@ -113,7 +119,7 @@ class Daemon:
     def _build(self) -> None:
         self._slot_bytes = max(dataset.layout.slot_bytes for dataset in self._datasets)
         self._source_bytes = sum(dataset.shared_bytes for dataset in self._datasets)
-        self._source_reader_bytes = sum(dataset.source.facts.reader_bytes for dataset in self._datasets)
+        self._source_reader_bytes = sum(dataset.reader_bytes for dataset in self._datasets)
         self._is_cheap = all(dataset.source.facts.answers_together for dataset in self._datasets)
         plan = self._plan_for(self._config, MIN_SLOTS, own_bytes=0)
         self._pool.resize(plan.n_readers)
@@ -155,8 +161,21 @@ class Daemon:
             gone=self._builder.gone,
             memory=lambda: self._memory.serve_requests(self._consumers.cursors),
             outgrown=self._memory.outgrown,
+            withdrawn=self._builder.withdrawn,
+            returned=self._builder.returned,
         )
         self._pool.boot([*briefing, (reader_limits(plan), [])], events)
+        if self._config.agents or self._config.ray is not None:
+            self._pool.remote = RemoteReaders(
+                bridge_briefing(self._config, self._datasets),
+                dataclasses.replace(events, done=self._builder.done_elsewhere),
+                travels=lambda number: not self._datasets[number].source.facts.answers_together,
+                next_reader=functools.partial(next, self._pool.reader_numbers),
+                watch=self._loop.watch,
+                unwatch=self._loop.unwatch,
+                call_later=self._loop.call_later,
+                clock=self._loop.clock,
+            )
 
     def _plan_for(self, config: Config, least_slots: int, own_bytes: int) -> Plan:
         """Plan with the memory that the machine has for this daemon, including the `own_bytes` that it has taken."""
@@ -173,6 +192,17 @@ class Daemon:
     def stop(self) -> None:
         """Make `run` return after the events at hand."""
         self._loop.stop()
+
+    def bad_samples(self, dataset: str, first: int) -> messages.BadSamples:
+        """Return the bad samples of a data set from number `first` of them on, as many as a message holds.
+
+        Raises:
+            ConfigError: if there is no such data set.
+        """
+        for number, served in enumerate(self._datasets):
+            if served.name == dataset:
+                return list_bad(served, self._builder.trackers[number], first)
+        raise ConfigError(f"cannot list the bad samples of {dataset!r}: the daemon serves no data set of that name")
 
     def change_options(self, options: dict[str, str]) -> str:
         """Change options for `prefetchd set`; return a line that says what is in force now.
@@ -197,6 +227,16 @@ class Daemon:
         assert self._trigger is not None
         self._trigger.clear()
         self._begin_ticking()
+
+    def _look_for_stragglers(self) -> None:
+        """Look a moment later, and again while agents are at work."""
+        if self._pool.remote is not None and self._pool.remote.busy and not self._is_looking:
+            self._is_looking = True
+            self._loop.call_later(_LATE_LOOK_S, self._repeat_late)
+
+    def _repeat_late(self) -> None:
+        self._is_looking = False
+        self._builder.repeat_late(self._consumers.cursors)
 
     def _begin_ticking(self) -> None:
         if not self._ticking:
@@ -260,6 +300,10 @@ class Daemon:
             log.info("%s", ready_line(self.status(), self._attach_hint))
         if self._pool.busy or self._builder.has_queued or self._memory.is_grown or not self._controller.relieved:
             self._begin_ticking()
+        elif self._controller.has_spare_nodes and not self._is_resting:
+            self._is_resting = True
+            self._loop.call_later(_IDLE_TICK_S, self._tick_at_rest)
+        self._look_for_stragglers()
 
     def _give_work(self, cursors: list[Cursor]) -> None:
         """Keep the readers busy; while memory is short, only for loops that wait, one batch at a time."""
@@ -278,9 +322,17 @@ class Daemon:
         self._caches.tick()
         self._pool.tick()
         cursors = self._consumers.cursors
+        if self._pool.remote is not None:
+            self._pool.remote.tick()
         self._memory.serve_requests(cursors)
         self._memory.verify(cursors)
         self._controller.tick()
+
+    def _tick_at_rest(self) -> None:
+        """Look at the nodes that idle while there is no work."""
+        self._is_resting = False
+        if not self._ticking:
+            self._controller.tick_at_rest()
 
     def status(self) -> dict[str, Any]:
         """Return everything that `prefetchd status --json` prints; see `prefetchd.daemon.status`."""

@@ -23,6 +23,7 @@ import time
 from prefetchd.columns.passed import PassedTable
 from prefetchd.config.options import Config
 from prefetchd.daemon.private import receive_configs
+from prefetchd.daemon.readers.fork_server_start import StartedForkServer, accept_signals
 from prefetchd.errors import ConfigError, PrefetchdError
 from prefetchd.ipc import messages, sockets
 from prefetchd.ipc.event_loop import EventLoop, Interrupted
@@ -93,11 +94,22 @@ def _serve(
     paths: DaemonPaths,
 ) -> int:
     try:
-        with explained("start the shared daemon", everything=True):
+        with explained("start the shared daemon", everything=True), contextlib.ExitStack() as unless_started:
+            accept_signals()
+            fork_server = StartedForkServer(paths.files)
+            unless_started.callback(fork_server.end)
             # Imported here, so that a failure reaches those that connect.
             from prefetchd.daemon.server import Daemon
 
-            daemon = Daemon(configs, loop, tables=tables, files_to_remove=paths.files, linger_s=LINGER_S)
+            daemon = Daemon(
+                configs,
+                loop,
+                tables=tables,
+                files_to_remove=paths.files,
+                linger_s=LINGER_S,
+                fork_server=fork_server,
+            )
+            unless_started.pop_all()
             daemon.listen(listener.dup())
     except Interrupted:
         return 0

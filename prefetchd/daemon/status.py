@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 from prefetchd._version import __version__
@@ -19,14 +20,19 @@ from prefetchd.daemon.memory.limits import Footprint, read_shortage
 from prefetchd.daemon.memory.manager import MemoryManager
 from prefetchd.daemon.memory.plan import Plan
 from prefetchd.daemon.readers.batch_builder import BatchBuilder
+from prefetchd.daemon.readers.job_tracker import JobTracker
 from prefetchd.daemon.readers.pool import Pool
+from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.datasets import Dataset
 from prefetchd.errors import one_line
+from prefetchd.ipc import messages
 from prefetchd.ipc.process import process_state
 from prefetchd.ring.segment import shm_free_bytes
 from prefetchd.ring.slots import Content, Ring
 
 _LISTED_BAD = 20
+_MOST_BAD_BYTES = 48 << 10  # of a list of them, far below what a message holds
+_MOST_BAD = 200
 
 
 def make_report(
@@ -106,6 +112,9 @@ def make_report(
             for reader in pool.readers.values()
         ],
         "reader_crashes": pool.crashes,
+        "agents": [] if pool.remote is None else pool.remote.report(),
+        "agents_missing": {} if pool.remote is None else pool.remote.missing,
+        "bridge_deaths": 0 if pool.remote is None else pool.remote.bridge_deaths,
         "consumers": [
             _consumer(consumer, manager, ring, is_short_of_memory=memory.target.paused)
             for consumer in manager.consumers.values()
@@ -135,6 +144,7 @@ def _consumer(consumer: Consumer, manager: ConsumerManager, ring: Ring, *, is_sh
         "group": consumer.group,
         "epoch": epoch,
         "step": step,
+        "batch": _latest_batch(cursor, epoch, step),
         "rank": cursor.shard.rank if cursor else None,
         "world_size": cursor.shard.world_size if cursor else None,
         "held_slots": max(0, ring.held_by(consumer.number) - n_ahead),
@@ -152,6 +162,13 @@ def _consumer(consumer: Consumer, manager: ConsumerManager, ring: Ring, *, is_sh
         "reads": not consumer.socket.blocked,
         "state": process_state(consumer.pid),
     }
+
+
+def _latest_batch(cursor: Cursor | None, epoch: int | None, step: int | None) -> int | None:
+    """Return the number of the batch that a loop took last, over all ranks; `None` before the first of an epoch."""
+    if cursor is None or not step:
+        return None
+    return cursor.shard.batch(step - 1, cursor.start if epoch == cursor.epoch else 0)[0]
 
 
 def _waits_for(consumer: Consumer, manager: ConsumerManager, *, is_short_of_memory: bool) -> dict[str, Any] | None:
@@ -222,6 +239,7 @@ def _dataset(dataset: Dataset) -> dict[str, Any]:
         "cache": None if dataset.source.cache is None else dataset.source.cache.report(),
         "mix": _mix(dataset),
         "padding": dataset.source.facts.padding,
+        "buckets": None if dataset.plan.buckets is None else dataset.plan.buckets.to_wire(),
     }
 
 
@@ -237,11 +255,25 @@ def _mix(dataset: Dataset) -> list[dict[str, Any]] | None:
     ]
 
 
+def list_bad(dataset: Dataset, tracker: JobTracker, first: int) -> messages.BadSamples:
+    """Return the answer to `AskBad`: as many bad samples, from number `first` of them on, as fit into one message."""
+    found: list[tuple[int, str, str]] = []
+    n_bytes = 0
+    for sample_id, reason in islice(tracker.reasons.items(), first, first + _MOST_BAD):
+        sample = (sample_id, dataset.source.where(sample_id), one_line(reason))
+        n_bytes += len(messages.encode(sample))
+        if found and n_bytes > _MOST_BAD_BYTES:
+            break
+        found.append(sample)
+    return messages.BadSamples(tracker.n_bad, len(tracker.reasons), found)
+
+
 def ready_line(report: dict[str, Any], attach_hint: str) -> str:
     """Return the line that says that the daemon serves: samples, batch, ring, readers, budget, how to attach."""
     ring, memory = report["ring"], report["memory"]
     served = ", ".join(
         f"{data['name'] and data['name'] + ': '}{data['n_samples']} samples, batches of "
+        f"{'up to ' if data['buckets'] is not None else ''}"
         f"{'x'.join(map(str, data['batch_shape']))} {data['batch_dtype']}"
         for data in report["datasets"]
     )

@@ -104,10 +104,11 @@ class Attaching:
                 n_samples=dataset.order.n_samples,
                 batches_per_epoch=dataset.order.batches_per_epoch,
                 drop_last=dataset.config.drop_last,
-                config=dataset.config.to_wire(),
+                config={**dataset.config.to_wire(), "store_options": []},  # secrets stay here
                 config_digest=dataset.config.digest(**dataset.versions),
                 manifest_digest=dataset.source.facts.digest,
                 versions=dataset.versions,
+                layouts=dataset.wire_layouts,
             ),
             fds,
         )

@@ -33,6 +33,9 @@ class Control(Protocol):
     def status(self) -> dict[str, Any]:
         """Return the report of `prefetchd status`."""
 
+    def bad_samples(self, dataset: str, first: int) -> messages.BadSamples:
+        """Return some of the bad samples of a data set; raise `ConfigError` if there is no such data set."""
+
     def change_options(self, options: dict[str, str]) -> str:
         """Change options for `prefetchd set`; return a line that says what is in force now."""
 
@@ -182,6 +185,7 @@ class Consumer:
         connected_s: when it connected.
         waiting_since_s: when its loop began to wait the last time.
         told_stalled: whether the last word that its loop got of its wait is `Stalled`.
+        is_polled: whether the daemon polls its return queue (`steady`).
     """
 
     number: int
@@ -200,6 +204,7 @@ class Consumer:
     connected_s: float = field(init=False)
     waiting_since_s: float = 0.0
     told_stalled: bool = False
+    is_polled: bool = False
     _waited_s: float = 0.0
 
     def __post_init__(self) -> None:
@@ -259,6 +264,11 @@ class Consumer:
     def waited_s(self) -> float:
         """Seconds that its loops have waited for a batch, until now."""
         return self._waited_s + (self.clock() - self.waiting_since_s if self.is_waiting else 0.0)
+
+    @property
+    def n_taken(self) -> int:
+        """How many of its grants its loops have taken, as far as is known, or given back at their ends."""
+        return self.batches - len(self.untaken)
 
     def take(self, lease: int) -> None:
         """Count every lease up to `lease` as taken by the loop."""

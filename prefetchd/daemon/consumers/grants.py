@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from prefetchd.daemon.consumers.consumer import Consumer, State
 from prefetchd.daemon.memory.manager import MemoryManager
 from prefetchd.daemon.readers.batch_builder import BatchBuilder, Histogram
+from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.scheduler import Reserve, can_spare, may_grant, ready_for
 from prefetchd.ipc import messages
 from prefetchd.ring.queues import MAX_GRANTS_AHEAD
@@ -43,7 +44,7 @@ class Granter:
         cursor = consumer.own_cursor
         if cursor is None or not cursor.open or consumer.socket.blocked:
             return  # the manager tries a blocked socket again
-        grants_ahead = self._grants_ahead
+        grants_ahead = self.grants_ahead + consumer.is_polled
         while len(consumer.untaken) < grants_ahead:
             slot = ready_for(self._ring, cursor)
             if slot is None or not may_grant(self._ring, cursor, reserve, slot) or not consumer.socket.open_slot(slot):
@@ -60,7 +61,14 @@ class Granter:
         assert consumer.cursor is not None
         epoch, batch, repeated = place
         consumer.attachment.grants.write(
-            lease, slot.number, epoch, batch, slot.rows, repeated=repeated, n_sent=consumer.socket.n_sent
+            lease,
+            slot.number,
+            epoch,
+            batch,
+            slot.rows,
+            repeated=repeated,
+            n_sent=consumer.socket.n_sent,
+            layout=slot.layout,
         )
         consumer.untaken.append(lease)
         consumer.batches += 1
@@ -72,7 +80,7 @@ class Granter:
             consumer.socket.send_surely(messages.GrantReady(consumer.cursor.serial))
 
     @property
-    def _grants_ahead(self) -> int:
+    def grants_ahead(self) -> int:
         """One; more of small batches in a large ring: they are cheap, and a message for each would cost as much."""
         n_slots = len(self._ring.slots)
         if n_slots < _MANY_SLOTS:
@@ -89,11 +97,11 @@ class Granter:
                 consumer.become(State.IDLE)
         elif key is not None and (consumer.state is State.STALLED or self._is_stalled(consumer, ready, reserve)):
             self._stall(consumer)
-        elif consumer.told_stalled and (key is None or self._ring.count(Content.FILLING)):
+        elif consumer.told_stalled and (key is None or self._is_slot_coming(consumer, ready, reserve)):
             self._end_stall(consumer)
 
     def _end_stall(self, consumer: Consumer) -> None:
-        """Tell a loop that it waits for no slot: one has come back and is being filled, or no batch is left."""
+        """Tell a loop that it waits for no slot: one has come back, or no batch is left."""
         assert consumer.cursor is not None
         if consumer.socket.send(messages.Stalled(consumer.cursor.serial, "")):
             consumer.told_stalled = False
@@ -114,10 +122,20 @@ class Granter:
         if ready is None:
             # A slot that is being filled with another batch is free for this one after that.
             coming = not self._memory.starved and (self._memory.may_grow() or self._ring.count(Content.FILLING))
-            # A slot that stays for others is none for this loop, however long it lies there.
-            if coming or (self._ring.reusable_slots() and can_spare(self._ring, consumer.cursor, reserve)):
+            if coming or self._has_slot_for(consumer.cursor, reserve):
                 return False
         return not self._memory.help_stalled()
+
+    def _is_slot_coming(self, consumer: Consumer, ready: Slot | None, reserve: Reserve) -> bool:
+        """Return whether a reader, or the patience with a slower loop, is all that a consumer waits for now."""
+        assert consumer.cursor is not None
+        if self._ring.count(Content.FILLING):
+            return True
+        return ready is None and self._has_slot_for(consumer.cursor, reserve)
+
+    def _has_slot_for(self, cursor: Cursor, reserve: Reserve) -> bool:
+        """Return whether a slot is free that does not stay for others, however long it lies there."""
+        return bool(self._ring.reusable_slots()) and can_spare(self._ring, cursor, reserve)
 
     def _holders(self, consumer: Consumer) -> str:
         holders = [

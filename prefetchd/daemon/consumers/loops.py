@@ -102,7 +102,7 @@ class Loops:
         if attachment is None or message.rank >= message.world_size:
             return False
         self._drop_untaken(consumer, message.taken)
-        self._builder.failed.clear()  # a new loop tries again: the file may have been repaired
+        self._builder.try_again()
         dataset = attachment.dataset
         shard = Shard(
             dataset.order.batches_per_epoch,

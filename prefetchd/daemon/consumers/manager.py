@@ -21,6 +21,7 @@ from prefetchd.daemon.consumers.grants import Granter
 from prefetchd.daemon.consumers.groups import Groups
 from prefetchd.daemon.consumers.loops import Loops, StartLine
 from prefetchd.daemon.consumers.message_handler import MessageHandler, Releases
+from prefetchd.daemon.consumers.steady import SteadyLoops
 from prefetchd.daemon.memory.manager import MemoryManager
 from prefetchd.daemon.memory.plan import MIN_SLOTS
 from prefetchd.daemon.readers.batch_builder import BatchBuilder
@@ -70,7 +71,9 @@ class ConsumerManager:
         self._ring = ring
         self._builder = builder
         self._loop = loop
+        self._memory = memory
         self._control = control
+        self._steady = SteadyLoops(self.consumers, loop)
         self._attaching = Attaching(datasets, self.consumers, memory)
         self._releases = Releases(self.consumers, ring, self.groups, memory, loop)
         start_line = StartLine(self.consumers, loop)
@@ -208,11 +211,23 @@ class ConsumerManager:
                 self.granter.grant(consumer, reserve)
         self.groups.serve(reserve)
         self._releases.poll_queues()
+        self._steady.look(has_plenty=self._has_plenty)
         self._pace()
         if not self._retrying and any(consumer.socket.blocked for consumer in self.consumers.values()):
             self._retrying = True
             self._loop.call_later(_RETRY_S, self._unblock)
         return self.granter.delivered > n_before and any(consumer.is_waiting for consumer in self.consumers.values())
+
+    @property
+    def _has_plenty(self) -> bool:
+        """Whether no loop waits, and nobody needs a slot at once; loops with many grants ahead send no messages."""
+        memory = self._memory
+        return (
+            self.granter.grants_ahead == 1
+            and len(self._ring.slots) <= memory.target.n_slots
+            and not memory.making_room
+            and not any(consumer.is_waiting for consumer in self.consumers.values())
+        )
 
     def _unblock(self) -> None:
         self._retrying = False

@@ -25,13 +25,14 @@ from prefetchd.daemon.memory.manager import MemoryManager
 from prefetchd.errors import PrefetchdError
 from prefetchd.ipc import messages, sockets, system
 from prefetchd.ipc.event_loop import EventLoop
-from prefetchd.ring.queues import ENOUGH_AHEAD
+from prefetchd.ring.queues import ENOUGH_AHEAD, Ended
 from prefetchd.ring.slots import Ring
 
 log = logging.getLogger("prefetchd")
 
 _MESSAGES_AT_A_TIME = 64
 _POLL_S = 0.005
+_MOST_POLLS = 4  # then consumers send messages
 
 
 @dataclass(eq=False)
@@ -39,8 +40,9 @@ class Releases:
     """Takes leases back into the ring; borrows all its parts.
 
     The ring ignores numbers of leases that are old or another consumer's. A record in a queue wakes nobody, so the
-    daemon reads the queues in every round, and comes round to read them while a loop or the budget needs slots. The
-    leases of a consumer that died are no release: the manager ends them.
+    daemon reads the queues in every round. While a loop or the budget needs slots it comes round to read them some
+    times, and then has the consumers send messages: one that stopped may send none for hours. The leases of a consumer
+    that died are no release: the manager ends them.
     """
 
     _consumers: Mapping[int, Consumer]
@@ -49,14 +51,18 @@ class Releases:
     _memory: MemoryManager
     _loop: EventLoop
     _polling: bool = False
+    _n_polls: int = 0  # since slots are needed
 
     def take_back(self, consumer: Consumer, leases: Sequence[int], taken: int) -> None:
         """End the consumer's `leases`; it has taken every lease up to `taken`."""
         consumer.take(taken)
+        n_before = self._ring.n_returned
         group = self._groups.of(consumer)
         for lease in leases:
             if self._ring.release(lease, consumer.number) and group is not None:
                 group.released(consumer, lease)
+        if self._ring.n_returned == n_before:
+            return  # others hold the same slots: the time-outs of loops that wait for one run on
         for other in self._consumers.values():
             if other.state is State.STALLED:
                 other.become(State.WAITING)  # it gets `Stalled` again if it still gets no slot
@@ -76,13 +82,33 @@ class Releases:
             self.take_back(consumer, [lease for lease, _ in new], max(taken for _, taken in new))
 
     def poll_queues(self) -> None:
-        """Make the loop come round soon, while slots are needed that a queue may give back."""
-        if self._polling or not any(len(consumer.untaken) >= ENOUGH_AHEAD for consumer in self._consumers.values()):
-            return
-        too_many = len(self._ring.slots) > self._memory.target.n_slots
-        if too_many or any(consumer.is_waiting for consumer in self._consumers.values()):
+        """Have leases in the queues come back soon, while slots are needed that a queue may give back."""
+        if not self._are_needed():
+            self.poll_anew()
+        elif not self._polling and self._n_polls <= _MOST_POLLS:
+            if self._n_polls == _MOST_POLLS:
+                self._want_messages(True)  # and a last look, at what was written down meanwhile
+            self._n_polls += 1
             self._polling = True
             self._loop.call_later(_POLL_S, self._polled)
+
+    def poll_anew(self) -> None:
+        """Do without messages for leases that end, until slots have been needed for a while."""
+        if self._n_polls > _MOST_POLLS:
+            self._want_messages(False)
+        self._n_polls = 0
+
+    def _are_needed(self) -> bool:
+        """Return whether a loop or the budget needs slots, and a consumer may have written down leases of some."""
+        if not any(len(consumer.untaken) >= ENOUGH_AHEAD for consumer in self._consumers.values()):
+            return False
+        too_many = len(self._ring.slots) > self._memory.target.n_slots
+        return too_many or any(consumer.is_waiting for consumer in self._consumers.values())
+
+    def _want_messages(self, wanted: bool) -> None:
+        for consumer in self._consumers.values():
+            if consumer.attachment is not None:
+                consumer.attachment.grants.say_how_leases_end(Ended.BY_MESSAGE if wanted else Ended.AS_USUAL)
 
     def _polled(self) -> None:
         self._polling = False
@@ -129,7 +155,7 @@ class MessageHandler:
             finally:
                 sockets.close_all(fds)
             self._handle(consumer, message)
-            if consumer.number not in self._consumers or isinstance(message, messages.AskStatus):
+            if consumer.number not in self._consumers or isinstance(message, messages.AskStatus | messages.AskBad):
                 break  # one that asks without end is answered in turn with the others
         return True
 
@@ -152,6 +178,7 @@ class MessageHandler:
             case messages.Want():
                 self._want(consumer, message)
             case messages.OpenCursor():
+                self._releases.poll_anew()  # the consumer may be a new one
                 if not self._loops.begin(consumer, message):
                     self._disconnect(consumer)
             case messages.CloseCursor():
@@ -164,8 +191,12 @@ class MessageHandler:
             case messages.AskStatus():
                 if not consumer.socket.owes(messages.StatusReport):  # one that asks and does not read gets one
                     consumer.socket.send_surely(messages.StatusReport(self._report()))
+            case messages.AskBad():
+                dataset, first = message.dataset, message.first
+                consumer.socket.send(_answer(lambda: self._control.bad_samples(dataset, first)))
             case messages.ChangeOptions():
-                self._change_options(consumer, message)
+                options = message.options
+                consumer.socket.send(_answer(lambda: messages.OptionsChanged(self._control.change_options(options))))
             case messages.AskStop():
                 consumer.socket.send(messages.Stopping(os.getpid()))
                 log.info("the process %d asks the daemon to stop", consumer.pid)
@@ -205,9 +236,10 @@ class MessageHandler:
             del report[longest][len(report[longest]) // 2 :]
         return report
 
-    def _change_options(self, consumer: Consumer, message: messages.ChangeOptions) -> None:
-        try:
-            answer: messages.Message = messages.OptionsChanged(self._control.change_options(message.options))
-        except PrefetchdError as error:
-            answer = messages.Fatal.of(error)
-        consumer.socket.send(answer)
+
+def _answer(ask: Callable[[], messages.Message]) -> messages.Message:
+    """Return the answer, or the reason why there is none."""
+    try:
+        return ask()
+    except PrefetchdError as error:
+        return messages.Fatal.of(error)

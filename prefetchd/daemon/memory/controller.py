@@ -1,11 +1,12 @@
 """The memory controller: how many slots and readers the daemon is to have now.
 
     plan (start, `prefetchd set`) -------+
-    AutoReaders (num_workers=auto) ------+--> one target a round: slots, readers, paused --> manager carries it out
+    Autoscale (num_workers=auto) --------+--> one target a round: slots, readers, paused --> manager carries it out
     PressurePolicy (machine runs short) -+
 
 Owned by the daemon's loop, which calls `decide` after each round of events and `tick` twice a second while there is
-work. It chooses plans and targets, and nothing else: the manager takes the steps, and what users hold is never taken.
+work, `tick_at_rest` now and then while there is none. It chooses plans and targets, and nothing else: the manager takes
+the steps, and what users hold is never taken.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from prefetchd.config.options import Config
 from prefetchd.config.units import format_bytes, format_count
+from prefetchd.daemon.memory.autoscale import Autoscale, Meter, Window
 from prefetchd.daemon.memory.limits import Shortage
 from prefetchd.daemon.memory.manager import Demand, MemoryManager
+from prefetchd.daemon.memory.node_scale import NodeScale
 from prefetchd.daemon.memory.plan import AUTO_MAX_SLOTS, Plan
 from prefetchd.daemon.memory.pressure import Costs, PressurePolicy, Target
 from prefetchd.daemon.readers.batch_builder import BatchBuilder
@@ -29,89 +31,6 @@ log = logging.getLogger("prefetchd")
 
 WINDOW_S = 2.0
 _READERS_A_CORE = 2  # more than cores, for data that comes over a network
-_WAITING = 0.2  # of the window: loops wait for batches
-_RESTING = 0.02
-_LEAST_GAIN = 0.35  # of what one more reader brings at best: a window's count of samples varies by some percent
-_IDLE_CORES = 0.5  # readers beyond the cores help only while the cores wait, such as for storage
-_IDLE_WINDOWS = 5
-_FIRST_REST_WINDOWS = 8
-_MAX_REST_WINDOWS = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """What was seen in one window.
-
-    Attributes:
-        waited: the part of it in which some loop waited for its next batch, 0 to 1.
-        busy_readers: how many readers were at work, on average.
-        samples_per_s: samples made.
-        idle_cores: how many of the usable cores had nothing to do, on average.
-    """
-
-    waited: float
-    busy_readers: float
-    samples_per_s: float
-    idle_cores: float
-
-
-class AutoReaders:
-    """How many readers `num_workers=auto` has: more while loops wait and it helps, fewer while readers idle. Pure.
-
-    It climbs a step at a time and looks at the result. A step up that brought too few samples, or a step down after
-    which loops wait, is taken back, and the next try in that direction waits twice as long. So it settles, and still
-    follows a loop that changes its pace. Beyond the cores it climbs only while cores are idle: where decoding keeps
-    them busy, one more reader brings nothing but noise.
-
-    Args:
-        most: how many readers there may be at most; there is one at least.
-        n_cores: usable ones.
-    """
-
-    def __init__(self, most: int, n_cores: int) -> None:
-        self.most = most
-        self._n_cores = n_cores
-        self._before: tuple[int, float] | None = None  # readers, and samples a second, before the last step up
-        self._came_down = False
-        self._idle_windows = 0
-        self._rest = {1: 0, -1: 0}  # windows until the next try up, or down
-        self._next_rest = {1: _FIRST_REST_WINDOWS, -1: _FIRST_REST_WINDOWS}
-
-    def step(self, n_readers: int, window: Window) -> int:
-        """Return how many readers there should be after a window with `n_readers`."""
-        for direction, left in self._rest.items():
-            self._rest[direction] = max(0, left - 1)
-        before, self._before = self._before, None
-        if before is not None and n_readers > before[0] and window.waited >= _WAITING:
-            n_before, rate = before
-            if window.samples_per_s < rate + _LEAST_GAIN * rate * (n_readers / n_before - 1):
-                return self._take_back(n_readers, 1)
-        came_down, self._came_down = self._came_down, False
-        if window.waited >= _WAITING:
-            self._idle_windows = 0
-            if came_down:
-                return self._take_back(n_readers, -1)
-            helps = n_readers < self._n_cores or window.idle_cores >= _IDLE_CORES
-            if helps and n_readers < self.most and not self._rest[1] and window.busy_readers > n_readers - 0.5:
-                self._before = n_readers, window.samples_per_s
-                return n_readers + 1
-            return n_readers
-        is_idle = window.waited <= _RESTING and window.busy_readers < n_readers - 1.2
-        self._idle_windows = self._idle_windows + 1 if is_idle else 0
-        if self._idle_windows >= _IDLE_WINDOWS and n_readers > 1 and not self._rest[-1]:
-            self._idle_windows = 0
-            self._came_down = True
-            return n_readers - 1
-        return n_readers
-
-    def refused(self) -> None:
-        """Forget the last step: it was not taken, so the next window does not show what it brought."""
-        self._before, self._came_down = None, False
-
-    def _take_back(self, n_readers: int, direction: int) -> int:
-        self._rest[direction] = self._next_rest[direction]
-        self._next_rest[direction] = min(_MAX_REST_WINDOWS, 2 * self._next_rest[direction])
-        return max(1, min(self.most, n_readers - direction))
 
 
 class MemoryController:
@@ -157,10 +76,11 @@ class MemoryController:
         self._idle_s = idle_s
         self._clock = clock
         self._policy = PressurePolicy()
-        self._auto = AutoReaders(_READERS_A_CORE * n_cores, n_cores)
+        self._auto = Autoscale(_READERS_A_CORE * n_cores, n_cores)
+        self._nodes = NodeScale()
         self._looked_s = self._window_s = clock()
         self._was_waiting = False
-        self._at_window = (0.0, 0.0, 0, idle_s())
+        self._meter = Meter(0.0, 0.0, 0, idle_s())
         self._is_whole = True  # whether the window began after the last target was reached
 
     # --- what is wanted
@@ -179,6 +99,16 @@ class MemoryController:
     def is_auto(self) -> bool:
         """Whether the number of readers follows the loops."""
         return self.config.num_workers == 0
+
+    @property
+    def is_auto_nodes(self) -> bool:
+        """Whether the number of nodes follows the loops."""
+        return self.config.ray is not None and not self.config.remote_workers
+
+    @property
+    def has_spare_nodes(self) -> bool:
+        """Whether nodes can be let go: there may be more than one."""
+        return self.is_auto_nodes and self._pool.remote is not None and self._pool.remote.n_wanted > 1
 
     def change(self, config: Config) -> Plan:
         """Put other options in force; return the plan that holds from now on.
@@ -236,6 +166,12 @@ class MemoryController:
         if elapsed_s >= WINDOW_S:
             self._look_at_loops(elapsed_s)
 
+    def tick_at_rest(self) -> None:
+        """Look at the nodes alone, so that those that idle are let go."""
+        elapsed_s = self._clock() - self._window_s
+        if elapsed_s >= WINDOW_S:
+            self._look_at_loops(elapsed_s, nodes_alone=True)
+
     def _look_at_machine(self) -> None:
         plan = self._memory.budget.plan
         try:
@@ -265,30 +201,43 @@ class MemoryController:
             ", batches only for loops that wait" if target.paused else "",
         )
 
-    def _look_at_loops(self, elapsed_s: float) -> None:
-        """Follow the loops with the number of readers, where that is automatic and memory is not short."""
+    def _look_at_loops(self, elapsed_s: float, *, nodes_alone: bool = False) -> None:
+        """Follow the loops with the number of readers, and of nodes, where that is automatic and memory is not short.
+
+        One of the two takes a step at a time, as a window shows what both have brought.
+        """
         self.note_waiting(self._was_waiting)
-        work, before = self._work, self._at_window
-        self._at_window = (self.waited_s, work.busy_s, work.samples_made, self._idle_s())
+        work, remote = self._work, self._pool.remote
         self._window_s = self._clock()
-        window = Window(*((now - then) / elapsed_s for now, then in zip(self._at_window, before, strict=True)))
-        n_readers = self._memory.budget.plan.n_readers
-        settled = n_readers == self._pool.n_readers == sum(reader.ready for reader in self._pool.readers.values())
+        far_s, far_samples = (0.0, 0) if remote is None else (remote.busy_s, remote.samples)
+        window = self._meter.window(
+            elapsed_s, self.waited_s, work.busy_s - far_s, work.samples_made - far_samples, self._idle_s()
+        )
+        settled = self._memory.budget.plan.n_readers == self._pool.n_readers == sum(
+            reader.ready for reader in self._pool.readers.values()
+        )  # fmt: skip
         is_whole, self._is_whole = self._is_whole, self._is_whole or settled
-        if not self.is_auto or not self.relieved or not settled or not is_whole:
-            return
+        may_step = self.relieved and settled and is_whole
+        stepped = may_step and not nodes_alone and self.is_auto and self._follow_with_readers(window)
+        if remote is not None and self.is_auto_nodes:
+            self._nodes.follow(remote, elapsed_s, self.waited_s, may_step=may_step and not stepped)
+
+    def _follow_with_readers(self, window: Window) -> bool:
+        """Return whether there are to be more readers, or fewer, from now on."""
+        n_readers = self._memory.budget.plan.n_readers
         wanted = self._auto.step(n_readers, window)
         if wanted == n_readers:
-            return
+            return False
         self._memory.budget.read_ceiling()
         least_slots = max(self._demand.promised_slots + 1, self._ring.leased_slots)
         plan = self._memory.budget.plan.with_readers(wanted, least_slots)
         if plan is None:
             self._auto.refused()
-            return
+            return False
         self._memory.budget.adopt(plan)
         self._is_whole = False
         log.info(
             "num-workers auto: %s in place of %d (loops waited %.0f%% of the time, readers were busy %.0f%%)",
-            format_count(wanted, "reader"), n_readers, 100 * window.waited, 100 * window.busy_readers / n_readers,
+            format_count(wanted, "reader"), n_readers, 100 * window.waited, 100 * window.busy / n_readers,
         )  # fmt: skip
+        return True

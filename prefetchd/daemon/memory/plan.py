@@ -25,15 +25,20 @@ from prefetchd.ipc.reader_messages import Boot
 MIB = 1 << 20
 # Measured with scripts/bench/footprint.py on Python 3.11, numpy 2.4, OpenCV 5.0, rounded up.
 DAEMON_BYTES = 48 * MIB  # the daemon and the fork server
+BRIDGE_BYTES = 32 * MIB  # the bridge to other machines
+RAY_BYTES = 96 * MIB  # in it, Ray's library
+RAY_AGENTS = 16  # that Ray places at most, where their number is automatic
+AGENT_LINK_BYTES = 1 * MIB  # in it, for each agent: buffers, and a thread
 READER_BYTES = 12 * MIB  # a reader's own pages, before it decodes anything
 MIN_SLOTS = 3  # one the loop holds, one granted next, one to fill
 _AUTO_SLOTS = 8
 _AUTO_RING_BYTES = 16 * MIB
+_SLOTS_AN_AGENT = 4  # so that there is something to give to each
 AUTO_MAX_SLOTS = 64
 _AUTO_LARGE_BYTES = 32 * MIB  # so that the budget need not grow for an ordinary large image
 _MACHINE_SHARE = 0.6
-_READER_SLACK_BYTES = 16 * MIB
-_THREAD_BYTES = 8 * MIB
+READER_SLACK_BYTES = 16 * MIB
+THREAD_BYTES = 8 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +54,7 @@ class Plan:
         slot_bytes: bytes of each slot.
         source_bytes: what the source itself holds in memory segments, such as the manifest's index.
         source_reader_bytes: what the source takes in each reader beyond every reader's own.
+        bridge_bytes: what the bridge to other machines takes; 0 where there is none.
         n_readers: reader processes.
         asked_readers: readers that the options asked for. `n_readers` follows the loops. What one decode may take
             depends on these: it must not depend on how loops were waiting.
@@ -71,11 +77,12 @@ class Plan:
     most_slots: int
     start_slots: int
     start_large_bytes: int
+    bridge_bytes: int = 0
 
     @property
     def base_bytes(self) -> int:
         """What the daemon and the source take, before there is a reader or a slot."""
-        return DAEMON_BYTES + self.source_bytes
+        return DAEMON_BYTES + self.source_bytes + self.bridge_bytes
 
     @property
     def reader_share_bytes(self) -> int:
@@ -135,8 +142,15 @@ def reader_limits(plan: Plan) -> Boot:
     Libraries that users' functions and Parquet bring may start a thread for each core. Their stacks are mapped whole
     and hardly touched: the kernel's limit leaves room for them.
     """
-    stacks = system.usable_cores() * _THREAD_BYTES if plan.source_reader_bytes else 0
-    return Boot(ALLOWANCE_BYTES, plan.reader_share_bytes, _READER_SLACK_BYTES + stacks)
+    stacks = system.usable_cores() * THREAD_BYTES if plan.source_reader_bytes else 0
+    return Boot(ALLOWANCE_BYTES, plan.reader_share_bytes, READER_SLACK_BYTES + stacks)
+
+
+def bridge_share(n_agents: int, *, has_ray: bool = False) -> int:
+    """Return the private memory planned for the bridge to so many agents, and to Ray; 0 for none."""
+    if has_ray:
+        return BRIDGE_BYTES + RAY_BYTES + (n_agents + RAY_AGENTS) * AGENT_LINK_BYTES
+    return BRIDGE_BYTES + n_agents * AGENT_LINK_BYTES if n_agents else 0
 
 
 def smallest_budget(
@@ -179,15 +193,17 @@ def make_plan(
     limits = (limits,) if isinstance(limits, Limit) else tuple(limits)
     limit = limits[0]
     is_auto = config.memory_budget == "auto"
+    bridge_bytes = bridge_share(len(config.agents), has_ray=config.ray is not None)
     n_readers = config.num_workers or (max(1, system.usable_cores() // 2) if is_cheap else system.usable_cores())
+    n_agents = len(config.agents) or (RAY_AGENTS // 4 if config.ray is not None else 0)
     wanted_slots = max(
-        _AUTO_SLOTS,
+        _AUTO_SLOTS + min(AUTO_MAX_SLOTS - _AUTO_SLOTS, _SLOTS_AN_AGENT * n_agents),
         least_slots,
         2 * config.consumers + 2,
         min(AUTO_MAX_SLOTS, _AUTO_RING_BYTES // slot_bytes),
     )
     per_reader = reader_share(source_reader_bytes)
-    base_bytes = DAEMON_BYTES + source_bytes
+    base_bytes = DAEMON_BYTES + source_bytes + bridge_bytes
     if is_auto:
         comfortable = base_bytes + n_readers * per_reader + wanted_slots * slot_bytes + _AUTO_LARGE_BYTES
         ceiling = _auto_ceiling(limits)
@@ -197,7 +213,7 @@ def make_plan(
         budget = parse_bytes(config.memory_budget, whole_bytes=system.memory()[1])
         limited_by = "memory-budget" if budget <= limit.n_bytes else limit.source
         budget = ceiling = min(budget, limit.n_bytes)
-    source = source_bytes, source_reader_bytes
+    source = source_bytes + bridge_bytes, source_reader_bytes
     least = smallest_budget(n_readers, slot_bytes, *source, least_slots=least_slots)
     while least > budget and n_readers > 1 and not config.num_workers:
         n_readers -= 1
@@ -230,6 +246,7 @@ def make_plan(
         most_slots=n_slots,
         start_slots=n_slots,
         start_large_bytes=budget - base_bytes - n_readers * per_reader - n_slots * slot_bytes,
+        bridge_bytes=bridge_bytes,
     )
 
 
@@ -242,10 +259,11 @@ def explain(plan: Plan, segments: str = "") -> str:
     """Return the sums of the plan in one line: what everything costs, and what would have allowed more."""
     share = format_bytes(plan.reader_share_bytes)
     index = f" and {format_bytes(plan.source_bytes)} for the index" if plan.source_bytes else ""
+    bridge = f", {format_bytes(plan.bridge_bytes)} for the bridge to agents" if plan.bridge_bytes else ""
     others = ", ".join(f"{limit.source} {format_bytes(limit.n_bytes)}" for limit in plan.limits)
     ceiling = f", growing up to {format_bytes(plan.ceiling_bytes)}" if plan.ceiling_bytes > plan.budget_bytes else ""
     return (
-        f"memory: {format_bytes(DAEMON_BYTES)} for the daemon{index}, "
+        f"memory: {format_bytes(DAEMON_BYTES)} for the daemon{index}{bridge}, "
         f"{format_count(plan.n_readers, 'reader')} of {share}, {plan.n_slots} slots of "
         f"{format_bytes(plan.slot_bytes)}{segments}, {format_bytes(plan.large_bytes)} for large images, of a budget of "
         f"{format_bytes(plan.budget_bytes)} set by {plan.limited_by}{ceiling} (allowed: {others})"

@@ -18,8 +18,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
+
 from prefetchd.daemon.readers.batch_job import BATCHING, Chunk, Failure, Job, ReaderEnd
-from prefetchd.daemon.readers.job_tracker import BadSample, JobTracker
+from prefetchd.daemon.readers.job_tracker import JobTracker
+from prefetchd.daemon.readers.known_samples import BadSample
 from prefetchd.daemon.readers.pool import Pool
 from prefetchd.daemon.readers.reader_handle import ReaderHandle
 from prefetchd.daemon.schedule.cursor import Cursor
@@ -91,6 +94,7 @@ class BatchBuilder:
         self._jobs: list[Job] = []
         self._n_begun = 0
         self._full_since: tuple[int, int] | None = None  # slots, and how often one had come back, when all was begun
+        self._nothing_at: object = None  # how all stood when planning had found nothing more
         self._seconds_per_sample = [0.0 for _ in datasets]
         self._logged: set[str] = set()
 
@@ -112,11 +116,28 @@ class BatchBuilder:
             pass
         self._pool.flush()
 
+    def repeat_late(self, cursors: Sequence[Cursor]) -> None:
+        """Have others do what loops wait for and an agent does not answer."""
+        needed = {cursor.next_key for cursor in cursors if cursor.waiting}
+        if self._pool.remote is not None and needed:
+            readers = [reader for reader in self._pool.readers.values() if reader.can_take]
+            for node, chunk in self._pool.remote.repeat_late(needed, readers, self._pool.task_numbers):
+                self._ring.add_writer(chunk.job.slot, node.number)
+
+    def try_again(self) -> None:
+        """Make the batches that failed again, for a new loop: a file may have been mended."""
+        self.failed.clear()
+        for tracker in self.trackers:
+            tracker.try_again()
+
     def _is_worth_planning(self, cursors: list[Cursor]) -> bool:
         """Return whether to look for batches to begin; if all that fitted was begun the last time, perhaps not yet.
 
-        Planning costs as much as a cheap batch. So while nobody waits, some slots must have come back, or been added.
+        Something must have changed since planning found nothing: readers report each few rows. Planning costs as much
+        as a cheap batch. So while nobody waits, some slots must have come back, or been added.
         """
+        if self._nothing_at is not None and self._nothing_at == self._standing(cursors):
+            return False
         if self._full_since is None or self._batches_at_once() == 1 or any(cursor.waiting for cursor in cursors):
             return True
         n_slots, n_returned = self._full_since
@@ -156,21 +177,30 @@ class BatchBuilder:
         limit = self._batches_at_once()
         # One that is forgotten while a loop may still come to it would be tried again, over and over.
         self._most_failed = max(_MAX_FAILED, len(self._ring.slots) * len(cursors))
-        plans = next_fills(self._ring, cursors, self.failed, limit=limit)
-        self._full_since = (len(self._ring.slots), self._ring.n_returned) if len(plans) < limit else None
-        for plan in plans:
-            self._ring.start_fill(plan.slot, plan.key)
-            number, _, batch = plan.key
-            n_rows = self._datasets[number].order.rows(batch)
+        # One more than will be begun: where there is none, planning need not come round to learn that.
+        plans = next_fills(self._ring, cursors, self.failed, limit=limit + 1)
+        awaited = {cursor.next_key for cursor in cursors if cursor.waiting}
+        for plan in plans[:limit]:
+            number, epoch, batch = plan.key
+            order = self._datasets[number].order
+            self._ring.start_fill(plan.slot, plan.key, order.bucket(epoch, batch))
+            n_rows = order.rows(epoch, batch)
             row_s = self._seconds_per_sample[number] or math.inf
             self._n_begun += 1
-            chunk_rows = self._chunk_rows(number, n_rows)
+            chunk_rows = self._chunk_rows(number, n_rows, is_awaited=plan.key in awaited)
             job = self.trackers[number].start(plan.slot, plan.key, n_rows, chunk_rows, row_s, self._n_begun)
             self._jobs.append(job)
             for chunk in job.queued:
                 chunk.is_planned = True
             self._queue.extend(job.queued)
+        has_more = len(plans) > limit
+        self._nothing_at = None if has_more else self._standing(cursors)
+        self._full_since = None if has_more else (len(self._ring.slots), self._ring.n_returned)
         return bool(plans)
+
+    def _standing(self, cursors: list[Cursor]) -> tuple[object, ...]:
+        """Return all that decides whether a batch can be begun."""
+        return self._ring.n_changes, len(self.failed), [cursor.standing for cursor in cursors]
 
     def _batches_at_once(self) -> int:
         """Return one, unless every batch is a single cheap chunk."""
@@ -180,9 +210,12 @@ class BatchBuilder:
                 return 1
         return self._pool.n_readers * BATCHING.cheap_at_once
 
-    def _chunk_rows(self, dataset: int, n_rows: int) -> int:
+    def _chunk_rows(self, dataset: int, n_rows: int, *, is_awaited: bool) -> int:
         most = self._datasets[dataset].source.facts.max_task_rows
-        return BATCHING.chunk_rows(n_rows, self._seconds_per_sample[dataset], self._pool.n_readers, most)
+        row_s = self._seconds_per_sample[dataset]
+        # The first ones too: who attaches later waits for them.
+        n_readers = self._pool.sharing(len(self._ring.slots), is_awaited=is_awaited or not row_s)
+        return BATCHING.chunk_rows(n_rows, row_s, n_readers, most)
 
     def _sample_ids(self, job: Job, first: int, n_rows: int) -> Sequence[int]:
         ids: list[int] = self._datasets[job.dataset].order.sample_ids(job.epoch, job.batch, first, n_rows).tolist()
@@ -192,10 +225,15 @@ class BatchBuilder:
         """Resolve a deadlock: `readers` wait for memory, all slots are being filled, and no other reader is at work.
 
         A reader that has more in hand does its sample later, alone: so the others' batches get finished, and slots can
-        be given up. Where each has one sample alone, the batch that is needed last is given up.
+        be given up. Where all that the readers have in hand are such samples, the batch that is needed last is given
+        up.
         """
         at_work = [(reader, next(iter(reader.chunks.values()))) for reader in readers if reader.chunks]
-        postponed = [(reader, chunk) for reader, chunk in at_work if len(reader.chunks) > 1 or chunk.sample_id is None]
+        postponed = [
+            (reader, chunk)
+            for reader, chunk in at_work
+            if chunk.sample_id is None or any(not other.waits_for_memory for other in [*reader.chunks.values()][1:])
+        ]
         for reader, chunk in postponed:
             chunk.postponed = True
             reader.deny_memory("others finish first")
@@ -226,10 +264,27 @@ class BatchBuilder:
         self.trackers[number].done(chunk, done.faults, done.rows_left)
         self._after(chunk.job)
 
+    def done_elsewhere(self, reader: int, chunk: Chunk, done: reader_messages.Done) -> None:
+        """An agent has finished `chunk`; which samples its faulty rows are for is looked up here, and not believed."""
+        if done.faults:
+            ids = self._sample_ids(chunk.job, chunk.rows[0], len(chunk.rows))
+            faults = [msgspec.structs.replace(fault, sample_id=ids[fault.row - chunk.rows[0]]) for fault in done.faults]
+            done = msgspec.structs.replace(done, faults=faults)
+        self.done(reader, chunk, done)
+
     def lost(self, reader: int, chunk: Chunk, end: ReaderEnd) -> None:
         """The reader that had `chunk` is gone."""
         self.trackers[chunk.job.dataset].lost(chunk, end)
         self._after(chunk.job)
+
+    def returned(self, reader: int, chunk: Chunk, end: ReaderEnd) -> None:
+        """The agent that had `chunk` will not do it, and writes nothing more for it."""
+        self._ring.drop_writer(chunk.job.slot, reader)
+        self.lost(reader, chunk, end)
+
+    def withdrawn(self, reader: int, chunk: Chunk) -> None:
+        """An agent writes nothing more for `chunk`, which another has, or had."""
+        self._ring.drop_writer(chunk.job.slot, reader)
 
     def stuck(self, pid: int, reader: int, chunk: Chunk) -> None:
         """The reader that had `chunk` cannot be ended: the batch fails; its slot is the reader's until it is gone."""

@@ -3,7 +3,7 @@
     Job (a slot, a batch) -> Chunk (some rows) -> reader -> Done(faults) -> job_tracker
 
 The batch builder owns the jobs. A chunk is the job's until it is given to a reader, and comes back with the reader's
-answer, or with its end. The job tracker keeps the numbers of bad samples in a `SampleSet`.
+answer, or with its end.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 
 from prefetchd.ipc.exit_status import RAISED_STATUS, describe_exit
 from prefetchd.ipc.reader_messages import Fault
-from prefetchd.ring.slots import Slot
+from prefetchd.ring.slots import Key, Slot
 
-_BLOCK_SAMPLES = 1 << 15
 _DECODER_SIGNALS = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL})
 
 
@@ -32,9 +31,11 @@ class Batching:
 
     Attributes:
         chunk_s: what a chunk should take at most.
+        chunk_cost_s: what it costs the daemon; a chunk should take at least so long for each reader.
         cheap_batch_s: a batch that takes less, in one chunk, is cheap.
         cheap_at_once: how many cheap batches are begun at once, for each reader.
         ring_parts: of the slots that come round, this part must have come back before batches are planned.
+        roomy_slots: for each reader; a ring with so many lets readers work on batches of their own.
         in_hand: how many chunks a reader has at least: one at work, one to do next.
         most_in_hand: how many it has at most, where they are cheap or reads are slow.
         in_hand_s: what they should take together.
@@ -42,9 +43,11 @@ class Batching:
     """
 
     chunk_s: float = 0.04
+    chunk_cost_s: float = 0.0005
     cheap_batch_s: float = 0.001
     cheap_at_once: int = 16
     ring_parts: int = 4
+    roomy_slots: int = 4
     in_hand: int = 2
     most_in_hand: int = 32
     in_hand_s: float = 0.004
@@ -57,13 +60,18 @@ class Batching:
     def chunk_rows(self, n_rows: int, row_s: float, n_readers: int, most_rows: int) -> int:
         """Return how many rows a chunk has, `most_rows` at most: an even share for each reader.
 
-        A chunk takes some milliseconds at most. A cheap batch is not cut.
+        A chunk takes some dozens of milliseconds at most. A cheap batch is not cut. Of many readers not all work on one
+        batch: the daemon would be busy with chunks of a row each.
         """
         most = min(n_rows, most_rows)
         if self.is_cheap(most, row_s):
             return most
         share = min(most, -(-n_rows // n_readers))
-        return max(1, min(share, round(self.chunk_s / row_s))) if row_s else -(-share // 2)
+        if not row_s:
+            return -(-share // 2)
+        least = min(most, round(min(self.chunk_s, n_readers * self.chunk_cost_s) / row_s))
+        rows = max(1, min(most, max(share, least), round(self.chunk_s / row_s)))
+        return -(-n_rows // -(-n_rows // rows))  # of one size
 
     def worth_planning(self, n_coming_round: int) -> int:
         """Return how many slots must have come back of `n_coming_round` before planning pays."""
@@ -106,6 +114,8 @@ class Chunk:
         compact: whether this is the closing task that moves the rows of `rows` together.
         expected_s: how long it will take, in seconds, as far as is known.
         postponed: whether its reader was refused memory for now only, so that others can finish.
+        waits_for_memory: whether its one sample was refused memory so before: the others finish without it.
+        local: whether it was lost elsewhere, so that only readers of this machine may take it.
         is_planned: whether it is among the chunks that the batch builder gives out next.
     """
 
@@ -117,6 +127,8 @@ class Chunk:
     compact: bool = False
     expected_s: float = math.inf
     postponed: bool = False
+    waits_for_memory: bool = False
+    local: bool = False
     is_planned: bool = False
 
     @property
@@ -131,6 +143,7 @@ class Job:
 
     Attributes:
         turn: counts the jobs in the order in which they are needed.
+        first_row: the row of the batch with which the slot begins: not 0 where an agent makes a part of a batch.
         given_up: whether its slot is needed elsewhere; the batch is made again later.
     """
 
@@ -147,6 +160,7 @@ class Job:
     failure: Failure | None = None
     given_up: bool = False
     compacted: bool = False
+    first_row: int = 0
 
     def fail(self, text: str, error: str = "SampleError") -> None:
         """Give the batch up; its consumers get `error`."""
@@ -159,6 +173,11 @@ class Job:
         for row in self.skipped:
             bits[row // 8] |= 1 << row % 8
         return bytes(bits)
+
+    @property
+    def key(self) -> Key:
+        """The batch that it makes."""
+        return self.dataset, self.epoch, self.batch
 
     @property
     def finished(self) -> bool:
@@ -175,43 +194,25 @@ class ReaderEnd:
         suspect: whether it was at work on the chunk.
         timeout_s: the `reader_timeout` for which it had made no progress, where it was killed for that; 0 otherwise.
         was_decoding: whether it was then at work on a sample's content, and not waiting for a read.
+        was_reading: whether it aborted while it read, and no decoder did it.
     """
 
     exit_code: int
     suspect: bool
     timeout_s: float = 0.0
     was_decoding: bool = False
+    was_reading: bool = False
 
     @property
     def is_by_decoder(self) -> bool:
         """Whether the decoder ended it: it crashed, or left. An exception of the reader's own is no verdict."""
-        if self.timeout_s or self.exit_code == RAISED_STATUS:
+        if self.timeout_s or self.was_reading or self.exit_code == RAISED_STATUS:
             return False
         return self.exit_code >= 0 or -self.exit_code in _DECODER_SIGNALS
 
     def __str__(self) -> str:
         if self.timeout_s:
             return f"it made no progress for reader_timeout={self.timeout_s:g} s"
+        if self.was_reading:
+            return f"{describe_exit(self.exit_code)}, while it read and decoded nothing"
         return describe_exit(self.exit_code)
-
-
-class SampleSet:
-    """Sample numbers from 0 on, in blocks of bits that are made as numbers of theirs come in.
-
-    It takes a bit a sample at most, and nothing where there are none. One bitmap for all samples would be made at the
-    start also for no bad sample: 512 MiB for the 2**32 rows of a large array.
-    """
-
-    def __init__(self) -> None:
-        self._blocks: dict[int, bytearray] = {}
-
-    def add(self, sample_id: int) -> None:
-        """Add a number."""
-        number, bit = divmod(sample_id, _BLOCK_SAMPLES)
-        block = self._blocks.setdefault(number, bytearray(_BLOCK_SAMPLES // 8))
-        block[bit // 8] |= 1 << bit % 8
-
-    def __contains__(self, sample_id: int) -> bool:
-        number, bit = divmod(sample_id, _BLOCK_SAMPLES)
-        block = self._blocks.get(number)
-        return block is not None and bool(block[bit // 8] >> bit % 8 & 1)

@@ -10,36 +10,26 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import signal
-import subprocess
-from collections.abc import Sequence
 
-from prefetchd.ipc import reader_messages, sockets, system
-from prefetchd.ipc.process import child_command, child_environment, process_state
-from prefetchd.reader.fork_server import ENVIRONMENT
+from prefetchd.daemon.readers.fork_server_start import StartedForkServer
+from prefetchd.ipc import reader_messages, sockets
+from prefetchd.ipc.process import process_state
 
 log = logging.getLogger("prefetchd")
 
-_END_S = 3.0
 _FORK_S = 60.0  # it forks in milliseconds, once it has loaded its libraries
 
 
 class ForkServerHandle:
-    """A fork server that runs; owns its socket and its process.
+    """A fork server that runs; owns it.
 
     Args:
-        files_to_remove: what it removes should this process be killed.
+        started: its process and socket.
     """
 
-    def __init__(self, files_to_remove: Sequence[str] = ()) -> None:
-        self._sock, theirs = sockets.socket_pair()
-        self._process = system.start_process(
-            child_command("prefetchd.reader.fork_server", theirs.fileno(), os.getpid(), *files_to_remove),
-            pass_fds=[theirs.fileno()],
-            env=child_environment(**ENVIRONMENT),
-        )
-        theirs.close()
+    def __init__(self, started: StartedForkServer) -> None:
+        self._started = started
+        self._sock, self._process = started.sock, started.process
         self._was_stopped = False
 
     @property
@@ -85,16 +75,8 @@ class ForkServerHandle:
 
     def hang_up(self) -> None:
         """Tell it to stop, and close its socket: it kills its children and exits."""
-        with contextlib.suppress(sockets.ConnectionEnded, BlockingIOError):
-            sockets.send(self._sock, reader_messages.encode(reader_messages.Stop()), wait=False)
-        self._sock.close()
+        self._started.hang_up()
 
     def wait(self) -> int:
         """Wait for its end, once its socket has ended, and kill it if it takes long; return its exit code."""
-        for _ in range(2):
-            try:
-                return self._process.wait(_END_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-        log.error("the fork server (pid %d) was killed and does not end; leaving it behind", self.pid)
-        return -signal.SIGKILL
+        return self._started.wait()

@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 from prefetchd.config.options import OnError
-from prefetchd.daemon.readers.batch_job import Chunk, Job, ReaderEnd, SampleSet
+from prefetchd.daemon.readers.batch_job import Chunk, Job, ReaderEnd
+from prefetchd.daemon.readers.known_samples import BadSample, SampleSet
 from prefetchd.ipc.reader_messages import Fault
 from prefetchd.ring.slots import Key, Slot
 
@@ -30,17 +31,8 @@ ENVIRONMENT_TRIES = 4
 CRASH_TRIES = 2
 _MAX_SUBSTITUTES = 1000
 _REMEMBERED_BAD = 100
+_LISTED_BAD = 10_000
 _REPORTED_BAD = 100_000
-
-
-@dataclass(slots=True)
-class BadSample:
-    """A bad sample, as the log and `status` show it."""
-
-    sample_id: int
-    where: str
-    reason: str
-    detail: str = ""
 
 
 class JobTracker:
@@ -53,7 +45,8 @@ class JobTracker:
         where: names a sample, such as by its file and line.
         on_bad: called with each bad sample, once.
         batches_per_epoch: of the data set.
-        following: the samples that can stand in for one, in turn, over and over; else those with the next numbers.
+        following: the samples that can stand in for one, in turn, over and over, or as many as there are; else those
+            with the next numbers.
     """
 
     def __init__(
@@ -76,6 +69,7 @@ class JobTracker:
         self._any_good = False
         self._empty: dict[int, set[int]] = {}  # batches by epoch without a good sample, until there is one
         self.first_bad: list[BadSample] = []
+        self.reasons: dict[int, str] = {}  # of many more, by number
         self.n_bad = 0
         self._known_bad = SampleSet()
         self._deadly: dict[int, BadSample] = {}  # bad ones that end or hang their readers: none is sent there again
@@ -92,6 +86,11 @@ class JobTracker:
             rows = range(first, min(n_rows, first + chunk_rows))
             job.queued.append(Chunk(job, rows, expected_s=row_s * len(rows)))
         return job
+
+    def try_again(self) -> None:
+        """Have a new loop try the samples again that ended the last one, and their readers: they may be mended."""
+        if self._policy == "raise":
+            self._deadly.clear()
 
     def give(self, chunk: Chunk) -> None:
         """`chunk` is given to a reader."""
@@ -111,9 +110,7 @@ class JobTracker:
             return False
         job, first = chunk.job, chunk.rows[0]
         ids = self._sample_ids(job, first, len(chunk.rows))
-        # Where bad samples end the loop, a new loop tries them again: they may have been mended.
-        deadly = self._deadly if self._policy != "raise" else {}
-        suspects = deadly.keys() | self._ends.keys()
+        suspects = self._deadly.keys() | self._ends.keys()
         alone = [row for row, sample_id in zip(chunk.rows, ids, strict=True) if sample_id in suspects]
         if not alone:
             return False
@@ -209,7 +206,7 @@ class JobTracker:
         if fault.over_budget and is_alone:  # the refusal was for this sample
             job.fail(f"cannot decode {sample}: {fault.reason}", "BudgetError")
         elif fault.over_budget:  # no count: each new loop asks again, and what was postponed is no fault
-            job.queued.append(Chunk(job, [fault.row], fault.sample_id))
+            job.queued.append(Chunk(job, [fault.row], fault.sample_id, waits_for_memory=chunk.postponed))
         elif self._try_again(job, fault.row):
             job.queued.append(Chunk(job, [fault.row], fault.sample_id, fault.needs_fresh_reader))
         else:
@@ -281,6 +278,8 @@ class JobTracker:
                 self.n_bad += 1
                 if len(self.first_bad) < _REMEMBERED_BAD:
                     self.first_bad.append(sample)
+                if len(self.reasons) < _LISTED_BAD:
+                    self.reasons[sample.sample_id] = sys.intern(sample.reason)  # most have the reason of another
                 self._on_bad(sample)
         if self._policy == "raise":
             job.fail(
@@ -301,6 +300,12 @@ class JobTracker:
             tried += 1
             if tried >= most or candidate not in self._known_bad:
                 break
+        else:
+            job.fail(
+                f"cannot substitute sample {sample.sample_id}: all samples of its bucket are bad; check the manifest's "
+                "paths and root, or give fewer buckets"
+            )
+            return
         job.substitutes[row] = tried
         if tried >= most:
             job.fail(

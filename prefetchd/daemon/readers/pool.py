@@ -12,14 +12,18 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
+import math
 import signal
 from collections.abc import Callable
 
-from prefetchd.daemon.readers.batch_job import Chunk
+from prefetchd.daemon.readers.batch_job import BATCHING, Chunk
 from prefetchd.daemon.readers.fork_server_handle import ForkServerHandle
+from prefetchd.daemon.readers.fork_server_start import StartedForkServer
 from prefetchd.daemon.readers.pool_events import PoolEvents
+from prefetchd.daemon.readers.quarantine import Quarantine
 from prefetchd.daemon.readers.reader_handle import ReaderHandle
+from prefetchd.daemon.readers.remote_node import RemoteNode
+from prefetchd.daemon.readers.remote_readers import RemoteReaders
 from prefetchd.errors import PrefetchdError, error_from_name
 from prefetchd.ipc import reader_messages, sockets
 from prefetchd.ipc.exit_status import describe_exit
@@ -39,6 +43,7 @@ class Pool:
         hang_s: for how long one may make no progress, in seconds.
         watch, unwatch, clock: the loop's.
         files_to_remove: what the fork server removes should this process be killed.
+        fork_server: one that was started already, owned; `None` to start one.
     """
 
     def __init__(
@@ -50,32 +55,34 @@ class Pool:
         unwatch: Callable[[int], None],
         clock: Callable[[], float],
         files_to_remove: tuple[str, ...] = (),
+        fork_server: StartedForkServer | None = None,
     ) -> None:
-        self.n_readers, self.crashes = n_readers, 0
-        self._hang_s = hang_s
+        self.n_readers, self.crashes, self._hang_s = n_readers, 0, hang_s
         self._events: PoolEvents
         self._watch, self._unwatch, self._clock = watch, unwatch, clock
         self._files_to_remove = files_to_remove
         self.readers: dict[int, ReaderHandle] = {}
-        self._reader_numbers, self._task_numbers = itertools.count(1), itertools.count(1)
+        self.reader_numbers, self.task_numbers = itertools.count(1), itertools.count(1)
         self._first_messages: list[tuple[Message, list[int]]] = []
         self._start_s = 0.05  # that the last reader took to start
         self._wanted_s = 0.0  # since when a fresh one is wanted
         self._boot_failures, self._stopping = 0, False
-        self._quarantined: set[int] = set()  # pidfds of readers that hang in the kernel, and whose fork server is gone
+        self.remote: RemoteReaders | None = None
+        # Readers that hang in the kernel, and whose fork server is gone: nobody else reports their end.
+        self._quarantine = Quarantine(watch, unwatch, lambda reader: self._events.gone(reader))
         self._buffer = bytearray(sockets.MAX_MESSAGE_BYTES)
         self._fork_server: ForkServerHandle
-        self._start_fork_server()
+        self._begin_with(fork_server or StartedForkServer(files_to_remove))
 
-    def _start_fork_server(self) -> None:
-        self._fork_server = ForkServerHandle(self._files_to_remove)
+    def _begin_with(self, started: StartedForkServer) -> None:
+        self._fork_server = ForkServerHandle(started)
         self._watch(self._fork_server.fileno(), self._on_fork_server)
         for _ in range(self.n_readers):
             self._spawn()
 
     def _spawn(self) -> None:
         ours, theirs = sockets.socket_pair()
-        reader = ReaderHandle(next(self._reader_numbers), ours, since=self._clock())
+        reader = ReaderHandle(next(self.reader_numbers), ours, since=self._clock())
         self.readers[reader.number] = reader
         self._watch(ours.fileno(), lambda: self._on_reader(reader))
         self._fork_server.spawn(reader.number, theirs.fileno())
@@ -107,15 +114,29 @@ class Pool:
         """Take a slot away from every reader."""
         for reader in self.readers.values():
             reader.close_slot(slot)
+        if self.remote is not None:
+            self.remote.close_slot(slot)
 
     # --- work
 
-    def pick_reader(self, chunk: Chunk) -> ReaderHandle | None:
+    def pick_reader(self, chunk: Chunk) -> ReaderHandle | RemoteNode | None:
+        """Return the least busy reader, or agent, that can take `chunk`."""
+        reader = self._pick_here(chunk)
+        if self.remote is None or (reader is not None and not reader.chunks):
+            return reader
+        node = self.remote.pick(chunk)
+        return reader if node is None or (reader is not None and len(reader.chunks) <= node.load) else node
+
+    def _pick_here(self, chunk: Chunk) -> ReaderHandle | None:
         """Return the least busy reader that can take `chunk`; if it needs a fresh one, see that there will be one."""
-        able = [reader for reader in self.readers.values() if reader.can_take]
-        able = [reader for reader in able if (reader.fresh if chunk.fresh else not self._is_kept(reader))]
-        if able:
-            return min(able, key=lambda reader: len(reader.chunks))
+        least_busy, n_least = None, math.inf
+        for reader in self.readers.values():
+            # Of many readers all but the first few have too much in hand, so that is what is looked at first.
+            n_in_hand = len(reader.chunks)
+            if n_in_hand < n_least and reader.can_take and self._suits(reader, chunk):
+                least_busy, n_least = reader, n_in_hand
+        if least_busy is not None:
+            return least_busy
         here = [reader for reader in self.readers.values() if not reader.stuck]
         if chunk.fresh and here and not any(reader.retiring or not reader.ready or reader.fresh for reader in here):
             least = min(here, key=lambda reader: len(reader.chunks))
@@ -126,10 +147,25 @@ class Pool:
                 least.retire()
         return None
 
+    def _suits(self, reader: ReaderHandle, chunk: Chunk) -> bool:
+        return reader.fresh if chunk.fresh else not self._is_kept(reader)
+
     @property
     def wants_more(self) -> bool:
         """Whether some reader is about to run out of work."""
-        return any(reader.wants_more and not self._is_kept(reader) for reader in self.readers.values())
+        more = any(reader.wants_more and not self._is_kept(reader) for reader in self.readers.values())
+        return more or (self.remote is not None and self.remote.wants_more)
+
+    def sharing(self, n_slots: int, *, is_awaited: bool) -> int:
+        """Return among how many readers a batch is divided: all of this machine's for one that a loop waits for.
+
+        Any other is cut no more than needed, as each part costs the daemon: in a ring that is large beside the readers
+        they fill other slots meanwhile. So do those of agents in any ring.
+        """
+        n_all = self.n_readers + (0 if self.remote is None else self.remote.n_readers)
+        fewest = -(-BATCHING.in_hand * n_all // max(1, n_slots))
+        has_room = n_slots >= BATCHING.roomy_slots * self.n_readers
+        return fewest if has_room and not is_awaited else max(self.n_readers, fewest)
 
     def _is_kept(self, reader: ReaderHandle) -> bool:
         """Return whether to keep a fresh reader that has confirmed some samples, as long as another takes to start."""
@@ -137,14 +173,16 @@ class Pool:
             return False
         return self._clock() - reader.since < self._start_s
 
-    def give(self, reader: ReaderHandle, chunk: Chunk) -> None:
+    def give(self, reader: ReaderHandle | RemoteNode, chunk: Chunk) -> None:
         """Give a chunk to a reader that `pick_reader` returned; it may go out with the next `flush` only."""
-        reader.assign(next(self._task_numbers), chunk, self._clock())
+        reader.assign(next(self.task_numbers), chunk, self._clock())
 
     def flush(self) -> None:
         """Send the chunks that readers were given."""
         for reader in self.readers.values():
             reader.flush()
+        if self.remote is not None:
+            self.remote.flush()
 
     @property
     def any_ready(self) -> bool:
@@ -154,7 +192,7 @@ class Pool:
     @property
     def busy(self) -> bool:
         """Whether any reader has work, is still to boot, or is to end."""
-        return any(
+        return (self.remote is not None and self.remote.busy) or any(
             not reader.stuck and (reader.chunks or not reader.ready or reader.retiring or reader.killed_s)
             for reader in self.readers.values()
         )
@@ -216,6 +254,7 @@ class Pool:
         # What it acknowledged before it died is in its socket still.
         if reader.sock.fileno() >= 0:
             self._on_reader(reader)
+        stack = reader.crash(exit_code)
         self._close(reader)
         self._events.gone(reader.number)
         expected = reader.retiring and not reader.chunks
@@ -224,8 +263,9 @@ class Pool:
         elif not expected and not self._stopping:
             self.crashes += 1
             log.warning(
-                "reader %d (pid %d) ended by itself (%s) with %d tasks in hand; they are done again by another",
+                "reader %d (pid %d) ended by itself (%s) with %d tasks in hand; they are done again by another%s",
                 reader.number, reader.pid, describe_exit(exit_code), len(reader.chunks),
+                stack and f"; its stack:\n{stack}",
             )  # fmt: skip
             self._boot_failures += not reader.ready
         # The last first, as each goes to the front of the queue: what was to be done first still is.
@@ -262,31 +302,19 @@ class Pool:
             reader.kill()
         still_there = {reader.number for reader in orphans if not reader.wait_for_exit()}
         for reader in orphans:
-            if reader.number in still_there:
-                self._quarantine(reader)
+            if reader.number in still_there:  # it may still write
+                self._quarantine.add(reader.pidfd, [reader.number])
+                reader.pidfd = -1
             else:
                 self._events.gone(reader.number)
             self._close(reader)
-        self._start_fork_server()
+        self._begin_with(StartedForkServer(self._files_to_remove))
         for reader in orphans:
             for position, chunk in reversed(list(enumerate(reader.chunks.values()))):
                 if reader.number in still_there:  # it may write into that slot yet: no other can make the batch there
                     self._events.stuck(reader.pid, reader.number, chunk)
                 else:  # suspect too: a sample may take so much memory that the kernel kills, again and again
                     self._events.lost(reader.number, chunk, reader.end(-signal.SIGKILL, suspect=position == 0))
-
-    def _quarantine(self, reader: ReaderHandle) -> None:
-        """Nobody reports this reader's end any more, and it may still write: it keeps its slots until it is gone."""
-        number, pidfd, reader.pidfd = reader.number, reader.pidfd, -1
-
-        def ended() -> None:
-            self._unwatch(pidfd)
-            os.close(pidfd)
-            self._quarantined.remove(pidfd)
-            self._events.gone(number)
-
-        self._quarantined.add(pidfd)
-        self._watch(pidfd, ended)
 
     def tick(self) -> None:
         """Check that readers and the fork server make progress; call about once a second while `busy`.
@@ -313,12 +341,15 @@ class Pool:
 
     @property
     def pids(self) -> list[int]:
-        """The fork server and all readers."""
-        return [self._fork_server.pid, *(reader.pid for reader in self.readers.values() if reader.pid)]
+        """The fork server, all readers, and the bridge."""
+        bridge = [] if self.remote is None else self.remote.pids
+        return [self._fork_server.pid, *bridge, *(reader.pid for reader in self.readers.values() if reader.pid)]
 
     def stop(self) -> None:
         """End all readers and the fork server; waits until they are gone."""
         self._stopping = True
+        if self.remote is not None:
+            self.remote.stop()
         if self._fork_server.fileno() >= 0:
             self._unwatch(self._fork_server.fileno())
             if not self._first_messages:
@@ -329,8 +360,5 @@ class Pool:
         for reader in list(self.readers.values()):
             reader.kill()
             self._close(reader)
-        for pidfd in self._quarantined:
-            self._unwatch(pidfd)
-            os.close(pidfd)
-        self._quarantined.clear()
+        self._quarantine.close()
         self._fork_server.wait()

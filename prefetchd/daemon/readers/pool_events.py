@@ -21,6 +21,8 @@ class PoolEvents:
         gone: a reader has exited and writes nowhere any more.
         memory: a reader's request for working memory changed.
         outgrown: a reader has found that it takes more than its share: (reader, bytes).
+        withdrawn: an agent writes nothing more for a chunk that another agent has, or had, too: (agent, chunk).
+        returned: an agent will not do a chunk, and writes nothing more for it: (agent, chunk, how its reader ended).
     """
 
     done: Callable[[int, Chunk, Done], None]
@@ -29,3 +31,5 @@ class PoolEvents:
     gone: Callable[[int], None]
     memory: Callable[[], None]
     outgrown: Callable[[ReaderHandle, int], None]
+    withdrawn: Callable[[int, Chunk], None] = lambda reader, chunk: None
+    returned: Callable[[int, Chunk, ReaderEnd], None] = lambda reader, chunk, end: None

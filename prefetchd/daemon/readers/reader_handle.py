@@ -13,9 +13,9 @@ import os
 import signal
 import socket
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from prefetchd.daemon.readers.batch_job import BATCHING, Chunk, ReaderEnd
+from prefetchd.daemon.readers.stacks import aborted_reading, at_content, crashed_thread
 from prefetchd.ipc import reader_messages, sockets, system
 from prefetchd.ipc.process import process_state
 from prefetchd.ipc.reader_messages import Message
@@ -26,7 +26,7 @@ log = logging.getLogger("prefetchd")
 _MAX_CONFIRMED = 256  # samples that one fresh reader confirms to be bad: starting another takes as long as 50 decodes
 _STOPPED_S = 1.0
 _STACK_S = 0.5
-_MAX_STACK_BYTES = 64 << 10
+_MAX_STACK_BYTES = 256 << 10
 _EXIT_S = 2.0
 _STUCK_S = 5.0
 
@@ -55,6 +55,7 @@ class ReaderHandle:
         killed_s: when it was killed; 0 if it was not.
         timeout_s: for how long it was allowed to make no progress, if it was killed for that; 0 otherwise.
         was_decoding: whether it was then at work on a sample's content.
+        aborted_reading: whether it aborted while it read, and decoded nothing.
         stuck: whether it was killed and does not end.
         needs_bytes: the working memory that it waits for.
         has_bytes: the working memory that it was granted.
@@ -82,6 +83,7 @@ class ReaderHandle:
     killed_s: float = 0.0
     timeout_s: float = 0.0
     was_decoding: bool = False
+    aborted_reading: bool = False
     stuck: bool = False
     needs_bytes: int = 0
     has_bytes: int = 0
@@ -152,15 +154,17 @@ class ReaderHandle:
         self.n_confirmed += chunk.leaves_fresh
         self.fresh = self.fresh and chunk.leaves_fresh and self.n_confirmed < _MAX_CONFIRMED
         job, first = chunk.job, chunk.rows[0]
+        slot, dataset, layout = job.slot.number, job.dataset, job.slot.layout
         self._open_slot(job.slot)
         if chunk.compact:
-            self.send(reader_messages.Compact(task, job.slot.number, job.dataset, job.n_rows, job.skipped_bits()))
+            self.send(reader_messages.Compact(task, slot, dataset, job.n_rows, job.skipped_bits(), layout))
         elif chunk.sample_id is not None:
-            self.send(reader_messages.FillOne(task, job.slot.number, job.dataset, job.epoch, first, chunk.sample_id))
+            self.send(reader_messages.FillOne(task, slot, dataset, job.epoch, first, chunk.sample_id, layout))
         else:
-            n_rows = len(chunk.rows)
             self.unsent.append(
-                reader_messages.Fill(task, job.slot.number, job.dataset, job.epoch, job.batch, first, n_rows)
+                reader_messages.Fill(
+                    task, slot, dataset, job.epoch, job.batch, first, len(chunk.rows), layout, job.first_row
+                )
             )
 
     def grant_memory(self, n_bytes: int, now_s: float) -> None:
@@ -250,9 +254,15 @@ class ReaderHandle:
     def _read_stack(self) -> str:
         return os.pread(self.stack_fd, _MAX_STACK_BYTES, 0).decode(errors="replace") if self.stack_fd >= 0 else ""
 
+    def crash(self, exit_code: int) -> str:
+        """Return the stack that it left as a signal ended it, or nothing; before `end` and `close`."""
+        text = self._read_stack() if exit_code < 0 else ""
+        self.aborted_reading = -exit_code == signal.SIGABRT and aborted_reading(text)
+        return crashed_thread(text)
+
     def end(self, exit_code: int, *, suspect: bool) -> ReaderEnd:
         """Return how it ended, for a chunk that it had; `suspect` if it was at work on it."""
-        return ReaderEnd(exit_code, suspect, self.timeout_s, self.was_decoding)
+        return ReaderEnd(exit_code, suspect, self.timeout_s, self.was_decoding, self.aborted_reading)
 
     def kill(self, why: str = "") -> None:
         """Kill it, or see that it is killed as soon as it is born; `why` is logged unless it is empty."""
@@ -295,20 +305,3 @@ class ReaderHandle:
                 system.send_signal(self.pidfd, number)
             except ProcessLookupError:
                 return
-
-
-_IMAGES = str(Path(__file__).parents[2] / "data" / "images")
-
-
-def at_content(stack: str) -> bool:
-    """Return whether a reader was at work on a sample's content, such as decoding it, and not waiting for a read.
-
-    `stack` is what `faulthandler` writes: threads, each with its innermost frame first. A reader's main thread is the
-    one that `reader/process.py` runs in. The innermost frame of ours there shows what it did. A user's function is no
-    part of the sample.
-    """
-    for thread in stack.split("\n\n"):
-        ours = [line for line in thread.splitlines() if "/prefetchd/" in line]
-        if any("/prefetchd/reader/process.py" in line for line in ours):
-            return f'"{_IMAGES}/' in ours[0] and "/user_functions.py" not in ours[0]
-    return False

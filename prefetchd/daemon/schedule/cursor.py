@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import repeat
 
 from prefetchd.ring.slots import Key
 from prefetchd.sampling.sharding import Shard
@@ -75,6 +76,14 @@ class Cursor:
         return self.dataset, self.shard.world_size, self.epoch, self._position
 
     @property
+    def standing(self) -> tuple[object, ...]:
+        """Return the fields that decide what is filled next, to be compared with an earlier result."""
+        return (
+            self.consumer, self.serial, self.epoch, self.start, self.step, self.shard.rotation, self.guaranteed_slots,
+            self.stop_epoch, self.waiting, self.open, self.is_waited_for, len(self.again),
+        )  # fmt: skip
+
+    @property
     def lane(self) -> tuple[int, int]:
         """Which batches of an epoch it sees: the stride and the offset."""
         return self.shard.world_size, (self.start + self.shard.rank) % self.shard.world_size
@@ -119,8 +128,10 @@ class Cursor:
             if left <= 0:
                 epoch, left, index = epoch + 1, steps, self.shard.rank + self.shard.rotation
             n_here = min(horizon, left)
-            for place in range(index, index + n_here * stride, stride):
-                yield dataset, epoch, place % n_batches  # as `Shard.batch`
+            places: Iterable[int] = range(index, index + n_here * stride, stride)
+            if index + n_here * stride > n_batches:
+                places = (place % n_batches for place in places)  # as `Shard.batch`
+            yield from zip(repeat(dataset), repeat(epoch), places, strict=False)
             horizon, left = horizon - n_here, 0
 
     @property

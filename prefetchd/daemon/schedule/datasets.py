@@ -6,15 +6,20 @@ options of those are the daemon's and the same for all (`config.DAEMON_OPTIONS`)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from prefetchd.columns.passed import PassedTable, passed_options
-from prefetchd.config.options import Config
+from prefetchd.config.options import OPTIONS, Config
 from prefetchd.data.kinds import InapplicableOption, kind_of
 from prefetchd.data.order.plan import OrderPlan, plan_order
 from prefetchd.data.registry import Source, open_source
-from prefetchd.errors import ConfigError
+from prefetchd.errors import ConfigError, one_line
+from prefetchd.ipc import bridge_messages
+from prefetchd.ipc.messages import Message
 from prefetchd.ipc.reader_messages import OpenDataset
 from prefetchd.ring.layout import BatchLayout
 from prefetchd.sampling.order import Order
@@ -30,7 +35,7 @@ class Dataset:
         config: its options.
         source: where its samples come from, owned.
         plan: of its order, owned.
-        layout: of a batch in a slot.
+        layouts: of a batch in a slot; several where batches of different shapes take turns, by number.
     """
 
     number: int
@@ -38,12 +43,22 @@ class Dataset:
     config: Config
     source: Source
     plan: OrderPlan
-    layout: BatchLayout
+    layouts: tuple[BatchLayout, ...]
 
     @property
     def order(self) -> Order:
         """Which samples are in which batch."""
         return self.plan.order
+
+    @property
+    def layout(self) -> BatchLayout:
+        """The layout that takes the most bytes."""
+        return max(self.layouts, key=lambda layout: layout.slot_bytes)
+
+    @property
+    def wire_layouts(self) -> list[dict[str, Any]]:
+        """All layouts as plain values, by number; empty where there is one."""
+        return [layout.to_wire() for layout in self.layouts] if len(self.layouts) > 1 else []
 
     @property
     def versions(self) -> dict[str, str]:
@@ -55,10 +70,16 @@ class Dataset:
         """Bytes of memory segments that all readers share, beside the ring."""
         return self.source.facts.shared_bytes + self.plan.shared_bytes
 
+    @property
+    def reader_bytes(self) -> int:
+        """Bytes of private memory that it takes in each reader, beyond what every reader has."""
+        return self.source.facts.reader_bytes + self.plan.reader_bytes
+
     def for_readers(self) -> tuple[OpenDataset, list[int]]:
         """Return the message with which a reader opens it, and its descriptors, borrowed."""
         (handle, fds), (order, order_fds) = self.source.handle(), self.plan.handle()
-        message = OpenDataset(self.number, self.config.to_wire(), handle, self.layout.to_wire(), order)
+        layouts = self.layout.to_wire(), order, self.wire_layouts
+        message = OpenDataset(self.number, self.config.to_wire(), handle, *layouts)
         return message, [*fds, *order_fds]
 
 
@@ -75,7 +96,46 @@ def open_datasets(configs: Mapping[str, Config], tables: Mapping[str, PassedTabl
             datasets.append(_open(number, name, config, tables.get(name), passed_options(name, tables)))
         except InapplicableOption as error:
             raise ConfigError(_explain(error, config, configs)) from None
+    first = datasets[0].config
+    if first.keep is None and first.keep_size != OPTIONS["keep_size"].default:
+        raise ConfigError('cannot use keep_size without a folder; give keep="DIR", or leave it out')
+    if first.keep is not None and not any(dataset.source.facts.is_far for dataset in datasets):
+        raise ConfigError(
+            f"cannot use keep with {one_line(first.source)}: nothing of it is read from a store; leave keep out"
+        )
     return datasets
+
+
+def bridge_briefing(config: Config, datasets: Sequence[Dataset]) -> list[tuple[Message, list[int]]]:
+    """Return the first messages to the bridge, with their descriptors, borrowed: which agents to ask, what to serve.
+
+    Raises:
+        ConfigError: if the token or a file for TLS cannot be read, or nothing that is served travels.
+    """
+    if all(dataset.source.facts.answers_together for dataset in datasets):
+        raise ConfigError(
+            "cannot use agents with arrays: to read a row takes less than to send it; leave agents out, or serve images"
+        )
+    if config.ray is not None and importlib.util.find_spec("ray") is None:
+        raise ConfigError("cannot use ray: it is not installed; pip install 'prefetchd[ray]'")
+    from prefetchd.ipc.trust import check_files, read_token  # loads what only agents need
+
+    token = os.urandom(32).hex().encode() if config.token_file is None else read_token(config.token_file)
+    check_files({"tls_ca": config.tls_ca, "tls_cert": config.tls_cert, "tls_key": config.tls_key})
+    has_functions = any(each.config.transform or each.config.target_transform for each in datasets)
+    setup = bridge_messages.Setup(
+        list(config.agents), token, config.tls_cert, config.tls_key, config.tls_ca, config.reader_timeout, config.ray,
+        config.remote_workers, has_functions, list(config.python_path),
+    )  # fmt: skip
+    briefing: list[tuple[Message, list[int]]] = [(setup, [])]
+    for dataset in datasets:
+        facts = dataset.source.facts
+        if facts.answers_together:
+            continue  # this machine's own readers do those
+        briefing.append(dataset.for_readers())
+        travels = bridge_messages.Travels(facts.max_task_rows, facts.reader_bytes, facts.digest, facts.versions)
+        briefing.append((travels, []))
+    return [*briefing, (bridge_messages.Start(), [])]
 
 
 def _explain(error: InapplicableOption, config: Config, configs: Mapping[str, Config]) -> str:
@@ -104,5 +164,7 @@ def _open(
             f"cannot serve{which}: {plan.order.n_samples} samples make no batch of {config.batch_size} with "
             "drop_last=True; lower batch_size or leave drop_last out"
         )
-    layout = BatchLayout(config.batch_size, source.facts.fields, source.facts.sources)
-    return Dataset(number, name, config, source, plan, layout)
+    facts = source.facts
+    every = facts.bucket_fields or (facts.fields,)
+    layouts = tuple(BatchLayout(config.batch_size, fields, facts.sources) for fields in every)
+    return Dataset(number, name, config, source, plan, layouts)

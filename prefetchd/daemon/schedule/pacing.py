@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Container
+from collections.abc import Collection
 
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.scheduler import Needs
@@ -33,7 +33,7 @@ class Pacer:
         self._looked_s = 0.0
 
     def look(
-        self, now_s: float, ring: Ring, cursors: Collection[Cursor], unmakeable: Container[Key] = ()
+        self, now_s: float, ring: Ring, cursors: Collection[Cursor], unmakeable: Collection[Key] = ()
     ) -> tuple[float | None, list[Cursor]]:
         """Charge the time since the last look to the loops that were waited for, and find those waited for now.
 
@@ -64,7 +64,7 @@ class Pacer:
         self.waited_s.pop(consumer, None)
 
 
-def waits_for_slower(ring: Ring, cursors: Collection[Cursor], unmakeable: Container[Key] = ()) -> dict[int, Cursor]:
+def waits_for_slower(ring: Ring, cursors: Collection[Cursor], unmakeable: Collection[Key] = ()) -> dict[int, Cursor]:
     """Return the head of its window for each consumer that waits for a slower loop.
 
     A loop waits for the head of its window if the scheduler would fill no slot with its batch, though it could do so
@@ -91,7 +91,7 @@ def waits_for_slower(ring: Ring, cursors: Collection[Cursor], unmakeable: Contai
     }
 
 
-def _is_served(ring: Ring, window: Window, begun: Container[Key]) -> bool:
+def _is_served(ring: Ring, window: Window, begun: Collection[Key]) -> bool:
     """Return whether the head waits for a batch that is being made: then all of the window wait for the readers."""
     key = window.head.next_key if window.head.waiting else None
     if key is None:

@@ -6,17 +6,20 @@ The ring is a cache of a sequence of batches whose future is known, so the rule 
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Collection, Container, Sequence
+import heapq
+import itertools
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.windows import Window, arrange, arrange_patiently
 from prefetchd.ring.slots import Content, Key, Ring, Slot
 
-Urgency = tuple[int, bool]  # batches until it is needed, and whether no loop waits for it; the smallest is most urgent
+# Twice the distance in batches, plus one if no loop waits for it. Smaller is more urgent. It is a number, since the
+# daemon makes one for each slot of a large ring whenever it plans, and pairs take three times as long.
+Urgency = int
 
-_urgency = operator.itemgetter(0)
+_ALL = 1024  # batches of all windows together that are looked at, however far the last of them is
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,48 +35,71 @@ class Needs:
 
     def __init__(self, ring: Ring, windows: Collection[Window]) -> None:
         self._ring = ring
-        self._never = (len(ring.slots), True)
+        n_slots = len(ring.slots)
+        self._never = 2 * n_slots + 1
+        self._in_order = len(windows) == 1  # what is needed first comes first in `_urgency`
+        # Of many windows in a large ring it is enough to look as far as the ring can hold all that they need.
+        reach = n_slots if n_slots * len(windows) <= _ALL else -(-2 * n_slots // len(windows))
+        self._urgency = self._needed(windows, reach)
+        while reach < n_slots and len(self._urgency) < n_slots:
+            reach = min(n_slots, 2 * reach)
+            self._urgency = self._needed(windows, reach)
+
+    def _needed(self, windows: Collection[Window], reach: int) -> dict[Key, Urgency]:
+        """Return the urgency of the next `reach` batches of each window."""
         need: dict[Key, Urgency] = {}
         for window in windows:
-            needed = {key: (distance, True) for distance, key in enumerate(window.keys)}
+            needed = dict(zip(window.keys(reach), itertools.count(1, 2), strict=False))
             for member in window.members:
                 # Of two batches that are needed next, the one for which a loop waits comes first. Not all of its
                 # window: what a loop that has stopped needs next would be kept from one that waits elsewhere.
-                if _is_in_a_hurry(ring, member) and (key := member.next_key) in needed:
-                    needed[key] = (needed[key][0], False)
+                if _is_in_a_hurry(self._ring, member) and (key := member.next_key) in needed:
+                    needed[key] &= ~1
             if need:
                 needed.update({key: min(need[key], needed[key]) for key in need.keys() & needed.keys()})
             need.update(needed)
-        self._urgency = need
+        return need
 
     def of(self, slot: Slot) -> Urgency:
         """Return how urgent the batch in a slot is; an empty slot is least urgent of all."""
-        return (len(self._ring.slots) + 1, True) if slot.key is None else self._urgency.get(slot.key, self._never)
+        return self._never + 2 if slot.key is None else self._urgency.get(slot.key, self._never)
 
     def could_spare_slot(self, cursor: Cursor) -> bool:
         """Return whether a slot would be given up for the cursor's next batch if the cursor had a window of its own."""
-        urgency = (0, not _is_in_a_hurry(self._ring, cursor))
+        urgency = 0 if _is_in_a_hurry(self._ring, cursor) else 1
         return any(self.of(slot) > urgency for slot in self._ring.reusable_slots())
 
-    def fills(self, unmakeable: Container[Key], limit: int) -> list[FillPlan]:
+    def fills(self, unmakeable: Collection[Key], limit: int) -> list[FillPlan]:
         """Return the fills to begin next; see `next_fills`."""
-        need = self._urgency
-        wanted = sorted([(need[key], key) for key in self._ring.missing(need) if key not in unmakeable])
-        if not wanted:
-            return []
-        reusable = self._ring.reusable_slots()
-        empty = [slot for slot in reusable if slot.key is None]
-        full = [(self.of(slot), slot) for slot in reusable if slot.key is not None]
-        full.sort(key=_urgency)
-        plans: list[FillPlan] = []
-        for urgency, key in wanted[:limit]:
-            if empty:
-                plans.append(FillPlan(empty.pop(0), key))
-            elif full and full[-1][0] > urgency:
-                plans.append(FillPlan(full.pop()[1], key))
-            else:
+        wanted = self._most_urgent(unmakeable, limit)
+        slots = self._ring.reusable_without(self._urgency) if wanted else []
+        plans = [FillPlan(slot, key) for slot, key in zip(slots, wanted, strict=False)]
+        if len(plans) == len(wanted):
+            return plans
+        # No more slots whose batch nobody needs: give up those that are needed last.
+        later = self._needed_after(wanted[len(plans)])
+        for key in wanted[len(plans) :]:
+            if not later or self.of(later[-1]) <= self._urgency[key]:
                 break
+            plans.append(FillPlan(later.pop(), key))
         return plans
+
+    def _most_urgent(self, unmakeable: Collection[Key], limit: int) -> list[Key]:
+        """Return the batches that no slot has and that are needed soonest, `limit` at most, in order."""
+        keys = self._ring.missing(self._urgency)
+        if unmakeable:
+            keys = [key for key in keys if key not in unmakeable]
+        if self._in_order:
+            return keys[:limit]
+        urgencies = zip(map(self._urgency.__getitem__, keys), keys, strict=True)
+        return [key for _, key in heapq.nsmallest(limit, urgencies)]
+
+    def _needed_after(self, key: Key) -> list[Slot]:
+        """Return the reusable slots whose batches are needed, but later than `key`, the last one last."""
+        urgency = self._urgency[key]
+        later = [slot for slot in self._ring.reusable_slots() if urgency < self.of(slot) < self._never]
+        later.sort(key=self.of)
+        return later
 
 
 def _is_in_a_hurry(ring: Ring, cursor: Cursor) -> bool:
@@ -81,7 +107,7 @@ def _is_in_a_hurry(ring: Ring, cursor: Cursor) -> bool:
 
 
 def next_fills(
-    ring: Ring, cursors: Collection[Cursor], unmakeable: Container[Key] = (), *, limit: int = 1
+    ring: Ring, cursors: Collection[Cursor], unmakeable: Collection[Key] = (), *, limit: int = 1
 ) -> list[FillPlan]:
     """Return the fills to begin next, `limit` at most, the soonest needed first; none if no slot can be spared.
 

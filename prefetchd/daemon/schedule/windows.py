@@ -10,13 +10,14 @@ without patience left is alone: the loop behind which it fell has a window of it
 the others' window again.
 
 A window needs a slot to go on at all, and the ring one more to fill. Where leaving a head behind would make more
-windows than that, it is waited for whatever its patience: a ring that is too small paces its loops and starves none.
+windows than that, it is waited for at any patience: a ring that is too small paces its loops and starves none.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from prefetchd.daemon.schedule.cursor import Cursor
@@ -29,13 +30,17 @@ class Window:
 
     Attributes:
         head: the slowest of them.
-        keys: the batches that the head needs next, in order.
+        n_keys: how many batches of the head count, those that it needs next.
         members: all of them, the head first.
     """
 
     head: Cursor
-    keys: Sequence[Key]
+    n_keys: int
     members: list[Cursor] = field(default_factory=list)
+
+    def keys(self, most: int) -> Iterator[Key]:
+        """Yield the batches that the head needs next, in order, `most` at most."""
+        return self.head.upcoming(min(most, self.n_keys))
 
     @property
     def guaranteed_slots(self) -> int:
@@ -70,6 +75,7 @@ def _arrange(cursors: Collection[Cursor], n_slots: int, *, wait_for_all: bool) -
     windows: list[Window] = []
     by_key: dict[tuple[int, int, int, Key], Window] = {}  # by lane and batch: the window of a loop that stands there
     any_open = any(cursor.open for cursor in cursors)
+    readers_of = Counter(cursor.dataset for cursor in cursors)
     for cursor in sorted(cursors, key=_slowest_first) if len(cursors) > 1 else cursors:
         key = cursor.next_key
         # In a ring too small for all, loops of one window must come to the same batches in the same order: epochs with
@@ -80,14 +86,14 @@ def _arrange(cursors: Collection[Cursor], n_slots: int, *, wait_for_all: bool) -
             # A loop that rests finds its first batches when it begins; it takes no more from the open ones.
             resting = any_open and not cursor.open
             # The fastest may hold the ring's last batch, and then stands at the one behind it.
-            reach = tuple(cursor.upcoming(cursor.guaranteed_slots if resting else n_slots + 1))
-            window = Window(cursor, reach[:n_slots])
+            reach = cursor.guaranteed_slots if resting else n_slots + 1
+            window = Window(cursor, min(reach, n_slots))
             windows.append(window)
             if not (cursor.is_waited_for or (wait_for_all and cursor.open)):
-                reach = reach[:1]  # a loop at the same batch needs the same ones
+                reach = 1  # a loop at the same batch needs the same ones
             # A group's cursor does not go on behind what it gives again. A loop that is alone meets nobody.
-            if not cursor.again and len(cursors) > 1:
-                for ahead in reach:
+            if not cursor.again and readers_of[cursor.dataset] > 1:
+                for ahead in cursor.upcoming(reach):
                     by_key.setdefault((*lane, ahead), window)
         window.members.append(cursor)
     return windows
