@@ -22,12 +22,14 @@ from prefetchd.errors import (
     RingExhausted,
     SampleError,
 )
+from prefetchd.ipc.loading import LoadingModules
 
 if TYPE_CHECKING:
     from prefetchd.client.admin import set_options
     from prefetchd.client.api import batches
     from prefetchd.client.batch import Batch
     from prefetchd.client.loader import Loader
+    from prefetchd.client.meter import LoaderStats
     from prefetchd.config.fields import Field
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "DaemonNotFound",
     "Field",
     "Loader",
+    "LoaderStats",
     "ManifestError",
     "PrefetchdError",
     "RingExhausted",
@@ -52,6 +55,7 @@ _HOMES = {
     "Batch": "client.batch",
     "Field": "config.fields",
     "Loader": "client.loader",
+    "LoaderStats": "client.meter",
     "batches": "client.api",
     "set_options": "client.admin",
 }
@@ -62,7 +66,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"prefetchd.{name}")
     home = _HOMES.get(name)
     if home is not None:
-        return getattr(importlib.import_module(f"prefetchd.{home}"), name)
+        with LoadingModules():
+            return getattr(importlib.import_module(f"prefetchd.{home}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

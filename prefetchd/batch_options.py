@@ -52,7 +52,10 @@ class DataOptions(TypedDict, total=False):
     lengths: Lengths | None
     pack: Pack | None
     batch_size: int | None
-    image_size: int | str | tuple[int, int] | None
+    image_size: int | str | tuple[int, int] | Sequence[str | tuple[int, int]] | None
+    bucket_sizes: str | Sequence[str | tuple[int, int]] | None
+    bucket_file: str | os.PathLike[str] | None
+    length_buckets: str | Sequence[int] | None
     color: Color | None
     channels: int | None
     dtype: Dtype | type[Any] | np.dtype[Any] | None
@@ -66,6 +69,7 @@ class DataOptions(TypedDict, total=False):
     augment: str | Sequence[str] | None
     views: int | str | Sequence[str | Mapping[str, Any]] | None
     fields: Mapping[str, Field | Mapping[str, Any] | str] | Sequence[str] | None
+    encoded_bytes: int | None
     transform: str | Callable[..., Any] | None
     target_transform: str | Callable[..., Any] | None
     target: Target | None
@@ -85,6 +89,7 @@ class DataOptions(TypedDict, total=False):
     split: str | None
     order: str | bytes | os.PathLike[str] | Sequence[int] | np.ndarray[Any, Any] | None
     weights: str | bytes | os.PathLike[str] | Sequence[float] | np.ndarray[Any, Any] | None
+    replace: bool | None
     epoch_samples: int | None
     mix: Mapping[Any, float | str | Sequence[float]] | Sequence[Any] | None
     mix_temperature: float | None
@@ -104,6 +109,14 @@ class DataOptions(TypedDict, total=False):
     cache_quality: int | None
     keep: str | bytes | os.PathLike[str] | None
     keep_size: str | int | None
+    store_options: Mapping[str, str | int | bool] | Sequence[str] | None
+    agents: str | Sequence[str] | None
+    ray: str | None
+    remote_workers: int | str | None
+    token_file: str | bytes | os.PathLike[str] | None
+    tls_ca: str | bytes | os.PathLike[str] | None
+    tls_cert: str | bytes | os.PathLike[str] | None
+    tls_key: str | bytes | os.PathLike[str] | None
 
 
 class BatchOptions(DataOptions, total=False):
@@ -124,4 +137,5 @@ class BatchOptions(DataOptions, total=False):
     group: str | None
     join: Literal["start", "now"]
     start_together: int | None
+    log_every: int | Literal["epoch"] | None
     config: str | os.PathLike[str] | None

@@ -10,10 +10,13 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefetchd.errors import ConfigError, DaemonNotFound, PrefetchdError
 from prefetchd.ipc.run_directory import choose_name
+
+if TYPE_CHECKING:
+    from prefetchd.ipc.messages import BadSamples
 
 ANSWER_S = 10.0
 
@@ -28,6 +31,19 @@ def ask_daemon(daemon: str | int, question: Any) -> Any:
         sock, name = launch.connect(daemon, timeout_s=0), daemon
     with sock:
         return ask_over(sock, name, question)
+
+
+def bad_samples(daemon: str | int, dataset: str, first: int) -> BadSamples:
+    """Return how many samples of a data set are bad, and those from number `first` on that fit in one answer.
+
+    Raises:
+        ConfigError: if the daemon has no such data set.
+        DaemonNotFound: if no such daemon runs.
+    """
+    from prefetchd.ipc import messages
+
+    answer: BadSamples = ask_daemon(daemon, messages.AskBad(messages.PROTOCOL, dataset, first))
+    return answer
 
 
 def ask_all(timeout_s: float = 2.0) -> list[tuple[str, int, dict[str, Any] | str]]:

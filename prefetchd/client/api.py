@@ -17,9 +17,10 @@ from prefetchd.client.session import Endpoint
 from prefetchd.client.sharing import check_sharing, choose_rank, is_shared, ranks_here
 from prefetchd.client.user_warnings import warn_user
 from prefetchd.columns.passed import SOURCE, name_of_option
+from prefetchd.config.contradictions import doubts
 from prefetchd.config.convert import absolute_path, coerce, plain
 from prefetchd.config.options import NUMBER_OPTIONS, OPTIONS, PATH_OPTIONS, wire_options
-from prefetchd.config.validate import check_options, doubts, make_config
+from prefetchd.config.validate import check_options, make_config
 from prefetchd.errors import ConfigError
 from prefetchd.ipc.run_directory import choose_name
 
@@ -47,6 +48,7 @@ def batches(
     group: str | None = None,
     join: Literal["start", "now"] = "start",
     start_together: int | None = None,
+    log_every: int | Literal["epoch"] | None = None,
     config: str | os.PathLike[str] | None = None,
     **options: Unpack[DataOptions],
 ) -> Loader:
@@ -91,6 +93,8 @@ def batches(
         join: `now` begins where the running loops are: the same epoch, its batches rotated to begin there (`.index`
             has their numbers). `start` (default) begins at the first batch.
         start_together: how many loaders begin their first epoch together, as in a sweep; waited for up to `timeout`.
+        log_every: write a line every so many batches, and one at the end of each epoch (`"epoch"`: that alone),
+            with the rate and the share of waiting: to the log `prefetchd` where it takes INFO, else to stderr.
         config: a TOML file with options; those given here win. With `daemon`, the file's `source` is the daemon's.
         **options: the options of the data set and its daemon, `prefetchd.batch_options.DataOptions`.
 
@@ -200,6 +204,7 @@ def batches(
         copy_when_held=on_hold == "copy",
         reconnect=reconnect,
         join=join == "now",
+        log_every=_log_every(log_every),
     )
 
 
@@ -244,6 +249,18 @@ def _epochs(epochs: Any) -> int | None:
         number = 0 if isinstance(epochs, bool) else operator.index(epochs)
     if not 1 <= number < 1 << 31:
         raise ConfigError(f"cannot use epochs={epochs!r}: it must be a whole number from 1 to 2**31, or None for ever")
+    return number
+
+
+def _log_every(value: Any) -> int | None:
+    """Return the batches between two lines: 0 for one at the end of each epoch alone, `None` for no lines."""
+    if value is None or value == "epoch":
+        return None if value is None else 0
+    number = 0
+    with contextlib.suppress(TypeError):
+        number = 0 if isinstance(value, bool) else operator.index(value)
+    if not 1 <= number < 1 << 31:
+        raise ConfigError(f"cannot use log_every={value!r}: it must be a number of batches, 1 or more, or 'epoch'")
     return number
 
 

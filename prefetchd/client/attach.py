@@ -26,12 +26,13 @@ class Attachment:
 
     Attributes:
         info: the daemon's answer.
-        layout: of the batches.
+        layouts: of the batches, by the number that a grant gives; `layout` is that of the largest.
         grants, returns: the consumer's ends of the two queues, owned.
         classes: the names of the classes by number, where labels are text.
     """
 
     info: messages.Attached
+    layouts: tuple[BatchLayout, ...]
     layout: BatchLayout
     grants: GrantReader
     returns: ReturnWriter
@@ -87,6 +88,9 @@ def _wait_for_answer(channel: Channel, timeout_s: float | None) -> tuple[message
 def _open(info: messages.Attached, fds: list[int]) -> Attachment:
     try:
         layout = layout_from_wire(info.layout)
+        layouts = tuple(map(layout_from_wire, info.layouts)) or (layout,)
+        if any(each.names != layout.names or each.slot_bytes > layout.slot_bytes for each in layouts):
+            raise ValueError("its buckets do not fit")
         if not info.batches_per_epoch or "on_error" not in info.config:
             raise ValueError("it has no batches, or no configuration")
     except (ValueError, KeyError, TypeError, OverflowError) as error:
@@ -96,7 +100,7 @@ def _open(info: messages.Attached, fds: list[int]) -> Attachment:
         opened.append(grants := GrantReader(fds[0]))
         opened.append(returns := ReturnWriter(fds[1]))
         classes = read_classes(fds[2]) if len(fds) > 2 else None
-        return Attachment(info, layout, grants, returns, classes)
+        return Attachment(info, layouts, layout, grants, returns, classes)
     except (ValueError, IndexError, OSError) as error:
         for queue in opened:
             queue.close()

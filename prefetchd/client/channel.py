@@ -146,13 +146,14 @@ class AnswerWait:
     One that sends nothing for `GIVE_UP_S`, though asked, is lost.
 
     Args:
-        name: of the daemon; empty while it is not known.
+        name: of the daemon; empty until it serves this consumer.
         pid: its process.
         ask: asks it for its status, without waiting. `None` if it cannot be asked: then only a stopped daemon is given
             up, since there is no bound on how long another takes to start.
     """
 
     def __init__(self, name: str, pid: int, ask: Callable[[], None] | None = None) -> None:
+        self._name = name
         self._what = f"the daemon {name!r}" if name else "the daemon"
         self._pid = pid
         self._ask = ask
@@ -190,8 +191,11 @@ class AnswerWait:
             return
         self._logged_s, self._logged_stopped = now_s, is_stopped
         if is_stopped or self._asked or self._ask is None:
-            what = f"{self._what}, which does not answer: {describe_process(self._pid)}"
-            log.warning("has waited %.0f s for %s", self.lasts_s, what)
+            # A daemon reads no socket while it opens its data.
+            opens = not (self._name or is_stopped)
+            does = "has not begun to serve yet (it reads its lists and headers first)" if opens else "does not answer"
+            state = describe_process(self._pid)
+            log.warning("has waited %.0f s for %s, which %s: %s", self.lasts_s, self._what, does, state)
         else:
             self._asked = True
             self._ask()

@@ -21,6 +21,7 @@ from prefetchd.client.attach import Attachment, attach
 from prefetchd.client.channel import GIVE_UP_S, LOOK_S, AnswerWait, Channel, SlotWait
 from prefetchd.client.iteration import PassEnded, superseded
 from prefetchd.client.leases import Leases
+from prefetchd.client.meter import Meter
 from prefetchd.errors import DaemonLost, PrefetchdError, error_from_name
 from prefetchd.ipc import messages, sockets, system
 
@@ -60,18 +61,21 @@ class Connection:
 
     Attributes:
         info: the daemon's answer to `Attach`.
-        layout: of the batches.
+        layouts: of the batches, one for each bucket.
+        layout: the largest of them.
         classes: the names of the classes by number, where labels are text.
+        meter: counts what it delivers; a loader gives it to its next connection.
     """
 
     def __init__(self, channel: Channel, attachment: Attachment, *, writable: bool, hold_timeout_s: float) -> None:
         self.info = attachment.info
+        self.layouts = attachment.layouts
         self.layout = attachment.layout
         self.classes = attachment.classes
         self._channel = channel
         self._grants = attachment.grants
         self._returns = attachment.returns
-        self._leases = Leases(channel.dup(), self.layout, self._grants, self._returns, writable=writable)
+        self._leases = Leases(channel.dup(), self.layouts, self._grants, self._returns, writable=writable)
         self._pid = os.getpid()
         self._hold_timeout_s = hold_timeout_s
         self._turn = system.reentrant_lock()
@@ -79,6 +83,7 @@ class Connection:
         self._opened: messages.Opened | None = None
         self._failed: messages.Failed | None = None  # kept: the thread that receives it may be of another loop
         self._closing = False
+        self.meter = Meter()
 
     @property
     def daemon_pid(self) -> int:
@@ -138,15 +143,12 @@ class Connection:
 
     def close_cursor(self, serial: int) -> None:
         """End the cursor; what was granted ahead goes back."""
-        if not self._closing and os.getpid() == self._pid:
+        if not (self._closing or self._leases.is_inherited):
             self._end_cursor(serial)
 
     def _end_cursor(self, serial: int) -> None:
-        """Tell the daemon that the cursor has ended, and which lease was the last one taken.
-
-        A loop in another thread may take a batch at this moment: either this message counts it, or `next_batch` finds
-        that the cursor has ended.
-        """
+        """Tell the daemon that the cursor has ended, and which lease was the last one taken."""
+        # A loop in another thread may take a batch now: this message counts it, or `next_batch` sees the cursor's end.
         self._grants.end(serial)
         with contextlib.suppress(sockets.ConnectionEnded, OSError):  # nothing is left to close
             self._channel.send_at_once(messages.CloseCursor(serial, self._leases.taken))  # or the next cursor closes it
@@ -166,7 +168,7 @@ class Connection:
             RingExhausted: if no slot can be spared for it within the hold time-out.
             DaemonLost: if the daemon ends.
         """
-        if self._closing or os.getpid() != self._pid:
+        if self._closing or self._leases.saw_fork:
             self._check_process()
         try:
             grant = self._grants.read(serial)
@@ -181,11 +183,13 @@ class Connection:
             del batch
             self._check_process()
             raise superseded()
+        self.meter.batches += 1
+        self.meter.samples += grant.rows
         return batch.copy() if copy_when_held and self._leases.n_held > 2 else batch
 
     def _wait_for_grant(self, serial: int, grant: Grant | None) -> Grant:
         """Return `grant`, or the next one once it is in the queue, with all messages before it received."""
-        with self._turn:
+        with self._turn, self.meter:
             try:
                 self._send_unsent()
                 if grant is None:
@@ -205,7 +209,7 @@ class Connection:
     @property
     def is_ready(self) -> bool:
         """Whether the next batch was granted, or a message is there, which most likely says so."""
-        if self._closing or os.getpid() != self._pid:
+        if self._closing or self._leases.is_inherited:
             return False
         return self._grants.has_next or self._channel.wait(0)
 
@@ -319,25 +323,19 @@ class Connection:
         except sockets.ConnectionEnded:
             self._raise_lost()
 
-    def _raise_last_message(self) -> None:
-        """Raise the daemon's `Fatal`, if it sent one before it ended: it may still be in the socket."""
-        try:
-            while True:
-                self._receive(wait=False)
-        except (sockets.ConnectionEnded, BlockingIOError):
-            pass
-
     def _raise_lost(self) -> NoReturn:
         if self._closing:  # by another thread
             self._check_process()
-        self._raise_last_message()
+        with contextlib.suppress(sockets.ConnectionEnded, BlockingIOError):
+            while True:  # it may have sent `Fatal` before it ended, which is raised
+                self._receive(wait=False)
         raise DaemonLost(
             f"cannot get the next batch: the daemon {self.info.name!r} (pid {self.info.pid}) ended; what you hold "
             "stays valid; see its log, then start it again"
         )
 
     def _check_process(self) -> None:
-        if os.getpid() != self._pid:
+        if self._leases.is_inherited:
             raise PrefetchdError(
                 f"cannot use this loader: it belongs to process {self._pid} and this is a forked child "
                 f"({os.getpid()}); call prefetchd.batches() here"

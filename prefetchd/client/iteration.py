@@ -138,8 +138,16 @@ class BaseLoader(Generic[T]):
 
     @property
     def layout(self) -> BatchLayout:
-        """The layout of a batch: `batch_size`, and `fields`, each with `name`, `shape` (of one sample) and `dtype`."""
+        """The layout of a batch: `batch_size`, and `fields`, each with `name`, `shape` (of one sample) and `dtype`.
+
+        With buckets it is the one that takes the most bytes; see `layouts`.
+        """
         return self._connection.layout
+
+    @property
+    def layouts(self) -> tuple[BatchLayout, ...]:
+        """The layout of the batches of each bucket, in the order in which the option names them; one without them."""
+        return self._connection.layouts
 
     @property
     def _running(self) -> Iteration[T] | None:

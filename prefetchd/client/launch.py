@@ -20,7 +20,7 @@ from prefetchd.columns.passed import SOURCE, PassedTable
 from prefetchd.config.convert import absolute_path
 from prefetchd.config.options import PATH_OPTIONS, Config
 from prefetchd.errors import ConfigError, DaemonNotFound, PrefetchdError, error_from_name
-from prefetchd.ipc import messages, sockets, system
+from prefetchd.ipc import sockets, system
 from prefetchd.ipc.descriptors import memfd
 from prefetchd.ipc.exit_status import describe_exit
 from prefetchd.ipc.failures import explained
@@ -100,6 +100,8 @@ def start_private(config: Config, tables: Passed = MappingProxyType({})) -> Priv
 
 def _configure(sock: socket.socket, config: Config, tables: Passed) -> None:
     """Send a daemon what it serves."""
+    from prefetchd.ipc import messages  # the daemon's interpreter starts meanwhile
+
     described = {name: table.to_wire() for name, table in tables.items()}
     sockets.send(
         sock,
@@ -232,6 +234,8 @@ def _start_shared(config: Config, tables: Passed) -> None:
                 raise _start_failure("shared", process, errors) from None
             return  # it listens, or another does; or it was killed, and is looked for again
         sockets.close_all(fds)
+        from prefetchd.ipc import messages
+
         message = messages.decode_to_consumer(data)
         if isinstance(message, messages.Fatal):
             raise error_from_name(message.error, message.text)

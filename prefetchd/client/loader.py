@@ -11,10 +11,14 @@ import dataclasses
 from collections.abc import Callable, Collection, Generator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from prefetchd.client import description
 from prefetchd.client.batch import Batch
 from prefetchd.client.iteration import BaseLoader, PassEnded, superseded
+from prefetchd.client.log_lines import with_lines
+from prefetchd.client.meter import LoaderStats
 from prefetchd.client.session import Endpoint, Sessions
 from prefetchd.client.sharing import make_shard
+from prefetchd.client.start import NextStart
 from prefetchd.client.state import MAX_EPOCH, Position, Progress, make_state, read_index, read_state
 from prefetchd.errors import ConfigError, DaemonLost
 from prefetchd.ipc import system
@@ -45,6 +49,7 @@ class Loader(BaseLoader[Batch]):
         copy_when_held: bool = False,
         reconnect: bool = False,
         join: bool = False,
+        log_every: int | None = None,
     ) -> None:
         self._endpoint = endpoint
         self._epochs = epochs
@@ -59,8 +64,9 @@ class Loader(BaseLoader[Batch]):
         self._lock = system.lock()  # around the change from one iteration to another
         self._serial = 0  # of the newest iteration
         self._progress = Progress(Position(0, 0, 0))
-        self._next_epoch = 0
-        self._next: Position | None = None  # where the next iteration begins, if the user has chosen
+        self.next = NextStart()
+        self._log_every = log_every
+        self._connection.meter.advice = description.adviser(self._info, is_private=endpoint.is_private)
 
     @property
     def _connection(self) -> Connection:
@@ -75,12 +81,20 @@ class Loader(BaseLoader[Batch]):
         return self._shard.steps()
 
     def __repr__(self) -> str:
-        info, state = self._info, "open" if self._sessions.is_open else "closed"
-        rank = f" of rank {self._shard.rank} of {self._shard.world_size}" if self._shard.world_size > 1 else ""
-        return (
-            f"<prefetchd.Loader of {info.n_samples} samples, {len(self)} batches an epoch{rank}, "
-            f"daemon {info.name!r} pid {info.pid}, next epoch {self._next_start.epoch}, {state}>"
-        )
+        return f"<prefetchd.Loader {'; '.join(f'{name}: {text}' for name, text in self._facts().items())}>"
+
+    def _repr_html_(self) -> str:
+        """Return the facts as a table, and pictures of the next batch; the loop stays as it is."""
+        from prefetchd.client.notebook import loader_html
+
+        return loader_html("prefetchd.Loader", self._facts(), self, self.peek)
+
+    def _facts(self) -> dict[str, str]:
+        """Return what `repr` and notebooks show of it, by the word for each."""
+        at = self.position if self._running is not None else self.next.position
+        where = f"epoch {at.epoch}, batch {at.batch}" if self._sessions.is_open else "closed"
+        is_private = self._endpoint.is_private
+        return description.facts(self._info, self.layout, self._shard, is_private=is_private, next_batch=where)
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be copied or pickled: two of it would close each other's session."""
@@ -97,7 +111,7 @@ class Loader(BaseLoader[Batch]):
     @property
     def serves_images(self) -> bool:
         """Whether x is made of images, rather than rows of arrays."""
-        return "decoder" in self._info.versions
+        return description.noun(self._info) == "images"
 
     def status(self) -> dict[str, Any]:
         """Return what the daemon says of itself, as `prefetchd status --json` prints it.
@@ -107,6 +121,10 @@ class Loader(BaseLoader[Batch]):
         """
         return self._connection.status()
 
+    def stats(self) -> LoaderStats:
+        """Return what the loops were given so far, and how long they waited for it."""
+        return self._connection.meter.read()
+
     # --- where it is
 
     @property
@@ -114,9 +132,13 @@ class Loader(BaseLoader[Batch]):
         """Where the loop is, for `state_at`: the position in `state_dict`, at hardly any cost."""
         return self._progress.position(self._shard)
 
-    @property
-    def _next_start(self) -> Position:
-        return self._next or Position(self._next_epoch, 0, self._next_epoch)
+    def start_at(self, position: Position) -> None:
+        """Let the next iteration begin at `position`, for adapters; does nothing in a group. A running one ends."""
+        if self._endpoint.group is not None:
+            return
+        with self._lock:
+            self._supersede()
+            self.next.chosen, self._progress = position, Progress(position)
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next iteration begin with `epoch`. A running iteration goes on, and the state stays its own.
@@ -125,9 +147,9 @@ class Loader(BaseLoader[Batch]):
             ConfigError: if it is no epoch's number.
         """
         epoch = read_index("epoch", epoch, MAX_EPOCH + 1)
-        self._next = Position(epoch, 0, epoch)
+        self.next.chosen = Position(epoch, 0, epoch)
         if self._running is None:
-            self._progress = Progress(self._next)
+            self._progress = Progress(self.next.chosen)
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the loop is, as plain JSON values, to be given to `load_state_dict` of a loader like this.
@@ -167,9 +189,7 @@ class Loader(BaseLoader[Batch]):
             position.batch
         ):  # what is left gives no rank a step
             position = position.next_epoch()
-        with self._lock:
-            self._supersede()
-            self._next, self._progress = position, Progress(position)
+        self.start_at(position)
 
     def _refuse_in_group(self, what: str) -> None:
         if self._endpoint.group is not None:
@@ -183,24 +203,33 @@ class Loader(BaseLoader[Batch]):
     def __iter__(self) -> Generator[Batch, None, None]:
         """Return a generator over the next `epochs` epochs. An earlier one ends, and raises if it is asked again.
 
-        After `load_state_dict` it is the rest of the iteration that was interrupted.
+        After `load_state_dict` it is the rest of the iteration that was interrupted. One that was never asked for a
+        batch uses nothing up: the one after it begins at the same place.
         """
         with self._lock:
             self._supersede()
-            start = self._next_start
-            join = self._join and self._next is None
+            start, chosen = self.next.position, self.next.chosen
+            join = self._join and chosen is None
             first_epoch, stop_epoch = start.iteration(self._epochs)
-            self._next, self._next_epoch = None, start.epoch + 1
             self._serial += 1
             start = dataclasses.replace(start, first_epoch=first_epoch)
             self._progress = Progress(start, 0, self._serial, stop_epoch, join)
             run = self._run_in_group if self._endpoint.group is not None else self._run
-            return self._begin(run(self._progress))
+            return self._begin(self._logged(run(self._progress, chosen)))
 
-    def _run(self, progress: Progress) -> Generator[Batch, None, None]:
+    def _logged(self, batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
+        if self._log_every is None:
+            return batches
+        what, noun = description.name_of(self._info, self._shard), description.noun(self._info)
+        return with_lines(batches, self._connection.meter, self._log_every, self._info.batches_per_epoch, what, noun)
+
+    def _run(self, progress: Progress, chosen: Position | None) -> Generator[Batch, None, None]:
         def take(connection: Connection) -> Batch:
             return connection.next_batch(progress.serial, self._copy_when_held)
 
+        self.next.use_up(chosen, progress.start.epoch)
+        meter = self._connection.meter
+        meter.begin_loop(progress.serial)
         try:
             self._open_cursor(progress)
             if progress.join:
@@ -213,7 +242,7 @@ class Loader(BaseLoader[Batch]):
             # Looked up once: after a pause nothing is in the processor's caches, and each attribute is a miss.
             serial, copy_when_held, next_batch = progress.serial, self._copy_when_held, self._connection.next_batch
             while start.epoch != progress.stop_epoch:
-                self._next_epoch = max(self._next_epoch, start.epoch + 1)
+                self.next.reach(start.epoch)
                 progress.start, progress.steps = start, 0
                 n_seen = 0 if shard.rank else start.row
                 for step in range(1, shard.steps(start.batch) + 1):
@@ -229,9 +258,13 @@ class Loader(BaseLoader[Batch]):
                     yield ready.pop()
                 start = start.next_epoch()
         finally:
+            meter.end_loop(progress.serial)
             self._connection.close_cursor(progress.serial)
 
-    def _run_in_group(self, progress: Progress) -> Generator[Batch, None, None]:
+    def _run_in_group(self, progress: Progress, chosen: Position | None) -> Generator[Batch, None, None]:
+        self.next.use_up(chosen, progress.start.epoch)
+        meter = self._connection.meter
+        meter.begin_loop(progress.serial)
         try:
             self._open_cursor(progress)
             while True:
@@ -242,6 +275,7 @@ class Loader(BaseLoader[Batch]):
             self._endpoint.clear_up_after_lost()
             raise
         finally:
+            meter.end_loop(progress.serial)
             self._connection.close_cursor(progress.serial)
 
     def _ask(self, progress: Progress, question: Callable[[Connection], T]) -> T:
@@ -275,7 +309,7 @@ class Loader(BaseLoader[Batch]):
             ConfigError: for a member of a group, which has no position of its own.
             PrefetchdError: as `batch_at`.
         """
-        return self.peek_at(self.position if self._running is not None else self._next_start)
+        return self.peek_at(self.position if self._running is not None else self.next.position)
 
     def peek_at(self, position: Position) -> Batch:
         """Return the batch that a loop at `position` gets next: for loops that run ahead of their user's."""

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefetchd._version import __version__
 from prefetchd.client import launch
+from prefetchd.client.single import read_over
 from prefetchd.client.state import Position, check_same, make_state
 from prefetchd.columns.passed import PassedTable
 from prefetchd.config.options import Config
 from prefetchd.errors import ConfigError, DaemonLost, DaemonNotFound
-from prefetchd.ipc import messages, sockets, system
+from prefetchd.ipc import sockets, system
+from prefetchd.ipc.loading import LoadingModules
 from prefetchd.ipc.run_directory import daemon_paths, remove_left_files
-from prefetchd.sampling.sharding import Shard
 
 if TYPE_CHECKING:
     import socket
@@ -68,9 +69,11 @@ class Session:
 
 
 def _ended_without_a_word() -> DaemonLost:
+    from prefetchd.ipc.messages import PROTOCOL
+
     return DaemonLost(
         "cannot attach: the daemon ended while it was starting, or is of another version than this prefetchd "
-        f"{__version__} (protocol {messages.PROTOCOL}); see its log"
+        f"{__version__} (protocol {PROTOCOL}); see its log"
     )
 
 
@@ -118,6 +121,11 @@ class Endpoint:
     name: str = ""
     tables: Mapping[str, PassedTable] = field(default_factory=dict)
 
+    @property
+    def is_private(self) -> bool:
+        """Whether the daemon serves this loader alone."""
+        return self.config is not None and not self.shared
+
     def open(self) -> Session:
         """Start or find the daemon and attach to it.
 
@@ -155,7 +163,10 @@ class Endpoint:
 
     def _attach(self, sock: socket.socket, daemon_pid: int, timeout_s: float | None) -> Connection:
         """Attach over `sock`; raises as `attach`."""
-        from prefetchd.client.connection import connect  # numpy is imported here, while a private daemon starts
+        # These and numpy are imported while a private daemon starts.
+        with LoadingModules():
+            from prefetchd.client.connection import connect
+            from prefetchd.ipc import messages
 
         request = messages.Attach(
             messages.PROTOCOL,
@@ -182,10 +193,7 @@ class Endpoint:
         except sockets.ConnectionEnded:
             raise _ended_without_a_word() from None
         try:
-            n_batches = connection.info.batches_per_epoch
-            # As one rank of as many as there are batches, for one epoch: nothing is made ahead for this cursor.
-            connection.open_cursor(1, Shard(n_batches, index, n_batches), epoch, 0, epoch + 1)
-            return connection.next_batch(1, copy_when_held=False).copy()
+            return read_over(connection, epoch, index)
         finally:
             connection.close(at_once=True)
 
@@ -196,8 +204,8 @@ class Endpoint:
 
     def clear_up_after_lost(self) -> None:
         """Remove the files of a daemon that is gone, if its fork server was killed too and no other has its name."""
-        if self.config is not None and not self.shared:
-            return  # a private one has no files
+        if self.is_private:
+            return  # it has no files
         name = launch.shared_config(self.config, self.tables).name if self.config is not None else self.daemon
         with contextlib.suppress(ConfigError):  # the run directory is gone
             remove_left_files(daemon_paths(name).files)
@@ -271,9 +279,11 @@ class Sessions:
             "the daemon is gone; waiting for it to come back for up to %g s (%s)", self._endpoint.timeout_s, str(lost)
         )
         before = make_state(self.current.connection.info, position)
-        session = self._endpoint.open_again()
+        with self.current.connection.meter:
+            session = self._endpoint.open_again()
         self._end.detach()
         self.current.close()
+        session.connection.meter = self.current.connection.meter
         self.current = session
         self._end = weakref.finalize(self, session.close)
         check_same(before, session.connection.info, "the daemon that came back serves other batches")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import operator
 import os
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from prefetchd.client.user_warnings import warn_user
 from prefetchd.config.convert import plain, whole_number
 from prefetchd.errors import ConfigError
-from prefetchd.ipc.messages import Attached
 from prefetchd.sampling.sharding import Shard
+
+if TYPE_CHECKING:
+    from prefetchd.ipc.messages import Attached
 
 
 def choose_rank(rank: int | Literal["env"] | None, world_size: int | None) -> tuple[int, int]:

@@ -11,14 +11,14 @@ import operator
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
-
-import msgspec
+from typing import TYPE_CHECKING, Any
 
 from prefetchd.config.options import OPTIONS
 from prefetchd.errors import ConfigError, ManifestError
-from prefetchd.ipc.messages import Attached
 from prefetchd.sampling.sharding import Shard
+
+if TYPE_CHECKING:
+    from prefetchd.ipc.messages import Attached
 
 STATE_VERSION = 2
 _COUNTS = ("epoch", "next_batch", "first_epoch")
@@ -133,6 +133,7 @@ def read_state(state: Mapping[str, Any], info: Attached) -> Position:
         if not isinstance(state.get(name), str):
             raise ConfigError(f"cannot resume: {name} is no digest in the state; give what state_dict() returned")
     batch_size = _batch_size(state)
+    _refuse_in_buckets(info, batch_size, any(counts[name] for name in ("next_batch", *_ADDED_COUNTS)))
     as_then = _with_batch_size(info, batch_size)
     check_same(state, as_then)
     position = Position(
@@ -166,6 +167,17 @@ def read_state(state: Mapping[str, Any], info: Attached) -> Position:
             f"{batch_size}, at the end of an epoch, or with a batch_size that divides it"
         )
     return position
+
+
+def _refuse_in_buckets(info: Attached, size_then: int, within_epoch: bool) -> None:
+    """Refuse a state within an epoch of another batch size, where batches hold samples of one bucket each."""
+    size = info.config["batch_size"]
+    has_buckets = info.config.get("bucket_sizes") or info.config.get("length_buckets")
+    if has_buckets and within_epoch and size != size_then:
+        raise ConfigError(
+            f"cannot resume: the state is within an epoch of batches of {size_then}, and with buckets those of {size} "
+            f"have other samples; resume with batch_size={size_then}, or at the end of an epoch"
+        )
 
 
 def in_batches_of(batch_size: int, position: Position, size_then: int, n_samples: int, *, drop_last: bool) -> Position:
@@ -213,7 +225,9 @@ def _with_batch_size(info: Attached, batch_size: int) -> Attached:
     """Return `info` as it would be with another batch size."""
     if batch_size == info.config["batch_size"]:
         return info
-    from prefetchd.config.validate import make_config  # a resume with the same batch size does without
+    import msgspec  # a resume with the same batch size does without these
+
+    from prefetchd.config.validate import make_config
 
     config = make_config(**{**info.config, "batch_size": batch_size})
     n_batches = info.n_samples // batch_size if info.drop_last else -(-info.n_samples // batch_size)
@@ -226,7 +240,8 @@ def read_index(name: str, value: Any, stop: int) -> int:
     """Return the number of an epoch or batch as Python's own; refuse one that is not from 0 and below `stop`."""
     number = _whole(value)
     if number is None or not 0 <= number < stop:
-        raise ConfigError(f"cannot use {name}={value!r}: it must be a whole number from 0 to {stop - 1}")
+        why = "" if name == "epoch" else f" (an epoch has {stop} {'batch' if stop == 1 else 'batches'})"
+        raise ConfigError(f"cannot use {name}={value!r}: it must be a whole number from 0 to {stop - 1}{why}")
     return number
 
 
