@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from prefetchd.batch_options import BatchOptions
     from prefetchd.client.batch import Batch
     from prefetchd.client.loader import Loader
+    from prefetchd.client.meter import LoaderStats
 
 __all__ = ["Dataset", "dataset"]
 
@@ -80,8 +81,11 @@ class Dataset(keras.utils.PyDataset):
 
     Keras asks by number, and shuffles the numbers without `shuffle=False`. It always gets the loader's batches in the
     loader's order: the loader's own `shuffle` mixes samples, not only batches. Every pass of Keras is the
-    next epoch of the loader. Keras also takes the first batch of a pass to build a model; that uses up the number of an
-    epoch and nothing else.
+    next epoch of the loader. Keras also takes the first batches of a pass to build a model; the next pass gives them
+    again.
+
+    A pass has as many batches as an epoch, always. One that goes on within an epoch, from a state, takes what is left
+    of it and then the front of the next one, and the passes after it go on from there: nothing is lost or given twice.
 
     Attributes:
         loader: the source of the batches; close it, or this, or drop both.
@@ -93,6 +97,9 @@ class Dataset(keras.utils.PyDataset):
         super().__init__(workers=1, use_multiprocessing=False)
         self.loader = loader
         self._pass: Generator[Batch, None, None] | None = None
+        self._start = loader.next.position  # of the pass
+        self._n_taken = 0  # batches of it
+        self._has_begun = False  # by `on_epoch_begin`; else Keras only looks, at one batch or more
         self._lock = threading.Lock()
         names = tuple(dict.fromkeys(each.name.partition(".")[0] for each in loader.layout.fields))
         self._x, self._y = (_chosen(what, given, names) for what, given in (("x", x), ("y", y)))
@@ -101,23 +108,50 @@ class Dataset(keras.utils.PyDataset):
         """Batches in an epoch."""
         return len(self.loader)
 
+    def __repr__(self) -> str:
+        return f"<prefetchd.keras.Dataset of {self.loader!r}>"
+
+    def _repr_html_(self) -> str:
+        """Return the loader's facts as a table, and pictures of the next batch; `fit` stays undisturbed."""
+        return self.loader._repr_html_()
+
+    def stats(self) -> LoaderStats:
+        """Return what Keras was given so far, and how long the thread that it reads with waited for it."""
+        return self.loader.stats()
+
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         """Return the next batch `x, y` of the pass; Keras' number for it does not matter."""
         del index
         with self._lock:
-            batch = next(self._pass, None) if self._pass is not None else None
-            if batch is None:
+            if self._pass is None:
+                self._start, self._n_taken = self.loader.next.position, 0
+                self._pass = iter(self.loader)
+            batch = next(self._pass, None)
+            if batch is None:  # the epoch that it went on in is over
                 self._pass = iter(self.loader)
                 batch = next(self._pass)
+            self._n_taken += 1
         return _take(batch, self._x), _take(batch, self._y)
 
     def on_epoch_begin(self) -> None:
-        """Begin the next epoch; Keras calls this before it asks for its first batch."""
-        self._pass = None
+        """Begin the next pass; Keras calls this before it asks for its first batch."""
+        self._end_pass()
+        self._has_begun = True
 
     def on_epoch_end(self) -> None:
-        """End the pass, finished or not; Keras calls this."""
-        self._pass = None
+        """End the pass, finished or not; Keras calls this, also where there is none."""
+        self._end_pass()
+        self._has_begun = False
+
+    def _end_pass(self) -> None:
+        with self._lock:
+            running, self._pass = self._pass, None
+            if running is None or self.loader.next.chosen is not None:
+                return
+            if self._n_taken < len(self) and (self._n_taken == 1 or not self._has_begun):  # a look, to build the model
+                self.loader.start_at(self._start)
+            elif self._start.batch or self._start.row:
+                self.loader.start_at(self.loader.position)
 
     def close(self) -> None:
         """Close the loader."""

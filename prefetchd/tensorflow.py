@@ -22,6 +22,8 @@ except ImportError as error:
     ) from error
 
 from prefetchd.client.batch import as_dict, batch_class, joined
+from prefetchd.errors import ConfigError
+from prefetchd.ring.layout import open_shapes
 
 if TYPE_CHECKING:
     from prefetchd.client.loader import Loader
@@ -32,10 +34,14 @@ __all__ = ["dataset", "signature"]
 def signature(loader: Loader) -> Any:
     """Return the `tf.TensorSpec` of x and of y, for `tf.data.Dataset.from_generator`; the number of rows is open.
 
-    With the option `fields` or `pack` it is a dictionary by their names, and so are the data set's elements.
+    So are height and width, or the length, where buckets differ in them. With the option `fields` or `pack` it is a
+    dictionary by their names, and so are the data set's elements.
     """
     layout = loader.layout
-    specs = [tf.TensorSpec((None, *each.shape), tf.as_dtype(each.dtype)) for each in layout.fields]
+    specs = [
+        tf.TensorSpec((None, *shape), tf.as_dtype(each.dtype))
+        for each, shape in zip(layout.fields, open_shapes(loader.layouts), strict=True)
+    ]
     batch = batch_class(layout)._make(joined(layout, specs))
     return as_dict(batch) if _is_mapping(loader) else tuple(batch)
 
@@ -43,15 +49,30 @@ def signature(loader: Loader) -> Any:
 def dataset(loader: Loader) -> Any:
     """Return a `tf.data.Dataset` over `loader`: each iteration over it is the loader's next iteration.
 
-    It knows the number of batches if an iteration is one epoch, which is the default of `epochs`.
+    It knows the number of batches if an iteration is one whole epoch, which is the default of `epochs`. After
+    `loader.load_state_dict` the first iteration is the rest of one: so load the state before the data set is made.
     """
     is_mapping = _is_mapping(loader)
-    made = tf.data.Dataset.from_generator(
-        lambda: map(as_dict, loader) if is_mapping else iter(loader), output_signature=signature(loader)
-    )
-    if loader.epochs == 1:
+    knows_length = loader.epochs == 1 and _begins_an_epoch(loader)
+
+    def generate() -> Any:
+        if knows_length and not _begins_an_epoch(loader):
+            raise ConfigError(
+                "cannot go on from the state: the data set was made before, with the length of a whole epoch; call "
+                "load_state_dict() first, and then prefetchd.tensorflow.dataset(loader)"
+            )
+        return map(as_dict, loader) if is_mapping else iter(loader)
+
+    made = tf.data.Dataset.from_generator(generate, output_signature=signature(loader))
+    if knows_length:
         made = made.apply(tf.data.experimental.assert_cardinality(len(loader)))
     return made.prefetch(1)
+
+
+def _begins_an_epoch(loader: Loader) -> bool:
+    """Return whether the next iteration begins with a whole epoch."""
+    start = loader.next.position
+    return not (start.batch or start.row)
 
 
 def _is_mapping(loader: Loader) -> bool:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 try:
@@ -31,11 +31,13 @@ except ImportError as error:
     ) from error
 
 from prefetchd.client.api import batches as numpy_batches
-from prefetchd.client.batch import Batch, InEpoch, Named, class_of, decode_rows, joined, leaves_of
+from prefetchd.client.batch import Batch, leaves_of
 from prefetchd.client.iteration import BaseLoader
 from prefetchd.errors import ConfigError, PrefetchdError
+from prefetchd.torch.batch import TensorBatch
+from prefetchd.torch.decoding import N_HOST_ARRAYS, Decoding, check_decoder, choose_decoder
 from prefetchd.torch.device_copies import Arriving, Cuda, DeviceCopies
-from prefetchd.torch.options import choose_share, conversion, find_device
+from prefetchd.torch.options import VALUE_OPTIONS, choose_share, conversion, find_device
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -46,52 +48,10 @@ if TYPE_CHECKING:
     from prefetchd.batch_options import BatchOptions
     from prefetchd.client.connection import Connection
     from prefetchd.client.loader import Loader
+    from prefetchd.client.meter import LoaderStats
     from prefetchd.client.state import Position
-    from prefetchd.ring.layout import BatchLayout
 
 __all__ = ["TensorBatch", "TensorLoader", "batches"]
-
-_VALUE_OPTIONS = ("dtype", "scale", "mean", "std")
-
-
-class TensorBatch(InEpoch, Named):  # type: ignore[misc]  # index hides tuple.index, on purpose
-    """One batch of tensors: as `prefetchd.Batch`, with tensors in place of arrays.
-
-    It unpacks as `x, y`, or has the fields of the option `fields`; it has `.epoch`, `.index` and `.repeated`.
-
-    Attributes:
-        x: the samples; images are (rows, channels, height, width).
-        y: the labels, as `prefetchd.batches` delivers them: a tensor, or a named tuple of tensors.
-        sample_ids: (rows,) int64, a numpy array: the number of each sample in the data, from 0.
-    """
-
-    sample_ids: NDArray[np.int64]
-    _layout: BatchLayout
-
-    if TYPE_CHECKING:
-        x: torch.Tensor
-        y: torch.Tensor
-
-        def __iter__(self) -> Iterator[torch.Tensor]: ...
-
-    @staticmethod
-    def of(
-        batch: Batch, layout: BatchLayout, tensors: Sequence[torch.Tensor], sample_ids: NDArray[np.int64]
-    ) -> TensorBatch:
-        """Return `tensors`, one for each array of `layout`, with the place of `batch`."""
-        made: TensorBatch = tuple.__new__(class_of(batch._fields, TensorBatch), joined(layout, tensors))
-        made._grant, made.sample_ids, made._layout = batch.place, sample_ids, layout
-        return made
-
-    @property
-    def source(self) -> Any:
-        """(rows,) int64, a numpy array: the number of each sample's source, as in `prefetchd.batches`."""
-        return self._layout.source_numbers(self.sample_ids)
-
-    def strings(self, name: str) -> list[str]:
-        """Return the text of each sample in the field `name`; see `prefetchd.Batch.strings`."""
-        content, lengths = self.text_parts(name)
-        return decode_rows(content.cpu().numpy(), lengths.cpu().numpy())
 
 
 class _Ahead(NamedTuple):
@@ -107,6 +67,7 @@ def batches(
     *,
     device: str | int | torch.device | None = None,
     normalize: Literal["readers", "device"] = "readers",
+    decode: Literal["readers", "device"] = "readers",
     **options: Unpack[BatchOptions],
 ) -> TensorLoader:
     """Return a re-iterable loader of batches `x, y` of tensors, or of `fields`.
@@ -121,7 +82,11 @@ def batches(
         device: where the tensors are; the processor if not given. For a CUDA device the next batch is copied while
             the present step runs.
         normalize: where `dtype`, `scale`, `mean` and `std` are applied: by the readers, or by the device, to uint8
-            batches, which take a quarter of the ring and of the copy that float32 does.
+            batches, which take a quarter of the ring and of the copy that float32 does. The device also makes
+            `dtype="bfloat16"`, which readers do not.
+        decode: where images are decoded: by the readers, or by the device, from files that `encoded_bytes` bounds. Its
+            pixels are others than those of the readers. Where nothing decodes on the device the readers do, with a
+            warning; with several ranks that is an error, since other ranks might decode on theirs.
         options: every option of `prefetchd.batches`. Tensors on the processor can always be written (`writable`).
             Without `rank`, this process takes the share of its rank in torch.distributed's process group, or in
             torchrun's variables, if there is one, and a warning says so. `rank="env"` asks for that share without a
@@ -140,14 +105,17 @@ def batches(
     to = find_device(device)
     if normalize not in ("readers", "device"):
         raise ConfigError(f"cannot use normalize={normalize!r}: it must be 'readers' or 'device'")
-    values = {name: options.pop(name, None) for name in _VALUE_OPTIONS} if normalize == "device" else {}  # type: ignore[misc]
     choose_share(options)
+    decoder = choose_decoder(decode, to, options, has_source=source is not None)
+    on_device = normalize == "device" or decode == "device"  # wherever it decodes, to the same values
+    values = {name: options.pop(name, None) for name in VALUE_OPTIONS} if on_device else {}  # type: ignore[misc]  # the names are keys
     options["writable"] = to.type != "cuda"
     loader = numpy_batches(source, **options)
     try:
-        on_device = conversion(loader, to, values, permute=options.get("layout") is None)
-        cuda = Cuda(to) if to.type == "cuda" else None
-        return TensorLoader(loader, to, on_device, cuda)
+        decoding = None if decoder is None else Decoding(decoder, loader)
+        permute = options.get("layout") is None
+        convert = conversion(loader, to, values, permute=permute, decodes=decoding is not None)
+        return TensorLoader(loader, to, convert, Cuda(to) if to.type == "cuda" else None, decoding)
     except BaseException:
         loader.close()
         raise
@@ -166,11 +134,16 @@ class TensorLoader(BaseLoader[TensorBatch], IterableDataset[TensorBatch]):
         device: torch.device,
         on_device: Callable[[list[torch.Tensor]], list[torch.Tensor]],
         cuda: Cuda | None,
+        decoding: Decoding | None = None,
     ) -> None:
         self._loader = loader
         self._device = device
-        self._on_device = on_device
-        self._copies = DeviceCopies(cuda, loader.layout, lambda: loader.maps, on_device) if cuda is not None else None
+        self._decoding = decoding
+        self._n_host_arrays = 0 if decoding is None else N_HOST_ARRAYS
+        self._on_device = on_device if decoding is None else lambda tensors: on_device(decoding.decode(tensors))
+        self._copies = None
+        if cuda is not None:
+            self._copies = DeviceCopies(cuda, lambda: loader.maps, self._on_device, self._n_host_arrays)
         self._end = weakref.finalize(self, self._copies.close) if self._copies is not None else None
         # The position of the user's loop, while that of the copies is ahead of it.
         self._delivered: Position | None = None
@@ -180,11 +153,37 @@ class TensorLoader(BaseLoader[TensorBatch], IterableDataset[TensorBatch]):
         return len(self._loader)
 
     def __repr__(self) -> str:
-        return f"<prefetchd.torch.TensorLoader to {self._device} of {self._loader!r}>"
+        facts = "; ".join(f"{name}: {text}" for name, text in self._facts().items())
+        return f"<prefetchd.torch.TensorLoader {facts}>"
+
+    def _repr_html_(self) -> str:
+        """Return the facts as a table, and pictures of the next batch; the loop stays as it is."""
+        from prefetchd.client.notebook import loader_html
+
+        return loader_html("prefetchd.torch.TensorLoader", self._facts(), self._loader, self._peek_arrays)
+
+    def _facts(self) -> dict[str, str]:
+        facts = self._loader._facts()
+        if (at := self._delivered) is not None and self._running is not None:
+            facts["next"] = f"epoch {at.epoch}, batch {at.batch}"
+        return {**facts, "device": str(self._device)}
+
+    def stats(self) -> LoaderStats:
+        """Return what was delivered and how long the loops waited; batches on their way to the device count too."""
+        return self._loader.stats()
 
     @property
     def _connection(self) -> Connection:
         return self._loader._connection
+
+    @property
+    def epochs(self) -> int | None:
+        """Epochs that one iteration runs over; `None` for ever."""
+        return self._loader.epochs
+
+    def status(self) -> dict[str, Any]:
+        """Return what the daemon says of itself; see `prefetchd.Loader.status`."""
+        return self._loader.status()
 
     @property
     def device(self) -> torch.device:
@@ -199,19 +198,23 @@ class TensorLoader(BaseLoader[TensorBatch], IterableDataset[TensorBatch]):
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the user's loop is, as plain JSON values; batches on their way to the device do not count."""
-        if self._delivered is not None:
-            return self._loader.state_at(self._delivered)
-        return self._loader.state_dict()
+        at = self._delivered
+        state = self._loader.state_dict() if at is None else self._loader.state_at(at)
+        return state if self._decoding is None else {**state, "decoder": self._decoding.name}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next iteration go on from `state`; see `prefetchd.Loader.load_state_dict`."""
+        check_decoder(state, self._decoding)
         self._loader.load_state_dict(state)
         self._supersede()
 
     def peek(self) -> TensorBatch:
         """Return the batch that the user's loop gets next, in memory of its own; see `prefetchd.Loader.peek`."""
+        return self._tensors(self._peek_arrays())
+
+    def _peek_arrays(self) -> Batch:
         ahead = self._delivered if self._running is not None else None
-        return self._tensors(self._loader.peek() if ahead is None else self._loader.peek_at(ahead))
+        return self._loader.peek() if ahead is None else self._loader.peek_at(ahead)
 
     def batch_at(self, epoch: int, index: int) -> TensorBatch:
         """Return batch number `index` of `epoch`, in memory of its own; see `prefetchd.Loader.batch_at`."""
@@ -238,8 +241,15 @@ class TensorLoader(BaseLoader[TensorBatch], IterableDataset[TensorBatch]):
             arrays.close()
 
     def _tensors(self, batch: Batch) -> TensorBatch:
-        tensors = self._on_device([torch.from_numpy(array).to(self._device) for array in leaves_of(batch)])
-        return TensorBatch.of(batch, self._loader.layout, tensors, batch.sample_ids)
+        arrays = [torch.from_numpy(array) for array in leaves_of(batch)]
+        n_host = self._n_host_arrays
+        convert = self._on_device if self._copies is None else self._copies.convert_now
+        tensors = convert([*arrays[:n_host], *(array.to(self._device) for array in arrays[n_host:])])
+        return self._made(batch, tensors, batch.sample_ids)
+
+    def _made(self, batch: Batch, tensors: Sequence[torch.Tensor], sample_ids: NDArray[np.int64]) -> TensorBatch:
+        layout = batch._layout if self._decoding is None else self._decoding.layout(batch._layout)
+        return TensorBatch.of(batch, layout, tensors, sample_ids)
 
     def _run_ahead(
         self, arrays: Generator[Batch, None, None], copies: DeviceCopies
@@ -251,9 +261,15 @@ class TensorLoader(BaseLoader[TensorBatch], IterableDataset[TensorBatch]):
                 if ahead and (ahead[0].after.batch == 0 or not self._loader.is_ready):
                     yield self._deliver(ahead.popleft(), copies)
                 copies.make_room()
+                batch, before = None, self._loader.position
                 try:
                     batch = next(arrays, None)
+                    if batch is not None:
+                        arriving = copies.start(batch.root, batch.place.rows, batch._layout)
                 except PrefetchdError:
+                    if batch is not None and self._delivered is None:
+                        self._delivered = before  # the device could not decode the first one: it was not delivered
+                    del batch
                     if ahead:
                         yield self._deliver(ahead.popleft(), copies)
                     raise
@@ -261,11 +277,10 @@ class TensorLoader(BaseLoader[TensorBatch], IterableDataset[TensorBatch]):
                     if ahead:
                         yield self._deliver(ahead.popleft(), copies)
                     return
-                arriving = copies.start(batch.root, batch.place.rows)
                 rows = (
                     [tensor[batch.first_row :] for tensor in arriving.tensors] if batch.first_row else arriving.tensors
                 )
-                tensors = TensorBatch.of(batch, self._loader.layout, rows, batch.sample_ids.copy())
+                tensors = self._made(batch, rows, batch.sample_ids.copy())
                 ahead.append(_Ahead(tensors, arriving, self._loader.position))
                 del batch, tensors, arriving, rows
                 if len(ahead) > 1:

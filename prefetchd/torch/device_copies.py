@@ -77,6 +77,10 @@ class Cuda:
         event.record(self._stream)
         return event
 
+    def wait(self) -> None:
+        """Wait until all work of the caller's stream is done."""
+        torch.cuda.current_stream(self.device).synchronize()
+
     def hand_over(self, event: Any, tensors: tuple[torch.Tensor, ...]) -> None:
         """Let the caller's stream wait for `event`, and own `tensors` together with the copies' stream."""
         stream = torch.cuda.current_stream(self.device)
@@ -109,47 +113,61 @@ class DeviceCopies:
     def __init__(
         self,
         cuda: Cuda,
-        layout: BatchLayout,
         maps: Callable[[], Collection[mmap.mmap]],
         on_device: Callable[[list[torch.Tensor]], list[torch.Tensor]],
+        n_host_arrays: int = 0,
     ) -> None:
         """Make one.
 
         Args:
             cuda: the device.
-            layout: of the batches.
             maps: returns the maps of slots that exist now.
             on_device: converts a batch's tensors on the device, on the copies' stream too.
+            n_host_arrays: how many arrays, the first ones, `on_device` takes from the slot itself.
         """
         self._cuda = cuda
-        self._layout = layout
         self._maps = maps
         self._on_device = on_device
+        self._n_host_arrays = n_host_arrays
         self._locked: dict[int, _Locked] = {}  # by the map's id
         self._can_lock = True
         self._reading: deque[tuple[Any, NDArray[np.uint8]]] = deque()  # (event, root array), oldest first
 
-    def start(self, root: NDArray[np.uint8], rows: int) -> Arriving:
-        """Start to copy a batch of `rows` samples from the bytes of its slot.
+    def start(self, root: NDArray[np.uint8], rows: int, layout: BatchLayout) -> Arriving:
+        """Start to copy a batch of `rows` samples from the bytes of its slot, as `layout` says.
 
-        This object holds `root` as long as the device reads from it.
+        This object holds `root` as long as the device reads from it, also if this raises.
+
+        Raises:
+            SampleError: if the device cannot decode a file.
         """
         self._unlock_closed()
-        tensors = [torch.from_numpy(array) for array in self._layout.arrays(_writable_alias(root), rows)]
+        tensors = [torch.from_numpy(array) for array in layout.arrays(_writable_alias(root), rows)]
+        stay, go = tensors[: self._n_host_arrays], tensors[self._n_host_arrays :]
         locked = self._lock(root)
         if not locked:
-            tensors = [self._cuda.page_locked_copy(tensor) for tensor in tensors]
+            go = [self._cuda.page_locked_copy(tensor) for tensor in go]
         with self._cuda.beside():
-            tensors = self._on_device([self._cuda.copy(tensor) for tensor in tensors])
-            event = self._cuda.mark()
-        if locked:
-            self._reading.append((event, root))
+            try:
+                tensors = self._on_device([*stay, *(self._cuda.copy(tensor) for tensor in go)])
+            finally:  # also where it raises, copies are under way
+                event = self._cuda.mark()
+                if locked or stay:
+                    self._reading.append((event, root))
         return Arriving(tuple(tensors), event)
 
     def hand_over(self, arriving: Arriving) -> None:
         """Let the caller's stream use the tensors from now on. The processor does not wait."""
         self._cuda.hand_over(arriving.event, arriving.tensors)
         self.make_room(len(self._reading))  # mostly the event has come, and its slot need not wait for the next batch
+
+    def convert_now(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Convert a batch's tensors on the caller's stream; those that stay with the processor may go afterwards."""
+        try:
+            return self._on_device(tensors)
+        finally:
+            if self._n_host_arrays:
+                self._cuda.wait()
 
     def make_room(self, n_kept: int = 1) -> None:
         """Release slots whose copies are done, and wait until at most `n_kept` are held.
@@ -173,7 +191,7 @@ class DeviceCopies:
         if memory is None:
             return False
         if id(memory) not in self._locked and self._can_lock:
-            self._can_lock = self._cuda.page_lock(root.ctypes.data, root.nbytes)
+            self._can_lock = self._cuda.page_lock(root.ctypes.data, len(memory))
             if self._can_lock:
                 self._locked[id(memory)] = _Locked(memory, root.ctypes.data)
             else:

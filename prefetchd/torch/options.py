@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from prefetchd.client.user_warnings import warn_user
+from prefetchd.config.contradictions import doubts
+from prefetchd.config.convert import dtype_name
 from prefetchd.config.fields import parse_fields
-from prefetchd.config.validate import doubts, make_config
+from prefetchd.config.validate import make_config
 from prefetchd.errors import ConfigError
 
 if TYPE_CHECKING:
     from prefetchd.batch_options import BatchOptions
     from prefetchd.client.loader import Loader
+
+VALUE_OPTIONS = ("dtype", "scale", "mean", "std")
 
 
 def find_device(device: str | int | torch.device | None) -> torch.device:
@@ -63,17 +67,17 @@ def choose_share(options: BatchOptions) -> None:
 
 
 def conversion(
-    loader: Loader, device: torch.device, values: Mapping[str, Any], *, permute: bool
+    loader: Loader, device: torch.device, values: Mapping[str, Any], *, permute: bool, decodes: bool = False
 ) -> Callable[[list[torch.Tensor]], list[torch.Tensor]]:
     """Return the function that converts a batch's tensors on the device.
 
-    Images get their channels second, and are normalised by `values`.
+    Images get their channels second, and are normalised by `values`. With `decodes`, x is images by then.
     """
     config = loader.config
     if config["fields"] and any(value is not None for value in values.values()):
         raise ConfigError("cannot normalize fields on the device: each has values of its own; leave normalize out")
     images = _images(loader)
-    is_images = loader.serves_images
+    is_images = loader.serves_images or decodes
     channels_second = config["layout"] == "nchw" or permute
     moves = is_images and config["layout"] == "nhwc" and permute
     given = {name: value for name, value in values.items() if value is not None}
@@ -86,10 +90,13 @@ def conversion(
     factors: tuple[torch.Tensor, torch.Tensor] | None = None
     dtype = None
     if given:
+        name = dtype_name(given.get("dtype"))
+        if name == "bfloat16":  # which numpy does not have, so no reader makes it
+            given["dtype"] = "float32"
         checked = make_config(source=".", color=config["color"], channels=config["channels"], **given)
         if doubt := doubts(checked):
             warn_user(doubt)
-        dtype = getattr(torch, checked.dtype)
+        dtype = torch.bfloat16 if name == "bfloat16" else getattr(torch, checked.dtype)
         if len(given) > 1:
             shape = (-1, 1, 1) if channels_second else (-1,)
             scale, mean, std = (
