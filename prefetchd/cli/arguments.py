@@ -13,7 +13,7 @@ from prefetchd.cli.spelling import as_flags
 from prefetchd.client.admin import ask_daemon
 from prefetchd.config.datasets import make_configs, read_config_file, split_sources
 from prefetchd.config.options import OPTION_TYPES, OPTIONS, Config, flag_of
-from prefetchd.config.validate import ELSEWHERE
+from prefetchd.config.other_loaders import ELSEWHERE
 from prefetchd.errors import ConfigError
 from prefetchd.ipc.run_directory import choose_name
 
@@ -35,7 +35,10 @@ def _meant(message: str) -> str:
         return ""
     if (name := unknown[1].replace("-", "_")) in ELSEWHERE:
         return f"; it is another loader's, here use {as_flags(ELSEWHERE[name])}"
-    near = difflib.get_close_matches(unknown[1], map(flag_of, OPTIONS), 1)
+    flags = [flag_of(name) for name in OPTIONS]
+    if unknown[1] in flags:
+        return ", which is an option of other commands"
+    near = difflib.get_close_matches(unknown[1], flags, 1)
     return f"; did you mean --{near[0]}" if near else ""
 
 

@@ -14,7 +14,8 @@ from prefetchd.config.options import OPTION_TYPES, OPTIONS, flag_of
 
 # A name at the start of a word: not in a path (`/data/root=1`), not behind a flag's dashes. With an underscore it is no
 # English word, so it counts without `=` too.
-_NAMES = "|".join(sorted((name for name in OPTIONS if name != "source"), key=len, reverse=True))
+_OF_COMMANDS = ("epoch", "batch")  # what `prefetchd preview` has, and Python's functions have as arguments
+_NAMES = "|".join(sorted((*(name for name in OPTIONS if name != "source"), *_OF_COMMANDS), key=len, reverse=True))
 _BEFORE = r"""(?<![\w./\-"'])(?<!set_options\()"""  # what is said of Python stays Python
 _SPELLED = re.compile(rf"""{_BEFORE}({_NAMES})(?:=("[^"]*"|'[^']*'|\([^)]*\)|[^\s,;:()"']*)|(?=[^\w./-]|$))""")
 
@@ -30,7 +31,7 @@ def as_flags(text: str) -> str:
 
 def _flag(match: re.Match[str]) -> str:
     name, value = match[1], match[2]
-    flag = "--" + flag_of(name)
+    flag = "--" + (name if name in _OF_COMMANDS else flag_of(name))
     if value is None:
         return flag if "_" in name else match[0]
     if value[:1] == "(":  # a tuple: (224, 224)
@@ -39,7 +40,7 @@ def _flag(match: re.Match[str]) -> str:
     rest = ends[0] if ends and value[:1] not in "\"'" else ""
     is_quoted = value[:1] in ("'", '"')
     value = value.removesuffix(rest).strip("\"'")
-    if OPTION_TYPES[name] is bool and value in ("True", "False"):
+    if OPTION_TYPES.get(name) is bool and value in ("True", "False"):
         return (flag if value == "True" else flag.replace("--", "--no-", 1)) + rest
     if is_quoted:
         value = shlex.quote(value)  # '' for an empty one, and marks that a shell would take for its own

@@ -6,14 +6,29 @@ The parser needs them all, so they import heavy modules only when they run. A ne
 
 from __future__ import annotations
 
-from prefetchd.cli.commands import bench, cache, completion, daemons, index, preview, serve, tune, verify
+from prefetchd.cli.commands import (
+    agent,
+    bench,
+    cache,
+    completion,
+    daemons,
+    dashboard,
+    doctor,
+    index,
+    preview,
+    serve,
+    tune,
+    verify,
+)
 
 # In the order of `prefetchd --help`.
 COMMANDS = (
     serve.add,
+    agent.add,
     daemons.add_list,
     daemons.add_status,
     daemons.add_top,
+    dashboard.add,
     daemons.add_set,
     cache.add,
     daemons.add_stop,
@@ -22,5 +37,6 @@ COMMANDS = (
     preview.add,
     tune.add,
     bench.add,
+    doctor.add,
     completion.add,
 )

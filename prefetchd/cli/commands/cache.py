@@ -98,6 +98,7 @@ def _build(name: str, config: Config) -> int:
         shuffle=False,
         shuffle_block=None,
         weights=None,  # each sample that may be drawn
+        replace=True,
         epoch_samples=None,
         stop="last" if config.mix else "first",
         drop_last=False,
@@ -129,8 +130,8 @@ def _build(name: str, config: Config) -> int:
 
 def _has_room(config: Config) -> bool:
     """Return whether another row may be written, as far as this process can see."""
+    from prefetchd.data.cache.allowance import WriteAllowance
     from prefetchd.data.cache.keys import limit_of
-    from prefetchd.data.cache.reader_side import WriteAllowance
 
     assert config.cache is not None
     cache = Path(config.cache).expanduser().absolute()
@@ -176,6 +177,8 @@ def run_info(arguments: argparse.Namespace) -> int:
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        return ",".join(map(_shown, value))
     return "x".join(map(str, value)) if isinstance(value, list) else str(value).replace(" ", "-")
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from prefetchd.cli.arguments import Subparsers, add_debug, add_name, add_pid, ask, check_range, daemon_of, name_of
 from prefetchd.client.admin import ask_over, change_options
+from prefetchd.config.options import LIVE_OPTIONS, flag_of
 from prefetchd.errors import ConfigError, PrefetchdError
 
 if TYPE_CHECKING:
@@ -84,16 +85,20 @@ def add_set(commands: Subparsers, datasets: Iterable[str]) -> None:
         "set",
         help="change the memory budget or the readers of a daemon",
         description="Change options of a running daemon: memory-budget=SIZE, num-workers=N (or auto).",
-        epilog="Consumers are not disturbed, and the batches that they hold stay valid. A smaller ring gives up its "
+        epilog="Trainers are not disturbed, and the batches that they hold stay valid. A smaller ring gives up its "
         "free slots at once, and the others when their batches are released. A budget that cannot work is refused; "
         "the error names the smallest one that can.",
     )
     parser.add_argument(
         "words",
-        nargs="+",
+        nargs="*",
         metavar="[NAME] OPTION=VALUE",
         help="the daemon (default, or PREFETCHD_NAME), and what to change: memory-budget=1GiB num-workers=4",
     )
+    for option in LIVE_OPTIONS:
+        parser.add_argument(
+            f"--{flag_of(option)}", dest=option, metavar="VALUE", help=f"the same as {flag_of(option)}=VALUE"
+        )
     parser.add_argument("--name", help="the daemon, as an option")
     add_pid(parser)
     add_debug(parser)
@@ -103,14 +108,15 @@ def add_set(commands: Subparsers, datasets: Iterable[str]) -> None:
 def run_set(arguments: argparse.Namespace) -> int:
     """Change the daemon's options and print its new plan."""
     names = [word for word in arguments.words if "=" not in word]
-    pairs = [word.removeprefix("--").split("=", 1) for word in arguments.words if "=" in word]
+    pairs = [word.split("=", 1) for word in arguments.words if "=" in word]
+    pairs += [[name, value] for name in LIVE_OPTIONS if (value := getattr(arguments, name)) is not None]
     options = {option.replace("-", "_"): value for option, value in pairs}
     if len(options) < len(pairs):
         raise ConfigError(f"cannot set {' '.join(arguments.words)}: an option is given twice; give it once")
     if len(names) > 1 or not options or "" in options:
         raise ConfigError(
-            f"cannot set {' '.join(arguments.words)}: give at most one daemon's name, and then OPTION=VALUE, "
-            "such as: prefetchd set train memory-budget=1GiB num-workers=4"
+            f"cannot set {' '.join(arguments.words) or 'nothing'}: give at most one daemon's name, and then "
+            "OPTION=VALUE, such as: prefetchd set train memory-budget=1GiB num-workers=4"
         )
     arguments.positional_name = names[0] if names else None
     print(change_options(daemon_of(arguments), options))
@@ -158,7 +164,7 @@ def add_top(commands: Subparsers, datasets: Iterable[str]) -> None:
     parser = commands.add_parser(
         "top",
         help="watch a daemon at work",
-        description="Watch a daemon: images a second, who waits for whom, the ring, readers, consumers, memory. "
+        description="Watch a daemon: images a second, who waits for whom, the ring, readers, trainers, memory. "
         "On a terminal the screen is drawn over; q or Ctrl-C ends it. Elsewhere frames follow one another.",
     )
     add_name(parser)

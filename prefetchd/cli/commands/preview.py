@@ -7,7 +7,7 @@ import dataclasses
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from prefetchd.cli.arguments import EPILOG, Subparsers, add_source_options, config_of
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from prefetchd.cli.views.contact_sheet import Tile
+    from prefetchd.client.batch import Batch
     from prefetchd.client.loader import Loader
     from prefetchd.config.options import Config
     from prefetchd.data.images.source import ImageSource
@@ -40,7 +41,7 @@ def add(commands: Subparsers, datasets: Iterable[str]) -> None:
         help="draw a contact sheet of what trainers will get",
         description="Draw samples spread evenly over the data set, as a trainer gets them with these options: "
         "decoded, cropped, augmented, transformed; normalisation is undone for display. Below them a histogram of the "
-        "labels.",
+        "labels. With --epoch and --batch, one batch as trainers get it.",
         epilog=EPILOG,
     )
     parser.add_argument("-o", "--output", default="preview.png", metavar="FILE", help="the sheet (preview.png)")
@@ -53,6 +54,15 @@ def add(commands: Subparsers, datasets: Iterable[str]) -> None:
         metavar="EPOCHS",
         help=f"show each sample as it is in so many epochs, side by side ({_COLUMNS}); give it after the manifest",
     )
+    parser.add_argument("--epoch", type=int, metavar="E", help="show a batch of this epoch, with --batch (0)")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        metavar="B",
+        help="show this batch as trainers get it, in place of samples; without a manifest it is the running daemon's "
+        "of that --name",
+    )
+    parser.add_argument("--dataset", metavar="NAME", help="with --batch: which data set of the running daemon")
     add_source_options(parser)
     parser.set_defaults(run=run)
 
@@ -68,23 +78,19 @@ def run(arguments: argparse.Namespace) -> int:
     folder = os.path.dirname(os.path.abspath(arguments.output))
     if not os.access(folder, os.W_OK):
         raise ConfigError(f"cannot write {arguments.output}: {folder} is not a writable folder")
+    if arguments.epoch is not None or arguments.batch is not None:
+        return _run_batch(arguments)
+    if arguments.dataset is not None:
+        raise ConfigError("cannot use --dataset without --batch: it names a data set of a running daemon")
     config = config_of(arguments, "preview")
     from prefetchd.cli.views.contact_sheet import draw_sheet
-    from prefetchd.config.views import groups
 
     source = _open(config)
     tiles, bad, counts, seen = _tiles(config, source, arguments.samples, n_epochs)
     rows = tiles if n_epochs > 1 else _grid([row[0] for row in tiles])
     title = f"{os.path.basename(config.source)}: {len(tiles):,} of {seen:,} samples"
     title += f", epochs 0 to {n_epochs - 1}" if n_epochs > 1 else ""
-    height, width = config.image_size
-    n_views = sum(group.count or 1 for group in groups(config))
-    shown = (height, 2 * width) if config.target == "mask" else (height, n_views * width)
-    if config.fields:
-        from prefetchd.cli.views.fields_tile import shown_size
-
-        shown = shown_size(config)
-    _write(arguments.output, draw_sheet(rows, shown, title, counts))
+    _write(arguments.output, draw_sheet(rows, _shown_size(config), title, counts))
     print(f"{arguments.output}: {title}")
     for found in bad:
         print(f"  bad: {found['where']}: {found['reason']}")
@@ -95,13 +101,46 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _run_batch(arguments: argparse.Namespace) -> int:
+    """Draw the sheet of one batch."""
+    from prefetchd.cli.commands.preview_batch import read
+    from prefetchd.cli.views.contact_sheet import draw_sheet
+    from prefetchd.cli.views.tiles import tile_of
+
+    batch, config, classes, names = read(arguments)
+    sample_ids = batch.sample_ids.tolist()
+    tiles = [
+        tile_of(batch.from_row(row), config, classes, names, f"sample {sample_id}")
+        for row, sample_id in enumerate(sample_ids[:_MAX_SAMPLES])
+    ]
+    title = f"{os.path.basename(config.source)}: batch {batch.index} of epoch {batch.epoch}, {len(sample_ids)} samples"
+    _write(arguments.output, draw_sheet(_grid(tiles), _shown_size(config), title, []))
+    print(f"{arguments.output}: {title}")
+    return 0
+
+
+def _shown_size(config: Config) -> tuple[int, int]:
+    """Return (height, width) of a tile's picture."""
+    from prefetchd.config.views import groups
+
+    if config.fields:
+        from prefetchd.cli.views.fields_tile import shown_size
+
+        return shown_size(config)
+    height, width = map(max, zip(config.image_size, *config.bucket_sizes, strict=True))
+    n_views = sum(group.count or 1 for group in groups(config))
+    return (height, 2 * width) if config.target == "mask" else (height, n_views * width)
+
+
 def _open(config: Config) -> ImageSource | MixedSource:
     """Open the source for its labels; the samples come from a daemon."""
     from prefetchd.data.images.source import ImageSource
     from prefetchd.data.mix.source import MixedSource
     from prefetchd.data.registry import open_source
 
-    source = open_source(config)
+    if config.encoded_bytes is not None:
+        raise ConfigError(f"cannot preview {config.source} encoded: there are no pixels; leave encoded_bytes out")
+    source = open_source(dataclasses.replace(config, bucket_sizes=(), bucket_file=None))
     parts = source.parts if isinstance(source, MixedSource) else (source,)
     if not all(isinstance(part, ImageSource) for part in parts):
         raise ConfigError(
@@ -121,12 +160,15 @@ def _tiles(
     """
     from prefetchd.client.loader import Loader
     from prefetchd.client.session import Endpoint
+    from prefetchd.data.fields.source import FieldsSource
+    from prefetchd.data.mix.source import MixedSource
     from prefetchd.data.order.plan import plan_order
 
     single = dataclasses.replace(
         config, batch_size=1, shuffle=False, shuffle_block=None, drop_last=False, on_error="skip"
     )
-    order = plan_order(single, source).order
+    order = plan_order(dataclasses.replace(single, bucket_sizes=(), bucket_file=None), source).order
+    names = source.class_names() if isinstance(source, FieldsSource | MixedSource) else {}
     total = order.n_samples
     stride = max(1, total // n_samples)
     with warnings.catch_warnings():
@@ -138,50 +180,19 @@ def _tiles(
             loader.set_epoch(epoch)
             batches = iter(loader)
             for row in rows:
-                row.append(_tile(next(batches), loader, config, source))
+                batch = next(batches)
+                row.append(_tile(batch, loader, config, names, f"#{batch.index}"))
             batches.close()
         return rows, loader.status()["bad"], _counts(source, order, loader.classes), total
 
 
-def _tile(batch: Any, loader: Loader, config: Config, source: ImageSource | MixedSource) -> Tile:
-    import numpy as np
+def _tile(row: Batch, loader: Loader, config: Config, class_names: Mapping[str, tuple[str, ...]], title: str) -> Tile:
+    from prefetchd.cli.views.contact_sheet import Tile
+    from prefetchd.cli.views.tiles import tile_of
 
-    from prefetchd.cli.views.contact_sheet import Tile, mask_to_display, to_display, views_to_display
-
-    if not len(batch.sample_ids):
-        return Tile(None, f"#{batch.index} bad")
-    if config.fields:
-        from prefetchd.cli.views.fields_tile import tile_of_fields
-        from prefetchd.data.fields.source import FieldsSource
-        from prefetchd.data.mix.source import MixedSource
-
-        assert isinstance(source, FieldsSource | MixedSource)
-        return tile_of_fields(batch, config, source.class_names())
-    if config.views:
-        views = [view for name in batch.keys()[:-1] for view in batch[name][0]]
-        return Tile(views_to_display(views, config), f"#{batch.index}: {_label(batch.y[0], loader.classes)}")
-    picture = to_display(batch.x[0], config)
-    if config.target == "mask" and batch.y[0].shape[:2] == picture.shape[:2]:
-        return Tile(np.hstack([picture, mask_to_display(batch.y[0])]), f"#{batch.index}")
-    if config.target in ("boxes", "keypoints"):
-        from prefetchd.cli.views.marks import marks_of
-
-        count = int(batch.y["count"][0])
-        what = config.target if count != 1 else config.target.removesuffix("es" if config.target == "boxes" else "s")
-        return Tile(picture, f"#{batch.index}: {count} {what}", marks_of(batch.y, config, loader.classes))
-    return Tile(picture, f"#{batch.index}: {_label(batch.y[0], loader.classes)}")
-
-
-def _label(label: NDArray[Any] | np.generic, classes: tuple[str, ...] | None) -> str:
-    import numpy as np
-
-    if np.ndim(label) == 0:
-        value = label.item()
-        if classes is not None and isinstance(value, int) and 0 <= value < len(classes):
-            return classes[value]
-        return str(value) if isinstance(value, int) else f"{value:.4g}"
-    flat = np.asarray(label).ravel()
-    return " ".join(f"{value:.3g}" for value in flat[:8].tolist()) + (" ..." if len(flat) > 8 else "")
+    if not len(row.sample_ids):
+        return Tile(None, f"{title} bad")
+    return tile_of(row, config, loader.classes, class_names, title)
 
 
 def _counts(source: ImageSource | MixedSource, order: Order, classes: tuple[str, ...] | None) -> list[tuple[str, int]]:

@@ -14,10 +14,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from prefetchd.cli.arguments import EPILOG, Subparsers, add_source_options, configs_of
+from prefetchd.cli.commands.dashboard import Beside, make_options
 from prefetchd.cli.spelling import as_flags
 from prefetchd.client.admin import ask_daemon
-from prefetchd.config.validate import doubts
+from prefetchd.config.contradictions import doubts
 from prefetchd.daemon.metrics import MetricsServer
+from prefetchd.dashboard.address import LOOPBACK, Options
 from prefetchd.errors import ConfigError, DaemonNotFound
 
 log = logging.getLogger("prefetchd")
@@ -43,6 +45,25 @@ def add(commands: Subparsers, datasets: Iterable[str]) -> None:
         "--metrics-address", default="127.0.0.1", metavar="ADDRESS", help="address for the metrics (127.0.0.1)"
     )
     parser.add_argument(
+        "--dashboard-port",
+        type=int,
+        metavar="PORT",
+        help="show the dashboard on this port (no); needs the extra dashboard",
+    )
+    parser.add_argument("--dashboard-host", metavar="ADDRESS", help="address that the dashboard listens on (127.0.0.1)")
+    parser.add_argument(
+        "--dashboard-token-file",
+        metavar="FILE",
+        help="file with the secret that a browser must show to it; needed with another --dashboard-host (none)",
+    )
+    parser.add_argument(
+        "--dashboard-findings",
+        action="append",
+        default=[],
+        metavar="[DATASET=]FILE",
+        help="what verify --json printed, for its page of data; may be given for each data set (none)",
+    )
+    parser.add_argument(
         "--log-format", choices=("text", "json"), default="text", help="how the log is written to standard error (text)"
     )
     parser.set_defaults(run=run)
@@ -60,8 +81,11 @@ def run(arguments: argparse.Namespace) -> int:
         if doubt := doubts(config):
             log.warning("%s", doubt)
 
+    shown = _dashboard_options(arguments, name)
+
     from prefetchd.ipc.event_loop import EventLoop, Interrupted
     from prefetchd.ipc.run_directory import RunLock, daemon_paths, lock_owner, remove_files_of_others
+    from prefetchd.ipc.service_manager import notify
 
     paths = daemon_paths(name, create=True)
     loop = EventLoop()
@@ -75,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"cannot serve as {name!r}: a daemon of that name is running (pid {owner}); "
             f"stop it with: prefetchd stop {name}, or choose another --name"
         )
-    metrics = None
+    metrics = dashboard = None
     try:
         remove_files_of_others(paths)
         from prefetchd.daemon.server import Daemon
@@ -96,18 +120,38 @@ def run(arguments: argparse.Namespace) -> int:
         listener.listen(128)
         listener.setblocking(False)
         daemon.listen(listener)
+        notify("READY=1")
         if arguments.metrics_port is not None:
             metrics = MetricsServer(arguments.metrics_port, arguments.metrics_address, functools.partial(_report, name))
+        if shown is not None:
+            dashboard = Beside(shown, arguments.dashboard_port)
+            secret = arguments.dashboard_token_file
+            log.info("dashboard: %s%s", dashboard.address, f" (the token is in {secret})" if secret else "")
         daemon.run()
         log.info("stopped")
     except Interrupted:
         log.info("stopped before it served")
     finally:
-        if metrics is not None:
-            metrics.close()
+        for beside in (metrics, dashboard):
+            if beside is not None:
+                beside.close()
         lock.release()
         loop.close()
     return 0
+
+
+def _dashboard_options(arguments: argparse.Namespace, name: str) -> Options | None:
+    """Return how the dashboard beside the daemon is served; `None` without one."""
+    host, token_file = arguments.dashboard_host, arguments.dashboard_token_file
+    findings = arguments.dashboard_findings
+    if arguments.dashboard_port is None:
+        for flag, value in (("host", host), ("token-file", token_file), ("findings", findings)):
+            if value:
+                raise ConfigError(
+                    f"cannot use --dashboard-{flag} without a dashboard; give --dashboard-port 8790, or leave it out"
+                )
+        return None
+    return make_options(name, host or LOOPBACK, token_file, findings, prefix="--dashboard-")
 
 
 def _report(name: str) -> dict[str, Any]:

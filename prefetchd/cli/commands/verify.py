@@ -102,6 +102,7 @@ def _report(config: Config, inspected: Inspected) -> dict[str, Any]:
     """Return everything that `--json` prints."""
     from dataclasses import asdict
 
+    from prefetchd.cli.verify.buckets import bucket_report
     from prefetchd.cli.verify.findings import summarise
 
     records = inspected.source.records
@@ -128,6 +129,7 @@ def _report(config: Config, inspected: Inspected) -> dict[str, Any]:
         "bad_samples": len(inspected.verdicts),
         "bad": [asdict(bad) for bad in inspected.bad()],
         **summary,
+        "buckets": bucket_report(config, inspected.facts),
     }
 
 

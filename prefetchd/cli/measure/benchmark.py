@@ -75,7 +75,7 @@ def take_turn(opens: Opens, figures: Figures, seconds: float, step_s: float = 0.
         while (now_s := time.perf_counter()) - started_s < seconds:
             x = next(batches)[0]
             touch(x)
-            n_images += len(x)
+            n_images += n_rows(x)
             if step_s:
                 time.sleep(step_s)
             if prepares and now_s - part_s > _PART_S:
@@ -85,7 +85,7 @@ def take_turn(opens: Opens, figures: Figures, seconds: float, step_s: float = 0.
         figures.images_per_s.append(rate)
         if prepares:
             figures.footprint_bytes.append(max(footprint_bytes, children_bytes()))
-            figures.handoff_s += _handoffs(batches, 2 * len(x) / max(rate, 1e-9))
+            figures.handoff_s += _handoffs(batches, 2 * n_rows(x) / max(rate, 1e-9))
 
 
 def _handoffs(batches: Any, pause_s: float) -> list[float]:
@@ -101,8 +101,15 @@ def _handoffs(batches: Any, pause_s: float) -> list[float]:
     return taken_s
 
 
+def n_rows(x: Any) -> int:
+    """Return how many rows a batch has, whose field `x` may be several arrays."""
+    return len(x[0] if isinstance(x, tuple) else x)
+
+
 def touch(x: Any) -> int:
     """Read a byte of every page, so that no loader gains by pages that are not mapped yet."""
+    if isinstance(x, tuple):  # a field of several arrays
+        return sum(map(touch, x))
     return int(np.asarray(x).reshape(-1).view(np.uint8)[::4096].sum(dtype=np.int64))
 
 
@@ -220,7 +227,7 @@ def sample_numbers(config: Config, n_samples: int) -> Iterator[int]:
     epoch = 0
     while True:
         for batch in range(order.batches_per_epoch):
-            yield from order.sample_ids(epoch, batch, 0, order.rows(batch)).tolist()
+            yield from order.sample_ids(epoch, batch, 0, order.rows(epoch, batch)).tolist()
         epoch += 1
 
 

@@ -133,13 +133,16 @@ def command_line(config: Config, chosen: Measured) -> str:
     words = ["prefetchd", "serve", *([] if config.mix else [config.source])]
     for name, field in OPTIONS.items():
         value = getattr(config, name)
-        if name == "source" or value == field.default:
+        if name == "source" or value == field.default or (name == "image_size" and config.bucket_sizes):
             continue
         option = "--" + flag_of(name)
         if isinstance(value, bool):
             words.append(option if value else option.replace("--", "--no-", 1))
         elif field.metadata.get("flag") is not None:
-            words += [f"{option}={each}" for each in value]
+            is_secret = name == "store_options"
+            words += [f"{option}={each.partition('=')[0]}=..." if is_secret else f"{option}={each}" for each in value]
+        elif name == "bucket_sizes":
+            words.append(f"{option}={','.join(f'{height}x{width}' for height, width in value)}")
         elif isinstance(value, tuple):
             joint = (
                 "x"

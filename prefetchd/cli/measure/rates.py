@@ -70,3 +70,14 @@ def _per_second(
 ) -> dict[int, float]:
     earlier = {found[key]: found[counter] for found in before[party]}
     return {found[key]: (found[counter] - earlier.get(found[key], 0)) / elapsed_s for found in after[party]}
+
+
+def positions(report: Report) -> dict[int, int | None]:
+    """Return how many steps the loop of each consumer has passed, from epoch 0 on; `None` without a loop."""
+    batches = {data["name"]: data["batches_per_epoch"] for data in report["datasets"]}
+    found: dict[int, int | None] = {}
+    for consumer in report["consumers"]:
+        steps = -(-batches.get(consumer["dataset"] or "", 0) // (consumer["world_size"] or 1))
+        passed = None if consumer["epoch"] is None else int(consumer["epoch"] * steps + consumer["step"])
+        found[consumer["number"]] = passed
+    return found

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prefetchd.cli.verify.buckets import describe_buckets
 from prefetchd.cli.views.charts import histogram, short_duration
 from prefetchd.config.units import format_bytes, format_count
 from prefetchd.data.images.headers.header import FORMATS
@@ -210,6 +211,8 @@ def describe(report: dict[str, Any]) -> list[str]:
     lines += [f"    {line}" for line in histogram(_bin_rows(report["short_side_px"]))]
     lines.append("  aspect      width / height:")
     lines += [f"    {line}" for line in histogram(_bin_rows(report["aspect"]))]
+    if report.get("buckets") is not None:
+        lines += describe_buckets(report["buckets"])
     lines += _describe_duplicates(report["duplicates"])
     if report["classes"] is not None:
         lines += _describe_classes(report["classes"])

@@ -27,7 +27,7 @@ from prefetchd.daemon.memory.limits import machine_limits
 from prefetchd.daemon.memory.manager import MemoryManager
 from prefetchd.daemon.memory.plan import make_plan, reader_limits
 from prefetchd.daemon.readers.batch_builder import BatchBuilder
-from prefetchd.daemon.readers.job_tracker import BadSample
+from prefetchd.daemon.readers.known_samples import BadSample
 from prefetchd.daemon.readers.pool import Pool
 from prefetchd.daemon.readers.pool_events import PoolEvents
 from prefetchd.daemon.schedule.cursor import Cursor
@@ -130,7 +130,7 @@ class _Inspection:
         config = dataclasses.replace(
             config, augment=(), views=(), cache=None, cache_size="auto", cache_image_size=None, cache_format="raw",
             cache_quality=DEFAULT_QUALITY, on_error="skip", shuffle=False, shuffle_block=None, weights=None,
-            epoch_samples=None, drop_last=False, batch_size=BATCH_ROWS,
+            replace=True, epoch_samples=None, drop_last=False, batch_size=BATCH_ROWS, bucket_sizes=(), bucket_file=None,
         )  # fmt: skip
         source = open_source(config, self.malformed)
         if not isinstance(source, ImageSource):
@@ -230,14 +230,14 @@ class _Inspection:
             kept[name] = facts[:, column]
         kept["seen"] = True
         self.facts[layout.sample_ids(root, slot.rows)] = kept
-        self._count(self._datasets[number].order.rows(batch))
+        self._count(self._datasets[number].order.rows(0, batch))
 
     def _take_failed(self, key: Key, text: str) -> None:
         number, _, batch = key
         order = self._datasets[number].order
         if number != _ALONE:
             first = batch * BATCH_ROWS
-            for sample_id in range(first, first + order.rows(batch)):
+            for sample_id in range(first, first + order.rows(0, batch)):
                 self._sweep.begun[_ALONE, 0, sample_id] = None
         else:
             # A verdict stands: where no sample is good, the last batch fails for that alone.
@@ -283,4 +283,4 @@ def _shared_array(n_samples: int) -> NDArray[Any]:
 
 def _dataset(number: int, config: Config, source: InspectedImages, plan: OrderPlan) -> Dataset:
     plan = dataclasses.replace(plan, order=dataclasses.replace(plan.order, batch_size=config.batch_size))
-    return Dataset(number, "", config, source, plan, BatchLayout(config.batch_size, source.facts.fields))
+    return Dataset(number, "", config, source, plan, (BatchLayout(config.batch_size, source.facts.fields),))

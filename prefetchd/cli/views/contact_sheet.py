@@ -14,42 +14,11 @@ import cv2
 import numpy as np
 
 from prefetchd.cli.views.marks import Marks, draw_marks
+from prefetchd.client.pictures import to_display as to_display
 from prefetchd.config.options import Config
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-
-def to_display(x: NDArray[Any], config: Config) -> NDArray[np.uint8]:
-    """Return one delivered sample as (height, width, 3) uint8 in BGR, as OpenCV writes it.
-
-    Args:
-        x: the sample, (height, width, channels) or (channels, height, width), as `config.layout` says.
-        config: the options it was delivered with; scale, mean, std, layout and colour order are undone.
-
-    Of channels that are no colours the first one is shown, or the first three. 16 bits and float32 that were kept are
-    stretched from their least to their greatest number: depths and measurements have no white.
-    """
-    pixels = x if config.layout == "nhwc" else np.moveaxis(x, 0, -1)
-    pixels = pixels[..., : 3 if pixels.shape[-1] > 2 else 1]
-    if config.pixel_dtype != "uint8":
-        values = np.nan_to_num(pixels.astype(np.float64))
-        low, high = values.min(), values.max()
-        pixels = ((values - low) * (255 / ((high - low) or 1))).astype(np.uint8)
-    elif x.dtype != np.uint8:
-        values = pixels.astype(np.float64)
-        if config.std is not None:
-            values = values * np.asarray(config.std)[: pixels.shape[-1]]
-        if config.mean is not None:
-            values = values + np.asarray(config.mean)[: pixels.shape[-1]]
-        if config.scale:
-            values = values / config.scale
-        pixels = np.clip(np.nan_to_num(values) + 0.5, 0, 255).astype(np.uint8)
-    if pixels.shape[-1] == 1:
-        pixels = np.repeat(pixels, 3, axis=-1)
-    elif config.color != "bgr":
-        pixels = pixels[..., ::-1]
-    return np.ascontiguousarray(pixels)
 
 
 def views_to_display(views: Sequence[NDArray[Any]], config: Config) -> NDArray[np.uint8]:
@@ -128,6 +97,8 @@ def _draw_tile(place: NDArray[np.uint8], tile: Tile) -> None:
         cv2.line(place, (0, 0), (width, height), _BAD, 1, cv2.LINE_AA)
         cv2.line(place, (width, 0), (0, height), _BAD, 1, cv2.LINE_AA)
         return
+    place = _fitted(place, tile.picture)
+    height, width = place.shape[:2]
     shrinks = tile.picture.shape[0] > height
     how = cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST  # small images are shown as the pixels that they are
     place[:] = cv2.resize(tile.picture, (width, height), interpolation=how)
@@ -135,6 +106,18 @@ def _draw_tile(place: NDArray[np.uint8], tile: Tile) -> None:
         drawn = np.ascontiguousarray(place)
         draw_marks(drawn, tile.marks)
         place[:] = drawn
+
+
+def _fitted(place: NDArray[np.uint8], picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the part of a tile that a picture of another aspect fills, as one of another bucket does."""
+    height, width = place.shape[:2]
+    scale = min(height / picture.shape[0], width / picture.shape[1])
+    tall, wide = max(1, round(picture.shape[0] * scale)), max(1, round(picture.shape[1] * scale))
+    if height - tall <= 1 and width - wide <= 1:
+        return place
+    place[:] = _GREY
+    top, left = (height - tall) // 2, (width - wide) // 2
+    return place[top : top + tall, left : left + wide]
 
 
 def _draw_bars(place: NDArray[np.uint8], counts: Sequence[tuple[str, int]]) -> None:

@@ -39,8 +39,8 @@ def shown_size(config: Config) -> tuple[int, int]:
     return (height, width) if mask is None else (height, 2 * width)
 
 
-def tile_of_fields(batch: Any, config: Config, classes: dict[str, tuple[str, ...]]) -> Tile:
-    """Return the tile of a batch's only sample; `classes` are the names of a label's classes, by its field."""
+def tile_of_fields(batch: Any, config: Config, classes: dict[str, tuple[str, ...]], title: str) -> Tile:
+    """Return the tile of a batch's first sample; `classes` are the names of a label's classes, by its field."""
     fields = parse_fields(config.fields)
     image, mask = _first(config, "image"), _first(config, "mask")
     assert image is not None, "shown_size has refused it"
@@ -59,7 +59,7 @@ def tile_of_fields(batch: Any, config: Config, classes: dict[str, tuple[str, ...
             words.append(batch.strings(name)[0][:_SHOWN_CHARACTERS])
         elif field.kind in ("boxes", "keypoints"):
             words.append(f"{int(batch[name]['count'][0])} {field.kind}")
-    caption = f"#{batch.index}: {', '.join(words)}" if words else f"#{batch.index}"
+    caption = f"{title}: {', '.join(words)}" if words else title
     return Tile(picture, caption, _marks(batch, own, fields, classes, 0.5 if mask is not None else 1.0))
 
 

@@ -10,14 +10,15 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from prefetchd.cli.measure.rates import Rates, Report, rates
+from prefetchd.cli.measure.rates import Rates, Report, positions, rates
+from prefetchd.cli.views.agents import agent_rows, describe_agents
 from prefetchd.cli.views.charts import bar, short_duration, sparkline, stacked_bar
 from prefetchd.config.units import format_bytes, format_count
 
 
 def daemon_table(found: Iterable[tuple[str, int, dict[str, Any] | str]]) -> list[str]:
-    """Return a line for each daemon: name, pid, age, memory, loaders and data, or why it does not answer."""
-    rows = [("name", "pid", "up", "memory", "loaders", "data")]
+    """Return a line for each daemon: name, pid, age, memory, trainers and data, or why it does not answer."""
+    rows = [("name", "pid", "up", "memory", "trainers", "data")]
     for name, pid, report in found:
         if isinstance(report, str):
             rows.append((name, str(pid), "-", "-", "-", report))
@@ -47,7 +48,8 @@ def describe(report: dict[str, Any]) -> str:
         f"  readers   {len(report['readers'])} ("
         + "; ".join(f"pid {one['pid']}: {one['samples']} samples, {one['does']}" for one in report["readers"])
         + f"), {report['reader_crashes']} replaced after a crash",
-        f"  consumers {len(report['consumers'])}",
+        *describe_agents(report),
+        f"  trainers  {len(report['consumers'])}",
     ]
     lines += [f"            {_describe_consumer(consumer)}" for consumer in report["consumers"]]
     lines.append(f"  bad       {report['bad_samples']} samples")
@@ -133,6 +135,11 @@ def _describe_data(data: dict[str, Any]) -> str:
     )
     if data.get("padding") is not None:
         lines += f"\n            packed rows: {100 * data['padding']:.2f}% of their tokens are padding"
+    for bucket in (data.get("buckets") or {"buckets": ()})["buckets"]:
+        lines += f"\n            {bucket['name']}: {bucket['samples']} samples in {bucket['batches']} batches"
+    if data.get("buckets") and (lost := data["buckets"]["lost"]) is not None:
+        without = f"{100 * lost['share_without_buckets']:.1f}% without buckets"
+        lines += f"\n            {100 * lost['share']:.1f}% {lost['what']}, {without}"
     for part in data.get("mix") or ():
         share = f"{100 * part['share']:.4g}%, {part['epoch_samples']} an epoch"
         lines += f"\n            {part['source']}: {part['samples']} samples, {share}"
@@ -160,7 +167,7 @@ LEASED, READY, FILLING, FREE = "█▓░·"
 def frame(history: Sequence[Report], *, width: int = 80, height: int = 1000) -> list[str]:
     """Return the lines that show a daemon, from at least two of its reports, oldest first.
 
-    If `height` is too small, the lists of readers and consumers are cut and end with the number left out.
+    If `height` is too small, the lists of readers and trainers are cut and end with the number left out.
     """
     latest = history[-1]
     now = rates(history[-2], latest)
@@ -174,14 +181,14 @@ def frame(history: Sequence[Report], *, width: int = 80, height: int = 1000) -> 
         *_memory(history, bar_width),
         "",
     ]
-    bad = _bad(latest)
+    bad = [*_spaced(agent_rows(history[-2], latest)), *_bad(latest)]
     n_rows = max(4, height - len(top) - len(bad) - 3)  # two headings and a blank line
     consumers = _consumers(latest, now, width)
     readers = _readers(latest, now)
     n_consumers = min(len(consumers), max(2, n_rows // 2, n_rows - len(readers)))
     lines = [
         *top,
-        *_cut(consumers, n_consumers, "consumers"),
+        *_cut(consumers, n_consumers, "trainers"),
         "",
         *_cut(readers, n_rows - n_consumers, "readers"),
         *bad,
@@ -259,23 +266,21 @@ def _memory(history: Sequence[Report], bar_width: int) -> list[str]:
 
 def _consumers(report: Report, now: Rates, width: int) -> list[str]:
     if not report["consumers"]:
-        return ["consumers none"]
+        return ["trainers  none"]
     name_width = min(_MOST_NAME_WIDTH, width - _ROW_WIDTH)  # names are shown where there is space
 
     def named(name: str) -> str:
         return f" {name[:name_width]:<{name_width}}" if name_width >= 8 else ""
 
     lines = [
-        f"{'consumer':>9}{named('name')} {'data':<10} {'epoch':>5} {'batch':>8} {'images/s':>8} {'waits':>5} "
+        f"{'trainer':>9}{named('name')} {'data':<10} {'epoch':>5} {'batch':>8} {'images/s':>8} {'waits':>5} "
         f"{'held':>4} {'lag':>6}"
     ]
-    positions = {found["number"]: _position(report, found) for found in report["consumers"]}
+    places = positions(report)
     for found in report["consumers"]:
         number = found["number"]
-        same = [
-            positions[other["number"]] or 0 for other in report["consumers"] if other["dataset"] == found["dataset"]
-        ]
-        position = positions[number]
+        same = [places[other["number"]] or 0 for other in report["consumers"] if other["dataset"] == found["dataset"]]
+        position = places[number]
         epoch = "-" if found["epoch"] is None else str(found["epoch"])
         step = "-" if found["step"] is None else f"{found['step']:,}"
         lag = "-" if position is None else f"{max(same) - position:,}"
@@ -303,15 +308,6 @@ def _state(consumer: dict[str, Any]) -> str:
     return ""
 
 
-def _position(report: Report, consumer: dict[str, Any]) -> int | None:
-    """Return how many steps the consumer's loop has passed, counted from epoch 0; `None` without a loop."""
-    if consumer["epoch"] is None:
-        return None
-    data = next((data for data in report["datasets"] if data["name"] == (consumer["dataset"] or "")), None)
-    steps = -(-data["batches_per_epoch"] // (consumer["world_size"] or 1)) if data is not None else 0
-    return int(consumer["epoch"] * steps + consumer["step"])
-
-
 def _readers(report: Report, now: Rates) -> list[str]:
     crashes = f"   {report['reader_crashes']} replaced after a crash" if report["reader_crashes"] else ""
     lines = [f"{'reader':>9} {'state':<12} {'images/s':>8} {'busy':>5} {'memory':>9}{crashes}"]
@@ -323,6 +319,10 @@ def _readers(report: Report, now: Rates) -> list[str]:
             f"{pid:>9} {reader['state']:<12} {now.reader_per_s[pid]:>8,.0f} {now.reader_busy[pid]:>5.0%} {memory:>9}"
         )
     return lines
+
+
+def _spaced(lines: list[str]) -> list[str]:
+    return ["", *lines] if lines else []
 
 
 def _bad(report: Report) -> list[str]:

@@ -1,0 +1,1 @@
+"""`prefetchd doctor`: what this machine is (`facts`), and what that means for prefetchd (`judge`)."""
