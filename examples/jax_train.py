@@ -1,9 +1,10 @@
-"""JAX: train a small model on a manifest of images.
+"""JAX: train and validate a small convolutional network on images.
 
-    python examples/jax_train.py [MANIFEST] [--epochs N]
+    python examples/jax_train.py DATA --epochs 10
 
 A batch is a tree of two leaves, so `jax.device_put` takes it as it is. On the processor JAX's arrays may share the
 slot's memory: the slot is held as long as they live, and nothing else writes to it. To an accelerator they are copied.
+examples/flax_train.py is the same with Flax.
 """
 
 from __future__ import annotations
@@ -17,26 +18,46 @@ import prefetchd
 options = arguments(__doc__)
 
 
+def scores_of(parameters, x):
+    x = x.astype(jnp.float32) / 128 - 1  # in the step: the ring holds uint8
+    axes = ("NHWC", "HWIO", "NHWC")
+    x = jax.lax.conv_general_dilated(x, parameters["filters"], (4, 4), "VALID", dimension_numbers=axes)
+    return jax.nn.relu(x).mean((1, 2)) @ parameters["classes"]
+
+
 def loss_of(parameters, x, y):
-    features = jnp.tanh(x.reshape(len(x), 8, 8, 8, 8, 3).mean((2, 4, 3, 1)) @ parameters["colour"])
-    scores = jax.nn.log_softmax(features @ parameters["classes"])
-    return -jnp.take_along_axis(scores, y[:, None], 1).mean()
+    return -jnp.take_along_axis(jax.nn.log_softmax(scores_of(parameters, x)), y[:, None], 1).mean()
 
 
 @jax.jit
-def step(parameters, x, y):
-    x = x.astype(jnp.float32) / 128 - 1  # in the step: the ring holds uint8
+def step(parameters, momentum, x, y):
     loss, gradients = jax.value_and_grad(loss_of)(parameters, x, y)
-    return jax.tree.map(lambda value, gradient: value - 0.5 * gradient, parameters, gradients), loss
+    momentum = jax.tree.map(lambda old, gradient: 0.9 * old + gradient, momentum, gradients)
+    return jax.tree.map(lambda value, moved: value - 0.05 * moved, parameters, momentum), momentum, loss
+
+
+@jax.jit
+def count_hits(parameters, x, y):
+    return (scores_of(parameters, x).argmax(1) == y).sum()
 
 
 keys = jax.random.split(jax.random.key(0))
-parameters = {"colour": jax.random.normal(keys[0], (3, 32)), "classes": 0.1 * jax.random.normal(keys[1], (32, 8))}
-with prefetchd.batches(options.manifest, batch_size=16, image_size=64, shuffle=True, drop_last=True) as loader:
+parameters = {
+    "filters": 0.1 * jax.random.normal(keys[0], (5, 5, 3, 32)),
+    "classes": 0.1 * jax.random.normal(keys[1], (32, options.classes)),
+}
+momentum = jax.tree.map(jnp.zeros_like, parameters)
+images = {"batch_size": options.batch_size, "image_size": options.image_size}
+with (
+    # drop_last: a shorter last batch would be another shape, and compile the step once more.
+    prefetchd.batches(options.data, split="0-90%", shuffle=True, augment="hflip", drop_last=True, **images) as train,
+    prefetchd.batches(options.data, split="90-100%", **images) as validation,
+):
     for epoch in range(options.epochs):
         losses = []
-        for batch in loader:
-            x, y = jax.device_put(batch)
-            parameters, loss = step(parameters, x, y)
+        for batch in train:
+            parameters, momentum, loss = step(parameters, momentum, *jax.device_put(batch))
             losses.append(loss)
-        print(f"epoch {epoch}: loss {float(jnp.stack(losses).mean()):.4f}")
+        hits = sum(int(count_hits(parameters, *jax.device_put(batch))) for batch in validation)
+        loss = float(jnp.stack(losses).mean())
+        print(f"epoch {epoch}: loss {loss:.4f}, accuracy {hits / validation.n_samples:.3f}")
