@@ -11,7 +11,7 @@ has some in stock when it starts, and 2,000,000 random numbers are drawn before 
   np.take              x and y mapped with np.load(mmap_mode="r"), rows gathered by np.take at a fresh permutation: in
                        the loop's own process, what any loader has to be measured by
   prefetchd            `prefetchd.batches("x.npy", labels="y.npy", batch_size=320, shuffle=True, epochs=None)`, a daemon
-                       of its own and `--workers` readers
+                       of its own and `--workers` readers; then with 1 and 2 readers
   DataLoader, 0 / 2    PyTorch's, with a dataset that gives whole batches (`dataset[list of ids]`), a BatchSampler over
                        a RandomSampler and `batch_size=None`: its fastest way for arrays; 0 and 2 worker processes
   tf.data              range, shuffle, batch, then np.take in a `numpy_function`; where TensorFlow is installed
@@ -101,17 +101,20 @@ def numpy_take(folder: Path, options: argparse.Namespace) -> Iterator[Batches]:
     yield batches()
 
 
-@contextlib.contextmanager
-def prefetchd_loader(folder: Path, options: argparse.Namespace) -> Iterator[Batches]:
-    with prefetchd.batches(
-        folder / "x.npy",
-        labels=folder / "y.npy",
-        batch_size=options.batch_size,
-        shuffle=True,
-        epochs=None,
-        num_workers=options.workers,
-    ) as loader:
-        yield iter(loader)
+def prefetchd_loader(n_readers: int | None) -> Loader:
+    @contextlib.contextmanager
+    def make(folder: Path, options: argparse.Namespace) -> Iterator[Batches]:
+        with prefetchd.batches(
+            folder / "x.npy",
+            labels=folder / "y.npy",
+            batch_size=options.batch_size,
+            shuffle=True,
+            epochs=None,
+            num_workers=options.workers if n_readers is None else n_readers,
+        ) as loader:
+            yield iter(loader)
+
+    return make
 
 
 class TorchDataset(Mapped):
@@ -223,16 +226,20 @@ def main() -> None:
     parser.add_argument(
         "--workers", type=int, default=0, help="readers of prefetchd (its own choice); threads of tf.data, Grain (2)"
     )
+    parser.add_argument("--only", help='these loaders beside np.take, such as "prefetchd, 1+prefetchd, 2"')
     options = parser.parse_args()
 
     print(setting("prefetchd", "numpy", "torch", "tensorflow-cpu", "tensorflow", "grain"), flush=True)
-    loaders: dict[str, Loader] = {"np.take": numpy_take, "prefetchd": prefetchd_loader}
+    loaders: dict[str, Loader] = {"np.take": numpy_take, "prefetchd": prefetchd_loader(None)}
+    loaders |= {"prefetchd, 1": prefetchd_loader(1), "prefetchd, 2": prefetchd_loader(2)}
     if "torch" in globals():
         loaders |= {"DataLoader, 0": torch_loader(0), "DataLoader, 2": torch_loader(2)}
     if "tf" in globals():
         loaders["tf.data"] = tensorflow_loader
     if "grain" in globals():
         loaders["Grain"] = grain_loader
+    if options.only:
+        loaders = {name: loaders[name] for name in ("np.take", *options.only.split("+")) if name in loaders}
     with tempfile.TemporaryDirectory(prefix="prefetchd-bench-") as name:
         folder = Path(name)
         make_arrays(folder, options.rows)

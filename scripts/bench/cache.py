@@ -7,11 +7,15 @@ Interleaved rounds; medians. Two readers, shuffled, uint8. The loop reads a byte
   no cache        an epoch that decodes, from the first batch on
   filling         the same with an empty cache, which it fills
   checking        an epoch of a new run from a full cache: files are examined, rows are checked
+  steady          the same, from the first batch on
   cached          the epochs after that
   bare copy       two processes that only pread such rows, in random order, into a ring of shared memory with
                   semaphores: no daemon, no labels, no order that anyone could resume
+  only pread      the same two, with nobody who waits for them or reads what they wrote
   DataLoader      PyTorch's with two workers: decoding with cv2, and from rows decoded ahead in one mapped .npy file
   FFCV            from a raw .beton file, if it is installed
+
+And the seconds from the call of `batches` to the first batch, without a cache, filling one, and from a full one.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ import contextlib
 import itertools
 import multiprocessing
 import os
+import shutil
 import statistics
 import tempfile
 import time
@@ -81,6 +86,7 @@ class Bench:
             rows[number] = decode(path, options.image_size)
         rows.flush()
         self.n_caches = 0
+        self.first_batch_s: dict[str, list[float]] = {}
 
     def loader(self, **more: Any) -> Any:
         return prefetchd.batches(
@@ -93,18 +99,34 @@ class Bench:
         )
 
     def no_cache(self) -> float:
-        with self.loader() as loader:
-            return rate(loader)
+        return self._epoch("no cache")
 
     def filling(self) -> float:
+        if self.n_caches:
+            shutil.rmtree(self.cache)
         self.n_caches += 1
         self.cache = self.folder / f"cache-{self.n_caches}"
-        with self.loader(cache=self.cache) as loader:
-            return rate(loader)
+        return self._epoch("filling", cache=self.cache)
 
     def checking(self) -> float:
-        with self.loader(cache=self.cache) as loader:
-            return rate(loader)
+        return self._epoch("checking", cache=self.cache)
+
+    def steady(self) -> float:
+        with self.loader(cache=self.cache, epochs=None) as loader:
+            batches = iter(loader)
+            rate(batches, 1)
+            return rate(batches, len(loader) - 1)
+
+    def _epoch(self, what: str, **more: Any) -> float:
+        begin_s = time.perf_counter()
+        with self.loader(**more) as loader:
+            batches = iter(loader)
+            n = len(next(batches).x)
+            self.first_batch_s.setdefault(what, []).append(time.perf_counter() - begin_s)
+            for x, *_ in batches:
+                touch(x)
+                n += len(x)
+            return n / (time.perf_counter() - begin_s)
 
     def cached(self) -> float:
         with self.loader(cache=self.cache, epochs=None) as loader:
@@ -142,10 +164,32 @@ class Bench:
                 memory.close()
             memory.unlink()
 
-    def _copy(self, memory: Any, free: Any, full: Any, worker: int) -> None:
+    def only_pread(self) -> float:
+        batch, row = self.options.batch_size, self.options.image_size**2 * 3
+        context = multiprocessing.get_context("fork")
+        memory = shared_memory.SharedMemory(create=True, size=RING * batch * row)
+        endless = [context.Semaphore(self.options.batches) for _ in range(RING)]
+        took_s = context.SimpleQueue()
+
+        def work(number: int) -> None:
+            for turn in range(2):  # the first maps the ring
+                begin_s = time.perf_counter()
+                self._copy(memory, endless, endless, number, (8, self.options.batches // 2)[turn])
+            took_s.put(time.perf_counter() - begin_s)
+
+        workers = [context.Process(target=work, args=(number,)) for number in range(2)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        memory.close()
+        memory.unlink()
+        return sum(self.options.batches // 2 * batch / took_s.get() for _ in workers)
+
+    def _copy(self, memory: Any, free: Any, full: Any, worker: int, n_batches: int | None = None) -> None:
         batch, row = self.options.batch_size, self.options.image_size**2 * 3
         fd, rng = os.open(self.rows, os.O_RDONLY), np.random.default_rng(worker)
-        for number in itertools.count(worker, 2):
+        for number in itertools.islice(itertools.count(worker, 2), n_batches):
             slot = number % RING
             free[slot].acquire()
             for place, sample in enumerate(rng.integers(0, len(self.samples), batch).tolist()):
@@ -228,7 +272,7 @@ class Rows:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("manifest", nargs="?", type=Path, help="`path label` a line; photographs are made without")
-    parser.add_argument("--images", type=int, default=1000, help="in an epoch; the list is repeated for it (1000)")
+    parser.add_argument("--images", type=int, default=4000, help="in an epoch; the list is repeated for it (4000)")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--batches", type=int, default=2000, help="timed in a cached round (2000)")
@@ -245,8 +289,10 @@ def main() -> None:
             "no cache": bench.no_cache,
             "filling": bench.filling,
             "checking": bench.checking,
+            "steady": bench.steady,
             "cached": bench.cached,
             "bare copy": bench.bare_copy,
+            "only pread": bench.only_pread,
         }
         if "torch" in globals():
             lines |= {"DataLoader, decoding": bench.torch_decoding, "DataLoader, mapped rows": bench.torch_rows}
@@ -256,7 +302,8 @@ def main() -> None:
         for _ in range(options.rounds):
             for line, measure in lines.items():
                 rates[line].append(measure())
-    base = {"filling": "no cache", "checking": "no cache"}
+        first_s = bench.first_batch_s
+    base = {"filling": "no cache", "checking": "no cache", "steady": "no cache"}
     rows = [["", "images/s", "ratio", "to"]]
     for line, found in rates.items():
         to = base.get(line, "bare copy")
@@ -266,6 +313,7 @@ def main() -> None:
         f"{options.images} images, {options.image_size} px, batches of {options.batch_size}, {options.rounds} rounds\n"
     )
     print(table(rows))
+    print("\nfirst batch after, s: " + ", ".join(f"{what} {statistics.median(s):.2f}" for what, s in first_s.items()))
 
 
 if __name__ == "__main__":

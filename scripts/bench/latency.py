@@ -30,15 +30,15 @@ def late(image: object, rng: object) -> object:
 
 
 def _delay_reads(delay_s: float) -> None:
-    from prefetchd.data.manifest import records
+    from prefetchd.data import named_files
 
-    read = records.read_file
+    read = named_files.read_file
 
     def read_late(*args: object, **options: object) -> memoryview:
         time.sleep(delay_s)
         return read(*args, **options)  # type: ignore[arg-type]
 
-    records.read_file = read_late  # type: ignore[assignment]
+    named_files.read_file = read_late  # type: ignore[assignment]
 
 
 if os.environ.get(DELAY):

@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
+
+# With it set, each process that is measured would compile the package anew, which no user's does.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 MIB = 1 << 20
 SAMPLE_EVERY_S = 0.02
@@ -95,7 +101,7 @@ def segment_bytes(pids: Iterable[int]) -> int:
 
 
 def loader_bytes() -> int:
-    """Return the footprint of whatever loader this process runs: private memory of its processes, shared memory.
+    """Return the footprint of the loader that this process runs: private memory of its processes, shared memory.
 
     This process's own private memory is the training loop's and not counted; segments that it maps are.
     """
@@ -154,6 +160,28 @@ def manifest_or_photographs(given: Path | None, n_images: int = 256) -> Iterator
     with tempfile.TemporaryDirectory(prefix="prefetchd-bench-") as folder:
         print(f"making {n_images} photographs ...", file=sys.stderr, flush=True)
         yield make_photographs(Path(folder), n_images)
+
+
+def measure_apart(words: Sequence[str], environment: dict[str, str], limit_s: float) -> dict[str, Any]:
+    """Return what a script prints as JSON on its last line, or what went wrong as `problem`."""
+    with tempfile.TemporaryFile("w+") as log:
+        try:
+            done = subprocess.run(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                timeout=limit_s,
+                env={**os.environ, **environment},
+            )
+            return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+        except subprocess.TimeoutExpired:
+            return {"problem": f"it took more than {limit_s:g} s"}
+        except (IndexError, ValueError):
+            log.seek(0)
+            said = [line for line in log.read().splitlines() if line.strip()]
+            return {"problem": said[-1] if said else f"exit status {done.returncode}"}
 
 
 def setting(*packages: str) -> str:

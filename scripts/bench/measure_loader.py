@@ -72,7 +72,7 @@ def measure(next_epoch: Epochs, data: Data, options: argparse.Namespace, begun_s
             n_images += len(x)
     found.images_per_s = n_images / (time.perf_counter() - start_s)
 
-    # Twice what all workers together need for a batch each: then the next one is ready, whoever makes it.
+    # Twice what all workers together need for a batch each: then the next one is ready.
     pause_s = max(0.1, 2 * data.workers * data.batch_size / found.images_per_s)
     ready: list[float] = []
     batches = iter(())  # type: ignore[var-annotated]
@@ -83,7 +83,7 @@ def measure(next_epoch: Epochs, data: Data, options: argparse.Namespace, begun_s
         took_s = time.perf_counter() - before_s
         if batch is None:
             batches = iter(next_epoch())
-            next(batches)  # the first of an epoch is not ready, whatever the pause
+            next(batches)  # the first of an epoch is not ready after any pause
             continue
         touch(batch[0])
         ready.append(took_s)
@@ -98,14 +98,20 @@ def measure(next_epoch: Epochs, data: Data, options: argparse.Namespace, begun_s
     return found
 
 
-def main() -> None:
+def loader_parser(epochs: int) -> argparse.ArgumentParser:
+    """Return a parser of what every measurement of one loader is given."""
     parser = argparse.ArgumentParser()
     parser.add_argument("name")
     parser.add_argument("manifest", type=Path)
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--started-s", type=float, default=time.time())
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=epochs)
     parser.add_argument("--batch-size", type=int, default=64)
+    return parser
+
+
+def main() -> None:
+    parser = loader_parser(epochs=2)
+    parser.add_argument("--started-s", type=float, default=time.time())
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--ready", type=int, default=10)
     options = parser.parse_args()
@@ -121,7 +127,7 @@ def main() -> None:
         options.workers,
         options.folder,
     )
-    if len(samples) <= options.batch_size:  # the first batch of an epoch is not ready, whatever the pause
+    if len(samples) <= options.batch_size:  # the first batch of an epoch is not ready after any pause
         raise SystemExit(
             f"cannot time ready batches: batches of {options.batch_size} make one batch of {len(samples)} images; "
             "give a smaller --batch-size or more images"

@@ -24,9 +24,7 @@ import argparse
 import ast
 import importlib.metadata
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -35,7 +33,7 @@ from typing import Any
 
 from bar_chart import bar_chart
 from loaders import LOADERS
-from measure import MIB, setting, table
+from measure import MIB, measure_apart, setting, table
 
 HERE = Path(__file__).resolve().parent
 BASE = "torch_cv2"
@@ -65,24 +63,8 @@ def measure_one(name: str, manifest: Path, options: argparse.Namespace) -> dict[
     words = [sys.executable, str(HERE / "measure_loader.py"), name, str(manifest), "--folder", str(manifest.parent)]
     for option in ("epochs", "batch_size", "workers", "ready"):
         words += [f"--{option.replace('_', '-')}", str(getattr(options, option))]
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
-    with tempfile.TemporaryFile("w+") as log:
-        try:
-            done = subprocess.run(
-                [*words, "--started-s", repr(time.time())],
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                timeout=MEASUREMENT_S,
-                env=environment,
-            )
-            return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
-        except subprocess.TimeoutExpired:
-            return {"problem": f"it took more than {MEASUREMENT_S:g} s"}
-        except (IndexError, ValueError):
-            log.seek(0)
-            said = [line for line in log.read().splitlines() if line.strip()]
-            return {"problem": said[-1] if said else f"exit status {done.returncode}"}
+    words += ["--started-s", repr(time.time())]
+    return measure_apart(words, {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}, MEASUREMENT_S)
 
 
 def facts(name: str) -> dict[str, Any]:
@@ -134,7 +116,7 @@ def report(rounds: list[Round]) -> list[list[str]]:
 
 
 def best_in_bold(rows: list[list[str]]) -> list[list[str]]:
-    """Mark the best figure of each column, whoever has it."""
+    """Mark the best figure of each column."""
     marked = [list(row) for row in rows]
     for column in range(1, len(rows[0])):
         values = [float(row[column].split()[0].replace(",", "")) for row in rows[1:] if row[column] != "-"]
@@ -156,7 +138,7 @@ def write_docs(page: Path, rows: list[list[str]], names: list[str], ran: str, n_
         raise SystemExit(f"cannot update {page}: it has no {BEGIN} ... {END}")
     command, versions = ran.split("\n", 1)
     lines = [f"    {command.removeprefix('$ ')}", ""]
-    lines += [f"{rounds}; the best of each column in bold, whoever has it. {versions.strip()}.", ""]
+    lines += [f"{rounds}; the best of each column in bold. {versions.strip()}.", ""]
     lines += ["| " + " | ".join(row) + " |" for row in best_in_bold(rows)]
     lines.insert(-len(rows) + 1, "|" + "---|" * len(rows[0]))
     lines += ["", f"![Images a second by loader]({CHART})", ""]

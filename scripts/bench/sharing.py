@@ -82,13 +82,15 @@ def batches_of(kind: str, manifest: str, name: str) -> Generator[np.ndarray, Non
 def photographs_loader(manifest: str, repeat: int = 1, *, drop_last: bool = False) -> Any:
     """Return a DataLoader of the photographs, listed `repeat` times over, with two workers."""
     import torch
-    from throughput import Photographs, _one_thread
+    from loaders import Data, read_image
+    from loaders.torch_cv2 import Photographs, _one_thread
 
     torch.set_num_threads(1)
-    lines = [line.rsplit(" ", 1) for line in Path(manifest).read_text().splitlines()]
-    samples = [(str(Path(manifest).parent / path), int(label)) for path, label in lines]
+    lines = [line.rsplit(" ", 1) for line in Path(manifest).read_text().splitlines()] * repeat
+    paths, labels = [str(Path(manifest).parent / path) for path, _ in lines], [int(label) for _, label in lines]
+    data = Data(Path(manifest), paths, labels, 64, 2, Path(manifest).parent)
     return torch.utils.data.DataLoader(
-        Photographs(samples * repeat), 64, shuffle=True, num_workers=2, worker_init_fn=_one_thread,
+        Photographs(data, read_image), 64, shuffle=True, num_workers=2, worker_init_fn=_one_thread,
         persistent_workers=True, drop_last=drop_last,
     )  # fmt: skip
 
@@ -195,7 +197,7 @@ def run_trainers(kind: str, n: int, manifest: str, name: str, seconds: float, se
             pids = [process.pid for process in others]
             footprint = max(footprint, sum(map(private_bytes, pids)) + shared_bytes([*pids, *(p.pid for p in own)]))
             time.sleep(0.5)
-        # While all of them run: what a process has used is not to be had once it has ended.
+        # While all of them run: what a process has used cannot be read once it has ended.
         cores = (cpu_s(own + others) - before_s) / (time.monotonic() - start_s)
         rates = []
         for trainer in trainers:

@@ -21,7 +21,6 @@ server and the loaders, such as `0/1-3`.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -33,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from measure import manifest_or_photographs, setting, table
+from measure import manifest_or_photographs, measure_apart, setting, table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.servers.web import WebServer
@@ -123,24 +122,7 @@ class Bench:
         words += ["--warm", str(given.warm)]
         if is_indexed:
             words += ["--index", str(self._index)]
-        with tempfile.TemporaryFile("w+") as log:
-            try:
-                done = subprocess.run(
-                    words,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    text=True,
-                    timeout=MEASUREMENT_S,
-                    env={**os.environ, **environment},
-                )
-                return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
-            except subprocess.TimeoutExpired:
-                return {"problem": f"it took more than {MEASUREMENT_S:g} s"}
-            except (IndexError, ValueError):
-                log.seek(0)
-                said = [line for line in log.read().splitlines() if line.strip()]
-                return {"problem": said[-1] if said else f"exit status {done.returncode}"}
+        return measure_apart(words, environment, MEASUREMENT_S)
 
 
 def main() -> None:

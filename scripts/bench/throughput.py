@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import os
 import random
 import statistics
@@ -35,28 +36,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
+from loaders import SIZE_PX, Data, load, read_image
 from measure import MIB, Sampler, setting, table
 
 import prefetchd
 
-try:
-    import torch
-    from torch.utils.data import DataLoader, Dataset
-except ImportError:
-    torch = None
-
-SIZE_PX = 224
+HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 Sample = tuple[str, int]
 Epoch = Iterator[tuple[Any, Any]]
-
-
-def read_image(path: str) -> np.ndarray:
-    image = cv2.imread(path)
-    assert image is not None, path
-    return cv2.cvtColor(cv2.resize(image, (SIZE_PX, SIZE_PX)), cv2.COLOR_BGR2RGB)
 
 
 def touch(x: Any) -> int:
@@ -96,45 +85,12 @@ def generator_loader(samples: list[Sample], options: argparse.Namespace) -> Iter
     yield epoch
 
 
-if torch is not None:
-
-    class Photographs(Dataset):  # type: ignore[misc]
-        def __init__(self, samples: list[Sample]) -> None:
-            self.samples = samples
-
-        def __len__(self) -> int:
-            return len(self.samples)
-
-        def __getitem__(self, index: int) -> tuple[Any, int]:
-            path, label = self.samples[index]
-            return torch.from_numpy(read_image(path)), label
-
-
-def _one_thread(_: int) -> None:
-    cv2.setNumThreads(0)
-
-
 @contextlib.contextmanager
-def torch_loader(samples: list[Sample], options: argparse.Namespace) -> Iterator[Callable[[], Epoch]]:
-    loader = DataLoader(
-        Photographs(samples),
-        batch_size=options.batch_size,
-        shuffle=True,
-        num_workers=options.workers,
-        worker_init_fn=_one_thread,
-        persistent_workers=True,
-    )
-    last: list[Any] = []
-
-    def epoch() -> Epoch:
-        last[:] = [iter(loader)]
-        return last[0]  # type: ignore[no-any-return]
-
-    try:
+def torch_loader(manifest: Path, samples: list[Sample], options: argparse.Namespace) -> Iterator[Callable[[], Epoch]]:
+    paths, labels = [path for path, _ in samples], [label for _, label in samples]
+    data = Data(manifest, paths, labels, options.batch_size, options.workers, manifest.parent)
+    with load("torch_cv2").epochs(data) as epoch:
         yield epoch
-    finally:
-        if last and hasattr(last[0], "_shutdown_workers"):
-            last[0]._shutdown_workers()  # else they end when the garbage collector comes round
 
 
 # --- measuring one loader
@@ -171,7 +127,7 @@ def run_round(make: Make, figures: Figures, options: argparse.Namespace, *, prep
         rate = n_images / (time.perf_counter() - mark_s)
         figures.images_per_s.append(rate)
 
-        # Twice what all workers together need for a batch each: then the next one is ready, whoever makes it.
+        # Twice what all workers together need for a batch each: then the next one is ready.
         pause_s = max(0.1, 2 * options.workers * options.batch_size / rate) if prepares else 0.0
         batches = next_epoch()
         next(batches)
@@ -258,12 +214,14 @@ def main() -> None:
         makers: dict[str, Make] = {
             "prefetchd": lambda: prefetchd_loader(manifest, options),
             "prefetchd, exact": lambda: prefetchd_loader(manifest, options, shrink_on_load=False),
-            "PyTorch DataLoader": lambda: torch_loader(samples, options),
+            "PyTorch DataLoader": lambda: torch_loader(manifest, samples, options),
             f"generator, {options.generator}": lambda: generator_loader(samples, options),
         }
-        if torch is None:
+        if not HAS_TORCH:
             del makers["PyTorch DataLoader"]
             print("PyTorch is not installed (pip install -e '.[bench]'): without its DataLoader")
+        else:
+            load("torch_cv2")  # its import is no part of the first batch
         print(
             f"{len(samples)} samples, batches of {options.batch_size}, {options.workers} workers, "
             f"{options.rounds} rounds of 1 + {options.epochs} epochs\n",

@@ -9,6 +9,7 @@ rounds of each, and of their quotient.
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import sys
@@ -60,4 +61,8 @@ def main(source: str, rounds: int) -> None:
 if __name__ == "__main__":
     # As in a reader: libjpeg remarks on every image whose lower rows are left out.
     sys.stderr = os.fdopen(detach_native_stderr(), "w", buffering=1)
-    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 8)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("manifest", help="text manifest, `path label` a line")
+    parser.add_argument("rounds", nargs="?", type=int, default=8, help="turns of each kind (8)")
+    given = parser.parse_args()
+    main(given.manifest, given.rounds)

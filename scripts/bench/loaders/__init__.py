@@ -23,7 +23,7 @@ from typing import Any, Protocol, cast
 SIZE_PX = 224
 LOADERS = (
     "ours", "ours_cached", "ours_exact", "torch_cv2", "torch_pil", "tf_data", "dali_cpu", "spdl_threads",
-    "grain_processes", "generator",
+    "grain_processes", "litdata_chunks", "energon_shards", "ffcv_raw", "generator",
 )  # fmt: skip
 
 Epochs = Callable[[], Iterator[tuple[Any, Any]]]

@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import grain
 import numpy as np
+from absl import flags
 
 from loaders import Data, Epochs, read_image
 
@@ -26,6 +27,7 @@ def _read(sample: tuple[str, int]) -> tuple[Any, Any]:
 
 @contextlib.contextmanager
 def epochs(data: Data) -> Iterator[Epochs]:
+    flags.FLAGS.mark_as_parsed()  # Grain reads some, and refuses to where a program has not parsed its words
     samples = list(zip(data.paths, data.labels, strict=True))
     dataset = (
         grain.MapDataset.source(samples)
