@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import os
@@ -109,14 +110,19 @@ def pytest_collection_finish() -> None:
 def _restore_loggers() -> str:
     """Give the loggers the state that Python begins with; return what they were, if it was another."""
     root, ours = logging.getLogger(), logging.getLogger("prefetchd")
-    found = root.level, ours.level, ours.disabled, ours.propagate, logging.root.manager.disable
-    if found == (logging.WARNING, logging.NOTSET, False, True, logging.NOTSET):
+    speaks = ours.isEnabledFor(logging.WARNING)  # kept from an earlier call, until a level is set
+    found = root.level, ours.level, ours.disabled, ours.propagate, logging.root.manager.disable, speaks, ours.parent
+    found += (ours.filters, root.filters)
+    if found == (logging.WARNING, logging.NOTSET, False, True, logging.NOTSET, True, root, [], []):
         return ""
     root.setLevel(logging.WARNING)
+    ours.filters, root.filters, ours.parent = [], [], root
     ours.setLevel(logging.NOTSET)
     ours.disabled, ours.propagate = False, True
     logging.disable(logging.NOTSET)
-    return "level of root {}, of prefetchd {}, disabled {}, propagates {}, off up to {}".format(*found)
+    return (
+        "level of root {}, of prefetchd {}, disabled {}, propagates {}, off up to {}, warns {}, under {}, filters {} {}"
+    ).format(*found)
 
 
 @pytest.fixture(autouse=True)
@@ -220,6 +226,10 @@ class DaemonProcess:
         return self.process.wait(20)
 
 
+def _is_free(name: str) -> bool:
+    return lock_owner(daemon_paths(name).lock) is None
+
+
 @pytest.fixture
 def serve(tmp_path: Path, nothing_left: None) -> Iterator[Callable[..., DaemonProcess]]:
     """Start a daemon: `serve("manifest.txt", "--batch-size", "4", name="x")`; it is stopped after the test."""
@@ -243,7 +253,7 @@ def serve(tmp_path: Path, nothing_left: None) -> Iterator[Callable[..., DaemonPr
     ends = [(daemon.name, daemon.process.returncode) for daemon in serving]
     assert all(status in (0, -signal.SIGKILL) for _, status in ends), ends
     for daemon in started:
-        assert lock_owner(daemon_paths(daemon.name).lock) is None
+        wait_until(functools.partial(_is_free, daemon.name), "the daemon's lock is free")
 
 
 class ModuleDaemons:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from tests.conftest import DaemonProcess, wait_until
 from tests.faults.conftest import ask_status, exact
@@ -64,6 +65,8 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
 subprocess.run([sys.executable, "-c", "pass"], check=True)
 subprocess.run(["true"], check=True, preexec_fn=lambda: None)
 """,
+}
+TORCH = {
     "a DataLoader of PyTorch": """
 import torch.utils.data
 numbers = torch.utils.data.DataLoader(list(range(20)), batch_size=5, num_workers=2, multiprocessing_context="fork")
@@ -72,13 +75,18 @@ assert sum(int(batch.sum()) for batch in numbers) == 190
 }
 
 
-def test_children_release_and_corrupt_nothing(serve: Serve, forty: Path) -> None:
+@pytest.mark.parametrize("ways", [WAYS, TORCH], ids=["python", "torch"])
+def test_children_release_and_corrupt_nothing(serve: Serve, forty: Path, ways: dict[str, str]) -> None:
     """One after the other, of one parent."""
-    torch = importlib.util.find_spec("torch") is not None
-    ways = "".join(code for way, code in WAYS.items() if torch or "PyTorch" not in way)
+    if ways is TORCH:
+        pytest.importorskip("torch", exc_type=ImportError)
     serve(forty, *exact("--num-workers", 1))
     result = subprocess.run(
-        [sys.executable, "-c", PARENT.format(fork=ways)], capture_output=True, text=True, timeout=110, check=False
+        [sys.executable, "-c", PARENT.format(fork="".join(ways.values()))],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
     )
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == "[2, 3, 4, 5, 6, 7]\n"
@@ -112,6 +120,37 @@ def test_child_that_drops_the_batches_keeps_its_own_memory(serve: Serve, forty: 
     serve(forty, *exact("--image-size", 224, "--num-workers", 1, "--memory-budget", "192MiB"))
     result = subprocess.run([sys.executable, "-c", GAPS], capture_output=True, text=True, timeout=110, check=True)
     assert (result.stdout, result.stderr) == ("0\n", "")
+
+
+THREADS = """
+import os, threading
+import prefetchd
+loader = prefetchd.batches(epochs=None)
+batches = iter(loader)
+own, is_held, may_end = threading.local(), threading.Event(), threading.Event()
+def hold():
+    own.held = [next(batches), next(batches)]
+    is_held.set()
+    may_end.wait()
+thread = threading.Thread(target=hold)
+thread.start()
+is_held.wait()
+pid = os.fork()
+if pid == 0:
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+print(loader.status()["ring"]["leased"])
+may_end.set()
+thread.join()
+"""
+
+
+def test_what_a_thread_of_the_parent_held_is_not_released_by_the_child(serve: Serve, forty: Path) -> None:
+    """The child drops it before any hook of ours has run."""
+    serve(forty, *exact("--num-workers", 1))
+    result = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, timeout=110, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert int(result.stdout) >= 2
 
 
 TOUCH = """

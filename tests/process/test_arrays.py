@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import prefetchd
-from prefetchd.ring.queues import ENOUGH_AHEAD
+from prefetchd.ring.queues import ENOUGH_AHEAD, Ended
 from tests.conftest import end_thread, wait_until
 from tests.process.commands import refused_here, run_command
 
@@ -165,9 +165,11 @@ def test_slot_that_comes_back_while_its_loop_has_more_to_go_on_with_is_there_for
         wait_until(lambda: holder.status()["ring"]["ready"] == holder.status()["ring"]["slots"] > 16, "a full ring")
         other.set_epoch(7)  # whose batches are not the other's
         holding, asking, theirs = iter(holder), iter(other), []
-        held = [next(holding) for _ in range(4)]
+        held = [next(holding) for _ in range(5)]
         connection = holder._connection
         wait_until(lambda: connection._grants.has_ahead(ENOUGH_AHEAD), "it has more to go on with")
+        del held[4]
+        assert len(connection._leases._unsent_returns) == 1  # in its return queue: nobody waits for the slot
         if is_over:
             holding.close()
 
@@ -182,9 +184,11 @@ def test_slot_that_comes_back_while_its_loop_has_more_to_go_on_with_is_there_for
             asker.start()
 
             wait_until(lambda: any(one["stalled"] for one in holder.status()["consumers"]), "it waits for a slot")
+            if not is_over:
+                wait_until(lambda: connection._grants.leases_end == Ended.BY_MESSAGE, "the daemon asks for messages")
             n_theirs = len(theirs)
             del held[3]
-            assert bool(connection._leases._unsent_returns) != is_over  # in the return queue, and not sent
+            assert not connection._leases._unsent_returns  # sent, with the one before
             wait_until(lambda: len(theirs) > n_theirs, "it has its batch")
             other.close()
             end_thread(asker)  # closing ends its wait, though what it holds keeps the connection

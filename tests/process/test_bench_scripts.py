@@ -30,15 +30,23 @@ SCRIPTS = {
     "detection": ("MANIFEST --rounds 1 --epochs 1", "prefetchd"),
     "decode": ("MANIFEST --images 8 --rounds 1", "cv2, full size"),
     "footprint": ("MANIFEST --seconds 0.2", "ALLOWANCE_BYTES"),
-    "handoff": ("MANIFEST --batches 2 --warm-up 1", "arrays, tight loop"),
+    "gpu": (
+        "MANIFEST --device cpu --rounds 1 --seconds 0.2 --batch-size 16 --workers 1 --step-ms 2 --matrix 64",
+        "| PyTorch DataLoader, pinned |",
+    ),
+    "handoff": ("MANIFEST --batches 2 --warm-up 1 --pause 2", "arrays, tight loop"),
     "in_memory": ("MANIFEST --rows 200 --rounds 1 --only 'list of pairs,numpy columns'", "numpy columns"),
     "latency": ("MANIFEST --delay-ms 1 --repeat 11 --rounds 1", "1 ms more"),
     "limit": ("MANIFEST --repeat 1 --rounds 1 --full-size", "CPU ms/image"),
     "manifest": ("MANIFEST --sizes 100 --rounds 1 --only prefetchd", "footprint MiB"),
     "measure_loader": ("generator TABS --folder . --epochs 1 --ready 1 --batch-size 16", "images_per_s"),
-    "order": ("MANIFEST --samples 20000 --seconds 0.05 --rounds 1", "blocks of 1024"),
+    "order": ("MANIFEST --samples 20000 --lines 20000 --seconds 0.05 --rounds 1", "blocks of 1024"),
+    "measure_remote": ("ours_agents TABS --folder . --epochs 1 --batch-size 16", "images_per_s"),
     "measure_stores": ("ours MANIFEST --batch-size 16 --warm 1", "images_per_s"),
     "peers": ("MANIFEST --rounds 1 --epochs 1 --ready 1 --batch-size 16 --only ours,generator", "hand-written"),
+    "ready": ("MANIFEST --consumers 2 --paces 0,1 --batches 3 --warm-up 1 --batch-size 16", "wait p99"),
+    "remote": ("MANIFEST --fake 1 --agents '' --line '' --rows 600 --beside ours_agents --rounds 1", "by agents"),
+    "scale": ("MANIFEST --readers 2,3 --consumers 1,2 --datasets 1,2 --seconds 0.2 --budget 1GiB", "data sets"),
     "sharing": ("MANIFEST --trainers 2 --rounds 1 --seconds 0.3 --no-torch", "2 x prefetchd"),
     "startup": ("MANIFEST --rounds 1", "first batch"),
     "stores": ("MANIFEST --repeat 1 --rounds 1 --delays-ms 1 --batch-size 16 --warm 1 --only local", "of local"),
@@ -47,7 +55,10 @@ SCRIPTS = {
 }
 # These end with status 1 where a promise of memory does not hold, which a moment is too short to tell.
 JUDGES = ("budget", "footprint")
-MORE = {"sharing": ("--handoff 1,2 --seconds 0.3", "daemon's CPU")}
+MORE = {
+    "sharing": ("--handoff 1,2 --seconds 0.3", "daemon's CPU"),
+    "startup": ("--steps --rounds 1", "fork server"),
+}
 
 
 def runs_alone(path: Path) -> bool:
@@ -79,6 +90,8 @@ def run(script: str, arguments: str, data: Path, folder: Path) -> str:
 @pytest.mark.parametrize("script", sorted(path.stem for path in BENCH.glob("*.py") if runs_alone(path)))
 def test_script_measures_something_tiny(script: str, data: Path, tmp_path: Path) -> None:
     assert script in SCRIPTS, f"{script}.py is new: give its arguments for a run of a moment here"
+    if script == "gpu":
+        pytest.importorskip("torch", exc_type=ImportError)
     arguments, says = SCRIPTS[script]
     assert says in run(script, arguments, data, tmp_path)
 
@@ -87,6 +100,17 @@ def test_script_measures_something_tiny(script: str, data: Path, tmp_path: Path)
 def test_other_mode_of_a_script(script: str, data: Path, tmp_path: Path) -> None:
     arguments, says = MORE[script]
     assert says in run(script, arguments, data, tmp_path)
+
+
+def test_bench_of_a_gpu_says_in_one_line_that_there_is_none(data: Path, tmp_path: Path) -> None:
+    """`CUDA_VISIBLE_DEVICES` hides what there may be, as for all scripts here."""
+    words = [sys.executable, str(BENCH / "gpu.py"), str(data / "manifest.txt")]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(words, capture_output=True, text=True, timeout=100, cwd=tmp_path, env=environment)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("cannot measure on a GPU: ")
 
 
 def test_no_arguments_are_for_a_script_that_is_gone() -> None:

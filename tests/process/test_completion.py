@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.process.commands import run_command
+from tests.process.commands import refused, run_command
 
 pytest.importorskip("shtab")
 
@@ -53,3 +53,27 @@ def test_other_shells_can_read_theirs(shell: str):
     assert "shuffle" in result.stdout
     if shutil.which(shell):
         assert subprocess.run([shell, "-n"], input=result.stdout, text=True, timeout=100).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("shell", "place"),
+    [
+        ("bash", "data/bash-completion/completions/prefetchd"),
+        ("zsh", "data/zsh/site-functions/_prefetchd"),
+        ("fish", "config/fish/completions/prefetchd.fish"),
+    ],
+)
+def test_script_is_installed_where_the_shell_looks_for_it(shell, place, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.delenv("BASH_COMPLETION_USER_DIR", raising=False)
+    monkeypatch.setenv("SHELL", f"/usr/bin/{shell}")
+    result = run_command("completion", "--install")
+    assert result.returncode == 0, result.stderr
+    assert str(tmp_path / place) in result.stdout
+    assert "shuffle" in (tmp_path / place).read_text()
+
+
+def test_unknown_shell_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setenv("SHELL", "/bin/tcsh")
+    assert "$SHELL is 'tcsh'; name one of bash, zsh, fish" in refused("completion", "--install")

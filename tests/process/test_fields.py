@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -17,60 +14,11 @@ import pytest
 import prefetchd
 from prefetchd import Field
 from prefetchd.client.batch import leaves_of
+from tests.field_data import N_SAMPLES, QUICK, SIZE, caption, field_data, mask_of  # noqa: F401
 from tests.images import photograph
-from tests.process.commands import refused_here, run_command, run_script
+from tests.process.commands import refused_here, run_command
 
-N_SAMPLES = 20
-SIZE = (40, 60)
-QUICK = {"num_workers": 1, "memory_budget": "256MiB", "batch_size": 8}
 ROOT = Path(prefetchd.__file__).parents[1]
-
-
-def mask_of(number: int) -> np.ndarray:
-    """Return large areas of class numbers."""
-    return np.kron(np.random.default_rng(number).integers(0, 5, (4, 6)), np.ones((10, 10))).astype(np.uint8)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with `train.csv`, `train.jsonl` and `pairs/` over the same samples."""
-    folder = tmp_path_factory.mktemp("fields")
-    for name in ("images", "depth", "masks", "captions", "embeddings"):
-        (folder / "pairs" / name).mkdir(parents=True)
-    rows: list[dict[str, Any]] = []
-    for number in range(N_SAMPLES):
-        stem = f"{number:03d}"
-        pairs = folder / "pairs"
-        cv2.imwrite(str(pairs / "images" / f"{stem}.png"), photograph(*SIZE, number))
-        cv2.imwrite(str(pairs / "depth" / f"{stem}.png"), photograph(*SIZE, 100 + number)[..., 0])
-        cv2.imwrite(str(pairs / "masks" / f"{stem}.png"), mask_of(number))
-        (pairs / "captions" / f"{stem}.txt").write_text(caption(number))
-        (pairs / "images" / f"{stem}.txt").write_text(f"beside {number}")
-        np.save(pairs / "embeddings" / f"{stem}.npy", np.full(4, number, np.float32))
-        rows.append(
-            {
-                "path": f"pairs/images/{stem}.png",
-                "depth": f"pairs/depth/{stem}.png",
-                "mask": f"pairs/masks/{stem}.png",
-                "embedding": f"pairs/embeddings/{stem}.npy",
-                "label": ("dog", "cat")[number % 2],
-                "caption": caption(number),
-                "score": number / 2,
-                "roll": number,
-                "pitch": -number,
-            }
-        )
-    with open(folder / "train.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    lines = [json.dumps({**row, "vector": [number, 2 * number, 7]}) for number, row in enumerate(rows)]
-    (folder / "train.jsonl").write_text("".join(f"{line}\n" for line in lines))
-    return folder
-
-
-def caption(number: int) -> str:
-    return f'a "größe", {number}'
 
 
 FIELDS = {
@@ -287,169 +235,6 @@ def test_a_table_in_memory_has_fields_too(data: Path) -> None:
                 assert batch.vector[row].tolist() == [3 * number, 3 * number + 1, 3 * number + 2]
             assert batch.strings("caption") == [caption(number) for number in batch.sample_ids]
             assert batch.vector.dtype == np.float64
-
-
-ADAPTED: dict[str, Any] = {
-    "image": Field("image", "path"),
-    "mask": Field("mask"),
-    "label": Field("label"),
-    "caption": Field("text"),
-}
-
-
-def test_tensors_come_by_name_and_images_with_their_channels_second(data: Path) -> None:
-    pytest.importorskip("torch")
-    import prefetchd.torch
-
-    with (
-        prefetchd.batches(data / "train.csv", fields=ADAPTED, image_size=SIZE, **QUICK) as arrays,
-        prefetchd.torch.batches(str(data / "train.csv"), fields=ADAPTED, image_size=SIZE, **QUICK) as loader,
-    ):
-        for batch, tensors in zip(arrays, loader, strict=True):
-            assert tensors.keys() == batch.keys()
-            np.testing.assert_array_equal(tensors["image"].permute(0, 2, 3, 1).numpy(), batch.image)
-            np.testing.assert_array_equal(tensors.mask.numpy(), batch.mask)
-            assert tensors["caption"]["length"].tolist() == batch.caption.length.tolist()
-            assert tensors.strings("caption") == batch.strings("caption")
-            assert (tensors.index, tensors.sample_ids.tolist()) == (batch.index, batch.sample_ids.tolist())
-    with pytest.raises(prefetchd.ConfigError, match="cannot normalize fields on the device"):
-        prefetchd.torch.batches(str(data / "train.csv"), fields=ADAPTED, normalize="device", scale=0.5, **QUICK)
-
-
-FRAMEWORKS = """
-import os, sys
-os.environ["KERAS_BACKEND"] = "jax"
-import numpy as np, prefetchd
-from prefetchd import Field
-
-fields = {"image": Field("image", "path"), "label": Field("label"), "caption": Field("text")}
-options = {"fields": fields, "image_size": 16, "batch_size": 5, "num_workers": 1, "memory_budget": "256MiB"}
-import jax
-with prefetchd.batches("train.csv", **options) as loader:
-    batch = next(iter(loader))
-    moved = jax.device_put(batch)
-    assert moved._fields == batch._fields and len(jax.tree.leaves(moved)) == 4
-    np.testing.assert_array_equal(np.asarray(moved["image"]), batch.image)
-    doubled = jax.tree.map(lambda array: array * 2, batch)
-    assert (doubled.caption.length == 2 * batch.caption.length).all()
-    del batch, moved, doubled
-
-import prefetchd.keras, keras
-assert keras.tree.flatten({"a": 1}) == [1]
-train = prefetchd.keras.dataset("train.csv", x=["image"], y="label", **options)
-image = keras.Input((16, 16, 3), name="image")
-model = keras.Model({"image": image}, keras.layers.Dense(2)(keras.layers.Flatten()(image)))
-model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-model.fit(train, epochs=1, verbose=0)
-train.close()
-try:
-    prefetchd.keras.dataset("train.csv", y="label", **options)
-except prefetchd.ConfigError as error:
-    assert "cannot give Keras 'x' as x: there are the fields image, label, caption" in str(error), error
-else:
-    raise AssertionError("not refused")
-
-import prefetchd.tensorflow
-with prefetchd.batches("train.csv", on_hold="copy", **options) as loader:
-    elements = list(prefetchd.tensorflow.dataset(loader))
-    assert len(elements) == 4
-    assert elements[0]["image"].shape == (5, 16, 16, 3) and elements[0]["caption"]["length"].shape == (5,)
-print("ok")
-"""
-
-
-def test_frameworks_take_the_mapping(data: Path, tmp_path: Path) -> None:
-    for name in ("jax", "keras", "tensorflow"):
-        pytest.importorskip(name, exc_type=ImportError)
-    result = run_script(tmp_path / "frameworks.py", FRAMEWORKS.replace('"train.csv"', repr(str(data / "train.csv"))))
-    assert result.stdout.endswith("ok\n"), result.stderr
-
-
-SHARDED: dict[str, Any] = {
-    "image": Field("image", "jpg;png"),
-    "depth": Field("image", "depth.png", color="gray"),
-    "label": Field("label", "cls"),
-    "caption": Field("text", "txt"),
-    "vector": Field("array", "json:numbers.vector"),
-    "embedding": Field("array", "npy", shape=4, dtype="float32"),
-    "raw": Field("bytes", "depth.png"),
-}
-
-
-def write_shard(data: Path, path: Path, numbers: range) -> None:
-    with tarfile.open(path, "w") as shard:
-        for number in numbers:
-            pairs = data / "pairs"
-            parts = {
-                "png": (pairs / f"images/{number:03d}.png").read_bytes(),
-                "depth.png": (pairs / f"depth/{number:03d}.png").read_bytes(),
-                "cls": str(number % 3).encode(),
-                "txt": caption(number).encode(),
-                "json": json.dumps({"numbers": {"vector": [number, 1, 2]}}).encode(),
-                "npy": (pairs / f"embeddings/{number:03d}.npy").read_bytes(),
-            }
-            for extension, content in parts.items():
-                member = tarfile.TarInfo(f"{number:03d}.{extension}")
-                member.size = len(content)
-                shard.addfile(member, io.BytesIO(content))
-
-
-def test_members_of_tar_shards_are_fields(data: Path, tmp_path: Path) -> None:
-    write_shard(data, tmp_path / "s-0.tar", range(12))
-    write_shard(data, tmp_path / "s-1.tar", range(12, N_SAMPLES))
-    options: dict[str, Any] = {"fields": SHARDED, "image_size": SIZE, "shuffle": True, **QUICK}
-    with prefetchd.batches(tmp_path / "s-{0..1}.tar", **options) as loader:
-        seen = []
-        for batch in loader:
-            for row, number in enumerate(batch.sample_ids.tolist()):
-                np.testing.assert_array_equal(batch.image[row], photograph(*SIZE, number)[..., ::-1])
-                np.testing.assert_array_equal(batch.depth[row, ..., 0], photograph(*SIZE, 100 + number)[..., 0])
-                encoded = (data / f"pairs/depth/{number:03d}.png").read_bytes()
-                assert batch.raw.bytes[row][: batch.raw.length[row]].tobytes() == encoded
-                assert batch.vector[row].tolist() == [number, 1, 2]
-                assert batch.embedding[row].tolist() == [number] * 4
-            assert batch.label.tolist() == [number % 3 for number in batch.sample_ids]
-            assert batch.strings("caption") == [caption(number) for number in batch.sample_ids]
-            seen += batch.sample_ids.tolist()
-        assert sorted(seen) == list(range(N_SAMPLES))
-    with pytest.raises(prefetchd.ManifestError, match=r"s-0.tar sample 000: it has no member .mask \(there are .png"):
-        prefetchd.batches(tmp_path / "s-0.tar", fields={"image": Field("image", "png"), "mask": Field("mask")}, **QUICK)
-
-
-def test_columns_of_parquet_files_are_fields(data: Path, tmp_path: Path) -> None:
-    pa = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
-    pairs = data / "pairs"
-    for part in range(2):
-        numbers = range(part * 10, part * 10 + 10)
-        table = pa.table(
-            {
-                "jpg": [(pairs / f"images/{number:03d}.png").read_bytes() for number in numbers],
-                "depth": [(pairs / f"depth/{number:03d}.png").read_bytes() for number in numbers],
-                "label": [("dog", "cat")[number % 2] for number in numbers],
-                "caption": [caption(number) for number in numbers],
-                "vector": [[number, number + 0.5] for number in numbers],
-            }
-        )
-        pyarrow.parquet.write_table(table, tmp_path / f"part-{part}.parquet", row_group_size=4)
-    fields = {
-        "image": Field("image", "jpg"),
-        "depth": Field("image", color="gray"),
-        "label": Field("label"),
-        "caption": Field("text"),
-        "vector": Field("array"),
-    }
-    with prefetchd.batches(tmp_path / "part-*.parquet", fields=fields, image_size=SIZE, **QUICK) as loader:
-        assert loader.classes == ("cat", "dog")
-        for batch in loader:
-            for row, number in enumerate(batch.sample_ids.tolist()):
-                np.testing.assert_array_equal(batch.image[row], photograph(*SIZE, number)[..., ::-1])
-                np.testing.assert_array_equal(batch.depth[row, ..., 0], photograph(*SIZE, 100 + number)[..., 0])
-                assert batch.vector[row].tolist() == [number, number + 0.5]
-            assert batch.label.tolist() == [1 - number % 2 for number in batch.sample_ids]
-            assert batch.strings("caption") == [caption(number) for number in batch.sample_ids]
-            assert batch.vector.dtype == np.float32
 
 
 def test_image_fields_are_cached_and_the_batches_stay_the_same(data: Path, tmp_path: Path) -> None:

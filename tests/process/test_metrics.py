@@ -23,7 +23,7 @@ QUICK = ("--batch-size", "4", "--image-size", "16", "--num-workers", "1")
 
 @pytest.fixture
 def port() -> int:
-    """A port that is free now, and none that the kernel gives to whoever asks for any."""
+    """A port that is free now, and none that the kernel gives to a socket that asks for any."""
     while True:
         number = random.randrange(20_000, 30_000)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", number)):

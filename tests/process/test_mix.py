@@ -209,6 +209,12 @@ def test_labels_that_cannot_mean_the_same_are_refused(lists, tmp_path):
         prefetchd.batches(
             mix={str(lists[0]): 1, str(lists[1]): 1}, target_transform="tests.process.test_mix:doubled", **QUICK
         )
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(f"{name}/0.png\n{name}/1.png\n")
+    with pytest.raises(ConfigError, match="would see the number of a sample in its own source"):
+        prefetchd.batches(
+            mix={str(path): 1 for path in lists}, target_transform="tests.process.test_mix:doubled", **QUICK
+        )
     vectors = [write_list(tmp_path, name, 0, labels) for name, labels in (("v", ["x|y", "x"]), ("w", ["x|z", "z"]))]
     with pytest.raises(ManifestError, match="they are not one class a sample"):
         prefetchd.batches(mix={str(path): 1 for path in vectors}, label_separator="|", **QUICK)

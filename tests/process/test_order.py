@@ -191,3 +191,37 @@ def test_rows_of_arrays_are_chosen(tmp_path: Path):
     with prefetchd.batches(tmp_path / "x.npy", where={"label": 2}, shuffle=True, **options) as loader:
         rows = {(int(x[0]) // 2, int(y)) for batch in loader for x, y in zip(batch.x, batch.y, strict=True)}
     assert rows == {(2, 2), (6, 2), (10, 2), (14, 2), (18, 2)}
+
+
+def test_draws_without_replacement_are_shared_and_resumed(serve, photographs, tmp_path):
+    np.save(tmp_path / "w.npy", np.arange(50) % 5)
+    weights = ("--weights", tmp_path / "w.npy", "--no-replace", "--epoch-samples", 30)
+    serve(photographs, *weights, "--batch-size", 7, "--image-size", 16, "--num-workers", 2, "--memory-budget", "256MiB")
+    options: dict[str, Any] = {"batch_size": 7, "epoch_samples": 30, **QUICK, "memory_budget": "256MiB"}
+    with prefetchd.batches(photographs, weights=np.arange(50) % 5, replace=False, epochs=2, **options) as loader:
+        batches = iter(loader)
+        both = [next(batches).sample_ids.tolist() for _ in range(3)]
+        state = loader.state_dict()
+        both += [batch.sample_ids.tolist() for batch in batches]
+        assert loader.batch_at(1, 2).sample_ids.tolist() == both[7]
+    epochs = [[number for batch in both[first : first + 5] for number in batch] for first in (0, 5)]
+    for epoch in epochs:
+        assert len(epoch) == len(set(epoch)) == 30
+        assert all(number % 5 for number in epoch)
+    assert epochs[0] != epochs[1]
+    by_batch: dict[int, list[int]] = {}
+    for rank in range(3):
+        with prefetchd.batches(rank=rank, world_size=3) as part:
+            by_batch |= {batch.index: batch.sample_ids.tolist() for batch in part}
+    assert [by_batch[index] for index in sorted(by_batch)] == both[:5]
+    with prefetchd.batches(epochs=2) as served:
+        served.load_state_dict(state)
+        assert [batch.sample_ids.tolist() for batch in served] == both[3:]
+    other = prefetchd.batches(photographs, weights=np.arange(50) % 5, **options)
+    with other, pytest.raises(ConfigError, match="replace was False and is True"):
+        other.load_state_dict(state)
+    assert "50 samples of" in run_command("verify", photographs, *weights, "--num-workers", 1).stdout
+    sheet = ("-o", tmp_path / "sheet.png", "--num-workers", 1)
+    assert "of 30 samples" in run_command("preview", photographs, *weights, *sheet).stdout
+    build = ("cache", "build", photographs, "--cache", tmp_path / "cache", "--num-workers", 1, *weights)
+    assert "50 of 50 samples" in run_command(*build).stderr

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+import prefetchd
 from tests.images import write_jpeg
 from tests.process.commands import refused, refused_here, run_command, run_here
 
@@ -79,3 +80,35 @@ def test_a_sheet_too_large_for_its_format_is_refused(solid, tmp_path):
     manifest.write_text(f"{solid.read_text().splitlines()[0]}\n" * 700)
     line = refused_here("preview", manifest, "-o", tmp_path / "s.webp", "--samples", 700)
     assert "is too large for that format; name a .png" in line
+
+
+def test_batch_by_number_is_the_one_that_trainers_get(solid, tmp_path, serve):
+    words = ("--batch-size", "4", "--shuffle", "--seed", "5", "--on-error", "skip")
+    serve(solid, *QUICK, *words, name="served")
+    with prefetchd.batches(daemon="served") as loader:
+        expected = [loader.batch_at(3, index).sample_ids.tolist() for index in range(3)]
+    assert sorted(number for ids in expected for number in ids) == [n for n in range(12) if n != 10]
+    shown = []
+    for index in range(3):
+        private, running = tmp_path / "private.png", tmp_path / "running.png"
+        result = run_command("preview", solid, *QUICK, *words, "--epoch", "3", "--batch", index, "-o", private)
+        assert result.returncode == 0, result
+        assert f"batch {index} of epoch 3, {len(expected[index])} samples" in result.stdout
+        result = run_command("preview", "--name", "served", "--epoch", "3", "--batch", index, "-o", running)
+        assert result.returncode == 0, result
+        sheet = cv2.imread(str(private))
+        assert np.array_equal(sheet, cv2.imread(str(running)))
+        shown.append([number for number in range(12) if area_of(sheet, number)])
+    assert shown == [sorted(ids) for ids in expected]
+
+
+def test_batch_that_does_not_exist_or_has_no_pictures_is_refused(solid, tmp_path):
+    words = ("preview", solid, *QUICK, "-o", tmp_path / "s.png")
+    said = refused(*words, "--batch-size", "4", "--batch", "3")
+    assert "--batch 3: it must be a whole number from 0 to 2 (an epoch has 3 batches)" in said
+    assert "leave one out" in refused_here(*words, "--batch", "0", "--augmented", "3")
+    assert "names a data set of a running daemon" in refused_here(*words, "--batch", "0", "--dataset", "x")
+    assert "without --batch" in refused_here(*words, "--dataset", "x")
+    assert "none is running" in refused_here("preview", "--batch", "0", "--name", "nobody", "-o", tmp_path / "s.png")
+    np.save(tmp_path / "rows.npy", np.zeros((8, 4), np.float32))
+    assert "arrays, not images" in refused("preview", tmp_path / "rows.npy", "--batch", "0", "-o", tmp_path / "s.png")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ import pytest
 import prefetchd
 from prefetchd.ring.queues import MAX_GRANTS_AHEAD
 from tests.conftest import wait_until
+from tests.model_device import ModelDevice
 
 torch = pytest.importorskip("torch", reason="needs prefetchd[torch]")
 
@@ -92,6 +91,19 @@ def test_device_normalizes_as_readers_do(photographs, layout, dtype):
             assert ours.dtype == theirs.dtype
             assert ours.stride() == theirs.stride()
             torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
+def test_device_makes_bfloat16_which_readers_do_not(photographs, dtype):
+    values = {"scale": 1 / 255, "mean": 0.5, "std": 0.25}
+    with (
+        prefetchd.torch.batches(photographs, dtype="float32", **values, **QUICK) as readers,
+        prefetchd.torch.batches(photographs, dtype=dtype, normalize="device", **values, **QUICK) as device,
+    ):
+        for (theirs, _), (ours, _) in zip(readers, device, strict=True):
+            torch.testing.assert_close(ours, theirs.bfloat16())
+    with pytest.raises(prefetchd.ConfigError, match="bfloat16"):
+        prefetchd.torch.batches(photographs, dtype=dtype, **QUICK)
 
 
 def test_device_that_is_not_there_is_refused_in_one_line(photographs):
@@ -174,62 +186,6 @@ def test_under_torchrun_with_a_process_group(photographs, tmp_path):
 
 
 # --- copies to a device
-
-
-class ModelEvent:
-    def __init__(self, device: ModelDevice) -> None:
-        self._device = device
-        self._work, device.queue = device.queue, []
-
-    def query(self) -> bool:
-        return not self._work
-
-    def synchronize(self) -> None:
-        for work in self._work:
-            work()
-        self._work = []
-
-
-class ModelDevice:
-    """A device that is as late as it can be: a copy is done when somebody waits for it, and not before."""
-
-    def __init__(self, *, locks: bool = True) -> None:
-        self.locks = locks
-        self.locked: dict[int, int] = {}
-        self.n_locked = 0
-        self.queue: list[Callable[[], object]] = []
-        self.buffers: list[torch.Tensor] = []
-
-    def page_lock(self, address: int, n_bytes: int) -> bool:
-        assert address not in self.locked
-        self.n_locked += 1
-        if self.locks:
-            self.locked[address] = n_bytes
-        return self.locks
-
-    def unlock(self, address: int) -> None:
-        del self.locked[address]
-
-    def page_locked_copy(self, tensor: torch.Tensor) -> torch.Tensor:
-        self.buffers.append(tensor.clone())
-        return self.buffers[-1]
-
-    def beside(self) -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext()
-
-    def copy(self, tensor: torch.Tensor) -> torch.Tensor:
-        start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
-        page_locked = any(first <= start and end <= first + size for first, size in self.locked.items())
-        assert page_locked or any(tensor.data_ptr() == buffer.data_ptr() for buffer in self.buffers)
-        arrived = torch.full_like(tensor, 77)
-        self.queue.append(lambda: arrived.copy_(tensor))
-        return arrived
-
-    def mark(self) -> ModelEvent:
-        return ModelEvent(self)
-
-    def hand_over(self, event: ModelEvent, tensors: tuple[torch.Tensor, ...]) -> None:
-        event.synchronize()  # the caller's stream waits; here it is the caller
 
 
 def on_model(device: ModelDevice, *arguments: Any, **options: Any) -> TensorLoader:

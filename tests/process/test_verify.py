@@ -70,6 +70,17 @@ def test_what_verify_passes_is_what_is_served(mixed):
         assert served == set(range(loader.n_samples)) - bad
 
 
+def test_files_that_are_too_large_to_be_delivered_encoded_are_bad(photographs):
+    lines = photographs.read_text().splitlines()
+    sizes = [(photographs.parent / line.rpartition(" ")[0]).stat().st_size for line in lines]
+    most = sorted(sizes)[40]
+    result = run_here("verify", photographs, *QUICK, "--encoded-bytes", str(most), "--json")
+    assert result.returncode == 1, result.stderr
+    bad = json.loads(result.stdout)["bad"]
+    assert {found["sample_id"] for found in bad} == {number for number, size in enumerate(sizes) if size > most}
+    assert all(f"more than encoded_bytes={most}; give encoded_bytes=" in found["reason"] for found in bad)
+
+
 def test_malformed_lines_are_listed_and_left_out_and_all_others_are_verified(photographs, tmp_path):
     manifest, clean = tmp_path / "m.txt", tmp_path / "clean.txt"
     lines = photographs.read_text().splitlines(True)

@@ -16,7 +16,21 @@ from typing import Any, Literal
 from tests.servers.process import ServerProcess
 
 FaultKind = Literal[
-    "status", "reset", "close", "short", "whole", "shifted", "trickle", "hang", "etag", "no_etag", "slow"
+    "status",
+    "reset",
+    "close",
+    "short",
+    "whole",
+    "shifted",
+    "trickle",
+    "hang",
+    "etag",
+    "no_etag",
+    "weak",
+    "no_identity",
+    "unconditional",
+    "slow",
+    "user",
 ]
 
 
@@ -28,7 +42,9 @@ class WebFault:
         kind: `status` answers with an error; `reset` and `close` end the connection after `after_bytes` of the body, by
             RST or in order; `short` serves `missing_bytes` fewer and says so in its headers; `whole` answers a range
             with the whole object; `shifted` serves another range, and says so; `trickle` sends a byte each `delay_s`;
-            `hang` never answers; `etag` says another ETag, and `no_etag` none; `slow` only waits.
+            `hang` never answers; `etag` says another ETag, `no_etag` none, `weak` a weak one,
+            which no If-Match matches, and `no_identity` no time either; `unconditional` heeds no If-Match; `slow` only
+            waits; `user` forbids all but `user` with the password `word`.
         path: which, with * and ?: `/bucket/train/*.jpg`.
         times: how many requests; `None` for all.
         every: only each so many-th of them.

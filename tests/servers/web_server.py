@@ -26,6 +26,7 @@ from xml.sax.saxutils import escape
 
 REASONS = {200: "OK", 206: "Partial Content", 304: "Not Modified", 403: "Forbidden", 404: "Not Found"}
 LISTED = 1000
+USER = "Basic dXNlcjp3b3Jk"  # user:word
 RANGE = re.compile(r"bytes=(\d*)-(\d*)$")
 
 
@@ -182,7 +183,9 @@ class Connection(asyncio.Protocol):
         if kind == "hang":
             return  # until the client ends the connection
         self._server.waiting -= 1
-        if fault is not None and kind == "status":
+        if kind == "user" and request.headers.get("authorization") != USER:
+            self._error(401, "Unauthorized", request)
+        elif fault is not None and kind == "status":
             headers = {} if fault["retry_after_s"] is None else {"Retry-After": str(fault["retry_after_s"])}
             self._error(fault["code"], fault["name"], request, headers)
         elif fault is not None and kind in ("reset", "close") and fault["after_bytes"] < 0:
@@ -209,12 +212,16 @@ class Connection(asyncio.Protocol):
         try:
             stat = os.fstat(fd)
             size, etag = stat.st_size, '"another"' if kind == "etag" else etag_of(stat)
-            wanted = request.headers.get("if-match")
+            etag = f"W/{etag}" if kind == "weak" else etag
+            wanted = request.headers.get("if-match") if kind != "unconditional" else None
             if not os.path.isfile(f"/proc/self/fd/{fd}"):
                 self._error(404, "NoSuchKey", request)
                 return
-            if wanted not in (None, "*", etag):
+            if wanted not in (None, "*", etag) or (wanted and kind == "weak"):
                 self._error(412, "PreconditionFailed", request)
+                return
+            if request.headers.get("if-none-match") in ("*", etag):
+                self._send(304, b"", {"ETag": etag}, request)
                 return
             start, end, code = 0, size, 200
             match = RANGE.match(request.headers.get("range", "")) if kind != "whole" else None
@@ -231,8 +238,10 @@ class Connection(asyncio.Protocol):
                 end = max(start, end - fault["missing_bytes"])
             if kind == "shifted":
                 start, end = start + 1, min(size, end + 1)
-            headers = {"Accept-Ranges": "bytes", "Last-Modified": formatdate(stat.st_mtime, usegmt=True)}
-            if kind != "no_etag":
+            headers = {"Accept-Ranges": "bytes"}
+            if kind != "no_identity":
+                headers["Last-Modified"] = formatdate(stat.st_mtime, usegmt=True)
+            if kind not in ("no_etag", "no_identity"):
                 headers["ETag"] = etag
             if code == 206:
                 headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"

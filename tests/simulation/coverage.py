@@ -116,7 +116,7 @@ class Coverage:
     def _became(self, one: consumer.Consumer, state: _STATES) -> None:
         self.met[f"consumer {one.state.value} -> {state.value}"] += 1
 
-    def _filled(self, ring: Ring, slot: Any, key: Any) -> None:
+    def _filled(self, ring: Ring, slot: Any, key: Any, layout: int = 0) -> None:
         self.met["slot ready -> filling" if slot.content is Content.READY else "slot free -> filling"] += 1
 
     def _released(self, ring: Ring, lease: int, owner: int) -> None:

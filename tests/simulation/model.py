@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
-from prefetchd.sampling.order import Order
 from prefetchd.sampling.sharding import Shard
+from tests.simulation import data
 from tests.simulation.readers import FATAL, TOO_LARGE, is_bad
 from tests.simulation.spec import DatasetSpec, LoopSpec
 
@@ -16,14 +17,14 @@ class Content:
     def __init__(self, spec: DatasetSpec) -> None:
         self._spec = spec
         self._kinds = dict(spec.bad)
-        self.order = Order(spec.n_samples, spec.batch_size, spec.drop_last, spec.shuffle, 0)
+        self.order = data.order_of(spec)
 
     def _is_bad(self, epoch: int, sample_id: int) -> bool:
         return is_bad(self._kinds.get(sample_id), epoch, sample_id)
 
     def samples(self, epoch: int, batch: int) -> list[int] | None:
         """Return the samples of a batch, in order; `None` if the policy or the budget has it fail."""
-        ids = self.order.sample_ids(epoch, batch, 0, self.order.rows(batch)).tolist()
+        ids = self.order.sample_ids(epoch, batch, 0, self.order.rows(epoch, batch)).tolist()
         if any(self._kinds.get(sample_id) in (*FATAL, *TOO_LARGE) for sample_id in ids):
             return None
         if self._spec.on_error == "raise":
@@ -32,9 +33,10 @@ class Content:
             return [sample_id for sample_id in ids if not self._is_bad(epoch, sample_id)]
         found: list[int] = []
         for sample_id in ids:
-            candidate = sample_id
-            while self._is_bad(epoch, candidate):
-                candidate = (candidate + 1) % self._spec.n_samples
+            candidates = itertools.chain([sample_id], self.order.following(sample_id))
+            candidate = next((each for each in candidates if not self._is_bad(epoch, each)), None)
+            if candidate is None:  # all of the bucket are bad
+                return None
             if self._kinds.get(candidate) in (*FATAL, *TOO_LARGE):
                 return None
             found.append(candidate)

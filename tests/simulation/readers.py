@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import prefetchd
-from prefetchd.config.validate import make_config
 from prefetchd.ipc import reader_messages
 from prefetchd.ring.layout import BatchLayout, layout_from_wire
 from prefetchd.ring.segment import map_writable
 from prefetchd.sampling.order import Order
+from tests.simulation.data import order_of
 from tests.simulation.kernel import Process, SimulationError
 from tests.simulation.sockets import Endpoint, drop
 
@@ -34,6 +34,7 @@ SIGNATURE_BYTES = 24
 _FORK_S = 0.003
 _BOOT_S = 0.05
 _ANSWER_S = 0.001
+InSlot = reader_messages.Fill | reader_messages.FillOne | reader_messages.Compact
 _PACKAGE = Path(prefetchd.__file__).parent
 _DECODING = f'Thread 0x1 (most recent call first):\n  File "{_PACKAGE}/data/images/decode.py", line 1 in decode\n'
 _READING = f'Thread 0x1 (most recent call first):\n  File "{_PACKAGE}/data/files.py", line 1 in read\n'
@@ -74,7 +75,7 @@ class Statistics:
 
 @dataclass
 class _Dataset:
-    layout: BatchLayout
+    layouts: list[BatchLayout]
     order: Order
 
 
@@ -162,10 +163,9 @@ class SimReader:
     def _handle(self, message: reader_messages.ToReader, things: list[Any]) -> None:
         match message:
             case reader_messages.OpenDataset():
-                config = make_config(**message.config)
-                spec = self.world.spec.datasets[message.dataset]
-                order = Order(spec.n_samples, config.batch_size, config.drop_last, config.shuffle, config.seed)
-                self._datasets[message.dataset] = _Dataset(layout_from_wire(message.layout), order)
+                layouts = list(map(layout_from_wire, message.layouts or [message.layout]))
+                order = order_of(self.world.spec.datasets[message.dataset])
+                self._datasets[message.dataset] = _Dataset(layouts, order)
                 drop(things)
             case reader_messages.Boot():
                 self._boot = message
@@ -235,15 +235,16 @@ class SimReader:
             done, self._done = self._done, []
             self._send(reader_messages.AllDone(done))
 
-    def views(self, dataset: int, slot: int) -> tuple[Any, Any, Any]:
-        """Return x, y and the sample ids of a slot."""
-        layout, root = self._datasets[dataset].layout, np.frombuffer(self._slots[slot], np.uint8)
+    def views(self, task: InSlot) -> tuple[Any, Any, Any]:
+        """Return x, y and the sample ids of a task's slot."""
+        layout = self._datasets[task.dataset].layouts[task.layout]
+        root = np.frombuffer(self._slots[task.slot], np.uint8)
         x, y = layout.arrays(root, layout.batch_size)
         return x, y, layout.sample_ids(root, layout.batch_size)
 
     def _compact(self, message: reader_messages.Compact) -> None:
         kept = [row for row in range(message.n_rows) if not message.skipped[row // 8] >> row % 8 & 1]
-        for part in self.views(message.dataset, message.slot):
+        for part in self.views(message):
             for to, row in enumerate(kept):
                 if to != row:
                     part[to] = part[row]
@@ -415,7 +416,7 @@ class _Filling:
 
     def _write(self, first: int, end: int | None = None) -> None:
         task = self._task
-        x, y, sample_ids = self._reader.views(task.dataset, task.slot)
+        x, y, sample_ids = self._reader.views(task)
         faulty = {fault.row for fault in self._faults}
         for place in range(first, self._at if end is None else end):
             row, sample_id = self._first_row + place, self._ids[place]
@@ -429,7 +430,7 @@ class _Filling:
         self._write(first)
         took_s = self._reader.kernel.now_s - self._began_s
         self._world.machine.busy_s += took_s - self._waited_s
-        is_array = self._spec.kind == "arrays"  # whose reads are nobody's to wait for
+        is_array = self._spec.kind != "images"  # whose reads are nobody's to wait for
         read_s, waited_s = (0.0, 0.0) if is_array else (self._spec.read_s, min(took_s, self._waited_s))
         done = reader_messages.Done(self._task.task, self._faults, took_s, read_s, rows_left, waited_s)
         self._reader.finished(done, alone=self._alone, together=is_array)

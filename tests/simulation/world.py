@@ -171,7 +171,7 @@ class World:
 
     def _configs(self) -> dict[str, Config]:
         spec, configs = self.spec, {}
-        is_cheap = all(dataset.kind == "arrays" for dataset in spec.datasets)
+        is_cheap = all(dataset.kind != "images" for dataset in spec.datasets)
         n_readers = spec.num_workers or (max(1, spec.n_cores // 2) if is_cheap else spec.n_cores)
         least = budget.smallest_budget(n_readers, spec.slot_bytes, 64 << 10)
         n_bytes = least + (spec.n_slots - budget.MIN_SLOTS) * spec.slot_bytes
@@ -374,8 +374,9 @@ _kept: list[tempfile.TemporaryDirectory[str]] = []
 def run_world(spec: WorldSpec) -> Outcome:
     """Run a world; raises `WorldFailed` if it broke a rule."""
     logger = logging.getLogger("prefetchd")
-    level, logger.level = logger.level, logging.CRITICAL
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
         return World(spec, folder()).run()
     finally:
-        logger.level = level
+        logger.setLevel(level)  # not `level =`: a logger keeps what it has answered for a level until this is called

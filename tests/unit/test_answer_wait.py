@@ -43,6 +43,18 @@ def test_stopped_daemon_is_named_at_the_first_look_with_what_helps(world, caplog
     ]
 
 
+def test_one_that_opens_its_data_is_not_said_to_be_silent(world, caplog):
+    one = AnswerWait("", 77)
+    looks(one, world, REPORT_S)
+    assert [record.message for record in caplog.records] == [
+        "has waited 30 s for the daemon, which has not begun to serve yet (it reads its lists and headers first): "
+        "pid 77 is alive (state S); see its log"
+    ]
+    world.state = "T"
+    looks(one, world, LOOK_S)
+    assert "the daemon, which does not answer: pid 77 is stopped" in caplog.records[-1].message
+
+
 def test_daemon_at_work_is_asked_and_its_answer_is_told(world, caplog):
     asked = []
     one = AnswerWait("x", 77, lambda: asked.append(1))

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefetchd.daemon.readers.batch_job import Chunk, Job, ReaderEnd, SampleSet
-from prefetchd.daemon.readers.job_tracker import BadSample, JobTracker
+from prefetchd.daemon.readers.batch_job import Chunk, Job, ReaderEnd
+from prefetchd.daemon.readers.job_tracker import JobTracker
+from prefetchd.daemon.readers.known_samples import BadSample, SampleSet
 from prefetchd.ipc.reader_messages import Fault
 from prefetchd.ring.slots import Slot
 

@@ -42,7 +42,7 @@ def test_a_kill_from_outside_is_no_part_of_a_verdict(exit_code: int) -> None:
 
 
 def test_an_exception_of_the_reader_is_no_verdict_on_the_sample() -> None:
-    """Such as for lack of memory or threads: the batch fails in the end, whatever the policy."""
+    """Such as for lack of memory or threads: the batch fails in the end, under any policy."""
     bench = Bench("skip")
     job = bench.tracker.start(Slot(1, None), (0, 0, 0), 1, 1)  # type: ignore[arg-type]
     for _ in range(1 + ENVIRONMENT_TRIES):  # the first is in a group
@@ -51,6 +51,19 @@ def test_an_exception_of_the_reader_is_no_verdict_on_the_sample() -> None:
     assert not bench.bad
     assert job.failure is not None
     assert "4 times (exit status 213, after an exception that the log has)" in job.failure.text
+
+
+def test_an_abort_while_nothing_was_decoded_is_no_verdict_on_the_sample() -> None:
+    """As where the store's library gets no memory: the batch fails in the end, under any policy."""
+    bench = Bench("skip")
+    job = bench.tracker.start(Slot(1, None), (0, 0, 0), 1, 1)  # type: ignore[arg-type]
+    for _ in range(1 + ENVIRONMENT_TRIES):  # the first is in a group
+        job.out += 1
+        bench.tracker.lost(job.queued.popleft(), ReaderEnd(-signal.SIGABRT, suspect=True, was_reading=True))
+    assert not bench.bad
+    assert job.failure is not None
+    assert "SIGABRT" in job.failure.text
+    assert "while it read and decoded nothing" in job.failure.text
 
 
 def hang(bench: Bench, job: Job, times: int, *, was_decoding: bool) -> list[bool]:
@@ -113,9 +126,13 @@ def test_batch_of_nothing_but_such_samples_needs_no_reader() -> None:
 
 
 def test_bad_samples_that_end_a_loop_are_tried_again_by_the_next() -> None:
-    """They may have been mended."""
-    bench = Bench("raise")
-    assert bench.fill(Readers(deadly={1: SEGV})).failure is not None
+    """They may have been mended. Batches that are made ahead for the same loop end no reader again."""
+    bench, readers = Bench("raise"), Readers(deadly={1: SEGV})
+    assert bench.fill(readers).failure is not None
+    before = readers.deadly_times
+    assert bench.fill(readers, epoch=1).failure is not None
+    assert readers.deadly_times == before
+    bench.tracker.try_again()
     mended = Readers()
     assert rows_of(mended, bench.fill(mended)) == [0, 1, 2, 3, 4]
 

@@ -13,6 +13,7 @@ from prefetchd.cli.measure.benchmark import (
     Files,
     generator,
     limit_of,
+    n_rows,
     sample_numbers,
     summarise,
     table,
@@ -27,6 +28,10 @@ ROWS = {
     "prefetchd": Figures([100.0, 300.0, 200.0], [0.2, 0.3, 0.4], [10 << 20, 12 << 20], [0.001] * 99 + [0.1]),
     "generator": Figures([50.0, 100.0, 200.0], [0.1, 0.1, 0.1]),
 }
+
+
+def test_rows_of_a_batch_of_several_arrays_are_counted_once():
+    assert n_rows(np.zeros((5, 2))) == n_rows((np.zeros((5, 9)), np.zeros(5))) == 5
 
 
 def test_rates_are_compared_turn_by_turn():

@@ -51,7 +51,7 @@ def test_ranks_together_see_each_sample_once(n, batch_size, block, world_size, d
         shard = Shard(order.batches_per_epoch, rank, world_size)
         for step in range(shard.steps()) if order.batches_per_epoch else ():
             batch, repeated = shard.batch(step)
-            seen += [] if repeated else order.sample_ids(2, batch, 0, order.rows(batch)).tolist()
+            seen += [] if repeated else order.sample_ids(2, batch, 0, order.rows(2, batch)).tolist()
     assert len(set(seen)) == len(seen) == (n // batch_size * batch_size if drop_last else n)
     assert all(number % 2 == 0 for number in seen)
 

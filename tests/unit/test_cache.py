@@ -226,6 +226,36 @@ def test_rows_go_from_run_to_run(tmp_path: Path, samples: list[Sample]) -> None:
     daemon.close()
 
 
+def test_rows_of_an_earlier_run_go_straight_into_a_batch_once_they_are_checked(
+    tmp_path: Path, samples: list[Sample]
+) -> None:
+    cache = tmp_path / "cache"
+    daemon, reader = open_both(cache)
+    store_all(reader, samples)
+    reader.close()
+    daemon.close()
+    (rows,) = cache.glob("*/*.rows")
+    with rows.open("r+b") as file:
+        file.seek(192 + 7)
+        file.write(b"damage")
+    Path(samples[3].path).write_bytes(b"another file")
+
+    daemon, reader = open_both(cache)
+    x, y = np.zeros((5, 8, 8, 3), np.uint8), np.zeros(5, np.int64)
+    left = reader.find_rows(np.arange(4), [1, 2, 3, 4], samples, x, y, (8, 8))
+    assert left == [1, 3]
+    np.testing.assert_array_equal(x[[1, 3]], [pixels(0), pixels(2)])
+    assert y[[1, 3]].tolist() == [10, 12]
+    assert reader.known(np.arange(4)) == [True, False, True, False]
+    for place in left:
+        assert reader.find(samples[place], place) is None
+        reader.store(samples[place], place, pixels(place), 0)
+    report = daemon.report()
+    assert (report["hits"], report["misses"], report["rows"]) == (2, 2, 6)
+    reader.close()
+    daemon.close()
+
+
 def test_a_file_that_is_named_twice_is_kept_once(tmp_path: Path, samples: list[Sample]) -> None:
     daemon, reader = open_both(tmp_path / "cache")
     store_all(reader, samples[:2])

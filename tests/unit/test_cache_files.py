@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from prefetchd.data.cache import directory, run_state, segment
-from prefetchd.data.cache.reader_side import WriteAllowance
+from prefetchd.data.cache.allowance import WriteAllowance
 from prefetchd.data.cache.run_state import RunState, StateShape, make_state
 from tests.unit.test_cache import CHANNELS, key, pixels
 

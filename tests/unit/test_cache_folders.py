@@ -43,6 +43,20 @@ def test_a_cache_is_listed_and_removed_whole(tmp_path: Path) -> None:
     assert not cache.exists()
 
 
+@pytest.mark.parametrize(("name", "is_tagged"), [("sizes.bin", True), ("thesis.txt", False)])
+def test_backups_leave_out_no_folder_that_has_files_of_the_user(tmp_path: Path, name: str, is_tagged: bool) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / name).touch()
+    fill_folder(cache)
+    fill_folder(cache, "f" * 16)
+    assert (cache / "CACHEDIR.TAG").exists() == is_tagged
+    for each in directory.list_cache(cache):
+        directory.remove(each)
+    directory.remove_empty(cache)
+    assert cache.exists() != is_tagged
+
+
 def test_nothing_but_ours_is_removed(tmp_path: Path) -> None:
     """A file of the user's in a folder of ours, folders that only look like ours, and links."""
     cache = tmp_path / "cache"
@@ -165,9 +179,9 @@ def test_a_cache_of_another_user_is_refused(
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     owner[0] = 0
     theirs.chmod(0o755)
-    assert directory._is_trusted(of_another(theirs))
+    assert directory.is_trusted(of_another(theirs))
     theirs.chmod(0o777)
-    assert not directory._is_trusted(of_another(theirs))
+    assert not directory.is_trusted(of_another(theirs))
 
 
 @pytest.mark.parametrize("name", ["", "pipeline"])

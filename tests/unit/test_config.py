@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from prefetchd.batch_options import BatchOptions
+from prefetchd.config.contradictions import doubts
 from prefetchd.config.datasets import read_config_file
-from prefetchd.config.validate import ELSEWHERE, check_agrees, doubts, make_config
+from prefetchd.config.other_loaders import ELSEWHERE
+from prefetchd.config.validate import check_agrees, make_config
 from prefetchd.errors import ConfigError
 
 # Words on the page on other loaders that are no keywords of a loader.
@@ -138,7 +140,8 @@ def test_value_that_is_not_exactly_an_option_value_is_refused(options):
 
 def test_name_of_another_loader_gets_what_the_page_on_other_loaders_says():
     """Every keyword of that page's tables is an option or in the list, and the other way round."""
-    page = (Path(__file__).parents[2] / "docs" / "coming-from.md").read_text()
+    pages = (Path(__file__).parents[2] / "docs" / "coming-from").glob("*.md")
+    page = "\n".join(path.read_text() for path in pages)
     first_cells = " ".join(re.findall(r"^\| ([^|]+) \|", page, re.MULTILINE))
     assert [name for name in ELSEWHERE if not re.search(rf"\b{name}\b", first_cells)] == []
     keywords = set(re.findall(r"`(?:[A-Z]+: )?([a-z_]+)(?:=[^`]*)?`", first_cells)) - NO_KEYWORDS
@@ -239,6 +242,8 @@ def test_equal_options_agree_however_they_are_written():
     )
     check_agrees(make_config(source="m", memory_budget="290MB"), {"memory_budget": "0.29 GB"})
     check_agrees(make_config(source="m", memory_budget="25%"), {"memory_budget": "25.0 %"})
+    paths = make_config(source="m", agents="a:1", **dict.fromkeys(("token_file", "tls_ca", "keep"), "here/../t"))
+    check_agrees(paths, dict.fromkeys(("token_file", "tls_ca", "keep"), os.path.abspath("t")))
     check_agrees(config, {"scale": None, "image_size": "224x224", "shuffle": "no"})
     with pytest.raises(ConfigError, match="its configuration decides"):
         check_agrees(make_config(source="m", memory_budget="25%"), {"memory_budget": "256TiB"})

@@ -10,15 +10,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import select
 import socket
-import struct
 import threading
-from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -31,91 +27,13 @@ from prefetchd.daemon.consumers.manager import ConsumerManager
 from prefetchd.daemon.memory.plan import MIN_SLOTS
 from prefetchd.daemon.schedule.scheduler import next_fills, to_give_back
 from prefetchd.ipc import messages
-from prefetchd.ipc.descriptors import memfd_of_length
-from prefetchd.ring import segment
-from prefetchd.ring.layout import BatchLayout, xy_fields
 from prefetchd.ring.queues import RETURN_QUEUE_BYTES
-from prefetchd.ring.slots import Key, Ring, Slot
+from prefetchd.ring.slots import Ring, Slot
 from prefetchd.sampling.sharding import Shard
+from tests.consumers_by_hand import LAYOUT, Consumer, Page, Rounds, content_of
 
-LAYOUT = BatchLayout(4, xy_fields(((8,), "uint8")))
 MAX_LOOPS = 4
 DATASETS = ("train", "val")
-
-
-class Page:
-    """A segment of one page."""
-
-    n_bytes = LAYOUT.slot_bytes
-
-    def __init__(self) -> None:
-        self.fd = memfd_of_length("test-slot", self.n_bytes)
-
-    def read_only_fd(self) -> int:
-        return segment.read_only(self.fd)
-
-    def write(self, key: Key) -> None:
-        os.pwrite(self.fd, content_of(key), 0)
-
-    def discard(self) -> None:
-        os.pwrite(self.fd, b"\xee" * self.n_bytes, 0)  # what is held by anybody would show it
-        self.close()
-
-    def close(self) -> None:
-        os.close(self.fd)
-
-
-def content_of(key: Key) -> bytes:
-    whole = struct.pack("<2HI", *key)
-    return whole * (LAYOUT.slot_bytes // len(whole))
-
-
-class Rounds:
-    """An event loop that the test turns by hand."""
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-        self.watched: dict[int, Callable[[], None]] = {}
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
-        self._number = itertools.count()
-
-    def clock(self) -> float:
-        return self.now_s
-
-    def watch(self, fd: int, callback: Callable[[], None]) -> None:
-        self.watched[fd] = callback
-
-    def unwatch(self, fd: int) -> None:
-        self.watched.pop(fd, None)
-
-    def call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
-        self._timers.append((self.now_s + delay_s, next(self._number), callback))
-
-    def turn(self) -> None:
-        for fd in select.select(list(self.watched), [], [], 0)[0]:
-            if fd in self.watched:
-                self.watched[fd]()
-        due = sorted(timer for timer in self._timers if timer[0] <= self.now_s)
-        self._timers = [timer for timer in self._timers if timer not in due]
-        for _, _, callback in due:
-            callback()
-
-    def run_to_the_next_timer(self) -> None:
-        self.now_s = max(self.now_s, min((timer[0] for timer in self._timers), default=self.now_s))
-
-
-class Consumer:
-    """A loader's loop: what it must see, what it holds, and whether it still plays by the rules."""
-
-    def __init__(self, connection: Connection, number: int, dataset: int) -> None:
-        self.connection = connection
-        self.dataset = dataset
-        self.number = number  # the daemon's name for it
-        self.serial = 0
-        self.expected: Iterator[Key] | None = None  # of the loop that runs
-        self.held: list[tuple[Batch | np.ndarray, Key]] = []
-        self.joins_for = 0  # epochs, until it has its first batch
-        self.asked = self.closed = self.hostile = self.cut_off = False
 
 
 class Machine(RuleBasedStateMachine):
@@ -135,6 +53,7 @@ class Machine(RuleBasedStateMachine):
                 too_few_slots=lambda n: f"it takes {n} slots",
             ),
             target=SimpleNamespace(n_slots=n_slots),
+            making_room=False,
             starved=False,
             may_grow=lambda: False,
             help_stalled=lambda: False,
@@ -143,12 +62,19 @@ class Machine(RuleBasedStateMachine):
         facts = SimpleNamespace(classes=None, n_samples=4 * n_batches, versions={}, digest="0")
         source = SimpleNamespace(facts=facts)
         order = SimpleNamespace(batches_per_epoch=n_batches, n_samples=4 * n_batches)
-        served = {"config": config, "source": source, "order": order, "layout": LAYOUT, "versions": {}}
+        served = {
+            "config": config,
+            "source": source,
+            "order": order,
+            "layout": LAYOUT,
+            "wire_layouts": [],
+            "versions": {},
+        }
         datasets: Any = [SimpleNamespace(number=number, name=name, **served) for number, name in enumerate(DATASETS)]
         self.manager = ConsumerManager(
             datasets,
             self.ring,
-            SimpleNamespace(failed={}),  # type: ignore[arg-type]
+            SimpleNamespace(failed={}, try_again=lambda: None),  # type: ignore[arg-type]
             self.memory,  # type: ignore[arg-type]
             self.loop,  # type: ignore[arg-type]
             SimpleNamespace(status=dict, change_options=str, stop=lambda: None),  # type: ignore[arg-type]
@@ -458,125 +384,3 @@ class Machine(RuleBasedStateMachine):
 
 Machine.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
 TestMachine = Machine.TestCase
-
-
-def test_what_a_member_of_a_group_was_done_with_is_not_given_again_though_its_death_is_noticed_first():
-    machine = Machine()
-    machine.begin(12, 3, 0.0)
-    for _ in range(2):
-        machine.kill(machine.consumers[0])
-        machine.attach(group="workers")
-    for member in machine.consumers:
-        machine.begin_loop(member, 0, 0, 1)
-    doomed, other = machine.consumers
-    seen = []
-    try:
-        while not seen:
-            machine.take(doomed)
-            machine.daemon_works(1, 3)
-            seen += [key[2] for _, key in doomed.held]
-        doomed.held.clear()  # told; and nobody has heard it yet
-        machine.kill(doomed)
-        for _ in range(10):
-            if other.connection._grants.has_next:
-                seen.append(other.connection.next_batch(other.serial, False).index)
-                other.asked = False
-            elif not other.asked:
-                other.asked = True
-                other.connection._channel.send(messages.Want(other.serial, other.connection._leases.taken))
-            machine.daemon_works(1, 3)
-        assert seen == [0, 1, 2]
-    finally:
-        other.expected = None
-        machine.teardown()
-
-
-def test_loop_that_stands_still_with_many_grants_leaves_others_enough_of_a_ring_that_shrinks():
-    machine = Machine()
-    machine.begin(40, 20, 0.0)
-    idle, other = machine.consumers
-    try:
-        machine.daemon_works(4, 8)
-        assert machine.ring.held_by(idle.number) > 5
-        machine.end_loop(other)
-        machine.memory.target.n_slots = machine.memory.budget.plan.n_slots = 5
-        machine.daemon_works(4, 8)
-        assert len(machine.ring.slots) < 40
-        machine.begin_loop(other, 5, 0, 2)  # nothing of what lies ready for the other
-        for _ in range(200):
-            if other.expected is not None and machine.take(other):
-                del other.held[:-1]
-            machine.daemon_works(1, 3)
-        assert other.expected is None  # it has seen all of it
-        assert len(machine.ring.slots) <= machine.ring.held_by(idle.number) + 3
-    finally:
-        machine.teardown()
-
-
-def test_loop_that_would_begin_too_far_from_the_others_for_the_ring_is_told_so_with_numbers():
-    machine = Machine()
-    machine.begin(3, 20, 5.0)
-    machine.attach()
-    _, far, farther = machine.consumers
-    try:
-        machine.daemon_works(1, 3)
-        machine.begin_loop(far, 3, 0, 1)
-        machine.begin_loop(farther, 6, 0, 1)
-        machine.daemon_works(1, 3)
-        said = []
-        while farther.connection._channel.wait(0):
-            said.append(farther.connection._receive(wait=False))
-        failed = next(message for message in said if isinstance(message, messages.Failed))
-        assert failed.error == "BudgetError"
-        assert "at 3 places far apart, for which it takes 7 slots" in failed.text
-        farther.expected = None
-    finally:
-        machine.teardown()
-
-
-def test_ring_is_never_made_smaller_than_its_loops_need_where_they_are_in_it():
-    machine = Machine()
-    machine.begin(40, 20, 5.0)
-    one, other = machine.consumers
-    try:
-        assert machine.manager.promised_slots == 3  # they are level
-        machine.begin_loop(other, 0, 10, 1)
-        machine.daemon_works(1, 3)
-        assert len(machine.ring.slots) == 40  # where they are one window
-        assert machine.manager.promised_slots == 5
-        machine.begin_loop(one, 0, 8, 1)
-        machine.come_round()
-        assert machine.manager.promised_slots == 3
-    finally:
-        machine.teardown()
-
-
-def test_loops_far_apart_go_on_in_the_smallest_ring_that_a_lowered_budget_leaves_them():
-    machine = Machine()
-    machine.begin(60, 50, 0.0)
-    machine.attach()
-    machine.attach()
-    try:
-        for number, consumer in enumerate(machine.consumers):
-            machine.begin_loop(consumer, 0, 9 * number, 1)  # one window of the large ring
-        machine.come_round()
-        machine.memory.target.n_slots = machine.memory.budget.plan.n_slots = machine.manager.promised_slots
-    finally:
-        machine.teardown()  # all of them get on to their end
-
-
-def test_a_grant_while_another_loop_waits_asks_for_another_look_at_what_to_fill():
-    """The cursor that moved on may leave a slot for the batch that the other loop waits for."""
-    machine = Machine()
-    machine.begin(8, 20, 5.0)
-    _, other = machine.consumers
-    try:
-        machine.begin_loop(other, 0, 5, 1)
-        machine.take(other)
-        machine.come_round()
-        machine.fills_begin(1)
-        machine.fills_end()
-        assert machine.manager.serve_all()  # the first batch, to the loop that begins with it
-        assert not machine.manager.serve_all()
-    finally:
-        machine.teardown()

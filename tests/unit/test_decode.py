@@ -1,10 +1,9 @@
-"""Decoding: cv2.imread's pixels, a verdict on what does not decode, and no surprise in memory."""
+"""Decoding: cv2.imread's pixels, and a verdict on what does not decode."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import os
 import re
 import resource
@@ -14,7 +13,6 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -35,37 +33,15 @@ from prefetchd.data.images.decode import (
     choose_reduction,
     decode_image,
     identify,
-    rows_to_decode,
-    silence_decoders,
 )
 from prefetchd.data.images.headers.header import ImageHeader
-from prefetchd.data.images.working_memory import decode_working_bytes
-from tests.images import exif, photograph, write_bad, write_jpeg, write_kinds
+from tests.decoding import bad_files, kinds_of_files, load, quiet  # noqa: F401
+from tests.images import photograph, write_jpeg
 
 # cv2.imread refuses a TIFF that its own orientation turns on its side; cv2.imdecode, which we use, does not.
 IMREAD_REFUSES = {"exif6.tiff"}
 # cv2.imread returns a PFM with the channels that it has, whatever was asked for, and grey Sun rasters as black.
 IMREAD_MISREADS = {("grey.pfm", "bgr"), ("rgb.pfm", "gray"), ("grey.ras", "gray")}
-
-
-@pytest.fixture(scope="module")
-def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return write_kinds(tmp_path_factory.mktemp("kinds"))
-
-
-@pytest.fixture(scope="module")
-def bad(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return write_bad(tmp_path_factory.mktemp("bad"))
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> None:
-    silence_decoders()
-
-
-def load(path: Path, color: Color = "bgr", reduction: int = 1) -> np.ndarray:
-    data = read_file(path, FileBuffer())
-    return decode_image(data, identify(data), color=color, reduction=reduction)
 
 
 def test_every_kind_decodes_as_cv2_imread_does(kinds: dict[str, Path]) -> None:
@@ -288,129 +264,6 @@ def test_no_descriptors_is_a_fault_of_the_environment_and_none_is_left_open(bad:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_the_buffer_is_kept_and_grows_and_is_asked_for_first(tmp_path: Path) -> None:
-    (tmp_path / "small").write_bytes(b"s" * 10)
-    (tmp_path / "large").write_bytes(b"l" * 100_000)
-    buffer = FileBuffer(1000)
-    asked: list[int] = []
-    small = read_file(tmp_path / "small", buffer, reserve=asked.append)
-    assert bytes(small) == b"s" * 10
-    assert asked == []
-    assert bytes(read_file(tmp_path / "large", buffer, reserve=asked.append)) == b"l" * 100_000
-    assert asked == [100_000]
-    assert bytes(small) == b"s" * 10  # an old view is not pulled away
-    capacity = buffer.capacity_bytes
-    read_file(tmp_path / "small", buffer)
-    assert buffer.capacity_bytes == capacity
-    buffer.trim(1000)
-    assert buffer.capacity_bytes == 1000
-
-    def refuse(n_bytes: int) -> None:
-        raise MemoryError(f"no {n_bytes} bytes")
-
-    with pytest.raises(MemoryError, match="no 100000 bytes"):
-        read_file(tmp_path / "large", buffer, reserve=refuse)
-
-
-def test_too_little_memory_is_a_memory_error_and_not_a_bad_image(tmp_path: Path) -> None:
-    path = tmp_path / "large.jpg"
-    assert cv2.imwrite(str(path), cv2.resize(photograph(300, 300), (3000, 3000)))
-    script = textwrap.dedent("""
-        import resource, sys
-        from prefetchd.data.images.decode import *
-        from prefetchd.data.files import FileBuffer, read_file
-        data = bytes(read_file(sys.argv[1], FileBuffer()))
-        header = identify(data)
-        used = next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith("VmData"))
-        limit = used + int(sys.argv[2]) * (1 << 20)
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-        try:
-            print(decode_image(data, header, color="rgb", reduction=1).shape)
-        except MemoryError as error:
-            print("MemoryError", error)
-    """)
-
-    def run(spare_mib: int) -> str:
-        done = subprocess.run(
-            [sys.executable, "-c", script, str(path), str(spare_mib)],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OPENBLAS_NUM_THREADS": "1"},
-        )
-        return done.stdout
-
-    for spare_mib in (1, 10, 30, 45):
-        assert run(spare_mib).startswith("MemoryError"), spare_mib
-    assert run(80).startswith("(3000, 3000, 3)")
-
-
-@pytest.mark.timeout(240)  # images of all formats are encoded, and each is decoded twice in a process of its own
-def test_the_estimate_is_above_the_peak_and_within_reason(tmp_path: Path) -> None:
-    """Each in a process forked for it, so that none finds memory that another has taken before."""
-    names = ("baseline.jpg", "progressive.jpg", "cmyk.jpg", "exif6.jpg", "rgb.png", "alpha.png", "exif6.png")
-    names += ("interlaced.png", "rgb.bmp", "rgb.gif", "rgb.tiff", "lzw.tiff", "deep.tiff")
-    suffixes = ("webp", "avif", "jp2", "j2k", "pgm", "ppm", "pbm", "pam", "pfm", "hdr", "ras")
-    kinds = write_kinds(tmp_path / "large", (700, 900), lambda name: name in names or name.endswith(suffixes))
-    write_kinds(tmp_path / "small", (40, 50))
-    script = textwrap.dedent("""
-        import os, sys, cv2
-        from prefetchd.data.images.decode import *
-        from prefetchd.data.images.working_memory import decode_working_bytes
-        from prefetchd.data.files import FileBuffer, read_file
-        cv2.setNumThreads(0)
-        silence_decoders()
-        def status(key):
-            return next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith(key))
-        for path, color in [(path, color) for path in sys.argv[1:] for color in ("rgb", "gray")]:
-            if child := os.fork():
-                assert os.waitpid(child, 0)[1] == 0, path
-                continue
-            data = bytes(read_file(path, FileBuffer()))
-            header = identify(data)
-            small = open(path.replace("/large/", "/small/"), "rb").read()
-            decode_image(small, identify(small), color=color, reduction=1)  # what a codec takes once is not the image's
-            open("/proc/self/clear_refs", "w").write("5")
-            before = status("VmRSS")
-            decode_image(data, header, color=color, reduction=1)
-            peak = status("VmHWM") - before
-            estimate = decode_working_bytes(header, len(data), color=color, reduced=1)
-            print(path, color, peak, estimate, flush=True)
-            os._exit(0)
-    """)
-    names += tuple(name for name in kinds if name.endswith(suffixes))
-    done = subprocess.run(
-        [sys.executable, "-c", script, *(str(kinds[name]) for name in names)],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OPENBLAS_NUM_THREADS": "1"},
-    )
-    lines = done.stdout.splitlines()
-    assert len(lines) == 2 * len(names)
-    for line in lines:
-        path, _, *numbers = line.split()
-        peak, estimate = map(int, numbers)
-        assert estimate >= peak > 0, line
-        if not path.endswith("tiff"):
-            assert estimate <= 2.5 * peak + (10 << 20), line
-
-
-def test_the_estimate_counts_what_costs() -> None:
-    def of(header: ImageHeader, reduced: int = 1, color: Color = "rgb") -> int:
-        return decode_working_bytes(header, 0, color=color, reduced=reduced)
-
-    plain = ImageHeader("jpeg", 4000, 3000, 3)
-    progressive = ImageHeader("jpeg", 4000, 3000, 3, progressive=True)
-    assert of(plain) >= 2 * plain.pixels * 3
-    assert of(plain, 8) < of(plain, 2) < of(plain)
-    assert of(plain, color="gray") < of(plain)
-    assert of(progressive, 8) >= 2 * 3 * plain.pixels  # a reduction spares no coefficient
-    assert decode_working_bytes(plain, 5_000_000, color="rgb", reduced=1) - of(plain) == 5_000_000
-
-
 def test_detached_native_stderr_keeps_the_codecs_quiet_and_the_real_one_open(kinds: dict[str, Path]) -> None:
     data = bytearray(kinds["baseline.jpg"].read_bytes())
     script = textwrap.dedent("""
@@ -433,89 +286,3 @@ def test_detached_native_stderr_keeps_the_codecs_quiet_and_the_real_one_open(kin
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     assert done.stderr == b"a traceback"
-
-
-def jpeg_ways() -> dict[str, bytes]:
-    """JPEGs that code their rows in different units, (203, 171) pixels."""
-    picture, ways = Image.fromarray(photograph(203, 171, 5)), {}
-    for subsampling in ("4:4:4", "4:2:2", "4:2:0", "4:1:1"):
-        ways[subsampling] = saved(picture, subsampling=subsampling)
-    factors = cv2.IMWRITE_JPEG_SAMPLING_FACTOR
-    tall = cv2.imencode(".jpg", photograph(203, 171, 6), [factors, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440])[1]
-    ways |= {"4:4:0": tall.tobytes(), "grey": saved(picture.convert("L")), "cmyk": saved(picture.convert("CMYK"))}
-    restarts = cv2.imencode(".jpg", photograph(203, 171, 7), [cv2.IMWRITE_JPEG_RST_INTERVAL, 3])[1]
-    ways |= {"restarts": restarts.tobytes(), "progressive": saved(picture, progressive=True)}
-    return ways | {f"exif{number}": saved(picture, exif=exif(number)) for number in (2, 3, 6)}
-
-
-def saved(picture: Image.Image, **options: Any) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, "jpeg", quality=88, **options)
-    return file.getvalue()
-
-
-@pytest.mark.parametrize("color", ["rgb", "gray"])
-@pytest.mark.parametrize("way", jpeg_ways())
-def test_rows_left_out_below_a_crop_change_no_pixel_above(way: str, color: Color) -> None:
-    data = jpeg_ways()[way]
-    header = identify(data)
-    buffer = np.frombuffer(bytearray(data), np.uint8)
-    for reduction in (1, 2, 4, 8):
-        whole = decode_image(data, header, color=color, reduction=reduction)
-        for bottom in range(1, whole.shape[0] + 1, 3):
-            n_rows = rows_to_decode(header, reduction, bottom)
-            part = decode_image(buffer, header, color=color, reduction=reduction, n_rows=n_rows)
-            assert part.shape[0] >= bottom
-            assert np.array_equal(part[:bottom], whole[:bottom]), (reduction, bottom)
-    assert buffer.tobytes() == data
-    spares = way not in ("progressive", "exif3", "exif6")
-    assert (rows_to_decode(header, 1, 50) < 110) is spares
-    if spares:
-        assert decode_image(buffer, header, color=color, reduction=1, n_rows=96).shape[0] == 96
-
-
-def test_a_jpeg_that_may_not_be_written_to_is_decoded_whole() -> None:
-    data = jpeg_ways()["4:2:0"]
-    assert decode_image(data, identify(data), color="rgb", reduction=1, n_rows=64).shape[0] == 203
-
-
-def test_what_is_wrong_below_a_crop_is_judged_as_in_the_whole_image() -> None:
-    """Wherever bytes are wrong, an image is good or bad whatever part of it is wanted."""
-    rng = np.random.default_rng(11)
-    verdicts = set()
-    for way in ("4:2:0", "restarts", "grey"):
-        data = jpeg_ways()[way]
-        for _ in range(60):
-            broken = np.frombuffer(bytearray(data), np.uint8)
-            at = int(rng.integers(2, len(data) - 2))
-            broken[at : at + 40] = rng.integers(0, 256, len(broken[at : at + 40]))
-            broken[-2:] = 0xFF, 0xD9
-            try:
-                header = identify(broken)
-            except UndecodableImage:
-                continue
-            if header.pixels > 1_000_000:
-                continue
-            seen = set()
-            for bottom in (40, 120, header.height_px):
-                n_rows = rows_to_decode(header, 1, min(bottom, header.height_px))
-                try:
-                    seen.add(decode_image(broken, header, color="rgb", reduction=1, n_rows=n_rows).shape[1])
-                except UndecodableImage:
-                    seen.add(0)
-            assert len(seen) == 1, (way, at)
-            verdicts |= {min(1, *seen)}
-    assert verdicts == {0, 1}
-
-
-@pytest.mark.parametrize("size", [(1, 1), (7, 3), (3, 7), (1, 40), (40, 1), (17, 16)])
-def test_tiny_jpegs_decode_at_every_reduction(size: tuple[int, int]) -> None:
-    data = bytearray(cv2.imencode(".jpg", photograph(*size, 1))[1].tobytes())
-    header = identify(data)
-    assert np.array_equal(
-        decode_image(data, header, color="bgr", reduction=1), cv2.imdecode(np.frombuffer(data, np.uint8), 1)
-    )
-    for reduction in (1, 2, 4, 8):
-        n_rows = rows_to_decode(header, reduction, 1)
-        image = decode_image(data, header, color="rgb", reduction=reduction, n_rows=n_rows)
-        assert image.shape == (-(-n_rows // reduction), -(-size[1] // reduction), 3)

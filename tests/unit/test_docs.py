@@ -17,6 +17,7 @@ from prefetchd.config.options import OPTIONS, flag_of
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+OPTIONS_PAGE = (ROOT / "docs" / "options.md").read_text()
 PAGES = sorted(
     path.relative_to(ROOT)
     for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / ".github").rglob("*.md"))
@@ -45,7 +46,48 @@ def test_help_of_every_command_can_be_printed():
 def test_every_page_is_in_the_navigation():
     pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
     assert set(re.findall(r"^ +- (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)) == pages
-    assert set(re.findall(r"\(docs/([\w-]+\.md)", README)) >= {page for page in pages if "/" not in page} - {"index.md"}
+    linked = set(re.findall(r"\]\(([\w/-]+\.md)[)#]", (ROOT / "docs" / "index.md").read_text()))
+    decisions = {page for page in pages if page.startswith("decisions/0")}
+    ports = {page for page in pages if page.startswith("coming-from/")}
+    assert linked == pages - decisions - ports - {"index.md"}, "the home page lists all"
+    assert ports == set(re.findall(r"\]\((coming-from/[\w-]+\.md)\)", (ROOT / "docs" / "coming-from.md").read_text()))
+
+
+def test_readme_is_one_screen_and_one_more():
+    assert len(README.split()) <= 700
+
+
+def test_chart_of_the_readme_shows_the_figures_that_were_measured():
+    """Mend it with: python scripts/chart.py."""
+    result = subprocess.run([sys.executable, ROOT / "scripts" / "chart.py", "--check"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_figures_of_the_readme_stand_in_the_page_of_performance():
+    page = (ROOT / "docs" / "performance.md").read_text()
+    rows = dict(re.findall(r"^\| (4 trainers, [^|]+) \| (\d+) \|", page, re.MULTILINE))
+    ours, theirs = int(rows["4 trainers, prefetchd"]), int(rows["4 trainers, a DataLoader each"])
+    assert f"{ours / theirs:.1f} times" in README
+    ((ratio, cached),) = re.findall(r"alone gets ([\d.]+) times as many, and (\d+)\s+times from a warm cache", README)
+    peers = page.partition("<!-- peers: begin -->")[2].partition("<!-- peers: end -->")[0]
+    rates = re.findall(r"^\| (prefetchd[^|]*) \| [*\d,]+ \| \**([\d.]+)\** \|", peers, re.MULTILINE)
+    measured = {name: float(value) for name, value in rates}
+    assert (float(ratio), float(cached)) == (measured["prefetchd"], round(measured["prefetchd, cached"]))
+    for command in re.findall(r"`(python scripts/[^`]+)`", README):
+        assert command in page
+
+
+SOURCE = re.sub(r'"\s*\n\s*f?"', "", "\n".join(path.read_text() for path in sorted((ROOT / "prefetchd").rglob("*.py"))))
+
+
+def test_page_of_errors_has_every_class_and_quotes_messages_that_exist():
+    page = (ROOT / "docs" / "errors.md").read_text()
+    sections = re.findall(r"^## (\w+)", page, re.MULTILINE)
+    classes = [name for name in vars(prefetchd.errors) if isinstance(getattr(prefetchd.errors, name), type)]
+    assert set(sections) == {*classes, "Warnings"}
+    quoted = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+    assert len(quoted) > 20
+    assert [words for words in quoted if words not in SOURCE] == []
 
 
 def test_index_of_decisions_names_every_record_with_its_title():
@@ -60,8 +102,8 @@ def test_index_of_decisions_names_every_record_with_its_title():
     assert [int(path.name[:4]) for path in records] == list(range(1, len(records) + 1))
 
 
-def test_readme_names_each_option_once():
-    table = README.partition("## Options")[2].partition("## Errors")[0]
+def test_page_of_options_names_each_option_once():
+    table = OPTIONS_PAGE.partition("## What a loader offers")[0]
     cells = re.findall(r"^\| ([^|]+) \| ", table, re.MULTILINE)
     names = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
     assert sorted(names) == sorted(inspect.signature(prefetchd.batches).parameters)
@@ -75,6 +117,13 @@ def test_page_names_files_that_exist(page: Path):
         r"(?<![\w./~-])(?:prefetchd|tests|scripts|examples|docs)/[\w./-]*[\w/]", (ROOT / page).read_text()
     )
     assert [name for name in dict.fromkeys(named) if not (ROOT / name).exists()] == []
+
+
+def test_pictures_are_small_and_shown():
+    pages = "".join((ROOT / page).read_text() for page in PAGES)
+    for path in (ROOT / "docs" / "images").glob("*.png"):
+        assert path.stat().st_size < 150_000, path
+        assert f"images/{path.name})" in pages
 
 
 def test_journey_of_a_batch_names_functions_of_its_files():
@@ -102,3 +151,17 @@ def test_glossary_defines_each_term_once_and_says_where_it_is_met():
 @pytest.mark.parametrize("term", ["batch", "sample", "slot", "ring", "lease", "grant", "cursor", "consumer", "reader"])
 def test_glossary_has_the_term(term: str):
     assert f"\n### {term.capitalize()}\n" in (ROOT / "docs" / "glossary.md").read_text()
+
+
+@pytest.mark.parametrize("folder", ["docs", "prefetchd", "examples"])
+def test_words_are_plain(folder: str):
+    """The words that a reader has to look up have plainer ones: `each`, `any`, `what`; `the slowest`; `waits`."""
+    heavy = re.compile(r"\b(hindmost|whoever|whatever|comes? to a stand|to be had|stands still)\b", re.IGNORECASE)
+    files = [path for path in (ROOT / folder).rglob("*") if path.suffix in (".md", ".py", ".js", ".html")]
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in files
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if heavy.search(line)
+    ]
+    assert found == []

@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
     [
         ("img\\x.jpg,0\nimg\\y.jpg,1\n", "img/x.jpg is there: write /"),
         ("C:\\data\\x.jpg,0\n", "a Windows path with a drive"),
-        ("https://example.com/x.jpg,0\n", "download or mount"),
+        ("ftp://example.com/x.jpg,0\n", "download what is elsewhere"),
         ("~/x.jpg,0\n", "~ is not expanded in a list"),
         ("$HOME/x.jpg,0\n", "variables are not expanded"),
         ("img/*.jpg,0\n", "no patterns"),

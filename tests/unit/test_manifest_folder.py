@@ -177,14 +177,14 @@ def test_a_list_beside_class_folders_may_have_the_labels(tmp_path: Path, name: s
     (tmp_path / "README.txt").write_text("Photos of cats and dogs.\n")
     Manifest.open(make_config(source=source)).close()
     (tmp_path / name).write_text("cat/1.jpg 3\n")
-    assert f"batches({name!r}, root=...)" in refusal(source)
+    assert f"{name} lies beside the images and may have them; serve that list instead" in refusal(source)
 
 
 @pytest.mark.parametrize("splits", [("train", "test"), ("Train", "val"), ("test", "valid", "validation"), ("train",)])
 def test_splits_are_no_classes(tmp_path: Path, splits: tuple[str, ...]) -> None:
     """The classes lie below one of them."""
     source = make(tmp_path, *(f"{split}/{label}/1.jpg" for split in splits for label in ("cat", "dog")))
-    assert f"batches('{source}/{sorted(splits)[0]}')" in refusal(source)
+    assert f"name one, as in '{source}/{sorted(splits)[0]}'" in refusal(source)
     make(tmp_path, "cat/1.jpg")
     Manifest.open(make_config(source=source)).close()  # with another folder beside them they are classes
 

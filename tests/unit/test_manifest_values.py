@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,16 @@ def test_distinct_keys_have_distinct_hashes_wherever_they_lie(keys):
     alone = [int(next(hash_keys([key]))[0]) for key in keys]
     assert found == alone
     assert len(set(found)) == len(keys)
+
+
+def test_hashes_are_those_of_earlier_versions():
+    """A split by them must not change."""
+    found = np.concatenate(list(hash_keys([b"", b"a", b"train/x.jpg", b"\0"])))
+    assert found.tolist() == [0, 17508005127702757215, 2389839433928627429, 6238072747940578789]
+    long = [b"x" * 70_000, b"y" * 65_536, b"z"]  # over several pieces that are hashed one after another
+    keys = [f"train/{i:06}.jpg".encode() * (i % 7) for i in range(5000)] + long
+    found = np.concatenate(list(hash_keys(keys)))
+    assert blake2b(found.astype("<u8").tobytes(), digest_size=8).hexdigest() == "b1743eea05375542"
 
 
 def test_bits_of_hashes_are_even():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from unittest import mock
 
 import pytest
 
@@ -10,7 +11,26 @@ from prefetchd.config.validate import make_config
 from prefetchd.daemon.memory.controller import WINDOW_S, MemoryController
 from prefetchd.daemon.memory.limits import SHORT_BYTES, Limit, Shortage
 from prefetchd.daemon.memory.plan import MIB, MIN_SLOTS, make_plan
+from prefetchd.daemon.server import Daemon
 from tests.unit.test_memory_manager import Rig
+
+
+@dataclass
+class Agents:
+    """What agents on other machines have done so far."""
+
+    busy_s: float = 0.0
+    samples: int = 0
+    n_wanted: int = 1
+    n_placed: int = 1
+
+    @property
+    def n_readers(self) -> int:
+        return 4 * self.n_placed
+
+    def want(self, n_nodes: int) -> None:
+        """Have nodes come and go at once."""
+        self.n_wanted = self.n_placed = n_nodes
 
 
 @dataclass
@@ -140,3 +160,72 @@ def test_reader_that_the_budget_has_no_room_for_is_left_out():
     assert controller.waited_s == 10 * WINDOW_S
     assert one.memory.budget.plan.n_readers == 1
     one.ring.close()
+
+
+def test_work_of_agents_does_not_make_readers_here_look_busy():
+    """Loops are served by agents and eight readers idle: these become fewer, however much the agents do."""
+    now_s, work, agents = [0.0], Work(), Agents()
+    plan = make_plan(make_config(source="-", num_workers=8), 4 * MIB, Limit(8 << 30, "test"))
+    one = Rig(8, 8, plan=plan)
+    one.pool.remote = agents
+    controller = MemoryController(
+        make_config(source="-"), one.memory, one.ring, one.pool, work, one.demand,
+        plan_for=lambda config, least, own_bytes: plan, read_shortage=lambda: Shortage(1 << 40, "test"),
+        idle_s=lambda: now_s[0], n_cores=8, clock=lambda: now_s[0],
+    )  # fmt: skip
+    for _ in range(8):
+        now_s[0] += WINDOW_S
+        agents.busy_s, agents.samples = 16 * now_s[0], int(1600 * now_s[0])
+        work.busy_s, work.samples_made = 17 * now_s[0], int(1700 * now_s[0])
+        controller.tick()
+    assert one.memory.budget.plan.n_readers < 8
+    one.ring.close()
+
+
+def test_nodes_go_while_there_is_no_work_and_readers_here_stay():
+    now_s, agents = [0.0], Agents(n_wanted=3, n_placed=3)
+    plan = make_plan(make_config(source="-", num_workers=8), 4 * MIB, Limit(8 << 30, "test"))
+    one = Rig(8, 8, plan=plan)
+    one.pool.remote = agents
+    controller = MemoryController(
+        make_config(source="-", ray="auto", remote_workers="auto"), one.memory, one.ring, one.pool, Work(), one.demand,
+        plan_for=lambda config, least, own_bytes: plan, read_shortage=lambda: Shortage(1 << 40, "test"),
+        idle_s=lambda: now_s[0], n_cores=8, clock=lambda: now_s[0],
+    )  # fmt: skip
+    assert controller.is_auto
+    for _ in range(30):
+        if controller.has_spare_nodes:
+            now_s[0] += 10.0
+            controller.tick_at_rest()
+            controller.tick_at_rest()  # no window has passed
+    assert agents.n_wanted == 1, "one stays"
+    assert 100.0 <= now_s[0] <= 150.0
+    assert one.memory.budget.plan.n_readers == 8
+    one.ring.close()
+
+
+def test_number_of_nodes_that_was_asked_for_stays():
+    one = Rig(40)
+    one.pool.remote = Agents(n_placed=3)
+    controller = MemoryController(
+        make_config(source="-", ray="auto", remote_workers=12), one.memory, one.ring, one.pool, Work(), one.demand,
+        plan_for=lambda config, least, own_bytes: one.plan, read_shortage=lambda: Shortage(1 << 40, "test"),
+        idle_s=lambda: 0.0, n_cores=2, clock=lambda: 0.0,
+    )  # fmt: skip
+    assert not controller.has_spare_nodes
+    one.ring.close()
+
+
+@pytest.mark.parametrize("is_resting", [False, True])
+def test_daemon_without_work_looks_at_its_nodes_now_and_then(is_resting: bool):
+    daemon = mock.MagicMock(_is_resting=is_resting)
+    daemon._pool.busy = daemon._builder.has_queued = daemon._memory.is_grown = daemon._memory.making_room = False
+    daemon._memory.needs.fewer_readers = daemon._memory.may_grow.return_value = False
+    Daemon._pump(daemon)
+    asked = [] if is_resting else [mock.call(10.0, daemon._tick_at_rest)]
+    assert daemon._loop.call_later.call_args_list == asked
+    for daemon._ticking in (True, False):
+        assert not daemon._controller.tick_at_rest.called, "there is work again: those windows show it all"
+        Daemon._tick_at_rest(daemon)
+        assert not daemon._is_resting
+    assert daemon._controller.tick_at_rest.called

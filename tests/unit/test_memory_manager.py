@@ -55,6 +55,8 @@ class FakeReader:
 
 
 class FakePool:
+    remote = None
+
     def __init__(self, n_readers: int) -> None:
         self.readers = {number: FakeReader(number, 1000 + number) for number in range(n_readers)}
         self.n_readers = n_readers

@@ -41,7 +41,7 @@ def epoch_of(mixed: Mixture, epoch: int, batch_size: int = 7) -> list[int]:
     return [
         number
         for batch in range(order.batches_per_epoch)
-        for number in order.sample_ids(epoch, batch, 0, order.rows(batch)).tolist()
+        for number in order.sample_ids(epoch, batch, 0, order.rows(epoch, batch)).tolist()
     ]
 
 
@@ -188,7 +188,7 @@ def test_daemon_and_readers_have_one_order_in_little_memory(tmp_path, options):
     attached = attach_order(config, source.facts.n_samples, handle, [os.dup(fd) for fd in fds])
     for epoch in range(3):
         for batch in range(plan.order.batches_per_epoch):
-            rows = plan.order.rows(batch)
+            rows = plan.order.rows(epoch, batch)
             ids = plan.order.sample_ids(epoch, batch, 0, rows).tolist()
             assert attached.sample_ids(epoch, batch, 0, rows).tolist() == ids
             assert not options.get("split") or set(ids) <= set(attached.mixture.ids.tolist())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,7 +17,7 @@ SEEDS = st.integers(0, 2**63 - 1)
 
 def whole_epoch(order: Order, epoch: int) -> list[int]:
     batches = range(order.batches_per_epoch)
-    return [i for batch in batches for i in order.sample_ids(epoch, batch, 0, order.rows(batch)).tolist()]
+    return [i for batch in batches for i in order.sample_ids(epoch, batch, 0, order.rows(epoch, batch)).tolist()]
 
 
 @given(n=st.integers(1, 3000), seed=SEEDS, epoch=st.integers(0, 10**9))
@@ -45,6 +47,23 @@ def test_permutation_refuses_sizes_that_it_cannot_do(n):
 def test_permutation_never_changes_between_versions():
     assert Permutation(10, 0, 0)(np.arange(10)).tolist() == [3, 4, 9, 2, 7, 6, 8, 5, 0, 1]
     assert Permutation(10**6, 0, 0)(np.arange(5)).tolist() == [309476, 157911, 118300, 953398, 358635]
+
+
+@pytest.mark.parametrize(
+    ("n", "digest"),
+    [
+        (4097, "d98851386eaab2a3"),
+        (10**9, "4388ae6307092b46"),
+        (2**32 + 1, "b64da2624fdc3f48"),
+        (2**62, "a7168d57c23d77e6"),
+    ],
+)
+def test_permutation_of_any_size_never_changes_between_versions(n, digest):
+    permutation = Permutation(n, 2**63, 5)
+    positions = np.arange(1000) * (n // 1000)
+    ids = permutation(positions)
+    assert blake2b(ids.astype("<i8").tobytes(), digest_size=8).hexdigest() == digest
+    np.testing.assert_array_equal(permutation.inverse(ids), positions)
 
 
 def test_every_epoch_and_seed_has_an_order_of_its_own():
@@ -80,13 +99,23 @@ def test_an_epoch_has_each_sample_once_less_what_drop_last_leaves_out(n, batch_s
     if not shuffle:
         assert ids == list(range(len(ids)))
     for batch in range(order.batches_per_epoch):
-        assert 1 <= order.rows(batch) <= batch_size
+        assert 1 <= order.rows(epoch, batch) <= batch_size
 
 
 @given(n=st.integers(1, 300), first=st.integers(0, 15), count=st.integers(0, 16))
 def test_part_of_a_batch_is_that_part_of_the_whole(n, first, count):
     order = Order(n, 16, drop_last=False, shuffle=True, seed=9)
-    rows = order.rows(0)
+    rows = order.rows(3, 0)
     first, count = min(first, rows), min(count, max(0, rows - first))
     whole = order.sample_ids(3, 0, 0, rows)
     np.testing.assert_array_equal(order.sample_ids(3, 0, first, count), whole[first : first + count])
+
+
+@given(n=st.integers(1, 6000), seed=SEEDS, epoch=st.integers(0, 10**6), block=st.sampled_from([0, 1, 7, 64]))
+@settings(max_examples=50, deadline=None)
+def test_positions_are_where_the_samples_stand(n, seed, epoch, block):
+    order = Order(n, 8, drop_last=False, shuffle=True, seed=seed, shuffle_block=block)
+    ids = order.sample_ids(epoch, 0, 0, n)
+    assert order.positions(epoch, ids).tolist() == list(range(n))
+    inside = Permutation(n, seed, epoch)
+    np.testing.assert_array_equal(inside.inverse(inside(np.arange(n))), np.arange(n))

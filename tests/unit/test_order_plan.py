@@ -41,8 +41,8 @@ def planned(source: Source, plan: OrderPlan, config: Config) -> list[int]:
     attached = attach_order(config, source.facts.n_samples, handle, [os.dup(fd) for fd in fds])
     found: list[int] = []
     for batch in range(plan.order.batches_per_epoch):
-        ids = plan.order.sample_ids(0, batch, 0, plan.order.rows(batch)).tolist()
-        assert attached.sample_ids(0, batch, 0, attached.rows(batch)).tolist() == ids
+        ids = plan.order.sample_ids(0, batch, 0, plan.order.rows(0, batch)).tolist()
+        assert attached.sample_ids(0, batch, 0, attached.rows(0, batch)).tolist() == ids
         found += ids
     if plan.columns is not None:
         plan.columns.close()
@@ -237,7 +237,7 @@ def test_ranks_together_see_each_sample_of_a_subset_once(ids, batch_size, shuffl
         for step in range(shard.steps()) if order.batches_per_epoch else ():
             batch, repeated = shard.batch(step)
             if not repeated:
-                seen += order.sample_ids(epoch, batch, 0, order.rows(batch)).tolist()
+                seen += order.sample_ids(epoch, batch, 0, order.rows(epoch, batch)).tolist()
     assert len(seen) == len(set(seen)) == (len(ids) // batch_size * batch_size if drop_last else len(ids))
     assert set(seen) <= set(ids)
     assert order.sample_ids(epoch, 0, 0, 0).dtype == np.int64
@@ -298,9 +298,9 @@ def test_a_choice_that_means_nothing_is_refused(rows, options, message):
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        ([1, 60], "names the sample 60, and there are 60"),
+        ([1, 60], "cannot use subset=<numbers>: it names the sample 60, and there are 60"),
         ([-1, 3], "names the sample -1"),
-        ([3, 3, 4], "names 1 samples again"),
+        ([3, 3, 4], "1 of its 3 numbers are there already"),
         ([0.5], "its dtype is float64"),
         ([True, False], "2 values, true or false, for 60 samples"),
     ],

@@ -18,7 +18,7 @@ from prefetchd.errors import ConfigError, ManifestError
 from prefetchd.ring.layout import BatchLayout
 from prefetchd.sampling.first_fit import bins_from_wire, class_sizes, first_fit, length_classes
 from prefetchd.sampling.packing import block_documents, dealt, permuted
-from tests.unit.test_arrays import attached, no_descriptor_is_left, saved  # noqa: F401
+from tests.array_sources import attached, no_descriptor_is_left, saved  # noqa: F401
 from tests.unit.test_sequences import ragged
 
 PAD = 99

@@ -12,7 +12,7 @@ import pytest
 from prefetchd.data import read_ahead
 from prefetchd.data.faults import UnreadableFile
 from prefetchd.data.files import FileBuffer, read_file
-from prefetchd.data.read_ahead import MASK_PART, MAX_BYTES, ReadAhead, read_mask
+from prefetchd.data.read_ahead import MASK_PART, MAX_BYTES, ReadAhead
 from prefetchd.data.read_threads import N_THREADS, AheadRead
 from prefetchd.data.records import Sample
 from prefetchd.data.source import ALLOWANCE_BYTES
@@ -37,6 +37,9 @@ class Files:
         self.n_reads += 1
         return read_file(sample.path, buffer, reserve=reserve)
 
+    def read_label(self, sample: Sample, buffer: FileBuffer, reserve: Any) -> memoryview:
+        return read_file(str(sample.label), buffer, reserve=reserve)
+
 
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
@@ -56,7 +59,8 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(read_ahead, "FAST_S", -1.0)
 
 
-def test_fast_reads_start_no_thread(files: Files) -> None:
+def test_fast_reads_start_no_thread(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.perf_counter", lambda: 0.0)  # a busy machine reads slowly
     ahead, buffer = ReadAhead(files), FileBuffer()
     for number in range(20):
         ahead.expect([number])
@@ -214,7 +218,7 @@ def test_masks_come_ahead_after_their_images(files: Files) -> None:
     for number in range(100):
         (files.folder / f"mask {number}").write_bytes(b"mask %d" % number)
     (files.folder / "mask 9").unlink()
-    ahead, buffer = ReadAhead(files, {0: files.read, MASK_PART: read_mask}), FileBuffer()
+    ahead, buffer = ReadAhead(files, {0: files.read, MASK_PART: files.read_label}), FileBuffer()
 
     def take_mask(number: int) -> bytes:
         sample = Sample(str(files.folder / str(number)), str(files.folder / f"mask {number}"))

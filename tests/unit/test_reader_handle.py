@@ -15,7 +15,8 @@ import pytest
 
 from prefetchd.daemon.readers import reader_handle
 from prefetchd.daemon.readers.batch_job import BATCHING, Chunk
-from prefetchd.daemon.readers.reader_handle import ReaderHandle, at_content
+from prefetchd.daemon.readers.reader_handle import ReaderHandle
+from prefetchd.daemon.readers.stacks import aborted_reading, at_content, crashed_thread
 from prefetchd.ipc import reader_messages, sockets
 from prefetchd.ring.segment import Segment
 from prefetchd.ring.slots import Ring
@@ -41,7 +42,7 @@ def test_reader_whose_first_tasks_were_of_unknown_length_has_room_for_more_when_
     with ours, theirs:
         handle = ReaderHandle(1, ours, ready=True)
         slot = Ring().add(Segment.create(1 << 12))
-        job = SimpleNamespace(slot=slot, dataset=0, epoch=0, batch=0, n_rows=64)
+        job = SimpleNamespace(slot=slot, dataset=0, epoch=0, batch=0, n_rows=64, first_row=0)
         for task, expected_s in enumerate((math.inf, math.inf, 0.04, 0.04)):
             if task >= BATCHING.in_hand:
                 handle.finished(reader_messages.Done(task - BATCHING.in_hand, [], 0.04, read_s=0.02))
@@ -90,7 +91,7 @@ def test_ring_that_grows_and_shrinks_does_not_fill_the_socket_of_a_reader_that_s
         for task in range(400):
             slot = ring.add(Segment.create(1 << 12))
             if task % 200 == 0:
-                job = SimpleNamespace(slot=slot, dataset=0, epoch=0, batch=task, n_rows=1)
+                job = SimpleNamespace(slot=slot, dataset=0, epoch=0, batch=task, n_rows=1, first_row=0)
                 handle.assign(
                     task,
                     SimpleNamespace(job=job, rows=[0], expected_s=0.0, compact=False, sample_id=7, leaves_fresh=False),
@@ -116,7 +117,7 @@ def test_fresh_reader_that_refuses_stays_fresh_and_one_that_decodes_does_not():
     ours, theirs = sockets.socket_pair()
     with ours, theirs:
         slot = Ring().add(Segment.create(1 << 12))
-        job = SimpleNamespace(slot=slot, dataset=0, epoch=0, batch=0, n_rows=64)
+        job = SimpleNamespace(slot=slot, dataset=0, epoch=0, batch=0, n_rows=64, first_row=0)
         handle = ReaderHandle(1, ours, ready=True)
         fault = reader_messages.Fault(0, 7, "w", "why", True, True)
         for task in range(2):
@@ -159,6 +160,49 @@ def stack(*frames: str) -> str:
 def test_what_a_hung_reader_was_at_is_read_from_its_main_threads_stack(frames, is_content):
     assert at_content(stack(*frames)) == is_content
     assert not at_content("")
+
+
+READING = "data/stores/client", "data/read_threads"
+
+
+def crash(*current: str, others: tuple[str, ...] = ()) -> str:
+    """What `faulthandler` writes of a crash, after an older stack: with `current` empty in a thread of no Python."""
+    package = Path(reader_handle.__file__).parents[2]
+
+    def thread(head: str, frames: tuple[str, ...]) -> str:
+        lines = "".join(f'  File "{package}/{frame}.py", line 1 in f\n' for frame in frames)
+        return f"{head} 0x3 (most recent call first):\n{lines}"
+
+    threads = [thread("Thread", others)] if others else []
+    threads += [thread("Current thread", current)] if current else []
+    main = thread("Thread", ("data/images/decode", "reader/process"))
+    return stack("data/images/decode") + "Fatal Python error: Aborted\n\n" + "\n".join([*threads, main])
+
+
+@pytest.mark.parametrize(
+    ("text", "is_reading"),
+    [
+        (crash(*READING), True),
+        (crash(others=READING), True),
+        (crash(others=("data/read_threads",)), False),
+        (crash("data/images/decode", "data/images/pipeline", "reader/process", others=READING), False),
+        (crash("data/images/user_functions", "reader/process", others=READING), False),
+        (crash("data/read_threads", "data/read_ahead", "reader/process", others=READING), True),
+        (crash("reader/process"), True),
+        (stack("data/stores/client"), False),
+        ("", False),
+    ],
+)
+def test_an_abort_while_no_decode_is_under_way_is_told_from_its_stack(text, is_reading):
+    assert aborted_reading(text) == is_reading
+
+
+def test_a_crash_is_logged_with_the_thread_that_did_it():
+    found = crashed_thread(crash("data/images/decode", "reader/process", others=READING))
+    assert found.startswith("Current thread")
+    assert found.count("File") == 2
+    assert crashed_thread(crash(others=READING)).count("File") == 4
+    assert not crashed_thread(stack("data/images/decode"))
 
 
 # --- when a reader counts as hung: it is asked for its stack first, and killed only if it still sends nothing

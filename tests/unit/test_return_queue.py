@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import struct
 import threading
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefetchd.ring.queues import _TAKEN_AT, MAX_RETURNS_UNSENT, RETURN_QUEUE_BYTES, ReturnReader, ReturnWriter
+from prefetchd.ring.queues import _CHECK, _TAKEN_AT, MAX_RETURNS_UNSENT, RETURN_QUEUE_BYTES, ReturnReader, ReturnWriter
 
 
 @pytest.fixture
@@ -50,6 +51,13 @@ def test_returns_of_several_threads_do_not_overwrite_each_other(ends):
     for thread in threads:
         thread.join()
     assert sorted(returned.read_new()) == [(lease, 0) for lease in range(1, 9)]
+
+
+def test_record_that_is_zeroed_before_it_is_written_is_none(ends):
+    """As `pack_into` leaves it in the middle of a record whose lease was the last one taken."""
+    returned, _, fd = ends
+    os.pwrite(fd, struct.pack("<QQQ", 0, 0, _CHECK), 0)
+    assert returned.read_new() == []
 
 
 @given(st.binary(min_size=400, max_size=400), st.integers(0, 15))

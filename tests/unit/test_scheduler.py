@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prefetchd.daemon.schedule import scheduler
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.scheduler import FillPlan, Reserve, may_grant, next_fills, ready_for, slots_promised
 from prefetchd.ring.slots import Content, Key, Ring
@@ -65,6 +67,27 @@ def test_several_fills_at_once_are_those_that_would_be_begun_one_by_one(position
         one_by_one.append((plan.key, plan.slot.number))
     assert [key for key, _ in at_once] == [key for key, _ in one_by_one]
     assert sorted(slot for _, slot in at_once) == sorted(slot for _, slot in one_by_one)
+
+
+@given(
+    positions=st.lists(st.integers(0, 90), min_size=2, max_size=6),
+    n_slots=st.integers(2, 12),
+    n_made=st.integers(0, 12),
+)
+def test_looking_less_far_where_many_windows_need_much_chooses_the_same(positions, n_slots, n_made):
+    def made(most_looked_at: int) -> list[Key]:
+        ring = ring_of(n_slots)
+        cursors = [cursor(at, consumer=n, n_batches=100, patience_left_s=0.0) for n, at in enumerate(positions)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(scheduler, "_ALL", most_looked_at)
+            for _ in range(n_made):
+                if (plan := next_fill(ring, cursors)) is None:
+                    break
+                ring.start_fill(plan.slot, plan.key)
+                ring.finish_fill(plan.slot, 1)
+            return sorted(slot.key for slot in ring.slots.values() if slot.key is not None)
+
+    assert made(0) == made(10_000)
 
 
 def test_end_of_an_epoch_runs_on_into_the_next():

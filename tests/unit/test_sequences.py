@@ -14,7 +14,7 @@ from prefetchd.config.validate import make_config
 from prefetchd.data.registry import open_source
 from prefetchd.errors import ConfigError, ManifestError
 from prefetchd.ring.layout import BatchLayout
-from tests.unit.test_arrays import attached, no_descriptor_is_left, same, saved, served  # noqa: F401
+from tests.array_sources import attached, no_descriptor_is_left, same, saved, served  # noqa: F401
 
 ENDS = ("pre", "post")
 

@@ -43,6 +43,7 @@ def test_options_in_pythons_spelling_become_flags(python: str, flags: str) -> No
         "start it with --batch-size 4 --name x",
         "my_batch_size=3 and batch_sizes",
         "'batch_size': a file's key",
+        "batch 3 of epoch 2, the first batch",
     ],
 )
 def test_everything_else_stays_as_it_is(text: str) -> None:

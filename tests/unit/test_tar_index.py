@@ -152,7 +152,7 @@ def test_only_tar_shards_have_an_index(tmp_path: Path, capsys: pytest.CaptureFix
 
     (tmp_path / "list.txt").write_text("a.jpg 1\n")
     assert main(["index", str(tmp_path / "list.txt"), "-o", str(tmp_path / "x")]) == 1
-    assert "tar shards alone need an index" in capsys.readouterr().err
+    assert "neither .tar files nor a folder of them" in capsys.readouterr().err
     with pytest.raises(PrefetchdError, match="it concerns tar shards only"):
         open_source(make_config(source=str(tmp_path / "list.txt"), index="x"))
     source = write_shards(tmp_path)

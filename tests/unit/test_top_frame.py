@@ -132,7 +132,7 @@ def test_it_fits_whatever_there_is_to_show(width, height):
     assert max(map(len, lines)) <= width
     if height >= 24:
         assert any("more readers" in line for line in lines)
-        assert any("more consumers" in line for line in lines)
+        assert any("more trainers" in line for line in lines)
 
 
 def test_frame_says_who_is_waited_for_who_shares_and_that_memory_is_short():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -95,12 +96,12 @@ def test_help_explains_every_argument_of_batches():
 
 def test_errors_are_one_documented_family():
     family = {name: value for name, value in vars(errors).items() if isinstance(value, type)}
-    readme = (ROOT / "README.md").read_text()
+    page = (ROOT / "docs" / "errors.md").read_text()
     for name, error in family.items():
         assert issubclass(error, prefetchd.PrefetchdError)
         assert getattr(prefetchd, name) is error
         assert error.__doc__
-        assert f"`{name}`" in readme or f"`prefetchd.{name}`" in readme
+        assert re.search(rf"^## .*\b{name}\b|`prefetchd\.{name}`", page, re.MULTILINE), name
 
 
 @pytest.mark.parametrize("name", prefetchd.__all__)

@@ -96,7 +96,7 @@ def test_ranks_of_every_number_share_one_draw(batch_size, world_size, drop_last)
         shard = Shard(order.batches_per_epoch, rank, world_size)
         for step in range(shard.steps()):
             batch, _ = shard.batch(step)
-            rows[batch] = order.sample_ids(5, batch, 0, order.rows(batch)).tolist()
+            rows[batch] = order.sample_ids(5, batch, 0, order.rows(5, batch)).tolist()
     kept = n // batch_size * batch_size if drop_last else n
     assert [i for batch in sorted(rows) for i in rows[batch]] == whole[:kept]
 
@@ -169,7 +169,7 @@ def test_a_sweep_has_each_sample_once(rows, tmp_path):
         source = open_source(config)
         plan = plan_sweep(config, source)
         batches = range(plan.order.batches_per_epoch)
-        assert [i for b in batches for i in plan.order.sample_ids(0, b, 0, plan.order.rows(b)).tolist()] == expected
+        assert [i for b in batches for i in plan.order.sample_ids(0, b, 0, plan.order.rows(0, b)).tolist()] == expected
         if plan.columns is not None:
             plan.columns.close()
         close(source)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prefetchd.data.table.yolo import read_yolo, yolo_folders
+from prefetchd.data.table.yolo import read_yolo
+from prefetchd.data.table.yolo_files import yolo_folders
 from prefetchd.errors import ManifestError
 
 

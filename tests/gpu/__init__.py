@@ -1,0 +1,1 @@
+"""Tests on a CUDA device. All are skipped, with the reason, where there is none; `scripts/bench/gpu.py` runs them."""
