@@ -117,7 +117,9 @@ def test_verify_and_preview_look_at_the_chosen_alone(photographs, tmp_path):
 
 def test_a_wrong_choice_is_one_line_in_flags(photographs, tmp_path):
     assert "cannot use --split 90%: it must be a part" in refused_here("serve", photographs, "--split", "90%")
-    assert refused_here("serve", photographs, "--where", "label=77").endswith("no sample is left; choose others")
+    assert refused_here("serve", photographs, "--where", "label=77").endswith(
+        "no sample is left of 50; choose other values"
+    )
     with pytest.raises(ConfigError, match="the daemon's configuration decides"):
         prefetchd.batches(subset=[1, 2])
     with pytest.raises(ConfigError, match="cannot use subset: it is an array of the shape"):

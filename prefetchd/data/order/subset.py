@@ -80,16 +80,14 @@ def choose_samples(config: Config, source: Source, passed: Mapping[str, PassedTa
         matching = _matching(config, source, labels)
         if set(parse_where(config.where)) != {LABEL}:  # other columns are not in the digest of the data
             versions["where_samples"] = digest_of(np.flatnonzero(matching))
-        ids = _kept(ids, matching)
-        _check_left(ids, f"where={', '.join(config.where)}")
+        ids = _kept(ids, matching, f"where={', '.join(config.where)}", "choose other values")
     if config.split is not None:
         low, high = parse_split(config.split)
         hashes = labels.with_key_hashes()
         inside = hashes >= np.uint64(low)
         if high < 1 << 64:
             inside &= hashes < np.uint64(high)
-        ids = _kept(ids, inside)
-        _check_left(ids, f"split={config.split}")
+        ids = _kept(ids, inside, f"split={config.split}", "choose a wider part")
     if config.limit is not None and config.limit < (n if ids is None else len(ids)):
         ids = np.arange(config.limit, dtype=np.int64) if ids is None else ids[: config.limit]
     if ids is not None:
@@ -120,13 +118,13 @@ def _checked(name: str, ids: NDArray[np.int64], n_samples: int) -> NDArray[np.in
     return found
 
 
-def _kept(ids: NDArray[np.int64] | None, inside: NDArray[np.bool_]) -> NDArray[np.int64]:
-    return np.flatnonzero(inside) if ids is None else ids[inside[ids]]
-
-
-def _check_left(ids: NDArray[np.int64], what: str) -> None:
-    if not len(ids):
-        raise ConfigError(f"cannot serve with {what}: no sample is left; choose others")
+def _kept(ids: NDArray[np.int64] | None, inside: NDArray[np.bool_], why: str, remedy: str) -> NDArray[np.int64]:
+    """Return those of the chosen samples that are inside; refuse to be left with none."""
+    kept = np.flatnonzero(inside) if ids is None else ids[inside[ids]]
+    if not len(kept):
+        n_before = len(inside) if ids is None else len(ids)
+        raise ConfigError(f"cannot serve with {why}: no sample is left of {n_before}; {remedy}")
+    return kept
 
 
 def _matching(config: Config, source: Source, labels: Labels) -> NDArray[np.bool_]:
