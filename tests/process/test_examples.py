@@ -107,22 +107,25 @@ def test_sweep_decodes_once_for_four_trainers(tinted_photographs):
 
 @pytest.fixture
 def kinds_of_data(tinted_photographs: Path, tmp_path: Path) -> dict[str, Path]:
-    """The same photographs as lists with other labels, a folder a class, and tar shards."""
+    """The same photographs as lists with other labels, a folder a class, and tar shards.
+
+    The lists name them relative to themselves, so that the same ones are for validation wherever the tests run.
+    """
+    photographs = tmp_path / "photographs"
+    photographs.symlink_to(tinted_photographs.parent)
     rows = [line.rsplit(" ", 1) for line in tinted_photographs.read_text().splitlines()][:24]
     names = sorted({label for _, label in rows})
     numbered = tmp_path / "numbered.txt"
-    numbered.write_text(
-        "".join(f"{tinted_photographs.parent / path} {10 + 5 * names.index(label)}\n" for path, label in rows)
-    )
+    numbered.write_text("".join(f"photographs/{path} {10 + 5 * names.index(label)}\n" for path, label in rows))
     table = tmp_path / "table.csv"
-    table.write_text("path,label\n" + "".join(f"{tinted_photographs.parent / path},{label}\n" for path, label in rows))
+    table.write_text("path,label\n" + "".join(f"photographs/{path},{label}\n" for path, label in rows))
     folder = tmp_path / "folder"
     with tarfile.open(tmp_path / "shard-000.tar", "w") as shard:
         for number, (path, label) in enumerate(rows):
             place = folder / label / f"{number}.jpg"
             place.parent.mkdir(parents=True, exist_ok=True)
-            place.symlink_to(tinted_photographs.parent / path)
-            shard.add(tinted_photographs.parent / path, f"{number}.jpg")
+            place.symlink_to(photographs / path)
+            shard.add((photographs / path).resolve(), f"{number}.jpg")
             (tmp_path / "label").write_text(str(names.index(label)))
             shard.add(tmp_path / "label", f"{number}.cls")
     return {"numbered list": numbered, "table": table, "folder": folder, "shards": tmp_path / "shard-000.tar"}
