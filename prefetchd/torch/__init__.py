@@ -80,7 +80,7 @@ def batches(
     Args:
         source: as for `prefetchd.batches`: a private daemon's data, or nothing to attach to a daemon.
         device: where the tensors are; the processor if not given. For a CUDA device the next batch is copied while
-            the present step runs.
+            the present step runs (not yet run on a GPU: tests run it against a model of one).
         normalize: where `dtype`, `scale`, `mean` and `std` are applied: by the readers, or by the device, to uint8
             batches, which take a quarter of the ring and of the copy that float32 does. The device also makes
             `dtype="bfloat16"`, which readers do not.

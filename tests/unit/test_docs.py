@@ -153,6 +153,21 @@ def test_glossary_has_the_term(term: str):
     assert f"\n### {term.capitalize()}\n" in (ROOT / "docs" / "glossary.md").read_text()
 
 
+OF_GPUS = re.compile(r"""device="cuda"|(?:normalize|decode)="device"|on a CUDA device""")
+SAY_WHERE_IT_IS_REFUSED = ("docs/fields.md", "docs/augmentation.md")
+
+
+def test_every_page_that_offers_a_gpu_says_that_it_has_not_yet_run_on_one():
+    pages = [page for page in PAGES if OF_GPUS.search((ROOT / page).read_text())]
+    assert len(pages) > 6
+    silent = [
+        str(page)
+        for page in pages
+        if not re.search(r"not\s+yet\s+run\s+on\s+(a\s+GPU|one)", (ROOT / page).read_text(), re.IGNORECASE)
+    ]
+    assert [page for page in silent if page not in SAY_WHERE_IT_IS_REFUSED] == []
+
+
 @pytest.mark.parametrize("folder", ["docs", "prefetchd", "examples"])
 def test_words_are_plain(folder: str):
     """The words that a reader has to look up have plainer ones: `each`, `any`, `what`; `the slowest`; `waits`."""
