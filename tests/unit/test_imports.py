@@ -153,6 +153,13 @@ def reached_from_others(name: str) -> set[str]:
     return {other for first in ours_of(name) for other in {first} | reached_from(first)}
 
 
+def test_ray_is_imported_by_the_bridge_and_by_its_actors_alone():
+    users = {name for name in FILES if any(f"{other}.".startswith("ray.") for other in imports_of(name))}
+    assert users == {"remote.ray_placer", "remote.ray_agent"}
+    assert {name for name in FILES if "remote.ray_placer" in ours_of(name)} == {"remote.bridge"}
+    assert {name for name in FILES if "remote.ray_agent" in ours_of(name)} == {"remote.ray_placer"}
+
+
 @pytest.mark.parametrize("name", PURE)
 def test_pure_modules_reach_no_sockets_or_processes_and_use_no_clock(name):
     assert not imports_of(name) & {"os", "time"}
