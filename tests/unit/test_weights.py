@@ -131,6 +131,20 @@ def test_weights_come_from_a_file_an_array_or_the_labels(rows, tmp_path):
     assert len(chosen(rows / "x.npy", labels=rows / "y.npy", weights="label")) == 20
 
 
+@pytest.mark.parametrize("smallest", [5e-324, 1e-310, 1e-300])
+@pytest.mark.parametrize("replace", [True, False])
+def test_tiny_weights_draw_as_larger_ones_of_their_ratio(tmp_path, smallest, replace):
+    n = 40_000  # so many that draws are sought by the guide
+    np.save(tmp_path / "x.npy", np.zeros(n))
+    weights = np.arange(n) % 4
+    found = []
+    for unit in (smallest, 1.0):
+        passed = {"weights": take_in_numbers("weights", weights * unit)}
+        found.append(chosen(tmp_path / "x.npy", passed, weights="<numbers>", replace=replace))
+    assert found[0] == found[1] or smallest == 1e-300  # whose multiples are rounded
+    assert_frequencies(weights[found[0]] - 1, [1.0, 2.0, 3.0] if replace else [1.0, 1.0, 1.0])
+
+
 def test_a_named_column_weighs():
     columns = {"path": [f"/{i}.jpg" for i in range(4)], "label": [0, 0, 1, 1], "hardness": [0.0, 1.0, 0.0, 3.0]}
     config = make_config(source="memory", weights="hardness", epoch_samples=1000)
@@ -181,7 +195,8 @@ def test_a_sweep_has_each_sample_once(rows, tmp_path):
         ({"weights": [1.0, 2.0]}, "it has 2 weights for 60 samples"),
         ({"weights": [-1.0, *[1.0] * 59]}, "the weight of sample 0 is -1"),
         ({"weights": [*[1.0] * 59, float("nan")]}, "the weight of sample 59 is nan"),
-        ({"weights": [0.0] * 60}, "its weights add up to 0"),
+        ({"weights": [0.0] * 60}, "its weights add up to 0; give some above 0"),
+        ({"weights": [1e308] * 60}, "its weights add up to inf; give smaller ones"),
         ({"order": [0, 60]}, "names the sample 60"),
         ({"weights": "fold"}, "no named columns"),
         ({"weights": "balanced"}, "samples have no labels here"),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from prefetchd.config.options import Config
     from prefetchd.data.source import Source
 
+_LEAST_TOTAL = 1e-290  # how many samples there are, divided by it, is finite
 _LEAST = 1e-300  # of weights relative to the largest: a random number over it stays finite
 log = logging.getLogger("prefetchd")
 
@@ -88,9 +89,13 @@ def weigh(
         )
     if ids is not None:
         weights = weights[ids]
-    total = float(weights.sum())
+    with np.errstate(over="ignore"):
+        total = float(weights.sum())
     if not 0 < total < np.inf:
-        raise ConfigError(f"cannot use {shown}: its weights add up to {total:g}; give some above 0")
+        remedy = "give smaller ones, in the same ratio" if total else "give some above 0"
+        raise ConfigError(f"cannot use {shown}: its weights add up to {total:g}; {remedy}")
+    if total < _LEAST_TOTAL:
+        weights = np.ldexp(weights, -np.frexp(weights.max())[1])  # exact: by a power of two
     return weights
 
 
