@@ -1,4 +1,4 @@
-"""Each figure of docs/performance.md has a command, which its script takes, and of which a small run is tested."""
+"""Figures of docs/performance.md and docs/many-machines.md have commands that scripts take and small runs test."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from tests.process.test_bench_scripts import MORE, SCRIPTS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "performance.md").read_text()
+AGENTS_PAGE = (ROOT / "docs" / "many-machines.md").read_text()
 COMMANDS = list(
-    dict.fromkeys(re.findall(r"^    (?:\w+=\S+ )*python scripts/bench/(\w+)\.py *(.*)$", PAGE, re.MULTILINE))
+    dict.fromkeys(
+        re.findall(r"^    (?:\w+=\S+ )*python scripts/bench/(\w+)\.py *(.*)$", f"{PAGE}\n{AGENTS_PAGE}", re.MULTILINE)
+    )
 )
 # They say how much is run, for how long or of what, and choose no other way through the script.
 QUANTITIES = {
     *("batch-size", "batches", "consumers", "datasets", "docs", "epochs", "images", "memory-budget", "only", "readers"),
-    *("ready", "repeat", "results", "rounds", "rows", "samples", "seconds", "sizes", "trainers", "workers"),
+    *("ready", "repeat", "results", "rounds", "rows", "samples", "seconds", "size", "sizes", "trainers", "workers"),
 }
 
 PARSES = """
@@ -72,6 +75,15 @@ def test_every_goal_names_the_command_that_measures_it():
         scripts = re.findall(r"`(\w+)\.py", row)
         assert scripts, f"no command: {row}"
         assert set(scripts) <= set(SCRIPTS)
+
+
+@pytest.mark.parametrize("text", [sections()["Goals"], AGENTS_PAGE], ids=["performance", "many machines"])
+def test_every_goal_is_reached_or_says_why_not(text: str):
+    table = text.partition("\n| goal | ")[2].partition("\n\n")[0]
+    rows = [row.strip("|").split(" | ") for row in table.splitlines()[2:]]
+    assert len(rows) > 3
+    for goal, measured, why_not in rows:
+        assert why_not.strip() or "not yet run" in measured, goal
 
 
 def test_page_names_its_input_and_its_machine():
