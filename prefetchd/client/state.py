@@ -7,6 +7,7 @@ other sequence.
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import reprlib
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ _TEXTS = ("config_digest", "manifest_digest")
 MAX_EPOCH = 1 << 52
 _MAX_SHOWN = 20
 _MAX_SHOWN_CHARACTERS = 40
+_MIDDLE_CHARACTERS = 24  # of long values that differ in the middle
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +263,7 @@ def check_same(state: Mapping[str, Any], info: Attached, why: str = "the state i
         now, then = _content(info), state.get("config")
         then = {key: value for key, value in then.items() if isinstance(key, str)} if isinstance(then, dict) else {}
         differs = [
-            f"{_shown(name)} was {_shown(_value(then, name))} and is {_shown(_value(now, name))}"
+            f"{_shown(name)} was {_differing(_value(then, name), _value(now, name))}"
             for name in (*OPTIONS, *sorted((now.keys() | then.keys()) - OPTIONS.keys()))
             if _value(then, name) != _value(now, name)
         ]
@@ -285,6 +287,18 @@ def _shown(value: Any) -> str:
         return value if isinstance(value, str) and value.isidentifier() else reprlib.repr(value)
     except ValueError:
         return "of very many digits"  # which Python refuses to write out
+
+
+def _differing(then: Any, now: Any) -> str:
+    """Return both values, or what begins where they differ if only the middle of long ones does."""
+    shown: tuple[str, ...] = (_shown(then), _shown(now))
+    if shown[0] == shown[1]:
+        with contextlib.suppress(ValueError):  # of very many digits
+            texts = str(then), str(now)
+            same = next((at for at, pair in enumerate(zip(*texts, strict=False)) if pair[0] != pair[1]), 0)
+            start = max(0, same - _MIDDLE_CHARACTERS // 2)
+            shown = tuple(f"...{text[start : start + _MIDDLE_CHARACTERS]!r}..." for text in texts)
+    return f"{shown[0]} and is {shown[1]}"
 
 
 def _value(content: Mapping[str, Any], name: str) -> Any:

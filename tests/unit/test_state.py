@@ -99,6 +99,15 @@ def test_what_is_said_of_a_state_is_right_and_one_short_line(change, words):
     assert len(str(raised.value)) < 1000
 
 
+def test_long_values_that_differ_in_the_middle_are_shown_there():
+    numbers = list(range(1000))
+    state = make_state(info(where={"label": numbers}), Position(0, 0, 0))
+    words = r"where was \.\.\.'7,498,499,500,501,.*and is \.\.\.'7,498,499,501,502,"
+    with pytest.raises(ConfigError, match=words) as raised:
+        read_state(state, info(where={"label": numbers[:500] + numbers[501:]}))
+    assert len(str(raised.value)) < 300
+
+
 def test_state_whose_iteration_begins_after_its_epoch_is_refused_for_that():
     state = {**make_state(info(), Position(1, 2, 0)), "first_epoch": 9}
     with pytest.raises(ConfigError, match=r"began with epoch 9, after the epoch 1 .*; give what state_dict"):
