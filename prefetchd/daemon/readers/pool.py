@@ -3,16 +3,16 @@
     start -> BOOTING -> READY <-> at work (some chunks in hand) -> gone (crash, hang, replaced) -> start
 
 Owned by the daemon's loop, which calls back for the sockets that are watched, and `tick` now and then. Every reader has
-a socket of its own (`reader_handle`). Nothing is shared between readers, so a killed one blocks nobody. A reader that
-ends unasked, also with status 0, has crashed: its chunks go back to the batch builder, and another reader takes its
-place. The readers of a fork server (`fork_server_handle`) die with it; another one starts others.
+a socket of its own (`reader_handle`). Nothing is shared between readers, so a killed one blocks nobody. Which of them
+gets a chunk, `reader_choice` says. A reader that ends unasked, also with status 0, has crashed: its chunks go back to
+the batch builder, and another reader takes its place. The readers of a fork server (`fork_server_handle`) die with it;
+another one starts others.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
-import math
 import signal
 from collections.abc import Callable
 
@@ -21,6 +21,7 @@ from prefetchd.daemon.readers.fork_server_handle import ForkServerHandle
 from prefetchd.daemon.readers.fork_server_start import StartedForkServer
 from prefetchd.daemon.readers.pool_events import PoolEvents
 from prefetchd.daemon.readers.quarantine import Quarantine
+from prefetchd.daemon.readers.reader_choice import ReaderChoice
 from prefetchd.daemon.readers.reader_handle import ReaderHandle
 from prefetchd.daemon.readers.remote_node import RemoteNode
 from prefetchd.daemon.readers.remote_readers import RemoteReaders
@@ -62,10 +63,9 @@ class Pool:
         self._watch, self._unwatch, self._clock = watch, unwatch, clock
         self._files_to_remove = files_to_remove
         self.readers: dict[int, ReaderHandle] = {}
+        self._choice = ReaderChoice(self.readers, clock)
         self.reader_numbers, self.task_numbers = itertools.count(1), itertools.count(1)
         self._first_messages: list[tuple[Message, list[int]]] = []
-        self._start_s = 0.05  # that the last reader took to start
-        self._wanted_s = 0.0  # since when a fresh one is wanted
         self._boot_failures, self._stopping = 0, False
         self.remote: RemoteReaders | None = None
         # Readers that hang in the kernel, and whose fork server is gone: nobody else reports their end.
@@ -121,40 +121,16 @@ class Pool:
 
     def pick_reader(self, chunk: Chunk) -> ReaderHandle | RemoteNode | None:
         """Return the least busy reader, or agent, that can take `chunk`."""
-        reader = self._pick_here(chunk)
+        reader = self._choice.pick(chunk)
         if self.remote is None or (reader is not None and not reader.chunks):
             return reader
         node = self.remote.pick(chunk)
         return reader if node is None or (reader is not None and len(reader.chunks) <= node.load) else node
 
-    def _pick_here(self, chunk: Chunk) -> ReaderHandle | None:
-        """Return the least busy reader that can take `chunk`; if it needs a fresh one, see that there will be one."""
-        least_busy, n_least = None, math.inf
-        for reader in self.readers.values():
-            # Of many readers all but the first few have too much in hand, so that is what is looked at first.
-            n_in_hand = len(reader.chunks)
-            if n_in_hand < n_least and reader.can_take and self._suits(reader, chunk):
-                least_busy, n_least = reader, n_in_hand
-        if least_busy is not None:
-            return least_busy
-        here = [reader for reader in self.readers.values() if not reader.stuck]
-        if chunk.fresh and here and not any(reader.retiring or not reader.ready or reader.fresh for reader in here):
-            least = min(here, key=lambda reader: len(reader.chunks))
-            # It first works as long as another takes to start: that one then finds more samples in doubt.
-            self._wanted_s = self._wanted_s or self._clock()
-            if not least.chunks or self._clock() - self._wanted_s >= self._start_s:
-                self._wanted_s = 0.0
-                least.retire()
-        return None
-
-    def _suits(self, reader: ReaderHandle, chunk: Chunk) -> bool:
-        return reader.fresh if chunk.fresh else not self._is_kept(reader)
-
     @property
     def wants_more(self) -> bool:
         """Whether some reader is about to run out of work."""
-        more = any(reader.wants_more and not self._is_kept(reader) for reader in self.readers.values())
-        return more or (self.remote is not None and self.remote.wants_more)
+        return self._choice.wants_more or (self.remote is not None and self.remote.wants_more)
 
     def sharing(self, n_slots: int, *, is_awaited: bool) -> int:
         """Return among how many readers a batch is divided: all of this machine's for one that a loop waits for.
@@ -166,12 +142,6 @@ class Pool:
         fewest = -(-BATCHING.in_hand * n_all // max(1, n_slots))
         has_room = n_slots >= BATCHING.roomy_slots * self.n_readers
         return fewest if has_room and not is_awaited else max(self.n_readers, fewest)
-
-    def _is_kept(self, reader: ReaderHandle) -> bool:
-        """Return whether to keep a fresh reader that has confirmed some samples, as long as another takes to start."""
-        if not reader.n_confirmed or not reader.fresh or len(self.readers) < 2:
-            return False
-        return self._clock() - reader.since < self._start_s
 
     def give(self, reader: ReaderHandle | RemoteNode, chunk: Chunk) -> None:
         """Give a chunk to a reader that `pick_reader` returned; it may go out with the next `flush` only."""
@@ -234,7 +204,7 @@ class Pool:
                     self._events.outgrown(reader, n_bytes)
                 case reader_messages.ReaderReady():
                     reader.ready = True
-                    self._start_s, self._boot_failures = quiet_s, 0
+                    self._choice.start_s, self._boot_failures = quiet_s, 0
                 case reader_messages.BootFailed() as failed:
                     raise error_from_name(failed.error, failed.text)
 
