@@ -14,8 +14,8 @@ shards by an index that is kept. `boto3_getitem` and `s3fs_getitem` are PyTorch'
 `__getitem__`. `mosaicml` and `litdata` are those libraries' streaming readers, with shards of 32 MiB that their own
 writers made; `--peers-python` names an interpreter that has them all.
 
-The server's processor time is the machine's too. The column says how much of a core it took, and `--cores` pins the
-server and the loaders, such as `0/1-3`.
+The last columns are processor time an image: of the loader with all its processes, in the same window, and of the
+server, in the whole run; both share the machine. `--cores` pins the server and the loaders, such as `0/1-3`.
 """
 
 from __future__ import annotations
@@ -109,7 +109,8 @@ class Bench:
             before = process.cpu_times()
             found = self._run("ours" if arm in OURS else arm, source, kept, server.environment, arm == "s3_tar")
             after = process.cpu_times()
-        found["server_s"] = after.user + after.system - before.user - before.system
+        if "problem" not in found:
+            found["server_s"] = (after.user + after.system - before.user - before.system) / found["n_images"]
         return found
 
     def _run(
@@ -176,7 +177,9 @@ def measured(bench: Bench, server: WebServer, arms: list[str], delay_ms: float, 
             said = found.get("problem") or f"{found['images_per_s']:,.0f}"
             print(f"  {delay_ms:g} ms, round {number}: {arm}: {said}", flush=True)
             seen[arm].append(found)
-    rows = [[f"{delay_ms:g} ms to the first byte", "images/s", "of local", "first batch", "server's CPU"]]
+    rows = [
+        [f"{delay_ms:g} ms to the first byte", "images/s", "of local", "first batch", "CPU ms an image", "server's"]
+    ]
     for arm, found in seen.items():
         good = [each for each in found if "problem" not in each]
         if not good:
@@ -187,9 +190,11 @@ def measured(bench: Bench, server: WebServer, arms: list[str], delay_ms: float, 
             for each, local in zip(found, seen.get("local", found), strict=True)
             if "problem" not in each and "problem" not in local
         ]
-        first_s, server_s = (statistics.median(each[key] for each in good) for key in ("first_s", "server_s"))
+        first_s, loader_s, server_s = (
+            statistics.median(each[key] for each in good) for key in ("first_s", "loader_s", "server_s")
+        )
         ratio = f"{statistics.median(pairs):.2f}" if pairs else "-"
-        rows.append([arm, f"{rate:,.0f}", ratio, f"{first_s:.2f} s", f"{server_s:.1f} s"])
+        rows.append([arm, f"{rate:,.0f}", ratio, f"{first_s:.2f} s", f"{loader_s * 1e3:.2f}", f"{server_s * 1e3:.2f}"])
     return rows
 
 
