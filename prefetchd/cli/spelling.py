@@ -19,6 +19,12 @@ _NAMES = "|".join(sorted((*(name for name in OPTIONS if name != "source"), *_OF_
 _BEFORE = r"""(?<![\w./\-"'])(?<!set_options\()"""  # what is said of Python stays Python
 _SPELLED = re.compile(rf"""{_BEFORE}({_NAMES})(?:=("[^"]*"|'[^']*'|\([^)]*\)|[^\s,;:()"']*)|(?=[^\w./-]|$))""")
 
+# Options that are English words, where a sentence says that they do not go together.
+_REFUSED = re.compile(rf"(cannot use )({_NAMES})(?=:? )")
+_BESIDE = re.compile(
+    rf"(cannot use \S+(?: [^-\s]\S*)? (?:together with|without) )({_NAMES})(?:( or )({_NAMES}))?(?=[:;,. ])"
+)
+
 
 def as_flags(text: str) -> str:
     """Return `text` with every option in the spelling of the command line.
@@ -26,7 +32,12 @@ def as_flags(text: str) -> str:
     >>> as_flags('cannot decode a.jpg: it is empty; use on_error="skip" or a larger memory_budget')
     'cannot decode a.jpg: it is empty; use --on-error skip or a larger --memory-budget'
     """
-    return _SPELLED.sub(_flag, text)
+    return _BESIDE.sub(_beside, _REFUSED.sub(_beside, _SPELLED.sub(_flag, text)))
+
+
+def _beside(match: re.Match[str]) -> str:
+    words = match.groups(default="")
+    return "".join("--" + flag_of(word) if number % 2 and word else word for number, word in enumerate(words))
 
 
 def _flag(match: re.Match[str]) -> str:

@@ -73,7 +73,7 @@ def coerce(name: str, value: object, hint: Any) -> Any:
             return _WORDS[value.lower()]
         if isinstance(value, bool) or (isinstance(value, int) and value in (0, 1)):
             return bool(value)
-        raise wrong(name, value, "true or false")
+        raise wrong(name, value, "true or false" + (", or blocks" if name == "shuffle" else ""))
     try:
         return whole_number(value) if kind is int else _number(value)
     except (TypeError, ValueError, OverflowError):

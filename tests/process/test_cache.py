@@ -344,4 +344,4 @@ def test_what_makes_no_sense_is_refused_in_one_line(photographs: Path, tmp_path:
     (tmp_path / "file").write_text("")
     assert "cannot use the cache" in refused_here("serve", photographs, "--cache", tmp_path / "file")
     np.save(tmp_path / "x.npy", np.zeros((4, 4), np.float32))
-    assert "cannot use cache with" in refused_here("serve", tmp_path / "x.npy", "--cache", tmp_path / "cache")
+    assert "cannot use --cache with" in refused_here("serve", tmp_path / "x.npy", "--cache", tmp_path / "cache")

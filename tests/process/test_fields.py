@@ -190,7 +190,7 @@ def test_command_line_names_fields_one_by_one(data: Path) -> None:
     assert "cannot use the field image: the kind 'imag'" in message
     assert "did you mean 'image'?" in message
     message = refused_here("serve", data / "train.csv", "--field", "image=image(path)", "--target", "mask")
-    assert "cannot use target together with fields" in message
+    assert "cannot use --target together with --field" in message
 
 
 def test_examples_of_the_page_run(data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

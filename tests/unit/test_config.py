@@ -205,7 +205,7 @@ def test_mean_and_std_of_pixels_from_0_to_1_without_scale_are_doubted(options, w
         ({"dtype": "uint16", "augment": "random_erasing(value=0.5)"}, "whole numbers from 0 to 65535"),
         ({"channels": 4, "augment": "color_jitter(saturation=0)"}, "the hue of color_jitter with channels=4"),
         ({"name": "../x"}, "letters"),
-        ({"shuffle": "perhaps"}, "true or false"),
+        ({"shuffle": "perhaps"}, "true or false, or blocks"),
     ],
 )
 def test_wrong_option_is_refused_in_one_line(options: dict, words: str):

@@ -29,6 +29,18 @@ from prefetchd.config.options import OPTIONS, flag_of
             "give --label-separator '|' or --label-separator '' for none",
         ),
         ("give root='/my data'", "give --root '/my data'"),
+        ("cannot use stop without mix; give it", "cannot use --stop without --mix; give it"),
+        ("cannot use weights together with pack: a row", "cannot use --weights together with --pack: a row"),
+        ("cannot use mix together with the source 'a'", "cannot use --mix together with the source 'a'"),
+        (
+            "cannot use epoch_samples without weights or mix: no",
+            "cannot use --epoch-samples without --weights or --mix: no",
+        ),
+        ("cannot use replace=False without weights: no", "cannot use --no-replace without --weights: no"),
+        ("cannot use pack='concat' without offsets, which", "cannot use --pack concat without --offsets, which"),
+        ("cannot use where with the column 'fold'", "cannot use --where with the column 'fold'"),
+        ("cannot use subset together with order, which", "cannot use --subset together with --order, which"),
+        ("cannot use keep: it is full", "cannot use --keep: it is full"),
     ],
 )
 def test_options_in_pythons_spelling_become_flags(python: str, flags: str) -> None:
@@ -44,6 +56,8 @@ def test_options_in_pythons_spelling_become_flags(python: str, flags: str) -> No
         "my_batch_size=3 and batch_sizes",
         "'batch_size': a file's key",
         "batch 3 of epoch 2, the first batch",
+        "cannot mix sources with labels and without labels: it is",
+        "cannot use the field label: it is empty",
     ],
 )
 def test_everything_else_stays_as_it_is(text: str) -> None:
