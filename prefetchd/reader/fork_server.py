@@ -15,6 +15,7 @@ sent as the *thread* ends that forked. Daemon and fork server have just one thre
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import ctypes
 import os
@@ -47,24 +48,34 @@ class ForkServer:
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self._children: dict[int, tuple[int, int]] = {}  # pidfd -> (reader, pid)
+        self._unsent: collections.deque[tuple[bytes, list[int]]] = collections.deque()
 
     def run(self) -> bool:
         """Serve until the daemon stops or is gone; return whether it stops in order."""
         try:
             while True:
-                for fd, _ in self._poll.poll():
+                for fd, ready in self._wait():
                     if fd in self._children:
                         self._reap(fd)
-                    else:
+                    elif ready & ~select.POLLOUT:
                         data, fds = sockets.receive(self._sock)
                         message = reader_messages.decode_to_fork_server(data)
                         if isinstance(message, reader_messages.Stop):
                             return True
                         self._spawn(message.reader, fds[0])
+                    else:
+                        self._send_unsent()
         except sockets.ConnectionEnded:
             return False
         finally:
             self._kill_all()
+
+    def _wait(self) -> list[tuple[int, int]]:
+        if not self._unsent:
+            return self._poll.poll()
+        poll = select.poll()  # no child is reaped before its pidfd is sent
+        poll.register(self._sock, select.POLLIN | select.POLLOUT)
+        return poll.poll()
 
     def _spawn(self, reader: int, fd: int) -> None:
         own_pid = os.getpid()
@@ -75,14 +86,28 @@ class ForkServer:
         pidfd = os.pidfd_open(pid)
         self._children[pidfd] = reader, pid
         self._poll.register(pidfd, select.POLLIN)
-        sockets.send(self._sock, reader_messages.encode(reader_messages.Spawned(reader, pid)), [pidfd])
+        self._send(reader_messages.Spawned(reader, pid), [pidfd])
 
     def _reap(self, pidfd: int) -> None:
         reader, pid = self._children.pop(pidfd)
         self._poll.unregister(pidfd)
         os.close(pidfd)
         exit_code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        sockets.send(self._sock, reader_messages.encode(reader_messages.Exited(reader, exit_code)))
+        self._send(reader_messages.Exited(reader, exit_code), [])
+
+    def _send(self, message: reader_messages.FromForkServer, fds: list[int]) -> None:
+        """Send `message`, now or when there is room.
+
+        A daemon that asks for hundreds of readers does not read meanwhile: waiting here, we would wait for each other.
+        """
+        self._unsent.append((reader_messages.encode(message), fds))
+        self._send_unsent()
+
+    def _send_unsent(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while self._unsent:
+                sockets.send(self._sock, *self._unsent[0], wait=False)
+                self._unsent.popleft()
 
     def _kill_all(self) -> None:
         import psutil
