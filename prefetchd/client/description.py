@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from prefetchd.errors import one_line
+
 if TYPE_CHECKING:
     from prefetchd.client.meter import LoaderStats
     from prefetchd.ipc.messages import Attached
@@ -19,8 +21,8 @@ def source_name(info: Attached) -> str:
     if info.dataset:
         return info.dataset
     if config.get("mix"):
-        return "a mix of " + ", ".join(os.path.basename(str(name)) for name in config["mix"])
-    source = str(config.get("source") or "")
+        return "a mix of " + ", ".join(os.path.basename(one_line(str(name))) for name in config["mix"])
+    source = one_line(str(config.get("source") or ""))  # the query of a URL may be a secret
     return os.path.basename(source.rstrip("/")) or source
 
 
@@ -80,7 +82,7 @@ def share_line(stats: LoaderStats, noun: str) -> str:
 def adviser(info: Attached, *, is_private: bool) -> Callable[[LoaderStats], str]:
     """Return what makes the warning of a loop that waits for the loader most of its time, with what to do."""
     config = info.config
-    source = str(config.get("source") or "")
+    source = one_line(str(config.get("source") or ""))
     named = f" {source}" if source and not source.startswith("<") else ""
     look = (
         f"`prefetchd tune{named}` measures what helps"

@@ -18,6 +18,7 @@ import pytest
 
 import prefetchd
 from prefetchd.errors import ConfigError, ManifestError, SampleError
+from tests.process.commands import run_command
 from tests.process.test_stores import FAULTS, assert_equal, batches, damage
 from tests.records import jpeg
 from tests.servers import azure
@@ -139,6 +140,20 @@ def test_the_user_of_a_url_reads_the_list_and_its_relative_lines(store: WebServe
         named.unlink()
     assert "the store forbids to read it; check the URL and the credentials" in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+def test_commands_show_no_signature_and_measure_alone_what_the_others_cannot_read(
+    store: WebServer, home: Path, tmp_path: Path
+) -> None:
+    signed = f"{store.url}/data/list.jsonl?signature=x"
+    quick = ("--y-column", "label", "--image-size", "16", "--batch-size", "4", "--num-workers", "1")
+    shown = run_command("preview", signed, *quick, "-o", tmp_path / "sheet.png")
+    assert shown.returncode == 0, shown
+    assert "list.jsonl?...: " in shown.stdout
+    measured = run_command("bench", signed, *quick, "--rounds", "1", "--seconds", "0.2")
+    assert measured.returncode == 0, measured
+    assert "which read files of this machine only" in measured.stdout
+    assert "signature" not in shown.stdout + shown.stderr + measured.stdout + measured.stderr
 
 
 def test_parquet_and_memory_name_objects(store: WebServer, home: Path, tmp_path: Path) -> None:

@@ -113,6 +113,8 @@ def test_advice_names_numbers_and_what_to_do():
     private = adviser(INFO, is_private=True)(LoaderStats(100, 6400, 32.0, 24.0))
     for words in ("75% of the last 32 s", "200 images/s", "`prefetchd tune /d/train.txt`", "num_workers", "cache="):
         assert words in private
+    signed = SimpleNamespace(**{**vars(INFO), "config": {"source": "https://me:word@h/a.txt?sig=1"}})
+    assert "tune https://h/a.txt?...`" in adviser(signed, is_private=True)(LoaderStats(100, 6400, 32.0, 24.0))  # type: ignore[arg-type]
     assert "`prefetchd top w`" in adviser(INFO, is_private=False)(LoaderStats(100, 6400, 32.0, 24.0))
 
 
@@ -135,6 +137,8 @@ def test_order_is_said_in_words(config, words):
         ("val", {"source": "/d/val.txt"}, "val"),
         ("", {"source": "/d/photos/"}, "photos"),
         ("", {"source": "<list>"}, "<list>"),
+        ("", {"source": "https://me:word@h/d/val.txt?sig=a/b"}, "val.txt?..."),
+        ("", {"source": None, "mix": ["https://me:word@h/d/a.txt?sig=a/b=0.7", "/b=0.3"]}, "a mix of a.txt?..., b=0.3"),
         ("", {"source": None, "mix": {"/d/a.txt": 1.0, "/d/b.txt": 2.0}}, "a mix of a.txt, b.txt"),
     ],
 )

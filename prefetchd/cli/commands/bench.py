@@ -99,6 +99,8 @@ def _contenders(config: Config, n_readers: int) -> tuple[dict[str, Opens], list[
         return contenders, [
             "left out: the generator and PyTorch's DataLoader, which read lists of labelled images only"
         ]
+    if source.records.is_far:
+        return contenders, ["left out: the generator and PyTorch's DataLoader, which read files of this machine only"]
     if any(getattr(config, name) for name in CHOOSING):
         return contenders, [
             "left out: the generator and PyTorch's DataLoader, which read the whole list; here one of "

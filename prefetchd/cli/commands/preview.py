@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from prefetchd.cli.arguments import EPILOG, Subparsers, add_source_options, config_of
-from prefetchd.errors import ConfigError
+from prefetchd.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     source = _open(config)
     tiles, bad, counts, seen = _tiles(config, source, arguments.samples, n_epochs)
     rows = tiles if n_epochs > 1 else _grid([row[0] for row in tiles])
-    title = f"{os.path.basename(config.source)}: {len(tiles):,} of {seen:,} samples"
+    title = f"{_name(config)}: {len(tiles):,} of {seen:,} samples"
     title += f", epochs 0 to {n_epochs - 1}" if n_epochs > 1 else ""
     _write(arguments.output, draw_sheet(rows, _shown_size(config), title, counts))
     print(f"{arguments.output}: {title}")
@@ -99,6 +99,11 @@ def run(arguments: argparse.Namespace) -> int:
 
         print("\n".join(["  labels:", *(f"    {line}" for line in histogram(counts))]))
     return 0
+
+
+def _name(config: Config) -> str:
+    """Return the name of the data, without what may be a secret in a URL."""
+    return os.path.basename(one_line(config.source))
 
 
 def _run_batch(arguments: argparse.Namespace) -> int:
@@ -113,7 +118,7 @@ def _run_batch(arguments: argparse.Namespace) -> int:
         tile_of(batch.from_row(row), config, classes, names, f"sample {sample_id}")
         for row, sample_id in enumerate(sample_ids[:_MAX_SAMPLES])
     ]
-    title = f"{os.path.basename(config.source)}: batch {batch.index} of epoch {batch.epoch}, {len(sample_ids)} samples"
+    title = f"{_name(config)}: batch {batch.index} of epoch {batch.epoch}, {len(sample_ids)} samples"
     _write(arguments.output, draw_sheet(_grid(tiles), _shown_size(config), title, []))
     print(f"{arguments.output}: {title}")
     return 0
