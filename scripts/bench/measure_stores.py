@@ -27,6 +27,8 @@ WARM_BATCHES = 4  # before the clock: processes start, and the first reads are i
 
 Batches = Iterator[Any]
 
+_declared: list[Any] = []
+
 
 def decoded(encoded: Any) -> Any:
     """Return the image, (224, 224, 3) RGB, as the other arms make it."""
@@ -115,8 +117,20 @@ def s3fs_getitem(source: str, options: argparse.Namespace) -> Iterator[Batches]:
     yield _torch_batches(data, options, shuffle=True)
 
 
+def _declare_operators() -> None:
+    """Declare what importing torchvision looks for, and no loader calls, where it was built for another torch."""
+    import torch
+
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    _declared.append(library)  # it lives as long as its object
+    for name in ("nms", "qnms"):
+        with contextlib.suppress(RuntimeError):  # it is there
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
 @contextlib.contextmanager
 def mosaicml(source: str, options: argparse.Namespace) -> Iterator[Batches]:
+    _declare_operators()
     from streaming import StreamingDataset
 
     class Photographs(StreamingDataset):  # type: ignore[misc]
@@ -172,6 +186,7 @@ def samples_in(source: str) -> list[dict[str, Any]]:
 
 
 def make_mds(source: str, options: argparse.Namespace) -> None:
+    _declare_operators()
     from streaming import MDSWriter
 
     with MDSWriter(out=options.folder, columns={"image": "bytes", "label": "int"}, size_limit=1 << 25) as writer:
