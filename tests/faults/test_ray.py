@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -209,3 +212,52 @@ def test_automatic_nodes_come_while_the_loop_waits_and_go_while_they_idle(
         assert run.loader.status()["agents_missing"] == {}, "a node that was let go is not missing"
     finally:
         run.close()
+
+
+TRAINING = """
+import hashlib, json, sys, time
+import numpy as np
+import ray
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+
+def loop(config):
+    import prefetchd
+
+    options = {**config["options"], "rank": 0, "world_size": 1}
+    seen, end_s = [], time.monotonic() + config["join_s"]
+    with prefetchd.batches(config["manifest"], ray="auto", remote_workers=1, epochs=None, **options) as loader:
+        for batch in loader:
+            digest = hashlib.sha256(np.ascontiguousarray(batch.x).tobytes() + batch.y.tobytes()).hexdigest()
+            seen.append((batch.epoch, batch.index, batch.sample_ids.tolist(), digest))
+            samples = sum(agent["samples"] for agent in loader.status()["agents"])
+            if samples > 100 or time.monotonic() > end_s:
+                break
+        del batch
+    with open(config["out"], "w") as file:
+        json.dump([seen, samples], file)
+
+
+address, folder, config = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+ray.init(address=address, logging_level="ERROR")
+scaling = ScalingConfig(num_workers=1)
+TorchTrainer(loop, train_loop_config=config, scaling_config=scaling, run_config=RunConfig(storage_path=folder)).fit()
+"""
+
+
+def test_loop_in_a_worker_of_ray_train(cluster: Any, forty: Path, forty_content: Content, tmp_path: Path) -> None:
+    """The worker has the core of one node, and the agent that of the other."""
+    for module in ("torch", "ray.train.torch"):
+        pytest.importorskip(module, exc_type=ImportError)
+    out = tmp_path / "out.json"
+    config = {"manifest": str(forty), "options": OPTIONS, "join_s": JOIN_S, "out": str(out)}
+    (tmp_path / "train.py").write_text(TRAINING)
+    words = [sys.executable, str(tmp_path / "train.py"), cluster.address, str(tmp_path), json.dumps(config)]
+    result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=500)
+    assert result.returncode == 0, result.stderr[-5000:]
+    seen, samples = json.loads(out.read_text())
+    assert samples > 0, "the agent made nothing"
+    for number, (epoch, index, sample_ids, digest) in enumerate(seen):
+        at, expected = number // len(forty_content), forty_content[number % len(forty_content)]
+        assert (epoch, index, tuple(sample_ids), digest) == (at, *expected[1:])
