@@ -119,6 +119,14 @@ def test_page_names_files_that_exist(page: Path):
     assert [name for name in dict.fromkeys(named) if not (ROOT / name).exists()] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_line_that_installs_says_how_to_from_a_checkout(page: Path):
+    """Nothing is on an index before the first release."""
+    lines = (ROOT / page).read_text().splitlines()
+    installs = [line for line in lines if re.search(r"(pip|pipx|tool) install [^|]*['\"]?prefetchd\b", line)]
+    assert [line for line in installs if not re.search(r"checkout|\./prefetchd", line)] == []
+
+
 def test_pictures_are_small_and_shown():
     pages = "".join((ROOT / page).read_text() for page in PAGES)
     for path in (ROOT / "docs" / "images").glob("*.png"):
