@@ -49,15 +49,19 @@ def test_any_file_name_comes_back(tmp_path: Path) -> None:
     assert got == set(names)
 
 
-def test_a_folder_of_images_alone_has_no_labels(tmp_path: Path) -> None:
-    """Without class folders, or with label_columns=0, every image is a sample without a label."""
+def test_a_folder_of_images_alone_has_no_labels(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Without class folders, or with label_columns=0, every image is a sample without a label; unasked, it is said."""
     source = make(tmp_path, "b.jpg", "a.jpg")
     with Manifest.open(make_config(source=source)) as manifest:
         assert manifest.classes is None
         assert [s.label for s in manifest.samples([0, 1])] == [None, None]
+    (said,) = caplog.messages
+    assert "there are no class folders, and so no labels: y is each image's number" in said
+    caplog.clear()
     make(tmp_path, "c/d.jpg")
     with Manifest.open(make_config(source=source, label_columns=0)) as manifest:
         assert [os.path.basename(s.path) for s in manifest.samples(range(3))] == ["a.jpg", "b.jpg", "d.jpg"]
+    assert not caplog.messages
 
 
 def test_links_to_folders_are_followed_but_never_round_and_round(tmp_path: Path) -> None:
@@ -116,9 +120,8 @@ def test_what_is_left_out_is_warned_of_once(tmp_path: Path, caplog: pytest.LogCa
         assert len(manifest) == 1
     unread, beside, empty = caplog.messages
     assert "left out 2 of .heic, 1 of .dng, which OpenCV does not read" in unread
-    assert "left out 1 images that lie in no class folder" in beside
-    assert "1 of the class folders have no images" in empty
-    assert "(dog)" in empty
+    assert "left out an image that lies in no class folder" in beside
+    assert "class folders without images are classes all the same (1: dog)" in empty
 
 
 @pytest.mark.parametrize("suffix", [".ppm", ".pgm", ".PBM", ".pam", ".pfm", ".jp2", ".j2k", ".hdr", ".ras", ".sr"])

@@ -116,8 +116,15 @@ class Listing:
                 f"{unread}; suffixes {' '.join(IMAGE_SUFFIXES[:8])} ...); give a directory with a folder of images for "
                 "each class"
             )
-        if has_classes and self._refuse_lists:
-            self.check_depth(folders)
+        if self._refuse_lists:
+            if has_classes:
+                self.check_depth(folders)
+            else:
+                log.warning(
+                    "%s: there are no class folders, and so no labels: y is each image's number; give the folder "
+                    "above it, or label_columns=0 for no labels",
+                    self._name,
+                )
         self.warn()
 
     def warn(self) -> None:
@@ -125,12 +132,12 @@ class Listing:
         if self.n_unread:
             log.warning("%s: left out %s, which OpenCV does not read; convert them", self._name, self.unread)
         if self.n_beside:
-            log.warning("%s: left out %d images that lie in no class folder", self._name, self.n_beside)
+            beside = "an image that lies" if self.n_beside == 1 else f"{self.n_beside} images that lie"
+            log.warning("%s: left out %s in no class folder", self._name, beside)
         if self.empty:
             shown = ", ".join(map(one_line, self.empty[:5])) + (", ..." if len(self.empty) > 5 else "")
             log.warning(
-                "%s: %d of the class folders have no images, and are classes all the same (%s); remove those that are "
-                "no classes",
+                "%s: class folders without images are classes all the same (%d: %s); remove those that are no classes",
                 self._name,
                 len(self.empty),
                 shown,
