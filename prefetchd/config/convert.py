@@ -262,7 +262,7 @@ def function(name: str) -> Callable[[object], str | None]:
             raise ConfigError(
                 f"cannot use {name}={qualname}: it is defined in {where}, and the readers, processes "
                 f"of their own, cannot import it from there; put it at the top level of a module and pass "
-                f"'module:{qualname.rpartition('.')[2].strip('<>')}'"
+                f"'module:{'name' if qualname.endswith('>') else qualname.rpartition('.')[2]}'"
             )
         return convert(f"{module}:{qualname}")
 

@@ -41,6 +41,8 @@ ELSEWHERE = {
     "target_size": _SIZES,
     "class_mode": _LABELS,
     "label_mode": _LABELS,
+    "class_names": "nothing: classes are numbered by their sorted names, which loader.classes has",
+    "classes": "nothing: classes are numbered by their sorted names, which loader.classes has",
     "color_mode": "color=",
     "size": _SIZES,
     "height": _SIZES,

@@ -112,6 +112,8 @@ def _misread(written: str, root: str) -> str:
     for mark, name in ((";", "semicolon"), (",", "comma"), ("|", "bar"), (":", "colon")):
         parts = [part.strip() for part in written.split(mark)]
         if len(parts) > 1 and any(part and _found(part, root) for part in parts):
+            if mark in "|:":
+                return f"a {name} separates its fields, which no list may have: write a comma, and call the list .csv"
             return f"a {name} separates its fields: call the list .csv, or give x_column and y_column by number"
     words = written.split()
     for n_words in range(len(words) - 1, 0, -1):

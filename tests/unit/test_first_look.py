@@ -57,7 +57,7 @@ def test_the_error_names_the_spelling_that_is_there(folder: Path, text: str, hin
     ("text", "hint"),
     [
         ("x.jpg;0\ny.jpg;1\n", "a semicolon separates its fields"),
-        ("x.jpg|0\n", "a bar separates"),
+        ("x.jpg|0\n", "a bar separates its fields, which no list may have: write a comma"),
         ("x.jpg golden retriever\n", "put quotes around a label of several words"),
     ],
 )

@@ -279,7 +279,7 @@ def test_it_is_logged_how_many_samples_of_each_class_are_served(rows, caplog):
     [
         ({"where": "label=9"}, "no sample is left"),
         ({"where": "label=cat"}, "'cat' is not a number"),
-        ({"where": "fold=1"}, "this source has no named columns"),
+        ({"where": "fold=1"}, "of this source only the labels are known by name, as 'label'"),
         ({"split": "0-0.00001%"}, "no sample is left"),
         ({"split": "90%"}, "a part of 0 to 100 %"),
         ({"split": "60-40%"}, "a part of 0 to 100 %"),

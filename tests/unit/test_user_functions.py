@@ -296,7 +296,7 @@ in_script = type(module_function)(module_function.__code__, {"__name__": "__main
     ("value", "words"),
     [
         (local(), "top level of a module and pass 'module:inner'"),
-        (lambda image, rng: image, "is a lambda"),
+        (lambda image, rng: image, "is a lambda.*pass 'module:name'"),
         (in_script, "this script or notebook"),
         (functools.partial(module_function), "no name to import it by"),
         (Holder(), "no name to import it by"),

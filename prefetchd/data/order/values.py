@@ -111,8 +111,8 @@ def column_values(source: Source, name: str, option: str) -> Column:
     records = source.records if isinstance(source, ImageSource) else None
     if not isinstance(records, TableRecords | FieldRecords):
         raise ConfigError(
-            f"cannot use {option} with the column {name!r}: this source has no named columns beside its labels, which "
-            f"are called {LABEL!r} here; give fields=, or the table in memory (a dict or DataFrame)"
+            f"cannot use {option} with the column {name!r}: of this source only the labels are known by name, "
+            f"as {LABEL!r}; give fields= for other columns, or the table in memory (a dict or DataFrame)"
         )
     columns = records.columns
     if name not in columns:
