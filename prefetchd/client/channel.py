@@ -24,6 +24,7 @@ log = logging.getLogger("prefetchd")
 LOOK_S = 2.0  # of a wait, after which to look into the daemon
 REPORT_S = 30.0
 GIVE_UP_S = 300.0
+_SHOWN_READERS = 16
 _WARN_S = 1.0  # or half the hold time-out, if that is less
 
 
@@ -204,7 +205,9 @@ class AnswerWait:
         """Log what the daemon does, as its status report says."""
         self._answered_s, self._asked = system.monotonic(), False
         try:
-            readers = "; ".join(f"pid {reader['pid']} {reader['does']}" for reader in report["readers"])
+            does = [f"pid {reader['pid']} {reader['does']}" for reader in report["readers"]]
+            more = [f"and {len(does) - _SHOWN_READERS} more"] if len(does) > _SHOWN_READERS else []
+            readers = "; ".join(does[:_SHOWN_READERS] + more)
         except (KeyError, TypeError):
             readers = "unknown"
         log.warning(

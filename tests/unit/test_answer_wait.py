@@ -64,6 +64,8 @@ def test_daemon_at_work_is_asked_and_its_answer_is_told(world, caplog):
     assert asked == [1]
     one.answered({"readers": [{"pid": 5, "does": "at work for 31 s on epoch 0 batch 3"}]})
     assert "its readers: pid 5 at work for 31 s on epoch 0 batch 3" in caplog.text
+    one.answered({"readers": [{"pid": pid, "does": "idle"} for pid in range(18)]})
+    assert caplog.text.rstrip().endswith("pid 14 idle; pid 15 idle; and 2 more")
     for _ in range(100):  # as long as it answers, it is waited for
         looks(one, world, REPORT_S)
         one.answered({"readers": "nonsense"})

@@ -220,8 +220,9 @@ def make_plan(
         least = smallest_budget(n_readers, slot_bytes, *source, least_slots=least_slots)
     if least > budget:
         readers = format_count(n_readers, "reader")
+        by = "memory_budget" if limited_by == "memory-budget" else limited_by
         raise BudgetError(
-            f"cannot work within a memory budget of {format_bytes(budget)} (from {limited_by}): the daemon takes "
+            f"cannot work within a memory budget of {format_bytes(budget)} (from {by}): the daemon takes "
             f"{format_bytes(base_bytes)}, {readers} {format_bytes(n_readers * per_reader)}, and "
             f"{least_slots} slots of {format_bytes(slot_bytes)} {format_bytes(least_slots * slot_bytes)}; "
             f'give memory_budget="{least // MIB}MiB" or more, or a smaller batch_size, image_size or num_workers'
