@@ -138,6 +138,20 @@ def test_examples_take_any_data_and_find_its_classes(kind, kinds_of_data):
     assert len(losses_of(said)) == 1
 
 
+def test_examples_take_a_bucket(kinds_of_data, tmp_path):
+    needs("sklearn obstore")
+    from tests.servers.web import WebServer
+
+    stored = tmp_path / "stored" / "bucket" / "train"
+    for link in kinds_of_data["folder"].rglob("*.jpg"):
+        place = stored / link.relative_to(kinds_of_data["folder"])
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(link.read_bytes())
+    with WebServer(tmp_path / "stored") as server:
+        said = run_example("sklearn_partial_fit", "s3://bucket/train/", "--epochs", 1, **server.environment)
+    assert len(losses_of(said)) == 1
+
+
 def test_example_refuses_labels_that_are_no_classes(tinted_photographs, tmp_path):
     needs("sklearn")
     data = tmp_path / "values.txt"
