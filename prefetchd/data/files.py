@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefetchd.data.faults import UnreadableFile, fault_of
+from prefetchd.data.stores.urls import is_url
 from prefetchd.errors import ManifestError, one_line
 
 if TYPE_CHECKING:
@@ -58,8 +59,10 @@ def cannot_open(name: str, error: OSError | ValueError) -> ManifestError:
     """Return the error for a file that cannot be opened; a `ValueError` is Python's for an impossible path."""
     what = f"{error.strerror} (errno {error.errno})" if isinstance(error, OSError) else str(error)
     remedy = "check the path and its permissions"
-    if "://" in name:
-        remedy = "files of this machine are served: download or mount what is elsewhere"
+    if is_url(name):
+        remedy = "it is read from this machine alone: download it, and give its path"
+    elif "://" in name:
+        remedy = "stores are read by s3://, gs://, az:// or https://; download or mount what is elsewhere"
     return ManifestError(f"cannot open {name}: {what}; {remedy}")
 
 

@@ -272,7 +272,7 @@ def test_a_pipe_and_a_link_are_no_entries(tmp_path: Path) -> None:
 
 def test_folders_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(ConfigError, match="give another folder as keep"):
+    with pytest.raises(ConfigError, match="give another folder: keep="):
         KeptRanges(tmp_path / "file", None)
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)

@@ -189,7 +189,7 @@ def test_what_is_no_manifest_is_refused_with_the_reason(tmp_path: Path) -> None:
     assert "a zip archive" in refusal(write(tmp_path, b"x", "x.zip"))
     assert "is an image" in refusal(write(tmp_path, b"x", "x.JPG"))
     assert "No such file" in refusal(str(tmp_path / "none.txt"))
-    assert "files of this machine are served" in refusal("hdfs://example.org/train.txt")
+    assert "stores are read by s3://, gs://, az:// or https://;" in refusal("hdfs://example.org/train.txt")
     assert "longer than" in refusal(write(tmp_path, "a.jpg 1\n" + "b" * (1 << 20) + ".jpg 2\n"))
     assert "longer than" in refusal(write(tmp_path, "a.jpg 1\n" * 400 + "b" * (3 << 20)))
     os.mkfifo(tmp_path / "fifo")

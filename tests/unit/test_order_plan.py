@@ -316,9 +316,16 @@ def test_a_subset_that_is_no_list_of_numbers_is_refused(rows, tmp_path):
         chosen(rows / "x.npy", subset=tmp_path / "square.npy")
     with pytest.raises(ManifestError, match=r"nothing\.npy"):
         chosen(rows / "x.npy", subset=tmp_path / "nothing.npy")
+    with pytest.raises(ConfigError, match="cannot use subset: it is empty; give at least one number"):
+        take_in_numbers("subset", np.flatnonzero(np.zeros(3)))
     for wrong in ([[1], [2, 3]], ["a"], [], 5):
         with pytest.raises(ConfigError, match="cannot use subset"):
             take_in_numbers("subset", wrong)
+
+
+def test_a_subset_is_a_file_of_this_machine(rows):
+    with pytest.raises(ManifestError, match=r"s3://data/ids\.npy: .*it is read from this machine alone: download it"):
+        chosen(rows / "x.npy", subset="s3://data/ids.npy")
 
 
 def test_labels_that_are_no_single_number_are_refused(images, tmp_path):

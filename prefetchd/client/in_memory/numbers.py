@@ -26,6 +26,8 @@ def take_in_numbers(option: str, value: Any) -> PassedTable:
         numbers = np.asarray(value)
     except (TypeError, ValueError):
         numbers = np.empty(0, object)
+    if numbers.shape == (0,) and numbers.dtype != object:  # an empty choice, such as that of flatnonzero
+        raise ConfigError(f"cannot use {option}: it is empty; give at least one number")
     if numbers.ndim != 1 or not len(numbers) or numbers.dtype.kind not in "biuf":
         what = f"an array of the shape {numbers.shape} and dtype {numbers.dtype}"
         raise ConfigError(

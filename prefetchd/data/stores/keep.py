@@ -88,12 +88,12 @@ class KeptRanges:
             found = folder.stat()
         except OSError as error:
             raise ConfigError(
-                f"cannot keep objects in {one_line(str(folder))}: {error.strerror}; give another folder as keep"
+                f"cannot keep objects in {one_line(str(folder))}: {error.strerror}; give another folder: keep="
             ) from None
         if not is_trusted(found):
             raise ConfigError(
                 f"cannot keep objects in {one_line(str(folder))}: another user owns it or may write to it; give a "
-                "folder of your own as keep"
+                "folder of your own: keep="
             )
         self._size.check()
         with contextlib.suppress(OSError):  # the folder is read-only

@@ -51,7 +51,7 @@ class KeptSize:
             raise self._refusal("it is not prefetchd's")
 
     def _refusal(self, what: str) -> ConfigError:
-        return ConfigError(f"cannot use {one_line(str(self._path))}: {what}; give another folder as keep")
+        return ConfigError(f"cannot use {one_line(str(self._path))}: {what}; give another folder: keep=")
 
     def take(self, n_bytes: int, limit_bytes: int) -> bool:
         """Count `n_bytes` more if all stays within the limit; return whether it does.
