@@ -27,7 +27,7 @@ from prefetchd.data.order.values import class_names, label_values
 from prefetchd.data.records import shown_path
 from prefetchd.data.registry import open_source
 from prefetchd.data.table.object_records import ObjectRecords
-from prefetchd.errors import ConfigError, ManifestError, PrefetchdError
+from prefetchd.errors import ConfigError, ManifestError, PrefetchdError, one_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -92,8 +92,10 @@ class Opened:
 
     @property
     def class_names(self) -> dict[str, tuple[str, ...]]:
-        """The names of the classes of each field that has some; with the option `fields` alone."""
-        return self.source.class_names() if isinstance(self.source, FieldsSource | MixedSource) else {}
+        """The names of the classes of each field that has some, for people; with the option `fields` alone."""
+        if not isinstance(self.source, FieldsSource | MixedSource):
+            return {}
+        return {name: tuple(map(one_line, classes)) for name, classes in self.source.class_names().items()}
 
     def where(self, sample_id: int) -> str:
         """Return where a sample comes from, in words."""
@@ -161,7 +163,7 @@ class Opened:
         names = class_names(self.source)
         rows = [
             {
-                "name": names[number] if names is not None and 0 <= number < len(names) else str(number),
+                "name": one_line(names[number]) if names is not None and 0 <= number < len(names) else str(number),
                 "count": count,
             }
             for number, count in counted.most_common(most)

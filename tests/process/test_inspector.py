@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,26 @@ def test_any_batch_is_shown_with_its_pictures_labels_and_places(serve, colours):
             (place,) = each["places"]
             assert loader.batch_at(each["epoch"], place["batch"]).sample_ids[place["row"]] == 3
         assert places["where"].endswith(NAMES[3])
+
+
+def test_classes_whose_names_are_no_unicode_are_shown(serve, tmp_path):
+    for folder in (b"caf\xe9", b"tea"):
+        path = os.path.join(os.fsencode(tmp_path), b"data", folder)
+        os.makedirs(path)
+        with open(os.path.join(path, b"\xff.png"), "wb") as file:
+            file.write(cv2.imencode(".png", np.zeros((16, 16, 3), np.uint8))[1].tobytes())
+    serve(tmp_path / "data", "--batch-size", "2", "--image-size", "16", "--num-workers", "1", name="seen")
+    with dashboard("seen") as address:
+        wait_for_report(address, "seen")
+        page = Page(address, "seen")
+        found = page.ask("batch", epoch=0, batch=0)
+        assert [row["words"] for row in found["rows"]] == [
+            [{"name": "label", "text": "caf\\udce9"}],
+            [{"name": "label", "text": "tea"}],
+        ]
+        assert all(row["where"].endswith("\\udcff.png") for row in found["rows"])
+        balance = page.ask("data")["balance"]
+        assert balance["classes"] == [{"name": "caf\\udce9", "count": 1}, {"name": "tea", "count": 1}]
 
 
 def test_search_finds_samples_by_path_and_by_number(serve, colours):

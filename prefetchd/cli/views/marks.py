@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from prefetchd.data.images.boxes import to_corners
+from prefetchd.errors import one_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,7 +55,7 @@ def marks_of(y: Any, config: Config, classes: tuple[str, ...] | None) -> Marks:
     labels = y["labels"][0][:count]
     corners = to_corners(y["boxes"][0][:count], config.box_format, (height, width))
     known = classes or ()
-    names = [known[label] if 0 <= label < len(known) else str(label) for label in labels.tolist()]
+    names = [one_line(known[label]) if 0 <= label < len(known) else str(label) for label in labels.tolist()]
     return Marks(corners / (width, height, width, height), labels, tuple(names), np.zeros((0, 2)))
 
 

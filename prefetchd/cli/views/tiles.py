@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prefetchd.cli.views.contact_sheet import Tile, mask_to_display, to_display, views_to_display
+from prefetchd.errors import one_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,11 +68,11 @@ def with_size_of(batch: Batch, config: Config) -> Config:
 
 
 def label_text(label: NDArray[Any] | np.generic, classes: tuple[str, ...] | None) -> str:
-    """Return a label in words: the name of a class, or numbers, of many the first."""
+    """Return a label in printable words: the name of a class, or numbers, of many the first."""
     if np.ndim(label) == 0:
         value = label.item()
         if classes is not None and isinstance(value, int) and 0 <= value < len(classes):
-            return classes[value]
+            return one_line(classes[value])
         return str(value) if isinstance(value, int) else f"{value:.4g}"
     flat = np.asarray(label).ravel()
     return " ".join(f"{value:.3g}" for value in flat[:8].tolist()) + (" ..." if len(flat) > 8 else "")
