@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -58,6 +59,21 @@ def page(name: str, status: int = 200) -> Response:
     found = static_file(name, status)
     assert found is not None, name
     return found
+
+
+class _Place(Convertor[int]):
+    """A number of an epoch or a batch; of more digits than that there is no page."""
+
+    regex = "[0-9]{1,16}"
+
+    def convert(self, value: str) -> int:
+        return int(value)
+
+    def to_string(self, value: int) -> str:
+        return str(value)
+
+
+register_url_convertor("place", _Place())
 
 
 class Api:
@@ -139,7 +155,7 @@ def make_app(api: Api, hosts: Collection[str], port: int, token: str | None) -> 
     routes = [
         Route("/", _shows("live.html")),
         Route("/batch", _shows("batch.html")),
-        Route("/batch/{dataset}/{epoch:int}/{batch:int}", _shows("batch.html")),
+        Route("/batch/{dataset}/{epoch:place}/{batch:place}", _shows("batch.html")),
         Route("/data", _shows("data.html")),
         Route("/data/{dataset}", _shows("data.html")),
         Route("/static/{name}", _static),

@@ -58,6 +58,13 @@ def test_pages_and_answers_forbid_what_the_page_never_does():
         assert "access-control-allow-origin" not in headers
 
 
+@pytest.mark.parametrize("number", ["-1", "1.5", "x", "9" * 5000])
+def test_address_of_a_batch_that_is_none_has_no_page(number: str):
+    assert client().get("/batch/-/3/1041").status_code == 200
+    assert client().get(f"/batch/-/{number}/1").status_code == 404
+    assert client().get(f"/batch/-/1/{number}").status_code == 404
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
 def test_only_get_is_answered(method: str):
     answer = client().request(method, "/api/live", headers={"origin": "http://localhost:8790"})
