@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from prefetchd.config.convert import path
 from prefetchd.errors import one_line
 
 if TYPE_CHECKING:
@@ -16,14 +17,19 @@ if TYPE_CHECKING:
 
 
 def source_name(info: Attached) -> str:
-    """Return the name that people know the data by: that of the data set, or of its file or folder."""
+    """Return the name that people know the data by, on one line: that of the data set, or of its file or folder."""
     config = info.config
     if info.dataset:
         return info.dataset
     if config.get("mix"):
-        return "a mix of " + ", ".join(os.path.basename(one_line(str(name))) for name in config["mix"])
-    source = one_line(str(config.get("source") or ""))  # the query of a URL may be a secret
+        return "a mix of " + ", ".join(os.path.basename(_shown(name)) for name in config["mix"])
+    source = _shown(config.get("source"))
     return os.path.basename(source.rstrip("/")) or source
+
+
+def _shown(given: object) -> str:
+    """Return a path or URL of the options, as it went over the wire, for people."""
+    return one_line(path(given) or "") if given else ""
 
 
 def arrays(layout: BatchLayout) -> str:
@@ -62,7 +68,7 @@ def facts(info: Attached, layout: BatchLayout, shard: Shard, *, is_private: bool
     """
     whose = f"private (pid {info.pid})" if is_private else f"{info.name!r} (pid {info.pid})"
     found = {
-        "data": repr(source_name(info)),
+        "data": f"'{source_name(info)}'",
         "samples": f"{info.n_samples:,}",
         "batches": f"{shard.steps():,} an epoch, of {layout.batch_size:,}",
         "arrays": arrays(layout) + (f", or smaller: {len(info.layouts)} buckets" if info.layouts else ""),
@@ -82,7 +88,7 @@ def share_line(stats: LoaderStats, noun: str) -> str:
 def adviser(info: Attached, *, is_private: bool) -> Callable[[LoaderStats], str]:
     """Return what makes the warning of a loop that waits for the loader most of its time, with what to do."""
     config = info.config
-    source = one_line(str(config.get("source") or ""))
+    source = _shown(config.get("source"))
     named = f" {source}" if source and not source.startswith("<") else ""
     look = (
         f"`prefetchd tune{named}` measures what helps"

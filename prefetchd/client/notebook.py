@@ -122,7 +122,7 @@ def _caption(label: Any, classes: tuple[str, ...] | None) -> str:
     if values.ndim > 1:
         return ""
     if values.ndim == 0 and classes is not None and values.dtype.kind in "iu" and 0 <= int(values) < len(classes):
-        return _cut(classes[int(values)])
+        return _cut(one_line(classes[int(values)]))
     return _cut(" ".join(f"{value:.4g}" for value in values.ravel()[:4].tolist()))
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import html
 import io
 import logging
+import os
 import re
 import time
+from types import SimpleNamespace
 
 import pytest
 
 import prefetchd
-from prefetchd.client import notebook
+from prefetchd.client import description, notebook
+from prefetchd.client.meter import LoaderStats
 from tests.images import write_jpeg
 
 HOSTILE = '<img src=x onerror="alert(1)">'
@@ -57,6 +60,35 @@ def test_notebook_shows_pictures_and_escapes_what_comes_from_the_data(named):
         assert next(batches).index == 1, "the loop is where it was"
         assert loader.stats().batches == 2
         batches.close()
+
+
+def test_names_that_are_no_unicode_are_shown_in_printable_words(tmp_path):
+    data = os.path.join(os.fsencode(tmp_path), b"caf\xe9")
+    os.makedirs(os.path.join(data, b"\xff"))
+    write_jpeg(tmp_path / "a.jpg", (40, 60))
+    os.rename(tmp_path / "a.jpg", os.path.join(data, b"\xff", b"a.jpg"))
+    with prefetchd.batches(os.fsdecode(data), batch_size=1, image_size=32) as loader:
+        assert "data: 'caf\\udce9'; " in repr(loader)
+        shown = loader._repr_html_()
+    assert "\\udcff" in shown
+    shown.encode()
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("https://ann:pw@store.example/a/train.txt?sig=secret", "train.txt?..."),
+        ("/data/two\nlines.txt", "two\\nlines.txt"),
+        ("/data/train/", "train"),
+    ],
+)
+def test_data_has_a_name_on_one_line_and_without_secrets(source, shown):
+    info = SimpleNamespace(config={"source": source, "num_workers": 1}, dataset="", versions={}, name="n")
+    assert description.source_name(info) == shown
+    advice = description.adviser(info, is_private=True)(LoaderStats(1, 1, 30.0, 20.0))
+    assert "secret" not in advice
+    assert "pw" not in advice
+    assert "\n" not in advice
 
 
 def test_notebook_shows_the_facts_where_the_next_batch_cannot_be_shown(named, tmp_path, monkeypatch):
