@@ -1,4 +1,4 @@
-"""Every Python block of every page is Python, and every command one that exists, with options that exist.
+"""Every Python block of every page is Python, every command and configuration one that prefetchd takes, YAML is YAML.
 
 `tests/process/test_pages.py` and others run them.
 """
@@ -9,14 +9,17 @@ import ast
 import inspect
 import re
 import shlex
+import subprocess
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import prefetchd
 from prefetchd.batch_options import BatchOptions
+from prefetchd.cli.arguments import configs_of
 from prefetchd.cli.main import make_parser
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +81,59 @@ def test_blocks_are_python_and_name_options_that_exist(page: str) -> None:
         for call in calls(code):
             given = {keyword.arg for keyword in call.keywords} - {None}
             assert given <= known, f"{page}, block at line {line}: {ast.unparse(call)}"
+
+
+def fenced(page: str, kind: str) -> list[str]:
+    return re.findall(rf"^```{kind}\n(.*?)^```$", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if fenced(page, "toml")])
+def test_configurations_are_ones_that_serve_takes(page: str, tmp_path: Path) -> None:
+    for text in fenced(page, "toml"):
+        (tmp_path / "some.toml").write_text(text)
+        configs = configs_of(make_parser().parse_args(["serve", "--config", str(tmp_path / "some.toml")]))
+        assert all(config.source or config.mix for config in configs.values())
+
+
+def documents(page: str) -> Iterator[Any]:
+    """Yield what the blocks of YAML hold; those of Kubernetes are indented ones."""
+    yaml = pytest.importorskip("yaml")
+    indented = re.findall(
+        r"^ {4}(?:apiVersion|workerGroupSpecs):.*\n(?:(?: {4}.*)?\n)*", (ROOT / page).read_text(), re.MULTILINE
+    )
+    for text in (*fenced(page, "yaml"), *map(textwrap.dedent, indented)):
+        yield yaml.safe_load(text)
+
+
+def commands_in(document: Any) -> Iterator[list[str]]:
+    """Yield the commands of containers."""
+    if isinstance(document, dict):
+        if "command" in document:
+            yield document["command"]
+        document = list(document.values())
+    for part in document if isinstance(document, list) else ():
+        yield from commands_in(part)
+
+
+def test_yaml_of_containers_runs_commands_that_exist() -> None:
+    ran = []
+    for page in PAGES:
+        for document in documents(page):
+            assert isinstance(document, dict), page
+            for command in commands_in(document):
+                # The image of docs/deploy.md begins with these two.
+                words = command[1:] if command[0] == "prefetchd" else ["serve", *command]
+                make_parser().parse_args(words)
+                ran.append(words[0])
+    assert sorted(ran) == ["agent", "serve"]
+
+
+def test_script_for_slurm_is_one_of_bash() -> None:
+    page = (ROOT / "docs" / "many-machines.md").read_text().partition("## Slurm\n")[2]
+    script = textwrap.dedent(re.findall(r"\n((?: {4}.*\n)+)", page)[0])
+    assert script.startswith("#!/bin/bash\n#SBATCH")
+    done = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_blocks_are_found() -> None:
