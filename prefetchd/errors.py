@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 
-# Of a URL of the web the user before the host, and query and fragment up to the end of the word.
-_USER = re.compile(r"(?i)(https?://)[^/@\s\"'<>?]*@")
+# Of a URL the user before the host, of one that is not of the web if it has a password; `container@account` is none.
+_USER = re.compile(r"(?i)(https?://|[a-z][a-z0-9+.-]*://(?=[^/@:\s\"'<>?]*:))[^/\s\"'<>?]*@")
+# Of a URL of the web query and fragment up to the end of the word.
 _QUERY = re.compile(
     r"(?i)(https?://[^\s?#\"'<>]*[?#])(?!\.\.\.(?:[\s\"'<>;:,.)]|$))[^\s\"'<>]*?(?=[;:,.)]*(?:[\s\"'<>]|$))"
 )
@@ -19,7 +20,7 @@ def one_line(text: str) -> str:
     """Return `text` printable and on one line: a line break becomes `\\n`, a terminal's escape code `\\x1b`.
 
     A path may hold any byte but NUL, and a JSON string any character. Bytes that are not UTF-8 (surrogate escapes)
-    could not be sent. What of a URL of the web may be a secret, its user, query and fragment, is left out.
+    could not be sent. What of a URL may be a secret, user and password, and of the web query and fragment, is left out.
     """
     if "://" in text:
         text = _QUERY.sub(r"\1...", _USER.sub(r"\1", text))

@@ -25,6 +25,7 @@ _PATHS = (
     "root", "labels", "offsets", "index", "cache", "keep", "subset", "order", "bucket_file", "token_file", "tls_ca",
     "tls_cert", "tls_key",
 )  # fmt: skip
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _WORDS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
 
 
@@ -265,6 +266,18 @@ def function(name: str) -> Callable[[object], str | None]:
                 f"'module:{'name' if qualname.endswith('>') else qualname.rpartition('.')[2]}'"
             )
         return convert(f"{module}:{qualname}")
+
+    return convert
+
+
+def local_path(name: str) -> Callable[[object], str | None]:
+    """Return the converter of the option `name`: a path of this machine, which is written to."""
+
+    def convert(value: object) -> str | None:
+        found = path(value)
+        if found is not None and _SCHEME.match(found):
+            raise ConfigError(f"cannot use {name}={shown(found)}: it is written to, and so a path of this machine")
+        return found
 
     return convert
 

@@ -146,6 +146,15 @@ def test_data_is_called_by_its_set_file_or_folder(dataset, config, name):
     assert source_name(SimpleNamespace(dataset=dataset, config=config)) == name  # type: ignore[arg-type]
 
 
+def test_no_text_about_the_data_has_what_a_url_hides():
+    url = "https://me:hidden@host/lists/train.txt?token=hidden"
+    info = SimpleNamespace(dataset="", config={"source": url}, name="w", versions={})
+    mixed = SimpleNamespace(dataset="", config={"mix": [f"{url}=0.5", "b.txt=0.5"]})
+    texts = [adviser(info, is_private=True)(LoaderStats(100, 6400, 32.0, 24.0)), source_name(info), source_name(mixed)]  # type: ignore[arg-type]
+    assert not [text for text in texts if "hidden" in text]
+    assert source_name(info) == "train.txt?..."  # type: ignore[arg-type]
+
+
 def looped(meter: Meter, clock: Clock, n_epochs: int) -> Generator[Any, None, None]:
     for epoch in range(n_epochs):
         for index in range(5):

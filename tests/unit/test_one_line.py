@@ -20,6 +20,10 @@ from prefetchd.errors import ConfigError, PrefetchdError, error_from_name, one_l
         ("\x1b[2J\x07\x7f.jpg", "\\x1b[2J\\x07\\x7f.jpg"),
         ("a\u2028b\u202ec", "a\\u2028b\\u202ec"),
         ("\udcff.jpg", "\\udcff.jpg"),
+        ("at http://me:pass@word@host/a?sig=1: gone", "at http://host/a?...: gone"),
+        ("ftp://me:word@host/a, s3a://AKIA:word@b/k@2", "ftp://host/a, s3a://b/k@2"),
+        ("abfss://container@account.host/a:b@c", "abfss://container@account.host/a:b@c"),
+        ("s3://b/a:b@c, az://c/k", "s3://b/a:b@c, az://c/k"),
     ],
 )
 def test_what_no_line_can_hold_is_escaped_and_the_rest_is_as_it_was(text: str, shown: str) -> None:

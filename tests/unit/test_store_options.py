@@ -14,6 +14,7 @@ from prefetchd.config.datasets import read_config_file
 from prefetchd.config.store_options import StoreOptions, canonical
 from prefetchd.config.validate import check_agrees, check_options, make_config
 from prefetchd.data.stores import client
+from prefetchd.data.stores.faults import fault_of_store
 from prefetchd.data.stores.names import listing
 from prefetchd.data.stores.options import arguments_of, cloud_of, credentials_hint, wanted_profile
 from prefetchd.errors import ConfigError, ManifestError
@@ -113,6 +114,47 @@ def test_a_key_with_a_line_break_is_refused_without_its_value(monkeypatch: pytes
         arguments_of("s3://b/k", {})
     assert SECRET not in str(caught.value)
     arguments_of("https://h/k", {})
+
+
+def test_an_endpoint_without_http_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    for url, name, value in (
+        ("s3://b", "endpoint", f"user:{SECRET}@host:9000"),
+        ("s3://b", "aws_endpoint_url", "//host"),
+        ("gs://b", "base_url", "host:1"),
+        ("az://b", "azure_storage_endpoint", " http://host"),
+    ):
+        with pytest.raises(ConfigError, match=f"the store option {name}: it does not begin with http://") as caught:
+            arguments_of(url, {name: value})
+        assert SECRET not in str(caught.value)
+    arguments_of("https://h", {"endpoint": "host:9000"})
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "")
+    with pytest.raises(ConfigError, match="the variable AWS_ENDPOINT_URL: it is empty"):
+        arguments_of("s3://b", {})
+    arguments_of("s3://b", GIVEN)  # which goes before
+    with pytest.raises(ConfigError, match="the store option timeout: s3:// has none of that name"):
+        arguments_of("s3://b", {"timeout": "3s"})
+
+
+@pytest.mark.parametrize("url", [f"s3://AKIA:{SECRET}@b", f"s3a://AKIA:{SECRET}", "s3://host:9000"])
+def test_keys_in_the_url_of_a_bucket_are_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("obstore")
+    monkeypatch.setattr(client, "_stores", OrderedDict())
+    with pytest.raises(ConfigError, match="has neither keys nor a port") as caught:
+        client.store_of(url)
+    assert SECRET not in str(caught.value)
+
+
+def test_a_redirect_to_nowhere_is_a_region_for_buckets_alone() -> None:
+    known = pytest.importorskip("obstore.exceptions")
+    error = known.GenericError("Received redirect without LOCATION, this normally indicates an incorrectly ...")
+    assert "in another region" in str(fault_of_store(error, "s3://b/k"))
+    assert str(fault_of_store(error, "https://h/k")) == "the server redirects, and does not say where to"
+
+
+@pytest.mark.parametrize("name", ["keep", "cache", "bucket_file"])
+def test_what_is_written_to_is_no_url(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"cannot use {name}='s3://b/x': it is written to"):
+        make_config(source="list.txt", image_size=["8x8", "8x16"], **{name: "s3://b/x"})
 
 
 def test_an_endpoint_on_which_the_library_panics_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,6 +105,12 @@ def _make_store(url: str) -> Any:
         raise ConfigError(
             f"cannot read {shown(url)}: obstore is not installed; pip install 'prefetchd[stores]'"
         ) from None
+    scheme, _, home = url.partition("://")
+    if not is_web(url) and ":" in (home.rpartition("@")[0] or home):  # the library would leave that out
+        raise ConfigError(
+            f"cannot read {scheme}://...: a bucket's URL has neither keys nor a port; give keys by the usual variables "
+            "or store_options, and a server as store_options={'endpoint': 'http://host:9000'}"
+        )
     limit = datetime.timedelta(seconds=_limit_s)
     own, connections = arguments_of(url, _given)
     more: Any = {

@@ -6,6 +6,7 @@ import re
 
 from prefetchd.data.faults import EnvironmentFault, SampleFault, UnreadableFile
 from prefetchd.data.stores.options import credentials_hint
+from prefetchd.data.stores.urls import is_web
 from prefetchd.data.stores.urls import shown as shown_url
 from prefetchd.errors import ManifestError, one_line
 
@@ -69,6 +70,8 @@ def fault_of_store(error: BaseException, shown: str) -> SampleFault | ManifestEr
     if "169.254.169.254" in text or "metadata.google.internal" in text:
         return LastingFault(f"there are no credentials; {credentials_hint(shown)}")
     if "redirect without LOCATION" in text:
+        if is_web(shown):
+            return EnvironmentFault("the server redirects, and does not say where to")
         return LastingFault('the bucket is in another region; set AWS_REGION, or give store_options="region=..."')
     if isinstance(error, known.PreconditionError):
         return changed(shown)
@@ -81,7 +84,9 @@ def fault_of_store(error: BaseException, shown: str) -> SampleFault | ManifestEr
     if answer == "416":  # ranges lie within the object that was indexed
         return changed(shown)
     if isinstance(error, ValueError) or (code and code[1] == "KeyTooLongError"):
-        return UnreadableFile("no object can have this name: a part of it is empty, . or .., or it is too long")
+        return UnreadableFile(
+            "no object can have this name: a part of it is empty, . or .., or it is too long or has control characters"
+        )
     said = one_line(text)[:_MOST_CHARACTERS]
     refuses = answer.startswith("4") and answer not in _MAY_PASS
     return LastingFault(said) if refuses else EnvironmentFault(said)

@@ -27,10 +27,19 @@ _CLIENT = frozenset(
         "user_agent",
     )
 )  # fmt: skip
+# Those that are set by `reader_timeout`, or mean nothing here. The library ends in a panic on them.
+_OTHERS = frozenset(
+    (
+        "default_content_type", "default_headers", "http2_keep_alive_interval", "http2_keep_alive_timeout",
+        "http2_keep_alive_while_idle", "http2_max_frame_size", "read_timeout", "timeout",
+    )
+)  # fmt: skip
 _SWITCHES = frozenset(
     ("allow_http", "allow_invalid_certificates", "http1_only", "http2_only", "randomize_addresses")
 )  # fmt: skip
 _QUOTED = re.compile(r'"[^"]*"')
+_ENDPOINTS = frozenset(("base_url", "endpoint", "endpoint_url", "endpoint_url_s3", "storage_endpoint"))
+_ADDRESS = re.compile(r"https?://[^\s/]", re.IGNORECASE)
 _KEYS = ("access_key_id", "secret_access_key", "session_token", "token")
 _OURS = frozenset(("anonymous", "profile", "root_certificate"))
 
@@ -75,10 +84,14 @@ def arguments_of(url: str, given: Mapping[str, str]) -> tuple[dict[str, Any], di
             client[key] = _read(key, value)
         elif key == "anonymous":
             store["skip_signature"] = _switch(key, value)
+        elif key in _OTHERS and not is_web(url):
+            raise _unknown(key, cloud)
         elif key not in _OURS and own_key(cloud, key):
             store[key] = value
     if cloud == "s3":
         _check_keys(store)
+    if not is_web(url):
+        _check_endpoints(cloud, store)
     return ({} if is_web(url) else store), client
 
 
@@ -90,6 +103,24 @@ def _check_keys(store: Mapping[str, str]) -> None:
     for key in _KEYS:
         if not os.environ.get(name := f"AWS_{key.upper()}", "").isprintable():
             raise ConfigError(f"cannot use the variable {name}: its value has a line break; set it without")
+
+
+def _check_endpoints(cloud: str, store: Mapping[str, str]) -> None:
+    """Raise `ConfigError` for an endpoint without `http://`, which the library would end in a panic on."""
+    given = {f"the store option {key}": value for key, value in store.items() if own_key(cloud, key) in _ENDPOINTS}
+    given = given or {
+        f"the variable {name}": value
+        for name, value in os.environ.items()
+        if own_key(cloud, name.lower(), is_variable=True) in _ENDPOINTS
+    }
+    for what, value in given.items():
+        if not _ADDRESS.match(value):
+            why = "it does not begin with http:// or https://" if value else "it is empty"
+            raise ConfigError(f"cannot use {what}: {why}; give an address such as http://host:9000, or leave it out")
+
+
+def _unknown(key: str, cloud: str) -> ConfigError:
+    return ConfigError(f"cannot use the store option {key}: {cloud}:// has none of that name; see docs/stores.md")
 
 
 def _switch(key: str, value: str) -> bool:
@@ -135,9 +166,7 @@ def explain(error: Exception, url: str) -> ConfigError:
     said = str(error).split("\n\nDebug")[0]
     if isinstance(error, known.UnknownConfigurationKeyError):
         key = said.split("'")[1] if "'" in said else "?"
-        return ConfigError(
-            f"cannot use the store option {key}: {cloud_of(url)}:// has none of that name; see docs/stores.md"
-        )
+        return _unknown(key, cloud_of(url))
     if "Account must be specified" in said:
         return ConfigError(
             f"cannot read {shown(url)}: the account is not known; set AZURE_STORAGE_ACCOUNT_NAME, or give "
