@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from prefetchd.dashboard.query import text
-from prefetchd.errors import PrefetchdError
+from prefetchd.errors import PrefetchdError, one_line
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -54,14 +54,16 @@ class DataBrowser:
             "findings": found,
             "findings_why": findings_why,
             "findings_age_s": age_s,
-            "command": _command(dataset, source),
+            "command": command_that_verifies(dataset, source),
         }
 
 
-def _command(dataset: str, source: str) -> str:
+def command_that_verifies(dataset: str, source: str) -> str:
     """Return the lines that make the findings and show them."""
     file = f"{dataset or 'data'}.verify.json"
     named = f"{dataset}={file}" if dataset else file
-    # A path that is not UTF-8 goes over the wire in digits, which no shell would find.
-    shown = "MANIFEST" if "\0" in source else shlex.quote(source)
+    # A path that is not UTF-8 goes over the wire in digits, which no shell would find. Of a URL the user and the query
+    # may be secrets; a mixture, and what is in memory, has no path.
+    is_open = "\0" not in source and one_line(source) == source and not source.startswith("<")
+    shown = shlex.quote(source) if is_open else "MANIFEST"
     return f"prefetchd verify {shown} --json > {shlex.quote(file)}\nprefetchd dashboard --findings {shlex.quote(named)}"

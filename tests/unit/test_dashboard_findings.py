@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from prefetchd.dashboard.data import command_that_verifies
 from prefetchd.dashboard.findings import FindingsFiles, parse_findings
 from prefetchd.errors import ConfigError
 
@@ -116,3 +117,18 @@ def test_words_name_a_file_for_each_data_set(tmp_path, monkeypatch):
     for words in (["a.json", "b.json"], ["train="], ["x=1", "x=2"]):
         with pytest.raises(ConfigError, match="one file"):
             parse_findings(words)
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("/d/my list.txt", "verify '/d/my list.txt' --json"),
+        ("s3://data/train/", "verify s3://data/train/ --json"),
+        ("https://me:word@h/a.txt", "verify MANIFEST --json"),
+        ("https://h/a.txt?signature=1", "verify MANIFEST --json"),
+        ("<mix of 2 sources>", "verify MANIFEST --json"),
+        ("a\0b", "verify MANIFEST --json"),
+    ],
+)
+def test_the_command_that_makes_findings_shows_no_secret_of_a_url(source, shown):
+    assert shown in command_that_verifies("", source)
