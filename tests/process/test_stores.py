@@ -37,6 +37,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "tar without labels": ("train-{2..0}.tar", {"label_columns": 0}),
     "tar with fields": ("train-{0..2}.tar", {"fields": FIELDS}),
     "tar with DALI's indexes": ("indexed/train-{0..2}.tar", {"y_column": "cls"}),
+    "tar with indexes that do not fit": ("misfit/train-{0..2}.tar", {"y_column": "cls"}),
     "parquet": ("train-{0..2}.parquet", {}),
     "parquet with fields": ("train-{0..2}.parquet", {"fields": PARQUET_FIELDS}),
     "parquet with boxes": ("boxes.parquet", {"target": "boxes", "source_box_format": "xywh"}),
@@ -53,7 +54,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     home = tmp_path_factory.mktemp("served")
     bucket = home / "data"
-    (bucket / "indexed").mkdir(parents=True)
+    for name in ("indexed", "misfit"):
+        (bucket / name).mkdir(parents=True)
     for shard in range(SHARDS):
         members: list[tuple[str, Any]] = []
         for number in range(SAMPLES):
@@ -64,6 +66,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         copy = bucket / "indexed" / f"train-{shard}.tar"
         copy.write_bytes((bucket / f"train-{shard}.tar").read_bytes())
         copy.with_suffix(".idx").write_text(dali_index(copy))
+        copy = bucket / "misfit" / copy.name
+        copy.write_bytes((bucket / copy.name).read_bytes())
+        copy.with_suffix(".idx").write_text(["<html>log in</html>", "v1.2 0\n", dali_index(copy)][shard])
     write_parquet(bucket)
     return home
 

@@ -45,7 +45,8 @@ def scan_objects(urls: Sequence[str], kept: KeptIndex | None) -> Iterator[OpenSh
         elif (content := beside[number]) is not None:
             members = dali_members(content, url, *(reads[number], sizes[number], names[number]), is_far=True)
             if members is None:
-                members = next(joined([archives[number]]))
+                alone = joined([archives[number]])  # which reads for as long as it is held
+                members = next(alone)
         else:
             members = next(walks)
         yield OpenShard(url, names[number], identities[number], sizes[number], identities[number], members)
