@@ -198,7 +198,7 @@ def test_a_sweep_has_each_sample_once(rows, tmp_path):
         ({"weights": [0.0] * 60}, "its weights add up to 0; give some above 0"),
         ({"weights": [1e308] * 60}, "its weights add up to inf; give smaller ones"),
         ({"order": [0, 60]}, "names the sample 60"),
-        ({"weights": "fold"}, "no named columns"),
+        ({"weights": "fold"}, "only the labels are known by name"),
         ({"weights": "balanced"}, "samples have no labels here"),
         ({"epoch_samples": 5}, "cannot use epoch_samples without weights"),
         ({"subset": [1], "order": [1]}, "cannot use subset together with order"),

@@ -122,6 +122,14 @@ def test_names_that_are_numbers_are_never_taken_for_others():
         wanted_number("label", "-1", ("a", "b"), np.array([0, 1]))
 
 
+def test_true_and_false_are_words_of_a_column_that_has_no_other_values():
+    truths = np.array([True, False])
+    assert [wanted_number("kept", text, None, truths) for text in ("true", "False", "1")] == [1, 0, 1]
+    for values in (np.array([0, 1]), None):
+        with pytest.raises(ConfigError, match="'true' is not a number"):
+            wanted_number("kept", "true", None, values)
+
+
 @pytest.mark.parametrize(
     ("values", "wanted", "rows"),
     [

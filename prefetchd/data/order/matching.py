@@ -23,7 +23,8 @@ def wanted_number(
 
     Args:
         column: for errors.
-        text: a number as it is written; of a class its name, its number, or `#` and its number.
+        text: a number as it is written; of a class its name, its number, or `#` and its number. Where `values` are true
+            and false, these words too.
         names: of the classes by number.
         values: the labels, which may have numbers that are no class's, such as -1.
 
@@ -32,6 +33,8 @@ def wanted_number(
     """
     number = _read(text.removeprefix("#") if names is not None else text)
     if names is None:
+        if number is None and values is not None and values.dtype == bool:
+            number = {"true": 1, "false": 0}.get(text.lower())
         if number is None:
             raise _cannot(column, text, f"{text!r} is not a number; correct it")
         return number

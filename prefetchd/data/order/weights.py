@@ -117,7 +117,7 @@ def _given(weights: str, source: Source, passed: PassedTable | None, labels: Lab
         return labels("weights")
     column = column_values(source, weights, "weights")
     if column.layout.kind == "strings" and texts_are_numbers(source):
-        return array_numbers(column, len(column), f"the weights in the column {weights!r}")
+        return array_numbers(column, len(column), f"the weights in the column {weights!r}", "give another column")
     if column.layout.kind != "numbers" or column.layout.shape or column.missing is not None:
         raise ConfigError(f"cannot use weights={weights!r}: it takes a column with a number in each row; give another")
     return column.values

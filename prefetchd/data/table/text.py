@@ -112,7 +112,9 @@ def check_no_header(values: Iterable[str], where: str) -> None:
         )
 
 
-def array_numbers(values: Iterable[str], n_rows: int, where: str) -> NDArray[np.int64] | NDArray[np.float64]:
+def array_numbers(
+    values: Iterable[str], n_rows: int, where: str, remedy: str = "give a column of .npy files"
+) -> NDArray[np.int64] | NDArray[np.float64]:
     """Return the numbers of a column of text, one a row.
 
     Raises:
@@ -125,7 +127,7 @@ def array_numbers(values: Iterable[str], n_rows: int, where: str) -> NDArray[np.
         row = int((numbers == names[odd]).argmax())
         raise ManifestError(
             f"cannot take an array from {where}: row {row} (from 0) has {one_line(odd)[:60]!r}, which is no number; "
-            "mend it, or give a column of .npy files"
+            f"mend it, or {remedy}"
         )
     _check_held(found, list(names), numbers, where)
     return found[numbers]
