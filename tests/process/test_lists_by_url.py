@@ -230,11 +230,12 @@ def test_what_is_kept_is_not_downloaded_again(source: str, store: WebServer, hom
     assert store.requests().sent_bytes < 50_000
     entries = sorted(path for path in (tmp_path / "kept").glob("??/*") if path.is_file())
     assert len(entries) >= CLASSES * IMAGES
-    for path in entries:
-        damage(path)
+    for number, path in enumerate(entries):
+        damage(path) if number % 2 else path.write_bytes(b"")
     store.forget()
     assert_equal(batches(f"s3://data/{source}", **options), expected)
     assert objects(store) >= CLASSES * IMAGES
+    assert all(path.stat().st_size for path in entries)
 
 
 @pytest.mark.parametrize("kind", ["text", "class prefixes", "fields of json lines"])

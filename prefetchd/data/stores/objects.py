@@ -114,7 +114,10 @@ def note_state(url: str, pins: Pins, place: int) -> None:
 
 def _find(keep: KeptRanges, name: str, buffer: FileBuffer, reserve: ReserveMemory) -> _Kept | None:
     n_bytes = keep.size_of(name)
-    if n_bytes is None or n_bytes <= _HEAD_BYTES:
+    if n_bytes is None:
+        return None
+    if n_bytes <= _HEAD_BYTES:  # as a loss of power leaves it
+        keep.discard(name)
         return None
     if n_bytes > buffer.capacity_bytes:
         reserve(n_bytes)
