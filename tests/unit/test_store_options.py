@@ -104,7 +104,7 @@ def test_each_store_gets_its_own() -> None:
 
 
 def test_a_key_with_a_line_break_is_refused_without_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("token", "aws_session_token", "secret_access_key"):
+    for name in ("token", "aws_session_token", "secret_access_key", "region", "default_region"):
         with pytest.raises(ConfigError, match=f"the store option {name}: its value has a line break") as caught:
             arguments_of("s3://b/k", {name: SECRET + "\n"})
         assert SECRET not in str(caught.value)
@@ -126,6 +126,8 @@ def test_an_endpoint_without_http_is_refused_in_words(monkeypatch: pytest.Monkey
         with pytest.raises(ConfigError, match=f"the store option {name}: it does not begin with http://") as caught:
             arguments_of(url, {name: value})
         assert SECRET not in str(caught.value)
+    with pytest.raises(ConfigError, match="the store option endpoint: its value has a line break"):
+        arguments_of("s3://b", {"endpoint": "http://host:9000\n"})
     arguments_of("https://h", {"endpoint": "host:9000"})
     monkeypatch.setenv("AWS_ENDPOINT_URL", "")
     with pytest.raises(ConfigError, match="the variable AWS_ENDPOINT_URL: it is empty"):

@@ -40,7 +40,8 @@ _SWITCHES = frozenset(
 _QUOTED = re.compile(r'"[^"]*"')
 _ENDPOINTS = frozenset(("base_url", "endpoint", "endpoint_url", "endpoint_url_s3", "storage_endpoint"))
 _ADDRESS = re.compile(r"https?://[^\s/]", re.IGNORECASE)
-_KEYS = ("access_key_id", "secret_access_key", "session_token", "token")
+# Of S3, what goes into headers as it is.
+_KEYS = ("access_key_id", "secret_access_key", "session_token", "token", "region", "default_region")
 _OURS = frozenset(("anonymous", "profile", "root_certificate"))
 
 
@@ -114,6 +115,8 @@ def _check_endpoints(cloud: str, store: Mapping[str, str]) -> None:
         if own_key(cloud, name.lower(), is_variable=True) in _ENDPOINTS
     }
     for what, value in given.items():
+        if not value.isprintable():
+            raise ConfigError(f"cannot use {what}: its value has a line break; leave that out")
         if not _ADDRESS.match(value):
             why = "it does not begin with http:// or https://" if value else "it is empty"
             raise ConfigError(f"cannot use {what}: {why}; give an address such as http://host:9000, or leave it out")
