@@ -154,6 +154,8 @@ def edited_index(folder: Path, **changes: Any) -> None:
         (lambda folder: edited_index(folder, version=1), "write them as MDS 2"),
         (lambda folder: edited_index(folder, raw_data={"basename": "../x", "bytes": 9}), "outside the folder"),
         (lambda folder: edited_index(folder, samples=1 << 40), "describes no shards"),
+        (lambda folder: edited_index(folder, samples=float("inf")), "describes no shards"),
+        (lambda folder: (folder / "index.json").write_text("[" * 100_000), "describes no shards"),
     ],
 )
 def test_damaged_shards_are_refused(tmp_path: Path, damage: Any, says: str) -> None:

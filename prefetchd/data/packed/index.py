@@ -80,7 +80,10 @@ def read_index(folder: str, name: str) -> tuple[PackedColumns, list[PackedShard]
             columns, shards = _mds(described, folder, name)
         else:
             columns, shards = _litdata(described, folder, name)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (
+        ValueError, KeyError, TypeError, IndexError, AttributeError,
+        OverflowError, RecursionError,  # of Infinity, and of lists many levels deep
+    ) as error:  # fmt: skip
         what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ManifestError(
             f"cannot read {one_line(shown(path))}: it describes no shards of MDS or LitData ({what}); write it again"
