@@ -155,7 +155,7 @@ def test_agent_has_a_cache_of_its_own(tmp_path, photographs):
     assert list(theirs.rglob("*.rows"))
 
 
-def test_agent_that_cannot_read_the_data_makes_no_sample_bad(tmp_path, photographs):
+def test_agent_that_cannot_read_the_data_makes_no_sample_bad(tmp_path, photographs, capfd):
     """Its faults are looked at here, where all is well. It stands for a machine without the file system."""
 
     def fail(peer: Any, task: wire.Task, parts: list[memoryview]) -> None:
@@ -176,7 +176,11 @@ def test_agent_that_cannot_read_the_data_makes_no_sample_bad(tmp_path, photograp
             remote = content(loader)
             report = loader.status()
             assert report["bad_samples"] == 0
-            assert report["agents"][0]["samples"] > 0
+            assert report["agents"][0]["samples"] == 0
+            assert report["agents"][0]["unread"] >= 16
+        said = capfd.readouterr().err
+        assert said.count(f"agent {fake.address} cannot make ") == 1
+        assert "samples, such as a.jpg: the file is missing; the readers of this machine make them; see that" in said
         assert [each[1:] for each in remote] == [each[1:] for each in local] * 10
         assert fake.tasks
     finally:

@@ -10,7 +10,7 @@ import pytest
 
 from prefetchd.daemon.readers.batch_job import Chunk
 from prefetchd.daemon.readers.remote_node import RemoteNode
-from prefetchd.ipc.reader_messages import Done
+from prefetchd.ipc.reader_messages import Done, Fault
 
 
 def node(n_readers: int = 2, **other: Any) -> RemoteNode:
@@ -48,6 +48,15 @@ def test_it_takes_as_much_as_it_should_have_in_hand_and_nothing_while_it_is_quie
     assert not one.can_take(12.0)
     one.finished(Done(12, [], 0.04), 12.5)
     assert one.can_take(12.5), "it has answered"
+
+
+def test_rows_that_it_could_not_make_are_counted_apart():
+    one = node(1)
+    one.assign(11, chunk(), 0.0)
+    faults = [Fault(row, row, "a.jpg", "the file is missing", True, False) for row in range(8, 13)]
+    one.finished(Done(11, faults, 0.04, rows_left=2), 0.1)
+    assert (one.samples, one.unread) == (9, 5)
+    assert one.report(1.0)["unread"] == 5
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,11 @@ def describe_agents(report: Mapping[str, Any]) -> list[str]:
     for agent in agents:
         seconds = max(1e-9, agent["joined_s"])
         recalled = f", {agent['recalled']} chunks taken back" if agent["recalled"] else ""
+        unread = f", {agent['unread']} that it could not make" if agent.get("unread") else ""
         lines.append(
             f"            {agent['name']}: {format_count(agent['readers'], 'reader')}, {agent['state']}, "
             f"{agent['samples']} samples ({agent['samples'] / seconds:.0f}/s, "
-            f"{agent['received_bytes'] / seconds / 1e6:.1f} MB/s since it joined), "
+            f"{agent['received_bytes'] / seconds / 1e6:.1f} MB/s since it joined){unread}, "
             f"round trip {1000 * agent['round_trip_s']:.1f} ms{recalled}"
         )
         if agent["budget_bytes"]:

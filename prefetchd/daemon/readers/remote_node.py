@@ -38,9 +38,11 @@ class RemoteNode:
         chunk_s: how long one of its chunks takes a reader, roughly; 0 while that is not known.
         answer_s: how long it takes until one is there, from when it was given, roughly.
         samples, busy_s, recalled: rows that it made, seconds that its readers took, chunks that were taken back.
+        unread: rows that it could not make, as with a sample that it cannot read.
         received_bytes: all that came from it.
         joined_s: since when it is there.
         is_placed: whether Ray has placed it.
+        is_doubted: whether it was said that it cannot make most samples.
         memory_bytes, budget_bytes, crashes: the agent's own memory, its budget for this daemon, its readers' crashes.
     """
 
@@ -50,6 +52,7 @@ class RemoteNode:
     n_readers: int
     joined_s: float
     is_placed: bool = False
+    is_doubted: bool = False
     chunks: dict[int, Chunk] = field(default_factory=dict)
     turns: dict[int, tuple[float, float]] = field(default_factory=dict)
     unsent: list[reader_messages.Fill] = field(default_factory=list)
@@ -61,6 +64,7 @@ class RemoteNode:
     samples: int = 0
     busy_s: float = 0.0
     recalled: int = 0
+    unread: int = 0
     received_bytes: int = 0
     memory_bytes: int = 0
     budget_bytes: int = 0
@@ -104,7 +108,8 @@ class RemoteNode:
         self.answer_s += (now_s - self.turns[done.task][0] - self.answer_s) * (0.2 if self.answer_s else 1)
         chunk = self.take_back(done.task)
         self.busy_s += done.took_s
-        self.samples += len(chunk.rows) - done.rows_left
+        self.samples += len(chunk.rows) - done.rows_left - len(done.faults)
+        self.unread += len(done.faults)
         self.chunk_s += (done.took_s - self.chunk_s) * (0.2 if self.chunk_s else 1)
         self.rests_until = 0.0
         return chunk
@@ -151,6 +156,7 @@ class RemoteNode:
             "received_bytes": self.received_bytes,
             "round_trip_s": round(self.round_trip_s, 6),
             "recalled": self.recalled,
+            "unread": self.unread,
             "joined_s": round(now_s - self.joined_s, 3),
             "memory_bytes": self.memory_bytes,
             "budget_bytes": self.budget_bytes,
