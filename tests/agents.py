@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +60,15 @@ def make_certificates(folder: Path, names: dict[str, str]) -> None:
 
 
 class AgentProcess:
-    """A `prefetchd agent` in a process of its own, with one reader unless `arguments` say otherwise."""
+    """A `prefetchd agent` in a process of its own, with one reader unless `arguments` say otherwise.
 
-    def __init__(self, folder: Path, *arguments: object, port: int = 0, token: Path | None = None) -> None:
-        self._folder, self._arguments = folder, arguments
+    `prefix` is the command that it is run by, such as one that gives it mounts of its own.
+    """
+
+    def __init__(
+        self, folder: Path, *arguments: object, port: int = 0, token: Path | None = None, prefix: Sequence[str] = ()
+    ) -> None:
+        self._folder, self._arguments, self._prefix = folder, arguments, prefix
         self._token = token or token_file(folder)
         self.log_path = folder / f"agent-{os.urandom(4).hex()}.log"
         self.port = port
@@ -74,8 +79,8 @@ class AgentProcess:
         if hasattr(self, "process"):
             self._close_output()
         command = [
-            sys.executable, "-m", "prefetchd", "agent", "--listen", f"127.0.0.1:{self.port}", "--token-file",
-            self._token, "--num-workers", 1, *self._arguments,
+            *self._prefix, sys.executable, "-m", "prefetchd", "agent", "--listen", f"127.0.0.1:{self.port}",
+            "--token-file", self._token, "--num-workers", 1, *self._arguments,
         ]  # fmt: skip
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(

@@ -37,12 +37,16 @@ class Setup(Message, frozen=True):
 
 
 class Travels(Message, frozen=True):
-    """Follows each `OpenDataset`: the most rows of a task, a reader's own memory, and what decides bytes besides."""
+    """Follows each `OpenDataset`: the most rows of a task, a reader's own memory, and what decides bytes besides.
+
+    `files` are paths of some of the data's files, to be compared with those of an agent.
+    """
 
     chunk_rows: Count
     reader_bytes: Count
     digest: str
     versions: dict[str, str]
+    files: list[bytes]
 
 
 class Start(Message, frozen=True):

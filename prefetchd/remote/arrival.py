@@ -30,7 +30,7 @@ from prefetchd.ipc.process import child_command, child_environment
 from prefetchd.ipc.reader_messages import OpenDataset
 from prefetchd.remote.control import Settings
 from prefetchd.remote.travel import chunk_layout, without_own
-from prefetchd.remote.wire import RemoteDataset
+from prefetchd.remote.wire import FileState, RemoteDataset
 from prefetchd.ring.layout import BatchLayout, layout_from_wire
 
 log = logging.getLogger("prefetchd")
@@ -119,6 +119,7 @@ def arrive(number: int, index: Index, settings: Settings) -> Arrived:
         PrefetchdError: if it cannot be served here.
     """
     remote = index.remote
+    check_files(remote.files)
     config = make_own(remote.config, settings)
     at = len(index.fds) - bool(remote.order)
     fds, order_fds = index.fds[:at], index.fds[at:]
@@ -140,6 +141,22 @@ def arrive(number: int, index: Index, settings: Settings) -> Arrived:
     return Arrived(
         opened, [*fds, *order_fds], layouts, source.facts.digest, versions, shared_bytes, remote.reader_bytes
     )  # fmt: skip
+
+
+def check_files(files: Sequence[FileState]) -> None:
+    """Raise `ConfigError` if a file is another one here; one that is not here is reported when it is read."""
+    for there in files:
+        try:
+            here = os.stat(there.path)
+        except (OSError, ValueError):
+            continue
+        if (here.st_size, here.st_mtime_ns) != (there.n_bytes, there.modified_ns):
+            what = "size" if here.st_size != there.n_bytes else "time of modification"
+            raise ConfigError(
+                f"cannot serve this daemon: {os.fsdecode(there.path)} is another file on the agent's machine (its "
+                f"{what} is not the same); mount the same file system on both, or copy the data with its times "
+                "(rsync -t)"
+            )
 
 
 def _with_caches(

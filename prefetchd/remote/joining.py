@@ -6,11 +6,14 @@ name of what differs, and asked again now and then: it may have been mended.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from prefetchd.ipc.bridge_messages import Setup, Travels
 from prefetchd.ipc.reader_messages import OpenDataset
@@ -31,11 +34,15 @@ class Unlike(LinkEnded):
 
 @dataclass(frozen=True, slots=True)
 class Travelling:
-    """A data set for agents: what goes over the wire, the descriptors whose bytes do (borrowed), and its digest."""
+    """A data set for agents: what goes over the wire, the descriptors whose bytes do (borrowed), and its digest.
+
+    `files` are paths of some of its files.
+    """
 
     remote: wire.RemoteDataset
     fds: Sequence[int]
     digest: str
+    files: Sequence[bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +148,8 @@ def _check_marks(marks: wire.Marks, own: Own, datasets: Sequence[Travelling]) ->
 
 
 def _ship(peer: Peer, setup: Setup, datasets: Sequence[Travelling]) -> None:
-    peer.send(wire.Join([each.remote for each in datasets], setup.reader_timeout), deadline_s=_SHIP_S)
+    remotes = [msgspec.structs.replace(each.remote, files=file_states(each.files)) for each in datasets]
+    peer.send(wire.Join(remotes, setup.reader_timeout), deadline_s=_SHIP_S)
     for each in datasets:
         for fd, n_bytes in zip(each.fds, each.remote.fd_bytes, strict=True):
             try:
@@ -149,6 +157,16 @@ def _ship(peer: Peer, setup: Setup, datasets: Sequence[Travelling]) -> None:
                     peer.send(wire.Piece(), [memoryview(piece)], deadline_s=_SHIP_S)
             except OSError as error:
                 raise LinkEnded(f"the index cannot be read here ({error})") from None
+
+
+def file_states(paths: Sequence[bytes]) -> list[wire.FileState]:
+    """Return the state of each file now, as an image may change while it is served; of those that are there."""
+    found = []
+    for path in paths:
+        with contextlib.suppress(OSError):
+            state = os.stat(path)
+            found.append(wire.FileState(path, state.st_size, state.st_mtime_ns))
+    return found
 
 
 def _check_joined(joined: wire.Joined, datasets: Sequence[Travelling]) -> None:
@@ -169,4 +187,4 @@ def remote_dataset(opened: OpenDataset, fds: list[int], travels: Travels) -> Tra
         config, source, opened.layouts or [opened.layout], opened.order, [os.fstat(fd).st_size for fd in own],
         travels.chunk_rows, travels.reader_bytes, travels.versions,
     )  # fmt: skip
-    return Travelling(remote, own, travels.digest)
+    return Travelling(remote, own, travels.digest, travels.files)

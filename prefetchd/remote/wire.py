@@ -22,7 +22,7 @@ from prefetchd.ipc.messages import DecodeError as DecodeError
 from prefetchd.ipc.messages import encode as encode
 from prefetchd.ipc.reader_messages import Fault
 
-PROTOCOL = 3
+PROTOCOL = 4
 MAGIC = b"pfr\x01"
 HEADER = struct.Struct("<4sIIQQ")
 MAX_HELLO_BYTES = 4096  # of a head, before the peer has proved that it has the token
@@ -122,11 +122,19 @@ class Pong(Message, frozen=True):
 # --- daemon to agent
 
 
+class FileState(msgspec.Struct, frozen=True, array_like=True):
+    """A file of the data as it is on the daemon's machine; the path as bytes, which need not be UTF-8."""
+
+    path: bytes
+    n_bytes: Count
+    modified_ns: int
+
+
 class RemoteDataset(msgspec.Struct, frozen=True):
     """A data set, as readers get it, and the bytes of each of its descriptors, which follow as `Piece`s.
 
     `layouts` are those of a batch, one or several. `chunk_rows` is the most rows of a task. `versions` are the
-    daemon's.
+    daemon's. `files` are some of the data's, at the moment of joining.
     """
 
     config: dict[str, Any]
@@ -137,6 +145,7 @@ class RemoteDataset(msgspec.Struct, frozen=True):
     chunk_rows: Count
     reader_bytes: Count
     versions: dict[str, str]
+    files: list[FileState] = msgspec.field(default_factory=list)
 
 
 class Join(Message, frozen=True):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +28,7 @@ from prefetchd.remote.link import LinkEnded
 from tests.agents import AgentProcess, FakeAgent, make_certificates, running_agent, token_file
 from tests.conftest import wait_until
 from tests.detection import paint
+from tests.images import write_jpeg
 from tests.process.commands import run_command
 from tests.records import jpeg, write_tar
 
@@ -203,6 +206,31 @@ def missing(tmp_path: Path, address: str, source: object, **options: Any) -> str
 def test_agent_with_another_token_is_refused(tmp_path, agent, photographs):
     other = token_file(tmp_path, "f" * 32)
     assert "another token" in missing(tmp_path, agent.address, photographs, token_file=other)
+
+
+MOUNTED = ("unshare", "-m", "sh", "-c", 'mount --bind "$0" "$1" && shift && exec "$@"')
+
+
+@pytest.mark.parametrize(
+    ("other", "what"), [(b"longer", "size"), (b"", "time of modification")], ids=["other-size", "other-time"]
+)
+def test_agent_that_sees_other_files_under_the_same_paths_is_refused(tmp_path, other, what):
+    here, there = tmp_path / "here", tmp_path / "there"
+    if subprocess.run([*MOUNTED, tmp_path, tmp_path, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this user may not make mounts of its own")
+    for folder in (here, there):
+        (folder / "cat").mkdir(parents=True)
+        write_jpeg(folder / "cat/0.jpg", (40, 60))
+    shutil.copystat(here / "cat/0.jpg", there / "cat/0.jpg")
+    os.utime(there / "cat/0.jpg", ns=(0, (here / "cat/0.jpg").stat().st_mtime_ns - (not other)))
+    with (there / "cat/0.jpg").open("ab") as file:
+        file.write(other)
+    agent = AgentProcess(tmp_path, prefix=[*MOUNTED, str(there), str(here)])
+    try:
+        reason = missing(tmp_path, agent.address, here, image_size=32, batch_size=1)
+        assert f"{here}/cat/0.jpg is another file on the agent's machine (its {what} is not the same); mount" in reason
+    finally:
+        agent.stop()
 
 
 def test_agent_that_would_make_other_bytes_is_refused_by_name(tmp_path, photographs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import shutil
 import socket
@@ -16,10 +17,10 @@ from prefetchd.config.validate import make_config
 from prefetchd.errors import ConfigError
 from prefetchd.ipc.bridge_messages import Setup
 from prefetchd.remote import wire
-from prefetchd.remote.arrival import make_own
+from prefetchd.remote.arrival import check_files, make_own
 from prefetchd.remote.control import Settings
 from prefetchd.remote.dialer import Dialer, Dialled
-from prefetchd.remote.joining import Own, join
+from prefetchd.remote.joining import Own, file_states, join
 from prefetchd.remote.link import LinkEnded, tune
 from prefetchd.remote.ray_placer import reason_of
 from prefetchd.remote.tls import tls_context
@@ -137,3 +138,26 @@ def test_connection_ends_when_the_machine_of_the_peer_is_gone():
 )
 def test_what_ray_raises_is_one_line_also_if_it_says_nothing(error: Exception, reason: str):
     assert reason_of(error) == reason
+
+
+# --- files of the data
+
+
+def test_agent_compares_files_that_are_there(tmp_path: Path):
+    path = tmp_path / "caf\udce9.jpg"
+    path.write_bytes(b"12345")
+    state = path.stat()
+    same = wire.FileState(os.fsencode(path), 5, state.st_mtime_ns)
+    check_files([same, wire.FileState(b"/nowhere/a.jpg", 5, 5), wire.FileState(b"a\0b", 5, 5)])
+    for other in (wire.FileState(same.path, 6, same.modified_ns), wire.FileState(same.path, 5, same.modified_ns + 1)):
+        with pytest.raises(ConfigError, match=r"caf\\udce9.jpg is another file on the agent's machine"):
+            check_files([same, other])
+
+
+def test_daemon_reports_files_as_they_are_now(tmp_path: Path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"12345")
+    paths = [os.fsencode(path), os.fsencode(tmp_path / "gone.jpg")]
+    assert [each.n_bytes for each in file_states(paths)] == [5]
+    path.write_bytes(b"123456")
+    assert [each.n_bytes for each in file_states(paths)] == [6]

@@ -246,8 +246,8 @@ class RemoteReaders:
         node.is_doubted = True
         where, reason = (one_line(text[:_MOST_QUOTED]) for text in (faults[0].where, faults[0].reason))
         log.warning(
-            "agent %s cannot make %d of its first %d samples, such as %s: %s; the readers of this machine make them; see "
-            "that the agent has the same data under the same paths",
+            "agent %s cannot make %d of its first %d samples, such as %s: %s; the readers of this machine make them; "
+            "see that the agent has the same data under the same paths",
             node.name,
             node.unread,
             node.unread + node.samples,

@@ -24,6 +24,8 @@ from prefetchd.ipc.reader_messages import OpenDataset
 from prefetchd.ring.layout import BatchLayout
 from prefetchd.sampling.order import Order
 
+_COMPARED_FILES = 16  # with those of an agent, of each source
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
@@ -133,9 +135,26 @@ def bridge_briefing(config: Config, datasets: Sequence[Dataset]) -> list[tuple[M
         if facts.answers_together:
             continue  # this machine's own readers do those
         briefing.append(dataset.for_readers())
-        travels = bridge_messages.Travels(facts.max_task_rows, facts.reader_bytes, facts.digest, facts.versions)
+        travels = bridge_messages.Travels(
+            facts.max_task_rows, facts.reader_bytes, facts.digest, facts.versions, _some_files(dataset.source)
+        )  # fmt: skip
         briefing.append((travels, []))
     return [*briefing, (bridge_messages.Start(), [])]
+
+
+def _some_files(source: Source) -> list[bytes]:
+    """Return paths of files that some samples, spread over a data set, are in."""
+    from prefetchd.data.images.source import ImageSource
+    from prefetchd.data.mix.source import MixedSource
+
+    if isinstance(source, MixedSource):
+        return [path for part in source.parts for path in _some_files(part)]
+    if not isinstance(source, ImageSource):
+        return []
+    n_samples = source.facts.n_samples
+    sample_ids = sorted({n_samples * number // _COMPARED_FILES for number in range(_COMPARED_FILES)})
+    paths = {sample.path for sample in source.records.samples(sample_ids)}
+    return sorted(os.fsencode(path) for path in paths if os.path.isabs(path))
 
 
 def _explain(error: InapplicableOption, config: Config, configs: Mapping[str, Config]) -> str:
