@@ -200,6 +200,34 @@ def test_a_sample_never_changes_sides_as_the_set_grows(tmp_path):
     assert 20 < len(few) < 80
 
 
+def write_shard(folder: Path, name: str, kind: str) -> None:
+    """Write 40 samples as a shard of tar or Parquet."""
+    if kind == "tar":
+        members = [(f"{i:03}.{end}", content) for i in range(40) for end, content in (("jpg", jpeg(i)), ("cls", "1"))]
+        write_tar(folder / f"{name}.tar", members)
+        return
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = {"jpg": [jpeg(i) for i in range(40)], "cls": [1] * 40}
+    boxes = {"boxes": [[[0.0, 0.0, 4.0, 4.0]]] * 40, "labels": [[1]] * 40}
+    pq.write_table(pa.table(table | boxes), folder / f"{name}.parquet", row_group_size=7)
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_a_sample_of_a_shard_never_changes_sides_with_fields_or_without(tmp_path, kind):
+    write_shard(tmp_path, "b", kind)
+    columns = {"x_column": "jpg", "y_column": "cls"}
+    with_fields = {"fields": {"image": "image(jpg)", "label": "label(cls)"}}
+    of_objects = {"x_column": "jpg", "target": "boxes", "source_box_format": "xyxy"}
+    ways = [columns, with_fields, *([of_objects] if kind == "parquet" else [])]
+    before = [chosen(tmp_path / f"*.{kind}", split="0-50%", **options) for options in ways]
+    write_shard(tmp_path, "a", kind)
+    after = [chosen(tmp_path / f"*.{kind}", split="0-50%", **options) for options in ways]
+    assert 8 < len(before[0]) < 32
+    for small, large in zip(before, after, strict=True):
+        assert small == before[0]
+        assert [i - 40 for i in large if i >= 40] == small
+
+
 def test_a_split_does_not_depend_on_where_the_list_lies(tmp_path):
     (tmp_path / "other").mkdir()
     parts = []

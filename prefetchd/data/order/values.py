@@ -7,7 +7,7 @@ is parsed again, a few microseconds a sample.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -151,12 +151,13 @@ def key_hashes(source: Source) -> NDArray[np.uint64]:
         if isinstance(records, Manifest):
             return _joined(records.path_hashes(), n)
         if isinstance(records, ShardRecords):
-            names = [os.fsencode(name) for name in records.file_names()]
-            files, places = records.places()
-            return mix_array(_hashed(names, len(names))[files] + places.astype(np.uint64))
+            return _place_hashes(records.file_names(), *records.places())
         paths = _path_column(records)
         if paths is not None:
             return _hashed((text.encode("utf-8", "surrogateescape") for text in paths), n)
+        in_shards = records.places() if isinstance(records, FieldRecords | ObjectRecords) else None
+        if in_shards is not None:
+            return _place_hashes(*in_shards)
     return mix_array(np.arange(1, n + 1, dtype=np.uint64))
 
 
@@ -164,6 +165,12 @@ def _path_column(records: Any) -> Column | None:
     if isinstance(records, TableRecords | FieldRecords | ObjectRecords):
         return records.path_column()
     return None
+
+
+def _place_hashes(names: Sequence[str], files: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return a hash of the name of each sample's file and of its place there."""
+    hashes = _hashed(map(os.fsencode, names), len(names))
+    return mix_array(hashes[files] + places.astype(np.uint64))
 
 
 def _hashed(keys: Iterable[bytes], n: int) -> NDArray[np.uint64]:

@@ -31,6 +31,8 @@ from prefetchd.errors import ManifestError, one_line
 from prefetchd.ipc.descriptors import memfd_bytes
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from prefetchd.config.options import Config
     from prefetchd.data.files import FileBuffer
     from prefetchd.data.parquet.records import ParquetRecords
@@ -250,6 +252,20 @@ class FieldRecords:
         """Return the column of the paths of the first image, or `None`."""
         column = None if self._primary is None else self._values[self._primary][0]
         return column if isinstance(column, Column) and column.layout.kind == "strings" else None
+
+    def places(self) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]] | None:
+        """Return the names of the shards, and the shard of each sample and the place of its first image there.
+
+        Without an image in them it is the first field that is; `None` if none is. See `ShardRecords.places`.
+        """
+        for number in sorted(range(len(self._values)), key=lambda number: number != self._primary):
+            column = self._values[number][0]
+            if not isinstance(column, Column):
+                return column.file_names(), *column.places()
+            if self._bindings[number].facts.holds == "members" and column.layout.shape == (3,):
+                names = [file_name(path) for path, *_ in self._columns.attributes["files"]]
+                return names, column.values[:, 0], column.values[:, 1]
+        return None
 
     def samples(self, sample_ids: Iterable[int]) -> list[Sample]:
         """Return the samples of these rows."""

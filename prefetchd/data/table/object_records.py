@@ -206,6 +206,10 @@ class ObjectRecords:
         """Return the column of the images' paths, or `None`."""
         return self._columns.get("path")
 
+    def places(self) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]] | None:
+        """Return the names of the files that hold the images, and the file and place of each; see `ShardRecords`."""
+        return None if self._images is None else (self._images.file_names(), *self._images.places())
+
     def samples(self, sample_ids: Iterable[int]) -> list[Sample]:
         """Return the samples of these numbers; the `values` of each are its `Objects`."""
         numbers = [int(sample_id) for sample_id in sample_ids]
