@@ -43,6 +43,15 @@ def test_stalled_tasks_are_a_shortage_too():
     assert run(PressurePolicy(), [Shortage(1 << 40, "test", stalled_percent=30)])[0].n_slots < FULL.n_slots
 
 
+def test_tasks_that_stall_while_a_quarter_is_free_stall_for_something_else():
+    policy, plenty = PressurePolicy(), Shortage(1 << 33, "test", 1 << 35, stalled_percent=30)
+    assert run(policy, [plenty])[-1] == FULL
+    lowest = run(policy, [SHORT] * 12)[-1]
+    assert run(policy, [plenty] * 20 * CALM_TICKS, lowest)[-1] == FULL
+    less = Shortage((1 << 33) - 1, "test", 1 << 35, stalled_percent=30)
+    assert run(policy, [less])[-1].n_slots < FULL.n_slots
+
+
 def test_it_comes_back_step_by_step_after_a_calm():
     policy = PressurePolicy()
     lowest = run(policy, [SHORT] * 12)[-1]

@@ -70,7 +70,9 @@ class PressurePolicy:
         """Return the target after a reading; `now` is what is in use (never more than allowed), `full` the plan."""
         self._since_recovery += 1
         is_little = shortage.headroom_bytes < short_bytes(shortage.limit_bytes)
-        if is_little or shortage.stalled_percent >= SHORT_STALLED_PERCENT:
+        # With that much free, others' limits or storage stall the tasks: what the daemon gives back would help nobody.
+        stalled_percent = 0.0 if shortage.headroom_bytes >= shortage.limit_bytes // 4 else shortage.stalled_percent
+        if is_little or stalled_percent >= SHORT_STALLED_PERCENT:
             return self._give_back(now, full, costs)
         if not self._given_back:
             return full
@@ -78,7 +80,7 @@ class PressurePolicy:
         more = max(0, back.n_slots - now.n_slots) * costs.slot_bytes
         more += max(0, back.n_readers - now.n_readers) * costs.reader_bytes
         is_ample = shortage.headroom_bytes >= ample_bytes(shortage.limit_bytes) + more
-        if not is_ample or shortage.stalled_percent > AMPLE_STALLED_PERCENT:
+        if not is_ample or stalled_percent > AMPLE_STALLED_PERCENT:
             self._calm_ticks = 0
         else:
             self._calm_ticks += 1
