@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from prefetchd.cli.arguments import EPILOG, Subparsers, add_source_options, check_range, config_of
+from prefetchd.config.units import format_count
 
 if TYPE_CHECKING:
     from prefetchd.cli.measure.benchmark import Batches, Opens
@@ -74,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         lines = [
             f"batches of {config.batch_size}, {measured.n_readers} readers or workers, medians of "
-            f"{arguments.rounds} turns of {arguments.seconds:g} s in alternation",
+            f"{format_count(arguments.rounds, 'turn')} of {arguments.seconds:g} s in alternation",
             "",
             *table(summary),
             "",
