@@ -38,6 +38,7 @@ log = logging.getLogger("prefetchd")
 Passed = Mapping[str, PassedTable]
 
 PRIVATE_NAME = "private"  # what people see; no file has it
+_SHOWN_NAMES = 8
 _SAY_AFTER_S = 1.0
 _START_S = 2.0  # after which a shared daemon that was started, and does not listen, is looked after again
 _RETRY_S = 0.05
@@ -271,8 +272,10 @@ def connect(name: str, timeout_s: float) -> socket.socket:
             after = f" after {timeout_s:g} s" if timeout_s else ""
             instead = ", or pass a manifest to batches()" if timeout_s else ""  # of no use to a command
             do = f"start it with: prefetchd serve MANIFEST --name {name}" if owner is None else "try again in a moment"
+            others = [repr(other) for other, _ in named_daemons() if other != name] if owner is None else []
+            named = f"; those that run are {', '.join(others[:_SHOWN_NAMES])}" if others else ""
             raise DaemonNotFound(
-                f"cannot reach the daemon {name!r}: {what}{after} ({paths.socket}: {reason}); {do}{instead}"
+                f"cannot reach the daemon {name!r}: {what}{after} ({paths.socket}: {reason}{named}); {do}{instead}"
             )
         if waited_s >= _SAY_AFTER_S and not said:
             said = True

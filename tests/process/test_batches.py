@@ -163,6 +163,12 @@ def test_without_a_daemon_batches_says_what_to_start():
         prefetchd.batches(timeout=0.1)
 
 
+def test_wrong_name_is_told_the_names_of_daemons_that_run(serve, photographs):
+    serve(photographs, *QUICK)
+    with pytest.raises(prefetchd.DaemonNotFound, match=r"'trian': none is running .*; those that run are 'default'\)"):
+        prefetchd.batches(daemon="trian", timeout=0)
+
+
 def test_batches_waits_for_a_daemon_and_says_what_it_waits_for(serve, photographs, caplog):
     loaders: queue.SimpleQueue[object] = queue.SimpleQueue()
     with caplog.at_level(logging.WARNING, "prefetchd"):
