@@ -26,8 +26,8 @@ def check_together(config: Config) -> None:
         raise wrong("std", config.std, "other than 0; give the deviation of the pixels, or leave it out")
     if config.dtype in ("uint8", "uint16") and any(x is not None for x in (config.scale, config.mean, config.std)):
         raise ConfigError(
-            f"cannot scale {config.dtype} pixels: scale, mean and std give fractions; use dtype='float32' or 'float16' "
-            "with them"
+            f"cannot scale {config.dtype} pixels: scale, mean and std give fractions; use dtype='float32' with them "
+            "(or float16)"
         )
     if config.subset is not None and config.order is not None:
         raise ConfigError(
