@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from collections.abc import Generator
@@ -67,4 +68,7 @@ def _write(line: str) -> None:
     if log.isEnabledFor(logging.INFO) and log.hasHandlers():
         log.info("%s", line)
     else:
-        print(f"prefetchd: {line}", file=sys.stderr, flush=True)
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # a full disk, or a closed stream, is no reason to end a training
+            print(f"prefetchd: {line}", file=sys.stderr, flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import io
 import logging
@@ -184,6 +185,19 @@ def test_lines_of_an_epoch_are_written_if_asked(named, capfd, caplog):
         "train.csv: epoch 0:", "train.csv: epoch 1:",
     ]  # fmt: skip
     assert "train.csv" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_lines_that_cannot_be_written_end_no_loop(named, monkeypatch, is_closed):
+    stderr = open("/dev/full", "w")  # noqa: SIM115 - closed below: its contents cannot be written
+    if is_closed:
+        with contextlib.suppress(OSError):
+            stderr.close()
+    with prefetchd.batches(named, batch_size=2, image_size=32, log_every=1) as loader, monkeypatch.context() as patch:
+        patch.setattr("sys.stderr", stderr)
+        assert len(list(loader)) == 3
+    with contextlib.suppress(OSError):
+        stderr.close()
 
 
 @pytest.mark.parametrize("value", [0, -1, True, 1.5, "batch", 1 << 40])
