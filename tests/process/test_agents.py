@@ -415,6 +415,19 @@ def test_command_says_what_is_wrong(tmp_path):
         assert result.stderr.count("\n") == 1
 
 
+def test_agent_serves_with_stdout_closed(tmp_path):
+    command = [sys.executable, "-m", "prefetchd", "agent", "--listen", "127.0.0.1:0", "--num-workers", "1"]
+    with subprocess.Popen(
+        ["sh", "-c", 'exec "$0" "$@" >&-', *command, "--token-file", token_file(tmp_path)],
+        stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        assert "ready: 127.0.0.1:" in process.stderr.readline()
+        process.terminate()
+        assert process.stderr.read() == "prefetchd: stopped\n"
+    assert process.returncode == 0
+
+
 def test_status_and_metrics_name_the_agent(tmp_path, agent, photographs):
     pytest.importorskip("prometheus_client")
     given = {**QUICK, "agents": agent.address, "token_file": token_file(tmp_path)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import sys
 
 from prefetchd.cli.arguments import Subparsers, add_debug, check_range
 from prefetchd.config.remote_options import canonical_agents
@@ -107,8 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     def announce(agent: Agent) -> None:
         log.info("%s", agent.describe())
-        sys.stdout.write(f"{agent.address[0]} {agent.address[1]}\n")  # for programs that gave port 0
-        sys.stdout.flush()
+        print(*agent.address, flush=True)  # for programs that gave port 0; nowhere if stdout is closed
 
     serve(options, announce)
     log.info("stopped")
