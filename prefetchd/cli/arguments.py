@@ -18,10 +18,18 @@ from prefetchd.errors import ConfigError
 from prefetchd.ipc.run_directory import choose_name
 
 _UNKNOWN = re.compile(r"unrecognized arguments: --(?:no-)?([\w-]+)")
+_CHOICE = re.compile(r"argument COMMAND: invalid choice: '([\w-]+)' \(choose from (.*)\)")
 
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, like every other failure. Only `--help` prints the usage."""
+
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> tuple[Any, list[str]]:
+        """Parse; a command refuses what it does not know itself, so that the error names its own help."""
+        found, unknown = super().parse_known_args(*args, **kwargs)
+        if unknown and " " in self.prog:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
 
     def error(self, message: str) -> NoReturn:
         """End the process with status 2."""
@@ -29,7 +37,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def _meant(message: str) -> str:
-    """Return what to write for an unknown flag in a message of argparse; empty if nothing is like it."""
+    """Return what to write for an unknown flag or command in a message of argparse; empty if nothing is like it."""
+    if (chosen := _CHOICE.match(message)) is not None:
+        near = difflib.get_close_matches(chosen[1], re.findall(r"[\w-]+", chosen[2]), 1)
+        return f"; did you mean {near[0]}" if near else ""
     unknown = _UNKNOWN.match(message)
     if unknown is None:
         return ""

@@ -80,10 +80,16 @@ def test_log_lines_are_translated_and_their_arguments_with_them() -> None:
         ("--batchsize", "did you mean --batch-size; see"),
         ("--no-shufle", "did you mean --shuffle; see"),
         ("--workers", "it is another loader's, here use --num-workers; see"),
-        ("--nonsense", "unrecognized arguments: --nonsense; see"),
+        ("--nonsense", "prefetchd serve: unrecognized arguments: --nonsense; see prefetchd serve --help"),
     ],
 )
 def test_unknown_flag_gets_the_one_that_is_meant(flag: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         make_parser().parse_args(["serve", "train.txt", flag])
     assert meant in capsys.readouterr().err
+
+
+def test_unknown_command_gets_the_one_that_is_meant(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        make_parser().parse_args(["verfy", "train.txt"])
+    assert "); did you mean verify; see prefetchd --help" in capsys.readouterr().err
