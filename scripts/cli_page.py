@@ -19,6 +19,8 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
 HEAD = """<!-- Made by scripts/cli_page.py; do not edit. -->
 # The command line
 
+Every command with its options, as `--help` prints them.
+
 Options can also stand in a TOML file (`--config`), under the same names; see the [quickstart](quickstart.md). Exit
 status: 0 for success, 1 for a failure, which is one line on standard error, 2 for words that make no sense, 130 after
 Ctrl-C. `--debug` shows the traceback of a failure.
