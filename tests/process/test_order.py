@@ -105,6 +105,9 @@ def test_verify_and_preview_look_at_the_chosen_alone(photographs, tmp_path):
     assert "2 samples of" in run_command("verify", photographs, *drawn, "--num-workers", 1).stdout
     weights = ("--weights", "balanced", "--epoch-samples", 500)
     assert "50 samples of" in run_command("verify", photographs, *weights, "--num-workers", 1).stdout
+    assert "cannot open" in refused_here("verify", photographs, "--weights", tmp_path / "none.npy")
+    np.save(tmp_path / "w.npy", np.ones(49))
+    assert "it has 49 weights for 50 samples" in refused_here("verify", photographs, "--weights", tmp_path / "w.npy")
     sheet = ("-o", tmp_path / "other.png", "--num-workers", 1)
     assert "3 samples" in run_command("preview", photographs, *drawn, *sheet).stdout
     build = ("cache", "build", photographs, "--cache", tmp_path / "cache", "--num-workers", 1, *weights)

@@ -129,8 +129,8 @@ class _Inspection:
         # Whole images: of a random crop, only the rows that it shows are decoded.
         config = dataclasses.replace(
             config, augment=(), views=(), cache=None, cache_size="auto", cache_image_size=None, cache_format="raw",
-            cache_quality=DEFAULT_QUALITY, on_error="skip", shuffle=False, shuffle_block=None, weights=None,
-            replace=True, epoch_samples=None, drop_last=False, batch_size=BATCH_ROWS, bucket_sizes=(), bucket_file=None,
+            cache_quality=DEFAULT_QUALITY, on_error="skip", shuffle=False, shuffle_block=None, drop_last=False,
+            batch_size=BATCH_ROWS, bucket_sizes=(), bucket_file=None,
         )  # fmt: skip
         source = open_source(config, self.malformed)
         if not isinstance(source, ImageSource):
@@ -141,6 +141,7 @@ class _Inspection:
         self.images = source
         inspected = (InspectedFields if isinstance(source, FieldsSource) else InspectedImages).of(source)
         order = plan_sweep(config, source)
+        config = dataclasses.replace(config, weights=None, replace=True, epoch_samples=None)  # of the order alone
         self._datasets = [
             _dataset(0, config, inspected, order),
             _dataset(_ALONE, dataclasses.replace(config, batch_size=1), inspected, order),

@@ -113,6 +113,8 @@ def plan_sweep(config: Config, source: Source) -> OrderPlan:
     order = replace(
         config, shuffle=False, shuffle_block=None, drop_last=False, weights=None, replace=True, epoch_samples=None
     )
+    if config.weights is not None and (drawn := plan_order(config, source).columns) is not None:
+        drawn.close()  # they decide no sample of a sweep, and are refused all the same
     if config.order is None:
         return plan_order(order, source)
     from prefetchd.data.order.subset import choose_samples, distinct
