@@ -21,7 +21,7 @@ from prefetchd.config.convert import absolute_path
 from prefetchd.config.options import PATH_OPTIONS, Config
 from prefetchd.errors import ConfigError, DaemonNotFound, PrefetchdError, error_from_name
 from prefetchd.ipc import sockets, system
-from prefetchd.ipc.descriptors import memfd
+from prefetchd.ipc.descriptors import beyond_standard, memfd
 from prefetchd.ipc.exit_status import describe_exit
 from prefetchd.ipc.failures import explained
 from prefetchd.ipc.process import (
@@ -76,16 +76,14 @@ def start_private(config: Config, tables: Passed = MappingProxyType({})) -> Priv
     """
     config = dataclasses.replace(_with_python_path(config), name=PRIVATE_NAME)
     with contextlib.ExitStack() as unless_started, _failures_explained("private"):
-        ours, theirs = sockets.socket_pair()
-        unless_started.enter_context(ours)
-        with theirs, contextlib.ExitStack() as passed:
+        with beyond_standard(), contextlib.ExitStack() as passed:
+            stderr_fd = _own_stderr()
+            passed.callback(os.close, stderr_fd)
+            ours, theirs = sockets.socket_pair()
+            unless_started.enter_context(ours)
+            passed.enter_context(theirs)
             pidfd = os.pidfd_open(os.getpid())
             passed.callback(os.close, pidfd)
-            try:
-                stderr_fd = os.dup(2)
-            except OSError:  # closed
-                stderr_fd = os.open(os.devnull, os.O_WRONLY)
-            passed.callback(os.close, stderr_fd)
             errors = unless_started.enter_context(_error_file())
             process = system.start_process(
                 child_command("prefetchd.daemon.private", theirs.fileno(), pidfd, stderr_fd=stderr_fd),
@@ -97,6 +95,12 @@ def start_private(config: Config, tables: Passed = MappingProxyType({})) -> Priv
             _configure(ours, config, tables)
         unless_started.pop_all()
     return PrivateDaemon(ours, process, errors)
+
+
+def _own_stderr() -> int:
+    """Return a descriptor, which the caller owns, of this process's standard error, or of nothing if it has none."""
+    # Without it 2 was closed when Python started, and may be a file or a socket of the program by now.
+    return os.open(os.devnull, os.O_WRONLY) if sys.__stderr__ is None else os.dup(2)
 
 
 def _configure(sock: socket.socket, config: Config, tables: Passed) -> None:
@@ -206,7 +210,7 @@ def _start_shared(config: Config, tables: Passed) -> None:
     Raises:
         PrefetchdError: if it cannot be started, such as on a full disk.
     """
-    with contextlib.ExitStack() as resources, _failures_explained("shared"):
+    with contextlib.ExitStack() as resources, _failures_explained("shared"), beyond_standard():
         ours, theirs = sockets.socket_pair()
         resources.enter_context(ours)
         errors = resources.enter_context(_error_file())

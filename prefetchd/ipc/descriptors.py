@@ -6,13 +6,14 @@ consumers. The kernel frees one with its last descriptor, so no process that die
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import resource
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from prefetchd.errors import PrefetchdError
 
@@ -33,6 +34,16 @@ def open_standard_descriptors() -> None:
             os.set_inheritable(fd, True)
     if sys.stderr is None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - for the life of the process
+
+
+@contextlib.contextmanager
+def beyond_standard() -> Iterator[None]:
+    """Make no descriptor 0, 1 or 2 in this block, also where those are closed: a child would lose what it is passed."""
+    with contextlib.ExitStack() as taken:
+        while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) <= 2:
+            taken.callback(os.close, fd)
+        os.close(fd)
+        yield
 
 
 def raise_descriptor_limit() -> int:

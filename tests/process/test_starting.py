@@ -121,6 +121,34 @@ def test_a_private_daemon_needs_no_temporary_folder_and_a_shared_one_asks_for_it
     assert "no temporary folder is writable; set XDG_RUNTIME_DIR" in text
 
 
+@pytest.mark.parametrize("closed", [(2,), (1, 2), (0, 1, 2)])
+def test_a_program_without_standard_descriptors_keeps_its_daemon(photographs, sums, tmp_path, closed):
+    """What the daemon says of readers that die must not get into a socket that became descriptor 2."""
+    code = f"""
+        import psutil, traceback
+        try:
+            import prefetchd
+            with prefetchd.batches({str(photographs)!r}, {OPTIONS}) as loader:
+                total = 0
+                for number in range(3):
+                    total += sum(int(y.sum()) for x, y in loader)
+                    for child in psutil.Process(loader.status()["pid"]).children():
+                        child.kill()
+            said = f"SUM {{total // 3}}\\n"
+        except BaseException:
+            said = traceback.format_exc()
+        open({str(tmp_path / "said")!r}, "w").write(said)
+    """
+    closing = " ".join(f"{fd}>&-" for fd in closed)
+    subprocess.run(
+        ["sh", "-c", f'exec "$@" {closing}', "sh", sys.executable, "-c", textwrap.dedent(code)],
+        cwd="/",
+        timeout=60,
+        check=True,
+    )
+    assert (tmp_path / "said").read_text() == sums
+
+
 @pytest.mark.parametrize("share", ["", ", share=True, timeout=5"])
 def test_a_child_that_ends_at_once_is_described_by_its_exit_status_and_last_line(photographs, tmp_path, share):
     interpreter = tmp_path / "python"
