@@ -125,3 +125,12 @@ def test_results_come_in_order_and_errors_in_their_turn() -> None:
     before = threading.active_count()
     assert list(in_parallel(halved, range(3))) == [0, 0, 1]
     assert threading.active_count() <= before + 3
+
+
+def test_an_archive_of_any_size_is_not_cut_up_ahead() -> None:
+    def read_at(offset: int, n_bytes: int) -> bytes:
+        raise ManifestError(f"cannot read byte {offset}: the server said more than there is; check it")
+
+    archives = joined([Archive(read_at, 1 << 62, "a.tar")])
+    with pytest.raises(ManifestError, match="the server said more"):
+        list(next(archives))

@@ -102,22 +102,25 @@ def joined(archives: Sequence[Archive]) -> Iterator[JoinedMembers]:
     """Yield the members of each archive, to be gone through before the next is taken."""
     total = sum(archive.n_bytes for archive in archives)
     segment_bytes = min(max(total // _SEGMENTS, _LEAST_SEGMENT_BYTES), _MOST_SEGMENT_BYTES) // BLOCK_BYTES * BLOCK_BYTES
-    segments = [
+    segments = (  # made as they are needed: a server may say any size
         (archive, start, min(start + segment_bytes, archive.n_bytes))
         for archive in archives
         for start in range(0, max(1, archive.n_bytes), segment_bytes)
-    ]
-    results = in_parallel(lambda each: walk_segment(*each, starts_there=not each[1]), segments)
-    walks = zip(segments, results, strict=True)
+    )
+
+    def walk(segment: tuple[Archive, int, int]) -> tuple[int, int, Walked]:
+        return *segment[1:], walk_segment(*segment, starts_there=not segment[1])
+
+    walks = in_parallel(walk, segments)
     try:
         for archive in archives:
             count = -(-archive.n_bytes // segment_bytes) or 1
-            mine = ((start, stop, walked) for (_, start, stop), walked in (next(walks) for _ in range(count)))
+            mine = (next(walks) for _ in range(count))
             yield JoinedMembers(archive, mine)
             for _ in mine:
                 pass  # behind the archive's end, or after an error
     finally:
-        results.close()
+        walks.close()
 
 
 def walk_segment(archive: Archive, start: int, stop: int, *, starts_there: bool) -> Walked:
