@@ -41,6 +41,7 @@ def run(sock: socket.socket, options: Options, on_ready: Callable[[], None] = la
     warnings.simplefilter("ignore")  # those for training loops, such as that one waits: the page says it
 
     from prefetchd.dashboard.app import Api, make_app
+    from prefetchd.dashboard.connection import Connection
     from prefetchd.dashboard.findings import FindingsFiles
 
     watcher = Watcher(options.daemon)
@@ -51,7 +52,7 @@ def run(sock: socket.socket, options: Options, on_ready: Callable[[], None] = la
     app = make_app(api, hosts, sock.getsockname()[1], options.token)
     config = uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, lifespan="on", proxy_headers=False, ws="none",
-        timeout_graceful_shutdown=2, timeout_keep_alive=20, limit_concurrency=200,
+        timeout_graceful_shutdown=2, timeout_keep_alive=20, limit_concurrency=200, http=Connection,
     )  # fmt: skip
     server = uvicorn.Server(config)
     # At the end it logs, with tracebacks, which answers were still being made.

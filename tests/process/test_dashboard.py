@@ -11,6 +11,7 @@ import signal
 import socket
 import threading
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -113,6 +114,19 @@ def test_another_host_name_is_refused_and_a_token_needed(tmp_path):
         assert get(address, "/api/live", cookie=cookie)[0] == 200
         assert get(address, "/api/live", cookie=cookie, host="evil.example")[0] == 403
         assert get(address, "/api/live", authorization="Bearer wrong-wrong-wrong-wrong")[0] == 401
+
+
+def test_silent_connections_keep_nobody_out():
+    """Each is closed after some seconds; before that there may be too many of them."""
+    with dashboard() as address, contextlib.ExitStack() as opened:
+        place = urlsplit(address)
+        for number in range(220):
+            sock = opened.enter_context(socket.create_connection((place.hostname, place.port), timeout=10))
+            sock.sendall(b"" if number % 2 else b"GET / HTTP/1.1\r\nHost:")
+        sock.settimeout(60)
+        with contextlib.suppress(ConnectionResetError):
+            assert sock.recv(1) == b"", "the last one is closed"
+        assert get(address, "/api/live")[0] == 200
 
 
 def test_what_cannot_be_served_is_one_line(tmp_path, photographs):

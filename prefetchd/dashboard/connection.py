@@ -1,0 +1,37 @@
+"""A browser's connection, which is closed if it asks nothing: otherwise silent ones would keep everybody else out."""
+
+from __future__ import annotations
+
+import asyncio
+
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+
+PATIENCE_S = 10.0  # for a request, from the connection or from the answer to the request before
+_ANSWER_S = 300.0  # for an answer to be made, and to be taken
+_LOOK_S = 2.0
+
+
+class Connection(H11Protocol):
+    """One connection; looks now and then whether requests come and answers are taken."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to look."""
+        super().connection_made(transport)
+        self._last: RequestResponseCycle | None = None
+        self._since_s = self.loop.time()
+        self._timer = self.loop.call_later(_LOOK_S, self._look)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Look no more."""
+        self._timer.cancel()
+        super().connection_lost(exc)
+
+    def _look(self) -> None:
+        now_s = self.loop.time()
+        if self.cycle is not self._last:
+            self._last, self._since_s = self.cycle, now_s
+        is_answering = self.cycle is not None and not self.cycle.response_complete
+        if now_s - self._since_s > (_ANSWER_S if is_answering else PATIENCE_S):
+            self.transport.abort()
+            return
+        self._timer = self.loop.call_later(_LOOK_S, self._look)
