@@ -1,7 +1,8 @@
 """Writers of MosaicML's MDS and LitData's chunks for tests.
 
 Their bytes were compared with those of mosaicml-streaming 0.13.0 (`MDSWriter`) and litdata 0.2.76 (`BinaryWriter`), for
-the columns bytes, int and str (and float): shards are the same in each byte, and so is the index of MDS.
+the columns bytes, int and str (and float): shards are the same in each byte, and so is the index of MDS. So are chunks
+with an Arrow file, where its batches have as many rows.
 """
 
 from __future__ import annotations
@@ -88,8 +89,29 @@ def write_mds(
     return folder
 
 
+def arrow_chunk(
+    names: Sequence[str], rows: Sequence[Sequence[Any]], compression: str | None = None, *, per_batch: int = 3
+) -> bytes:
+    """Return the bytes of a chunk whose rows LitData wrote as an Arrow file, in batches of 256 rows."""
+    import pyarrow
+
+    table = pyarrow.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows])
+    sink = pyarrow.BufferOutputStream()
+    options = pyarrow.ipc.IpcWriteOptions(compression=compression)
+    with pyarrow.ipc.new_file(sink, table.schema, options=options) as writer:
+        writer.write_table(table, max_chunksize=per_batch)
+    arrow = sink.getvalue().to_pybytes()
+    return packed_shard([b""] * len(rows)) + arrow + struct.pack("<I", len(arrow)) + b"LDARW01\0"
+
+
 def write_litdata(
-    folder: Path, columns: Mapping[str, str], rows: Sequence[Sequence[Any]], *, per_chunk: int = 4, **config: Any
+    folder: Path,
+    columns: Mapping[str, str],
+    rows: Sequence[Sequence[Any]],
+    *,
+    per_chunk: int = 4,
+    in_arrow: bool = False,
+    **config: Any,
 ) -> Path:
     """Write rows of values as LitData's chunks; `config` replaces parts of what its index says."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +121,10 @@ def write_litdata(
     chunks = []
     for number, first in enumerate(range(0, len(rows), per_chunk)):
         part = rows[first : first + per_chunk]
-        raw = packed_shard([packed_sample(encodings, [None] * len(columns), row) for row in part])
+        if in_arrow:
+            raw = arrow_chunk(list(columns), part, config.get("ipc_compression"))
+        else:
+            raw = packed_shard([packed_sample(encodings, [None] * len(columns), row) for row in part])
         name = f"chunk-0-{number}.bin"
         (folder / name).write_bytes(raw)
         chunks.append({"chunk_bytes": len(raw), "chunk_size": len(part), "dim": None, "filename": name})

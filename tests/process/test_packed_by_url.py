@@ -117,6 +117,13 @@ def test_compressed_shards_are_downloaded_whole_in_an_order_that_keeps_them_toge
             batches("s3://b/zstd", fields=FIELDS)
 
 
+def test_rows_of_litdata_in_arrow_files_are_refused(bucket: Path, web: WebServer) -> None:
+    pytest.importorskip("pyarrow")
+    write_litdata(bucket / "arrow", COLUMNS, ROWS, in_arrow=True)
+    with pytest.raises(ManifestError, match=r"s3://b/arrow/chunk-0-0\.bin: LitData wrote its rows as an Arrow file"):
+        batches("s3://b/arrow")
+
+
 def test_what_the_index_says_wrongly_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_mds(tmp_path / "served" / "b" / "mds", COLUMNS, ROWS, per_shard=9)
     with WebServer(tmp_path / "served") as server:

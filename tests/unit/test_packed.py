@@ -16,7 +16,7 @@ from prefetchd.data.kinds import kind_of
 from prefetchd.data.packed.records import PackedRecords
 from prefetchd.data.table.opener import open_table
 from prefetchd.errors import ConfigError, ManifestError
-from tests.packed import write_litdata, write_mds
+from tests.packed import arrow_chunk, write_litdata, write_mds
 from tests.records import jpeg
 
 COLUMNS = {"image": "bytes", "label": "int", "name": "str"}
@@ -38,8 +38,11 @@ def contents(records: PackedRecords) -> list[tuple[bytes, Any]]:
     return found[::-1]
 
 
-@pytest.fixture(params=["mds", "zstd", "litdata"])
+@pytest.fixture(params=["mds", "zstd", "litdata", "arrow"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    if request.param == "arrow":
+        pytest.importorskip("pyarrow")
+        return write_litdata(tmp_path / "data", COLUMNS, ROWS, in_arrow=True)
     if request.param == "litdata":
         return write_litdata(tmp_path / "data", COLUMNS, ROWS)
     if request.param == "zstd":
@@ -128,6 +131,48 @@ def test_chunks_of_litdata_without_random_access_are_refused(tmp_path: Path, con
     with pytest.raises(ManifestError) as caught:
         opened(tmp_path)
     assert says in str(caught.value)
+
+
+def test_rows_of_litdata_in_arrow_files_have_places(tmp_path: Path) -> None:
+    """Columns that nobody asks for may hold anything; samples and an Arrow file in one chunk are read as samples."""
+    pytest.importorskip("pyarrow")
+    columns = {**COLUMNS, "score": "float", "tags": "json"}
+    rows = [(*row, n / 2, [["a", "b"][: n % 3]]) for n, row in enumerate(ROWS)]
+    folder = write_litdata(tmp_path / "nested", columns, rows, in_arrow=True)
+    with opened(folder, y_column="label,score") as records:
+        assert contents(records) == [(image, (label, n / 2)) for n, (image, label, _) in enumerate(ROWS)]
+    with pytest.raises(ManifestError, match=r"its column 'tags' holds list<.*, in an Arrow file; write it as a number"):
+        opened(folder, y_column="tags")
+    both = write_litdata(tmp_path / "both", COLUMNS, ROWS, per_chunk=len(ROWS))
+    chunk = both / "chunk-0-0.bin"
+    footer = arrow_chunk(list(COLUMNS), ROWS)[4 * (len(ROWS) + 2) :]
+    chunk.write_bytes(chunk.read_bytes() + footer)
+    index = json.loads((both / "index.json").read_text())
+    index["chunks"][0]["chunk_bytes"] = chunk.stat().st_size
+    (both / "index.json").write_text(json.dumps(index))
+    with opened(both) as records:
+        assert contents(records) == [(image, label) for image, label, _ in ROWS]
+
+
+def test_arrow_files_without_places_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    rows = [(bytes(1000) + image, label, name) for image, label, name in ROWS]
+    packed = write_litdata(tmp_path / "zstd", COLUMNS, rows, in_arrow=True, ipc_compression="zstd")
+    with pytest.raises(ManifestError, match="its Arrow file is compressed; write it again without compression"):
+        opened(packed)
+    rows[3] = (ROWS[3][0], None, "n")
+    with pytest.raises(ManifestError, match="1 rows have nothing in the column 'label'"):
+        opened(write_litdata(tmp_path / "none", COLUMNS, rows, in_arrow=True))
+    other = write_litdata(tmp_path / "other", COLUMNS, ROWS, in_arrow=True)
+    index = json.loads((other / "index.json").read_text())
+    index["config"]["data_spec"] = index["config"]["data_spec"].replace("label", "class")
+    (other / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ManifestError, match="its Arrow file has 0 columns 'class'; download or write it again"):
+        opened(other, y_column="class")
+    damaged = write_litdata(tmp_path / "damaged", COLUMNS, ROWS, in_arrow=True)
+    change(damaged / "chunk-0-0.bin", -60, bytes(30))
+    with pytest.raises(ManifestError, match="download or write it again"):
+        opened(damaged)
 
 
 def change(path: Path, at: int, new: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -13,6 +14,9 @@ class Content(Protocol):
 
     def read(self, at: int, n_bytes: int) -> bytes:
         """Return bytes, whole."""
+
+    def whole(self) -> memoryview:
+        """Return all bytes; raises `ManifestError` where they are not at hand."""
 
     def expect(self, offsets: Sequence[int]) -> None:
         """Samples that start there will be read, in this order: of each its head, and small values."""
@@ -29,6 +33,10 @@ class FileContent:
         """Return bytes, whole."""
         return read_exactly(self._fd, at, n_bytes, self._name)
 
+    def whole(self) -> memoryview:
+        """Return a map of the file."""
+        return memoryview(mmap.mmap(self._fd, 0, prot=mmap.PROT_READ))
+
     def expect(self, offsets: Sequence[int]) -> None:
         """Do nothing: each read is quick."""
         del offsets
@@ -43,6 +51,10 @@ class MemoryContent:
     def read(self, at: int, n_bytes: int) -> bytes:
         """Return bytes, whole."""
         return bytes(self._content[at : at + n_bytes])
+
+    def whole(self) -> memoryview:
+        """Return all bytes."""
+        return memoryview(self._content)
 
     def expect(self, offsets: Sequence[int]) -> None:
         """Do nothing: all is there."""

@@ -17,6 +17,8 @@ from prefetchd.data.in_parallel import in_parallel
 from prefetchd.data.packed.content import Content, MemoryContent
 from prefetchd.data.packed.zstd import decompress
 from prefetchd.data.stores.client import fetch, read_bytes
+from prefetchd.data.stores.urls import shown
+from prefetchd.errors import ManifestError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -65,6 +67,13 @@ class _RangesContent:
                 break
             self._held.append(window)
         return self._held_from(at, n_bytes) or self._fetch(at, n_bytes)
+
+    def whole(self) -> memoryview:
+        """Refuse: to find the rows of an Arrow file, all of it would be downloaded at open."""
+        raise ManifestError(
+            f"cannot serve {one_line(shown(self._url))}: LitData wrote its rows as an Arrow file, and only all of it "
+            "tells where they are; download the folder, or write JPEG images in place of their bytes"
+        )
 
     def _held_from(self, at: int, n_bytes: int) -> bytes:
         for start, content in self._held:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 from prefetchd.config.options import Config
 from prefetchd.data.labels import BadLabel, Labels, Numbers, find_label, known_label
@@ -49,7 +50,7 @@ class PackedIndexer:
     def _samples(self, number: int, shard: str, content: OpenShard) -> None:
         rows: list[tuple[int, int, int]] = []
         labels: list[Numbers] = []
-        for sample, spans in enumerate(content.samples()):
+        for sample, spans in enumerate(content.samples((self._image, *self._label_columns))):
             rows.append((number, *spans[self._image]))
             labels.append(self._label(content, spans, f"{shard} sample {sample}"))
             if len(rows) == _ROWS:
@@ -62,7 +63,7 @@ class PackedIndexer:
         rows.clear()
         labels.clear()
 
-    def _label(self, content: OpenShard, spans: list[Span], where: str) -> Numbers:
+    def _label(self, content: OpenShard, spans: Sequence[Span], where: str) -> Numbers:
         values = []
         try:
             for column in self._label_columns:

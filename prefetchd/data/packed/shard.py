@@ -7,21 +7,19 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from prefetchd.data.files import check_complete, identity, open_regular
+from prefetchd.data.packed.arrow_rows import TAIL_BYTES, NoSuchRows, arrow_rows, arrow_start
 from prefetchd.data.packed.content import Content, FileContent, MemoryContent
 from prefetchd.data.packed.index import PackedColumns, PackedShard
 from prefetchd.data.packed.zstd import decompress
 from prefetchd.data.stores.urls import is_url, shown
 from prefetchd.errors import ManifestError, one_line
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 IMAGE_ENCODINGS = ("jpeg", "png", "bytes")
 MAX_VALUE_BYTES = 1 << 20  # of what is read at open
@@ -48,6 +46,7 @@ class OpenShard:
         self._content = content
         self._name = name
         n_sizes = columns.sizes.count(0)
+        self._columns = columns
         self._sizes = struct.Struct(f"<{n_sizes}I")
         self._fixed = columns.sizes
 
@@ -55,13 +54,16 @@ class OpenShard:
         """Return bytes of the decompressed shard."""
         return self._content.read(at, n_bytes)
 
-    def samples(self) -> Iterator[list[Span]]:
-        """Yield where the values of each sample are, by column.
+    def samples(self, wanted: Collection[int]) -> Iterator[Sequence[Span]]:
+        """Yield where the values of each sample are, by column; those in `wanted` at least.
 
         Raises:
             ManifestError: if the shard is not what the index lists, or damaged.
         """
-        offsets = self._offsets().tolist()
+        offsets, arrow_at = self._offsets()
+        if arrow_at is not None and offsets[0] == offsets[-1]:
+            yield from self._arrow_rows(arrow_at, wanted)
+            return
         self._content.expect(offsets)
         for number, (start, end) in enumerate(itertools.pairwise(offsets)):
             head = self._sizes.size
@@ -77,7 +79,20 @@ class OpenShard:
                 raise self._damaged(f"the columns of sample {number} take {at - start} bytes of its {end - start}")
             yield spans
 
-    def _offsets(self) -> NDArray[np.int64]:
+    def _arrow_rows(self, start: int, wanted: Collection[int]) -> Iterator[Sequence[Span]]:
+        names = [name if number in wanted else None for number, name in enumerate(self._columns.names)]
+        n_rows = 0
+        try:
+            for spans in arrow_rows(self._content.whole(), start, names):
+                n_rows += 1
+                yield spans
+        except NoSuchRows as error:
+            raise self._damaged(str(error), error.remedy) from None
+        if n_rows != self._shard.n_samples:
+            raise self._damaged(f"it has {n_rows} rows, and {self._shard.n_samples} are listed")
+
+    def _offsets(self) -> tuple[list[int], int | None]:
+        """Return where samples start and the last ends, and where LitData's Arrow file starts, if there is one."""
         n_samples, n_bytes = self._shard.n_samples, self._shard.n_bytes
         head = 4 * (n_samples + 2)
         if head > n_bytes:
@@ -85,13 +100,16 @@ class OpenShard:
         found = np.frombuffer(self.read(0, head), "<u4").astype(np.int64)
         if found[0] != n_samples:
             raise self._damaged(f"it says {found[0]} samples, and {n_samples} are listed")
-        offsets = found[1:]
-        if offsets[0] < head or offsets[-1] != n_bytes or np.any(np.diff(offsets) < 0):
+        offsets, arrow_at = found[1:], None
+        if offsets[-1] < n_bytes - TAIL_BYTES:
+            arrow_at = arrow_start(self.read(n_bytes - TAIL_BYTES, TAIL_BYTES), n_bytes)
+        end = n_bytes if arrow_at is None else arrow_at
+        if offsets[0] < head or offsets[-1] != end or np.any(np.diff(offsets) < 0):
             raise self._damaged("its table of offsets is wrong")
-        return offsets
+        return offsets.tolist(), arrow_at
 
-    def _damaged(self, what: str) -> ManifestError:
-        return ManifestError(f"cannot use {self._name}: {what}; download or write it again")
+    def _damaged(self, what: str, remedy: str = "download or write it again") -> ManifestError:
+        return ManifestError(f"cannot use {self._name}: {what}; {remedy}")
 
 
 @contextmanager

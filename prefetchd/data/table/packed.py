@@ -52,7 +52,7 @@ def read_packed(source: str, name: str, fields: Mapping[str, Field]) -> Columns:
     files: list[list[Any]] = []
     for number, shard in enumerate(shards):
         with opened(shard, columns) as (content, before):
-            for sample, spans in enumerate(content.samples()):
+            for sample, spans in enumerate(content.samples(numbers.values())):
                 for column, kind in kinds.items():
                     at, n_bytes = spans[numbers[column]]
                     if kind in _ENCODED:
