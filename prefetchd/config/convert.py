@@ -142,20 +142,32 @@ def wire_path(path: str) -> str:
     return path if is_unicode(path) else "\0" + os.fsencode(path).hex()
 
 
-def path(value: object) -> str | None:
-    """Return a path given as text, bytes or a `Path`, or as `wire_path` makes it."""
+_IN_PLACE_OF_PATH = {
+    "labels": "give labels in memory beside their samples, batches((x, y)), or write them to a file with numpy.save",
+    "offsets": "write them to a file with numpy.save",
+}
+
+
+def path(value: object, name: str = "source") -> str | None:
+    """Return a path given as text, bytes or a `Path`, or as `wire_path` makes it; errors call it the option `name`."""
     if value is None:
         return None
     if not isinstance(value, str | bytes | os.PathLike):
         # The message leaves the value out: it may be an array, or a list of a million samples.
         raise ConfigError(
-            f"cannot use an object of the type {type(value).__name__} as a path: it must be text; arrays in memory "
-            "are a source, batches((x, y)); others are written to a file with numpy.save"
+            f"cannot use {name} of the type {type(value).__name__}: it must be a path; "
+            f"{_IN_PLACE_OF_PATH.get(name, 'give its name as text')}"
         )
     if not value:
-        raise ConfigError("cannot use the path '': it is empty; give a file or a directory")
+        what = "the path ''" if name == "source" else f"{name}=''"
+        raise ConfigError(f"cannot use {what}: it is empty; give a file or a directory")
     decoded = str(os.fsdecode(value))
     return os.fsdecode(bytes.fromhex(decoded[1:])) if decoded.startswith("\0") else decoded
+
+
+def path_of(name: str) -> Callable[[object], str | None]:
+    """Return the converter of the option `name`: a path."""
+    return lambda value: path(value, name)
 
 
 _WEB_WITH_QUERY = re.compile(r"https?://[^?#]*[?#]", re.IGNORECASE)
@@ -163,7 +175,7 @@ _WEB_WITH_QUERY = re.compile(r"https?://[^?#]*[?#]", re.IGNORECASE)
 
 def root(value: object) -> str | None:
     """Return a path as `path` does, or a URL that names can be put behind."""
-    found = path(value)
+    found = path(value, "root")
     if found is not None and _WEB_WITH_QUERY.match(found):
         raise ConfigError(
             f"cannot use root={found.partition('#')[0]}: no path can be put behind its query or fragment; leave that "
@@ -274,7 +286,7 @@ def local_path(name: str) -> Callable[[object], str | None]:
     """Return the converter of the option `name`: a path of this machine, which is written to."""
 
     def convert(value: object) -> str | None:
-        found = path(value)
+        found = path(value, name)
         if found is not None and _SCHEME.match(found):
             raise ConfigError(f"cannot use {name}={shown(found)}: it is written to, and so a path of this machine")
         return found
@@ -287,8 +299,8 @@ def folders(value: object) -> tuple[str, ...]:
     if value is None:
         return ()
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return tuple(folder for part in value if (folder := path(part)) is not None)
-    return tuple(part for part in (path(value) or "").split(os.pathsep) if part)
+        return tuple(folder for part in value if (folder := path(part, "python_path")) is not None)
+    return tuple(part for part in (path(value, "python_path") or "").split(os.pathsep) if part)
 
 
 def daemon_name(value: object) -> str:

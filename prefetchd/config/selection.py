@@ -70,7 +70,7 @@ def canonical_weights(value: object) -> str | None:
     Raises:
         ConfigError: if it is something else.
     """
-    found = path(value)
+    found = path(value, "weights")
     return absolute_path(found) if found is not None and is_weight_file(found) else found
 
 

@@ -99,7 +99,11 @@ def test_epochs_says_how_many_epochs_one_loop_runs_over(shuffled):
         ({"a.jpg", "b.jpg"}, {}, r"this set: it has no order; give sorted"),
         (3, {}, r"an object of the type int: give the name of a file or folder"),
         ("", {}, "it is empty"),
-        ("x.npy", {"labels": [1, 2]}, "of the type list as a path"),
+        ("x.npy", {"labels": [1, 2]}, r"use labels of the type list: it must be a path; .*, batches\(\(x, y\)\), or"),
+        ("x.npy", {"offsets": np.arange(3)}, "use offsets of the type ndarray.*numpy.save"),
+        ("x.npy", {"root": 3}, "use root of the type int: it must be a path; give its name as text"),
+        ("x.npy", {"cache": True}, "use cache of the type bool"),
+        ("x.npy", {"index": ""}, "use index='': it is empty"),
         ("x.npy", {"config": {"seed": 1}}, "config of the type dict.*give options as keywords"),
     ],
 )
