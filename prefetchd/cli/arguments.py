@@ -166,6 +166,11 @@ def _add_option(parser: argparse.ArgumentParser, name: str, dataset: str = "") -
     )
 
 
+def names_manifest(arguments: argparse.Namespace) -> bool:
+    """Return whether the arguments say what data to serve; else a running daemon is meant."""
+    return bool(arguments.sources) or "config" in arguments or "mix" in arguments
+
+
 def configs_of(arguments: argparse.Namespace) -> dict[str, Config]:
     """Return the configurations to serve, by data set. Options of the command line win over those of the file."""
     common: dict[str, Any] = {}

@@ -75,6 +75,13 @@ def test_what_cannot_be_previewed_is_refused_in_one_line(solid, tmp_path):
     assert "cannot write" in refused("preview", solid, *QUICK, "-o", tmp_path / "no" / "sheet.png")
 
 
+@pytest.mark.parametrize(("words", "daemon"), [((), "default"), (("--name", "served"), "served")])
+def test_without_a_manifest_the_batches_of_a_running_daemon_are_pointed_to(words, daemon, tmp_path):
+    said = refused_here("preview", *words, "-o", tmp_path / "s.png")
+    assert "no manifest was given; name a list, a folder or other data, or give --batch B, and --epoch E, for" in said
+    assert f"running daemon {daemon!r}" in said
+
+
 def test_a_sheet_too_large_for_its_format_is_refused(solid, tmp_path):
     manifest = tmp_path / "many.txt"
     manifest.write_text(f"{solid.read_text().splitlines()[0]}\n" * 700)

@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from prefetchd.cli.arguments import EPILOG, Subparsers, add_source_options, config_of
+from prefetchd.cli.arguments import EPILOG, Subparsers, add_source_options, config_of, names_manifest
 from prefetchd.errors import ConfigError, one_line
+from prefetchd.ipc.run_directory import choose_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,6 +83,12 @@ def run(arguments: argparse.Namespace) -> int:
         return _run_batch(arguments)
     if arguments.dataset is not None:
         raise ConfigError("cannot use --dataset without --batch: it names a data set of a running daemon")
+    if not names_manifest(arguments):
+        daemon = choose_name(getattr(arguments, "name", None))
+        raise ConfigError(
+            "cannot preview: no manifest was given; name a list, a folder or other data, or give --batch B, and "
+            f"--epoch E, for a batch of the running daemon {daemon!r}"
+        )
     config = config_of(arguments, "preview")
     from prefetchd.cli.views.contact_sheet import draw_sheet
 

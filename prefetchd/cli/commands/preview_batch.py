@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING
 
-from prefetchd.cli.arguments import config_of
+from prefetchd.cli.arguments import config_of, names_manifest
 from prefetchd.errors import ConfigError
 from prefetchd.ipc.run_directory import choose_name
 
@@ -28,7 +28,7 @@ def read(arguments: argparse.Namespace) -> Found:
     epoch, index = arguments.epoch or 0, arguments.batch or 0
     if arguments.augmented is not None:
         raise ConfigError("cannot use --augmented with --epoch or --batch: a batch is of one epoch; leave one out")
-    if arguments.sources or "config" in arguments or "mix" in arguments:
+    if names_manifest(arguments):
         if arguments.dataset is not None:
             raise ConfigError("cannot use --dataset with a manifest: it names a data set of a running daemon")
         return _of_manifest(config_of(arguments, "preview"), epoch, index)
