@@ -132,6 +132,19 @@ def test_every_sample_is_judged_where_none_is_good(photographs):
     assert all("and channels=4" in found["reason"] for found in report["bad"])
 
 
+def test_a_list_whose_files_are_all_missing_gets_the_hint_of_serve(tmp_path):
+    (tmp_path / "photos").mkdir()
+    write_jpeg(tmp_path / "photos" / "a.jpg")
+    (tmp_path / "m.txt").write_text("a.jpg 0\n")
+    result = run_here("verify", tmp_path / "m.txt", *QUICK)
+    assert result.returncode == 1, result
+    shown = f"it is in another folder: give --root {tmp_path / 'photos'}"
+    assert result.stdout.splitlines()[-1].startswith("  hint        its only sample is not there, such as line 1: ")
+    assert result.stdout.endswith(f"; {shown}\n")
+    (tmp_path / "m.txt").write_text("photos/a.jpg 0\n")
+    assert json.loads(run_here("verify", tmp_path / "m.txt", *QUICK, "--json").stdout)["hint"] == ""
+
+
 def test_nothing_is_written_when_a_sample_could_not_be_judged(tmp_path):
     """A decode that the budget cannot hold says nothing of the file."""
     write_jpeg(tmp_path / "small.jpg")

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from prefetchd.cli.arguments import EPILOG, Subparsers, add_source_options, config_of
+from prefetchd.cli.spelling import as_flags
 from prefetchd.errors import ConfigError, ManifestError
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def _verify(config: Config, arguments: argparse.Namespace, reports: list[dict[st
             config, lambda done, total, bad: progress.update(done, total, f"{bad:,} bad" if bad else "")
         )
     report = _report(config, inspected)
+    report["hint"] = "" if inspected.interrupted or report["good_samples"] else _hint(config, inspected)
     if arguments.write_clean is not None:
         report["clean"] = _write_clean(config, inspected, arguments.write_clean)
     if reports is not None:
@@ -131,6 +133,21 @@ def _report(config: Config, inspected: Inspected) -> dict[str, Any]:
         **summary,
         "buckets": bucket_report(config, inspected.facts),
     }
+
+
+def _hint(config: Config, inspected: Inspected) -> str:
+    """Return what `serve` would say of a list whose files are all missing; empty if some are there."""
+    from prefetchd.data.fields.source import FieldsSource
+    from prefetchd.data.first_look import check_some_exist
+
+    records = inspected.source.records
+    if isinstance(inspected.source, FieldsSource) or records.is_far:
+        return ""  # looked at when it was opened, and the reasons say it
+    try:
+        check_some_exist(records, config)
+    except ManifestError as error:
+        return as_flags(str(error).removeprefix(f"cannot serve {records.name}: "))
+    return ""
 
 
 def _write_clean(config: Config, inspected: Inspected, target: str) -> dict[str, Any]:

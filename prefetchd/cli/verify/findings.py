@@ -198,7 +198,7 @@ def describe(report: dict[str, Any]) -> list[str]:
     lines += _describe_malformed(report["malformed"])
     lines += _describe_bad(report["bad"])
     if not report["good_samples"]:
-        return lines
+        return [*lines, f"  hint        {report['hint']}"] if report.get("hint") else lines
     lines += [
         "",
         f"  files       {report['good_samples']:,} good, {format_bytes(report['encoded_bytes'])}, "
