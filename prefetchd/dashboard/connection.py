@@ -17,7 +17,7 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to look."""
         super().connection_made(transport)
-        self._last: RequestResponseCycle | None = None
+        self._last: tuple[RequestResponseCycle | None, bool] = (None, False)
         self._since_s = self.loop.time()
         self._timer = self.loop.call_later(_LOOK_S, self._look)
 
@@ -28,9 +28,11 @@ class Connection(H11Protocol):
 
     def _look(self) -> None:
         now_s = self.loop.time()
-        if self.cycle is not self._last:
-            self._last, self._since_s = self.cycle, now_s
-        is_answering = self.cycle is not None and not self.cycle.response_complete
+        # An answer that is complete for the server may still wait here for a slow browser.
+        is_made = self.cycle is None or self.cycle.response_complete
+        is_answering = not is_made or self.transport.get_write_buffer_size() > 0
+        if (self.cycle, is_answering) != self._last:
+            self._last, self._since_s = (self.cycle, is_answering), now_s
         if now_s - self._since_s > (_ANSWER_S if is_answering else PATIENCE_S):
             self.transport.abort()
             return
