@@ -198,13 +198,24 @@ def _check_erased(config: Config, texts: tuple[str, ...]) -> None:
         raise wrong("augment", shown, wanted)
 
 
+_ABOUT_1 = 1.01  # scale=1/255 and 1/256 alike, and what is rounded
+
+
 def doubts(config: Config) -> str:
     """Return a warning about options that are allowed and most likely a mistake; empty if there are none."""
     mean, std = config.mean or (), config.std or ()
     if config.pixel_dtype == "float32":
         return ""  # what the numbers of files mean is not known
-    changes = any(mean) or any(number != 1 for number in std)
-    if config.scale is not None or not changes or any(abs(number) > 1 for number in (*mean, *std)):
-        return ""
     given = " and ".join(f"{name}={numbers}" for name, numbers in (("mean", mean), ("std", std)) if numbers)
+    is_large = any(abs(number) > 1 for number in (*mean, *std))
+    if config.scale is not None:
+        if not is_large or not 0 < 255 * config.scale <= _ABOUT_1:
+            return ""
+        return (
+            f"{given}: these are for pixels from 0 to 255, and scale={config.scale:.4g} makes pixels 0 to "
+            f"{255 * config.scale:.3g}; leave scale out, or divide them by 255"
+        )
+    changes = any(mean) or any(number != 1 for number in std)
+    if not changes or is_large:
+        return ""
     return f"{given}: these are for pixels from 0 to 1, and without scale pixels are 0 to 255; pass scale=1/255"

@@ -171,6 +171,24 @@ def test_mean_and_std_of_pixels_from_0_to_1_without_scale_are_doubted(options, w
 
 
 @pytest.mark.parametrize(
+    ("options", "warns"),
+    [
+        ({"mean": [123.7, 116.8, 103.9], "std": [58.4, 57.1, 57.4], "scale": 1 / 255}, True),
+        ({"mean": [123.7, 116.8, 103.9], "scale": "1/256"}, True),
+        ({"std": 58.4, "scale": 0.0039}, True),
+        ({"mean": 0.5, "std": 0.5, "scale": 1 / 255}, False),
+        ({"mean": 1, "std": 1, "scale": 1 / 255}, False),
+        ({"mean": 127.5, "std": 127.5, "scale": 1}, False),
+        ({"mean": 1.5, "scale": 1 / 64}, False),
+        ({"mean": 123.7, "scale": 1 / 255, "channels": 3, "color": "unchanged"}, False),
+    ],
+)
+def test_mean_and_std_of_pixels_from_0_to_255_beside_a_scale_are_doubted(options, warns):
+    said = doubts(make_config(source="m", dtype="float32", **options))
+    assert ("these are for pixels from 0 to 255" in said and "divide them by 255" in said) == warns
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"batchsize": 3}, "did you mean 'batch_size'"),
