@@ -17,8 +17,11 @@ from tests.conftest import wait_until
 
 
 @contextlib.contextmanager
-def dashboard(*arguments: object) -> Iterator[str]:
-    """Run `prefetchd dashboard ARGUMENTS` on a free port; yield its address, without a token."""
+def dashboard(*arguments: object, then: str = "") -> Iterator[str]:
+    """Run `prefetchd dashboard ARGUMENTS` on a free port; yield its address, without a token.
+
+    After its address it says the line `then`, if that is given.
+    """
     command = [sys.executable, "-m", "prefetchd", "dashboard", "--port", "0", *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
@@ -27,6 +30,7 @@ def dashboard(*arguments: object) -> Iterator[str]:
         line = process.stdout.readline()
         found = re.match(r"dashboard: (http://\S+?)(?:\?token=\S+)? \(", line)
         assert found, (line, process.stderr.read() if process.poll() is not None else "")
+        assert not then or process.stdout.readline() == then
         yield found[1]
         process.terminate()
         _, errors = process.communicate(timeout=20)

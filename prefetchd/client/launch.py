@@ -276,8 +276,7 @@ def connect(name: str, timeout_s: float) -> socket.socket:
             after = f" after {timeout_s:g} s" if timeout_s else ""
             instead = ", or pass a manifest to batches()" if timeout_s else ""  # of no use to a command
             do = f"start it with: prefetchd serve MANIFEST --name {name}" if owner is None else "try again in a moment"
-            others = [repr(other) for other, _ in named_daemons() if other != name] if owner is None else []
-            named = f"; those that run are {', '.join(others[:_SHOWN_NAMES])}" if others else ""
+            named = others_that_run(name) if owner is None else ""
             raise DaemonNotFound(
                 f"cannot reach the daemon {name!r}: {what}{after} ({paths.socket}: {reason}{named}); {do}{instead}"
             )
@@ -315,6 +314,12 @@ def named_daemons() -> list[tuple[str, int]]:
         return []
     owners = {paths.name: lock_owner(paths.lock) for paths in names}
     return sorted((name, pid) for name, pid in owners.items() if pid is not None)
+
+
+def others_that_run(name: str) -> str:
+    """Return the names of daemons that run, for the end of a message that none is called `name`."""
+    others = [repr(other) for other, _ in named_daemons() if other != name]
+    return f"; those that run are {', '.join(others[:_SHOWN_NAMES])}" if others else ""
 
 
 def describe_owner(pid: int) -> str:

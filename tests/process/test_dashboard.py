@@ -69,6 +69,16 @@ def test_page_follows_a_daemon_its_trainers_and_its_end(serve, photographs):
         assert ask(address, "/api/live?daemon=seen")["shown"]["pid"] == again.pid
 
 
+def test_a_daemon_that_does_not_run_is_waited_for_and_the_others_are_named(serve, photographs):
+    serve(photographs, *QUICK, name="train")
+    said = "waiting for the daemon 'trian': none is running; those that run are 'train'\n"
+    with dashboard("trian", then=said) as address:
+        assert ask(address, "/api/live?daemon=trian")["shown"]["state"] == "awaited"
+        serve(photographs, *QUICK, name="trian")
+        wait_until(lambda: ask(address, "/api/live?daemon=trian")["shown"]["state"] == "running", "it has come")
+    assert "cannot use --name a/b: it must be 1 to 64 letters" in refused("dashboard", "a/b")
+
+
 def test_dashboard_leaves_no_trace_in_the_daemon(module_daemon):
     with dashboard() as address:
         wait_for_report(address)

@@ -62,11 +62,14 @@ def add(commands: Subparsers, datasets: Iterable[str]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve the page until it is interrupted."""
+    from prefetchd.client.launch import named_daemons, others_that_run
+    from prefetchd.config.convert import daemon_name
     from prefetchd.dashboard import server
     from prefetchd.dashboard.address import address_of, listen
 
     server.check_installed()
     name = arguments.positional_name or arguments.name or os.environ.get("PREFETCHD_NAME")
+    name = name and daemon_name(name)
     options = make_options(
         name, arguments.host, arguments.token_file, arguments.findings, tuple(arguments.allow_host), prefix="--"
     )
@@ -76,6 +79,8 @@ def run(arguments: argparse.Namespace) -> int:
         said = f"dashboard: {where} (this user only; Ctrl-C ends it)"
     else:
         said = f"dashboard: {where}?token={options.token} (Ctrl-C ends it)"
+    if name is not None and name not in dict(named_daemons()):
+        said += f"\nwaiting for the daemon {name!r}: none is running{others_that_run(name)}"
     server.run(sock, options, lambda: print(said, flush=True))
     return 0
 
