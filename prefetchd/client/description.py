@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from prefetchd.config.convert import path
@@ -12,7 +12,7 @@ from prefetchd.errors import one_line
 if TYPE_CHECKING:
     from prefetchd.client.meter import LoaderStats
     from prefetchd.ipc.messages import Attached
-    from prefetchd.ring.layout import BatchLayout
+    from prefetchd.ring.layout import BatchLayout, FieldLayout
     from prefetchd.sampling.sharding import Shard
 
 
@@ -32,9 +32,10 @@ def _shown(given: object) -> str:
     return one_line(path(given) or "") if given else ""
 
 
-def arrays(layout: BatchLayout) -> str:
+def arrays(info: Attached, batch_size: int, fields: Iterable[FieldLayout]) -> str:
     """Return shape and dtype of a full batch's arrays."""
-    return ", ".join(f"{each.name} {(layout.batch_size, *each.shape)} {each.dtype}" for each in layout.fields)
+    shown = ", ".join(f"{each.name} {(batch_size, *each.shape)} {each.dtype}" for each in fields)
+    return shown + (f", or smaller: {len(info.layouts)} buckets" if info.layouts else "")
 
 
 def order(config: dict[str, Any]) -> str:
@@ -71,7 +72,7 @@ def facts(info: Attached, layout: BatchLayout, shard: Shard, *, is_private: bool
         "data": f"'{source_name(info)}'",
         "samples": f"{info.n_samples:,}",
         "batches": f"{shard.steps():,} an epoch, of {layout.batch_size:,}",
-        "arrays": arrays(layout) + (f", or smaller: {len(info.layouts)} buckets" if info.layouts else ""),
+        "arrays": arrays(info, layout.batch_size, layout.fields),
         "order": order(info.config),
         "rank": f"rank {shard.rank} of {shard.world_size}" if shard.world_size > 1 else "",
         "daemon": whose,

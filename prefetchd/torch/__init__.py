@@ -22,6 +22,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import numpy as np
+
 try:
     import torch
     from torch.utils.data import IterableDataset
@@ -30,10 +32,12 @@ except ImportError as error:
         f"cannot import prefetchd.torch: PyTorch cannot be imported ({error}); pip install 'prefetchd[torch]'"
     ) from error
 
+from prefetchd.client import description
 from prefetchd.client.api import batches as numpy_batches
 from prefetchd.client.batch import Batch, leaves_of
 from prefetchd.client.iteration import BaseLoader
 from prefetchd.errors import ConfigError, PrefetchdError
+from prefetchd.ring.layout import FieldLayout
 from prefetchd.torch.batch import TensorBatch
 from prefetchd.torch.decoding import N_HOST_ARRAYS, Decoding, check_decoder, choose_decoder
 from prefetchd.torch.device_copies import Arriving, Cuda, DeviceCopies
@@ -42,7 +46,6 @@ from prefetchd.torch.options import VALUE_OPTIONS, choose_share, conversion, fin
 if TYPE_CHECKING:
     from typing import Unpack
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from prefetchd.batch_options import BatchOptions
@@ -140,6 +143,7 @@ class TensorLoader(BaseLoader[TensorBatch], IterableDataset[TensorBatch]):
         self._device = device
         self._decoding = decoding
         self._n_host_arrays = 0 if decoding is None else N_HOST_ARRAYS
+        self._convert = on_device
         self._on_device = on_device if decoding is None else lambda tensors: on_device(decoding.decode(tensors))
         self._copies = None
         if cuda is not None:
@@ -166,7 +170,17 @@ class TensorLoader(BaseLoader[TensorBatch], IterableDataset[TensorBatch]):
         facts = self._loader._facts()
         if (at := self._delivered) is not None and self._running is not None:
             facts["next"] = f"epoch {at.epoch}, batch {at.batch}"
+        facts["arrays"] = description.arrays(self._connection.info, self._loader.layout.batch_size, self._fields())
         return {**facts, "device": str(self._device)}
+
+    def _fields(self) -> list[FieldLayout]:
+        """Return shape and dtype of each tensor of a row, as the conversion makes them: by that of no rows."""
+        layout = self._loader.layout if self._decoding is None else self._decoding.layout(self._loader.layout)
+        none = [torch.from_numpy(np.empty((0, *each.shape), each.dtype)).to(self._device) for each in layout.fields]
+        return [
+            FieldLayout(each.name, tuple(made.shape[1:]), str(made.dtype).removeprefix("torch."))
+            for each, made in zip(layout.fields, self._convert(none), strict=True)
+        ]
 
     def stats(self) -> LoaderStats:
         """Return what was delivered and how long the loops waited; batches on their way to the device count too."""

@@ -79,6 +79,7 @@ def test_batches_are_those_of_the_readers_but_for_who_decodes(images, stand_in, 
         decoded(images, layout=layout) as ours,
         prefetchd.torch.batches(images, layout=layout, **OPTIONS) as readers,
     ):
+        assert ours._facts()["arrays"] == readers._facts()["arrays"]
         for _ in range(2):
             for mine, theirs in zip(ours, readers, strict=True):
                 assert mine.x.stride() == theirs.x.stride()

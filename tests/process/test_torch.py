@@ -69,6 +69,24 @@ def test_layout_said_expressly(photographs, layout, shape):
         assert x.is_contiguous()
 
 
+@pytest.mark.parametrize(
+    ("options", "x"),
+    [
+        ({}, "(4, 3, 16, 16) uint8"),
+        ({"layout": "nchw"}, "(4, 3, 16, 16) uint8"),
+        ({"layout": "nhwc", "dtype": "float32"}, "(4, 16, 16, 3) float32"),
+        ({"views": 2}, "(4, 2, 3, 16, 16) uint8"),
+        ({"normalize": "device", "dtype": "bfloat16", "scale": 1 / 255}, "(4, 3, 16, 16) bfloat16"),
+    ],
+)
+def test_repr_has_the_shape_and_dtype_of_what_the_loop_gets(photographs, options, x):
+    with prefetchd.torch.batches(photographs, **QUICK, **options) as loader:
+        assert f"; arrays: x {x}, y (4,) int64; " in repr(loader)
+        batch = loader.peek()
+        assert f"{tuple(batch.x.shape)} {str(batch.x.dtype).removeprefix('torch.')}" == x
+        assert x in loader._repr_html_()
+
+
 def test_rows_of_arrays_keep_their_shape(tmp_path):
     """Rows of three dimensions are no images."""
     np.save(tmp_path / "x.npy", np.arange(8 * 2 * 3 * 4, dtype=np.float64).reshape(8, 2, 3, 4))
