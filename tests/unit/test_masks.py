@@ -98,6 +98,17 @@ def test_colour_is_refused():
         decoded(saved(Image.fromarray(colour)))
 
 
+@pytest.mark.parametrize("form", [".png", ".tiff", ".ppm"])
+def test_gray_of_16_bits_written_as_colour_keeps_its_numbers(form: str):
+    pixels = RNG.integers(0, 2**16, SIZE).astype(np.uint16)
+    mask = decoded(cv2.imencode(form, np.dstack([pixels] * 3))[1].tobytes())
+    assert mask.dtype == np.uint16
+    assert np.array_equal(mask, pixels)
+    almost = np.dstack([pixels, pixels, pixels ^ 1])  # equal in the high bytes
+    with pytest.raises(UndecodableImage, match="in colour"):
+        decoded(cv2.imencode(form, almost)[1].tobytes())
+
+
 def test_jpeg_is_gray():
     pixels = np.full(SIZE, 90, np.uint8)
     assert np.abs(decoded(saved(Image.fromarray(pixels), "JPEG")).astype(int) - 90).max() <= 1

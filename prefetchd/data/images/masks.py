@@ -7,7 +7,7 @@ Called in readers. A file gives:
 - grey of 8 or 16 bits: the pixels; of 1, 2 or 4 bits: scaled to 255, as `cv2.imread` gives them.
 - PGM or PPM in plain text: the numbers, which `cv2.imread` would scale to 255. PBM: 0 and 255.
 - JPEG: grey, and lossy, so class numbers change. Only for pictures that are not classes.
-- colour with three equal channels: that channel. Any other colour image is a bad sample.
+- colour with three equal channels: that channel, of 8 or 16 bits. Any other colour image is a bad sample.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ class MaskReader:
                     "aspect; cut or pad the files alike"
                 )
             # As for colour: 16 bits take more than a byte, and a colour image is decoded before it is refused.
-            working_bytes = decode_working_bytes(header, len(data), color="rgb", reduced=1)
+            is_deep = header.bits > 8 and header.channels > 2
+            working_bytes = decode_working_bytes(header, len(data), color="rgb", reduced=1, is_deep=is_deep)
             self._ahead.make_room(working_bytes)
             reserve(working_bytes)
             mask = decode_mask(data, header)
@@ -119,13 +120,15 @@ def decode_mask(data: memoryview, header: ImageHeader) -> NDArray[Any]:
         if header.bits > 8:
             return _decode_deep(data, header)
         return unscaled(decode.decode_image(data, header, color="gray", reduction=1), header)
-    pixels = decode.decode_image(data, header, color="bgr", reduction=1)
+    # Cut to 8 bits, the channels would be equal where their high bytes are, and class numbers others.
+    pixels = decode.decode_image(data, header, color="bgr", reduction=1, is_deep=header.bits > 8)
     blue, green, red = cv2.split(pixels)
     if not (np.array_equal(blue, green) and np.array_equal(blue, red)):
         raise UndecodableImage(
             f"the mask is a {header.format.upper()} in colour; a mask has one channel, or a palette (PNG)"
         )
-    return unscaled(np.asarray(blue), header)
+    mask = _checked_numbers(np.asarray(blue))
+    return mask if header.bits > 8 else unscaled(mask, header)
 
 
 def unscaled(pixels: NDArray[Any], header: ImageHeader) -> NDArray[Any]:
@@ -145,9 +148,13 @@ def _decode_deep(data: memoryview, header: ImageHeader) -> NDArray[Any]:
     image: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
     if image is None:
         raise MemoryError(f"no memory to decode {header.pixels} pixels of 16 bits")
+    return _checked_numbers(image)
+
+
+def _checked_numbers(image: NDArray[Any]) -> NDArray[Any]:
     if image.dtype not in (np.uint8, np.uint16):
         raise UndecodableImage(f"the mask's pixels are {image.dtype}; they must be integers of 8 or 16 bits")
-    return image  # type: ignore[no-any-return]
+    return image
 
 
 def without_palette(data: memoryview) -> bytes:
