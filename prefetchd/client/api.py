@@ -19,7 +19,7 @@ from prefetchd.client.user_warnings import warn_user
 from prefetchd.columns.passed import SOURCE, name_of_option
 from prefetchd.config.contradictions import doubts
 from prefetchd.config.convert import absolute_path, coerce, plain
-from prefetchd.config.options import NUMBER_OPTIONS, OPTIONS, PATH_OPTIONS, wire_options
+from prefetchd.config.options import NUMBER_OPTIONS, OPTIONS, PATH_OPTIONS, Config, wire_options
 from prefetchd.config.validate import check_options, make_config
 from prefetchd.errors import ConfigError
 from prefetchd.ipc.run_directory import choose_name
@@ -120,9 +120,9 @@ def batches(
                 f"cannot use config of the type {type(config).__name__}: it names a TOML file; "
                 "give options as keywords, batches(source, **options)"
             )
-        from_file, tables = read_config_file(os.fspath(config))
-        if tables:
-            from_file.update(_table(os.fspath(config), tables, dataset))
+        from_file, named = read_config_file(os.fspath(config))
+        if named:
+            from_file.update(_table(os.fspath(config), named, dataset))
             has_own = "source" in from_file or "mix" in from_file
             dataset = None if has_own and daemon is None else dataset
         has_source = "source" in from_file or "mix" in from_file
@@ -166,45 +166,36 @@ def batches(
     made = make_config(**checked) if private else None
     if made is not None and (doubt := doubts(made)):
         warn_user(doubt)
-    passed: dict[str, PassedTable] = {}
-    if made is not None and numbers:
-        from prefetchd.client.in_memory.numbers import take_in_numbers  # loads numpy
-
-        passed = {name_of_option(SOURCE, option): take_in_numbers(option, each) for option, each in numbers.items()}
-    if made is not None and mixed:
-        from prefetchd.client.in_memory.mixed import take_in_mixed
-
-        made, taken = take_in_mixed(mixed, made)
-        passed.update({name_of_option(SOURCE, name): table for name, table in taken.items()})
-    if made is not None and in_memory:
-        from prefetchd.client.in_memory.recognize import take_in  # loads numpy
-
-        passed[SOURCE] = take_in(source, made)
-        made = dataclasses.replace(made, source=passed[SOURCE].name)
-    endpoint = Endpoint(
-        config=made,
-        daemon=choose_name(daemon),
-        dataset=dataset,
-        expected={} if private else _expected(checked),
-        name=(os.path.basename(sys.argv[0]) or "python" if name is None else name)[:_MAX_NAME],
-        timeout_s=timeout,
-        guaranteed_slots=3 if on_hold == "copy" else 2,
-        writable=writable,
-        hold_timeout_s=hold_timeout,
-        shared=shared,
-        group=group,
-        start_together=start_together,
-        tables=passed,
-    )
+    n_epochs, lines_every, daemon_name = _epochs(epochs), _log_every(log_every), choose_name(daemon)
+    with contextlib.ExitStack() as unless_made:
+        tables: dict[str, PassedTable] = {}
+        if made is not None:
+            made, tables = _take_in(made, source if in_memory else None, numbers, mixed, unless_made)
+        endpoint = Endpoint(
+            config=made,
+            daemon=daemon_name,
+            dataset=dataset,
+            expected={} if private else _expected(checked),
+            name=(os.path.basename(sys.argv[0]) or "python" if name is None else name)[:_MAX_NAME],
+            timeout_s=timeout,
+            guaranteed_slots=3 if on_hold == "copy" else 2,
+            writable=writable,
+            hold_timeout_s=hold_timeout,
+            shared=shared,
+            group=group,
+            start_together=start_together,
+            tables=tables,
+        )
+        unless_made.pop_all()  # the loader closes them from here on
     return Loader(
         endpoint,
         rank=shard[0],
         world_size=shard[1],
-        epochs=_epochs(epochs),
+        epochs=n_epochs,
         copy_when_held=on_hold == "copy",
         reconnect=reconnect,
         join=join == "now",
-        log_every=_log_every(log_every),
+        log_every=lines_every,
     )
 
 
@@ -238,6 +229,43 @@ _show_options()
 
 def _is_path(value: Any) -> bool:
     return isinstance(value, str | bytes | os.PathLike)
+
+
+def _take_in(
+    config: Config, source: Any, numbers: dict[str, Any], mixed: dict[int, Any], unless_made: contextlib.ExitStack
+) -> tuple[Config, dict[str, PassedTable]]:
+    """Copy what is in memory into tables, which `unless_made` closes; return the options with their names, and them.
+
+    Args:
+        config: the options of the private daemon.
+        source: the source; `None` if it is not in memory.
+        numbers: options that are lists of numbers, by name.
+        mixed: sources of a mixture, by number.
+        unless_made: closes the tables that were made if a later one cannot be.
+    """
+    tables: dict[str, PassedTable] = {}
+
+    def add(name: str, table: PassedTable) -> None:
+        tables[name] = table
+        unless_made.callback(table.close)
+
+    if numbers:
+        from prefetchd.client.in_memory.numbers import take_in_numbers  # loads numpy
+
+        for option, each in numbers.items():
+            add(name_of_option(SOURCE, option), take_in_numbers(option, each))
+    if mixed:
+        from prefetchd.client.in_memory.mixed import take_in_mixed
+
+        config, taken = take_in_mixed(mixed, config)
+        for name, table in taken.items():
+            add(name_of_option(SOURCE, name), table)
+    if source is not None:
+        from prefetchd.client.in_memory.recognize import take_in  # loads numpy
+
+        add(SOURCE, take_in(source, config))
+        config = dataclasses.replace(config, source=tables[SOURCE].name)
+    return config, tables
 
 
 def _epochs(epochs: Any) -> int | None:

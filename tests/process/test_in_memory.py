@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -296,3 +297,29 @@ def test_a_table_that_makes_no_sense_ends_the_start_in_words(monkeypatch):
     with pytest.raises(prefetchd.ManifestError, match="cannot serve <arrays of 3 rows>: this is no table"):
         prefetchd.batches(np.zeros((3, 2)), num_workers=1)
     assert messages.Configure({}).tables == {}
+
+
+def memfds() -> int:
+    """Return how many descriptors of columns in memory this process has."""
+    found = 0
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # that of the listing itself
+            found += "prefetchd-columns" in os.readlink(f"/proc/self/fd/{fd}")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("source", "options"),
+    [
+        (np.zeros((8, 4), np.float32), {"epochs": 0}),
+        (np.zeros((8, 4), np.float32), {"log_every": -1}),
+        (iter(()), {"subset": [0, 1]}),
+        (None, {"mix": [(np.zeros((8, 4), np.float32), 1), (iter(()), 1)]}),
+    ],
+)
+def test_a_loader_that_is_refused_leaves_no_copy_of_its_source(source, options):
+    """The copy may be most of the machine's memory, and an error in a notebook would keep it to its end."""
+    before = memfds()
+    with pytest.raises(prefetchd.ConfigError):
+        prefetchd.batches(source, **options)
+    assert memfds() == before

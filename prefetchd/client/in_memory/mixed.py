@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
@@ -59,7 +60,12 @@ def take_in_mixed(found: Mapping[int, Any], config: Config) -> tuple[Config, dic
     from prefetchd.client.in_memory.recognize import take_in  # loads numpy
 
     configs = part_configs(config)
-    tables = {f"mix/{number}": take_in(source, configs[number]) for number, source in found.items()}
+    tables: dict[str, PassedTable] = {}
+    with contextlib.ExitStack() as unless_all:
+        for number, source in found.items():
+            tables[f"mix/{number}"] = table = take_in(source, configs[number])
+            unless_all.callback(table.close)
+        unless_all.pop_all()
     mix = [
         renamed(text, tables[f"mix/{number}"].name) if number in found else text
         for number, text in enumerate(config.mix)
