@@ -113,22 +113,7 @@ def batches(
     if source is not None:
         given["source"] = f"<{type(source).__name__}>" if in_memory else source
     if config is not None:
-        from prefetchd.config.datasets import read_config_file  # loads a TOML parser, which few need
-
-        if not isinstance(config, str | os.PathLike):
-            raise ConfigError(
-                f"cannot use config of the type {type(config).__name__}: it names a TOML file; "
-                "give options as keywords, batches(source, **options)"
-            )
-        from_file, named = read_config_file(os.fspath(config))
-        if named:
-            from_file.update(_table(os.fspath(config), named, dataset))
-            has_own = "source" in from_file or "mix" in from_file
-            dataset = None if has_own and daemon is None else dataset
-        has_source = "source" in from_file or "mix" in from_file
-        daemon = daemon or (from_file.pop("name", None) if not has_source else None)
-        if daemon is not None:  # the file is the daemon's own: attach to what it serves
-            from_file = {name: value for name, value in from_file.items() if name not in ("source", "mix")}
+        from_file, daemon, dataset = _read_file(config, daemon, dataset)
         given = {**from_file, **given}
     for what, value in (("daemon", daemon), ("dataset", dataset), ("name", name)):
         if value is not None and not isinstance(value, str):
@@ -229,6 +214,31 @@ _show_options()
 
 def _is_path(value: Any) -> bool:
     return isinstance(value, str | bytes | os.PathLike)
+
+
+def _read_file(config: Any, daemon: str | None, dataset: str | None) -> tuple[dict[str, Any], str | None, str | None]:
+    """Return the options of a TOML file, and the daemon and the data set to attach to.
+
+    A file with a `source` or `mix` serves it, unless `daemon` is given: then the file is that daemon's own. One without
+    either names the daemon.
+    """
+    from prefetchd.config.datasets import read_config_file  # loads a TOML parser, which few need
+
+    if not isinstance(config, str | os.PathLike):
+        raise ConfigError(
+            f"cannot use config of the type {type(config).__name__}: it names a TOML file; "
+            "give options as keywords, batches(source, **options)"
+        )
+    options, tables = read_config_file(os.fspath(config))
+    if tables:
+        options.update(_table(os.fspath(config), tables, dataset))
+    has_source = "source" in options or "mix" in options
+    if has_source and tables and daemon is None:
+        dataset = None  # its options are the file's own now
+    daemon = daemon or (None if has_source else options.pop("name", None))
+    if daemon is not None:
+        options = {name: value for name, value in options.items() if name not in ("source", "mix")}
+    return options, daemon, dataset
 
 
 def _take_in(
