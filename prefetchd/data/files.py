@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 # Many kernels take the times of files from a clock that moves once in 4 to 10 ms: writes within a step look alike.
 CLOCK_STEP_NS = 20_000_000
+_KEPT_BYTES = 4 << 20  # of a buffer, from one sample to the next
 # O_NONBLOCK: opening a FIFO would wait for its writer.
 _OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _KINDS = {
@@ -167,7 +168,7 @@ def write_all(fd: int, content: bytes | bytearray | memoryview | NDArray[Any]) -
 
 
 class FileBuffer:
-    """Memory that is kept from file to file; grows to the largest file read, never shrinks by itself.
+    """Memory that is kept from file to file; grows to the largest file read, and shrinks by `trim` alone.
 
     Views handed out stay valid when it grows: growing takes new memory and leaves the old to its views.
     """
@@ -192,8 +193,8 @@ class FileBuffer:
         """Return the bytes that it takes to grow to `n_bytes`."""
         return (n_bytes + 0xFFFF) & ~0xFFFF
 
-    def trim(self, capacity_bytes: int) -> None:
-        """Give memory above `capacity_bytes` back, once the budget needs it."""
+    def trim(self, capacity_bytes: int = _KEPT_BYTES) -> None:
+        """Give memory above `capacity_bytes` back, after the sample that needed it."""
         if self._memory.nbytes > capacity_bytes:
             self._memory = np.empty(0, np.uint8)
             self._memory = np.empty(capacity_bytes, np.uint8)

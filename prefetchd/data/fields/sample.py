@@ -20,9 +20,9 @@ from prefetchd.data.fields.parts import BytesPart, Draw, Encoded, NumbersPart, P
 from prefetchd.data.fields.pixels import ImagePart, MaskPart, SharedGeometry
 from prefetchd.data.files import FileBuffer
 from prefetchd.data.images import decode
-from prefetchd.data.images.geometry import FIRST_WORD
+from prefetchd.data.images.geometry import n_words
 from prefetchd.data.images.user_functions import UserFunctions
-from prefetchd.sampling.randomness import BLOCK_WORDS, SampleRandomness
+from prefetchd.sampling.randomness import SampleRandomness
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from prefetchd.data.read_ahead import ReadAhead
     from prefetchd.data.records import RecordsWithFields, Sample
     from prefetchd.data.source import ReserveMemory
-
-_KEPT_FILE_BYTES = 4 << 20  # a larger buffer is given back after the sample that needed it
 
 
 class SampleReader:
@@ -66,7 +64,7 @@ class SampleReader:
         self._functions = UserFunctions(config, self._rng)
         self._buffer = FileBuffer()
         given = parameters(config.augment)
-        self._n_words = max((FIRST_WORD[name] + BLOCK_WORDS for name in given), default=0)
+        self._n_words = n_words(given)
         first = next((name for name, field in fields.items() if field.kind == "image"), None)
         shared = SharedGeometry(config.augment, (first is not None and fields[first].size) or config.image_size)
         self._parts: dict[str, tuple[Part, slice]] = {}
@@ -146,5 +144,5 @@ class SampleReader:
                 raise MemoryError(f"no memory: {error.err}") from None
             raise
         finally:
-            self._buffer.trim(_KEPT_FILE_BYTES)
+            self._buffer.trim()
             reserve(0)

@@ -19,7 +19,7 @@ from prefetchd.data.images.policies import Operation, rand_augment, trivial_augm
 from prefetchd.sampling.randomness import BLOCK_WORDS, between
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 Map = tuple[float, float, float, float, float, float]
 Box = tuple[int, int, int, int]  # top, left, height, width in pixels
@@ -27,6 +27,11 @@ Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 IDENTITY: Map = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 _CROP_TRIES = 10
 FIRST_WORD = {name: block * BLOCK_WORDS for block, name in enumerate(AUGMENTATIONS)}
+
+
+def n_words(given: Iterable[str]) -> int:
+    """Return how many of a sample's random words the augmentations `given` reach into; 0 for none."""
+    return max((FIRST_WORD[name] + BLOCK_WORDS for name in given), default=0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from prefetchd.data.images.boxes import Placement, placement
 from prefetchd.data.images.cacheable import KeptImages
 from prefetchd.data.images.erasing import Erasing
 from prefetchd.data.images.exact import Wanted
-from prefetchd.data.images.geometry import FIRST_WORD, Box, Draws, Geometry, GeometryDraws
+from prefetchd.data.images.geometry import Box, Draws, Geometry, GeometryDraws, n_words
 from prefetchd.data.images.headers.header import ImageHeader
 from prefetchd.data.images.limits import checked_header
 from prefetchd.data.images.masks import MaskReader
@@ -32,7 +32,7 @@ from prefetchd.data.images.user_functions import UserFunctions
 from prefetchd.data.read_ahead import MASK_PART, ReadAhead
 from prefetchd.data.records import Records
 from prefetchd.data.source import ReserveMemory
-from prefetchd.sampling.randomness import BLOCK_WORDS, SampleRandomness
+from prefetchd.sampling.randomness import SampleRandomness
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,8 +46,6 @@ if TYPE_CHECKING:
     OnRead = Callable[[Sample, memoryview, ImageHeader], None]
     _Draw = Callable[[tuple[int, int]], Sequence[tuple[Geometry, tuple[int, int]]]]
 
-# A larger file buffer is given back after the image that needed it.
-_KEPT_FILE_BYTES = 4 << 20
 # Up to this size a kept image is part of every reader's share, as the delivered one is.
 _SMALL_IMAGE_BYTES = 1 << 20
 
@@ -109,7 +107,7 @@ class ImageReader:
         self._part = part
         self._draws = draws or GeometryDraws(config.augment, config.image_size)
         given = parameters(config.augment)
-        self._n_words = max((FIRST_WORD[name] + BLOCK_WORDS for name in given), default=0)
+        self._n_words = n_words(given)
         self._changes = PixelChanges(config.augment, config.image_size, config.color, config.n_channels)
         self._erasing = Erasing(config, self._rng) if "random_erasing" in given else None
         self._placer = Placer(config.image_size, config.resize, config.interpolation)
@@ -121,8 +119,7 @@ class ImageReader:
         self._cache = cache
         is_kept = cache is not None or config.cache_image_size is not None
         self._kept = KeptImages(config) if is_kept else None
-        self._is_plain = not self._n_words and not self._functions.has_transform and self._masks is None
-        self._is_plain = self._is_plain and objects is None
+        self._is_plain = not (self._n_words or self._functions.has_transform or self._masks or objects)
 
     def load(
         self,
@@ -161,7 +158,7 @@ class ImageReader:
                 raise MemoryError(f"no memory: {error.err}") from None
             raise
         finally:
-            self._buffer.trim(_KEPT_FILE_BYTES)
+            self._buffer.trim()
             reserve(0)
         if self._objects is None:
             y[...] = target

@@ -16,13 +16,13 @@ import numpy as np
 from prefetchd.config.augment import parameters
 from prefetchd.config.views import Group, groups
 from prefetchd.data.images.erasing import Erasing
-from prefetchd.data.images.geometry import FIRST_WORD, Box, Geometry, GeometryDraws
+from prefetchd.data.images.geometry import Box, Geometry, GeometryDraws, n_words
 from prefetchd.data.images.normalize import Normalizer
 from prefetchd.data.images.pipeline import ImageReader
 from prefetchd.data.images.pixel_changes import PixelChanges
 from prefetchd.data.images.resample import Placer
 from prefetchd.data.images.user_functions import UserFunctions
-from prefetchd.sampling.randomness import BLOCK_WORDS, SampleRandomness
+from prefetchd.sampling.randomness import SampleRandomness
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,7 +42,7 @@ class _GroupWriter:
         given = parameters(config.augment)
         self._rng = rng
         self._draws = GeometryDraws(config.augment, config.image_size)
-        self._n_words = max((FIRST_WORD[name] + BLOCK_WORDS for name in given), default=0)
+        self._n_words = n_words(given)
         self._placer = Placer(config.image_size, config.resize, config.interpolation)
         self._changes = PixelChanges(config.augment, config.image_size, config.color, config.n_channels)
         self._erasing = Erasing(config, rng) if "random_erasing" in given else None
