@@ -17,6 +17,7 @@ import prefetchd
 from prefetchd.ring.queues import MAX_GRANTS_AHEAD
 from tests.conftest import wait_until
 from tests.model_device import ModelDevice
+from tests.pages import steps_of
 
 torch = pytest.importorskip("torch", reason="needs prefetchd[torch]")
 
@@ -160,6 +161,21 @@ def test_in_a_dataloader_without_workers(photographs):
         wrapped = torch.utils.data.DataLoader(loader, batch_size=None)
         assert len(wrapped) == 13
         assert torch.equal(torch.cat([y for _, y in wrapped]), torch.arange(50))
+
+
+def test_workers_that_take_a_share_deliver_everything_once(photographs):
+    """The class of docs/coming-from/pytorch.md, with 13 batches for two workers."""
+    (step,) = [step for step in steps_of("coming-from/pytorch.md") if "get_worker_info" in step.text]
+    names = {"prefetchd": prefetchd}
+    exec(step.text.replace("range(1)", "range(0)").replace('"train.txt"', repr(str(photographs))), names)
+    photos: Any = names["photos"]
+    orders = []
+    for epoch in range(2):
+        photos.epoch = epoch
+        loader = torch.utils.data.DataLoader(photos, batch_size=None, num_workers=2)
+        orders.append([y.tolist() for _, y in loader])
+        assert sorted(label for y in orders[-1] for label in y) == list(range(50))
+    assert orders[0] != orders[1]
 
 
 def test_share_of_torchruns_variables_is_taken_and_said(photographs, monkeypatch):
