@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from codecs import BOM_UTF8
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -64,7 +65,7 @@ def read_yolo(source: str, *, with_keypoints: bool = False) -> AnnotatedImages:
     labelled = [f"{stem}.txt" for stem in stems]
     for path, content in zip(labelled, files.label_files(labelled), strict=True):
         read.add(path, content)
-    notes = _notes(files.label_paths(), name, stems, read)
+    notes = _notes(files.label_paths(), name, labelled, read)
     found = read.numbers()
     read.check_classes(found[:, 0], len(classes) if classes is not None else None)
     return AnnotatedImages(
@@ -104,7 +105,7 @@ class _LabelFiles:
         """Take the label file of the next image; without one, the image has no objects."""
         self._files.append(path)
         self.n_missing += content is None
-        for number, line in enumerate((content or b"").splitlines(), 1):
+        for number, line in enumerate((content or b"").removeprefix(BOM_UTF8).splitlines(), 1):
             fields = line.split()
             if not fields:
                 continue
@@ -170,19 +171,19 @@ def _check_stems(name: str, stems: list[str], paths: list[str]) -> None:
             )
 
 
-def _notes(found: list[str], name: str, stems: list[str], read: _LabelFiles) -> list[str]:
-    """Return notes of images without label files, and of label files without images."""
+def _notes(found: list[str], name: str, labelled: list[str], read: _LabelFiles) -> list[str]:
+    """Return notes of images without label files, and of files in `found` that are not among these, `labelled`."""
     notes = []
     if read.n_missing:
-        notes.append(f"{read.n_missing} of {len(stems)} images have no label file, and so no boxes")
-    known = set(stems)
+        notes.append(f"{read.n_missing} of {len(labelled)} images have no label file, and so no boxes")
+    known = set(labelled)
     texts = [path for path in found if path.lower().endswith(".txt")]
     texts = [path for path in texts if os.path.basename(path).lower() not in _LEFT_OUT]
-    lost = [path for path in texts if os.path.splitext(path)[0] not in known]
+    lost = [path for path in texts if path not in known]
     if texts and len(lost) == len(texts):
         raise ManifestError(
             f"cannot use {name}: none of its {len(texts)} label files belongs to an image, such as "
-            f"{one_line(lost[0])}; a label file has its image's name and folder"
+            f"{one_line(lost[0])}; a label file has its image's name and folder, and ends in .txt"
         )
     if lost:
         notes.append(f"left out {len(lost)} label files without an image, such as {one_line(lost[0])}")
