@@ -75,6 +75,7 @@ def test_splits_with_the_names_above_them(tmp_path):
         ("names:\n  - person # one\n  - dog\n", ("person", "dog")),
         ("names: [person,\n  'a, b', dog]\nnc: 3\n", ("person", "a, b", "dog")),
         ("names: {0: person, 1: dog}\n", ("person", "dog")),
+        ("names: [ # two\n  person, # [first]\n  'a # b', c#d]  # [person, cat]\n", ("person", "a # b", "c#d")),
         ("nc: 1\ntrain: images\n", None),
     ],
 )
@@ -101,6 +102,25 @@ def test_keypoints_as_kpt_shape_says(tmp_path):
     found = read_yolo(str(tmp_path), with_keypoints=True)
     assert found.keypoints is not None
     assert found.keypoints.tolist() == [[[0.1, 0.2, 2], [0, 0, 0]]]
+
+
+def test_classes_of_one_file_and_kpt_shape_of_another(tmp_path):
+    line = "0 0.5 0.5 0.2 0.2 0.1 0.2"
+    files = {
+        "images/a.jpg": "",
+        "labels/a.txt": line,
+        "classes.txt": "cat",
+        "data.yaml": "kpt_shape: [1, 2]\nnames: [a]",
+    }
+    found = read_yolo(write(tmp_path, files), with_keypoints=True)
+    assert found.classes == ("cat",)
+    assert found.keypoints is not None
+    assert found.keypoints.tolist() == [[[0.1, 0.2, 2]]]
+
+
+def test_a_byte_order_mark_before_a_label(tmp_path):
+    files = {"images/a.jpg": "", "labels/a.txt": "\ufeff1 0.5 0.5 0.2 0.2\r\n0 0.5 0.5 0.1 0.1\r\n"}
+    assert read_yolo(write(tmp_path, files)).labels.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -133,6 +153,11 @@ def test_label_files_without_an_image(tmp_path):
     assert "left out 1 label files without an image, such as lost.txt" in read_yolo(source).notes
     source = write(tmp_path / "other", {"images/a.jpg": "", "labels/b.txt": ""})
     with pytest.raises(ManifestError, match=r"none of its 1 label files belongs to an image, such as b\.txt"):
+        read_yolo(source)
+    source = write(tmp_path / "third", {"images/a.jpg": "", "labels/a.TXT": ""})
+    with pytest.raises(
+        ManifestError, match=r"such as a\.TXT; a label file has its image's name and folder, and ends in"
+    ):
         read_yolo(source)
 
 

@@ -21,7 +21,7 @@ _NAME_FILES = ("classes.txt", "obj.names", "data.yaml", "dataset.yaml", "data.ym
 def read_names(
     folders: Sequence[str], read: Callable[[str], bytes | None], name: str
 ) -> tuple[tuple[str, ...] | None, tuple[int, int] | None]:
-    """Return the names of the classes and the shape of keypoints, from the first file in `folders` that may have them.
+    """Return the names of the classes and the shape of keypoints, each from the first file in `folders` that has them.
 
     Args:
         folders: where they may be.
@@ -31,11 +31,15 @@ def read_names(
     Raises:
         ManifestError: if that file cannot be read, or holds more than the simple forms.
     """
+    classes: tuple[str, ...] | None = None
     for folder in folders:
         for file_name in _NAME_FILES:
             path = os.path.join(folder, file_name)
             content = read(path)
             if content is None:
+                continue
+            is_yaml = file_name.endswith((".yaml", ".yml"))
+            if classes is not None and not is_yaml:
                 continue
             try:
                 text = content.decode("utf-8-sig")
@@ -43,8 +47,10 @@ def read_names(
                 raise ManifestError(
                     f"cannot read the classes of {name} from {one_line(path)}: {error}; mend it"
                 ) from None
-            if file_name.endswith((".yaml", ".yml")):
-                return _of_yaml(text, one_line(path))
+            if is_yaml:
+                values = _of_yaml(text)
+                shape = _shape(values.get("kpt_shape"), one_line(path))
+                return _yaml_names(values, one_line(path)) if classes is None else classes, shape
             lines = [line.strip() for line in text.splitlines()]
             while lines and not lines[-1]:
                 lines.pop()
@@ -53,32 +59,50 @@ def read_names(
                     f"cannot use {one_line(path)}: line {lines.index('') + 1} is empty, and each names a class; "
                     "take it out"
                 )
-            return tuple(lines), None
-    return None, None
+            classes = tuple(lines)
+    return classes, None
 
 
-def _of_yaml(text: str, name: str) -> tuple[tuple[str, ...] | None, tuple[int, int] | None]:
-    """Return `names` and `kpt_shape` of a data.yaml: lists and mappings of plain or quoted text, nothing more."""
-    lines = [line.rstrip() for line in text.splitlines()]
-    lines = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+def _of_yaml(text: str) -> dict[str, str]:
+    """Return the values of a data.yaml by their keys, without comments; those over several lines joined."""
+    lines = [_without_comment(line).rstrip() for line in text.splitlines()]
     values: dict[str, str] = {}
     key = ""
-    for line in lines:
+    for line in filter(None, lines):
         top = re.match(r"([A-Za-z_]\w*)\s*:(?:\s+(.*))?$", line)
         if top:
             key = top[1]
             values[key] = top[2] or ""
         elif key:
             values[key] += f"\n{line.strip()}"
+    return values
+
+
+def _without_comment(line: str) -> str:
+    """Return the line up to a `#` that follows white space or the line's begin, outside of quotes."""
+    quote, before = "", " "
+    for at, character in enumerate(line):
+        if quote:
+            if character == quote and not (quote == '"' and before == "\\"):
+                quote = ""
+        elif character in "'\"" and before in " \t,:[{'":
+            quote = character
+        elif character == "#" and before in " \t":
+            return line[:at]
+        before = character
+    return line
+
+
+def _yaml_names(values: dict[str, str], name: str) -> tuple[str, ...] | None:
+    """Return `names`: a list or mapping of plain or quoted text, nothing more."""
     if "names" not in values:
-        return None, _shape(values.get("kpt_shape"), name)
+        return None
     try:
-        classes = _names(values["names"].strip())
+        return _names(values["names"].strip())
     except (ValueError, SyntaxError):
         raise ManifestError(
             f"cannot read the names in {name}: they are not a plain list or mapping; write classes.txt, a name a line"
         ) from None
-    return classes, _shape(values.get("kpt_shape"), name)
 
 
 def _names(text: str) -> tuple[str, ...]:
