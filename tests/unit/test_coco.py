@@ -123,6 +123,12 @@ def change(what: str, at: int, **values: Any) -> dict[str, Any]:
     return content
 
 
+def test_a_byte_order_mark_is_passed_over(tmp_path):
+    path = written(tmp_path, "\ufeff" + json.dumps(coco()))
+    assert is_coco(path)
+    assert read_coco(path, "/images").classes == ("cat", "dog")
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -136,7 +142,7 @@ def change(what: str, at: int, **values: Any) -> dict[str, Any]:
         (change("annotations", 2, bbox=None), "annotation 5 has no bbox"),
         (change("annotations", 2, bbox=["1", 2, 3, 4]), "Expected `float`, got `str`, at `.annotations[2].bbox[0]`"),
         (change("annotations", 2, image_id=None), "at `.annotations[2].image_id`"),
-        (change("annotations", 2, bbox=[float("nan"), 2, 3, 4]), "it is not JSON"),
+        (change("annotations", 2, bbox=[float("nan"), 2, 3, 4]), "anew, with null in place of NaN and Infinity"),
         (coco(images=[], annotations=[]), "its images are an empty list"),
         ('{"images": [', "it is not JSON"),
         ({"images": []}, "missing required field `annotations`"),

@@ -7,6 +7,7 @@ The format: https://cocodataset.org/#format-data
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
@@ -67,7 +68,7 @@ def is_coco(path: str) -> bool:
         return False
     try:
         with open(open_regular(path, one_line(path)), "rb") as file:
-            msgspec.json.decode(file.read(), type=_Keys)
+            msgspec.json.decode(file.read().removeprefix(BOM_UTF8), type=_Keys)
     except (ManifestError, msgspec.DecodeError, OSError):
         return False
     return True
@@ -94,7 +95,8 @@ def read_coco(path: str, folder: str, *, crowds: bool = False, with_keypoints: b
         raise ManifestError(f"cannot use {name} as COCO annotations: {what}; mend it") from None
     except msgspec.DecodeError as error:
         raise ManifestError(
-            f"cannot use {name} as COCO annotations: it is not JSON ({error}; NaN is none); write it anew"
+            f"cannot use {name} as COCO annotations: it is not JSON in UTF-8 ({error}); write it "
+            "anew, with null in place of NaN and Infinity"
         ) from None
     del data
     images = _numbered(name, "image", [image.id for image in found.images])
@@ -204,13 +206,13 @@ def _unknown(name: str, which: str, annotation: _Annotation, images: dict[_Id, i
 def _content(path: str, name: str) -> bytes:
     if not is_url(path):
         with open(open_regular(path, name), "rb") as file:
-            return file.read()
+            return file.read().removeprefix(BOM_UTF8)
     from prefetchd.data.stores.client import read_whole
 
     found = read_whole(path)
     if found is None:
         raise ManifestError(f"cannot open {name}: there is no such object; check the URL")
-    return found
+    return found.removeprefix(BOM_UTF8)
 
 
 def images_folder(path: str, root: str | None) -> str:
