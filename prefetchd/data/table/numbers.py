@@ -130,7 +130,7 @@ class _Numbers:
         """Raise `ManifestError` for numbers that cannot be delivered; return the shape of one label."""
         for array, name in zip(arrays, names, strict=True):
             if array.dtype.kind == "f":
-                bad = ~(np.abs(array) <= FLOAT32_MAX)
+                bad = ~(np.abs(array) <= FLOAT32_MAX) if array.itemsize > 4 else ~np.isfinite(array)
                 if nan_allowed:
                     bad &= ~np.isnan(array)
                 if bad.any():
