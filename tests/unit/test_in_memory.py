@@ -270,6 +270,22 @@ def test_a_column_that_cannot_be_held_is_refused_only_when_it_is_asked_for():
         records(columns, x_column="path", y_column="extra")
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_labels_of_any_float_type_are_checked_without_a_warning(dtype):
+    assert labels_of({"path": PATHS, "label": np.array([0.5, -2, 3], dtype)}) == [0.5, -2.0, 3.0]
+    with pytest.raises(ManifestError, match=r"row 1 .* is not finite"):
+        records({"path": PATHS, "label": np.array([0.5, np.inf, 3], dtype)})
+
+
+def test_a_column_of_objects_is_refused_by_its_parts():
+    pa = pytest.importorskip("pyarrow")
+    rows = pa.table({"path": PATHS, "label": [{"a": 1, "b": 2}] * 3})
+    with pytest.raises(ManifestError, match=r"its values have parts; give one of them: 'label\.a', 'label\.b'$"):
+        records(rows)
+    assert labels_of(rows, y_column="label.b") == [2, 2, 2]
+
+
 def test_only_the_columns_that_are_named_are_copied():
     columns = {"path": PATHS, "label": [1, 2, 3], "extra": [b"x" * 9] * 3}
     for options, expected in (

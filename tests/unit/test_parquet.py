@@ -166,6 +166,16 @@ def test_a_row_or_a_column_that_does_not_fit_is_refused(tmp_path: Path, columns,
     assert re.search(what, message), message
 
 
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    """And a column that only a further file lacks is named without an option that nobody gave."""
+    columns = pa.table([[b"A"], [1], [2]], names=["image", "label", "label"])
+    pq.write_table(columns, tmp_path / "a.parquet")
+    assert "it has two columns called 'label'; rename one" in refusal(tmp_path / "a.parquet")
+    table(tmp_path, {"image": [b"A"]})
+    table(tmp_path, {"img": [b"B"]}, "b.parquet")
+    assert f"cannot find the column 'image' in {tmp_path}/b.parquet: it has img" in refusal(tmp_path)
+
+
 def test_files_must_be_parquet_and_of_one_kind(tmp_path: Path) -> None:
     """Whole, not empty, and with the same columns."""
     path = tmp_path / "b.parquet"

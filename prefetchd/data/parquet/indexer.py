@@ -107,7 +107,7 @@ class ParquetIndexer:
     def _check_columns(self, schema: Any, path: str) -> None:
         """Raise `ManifestError` if a further file lacks a column, or has paths for images or images for paths."""
         for column in (self.column, *self._label_columns):
-            kind = self._type_of(schema, column, "column", path)
+            kind = self._type_of(schema, column, "", path)
             if column == self.column and is_bytes(kind) != self.is_bytes:
                 first = "encoded images" if self.is_bytes else "paths"
                 what = f"{file_name(path)} has {kind} in the column {column!r}, and the first file {first}"
@@ -176,9 +176,12 @@ class ParquetIndexer:
             for part in rest:
                 kind = kind.field(part).type
         except (KeyError, AttributeError, ValueError):
+            if schema.names.count(first) > 1:
+                raise refusal(name or self._name, f"it has two columns called {first!r}", "rename one") from None
             listed = ", ".join(f"{field.name} ({field.type})" for field in list(schema)[:20])
             raise ManifestError(
-                f"cannot find the column {option}={column!r} in {name or self._name}: it has {listed}; give one of them"
+                f"cannot find the column {option and f'{option}='}{column!r} in {name or self._name}: it has {listed}; "
+                "give one of them"
             ) from None
         return kind
 

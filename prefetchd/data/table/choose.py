@@ -52,6 +52,12 @@ class _Names:
                 "numbers or bytes"
             )
         if key not in self._columns and key not in self._images:
+            parts = [name for name in (*self._columns, *self._left_out) if name.startswith(f"{key}.")]
+            if key in self._names and parts:
+                raise ManifestError(
+                    f"cannot use {option}={wanted!r} with {self._name}: its values have parts; give one of them: "
+                    f"{_listed(parts)}"
+                )
             raise ManifestError(
                 f"cannot find the column {option}={wanted!r} in {self._name}: it has {_listed(self._names)}; give one "
                 "of them by name or by number, from 0"
