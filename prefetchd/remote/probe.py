@@ -9,10 +9,12 @@ own: neither keeps the memory of the decoder.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,11 +30,15 @@ from prefetchd.errors import PrefetchdError
 from prefetchd.ipc.process import child_command, child_environment
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     import numpy as np
     from numpy.typing import NDArray
 
 _N_IMAGES = 4
 _PROBE_S = 120.0
+_END_S = 2.0
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _DTYPES: dict[str, dict[str, Any]] = {
     "uint8": {},
     "float32": {"dtype": "float32", "scale": 1 / 255, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
@@ -51,17 +57,24 @@ def marks() -> tuple[dict[str, str], dict[str, str]]:
         PrefetchdError: if the probe does not end well.
     """
     environment = child_environment(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1", OPENCV_LOG_LEVEL="OFF")
-    try:
-        done = subprocess.run(
-            child_command("prefetchd.remote.probe"),
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_PROBE_S, env=environment,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise PrefetchdError(f"cannot probe this machine's decoder: no result within {_PROBE_S:g} s") from None
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    with subprocess.Popen(
+        child_command("prefetchd.remote.probe"),
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+    ) as process:  # fmt: skip
+        try:
+            out, err = process.communicate(timeout=_PROBE_S)
+        except BaseException as error:  # Ctrl-C too: it is asked to end, as it has a folder to remove
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_END_S)
+            process.kill()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            raise PrefetchdError(f"cannot probe this machine's decoder: no result within {_PROBE_S:g} s") from None
+    if process.returncode:
+        last = (err.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
         raise PrefetchdError(f"cannot probe this machine's decoder: {last}; check its installation of OpenCV")
-    return versions(), json.loads(done.stdout)
+    return versions(), json.loads(out)
 
 
 def versions() -> dict[str, str]:
@@ -160,9 +173,18 @@ def _checksum(path: Path, options: dict[str, Any]) -> int:
     return checksum([bytes_of(root)])
 
 
+def _end(number: int, frame: FrameType | None) -> None:
+    """End, and remove the folder; a second signal must not interrupt that."""
+    for each in _ENDING:
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 def main(argv: list[str]) -> int:
     """Print the checksums."""
     assert not argv
+    for number in _ENDING:
+        signal.signal(number, _end)
     try:
         found = run()
     except PrefetchdError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -201,6 +202,25 @@ def missing(tmp_path: Path, address: str, source: object, **options: Any) -> str
         assert sum(len(batch.y) for batch in loader) > 0
         reason: str = loader.status()["agents_missing"][address]
         return reason
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_agent_that_is_stopped_while_it_starts_leaves_no_folder(tmp_path, number):
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    agent = subprocess.Popen(
+        [sys.executable, "-m", "prefetchd", "agent", "--listen", "127.0.0.1:0", "--token-file", token_file(tmp_path)],
+        env=os.environ | {"TMPDIR": str(temporary)}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        wait_until(lambda: os.listdir(temporary), "the probe has a folder", 20)
+        agent.send_signal(number)
+        assert agent.wait(20) in (130, -number)
+        wait_until(lambda: not os.listdir(temporary), "the folder is removed", 20)
+    finally:
+        agent.kill()
+        agent.wait()
 
 
 def test_agent_with_another_token_is_refused(tmp_path, agent, photographs):
