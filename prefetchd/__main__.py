@@ -21,11 +21,14 @@ def main() -> int:
     from prefetchd.errors import PrefetchdError
 
     try:
-        from prefetchd.cli.main import main as run
-    except PrefetchdError as error:  # not Linux, or too old
-        print(f"prefetchd: {error}", file=sys.stderr)
-        return 1
-    return run()
+        try:
+            from prefetchd.cli.main import main as run
+        except PrefetchdError as error:  # not Linux, or too old
+            print(f"prefetchd: {error}", file=sys.stderr)
+            return 1
+        return run()
+    except KeyboardInterrupt:  # while modules are loaded, or arguments read
+        return 130
 
 
 if __name__ == "__main__":

@@ -206,3 +206,18 @@ def test_a_system_that_lacks_something_is_refused_in_one_line_at_the_first_call(
     result = run(f"{missing}\n{command}")
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == f"prefetchd: {text}\n"
+
+
+def test_ctrl_c_while_the_command_is_loaded_says_nothing():
+    code = (
+        "import sys\n\n\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'prefetchd.cli.commands':\n"
+        "            raise KeyboardInterrupt\n\n\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "from prefetchd.__main__ import main\n"
+        "sys.exit(main())"
+    )
+    result = subprocess.run([sys.executable, "-c", code, "list"], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
