@@ -246,6 +246,22 @@ def test_options_that_do_not_fit_are_refused(options, reason):
         records(pairs([1, 2, 3]), **options)
 
 
+@pytest.mark.parametrize(
+    ("array", "held"),
+    [
+        (np.zeros(3, [("a", "i4")]), r"\[\('a', '<i4'\)\]"),
+        (np.array(["2020"], "M8[D]"), r"datetime64\[D\]"),
+        (np.array([[1, 2], [3, 4]], object), r"objects \(int\)"),
+        (np.float64(3), "one value, without an axis of rows"),
+    ],
+)
+def test_an_array_of_neither_numbers_nor_paths_is_refused_by_what_it_holds(array, held):
+    for source in (array, (array, np.arange(3))) if np.ndim(array) else (array,):
+        with pytest.raises(ManifestError, match=f"cannot serve this (ndarray|float64): it holds {held}; give an array"):
+            take_in(source, make_config(source="<source>"))
+    assert rows_of(np.array(PATHS, object)) == rows_of(PATHS)
+
+
 # --- columns
 
 

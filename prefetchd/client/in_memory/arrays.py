@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ def of_tuple(source: tuple[Any, ...], config: Config) -> PassedTable:
         raise ManifestError(f"cannot serve a tuple of {len(source)} arrays: give (x, y)")
     x, *y = source
     if _numbers(x) is None:
+        _check_paths(x)
         return frames.of_dict(dict(zip(("path", "label"), source, strict=False)), config)
     _check_options(config)
     return of_arrays(x, *y)
@@ -70,6 +72,7 @@ def of_one(source: Any, config: Config) -> PassedTable:
     """Serve one array: rows of numbers, or paths."""
     x = _numbers(source)
     if x is None:
+        _check_paths(source)
         return frames.of_dict({"path": source}, config)
     _check_options(config)
     return of_arrays(x)
@@ -115,6 +118,28 @@ def of_arrays(x: Any, y: Any = None) -> PassedTable:
             except ValueError as error:
                 raise ManifestError(f"cannot serve {column} from memory: {error}") from None
         return finish(name, writer, {}, "arrays")
+
+
+def _check_paths(values: Any) -> None:
+    """Raise `ManifestError` for an array of neither numbers nor what may be paths, such as bfloat16 or records."""
+    dtype = getattr(values, "dtype", None)
+    if dtype is None or hasattr(values, "iloc"):
+        return
+    n_axes: int = getattr(values, "ndim", 1)
+    held = "sparse numbers" if "sparse" in str(getattr(values, "layout", "")) else str(dtype)
+    if getattr(dtype, "kind", "V") == "O" and getattr(values, "size", 0):
+        first = np.asarray(values).flat[0]
+        if first is None or isinstance(first, str | bytes | bytearray | memoryview | os.PathLike):
+            return
+        held = f"objects ({type(first).__name__})"
+    if getattr(dtype, "kind", "V") in "UST" and n_axes:
+        return
+    if not n_axes:
+        held = "one value, without an axis of rows"
+    raise ManifestError(
+        f"cannot serve this {type(values).__name__}: it holds {held}; give an array of numbers, such as float32, with "
+        "a row for each sample, or paths"
+    )
 
 
 def _numbers(values: Any) -> NDArray[Any] | None:
