@@ -70,6 +70,7 @@ def test_links_to_folders_are_followed_but_never_round_and_round(tmp_path: Path)
     source = make(tmp_path / "data", "b/y.jpg")
     os.symlink(tmp_path / "store", tmp_path / "data" / "a")
     os.symlink(tmp_path / "data" / "b", tmp_path / "data" / "b" / "again")
+    os.symlink("..", tmp_path / "data" / "b" / "up")  # would give the images of all classes to this one
     with Manifest.open(make_config(source=source)) as manifest:
         assert manifest.classes == ("a", "b")
         assert len(manifest) == 2

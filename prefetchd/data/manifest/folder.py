@@ -54,9 +54,10 @@ def list_folder(folder: str, name: str, fd: int, *, label_columns: int | None) -
         if label_columns is None:
             check_class_folders(name, folders)
         listing.n_beside = len(files)
+        top = os.stat(folder)
         for number, label in enumerate(folders):
             n_before = listing.lines
-            listing.walk(os.path.join(folder, label), label, b"%d\t" % number, ())
+            listing.walk(os.path.join(folder, label), label, b"%d\t" % number, ((top.st_dev, top.st_ino),))
             if listing.lines == n_before:
                 listing.empty.append(label)
         classes = tuple(folders)
