@@ -7,8 +7,9 @@ from typing import Any, cast
 
 import pytest
 
-from prefetchd.daemon.readers.batch_builder import BatchBuilder, Histogram
+from prefetchd.daemon.readers.batch_builder import BatchBuilder
 from prefetchd.daemon.readers.batch_job import BATCHING, Chunk
+from prefetchd.daemon.readers.histogram import Histogram
 from prefetchd.daemon.readers.pool import Pool
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.scheduler import next_fills, ready_for

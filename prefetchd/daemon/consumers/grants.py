@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from prefetchd.daemon.consumers.consumer import Consumer, State
 from prefetchd.daemon.memory.manager import MemoryManager
-from prefetchd.daemon.readers.batch_builder import BatchBuilder, Histogram
+from prefetchd.daemon.readers.batch_builder import BatchBuilder
+from prefetchd.daemon.readers.histogram import Histogram
 from prefetchd.daemon.schedule.cursor import Cursor
 from prefetchd.daemon.schedule.scheduler import Reserve, can_spare, may_grant, ready_for
 from prefetchd.ipc import messages
@@ -81,7 +82,10 @@ class Granter:
 
     @property
     def grants_ahead(self) -> int:
-        """One; more of small batches in a large ring: they are cheap, and a message for each would cost as much."""
+        """How many grants a loop may have ahead: one, or more where batches are small and the ring is large.
+
+        There a message for each batch would cost as much as the batch.
+        """
         n_slots = len(self._ring.slots)
         if n_slots < _MANY_SLOTS:
             return 1
