@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from prefetchd.daemon.readers.batch_job import Chunk
+from prefetchd.errors import one_line
 from prefetchd.ipc import reader_messages
+
+log = logging.getLogger("prefetchd")
 
 _LEAST_IN_HAND = 2  # chunks for each of its readers: one at work, one to do next
 _MOST_IN_HAND = 6  # where the way there and back takes as long as some chunks
@@ -18,6 +22,8 @@ _DEADLINE_TURNS = 10
 _DEADLINE_S = 5.0
 _UNKNOWN_DEADLINE_S = 30.0  # while nobody knows how long a row takes
 _REST_S = 5.0
+_DOUBTED_FROM = 16  # samples that an agent could not make
+_MOST_QUOTED = 300  # characters of what an agent says of one
 
 
 @dataclass(slots=True, eq=False)
@@ -113,6 +119,22 @@ class RemoteNode:
         self.chunk_s += (done.took_s - self.chunk_s) * (0.2 if self.chunk_s else 1)
         self.rests_until = 0.0
         return chunk
+
+    def look_at_faults(self, faults: Sequence[reader_messages.Fault]) -> None:
+        """Warn once of an agent that cannot make most of what it is given, such as one without the data."""
+        if not faults or self.is_doubted or self.unread < max(_DOUBTED_FROM, self.samples):
+            return
+        self.is_doubted = True
+        where, reason = (one_line(text[:_MOST_QUOTED]) for text in (faults[0].where, faults[0].reason))
+        log.warning(
+            "agent %s cannot make %d of its first %d samples, such as %s: %s; the readers of this machine make them; "
+            "see that the agent has the same data under the same paths",
+            self.name,
+            self.unread,
+            self.unread + self.samples,
+            where,
+            reason,
+        )
 
     def take_back(self, task: int) -> Chunk:
         """Return what a task was; it has it no more."""

@@ -22,8 +22,7 @@ from prefetchd.daemon.readers.quarantine import Quarantine
 from prefetchd.daemon.readers.reader_handle import ReaderHandle
 from prefetchd.daemon.readers.remote_node import RemoteNode, least_busy
 from prefetchd.daemon.readers.stragglers import Stragglers, take_back, usual_answer_s
-from prefetchd.errors import one_line
-from prefetchd.ipc import bridge_messages, reader_messages, sockets
+from prefetchd.ipc import bridge_messages, sockets
 from prefetchd.ring.slots import Key, Slot
 
 log = logging.getLogger("prefetchd")
@@ -34,8 +33,6 @@ _MOST_REST_S = 30.0
 _STEADY_S = 60.0
 _FLUSH_S = 0.02
 _MOST_FILLS = 512  # in one message
-_DOUBTED_FROM = 16  # samples that an agent could not make
-_MOST_QUOTED = 300  # characters of what an agent says of one
 _LOST = ReaderEnd(0, suspect=False)
 
 
@@ -227,7 +224,7 @@ class RemoteReaders:
                     if done.task in node.chunks:
                         self._withdraw(self._stragglers.part(done.task))
                         chunk = node.finished(done, self._clock())
-                        self._look_at_faults(node, done.faults)
+                        node.look_at_faults(done.faults)
                         self.busy_s += done.took_s
                         self.samples += len(chunk.rows) - done.rows_left
                         self._events.done(node.number, chunk, done)
@@ -238,22 +235,6 @@ class RemoteReaders:
                 node.received_bytes, node.round_trip_s = message.received_bytes, message.round_trip_s
                 node.memory_bytes, node.budget_bytes = message.memory_bytes, message.budget_bytes
                 node.quiet_s, node.crashes = message.quiet_s, message.crashes
-
-    def _look_at_faults(self, node: RemoteNode, faults: Sequence[reader_messages.Fault]) -> None:
-        """Warn once of an agent that cannot make most of what it is given, such as one without the data."""
-        if not faults or node.is_doubted or node.unread < max(_DOUBTED_FROM, node.samples):
-            return
-        node.is_doubted = True
-        where, reason = (one_line(text[:_MOST_QUOTED]) for text in (faults[0].where, faults[0].reason))
-        log.warning(
-            "agent %s cannot make %d of its first %d samples, such as %s: %s; the readers of this machine make them; "
-            "see that the agent has the same data under the same paths",
-            node.name,
-            node.unread,
-            node.unread + node.samples,
-            where,
-            reason,
-        )
 
     def _return(self, node: RemoteNode, task: int, end: ReaderEnd) -> None:
         chunk = node.take_back(task)
