@@ -79,6 +79,10 @@ class Agent:
         options: how it was started.
         loop: the event loop to run in, borrowed.
 
+    Attributes:
+        address: host and port that it listens on.
+        budget_bytes: the most memory of all its processes together.
+
     Raises:
         PrefetchdError: if it cannot listen there.
         BudgetError: if the budget cannot be kept.

@@ -29,6 +29,12 @@ class AgentLink:
         begins: called with a task whose rows begin to come, before any is written.
         answered: called with what it answered: (link, done), in order.
         lost: called with a task whose reader ended: (link, message).
+
+    Attributes:
+        targets: where the rows of each task go that was given and is not answered, by task.
+        round_trip_s: how long an answer to `Ping` took at least, of the latest ones; 0 before the first.
+        seen: the latest `Pong`.
+        resized: whether the daemon must learn the number of readers.
     """
 
     def __init__(
@@ -43,10 +49,10 @@ class AgentLink:
         lost: Callable[[AgentLink, wire.Lost], None],
     ) -> None:
         self.node, self.name, self.n_readers = node, name, n_readers
-        self.targets: dict[int, Target] = {}  # by task
+        self.targets: dict[int, Target] = {}
         self.round_trip_s = 0.0
         self.seen = wire.Pong(0, 0, 0, 0)
-        self.resized = False  # whether the daemon must learn the number of readers
+        self.resized = False
         self._most_body_bytes = most_body_bytes
         self._begins, self._answered, self._lost = begins, answered, lost
         self._link = Link(sock, wire.decode_from_agent, self._place, self._handle)
@@ -92,7 +98,7 @@ class AgentLink:
         if self.targets.pop(task, None) is None:
             return False
         if self.is_receiving(task):
-            self._link.let_fall()
+            self._link.drop_body()
         self._link.send(wire.Drop([task]))
         return True
 

@@ -12,7 +12,6 @@ so does the bridge. When the bridge dies the daemon starts another; no agent not
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import os
 import queue
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from prefetchd.errors import PrefetchdError, one_line
 from prefetchd.ipc import bridge_messages, reader_messages, sockets
+from prefetchd.ipc.parent_death import end_with_parent
 from prefetchd.remote import wire
 from prefetchd.remote.agent_link import AgentLink
 from prefetchd.remote.dialer import Dialer, Dialled
@@ -43,14 +43,13 @@ if TYPE_CHECKING:
 _TICK_S = 0.5
 _MOST_DONE = 32  # in one message
 _MOST_REASON = 1000  # characters
-_PR_SET_PDEATHSIG = 1
 
 
 class Bridge:
     """The loop of the bridge.
 
     Args:
-        sock: the daemon's end of its socket, owned.
+        sock: its end of the socket to the daemon, owned.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -337,7 +336,7 @@ class Bridge:
 
 def main(argv: list[str]) -> int:
     """Be the bridge of the daemon at the other end of SOCKET_FD."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent(os.getppid(), signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:

@@ -1,8 +1,8 @@
 """A connection between daemon and agent: whole frames over a TCP or TLS socket, with waiting and without.
 
 `Peer` waits: it greets, proves, joins and ships indexes, each step with a deadline. Then `Link` takes the socket over
-and never waits. It receives the body of a frame straight to where it belongs, such as a slot, or lets it fall. Both own
-the socket. A frame that makes no sense, or a peer that is gone, is a `LinkEnded`.
+and never waits. It receives the body of a frame straight to where it belongs, such as a slot, or drops it. Both own the
+socket. A frame that makes no sense, or a peer that is gone, is a `LinkEnded`.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Link(Generic[Message]):
         sock: the connected socket, owned.
         decode: of the messages that come.
         place: returns where the body of a frame goes: (message, its bytes) -> views of as many bytes in all, or `None`
-            to let it fall. Raises `LinkEnded` if there may be no such body.
+            to drop it. Raises `LinkEnded` if there may be no such body.
         handle: called with each message once its body is there, and with whether that arrived as it was sent.
     """
 
@@ -160,8 +160,8 @@ class Link(Generic[Message]):
         """The message whose body is being received."""
         return self._message
 
-    def let_fall(self) -> None:
-        """Let what is still to come of the present body fall; nothing more is written to where it went."""
+    def drop_body(self) -> None:
+        """Drop what is still to come of the present body; nothing more is written to where it went."""
         self._parts = None
 
     # --- in
@@ -263,11 +263,6 @@ class Link(Generic[Message]):
     def is_sending(self) -> bool:
         """Whether something waits until the peer takes it."""
         return bool(self._out)
-
-    @property
-    def unsent_bytes(self) -> int:
-        """Bytes that wait."""
-        return sum(len(part) for part, _ in self._out)
 
     def send(self, message: wire.Frame, parts: Parts = (), sent: Callable[[], None] | None = None) -> None:
         """Queue a frame for `flush`; `parts` must not change until `sent` is called."""

@@ -12,7 +12,6 @@ with two chunks, and the rest for large images.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
@@ -31,6 +30,7 @@ from prefetchd.errors import BudgetError, PrefetchdError
 from prefetchd.ipc import sockets, system
 from prefetchd.ipc.event_loop import EventLoop
 from prefetchd.ipc.failures import explained
+from prefetchd.ipc.parent_death import end_with_parent
 from prefetchd.ipc.reader_messages import Boot
 from prefetchd.remote import control, wire
 from prefetchd.remote.arrival import Arrived, Index, arrive
@@ -47,7 +47,6 @@ _TICK_S = 0.5
 _BUFFERS_A_READER = 2
 _SPARE_BUFFERS = 2  # being sent while all readers have two
 _LARGE_BYTES = 32 << 20  # kept for large images where there is room
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +293,7 @@ class Session:
 
 def main(argv: list[str]) -> int:
     """Be the session of the daemon at the other end of SOCKET_FD."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent(os.getppid(), signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="prefetchd agent: %(message)s")

@@ -116,7 +116,8 @@ class Worker:
         while self._tasks and self._free:
             task, buffer = self._tasks[0], self._free[-1]
             buffer.slot.layout = task.layout
-            job = Job(buffer.slot, task.dataset, task.epoch, task.batch, task.n_rows, task.task)
+            # Its turn is the task's number: that is how an answer is told from the others.
+            job = Job(buffer.slot, task.dataset, task.epoch, task.batch, task.n_rows, turn=task.task)
             job.first_row = task.first_row
             rows = range(task.first_row, task.first_row + task.n_rows)
             chunk = Chunk(job, rows, expected_s=(self._row_s[task.dataset] or math.inf) * task.n_rows)

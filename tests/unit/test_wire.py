@@ -116,7 +116,7 @@ def test_rest_of_a_body_falls_when_it_is_not_wanted_any_more():
         receiver.sock.sendall(data[:-1000])
         receiver.link.read()
         assert receiver.link.receiving == ROWS
-        receiver.link.let_fall()
+        receiver.link.drop_body()
         receiver.sock.sendall(data[-1000:] + frame(wire.Readers(1)))
         receiver.link.read()
         assert bytes(target) == b"\1" * 2000 + bytes(1000)

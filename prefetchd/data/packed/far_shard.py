@@ -39,7 +39,6 @@ class _RangesContent:
         self._identity = identity
         self._n_bytes = int(identity[0])
         self._windows: Generator[tuple[int, bytes], None, None] | None = None
-        self._next_at = 0
         self._held: deque[tuple[int, bytes]] = deque(maxlen=_HELD)
 
     def expect(self, offsets: Sequence[int]) -> None:

@@ -136,7 +136,7 @@ def _mds(described: dict[str, Any], folder: str, name: str) -> tuple[PackedColum
                     "write them with zstd, or decompress",
                 )
             path, stored_bytes, is_zstd = _path(folder, packed["basename"]), int(packed["bytes"]), True
-        shards.append(_checked(PackedShard(path, int(shard["samples"]), n_bytes, stored_bytes, is_zstd), name))
+        shards.append(_checked(PackedShard(path, int(shard["samples"]), n_bytes, stored_bytes, is_zstd)))
     return columns or PackedColumns((), (), ()), shards
 
 
@@ -166,7 +166,7 @@ def _litdata(described: dict[str, Any], folder: str, name: str) -> tuple[PackedC
     shards = []
     for chunk in described["chunks"]:
         path, n_bytes = _path(folder, chunk["filename"]), int(chunk["chunk_bytes"])
-        shards.append(_checked(PackedShard(path, int(chunk["chunk_size"]), n_bytes, n_bytes, False), name))
+        shards.append(_checked(PackedShard(path, int(chunk["chunk_size"]), n_bytes, n_bytes, False)))
     return PackedColumns(names, encodings, (0,) * len(names)), shards
 
 
@@ -177,7 +177,7 @@ def _path(folder: str, written: str) -> str:
     return os.path.join(folder, written)
 
 
-def _checked(shard: PackedShard, name: str) -> PackedShard:
+def _checked(shard: PackedShard) -> PackedShard:
     if not (0 <= shard.n_samples < 1 << 30 and 0 <= shard.n_bytes < _MAX_SHARD_BYTES):
         raise ValueError(f"{shard.n_samples} samples in {shard.n_bytes} bytes")
     return shard
