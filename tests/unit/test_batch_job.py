@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import permutations
 from typing import Any
@@ -16,6 +17,7 @@ from prefetchd.daemon.readers.job_tracker import JobTracker
 from prefetchd.daemon.readers.known_samples import BadSample, SampleSet
 from prefetchd.ipc.reader_messages import Fault
 from prefetchd.ring.slots import Slot
+from prefetchd.sampling.order import Order
 
 N_SAMPLES = 20
 BATCHES_PER_EPOCH = 4  # of 5
@@ -92,6 +94,11 @@ class Readers:
         return Fault(row, sample, f"list.txt line {sample + 1}: {sample}.jpg", "why", content, fresh)
 
 
+def following(n_samples: int) -> Callable[[int], Iterator[int]]:
+    """Return what stands in for a sample in a plain order."""
+    return Order(n_samples, 1, drop_last=False, shuffle=False, seed=0).following
+
+
 class Bench:
     """A tracker of `N_SAMPLES` in order, and what it reported."""
 
@@ -104,6 +111,7 @@ class Bench:
             lambda sample: f"list.txt line {sample + 1}: {sample}.jpg",
             self.reported.append,
             BATCHES_PER_EPOCH,
+            following(N_SAMPLES),
         )
 
     def fill(self, readers: Readers, *, batch: int = 0, rows: int = 5, chunk_rows: int = 2, epoch: int = 0) -> Job:
@@ -239,7 +247,7 @@ def test_content_is_a_function_of_the_bad_samples_alone(
 def test_verdict_on_a_users_function_holds_for_its_epoch_only():
     """What one epoch found does not shorten another's judgement, so it cannot change what that one delivers."""
     told: list[BadSample] = []
-    tracker = JobTracker("substitute", 4, in_order, lambda sample: "w", told.append, 1)
+    tracker = JobTracker("substitute", 4, in_order, lambda sample: "w", told.append, 1, following(4))
     for epoch in range(3):
         job = tracker.start(Slot(0, None), (0, epoch, 0), 4, 4)  # type: ignore[arg-type]
         asked = []

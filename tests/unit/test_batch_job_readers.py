@@ -11,7 +11,7 @@ from prefetchd.daemon.readers.job_tracker import CRASH_TRIES, ENVIRONMENT_TRIES,
 from prefetchd.ipc.exit_status import RAISED_STATUS, describe_exit
 from prefetchd.ipc.reader_messages import Fault
 from prefetchd.ring.slots import Slot
-from tests.unit.test_batch_job import SEGV, Bench, Readers, in_order, rows_of
+from tests.unit.test_batch_job import SEGV, Bench, Readers, following, in_order, rows_of
 
 
 def test_one_fault_alone_is_no_verdict() -> None:
@@ -256,7 +256,7 @@ def test_a_closing_task_that_ends_its_readers_fails_the_batch_in_the_end() -> No
 @pytest.mark.parametrize("alone", [False, True])
 def test_rows_that_a_full_reader_left_are_done_by_another(alone):
     """They are no fault of the samples: nothing is counted against them, and what was done is not done again."""
-    tracker = JobTracker("raise", 8, in_order, lambda sample: "w", lambda sample: None, 1)
+    tracker = JobTracker("raise", 8, in_order, lambda sample: "w", lambda sample: None, 1, following(8))
     job = tracker.start(Slot(0, None), (0, 0, 0), 8, 8)  # type: ignore[arg-type]
     chunk = job.queued.popleft()
     if alone:
@@ -273,7 +273,7 @@ def test_rows_that_a_full_reader_left_are_done_by_another(alone):
 
 
 def test_want_of_memory_is_tried_in_fresh_readers_and_then_told_under_any_policy():
-    tracker = JobTracker("skip", 4, in_order, lambda sample: "w", lambda sample: None, 1)
+    tracker = JobTracker("skip", 4, in_order, lambda sample: "w", lambda sample: None, 1, following(4))
     job = tracker.start(Slot(0, None), (0, 0, 0), 4, 4)  # type: ignore[arg-type]
     fresh = []
     while not job.finished:

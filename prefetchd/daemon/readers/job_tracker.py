@@ -16,7 +16,6 @@ Pure: it knows neither processes nor sockets.
 
 from __future__ import annotations
 
-import itertools
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -45,8 +44,7 @@ class JobTracker:
         where: names a sample, such as by its file and line.
         on_bad: called with each bad sample, once.
         batches_per_epoch: of the data set.
-        following: the samples that can stand in for one, in turn, over and over, or as many as there are; else those
-            with the next numbers.
+        following: the samples that can stand in for one, in turn, over and over, or as many as there are.
     """
 
     def __init__(
@@ -57,11 +55,11 @@ class JobTracker:
         where: Callable[[int], str],
         on_bad: Callable[[BadSample], None],
         batches_per_epoch: int,
-        following: Callable[[int], Iterator[int]] | None = None,
+        following: Callable[[int], Iterator[int]],
     ) -> None:
         self._policy = policy
         self._n_samples = n_samples
-        self._following = following or self._next_numbers
+        self._following = following
         self._sample_ids = sample_ids
         self._where = where
         self._on_bad = on_bad
@@ -314,9 +312,6 @@ class JobTracker:
             )
         else:
             job.queued.append(Chunk(job, [row], candidate))
-
-    def _next_numbers(self, sample_id: int) -> Iterator[int]:
-        return (number % self._n_samples for number in itertools.count(sample_id + 1))
 
     def _close(self, job: Job) -> None:
         """When the last row is in and some were skipped, queue the task that closes the gaps."""
