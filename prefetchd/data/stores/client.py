@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import datetime
 import logging
 import random
@@ -30,7 +29,7 @@ from prefetchd.data.stores.identity import condition, has_etag, identity_of, is_
 from prefetchd.data.stores.keep import KeptRanges, entry_name
 from prefetchd.data.stores.next_use import needed_s
 from prefetchd.data.stores.options import arguments_of, explain, wanted_profile
-from prefetchd.data.stores.urls import is_web, shown, split, split_user
+from prefetchd.data.stores.urls import basic, is_web, shown, split, split_user
 from prefetchd.errors import ConfigError, ManifestError
 
 if TYPE_CHECKING:
@@ -121,7 +120,7 @@ def _make_store(url: str) -> Any:
         if is_web(url):
             address, user = split_user(url)
             if user:  # the library leaves it out
-                more["client_options"]["default_headers"] = {"authorization": _basic(user)}
+                more["client_options"]["default_headers"] = {"authorization": basic(user)}
             return HTTPStore(address, **more)
         profile = wanted_profile(url, _given)
         if profile is not None:
@@ -133,9 +132,12 @@ def _make_store(url: str) -> Any:
         raise explain(error, url) from None
 
 
-def _basic(user: str) -> str:
-    """Return the header of a request for a user with a password (`name:password`)."""
-    return "Basic " + base64.b64encode((user if ":" in user else f"{user}:").encode()).decode()
+def get(url: str, options: Any = None) -> Any:
+    """Return the store's answer to one request for an object; raises what the library raises."""
+    import obstore
+
+    home, key = split(url)
+    return obstore.get(store_of(home), key, options=options)
 
 
 def head(url: str) -> list[int | str]:
@@ -173,11 +175,8 @@ def look(url: str) -> list[int | str]:
     Raises:
         SampleFault: if it cannot be read.
     """
-    import obstore
-
-    home, key = split(url)
     # Not HEAD, which a signed URL may not allow, and whose answer has no words.
-    return identity_of(with_retries(url, lambda: obstore.get(store_of(home), key)).meta)
+    return identity_of(with_retries(url, lambda: get(url)).meta)
 
 
 def read(
@@ -210,15 +209,12 @@ def read_bytes(url: str, start: int, n_bytes: int, identity: Sequence[Any]) -> b
 def read_whole(url: str, *, is_optional: bool = False) -> bytes | None:
     """Return all of an object, or `None` if there is none; raises `ManifestError` if it cannot be read.
 
-    S3 forbids to read what is not there, where names may not be listed: such is none if it `is_optional`.
+    S3 forbids to read what is not there, where names may not be listed: if it `is_optional` that counts as none.
     """
-    import obstore
-
-    home, key = split(url)
 
     def attempt() -> bytes | None:
         try:
-            found = obstore.get(store_of(home), key)
+            found = get(url)
             content = bytes(found.bytes())
         except FileNotFoundError as error:
             if isinstance(fault_of_store(error, shown(url)), UnreadableFile):
@@ -242,11 +238,8 @@ def read_start(url: str, n_bytes: int) -> bytes:
     Raises:
         ManifestError: if the store cannot be asked.
     """
-    import obstore
-
-    home, key = split(url)
     try:
-        found = with_retries(url, lambda: obstore.get(store_of(home), key))
+        found = with_retries(url, lambda: get(url))
         if not found.meta["size"]:
             return b""
         n_bytes = min(n_bytes, found.meta["size"])
@@ -270,13 +263,10 @@ def fetch(url: str, identity: Sequence[Any], start: int, n_bytes: int) -> memory
 
 
 def _download(url: str, identity: Sequence[Any], start: int, n_bytes: int) -> memoryview:
-    import obstore
-
-    home, key = split(url)
     options: Any = {"range": (start, start + n_bytes), **condition(identity)}
 
     def attempt() -> memoryview:
-        found = obstore.get(store_of(home), key, options=options)
+        found = get(url, options)
         if not is_same(found.meta, identity):
             raise changed(shown(url))
         content = memoryview(found.bytes())  # type: ignore[arg-type, unused-ignore]
@@ -332,11 +322,8 @@ def with_retries(url: str, attempt: Callable[[], Result], *, is_sample: bool = F
 
 def _can_read(url: str) -> bool:
     """Return whether a byte of an object can be read."""
-    import obstore
-
-    home, key = split(url)
     try:
-        obstore.get(store_of(home), key, options={"range": (0, 1)})
+        get(url, {"range": (0, 1)})
     except Exception:
         return False
     return True

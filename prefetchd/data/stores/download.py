@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from prefetchd.data.faults import EnvironmentFault, SampleFault
 from prefetchd.data.files import write_all
-from prefetchd.data.stores.client import store_of, with_retries
+from prefetchd.data.stores.client import get, with_retries
 from prefetchd.data.stores.faults import refusal
-from prefetchd.data.stores.urls import shown, split
+from prefetchd.data.stores.urls import shown
 from prefetchd.ipc.descriptors import memfd, seal
 
 if TYPE_CHECKING:
@@ -24,13 +24,10 @@ def download(url: str) -> int:
     Raises:
         ManifestError: if it cannot be read.
     """
-    import obstore
-
-    home, key = split(url)
     fd = memfd("prefetchd-object")
 
     def attempt() -> None:
-        found = obstore.get(store_of(home), key)
+        found = get(url)
         os.ftruncate(fd, 0)
         os.lseek(fd, 0, os.SEEK_SET)
         pieces: Iterator[memoryview] = map(memoryview, found.stream(min_chunk_size=_PIECE_BYTES))

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 from prefetchd.data.faults import SampleFault, UnreadableFile
-from prefetchd.data.stores.client import store_of, with_retries
+from prefetchd.data.stores.client import get, store_of, with_retries
 from prefetchd.data.stores.faults import fault_of_store, refusal
 from prefetchd.data.stores.identity import identity_of
 from prefetchd.data.stores.urls import is_web, shown, split
@@ -20,13 +20,10 @@ _SAY_EVERY_S = 10.0
 
 def exists(url: str) -> bool:
     """Return whether there is such an object; raises `ManifestError` if the store cannot be asked."""
-    import obstore
-
-    home, key = split(url)
 
     def attempt() -> bool:
         try:
-            obstore.get(store_of(home), key)
+            get(url)
         except FileNotFoundError as error:
             if isinstance(fault_of_store(error, url), UnreadableFile):
                 return False

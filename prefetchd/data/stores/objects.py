@@ -14,7 +14,7 @@ import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefetchd.data.faults import EnvironmentFault, SampleFault, UnreadableFile
-from prefetchd.data.stores.client import kept, store_of, with_retries
+from prefetchd.data.stores.client import get, kept, store_of, with_retries
 from prefetchd.data.stores.faults import changed, lost
 from prefetchd.data.stores.identity import has_etag, identity_of
 from prefetchd.data.stores.keep import entry_name
@@ -53,10 +53,8 @@ def read_object(url: str, buffer: FileBuffer, reserve: ReserveMemory, pins: Pins
         SampleFault: if it cannot be read, or is empty.
         ManifestError: if it is not what it was when it was first read.
     """
-    import obstore
     from obstore.exceptions import NotModifiedError
 
-    home, key = split(url)
     keep, name = kept(), ""
     found: _Kept | None = None
     if keep is not None:
@@ -70,7 +68,7 @@ def read_object(url: str, buffer: FileBuffer, reserve: ReserveMemory, pins: Pins
 
     def attempt() -> tuple[memoryview, list[Any]]:
         try:
-            answer = obstore.get(store_of(home), key, options=options)
+            answer = get(url, options)
         except NotModifiedError:
             assert found is not None
             if not pins.note(place, found.identity, is_read=True):

@@ -6,6 +6,7 @@ percent-encoded, and may have a query.
 
 from __future__ import annotations
 
+import base64
 import glob
 import os
 import re
@@ -96,6 +97,11 @@ def split_user(url: str) -> tuple[str, str]:
     """Return a URL of the web without its user, and that: `name:password`, no longer percent-encoded, or nothing."""
     match = re.match(r"(https?://)([^/@?#]*)@", url, re.IGNORECASE)
     return (url, "") if match is None else (match[1] + url[match.end() :], unquote(match[2]))
+
+
+def basic(user: str) -> str:
+    """Return the header `Authorization` of a request for a user with a password (`name:password`)."""
+    return "Basic " + base64.b64encode((user if ":" in user else f"{user}:").encode()).decode()
 
 
 def _without_query(url: str) -> str:
