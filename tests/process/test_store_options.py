@@ -82,6 +82,8 @@ def test_commands_take_them(home: Path, moto: S3Server, tmp_path: Path) -> None:
     index = tmp_path / "a.idx"
     assert run_command("index", "s3://data/a.tar", "-o", index, *given).returncode == 0
     assert index.stat().st_size
+    done = run_command("index", "s3://data/train/", "-o", index, *given)
+    assert "neither .tar files nor a folder" in done.stderr, done.stderr
     done = run_command("verify", "s3://data/list.txt", "--json", *given)
     assert json.loads(done.stdout)["verified"] == IMAGES, done.stderr
     done = run_command("preview", "s3://data/train/", "-o", tmp_path / "p.png", "--image-size", 16, *given)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pprint
+import sys
 from collections import OrderedDict
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from prefetchd.cli.measure.plan_choice import command_line
 from prefetchd.config.datasets import read_config_file
 from prefetchd.config.store_options import StoreOptions, canonical
 from prefetchd.config.validate import check_agrees, check_options, make_config
+from prefetchd.data.registry import open_source
 from prefetchd.data.stores import client
 from prefetchd.data.stores.faults import fault_of_store
 from prefetchd.data.stores.names import listing
@@ -48,6 +50,13 @@ def test_what_cannot_be_an_option_is_refused_without_its_value(wrong: object) ->
     with pytest.raises(ConfigError, match=r"cannot use (the )?store.option") as caught:
         canonical(wrong)
     assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("source", ["s3://bucket/list.txt", "s3://bucket/a.tar", "s3://bucket/x.npy"])
+def test_without_obstore_a_url_is_refused_in_one_line(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(ConfigError, match=r"cannot read objects by URL: .*pip install 'prefetchd\[stores\]'"):
+        open_source(make_config(source=source))
 
 
 def test_nothing_shows_a_value() -> None:

@@ -45,14 +45,14 @@ def run(arguments: argparse.Namespace) -> int:
     from prefetchd.data.tar.records import check_not_compressed
 
     name = one_line(arguments.source)
-    if kind_of(arguments.source) != "tar":
-        raise ConfigError(
-            f"cannot index {name}: it is neither .tar files nor a folder of them; serve other data without an index"
-        )
     if is_url(arguments.source):
         from prefetchd.data.stores.client import set_up
 
         set_up(make_config(source=arguments.source, store_options=arguments.store_option))
+    if kind_of(arguments.source) != "tar":
+        raise ConfigError(
+            f"cannot index {name}: it is neither .tar files nor a folder of them; serve other data without an index"
+        )
     paths = expand(arguments.source, "tar", name)
     check_not_compressed(paths)
     with IndexFile(arguments.output) as file, Progress("indexing", sys.stderr) as progress:

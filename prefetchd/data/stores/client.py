@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib
 import logging
 import random
 import threading
@@ -62,9 +63,15 @@ def set_up(config: Config) -> None:
     if that is given.
 
     Raises:
-        ConfigError: if the folder cannot be used.
+        ConfigError: if obstore is not installed, or the folder cannot be used.
     """
     global _limit_s, _kept, _given
+    try:
+        importlib.import_module("obstore")
+    except ImportError as error:
+        raise ConfigError(
+            f"cannot read objects by URL: obstore cannot be imported ({error}); pip install 'prefetchd[stores]'"
+        ) from None
     _limit_s = min(_MOST_S, config.reader_timeout / 4)
     given = config.store_options.values_by_key()
     if given != _given:
@@ -97,13 +104,9 @@ def store_of(url: str) -> Any:
 
 
 def _make_store(url: str) -> Any:
-    try:
-        from obstore.exceptions import BaseError
-        from obstore.store import HTTPStore, from_url
-    except ImportError:
-        raise ConfigError(
-            f"cannot read {shown(url)}: obstore is not installed; pip install 'prefetchd[stores]'"
-        ) from None
+    from obstore.exceptions import BaseError
+    from obstore.store import HTTPStore, from_url
+
     scheme, _, home = url.partition("://")
     if not is_web(url) and ":" in (home.rpartition("@")[0] or home):  # the library would leave that out
         raise ConfigError(
