@@ -1,1 +1,1 @@
-"""The order of a data set's samples, made of its options and its data: subsets. In the daemon, once a data set."""
+"""The order of a data set, of its options and its data: subsets, weights, mixtures, buckets. In the daemon, at open."""

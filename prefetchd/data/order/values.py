@@ -87,9 +87,7 @@ def _labels(source: Source) -> NDArray[Any] | None:
         return column.values.reshape(len(column), -1)  # lists of one length
     if isinstance(records, ObjectRecords):
         return None
-    if isinstance(records, TableRecords | ShardRecords):
-        return records.label_values()
-    if isinstance(records, Manifest):
+    if isinstance(records, TableRecords | ShardRecords | Manifest):
         return records.label_values()
     return None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from prefetchd.columns.store import Column
     from prefetchd.config.fields import Field
 
-# What each kind may hold. Text and files are both columns of text: the kind tells them apart.
+# The kinds whose values are encoded. A column of text holds text or paths of files: the kind tells which.
 _ENCODED = ("image", "mask", "bytes")
 
 
@@ -55,6 +56,14 @@ class Binding:
             self.name, self.column, self.suffix, facts.holds, list(facts.shape), facts.dtype, facts.longest,
             facts.written, [list(each) for each in facts.beside],
         ]  # fmt: skip
+
+    def digest(self, columns: Columns, made: Columns | None) -> str:
+        """Return what follows the values of the field, and neither other columns nor where files lie."""
+        column = (made if made is not None and self.column in made else columns).get(self.column)
+        content = "" if column is None else column.layout.digest  # those of other records have a digest of their own
+        if column is not None and self.facts.holds == "members" and column.layout.shape == (3,):
+            content = blake2b(column.values[:, 2].tobytes(), digest_size=16).hexdigest()  # the lengths of the pieces
+        return repr((self.suffix, content, self.facts.classes))
 
 
 def binding_from_wire(wire: Sequence[Any]) -> Binding:

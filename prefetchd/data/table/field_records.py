@@ -75,8 +75,8 @@ class FieldRecords:
         self._values = [(self._column(binding), binding.suffix, binding.facts.holds == "files") for binding in bindings]
         checks: dict[str, str] = columns.attributes.get("checks", {})
         self._checks = {column: columns[other] for column, other in checks.items()}
-        kinds: list[str] = facts["kinds"]
-        self._primary = kinds.index("image") if "image" in kinds else None
+        self._kinds: list[str] = facts["kinds"]
+        self._primary = self._kinds.index("image") if "image" in self._kinds else None
 
     def _column(self, binding: Binding) -> Column | ParquetRecords:
         """Return what has the values of a field."""
@@ -129,7 +129,7 @@ class FieldRecords:
             for each in images.values():
                 each.close()
             raise
-        digests = [_digest(binding, columns, made) for binding in bindings]
+        digests = [binding.digest(columns, made) for binding in bindings]
         digests += [each.digest for each in images.values()]
         facts = {
             "name": name,
@@ -189,7 +189,7 @@ class FieldRecords:
     @property
     def fields(self) -> tuple[FieldFacts, ...]:
         """What the values of each field are."""
-        return tuple(binding.facts for binding in self._bindings[: len(self._facts["kinds"])])
+        return tuple(binding.facts for binding in self._bindings[: len(self._kinds)])
 
     @property
     def classes(self) -> tuple[str, ...] | None:
@@ -239,14 +239,12 @@ class FieldRecords:
 
     def first_label(self) -> Column | None:
         """Return the column of the first field of kind label, numbers; `None` without one."""
-        kinds: list[str] = self._facts["kinds"]
-        column = self._values[kinds.index("label")][0] if "label" in kinds else None
+        column = self._values[self._kinds.index("label")][0] if "label" in self._kinds else None
         return column if isinstance(column, Column) else None
 
     def first_label_classes(self) -> tuple[str, ...] | None:
         """Return the class names of the first field of kind label, in the daemon; `None` if it has numbers."""
-        kinds: list[str] = self._facts["kinds"]
-        return self._bindings[kinds.index("label")].facts.classes if "label" in kinds else None
+        return self._bindings[self._kinds.index("label")].facts.classes if "label" in self._kinds else None
 
     def path_column(self) -> Column | None:
         """Return the column of the paths of the first image, or `None`."""
@@ -346,12 +344,3 @@ class FieldRecords:
         self._pieces.check_unchanged()
         for each in self._images.values():
             each.check_unchanged()
-
-
-def _digest(binding: Binding, columns: Columns, made: Columns | None) -> str:
-    """Return what follows the values of a field, and neither other columns nor where files lie."""
-    column = (made if made is not None and binding.column in made else columns).get(binding.column)
-    content = "" if column is None else column.layout.digest  # those of other records have a digest of their own
-    if column is not None and binding.facts.holds == "members" and column.layout.shape == (3,):
-        content = blake2b(column.values[:, 2].tobytes(), digest_size=16).hexdigest()  # the lengths of the pieces
-    return repr((binding.suffix, content, binding.facts.classes))

@@ -347,5 +347,4 @@ def write_table(found: AnnotatedImages, with_keypoints: bool) -> Columns:
             "box_format": found.box_format,
             "id_name": found.id_name,
         }
-        described, fd = writer.finish(attributes)
-    return Columns.attach(described, fd)
+        return Columns.attach(*writer.finish(attributes))

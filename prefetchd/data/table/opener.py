@@ -150,7 +150,6 @@ def _open_list(config: Config, path: str, name: str, *, is_json: bool) -> FieldR
             columns, line = _read_list(config, f"/proc/self/fd/{fd}", name, is_json=is_json)
         finally:
             os.close(fd)
-        root = parent(path)
     else:
         before = identity_of(path)
         columns, line = _read_list(config, path, name, is_json=is_json)
@@ -159,8 +158,7 @@ def _open_list(config: Config, path: str, name: str, *, is_json: bool) -> FieldR
         except ManifestError:
             columns.close()
             raise
-        root = parent(path)
-    root = root if config.root is None else absolute_root(config.root)
+    root = parent(path) if config.root is None else absolute_root(config.root)
     return FieldRecords.open(config, columns, root=root, line=line, files=[path])
 
 
