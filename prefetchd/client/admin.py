@@ -1,8 +1,7 @@
 """One question to a running daemon over a connection of its own: `prefetchd.set_options`, and the commands.
 
 `status`, `top`, `set` and `stop` call `ask_daemon`. A daemon that ends meanwhile, or does not answer for `ANSWER_S`
-seconds, is an error in words. A caller that dies leaves nothing behind. A refused change changes
-nothing.
+seconds, is an error in words. A caller that dies leaves nothing behind. A refused change changes nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +21,12 @@ ANSWER_S = 10.0
 
 
 def ask_daemon(daemon: str | int, question: Any) -> Any:
-    """Send one question to the daemon of this name or pid; return its answer."""
+    """Send one question to the daemon of this name or pid; return its answer.
+
+    Raises:
+        DaemonNotFound: if no such daemon runs.
+        PrefetchdError: if it does not answer in time, is of another version, or refuses.
+    """
     from prefetchd.client import launch
 
     if isinstance(daemon, int):
@@ -73,7 +77,7 @@ def ask_all(timeout_s: float = 2.0) -> list[tuple[str, int, dict[str, Any] | str
 
 
 def ask_over(sock: socket.socket, name: str, question: Any, timeout_s: float = ANSWER_S) -> Any:
-    """Send one question to the daemon `name` at the other end of `sock`; return its answer."""
+    """Send one question to the daemon `name` at the other end of `sock`; return its answer. Raises as `ask_daemon`."""
     from prefetchd._version import __version__
     from prefetchd.errors import error_from_name
     from prefetchd.ipc import messages, sockets

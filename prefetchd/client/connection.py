@@ -4,8 +4,8 @@ Messages go by the `Channel`, which waits for a daemon that sends nothing. The c
 checked against the segments, and one that makes no sense is a `PrefetchdError`. When the daemon dies the loop gets
 `DaemonLost`, and batches that are held stay readable. In a forked child every call is refused.
 
-One thread at a time receives messages (`_turn`). Another may close the connection, or begin another loop: the thread
-that waits finds that at the next message, which `Opened` or `Failed` is, and gets an error.
+One thread at a time receives messages (`_turn`). Another may close the connection, or begin another loop. The thread
+that waits notices at the next message, at the latest the new loop's `Opened` or `Failed`, and gets an error.
 """
 
 from __future__ import annotations

@@ -185,9 +185,8 @@ class Loader(BaseLoader[Batch]):
                 f"cannot resume: the state is of epochs that begin at batch {position.rotation} (join='now'), which "
                 f"{self._shard.world_size} ranks cannot share; resume it with one loader, or begin anew"
             )
-        if (position.batch or position.row) and not self._shard.steps(
-            position.batch
-        ):  # what is left gives no rank a step
+        has_begun = position.batch or position.row
+        if has_begun and not self._shard.steps(position.batch):  # what is left gives no rank a step
             position = position.next_epoch()
         self.start_at(position)
 

@@ -68,7 +68,6 @@ def _write(line: str) -> None:
     if log.isEnabledFor(logging.INFO) and log.hasHandlers():
         log.info("%s", line)
     else:
-        with contextlib.suppress(
-            OSError, ValueError
-        ):  # a full disk, or a closed stream, is no reason to end a training
+        # A full disk, or a closed stream, is no reason to end a training.
+        with contextlib.suppress(OSError, ValueError):
             print(f"prefetchd: {line}", file=sys.stderr, flush=True)

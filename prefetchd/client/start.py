@@ -12,8 +12,8 @@ class NextStart:
     """The start of the next iteration. Libraries call `iter()` only to see whether they can, so that uses nothing up.
 
     Attributes:
-        chosen: by a state or `set_epoch`; else it is the epoch after the last one that was begun.
-        epoch: after that one.
+        chosen: where a state or `set_epoch` says; `None` to begin with `epoch`.
+        epoch: the epoch after the last one that an iteration has begun.
     """
 
     chosen: Position | None = None
@@ -21,7 +21,7 @@ class NextStart:
 
     @property
     def position(self) -> Position:
-        """Where it is."""
+        """The start itself."""
         return self.chosen or Position(self.epoch, 0, self.epoch)
 
     def use_up(self, chosen: Position | None, epoch: int) -> None:

@@ -2,7 +2,7 @@
 
 `client.in_memory` makes it of what is in the trainer's memory; no file is written. The trainer keeps the memfd for as
 long as a daemon may have to be started again. The kernel frees the memory with the last process that has it. This
-module imports nothing, so that a daemon can take the table in before all else is loaded.
+module imports nothing of prefetchd, so that a daemon can take the table in before all else is loaded.
 """
 
 from __future__ import annotations

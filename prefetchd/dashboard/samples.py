@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -118,8 +119,6 @@ class Samples:
 
     def _marks(self, one: Batch) -> Marks | None:
         """Return boxes and keypoints, which are drawn into the first picture."""
-        from dataclasses import replace
-
         if not self._fields:
             known = self._is_images and self.config.target in ("boxes", "keypoints")
             return marks_of(one.y, self.config, self._classes) if known else None

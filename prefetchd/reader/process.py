@@ -203,7 +203,10 @@ class Reader:
         return _ROWS_A_LOOK if self._has_filled else 1  # the first read may be slow already
 
     def _is_full(self) -> bool:
-        """Whether the next sample is another reader's; a reader does one at least, or none would ever be done."""
+        """Return whether the memory is used up, so that another reader is to do the next sample.
+
+        Each reader does one sample at least, or none would ever be done.
+        """
         self._look_again_s = time.perf_counter() + _LOOK_AGAIN_S
         if not self._has_filled or not self._memory.outgrown:
             return False

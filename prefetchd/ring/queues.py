@@ -11,9 +11,9 @@ that the consumer knows whether to read one first, such as the slot that the gra
 Returns: a consumer with several grants ahead needs nothing now, so a lease that ends need not wake the daemon. The
 consumer writes the lease here at that moment, and sends it again later in a `Release` for several leases. So nothing
 depends on when the daemon reads the page. It reads at every round. While a loop waits for a slot it comes round every
-few milliseconds, some times. Then it says in the page of grants that it wants a message for each lease (`Ended`), reads
-once more, and sleeps. The consumer looks for that word after it has written a lease, so one of the two sees the other.
-A loop that takes its batches evenly is told to write each lease here, and the daemon polls the queue.
+few milliseconds, a few times. Then it writes to the page of grants that it wants a message for each lease (`Ended`),
+reads once more, and sleeps. The consumer looks for that word after it has written a lease, so one of the two sees the
+other. A loop that takes its batches evenly is told to write each lease here, and the daemon polls the queue.
 
 Every record carries a checksum: a reader of the page sees a record whole, or does not see it yet.
 

@@ -1,7 +1,7 @@
 """What this machine is, as plain values: gathered without starting anything but `nvidia-smi`, and judged elsewhere.
 
-A fact that cannot be found out is `None`, or empty; nothing here fails. Values of environment variables are taken of
-names that say nothing secret.
+A fact that cannot be found out is `None`, or empty; nothing here fails. Only those environment variables are read that
+hold no secret (`VARIABLES`).
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Releases:
     """Takes leases back into the ring; borrows all its parts.
 
     The ring ignores numbers of leases that are old or another consumer's. A record in a queue wakes nobody, so the
-    daemon reads the queues in every round. While a loop or the budget needs slots it comes round to read them some
+    daemon reads the queues in every round. While a loop or the budget needs slots it comes round to read them a few
     times, and then has the consumers send messages: one that stopped may send none for hours. The leases of a consumer
     that died are no release: the manager ends them.
     """

@@ -6,7 +6,7 @@ A message for each lease that ends wakes the daemon, which costs the loop as muc
 loop that is slower than the readers takes its batches evenly. So the daemon looks by itself soon after it expects a
 take, gives the slot back and grants the next batch, all while the loop works on its batch. It does so only while no
 loop waits and the ring is as large as it should be. Such a loop has one grant more ahead: where the daemon looks late,
-as on a busy machine, it finds its next batch all the same. A loop that stops is looked for some times; then it sends
+as on a busy machine, it finds its next batch all the same. A loop that stops is looked for a few times; then it sends
 messages again, and the daemon sleeps.
 
 Owned by the consumers' manager, which calls `look` after each round. It borrows consumers and event loop.

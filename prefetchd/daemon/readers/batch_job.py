@@ -143,6 +143,11 @@ class Job:
 
     Attributes:
         turn: counts the jobs in the order in which they are needed.
+        queued, out: its chunks that wait for a reader, and how many readers have.
+        skipped: rows that are left out, with the policy `skip`.
+        substitutes: how many samples were tried in place of a bad one, by row.
+        failure: why the batch cannot be made; `None` while it can.
+        compacted: whether the rows that are left were moved together, or need not be.
         first_row: the row of the batch with which the slot begins: not 0 where an agent makes a part of a batch.
         given_up: whether its slot is needed elsewhere; the batch is made again later.
     """

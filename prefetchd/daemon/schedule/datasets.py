@@ -1,7 +1,7 @@
 """The data sets of a daemon, each with its own configuration, source, order and layout.
 
 The daemon opens them once, at its start, and never changes them. They share readers, ring and memory budget, so the
-options of those are the daemon's and the same for all (`config.DAEMON_OPTIONS`).
+options of those are the daemon's and the same for all (`config.options.DAEMON_OPTIONS`).
 """
 
 from __future__ import annotations

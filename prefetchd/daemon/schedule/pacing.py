@@ -23,8 +23,8 @@ class Pacer:
     """Charges the time that loops wait for a slower one to that one's patience.
 
     Attributes:
-        waits: by the number of each consumer that waits for a slower loop: that loop's cursor.
-        waited_s: by the number of a consumer: seconds that it has waited for slower loops, until the last look.
+        waits: the cursor of the slower loop, by the number of each consumer that waits for one.
+        waited_s: seconds that a consumer has waited for slower loops, until the last look, by its number.
     """
 
     def __init__(self) -> None:

@@ -19,7 +19,8 @@ from prefetchd.ring.slots import Content, Key, Ring, Slot
 # daemon makes one for each slot of a large ring whenever it plans, and pairs take three times as long.
 Urgency = int
 
-_ALL = 1024  # batches of all windows together that are looked at, however far the last of them is
+# Up to so many batches of all windows together, each window is looked at as far as the ring reaches.
+_ALL = 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,11 @@ that was replaced has other entries. A whole object that a list names has one, w
 Daemons and readers share a folder: an entry appears whole, and one that is torn or damaged has a wrong checksum. It is
 removed then, and downloaded again. Any party may die at any time.
 
-What all entries take on the disk stays within the limit (`keep_size`). Where a new one finds no room, entries make it
-that are needed later than the new one, the last needed first. When that is, is the entry's time of modification, which
-each read moves on (`next_use`). Entries whose time passed unread, an epoch ago or more, are of another run, and go
-before all others. That counts from the start of this process: what an earlier run kept may be needed by this one.
+What all entries take on the disk stays within the limit (`keep_size`). Where a new one finds no room, entries that are
+needed later than it are removed, those needed last first. An entry's time of modification says when it is needed next
+(`next_use`), and each read sets it anew. Entries whose time passed unread, an epoch ago or more, are of another run,
+and go before all others. That counts from the start of this process: what an earlier run kept may be needed by this
+one.
 """
 
 from __future__ import annotations

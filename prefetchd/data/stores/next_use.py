@@ -16,7 +16,7 @@ import numpy as np
 if TYPE_CHECKING:
     from prefetchd.sampling.order import Order
 
-UNKNOWN_S = 3600.0  # how far off a use is taken to be of which nothing is known
+UNKNOWN_S = 3600.0  # the time until the next use, where nothing is known of it
 _LEAST_OVERDUE_S, _MOST_OVERDUE_S = 60.0, 86_400.0
 _LEAST_S = 1.0  # of going through the order, before its speed is known
 _MOST_KNOWN = 1 << 14
