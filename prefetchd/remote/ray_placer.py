@@ -130,7 +130,7 @@ class RayPlacer:
         self._joined, self._left, self._failed = joined, left, failed
         self._placed: list[Placed] = []
         self._rest_until: dict[str, float] = {}  # by node: its agent did not start
-        self._fewer: dict[str, int] = {}  # readers of a node whose cores are taken
+        self._fewer: dict[str, int] = {}  # readers of a node whose cores are taken; 0: all of them
         threading.Thread(target=self._run, name="ray", daemon=True).start()
 
     def _run(self) -> None:
@@ -169,7 +169,8 @@ class RayPlacer:
         # Ray may have put what was pending on a node that has joined since.
         self._end([placed for placed in self._placed if placed.node in barred_nodes])
         here = {placed.node for placed in self._placed}
-        want = wanted(cores, self._n_workers) if self._n_workers else wanted_nodes(cores, self.n_nodes, here)
+        room = self._room(cores)
+        want = wanted(room, self._n_workers) if self._n_workers else wanted_nodes(room, self.n_nodes, here)
         if not self._n_workers:
             self._leave_out(want)
         if not cores and not self._n_workers:
@@ -184,6 +185,15 @@ class RayPlacer:
         if want.elsewhere and "" not in here and time.monotonic() > self._rest_until.get("", 0.0):
             n_readers = min(want.elsewhere, max(cores.values(), default=want.elsewhere))
             self._place("", n_readers, barred_nodes)
+
+    def _room(self, cores: Mapping[str, int]) -> dict[str, int]:
+        """Return the readers that each node can have: fewer than it has cores where others have some; not 0."""
+        taken: dict[str, int] = {}
+        for placed in self._placed:
+            if placed.address:
+                taken[placed.node] = taken.get(placed.node, 0) + placed.n_readers
+        room = {node: min(n, max(self._fewer.get(node, n), taken.get(node, 0))) for node, n in cores.items()}
+        return {node: n for node, n in room.items() if n}
 
     def _leave_out(self, want: Wanted) -> None:
         """End the agents of nodes that are not wanted any more, and those that came to a node with too few readers."""
@@ -214,6 +224,8 @@ class RayPlacer:
         elif not placed.address and ray.wait([placed.where], timeout=0)[0]:
             with contextlib.suppress(ray.exceptions.RayError):  # then its end is seen next
                 placed.address, placed.node = ray.get(placed.where)
+                if not self._fewer.get(placed.node, 1):  # some of its cores have become free
+                    self._fewer[placed.node] = placed.n_readers
                 self._joined(placed.address)
         elif not placed.address and self._has_no_room(placed):
             self._fewer[placed.node] = placed.n_readers // 2
@@ -227,7 +239,7 @@ class RayPlacer:
         An actor that runs has them, however long its agent takes to start.
         """
         is_late = time.monotonic() - placed.asked_s > _PENDING_S
-        if not is_late or not placed.node or placed.n_readers == 1:
+        if not is_late or not placed.node:
             return False
         import ray
 

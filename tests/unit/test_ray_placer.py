@@ -150,7 +150,26 @@ def test_fewer_readers_are_asked_for_where_others_have_the_cores_and_not_where_t
     monkeypatch.setattr(ray_placer.time, "monotonic", lambda: now_s)
     placer._look()
     assert (ray.actors == [asked]) == runs
-    assert [placed.n_readers for placed in placer._placed] == ([4] if runs else [2])
+    asked_for = {placed.node: placed.n_readers for placed in placer._placed}
+    assert asked_for == ({"a": 4} if runs else {"a": 2, "": 2}), "the others wait for cores to become free"
+
+
+@pytest.mark.parametrize("n_workers", [1, 0])
+def test_another_node_is_asked_where_others_have_all_cores_of_one(n_workers: int, monkeypatch: pytest.MonkeyPatch):
+    ray = pretend(monkeypatch, [node("head", 8), node("a", 1), node("b", 1)])
+    placer = RayPlacer("auto", n_workers, (b"", False, []), joined=print, left=print, failed=print)
+    now_s = time.monotonic()
+    monkeypatch.setattr(ray_placer.time, "monotonic", lambda: now_s)
+    for asked in ("a", "b", {"head"}, {"head"}):
+        placer._look()
+        assert len(ray.actors) == 1
+        assert ray.strategies[-1] == asked
+        now_s += 60
+    ray.run(ray.actors[0], "a")
+    for _ in range(3):
+        placer._look()
+        assert [placed.node for placed in placer._placed] == ["a"], "it is one of those that are wanted, and no more"
+        now_s += 60
 
 
 @pytest.mark.parametrize("n_workers", [6, 0])
