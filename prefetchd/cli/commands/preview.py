@@ -60,8 +60,8 @@ def add(commands: Subparsers, datasets: Iterable[str]) -> None:
         "--batch",
         type=int,
         metavar="B",
-        help="show this batch as trainers get it, in place of samples; without a manifest it is the running daemon's "
-        "of that --name",
+        help="show this batch as trainers get it, in place of samples; without a manifest, that of the running daemon "
+        "--name",
     )
     parser.add_argument("--dataset", metavar="NAME", help="with --batch: which data set of the running daemon")
     add_source_options(parser)
