@@ -282,22 +282,26 @@ def _epochs(epochs: Any) -> int | None:
     """Return `epochs` as Python's own whole number, or `None`."""
     if epochs is None:
         return None
+    if not (number := _count(epochs)):
+        raise ConfigError(
+            f"cannot use epochs={epochs!r}: it must be a whole number from 1 to 2**31 - 1, or None for ever"
+        )
+    return number
+
+
+def _count(value: Any) -> int:
+    """Return a whole number from 1 on, below 2**31, as Python's own; 0 for another value."""
     number = 0
     with contextlib.suppress(TypeError):
-        number = 0 if isinstance(epochs, bool) else operator.index(epochs)
-    if not 1 <= number < 1 << 31:
-        raise ConfigError(f"cannot use epochs={epochs!r}: it must be a whole number from 1 to 2**31, or None for ever")
-    return number
+        number = 0 if isinstance(value, bool) else operator.index(value)
+    return number if 1 <= number < 1 << 31 else 0
 
 
 def _log_every(value: Any) -> int | None:
     """Return the batches between two lines: 0 for one at the end of each epoch alone, `None` for no lines."""
     if value is None or value == "epoch":
         return None if value is None else 0
-    number = 0
-    with contextlib.suppress(TypeError):
-        number = 0 if isinstance(value, bool) else operator.index(value)
-    if not 1 <= number < 1 << 31:
+    if not (number := _count(value)):
         raise ConfigError(f"cannot use log_every={value!r}: it must be a number of batches, 1 or more, or 'epoch'")
     return number
 

@@ -94,6 +94,7 @@ def test_epochs_says_how_many_epochs_one_loop_runs_over(shuffled):
         (None, {"epochs": 0}, "epochs=0"),
         (None, {"epochs": True}, "epochs=True"),
         (None, {"epochs": 2.0}, r"epochs=2\.0"),
+        (None, {"epochs": 2**31}, r"epochs=2147483648: it must be a whole number from 1 to 2\*\*31 - 1"),
         (None, {"dataset": 3}, "dataset=3.*name"),
         (None, {"daemon": b"x"}, "daemon=b'x'.*name"),
         ({"a.jpg", "b.jpg"}, {}, r"this set: it has no order; give sorted"),

@@ -2,7 +2,7 @@
 
 The arrays are `x.bytes`, (rows, encoded_bytes), with zeros behind each file, `x.length`, and `y`. The daemon opens it,
 and each reader attaches an `EncodedReader`, which looks at each header: what is no image, or too large, is a bad sample
-as ever. What only decoding shows, such as damage in the middle of a file, is left to what decodes.
+as always. What only decoding shows, such as damage in the middle of a file, is left to what decodes.
 """
 
 from __future__ import annotations
