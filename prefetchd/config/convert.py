@@ -162,7 +162,13 @@ def path(value: object, name: str = "source") -> str | None:
         what = "the path ''" if name == "source" else f"{name}=''"
         raise ConfigError(f"cannot use {what}: it is empty; give a file or a directory")
     decoded = str(os.fsdecode(value))
-    return os.fsdecode(bytes.fromhex(decoded[1:])) if decoded.startswith("\0") else decoded
+    if decoded.startswith("\0"):
+        with contextlib.suppress(ValueError):
+            decoded = os.fsdecode(bytes.fromhex(decoded[1:]))
+    if "\0" in decoded:
+        what = f"the path {decoded!r}" if name == "source" else f"{name}={decoded!r}"
+        raise ConfigError(f"cannot use {what}: no path has a NUL character; give a file or a directory")
+    return decoded
 
 
 def path_of(name: str) -> Callable[[object], str | None]:

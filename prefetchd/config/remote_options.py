@@ -79,6 +79,13 @@ def canonical_agents(value: object) -> tuple[str, ...]:
     return tuple(found)
 
 
+def ray_address(value: object) -> str | None:
+    """Return the address of a Ray cluster, or "auto"."""
+    if value is not None and not (isinstance(value, str) and value.strip()):
+        raise wrong("ray", value, "auto, or the address of a cluster such as head:6379")
+    return value
+
+
 def check_remote(config: RemoteOptions) -> None:
     """Raise `ConfigError` for options of agents that do not go together."""
     if config.agents and config.token_file is None:

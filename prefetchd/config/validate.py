@@ -17,7 +17,7 @@ from prefetchd.config.convert import wrong
 from prefetchd.config.options import OPTION_TYPES, OPTIONS, Config
 from prefetchd.config.order_options import BLOCKS, USUAL_BLOCK
 from prefetchd.config.other_loaders import explain_unknown
-from prefetchd.config.remote_options import canonical_agents
+from prefetchd.config.remote_options import canonical_agents, ray_address
 from prefetchd.errors import ConfigError
 
 
@@ -66,6 +66,7 @@ _CONVERTERS: dict[str, Callable[[object], Any]] = {
     "store_options": store_options.canonical,
     "name": convert.daemon_name,
     "agents": canonical_agents,
+    "ray": ray_address,
     "remote_workers": lambda value: 0 if value == "auto" else convert.coerce("remote_workers", value, int),
     "token_file": convert.path_of("token_file"),
     "tls_ca": convert.path_of("tls_ca"),

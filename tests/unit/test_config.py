@@ -274,3 +274,17 @@ def test_equal_options_agree_however_they_are_written():
 
 def test_auto_readers_are_written_auto_or_0():
     assert make_config(source="-", num_workers="auto") == make_config(source="-", num_workers=0)
+
+
+@pytest.mark.parametrize("option", ["cache", "root", "keep", "python_path", "labels"])
+def test_path_with_a_nul_character_is_refused(option):
+    with pytest.raises(ConfigError, match="no path has a NUL character; give a file or a directory"):
+        make_config(**{"source": "x.txt", option: "a\0b"})
+    with pytest.raises(ConfigError, match=r"cannot use the path '\\x00no hexadecimal': no path has a NUL"):
+        make_config(source="\0no hexadecimal")
+
+
+@pytest.mark.parametrize("address", [True, "", " ", 6379])
+def test_address_of_ray_is_text(address):
+    with pytest.raises(ConfigError, match=r"ray=.*: it must be auto, or the address of a cluster"):
+        make_config(source="x.txt", ray=address)
