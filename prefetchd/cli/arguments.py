@@ -11,6 +11,7 @@ from typing import Any, Literal, NoReturn, TypeAlias, get_args, get_origin
 
 from prefetchd.cli.spelling import as_flags
 from prefetchd.client.admin import ask_daemon
+from prefetchd.config.convert import daemon_name
 from prefetchd.config.datasets import make_configs, read_config_file, split_sources
 from prefetchd.config.options import OPTION_TYPES, OPTIONS, Config, flag_of
 from prefetchd.config.other_loaders import ELSEWHERE
@@ -84,8 +85,15 @@ def check_range(arguments: argparse.Namespace, option: str, low: float, high: fl
 
 
 def name_of(arguments: argparse.Namespace) -> str:
-    """Return the name of the daemon that the arguments name."""
-    return choose_name(arguments.positional_name or arguments.name)
+    """Return the name of the daemon that the arguments name.
+
+    Raises:
+        ConfigError: if they give two names, or an empty one, such as that of an unset variable of a shell.
+    """
+    given = [name for name in (arguments.positional_name, arguments.name) if name is not None]
+    if len(set(given)) > 1:
+        raise ConfigError(f"cannot use two names of daemons, {given[0]!r} and {given[1]!r}; give one of the two")
+    return choose_name(daemon_name(given[0]) if given else None)
 
 
 def daemon_of(arguments: argparse.Namespace) -> str | int:
@@ -96,7 +104,7 @@ def daemon_of(arguments: argparse.Namespace) -> str | int:
     """
     if arguments.pid is None:
         return name_of(arguments)
-    if arguments.positional_name or arguments.name:
+    if arguments.positional_name is not None or arguments.name is not None:
         raise ConfigError(f"cannot use --pid {arguments.pid} with a daemon's name; give one of the two")
     pid: int = arguments.pid
     return pid
@@ -182,6 +190,10 @@ def configs_of(arguments: argparse.Namespace) -> dict[str, Config]:
         if option in OPTIONS:
             (by_dataset.setdefault(dataset, {}) if dataset else common)[option] = value
     file_common, file_tables = read_config_file(arguments.config) if "config" in arguments else ({}, {})
+    for key in (key for options in (file_common, *file_tables.values()) for key in options):
+        if key not in OPTIONS and key in arguments and key not in ("sources", "run", "whole_parser"):
+            flag = key.replace("_", "-")
+            raise ConfigError(f"cannot use {flag} in {arguments.config}: it is no option of the data; give --{flag}")
     file_common.setdefault("name", choose_name())
     every = (common, file_common, *by_dataset.values(), *file_tables.values())
     if any(options.get("transform") or options.get("target_transform") for options in every):

@@ -33,7 +33,13 @@ def read_config_file(path: str) -> tuple[dict[str, Any], dict[str, dict[str, Any
     """
     try:
         with open(path, "rb") as file:
-            table = tomllib.load(file)
+            data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise ConfigError(
+                f"cannot read the configuration {path}: it has more than {_MOST_BYTES >> 20} MiB; see that it is the "
+                "TOML file"
+            )
+        table = tomllib.loads(data.decode())
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}; check its path") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -72,6 +78,7 @@ def _from_toml(path: str, table: dict[str, Any]) -> dict[str, Any]:
 
 
 MAX_DATASETS = 64
+_MOST_BYTES = 16 << 20  # of a TOML file
 _TABLE_OPTIONS = ("fields", "where", "mix")
 _NAME = r"[A-Za-z0-9_-]{1,64}"
 _NAMED = re.compile(r"([^/=]*)=(.*)", re.DOTALL)
@@ -131,8 +138,9 @@ def make_configs(
     if not names:
         return {"": make_config(**{**file_common, **common})}
     if "source" in common or (len(names) > 1 and "" in names):
+        source = common.get("source") or by_dataset.get("", {}).get("source", "")
         raise ConfigError(
-            f"cannot serve {common.get('source', '')!r} beside the data sets {', '.join(filter(None, names))}: "
+            f"cannot serve {source!r} beside the data sets {', '.join(filter(None, names))}: "
             "it has no name; write it as NAME=PATH"
         )
     if len(names) > MAX_DATASETS:

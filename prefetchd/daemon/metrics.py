@@ -150,7 +150,8 @@ class MetricsServer:
             self._server, self._thread = start_http_server(port, address, registry)
         except OSError as error:
             raise PrefetchdError(
-                f"cannot serve metrics on {address} port {port}: {error.strerror or error}; choose another port"
+                f"cannot serve metrics on {address or repr(address)} port {port}: {error.strerror or error}; choose "
+                "another port, or an address of this machine"
             ) from None
 
     def close(self) -> None:

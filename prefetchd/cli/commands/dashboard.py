@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from prefetchd.cli.arguments import Subparsers, add_name
+from prefetchd.cli.arguments import Subparsers, add_name, name_of
 from prefetchd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
     from prefetchd.dashboard.address import address_of, listen
 
     server.check_installed()
-    name = arguments.positional_name or arguments.name or os.environ.get("PREFETCHD_NAME")
+    is_named = arguments.positional_name is not None or arguments.name is not None
+    name = name_of(arguments) if is_named else os.environ.get("PREFETCHD_NAME")
     name = name and daemon_name(name)
     options = make_options(
         name, arguments.host, arguments.token_file, arguments.findings, tuple(arguments.allow_host), prefix="--"
