@@ -178,7 +178,8 @@ def _with_caches(
 
 def _versions(config: Config, settings: Settings) -> dict[str, str]:
     """Return what decides bytes here: the decoder, and the code of users' functions."""
-    versions = {"decoder": f"opencv {settings.versions['opencv']}"}
+    is_decoded = config.encoded_bytes is None
+    versions = {"decoder": f"opencv {settings.versions['opencv']}"} if is_decoded else {}
     specs = [name for name in _FUNCTIONS if getattr(config, name) is not None]
     if specs:
         versions.update(_code(config, specs))

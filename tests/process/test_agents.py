@@ -123,6 +123,19 @@ def test_fields_with_boxes_and_masks(tmp_path, agent):
     assert_same_as_local(tmp_path, agent, painted.coco(), target="boxes", augment="hflip", batch_size=4)
 
 
+def test_encoded_images(tmp_path, agent, photographs):
+    given = {**QUICK, "encoded_bytes": 500_000}
+    with prefetchd.batches(photographs, epochs=EPOCHS, **given) as loader:
+        local = [(batch.x["length"].tolist(), batch.x["bytes"].sum(axis=1).tolist()) for batch in loader]
+    with prefetchd.batches(
+        photographs, epochs=EPOCHS, **given, agents=agent.address, token_file=token_file(tmp_path)
+    ) as loader:
+        wait_joined(loader)
+        remote = [(batch.x["length"].tolist(), batch.x["bytes"].sum(axis=1).tolist()) for batch in loader]
+        assert sum(seen["samples"] for seen in loader.status()["agents"]) > 0
+    assert remote == local
+
+
 def test_mixture(tmp_path, agent, photographs):
     for number in range(10):
         (tmp_path / f"{number}.jpg").write_bytes(jpeg(number))
