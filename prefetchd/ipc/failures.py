@@ -37,7 +37,7 @@ _LIMITS = {
 
 @contextlib.contextmanager
 def explained(cannot: str, *, everything: bool = False) -> Iterator[None]:
-    """Turn an `OSError` for lack of something into one line, *cannot* `cannot`: ...
+    """Turn an `OSError` for lack of something, or a `MemoryError`, into one line, *cannot* `cannot`: ...
 
     Args:
         cannot: what failed, as in "start the daemon".
@@ -53,11 +53,11 @@ def explained(cannot: str, *, everything: bool = False) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _REMEDIES:
             raise PrefetchdError(_shortage(cannot, error)) from error
+        if isinstance(error, MemoryError):
+            raise PrefetchdError(f"cannot {cannot}: it has no memory left; {_REMEDIES[errno.ENOMEM]}") from error
         if not everything:
             raise
         match error:
-            case MemoryError():
-                why = "it has no memory left; free some, or raise its limits"
             case ImportError():
                 why = f"{error}; reinstall prefetchd and what it needs"
             case OSError():

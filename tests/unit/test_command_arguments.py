@@ -55,3 +55,14 @@ def test_address_for_metrics_that_is_none_is_not_laid_to_the_port():
         PrefetchdError, match=r"on '' port 9400: .*; choose another port, or an address of this machine"
     ):
         MetricsServer(9400, "", dict)
+
+
+def test_command_without_memory_says_so_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("prefetchd.cli.arguments.split_sources", fail)
+    why = "cannot go on: it has no memory left; free some memory, or raise its limits (ulimit -v, ulimit -d)"
+    assert why in refused(capsys, "serve", "train.txt")
