@@ -266,6 +266,23 @@ def test_aspects_agree_to_a_pixel():
     assert not same_aspect((480, 640), (480, 600))
 
 
+def test_a_mask_has_the_aspect_of_its_kept_image_however_that_was_rounded():
+    rng = np.random.default_rng(0)
+    kept_size = (200, 200)
+    n_beyond_a_pixel = 0
+    for height, width in rng.integers(100, 3000, (3000, 2)).tolist():
+        header = ImageHeader("jpeg", width, height, 3, 8)
+        reduction = choose_reduction(header, *kept_size, "pad")
+        reduced = -(-height // reduction), -(-width // reduction)
+        kept = reduced if max(reduced) <= 200 else fit_box(*reduced, *kept_size)[2:]
+        for mask in ((height, width), (height // 2, width // 2), (round(height / 3), round(width / 3))):
+            assert same_aspect(mask, kept, are_kept=True), (mask, kept)
+            n_beyond_a_pixel += not same_aspect(mask, kept)
+        other = (height, round(width * 1.1))
+        assert min(kept) < 60 or not same_aspect(other, kept, are_kept=True)
+    assert n_beyond_a_pixel
+
+
 @pytest.mark.parametrize("channels", [2, 4, 6, 130])
 def test_many_channels_go_where_one_goes(channels: int):
     image = np.random.default_rng(channels).integers(0, 65536, (40, 31, channels)).astype(np.uint16)

@@ -63,11 +63,13 @@ class _Following:
         self._shared = shared
         self._size = config.image_size
         self._is_stretched = config.resize == "stretch"
+        self._are_kept = config.cache_image_size is not None
 
     def draw(self, units: Sequence[float], full_size: tuple[int, int]) -> Geometry:
         """Return the geometry in an image of `full_size`, which must have the aspect of the first one."""
         first = self._shared.for_target(self._size)
-        if (first.crop is not None or not self._is_stretched) and not same_aspect(full_size, first.full_size):
+        is_free = first.crop is None and self._is_stretched
+        if not is_free and not same_aspect(full_size, first.full_size, are_kept=self._are_kept):
             raise RefusedImage(
                 f"it is {full_size[1]}x{full_size[0]} and the first image {first.full_size[1]}x{first.full_size[0]} "
                 "(upright), which is another aspect; cut or pad the files alike"

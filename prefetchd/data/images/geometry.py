@@ -242,10 +242,15 @@ def _draw_affine(units: Sequence[float], given: Mapping[str, Any], height: int, 
     )
 
 
-def same_aspect(size: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Return whether two (height, width) have the same aspect, within a pixel of the larger one's long side."""
+def same_aspect(size: tuple[int, int], other: tuple[int, int], *, are_kept: bool = False) -> bool:
+    """Return whether two (height, width) have the same aspect, within a pixel of the larger one's long side.
+
+    `are_kept` says that one of them, or both, are of images fitted into `cache_image_size`. JPEG's reduction and the
+    fit round their sides, by up to 1.4 pixels each.
+    """
     (height, width), (other_h, other_w) = size, other
-    return abs(width * other_h - other_w * height) <= max(height, width, other_h, other_w)
+    n_pixels = 3 if are_kept else 1
+    return abs(width * other_h - other_w * height) <= n_pixels * max(height, width, other_h, other_w)
 
 
 def compose(after: Map, first: Map) -> Map:

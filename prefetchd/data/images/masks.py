@@ -81,7 +81,7 @@ class MaskReader:
             data = self._ahead.read(sample_id, sample, self._buffer, reserve, self._part)
             header = checked_header(data, self._config)
             height, width = header.oriented_size
-            if not same_aspect((height, width), full_size):
+            if not same_aspect((height, width), full_size, are_kept=self._config.cache_image_size is not None):
                 raise RefusedImage(
                     f"it is {width}x{height} and the image {full_size[1]}x{full_size[0]} (upright), which is another "
                     "aspect; cut or pad the files alike"
