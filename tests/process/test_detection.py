@@ -227,6 +227,16 @@ def test_keypoints_move_with_their_pixels(tmp_path):
         assert batch.y["count"].tolist() == [6 if number == 0 else 3 for number in batch.sample_ids]
 
 
+def test_a_confidence_in_place_of_a_visibility_is_a_bad_sample(tmp_path):
+    assert cv2.imwrite(str(tmp_path / "a.png"), np.zeros((20, 20, 3), np.uint8))
+    source = tmp_path / "list.jsonl"
+    source.write_text(json.dumps({"path": "a.png", "keypoints": [[[1, 2, 2], [3, 4, 1]], [[1, 2, 0.97], [3, 4, 2]]]}))
+    with pytest.raises(
+        prefetchd.SampleError, match=r"object 1 has a keypoint of visibility 0\.97, which must be 0, 1 or 2"
+    ):
+        batches(source, target="keypoints", image_size=20)
+
+
 def test_tables_in_memory_and_arrow_files(painted, tmp_path):
     pa = pytest.importorskip("pyarrow")
     expected = targets(batches(painted.coco()))

@@ -98,6 +98,10 @@ class ObjectTarget:
         self, objects: Objects, header: ImageHeader, turn: bool, placed: boxes.Placement, out: Sequence[NDArray[Any]]
     ) -> None:
         given = objects.keypoints.reshape(-1, 3)
+        odd = np.flatnonzero(given[:, 2] != np.floor(given[:, 2]))  # a confidence would become 0; NaN is odd, too
+        if len(odd):
+            what = f"has a keypoint of visibility {given[odd[0], 2]:g}, which must be 0, 1 or 2"
+            raise boxes.BadBoxes("object", int(odd[0]) // self._facts.points, what)
         labelled = given[:, 2] > 0
         points = np.where(labelled[:, None], given[:, :2], 0.0)
         if self._facts.box_format.endswith("_normalized"):
