@@ -153,3 +153,15 @@ def test_a_damaged_index_makes_no_table_of_its_size(tmp_path: Path) -> None:
     assert n_slots < 1 << 17
     assert (1, 0) in set(table.places(key(8)))
     table.close()
+
+
+def test_signal_while_the_table_is_built_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "1-0.index").write_bytes(bytes(run_state.RECORD_BYTES))
+    monkeypatch.setattr(run_state, "_insert", interrupt)
+    n_open = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(KeyboardInterrupt):
+        run_state.build_table(tmp_path, ["1-0"])
+    assert len(os.listdir("/proc/self/fd")) == n_open

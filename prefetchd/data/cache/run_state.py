@@ -234,7 +234,8 @@ def build_table(folder: Path, names: list[str], n_more: int = 0) -> tuple[int, i
         sizes[sizes.index(max(sizes))] = 0
     n_slots = 1 << max(6, (2 * (sum(sizes) + n_more)).bit_length())
     fd = make_scratch(folder, n_slots * 8 + len(names) * _NAME_BYTES)
-    with mmap.mmap(fd, 0) as memory:
+    memory = mmap.mmap(fd, 0)
+    try:
         table = np.frombuffer(memory, np.uint64, n_slots)
         for segment, (name, n_records) in enumerate(zip(names, sizes, strict=True)):
             for first, hashes in _hashes(folder / f"{name}.index", n_records):
@@ -244,6 +245,10 @@ def build_table(folder: Path, names: list[str], n_more: int = 0) -> tuple[int, i
         for segment, name in enumerate(names):
             at = n_slots * 8 + segment * _NAME_BYTES
             memory[at : at + _NAME_BYTES] = name.encode().ljust(_NAME_BYTES)
+    except BaseException:  # a signal too: the map cannot be closed while the traceback holds the table
+        os.close(fd)
+        raise
+    memory.close()
     return fd, n_slots
 
 
