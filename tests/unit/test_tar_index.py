@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from prefetchd.data.files import FileBuffer
 from prefetchd.data.tar import index_writer
 from prefetchd.data.tar.headers import TarHeaders, file_bytes
 from prefetchd.data.tar.records import TarShards
-from prefetchd.errors import ManifestError, PrefetchdError
+from prefetchd.errors import ConfigError, ManifestError, PrefetchdError
 from tests.records import Content, jpeg, write_tar
 
 
@@ -238,3 +239,18 @@ def test_a_label_that_is_not_where_the_index_says_is_refused(tmp_path: Path) -> 
     (tmp_path / "a.idx").write_text("\n".join(text) + "\n")
     with pytest.raises(ManifestError, match="the archive has another one there"):
         samples_of(source, y_column="cls")
+
+
+def test_a_full_disk_leaves_no_part_of_an_index(tmp_path: Path) -> None:
+    """A limit of the size of files has the place of it."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4, limits[1]))
+    try:
+        with (
+            pytest.raises(ConfigError, match=r"cannot write .*/s.idx: File too large; check the folder"),
+            index_writer.IndexFile(str(tmp_path / "s.idx")),
+        ):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.listdir(tmp_path) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import zlib
@@ -90,6 +91,7 @@ class IndexFile:
         except OSError as error:
             raise self._cannot(error) from None
         finally:
-            self._file.close()
+            with contextlib.suppress(OSError):  # it writes what a full disk has not taken, and fails again
+                self._file.close()
             if os.path.exists(self._temporary):
                 os.unlink(self._temporary)
