@@ -60,6 +60,7 @@ def test_a_bad_line_is_named_with_its_number_text_and_fault(tmp_path: Path, text
         ("a.jpg,x\n", {"y_column": "2"}, "y_column='2'"),
         ("a.jpg,x\n", {"label_columns": 2}, "beside the path there are 1"),
         ("path,a,a\nx.jpg,1,2\n", {"y_column": "a"}, "2 columns are called that"),
+        ("path,label,label\nx.jpg,1,2\n", {}, "labels, as 2 columns are called 'label'"),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused(tmp_path: Path, text: str, options: dict[str, object], what: str) -> None:

@@ -226,7 +226,9 @@ class _Columns:
         titles = {column: _text(self._first[column]) if self._header else "" for column in others}
         usual = None if are_masks else known_label(list(titles.values()))
         if usual is not None:
-            found = [next(column for column in others if titles[column] == usual)]
+            found = [column for column in others if titles[column] == usual]
+            if len(found) > 1:
+                raise self._ambiguous(f"{len(found)} columns are called {usual!r}")
         else:
             kinds = {number_or_class([row[column] for row in self.data]) for column in others}
             if len(others) > 1 and "class" in kinds:
