@@ -264,6 +264,8 @@ def _grid(tiles: list[Tile]) -> list[list[Tile]]:
 def _write(path: str, sheet: NDArray[np.uint8]) -> None:
     import cv2
 
+    from prefetchd.cli.output_file import write_whole
+
     suffix = os.path.splitext(path)[1]
     height, width = sheet.shape[:2]
     if max(height, width) > _MOST_PX.get(suffix.lower(), _PNG_PX):
@@ -274,7 +276,6 @@ def _write(path: str, sheet: NDArray[np.uint8]) -> None:
     ok, encoded = cv2.imencode(suffix, sheet)
     assert ok, path
     try:
-        with open(path, "wb") as file:
-            file.write(encoded.tobytes())
+        write_whole(path, encoded.tobytes())
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}; name another file with -o") from None

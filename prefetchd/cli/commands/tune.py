@@ -154,10 +154,10 @@ def _write_plot(
 ) -> ConfigError | None:
     """Write the plot; return the error if that fails."""
     from prefetchd.cli.measure.plan_choice import plot
+    from prefetchd.cli.output_file import write_whole
 
     try:
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(plot(points, chosen, f"{config.source}: images/s over memory budget", target))
+        write_whole(path, plot(points, chosen, f"{config.source}: images/s over memory budget", target).encode())
     except OSError as error:
         return ConfigError(f"cannot write the plot {path}: {error.strerror}; name another with --plot")
     return None
