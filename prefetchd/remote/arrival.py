@@ -150,7 +150,7 @@ def check_files(files: Sequence[FileState]) -> None:
             here = os.stat(there.path)
         except (OSError, ValueError):
             continue
-        if (here.st_size, here.st_mtime_ns) != (there.n_bytes, there.modified_ns):
+        if (here.st_size, int(here.st_mtime)) != (there.n_bytes, there.modified_s):
             what = "size" if here.st_size != there.n_bytes else "time of modification"
             raise ConfigError(
                 f"cannot serve this daemon: {os.fsdecode(there.path)} is another file on the agent's machine (its "

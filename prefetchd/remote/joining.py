@@ -165,7 +165,7 @@ def file_states(paths: Sequence[bytes]) -> list[wire.FileState]:
     for path in paths:
         with contextlib.suppress(OSError):
             state = os.stat(path)
-            found.append(wire.FileState(path, state.st_size, state.st_mtime_ns))
+            found.append(wire.FileState(path, state.st_size, int(state.st_mtime)))
     return found
 
 

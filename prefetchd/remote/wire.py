@@ -123,11 +123,14 @@ class Pong(Message, frozen=True):
 
 
 class FileState(msgspec.Struct, frozen=True, array_like=True):
-    """A file of the data as it is on the daemon's machine; the path as bytes, which need not be UTF-8."""
+    """A file of the data as it is on the daemon's machine.
+
+    The path is bytes, which need not be UTF-8. The time is in whole seconds: many archives keep no more of it.
+    """
 
     path: bytes
     n_bytes: Count
-    modified_ns: int
+    modified_s: int
 
 
 class RemoteDataset(msgspec.Struct, frozen=True):

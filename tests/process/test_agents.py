@@ -255,7 +255,7 @@ def test_agent_that_sees_other_files_under_the_same_paths_is_refused(tmp_path, o
         (folder / "cat").mkdir(parents=True)
         write_jpeg(folder / "cat/0.jpg", (40, 60))
     shutil.copystat(here / "cat/0.jpg", there / "cat/0.jpg")
-    os.utime(there / "cat/0.jpg", ns=(0, (here / "cat/0.jpg").stat().st_mtime_ns - (not other)))
+    os.utime(there / "cat/0.jpg", ns=(0, (here / "cat/0.jpg").stat().st_mtime_ns - (not other) * 10**9))
     with (there / "cat/0.jpg").open("ab") as file:
         file.write(other)
     agent = AgentProcess(tmp_path, prefix=[*MOUNTED, str(there), str(here)])

@@ -147,9 +147,10 @@ def test_agent_compares_files_that_are_there(tmp_path: Path):
     path = tmp_path / "caf\udce9.jpg"
     path.write_bytes(b"12345")
     state = path.stat()
-    same = wire.FileState(os.fsencode(path), 5, state.st_mtime_ns)
+    same = wire.FileState(os.fsencode(path), 5, int(state.st_mtime))
+    os.utime(path, (state.st_atime, same.modified_s))  # as from an archive that keeps whole seconds
     check_files([same, wire.FileState(b"/nowhere/a.jpg", 5, 5), wire.FileState(b"a\0b", 5, 5)])
-    for other in (wire.FileState(same.path, 6, same.modified_ns), wire.FileState(same.path, 5, same.modified_ns + 1)):
+    for other in (wire.FileState(same.path, 6, same.modified_s), wire.FileState(same.path, 5, same.modified_s + 1)):
         with pytest.raises(ConfigError, match=r"caf\\udce9.jpg is another file on the agent's machine"):
             check_files([same, other])
 
