@@ -6,6 +6,7 @@ import argparse
 import difflib
 import os
 import re
+import sys
 from collections.abc import Container, Iterable
 from typing import Any, Literal, NoReturn, TypeAlias, get_args, get_origin
 
@@ -31,6 +32,13 @@ class Parser(argparse.ArgumentParser):
         if unknown and " " in self.prog:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return found, unknown
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print a help or a version, which may fail; argparse itself would ignore that."""
+        if file is sys.stdout:
+            print(message, end="", flush=True)
+        else:
+            super()._print_message(message, file)
 
     def error(self, message: str) -> NoReturn:
         """End the process with status 2."""

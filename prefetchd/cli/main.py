@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -26,20 +28,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # like stderr: names of files may be bytes that are not text
     words = sys.argv[1:] if argv is None else argv
     parser = make_parser(sorted({match[1] for match in map(_DATASET_OPTION.match, words) if match}))
-    arguments = parser.parse_args(words)
-    _log_to_stderr()
+    arguments = argparse.Namespace()
     try:
         with explained("go on"):
+            parser.parse_args(words, arguments)
+            _log_to_stderr()
             status: int = arguments.run(arguments)
+            _flush_output()
     except PrefetchdError as error:
         if getattr(arguments, "debug", False):
             raise
+        _discard_output()
         print(f"prefetchd: {as_flags(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has ended
+        _discard_output()  # its reader has ended
         return 1
     except OSError as error:
         if getattr(arguments, "debug", False):
@@ -53,6 +58,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 1
     return status
+
+
+def _flush_output() -> None:
+    if sys.stdout is not None:  # it was closed at the start
+        sys.stdout.flush()
+
+
+def _discard_output() -> None:
+    """Write what is left for stdout, or drop it: Python would fail on it again at the end, with a status of its own."""
+    try:
+        _flush_output()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
 
 
 def _log_to_stderr() -> None:
