@@ -18,6 +18,7 @@ ring. When a daemon dies, `fit` ends with `DaemonLost`, or waits with `reconnect
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from prefetchd.client.meter import LoaderStats
 
 __all__ = ["Dataset", "dataset"]
+
+_N_LOOKED_AT = 2  # by the TensorFlow backend, which takes the shapes of batches from them
 
 
 def dataset(
@@ -135,28 +138,44 @@ class Dataset(keras.utils.PyDataset):
 
     def on_epoch_begin(self) -> None:
         """Begin the next pass; Keras calls this before it asks for its first batch."""
-        self._end_pass()
+        self._end_pass(begins=True)
         self._has_begun = True
 
     def on_epoch_end(self) -> None:
         """End the pass, finished or not; Keras calls this, also where there is none."""
-        self._end_pass()
+        self._end_pass(begins=_resets())
         self._has_begun = False
 
-    def _end_pass(self) -> None:
+    def _end_pass(self, *, begins: bool) -> None:
         with self._lock:
             running, self._pass = self._pass, None
             if running is None or self.loader.next.chosen is not None:
                 return
-            if self._n_taken < len(self) and (self._n_taken == 1 or not self._has_begun):  # a look, to build the model
+            if self._is_look(begins):
                 self.loader.start_at(self._start)
             elif self._start.batch or self._start.row:
                 self.loader.start_at(self.loader.position)
+
+    def _is_look(self, begins: bool) -> bool:
+        """Return whether Keras took what it took only to build a model; `begins` if it is about to begin."""
+        if self._has_begun:  # an epoch may be of one batch, and so may `steps_per_epoch` be
+            return begins and self._n_taken == 1
+        if self._n_taken < len(self):
+            return True
+        return begins and keras.backend.backend() == "tensorflow" and self._n_taken == len(self) <= _N_LOOKED_AT
 
     def close(self) -> None:
         """Close the loader."""
         self._pass = None
         self.loader.close()
+
+
+def _resets() -> bool:
+    """Return whether Keras calls `on_epoch_end` to begin with the data afresh, after a look, and not after an epoch."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_name == "on_epoch_end":
+        frame = frame.f_back
+    return frame.f_code.co_name == "reset" and frame.f_globals["__name__"].startswith("keras.")
 
 
 def _chosen(what: str, given: str | Sequence[str] | None, names: tuple[str, ...]) -> str | tuple[str, ...]:

@@ -163,6 +163,52 @@ def test_keras(photographs, tmp_path, backend):
     run(tmp_path, photographs, KERAS, backend)
 
 
+SHORT_EPOCHS = """
+import keras, prefetchd.keras
+
+def made():
+    model = keras.Sequential([keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(50)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+class Recorded(prefetchd.keras.Dataset):
+    def __getitem__(self, index):
+        batch = super().__getitem__(index)
+        at = self.loader.position
+        taken.append((at.epoch, at.batch))
+        return batch
+
+    def on_epoch_end(self):  # of a subclass, as people write them
+        super().on_epoch_end()
+
+for batch_size, n_batches in ((50, 1), (25, 2)):
+    with prefetchd.batches(manifest, batch_size=batch_size, on_hold="copy", **options) as loader:
+        train, model = prefetchd.keras.Dataset(loader), made()
+        for initial_epoch, epochs in ((0, 1), (1, 4)):
+            model.fit(train, initial_epoch=initial_epoch, epochs=epochs, verbose=0)
+            assert loader.state_dict()["epoch"] == epochs, (batch_size, loader.state_dict())
+        for n_epochs in (5, 6):  # by hand
+            for index in range(n_batches):
+                train[index]
+            train.on_epoch_end()
+            assert loader.state_dict()["epoch"] == n_epochs, (batch_size, loader.state_dict())
+
+taken = []
+with prefetchd.batches(manifest, batch_size=8, on_hold="copy", **options) as loader:
+    made().fit(Recorded(loader), epochs=4, steps_per_epoch=1, verbose=0)
+looked, *fitted = [at for at in taken if at[1] == 1]
+assert looked == (0, 1) and len(set(fitted)) == len(fitted), taken
+"""
+
+
+@needs("keras", "torch")
+@pytest.mark.parametrize("backend", ["torch", "jax", "tensorflow"])
+def test_keras_loses_and_repeats_no_short_epoch(photographs, tmp_path, backend):
+    if not importlib.util.find_spec(backend):
+        pytest.skip(f"needs {backend}")
+    run(tmp_path, photographs, SHORT_EPOCHS, backend)
+
+
 ACCELERATE = """
 import accelerate, torch, prefetchd.torch
 accelerator = accelerate.Accelerator(cpu=True)
