@@ -9,11 +9,15 @@ cannot answer, a scrape fails; when the daemon ends, so does the thread. Owned b
 
 from __future__ import annotations
 
+import io
+import logging
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from prefetchd.errors import ConfigError, PrefetchdError
+
+log = logging.getLogger("prefetchd")
 
 Report = dict[str, Any]
 
@@ -88,7 +92,11 @@ class _Collector:
         """Return every metric."""
         from prometheus_client import core
 
-        report = self._ask()
+        try:
+            report = self._ask()
+        except PrefetchdError as error:
+            log.warning("cannot answer a scrape of the metrics: %s", error)
+            raise
         facts = {"version": report["version"], "name": report["name"]}
         yield core.InfoMetricFamily("prefetchd", "The daemon.", facts)
         for name, (text, way) in COUNTERS.items():
@@ -153,6 +161,10 @@ class MetricsServer:
                 f"cannot serve metrics on {address or repr(address)} port {port}: {error.strerror or error}; choose "
                 "another port, or an address of this machine"
             ) from None
+        # A scraper that hangs up, or a daemon that does not answer, would write a traceback into the daemon's log.
+        handler: Any = self._server.RequestHandlerClass
+        self._server.RequestHandlerClass = type("Handler", (handler,), {"get_stderr": lambda _: io.StringIO()})
+        setattr(self._server, "handle_error", lambda *_: None)  # noqa: B010 - mypy takes no method
 
     def close(self) -> None:
         """Stop listening."""
