@@ -42,6 +42,14 @@ def find_device(device: str | int | torch.device | None) -> torch.device:
         )
     if wanted.type == "cuda" and wanted.index is None:
         return torch.device("cuda", torch.cuda.current_device())
+    if wanted.type not in ("cpu", "cuda"):
+        try:
+            torch.empty(1, device=wanted)
+        except Exception as error:  # of any type, by the kind of device
+            raise ConfigError(
+                f"cannot deliver to {wanted}: PyTorch {torch.__version__} cannot use such a device here "
+                f"({str(error).splitlines()[0].partition('. ')[0]}); give 'cuda', or leave device out"
+            ) from None
     return wanted
 
 

@@ -128,7 +128,12 @@ def test_device_makes_bfloat16_which_readers_do_not(photographs, dtype):
 def test_device_that_is_not_there_is_refused_in_one_line(photographs):
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
-    for device, says in (("cuda", "finds no CUDA device"), ("cuda:1", "finds no CUDA device"), ("gpu", "device='gpu'")):
+    for device, says in (
+        ("cuda", "finds no CUDA device"),
+        ("cuda:1", "finds no CUDA device"),
+        ("gpu", "device='gpu'"),
+        ("mps", "cannot deliver to mps: PyTorch .* cannot use such a device here"),
+    ):
         with pytest.raises(prefetchd.ConfigError, match=says) as caught:
             prefetchd.torch.batches(photographs, device=device)
         assert "\n" not in str(caught.value)
