@@ -35,7 +35,8 @@ def signature(loader: Loader) -> Any:
     """Return the `tf.TensorSpec` of x and of y, for `tf.data.Dataset.from_generator`; the number of rows is open.
 
     So are height and width, or the length, where buckets differ in them. With the option `fields` or `pack` it is a
-    dictionary by their names, and so are the data set's elements.
+    dictionary by their names, and so are the data set's elements. A generator of your own yields `dict(batch)` then,
+    and in it `dict(batch.caption)` for each field of several arrays, such as text.
     """
     layout = loader.layout
     specs = [

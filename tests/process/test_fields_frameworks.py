@@ -77,6 +77,11 @@ with prefetchd.batches("train.csv", on_hold="copy", **options) as loader:
     elements = list(prefetchd.tensorflow.dataset(loader))
     assert len(elements) == 4
     assert elements[0]["image"].shape == (5, 16, 16, 3) and elements[0]["caption"]["length"].shape == (5,)
+    of_own = prefetchd.tensorflow.tf.data.Dataset.from_generator(
+        lambda: ({**dict(batch), "caption": dict(batch.caption)} for batch in loader),
+        output_signature=prefetchd.tensorflow.signature(loader),
+    )
+    assert [len(element["caption"]["length"]) for element in of_own] == [len(each["image"]) for each in elements]
 print("ok")
 """
 
