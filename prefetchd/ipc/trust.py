@@ -27,6 +27,7 @@ from prefetchd.errors import ConfigError
 NONCE_BYTES = 32
 _LEAST_CHARACTERS = 16
 _MOST_BYTES = 4096
+_MOST_PEM_BYTES = 1 << 20
 Side = Literal["daemon", "agent"]
 
 
@@ -49,17 +50,21 @@ def is_proof(
 
 
 def check_files(files: Mapping[str, str | None]) -> None:
-    """Raise `ConfigError` for a file, by the name of its option, that cannot be read; one that is `None` is none."""
+    """Raise `ConfigError` for a file, by the name of its option, that is not in PEM format; `None` is no file."""
     for name, path in files.items():
         if path is None:
             continue
         try:
             with open(path, "rb") as file:
-                file.read(1)
+                content = file.read(_MOST_PEM_BYTES)
         except OSError as error:
             raise ConfigError(
                 f"cannot read {name}={path!r}: {error.strerror}; give a file in PEM format that can be read"
             ) from None
+        if b"-----BEGIN " not in content:
+            raise ConfigError(
+                f"cannot use {name}={path!r}: it is not in PEM format; give one with a line -----BEGIN ...-----"
+            )
 
 
 def read_token(path: str) -> bytes:

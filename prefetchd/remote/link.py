@@ -313,6 +313,8 @@ def why(error: OSError) -> str:
         return "it does not answer in time"
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not accepted ({error.verify_message})"
+    if isinstance(error, ssl.SSLError) and error.reason == "TLSV13_ALERT_CERTIFICATE_REQUIRED":
+        return "it asks for a certificate of this side; give tls_cert"
     if isinstance(error, ssl.SSLError):
         return f"TLS failed ({error.reason or error})"
     return error.strerror or type(error).__name__
