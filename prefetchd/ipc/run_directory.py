@@ -194,7 +194,7 @@ def lock_owner(lock: Path) -> int | None:
     """Return the pid of the process that holds the lock at `lock`, or `None` if it is free (0 if unknown)."""
     try:
         fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):  # a stray folder is no daemon
         return None
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -103,3 +103,10 @@ sys.stdin.read()
             sock.connect(f"\0prefetchd-{os.getuid()}-{pid}")  # it is there
         assert pid not in private_pids()
         process.communicate("")
+
+
+def test_a_stray_folder_with_the_name_of_a_lock_is_no_daemon(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    (tmp_path / "prefetchd").mkdir(mode=0o700)
+    (tmp_path / "prefetchd" / "stray.lock").mkdir()
+    assert "stray" not in [name for name, _, _ in ask_all()]
