@@ -172,6 +172,7 @@ class Dataset(keras.utils.PyDataset):
 
 def _resets() -> bool:
     """Return whether Keras calls `on_epoch_end` to begin with the data afresh, after a look, and not after an epoch."""
+    # Nothing that it passes or sets tells the two apart. Without such a frame the call is taken for an epoch's end.
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_name == "on_epoch_end":
         frame = frame.f_back
