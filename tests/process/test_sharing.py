@@ -369,8 +369,9 @@ def test_files_of_a_shared_daemon_that_was_killed_with_its_fork_server_go_with_t
         (log,) = daemon_paths("any").lock.parent.glob("*.log")
         wait_until(lambda: "ready:" in log.read_text(), "no segment is just being made")
         (fork_server,) = daemon.children()
-        fork_server.suspend()  # it is killed before it hears of the end
         family = [daemon, *daemon.children(recursive=True)]
+        daemon.suspend()  # or it would start another fork server
+        wait_until(lambda: daemon.status() == psutil.STATUS_STOPPED, "it has stopped")
         fork_server.kill()
         daemon.kill()
         psutil.wait_procs(family, 10)
