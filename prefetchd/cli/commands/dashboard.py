@@ -67,10 +67,10 @@ def run(arguments: argparse.Namespace) -> int:
     from prefetchd.dashboard import server
     from prefetchd.dashboard.address import address_of, listen
 
-    server.check_installed()
     is_named = arguments.positional_name is not None or arguments.name is not None
     name = name_of(arguments) if is_named else os.environ.get("PREFETCHD_NAME")
     name = name and daemon_name(name)
+    server.check_installed()
     options = make_options(
         name, arguments.host, arguments.token_file, arguments.findings, tuple(arguments.allow_host), prefix="--"
     )
