@@ -129,6 +129,7 @@ def run(step: Step, names: dict[str, Any], page: str, serve: Callable[..., Any])
 
 
 @pytest.mark.timeout(LONG_S + 20)
+@pytest.mark.filterwarnings("ignore:os.fork")  # of JAX, if a block of another page has loaded it
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_of_the_page_runs(
     page: str, here: Path, serve, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
