@@ -20,7 +20,7 @@ _open_sources: list[Any] = []
 
 @pytest.fixture(autouse=True)
 def no_descriptor_is_left() -> Iterator[None]:
-    """Whatever was refused or has failed: `close` gives all back."""
+    """After each test, also of what is refused or fails, `close` has given all back."""
     before = sorted(os.listdir("/proc/self/fd"))
     yield
     while _open_sources:

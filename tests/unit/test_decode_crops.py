@@ -68,7 +68,7 @@ def test_a_jpeg_that_may_not_be_written_to_is_decoded_whole() -> None:
 
 
 def test_what_is_wrong_below_a_crop_is_judged_as_in_the_whole_image() -> None:
-    """Wherever bytes are wrong, an image is good or bad whatever part of it is wanted."""
+    """An image with wrong bytes is good or bad, and the same for each part that is wanted of it."""
     rng = np.random.default_rng(11)
     verdicts = set()
     for way in ("4:2:0", "restarts", "grey"):
