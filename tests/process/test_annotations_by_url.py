@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,6 @@ import pytest
 from prefetchd.errors import ConfigError, ManifestError
 from tests.process.test_stores import assert_equal, batches
 from tests.records import jpeg
-from tests.servers.fixtures import s3_of, shared_web
-from tests.servers.s3 import S3Server
 from tests.servers.web import WebServer
 
 pytest.importorskip("obstore")
@@ -70,24 +67,6 @@ def write_yolo(folder: Path) -> None:
             lines = "".join(f"{each} 0.5 0.5 0.{each + 1} 0.{number % 9 + 1}\n" for each in range(number % 3))
             (folder / "labels" / "train" / "ab"[number % 2] / f"{number}.txt").write_text(lines)
     (folder / "data.yaml").write_text("train: images/train\nnames: [cat, dog]\n")
-
-
-@pytest.fixture(scope="module")
-def web(home: Path) -> Iterator[WebServer]:
-    with WebServer(home) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def moto(home: Path) -> Iterator[S3Server]:
-    with s3_of(home) as server:
-        yield server
-
-
-@pytest.fixture
-def store(web: WebServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]:
-    with shared_web(web, monkeypatch) as server:
-        yield server
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -22,9 +21,7 @@ from tests.process.commands import run_command
 from tests.process.test_stores import FAULTS, assert_equal, batches, damage
 from tests.records import jpeg
 from tests.servers import azure
-from tests.servers.fixtures import s3_of, shared_web
 from tests.servers.nginx import MISSING, Nginx
-from tests.servers.s3 import S3Server
 from tests.servers.web import WebFault, WebServer
 
 pytest.importorskip("obstore")
@@ -60,24 +57,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (bucket / "fields.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (bucket / "masks.csv").write_text("".join(f"{path},{mask}\n" for path, _, mask in rows))
     return home
-
-
-@pytest.fixture(scope="module")
-def web(home: Path) -> Iterator[WebServer]:
-    with WebServer(home) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def moto(home: Path) -> Iterator[S3Server]:
-    with s3_of(home) as server:
-        yield server
-
-
-@pytest.fixture
-def store(web: WebServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]:
-    with shared_web(web, monkeypatch) as server:
-        yield server
 
 
 FIELDS = {"image": "image", "mask": "mask", "label": "label"}

@@ -20,8 +20,6 @@ import prefetchd
 from prefetchd.errors import ConfigError, ManifestError, SampleError
 from tests.process.commands import run_command
 from tests.records import jpeg, write_tar
-from tests.servers.fixtures import s3_of, shared_web
-from tests.servers.s3 import S3Server
 from tests.servers.web import WebFault, WebServer
 
 pytest.importorskip("obstore")
@@ -48,7 +46,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the bucket `data`, of shards of all kinds."""
     from tests.unit.test_tar_index import dali_index
 
@@ -94,24 +92,6 @@ def write_parquet(bucket: Path) -> None:
     pq.write_table(table, bucket / "faces.parquet", row_group_size=4)
 
 
-@pytest.fixture(scope="module")
-def web(folder: Path) -> Iterator[WebServer]:
-    with WebServer(folder) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def moto(folder: Path) -> Iterator[S3Server]:
-    with s3_of(folder) as server:
-        yield server
-
-
-@pytest.fixture
-def store(web: WebServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]:
-    with shared_web(web, monkeypatch) as server:
-        yield server
-
-
 def batches(source: str, **options: Any) -> list[list[np.ndarray[Any, Any]]]:
     """All arrays of all batches of two epochs."""
     given = {"batch_size": 16, "image_size": 24, "shuffle": True, "epochs": 2, "num_workers": 2, **options}
@@ -135,24 +115,24 @@ def assert_equal(found: list[Any], expected: list[Any]) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("server", ["web", "moto"])
 def test_batches_are_those_of_the_files(
-    kind: str, server: str, folder: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    kind: str, server: str, home: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in request.getfixturevalue(server).environment.items():
         monkeypatch.setenv(name, value)
     pattern, options = KINDS[kind]
-    assert_equal(batches(f"s3://data/{pattern}", **options), batches(str(folder / "data" / pattern), **options))
+    assert_equal(batches(f"s3://data/{pattern}", **options), batches(str(home / "data" / pattern), **options))
 
 
 @pytest.mark.parametrize(
     "pattern", ["train-{0..2}.tar", "train-2.tar", "indexed/train-{0..2}.tar", "train-{0..2}.parquet"]
 )
-def test_shards_of_signed_urls_are_those_of_the_files(pattern: str, store: WebServer, folder: Path) -> None:
+def test_shards_of_signed_urls_are_those_of_the_files(pattern: str, store: WebServer, home: Path) -> None:
     options: dict[str, Any] = {} if "parquet" in pattern else {"y_column": "cls"}
     found = batches(f"{store.url}/data/{pattern}?sv=2&sig=a%2Fb.c", **options)
-    assert_equal(found, batches(str(folder / "data" / pattern), **options))
+    assert_equal(found, batches(str(home / "data" / pattern), **options))
 
 
-def test_an_index_is_made_and_taken_over_the_store(store: WebServer, folder: Path, tmp_path: Path) -> None:
+def test_an_index_is_made_and_taken_over_the_store(store: WebServer, home: Path, tmp_path: Path) -> None:
     source, index = "s3://data/train-{0..2}.tar", tmp_path / "train.idx"
     assert run_command("index", source, "-o", index).returncode == 0
     store.forget()
@@ -163,11 +143,11 @@ def test_an_index_is_made_and_taken_over_the_store(store: WebServer, folder: Pat
     subprocess.run([sys.executable, "-c", code], check=True)
     assert store.requests().total == SHARDS  # a look at each shard
     found = batches(source, index=str(index), y_column="cls")
-    (folder / "data" / "train.index").write_bytes(index.read_bytes())
+    (home / "data" / "train.index").write_bytes(index.read_bytes())
     assert_equal(batches(source, index="s3://data/train.index", y_column="cls"), found)
-    assert_equal(found, batches(str(folder / "data" / "train-{0..2}.tar"), y_column="cls"))
+    assert_equal(found, batches(str(home / "data" / "train-{0..2}.tar"), y_column="cls"))
     with pytest.raises(ManifestError, match="is not what was indexed"):
-        batches(str(folder / "data" / "train-{0..2}.tar"), index=str(index))
+        batches(str(home / "data" / "train-{0..2}.tar"), index=str(index))
 
 
 def test_reads_overlap_from_the_first_sample(store: WebServer) -> None:
@@ -205,9 +185,9 @@ def downloads(store: WebServer, kind: str) -> int:
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
-def test_what_is_kept_is_not_downloaded_again(kind: str, store: WebServer, folder: Path, tmp_path: Path) -> None:
+def test_what_is_kept_is_not_downloaded_again(kind: str, store: WebServer, home: Path, tmp_path: Path) -> None:
     pattern, options = KINDS[kind]
-    expected = batches(str(folder / "data" / pattern), **options)
+    expected = batches(str(home / "data" / pattern), **options)
     options = {**options, "keep": tmp_path / "kept"}
     assert_equal(batches(f"s3://data/{pattern}", **options), expected)
     first = downloads(store, kind)
@@ -228,11 +208,11 @@ def test_what_is_kept_is_not_downloaded_again(kind: str, store: WebServer, folde
 
 @pytest.mark.parametrize("kind", ["tar", "tar with fields", "parquet"])
 def test_decoded_images_of_shards_are_kept_as_those_of_files(
-    kind: str, store: WebServer, folder: Path, tmp_path: Path
+    kind: str, store: WebServer, home: Path, tmp_path: Path
 ) -> None:
     pattern, options = KINDS[kind]
     more = {"cache_image_size": 32, "augment": "random_resized_crop", **options}
-    expected = batches(str(folder / "data" / pattern), **more)
+    expected = batches(str(home / "data" / pattern), **more)
     suffix = "parquet" if kind == "parquet" else "tar"
     for run in range(2):
         store.forget()
@@ -249,10 +229,10 @@ def test_decoded_images_of_shards_are_kept_as_those_of_files(
 
 
 def test_two_daemons_keep_in_one_folder_and_a_full_one_is_done_without(
-    store: WebServer, folder: Path, tmp_path: Path
+    store: WebServer, home: Path, tmp_path: Path
 ) -> None:
     pattern, options = KINDS["tar"]
-    expected = batches(str(folder / "data" / pattern), **options)
+    expected = batches(str(home / "data" / pattern), **options)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         runs = [pool.submit(batches, f"s3://data/{pattern}", **options, keep=tmp_path / "kept") for _ in range(2)]
         for run in runs:
@@ -262,8 +242,8 @@ def test_two_daemons_keep_in_one_folder_and_a_full_one_is_done_without(
     assert 0 < sum(path.stat().st_blocks * 512 for path in (tmp_path / "small").glob("??/*")) <= 64 << 10
 
 
-def test_keep_is_refused_where_nothing_comes_from_a_store(folder: Path, tmp_path: Path) -> None:
-    source = str(folder / "data" / "train-0.tar")
+def test_keep_is_refused_where_nothing_comes_from_a_store(home: Path, tmp_path: Path) -> None:
+    source = str(home / "data" / "train-0.tar")
     with pytest.raises(ConfigError, match="nothing of it is read from a store; leave keep out"):
         batches(source, y_column="cls", keep=tmp_path / "kept")
     with pytest.raises(ConfigError, match="cannot use keep_size without a folder"):
@@ -285,7 +265,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("pattern", ["train-{0..2}.tar", "train-{0..2}.parquet"])
-def test_faults_that_pass_change_no_batch(fault: str, pattern: str, store: WebServer, folder: Path) -> None:
+def test_faults_that_pass_change_no_batch(fault: str, pattern: str, store: WebServer, home: Path) -> None:
     options: dict[str, Any] = {"on_error": "skip", "epochs": 1, **KINDS["tar" if "tar" in pattern else "parquet"][1]}
     with prefetchd.batches(
         f"s3://data/{pattern}", batch_size=16, image_size=24, shuffle=True, num_workers=2, timeout=60, **options
@@ -293,7 +273,7 @@ def test_faults_that_pass_change_no_batch(fault: str, pattern: str, store: WebSe
         store.set_faults(*FAULTS[fault])
         found = [[np.array(each) for each in plain(batch)] for batch in loader]
         assert loader.status()["bad_samples"] == 0
-    assert_equal(found, batches(str(folder / "data" / pattern), **options))
+    assert_equal(found, batches(str(home / "data" / pattern), **options))
 
 
 @pytest.mark.parametrize(
@@ -327,10 +307,10 @@ def test_faults_that_last_are_raised_under_any_policy(on_error: str, fault: WebF
     assert set(rows) <= {16, SHARDS * SAMPLES % 16}
 
 
-def test_a_reader_that_aborts_while_it_reads_makes_no_sample_bad(store: WebServer, folder: Path) -> None:
+def test_a_reader_that_aborts_while_it_reads_makes_no_sample_bad(store: WebServer, home: Path) -> None:
     """As the store's library does where it gets no memory; more often than a decoder may before a sample is bad."""
     options: dict[str, Any] = {"y_column": "cls", "batch_size": 4, "epochs": 1, "num_workers": 1, "on_error": "skip"}
-    expected = batches(str(folder / "data" / "train-0.tar"), **options)
+    expected = batches(str(home / "data" / "train-0.tar"), **options)
     killed: list[int] = []
     store.set_delay(0.4)
     with prefetchd.batches("s3://data/train-0.tar", image_size=24, shuffle=True, timeout=60, **options) as loader:
@@ -350,12 +330,12 @@ def test_a_reader_that_aborts_while_it_reads_makes_no_sample_bad(store: WebServe
 
 
 def test_a_shard_that_is_replaced_ends_the_loop_in_words(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bucket = tmp_path / "served" / "b"
     bucket.mkdir(parents=True)
     path = bucket / "a.tar"
-    path.write_bytes((folder / "data" / "train-0.tar").read_bytes())
+    path.write_bytes((home / "data" / "train-0.tar").read_bytes())
     with WebServer(bucket.parent) as server:
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
@@ -370,7 +350,7 @@ def test_a_shard_that_is_replaced_ends_the_loop_in_words(
                     pass
 
 
-def test_what_cannot_be_opened_is_said_in_a_line(store: WebServer, folder: Path) -> None:
+def test_what_cannot_be_opened_is_said_in_a_line(store: WebServer, home: Path) -> None:
     def refusal(source: str, **options: Any) -> str:
         with pytest.raises((ManifestError, ConfigError)) as caught:
             batches(source, **options)
@@ -380,12 +360,12 @@ def test_what_cannot_be_opened_is_said_in_a_line(store: WebServer, folder: Path)
 
     assert "there is no such object" in refusal("s3://data/no.tar")
     assert "no file has such a name" in refusal("s3://data/no-*.tar")
-    (folder / "data" / "empty.parquet").touch()
+    (home / "data" / "empty.parquet").touch()
     assert "it is empty (0 bytes); write the file again" in refusal("s3://data/empty.parquet")
-    (folder / "data" / "empty.parquet").unlink()
+    (home / "data" / "empty.parquet").unlink()
     assert "its only sample is not readable" in refusal("s3://data/paths.parquet")
-    (folder / "data" / "folder.page").write_text("\n<!DOCTYPE html>\n<title>Index of photos</title>\n")
+    (home / "data" / "folder.page").write_text("\n<!DOCTYPE html>\n<title>Index of photos</title>\n")
     assert "it is a web page (HTML), and a web server lists no folders" in refusal(f"{store.url}/data/folder.page")
-    (folder / "data" / "folder.page").unlink()
+    (home / "data" / "folder.page").unlink()
     store.set_faults(WebFault("status", code=403, method=""))
     assert "forbids" in refusal("s3://data/train-0.tar")

@@ -1,4 +1,7 @@
-"""What fixtures of several modules do with the servers: give a test one to read from, as it was at first."""
+"""Servers that tests of several modules read from.
+
+A module that takes `web`, `moto` or `store` has a fixture `home` of its own: the folder to serve.
+"""
 
 from __future__ import annotations
 
@@ -26,21 +29,28 @@ def web_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]
         yield server
 
 
-@contextlib.contextmanager
-def shared_web(server: WebServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]:
+@pytest.fixture(scope="module")
+def web(home: Path) -> Iterator[WebServer]:
+    """Serve `home` for a module."""
+    with WebServer(home) as server:
+        yield server
+
+
+@pytest.fixture
+def store(web: WebServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]:
     """Lend the server of a module to one test, which finds it without faults and leaves it so."""
-    point_at(server, monkeypatch)
-    server.set_faults()
-    server.forget()
-    yield server
-    server.set_faults()
-    server.set_delay(0)
+    point_at(web, monkeypatch)
+    web.set_faults()
+    web.forget()
+    yield web
+    web.set_faults()
+    web.set_delay(0)
 
 
-@contextlib.contextmanager
-def s3_of(folder: Path) -> Iterator[S3Server]:
-    """Serve what lies in `folder/data` as the bucket `data`; the test is left out without moto."""
+@pytest.fixture(scope="module")
+def moto(home: Path) -> Iterator[S3Server]:
+    """Serve what lies in `home/data` as the bucket `data`; the test is left out without moto."""
     pytest.importorskip("moto.server")
     with S3Server() as server:
-        server.fill("data", folder / "data")
+        server.fill("data", home / "data")
         yield server
