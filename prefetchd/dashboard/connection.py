@@ -14,7 +14,7 @@ _LOOK_S = 2.0
 class Connection(H11Protocol):
     """One connection; looks now and then whether requests come and answers are taken."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Begin to look."""
         super().connection_made(transport)
         self._last: tuple[RequestResponseCycle | None, bool] = (None, False)

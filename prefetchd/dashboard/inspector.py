@@ -17,6 +17,7 @@ from prefetchd.errors import ConfigError, PrefetchdError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from numpy.typing import NDArray
     from starlette.requests import Request
 
     from prefetchd.dashboard.samples import Samples
@@ -95,12 +96,12 @@ class Inspector:
         samples = self._batches.held(number(request, "held", 0))
         if samples is None:
             samples, _ = self._samples(request, self.served(request))
-        picture = samples.picture(number(request, "row"), text(request, "name"))
+        picture: NDArray[Any] = samples.picture(number(request, "row"), text(request, "name"))
         height, width = picture.shape[:2]
         factor = _LARGE_PX / max(height, width)
         if factor < 1:
             size = max(1, round(width * factor)), max(1, round(height * factor))
-            picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
+            picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
         ok, encoded = cv2.imencode(".png", picture)
         assert ok
         return Response(encoded.tobytes(), 200, _KEPT, "image/png")

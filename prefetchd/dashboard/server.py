@@ -15,11 +15,15 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from prefetchd.dashboard.address import Options
 from prefetchd.dashboard.watch import Watcher
 from prefetchd.errors import ConfigError
 from prefetchd.ipc.parent_death import end_with_parent
+
+if TYPE_CHECKING:
+    import uvicorn
 
 
 def check_installed() -> None:
@@ -68,11 +72,11 @@ def run(sock: socket.socket, options: Options, on_ready: Callable[[], None] = la
 
 
 @contextlib.contextmanager
-def _until_signal(server: object) -> Iterator[None]:
+def _until_signal(server: uvicorn.Server) -> Iterator[None]:
     """End the server in order at SIGHUP too; uvicorn takes SIGINT and SIGTERM, and raises them again at its end."""
 
     def stop(*_: object) -> None:
-        server.should_exit = True  # type: ignore[attr-defined]
+        server.should_exit = True
 
     assert threading.current_thread() is threading.main_thread()
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -21,7 +21,7 @@ from functools import partial
 from prefetchd.data.buffer_pool import SMALLEST_BUFFER_BYTES, BufferPool, MappedBuffer, PoolExhaustedError
 from prefetchd.data.files import FileBuffer
 from prefetchd.data.read_threads import FAR_THREADS, N_THREADS, AheadRead, Fetch, ReadThreads
-from prefetchd.data.records import Records, Sample
+from prefetchd.data.records import ReadableSamples, Sample
 from prefetchd.data.source import ALLOWANCE_BYTES, ReserveMemory
 
 MAX_BYTES = 9 << 19  # the most that is read ahead, within a reader's allowance
@@ -56,7 +56,7 @@ class ReadAhead:
         skips: the same where finding out takes long, by the threads.
     """
 
-    def __init__(self, records: Records, fetchers: Mapping[int, Fetcher] | None = None) -> None:
+    def __init__(self, records: ReadableSamples, fetchers: Mapping[int, Fetcher] | None = None) -> None:
         self._records = records
         self._fetchers = {0: records.read} if fetchers is None else fetchers
         self.known: dict[int, Callable[[int], bool]] = {}
@@ -114,7 +114,7 @@ class ReadAhead:
         """Return the bytes of a part of a sample, in `buffer` or another one, until the next read.
 
         Raises:
-            SampleFault, ManifestError: as `Records.read` does.
+            SampleFault, ManifestError: as `ReadableSamples.read` does.
         """
         self._end_loan()
         started_s = time.perf_counter()

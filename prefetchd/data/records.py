@@ -88,7 +88,37 @@ class FieldFacts:
         return self.holds in ("files", "members")
 
 
-class Records(Protocol):
+class ReadableSamples(Protocol):
+    """Samples that are named by number and read by several threads, as `ReadAhead` does."""
+
+    @property
+    def reads_apart(self) -> bool:
+        """Whether several threads may call `read` at once."""
+
+    @property
+    def is_far(self) -> bool:
+        """Whether samples are read from a store of objects, which answers late: they are read ahead from the first."""
+
+    def samples(self, sample_ids: Iterable[int]) -> list[Sample]:
+        """Return the samples of these numbers, in that order.
+
+        Raises:
+            ManifestError: if what lists them changed since it was opened.
+            IndexError: for a number that no sample has.
+        """
+
+    def read(self, sample: Sample, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
+        """Return the encoded bytes of `sample`, valid until the next read; in readers only.
+
+        `reserve` as in `Source.fill`: before memory beyond the reader's allowance is taken.
+
+        Raises:
+            SampleFault: if they cannot be read.
+            ManifestError: if the file that holds them and others changed since it was opened.
+        """
+
+
+class Records(ReadableSamples, Protocol):
     """The samples of a data set by random access, from 0 to `len() - 1`. Owns its descriptors."""
 
     @property
@@ -119,34 +149,8 @@ class Records(Protocol):
     def reader_bytes(self) -> int:
         """Private memory that it takes in each reader beyond what every reader has, such as a library's."""
 
-    @property
-    def reads_apart(self) -> bool:
-        """Whether several threads may call `read` at once."""
-
-    @property
-    def is_far(self) -> bool:
-        """Whether samples are read from a store of objects, which answers late: they are read ahead from the first."""
-
     def __len__(self) -> int:
         """Return the number of samples."""
-
-    def samples(self, sample_ids: Iterable[int]) -> list[Sample]:
-        """Return the samples of these numbers, in that order.
-
-        Raises:
-            ManifestError: if what lists them changed since it was opened.
-            IndexError: for a number that no sample has.
-        """
-
-    def read(self, sample: Sample, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
-        """Return the encoded bytes of `sample`, valid until the next read; in readers only.
-
-        `reserve` as in `Source.fill`: before memory beyond the reader's allowance is taken.
-
-        Raises:
-            SampleFault: if they cannot be read.
-            ManifestError: if the file that holds them and others changed since it was opened.
-        """
 
     def object_state(self, sample: Sample, ask: bool) -> bytes | None:
         """Return what tells this state of the object that `sample` is, or is in, from any other.

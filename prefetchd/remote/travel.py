@@ -85,4 +85,4 @@ def part_bytes(layout: BatchLayout) -> list[int]:
 
 def bytes_of(array: NDArray[Any]) -> memoryview:
     """Return the bytes of a C-contiguous array, without a copy."""
-    return memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type, unused-ignore]
+    return memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type, unused-ignore]  # before 3.12 there is no Buffer

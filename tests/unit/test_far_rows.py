@@ -40,6 +40,6 @@ def test_empty_rows_are_in_no_run_and_no_byte_is_asked_for_twice(monkeypatch: py
     for _ in range(2):
         asked.clear()
         rows.expect(range(5))
-        found = [bytes(rows.read(row, lambda n_bytes: None)) for row in range(5)]
+        found = [bytes(rows.row(row, lambda n_bytes: None)) for row in range(5)]
         assert found == [CONTENT[first : first + n_bytes] for _, first, n_bytes in spans]
         assert sorted(asked) == [(0, 10_000), (10_000, 5000)]

@@ -46,7 +46,7 @@ class FarRows:
         self._counts: dict[int, int] = {}  # rows of each run that is expected, by its first
         self._buffer = FileBuffer()
         self._current: tuple[int, int, int, memoryview] | None = None  # file, from and to which byte, and the bytes
-        self._ahead = ReadAhead(self, {0: self._read})  # type: ignore[arg-type]
+        self._ahead = ReadAhead(self)
 
     @property
     def read_s(self) -> float:
@@ -91,7 +91,8 @@ class FarRows:
     def _sample(self, first: int, count: int) -> Sample:
         return Sample("", None, place=self._span_of_run(first, count))
 
-    def _read(self, sample: Sample, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
+    def read(self, sample: Sample, buffer: FileBuffer, reserve: ReserveMemory) -> memoryview:
+        """Return the bytes of a run; for `ReadAhead`."""
         file, at, n_bytes = sample.place
         found = self._files[file]
         try:
@@ -99,7 +100,7 @@ class FarRows:
         except UnreadableFile as fault:  # it has other rows too
             raise lost(found.path, fault) from None
 
-    def read(self, row: int, reserve: ReserveMemory) -> memoryview:
+    def row(self, row: int, reserve: ReserveMemory) -> memoryview:
         """Return the bytes of a row, valid until the next call.
 
         Raises:

@@ -122,7 +122,7 @@ class FarSequences(FarSource):
         x, y = arrays
         assert self._rows is not None, "only in a process that attached"
         _, n = self._kept(sample_id)
-        content = self._rows.read(sample_id, reserve)
+        content = self._rows.row(sample_id, reserve)
         to = self._max_length - n if self._config.padding == "pre" else 0
         x[...] = np.dtype(self._x.dtype_name).type(self._config.pad_value)
         x[0, to : to + n] = np.frombuffer(content, self._x.files[0].dtype).reshape(n, *self._x.row_shape)

@@ -181,7 +181,7 @@ class FarArrays(FarSource):
     def _row(self, sample_id: int, arrays: Sequence[NDArray[Any]], reserve: ReserveMemory) -> None:
         x, y = arrays
         assert self._rows is not None, "only in a process that attached"
-        content = self._rows.read(sample_id, reserve)
+        content = self._rows.row(sample_id, reserve)
         x[0] = np.frombuffer(content, self._x.files[0].dtype).reshape(self._x.row_shape)
         y[0] = sample_id if self._values[0] is None else self._values[0][sample_id]
 

@@ -272,7 +272,7 @@ def _download(url: str, identity: Sequence[Any], start: int, n_bytes: int) -> me
         found = get(url, options)
         if not is_same(found.meta, identity):
             raise changed(shown(url))
-        content = memoryview(found.bytes())  # type: ignore[arg-type, unused-ignore]
+        content = memoryview(found.bytes())  # type: ignore[arg-type, unused-ignore]  # before 3.12 there is no Buffer
         if len(content) == n_bytes and tuple(found.range) == (start, start + n_bytes):
             return content
         raise EnvironmentFault(f"the store gave {len(content)} of {n_bytes} bytes")
