@@ -39,6 +39,20 @@ def write_jpeg(path: Path, size: tuple[int, int] = (96, 128), seed: int = 0, qua
     return path
 
 
+def write_two_classes(folder: Path, *sizes: tuple[int, int]) -> list[tuple[str, int]]:
+    """Write `cat/0.jpg`, `dog/1.jpg` ... `dog/7.jpg` into `folder`, of `sizes` in turn.
+
+    Return (path, label) of each, the path from the folder above.
+    """
+    rows = []
+    for number in range(8):
+        path = f"{folder.name}/{('cat', 'dog')[number % 2]}/{number}.jpg"
+        (folder.parent / path).parent.mkdir(parents=True, exist_ok=True)
+        write_jpeg(folder.parent / path, sizes[number % len(sizes)], seed=number)
+        rows.append((path, number % 2))
+    return rows
+
+
 def exif(orientation: int) -> Image.Exif:
     tags = Image.Exif()
     tags[0x112] = orientation

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import prefetchd
-from tests.images import write_jpeg
+from tests.images import write_two_classes
 from tests.pages import steps_of
 from tests.records import write_tar
 
@@ -21,20 +21,15 @@ N_SAMPLES = 8
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with two class folders, lists of them, tar shards, and sequences of tokens."""
-    rows = []
-    for number in range(N_SAMPLES):
-        path = f"images/{('cat', 'dog')[number % 2]}/{number}.jpg"
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        write_jpeg(tmp_path / path, (48, 64) if number % 3 else (64, 48), seed=number)
-        rows.append(path)
-    listed = "".join(f"{path} {number % 2}\n" for number, path in enumerate(rows))
+    rows = write_two_classes(tmp_path / "images", (64, 48), (48, 64), (48, 64))
+    listed = "".join(f"{path} {label}\n" for path, label in rows)
     for name in ("images.txt", "photos.txt", "train.txt"):
         (tmp_path / name).write_text(listed)
     (tmp_path / "drawings").symlink_to(tmp_path / "images")
     (tmp_path / "photos.txt").write_text(re.sub(r"/(\w+)/(\S+) \d", r"/\1/\2 \1", listed))  # names, as the folders have
     for shard in range(2):
         members: list[tuple[str, Any]] = []
-        for path in rows[shard::2]:
+        for path, _ in rows[shard::2]:
             members += [(Path(path).name, (tmp_path / path).read_bytes()), (f"{Path(path).stem}.cls", str(shard))]
         write_tar(tmp_path / f"shards-{shard:03d}.tar", members)
     lengths = np.arange(N_SAMPLES) * 30 + 20

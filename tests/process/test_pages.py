@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.detection import paint
-from tests.images import write_jpeg
+from tests.images import write_two_classes
 from tests.pages import DOCS, NOT_RUN, Step, steps_of, unknown_lines
 from tests.process.commands import finish, run_command, start_script
 from tests.records import write_tar
@@ -50,12 +50,7 @@ NOT_HERE = ("prefetchd dashboard",)  # needs an extra; tests of its own
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with what the pages name: 8 images of two classes, as lists and as a folder; annotations."""
-    rows = []
-    for number in range(8):
-        path = f"photos/{('cat', 'dog')[number % 2]}/{number}.jpg"
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        write_jpeg(tmp_path / path, (48, 64), seed=number)
-        rows.append((path, number % 2))
+    rows = write_two_classes(tmp_path / "photos", (48, 64))
     listed = "".join(f"{path} {label}\n" for path, label in rows)
     (tmp_path / "train.txt").write_text(listed)
     (tmp_path / "val.txt").write_text(listed)

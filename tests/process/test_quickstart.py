@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.images import write_jpeg
+from tests.images import write_two_classes
 
 PAGE = (Path(__file__).parents[2] / "docs" / "quickstart.md").read_text()
 # Small batches and one epoch: a test has not the time of a training.
@@ -23,12 +23,7 @@ BLOCKS = [
 @pytest.fixture
 def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with the files that the page names: 8 samples of two classes."""
-    rows = []
-    for number in range(8):
-        path = f"photos/{('cat', 'dog')[number % 2]}/{number}.jpg"
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        write_jpeg(tmp_path / path, (120, 160), seed=number)
-        rows.append((path, number % 2))
+    rows = write_two_classes(tmp_path / "photos", (120, 160))
     listed = "".join(f"{path} {label}\n" for path, label in rows)
     (tmp_path / "train.txt").write_text(listed)
     (tmp_path / "val.txt").write_text(listed)

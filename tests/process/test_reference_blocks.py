@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import prefetchd
-from tests.images import write_jpeg
+from tests.images import write_two_classes
 from tests.pages import DOCS, Step, steps_of
 from tests.process.commands import finish, run_command, start_script
 from tests.records import jpeg, write_tar
@@ -33,14 +33,9 @@ N_SAMPLES = 8
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with `train.txt` and `val.txt`: 8 images of two classes."""
-    rows = []
-    for number in range(N_SAMPLES):
-        path = f"photos/{('cat', 'dog')[number % 2]}/{number}.jpg"
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        write_jpeg(tmp_path / path, (48, 64), seed=number)
-        rows.append(f"{path} {number % 2}\n")
+    rows = write_two_classes(tmp_path / "photos", (48, 64))
     for name in ("train.txt", "val.txt"):
-        (tmp_path / name).write_text("".join(rows))
+        (tmp_path / name).write_text("".join(f"{path} {label}\n" for path, label in rows))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
